@@ -1,0 +1,161 @@
+"""Content-addressed store of expensive inputs: second moments, context templates, pretrained models.
+
+``artifacts/<kind>/<digest>/{spec.json, data.safetensors, meta.json, COMPLETE}``; the digest covers everything the artifact
+depends on. One builder per artifact: a claim file with a heartbeat; others wait; a stale claim is taken over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.errors import ArtifactError
+from raysweep.hashing import canonical, digest, file_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raysweep.editors.base import ArtifactRequest
+
+log = logging.getLogger(__name__)
+
+Built = tuple[Mapping[str, "Tensor"], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Tensors (CPU) and metadata of one artifact, with its digest."""
+
+    digest: str
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+
+class ArtifactStore:
+    """A folder of artifacts.
+
+    Promises: an artifact appears complete or not at all; it is built once however many trials ask at the same time; a
+    file that does not match its recorded hash is refused, never used.
+    """
+
+    def __init__(self, root: Path, *, beat: float = 5.0, stale: float = 60.0) -> None:
+        self.root = root
+        self.beat = beat
+        self.stale = stale
+
+    def folder(self, request: ArtifactRequest) -> Path:
+        """Return where the artifact of *request* lies or will lie."""
+        return self.root / request.kind / digest({"kind": request.kind, "inputs": request.inputs})
+
+    def get(self, request: ArtifactRequest) -> Artifact | None:
+        """Return the artifact if it is complete, else None.
+
+        Raises:
+            ArtifactError: its file does not match the recorded hash.
+        """
+        folder = self.folder(request)
+        seal = folder / "COMPLETE"
+        if not seal.is_file():
+            return None
+        from safetensors.torch import load_file
+
+        data = folder / "data.safetensors"
+        if not data.is_file() or file_digest(data) != seal.read_text().strip():
+            raise ArtifactError(f"artifact {folder} does not match its recorded hash", hint="delete that folder")
+        meta = json.loads((folder / "meta.json").read_text())
+        return Artifact(folder.name, load_file(data), meta)
+
+    def get_or_build(self, request: ArtifactRequest, build: Callable[[], Built]) -> Artifact:
+        """Return the artifact of *request*, building it if nobody has; wait if somebody is building it now."""
+        while True:
+            found = self.get(request)
+            if found is not None:
+                return found
+            folder = self.folder(request)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with self._claim(folder) as mine:
+                if mine:
+                    if self.get(request) is None:
+                        self._write(folder, request, *build())
+                else:
+                    time.sleep(min(self.beat, 0.5))
+
+    def _write(self, folder: Path, request: ArtifactRequest, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        draft.mkdir()
+        try:
+            spec = {"kind": request.kind, "builder": request.builder, "inputs": canonical(request.inputs)}
+            (draft / "spec.json").write_text(json.dumps(spec, indent=1, sort_keys=True))
+            (draft / "meta.json").write_text(json.dumps(canonical(meta), indent=1, sort_keys=True))
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / "data.safetensors")
+            (draft / "COMPLETE").write_text(file_digest(draft / "data.safetensors"))
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    @contextmanager
+    def _claim(self, folder: Path) -> Iterator[bool]:
+        """Hold the exclusive claim on *folder*; yield whether it was obtained."""
+        path = folder.with_name(f".{folder.name}.claim")
+        token = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        try:
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            self._take_over_if_stale(path)
+            yield False
+            return
+        os.write(handle, token.encode())
+        os.close(handle)
+        stop = threading.Event()
+        thread = threading.Thread(target=self._heartbeat, args=(path, stop), daemon=True)
+        thread.start()
+        try:
+            yield True
+        finally:
+            stop.set()
+            thread.join()
+            path.unlink(missing_ok=True)
+
+    def _heartbeat(self, path: Path, stop: threading.Event) -> None:
+        while not stop.wait(self.beat):
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return
+
+    def _take_over_if_stale(self, path: Path) -> None:
+        try:
+            age = time.time() - path.stat().st_mtime
+            owner = path.read_text()
+        except FileNotFoundError:
+            return
+        host, _, rest = owner.partition(":")
+        dead = host == socket.gethostname() and rest and not _alive(rest.partition(":")[0])
+        if dead or age > self.stale:
+            log.warning("taking over the claim of %s on %s, silent for %.0f s", owner, path.name, age)
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

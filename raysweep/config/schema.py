@@ -1,0 +1,218 @@
+"""Specs: what a sweep, an arm and a trial are. Frozen, closed, free of torch, Ray and paths that matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from raysweep.hashing import digest
+from raysweep.records import ProbeKind
+
+Scalar = bool | int | float | str | None
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Spec(BaseModel):
+    """A frozen value that rejects unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSpec(Spec):
+    """Which language model, in which precision.
+
+    Attributes:
+        name: ``embedded``, a fetched model (``raysweep models``), a hub id, or any label when ``path`` is given.
+        path: a local folder or GGUF file; not part of the key (``digest`` is).
+        dtype: precision of the weights; the editors' algebra is fp32/fp64 whatever this says.
+        revision: hub revision; empty = the hub's default.
+        trust_remote_code: run code that comes with the weights; off unless asked.
+        bos: ``tokenizer`` = whatever the tokenizer prepends; ``none``; or the text of a token to prepend; ``auto`` = what the
+            catalogue says of a fetched model, else ``tokenizer`` (the plan resolves it).
+        hparams: whose ``hparams/<editor>/<model>.yaml`` to use; empty = ``name``.
+        digest: fingerprint of the weights, filled in by the plan.
+    """
+
+    name: str = "embedded"
+    path: str = ""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    revision: str = ""
+    trust_remote_code: bool = False
+    bos: str = "auto"
+    hparams: str = ""
+    digest: str = ""
+
+
+class DataSpec(Spec):
+    """Which records, in which order.
+
+    Attributes:
+        name: a dataset of ``raysweep ls datasets``.
+        path: its file; empty = found by name in ``data/``; not part of the key (``digest`` is).
+        size: how many records; 0 = all that are left after ``skip``.
+        skip: how many records of the file to leave out first (a fold for choosing λ, say).
+        order: ``file`` keeps the file's order; ``seeded`` permutes the chosen records with the trial's seed.
+        digest: hash of the dataset's content, filled in by the plan.
+    """
+
+    name: str = "world"
+    path: str = ""
+    size: Annotated[int, Field(ge=0)] = 0
+    skip: Annotated[int, Field(ge=0)] = 0
+    order: Literal["file", "seeded"] = "seeded"
+    digest: str = ""
+
+
+class ProtocolSpec(Spec):
+    """When and what to measure.
+
+    Attributes:
+        batch_size: records per call of the editor.
+        rounds: steps at which every record in scope is measured; 0 = the unedited model.
+        probes: kinds of probes to ask.
+        scope: ``seen`` = records edited so far; ``all`` = every record of the run.
+        immediate: also measure each batch right after it is written (rows whose ``step`` is their own edit step).
+        eval_batch: rows per forward pass of the evaluation (part of the key: it moves the last bits).
+    """
+
+    batch_size: Count = 1
+    rounds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    probes: tuple[ProbeKind, ...] = (
+        ProbeKind.EFFICACY,
+        ProbeKind.PARAPHRASE,
+        ProbeKind.LOCALITY,
+        ProbeKind.PORTABILITY,
+    )
+    scope: Literal["seen", "all"] = "seen"
+    immediate: bool = True
+    eval_batch: Count = 64
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> ProtocolSpec:
+        if list(self.rounds) != sorted(set(self.rounds)):
+            raise ValueError(f"rounds must rise without repeats, got {list(self.rounds)}")
+        off = [r for r in self.rounds if r % self.batch_size]
+        if off:
+            raise ValueError(f"rounds must be multiples of batch_size = {self.batch_size}; offending rounds = {off}")
+        if not self.rounds:
+            raise ValueError("rounds must name at least one step")
+        return self
+
+
+class TextSpec(Spec):
+    """Text from which second moments of keys are taken.
+
+    Attributes:
+        name: ``dataset`` (the dataset's own texts), ``brown`` (``raysweep data fetch brown``), ``wikipedia`` or
+            ``wikitext`` (extra ``[datasets]``, needs a network), or any label when ``path`` is given.
+        path: a text, JSONL or Parquet file, or a folder of them; not part of the key (``digest`` is).
+        tokens: stop after this many tokens; 0 = everything.
+        digest: hash of the text, filled in by the plan.
+    """
+
+    name: str = "dataset"
+    path: str = ""
+    tokens: Annotated[int, Field(ge=0)] = 100_000
+    digest: str = ""
+
+
+class WrapSpec(Spec):
+    """One wrapper around an editor: its name and its resolved configuration."""
+
+    name: str
+    config: Mapping[str, Any] = {}
+
+
+class EditorSpec(Spec):
+    """One editor with its resolved configuration, and the wrappers around it, innermost first."""
+
+    name: str
+    config: Mapping[str, Any] = {}
+    wrap: tuple[WrapSpec, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """``memit+simie``."""
+        return "+".join([self.name, *(w.name for w in self.wrap)])
+
+
+class TrialSpec(Spec):
+    """A complete, closed trial: no defaults left to resolve. Its hash is its key.
+
+    ``versions`` maps each component named here to its ``version``; a bumped version is another key.
+    """
+
+    study: str
+    model: ModelSpec
+    data: DataSpec
+    editor: EditorSpec
+    protocol: ProtocolSpec
+    seed: int
+    threads: Count = 1
+    versions: Mapping[str, int] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything the key covers: all fields but file-system paths."""
+        data = self.model_dump(mode="json")
+        for part in ("model", "data"):
+            del data[part]["path"]
+        _drop_text_paths(data["editor"])
+        return data
+
+    @cached_property
+    def key(self) -> str:
+        """16 hex digits of BLAKE2b over :meth:`identity`."""
+        return digest(self.identity())
+
+
+def _drop_text_paths(node: Any) -> None:
+    """Remove ``path`` of every text spec (a mapping with both ``path`` and ``digest``) below *node*."""
+    if isinstance(node, dict):
+        if "digest" in node and "path" in node:
+            del node["path"]
+        for value in node.values():
+            _drop_text_paths(value)
+    elif isinstance(node, list):
+        for value in node:
+            _drop_text_paths(value)
+
+
+class SearchSpec(Spec):
+    """How points are drawn.
+
+    Attributes:
+        sampler: ``grid`` (only grids) or ``random`` (drawn domains get ``samples`` draws per arm).
+        samples: draws per arm that has a drawn domain.
+        seed: of the draws.
+        metric: the summary value that ``analyze`` and schedulers rank by.
+        mode: whether more or less of it is better.
+    """
+
+    sampler: Literal["grid", "random"] = "grid"
+    samples: Count = 1
+    seed: int = 0
+    metric: str = "retained/avg"
+    mode: Literal["max", "min"] = "max"
+
+
+class ResourceSpec(Spec):
+    """What one trial gets; never part of a key.
+
+    Attributes:
+        cpu: CPUs per trial.
+        gpu: ``auto`` = one GPU where there is one; a number (fractions allowed) = that many.
+        memory: bytes reserved per trial; 0 = not reserved.
+        concurrent: trials at once; 0 = as many as fit.
+        retries: restarts of a trial whose process died.
+    """
+
+    cpu: Positive = 1.0
+    gpu: Literal["auto"] | NonNegative = "auto"
+    memory: Annotated[int, Field(ge=0)] = 0
+    concurrent: Annotated[int, Field(ge=0)] = 0
+    retries: Annotated[int, Field(ge=0)] = 2

@@ -1,0 +1,14 @@
+"""Wrappers: editors made of an editor. One file and one line here add one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raysweep.registry import Registry
+
+WRAPPERS: Registry[Any] = Registry(
+    "wrapper",
+    {
+        "simie": "raysweep.editors.wrappers.simie:SimIE",
+    },
+)

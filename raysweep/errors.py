@@ -1,0 +1,204 @@
+"""Every error a user can meet; each docstring is its entry in ``docs/errors.md`` (cause, then cure)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class RaysweepError(Exception):
+    """Something raysweep understands went wrong.
+
+    Cause: see the message; it names what was found and what was wanted.
+    Cure: follow the hint; ``--debug`` prints the traceback.
+    """
+
+    code: ClassVar[str] = "E-RAYSWEEP"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n    {self.hint}" if self.hint else self.message
+
+
+class NameUnknownError(RaysweepError):
+    """A name is not in its table.
+
+    Cause: an editor, wrapper, model, dataset, study or metric was misspelt, or its package is not installed.
+    Cure: use the suggested name; ``raysweep ls`` prints every table.
+    """
+
+    code = "E-NAME"
+
+
+class SpecError(RaysweepError):
+    """A search space cannot be used as written.
+
+    Cause: an unknown key, a value of the wrong type or range, or keys that contradict each other.
+    Cure: mend the quoted line; ``raysweep validate FILE`` checks without running anything.
+    """
+
+    code = "E-SPEC"
+
+
+class YamlError(SpecError):
+    """A file is not well-formed YAML 1.2.
+
+    Cause: indentation, an unclosed bracket or quote, or a repeated key.
+    Cure: mend the quoted line and column.
+    """
+
+    code = "E-YAML"
+
+
+class ProtocolError(SpecError):
+    """The evaluation rounds do not fit the run.
+
+    Cause: a round beyond the number of records, or not a multiple of the batch size.
+    Cure: choose rounds ≤ data.size that are multiples of protocol.batch_size.
+    """
+
+    code = "E-PROTOCOL"
+
+
+class WrapError(SpecError):
+    """A wrapper cannot wrap this editor.
+
+    Cause: SimIE corrects weight changes; a memory editor (one that replaces modules) has none.
+    Cure: remove the wrapper, or wrap a weight editor (``raysweep ls editors`` tells which).
+    """
+
+    code = "E-WRAP"
+
+
+class RecordError(RaysweepError):
+    """A record of a dataset breaks a rule.
+
+    Cause: an empty field, a brace in the prompt, or a subject that does not occur exactly once in its prompt.
+    Cure: correct or drop the quoted record; the message names file and index.
+    """
+
+    code = "E-RECORD"
+
+
+class DataError(RaysweepError):
+    """A dataset cannot be read.
+
+    Cause: the file is missing, is not JSON, has other fields, or holds fewer records than asked for.
+    Cure: give ``data.path``; ``raysweep data`` lists what was found and where files belong.
+    """
+
+    code = "E-DATA"
+
+
+class ModelError(RaysweepError):
+    """A model cannot be loaded or edited.
+
+    Cause: the folder lacks weights or a tokenizer, the architecture has no layout, or the hub is out of reach.
+    Cure: give a complete folder, a GGUF file or a hub id; ``raysweep models`` lists what works offline.
+    """
+
+    code = "E-MODEL"
+
+
+class ArtifactError(RaysweepError):
+    """A stored artifact cannot be used.
+
+    Cause: a file in the artifact store was truncated or altered, or its text source is missing.
+    Cure: delete the named folder; it is rebuilt by running the same command again.
+    """
+
+    code = "E-ARTIFACT"
+
+
+class SnapshotError(RaysweepError):
+    """A snapshot does not match its checksum.
+
+    Cause: the file was truncated or altered after it was written.
+    Cure: nothing is needed, the trial starts again from its first edit; the damaged file is kept as ``*.corrupt``.
+    """
+
+    code = "E-SNAPSHOT"
+
+
+class StoreError(RaysweepError):
+    """Results cannot be read or written.
+
+    Cause: the results folder is not writable, or a fragment in it is truncated.
+    Cure: the message names the file; delete that trial's folder and run the same command again.
+    """
+
+    code = "E-STORE"
+
+
+class RunFailedError(RaysweepError):
+    """A sweep ended with trials that did not finish.
+
+    Cause: each failed trial's FAILED.json holds its error and traceback.
+    Cure: mend the cause and run the same command again with ``--retry``; finished trials are kept.
+    """
+
+    code = "E-RUN"
+
+
+class MissingExtraError(RaysweepError):
+    """A feature needs a package that is not installed.
+
+    Cause: the base installation keeps heavy packages out.
+    Cure: run the quoted ``pip install`` line.
+    """
+
+    code = "E-EXTRA"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One mistake in one file: what was found, where, what was wanted, the nearest right answer."""
+
+    code: str
+    message: str
+    file: str = ""
+    line: int = 0  # 1-based; 0 = unknown
+    column: int = 0  # 1-based; 0 = unknown
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = self.file
+        if self.line:
+            place += f":{self.line}:{self.column}"
+        head = f"error[{self.code}] {place}  {self.message}" if place else f"error[{self.code}] {self.message}"
+        return f"{head}\n    {self.hint}" if self.hint else head
+
+
+class ProblemsError(SpecError):
+    """Several mistakes, reported together.
+
+    Cause: the quoted lines.
+    Cure: mend them all; nothing was run.
+    """
+
+    code = "E-SPEC"
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        noun = "error" if count == 1 else "errors"
+        lines = [str(p) for p in self.problems] + [f"{count} {noun}; nothing was run."]
+        super().__init__("\n".join(lines))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"did you mean: a, b?   known: …"`` for a misspelt *name*.
+
+    >>> nearest("memmit", ["rome", "memit"])
+    'did you mean: memit?   known: memit, rome'
+    """
+    table = sorted(set(known))
+    close = difflib.get_close_matches(name, table, n=3, cutoff=0.6)
+    tail = f"known: {', '.join(table)}" if table else "known: (none)"
+    return f"did you mean: {', '.join(close)}?   {tail}" if close else tail

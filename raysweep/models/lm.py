@@ -1,0 +1,70 @@
+"""One object for a model, its tokenizer and its layout, passed everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from raysweep.models.layout import Layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A causal LM ready to be edited.
+
+    Attributes:
+        module: the Hugging Face model, in eval mode, no parameter requiring grad.
+        tokenizer: its tokenizer (fast; has a pad token).
+        layout: where its parts are.
+        bos: ids that :func:`raysweep.models.tokens.encode` puts before every text (empty when the tokenizer does it itself).
+        digest: fingerprint of the pristine weights.
+    """
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    bos: tuple[int, ...] = ()
+    digest: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embedding, where ids go."""
+        return self.weight(f"{self.layout.embed}.weight").device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.weight(f"{self.layout.embed}.weight").dtype
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks the model has."""
+        return len(self.part(self.layout.blocks))  # type: ignore[arg-type]
+
+    def part(self, name: str) -> nn.Module:
+        """Return the submodule called *name*."""
+        return self.module.get_submodule(name)
+
+    def weight(self, name: str) -> nn.Parameter:
+        """Return the parameter called *name*; tied names resolve to the one tensor."""
+        owner, _, leaf = name.rpartition(".")
+        found: Any = getattr(self.part(owner), leaf)
+        return found  # type: ignore[no-any-return]
+
+    def transposed(self, name: str) -> bool:
+        """Tell whether parameter *name* is stored as ``[d_in, d_out]`` (GPT-2's Conv1D), by the type of its module."""
+        owner = self.part(name.rpartition(".")[0])
+        if isinstance(owner, nn.Linear):
+            return False
+        return type(owner).__name__ == "Conv1D"
+
+    def logical(self, name: str) -> Tensor:
+        """Return weight *name* as ``[d_out, d_in]`` (a view; do not write to it)."""
+        weight = self.weight(name).detach()
+        return weight.t() if weight.dim() == 2 and self.transposed(name) else weight

@@ -1,0 +1,107 @@
+"""The rows a run produces. Dataclasses, never dicts; the Arrow schema in ``results/schema.py`` mirrors them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRow:
+    """One measured value: one (record, probe, metric) at one step.
+
+    Attributes:
+        trial_key: key of the trial.
+        step: records edited so far when this was measured; 0 = the unedited model.
+        record_id: the record.
+        edit_step: step at which the record was written (1-based position in the trial's order).
+        superseded_step: step at which a later record with the same prompt and another target was written; None = never.
+        probe_kind: efficacy, paraphrase, locality or portability.
+        probe_name: tells probes of one kind apart (``novel``, ``same_subject``, ``hop2``).
+        probe_index: position of the probe in its record.
+        metric: name of the metric.
+        value: its value; None = the probe had no scorable position.
+        n_tokens: answer positions compared.
+        prompt_digest: 16 hex digits over prompt and target.
+        answer: what the model answered at the compared positions (arg-max tokens, decoded).
+    """
+
+    trial_key: str
+    step: int
+    record_id: str
+    edit_step: int
+    superseded_step: int | None
+    probe_kind: str
+    probe_name: str
+    probe_index: int
+    metric: str
+    value: float | None
+    n_tokens: int
+    prompt_digest: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatRow:
+    """One number an editor reported about one call (deterministic: never a time).
+
+    ``step`` is the step reached by the call; ``name`` is the editor's own (``residual``, ``loss``).
+    """
+
+    trial_key: str
+    step: int
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingRow:
+    """Where the seconds went; kept apart from the facts because it differs between equal runs.
+
+    ``phase`` is ``load``, ``artifacts``, ``edit``, ``apply``, ``immediate``, ``round`` or ``snapshot``; ``count`` is how many edits or
+    records the seconds cover; ``step`` is the round they belong to.
+    """
+
+    trial_key: str
+    step: int
+    phase: str
+    seconds: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything a trial needs to go on after ``step`` edits, bit for bit.
+
+    ``tensors`` holds edited weights (``weights/<name>``) and editor state (``state/<path>``); ``meta`` is plain JSON.
+    No generator state: generators derive from (seed, step).
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRound:
+    """What a study yields at each round.
+
+    Attributes:
+        step: the round's step.
+        rows: every ProbeRow measured since the last round, this round included.
+        stats: every StatRow since the last round.
+        timing: every TimingRow since the last round.
+        summary: what the scheduler and the progress display see (``retained/efficacy`` …); derivable from rows.
+        snapshot: None only where nothing was edited yet.
+    """
+
+    step: int
+    rows: Sequence[ProbeRow]
+    stats: Sequence[StatRow] = ()
+    timing: Sequence[TimingRow] = ()
+    summary: Mapping[str, float] = field(default_factory=dict)
+    snapshot: Snapshot | None = None

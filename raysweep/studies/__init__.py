@@ -1,0 +1,9 @@
+"""Studies, by name: kinds of trial. One file and one line here add one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raysweep.registry import Registry
+
+STUDIES: Registry[Any] = Registry("study", {"lifelong": "raysweep.studies.lifelong:Lifelong"})

@@ -1,0 +1,70 @@
+"""What a study is: a kind of trial, written as a generator of evaluation rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from raysweep.config.schema import DataSpec, ModelSpec, TextSpec, TrialSpec
+from raysweep.errors import Problem
+from raysweep.records import EditRecord
+from raysweep.rows import EvalRound, Snapshot
+
+if TYPE_CHECKING:
+    from raysweep.artifacts import ArtifactStore
+    from raysweep.models.lm import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A sign of life: *done* of *total* edits, doing *doing* (``edit``, ``round``, ``artifacts``)."""
+
+    done: int
+    total: int
+    doing: str
+
+
+def _silent(progress: Progress) -> None:
+    """Ignore progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """The only effects a study may use; all injectable.
+
+    Attributes:
+        load_model: returns the pristine model of a spec (weights exactly as on disk).
+        open_dataset: returns the chosen records of a spec, in file order, validated.
+        artifacts: content-addressed store.
+        texts: opens the text of a TextSpec (the DataSpec serves ``name: dataset``).
+        progress: called between edits.
+    """
+
+    load_model: Callable[[ModelSpec], LanguageModel]
+    open_dataset: Callable[[DataSpec], Sequence[EditRecord]]
+    artifacts: ArtifactStore
+    texts: Callable[[TextSpec, DataSpec], Iterator[str]]
+    progress: Callable[[Progress], None] = field(default=_silent)
+
+
+class Study(Protocol):
+    """A kind of trial.
+
+    Promises
+        1. ``check`` is cheap and imports no torch.
+        2. ``execute`` yields one :class:`EvalRound` per round; with *resume* it yields the rounds after the
+           snapshot's step, bit-identical to those of an undisturbed run.
+        3. Nothing outlives the generator but the rounds it yielded.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+
+    def check(self, trial: TrialSpec, available: int) -> list[Problem]:
+        """Return what is wrong with *trial*, given that its dataset has *available* records from ``skip`` on."""
+        ...
+
+    def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
+        """Run *trial*, or go on from *resume*."""
+        ...
