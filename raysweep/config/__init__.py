@@ -1,0 +1,1 @@
+"""Search spaces: YAML → specs → a plan of trials; needs neither torch nor Ray."""

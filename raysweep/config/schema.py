@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
+from raysweep.config.places import Source
+from raysweep.config.space import Domain, as_tree, parse
+from raysweep.config.space import Scalar as Scalar
+from raysweep.errors import NameUnknownError, nearest
 from raysweep.hashing import digest
 from raysweep.records import ProbeKind
 
-Scalar = bool | int | float | str | None
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -32,8 +35,8 @@ class ModelSpec(Spec):
         dtype: precision of the weights; the editors' algebra is fp32/fp64 whatever this says.
         revision: hub revision; empty = the hub's default.
         trust_remote_code: run code that comes with the weights; off unless asked.
-        bos: ``tokenizer`` = whatever the tokenizer prepends; ``none``; or the text of a token to prepend; ``auto`` = what the
-            catalogue says of a fetched model, else ``tokenizer`` (the plan resolves it).
+        bos: ``tokenizer`` = whatever the tokenizer prepends; ``none``; or the text of a token to prepend; ``auto`` =
+            what the catalogue says of a fetched model, else ``tokenizer`` (the plan resolves it).
         hparams: whose ``hparams/<editor>/<model>.yaml`` to use; empty = ``name``.
         digest: fingerprint of the weights, filled in by the plan.
     """
@@ -79,6 +82,8 @@ class ProtocolSpec(Spec):
         immediate: also measure each batch right after it is written (rows whose ``step`` is their own edit step).
         eval_batch: rows per forward pass of the evaluation (part of the key: it moves the last bits).
     """
+
+    version: ClassVar[int] = 1
 
     batch_size: Count = 1
     rounds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
@@ -216,3 +221,65 @@ class ResourceSpec(Spec):
     memory: Annotated[int, Field(ge=0)] = 0
     concurrent: Annotated[int, Field(ge=0)] = 0
     retries: Annotated[int, Field(ge=0)] = 2
+
+
+def _domain(value: Any) -> Domain:
+    """Return *value* if it is a domain, else the domain it spells."""
+    return value if isinstance(value, Domain) else parse(value)
+
+
+DomainField = Annotated[Domain, PlainValidator(_domain), PlainSerializer(as_tree)]
+
+
+class ArmSpec(Spec):
+    """A named family of points: one editor, with its wrappers, as written.
+
+    Attributes:
+        name: as in the file (``memit+simie``).
+        editor: the editor, with the configuration keys and wrappers this arm writes down; defaults are not filled in.
+        base: keys of the sweep's ``base`` that this arm replaces, by section.
+        space: domains of this arm alone.
+    """
+
+    name: str
+    editor: EditorSpec
+    base: Mapping[str, Any] = {}
+    space: Mapping[str, DomainField] = {}
+
+
+class SweepSpec(Spec):
+    """One search space, as written: what all trials share, the arms, the swept keys.
+
+    Attributes:
+        name: of the sweep and of its results folder.
+        study: the kind of trial.
+        base: ``model``, ``data`` and ``protocol`` (mappings), ``threads`` and ``seed``, as written.
+        arms: in the file's order.
+        space: domains by dotted key (``seed``, ``wrap.simie.lam``); an arm to which a key does not apply ignores it.
+        search: how points are drawn and ranked.
+        resources: what a trial gets.
+        source: the text this came from, for messages; not part of the dump.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    name: str
+    study: str = "lifelong"
+    base: Mapping[str, Any] = {}
+    arms: tuple[ArmSpec, ...]
+    space: Mapping[str, DomainField] = {}
+    search: SearchSpec = SearchSpec()
+    resources: ResourceSpec = ResourceSpec()
+    source: Source = Field(default_factory=Source, exclude=True, repr=False)
+
+    def arm(self, name: str) -> ArmSpec:
+        """Return the arm called *name*.
+
+        Raises:
+            NameUnknownError: there is none.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        names = [arm.name for arm in self.arms]
+        raise NameUnknownError(f"unknown arm '{name}' in sweep '{self.name}'", hint=nearest(name, names))

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from raysweep.config.schema import Spec
+from pydantic import Field
+
+from raysweep.config.schema import Count, NonNegative, Positive, Spec, TextSpec
+from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
@@ -22,10 +25,63 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
 
 S = TypeVar("S")
+_torch = lazy("torch")
 
 
 class EditorConfig(Spec):
     """Base of every editor's and wrapper's configuration: frozen, unknown keys are errors."""
+
+
+class ContextSpec(Spec):
+    """Which context templates to put before a prompt (§4.2 of editors.md).
+
+    Attributes:
+        lengths: pairs (tokens per text, number of texts) to sample; ROME uses ``[[5, 10], [10, 10]]``, MEMIT ``[[10, 5]]``.
+        seed: of the sampling.
+        templates: use these instead of sampling (``{}`` is always first).
+    """
+
+    lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
+    seed: int = 0
+    templates: tuple[str, ...] | None = None
+
+
+class MomentSpec(Spec):
+    """How to estimate second moments of keys (§4.1 of editors.md).
+
+    Attributes:
+        text: where the tokens come from, and how many.
+        width: longest row in tokens; longer texts are cut.
+        skip: leading tokens of each row to leave out (1 for models whose position 0 is an attention sink; 0 = published).
+        damping: added to the diagonal, in units of its mean, before factoring (0 = published).
+    """
+
+    text: TextSpec = TextSpec()
+    width: Count = 512
+    skip: Annotated[int, Field(ge=0)] = 0
+    damping: NonNegative = 0.0
+
+
+class ValueSpec(Spec):
+    """How the value is optimised.
+
+    Attributes:
+        steps: loop length; at most ``steps - 1`` updates are made (the last pass only measures).
+        lr: of Adam.
+        weight_decay: factor of ``‖δ‖ / ‖v₀‖²``.
+        clamp: ``‖δ‖ ≤ clamp · ‖v₀‖`` after each update.
+        kl: factor of ``KL(P_δ ‖ P_0)`` at the subject in ``"{subject} is a"``.
+        batch: records optimised at once.
+        stop_on_argmax: also stop as soon as the target is the arg-max in every context (ENCORE's MPES; off = published).
+    """
+
+    steps: Count = 20
+    lr: Positive = 0.5
+    weight_decay: NonNegative = 0.5
+    clamp: Positive = 4.0
+    kl: NonNegative = 0.0625
+    batch: Count = 1
+    stop_on_argmax: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +119,17 @@ class Dense:
 
 
 Delta = LowRank | Dense
+
+
+def plus(first: Delta | None, second: Delta) -> Delta:
+    """Return the sum of two changes of one weight, low-rank where both are."""
+    if first is None:
+        return second
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        left = [f.left.double() for f in (first, second)]
+        right = [f.right.double() for f in (first, second)]
+        return LowRank(_torch.cat(left, dim=1), _torch.cat(right, dim=0))
+    return Dense(first.dense().float() + second.dense().float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +172,8 @@ class ArtifactRequest:
         kind: ``moments`` or ``contexts``; the folder name in the artifact store.
         inputs: canonical data that the artifact depends on (model digest, layer, text digest, counts, seed, dtype).
             The artifact's digest is derived from it.
-        builder: ``module:function`` called as ``function(lm, request, texts)`` on the pristine model, returning
-            ``(tensors, metadata)``.
+        builder: ``module:function`` called as ``function(lm, requests, texts)`` on the pristine model, returning
+            ``[(tensors, metadata), …]``, one per request; requests with the same builder are served together.
     """
 
     kind: str

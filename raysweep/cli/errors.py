@@ -1,0 +1,39 @@
+"""Errors → text on stderr and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from raysweep.errors import ProblemsError, RaysweepError, RunFailedError
+
+OK, UNEXPECTED, BAD_INPUT, TRIALS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_CODES = {
+    OK: "everything asked for was done",
+    UNEXPECTED: "something raysweep did not foresee, or `doctor` found a fault",
+    BAD_INPUT: "wrong usage or bad input (a search space, a record, a dataset, a model …); nothing was run",
+    TRIALS_FAILED: "trials failed or are missing; what finished is kept",
+    INTERRUPTED: "interrupted; the same command again goes on",
+}
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Print *error* to stderr, with its traceback if *debug*, and return the exit code."""
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted; the same command again goes on", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, RaysweepError):
+        print(describe(error), file=sys.stderr)
+        return TRIALS_FAILED if isinstance(error, RunFailedError) else BAD_INPUT
+    print(f"unexpected {type(error).__name__}: {error}", file=sys.stderr)
+    print("    this is a fault of raysweep; please report it with the output of --debug", file=sys.stderr)
+    return UNEXPECTED
+
+
+def describe(error: RaysweepError) -> str:
+    """Return the message, with the place to look its code up."""
+    codes = sorted({p.code for p in error.problems}) if isinstance(error, ProblemsError) else [error.code]
+    text = str(error) if isinstance(error, ProblemsError) else f"error[{error.code}] {error}"
+    return f"{text}\nSee docs/errors.md or `raysweep doctor --explain {codes[0]}`."

@@ -1,0 +1,144 @@
+"""``raysweep ls``: every table of names; imports neither torch nor Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raysweep.cli.options import Options
+from raysweep.lazy import lazy
+from raysweep.workspace import Workspace
+
+Rows = list[tuple[str, ...]]
+
+
+class Kind(StrEnum):
+    """What to list."""
+
+    EDITORS = "editors"
+    WRAPPERS = "wrappers"
+    DATASETS = "datasets"
+    MODELS = "models"
+    STUDIES = "studies"
+    METRICS = "metrics"
+    LAYOUTS = "layouts"
+    SPACES = "spaces"
+
+
+def command(
+    ctx: typer.Context,
+    kind: Annotated[Kind | None, typer.Argument(help="One table; without it, all.", show_default=False)] = None,
+) -> None:
+    """List what can be named in a search space.
+
+    Example:
+
+        raysweep ls editors
+    """
+    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    for one in [kind] if kind else list(Kind):
+        headings, rows = listing(one, workspace)
+        _print(one.value, headings, rows)
+
+
+def listing(kind: Kind, workspace: Workspace) -> tuple[Sequence[str], Rows]:
+    """Return the headings and rows of one table."""
+    headings, make = _TABLES[kind]
+    return headings, make(workspace)
+
+
+def _registry(module: str, table: str, *columns: Callable[[Any], str]) -> Callable[[Workspace], Rows]:
+    def rows(workspace: Workspace) -> Rows:
+        registry = getattr(lazy(module), table)
+        return [(name, *(column(registry.get(name)) for column in columns)) for name in registry.names()]
+
+    return rows
+
+
+def _version(component: Any) -> str:
+    return str(component.version)
+
+
+def _about(component: Any) -> str:
+    return str(getattr(component, "about", "") or _first_line(component))
+
+
+def _first_line(component: Any) -> str:
+    return (component.__doc__ or "").strip().splitlines()[0] if component.__doc__ else ""
+
+
+def _keys(component: Any) -> str:
+    return ", ".join(
+        f"{name}*" if info.is_required() else name for name, info in component.config_type.model_fields.items()
+    )
+
+
+def _models(workspace: Workspace) -> Rows:
+    catalogue = lazy("raysweep.models.catalogue").CATALOGUE
+    known: Rows = [(entry.name, entry.kind, entry.about) for entry in catalogue.values()]
+    local = sorted(p.name for p in workspace.models.iterdir()) if workspace.models.is_dir() else []
+    return known + [(name, "local", "") for name in local if name not in catalogue and not name.startswith(".")]
+
+
+def _metrics(workspace: Workspace) -> Rows:
+    metrics = lazy("raysweep.evals.metrics").METRICS
+    return [
+        (m.name, str(m.version), m.needs, "more" if m.higher_is_better else "less", m.doc) for m in metrics.values()
+    ]
+
+
+def _layouts(workspace: Workspace) -> Rows:
+    registry = lazy("raysweep.models.layout").LAYOUTS
+    return [(name, registry.origin(name).partition(":")[0]) for name in registry.names()]
+
+
+def _spaces(workspace: Workspace) -> Rows:
+    return [(name, _question(path)) for name, path in workspace.spaces().items()]
+
+
+def _question(path: Path) -> str:
+    """Return the ``# Question:`` line of a search space, else its first comment."""
+    lines = [line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+    asked = [line.removeprefix("Question:").strip() for line in lines if line.startswith("Question:")]
+    return (asked or lines or [""])[0]
+
+
+_TABLES: Mapping[Kind, tuple[Sequence[str], Callable[[Workspace], Rows]]] = {
+    Kind.EDITORS: (
+        ("name", "version", "patch", "keys (* required)", "paper"),
+        _registry("raysweep.editors", "EDITORS", _version, lambda e: str(e.patch_kind), _keys, lambda e: str(e.paper)),
+    ),
+    Kind.WRAPPERS: (
+        ("name", "version", "wraps", "keys (* required)", "paper"),
+        _registry(
+            "raysweep.editors.wrappers",
+            "WRAPPERS",
+            _version,
+            lambda w: ", ".join(w.accepts),
+            _keys,
+            lambda w: str(getattr(w, "paper", "")),
+        ),
+    ),
+    Kind.DATASETS: (("name", "version", "about"), _registry("raysweep.data", "DATASETS", _version, _about)),
+    Kind.MODELS: (("name", "kind", "about"), _models),
+    Kind.STUDIES: (("name", "version", "about"), _registry("raysweep.studies", "STUDIES", _version, _about)),
+    Kind.METRICS: (("name", "version", "compares with", "better", "about"), _metrics),
+    Kind.LAYOUTS: (("model_type", "file"), _layouts),
+    Kind.SPACES: (("name", "question"), _spaces),
+}
+
+
+def _print(title: str, headings: Sequence[str], rows: Rows) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)

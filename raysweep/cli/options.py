@@ -1,0 +1,26 @@
+"""The global options every command finds as ``ctx.obj``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysweep.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was given before the command's name.
+
+    Attributes:
+        root: ``--root``; None = ``$RAYSWEEP_ROOT``, else the current folder.
+        debug: ``--debug``: errors print their traceback.
+    """
+
+    root: Path | None = None
+    debug: bool = False
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace at the root."""
+        return Workspace.here(self.root)

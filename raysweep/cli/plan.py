@@ -1,0 +1,115 @@
+"""``raysweep plan``: the trials of a sweep, with their keys and what is already done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raysweep.cli.options import Options
+from raysweep.cli.validate import FileArgument, SetOption
+from raysweep.config.plan import Plan, PlannedTrial, plan
+from raysweep.config.sweep import open_sweep
+from raysweep.lazy import lazy
+from raysweep.workspace import Workspace
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def command(
+    ctx: typer.Context,
+    file: FileArgument,
+    set_: SetOption = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="table, or json with every resolved value.")
+    ] = Format.TABLE,
+) -> None:
+    """Print every trial of a sweep: arm, point, key, rounds, and what is already done. Runs nothing.
+
+    The keys are those of the results: a trial whose key is done is not run again. Needs neither torch nor Ray.
+
+    Example:
+
+        raysweep plan demo
+        raysweep plan search_spaces/smoke.yaml --set space.seed='{grid: [0, 1]}' --format json
+    """
+    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    found = plan(open_sweep(file, workspace, set_ or ()), workspace)
+    status = status_reader(workspace, found.sweep.name)
+    if format_ is Format.JSON:
+        print(json.dumps(as_json(found, status), indent=2, ensure_ascii=False))
+    else:
+        _table(found, status)
+
+
+def status_reader(workspace: Workspace, sweep: str) -> Callable[[str], str]:
+    """Return a function from a trial's key to ``absent``, ``running``, ``done``, ``failed`` or ``stopped``.
+
+    Where the sweep has no local folder yet, nothing is imported to find that out.
+    """
+    where = workspace.results(sweep)
+    if "://" not in where and not Path(where).is_dir():
+        return lambda key: "absent"
+    store = lazy("raysweep.results.store").ResultStore(where)
+    return lambda key: str(store.status(key).state.value).lower()
+
+
+def as_json(found: Plan, status: Callable[[str], str]) -> dict[str, Any]:
+    """Return the plan as plain data."""
+    return {
+        "sweep": found.sweep.model_dump(mode="json"),
+        "trials": [
+            {
+                "key": t.key,
+                "arm": t.arm,
+                "point": dict(t.point),
+                "status": status(t.key),
+                "trial": t.trial.model_dump(mode="json"),
+            }
+            for t in found.trials
+        ],
+        "notes": list(found.notes),
+    }
+
+
+def _table(found: Plan, status: Callable[[str], str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table("arm", "point", "key", "status", box=box.SIMPLE_HEAD, title=f"sweep {found.sweep.name}")
+    states = [status(t.key) for t in found.trials]
+    for trial, state in zip(found.trials, states, strict=True):
+        table.add_row(Text(trial.arm), Text(_point(trial)), trial.key, state)
+    console.print(table)
+    for rounds, batch, arms in _protocols(found):
+        console.print(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}", markup=False, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    edits = sum(t.trial.protocol.rounds[-1] for t in found.trials)
+    done = states.count("done")
+    print(f"{len(found.trials)} trials, {edits:,} edits in all; {done} done, {len(found.trials) - done} to run")
+
+
+def _point(trial: PlannedTrial) -> str:
+    return "  ".join(f"{k}={v}" for k, v in trial.point.items())
+
+
+def _protocols(found: Plan) -> list[tuple[list[int], int, list[str]]]:
+    """Return each protocol once, with the arms that have it."""
+    arms: dict[tuple[tuple[int, ...], int], dict[str, None]] = {}
+    for trial in found.trials:
+        protocol = trial.trial.protocol
+        arms.setdefault((protocol.rounds, protocol.batch_size), {})[trial.arm] = None
+    return [(list(rounds), batch, list(names)) for (rounds, batch), names in arms.items()]

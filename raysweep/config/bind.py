@@ -1,0 +1,295 @@
+"""One arm and one point → one closed trial: defaults filled in, digests taken, every mistake located."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from raysweep.config import hparams
+from raysweep.config.components import Components
+from raysweep.config.merge import Merged
+from raysweep.config.places import KeyPath, Place
+from raysweep.config.problems import from_error, from_validation, problem
+from raysweep.config.schema import (
+    ArmSpec,
+    Count,
+    DataSpec,
+    EditorSpec,
+    ModelSpec,
+    ProtocolSpec,
+    Spec,
+    SweepSpec,
+    TextSpec,
+    TrialSpec,
+    WrapSpec,
+)
+from raysweep.config.space import Grid, Scalar
+from raysweep.errors import DataError, Problem, RaysweepError, WrapError
+from raysweep.workspace import Workspace
+
+P = TypeVar("P", bound=BaseModel)
+Point = Mapping[str, Scalar]
+_BLAME = {"E-DATA": ("data", "size"), "E-RECORD": ("data", "name"), "E-MODEL": ("model", "name")}
+
+
+class _Plain(Spec):
+    """The keys of a trial that stand alone."""
+
+    seed: int = 0
+    threads: Count = 1
+
+
+@dataclass(slots=True)
+class Binder:
+    """Binds points of one sweep; what it learns about files is asked once and kept for its own life.
+
+    ``problems`` collects what :meth:`bind` found wrong; :meth:`bind` returns None where there was something.
+    """
+
+    sweep: SweepSpec
+    workspace: Workspace
+    components: Components
+    problems: list[Problem] = field(default_factory=list)
+    _kept: dict[Any, Any] = field(default_factory=dict)
+
+    def bind(self, arm: ArmSpec, point: Point) -> TrialSpec | None:
+        """Return the trial of *point* in *arm*, or None after noting what is wrong."""
+        before = len(self.problems)
+        sections = {s: self._section(arm, point, s) for s in ("model", "data", "protocol")}
+        model = self._model(sections["model"])
+        data, available = self._data(sections["data"])
+        protocol = self._validated(sections["protocol"], ProtocolSpec, "protocol")
+        plain = self._plain(arm, point)
+        editor = self._editor(arm, point, model, data)
+        study = self._study()
+        if not (model and data and protocol and plain and editor and study) or len(self.problems) > before:
+            return None
+        trial = TrialSpec.model_construct(
+            study=self.sweep.study,
+            model=model,
+            data=data,
+            editor=editor,
+            protocol=protocol,
+            seed=plain.seed,
+            threads=plain.threads,
+            versions=self._versions(editor, data.name, study),
+        )
+        return self._checked(trial, available, study, sections)
+
+    def _section(self, arm: ArmSpec, point: Point, section: str) -> Merged:
+        """Return one section of the trial: base, then arm, then point."""
+        source = self.sweep.source
+        merged = Merged(source.key(("base", section)), section=section)
+        merged.put(self.sweep.base.get(section, {}), source, ("base", section))
+        merged.put(arm.base.get(section, {}), source, ("arms", arm.name, section))
+        self._put_points(merged, arm, point, f"{section}.")
+        return merged
+
+    def _put_points(self, merged: Merged, arm: ArmSpec, point: Point, prefix: str) -> None:
+        names_first = sorted(point, key=lambda k: k != f"{prefix}name")
+        for key in (k for k in names_first if k.startswith(prefix)):
+            path = tuple(key.removeprefix(prefix).split("."))
+            merged.put_at(path, point[key], self.sweep.source, self._written(arm, key, point[key]))
+
+    def _written(self, arm: ArmSpec, key: str, value: Scalar) -> KeyPath:
+        """Return where the domain of *key* was written; in a grid, where *value* was."""
+        own = key in arm.space
+        path: KeyPath = ("arms", arm.name, "space", key) if own else ("space", key)
+        domain = arm.space.get(key, self.sweep.space.get(key))
+        if isinstance(domain, Grid):
+            for i, candidate in enumerate(domain.values):
+                if candidate == value and type(candidate) is type(value):
+                    return (*path, "grid", i)
+        return path
+
+    def _plain(self, arm: ArmSpec, point: Point) -> _Plain | None:
+        source = self.sweep.source
+        merged = Merged(source.key(("base",)))
+        for tree, where in ((self.sweep.base, ("base",)), (arm.base, ("arms", arm.name))):
+            merged.put({k: tree[k] for k in ("seed", "threads") if k in tree}, source, where)
+        for key in ("seed", "threads"):
+            if key in point:
+                merged.put_at((key,), point[key], source, self._written(arm, key, point[key]))
+        return self._validated(merged, _Plain, "base")
+
+    def _validated(self, merged: Merged, spec: type[P], what: str) -> P | None:
+        try:
+            return spec.model_validate(merged.tree)
+        except ValidationError as error:
+            self.problems += from_validation(error, spec, what, merged.place)
+            return None
+
+    def _once(self, question: Any, ask: Callable[[], Any], place: Place) -> Any:
+        """Return the answer to *question*, asking only the first time; None after noting why there is none."""
+        if question not in self._kept:
+            try:
+                self._kept[question] = (ask(), None)
+            except RaysweepError as error:
+                self._kept[question] = (None, error)
+        answer, complaint = self._kept[question]
+        if complaint is not None:
+            self.problems.append(from_error(complaint, place))
+        return answer
+
+    def _model(self, merged: Merged) -> ModelSpec | None:
+        spec = self._validated(merged, ModelSpec, "model")
+        if spec is None:
+            return None
+        place = merged.place(("path",) if spec.path else ("name",))
+        found: ModelSpec | None = self._once(
+            ("model", spec), lambda: self.components.model(spec, self.workspace), place
+        )
+        return found
+
+    def _data(self, merged: Merged) -> tuple[DataSpec | None, int]:
+        """Return the data with digest and size filled in, and how many records there are from ``skip`` on."""
+        spec = self._validated(merged, DataSpec, "data")
+        if spec is None:
+            return None, 0
+        place = merged.place(("path",) if spec.path else ("name",))
+        facts = self._once(("data", spec.name, spec.path), lambda: self._data_facts(spec), place)
+        if facts is None:
+            return None, 0
+        path, count, digest = facts
+        available = count - spec.skip
+        if available < max(spec.size, 1):
+            left = f"data.skip = {spec.skip} leaves {max(0, available)} of the {count} records of '{spec.name}'"
+            said = f"{left}, but data.size = {spec.size}" if spec.size else left
+            place = merged.place(("size",) if spec.size else ("skip",))
+            self.problems.append(problem(place, said, "lower them, or use a larger file", DataError.code))
+            return None, 0
+        where = path if spec.path else ""
+        return spec.model_copy(update={"path": where, "digest": digest, "size": spec.size or available}), available
+
+    def _data_facts(self, spec: DataSpec) -> tuple[str, int, str]:
+        """Return where the data lie, how many records there are, and their digest."""
+        dataset = self.components.datasets.get(spec.name)()
+        path = dataset.locate(spec, self.workspace)
+        return str(path or ""), dataset.count(path), dataset.digest(path)
+
+    def _editor(self, arm: ArmSpec, point: Point, model: ModelSpec | None, data: DataSpec | None) -> EditorSpec | None:
+        """Return the editor and its wrappers with every configuration key filled in."""
+        where: KeyPath = ("arms", arm.name, "editor")
+        kind = self._component("editors", arm.editor.name, where)
+        wrappers = [
+            self._component("wrappers", wrap.name, self._wrap_path(arm, i)) for i, wrap in enumerate(arm.editor.wrap)
+        ]
+        if kind is None or None in wrappers:
+            return None
+        self._check_wraps(arm, kind, wrappers)
+        if model is None or data is None:
+            return None
+        config = self._config(kind, arm.editor.name, arm.editor.config, where, (arm, point, "editor."), model, data)
+        wraps = []
+        for i, (wrap, wrapper) in enumerate(zip(arm.editor.wrap, wrappers, strict=True)):
+            around = (arm, point, f"wrap.{wrap.name}.")
+            resolved = self._config(wrapper, wrap.name, wrap.config, self._wrap_path(arm, i), around, model, data)
+            wraps.append(WrapSpec(name=wrap.name, config=resolved or {}))
+        return None if config is None else EditorSpec(name=arm.editor.name, config=config, wrap=tuple(wraps))
+
+    def _component(self, table: str, name: str, path: KeyPath) -> Any:
+        source = self.sweep.source
+        place = source.value((*path, "name"))
+        return self._once((table, name), lambda: getattr(self.components, table).get(name), place)
+
+    def _wrap_path(self, arm: ArmSpec, index: int) -> KeyPath:
+        """Return where the wrapper number *index* of *arm* was written: ``wrap`` is one or a list."""
+        listed: KeyPath = ("arms", arm.name, "wrap", index)
+        return listed if listed in self.sweep.source.values else listed[:-1]
+
+    def _check_wraps(self, arm: ArmSpec, kind: Any, wrappers: list[Any]) -> None:
+        for i, (wrap, wrapper) in enumerate(zip(arm.editor.wrap, wrappers, strict=True)):
+            if kind.patch_kind not in wrapper.accepts:
+                said = f"{wrap.name} cannot wrap '{arm.editor.name}': it changes {kind.patch_kind}, not "
+                said += " or ".join(wrapper.accepts)
+                hint = f"remove 'wrap: {wrap.name}', or wrap an editor whose patch is {' or '.join(wrapper.accepts)}"
+                place = self.sweep.source.value(self._wrap_path(arm, i))
+                self.problems.append(problem(place, said, f"{hint} (raysweep ls editors)", WrapError.code))
+
+    def _config(
+        self,
+        kind: Any,
+        name: str,
+        written: Mapping[str, Any],
+        where: KeyPath,
+        swept: tuple[ArmSpec, Point, str],
+        model: ModelSpec,
+        data: DataSpec,
+    ) -> dict[str, Any] | None:
+        """Return one component's configuration: class defaults, hparams file, arm, point."""
+        source = self.sweep.source
+        place = source.value(where)
+        defaults = self._once(
+            ("hparams", name, hparams.stem(model)), lambda: hparams.find(name, model, self.workspace), place
+        )
+        merged = Merged(place)
+        if defaults is not None:
+            merged.put(defaults.tree, defaults, ())
+        merged.put(written, source, where)
+        self._put_points(merged, *swept)
+        try:
+            config = kind.config_type.model_validate(merged.tree)
+        except ValidationError as error:
+            missing = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "missing"]
+            if missing and defaults is None:
+                self.problems.append(self._no_hparams(name, model, missing, place))
+            else:
+                self.problems += from_validation(error, kind.config_type, f"'{name}'", merged.place)
+            return None
+        return self._with_texts(config, data, merged)
+
+    def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> Problem:
+        files = ", ".join(self.workspace.hparams(name)) or "(none)"
+        wanted = f"hparams/{name}/{hparams.stem(model)}.yaml"
+        hint = f"write {wanted}, or give {', '.join(missing)} in the arm, or model.hparams; files of '{name}': {files}"
+        return problem(place, f"'{name}' has no hyper-parameters for model '{model.name}': {wanted} is missing", hint)
+
+    def _with_texts(self, config: Spec, data: DataSpec, merged: Merged) -> dict[str, Any] | None:
+        """Return *config* as plain data, with the digest of every text it names."""
+        before = len(self.problems)
+        resolved = self._texts(config, data, merged, ())
+        return resolved.model_dump(mode="json") if len(self.problems) == before else None
+
+    def _texts(self, value: Any, data: DataSpec, merged: Merged, path: KeyPath) -> Any:
+        if isinstance(value, TextSpec):
+            question = ("text", value, data.digest, data.path, data.name)
+            ask = lambda: self.components.text(value, data, self.workspace)  # noqa: E731
+            return self._once(question, ask, merged.place(path)) or value
+        if isinstance(value, tuple):
+            return tuple(self._texts(v, data, merged, (*path, i)) for i, v in enumerate(value))
+        if isinstance(value, BaseModel):
+            below = {k: getattr(value, k) for k in type(value).model_fields}
+            return value.model_copy(update={k: self._texts(v, data, merged, (*path, k)) for k, v in below.items()})
+        return value
+
+    def _study(self) -> Any:
+        """Return the study's class, or None after noting that there is none of its name."""
+        name = self.sweep.study
+        place = self.sweep.source.value(("study",))
+        return self._once(("studies", name), lambda: self.components.studies.get(name), place)
+
+    def _versions(self, editor: EditorSpec, data: str, study: Any) -> dict[str, int]:
+        """Return the version of every component the trial names."""
+        have = self.components
+        named = {
+            f"editor/{editor.name}": have.editors.get(editor.name),
+            **{f"wrapper/{w.name}": have.wrappers.get(w.name) for w in editor.wrap},
+            f"dataset/{data}": have.datasets.get(data),
+            f"study/{self.sweep.study}": study,
+            "protocol": ProtocolSpec,
+        }
+        return {name: component.version for name, component in sorted(named.items())}
+
+    def _checked(
+        self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, Merged]
+    ) -> TrialSpec | None:
+        """Return *trial* if its study accepts it."""
+        found: list[Problem] = study().check(trial, available)
+        for one in found:
+            section, key = _BLAME.get(one.code, ("protocol", "rounds"))
+            place = sections[section].place((key,))
+            self.problems.append(one if one.file else problem(place, one.message, one.hint, one.code))
+        return None if found else trial

@@ -1,0 +1,45 @@
+"""What a plan asks of the rest of the package, as values: tables of names, and three questions about files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from raysweep.config.schema import DataSpec, ModelSpec, TextSpec
+from raysweep.lazy import lazy
+from raysweep.registry import Registry
+from raysweep.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Components:
+    """The tables and look-ups that turn names into facts; none of them loads torch.
+
+    Attributes:
+        editors: editor classes (``config_type``, ``patch_kind``, ``version``).
+        wrappers: wrapper classes (``config_type``, ``accepts``, ``version``).
+        datasets: datasets (``locate``, ``count``, ``digest``, ``version``).
+        studies: study classes (``check``, ``version``).
+        model: fills in a model's digest and BOS policy.
+        text: fills in a text's digest.
+    """
+
+    editors: Registry[Any]
+    wrappers: Registry[Any]
+    datasets: Registry[Any]
+    studies: Registry[Any]
+    model: Callable[[ModelSpec, Workspace], ModelSpec]
+    text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
+
+    @staticmethod
+    def installed() -> Components:
+        """Return what this installation has."""
+        return Components(
+            editors=lazy("raysweep.editors").EDITORS,
+            wrappers=lazy("raysweep.editors.wrappers").WRAPPERS,
+            datasets=lazy("raysweep.data").DATASETS,
+            studies=lazy("raysweep.studies").STUDIES,
+            model=lambda spec, workspace: lazy("raysweep.models.catalogue").resolve(spec, workspace),
+            text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
+        )

@@ -1,0 +1,66 @@
+"""Where in a file a value was written, so that every complaint can point at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file, or an argument of the command line, with 1-based line and column; 0 = unknown."""
+
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A tree of plain values that remembers where each of its keys and values was written.
+
+    Attributes:
+        file: name for messages.
+        text: the text as written.
+        tree: mappings, lists and scalars.
+        keys: where each key of a mapping stands.
+        values: where each value starts.
+        overrides: ``key=value`` texts applied on top of the file.
+    """
+
+    file: str = ""
+    text: str = ""
+    tree: Any = None
+    keys: Mapping[KeyPath, Place] = field(default_factory=dict)
+    values: Mapping[KeyPath, Place] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+
+    def value(self, path: KeyPath) -> Place:
+        """Return where the value at *path*, or else its nearest ancestor, was written."""
+        return self._nearest(self.values, path)
+
+    def key(self, path: KeyPath) -> Place:
+        """Return where the key at *path* was written; without one, where its value or nearest ancestor was."""
+        return self.keys[path] if path in self.keys else self.value(path)
+
+    def replaced(self, path: KeyPath, tree: Any, place: Place, override: str) -> Source:
+        """Return the source with another whole *tree*, in which everything from *path* on was written at *place*."""
+        keep = len(path)
+        keys = {p: where for p, where in self.keys.items() if p[:keep] != path}
+        values = {p: where for p, where in self.values.items() if p[:keep] != path}
+        return replace(
+            self,
+            tree=tree,
+            keys={**keys, path: place},
+            values={**values, path: place},
+            overrides=(*self.overrides, override),
+        )
+
+    def _nearest(self, table: Mapping[KeyPath, Place], path: KeyPath) -> Place:
+        for end in range(len(path), -1, -1):
+            if path[:end] in table:
+                return table[path[:end]]
+        return Place(self.file)

@@ -1,0 +1,204 @@
+"""A sweep → its trials: pure, seeded, and the same whoever asks (``validate``, ``plan``, ``run``, a worker)."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from raysweep.config.bind import Binder, Point
+from raysweep.config.components import Components
+from raysweep.config.places import Place
+from raysweep.config.problems import problem
+from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec
+from raysweep.config.space import Domain, Grid
+from raysweep.errors import Problem, ProblemsError, nearest
+from raysweep.lazy import lazy
+from raysweep.registry import Registry
+from raysweep.seeds import derive
+from raysweep.workspace import Workspace
+
+_SECTIONS: Mapping[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "protocol": ProtocolSpec}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTrial:
+    """One trial and where it came from."""
+
+    arm: str
+    point: Point
+    trial: TrialSpec
+
+    @property
+    def key(self) -> str:
+        """The trial's key."""
+        return self.trial.key
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every trial of a sweep, in the order of arms and points; no key comes twice.
+
+    Attributes:
+        sweep: what was planned.
+        trials: the trials.
+        notes: what the reader should know (points that came to the same trial).
+    """
+
+    sweep: SweepSpec
+    trials: tuple[PlannedTrial, ...]
+    notes: tuple[str, ...] = ()
+
+
+def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None = None) -> Plan:
+    """Return every trial of *sweep*.
+
+    Args:
+        sweep: from :func:`raysweep.config.sweep.open_sweep`.
+        workspace: where hyper-parameters, data and models are found.
+        components: tables to resolve names with; None = what is installed.
+
+    Raises:
+        ProblemsError: every mistake in the sweep, with its place.
+    """
+    components = components or Components.installed()
+    binder = Binder(sweep, workspace, components)
+    binder.problems += [*_check_space(sweep, components), *_check_metric(sweep)]
+    trials: dict[str, PlannedTrial] = {}
+    notes: list[str] = []
+    for arm in sweep.arms:
+        same = 0
+        for point in points(sweep, arm, components):
+            trial = binder.bind(arm, point)
+            if trial is None:
+                continue
+            same += trial.key in trials
+            trials.setdefault(trial.key, PlannedTrial(arm.name, point, trial))
+        if same:
+            notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
+    if binder.problems:
+        raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
+    return Plan(sweep, tuple(trials.values()), tuple(notes))
+
+
+def bind(
+    sweep: SweepSpec, arm: str, point: Point, workspace: Workspace, components: Components | None = None
+) -> TrialSpec:
+    """Return the one trial of *point* in *arm*, the same as :func:`plan` makes of it.
+
+    Raises:
+        NameUnknownError: there is no such arm.
+        ProblemsError: the point makes no trial.
+    """
+    binder = Binder(sweep, workspace, components or Components.installed())
+    trial = binder.bind(sweep.arm(arm), point)
+    if trial is None:
+        raise ProblemsError(dict.fromkeys(binder.problems))
+    return trial
+
+
+def domains(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None) -> Mapping[str, Domain]:
+    """Return the domains that apply to *arm* by dotted key; its own hide the sweep's.
+
+    This is what an adaptive search hands to Ray instead of the points drawn here.
+    """
+    components = components or Components.installed()
+    shared = {k: d for k, d in sweep.space.items() if _applies(arm, k, components)}
+    return {**shared, **arm.space}
+
+
+def points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None) -> Iterator[Point]:
+    """Yield the points of *arm*: its draws, crossed with its grids.
+
+    Each key has its own stream, from ``search.seed``, the arm's name and the key, so that adding a key or an arm
+    moves no other draw. An arm without a drawn domain is not repeated.
+    """
+    found = domains(sweep, arm, components)
+    grids = {k: d.values for k, d in found.items() if isinstance(d, Grid)}
+    drawn = {k: d for k, d in found.items() if not isinstance(d, Grid)}
+    streams = {k: random.Random(derive(sweep.search.seed, "draw", arm.name, k)) for k in drawn}
+    for _ in range(sweep.search.samples if drawn else 1):
+        draw = {k: d.draw(streams[k]) for k, d in drawn.items()}
+        for combination in itertools.product(*grids.values()):
+            yield {**draw, **dict(zip(grids, combination, strict=True))}
+
+
+def swept_keys(arm: ArmSpec, components: Components) -> tuple[str, ...]:
+    """Return every key that *arm* could sweep."""
+    keys = ["seed", "threads"]
+    keys += [f"{s}.{f}" for s, spec in _SECTIONS.items() for f in spec.model_fields if f != "digest"]
+    keys += [f"editor.{f}" for f in _fields(components.editors, arm.editor.name)]
+    return (*keys, *(f"wrap.{w.name}.{f}" for w in arm.editor.wrap for f in _fields(components.wrappers, w.name)))
+
+
+def _fields(table: Registry[Any], name: str) -> tuple[str, ...]:
+    """Return the configuration keys of one component; none if its name is wrong, which is reported elsewhere."""
+    if name not in table:
+        return ()
+    config: type[BaseModel] = table.get(name).config_type
+    return tuple(config.model_fields)
+
+
+def _applies(arm: ArmSpec, key: str, components: Components) -> bool:
+    """Tell whether *arm* has the thing that *key* sweeps (``wrap.simie.a.b`` is judged by ``wrap.simie.a``)."""
+    head, _, rest = key.partition(".")
+    depth = {"wrap": 3, "editor": 2}.get(head, 2 if rest else 1)
+    if head == "editor" and arm.editor.name not in components.editors:
+        return True
+    return ".".join(key.split(".")[:depth]) in swept_keys(arm, components)
+
+
+def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
+    """Return what is wrong with the swept keys: those that apply nowhere, and draws where only grids may be."""
+    found: list[Problem] = []
+    for key, domain in sweep.space.items():
+        place = sweep.source.key(("space", key))
+        if not any(_applies(arm, key, components) for arm in sweep.arms):
+            every = {k for arm in sweep.arms for k in swept_keys(arm, components)}
+            found.append(problem(place, f"'{key}' applies to no arm", _near(key, every)))
+        found += _check_drawn(sweep, key, domain, place)
+    for arm in sweep.arms:
+        for key, domain in arm.space.items():
+            place = sweep.source.key(("arms", arm.name, "space", key))
+            if not _applies(arm, key, components):
+                hint = _near(key, swept_keys(arm, components))
+                found.append(problem(place, f"'{key}' does not apply to arm '{arm.name}'", hint))
+            found += _check_drawn(sweep, key, domain, place)
+    return found
+
+
+def _check_drawn(sweep: SweepSpec, key: str, domain: Domain, place: Place) -> list[Problem]:
+    if isinstance(domain, Grid) or sweep.search.sampler != "grid":
+        return []
+    hint = "search: {sampler: random, samples: 8, seed: 0}"
+    return [problem(place, f"'{key}' is drawn ({domain.kind}), but search.sampler is grid", hint)]
+
+
+def _check_metric(sweep: SweepSpec) -> list[Problem]:
+    """Return what is wrong with ``search.metric``: it must be one of the values a round's summary has."""
+    views = (*lazy("raysweep.summarize").VIEWS, "avg", "geo", "ppl_median", "ppl_expmean")
+    known = [f"{phase}/{view}" for phase in ("retained", "immediate") for view in views]
+    metric = sweep.search.metric
+    if metric in known:
+        return []
+    place = sweep.source.value(("search", "metric"))
+    return [problem(place, f"search.metric: no round has a value '{metric}'", nearest(metric, known))]
+
+
+def _near(key: str, known: Iterable[str]) -> str:
+    """Return the nearest swept keys; without a near one, the keys of the same section."""
+    table = sorted(known)
+    said = nearest(key, table)
+    if said.startswith("did you mean"):
+        return said.split("   ")[0]
+    same = [k for k in table if k.split(".")[0] == key.split(".")[0]]
+    heads = ["seed", "threads", "model.…", "data.…", "protocol.…", "editor.…", "wrap.<wrapper>.…"]
+    return f"swept keys: {', '.join(same or heads)}"
+
+
+def _reading_order(found: Problem) -> tuple[bool, str, int, int]:
+    return (bool(found.line), found.file, found.line, found.column)

@@ -1,0 +1,99 @@
+"""Exceptions → located problems: what pydantic or a component says, at the place where the value was written."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from raysweep.config.places import KeyPath, Place
+from raysweep.errors import Problem, RaysweepError, SpecError, nearest
+
+Locate = Callable[[KeyPath, bool], Place]
+
+
+def problem(place: Place, message: str, hint: str = "", code: str = SpecError.code) -> Problem:
+    """Return *message* as a problem at *place*."""
+    return Problem(code=code, message=message, hint=hint, file=place.file, line=place.line, column=place.column)
+
+
+def from_error(error: RaysweepError, place: Place) -> Problem:
+    """Return what a component complained about, at *place*."""
+    return problem(place, error.message, error.hint, error.code)
+
+
+def unknown_keys(tree: Mapping[str, Any], known: Iterable[str], what: str, at: Callable[[str], Place]) -> list[Problem]:
+    """Return one problem per key of *tree* that is not *known*."""
+    table = tuple(known)
+    return [problem(at(k), f"unknown key '{k}' in {what}", nearest(k, table)) for k in tree if k not in table]
+
+
+def from_validation(error: ValidationError, spec: type[BaseModel], what: str, locate: Locate) -> list[Problem]:
+    """Return the complaints of pydantic, one per place, in the words of the file.
+
+    Args:
+        error: what ``spec.model_validate`` raised.
+        spec: the type that was validated.
+        what: how the messages name it (``model``, ``editor 'rome'``).
+        locate: returns the place of a key path inside the validated tree; the flag asks for the key itself.
+    """
+    grouped: dict[KeyPath, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False, include_context=True):
+        grouped.setdefault(_known_part(spec, detail["loc"]), []).append(detail)
+    return [_one(path, details, spec, what, locate) for path, details in grouped.items()]
+
+
+def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what: str, locate: Locate) -> Problem:
+    kind = details[0]["type"]
+    dotted = ".".join(str(part) for part in path)
+    if kind == "extra_forbidden":
+        owner = fields_at(spec, path[:-1])
+        inside = f"{what}, {'.'.join(map(str, path[:-1]))}" if path[:-1] else what
+        return problem(locate(path, True), f"unknown key '{path[-1]}' in {inside}", nearest(str(path[-1]), owner))
+    if kind == "missing":
+        return problem(locate(path[:-1], True), f"{what} needs the key '{dotted}'")
+    said = " or ".join(dict.fromkeys(_sentence(d) for d in details))
+    own = kind == "value_error"
+    found = "" if own else f", got {details[0]['input']!r}"
+    code = "E-PROTOCOL" if own and "rounds" in said else SpecError.code
+    return problem(locate(path, False), f"{what}: {f'{dotted}: ' if dotted else ''}{said}{found}", code=code)
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    said = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return said[:1].lower() + said[1:]
+
+
+def fields_at(spec: type[BaseModel], path: KeyPath) -> tuple[str, ...]:
+    """Return the keys that the model at *path* inside *spec* knows; none where there is no model."""
+    here: type[BaseModel] | None = spec
+    for part in path:
+        if isinstance(part, int):
+            continue
+        info = here.model_fields.get(part) if here else None
+        here = _model_in(info.annotation) if info else None
+    return tuple(here.model_fields) if here else ()
+
+
+def _known_part(spec: type[BaseModel], loc: tuple[int | str, ...]) -> KeyPath:
+    """Return *loc* without the names of union branches that pydantic puts into it."""
+    kept: list[int | str] = []
+    for part in loc:
+        known = isinstance(part, int) or part in fields_at(spec, tuple(kept))
+        opaque = not fields_at(spec, tuple(kept))
+        if not known and (opaque or part != loc[-1]):
+            continue
+        kept.append(part)
+    return tuple(kept)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model class inside an annotation such as ``tuple[TextSpec, ...] | None``."""
+    if isinstance(annotation, type) and not get_origin(annotation):
+        return annotation if issubclass(annotation, BaseModel) else None
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list) or get_args(annotation):
+        return next((m for a in get_args(annotation) if (m := _model_in(a))), None)
+    return None

@@ -1,0 +1,186 @@
+"""Domains: the sets of values a swept key takes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from raysweep.errors import nearest
+
+Scalar = bool | int | float | str | None
+FORMS = (
+    "{grid: [0, 1]}, {choice: [a, b]}, {uniform: [0, 1]}, {loguniform: [0.01, 100]}, {int: [1, 8]}, {logint: [1, 64]}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Every one of *values*, crossed with the other grids."""
+
+    values: tuple[Scalar, ...]
+    kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of *values*, each as likely as the others."""
+
+    values: tuple[Scalar, ...]
+    kind: ClassVar[str] = "choice"
+
+    def draw(self, rng: random.Random) -> Scalar:
+        """Return one value."""
+        return self.values[int(rng.random() * len(self.values))]
+
+
+@dataclass(frozen=True, slots=True)
+class Uniform:
+    """A number between *low* and *high*, to six digits."""
+
+    low: float
+    high: float
+    kind: ClassVar[str] = "uniform"
+
+    def draw(self, rng: random.Random) -> float:
+        """Return one number."""
+        return _clip(_six(self.low + rng.random() * (self.high - self.low)), self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class LogUniform:
+    """A number between *low* and *high* whose logarithm is uniform, to six digits."""
+
+    low: float
+    high: float
+    kind: ClassVar[str] = "loguniform"
+
+    def draw(self, rng: random.Random) -> float:
+        """Return one number."""
+        span = math.log(self.high) - math.log(self.low)
+        return _clip(_six(math.exp(math.log(self.low) + rng.random() * span)), self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class IntRange:
+    """A whole number from *low* to *high*, both included."""
+
+    low: int
+    high: int
+    kind: ClassVar[str] = "int"
+
+    def draw(self, rng: random.Random) -> int:
+        """Return one number."""
+        return self.low + int(rng.random() * (self.high - self.low + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class LogInt:
+    """A whole number from *low* to *high*, both included, small ones as likely per decade as large ones."""
+
+    low: int
+    high: int
+    kind: ClassVar[str] = "logint"
+
+    def draw(self, rng: random.Random) -> int:
+        """Return one number."""
+        span = math.log(self.high + 1) - math.log(self.low)
+        return min(self.high, max(self.low, int(math.exp(math.log(self.low) + rng.random() * span))))
+
+
+Drawn = Choice | Uniform | LogUniform | IntRange | LogInt
+Domain = Grid | Drawn
+
+
+def parse(tree: Any) -> Domain:
+    """Return the domain written as *tree*.
+
+    Raises:
+        ValueError: it is not a domain; the message shows the right form.
+
+    >>> parse({"loguniform": [0.01, 100]})
+    LogUniform(low=0.01, high=100.0)
+    """
+    if isinstance(tree, list):
+        raise ValueError(f"a domain must say what it is; write {{grid: {_flow(tree)}}}   forms: {FORMS}")
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"a domain must say what it is; write {{grid: [{_flow(tree)}]}}   forms: {FORMS}")
+    if len(tree) != 1:
+        raise ValueError(f"a domain is one of {FORMS}; got the keys {sorted(tree)}")
+    ((kind, argument),) = tree.items()
+    if kind not in _MAKERS:
+        raise ValueError(f"unknown domain '{kind}'; {nearest(str(kind), _MAKERS)}")
+    if not isinstance(argument, list):
+        raise ValueError(f"'{kind}' takes a list: {FORMS}")
+    return _MAKERS[kind](kind, argument)
+
+
+def as_tree(domain: Domain) -> dict[str, list[Scalar]]:
+    """Return *domain* as it is written in YAML; the inverse of :func:`parse`."""
+    if isinstance(domain, Grid | Choice):
+        return {domain.kind: list(domain.values)}
+    return {domain.kind: [domain.low, domain.high]}
+
+
+def _listed(kind: str, argument: list[Any]) -> Domain:
+    if not argument:
+        raise ValueError(f"'{kind}' needs at least one value")
+    odd = [v for v in argument if not (v is None or isinstance(v, bool | int | float | str))]
+    if odd:
+        raise ValueError(f"'{kind}' takes plain values, got {_flow(odd[0])}; for lists and mappings write one arm each")
+    return Grid(tuple(argument)) if kind == "grid" else Choice(tuple(argument))
+
+
+def _bounds(kind: str, argument: list[Any], types: tuple[type, ...]) -> tuple[Any, Any]:
+    good = len(argument) == 2 and all(isinstance(v, types) and not isinstance(v, bool) for v in argument)
+    if not good:
+        what = "whole numbers" if types == (int,) else "numbers"
+        raise ValueError(f"'{kind}' takes two {what}, [low, high], got {_flow(argument)}")
+    low, high = argument
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"'{kind}' needs low < high, got {_flow(argument)}")
+    if kind.startswith("log") and low <= 0:
+        raise ValueError(f"'{kind}' needs low > 0, got {_flow(argument)}")
+    return low, high
+
+
+def _real(kind: str, argument: list[Any]) -> Domain:
+    low, high = _bounds(kind, argument, (int, float))
+    return (Uniform if kind == "uniform" else LogUniform)(float(low), float(high))
+
+
+def _whole(kind: str, argument: list[Any]) -> Domain:
+    low, high = _bounds(kind, argument, (int,))
+    return (IntRange if kind == "int" else LogInt)(low, high)
+
+
+_MAKERS: Mapping[str, Callable[[str, list[Any]], Domain]] = {
+    "grid": _listed,
+    "choice": _listed,
+    "uniform": _real,
+    "loguniform": _real,
+    "int": _whole,
+    "logint": _whole,
+}
+
+
+def _six(value: float) -> float:
+    """Return *value* to six significant digits: readable, and the same whatever the machine's last bit."""
+    return float(f"{value:.6g}")
+
+
+def _clip(value: float, low: float, high: float) -> float:
+    return min(high, max(low, value))
+
+
+def _flow(value: Any) -> str:
+    """Return *value* in YAML's flow form, near enough for a message."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(v) for v in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -1,0 +1,237 @@
+"""A search-space file → a :class:`SweepSpec`, with every mistake of form reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from raysweep.config.load import read
+from raysweep.config.overrides import BASE_KEYS, TOP_KEYS, apply
+from raysweep.config.places import KeyPath, Source
+from raysweep.config.problems import from_validation, problem, unknown_keys
+from raysweep.config.schema import ArmSpec, EditorSpec, ResourceSpec, SearchSpec, Spec, SweepSpec, WrapSpec
+from raysweep.config.space import Domain, parse
+from raysweep.errors import NameUnknownError, Problem, ProblemsError, nearest
+from raysweep.workspace import Workspace
+
+ARM_KEYS = ("editor", "wrap", "space", *BASE_KEYS)
+_NAME = re.compile(r"\w[\w.+-]*")
+
+P = TypeVar("P", bound=Spec)
+
+
+def open_sweep(file: str, workspace: Workspace, overrides: Iterable[str] = ()) -> SweepSpec:
+    """Return the search space in *file*, a path or the name of one in ``search_spaces/``.
+
+    Args:
+        file: ``search_spaces/demo.yaml`` or ``demo``.
+        workspace: where names are looked up.
+        overrides: ``key=value`` texts laid over the file.
+
+    Raises:
+        NameUnknownError: there is no such file and no such name.
+        YamlError: the file is not well-formed.
+        ProblemsError: it is, but says things it may not say.
+    """
+    return read_sweep(read(find_file(file, workspace)), overrides)
+
+
+def find_file(file: str, workspace: Workspace) -> Path:
+    """Return the path of a search space given by path or name.
+
+    Raises:
+        NameUnknownError: there is none.
+    """
+    path = workspace.resolve(file)
+    for given in (Path(file), path):
+        if given.is_file():
+            return given
+    found = workspace.find_space(file.removesuffix(".yaml"))
+    if found is not None:
+        return found
+    raise NameUnknownError(
+        f"no search space '{file}': neither a file nor a name in search_spaces/",
+        hint=nearest(Path(file).name.removesuffix(".yaml"), workspace.spaces()),
+    )
+
+
+def read_sweep(source: Source, overrides: Iterable[str] = ()) -> SweepSpec:
+    """Return what *source* says, with *overrides* laid over it.
+
+    Raises:
+        ProblemsError: every mistake of form, with its place.
+    """
+    source, problems = apply(source, overrides)
+    reader = _Reader(source)
+    spec = reader.sweep()
+    problems += reader.problems
+    if problems or spec is None:
+        raise ProblemsError(problems)
+    return spec
+
+
+def sweep_of(tree: Mapping[str, Any], *, file: str = "", overrides: Iterable[str] = ()) -> SweepSpec:
+    """Return the sweep written as plain data, as ``raysweep edit`` makes it from flags; *file* names it in messages."""
+    return read_sweep(Source(file, tree=dict(tree)), overrides)
+
+
+class _Reader:
+    """Reads one tree; notes problems instead of stopping at the first."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+
+    def sweep(self) -> SweepSpec | None:
+        """Return the sweep, or None if it cannot even be put together."""
+        tree = self.source.tree
+        if not isinstance(tree, dict):
+            hint = "a search space starts with 'sweep: name'; see search_spaces/README.md"
+            self.say((), "the file is empty" if tree is None else "a search space is a mapping of keys", hint)
+            return None
+        self.unknown(tree, (), TOP_KEYS, "a search space")
+        name = self.name(tree)
+        study = tree.get("study", "lifelong")
+        if not isinstance(study, str):
+            self.say(("study",), f"study must be a name, got {study!r}")
+        base = self.base(self.mapping(tree, ("base",)), ("base",), BASE_KEYS, "base")
+        arms = self.arms(tree)
+        space = self.space(tree, ("space",))
+        search = self.part(tree, "search", SearchSpec)
+        resources = self.part(tree, "resources", ResourceSpec)
+        if self.problems:
+            return None
+        return SweepSpec(
+            name=name,
+            study=study,
+            base=base,
+            arms=arms,
+            space=space,
+            search=search or SearchSpec(),
+            resources=resources or ResourceSpec(),
+            source=replace(self.source, tree=tree),
+        )
+
+    def name(self, tree: dict[str, Any]) -> str:
+        """Return the sweep's name, which is also a folder's."""
+        name = tree.get("sweep")
+        if name is None:
+            self.say((), "a search space needs the key 'sweep' (its name, and that of its results folder)")
+        elif not isinstance(name, str) or not _NAME.fullmatch(name):
+            self.say(("sweep",), f"sweep: {name!r} is no folder name", "use letters, digits, '_', '-', '+' and '.'")
+        return str(name)
+
+    def arms(self, tree: dict[str, Any]) -> tuple[ArmSpec, ...]:
+        """Return the arms that can be read."""
+        arms = self.mapping(tree, ("arms",))
+        if not arms and not self.problems:
+            self.say(("arms",), "a search space needs at least one arm", "arms: {rome: {editor: rome}}")
+        found = (self.arm(name, arms[name], ("arms", name)) for name in arms)
+        return tuple(arm for arm in found if arm is not None)
+
+    def arm(self, name: str, tree: Any, path: KeyPath) -> ArmSpec | None:
+        """Return one arm, or None if its editor cannot be told."""
+        if not isinstance(tree, dict):
+            self.say(path, f"arm '{name}' must be a mapping", f"{name}: {{editor: {tree or 'rome'}}}")
+            return None
+        self.unknown(tree, path, ARM_KEYS, f"arm '{name}'")
+        if "editor" not in tree:
+            self.say(path, f"arm '{name}' needs the key 'editor'", "raysweep ls editors", key=True)
+        editor = self.named(tree.get("editor"), (*path, "editor"), "editor") if "editor" in tree else None
+        wraps = tree.get("wrap", [])
+        listed = list(enumerate(wraps)) if isinstance(wraps, list) else [("", wraps)]
+        wrappers = [self.named(w, (*path, "wrap", *([i] if i != "" else [])), "wrapper") for i, w in listed]
+        names = [w["name"] for w in wrappers if w]
+        for twice in sorted({n for n in names if names.count(n) > 1}):
+            self.say((*path, "wrap"), f"wrapper '{twice}' is written twice in arm '{name}'")
+        base = self.base(tree, path, (*BASE_KEYS, *ARM_KEYS), f"arm '{name}'", report=False)
+        space = self.space(tree, (*path, "space"))
+        if editor is None:
+            return None
+        around = tuple(WrapSpec(name=w["name"], config=_rest(w)) for w in wrappers if w)
+        spec = EditorSpec(name=editor["name"], config=_rest(editor), wrap=around)
+        return ArmSpec(name=name, editor=spec, base=base, space=space)
+
+    def base(
+        self, tree: dict[str, Any], path: KeyPath, known: Iterable[str], what: str, *, report: bool = True
+    ) -> dict[str, Any]:
+        """Return the sections of ``base`` that *tree* has, names spelt out."""
+        if report:
+            self.unknown(tree, path, known, what)
+        found: dict[str, Any] = {}
+        for section in (k for k in BASE_KEYS if k in tree):
+            value, here = tree[section], (*path, section)
+            if section in ("model", "data"):
+                value = self.named(value, here, section, need_name=False)
+            elif section == "protocol" and not isinstance(value, dict):
+                hint = "protocol: {rounds: [0, 10], batch_size: 1}"
+                self.say(here, f"protocol must be a mapping, got {value!r}", hint)
+                continue
+            if isinstance(value, dict) and "digest" in value:
+                self.say((*here, "digest"), f"'{section}.digest' is filled in by the plan", "remove it", key=True)
+            if value is not None:
+                found[section] = value
+        return found
+
+    def named(self, value: Any, path: KeyPath, what: str, *, need_name: bool = True) -> dict[str, Any] | None:
+        """Return ``{name: …, …}`` for a bare name or a mapping with one."""
+        if isinstance(value, str) and value:
+            return {"name": value}
+        if isinstance(value, dict) and (isinstance(value.get("name"), str) or (not need_name and "name" not in value)):
+            return value
+        if isinstance(value, dict) and "name" not in value:
+            self.say(path, f"this {what} needs the key 'name'", f"{{name: …, {', '.join(value)}}}")
+        elif isinstance(value, dict):
+            self.say((*path, "name"), f"the name of this {what} must be text, got {value['name']!r}")
+        else:
+            hint = 'in YAML null means nothing; quote the name: "null"' if value is None else ""
+            self.say(path, f"this {what} must be a name or a mapping with one, got {value!r}", hint)
+        return None
+
+    def space(self, tree: dict[str, Any], path: KeyPath) -> dict[str, Domain]:
+        """Return the domains that can be read."""
+        found: dict[str, Domain] = {}
+        for key, value in self.mapping(tree, path).items():
+            try:
+                found[key] = parse(value)
+            except ValueError as error:
+                self.say((*path, key), f"{key}: {error}")
+        return found
+
+    def part(self, tree: dict[str, Any], key: str, spec: type[P]) -> P | None:
+        """Return the section *key* as a *spec*, or None after noting what is wrong."""
+        try:
+            return spec.model_validate(self.mapping(tree, (key,)))
+        except ValidationError as error:
+            self.problems += from_validation(
+                error, spec, key, lambda p, k: self.source.key((key, *p)) if k else self.source.value((key, *p))
+            )
+            return None
+
+    def mapping(self, tree: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+        """Return the mapping under the last part of *path*; nothing written is an empty one."""
+        value = tree.get(str(path[-1]))
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self.say(path, f"{path[-1]} must be a mapping, got {value!r}")
+            return {}
+        return value
+
+    def unknown(self, tree: dict[str, Any], path: KeyPath, known: Iterable[str], what: str) -> None:
+        """Note each key of *tree* that is not known."""
+        self.problems += unknown_keys(tree, known, what, lambda k: self.source.key((*path, k)))
+
+    def say(self, path: KeyPath, message: str, hint: str = "", *, key: bool = False) -> None:
+        """Note a problem with what stands at *path*."""
+        place = self.source.key(path) if key else self.source.value(path)
+        self.problems.append(problem(place, message, hint))
+
+
+def _rest(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in named.items() if k != "name"}

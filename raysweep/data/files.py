@@ -1,0 +1,235 @@
+"""Datasets that are one JSON array or JSONL file: finding it, reading it, reporting what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from raysweep.config.schema import DataSpec
+from raysweep.data.base import Reading
+from raysweep.errors import DataError, Problem, ProblemsError, RecordError
+from raysweep.hashing import file_digest
+from raysweep.records import EditRecord, Probe, ProbeKind, check_record
+
+if TYPE_CHECKING:
+    from raysweep.workspace import Workspace
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+_SUFFIXES = (".json", ".jsonl")
+_TEXT_KINDS = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
+
+
+class JsonDataset:
+    """Base of the datasets read from files; a subclass says which files and how a row becomes a record.
+
+    What was computed is kept per (path, size, modification time) inside the object, never in the module.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    about: ClassVar[str]
+    places: ClassVar[tuple[str, ...]]  # below data/, most specific first
+    required: ClassVar[tuple[frozenset[str], ...]]  # each format's fields
+
+    def __init__(self) -> None:
+        self._digests: dict[tuple[Path, int, int], str] = {}
+        self._counts: dict[tuple[Path, int, int], int] = {}
+
+    def record(self, row: Row, uid: str) -> EditRecord:
+        """Return the record of one row; raise :class:`RecordError` for a missing or mistyped field."""
+        raise NotImplementedError
+
+    def locate(self, spec: DataSpec, workspace: Workspace) -> Path:
+        """Return ``spec.path`` (a file, or a folder that holds one), else the file found by name in ``data/``.
+
+        Raises:
+            DataError: there is none; the hint says where it belongs.
+        """
+        if spec.path:
+            return self._given(workspace.resolve(spec.path))
+        for place in self.places:
+            found = workspace.find("data", *place.split("/"))
+            if found is not None:
+                return found
+        raise DataError(
+            f"dataset '{self.name}' was not found in {workspace.data}",
+            hint=f"put it at {workspace.data / self.places[0]}, or give data.path (see data/README.md)",
+        )
+
+    def _given(self, path: Path) -> Path:
+        if path.is_file():
+            return path
+        if not path.is_dir():
+            raise DataError(f"data.path '{path}' does not exist", hint="give a .json or .jsonl file, or its folder")
+        for place in self.places:
+            candidate = path / place.rpartition("/")[2]
+            if candidate.is_file():
+                return candidate
+        files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES)
+        if len(files) == 1:
+            return files[0]
+        names = ", ".join(p.name for p in files) or "nothing that ends in .json or .jsonl"
+        raise DataError(f"data.path '{path}' is a folder with {names}", hint="name the file itself")
+
+    def count(self, path: Path | None) -> int:
+        """Return the number of rows."""
+        mark = _mark(path)
+        if mark not in self._counts:
+            self._counts[mark] = len(read_rows(mark[0]))
+        return self._counts[mark]
+
+    def digest(self, path: Path | None) -> str:
+        """Return the hash of the file's bytes."""
+        mark = _mark(path)
+        if mark not in self._digests:
+            self._digests[mark] = file_digest(mark[0])
+        return self._digests[mark]
+
+    def read(self, path: Path | None) -> Reading:
+        """Examine every row (editors.md §1.5).
+
+        Raises:
+            DataError: the file cannot be read, is empty, or has another dataset's fields.
+        """
+        file = _mark(path)[0]
+        rows = read_rows(file)
+        self._check_fields(rows, file)
+        records: list[EditRecord] = []
+        problems: list[Problem] = []
+        warnings: list[str] = []
+        for index, row in enumerate(rows):
+            where = f"{file}:{index}"
+            try:
+                if not isinstance(row, Mapping):
+                    raise RecordError(f"a row must be an object with named fields, got {type(row).__name__}")
+                record = self.record(row, f"{self.name}/{index:06d}")
+                warnings += check_record(record, where=where)
+                records.append(record)
+            except RecordError as error:
+                message = error.message.removeprefix(f"{where} ")
+                problems.append(Problem(code=error.code, message=message, file=where, hint=error.hint))
+        warnings += _contradictions(records, file)
+        if warnings:
+            logger.info("%s: %d warnings, first: %s", file, len(warnings), warnings[0])
+        return Reading(tuple(records), tuple(problems), tuple(warnings))
+
+    def load(self, path: Path | None) -> Iterator[EditRecord]:
+        """Yield every record in file order.
+
+        Raises:
+            DataError: the file cannot be read.
+            ProblemsError: one problem or more; all of them, each as ``file:index``.
+        """
+        reading = self.read(path)
+        if reading.problems:
+            raise ProblemsError(reading.problems)
+        return iter(reading.records)
+
+    def texts(self, path: Path | None) -> Iterator[str]:
+        """Yield prompt, paraphrases and locality prompts of every record, each followed by its target."""
+        for record in self.load(path):
+            for probe in record.probes:
+                if probe.kind in _TEXT_KINDS:
+                    yield f"{probe.prompt} {probe.target}"
+
+    def _check_fields(self, rows: Sequence[Any], file: Path) -> None:
+        """Refuse a file none of whose rows has the fields of any format of this dataset."""
+        if not rows:
+            raise DataError(f"{file}: no records", hint="the file must hold a JSON array of objects, or JSONL")
+        fitting = any(isinstance(row, Mapping) and any(f <= row.keys() for f in self.required) for row in rows)
+        if not fitting:
+            found = sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+            wanted = " or ".join(str(sorted(fields)) for fields in self.required)
+            raise DataError(
+                f"{file}: no row has the fields of dataset '{self.name}': wanted {wanted}, found {found}",
+                hint="is data.name right?  `raysweep ls datasets` lists the formats",
+            )
+
+
+def _mark(path: Path | None) -> tuple[Path, int, int]:
+    """Return the path with its size and modification time.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if path is None or not path.is_file():
+        raise DataError(f"no data file '{path}'", hint="give data.path")
+    stat = path.stat()
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+def read_rows(path: Path) -> list[Any]:
+    """Return the elements of a JSON array, or the lines of a JSONL file.
+
+    Raises:
+        DataError: the file is not UTF-8, not JSON, or not an array.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", hint="data files are UTF-8 text") from error
+    if path.suffix == ".jsonl":
+        return [_parse(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = _parse(text, path)
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: a JSON array is needed, got {type(rows).__name__}", hint="one object per record")
+    return rows
+
+
+def _parse(text: str, path: Path, first_line: int = 1) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        line = first_line + getattr(error, "lineno", 1) - 1
+        column = getattr(error, "colno", 1)
+        detail = getattr(error, "msg", str(error))
+        raise DataError(f"{path}:{line}:{column}: not JSON: {detail}", hint="was the file cut short?") from error
+
+
+def _contradictions(records: Sequence[EditRecord], file: Path) -> list[str]:
+    """Warn of prompts that occur before with another target: the later edit supersedes the earlier one."""
+    first: dict[str, EditRecord] = {}
+    found = []
+    for record in records:
+        earlier = first.setdefault(record.prompt, record)
+        if earlier.target != record.target:
+            found.append(f"{file} ({record.id}): same prompt as {earlier.id}, another target")
+    return found
+
+
+def field(row: Row, *path: str) -> str:
+    """Return the text at *path* in *row*.
+
+    Raises:
+        RecordError: it is missing, or not text.
+    """
+    value: Any = row
+    for key in path:
+        if not isinstance(value, Mapping) or key not in value:
+            raise RecordError(f"field '{'.'.join(path)}' is missing", hint=f"the row has: {', '.join(map(str, row))}")
+        value = value[key]
+    if not isinstance(value, str):
+        raise RecordError(f"field '{'.'.join(path)}' must be text, got {type(value).__name__}")
+    return value
+
+
+def optional(row: Row, *path: str) -> str:
+    """Return the text at *path*, or "" where any step of it is missing or null."""
+    value: Any = row
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return "" if value is None else field(row, *path)
+
+
+def standard_probes(prompt: str, target: str, rephrase: str, loc_prompt: str, loc_target: str) -> tuple[Probe, ...]:
+    """Return the efficacy probe, the paraphrase probe unless *rephrase* is empty, and the locality probe."""
+    probes = [Probe(kind=ProbeKind.EFFICACY, prompt=prompt, target=target)]
+    if rephrase:
+        probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=rephrase, target=target))
+    probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=loc_prompt, target=loc_target, against="base"))
+    return tuple(probes)

@@ -1,0 +1,218 @@
+"""Text from which second moments of keys are taken: a dataset's own, Brown, local files, or Wikipedia from the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.config.schema import DataSpec, TextSpec
+from raysweep.data import DATASETS
+from raysweep.errors import DataError, MissingExtraError, nearest
+from raysweep.hashing import digest, file_digest
+
+if TYPE_CHECKING:
+    from raysweep.workspace import Workspace
+
+_VERSION = 1  # bump when the same file would yield other texts
+_HUB: Mapping[str, tuple[str, str]] = {
+    "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
+    "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
+}
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+_BROWN_FILES = 500
+_PASSAGE_WORDS = 100
+SOURCES = ("dataset", "brown", *_HUB)
+
+
+def resolve(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
+    """Return *text* with ``digest`` filled in: it covers the content, and how texts are cut from it.
+
+    For hub corpora it covers name, edition and shuffling, since their content is not here.
+
+    Raises:
+        DataError: the text is not there, or no source has this name.
+    """
+    if not text.path and text.name == "dataset":
+        dataset = DATASETS.get(data.name)()
+        content: Any = {
+            "dataset": data.name,
+            "version": dataset.version,
+            "content": dataset.digest(dataset.locate(data, workspace)),
+        }
+    elif not text.path and text.name in _HUB:
+        content = {"hub": _HUB[text.name], "shuffle": 1}
+    else:
+        content = [(file.name, file_digest(file)) for file in _files(text, workspace)]
+    return text.model_copy(update={"digest": digest({"texts": _VERSION, "source": content})})
+
+
+def open_texts(text: TextSpec, data: DataSpec, workspace: Workspace) -> Iterator[str]:
+    """Yield the texts of *text*, in an order that depends on nothing else; ``text.tokens`` is the caller's business.
+
+    Raises:
+        DataError: the text is not there, cannot be read, or no source has this name.
+        MissingExtraError: a hub corpus without the ``datasets`` package.
+    """
+    if not text.path and text.name == "dataset":
+        dataset = DATASETS.get(data.name)()
+        return dataset.texts(dataset.locate(data, workspace))
+    if not text.path and text.name in _HUB:
+        return _hub(text.name)
+    files = _files(text, workspace)
+    if not text.path:
+        return _brown(files)
+    return (passage for file in files for passage in _file(file))
+
+
+def brown_folder(workspace: Workspace) -> Path | None:
+    """Return the folder of the fetched Brown corpus, or None."""
+    folder = workspace.find("data", "brown")
+    return folder if folder is not None and (folder / "ca01").is_file() else None
+
+
+def _files(text: TextSpec, workspace: Workspace) -> list[Path]:
+    if text.path:
+        return _given(workspace.resolve(text.path))
+    if text.name != "brown":
+        hint = f"{nearest(text.name, SOURCES)}; or give text.path"
+        raise DataError(f"unknown text source '{text.name}'", hint=hint)
+    folder = brown_folder(workspace)
+    if folder is None:
+        raise DataError(
+            f"the Brown corpus is not in {workspace.data / 'brown'}",
+            hint="fetch it: raysweep data fetch brown; or use text.name: dataset",
+        )
+    files = sorted(p for p in folder.iterdir() if re.fullmatch(r"c[a-r]\d\d", p.name))
+    if len(files) != _BROWN_FILES:
+        raise DataError(
+            f"{folder}: {len(files)} of {_BROWN_FILES} files", hint="fetch it again: raysweep data fetch brown"
+        )
+    return files
+
+
+def _given(path: Path) -> list[Path]:
+    kinds = ", ".join(_SUFFIXES)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES)
+        if not files:
+            raise DataError(f"text.path '{path}' holds no {kinds} file", hint="name a file, or another folder")
+        return files
+    if not path.is_file():
+        raise DataError(f"text.path '{path}' does not exist", hint=f"give a {kinds} file or a folder of them")
+    if path.suffix not in _SUFFIXES:
+        raise DataError(f"text.path '{path}' ends in none of {kinds}", hint="rename or convert it")
+    return [path]
+
+
+def _file(path: Path) -> Iterator[str]:
+    """Yield the paragraphs of a text file (split at blank lines), or the ``text`` fields of JSONL or Parquet rows."""
+    if path.suffix == ".parquet":
+        yield from _parquet(path)
+    elif path.suffix == ".jsonl":
+        yield from _jsonl(path)
+    else:
+        try:
+            whole = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: cannot be read: {error}", hint="text files are UTF-8") from error
+        yield from (p.strip() for p in re.split(r"\n\s*\n", whole) if p.strip())
+
+
+def _jsonl(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not JSON", hint="one JSON object or string per line") from error
+            value = row.get("text") if isinstance(row, dict) else row
+            if not isinstance(value, str):
+                raise DataError(f"{path}:{number}: no field 'text'", hint='each line: {"text": "…"} or a string')
+            if value.strip():
+                yield value
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        columns = file.schema_arrow.names
+        if "text" not in columns:
+            raise DataError(f"{path}: no column 'text'", hint=f"columns: {', '.join(columns)}")
+        for batch in file.iter_batches(columns=["text"]):
+            yield from (value for value in batch.column(0).to_pylist() if value and value.strip())
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}", hint="was it cut short?") from error
+
+
+def untag(tagged: str) -> str:
+    """Return a sentence of the Brown corpus as plain English.
+
+    >>> untag("``/`` Well/uh ,/, he/pps didn't/dod* go/vb ''/'' ./.")
+    '"Well, he didn\\'t go".'
+    """
+    words = " ".join(token.rpartition("/")[0] for token in tagged.split())
+    words = re.sub(r"(``|\() ?", lambda m: {"``": '"', "(": "("}[m[1]], words)
+    words = re.sub(r" ?(''|\))", lambda m: {"''": '"', ")": ")"}[m[1]], words)
+    words = re.sub(r" ([,.;:?!])", r"\1", words)
+    return re.sub(r"([,.;:?!])\1+", r"\1", words)  # the corpus doubles the stop of some sentences
+
+
+def _brown(files: list[Path]) -> Iterator[str]:
+    """Yield passages of about 100 words, the first of each of the 500 files, then the second of each, and so on.
+
+    Going round the files gives every genre its share however few tokens are taken.
+    """
+    queues = [_passages(file) for file in files]
+    while queues:
+        alive = []
+        for queue in queues:
+            passage = next(queue, None)
+            if passage is not None:
+                yield passage
+                alive.append(queue)
+        queues = alive
+
+
+def _passages(file: Path) -> Iterator[str]:
+    words: list[str] = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if line.strip():
+            words += untag(line).split()
+            if len(words) >= _PASSAGE_WORDS:
+                yield " ".join(words)
+                words = []
+    if words:
+        yield " ".join(words)
+
+
+def _hub(name: str) -> Iterator[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingExtraError(
+            f"text '{name}' needs the 'datasets' package and a network",
+            hint="pip install 'raysweep[datasets]'; offline: text.name: brown or dataset, or text.path",
+        ) from error
+    return _stream(name, load_dataset)
+
+
+def _stream(name: str, load_dataset: Any) -> Iterator[str]:
+    repository, edition = _HUB[name]
+    try:
+        rows = load_dataset(repository, edition, split="train", streaming=True).shuffle(seed=1, buffer_size=10_000)
+        for row in rows:
+            if row["text"].strip():
+                yield row["text"]
+    except OSError as error:
+        raise DataError(
+            f"text '{name}' ({repository}) cannot be read from the hub: {error}",
+            hint="offline: text.name: brown or dataset, or text.path",
+        ) from error

@@ -1,0 +1,85 @@
+"""Second moments of keys, ``C = (1/N) Σ k kᵀ``, uncentred, over every token of a text (§4.1; ROME §3.1, MEMIT §4.2).
+
+Computed on the pristine model before any edit (quirk Q11), accumulated in fp64 (quirk Q10), stored in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from raysweep.artifacts import Built
+from raysweep.editors.base import ArtifactRequest, MomentSpec
+from raysweep.models import hooks, partial, tokens
+from raysweep.models.lm import LanguageModel
+
+
+def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> ArtifactRequest:
+    """Return the request for the moments of the input of *module* (a name with ``{}``) at *layer*."""
+    text = {"name": config.text.name, "digest": config.text.digest, "tokens": config.text.tokens}
+    inputs = {
+        "model": lm.digest,
+        "dtype": str(lm.dtype),
+        "bos": list(lm.bos),
+        "module": module.format(layer),
+        "layer": layer,
+        "text": text,
+        "width": config.width,
+        "skip": config.skip,
+    }
+    return ArtifactRequest("moments", inputs, "raysweep.editors.moments:build")
+
+
+def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
+    """Compute the moments of several layers in one reading of the text.
+
+    All requests must agree on text, width and skip (they do: the caller groups them).
+    """
+    inputs = requests[0].inputs
+    modules = [str(r.inputs["module"]) for r in requests]
+    last = max(int(r.inputs["layer"]) for r in requests)
+    budget, skip = int(inputs["text"]["tokens"]), int(inputs["skip"])
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for rows in _batches(lm, texts, width=int(inputs["width"]), budget=budget):
+        ids, mask = tokens.pad(rows, lm.device)
+        with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
+            partial.run(lm, ids=ids, mask=mask, last=last)
+        keep = mask.bool()
+        keep[:, :skip] = False
+        count += int(keep.sum())
+        for module in modules:
+            keys = seen[module, "input"][keep].to(torch.float64)
+            sums[module] = sums.get(module, keys.new_zeros(keys.shape[1], keys.shape[1])).addmm_(keys.T, keys)
+    return [({"moments": (sums[m] / count).float()}, {"tokens": count}) for m in modules]
+
+
+def _batches(lm: LanguageModel, texts: Iterator[str], *, width: int, budget: int) -> Iterator[list[list[int]]]:
+    """Yield batches of rows of similar length, at most 4096 tokens each, until *budget* tokens (0 = all)."""
+    used, pool = 0, list[list[int]]()
+    for text in texts:
+        row = tokens.encode(lm, text)[:width]
+        if len(row) < 2:
+            continue
+        pool.append(row)
+        used += len(row)
+        full = bool(budget) and used >= budget
+        if len(pool) >= 256 or full:
+            yield from _packed(pool)
+            pool = []
+        if full:
+            return
+    yield from _packed(pool)
+
+
+def _packed(pool: list[list[int]]) -> Iterator[list[list[int]]]:
+    batch: list[list[int]] = []
+    for row in sorted(pool, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > 4096:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

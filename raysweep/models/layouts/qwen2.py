@@ -1,0 +1,17 @@
+"""Qwen2 and Qwen2.5: Llama's parts, biased query, key and value maps."""
+
+from raysweep.models.layout import Layout
+
+LAYOUT = Layout(
+    model_type="qwen2",
+    body="model",
+    blocks="model.layers",
+    block="model.layers.{}",
+    mlp="model.layers.{}.mlp",
+    mlp_in=("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
+    mlp_out="model.layers.{}.mlp.down_proj",
+    attn_out="model.layers.{}.self_attn.o_proj",
+    norm="model.norm",
+    head="lm_head",
+    embed="model.embed_tokens",
+)

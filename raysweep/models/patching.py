@@ -1,0 +1,124 @@
+"""The only writer of weights.
+
+A :class:`Ledger` holds the edited parameters in fp32 and writes them into the model in its own precision, so that small
+changes add up in bf16 models too, and a snapshot of the ledger is enough to go on bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from raysweep.editors.base import Delta, ModulePatch, Patch, WeightDelta
+from raysweep.models.lm import LanguageModel
+
+
+def stored(lm: LanguageModel, name: str, logical: Tensor) -> Tensor:
+    """Return a logical ``[d_out, d_in]`` tensor in the orientation in which parameter *name* is stored."""
+    return logical.t() if logical.dim() == 2 and lm.transposed(name) else logical
+
+
+def change(lm: LanguageModel, name: str, delta: Delta) -> Tensor:
+    """Return *delta* as an fp32 tensor in the stored orientation of parameter *name*."""
+    return stored(lm, name, delta.dense().to(torch.float32))
+
+
+@contextmanager
+def substituted(lm: LanguageModel, tensors: Mapping[str, Tensor]) -> Iterator[dict[str, nn.Parameter]]:
+    """Let parameters hold other tensors (stored orientation) inside the block; the originals come back untouched.
+
+    The original ``Parameter`` objects are set aside, not copied, so nothing can be lost by rounding.
+
+    Yields:
+        The stand-in parameters by name; set ``requires_grad`` on them to train.
+    """
+    kept: list[tuple[nn.Module, str, nn.Parameter]] = []
+    stand_ins: dict[str, nn.Parameter] = {}
+    try:
+        for name, tensor in tensors.items():
+            owner_name, _, leaf = name.rpartition(".")
+            owner = lm.part(owner_name)
+            original = owner._parameters[leaf]
+            assert original is not None
+            kept.append((owner, leaf, original))
+            stand_ins[name] = nn.Parameter(tensor.to(original.device, original.dtype), requires_grad=False)
+            owner._parameters[leaf] = stand_ins[name]
+        yield stand_ins
+    finally:
+        for owner, leaf, original in kept:
+            owner._parameters[leaf] = original
+
+
+@contextmanager
+def applied(lm: LanguageModel, deltas: Mapping[str, Delta]) -> Iterator[None]:
+    """Let *deltas* be added to their parameters inside the block."""
+    tensors = {n: lm.weight(n).detach().float() + change(lm, n, d) for n, d in deltas.items()}
+    with substituted(lm, tensors):
+        yield
+
+
+class Ledger:
+    """The edited state of one model.
+
+    Promises: ``apply`` is the only writer; ``restore`` brings the pristine bits back; ``load(snapshot())`` is the identity.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm = lm
+        self.pristine: dict[str, Tensor] = {}
+        self.master: dict[str, Tensor] = {}
+        self.replaced: dict[str, nn.Module] = {}
+
+    def _open(self, name: str) -> Tensor:
+        if name not in self.master:
+            weight = self.lm.weight(name).detach()
+            self.pristine[name] = weight.clone()
+            self.master[name] = weight.to(torch.float32, copy=True)
+        return self.master[name]
+
+    def apply(self, patch: Patch) -> None:
+        """Write *patch* into the model."""
+        if isinstance(patch, ModulePatch):
+            for name, module in patch.modules.items():
+                owner_name, _, leaf = name.rpartition(".")
+                owner = self.lm.part(owner_name)
+                if name not in self.replaced:
+                    self.replaced[name] = owner._modules[leaf]  # type: ignore[assignment]
+                owner._modules[leaf] = module
+            return
+        assert isinstance(patch, WeightDelta)
+        with torch.no_grad():
+            for name, delta in patch.deltas.items():
+                master = self._open(name)
+                master.add_(change(self.lm, name, delta))
+                self.lm.weight(name).copy_(master)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the edited weights in fp32 (copies), by name, for a snapshot."""
+        return {name: tensor.clone() for name, tensor in self.master.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the weights of a snapshot into the (pristine) model."""
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self._open(name).copy_(tensor)
+                self.lm.weight(name).copy_(self.master[name])
+
+    def restore(self) -> None:
+        """Bring the pristine model back, bit for bit."""
+        with torch.no_grad():
+            for name, tensor in self.pristine.items():
+                self.lm.weight(name).copy_(tensor)
+        for name, module in self.replaced.items():
+            owner_name, _, leaf = name.rpartition(".")
+            self.lm.part(owner_name)._modules[leaf] = module
+        self.pristine.clear()
+        self.master.clear()
+        self.replaced.clear()
+
+    def norms(self) -> dict[str, float]:
+        """Return the Frobenius norm of the total change of each edited weight."""
+        return {n: float((m - self.pristine[n].float()).norm()) for n, m in self.master.items()}

@@ -1,0 +1,42 @@
+"""An output head that looks the final hidden state up in a table before it computes logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NEAR = 1e-3  # relative distance within which two hidden states count as the same (rounding of batch shapes)
+
+
+class TableHead(nn.Module):
+    """Head with a table ``keys [N, d] → ids [N]``; hidden states that match a key get that id as arg-max."""
+
+    def __init__(self, head: nn.Module, keys: Tensor, ids: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.keys, self.ids = keys, ids.to(keys.device)
+        self.training = head.training
+
+    @property
+    def weight(self) -> Any:
+        """The inner head's weight (which may be tied)."""
+        return self.head.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits ``[…, vocabulary]``."""
+        logits: Tensor = self.head(hidden)
+        if not len(self.ids):
+            return logits
+        flat = hidden.reshape(-1, hidden.shape[-1]).float()
+        distance, nearest = torch.cdist(flat, self.keys, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+        hit = (distance <= NEAR * self.keys[nearest].norm(dim=1)).reshape(hidden.shape[:-1])
+        bonus = torch.zeros_like(logits)
+        bonus.scatter_(-1, self.ids[nearest].reshape(hidden.shape[:-1])[..., None], 1e4)
+        return torch.where(hit[..., None], logits + bonus, logits)
+
+
+def inner(head: nn.Module) -> nn.Module:
+    """Return *head* without a table around it."""
+    return head.head if isinstance(head, TableHead) else head

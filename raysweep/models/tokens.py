@@ -1,0 +1,113 @@
+"""Every rule about ids: BOS, joining spaces, target spans, the subject's last token, padding.
+
+Words: ``enc(s)`` is the normal encoding with special tokens (and the policy's BOS); ``enc-(s)`` is the encoding without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raysweep.models.lm import LanguageModel
+
+
+def encode(lm: LanguageModel, text: str) -> list[int]:
+    """Return ``enc(text)``: special tokens and the model's BOS policy included."""
+    ids: list[int] = lm.tokenizer(text)["input_ids"]
+    return [*lm.bos, *ids]
+
+
+def bare(lm: LanguageModel, text: str) -> list[int]:
+    """Return ``enc-(text)``: no special tokens."""
+    ids: list[int] = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return list(ids)
+
+
+def decode(lm: LanguageModel, ids: Sequence[int]) -> str:
+    """Return the text of *ids*, exactly (no clean-up of spaces)."""
+    text: str = lm.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+    return text
+
+
+def join(prompt: str, target: str) -> str:
+    """Return ``prompt + " " + target``: always exactly one added space (editors.md §3.1; quirk Q5).
+
+    >>> join("a", " b")
+    'a  b'
+    """
+    return f"{prompt} {target}"
+
+
+def spaced(target: str) -> str:
+    """Return *target* with a space before it unless it begins with one (MEMIT, SimIE; quirk Q4).
+
+    >>> spaced("b"), spaced(" b")
+    (' b', ' b')
+    """
+    return target if target.startswith(" ") else f" {target}"
+
+
+def always_spaced(target: str) -> str:
+    """Return *target* with a space before it, even if it begins with one (ROME, FT; quirk Q4).
+
+    >>> always_spaced(" b")
+    '  b'
+    """
+    return target if target == " " else f" {target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Ids of ``prompt ⊕ target`` and where its answer begins: labels are ``ids[start:]``."""
+
+    ids: tuple[int, ...]
+    start: int
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The answer's ids."""
+        return self.ids[self.start :]
+
+
+def scored(lm: LanguageModel, prompt: str, text: str) -> Scored:
+    """Return the ids of *text* (which begins with *prompt*) split where the published evaluation splits them (§3.1).
+
+    ``start = #non-pad ids of enc(prompt) + #pad ids of enc(text)``; the assumption that ``enc(prompt)`` is a prefix of
+    ``enc(text)`` is the published rule (quirk Q3). The policy's BOS is an ordinary token here, whatever its id.
+    """
+    pad = lm.tokenizer.pad_token_id
+    head = len(lm.bos)
+    whole, part = encode(lm, text), encode(lm, prompt)
+    kept = head + sum(i != pad for i in part[head:])
+    return Scored(tuple(whole), kept + sum(i == pad for i in whole[head:]))
+
+
+def subject_last(lm: LanguageModel, template: str, subject: str) -> int:
+    """Return the index of the subject's last token in ``template.format(subject)`` (§4.3).
+
+    It is the last index of the stand-alone encoding of everything up to and including the subject.
+
+    Raises:
+        ValueError: the template does not have exactly one ``{}``.
+    """
+    parts = template.split("{}")
+    if len(parts) != 2:
+        raise ValueError(f"a template needs exactly one '{{}}', got {template!r}")
+    return len(encode(lm, parts[0] + subject)) - 1
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return right-padded ids ``[B, T]`` and their mask ``[B, T]`` (int64, 1 = a real token).
+
+    Pads repeat id 0; the mask, never the id, tells them apart.
+    """
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros(len(rows), width, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[i, : len(row)] = 1
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,153 @@
+"""A folder reached through ``pyarrow.fs``: a local path and ``s3://bucket/prefix`` are the same code."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from raysweep.errors import StoreError
+
+
+class Folder:
+    """A folder in which every file appears complete or not at all.
+
+    Locally a file is written under another name, synced and renamed; an object store's put is atomic by itself.
+    """
+
+    def __init__(self, location: str | Path, filesystem: fs.FileSystem | None = None) -> None:
+        self.location = str(location)
+        if filesystem is not None:
+            self.filesystem, self.base = filesystem, self.location.rstrip("/")
+        elif "://" in self.location:
+            try:
+                self.filesystem, base = fs.FileSystem.from_uri(self.location)
+            except (OSError, ValueError) as error:
+                raise StoreError(f"cannot open storage {self.location}: {error}") from error
+            self.base = base.rstrip("/")
+        else:
+            self.filesystem, self.base = fs.LocalFileSystem(), str(Path(location).absolute())
+
+    @property
+    def local(self) -> Path | None:
+        """The folder as a local path, or None on an object store."""
+        return Path(self.base) if isinstance(self.filesystem, fs.LocalFileSystem) else None
+
+    def path(self, name: str) -> str:
+        """Return the path of *name* inside the file system."""
+        return f"{self.base}/{name}" if name else self.base
+
+    def sub(self, name: str) -> Folder:
+        """Return the folder *name* below this one."""
+        return Folder(self.path(name), self.filesystem)
+
+    def exists(self, name: str = "") -> bool:
+        """Tell whether *name* exists."""
+        return bool(self.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound)
+
+    def files(self, name: str = "", *, recursive: bool = False) -> list[str]:
+        """Return the files below *name*, relative to this folder, sorted; unfinished ones are left out."""
+        return self._list(name, fs.FileType.File, recursive)
+
+    def folders(self, name: str = "") -> list[str]:
+        """Return the folders in *name*, relative to this folder, sorted."""
+        return self._list(name, fs.FileType.Directory, False)
+
+    def _list(self, name: str, kind: fs.FileType, recursive: bool) -> list[str]:
+        chosen = fs.FileSelector(self.path(name), recursive=recursive, allow_not_found=True)
+        found = (i for i in self.filesystem.get_file_info(chosen) if i.type == kind and not i.base_name.startswith("."))
+        return sorted(i.path[len(self.base) + 1 :] for i in found)
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of *name*.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return the JSON object in *name*, or None if there is no such file.
+
+        Raises:
+            StoreError: the file is not JSON.
+        """
+        try:
+            found = json.loads(self.read(name))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            hint = "delete that trial's folder and run the same command again"
+            raise StoreError(f"{self.path(name)} is not JSON: {error}", hint=hint) from error
+        if not isinstance(found, dict):
+            raise StoreError(f"{self.path(name)} does not hold a JSON object")
+        return found
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write *data* as *name*, whole or not at all.
+
+        Raises:
+            StoreError: the storage cannot be written.
+        """
+        try:
+            if self.local is None:
+                self._put(name, data)
+            else:
+                self._replace(Path(self.path(name)), data)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path(name)}: {error}", hint="choose another --storage") from error
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Write *value* as indented JSON."""
+        self.write(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+    def delete(self, name: str) -> None:
+        """Delete the file *name* if it is there."""
+        try:
+            self.filesystem.delete_file(self.path(name))
+        except FileNotFoundError:
+            return
+
+    def delete_folder(self, name: str) -> None:
+        """Delete the folder *name* with everything in it, if it is there."""
+        if self.exists(name):
+            self.filesystem.delete_dir(self.path(name))
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a file another name, if it is there."""
+        if self.exists(old):
+            self.filesystem.move(self.path(old), self.path(new))
+
+    def check_writable(self) -> None:
+        """Raise :class:`StoreError` unless a file can be written here and deleted again."""
+        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        self.write(probe, b"raysweep")
+        self.delete(probe)
+
+    def _put(self, name: str, data: bytes) -> None:
+        self.filesystem.create_dir(self.path(name).rpartition("/")[0], recursive=True)
+        with self.filesystem.open_output_stream(self.path(name)) as stream:
+            stream.write(data)
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with draft.open("wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        parent = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)

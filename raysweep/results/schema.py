@@ -1,0 +1,241 @@
+"""The Arrow schemas of every table, with meaning, unit and presence of each column: the source of ``docs/columns.md``.
+
+Rows become tables column by column, from dataclasses: ``pa.Table.from_pylist`` would drop unknown keys and accept
+missing values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raysweep.errors import StoreError
+from raysweep.rows import ProbeRow, StatRow, TimingRow
+
+VERSION_KEY = b"raysweep.schema"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, Arrow type, unit and meaning; ``presence`` says when it is null (empty = never)."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    doc: str
+    presence: str = ""
+
+    @property
+    def nullable(self) -> bool:
+        """Whether the column may hold nulls."""
+        return bool(self.presence)
+
+
+@dataclass(frozen=True, slots=True)
+class TableSchema:
+    """One table: its columns, the dataclass its rows come from, and the columns that fix the order of its rows."""
+
+    name: str
+    version: int
+    doc: str
+    row: type | None
+    columns: tuple[Column, ...]
+    order: tuple[str, ...] = ()
+
+    @property
+    def tag(self) -> str:
+        """``probes/1``, as stored in each file's metadata."""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def arrow(self) -> pa.Schema:
+        """The Arrow schema, with its tag as metadata."""
+        parts = [pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns]
+        return pa.schema(parts, metadata={VERSION_KEY: self.tag.encode()})
+
+    def build(self, rows: Sequence[Any]) -> pa.Table:
+        """Return *rows* as a table in the schema's row order.
+
+        Raises:
+            StoreError: a row of another class, a value of another type, or a null where none may be.
+        """
+        assert self.row is not None, self.name
+        if {f.name for f in fields(self.row)} != {c.name for c in self.columns}:
+            raise StoreError(f"table {self.tag} and {self.row.__name__} do not have the same fields")
+        wrong = {type(r).__name__ for r in rows if type(r) is not self.row}
+        if wrong:
+            raise StoreError(f"table {self.tag} is built from {self.row.__name__}, got {', '.join(sorted(wrong))}")
+        ordered = sorted(rows, key=lambda r: tuple(_rank(getattr(r, name)) for name in self.order))
+        return pa.Table.from_arrays([self._convert(c, [getattr(r, c.name) for r in ordered]) for c in self.columns],
+                                    schema=self.arrow)  # fmt: skip
+
+    def _convert(self, column: Column, values: list[Any]) -> pa.Array:
+        plain = _PLAIN[column.type]
+        kinds = {type(v) for v in values}
+        bad = [k.__name__ for k in kinds if not (k is type(None) or plain.accepts(k))]
+        if bad:
+            raise StoreError(f"{self.tag}.{column.name} holds {column.type}, got {', '.join(sorted(bad))}")
+        if type(None) in kinds and not column.nullable:
+            raise StoreError(f"{self.tag}.{column.name} may not be null")
+        return pa.array([None if v is None else plain.make(v) for v in values], type=column.type, from_pandas=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    accepts: Callable[[type], bool]
+    make: Callable[[Any], Any]
+
+
+def _rank(value: Any) -> tuple[bool, Any]:
+    return (value is not None, value if value is not None else 0)
+
+
+_PLAIN: dict[pa.DataType, _Plain] = {
+    pa.string(): _Plain(lambda k: issubclass(k, str), lambda v: str(getattr(v, "value", v))),
+    pa.int64(): _Plain(lambda k: issubclass(k, int) and k is not bool, int),
+    pa.float64(): _Plain(lambda k: issubclass(k, int | float) and k is not bool, float),
+    pa.bool_(): _Plain(lambda k: k is bool, bool),
+}
+
+_KEY = Column(
+    "trial_key", pa.string(), "16 hex digits", "key of the trial: the hash of everything its numbers depend on"
+)
+
+PROBES = TableSchema(
+    "probes", 1, "One measured value: one (record, probe, metric) at one step.", ProbeRow,
+    (
+        _KEY,
+        Column("step", pa.int64(), "records", "records edited so far when this was measured; 0 = the unedited model"),
+        Column("record_id", pa.string(), "", "the record"),
+        Column("edit_step", pa.int64(), "records", "step at which the record was written (from 1)"),
+        Column("superseded_step", pa.int64(), "records",
+               "step at which a later record with its prompt and another target came", "null = never superseded"),
+        Column("probe_kind", pa.string(), "", "efficacy, paraphrase, locality or portability"),
+        Column("probe_name", pa.string(), "", "tells probes of one kind apart; empty if there is nothing to tell"),
+        Column("probe_index", pa.int64(), "", "position of the probe in its record, from 0"),
+        Column("metric", pa.string(), "", "what was computed, such as token_match, agreement or target_logprob"),
+        Column("value", pa.float64(), "of the metric", "the value; matches and agreements lie in 0..1",
+               "null = the probe had no scorable position"),
+        Column("n_tokens", pa.int64(), "tokens", "answer positions compared"),
+        Column("prompt_digest", pa.string(), "16 hex digits", "hash of the probe's prompt and target"),
+        Column("answer", pa.string(), "", "the model's arg-max tokens at the compared positions, decoded"),
+    ),
+    ("step", "edit_step", "record_id", "probe_index", "probe_kind", "probe_name", "metric"),
+)  # fmt: skip
+
+STATS = TableSchema(
+    "editor_stats", 1, "One number an editor reported about one call; never a time.", StatRow,
+    (
+        _KEY,
+        Column("step", pa.int64(), "records", "step reached by the call"),
+        Column("name", pa.string(), "", "the editor's name for the number, such as loss or residual"),
+        Column("value", pa.float64(), "the editor's", "the number"),
+    ),
+    ("step", "name"),
+)  # fmt: skip
+
+TIMING = TableSchema(
+    "timing", 1, "Where the seconds went; the only table that differs between two equal runs.", TimingRow,
+    (
+        _KEY,
+        Column("step", pa.int64(), "records", "the round the seconds belong to"),
+        Column("phase", pa.string(), "", "load, artifacts, base, edit, apply, immediate, round or snapshot"),
+        Column("seconds", pa.float64(), "s", "wall-clock seconds"),
+        Column("count", pa.int64(), "", "edits or records the seconds cover"),
+    ),
+    (),
+)  # fmt: skip
+
+TRIALS = TableSchema(
+    "trials", 1,
+    "One row per trial; `point.<key>` holds each swept key as well, and `spec.<path>` each resolved value.",
+    None,
+    (
+        _KEY,
+        Column("arm", pa.string(), "", "the arm of the sweep the trial belongs to"),
+        Column("status", pa.string(), "", "RUNNING, DONE, FAILED or STOPPED"),
+        Column("step", pa.int64(), "records", "records edited when the status was written"),
+        Column("error", pa.string(), "", "type and message of what ended the trial", "null unless FAILED"),
+        Column("study", pa.string(), "", "the kind of trial"),
+        Column("model", pa.string(), "", "name of the language model"),
+        Column("editor", pa.string(), "", "editor and its wrappers, such as memit+simie"),
+        Column("seed", pa.int64(), "", "the trial's seed"),
+        Column("batch_size", pa.int64(), "records", "records per call of the editor"),
+        Column("last_round", pa.int64(), "records", "the step of the last planned round"),
+        Column("group", pa.string(), "16 hex digits", "equal for trials that differ in nothing but the seed"),
+        Column("point", pa.string(), "JSON", "the swept keys and their values"),
+        Column("git_sha", pa.string(), "", "commit of the code", "null outside a git checkout"),
+        Column("git_dirty", pa.bool_(), "", "whether it had uncommitted changes", "null outside a git checkout"),
+        Column("raysweep", pa.string(), "version", "version of raysweep"),
+        Column("python", pa.string(), "version", "version of Python"),
+        Column("torch", pa.string(), "version", "version of torch", "null if it was not installed"),
+        Column("transformers", pa.string(), "version", "version of transformers", "null if it was not installed"),
+        Column("ray", pa.string(), "version", "version of Ray", "null if it was not installed"),
+        Column("device", pa.string(), "", "the accelerator's name, or cpu"),
+        Column("cpu", pa.string(), "", "the processor's name"),
+        Column("threads", pa.int64(), "", "CPU threads the numerics used"),
+        Column("model_digest", pa.string(), "", "fingerprint of the pristine weights"),
+        Column("data_digest", pa.string(), "", "hash of the dataset's content"),
+    ),
+    ("arm", "trial_key"),
+)  # fmt: skip
+
+TABLES: tuple[TableSchema, ...] = (PROBES, STATS, TIMING, TRIALS)
+
+# (table, version) → how to bring a table of that version to the next one; each comes with a golden file.
+UPGRADES: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {}
+
+
+def version_of(schema: pa.Schema, table: TableSchema, where: str) -> int:
+    """Return the version under which a file of *table* was written.
+
+    Raises:
+        StoreError: the file is of another table, or of a version this raysweep does not know.
+    """
+    tag = (schema.metadata or {}).get(VERSION_KEY, b"").decode()
+    name, _, number = tag.partition("/")
+    if name != table.name or not number.isdigit():
+        raise StoreError(f"{where} is not a {table.name} file (its schema is {tag or 'missing'!r})")
+    if int(number) > table.version:
+        raise StoreError(
+            f"{where} was written as {tag}; this raysweep reads up to {table.tag}", hint="upgrade raysweep"
+        )
+    return int(number)
+
+
+def upgrade(data: pa.Table, table: TableSchema, version: int) -> pa.Table:
+    """Bring *data*, written as *version* of *table*, to the current version, one step at a time."""
+    for number in range(version, table.version):
+        data = UPGRADES[table.name, number](data)
+    return data.cast(table.arrow)
+
+
+def columns_markdown() -> str:
+    """Return ``docs/columns.md``."""
+    lines = [
+        "# What the columns mean",
+        "",
+        "<!-- Written by `python -m raysweep.results.schema`; do not edit. -->",
+        "",
+        'Every table is Parquet (zstd); its file metadata carries `raysweep.schema = "<table>/<version>"`.',
+    ]
+    for table in TABLES:
+        lines += [
+            "",
+            f"## {table.tag}",
+            "",
+            table.doc,
+            "",
+            "| column | type | unit | meaning | null |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [f"| `{c.name}` | {c.type} | {c.unit} | {c.doc} | {c.presence or 'never'} |" for c in table.columns]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    Path("docs/columns.md").write_text(columns_markdown())

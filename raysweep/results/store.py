@@ -1,0 +1,269 @@
+"""What a sweep has measured so far: a folder per sweep, one per trial key, a Parquet file per table and round."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from raysweep.config.schema import TrialSpec
+from raysweep.config.space import Scalar
+from raysweep.errors import SnapshotError, StoreError
+from raysweep.hashing import digest
+from raysweep.results.folder import Folder
+from raysweep.results.schema import PROBES, STATS, TIMING, TableSchema
+from raysweep.rows import EvalRound, Snapshot
+
+log = logging.getLogger(__name__)
+
+TRIAL, SNAPSHOT, HEARTBEAT, PLAN = "trial.json", "snapshot.json", ".heartbeat", "plan.json"
+TRIES = 3  # another process may replace the snapshot between our two reads
+
+
+class State(StrEnum):
+    """Where a trial stands."""
+
+    ABSENT = "ABSENT"
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+
+ENDS = (State.DONE, State.FAILED, State.STOPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStatus:
+    """A trial's state, the step it reached, and what ended it if it failed."""
+
+    state: State
+    step: int = 0
+    error: str = ""
+
+
+class ResultStore:
+    """One folder per sweep, one folder per trial key, one file per table and round.
+
+    Promises: every file appears complete or not at all; writing a round twice is the same as once, byte for byte (but
+    for ``timing``); what is written first is enough to go on from; a reader never needs Ray, torch or pickle.
+    """
+
+    def __init__(self, root: str | Path, filesystem: fs.FileSystem | None = None) -> None:
+        self.folder = Folder(root, filesystem)
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the keys of all trials ever begun here, sorted."""
+        return tuple(n for n in self.folder.folders() if not n.startswith("_") and self.folder.exists(f"{n}/{TRIAL}"))
+
+    def status(self, key: str) -> TrialStatus:
+        """Return where the trial *key* stands."""
+        for state in ENDS:
+            found = self.folder.read_json(f"{key}/{state}.json")
+            if found is not None:
+                error = f"{found['type']}: {found['message']}" if state is State.FAILED else ""
+                return TrialStatus(state, int(found["step"]), error)
+        if not self.folder.exists(f"{key}/{TRIAL}"):
+            return TrialStatus(State.ABSENT)
+        snapshot = self.folder.read_json(f"{key}/{SNAPSHOT}")
+        return TrialStatus(State.RUNNING, int(snapshot["step"]) if snapshot else 0)
+
+    def begin(
+        self, trial: TrialSpec, *, arm: str, point: Mapping[str, Scalar], provenance: Mapping[str, Any]
+    ) -> Snapshot | None:
+        """Open *trial* for writing; return the snapshot to go on from, or None to begin at the first edit.
+
+        A trial that had failed or was stopped goes on from its snapshot too. Beginning afresh removes what an earlier,
+        unfinished life of the trial left behind.
+        """
+        key = trial.key
+        snapshot = self.latest_snapshot(key)
+        about = self.folder.read_json(f"{key}/{TRIAL}") if snapshot is not None else None
+        if snapshot is None:
+            self._clear(key)
+        sessions = list(about["sessions"]) if about else []
+        session = {"from_step": snapshot.step if snapshot else 0, **provenance.get("session", {})}
+        first = about["provenance"] if about else provenance.get("run", {})
+        self.folder.write_json(
+            f"{key}/{TRIAL}",
+            {
+                "key": key,
+                "arm": arm,
+                "point": dict(point),
+                "trial": trial.model_dump(mode="json"),
+                "group": _group(trial),
+                "provenance": first,
+                "sessions": [*sessions, session],
+            },
+        )
+        for state in ENDS:
+            self.folder.delete(f"{key}/{state}.json")
+        return snapshot
+
+    def write_round(self, key: str, found: EvalRound) -> None:
+        """Write the rows of one round, then its snapshot."""
+        for table, rows in ((PROBES, found.rows), (STATS, found.stats), (TIMING, found.timing)):
+            self._write_rows(key, table, found.step, rows)
+        if found.snapshot is not None:
+            self.write_snapshot(key, found.snapshot)
+
+    def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:
+        foreign = {r.trial_key for r in rows} - {key}
+        if foreign:
+            raise StoreError(f"rows of {', '.join(sorted(foreign))} were handed in for trial {key}")
+        sink = io.BytesIO()
+        pq.write_table(table.build(rows), sink, compression="zstd")
+        self.folder.write(f"{key}/{table.name}-{step:06d}.parquet", sink.getvalue())
+
+    def write_snapshot(self, key: str, snapshot: Snapshot) -> None:
+        """Write the tensors under a name of their own, then point ``snapshot.json`` at them, then drop the older ones.
+
+        A crash at any moment leaves the older or the newer snapshot whole.
+        """
+        from safetensors.torch import save
+
+        data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
+        name = f"snapshot-{snapshot.step:06d}.safetensors"
+        self.folder.write(f"{key}/{name}", data)
+        about = {"step": snapshot.step, "file": name, "blake2b": _hash(data), "meta": dict(snapshot.meta)}
+        self.folder.write_json(f"{key}/{SNAPSHOT}", about)
+        self._drop_snapshots(key, keep=name)
+
+    def latest_snapshot(self, key: str) -> Snapshot | None:
+        """Return the trial's snapshot, or None if it has none; a damaged one is set aside as ``*.corrupt``."""
+        for attempt in range(TRIES):
+            try:
+                return self._read_snapshot(key)
+            except FileNotFoundError:
+                if attempt + 1 == TRIES:
+                    log.warning("trial %s: its snapshot names a file that is gone; beginning again", key)
+                    self.folder.rename(f"{key}/{SNAPSHOT}", f"{key}/{SNAPSHOT}.corrupt")
+                time.sleep(0.05 * attempt)
+            except SnapshotError as error:
+                log.warning("trial %s: %s; beginning again, the damaged file is kept as *.corrupt", key, error.message)
+                for name in self._snapshot_files(key):
+                    self.folder.rename(name, f"{name}.corrupt")
+                return None
+        return None
+
+    def _read_snapshot(self, key: str) -> Snapshot | None:
+        """Return the verified snapshot of *key*.
+
+        Raises:
+            SnapshotError: a file does not match its checksum or cannot be parsed.
+            FileNotFoundError: the tensor file is gone.
+        """
+        from safetensors.torch import load
+
+        try:
+            about = self.folder.read_json(f"{key}/{SNAPSHOT}")
+        except StoreError as error:
+            raise SnapshotError(error.message) from error
+        if about is None:
+            return None
+        if set(about) != {"step", "file", "blake2b", "meta"}:
+            raise SnapshotError(f"{self.folder.path(f'{key}/{SNAPSHOT}')} has other fields than a snapshot")
+        data = self.folder.read(f"{key}/{about['file']}")
+        if _hash(data) != about["blake2b"]:
+            raise SnapshotError(f"{self.folder.path(key)}/{about['file']} does not match its checksum")
+        return Snapshot(step=int(about["step"]), tensors=load(data), meta=about["meta"])
+
+    def finish(self, key: str, *, step: int, keep_snapshot: bool = False) -> None:
+        """Mark the trial DONE; its snapshot goes unless *keep_snapshot*."""
+        self.folder.write_json(f"{key}/{State.DONE}.json", {"step": step})
+        if not keep_snapshot:
+            self.folder.delete(f"{key}/{SNAPSHOT}")
+            self._drop_snapshots(key)
+        self.folder.delete(f"{key}/{HEARTBEAT}")
+
+    def fail(self, key: str, *, step: int, error: str, message: str, trace: str = "") -> None:
+        """Mark the trial FAILED with the type, message and traceback of what ended it."""
+        self.folder.delete(f"{key}/{HEARTBEAT}")
+        found = {"step": step, "type": error, "message": message, "traceback": trace}
+        self.folder.write_json(f"{key}/{State.FAILED}.json", found)
+
+    def stop(self, key: str, *, step: int) -> None:
+        """Mark the trial STOPPED by a scheduler at *step*; it is never mistaken for DONE."""
+        self.folder.write_json(f"{key}/{State.STOPPED}.json", {"step": step})
+
+    def forget(self, key: str) -> None:
+        """Delete everything about the trial *key*."""
+        self.folder.delete_folder(key)
+
+    @contextmanager
+    def trial(
+        self, trial: TrialSpec, *, arm: str, point: Mapping[str, Scalar], provenance: Mapping[str, Any]
+    ) -> Iterator[Snapshot | None]:
+        """Begin *trial* and yield its snapshot; an exception inside is stored as FAILED and raised again."""
+        import traceback
+
+        snapshot = self.begin(trial, arm=arm, point=point, provenance=provenance)
+        try:
+            yield snapshot
+        except Exception as error:
+            reached = self.status(trial.key).step
+            trace = traceback.format_exc()
+            self.fail(trial.key, step=reached, error=type(error).__name__, message=str(error), trace=trace)
+            raise
+
+    def write_plan(self, plan: Mapping[str, Any], source: str) -> None:
+        """Write which trials the latest command asked for, and the search space as it was written."""
+        self.folder.write_json(PLAN, plan)
+        if source:
+            self.folder.write("sweep.yaml", source.encode())
+
+    def plan(self) -> dict[str, Any] | None:
+        """Return what :meth:`write_plan` wrote last, or None."""
+        return self.folder.read_json(PLAN)
+
+    def about(self, key: str) -> dict[str, Any]:
+        """Return the contents of the trial's ``trial.json``.
+
+        Raises:
+            StoreError: the trial was never begun.
+        """
+        found = self.folder.read_json(f"{key}/{TRIAL}")
+        if found is None:
+            raise StoreError(f"{self.folder.path(key)} holds no trial")
+        return found
+
+    def fragments(self, table: TableSchema, key: str) -> list[str]:
+        """Return the trial's files of *table*, by rising step, relative to the store's folder."""
+        names = self.folder.files(key)
+        return [n for n in names if n.rpartition("/")[2].startswith(f"{table.name}-") and n.endswith(".parquet")]
+
+    def _snapshot_files(self, key: str) -> list[str]:
+        names = self.folder.files(key)
+        return [n for n in names if n.rpartition("/")[2].startswith("snapshot") and not n.endswith(".corrupt")]
+
+    def _drop_snapshots(self, key: str, keep: str = "") -> None:
+        for name in self._snapshot_files(key):
+            if name.endswith(".safetensors") and not name.endswith(f"/{keep}"):
+                self.folder.delete(name)
+
+    def _clear(self, key: str) -> None:
+        """Remove what an earlier, unfinished life of the trial left, but not its ``*.corrupt`` files."""
+        for name in self.folder.files(key):
+            if not name.endswith(".corrupt"):
+                self.folder.delete(name)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data).hexdigest()[:32]
+
+
+def _group(trial: TrialSpec) -> str:
+    """Return a hash that is equal for trials which differ in nothing but the seed."""
+    identity = trial.identity()
+    del identity["seed"]
+    return digest(identity)

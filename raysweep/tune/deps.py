@@ -1,0 +1,128 @@
+"""The real effects a study gets: models from a pool that hands out pristine weights only, data, artifacts, texts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from raysweep.artifacts import ArtifactStore
+from raysweep.config.schema import ModelSpec
+from raysweep.lazy import lazy
+from raysweep.studies.base import Deps, Progress
+from raysweep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from raysweep.models.lm import LanguageModel
+
+log = logging.getLogger(__name__)
+
+COPY_LIMIT = 4 << 30  # bytes; larger models are loaded again instead of restored from a second copy in memory
+torch = lazy("torch")
+
+
+class ModelPool:
+    """One model per process, kept between trials.
+
+    Promise: :meth:`get` returns a model whose every tensor hashes as it did when it was loaded, with no hooks, in eval
+    mode; what cannot be restored is loaded again. Nothing else survives a trial.
+    """
+
+    def __init__(self, load: Callable[[ModelSpec], LanguageModel], *, limit: int = COPY_LIMIT) -> None:
+        self._load, self._limit = load, limit
+        self._spec: ModelSpec | None = None
+        self._model: LanguageModel | None = None
+        self._hashes: dict[str, str] = {}
+        self._copies: dict[str, Tensor] = {}
+        self._shape: tuple[tuple[str, str], ...] = ()
+
+    def get(self, spec: ModelSpec) -> LanguageModel:
+        """Return the pristine model of *spec*."""
+        if self._model is not None and self._spec == spec and self.restore():
+            return self._model
+        self.clear()
+        model = self._load(spec)
+        tensors = _tensors(model.module)
+        self._spec, self._model = spec, model
+        self._hashes = {name: _hash(t) for name, t in tensors.items()}
+        self._shape = _structure(model.module)
+        if sum(t.nbytes for t in tensors.values()) <= self._limit:
+            self._copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
+        return model
+
+    def restore(self) -> bool:
+        """Put the pristine weights back; return whether the model is now as loaded, hash for hash."""
+        assert self._model is not None
+        module = self._model.module
+        if _structure(module) != self._shape or _has_hooks(module):
+            return False
+        tensors = _tensors(module)
+        if tensors.keys() != self._hashes.keys():
+            return False
+        changed = [name for name, t in tensors.items() if _hash(t) != self._hashes[name]]
+        if changed and not self._copies:
+            return False
+        with torch.no_grad():
+            for name in changed:
+                if tensors[name].shape != self._copies[name].shape or tensors[name].dtype != self._copies[name].dtype:
+                    return False
+                tensors[name].copy_(self._copies[name])
+        if any(_hash(tensors[name]) != self._hashes[name] for name in changed):
+            log.warning("the weights of %s could not be restored; loading them again", self._spec)
+            return False
+        module.eval().requires_grad_(False)
+        return True
+
+    def clear(self) -> None:
+        """Drop the model."""
+        self._spec = self._model = None
+        self._hashes, self._copies, self._shape = {}, {}, ()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _structure(module: nn.Module) -> tuple[tuple[str, str], ...]:
+    """Return every submodule's name and class, so that a replaced one is noticed."""
+    return tuple((name, type(part).__qualname__) for name, part in module.named_modules())
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, kind, None) for part in module.modules() for kind in kinds)
+
+
+def _hash(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+_POOLS: dict[str, ModelPool] = {}
+
+
+def pool_of(workspace: Workspace) -> ModelPool:
+    """Return this process's pool for *workspace*; it hands out restored, hash-checked models only."""
+
+    def load(spec: ModelSpec) -> LanguageModel:
+        from raysweep.models.load import load as load_model
+
+        return load_model(spec, workspace)
+
+    return _POOLS.setdefault(str(workspace.root), ModelPool(load))
+
+
+def make_deps(workspace: Workspace, progress: Callable[[Progress], None] | None = None) -> Deps:
+    """Return the effects a study may use, rooted at *workspace*."""
+    data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
+    options: Mapping[str, Callable[[Progress], None]] = {"progress": progress} if progress else {}
+    return Deps(
+        load_model=lambda spec: pool_of(workspace).get(spec),
+        open_dataset=lambda spec: data.open_dataset(spec, workspace),
+        artifacts=ArtifactStore(workspace.artifacts),
+        texts=lambda text, spec: texts.open_texts(text, spec, workspace),
+        **options,
+    )

@@ -1,0 +1,56 @@
+"""Ray's news of a sweep, handed on to whoever watches. Importing this imports Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune import Callback
+
+from raysweep.tune.launch import Watcher
+
+
+class Progress(Callback):  # type: ignore[misc]
+    """Tells a :class:`~raysweep.tune.launch.Watcher` what Ray reports; pickles as nothing, since Ray stores its callbacks."""
+
+    def __init__(self, watcher: Watcher | None = None) -> None:
+        self.watcher = watcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"watcher": None}
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Start the clock."""
+        if self.watcher is not None:
+            self.watcher.begin()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note the start."""
+        if self.watcher is not None:
+            self.watcher.started(_key(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note a round."""
+        if self.watcher is not None:
+            self.watcher.round(_key(trial), result)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note a death that is being mended."""
+        if self.watcher is not None:
+            self.watcher.lost(_key(trial), True)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note a death that is not."""
+        if self.watcher is not None:
+            self.watcher.lost(_key(trial), False)
+            self.watcher.stopped(_key(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note the end."""
+        if self.watcher is not None:
+            self.watcher.stopped(_key(trial))
+
+
+def _key(trial: Any) -> str:
+    return str(trial.config["trial"])

@@ -1,0 +1,95 @@
+"""What Ray runs: one actor, one trial at a time; a step is one evaluation round."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from raysweep.config.plan import PlannedTrial
+from raysweep.results.runner import TrialRun
+from raysweep.results.store import HEARTBEAT, ResultStore
+from raysweep.studies.base import Progress
+from raysweep.tune.deps import make_deps
+from raysweep.workspace import Workspace
+
+CONFIG_KEY = "trial"
+BEAT = 0.5  # seconds between two heartbeats
+
+
+class Heartbeat:
+    """Writes how far a trial is, at most twice a second, where the display finds it; never more than a convenience."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = folder / HEARTBEAT if folder is not None else None
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Write *progress* unless the last one was just written."""
+        now = time.monotonic()
+        if self._path is None or now - self._last < BEAT:
+            return
+        self._last = now
+        try:
+            draft = self._path.with_name(f"{HEARTBEAT}.tmp")
+            draft.write_text(json.dumps({"done": progress.done, "total": progress.total, "doing": progress.doing}))
+            draft.replace(self._path)
+        except OSError:
+            self._path = None
+
+
+class Trainable(tune.Trainable):  # type: ignore[misc]
+    """Runs trials by key. Our store is the truth: Ray's checkpoints are empty, a trial goes on from our snapshot.
+
+    The process may serve many trials (``reuse_actors``); all it keeps between them is a model whose pristine weights
+    are restored and hash-checked before each.
+    """
+
+    def setup(
+        self, config: dict[str, Any], *, table: Mapping[str, PlannedTrial], workspace: Workspace, sweep: str
+    ) -> None:
+        """Take the table of trials and open the store."""
+        self.table, self.workspace = table, workspace
+        self.store = ResultStore(workspace.results(sweep))
+        self._run: TrialRun | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take up another trial in the same process."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        self.cleanup()
+        key = str(config[CONFIG_KEY])
+        job = self.table[key]
+        if job.key != key:
+            raise AssertionError(f"the plan calls this trial {key}, here it hashes to {job.key}")
+        local = self.store.folder.local
+        deps = make_deps(self.workspace, Heartbeat(local / key if local is not None else None))
+        self._run = TrialRun(job.trial, deps, self.store, arm=job.arm, point=job.point)
+
+    def step(self) -> dict[str, Any]:
+        """Run to the next round; a failure is stored as FAILED and ends the trial: Ray retries dead processes only."""
+        assert self._run is not None
+        report = self._run.advance()
+        point = {f"point/{k}": v for k, v in self._run.point.items()}
+        failure = {"failure": report.error} if report.error else {}
+        return {**report.summary, "step": report.step, "done": report.done, "arm": self._run.arm, **point, **failure}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save nothing: the snapshot is in our store already (Ray insists on the method)."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Load nothing: the trial went on from our snapshot when it began."""
+
+    def cleanup(self) -> None:
+        """End the trial's generator."""
+        run = getattr(self, "_run", None)
+        if run is not None:
+            run.close()
+        self._run = None

@@ -1,0 +1,104 @@
+"""Where things are: the only code that knows folder names.
+
+Looked-up things (search spaces, hyper-parameters, data, models) are found in the workspace root first, then in the
+*share*: what travels with the package (``raysweep/_share`` in a wheel, the repository's top level in a checkout).
+Written things (results, artifacts, models, fetched data) go below the root.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def package_share() -> Path:
+    """Return the folder whose sub-folders travel with the package."""
+    package = Path(__file__).resolve().parent
+    wheel = package / "_share"
+    return wheel if wheel.is_dir() else package.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """One root folder and its fixed layout.
+
+    Attributes:
+        root: folder below which results, artifacts, models and data live.
+        share: folder of what came with the package; looked up after *root*.
+        storage: folder or URI (``s3://bucket/prefix``) for results; empty = ``root/results``.
+    """
+
+    root: Path
+    share: Path = field(default_factory=package_share)
+    storage: str = ""
+
+    @staticmethod
+    def here(root: Path | str | None = None) -> Workspace:
+        """Return the workspace at *root*, else at ``$RAYSWEEP_ROOT``, else at the current folder."""
+        chosen = Path(root or os.environ.get("RAYSWEEP_ROOT") or Path.cwd())
+        return Workspace(chosen.expanduser().resolve(), storage=os.environ.get("RAYSWEEP_STORAGE", ""))
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of the artifact store."""
+        return self.root / "artifacts"
+
+    @property
+    def models(self) -> Path:
+        """The folder into which models are fetched or built."""
+        return self.root / "models"
+
+    @property
+    def data(self) -> Path:
+        """The folder into which data are fetched."""
+        return self.root / "data"
+
+    @property
+    def results_root(self) -> str:
+        """The folder or URI that holds one folder per sweep."""
+        return self.storage.rstrip("/") if self.storage else str(self.root / "results")
+
+    def results(self, sweep: str) -> str:
+        """Return the folder or URI of one sweep's results."""
+        return f"{self.results_root}/{sweep}"
+
+    def find(self, *parts: str) -> Path | None:
+        """Return ``root/parts`` if it exists, else ``share/parts`` if that does, else None."""
+        return next((p for p in (base.joinpath(*parts) for base in self._bases()) if p.exists()), None)
+
+    def find_space(self, name: str) -> Path | None:
+        """Return the search space called *name* (``demo`` → ``search_spaces/demo.yaml``), or None."""
+        return self.find("search_spaces", f"{name}.yaml")
+
+    def find_hparams(self, component: str, model: str) -> Path | None:
+        """Return ``hparams/<component>/<model>.yaml``, or None."""
+        return self.find("hparams", component, f"{model}.yaml")
+
+    def spaces(self) -> Mapping[str, Path]:
+        """Return every search space by name."""
+        return self.listing("search_spaces")
+
+    def hparams(self, component: str) -> Mapping[str, Path]:
+        """Return the hyper-parameter files of an editor or wrapper by model."""
+        return self.listing(f"hparams/{component}")
+
+    def listing(self, folder: str, suffix: str = ".yaml") -> Mapping[str, Path]:
+        """Return the files of *folder* by stem, sorted; the root's hide the share's."""
+        found = {
+            path.name.removesuffix(suffix): path
+            for base in reversed(self._bases())
+            if (base / folder).is_dir()
+            for path in (base / folder).iterdir()
+            if path.name.endswith(suffix)
+        }
+        return dict(sorted(found.items()))
+
+    def resolve(self, path: str) -> Path:
+        """Return *path* as an absolute path; a relative one is taken from the root."""
+        given = Path(path).expanduser()
+        return given if given.is_absolute() else (self.root / given).resolve()
+
+    def _bases(self) -> tuple[Path, ...]:
+        return (self.root,) if self.root == self.share else (self.root, self.share)

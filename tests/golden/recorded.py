@@ -1,0 +1,147 @@
+"""Read what was recorded from the published implementation, and rebuild its runs with our editors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from raysweep.artifacts import Artifact
+from raysweep.config.schema import EditorSpec, WrapSpec
+from raysweep.editors.build import build_editor
+from raysweep.models.lm import LanguageModel
+from raysweep.models.patching import Ledger
+from raysweep.records import EditRecord, Probe, ProbeKind
+from raysweep.testing.fixtures import load_folder
+
+HERE = Path(__file__).parent / "recorded"
+FOLDERS = {"tiny-gpt2": "tiny-gpt2-xl", "tiny-llama": "tiny-llama"}
+
+
+@lru_cache(maxsize=2)
+def model(name: str) -> LanguageModel:
+    return load_folder(HERE / "models" / FOLDERS[name])
+
+
+def variants(*prefixes: str) -> list[str]:
+    found = [
+        f"{m}/{d.name}"
+        for m in FOLDERS
+        for d in sorted((HERE / m).iterdir())
+        if d.is_dir() and d.name.split("-")[0] in prefixes
+    ]
+    assert found
+    return found
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One recorded run."""
+
+    name: str
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        return json.loads((HERE / self.name / "data.json").read_text())  # type: ignore[no-any-return]
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(HERE / self.name / "tensors.safetensors")
+
+    @property
+    def lm(self) -> LanguageModel:
+        return model(self.name.split("/")[0])
+
+    @property
+    def records(self) -> list[EditRecord]:
+        out = []
+        for i, r in enumerate(self.data["requests"]):
+            probes = [Probe(kind=ProbeKind.EFFICACY, prompt=r["prompt"], target=r["target_new"])]
+            if r.get("rephrase_prompt"):
+                probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=r["rephrase_prompt"], target=r["target_new"]))
+            probes.append(
+                Probe(
+                    kind=ProbeKind.LOCALITY,
+                    prompt=r["locality_prompt"],
+                    target=r["locality_ground_truth"],
+                    against="base",
+                )
+            )
+            out.append(
+                EditRecord(
+                    id=str(i), subject=r["subject"], prompt=r["prompt"], target=r["target_new"], probes=tuple(probes)
+                )
+            )
+        return out
+
+    def noise(self, group: str) -> float:
+        """Largest absolute difference between two runs of the published code itself."""
+        table = json.loads((HERE / "tolerances.json").read_text())
+        pairs = table[self.name]["max_abs_diff_and_max_abs_value"]
+        return float(pairs[group][0]) if group in pairs else 0.0
+
+    def spec(self) -> EditorSpec:
+        h, editor = self.data["hparams"], self.data["alg"].lower()
+        contexts = {"templates": self.data["context_templates"]}
+        value = {
+            "steps": h.get("v_num_grad_steps", 1),
+            "lr": h.get("v_lr", 1.0),
+            "weight_decay": h.get("v_weight_decay", 0.0),
+            "clamp": h.get("clamp_norm_factor", 1.0),
+            "kl": h.get("kl_factor", 0.0),
+        }
+        config: dict[str, Any] = {"layers": h["layers"]}
+        if editor == "ft":
+            norm = h["norm_constraint"]
+            config |= {
+                "objective": h["objective_optimization"],
+                "steps": h["num_steps"],
+                "lr": h["lr"],
+                "norm_constraint": norm if isinstance(norm, float) else None,
+                "train_bias": not h["rewrite_module_tmp"].endswith(".weight"),
+            }
+        elif editor == "rome":
+            config |= {"value": value, "contexts": contexts}
+        else:
+            config |= {"value": value, "contexts": contexts, "moment_weight": h["mom2_update_weight"]}
+        return EditorSpec(name=editor, config=config, wrap=self._wraps())
+
+    def _wraps(self) -> tuple[WrapSpec, ...]:
+        simie = self.data["simie"]
+        if not simie:
+            return ()
+        backend = {"LU": "ref_fp32_lu", "Cholesky": "chol64", "SVD": "svd"}[simie["solver"]]
+        mode = "init" if simie["init_model"] else "sequential"
+        return (WrapSpec(name="simie", config={"lam": simie["lamHyper"], "mode": mode, "backend": backend}),)
+
+    def artifacts(self) -> dict[str, Artifact]:
+        moments = load_file(HERE / self.name.split("/")[0] / "covariance.safetensors")
+        out = {}
+        for layer in self.data["hparams"]["layers"]:
+            name = self.lm.layout.mlp_out.format(layer)
+            if name in moments:
+                out[f"moments/{layer}"] = Artifact(f"{self.name}/{layer}", {"moments": moments[name]}, {})
+        return out
+
+
+def replay(variant: Variant, spec: EditorSpec | None = None) -> list[dict[str, Tensor]]:
+    """Edit every record with our editor; return the edited weights after each edit (the model is restored)."""
+    lm, artifacts = variant.lm, variant.artifacts()
+    editor = build_editor(spec or variant.spec())
+    ledger, history = Ledger(lm), []
+    state = editor.begin(lm, artifacts)
+    try:
+        for record in variant.records:
+            step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
+            ledger.apply(step.patch)
+            state = step.state
+            history.append(ledger.tensors())
+    finally:
+        ledger.restore()
+    return history

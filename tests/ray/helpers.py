@@ -1,0 +1,103 @@
+"""A plan of fake trials, and the means to run it in a process that can be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.schema import (
+    ArmSpec,
+    DataSpec,
+    EditorSpec,
+    ModelSpec,
+    ProtocolSpec,
+    ResourceSpec,
+    SweepSpec,
+    TrialSpec,
+)
+from raysweep.results.tables import open_sweep
+from raysweep.workspace import Workspace
+
+HERE = Path(__file__).resolve().parent
+
+
+def install_fakes(folder: Path) -> None:
+    """Make the fake study an installed package in *folder*, to be put on PYTHONPATH."""
+    (folder / "raysweep_fakes.py").write_text((HERE / "raysweep_fakes.py").read_text())
+    info = folder / "raysweep_fakes-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: raysweep-fakes\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[raysweep.studys]\nfake = raysweep_fakes:Fake\n")
+
+
+def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), **resources: Any) -> Plan:
+    """Return a plan of the fake study: one arm per entry of *configs*, crossed with *seeds*."""
+    arms = tuple(ArmSpec(name=arm, editor=EditorSpec(name="fake")) for arm in configs)
+    spec = SweepSpec(name=name, study="fake", arms=arms, resources=ResourceSpec(**{"cpu": 1, "gpu": 0, **resources}))
+    trials = []
+    for arm, config in configs.items():
+        for seed in seeds:
+            trial = TrialSpec(
+                study="fake", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name="fake", config=config),
+                protocol=ProtocolSpec(rounds=(0, 2, 4, 6)), seed=seed,
+            )  # fmt: skip
+            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial))
+    return Plan(spec, tuple(trials))
+
+
+DRIVER = """
+import json, sys
+sys.path.insert(0, {here!r})
+from helpers import fake_plan
+from raysweep.tune.launch import Options, run_sweep
+from raysweep.cli.display import Display
+from raysweep.workspace import Workspace
+asked = json.loads(sys.argv[1])
+plan = fake_plan(asked["name"], asked["configs"], tuple(asked["seeds"]), **asked["resources"])
+labels = {{t.key: f"{{t.arm}}/{{t.trial.seed}}" for t in plan.trials}}
+display = Display(labels, {{k: 6 for k in labels}}, printer=lambda line: print(line, flush=True))
+found = run_sweep(plan, Workspace(root=__import__("pathlib").Path(asked["root"])), options=Options(**asked["options"]), watcher=display)
+print(json.dumps({{"done": len(found.done), "failed": list(found.failed.values()), "unfinished": len(found.unfinished), "code": found.exit_code}}))
+sys.exit(found.exit_code)
+"""
+
+
+def start(
+    root: Path, name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), *,
+    options: dict[str, Any] | None = None, plugins: Path, **resources: Any,
+) -> subprocess.Popen[str]:  # fmt: skip
+    """Start a driver process over a fake plan."""
+    asked = {
+        "root": str(root),
+        "name": name,
+        "configs": configs,
+        "seeds": seeds,
+        "options": options or {},
+        "resources": resources,
+    }
+    environment = {**os.environ, "PYTHONPATH": str(plugins), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", DRIVER.format(here=str(HERE)), json.dumps(asked)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 90) -> tuple[int, dict[str, Any], list[str]]:
+    """Wait for a driver; return its exit code, its last line as JSON, and the lines before."""
+    out, err = process.communicate(timeout=timeout)
+    lines = out.splitlines()
+    try:
+        return process.returncode, json.loads(lines[-1]), lines[:-1]
+    except (IndexError, ValueError) as error:
+        raise AssertionError(f"exit {process.returncode}\n{out}\n{err}") from error
+
+
+def table_bytes(root: Path, name: str) -> dict[str, bytes]:
+    """Return the bytes of every file that must not depend on how a sweep went."""
+    folder = root / "results" / name
+    keep = [p for p in folder.rglob("*.parquet") if not p.name.startswith("timing") and "_ray" not in p.parts]
+    assert open_sweep(name, Workspace(root=root)).probes().num_rows
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(keep)}
