@@ -16,7 +16,9 @@ from raysweep.data.texts import SOURCES, brown_folder
 from raysweep.errors import DataError, ProblemsError, nearest
 from raysweep.workspace import Workspace
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="List, fetch and check datasets.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="List, fetch and check datasets."
+)
 
 _SHOWN = 10
 

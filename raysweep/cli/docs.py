@@ -47,7 +47,7 @@ def errors_page() -> str:
     lines = [
         "# Errors",
         "",
-        "Made from `raysweep/errors.py`; do not edit it by hand: `python -m raysweep.cli.docs errors > docs/errors.md`.",
+        "Made from `raysweep/errors.py`; do not edit: `python -m raysweep.cli.docs errors > docs/errors.md`.",
         "On the command line: `raysweep doctor --explain E-NAME`; `--debug` with any command prints the traceback.",
         "",
         "| exit code | means |",

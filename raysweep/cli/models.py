@@ -17,7 +17,12 @@ from raysweep.errors import ModelError
 from raysweep.models import catalogue
 from raysweep.workspace import Workspace
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="List, fetch, build and inspect models.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="List, fetch, build and inspect models.",
+)
 
 
 def _workspace(ctx: typer.Context) -> Workspace:

@@ -99,7 +99,9 @@ def _table(found: Plan, status: Callable[[str], str]) -> None:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     edits = sum(t.trial.protocol.rounds[-1] for t in found.trials)
     done = states.count("done")
-    print(f"{len(found.trials)} trials, {edits:,} edits in all; {done} done, {len(found.trials) - done} to run")
+    count = len(found.trials)
+    noun = "trial" if count == 1 else "trials"
+    print(f"{count} {noun}, {edits:,} edits in all; {done} done, {count - done} to run")
 
 
 def _point(trial: PlannedTrial) -> str:

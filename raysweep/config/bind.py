@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from raysweep.config import hparams
 from raysweep.config.components import Components
 from raysweep.config.merge import Merged
-from raysweep.config.places import KeyPath, Place
+from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_error, from_validation, problem
 from raysweep.config.schema import (
     ArmSpec,
@@ -42,6 +42,16 @@ class _Plain(Spec):
     threads: Count = 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What an editor is configured for; None = not known, which was noted."""
+
+    arm: ArmSpec
+    point: Point
+    model: ModelSpec | None
+    data: DataSpec | None
+
+
 @dataclass(slots=True)
 class Binder:
     """Binds points of one sweep; what it learns about files is asked once and kept for its own life.
@@ -63,21 +73,24 @@ class Binder:
         data, available = self._data(sections["data"])
         protocol = self._validated(sections["protocol"], ProtocolSpec, "protocol")
         plain = self._plain(arm, point)
-        editor = self._editor(arm, point, model, data)
+        editor = self._editor(_Target(arm, point, model, data))
         study = self._study()
-        if not (model and data and protocol and plain and editor and study) or len(self.problems) > before:
+        if not (data and protocol and study):
             return None
+        plain = plain or _Plain()
+        sound = model and editor and len(self.problems) == before
         trial = TrialSpec.model_construct(
             study=self.sweep.study,
-            model=model,
+            model=model or ModelSpec(),
             data=data,
-            editor=editor,
+            editor=editor or EditorSpec(name=arm.editor.name),
             protocol=protocol,
             seed=plain.seed,
             threads=plain.threads,
-            versions=self._versions(editor, data.name, study),
+            versions=self._versions(editor, data.name, study) if editor else {},
         )
-        return self._checked(trial, available, study, sections)
+        fits = self._fits(trial, available, study, sections)
+        return trial if sound and fits else None
 
     def _section(self, arm: ArmSpec, point: Point, section: str) -> Merged:
         """Return one section of the trial: base, then arm, then point."""
@@ -158,7 +171,7 @@ class Binder:
         if available < max(spec.size, 1):
             left = f"data.skip = {spec.skip} leaves {max(0, available)} of the {count} records of '{spec.name}'"
             said = f"{left}, but data.size = {spec.size}" if spec.size else left
-            place = merged.place(("size",) if spec.size else ("skip",))
+            place = merged.place(("size",) if spec.size and available > 0 else ("skip",))
             self.problems.append(problem(place, said, "lower them, or use a larger file", DataError.code))
             return None, 0
         where = path if spec.path else ""
@@ -170,25 +183,32 @@ class Binder:
         path = dataset.locate(spec, self.workspace)
         return str(path or ""), dataset.count(path), dataset.digest(path)
 
-    def _editor(self, arm: ArmSpec, point: Point, model: ModelSpec | None, data: DataSpec | None) -> EditorSpec | None:
+    def _editor(self, target: _Target) -> EditorSpec | None:
         """Return the editor and its wrappers with every configuration key filled in."""
-        where: KeyPath = ("arms", arm.name, "editor")
-        kind = self._component("editors", arm.editor.name, where)
-        wrappers = [
-            self._component("wrappers", wrap.name, self._wrap_path(arm, i)) for i, wrap in enumerate(arm.editor.wrap)
-        ]
-        if kind is None or None in wrappers:
+        editor = target.arm.editor
+        where: KeyPath = ("arms", target.arm.name, "editor")
+        kind = self._component("editors", editor.name, where)
+        config = None if kind is None else self._config(kind, editor, where, "editor.", target)
+        wraps = [self._wrap(i, kind, target) for i in range(len(editor.wrap))]
+        sound = tuple(w for w in wraps if w is not None)
+        if config is None or len(sound) < len(wraps):
             return None
-        self._check_wraps(arm, kind, wrappers)
-        if model is None or data is None:
+        return EditorSpec(name=editor.name, config=config, wrap=sound)
+
+    def _wrap(self, index: int, editor: Any, target: _Target) -> WrapSpec | None:
+        """Return wrapper number *index* with its configuration, having checked that it can wrap the *editor*."""
+        arm, written = target.arm, target.arm.editor.wrap[index]
+        where = self._wrap_path(arm, index)
+        kind = self._component("wrappers", written.name, where)
+        if kind is None:
             return None
-        config = self._config(kind, arm.editor.name, arm.editor.config, where, (arm, point, "editor."), model, data)
-        wraps = []
-        for i, (wrap, wrapper) in enumerate(zip(arm.editor.wrap, wrappers, strict=True)):
-            around = (arm, point, f"wrap.{wrap.name}.")
-            resolved = self._config(wrapper, wrap.name, wrap.config, self._wrap_path(arm, i), around, model, data)
-            wraps.append(WrapSpec(name=wrap.name, config=resolved or {}))
-        return None if config is None else EditorSpec(name=arm.editor.name, config=config, wrap=tuple(wraps))
+        if editor is not None and editor.patch_kind not in kind.accepts:
+            wanted = " or ".join(kind.accepts)
+            said = f"{written.name} cannot wrap '{arm.editor.name}': it changes {editor.patch_kind}, not {wanted}"
+            hint = f"remove 'wrap: {written.name}', or wrap an editor whose patch is {wanted} (raysweep ls editors)"
+            self.problems.append(problem(self.sweep.source.value(where), said, hint, WrapError.code))
+        config = self._config(kind, written, where, f"wrap.{written.name}.", target)
+        return None if config is None else WrapSpec(name=written.name, config=config)
 
     def _component(self, table: str, name: str, path: KeyPath) -> Any:
         source = self.sweep.source
@@ -200,46 +220,36 @@ class Binder:
         listed: KeyPath = ("arms", arm.name, "wrap", index)
         return listed if listed in self.sweep.source.values else listed[:-1]
 
-    def _check_wraps(self, arm: ArmSpec, kind: Any, wrappers: list[Any]) -> None:
-        for i, (wrap, wrapper) in enumerate(zip(arm.editor.wrap, wrappers, strict=True)):
-            if kind.patch_kind not in wrapper.accepts:
-                said = f"{wrap.name} cannot wrap '{arm.editor.name}': it changes {kind.patch_kind}, not "
-                said += " or ".join(wrapper.accepts)
-                hint = f"remove 'wrap: {wrap.name}', or wrap an editor whose patch is {' or '.join(wrapper.accepts)}"
-                place = self.sweep.source.value(self._wrap_path(arm, i))
-                self.problems.append(problem(place, said, f"{hint} (raysweep ls editors)", WrapError.code))
-
     def _config(
-        self,
-        kind: Any,
-        name: str,
-        written: Mapping[str, Any],
-        where: KeyPath,
-        swept: tuple[ArmSpec, Point, str],
-        model: ModelSpec,
-        data: DataSpec,
+        self, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: _Target
     ) -> dict[str, Any] | None:
-        """Return one component's configuration: class defaults, hparams file, arm, point."""
-        source = self.sweep.source
-        place = source.value(where)
-        defaults = self._once(
-            ("hparams", name, hparams.stem(model)), lambda: hparams.find(name, model, self.workspace), place
-        )
+        """Return one component's configuration: class defaults, hparams file, arm, point.
+
+        Without a model only what the arm and the point say is checked.
+        """
+        place, name, model = self.sweep.source.value(where), written.name, target.model
+        defaults = self._defaults(name, model, place) if model else None
         merged = Merged(place)
         if defaults is not None:
             merged.put(defaults.tree, defaults, ())
-        merged.put(written, source, where)
-        self._put_points(merged, *swept)
+        merged.put(written.config, self.sweep.source, where)
+        self._put_points(merged, target.arm, target.point, prefix)
         try:
             config = kind.config_type.model_validate(merged.tree)
         except ValidationError as error:
             missing = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "missing"]
-            if missing and defaults is None:
+            ignore = "missing" if defaults is None else ""
+            self.problems += from_validation(error, kind.config_type, f"'{name}'", merged.place, ignore=ignore)
+            if missing and ignore and model:
                 self.problems.append(self._no_hparams(name, model, missing, place))
-            else:
-                self.problems += from_validation(error, kind.config_type, f"'{name}'", merged.place)
             return None
-        return self._with_texts(config, data, merged)
+        return self._with_texts(config, target.data, merged) if target.data else None
+
+    def _defaults(self, name: str, model: ModelSpec, place: Place) -> Source | None:
+        """Return the hyper-parameter file of *name* on *model*; None without one, or after noting what is wrong."""
+        question = ("hparams", name, hparams.stem(model))
+        found: Source | None = self._once(question, lambda: hparams.find(name, model, self.workspace), place)
+        return found
 
     def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> Problem:
         files = ", ".join(self.workspace.hparams(name)) or "(none)"
@@ -257,7 +267,8 @@ class Binder:
         if isinstance(value, TextSpec):
             question = ("text", value, data.digest, data.path, data.name)
             ask = lambda: self.components.text(value, data, self.workspace)  # noqa: E731
-            return self._once(question, ask, merged.place(path)) or value
+            place = merged.place((*path, "path" if value.path else "name"))
+            return self._once(question, ask, place) or value
         if isinstance(value, tuple):
             return tuple(self._texts(v, data, merged, (*path, i)) for i, v in enumerate(value))
         if isinstance(value, BaseModel):
@@ -283,13 +294,11 @@ class Binder:
         }
         return {name: component.version for name, component in sorted(named.items())}
 
-    def _checked(
-        self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, Merged]
-    ) -> TrialSpec | None:
-        """Return *trial* if its study accepts it."""
+    def _fits(self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, Merged]) -> bool:
+        """Tell whether the study accepts *trial*, noting what it does not."""
         found: list[Problem] = study().check(trial, available)
         for one in found:
             section, key = _BLAME.get(one.code, ("protocol", "rounds"))
             place = sections[section].place((key,))
             self.problems.append(one if one.file else problem(place, one.message, one.hint, one.code))
-        return None if found else trial
+        return not found

@@ -38,10 +38,3 @@ def find(component: str, model: ModelSpec, workspace: Workspace) -> Source | Non
     if not isinstance(source.tree, dict):
         raise YamlError(f"{path}:1:1  a hyper-parameter file holds 'key: value' lines")
     return replace(source, tree={k: v for k, v in source.tree.items() if k not in REMARKS})
-
-
-def remarks(component: str, model: str, workspace: Workspace) -> dict[str, str]:
-    """Return ``source`` and ``notes`` of one file; empty where there is none."""
-    path = workspace.find_hparams(component, model)
-    tree = read(path).tree if path else None
-    return {k: str(tree[k]) for k in REMARKS if k in tree} if isinstance(tree, dict) else {}

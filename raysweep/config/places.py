@@ -51,11 +51,12 @@ class Source:
         keep = len(path)
         keys = {p: where for p, where in self.keys.items() if p[:keep] != path}
         values = {p: where for p, where in self.values.items() if p[:keep] != path}
+        made = {path[:end]: place for end in range(1, keep + 1)}
         return replace(
             self,
             tree=tree,
-            keys={**keys, path: place},
-            values={**values, path: place},
+            keys={**made, **keys},
+            values={**made, **values},
             overrides=(*self.overrides, override),
         )
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from raysweep.config.places import KeyPath, Place
-from raysweep.errors import Problem, RaysweepError, SpecError, nearest
+from raysweep.errors import Problem, ProtocolError, RaysweepError, SpecError, nearest
 
 Locate = Callable[[KeyPath, bool], Place]
 
@@ -31,7 +31,9 @@ def unknown_keys(tree: Mapping[str, Any], known: Iterable[str], what: str, at: C
     return [problem(at(k), f"unknown key '{k}' in {what}", nearest(k, table)) for k in tree if k not in table]
 
 
-def from_validation(error: ValidationError, spec: type[BaseModel], what: str, locate: Locate) -> list[Problem]:
+def from_validation(
+    error: ValidationError, spec: type[BaseModel], what: str, locate: Locate, *, ignore: str = ""
+) -> list[Problem]:
     """Return the complaints of pydantic, one per place, in the words of the file.
 
     Args:
@@ -39,9 +41,12 @@ def from_validation(error: ValidationError, spec: type[BaseModel], what: str, lo
         spec: the type that was validated.
         what: how the messages name it (``model``, ``editor 'rome'``).
         locate: returns the place of a key path inside the validated tree; the flag asks for the key itself.
+        ignore: a type of complaint to leave out (``missing`` where defaults could not be looked up).
     """
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False, include_context=True):
+        if detail["type"] == ignore:
+            continue
         grouped.setdefault(_known_part(spec, detail["loc"]), []).append(detail)
     return [_one(path, details, spec, what, locate) for path, details in grouped.items()]
 
@@ -50,7 +55,7 @@ def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what
     kind = details[0]["type"]
     dotted = ".".join(str(part) for part in path)
     if kind == "extra_forbidden":
-        owner = fields_at(spec, path[:-1])
+        owner = [f for f in fields_at(spec, path[:-1]) if f != "digest"]
         inside = f"{what}, {'.'.join(map(str, path[:-1]))}" if path[:-1] else what
         return problem(locate(path, True), f"unknown key '{path[-1]}' in {inside}", nearest(str(path[-1]), owner))
     if kind == "missing":
@@ -58,8 +63,9 @@ def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what
     said = " or ".join(dict.fromkeys(_sentence(d) for d in details))
     own = kind == "value_error"
     found = "" if own else f", got {details[0]['input']!r}"
-    code = "E-PROTOCOL" if own and "rounds" in said else SpecError.code
-    return problem(locate(path, False), f"{what}: {f'{dotted}: ' if dotted else ''}{said}{found}", code=code)
+    code = ProtocolError.code if own and "rounds" in said else SpecError.code
+    blamed = path or tuple(f for f in fields_at(spec, ()) if said.startswith(f"{f} "))[:1]
+    return problem(locate(blamed, False), f"{what}: {f'{dotted}: ' if dotted else ''}{said}{found}", code=code)
 
 
 def _sentence(detail: ErrorDetails) -> str:
@@ -81,12 +87,15 @@ def fields_at(spec: type[BaseModel], path: KeyPath) -> tuple[str, ...]:
 def _known_part(spec: type[BaseModel], loc: tuple[int | str, ...]) -> KeyPath:
     """Return *loc* without the names of union branches that pydantic puts into it."""
     kept: list[int | str] = []
-    for part in loc:
-        known = isinstance(part, int) or part in fields_at(spec, tuple(kept))
-        opaque = not fields_at(spec, tuple(kept))
-        if not known and (opaque or part != loc[-1]):
-            continue
-        kept.append(part)
+    here: type[BaseModel] | None = spec
+    for depth, part in enumerate(loc):
+        if isinstance(part, int):
+            kept.append(part)
+        elif here is not None and part in here.model_fields:
+            kept.append(part)
+            here = _model_in(here.model_fields[part].annotation)
+        elif here is not None and depth == len(loc) - 1:
+            kept.append(part)
     return tuple(kept)
 
 

@@ -137,7 +137,7 @@ class _Reader:
     def arm(self, name: str, tree: Any, path: KeyPath) -> ArmSpec | None:
         """Return one arm, or None if its editor cannot be told."""
         if not isinstance(tree, dict):
-            self.say(path, f"arm '{name}' must be a mapping", f"{name}: {{editor: {tree or 'rome'}}}")
+            self.say(path, f"arm '{name}' must be a mapping", f"{name}: {{editor: {tree or '…'}}}")
             return None
         self.unknown(tree, path, ARM_KEYS, f"arm '{name}'")
         if "editor" not in tree:

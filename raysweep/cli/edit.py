@@ -1,0 +1,106 @@
+"""``raysweep edit``: one lifelong run from flags, in this process, without a file and without Ray."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from raysweep.cli.options import Options
+from raysweep.cli.run import announce, display
+from raysweep.cli.validate import SetOption
+from raysweep.config.plan import plan
+from raysweep.config.sweep import sweep_of
+from raysweep.lazy import lazy
+
+# The reference's names for one editor with one of its objectives.
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ft-l": ("ft", {"objective": "prompt_last"}),
+    "ft-m": ("ft", {"objective": "target_new"}),
+}
+
+
+def command(
+    ctx: typer.Context,
+    editor: Annotated[str, typer.Option("--editor", help="ROME, MEMIT, FT-L, FT-M … (see `raysweep ls editors`).")],
+    model: Annotated[str, typer.Option("--model", help="Name, hub id, folder or GGUF file.")] = "embedded",
+    data: Annotated[str, typer.Option("--data", help="ZsRE, CounterFact, hallucination, world.")] = "world",
+    data_path: Annotated[str, typer.Option("--data-path", help="The dataset's file.")] = "",
+    simie: Annotated[bool, typer.Option("--simie", help="Wrap the editor in SimIE.")] = False,
+    lam: Annotated[float, typer.Option("--lam", help="SimIE's λ.")] = 10.0,
+    init_model: Annotated[bool, typer.Option("--init-model", help="SimIE on the unedited weights each time.")] = False,
+    solver: Annotated[str, typer.Option("--solver", help="SimIE's back end; default: the exact fast one.")] = "",
+    edits: Annotated[int, typer.Option("--edits", min=1, help="How many records to write.")] = 100,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Records per call of the editor.")] = 1,
+    rounds: Annotated[str, typer.Option("--rounds", help="Measure at these steps: 0,10,100; default: five.")] = "",
+    seed: Annotated[int, typer.Option("--seed", help="Of the order and of every draw.")] = 0,
+    name: Annotated[str, typer.Option("--name", help="Of the results folder.")] = "edit",
+    set_: SetOption = None,
+) -> None:
+    """Run one editor over a lifetime of records and show what it keeps. Equal flags continue, and are never run twice.
+
+    Example:
+
+        raysweep edit --editor ROME --simie --lam 10 --edits 20
+        raysweep edit --editor MEMIT --model gpt2-xl --data ZsRE --data-path zsre.json --simie --lam 10 --edits 100
+    """
+    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    kind, config = ALIASES.get(editor.lower(), (editor.lower(), {}))
+    arm: dict[str, Any] = {"editor": {"name": kind, **config}}
+    if simie:
+        backend = {"backend": solver} if solver else {}
+        arm["wrap"] = {"name": "simie", "lam": lam, "mode": "init" if init_model else "sequential", **backend}
+    is_path = workspace.resolve(model).exists()
+    tree = {
+        "sweep": name,
+        "base": {
+            "model": {"name": workspace.resolve(model).name, "path": model} if is_path else {"name": model},
+            "data": {"name": data.lower(), "size": edits, **({"path": data_path} if data_path else {})},
+            "protocol": {"batch_size": batch_size, "rounds": rounds_of(rounds, edits, batch_size)},
+            "seed": seed,
+        },
+        "arms": {f"{kind}+simie" if simie else kind: arm},
+    }
+    found = plan(sweep_of(tree, file="flags", overrides=set_ or ()), workspace)
+    store = lazy("raysweep.results.store").ResultStore(workspace.results(name))
+    store.folder.check_writable()
+    shown = display(found, store, announce(found, store, fresh=False))
+    runner, deps = lazy("raysweep.results.runner"), lazy("raysweep.tune.deps")
+    listed = [{"key": t.key, "arm": t.arm, "point": dict(t.point)} for t in found.trials]
+    store.write_plan({"sweep": name, "search": found.sweep.search.model_dump(mode="json"), "trials": listed}, "")
+    effects = deps.make_deps(workspace)
+    failed = ""
+    shown.begin()
+    try:
+        for planned in found.trials:
+            shown.started(planned.key)
+            for report in runner.run_trial(planned.trial, effects, store, arm=planned.arm, point=planned.point):
+                result = {**report.summary, "step": report.step, "done": report.done}
+                shown.round(planned.key, {**result, "failure": report.error} if report.error else result)
+                failed = report.error or failed
+            shown.stopped(planned.key)
+    finally:
+        shown.end()
+    sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
+    sweep.write_trials()
+    print()
+    print(lazy("raysweep.cli.show").text(sweep, how=lazy("raysweep.cli.render").Format.TABLE))
+    print(f"results: {store.folder.location}")
+    if failed:
+        raise typer.Exit(3)
+
+
+def rounds_of(text: str, edits: int, batch_size: int) -> list[int]:
+    """Return the steps to measure at: those given, or 0 and up to five more, spread evenly.
+
+    >>> rounds_of("", 100, 1), rounds_of("0,10,100", 100, 1)
+    ([0, 20, 40, 60, 80, 100], [0, 10, 100])
+    """
+    if text:
+        try:
+            return [int(part) for part in text.replace(" ", "").split(",")]
+        except ValueError as error:
+            raise typer.BadParameter(f"--rounds is a list of steps such as 0,10,100; got {text!r}") from error
+    calls = max(edits // batch_size, 1)
+    steps = {round(calls * part / 5) * batch_size for part in range(1, 6)}
+    return sorted({0, *(s for s in steps if s > 0)})

@@ -1,0 +1,108 @@
+"""One table, five ways: for a terminal, a spreadsheet, a program, a README, a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raysweep.summarize import Estimate
+
+
+class Format(StrEnum):
+    """How a table is printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+
+
+Cell = Estimate | float | int | str | None
+Row = Mapping[str, Cell]
+
+
+def render(rows: Sequence[Row], how: Format, *, title: str = "") -> str:
+    """Return *rows*, which share their keys, as text; an estimate is ``mean ± se``, or two columns for programs."""
+    names = list(rows[0]) if rows else []
+    if how is Format.TABLE:
+        return _table(names, rows, title)
+    if how is Format.MARKDOWN:
+        lines = [names, ["---"] * len(names), *([shown(r[n]).replace("|", "\\|") for n in names] for r in rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    if how is Format.LATEX:
+        return _latex(names, rows, title)
+    flat = [_flat(row) for row in rows]
+    if how is Format.JSON:
+        return json.dumps(flat, indent=1, ensure_ascii=False)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in flat for n in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue().rstrip("\n")
+
+
+def shown(cell: Cell) -> str:
+    """Return *cell* for a reader."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return "–"
+    if isinstance(cell, Estimate):
+        mean = _number(cell.mean)
+        return mean if math.isnan(cell.se) else f"{mean} ± {_number(cell.se)}"
+    return _number(cell) if isinstance(cell, float) else str(cell)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, cell in row.items():
+        key = name.lower().replace(" ", "_")
+        if isinstance(cell, Estimate):
+            found |= {key: _plain(cell.mean), f"{key}_se": _plain(cell.se), f"{key}_n": cell.n}
+        else:
+            found[key] = _plain(cell) if isinstance(cell, float) else cell
+    return found
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _table(names: Sequence[str], rows: Sequence[Row], title: str) -> str:
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for name in names:
+        number = any(isinstance(r[name], Estimate | float | int) for r in rows)
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(shown(row[n])) for n in names))
+    text = io.StringIO()
+    Console(file=text, width=max(80, sum(len(n) + 18 for n in names)), highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))
+
+
+def _latex(names: Sequence[str], rows: Sequence[Row], title: str) -> str:
+    align = "".join("r" if any(isinstance(r[n], Estimate | float | int) for r in rows) else "l" for n in names)
+    body = [" & ".join(_tex(shown(row[n])) for n in names) + r" \\" for row in rows]
+    head = " & ".join(_tex(n) for n in names) + r" \\"
+    note = [f"% {title}"] if title else []
+    return "\n".join([*note, rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
+                      r"\end{tabular}"])  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    for char in "&%$#_{}":
+        text = text.replace(char, f"\\{char}")
+    return text.replace("±", r"$\pm$").replace("–", "--").replace("Δ", r"$\Delta$")

@@ -1,0 +1,244 @@
+"""The exam every editor and wrapper sits: the promises of :class:`raysweep.editors.base.Editor`, one function each.
+
+Use it for your own editor::
+
+    @pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
+    def test_my_editor(promise): promise(Exam(build=lambda: MyEditor(MyConfig(...)), lm=tiny_lm("llama")))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load, save
+
+from raysweep.artifacts import Artifact
+from raysweep.editors import moments
+from raysweep.editors.base import ModulePatch, WeightDelta
+from raysweep.evals.scoring import score
+from raysweep.models.lm import LanguageModel
+from raysweep.models.patching import Ledger
+from raysweep.records import EditRecord, ProbeKind
+from raysweep.studies.lifelong import _flatten, _unflatten
+from raysweep.testing.fixtures import embedded_lm, fingerprint, same, toy_records
+
+Editor = Any
+
+
+@dataclass(frozen=True)
+class Exam:
+    """An editor to examine on a model.
+
+    Attributes:
+        build: returns a new editor each time.
+        lm: a tiny model.
+        fresh: returns another model equal to ``lm``.
+        learner: the same kind of editor, configured for the shipped model; None = not expected to learn (``null``, by
+            declaration).
+        records: what to write (at least ten).
+    """
+
+    build: Callable[[], Editor]
+    lm: LanguageModel
+    fresh: Callable[[], LanguageModel]
+    learner: Callable[[], Editor] | None = None
+    records: Sequence[EditRecord] = field(default_factory=toy_records)
+
+    def artifacts(self, editor: Editor, lm: LanguageModel) -> dict[str, Artifact]:
+        """Return what *editor* needs: moments of the records' own texts, two fixed templates."""
+        found = {}
+        for name, request in editor.needs(lm).items():
+            if name == "contexts":
+                found[name] = Artifact("contexts", {}, {"templates": ["Yes. {}", "So, {}"]})
+            else:
+                texts = (f"{p.prompt} {p.target}" for r in self.records for p in r.probes)
+                request = replace(request, inputs={**request.inputs, "text": {"tokens": 0}})
+                ((tensors, meta),) = moments.build(lm, [request], texts)
+                found[name] = Artifact(name, tensors, meta)
+        return found
+
+    @staticmethod
+    def world_records() -> Sequence[EditRecord]:
+        """Return ten records of the shipped world."""
+        from raysweep.world import WorldSpec, build_world, edit_records
+
+        return edit_records(build_world(WorldSpec()))[-10:]
+
+    def run(
+        self, lm: LanguageModel, editor: Editor, *, start: int = 0, stop: int = 3, state: Any = None, seed: int = 0
+    ) -> tuple[Ledger, Any]:
+        """Edit records ``start … stop − 1`` one by one; return the ledger (not restored) and the state."""
+        artifacts = self.artifacts(editor, lm)
+        state = editor.begin(lm, artifacts) if state is None and start == 0 else state
+        ledger = Ledger(lm)
+        for i in range(start, stop):
+            rng = torch.Generator().manual_seed(seed + i)
+            step = editor.edit(lm, [self.records[i]], state, artifacts=artifacts, rng=rng)
+            ledger.apply(step.patch)
+            state = step.state
+        return ledger, state
+
+
+def _outcome(lm: LanguageModel, records: Sequence[EditRecord]) -> list[Any]:
+    """Return what the model answers, to the last bit."""
+    return [(s.answers, s.logprob) for s in score(lm, [p for r in records for p in r.probes])]
+
+
+def leaves_the_model_bit_identical(exam: Exam) -> None:
+    """``edit`` changes no weight, flag, hook, mode or object, and moves no global generator."""
+    editor = exam.build()
+    artifacts = exam.artifacts(editor, exam.lm)
+    state = editor.begin(exam.lm, artifacts)
+    before = fingerprint(exam.lm)
+    editor.edit(exam.lm, exam.records[:1], state, artifacts=artifacts, rng=torch.Generator())
+    editor.edit(exam.lm, exam.records[1:3], state, artifacts=artifacts, rng=torch.Generator())
+    assert same(before, fingerprint(exam.lm))
+
+
+def apply_then_restore_is_the_identity(exam: Exam) -> None:
+    """The ledger brings the pristine bits back."""
+    before = fingerprint(exam.lm)
+    ledger, _ = exam.run(exam.lm, exam.build())
+    ledger.restore()
+    assert same(before, fingerprint(exam.lm))
+
+
+def same_seed_same_patch(exam: Exam) -> None:
+    """Two new editors with the same generator propose the same change, bit for bit."""
+    results = []
+    for _ in range(2):
+        ledger, state = exam.run(exam.lm, exam.build())
+        results.append((ledger.tensors(), _outcome(exam.lm, exam.records[:3]), _flatten("state", state)))
+        ledger.restore()
+    assert same(results[0], results[1])
+
+
+def state_is_not_modified(exam: Exam) -> None:
+    """``edit`` returns new state and leaves the old one alone, so a failed edit loses nothing."""
+    editor = exam.build()
+    artifacts = exam.artifacts(editor, exam.lm)
+    state = editor.begin(exam.lm, artifacts)
+    before = _flatten("state", state)
+    editor.edit(exam.lm, exam.records[:1], state, artifacts=artifacts, rng=torch.Generator())
+    assert same(before, _flatten("state", state))
+
+
+def state_survives_storage(exam: Exam) -> None:
+    """State is tensors and JSON: safetensors and back is the identity."""
+    ledger, state = exam.run(exam.lm, exam.build(), stop=2)
+    ledger.restore()
+    tensors, plain = _flatten("state", state)
+    back = load(save({k: v.contiguous() for k, v in tensors.items()})) if tensors else {}
+    again = _unflatten("state", back, json.loads(json.dumps(plain)), exam.lm.device)
+    assert same(_flatten("state", again), (tensors, plain))
+
+
+def resume_equals_straight(exam: Exam) -> None:
+    """Three edits in one go equal two edits, a snapshot, a new editor and a third edit, bit for bit."""
+    straight, _ = exam.run(exam.lm, exam.build(), stop=3)
+    wanted = (straight.tensors(), _outcome(exam.lm, exam.records[:3]))
+    straight.restore()
+    first, state = exam.run(exam.lm, exam.build(), stop=2)
+    tensors, plain = _flatten("state", state)
+    weights = first.tensors()
+    first.restore()
+    editor, lm = exam.build(), exam.fresh()
+    state = _unflatten("state", {k: v.clone() for k, v in tensors.items()}, plain, lm.device)
+    ledger = Ledger(lm)
+    ledger.load(weights)
+    if editor.patch_kind == "modules":
+        ledger.apply(editor.patch_of(lm, state))
+    artifacts = exam.artifacts(editor, lm)
+    step = editor.edit(lm, [exam.records[2]], state, artifacts=artifacts, rng=torch.Generator().manual_seed(2))
+    ledger.apply(step.patch)
+    assert same(wanted, (ledger.tensors(), _outcome(lm, exam.records[:3])))
+
+
+def two_models_in_one_process(exam: Exam) -> None:
+    """Interleaving edits of two models by two editors changes nothing about either."""
+    alone, _ = exam.run(exam.lm, exam.build(), stop=2)
+    wanted = alone.tensors()
+    alone.restore()
+    other = exam.fresh()
+    editors, lms = (exam.build(), exam.build()), (exam.lm, other)
+    ledgers = tuple(Ledger(lm) for lm in lms)
+    artifacts = [exam.artifacts(e, lm) for e, lm in zip(editors, lms, strict=True)]
+    states = [e.begin(lm, a) for e, lm, a in zip(editors, lms, artifacts, strict=True)]
+    for i in range(2):
+        for j, record in ((0, exam.records[i]), (1, exam.records[i + 5])):
+            rng = torch.Generator().manual_seed(i)
+            step = editors[j].edit(lms[j], [record], states[j], artifacts=artifacts[j], rng=rng)
+            ledgers[j].apply(step.patch)
+            states[j] = step.state
+    got = ledgers[0].tensors()
+    ledgers[0].restore()
+    assert same(wanted, got)
+
+
+def raises_the_targets_probability(exam: Exam) -> None:
+    """On the shipped model at least nine of ten single edits raise the log-probability of their own target."""
+    if exam.learner is None:
+        return
+    lm, records = embedded_lm(), Exam.world_records()
+    subject = Exam(build=exam.learner, lm=lm, fresh=embedded_lm, records=records)
+    editor = exam.learner()
+    artifacts = subject.artifacts(editor, lm)
+    better = 0
+    for record in records:
+        probes = [p for p in record.probes if p.kind is ProbeKind.EFFICACY]
+        before = score(lm, probes)[0]
+        state = editor.begin(lm, artifacts)
+        step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
+        ledger = Ledger(lm)
+        ledger.apply(step.patch)
+        better += score(lm, probes)[0].logprob > before.logprob
+        ledger.restore()
+    assert better >= 9, f"only {better} of 10 targets became more probable"
+
+
+def patches_what_it_declares(exam: Exam) -> None:
+    """The patch is of the declared kind and touches declared parameters only, with finite values and stats."""
+    editor = exam.build()
+    artifacts = exam.artifacts(editor, exam.lm)
+    step = editor.edit(
+        exam.lm, exam.records[:1], editor.begin(exam.lm, artifacts), artifacts=artifacts, rng=torch.Generator()
+    )
+    if editor.patch_kind == "weights":
+        assert isinstance(step.patch, WeightDelta)
+        assert set(step.patch.deltas) <= set(editor.edited(exam.lm))
+        for name, delta in step.patch.deltas.items():
+            assert delta.dense().shape == exam.lm.logical(name).shape
+            assert bool(torch.isfinite(delta.dense()).all())
+    else:
+        assert isinstance(step.patch, ModulePatch)
+    assert all(isinstance(v, float) and v == v for v in step.stats.values())
+
+
+def config_round_trips(exam: Exam) -> None:
+    """The configuration survives JSON and rejects unknown keys."""
+    config = exam.build().config
+    kind = type(config)
+    assert kind.model_validate(json.loads(config.model_dump_json())) == config
+    with pytest.raises(ValidationError, match="no_such_key"):
+        kind.model_validate({**config.model_dump(), "no_such_key": 1})
+
+
+PROMISES: tuple[Callable[[Exam], None], ...] = (
+    leaves_the_model_bit_identical,
+    apply_then_restore_is_the_identity,
+    same_seed_same_patch,
+    state_is_not_modified,
+    state_survives_storage,
+    resume_equals_straight,
+    two_models_in_one_process,
+    raises_the_targets_probability,
+    patches_what_it_declares,
+    config_round_trips,
+)
+

@@ -1,0 +1,118 @@
+"""A sweep through a real local Ray: killed worker, killed driver, Ctrl-C, failures, reuse; always the same bytes."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_helpers import finish, install_fakes, start, table_bytes
+
+from raysweep.results.store import ResultStore, State
+from raysweep.results.tables import open_sweep
+from raysweep.tune.analysis import analyse
+from raysweep.workspace import Workspace
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+class Bench:
+    """One plan, run in several roots; the undisturbed run is the reference."""
+
+    def __init__(self, base: Path) -> None:
+        self.base, self.plugins = base, base / "plugins"
+        self.plugins.mkdir()
+        install_fakes(self.plugins)
+        self.flag = base / "died"
+        self.configs: dict[str, dict[str, Any]] = {
+            "mortal": {"sleep": 0.1, "die_at": 3, "flag": str(self.flag)},
+            "calm": {"sleep": 0.1},
+        }
+
+    def start(self, root: str, **more: Any) -> Any:
+        return start(self.base / root, "s", self.configs, plugins=self.plugins, **more)
+
+    def bytes(self, root: str) -> dict[str, bytes]:
+        return table_bytes(self.base / root, "s")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    found = Bench(tmp_path_factory.mktemp("ray"))
+    found.flag.touch()
+    code, outcome, lines = finish(found.start("undisturbed"))
+    assert (code, outcome) == (0, {"done": 4, "failed": [], "unfinished": 0}), lines
+    return found
+
+
+def test_rerun_is_no_work_and_needs_no_ray(bench: Bench) -> None:
+    before = bench.bytes("undisturbed")
+    sessions = len(list((bench.base / "undisturbed/results/s/_ray").iterdir()))
+    code, outcome, lines = finish(bench.start("undisturbed"))
+    assert (code, outcome["done"], lines) == (0, 4, [])
+    assert bench.bytes("undisturbed") == before
+    assert len(list((bench.base / "undisturbed/results/s/_ray").iterdir())) == sessions
+
+
+def test_ray_s_own_analysis_agrees(bench: Bench) -> None:
+    sweep = open_sweep("s", Workspace(root=bench.base / "undisturbed"))
+    found = analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max")
+    assert (found.disagreements, found.rounds.keys()) == ((), set(sweep.keys))
+    assert found.compared > 50
+    last = {key: steps[6]["retained/avg"] for key, steps in found.rounds.items()}
+    assert found.best is not None
+    assert found.best[1] == max(last.values()) == last[found.best[0]]
+
+
+def test_killed_worker_fresh_processes_and_a_failing_arm_change_nothing(bench: Bench) -> None:
+    bench.flag.unlink()
+    more: dict[str, dict[str, Any]] = {**bench.configs, "bad": {"raise_at": 3}}
+    root = bench.base / "worker"
+    process = start(root, "s", more, options={"reuse": False}, plugins=bench.plugins)
+    code, outcome, lines = finish(process)
+    assert bench.flag.exists()
+    assert (code, outcome["done"], outcome["failed"]) == (3, 4, ["ValueError: asked to fail"] * 2)
+    assert any("its process died; going on" in line for line in lines)
+    assert any("FAILED at 2/6: ValueError: asked to fail" in line for line in lines)
+    expected = {k: v for k, v in bench.bytes("undisturbed").items() if k != "trials.parquet"}
+    found = bench.bytes("worker")
+    assert {k: found[k] for k in expected} == expected
+    store = ResultStore(root / "results/s")
+    failed = [key for key in store.keys() if store.status(key).state is State.FAILED]  # noqa: SIM118
+    about = store.folder.read_json(f"{failed[0]}/FAILED.json")
+    assert about is not None
+    assert "raise ValueError" in about["traceback"]
+    code, _, lines = finish(start(root, "s", more, plugins=bench.plugins))
+    assert (code, lines) == (3, [])  # without --retry nothing is run
+
+
+def test_interrupted_then_killed_driver_changes_nothing(bench: Bench) -> None:
+    first = bench.start("driver")
+    _await_round(first)
+    first.send_signal(signal.SIGINT)
+    code, outcome, _ = finish(first)
+    assert code == 130
+    assert outcome["unfinished"] > 0
+    second = bench.start("driver")
+    _await_round(second)
+    second.kill()
+    second.communicate()
+    store = ResultStore(bench.base / "driver/results/s")
+    assert not all(store.status(k).state is State.DONE for k in store.keys())  # noqa: SIM118
+    code, outcome, _ = finish(bench.start("driver"))
+    assert (code, outcome["done"]) == (0, 4)
+    assert bench.bytes("driver") == bench.bytes("undisturbed")
+    sweep = open_sweep("s", Workspace(root=bench.base / "driver"))
+    assert analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max").disagreements == ()
+
+
+def _await_round(process: Any) -> None:
+    """Wait until some trial has edited something."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        line = process.stdout.readline()
+        if "2/6 edits" in line or "4/6 edits" in line:
+            return
+    raise AssertionError("no round in time")

@@ -1,0 +1,191 @@
+"""The import law and the habits that a reviewer should not have to look for, as a walk over the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raysweep.editors import EDITORS
+from raysweep.editors.wrappers import WRAPPERS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "raysweep"
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if "_share" not in p.parts)
+
+BASE = {
+    "errors",
+    "records",
+    "rows",
+    "registry",
+    "lazy",
+    "hashing",
+    "seeds",
+    "workspace",
+    "summarize",
+    "world",
+}
+# What each part may import from raysweep when it is loaded (function bodies and TYPE_CHECKING blocks are exempt for
+# third parties only), and which heavy packages it may load at once.
+LAW: dict[str, tuple[set[str], set[str]]] = {
+    **{name: (BASE | {"config"}, set()) for name in BASE},
+    "runtime": (BASE, {"torch"}),
+    "artifacts": (BASE, set()),
+    "config": (BASE | {"config"}, set()),
+    "belief": (BASE | {"belief", "config"}, set()),
+    "data": (BASE | {"config", "data"}, set()),
+    "models": (BASE | {"config", "models", "runtime", "editors.base"}, {"torch", "transformers", "safetensors"}),
+    "editors": (BASE | {"config", "models", "artifacts", "editors"}, {"torch"}),
+    "evals": (BASE | {"config", "models", "evals"}, {"torch"}),
+    "studies": (BASE | {"config", "models", "artifacts", "editors", "evals", "data", "belief", "studies"}, set()),
+    "results": (BASE | {"config", "results", "studies"}, {"pyarrow"}),
+    "tune": ({"*"}, {"ray", "torch", "transformers", "pyarrow"}),
+    "cli": ({"*"}, set()),
+    "testing": ({"*"}, {"ray", "torch", "transformers", "pyarrow", "safetensors"}),
+}
+HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas"}
+NAMED = {table.origin(n).partition(":")[0] for table in (EDITORS, WRAPPERS) for n in table.names()}
+VOCABULARY = {PACKAGE / "cli/edit.py"}  # translates the reference's own words (FT-L, --simie) into ours
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def loaded_at_once(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted name of each import that runs when the module is loaded."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                yield from loaded_at_once(other)
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import: {ast.unparse(node)}"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        else:
+            yield from loaded_at_once(node)
+
+
+def every_import(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def allowed(name: str, may: set[str]) -> bool:
+    below = name.split(".")[1:]
+    return (
+        "*" in may or not below or below[0] == "__version__" or any(".".join(below[: i + 1]) in may for i in range(2))
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downwards(path):
+    part = part_of(path)
+    if part == "__init__":
+        return
+    may, heavy = LAW[part]
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    if module in NAMED or path.name == "base.py":  # listing editors must not load torch; the shared algebra may
+        heavy = set()
+    names = list(loaded_at_once(parsed(path)))
+    ours = [n for n in names if n.split(".")[0] == "raysweep" and not allowed(n, may)]
+    loads = [n for n in names if n.split(".")[0] in HEAVY - heavy]
+    assert not ours, f"{path.name} may not import {ours}"
+    assert not loads, f"{path.name} may not load {loads} at once; use raysweep.lazy or import inside a function"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_ray_stays_in_the_shell_and_arrow_in_the_results(path):
+    part = part_of(path)
+    names = {n.split(".")[0] for n in every_import(parsed(path))}
+    if part not in ("tune", "cli", "testing"):
+        assert "ray" not in names
+    if part not in ("tune", "cli", "results", "testing", "data", "belief"):
+        assert "pyarrow" not in names
+
+
+def test_only_the_command_line_prints():
+    for path in FILES:
+        if part_of(path) == "cli":
+            continue
+        calls = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        lines = [n.lineno for n in calls if n.func.id == "print"]
+        assert not lines, f"{path.relative_to(ROOT)} prints in lines {lines}"
+
+
+def test_no_list_of_editors_but_the_table():
+    names = {n for table in (EDITORS, WRAPPERS) for n in table.names()} - {"null"}
+    tables = {PACKAGE / "editors/__init__.py", PACKAGE / "editors/wrappers/__init__.py"}
+    for path in FILES:
+        if path in tables | VOCABULARY or part_of(path) == "testing":
+            continue
+        strings = {n.value for n in ast.walk(parsed(path)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        assert not (strings & names) - {path.stem}, f"{path.relative_to(ROOT)} names {strings & names}"
+
+
+def test_only_the_lifelong_study_edits():
+    for path in FILES:
+        if path.name == "lifelong.py" or part_of(path) in ("testing", "editors"):
+            continue
+        calls = [n for n in ast.walk(parsed(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
+        lines = [n.lineno for n in calls if n.func.attr == "edit" and "artifacts" in {k.arg for k in n.keywords}]
+        assert not lines, f"{path.relative_to(ROOT)} calls Editor.edit in lines {lines}"
+
+
+def test_tables_match_their_classes():
+    for table in (EDITORS, WRAPPERS):
+        for name in table.names():
+            assert table.get(name).name == name
+
+
+def test_every_file_opens_with_a_docstring():
+    without = [str(p.relative_to(ROOT)) for p in FILES if not ast.get_docstring(parsed(p)) and p.read_text().strip()]
+    assert not without
+
+
+def modules_after(*argv: str) -> set[str]:
+    """Return the top-level modules that are loaded after running Python with *argv* code."""
+    code = "\n".join(
+        [*argv, "import sys", "sys.stderr.write('\\n@' + ' '.join({m.split('.')[0] for m in sys.modules}))"]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "@" in done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.rsplit("@", 1)[1].split())
+
+
+@pytest.mark.parametrize(
+    ("code", "forbidden"),
+    [
+        ("import raysweep.studies, raysweep.studies.base, raysweep.studies.lifelong", {"torch", "ray", "pyarrow"}),
+        ("import raysweep.config.plan, raysweep.config.sweep", {"torch", "ray", "pyarrow", "rich", "typer"}),
+        ("from raysweep.cli.main import main; main(['ls'])", {"torch", "ray", "pyarrow"}),
+        (
+            "from raysweep.cli.main import main; assert main(['validate', 'smoke']) in (0, 2)",
+            {"torch", "ray", "pyarrow"},
+        ),
+        ("from raysweep.cli.main import main; assert main(['plan', 'smoke']) in (0, 2)", {"torch", "ray"}),
+        ("from raysweep.cli.main import main; main(['--help'])", {"torch", "ray", "pyarrow", "numpy"}),
+    ],
+)
+def test_what_stays_unloaded(code, forbidden):
+    assert not modules_after(code) & forbidden

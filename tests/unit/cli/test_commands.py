@@ -1,0 +1,194 @@
+import json
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from raysweep.cli import docs, doctor
+from raysweep.cli import plan as plan_command
+from raysweep.cli.ls import Kind, listing
+from raysweep.errors import NameUnknownError, Problem, ProblemsError, SpecError
+from raysweep.workspace import Workspace
+from tests.unit.config.fakes import SWEEP
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "x.yaml").write_text(SWEEP + "space: {seed: {grid: [0, 1]}}\n")
+    return "x.yaml"
+
+
+@pytest.mark.usefixtures("fakes")
+class TestValidate:
+    def test_ok(self, run, file):
+        assert run("validate", file) == (0, "ok: 6 trials in 3 arms\n", "")
+
+    def test_notes(self, run, file, tmp_path):
+        code, out, _ = run("validate", file, "--set", "arms.surgeon={editor: plain}")
+        assert code == 0
+        assert "note: arm 'surgeon': 2 of its points are trials already in the plan" in out
+
+    def test_problems(self, run, file):
+        code, out, err = run("validate", file, "--set", "data.pth=1", "--set", "arms.ridge.wrap.ridge.lam=0")
+        assert (code, out) == (2, "")
+        assert "error[E-SPEC] --set data.pth=1  unknown key 'pth' in data\n    did you mean: path?" in err
+        assert "'ridge': lam: should be greater than 0, got 0" in err
+        assert err.endswith("2 errors; nothing was run.\nSee docs/errors.md or `raysweep doctor --explain E-SPEC`.\n")
+
+    def test_yaml_mistake(self, run, tmp_path):
+        (tmp_path / "bad.yaml").write_text("sweep: x\narms: {a: [1")
+        code, _, err = run("validate", "bad.yaml")
+        assert code == 2
+        assert err.startswith("error[E-YAML] bad.yaml:2:11  this bracket is not closed")
+
+    def test_unknown_file(self, run):
+        code, _, err = run("validate", "smokee")
+        assert code == 2
+        assert "error[E-NAME] no search space 'smokee'" in err
+        assert "did you mean: smoke?" in err
+
+
+@pytest.mark.usefixtures("fakes")
+class TestPlan:
+    def test_table(self, run, file):
+        code, out, _ = run("plan", file)
+        assert code == 0
+        assert "surgeon" in out
+        assert "seed=1" in out
+        assert "rounds [0, 5, 20] (batch size 1): plain, surgeon, ridge" in out
+        assert out.endswith("6 trials, 120 edits in all; 0 done, 6 to run\n")
+
+    def test_json_has_every_resolved_value(self, run, file):
+        code, out, _ = run("plan", file, "--format", "json", "--set", "space.seed={grid: [3]}")
+        assert code == 0
+        found = json.loads(out)
+        assert [t["point"] for t in found["trials"]] == [{"seed": 3}] * 3
+        assert found["trials"][2]["trial"]["editor"]["wrap"][0]["config"]["lam"] == 1.0
+        assert found["trials"][0]["status"] == "absent"
+        assert found["sweep"]["space"] == {"seed": {"grid": [3]}}
+
+    def test_notes(self, run, file):
+        assert "note: arm 'surgeon'" in run("plan", file, "--set", "arms.surgeon={editor: plain}")[1]
+
+
+def test_status_is_the_stores(tmp_path, monkeypatch):
+    assert plan_command.status_reader(Workspace(tmp_path), "x")("k") == "absent"
+    (tmp_path / "results" / "x" / "k").mkdir(parents=True)
+    (tmp_path / "results" / "x" / "k" / "DONE.json").write_text('{"step": 5}')
+    read = plan_command.status_reader(Workspace(tmp_path), "x")
+    assert read("k") == "done"
+    assert read("other") == "absent"
+
+
+class TestLs:
+    @pytest.mark.parametrize("kind", list(Kind))
+    def test_rows_fit_their_headings(self, kind):
+        headings, rows = listing(kind, Workspace(ROOT))
+        assert rows
+        assert all(len(row) == len(headings) for row in rows)
+
+    def test_local_models_are_listed(self, tmp_path):
+        (tmp_path / "models" / "mine").mkdir(parents=True)
+        assert ("mine", "local", "") in listing(Kind.MODELS, Workspace(tmp_path))[1]
+
+    def test_one_table(self, run):
+        code, out, _ = run("ls", "editors")
+        assert code == 0
+        assert "patch" in out
+        assert "weights" in out
+        assert "wrappers" not in out
+
+    def test_unknown_table(self, run):
+        assert run("ls", "editrs")[0] == 2
+
+
+class TestDoctor:
+    def test_explain(self, run):
+        code, out, _ = run("doctor", "--explain", "e-name")
+        assert code == 0
+        assert out.startswith("E-NAME  A name is not in its table.\n\nCause: ")
+
+    def test_explain_unknown(self, run):
+        code, _, err = run("doctor", "--explain", "E-NAM")
+        assert code == 2
+        assert "unknown error code 'E-NAM'\n    did you mean: E-NAME" in err
+
+    def test_faults_have_cures(self, run, monkeypatch):
+        found = [doctor.Finding("torch", "not installed", False, "pip install torch"), doctor.Finding("cpu", "2")]
+        monkeypatch.setattr(doctor, "check", lambda workspace: iter(found))
+        code, out, _ = run("doctor")
+        assert code == 1
+        assert "FAIL  torch          not installed\n                     pip install torch\n" in out
+        assert out.endswith("1 fault\n")
+
+    def test_all_good(self, run, monkeypatch):
+        monkeypatch.setattr(doctor, "check", lambda workspace: iter([doctor.Finding("cpu", "2")]))
+        code, out, _ = run("doctor")
+        assert (code, out.splitlines()[-1]) == (0, "all good")
+
+    def test_missing_packages(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(doctor, "_device", lambda: doctor.Finding("device", "CPU"))
+
+        def absent(package):
+            raise PackageNotFoundError(package)
+
+        found = {f.what: f for f in doctor.check(Workspace(tmp_path), absent)}
+        assert not found["ray"].good
+        assert found["ray"].cure == "pip install ray"
+        assert found["gguf"].good
+        assert found["gguf"].cure == "optional: pip install 'raysweep[gguf]'"
+
+    def test_unwritable_folder(self, tmp_path, monkeypatch):
+        def refuse(**_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+        found = doctor._folder("root", tmp_path / "a" / "b")
+        assert not found.good
+        assert "cannot write (Permission denied)" in found.found
+        assert f"make {tmp_path} writable" in found.cure
+
+    def test_full_disk(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(doctor, "MIN_FREE", 2**62)
+        assert "free some space" in doctor._folder("root", tmp_path).cure
+
+    def test_share_without_its_folders(self, tmp_path):
+        found = doctor._share(Workspace(tmp_path, share=tmp_path))
+        assert "lacks search_spaces, hparams, data" in found.found
+        assert found.cure == "reinstall raysweep"
+
+    def test_remote_results(self, tmp_path):
+        found = {f.what: f for f in doctor._folders(Workspace(tmp_path, storage="s3://b"))}
+        assert found["results"].found.startswith("s3://b (remote")
+
+
+class TestDocs:
+    def test_errors_page_is_in_sync(self):
+        assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == docs.errors_page(), (
+            "run: python -m raysweep.cli.docs errors > docs/errors.md"
+        )
+
+    def test_every_error_has_cause_and_cure(self):
+        for code in docs.error_classes():
+            text = docs.explain(code)
+            assert "\nCause: " in text
+            assert "\nCure: " in text
+
+    def test_unknown_code(self):
+        with pytest.raises(NameUnknownError, match="unknown error code 'E-X'"):
+            docs.explain("E-X")
+
+    def test_main(self, capsys):
+        assert docs.main(["errors"]) == 0
+        assert capsys.readouterr().out == docs.errors_page()
+        assert docs.main([]) == 2
+        assert "usage: python -m raysweep.cli.docs {errors" in capsys.readouterr().err
+
+
+def test_problems_name_their_code():
+    from raysweep.cli.errors import describe
+
+    assert describe(ProblemsError([Problem(code="E-WRAP", message="m")])).endswith("--explain E-WRAP`.")
+    assert describe(SpecError("m", hint="h")).startswith("error[E-SPEC] m\n    h\n")

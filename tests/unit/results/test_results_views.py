@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from results_helpers import make_trial, write_trial
+
+from raysweep.cli.compare import compared
+from raysweep.cli.compare import rows as compare_rows
+from raysweep.cli.render import Format, render, shown
+from raysweep.cli.show import text
+from raysweep.errors import SpecError, StoreError
+from raysweep.results.store import ResultStore
+from raysweep.results.tables import flatten, open_sweep, trial_columns
+from raysweep.results.views import geo_estimate, groups, lines, paired, trial_views
+from raysweep.summarize import Estimate, geo, record_values, summary
+from raysweep.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    store = ResultStore(tmp_path / "results" / "s")
+    for seed in (0, 1):
+        write_trial(store, make_trial(seed), "memit")
+        for lam in (1.0, 10.0):
+            write_trial(store, make_trial(seed, lam), "memit+simie", shift=0.25)
+    return Workspace(root=tmp_path)
+
+
+def test_measure_is_what_summarize_says(workspace: Workspace) -> None:
+    sweep = open_sweep("s", workspace)
+    for trial in trial_views(sweep):
+        columns = trial_columns(sweep.store, trial.row["trial_key"])
+        for step in (0, 2, 4):
+            expected = record_values(columns, step, 1)
+            found = {f"{p}/{v}": r for (p, s), vs in trial.measured.items() if s == step for v, r in vs.items()}
+            assert found.keys() == expected.keys()
+            for name, values in expected.items():
+                assert found[name] == pytest.approx(values, rel=1e-12)
+
+
+def test_superseded_and_missing_values_are_left_out(workspace: Workspace) -> None:
+    trial = trial_views(open_sweep("s", workspace))[0]
+    assert set(trial.measured["retained", 4]["rel"]) == {"r2", "r3", "r4"}  # r1 was superseded at 3
+    assert set(trial.measured["retained", 4]["gen"]) == {"r3", "r4"}  # r2's paraphrase had no position
+    assert set(trial.measured["immediate", 4]["rel"]) == {"r1", "r2", "r3", "r4"}
+
+
+def test_lines_pool_seeds_and_keep_configurations_apart(workspace: Workspace) -> None:
+    trials = trial_views(open_sweep("s", workspace))
+    assert [label for label, _ in groups(trials)] == ["memit", "memit+simie lam=1", "memit+simie lam=10"]
+    found = lines(trials, at=4)
+    assert [(line.seeds, line.status, line.per_edit) for line in found] == [((0, 1), "done", 0.75)] * 3
+    means = [summary(trial_columns(open_sweep("s", workspace).store, make_trial(s).key), 4, 1) for s in (0, 1)]
+    for view in ("rel", "gen", "loc", "avg", "geo"):
+        assert found[0].cells[view].mean == pytest.approx(np.mean([m[f"retained/{view}"] for m in means]))
+        assert found[0].cells[view].se > 0
+    assert {line.phase for line in lines(trials) if line.step == 0} == {"pristine"}
+    assert len(lines(trials, by="trial", at=-1)) == 6
+
+
+def test_geo_s_jackknife_is_exact_for_a_mean() -> None:
+    values = np.array([0.1, 0.5, 0.9, 0.7])
+    ones = {f"r{i}": 1.0 for i in range(4)}
+    found = geo_estimate([{"rel": {f"r{i}": v for i, v in enumerate(values)}, "gen": ones, "loc": ones}])
+    assert found.mean == pytest.approx(geo(float(values.mean()), 1.0, 1.0))
+    assert found.se == pytest.approx(values.std(ddof=1) / 2)
+    assert math.isnan(geo_estimate([{v: {"a": 0.5} for v in ("rel", "gen", "loc")}]).se)
+
+
+def test_differences_are_paired_by_record_and_seed(workspace: Workspace) -> None:
+    first, other, _ = lines(trial_views(open_sweep("s", workspace)), at=4)
+    found = paired(first, other, "rel")
+    assert found is not None
+    assert (found.mean, found.se, found.n) == (pytest.approx(0.25), pytest.approx(0.0, abs=1e-12), 3)
+    assert other.cells["rel"].se > 0.01
+
+
+def test_compare_orders_by_the_key_and_shows_differences(workspace: Workspace) -> None:
+    found = compared(["s"], workspace, by="wrap.simie.lam", phase="retained", at=4)
+    assert [line.label for line in found] == ["memit+simie lam=1", "memit+simie lam=10"]
+    arms = compare_rows(compared(["s"], workspace, by="arm", phase="retained", at=-1))
+    assert arms[0]["ΔRel"] == "–"
+    assert arms[1]["ΔRel"] == "+0.250 [+0.250, +0.250]"
+    two = compared(["s", "s"], workspace, by="wrap.simie.lam", phase="retained", at=4)
+    assert [line.label for line in two][:2] == ["s: memit+simie lam=1"] * 2
+    with pytest.raises(SpecError, match="no trial sweeps 'lamb'") as caught:
+        compared(["s"], workspace, by="lamb", phase="retained", at=4)
+    assert "wrap.simie.lam" in caught.value.hint
+
+
+@pytest.mark.parametrize("how", list(Format))
+def test_show_prints_in_every_format(workspace: Workspace, how: Format) -> None:
+    found = text(open_sweep("s", workspace), how=how, at=4)
+    assert "memit" in found
+    if how is Format.JSON:
+        row = json.loads(found)[0]
+        assert (row["arm"], row["edits"], row["seeds"], row["phase"], row["seconds"]) == (
+            "memit",
+            4,
+            2,
+            "retained",
+            4.5,
+        )
+        assert row["rel_se"] > 0
+        assert row["ppl_median"] is not None
+    if how is Format.TABLE:
+        assert "s: retained, mean ± standard error; 6 of 6 trials done" in found
+
+
+def test_show_of_nothing(tmp_path: Path) -> None:
+    ResultStore(tmp_path / "results/e").write_plan({"sweep": "e", "trials": []}, "")
+    found = open_sweep("e", Workspace(root=tmp_path))
+    assert text(found, how=Format.TABLE) == "e: nothing was measured yet"
+    assert found.probes().num_rows == found.timing().num_rows == found.stats().num_rows == 0
+
+
+def test_render_escapes_for_its_reader() -> None:
+    rows = [{"arm": "a_1|b", "Rel": Estimate(0.5, math.nan, 1), "x": math.inf, "y": None}]
+    assert "a\\_1" in render(rows, Format.LATEX)
+    assert "a_1\\|b | 0.500 | inf | – |" in render(rows, Format.MARKDOWN)
+    assert json.loads(render(rows, Format.JSON)) == [
+        {"arm": "a_1|b", "rel": 0.5, "rel_se": None, "rel_n": 1, "x": None, "y": None}
+    ]
+    assert shown(12345.678) == "1.235e+04"
+
+
+def test_trials_table_has_every_resolved_value(workspace: Workspace) -> None:
+    table = open_sweep("s", workspace).trials()
+    assert table.num_rows == 6
+    rows = table.to_pylist()
+    assert {r["point.wrap.simie.lam"] for r in rows} == {None, 1.0, 10.0}
+    assert {r["spec.protocol.rounds"] for r in rows} == {"[0, 2, 4]"}
+    assert len({r["group"] for r in rows}) == 3
+    assert table.schema.metadata[b"raysweep.schema"] == b"trials/1"
+    assert flatten({"a": [{"b": 1}]}, "") == {"a.0.b": 1}
+
+
+def test_a_plan_limits_what_is_shown(workspace: Workspace) -> None:
+    store = ResultStore(workspace.results("s"))
+    store.write_plan({"sweep": "s", "trials": [{"key": make_trial(0).key, "arm": "memit", "point": {}}]}, "")
+    assert open_sweep("s", workspace).trials().num_rows == 1
+    assert open_sweep("s", workspace, everything=True).trials().num_rows == 6
+
+
+def test_unknown_sweep_names_the_nearest(workspace: Workspace) -> None:
+    with pytest.raises(StoreError, match="no results of 'ss'") as caught:
+        open_sweep("ss", workspace)
+    assert caught.value.hint.startswith("did you mean: s?")
+
+
+def test_plot_is_written(workspace: Workspace, tmp_path: Path) -> None:
+    from raysweep.cli.plot import draw
+
+    draw(open_sweep("s", workspace), tmp_path / "deep" / "p.png")
+    assert (tmp_path / "deep" / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from raysweep.cli.display import Display
+from raysweep.config.schema import ModelSpec, ResourceSpec
+from raysweep.errors import SpecError
+from raysweep.tune.deps import ModelPool
+from raysweep.tune.launch import Outcome, request
+
+
+class Toy:
+    """A LanguageModel as far as the pool cares."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)).eval().requires_grad_(False)
+
+
+def make_pool(limit: int = 1 << 20) -> tuple[ModelPool, list[ModelSpec]]:
+    loads: list[ModelSpec] = []
+
+    def load(spec: ModelSpec) -> Any:
+        loads.append(spec)
+        return Toy()
+
+    return ModelPool(load, limit=limit), loads
+
+
+def test_pool_restores_edited_weights_bit_for_bit() -> None:
+    pool, loads = make_pool()
+    model = pool.get(ModelSpec())
+    before = {k: v.clone() for k, v in model.module.state_dict().items()}
+    with torch.no_grad():
+        model.module[0].weight.add_(1e-7)
+    model.module.train().requires_grad_(True)
+    again = pool.get(ModelSpec())
+    assert again is model
+    assert len(loads) == 1
+    assert all(torch.equal(v, before[k]) for k, v in again.module.state_dict().items())
+    assert not again.module.training
+    assert not any(p.requires_grad for p in again.module.parameters())
+
+
+@pytest.mark.parametrize("harm", ["hook", "module", "shape", "spec", "no copies"])
+def test_pool_loads_again_what_it_cannot_restore(harm: str) -> None:
+    pool, loads = make_pool(0 if harm == "no copies" else 1 << 20)
+    model = pool.get(ModelSpec())
+    if harm == "hook":
+        model.module[0].register_forward_hook(lambda *_: None)
+    elif harm == "module":
+        model.module[1] = nn.Identity()
+    elif harm == "shape":
+        model.module[0].weight = nn.Parameter(torch.zeros(4, 3), requires_grad=False)
+    elif harm == "no copies":
+        model.module[0].weight.zero_()
+    assert pool.get(ModelSpec(dtype="bfloat16") if harm == "spec" else ModelSpec()) is not model
+    assert len(loads) == 2
+
+
+def test_requests_follow_the_cluster() -> None:
+    assert request(ResourceSpec(), {"CPU": 4}) == {"cpu": 1.0}
+    assert request(ResourceSpec(cpu=2, memory=5), {"CPU": 4, "GPU": 2, "memory": 9}) == {
+        "cpu": 2,
+        "gpu": 1,
+        "memory": 5,
+    }
+    assert request(ResourceSpec(gpu=0.25), {"CPU": 4, "GPU": 1}) == {"cpu": 1, "gpu": 0.25}
+    with pytest.raises(SpecError, match=r"resources\.gpu = 3, but the cluster has 0"):
+        request(ResourceSpec(gpu=3), {"CPU": 4})
+    with pytest.raises(SpecError, match=r"resources\.cpu = 8, but the cluster has 4"):
+        request(ResourceSpec(cpu=8), {"CPU": 4})
+
+
+def test_exit_codes() -> None:
+    def outcome(**given: Any) -> int:
+        empty: dict[str, Any] = {"done": (), "failed": {}, "unfinished": (), "interrupted": False, "results": ""}
+        return Outcome(**{**empty, **given}).exit_code
+
+    assert outcome() == 0
+    assert outcome(failed={"k": "e"}) == outcome(unfinished=("k",)) == 3
+    assert outcome(unfinished=("k",), interrupted=True) == 130
+
+
+def test_display_prints_a_line_per_round_without_a_terminal(tmp_path: Path) -> None:
+    printed: list[str] = []
+    display = Display({"k": "memit seed=0"}, {"k": 10}, printer=printed.append, folder=tmp_path)
+    display.begin()
+    display.started("k")
+    display.round("k", {"step": 5, "retained/rel": 0.5, "retained/gen": 0.25, "retained/loc": 1.0})
+    display.lost("k", True)
+    display.round("k", {"step": 5, "done": True, "failure": "ValueError: no\nmore"})
+    display.stopped("k")
+    display.end()
+    assert printed[0].startswith("[0/1] memit seed=0: 5/10 edits  Rel 0.50 Gen 0.25 Loc 1.00  ")
+    assert printed[0].endswith(" edits/s")
+    assert printed[1:] == ["memit seed=0: its process died; going on", "memit seed=0: FAILED at 5/10: ValueError: no"]
+
+
+def test_display_shows_heartbeats_on_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / ".heartbeat").write_text(json.dumps({"done": 7, "total": 10, "doing": "edit"}))
+    console = Console(force_terminal=True, width=100, record=True, file=(tmp_path / "out").open("w"))
+    display = Display(
+        {"k": "memit", "d": "rome"}, {"k": 10, "d": 10}, printer=lambda line: None, folder=tmp_path, console=console,
+        finished={"d": 10},
+    )  # fmt: skip
+    display.started("k")
+    display.round("k", {"step": 5, "retained/rel": 0.5})
+    console.print(display.render())
+    text = console.export_text()
+    assert "trials 1/2" in text
+    assert "edits 17/20" in text
+    assert "7/10" in text
+    assert "Rel 0.50" in text
