@@ -7,7 +7,7 @@ Words: *retained* = measured at a round on every record written so far and not s
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,11 @@ class Estimate:
     n: int
 
 
+def mean(values: Collection[float]) -> float:
+    """Return the mean, rounded once, so that it does not depend on the order of *values*."""
+    return math.fsum(values) / len(values)
+
+
 def estimate(values: NDArray[np.float64]) -> Estimate:
     """Return mean, standard error (ddof 1) and count of *values*.
 
@@ -62,7 +67,7 @@ def per_record(columns: Columns, mask: NDArray[np.bool_], view: str) -> dict[str
     sums: dict[str, list[float]] = {}
     for record, value in zip(records, values[keep], strict=True):
         sums.setdefault(str(record), []).append(float(value))
-    return {record: float(np.mean(vs)) for record, vs in sums.items()}
+    return {record: mean(sums[record]) for record in sorted(sums)}
 
 
 def phase_masks(columns: Columns, step: int, batch_size: int) -> dict[str, NDArray[np.bool_]]:
@@ -104,14 +109,14 @@ def geo(rel: float, gen: float, loc: float) -> float:
 def summary(columns: Columns, step: int, batch_size: int) -> dict[str, float]:
     """Return ``{"retained/rel": mean, …}`` at one round, with ``geo``, and median and exp-mean-nll beside a mean PPL."""
     values = record_values(columns, step, batch_size)
-    out = {name: float(np.mean(list(v.values()))) for name, v in values.items()}
+    out = {name: mean(v.values()) for name, v in values.items()}
     for phase in ("retained", "immediate", "pristine"):
         if all(f"{phase}/{v}" in out for v in ("rel", "gen", "loc")):
             out[f"{phase}/geo"] = geo(*(out[f"{phase}/{v}"] for v in ("rel", "gen", "loc")))
         if f"{phase}/ppl" in values:
             ppl = np.array(list(values[f"{phase}/ppl"].values()))
             out[f"{phase}/ppl_median"] = float(np.median(ppl))
-            out[f"{phase}/ppl_expmean"] = float(np.exp(np.mean(np.log(ppl))))
+            out[f"{phase}/ppl_expmean"] = math.exp(mean(np.log(ppl).tolist()))
     return dict(sorted(out.items()))
 
 

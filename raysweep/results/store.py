@@ -6,8 +6,7 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -199,22 +198,6 @@ class ResultStore:
     def forget(self, key: str) -> None:
         """Delete everything about the trial *key*."""
         self.folder.delete_folder(key)
-
-    @contextmanager
-    def trial(
-        self, trial: TrialSpec, *, arm: str, point: Mapping[str, Scalar], provenance: Mapping[str, Any]
-    ) -> Iterator[Snapshot | None]:
-        """Begin *trial* and yield its snapshot; an exception inside is stored as FAILED and raised again."""
-        import traceback
-
-        snapshot = self.begin(trial, arm=arm, point=point, provenance=provenance)
-        try:
-            yield snapshot
-        except Exception as error:
-            reached = self.status(trial.key).step
-            trace = traceback.format_exc()
-            self.fail(trial.key, step=reached, error=type(error).__name__, message=str(error), trace=trace)
-            raise
 
     def write_plan(self, plan: Mapping[str, Any], source: str) -> None:
         """Write which trials the latest command asked for, and the search space as it was written."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.schema import (
@@ -98,8 +102,36 @@ def finish(process: subprocess.Popen[str], timeout: float = 90) -> tuple[int, di
 
 
 def table_bytes(root: Path, name: str) -> dict[str, bytes]:
-    """Return the bytes of every file that must not depend on how a sweep went."""
+    """Return the bytes of every file that must not depend on how a sweep went.
+
+    Somebody may commit while the tests run, so the trials table is compared without the state of the checkout.
+    """
     folder = root / "results" / name
-    keep = [p for p in folder.rglob("*.parquet") if not p.name.startswith("timing") and "_ray" not in p.parts]
+    keep = [p for p in folder.glob("*/*.parquet") if not p.name.startswith("timing")]
     assert open_sweep(name, Workspace(root=root)).probes().num_rows
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(keep)}
+    sink = io.BytesIO()
+    pq.write_table(pq.read_table(folder / "trials.parquet").drop_columns(["git_sha", "git_dirty"]), sink)
+    return {"trials.parquet": sink.getvalue(), **{str(p.relative_to(folder)): p.read_bytes() for p in sorted(keep)}}
+
+
+def listening(pid: int) -> set[str]:
+    """Return the local addresses, in hexadecimal, on which *pid* and its descendants listen for TCP."""
+    parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    family, before = {pid}, 0
+    while len(family) != before:
+        before = len(family)
+        family |= {child for child, parent in parents.items() if parent in family}
+    inodes = set()
+    for member in family:
+        with contextlib.suppress(OSError):
+            links = [os.readlink(p) for p in Path(f"/proc/{member}/fd").iterdir()]
+            inodes |= {link[8:-1] for link in links if link.startswith("socket:[")}
+    rows = [r.split() for name in ("tcp", "tcp6") for r in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

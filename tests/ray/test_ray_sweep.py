@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray_helpers import finish, install_fakes, start, table_bytes
+from ray_helpers import finish, install_fakes, listening, start, table_bytes
 
 from raysweep.results.store import ResultStore, State
 from raysweep.results.tables import open_sweep
 from raysweep.tune.analysis import analyse
 from raysweep.workspace import Workspace
 
+# 127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net/tcp and tcp6 write them
+LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F"}
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -91,6 +93,9 @@ def test_killed_worker_fresh_processes_and_a_failing_arm_change_nothing(bench: B
 def test_interrupted_then_killed_driver_changes_nothing(bench: Bench) -> None:
     first = bench.start("driver")
     _await_round(first)
+    found = listening(first.pid)
+    assert found  # gcs, raylet, workers …
+    assert found <= LOOPBACK
     first.send_signal(signal.SIGINT)
     code, outcome, _ = finish(first)
     assert code == 130

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import fs
-from results_helpers import ORIGIN, begin, make_round, make_trial, write_trial
+from results_helpers import begin, make_round, make_trial, write_trial
 
 from raysweep.errors import StoreError
 from raysweep.results.folder import Folder
@@ -123,16 +123,13 @@ def test_a_snapshot_whose_tensors_are_gone_begins_again(store: ResultStore, capl
     assert "names a file that is gone" in caplog.text
 
 
-def test_failure_is_stored_and_raised(store: ResultStore) -> None:
+def test_a_failed_trial_goes_on_from_its_snapshot(store: ResultStore) -> None:
     trial = make_trial()
     begin(store, trial)
     store.write_round(trial.key, make_round(trial, 2))
-    held = store.trial(trial, arm="a", point={}, provenance=ORIGIN)
-    assert held.__enter__() is not None
-    with pytest.raises(ValueError, match="boom"):
-        held.__exit__(ValueError, ValueError("boom"), None)
+    store.fail(trial.key, step=2, error="ValueError", message="boom")
     assert store.status(trial.key) == TrialStatus(State.FAILED, 2, "ValueError: boom")
-    assert begin(store, trial) is not None  # a retry goes on from the snapshot
+    assert begin(store, trial) is not None
     assert store.status(trial.key).state is State.RUNNING
 
 

@@ -1,0 +1,71 @@
+"""Scores do not depend on batch size, order or company; metrics are what their names say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from raysweep.evals.metrics import METRICS, Answer
+from raysweep.evals.scoring import score
+from raysweep.models import tokens
+from raysweep.records import Probe, ProbeKind
+from raysweep.testing.fixtures import FAMILIES, tiny_lm
+
+PROBES = [
+    Probe(kind=ProbeKind.EFFICACY, prompt=p, target=t)
+    for p, t in [("A is", "b"), ("A longer prompt is", "some words"), ("Q ", " sp"), ("A is", "b"), ("X", "yy")]
+]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_scores_by_hand(family: str) -> None:
+    """§17.2.1: five pairs, incl. a target with a leading space and a prompt with a trailing one."""
+    lm = tiny_lm(family, bos=family == "llama")
+    for probe, found in zip(PROBES, score(lm, PROBES), strict=True):
+        ids = tokens.encode(lm, f"{probe.prompt} {probe.target}")
+        start = len(tokens.encode(lm, probe.prompt))
+        with torch.no_grad():
+            logits = lm.module(torch.tensor([ids])).logits[0]
+        assert found.labels == tuple(ids[start:])
+        assert found.answers == tuple(logits[start - 1 : -1].argmax(-1).tolist())
+        logp = logits.log_softmax(-1)
+        total = sum(float(logp[j - 1, ids[j]]) for j in range(start, len(ids)))
+        assert found.logprob == pytest.approx(total, abs=1e-4)
+
+
+def test_scores_do_not_depend_on_the_batch() -> None:
+    lm = tiny_lm("gpt2")
+    one, all_, back = score(lm, PROBES, batch=1), score(lm, PROBES, batch=64), score(lm, PROBES[::-1], batch=2)[::-1]
+    for a, b, c in zip(one, all_, back, strict=True):
+        assert a.answers == b.answers == c.answers
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+        assert a.logprob == pytest.approx(c.logprob, abs=1e-4)
+
+
+def test_metrics_by_hand() -> None:
+    answer = Answer(labels=(1, 2, 3, 4), answers=(1, 2, 9, 9), base=(1, 9, 9, 9), logprob=-2.0)
+    values = {name: m(answer) for name, m in METRICS.items()}
+    assert values == {
+        "token_match": 0.5,
+        "exact_match": 0.0,
+        "target_logprob": -2.0,
+        "ppl": pytest.approx(math.exp(0.5)),
+        "agreement": 0.75,
+    }
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=lambda m: m.name)
+def test_metric_contract(metric: object) -> None:
+    """Within its range, 1 or more positions; nothing to compare is a missing value, not 0."""
+    assert metric(Answer((), (), (), 0.0)) is None  # type: ignore[operator]
+    value = metric(Answer((1, 2), (1, 3), (1, 3), -1.0))  # type: ignore[operator]
+    low, high = metric.range  # type: ignore[attr-defined]
+    assert low <= value <= high
+
+
+def test_the_pristine_model_agrees_with_itself() -> None:
+    lm = tiny_lm("llama")
+    for s in score(lm, PROBES):
+        assert METRICS["agreement"](Answer(s.labels, s.answers, s.answers, s.logprob)) == 1.0

@@ -1,0 +1,100 @@
+"""Partial forward passes equal full ones; instruments undo themselves; one writer of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raysweep.editors.base import Dense, LowRank, WeightDelta
+from raysweep.models import hooks, partial, patching, tokens
+from raysweep.testing.fixtures import FAMILIES, fingerprint, same, tiny_lm
+
+ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_run_is_the_models_own_forward(family: str) -> None:
+    lm = tiny_lm(family)
+    ids, mask = tokens.pad(ROWS, lm.device)
+    with torch.no_grad():
+        ours = partial.logits(lm, partial.run(lm, ids=ids, mask=mask))
+        theirs = lm.module(input_ids=ids, attention_mask=mask).logits
+    keep = mask.bool()
+    torch.testing.assert_close(ours[keep], theirs[keep], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("start", [(0, 0, 0), (3, 1, 5), (5, 2, 7)])
+def test_tail_equals_the_whole_model_under_a_shift(family: str, layer: int, start: tuple[int, ...]) -> None:
+    """Shift one token of one block: reusing what cannot change gives the same final states, to rounding."""
+    lm = tiny_lm(family)
+    ids, mask = tokens.pad(ROWS, lm.device)
+    shift = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    name = lm.layout.block.format(layer)
+
+    def move(module: object, args: object, output: object) -> object:
+        states = hooks.first(output).clone()
+        for i, s in enumerate(start):
+            states[i, s] += shift[i]
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    with torch.no_grad():
+        handle = lm.part(name).register_forward_hook(move)
+        whole = partial.run(lm, ids=ids, mask=mask)
+        handle.remove()
+        rest = partial.tail(lm, ids, mask, layer=layer, start=start)
+        states = rest.states.clone()
+        states[:, 0] += shift
+        ours = rest.hidden(lm, states)
+    for i, row in enumerate(ROWS):
+        n = len(row) - start[i]
+        torch.testing.assert_close(ours[i, :n], whole[i, start[i] : len(row)], rtol=1e-4, atol=1e-5)
+
+
+def test_instruments_leave_no_trace() -> None:
+    lm = tiny_lm("llama")
+    before = fingerprint(lm)
+    ids, mask = tokens.pad(ROWS, lm.device)
+    with torch.no_grad(), hooks.capture(lm, [(lm.layout.mlp_out.format(1), "input")]) as seen:
+        partial.run(lm, ids=ids, mask=mask, last=1)
+    assert seen[lm.layout.mlp_out.format(1), "input"].shape == (3, 8, 24)
+    with pytest.raises(RuntimeError, match="on purpose"), partial.only_blocks(lm, 1, 1):
+        raise RuntimeError("on purpose")
+    name = f"{lm.layout.mlp_out.format(0)}.weight"
+    with pytest.raises(RuntimeError, match="on purpose"), patching.substituted(lm, {name: torch.zeros(16, 24)}):
+        assert float(lm.weight(name).sum()) == 0
+        raise RuntimeError("on purpose")
+    assert same(before, fingerprint(lm))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_ledger_writes_logical_changes_and_undoes_them(family: str) -> None:
+    lm = tiny_lm(family)
+    before = fingerprint(lm)
+    name = f"{lm.layout.mlp_out.format(1)}.weight"
+    old = lm.logical(name).clone()
+    change = LowRank(torch.ones(16, 1), torch.arange(24.0)[None])
+    ledger = patching.Ledger(lm)
+    ledger.apply(WeightDelta({name: change}))
+    ledger.apply(WeightDelta({name: Dense(torch.ones(16, 24))}))
+    torch.testing.assert_close(lm.logical(name), old + change.dense() + 1)
+    assert ledger.norms()[name] > 0
+    saved = ledger.tensors()
+    ledger.restore()
+    assert same(before, fingerprint(lm))
+    ledger.load(saved)
+    assert torch.equal(lm.logical(name), patching.stored(lm, name, saved[name]))
+    ledger.restore()
+
+
+def test_small_changes_add_up_in_half_precision() -> None:
+    """A thousand changes, each below bf16's resolution, are not lost: the ledger keeps fp32."""
+    lm = tiny_lm("llama")
+    lm.module.to(torch.bfloat16)
+    name = f"{lm.layout.mlp_out.format(0)}.weight"
+    lm.weight(name).fill_(1.0)
+    ledger = patching.Ledger(lm)
+    for _ in range(1000):
+        ledger.apply(WeightDelta({name: Dense(torch.full((16, 24), 1e-4))}))
+    assert float(lm.weight(name)[0, 0]) == pytest.approx(1.1, abs=0.01)

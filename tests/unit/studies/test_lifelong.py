@@ -1,0 +1,147 @@
+"""The loop's three named properties, and what a round measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raysweep.artifacts import ArtifactStore
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
+from raysweep.records import EditRecord
+from raysweep.rows import EvalRound
+from raysweep.studies.base import Deps
+from raysweep.studies.lifelong import Lifelong, _superseded
+from raysweep.summarize import summary
+from raysweep.testing.fixtures import fingerprint, same, tiny_lm, toy_records
+
+VALUE = {"steps": 4, "lr": 0.5}
+EDITORS = {
+    "ft": EditorSpec(name="ft", config={"layers": [1], "steps": 3, "lr": 1e-2}),
+    "memit": EditorSpec(name="memit", config={"layers": [0, 1], "value": VALUE, "moment_weight": 1.0}),
+    "memit+simie": EditorSpec(
+        name="memit",
+        config={"layers": [0, 1], "value": VALUE, "moment_weight": 1.0},
+        wrap=(WrapSpec(name="simie", config={"lam": 0.1, "mode": "init"}),),
+    ),
+    "oracle": EditorSpec(name="oracle"),
+}
+
+
+def deps(root: Path, lm: Any, records: Sequence[EditRecord] | None = None) -> Deps:
+    chosen = toy_records(8) if records is None else records
+
+    def texts(*_: object) -> Iterator[str]:
+        return (f"{p.prompt} {p.target}" for r in toy_records(12) for p in r.probes)
+
+    return Deps(load_model=lambda _: lm, open_dataset=lambda _: chosen, artifacts=ArtifactStore(root), texts=texts)
+
+
+def trial(editor: str, **protocol: Any) -> TrialSpec:
+    return TrialSpec(
+        study="lifelong",
+        model=ModelSpec(name="tiny"),
+        data=DataSpec(name="toy", order="file"),
+        editor=EDITORS[editor],
+        protocol=ProtocolSpec(**({"rounds": (0, 2, 4, 6)} | protocol)),
+        seed=0,
+    )
+
+
+def facts(rounds: Sequence[EvalRound]) -> list[Any]:
+    """Everything of a round that is not a time."""
+    return [(r.step, r.rows, r.stats, dict(r.summary), dict(r.snapshot.tensors) if r.snapshot else {}) for r in rounds]
+
+
+@pytest.mark.parametrize("editor", sorted(EDITORS))
+def test_resume_equals_straight_run(editor: str, tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    before = fingerprint(lm)
+    t = trial(editor)
+    straight = list(Lifelong().execute(t, deps(tmp_path, lm), None))
+    assert same(before, fingerprint(lm)), "the model must be pristine again"
+    resumed = list(Lifelong().execute(t, deps(tmp_path, tiny_lm("llama")), straight[2].snapshot))
+    assert [r.step for r in resumed] == [6]
+    assert same(facts(resumed), facts(straight[3:]))
+
+
+@pytest.mark.parametrize("editor", sorted(EDITORS))
+def test_measuring_changes_nothing(editor: str, tmp_path: Path) -> None:
+    """Adding rounds, or turning the immediate measurement off, alters no other row."""
+    lm = tiny_lm("gpt2")
+    few = list(Lifelong().execute(trial(editor, rounds=(6,), immediate=False), deps(tmp_path, lm), None))
+    many = list(Lifelong().execute(trial(editor, rounds=(0, 1, 2, 3, 4, 5, 6)), deps(tmp_path, lm), None))
+
+    def last(rounds: Sequence[EvalRound]) -> list[Any]:
+        return [replace(r, trial_key="") for r in rounds[-1].rows if r.step == 6]
+
+    assert last(few) == last(many)
+    assert few[-1].snapshot is not None
+    assert many[-1].snapshot is not None
+    assert same(dict(few[-1].snapshot.tensors), dict(many[-1].snapshot.tensors))
+
+
+def test_a_batch_is_written_at_once(tmp_path: Path) -> None:
+    rounds = list(Lifelong().execute(trial("memit", batch_size=2), deps(tmp_path, tiny_lm("llama")), None))
+    assert [r.step for r in rounds] == [0, 2, 4, 6]
+    immediate = {(r.record_id, r.step) for r in rounds[1].rows if r.step - r.edit_step < 2}
+    assert immediate == {("toy/000000", 2), ("toy/000001", 2)}
+
+
+def test_a_round_measures_what_is_in_scope(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    seen = list(Lifelong().execute(trial("ft"), deps(tmp_path, lm), None))
+    assert {r.record_id for r in seen[1].rows if r.step == 2} == {"toy/000000", "toy/000001"}
+    assert len({r.record_id for r in seen[0].rows}) == 6  # the floor: all records of the run, unedited
+    every = list(Lifelong().execute(trial("ft", scope="all"), deps(tmp_path, lm), None))
+    assert len({r.record_id for r in every[1].rows if r.step == 2}) == 6
+
+
+def test_summaries_are_derivable_from_rows(tmp_path: Path) -> None:
+    rounds = list(Lifelong().execute(trial("ft"), deps(tmp_path, tiny_lm("llama")), None))
+    rows = [r for e in rounds for r in e.rows]
+    columns = {name: [getattr(r, name) for r in rows] for name in type(rows[0]).__dataclass_fields__}
+    for e in rounds:
+        assert dict(e.summary) == summary(columns, e.step, 1)
+    assert rounds[-1].summary["immediate/rel"] == pytest.approx(
+        sum(r.value for r in rows if r.step == r.edit_step and r.metric == "token_match" and r.probe_kind == "efficacy") / 6
+    )
+
+
+def test_the_oracle_is_the_ceiling_and_null_the_floor(tmp_path: Path) -> None:
+    lm = tiny_lm("llama")
+    best = list(Lifelong().execute(trial("oracle"), deps(tmp_path, lm), None))[-1].summary
+    assert best["retained/rel"] == best["retained/gen"] == best["retained/loc"] == 1.0
+    EDITORS["null"] = EditorSpec(name="null")
+    try:
+        rounds = list(Lifelong().execute(trial("null", scope="all"), deps(tmp_path, lm), None))
+    finally:
+        del EDITORS["null"]
+    assert rounds[-1].summary["retained/rel"] == rounds[0].summary["pristine/rel"]
+    assert rounds[-1].summary["retained/loc"] == 1.0
+
+
+def test_a_contradicted_record_is_superseded() -> None:
+    a, b, c = toy_records(3)
+    again = replace(a, id="toy/9", target="zz")
+    same_again = replace(a, id="toy/8")
+    assert _superseded([a, b, again, c]) == {0: 3}
+    assert _superseded([a, b, same_again, again]) == {0: 4, 2: 4}
+    assert _superseded([a, b, same_again]) == {}
+
+
+def test_global_generators_are_left_alone(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    list(Lifelong().execute(trial("memit"), deps(tmp_path, tiny_lm("llama")), None))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_check_says_what_does_not_fit() -> None:
+    t = trial("ft", rounds=(0, 50)).model_copy(update={"data": DataSpec(name="toy", size=20)})
+    found = [str(p) for p in Lifelong().check(t, 10)]
+    assert "data.size = 20, but 'toy' has 10 records" in found[0]
+    assert "rounds beyond the data: [50]" in found[1]
