@@ -91,7 +91,9 @@ class ArtifactStore:
                 else:
                     time.sleep(min(self.beat, 0.5))
 
-    def _write(self, folder: Path, request: ArtifactRequest, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def _write(
+        self, folder: Path, request: ArtifactRequest, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> None:
         from safetensors.torch import save_file
 
         draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")

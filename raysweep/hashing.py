@@ -21,7 +21,7 @@ def canonical(value: Any) -> Any:
         TypeError: a value has no canonical form (sets, objects).
         ValueError: a float is not finite.
     """
-    if value is None or isinstance(value, bool | str | int) and not isinstance(value, Enum):
+    if value is None or (isinstance(value, bool | str | int) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
         return canonical(value.value)

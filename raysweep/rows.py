@@ -62,8 +62,8 @@ class StatRow:
 class TimingRow:
     """Where the seconds went; kept apart from the facts because it differs between equal runs.
 
-    ``phase`` is ``load``, ``artifacts``, ``edit``, ``apply``, ``immediate``, ``round`` or ``snapshot``; ``count`` is how many edits or
-    records the seconds cover; ``step`` is the round they belong to.
+    ``phase`` is ``load``, ``artifacts``, ``edit``, ``apply``, ``immediate``, ``round``, ``base`` or ``snapshot``; ``count`` is how
+    many edits or records the seconds cover; ``step`` is the round they belong to.
     """
 
     trial_key: str

@@ -74,7 +74,10 @@ def phase_masks(columns: Columns, step: int, batch_size: int) -> dict[str, NDArr
     """Return the row masks of ``retained``, ``immediate`` and (at step 0) ``pristine`` for the round at *step*."""
     steps = np.asarray(columns["step"], dtype=np.int64)
     edits = np.asarray(columns["edit_step"], dtype=np.int64)
-    gone = np.array([2**62 if s is None or s != s else int(s) for s in columns["superseded_step"]], dtype=np.int64)  # type: ignore[call-overload]
+    gone = np.array(
+        [2**62 if s is None or s != s else int(str(s).partition(".")[0]) for s in columns["superseded_step"]],
+        dtype=np.int64,
+    )
     if step == 0:
         return {"pristine": steps == 0}
     return {

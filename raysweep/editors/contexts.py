@@ -21,7 +21,13 @@ def request(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
     """Return the request for sampled templates of the pristine model."""
     return ArtifactRequest(
         "contexts",
-        {"model": lm.digest, "dtype": str(lm.dtype), "bos": list(lm.bos), "lengths": config.lengths, "seed": config.seed},
+        {
+            "model": lm.digest,
+            "dtype": str(lm.dtype),
+            "bos": list(lm.bos),
+            "lengths": config.lengths,
+            "seed": config.seed,
+        },
         "raysweep.editors.contexts:build",
     )
 

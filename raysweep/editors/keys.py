@@ -12,9 +12,7 @@ from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 
 
-def all_token_keys(
-    lm: LanguageModel, records: Sequence[EditRecord], modules: Sequence[str]
-) -> dict[str, Tensor]:
+def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Sequence[str]) -> dict[str, Tensor]:
     """Return the inputs of *modules* at every token of ``prompt + target``, as columns (SimIE; editors.md §13.3).
 
     BOS, all prompt tokens and all target tokens count; a space is put before the target unless it begins with one.

@@ -57,7 +57,8 @@ def spread(moments: Factor, weight: float, keys: Tensor) -> Tensor:
     keys = keys.to(torch.float64)
     solved = moments.solve(keys)
     small = weight * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ solved
-    return torch.linalg.solve((small + small.T) / 2, solved.T).T
+    found: Tensor = torch.linalg.solve((small + small.T) / 2, solved.T)
+    return found.T
 
 
 @dataclass(frozen=True, slots=True)

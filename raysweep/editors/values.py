@@ -170,7 +170,11 @@ class _Plan:
     def of(cls, lm: LanguageModel, tasks: Sequence[Task]) -> _Plan:
         rows = [row for t in tasks for row in t.rows]
         ids, mask = tokens.pad(rows, lm.device)
-        lookups, start, owner, bare, contexts = [], [], [], [], []
+        lookups: list[int] = []
+        start: list[int] = []
+        owner: list[int] = []
+        bare: list[int] = []
+        contexts: list[list[int]] = []
         asks: list[tuple[int, int, int, int, float]] = []
         kl: list[tuple[int, int]] = []
         for number, t in enumerate(tasks):
@@ -224,7 +228,8 @@ class _Plan:
         kl = (now.exp() * (now - base)).sum(-1)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
         missed = zeros.index_add(0, self.ask_owner, (ask.argmax(-1) != self.ask_id).float())
-        return nll + spec.kl * kl + spec.weight_decay * decay, missed == 0, base
+        loss: Tensor = nll + spec.kl * kl + spec.weight_decay * decay
+        return loss, missed == 0, base
 
 
 class _Adam:
@@ -242,5 +247,6 @@ class _Adam:
         gradient = torch.where(active[:, None], gradient, torch.zeros_like(gradient))
         self.mean = self.mean + (gradient - self.mean) * (1 - 0.9)
         self.square = self.square * 0.999 + gradient * gradient * (1 - 0.999)
-        scale = (self.square.sqrt() / (1 - 0.999**self.count) ** 0.5) + 1e-8
-        return value - (self.lr / (1 - 0.9**self.count)) * self.mean / scale
+        scale: Tensor = (self.square.sqrt() / (1 - 0.999**self.count) ** 0.5) + 1e-8
+        moved: Tensor = value - (self.lr / (1 - 0.9**self.count)) * self.mean / scale
+        return moved

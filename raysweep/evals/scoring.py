@@ -45,9 +45,7 @@ def score(lm: LanguageModel, probes: Sequence[Probe], *, batch: int = 64) -> lis
     unique = sorted(set(asked), key=lambda s: (len(s.ids), s.ids, s.start))
     found: dict[tokens.Scored, Scores] = {}
     for begin in range(0, len(unique), batch):
-        for s, result in zip(
-            unique[begin : begin + batch], _forward(lm, unique[begin : begin + batch]), strict=True
-        ):
+        for s, result in zip(unique[begin : begin + batch], _forward(lm, unique[begin : begin + batch]), strict=True):
             found[s] = result
     return [found[s] for s in asked]
 

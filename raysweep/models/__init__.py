@@ -1,0 +1,1 @@
+"""Language models: loading, layouts, ids, instruments, patches."""

@@ -53,11 +53,11 @@ class EmbeddedSpec:
 
     world: WorldSpec = field(default_factory=WorldSpec)
     vocab: int = 1600
-    hidden: int = 160
+    hidden: int = 128
     layers: int = 4
-    heads: int = 5
-    ff: int = 768
-    steps: int = 900
+    heads: int = 4
+    ff: int = 512
+    steps: int = 1000
     rows: int = 16
     row_tokens: int = 64
     lr: float = 3e-3

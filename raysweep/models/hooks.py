@@ -56,7 +56,9 @@ def capture(lm: LanguageModel, wanted: Sequence[tuple[str, Side]]) -> Iterator[d
 def feed(module: nn.Module, states: Tensor) -> Iterator[None]:
     """Replace the hidden states that enter *module* (a block) by *states* during the block."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (states, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": states}

@@ -49,7 +49,8 @@ class LanguageModel:
 
     def part(self, name: str) -> nn.Module:
         """Return the submodule called *name*."""
-        return self.module.get_submodule(name)
+        found: nn.Module = self.module.get_submodule(name)
+        return found
 
     def weight(self, name: str) -> nn.Parameter:
         """Return the parameter called *name*; tied names resolve to the one tensor."""

@@ -21,7 +21,7 @@ from raysweep.models import hooks
 from raysweep.models.lm import LanguageModel
 
 
-class _Frozen(DynamicLayer):
+class _Frozen(DynamicLayer):  # type: ignore[misc]
     """Keys and values of earlier tokens; new ones are joined to them but never stored."""
 
     def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
@@ -124,9 +124,7 @@ class Tail:
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return normed final states ``[B, S, d]`` when the remaining block outputs are *states*."""
-        return run(
-            lm, states=states, mask=self.mask, first=self.layer + 1, positions=self.positions, cache=self.cache
-        )
+        return run(lm, states=states, mask=self.mask, first=self.layer + 1, positions=self.positions, cache=self.cache)
 
 
 def tail(lm: LanguageModel, ids: Tensor, mask: Tensor, *, layer: int, start: Sequence[int]) -> Tail:

@@ -105,9 +105,7 @@ class _Run:
         deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
         text = _text_of(trial.editor.config)
         artifacts = build.provide(lm, editor.needs(lm), deps.artifacts, lambda: deps.texts(text, trial.data))
-        run = cls(
-            trial, deps, lm, records, _superseded(records), editor, artifacts, patching.Ledger(lm)
-        )
+        run = cls(trial, deps, lm, records, _superseded(records), editor, artifacts, patching.Ledger(lm))
         run.clock["load"] = [loaded - began, 1]
         run.clock["artifacts"] = [perf_counter() - loaded, 1]
         return run

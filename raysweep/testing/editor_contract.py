@@ -241,4 +241,3 @@ PROMISES: tuple[Callable[[Exam], None], ...] = (
     patches_what_it_declares,
     config_round_trips,
 )
-

@@ -100,7 +100,9 @@ def fingerprint(lm: LanguageModel) -> dict[str, Any]:
         "modules": {n: id(m) for n, m in modules.items()},
         "grad": {n: (p.requires_grad, p.grad is None) for n, p in module.named_parameters()},
         "training": {n: m.training for n, m in modules.items()},
-        "hooks": {n: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for n, m in modules.items()},
+        "hooks": {
+            n: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for n, m in modules.items()
+        },
         "rng": torch.random.get_rng_state(),
     }
 

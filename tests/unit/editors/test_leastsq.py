@@ -84,7 +84,9 @@ def test_simie_inverse_fixture() -> None:
     torch.testing.assert_close(state.inverse, wanted, atol=1e-8, rtol=0)
 
 
-def problem(edits: int, *, d: int = 40, out: int = 12, k: int = 4, seed: int = 0) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def problem(
+    edits: int, *, d: int = 40, out: int = 12, k: int = 4, seed: int = 0
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Random edits whose first key is shared, as BOS is."""
     rng = torch.Generator().manual_seed(seed)
     shared = 5 * torch.randn(d, 1, generator=rng, dtype=torch.float64)

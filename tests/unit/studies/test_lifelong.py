@@ -108,7 +108,8 @@ def test_summaries_are_derivable_from_rows(tmp_path: Path) -> None:
     for e in rounds:
         assert dict(e.summary) == summary(columns, e.step, 1)
     assert rounds[-1].summary["immediate/rel"] == pytest.approx(
-        sum(r.value for r in rows if r.step == r.edit_step and r.metric == "token_match" and r.probe_kind == "efficacy") / 6
+        sum(r.value for r in rows if r.step == r.edit_step and r.metric == "token_match" and r.probe_kind == "efficacy")
+        / 6
     )
 
 

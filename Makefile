@@ -1,0 +1,34 @@
+# make demo | make test : each does all the set-up on a bare machine (Python >= 3.11 and a package index are enough).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types unit docs clean
+
+demo: $(STAMP)
+	$(BIN)/raysweep run demo
+	$(BIN)/raysweep show demo --plot demo.png
+
+test: $(STAMP) lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+docs: $(STAMP)
+	$(BIN)/python -m raysweep.cli.docs errors > docs/errors.md
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) results artifacts
