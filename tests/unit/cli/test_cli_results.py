@@ -1,0 +1,163 @@
+"""``show``, ``compare``, ``run`` and ``edit`` as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysweep.cli.edit import rounds_of
+from raysweep.cli.main import main
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.results.store import ResultStore, State
+from raysweep.rows import EvalRound, ProbeRow, TimingRow
+
+KINDS = (("efficacy", "token_match"), ("paraphrase", "token_match"), ("locality", "agreement"))
+
+
+def write(root: Path, seed: int, arm: str, value: float) -> str:
+    trial = TrialSpec(
+        study="lifelong", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name=arm),
+        protocol=ProtocolSpec(rounds=(2,)), seed=seed,
+    )  # fmt: skip
+    store = ResultStore(root / "results" / "toy")
+    run = {"raysweep": "0", "python": "3", "device": "cpu", "cpu": "toy"}
+    store.begin(trial, arm=arm, point={"seed": seed}, provenance={"run": run})
+    rows = [
+        ProbeRow(
+            trial_key=trial.key, step=2, record_id=f"r{i}", edit_step=i, superseded_step=None, probe_kind=kind,
+            probe_name="", probe_index=j, metric=metric, value=value + i / 8, n_tokens=1, prompt_digest="", answer="",
+        )
+        for i in (1, 2)
+        for j, (kind, metric) in enumerate(KINDS)
+    ]  # fmt: skip
+    timing = [TimingRow(trial_key=trial.key, step=2, phase="edit", seconds=3.0, count=2)]
+    store.write_round(trial.key, EvalRound(step=2, rows=rows, timing=timing))
+    store.finish(trial.key, step=2)
+    return trial.key
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for seed in (0, 1):
+        write(tmp_path, seed, "plain", 0.25)
+        write(tmp_path, seed, "wrapped", 0.5)
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> tuple[int, str, str]:
+    code = main(["--root", str(root), *arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_show_prints_arms_by_rounds(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, root, "show", "toy")
+    assert code == 0
+    assert "toy: retained, mean ± standard error; 4 of 4 trials done" in out
+    assert [line.split()[:3] for line in out.splitlines() if "±" in line][1:] == [
+        ["plain", "2", "0.438"],
+        ["wrapped", "2", "0.688"],
+    ]
+    assert "1.500   3.0 s" in out
+
+
+def test_show_writes_csv_and_json_and_a_plot(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, root, "show", "toy", "--by", "trial", "--format", "csv", "--plot", str(root / "p.png"))
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [(r["arm"], r["rel"], r["seconds_per_edit"]) for r in rows][:2] == [
+        ("plain seed=0", "0.4375", "1.5"),
+        ("plain seed=1", "0.4375", "1.5"),
+    ]
+    assert (root / "p.png").is_file()
+    _, out, _ = call(capsys, root, "show", str(root / "results" / "toy"), "--phase", "immediate", "--format", "json")
+    assert [r["rel_n"] for r in json.loads(out)] == [1, 1]  # only record 2 was measured right after it was written
+
+
+def test_compare_pairs_differences(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, root, "compare", "toy", "--at", "2", "--format", "markdown")
+    assert code == 0
+    assert "| wrapped | 2 | 0.688 ± 0.062 | +0.250 [+0.250, +0.250] |" in out
+    code, _, err = call(capsys, root, "compare", "toy", "--at", "7")
+    assert (code, "nothing was measured at 7 edits" in err) == (2, True)
+    code, _, err = call(capsys, root, "compare", "toy", "--by", "lam")
+    assert (code, "no trial sweeps 'lam'" in err) == (2, True)
+
+
+def test_truncated_table_and_unknown_sweep_say_what_to_do(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next((root / "results" / "toy").glob("*/probes-*.parquet"))
+    path.write_bytes(path.read_bytes()[:100])
+    code, _, err = call(capsys, root, "show", "toy")
+    assert code == 2
+    assert f"{path} is truncated or damaged" in err
+    assert f"delete {path.parent} and run the same command again" in err
+    code, _, err = call(capsys, root, "show", "tpy")
+    assert (code, "did you mean: toy?" in err) == (2, True)
+
+
+def test_analyze_without_ray_sessions_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, root, "analyze", "toy")
+    assert (code, "no Ray session lies in" in err) == (2, True)
+
+
+def test_run_refuses_unwritable_storage_before_any_work(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "full").write_text("a file is in the way")
+    space = root / "tiny.yaml"
+    space.write_text(
+        "sweep: tiny\nbase: {model: embedded, data: {name: world, size: 2}, protocol: {rounds: [0, 2]}}\n"
+        'arms: {none: {editor: "null"}}\n'
+    )
+    code, out, err = call(capsys, root, "run", str(space), "--storage", str(root / "full"))
+    assert (code, out) == (2, "")
+    assert "error[E-STORE] cannot write" in err
+    assert "choose another --storage" in err
+
+
+@pytest.mark.slow
+def test_edit_runs_in_process_and_is_never_run_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["edit", "--editor", "null", "--edits", "2", "--rounds", "0,2", "--seed", "1"]
+    code, out, _ = call(capsys, tmp_path, *flags)
+    assert code == 0
+    assert "[1/1] null: 2/2 edits" in out
+    store = ResultStore(tmp_path / "results" / "edit")
+    (key,) = store.keys()
+    assert store.status(key).state is State.DONE
+    assert store.about(key)["trial"]["seed"] == 1
+    code, out, _ = call(capsys, tmp_path, *flags)
+    assert (code, "1 trials done" in out, "2/2 edits" in out) == (0, True, False)
+
+
+def test_edit_speaks_the_reference_s_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import raysweep.cli.edit as edit
+
+    class Stop(Exception):
+        pass
+
+    trees: list[dict[str, Any]] = []
+
+    def keep(tree: dict[str, Any], **_: Any) -> None:
+        trees.append(tree)
+        raise Stop
+
+    monkeypatch.setattr(edit, "sweep_of", keep)
+    words = "--data ZsRE --data-path z.json --simie --lam 5 --init-model --solver chol64 --edits 20 --batch-size 4"
+    call(capsys, tmp_path, "edit", "--editor", "FT-M", *words.split())
+    (tree,) = trees
+    wrap = {"name": "simie", "lam": 5.0, "mode": "init", "backend": "chol64"}
+    assert tree["arms"] == {"ft+simie": {"editor": {"name": "ft", "objective": "target_new"}, "wrap": wrap}}
+    assert tree["base"]["data"] == {"name": "zsre", "size": 20, "path": "z.json"}
+    assert tree["base"]["protocol"] == {"batch_size": 4, "rounds": [0, 4, 8, 12, 16, 20]}
+
+
+@pytest.mark.parametrize(("edits", "batch"), [(1, 1), (3, 1), (7, 2), (100, 10), (5, 9)])
+def test_default_rounds_fit_the_batches(edits: int, batch: int) -> None:
+    found = rounds_of("", edits, batch)
+    assert found[0] == 0
+    assert all(r % batch == 0 for r in found)
+    assert found == sorted(set(found))

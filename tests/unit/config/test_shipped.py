@@ -1,0 +1,41 @@
+"""Every shipped search space plans, and every shipped hyper-parameter file fits its editor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from raysweep.config.plan import plan
+from raysweep.config.sweep import open_sweep
+from raysweep.editors import EDITORS
+from raysweep.editors.wrappers import WRAPPERS
+from raysweep.workspace import Workspace
+
+ROOT = Path(__file__).parents[3]
+HPARAMS = sorted((ROOT / "hparams").glob("*/*.yaml"))
+EMBEDDED = ("smoke", "demo", "demo_lambda")
+
+
+@pytest.mark.parametrize("path", HPARAMS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_hyper_parameters_fit_their_editor(path: Path) -> None:
+    values = dict(YAML(typ="safe", pure=True).load(path))
+    assert values.pop("source"), "say where the values come from"
+    values.pop("notes", None)
+    name = path.parent.name
+    kind = EDITORS.get(name) if name in EDITORS else WRAPPERS.get(name)
+    kind.config_type.model_validate(values)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_shipped_spaces_on_the_embedded_model_plan(name: str, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert plan(open_sweep(name, workspace), workspace).trials
+
+
+def test_every_space_says_how_to_run_it() -> None:
+    for path in sorted((ROOT / "search_spaces").glob("*.yaml")):
+        first, *rest = path.read_text().splitlines()
+        assert first.startswith("# raysweep "), path
+        assert any(line.startswith("# Question:") for line in rest), path
