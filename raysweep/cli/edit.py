@@ -68,12 +68,13 @@ def command(
     runner, deps = lazy("raysweep.results.runner"), lazy("raysweep.tune.deps")
     listed = [{"key": t.key, "arm": t.arm, "point": dict(t.point)} for t in found.trials]
     store.write_plan({"sweep": name, "search": found.sweep.search.model_dump(mode="json"), "trials": listed}, "")
-    effects = deps.make_deps(workspace)
     failed = ""
     shown.begin()
     try:
         for planned in found.trials:
             shown.started(planned.key)
+            local = store.folder.local
+            effects = deps.make_deps(workspace, deps.Heartbeat(local / planned.key if local is not None else None))
             for report in runner.run_trial(planned.trial, effects, store, arm=planned.arm, point=planned.point):
                 result = {**report.summary, "step": report.step, "done": report.done}
                 shown.round(planned.key, {**result, "failure": report.error} if report.error else result)

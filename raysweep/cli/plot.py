@@ -45,7 +45,7 @@ def draw(sweep: Sweep, path: Path) -> None:
         axis.grid(alpha=0.25)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    axes[0].set_ylabel("retained (mean over records written so far)")
+    axes[0].set_ylabel("mean over records so far")
     handles, labels = axes[0].get_legend_handles_labels()
     seeds = len({t.seed for t in trials})
     columns = min(max(len(labels), 1), 6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raysweep.config.schema import TrialSpec
 from raysweep.config.space import Scalar
@@ -72,6 +72,8 @@ class TrialRun:
         last = self.trial.protocol.rounds[-1]
         found = next(self._rounds, None)
         if found is not None:
+            if found.step >= last:
+                found = replace(found, snapshot=None)  # DONE follows at once; nobody would go on from here
             self.store.write_round(self.trial.key, found)
             self.step = found.step
         elif self.step != last:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import ModelSpec
 from raysweep.lazy import lazy
+from raysweep.results.store import HEARTBEAT
 from raysweep.studies.base import Deps, Progress
 from raysweep.workspace import Workspace
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COPY_LIMIT = 4 << 30  # bytes; larger models are loaded again instead of restored from a second copy in memory
+BEAT = 0.5  # seconds between two heartbeats
 torch = lazy("torch")
 
 
@@ -113,6 +118,27 @@ def pool_of(workspace: Workspace) -> ModelPool:
         return load_model(spec, workspace)
 
     return _POOLS.setdefault(str(workspace.root), ModelPool(load))
+
+
+class Heartbeat:
+    """Writes how far a trial is, at most twice a second, where the display finds it; never more than a convenience."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._path = folder / HEARTBEAT if folder is not None else None
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Write *progress* unless the last one was just written."""
+        now = time.monotonic()
+        if self._path is None or now - self._last < BEAT:
+            return
+        self._last = now
+        try:
+            draft = self._path.with_name(f"{HEARTBEAT}.tmp")
+            draft.write_text(json.dumps({"done": progress.done, "total": progress.total, "doing": progress.doing}))
+            draft.replace(self._path)
+        except OSError:
+            self._path = None
 
 
 def make_deps(workspace: Workspace, progress: Callable[[Progress], None] | None = None) -> Deps:

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from raysweep.config.plan import PlannedTrial
 from raysweep.results.runner import TrialRun
-from raysweep.results.store import HEARTBEAT, ResultStore
-from raysweep.studies.base import Progress
-from raysweep.tune.deps import make_deps
+from raysweep.results.store import ResultStore
+from raysweep.tune.deps import Heartbeat, make_deps
 from raysweep.workspace import Workspace
 
 CONFIG_KEY = "trial"
-BEAT = 0.5  # seconds between two heartbeats
-
-
-class Heartbeat:
-    """Writes how far a trial is, at most twice a second, where the display finds it; never more than a convenience."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._path = folder / HEARTBEAT if folder is not None else None
-        self._last = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        """Write *progress* unless the last one was just written."""
-        now = time.monotonic()
-        if self._path is None or now - self._last < BEAT:
-            return
-        self._last = now
-        try:
-            draft = self._path.with_name(f"{HEARTBEAT}.tmp")
-            draft.write_text(json.dumps({"done": progress.done, "total": progress.total, "doing": progress.doing}))
-            draft.replace(self._path)
-        except OSError:
-            self._path = None
 
 
 class Trainable(tune.Trainable):  # type: ignore[misc]

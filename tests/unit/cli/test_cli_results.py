@@ -136,14 +136,14 @@ def test_edit_speaks_the_reference_s_words(
 ) -> None:
     import raysweep.cli.edit as edit
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     trees: list[dict[str, Any]] = []
 
     def keep(tree: dict[str, Any], **_: Any) -> None:
         trees.append(tree)
-        raise Stop
+        raise StopError
 
     monkeypatch.setattr(edit, "sweep_of", keep)
     words = "--data ZsRE --data-path z.json --simie --lam 5 --init-model --solver chol64 --edits 20 --batch-size 4"

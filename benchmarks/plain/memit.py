@@ -1,0 +1,47 @@
+"""MEMIT, plain (editors.md §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.plain import common, values
+from raysweep.editors.memit import MemitConfig
+from raysweep.models import tokens
+from raysweep.models.lm import LanguageModel
+from raysweep.records import EditRecord
+
+
+def edit(
+    lm: LanguageModel,
+    record: EditRecord,
+    config: MemitConfig,
+    contexts: Sequence[str],
+    moments: Mapping[int, Tensor],
+) -> common.Changes:
+    """Return the change that writes *record*; the model is left as it was."""
+    top = lm.layout.block.format(config.layers[-1])
+    goal = values.optimise(lm, record, _targets(lm, record), contexts, top, config.value).double()
+    templates = [c.replace("{}", record.template) for c in contexts]
+    names = [f"{lm.layout.mlp_out.format(layer)}.weight" for layer in config.layers]
+    changes: common.Changes = {}
+    with common.put_back(lm, names):
+        for i, (layer, name) in enumerate(zip(config.layers, names, strict=True)):
+            keys, _ = common.at_subject(lm, templates, record.subject, lm.layout.mlp_out.format(layer))
+            key = keys[0].double()
+            if len(templates) > 1:
+                key = (key + keys[1:].double().mean(0)) / 2
+            _, now = common.at_subject(lm, [record.template], record.subject, top)
+            share = (goal - now[0].double()) / (len(names) - i)
+            weighted = config.moment_weight * common.damped(moments[layer], config.moments.damping)
+            solved = torch.linalg.solve(weighted + torch.outer(key, key), key)
+            changes[name] = common.stored(lm, name, torch.outer(share, solved))
+            common.add(lm, {name: changes[name]})
+    return changes
+
+
+def _targets(lm: LanguageModel, record: EditRecord) -> list[int]:
+    ids = tokens.bare(lm, tokens.spaced(record.target))
+    return ids[1:] if len(ids) > 1 and ids[0] in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id) else ids

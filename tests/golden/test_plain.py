@@ -1,0 +1,99 @@
+"""The plain implementation in ``benchmarks/plain`` against the published code, so that ratios compare like with like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.plain import common, evaluate, ft, memit, rome, simie
+from raysweep.editors.ft import FineTuneConfig
+from raysweep.editors.memit import MemitConfig
+from raysweep.editors.rome import RomeConfig
+from raysweep.records import EditRecord, Probe, ProbeKind
+from tests.golden.recorded import Variant
+from tests.golden.test_parity import weight_errors
+
+NAMES = [
+    "tiny-gpt2/ft-prompt_last",
+    "tiny-gpt2/ft-prompt_last-with-bias",
+    "tiny-gpt2/ft-target_new",
+    "tiny-gpt2/rome",
+    "tiny-gpt2/memit",
+    "tiny-gpt2/ft-prompt_last-simie-lam10-initFalse-LU",
+    "tiny-gpt2/rome-simie-lam10-initTrue-LU",
+    "tiny-gpt2/memit-simie-lam10-initFalse-LU",
+    "tiny-llama/ft-prompt_last",
+    "tiny-llama/ft-target_new",
+    "tiny-llama/rome",
+    "tiny-llama/memit",
+    "tiny-llama/ft-prompt_last-simie-lam1-initTrue-LU",
+    "tiny-llama/rome-simie-lam10-initFalse-LU",
+    "tiny-llama/memit-simie-lam10-initTrue-LU",
+]
+
+
+def editor(variant: Variant) -> Callable[..., common.Changes]:
+    """Return the plain editor of *variant* as a function of model and record."""
+    spec = variant.spec()
+    if spec.name == "ft":
+        return partial(ft.edit, config=FineTuneConfig(**spec.config))
+    contexts = ("{}", *(t for t in spec.config["contexts"]["templates"] if t != "{}"))
+    moments = {int(n.partition("/")[2]): a.tensors["moments"] for n, a in variant.artifacts().items()}
+    if spec.name == "rome":
+        config = RomeConfig(**spec.config)
+        return partial(rome.edit, config=config, contexts=contexts, inverse=rome.inverses(config, moments))
+    return partial(memit.edit, config=MemitConfig(**spec.config), contexts=contexts, moments=moments)
+
+
+def replay(variant: Variant) -> list[dict[str, Tensor]]:
+    """Edit every record; return the edited weights after each edit (the model is restored)."""
+    lm, edit = variant.lm, editor(variant)
+    spec = variant.spec()
+    if spec.name == "ft":
+        names = ft.names(lm, FineTuneConfig(**spec.config))
+    else:
+        names = [f"{lm.layout.mlp_out.format(layer)}.weight" for layer in spec.config["layers"]]
+    if spec.wrap:
+        config = spec.wrap[0].config
+        state = simie.begin(lm, names, lam=config["lam"], init=config["mode"] == "init")
+        base = edit
+
+        def edit(lm: object, record: EditRecord) -> common.Changes:
+            return simie.edit(variant.lm, record, state, base)
+
+    history = []
+    with common.put_back(lm, names):
+        for record in variant.records:
+            common.add(lm, edit(lm, record))
+            history.append({n: lm.weight(n).detach().clone() for n in names})
+    return history
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plain_weight_changes_and_answers_are_the_published_ones(name: str) -> None:
+    variant = Variant(name)
+    history = replay(variant)
+    errors = weight_errors(variant, history)
+    assert errors
+    for relative, absolute, noise, key in errors:
+        assert relative <= 1e-4 or absolute <= noise, f"{key}: relative {relative:.1e}, absolute {absolute:.1e}"
+    last = max(e["after_edits"] for e in variant.data["evals"])
+    with common.put_back(variant.lm, list(history[-1])):
+        common.add(variant.lm, {n: w - variant.lm.weight(n).detach() for n, w in history[last - 1].items()})
+        for row in variant.data["evals"]:
+            if row["after_edits"] == last and row.get("answers") and not row.get("generation"):
+                found = evaluate.score(
+                    variant.lm, Probe(kind=ProbeKind.EFFICACY, prompt=row["prompt"], target=row["target"])
+                )
+                assert (list(found.answers), list(found.labels)) == (row["answers"], row["labels"])
+
+
+def test_the_plain_solve_is_the_ridge_solution() -> None:
+    rng = torch.Generator().manual_seed(0)
+    keys, change = torch.randn(6, 3, generator=rng).double(), torch.randn(4, 6, generator=rng).double()
+    gram = torch.eye(6).double() + keys @ keys.T
+    torch.testing.assert_close(simie.solve(gram, change, keys), change @ keys @ keys.T @ torch.linalg.inv(gram))

@@ -1,0 +1,37 @@
+"""The wheel carries everything a stranger needs, and nothing that was put into data/ by hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = out.glob("*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_wheel_has_the_model_the_spaces_and_the_hyper_parameters(names: set[str]) -> None:
+    share = {p.relative_to(ROOT).as_posix() for k in ("search_spaces", "hparams") for p in (ROOT / k).rglob("*.yaml")}
+    missing = {f"raysweep/_share/{s}" for s in share} - names
+    assert not missing
+    for wanted in ("raysweep/py.typed", "raysweep/models/_embedded/model.safetensors"):
+        assert wanted in names
+
+
+def test_the_wheel_leaves_real_data_and_the_shim_behind(names: set[str]) -> None:
+    data = {n for n in names if n.startswith("raysweep/_share/data/")}
+    assert all(Path(n).name.startswith(("MANIFEST", "sample", "README")) for n in data)
+    assert "cli.py" not in names
+    assert not any(n.startswith("tests/") for n in names)
