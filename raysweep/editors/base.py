@@ -169,7 +169,7 @@ class ArtifactRequest:
     """An expensive input, named by everything it depends on.
 
     Attributes:
-        kind: ``moments`` or ``contexts``; the folder name in the artifact store.
+        kind: ``moments``, ``projector``, ``contexts``, …; the folder name in the artifact store.
         inputs: canonical data that the artifact depends on (model digest, layer, text digest, counts, seed, dtype).
             The artifact's digest is derived from it.
         builder: ``module:function`` called as ``function(lm, requests, texts)`` on the pristine model, returning
