@@ -1,9 +1,9 @@
 """SimIE: make any weight editor lifelong by recursive least squares (Guo et al., ICML 2025; editors.md §13).
 
 Per edited matrix, ``P_t = P_{t−1} + K_t K_tᵀ`` with ``P_0 = λI``, and ``W_t = W_{t−1} + E_t K_t K_tᵀ P_t⁻¹`` (paper eq. 5).
-``K_t`` are the keys of all tokens of prompt and target; ``E_t`` is the base editor's change (``sequential``) or ``W_0 + Δ_t − W_{t−1}``
-with ``Δ_t`` computed on the pristine weights (``init``; Remark D.1). Never more than ``k`` right-hand sides:
-``E K (P⁻¹K)ᵀ``.
+``K_t`` are the keys of all tokens of prompt and target; ``E_t`` is the base editor's change (``sequential``), or
+``W_0 + Δ_t − W_{t−1}`` with ``Δ_t`` computed on the pristine weights (``init``; Remark D.1). Never more than ``k``
+right-hand sides: ``E K (P⁻¹K)ᵀ``.
 """
 
 from __future__ import annotations
