@@ -117,7 +117,8 @@ def ours(bench: Bench, lm: LanguageModel) -> Edit:
         step = editor.edit(lm, [record], state, artifacts=bench.artifacts, rng=rng)
         ledger.apply(step.patch)
         state = step.state
-        return step.stats.get("value_steps", step.stats.get("steps", float("nan")))
+        told = [v for n, v in step.stats.items() if n.partition("/")[0] in ("steps", "value_steps")]
+        return sum(told) if told else float("nan")
 
     edit(bench.records[0])
     ledger.restore()
@@ -179,7 +180,8 @@ def measured(arm: str, bench: Bench, *, with_plain: bool) -> dict[str, Any]:
                 edit_plainly(record)
     differ = evaluated(mine, questions, bench.trial.protocol.eval_batch, clocks[2:], with_plain=with_plain)
     row: dict[str, Any] = {"editor": arm, "edits": len(records), "wrap": [w.config for w in bench.trial.editor.wrap]}
-    row |= {"steps": steps, "config": bench.trial.editor.config, "clocks": [{"wall": c.wall, "cpu": c.cpu} for c in clocks]}
+    row |= {"steps": steps, "config": bench.trial.editor.config}
+    row["clocks"] = [{"wall": c.wall, "cpu": c.cpu} for c in clocks]
     for what, clock, count in zip(("edit", "plain edit", "eval", "plain eval"), clocks, (0, 0, 1, 1), strict=True):
         row[f"{what} s"], row[f"{what} cpu s"] = clock.mean(len(records) if count else 0)
     if theirs:

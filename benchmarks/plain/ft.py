@@ -43,7 +43,7 @@ def _train(lm: LanguageModel, record: EditRecord, config: FineTuneConfig, start:
             loss = _last(lm, record, config) if config.objective == "prompt_last" else _each(lm, record)
         if float(loss.detach()) < config.stop_loss:
             break
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         if config.norm_constraint is not None:
             width = config.norm_constraint
