@@ -22,7 +22,7 @@ _PUBLIC = {
     "read_sweep": "raysweep.config.sweep:open_sweep",
     "run_sweep": "raysweep.tune.launch",
 }
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
