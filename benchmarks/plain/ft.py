@@ -41,9 +41,9 @@ def _train(lm: LanguageModel, record: EditRecord, config: FineTuneConfig, start:
         adam.zero_grad()
         with torch.enable_grad():
             loss = _last(lm, record, config) if config.objective == "prompt_last" else _each(lm, record)
-        if float(loss) < config.stop_loss:
+        if float(loss.detach()) < config.stop_loss:
             break
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         if config.norm_constraint is not None:
             width = config.norm_constraint

@@ -54,7 +54,7 @@ def optimise(
             nll = -said.sum(1)[:-1] / len(targets)
             kl = (now.exp() * (now - base)).sum()
             loss = nll.mean() + spec.kl * kl + spec.weight_decay * shift.norm() / origin[0].norm() ** 2
-            if float(loss) < STOP_LOSS or iteration == spec.steps - 1:
+            if float(loss.detach()) < STOP_LOSS or iteration == spec.steps - 1:
                 break
             loss.backward()
             adam.step()

@@ -180,9 +180,10 @@ class Binder:
         return spec.model_copy(update={"path": where, "digest": digest, "size": spec.size or available}), available
 
     def _data_facts(self, spec: DataSpec) -> tuple[str, int, str]:
-        """Return where the data lie, how many records there are, and their digest."""
+        """Return where the data lie, how many records there are, and their digest; note what is wrong with a record."""
         dataset = self.components.datasets.get(spec.name)()
         path = dataset.locate(spec, self.workspace)
+        self.problems.extend(dataset.read(path).problems)
         return str(path or ""), dataset.count(path), dataset.digest(path)
 
     def _editor(self, target: _Target) -> EditorSpec | None:

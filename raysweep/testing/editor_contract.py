@@ -3,7 +3,9 @@
 Use it for your own editor::
 
     @pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
-    def test_my_editor(promise): promise(Exam(build=lambda: MyEditor(MyConfig(...)), lm=tiny_lm("llama")))
+    def test_my_editor(promise):
+        lm = lambda: tiny_lm("llama")
+        promise(Exam(build=lambda: MyEditor(MyConfig(...)), lm=lm(), fresh=lm))
 """
 
 from __future__ import annotations

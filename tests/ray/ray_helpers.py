@@ -91,7 +91,7 @@ def start(
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 90) -> tuple[int, dict[str, Any], list[str]]:
+def finish(process: subprocess.Popen[str], timeout: float = 150) -> tuple[int, dict[str, Any], list[str]]:
     """Wait for a driver; return its exit code, its last line as JSON, and the lines before."""
     out, err = process.communicate(timeout=timeout)
     lines = out.splitlines()

@@ -1,0 +1,250 @@
+"""Seconds per edit and per evaluated record, ours beside the plain implementation.
+
+    python -m benchmarks.editing --model embedded --edits 10 --threads 2
+    python -m benchmarks.editing --model smollm2-135m --edits 5 --threads 2 --editor rome --data-path zsre_mend_edit.json
+
+Both sides edit copies of one model, record by record in turn, so that whatever else the machine does meets both alike. One
+edit of each is made beforehand and not counted (it factors second moments and warms the allocator).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import measure
+from benchmarks.plain import common, evaluate
+from benchmarks.plain import ft as plain_ft
+from benchmarks.plain import memit as plain_memit
+from benchmarks.plain import rome as plain_rome
+from benchmarks.plain import simie as plain_simie
+from raysweep.artifacts import Artifact
+from raysweep.cli.edit import ALIASES
+from raysweep.config.plan import plan
+from raysweep.config.schema import TextSpec, TrialSpec
+from raysweep.config.sweep import sweep_of
+from raysweep.data.sampling import order
+from raysweep.editors import contexts
+from raysweep.editors.build import build_editor, provide
+from raysweep.evals import scoring
+from raysweep.models.lm import LanguageModel
+from raysweep.models.patching import Ledger
+from raysweep.records import EditRecord, Probe, ProbeKind
+from raysweep.seeds import derive
+from raysweep.tune.deps import make_deps
+from raysweep.workspace import Workspace
+
+TITLE = "seconds per edit and per evaluated record"
+EDITORS = ("ft-l", "ft-m", "rome", "memit")
+DATA = {"embedded": "world", "smollm2-135m": "zsre"}
+ASKED = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
+COLUMNS = (
+    "editor", "edits", "steps", "edit s", "edit cpu s", "plain edit s", "plain edit cpu s", "x edit wall", "x edit cpu",
+    "eval s", "eval cpu s", "plain eval s", "plain eval cpu s", "x eval wall", "x eval cpu", "rel diff", "answers differ",
+)  # fmt: skip
+
+Edit = Callable[[EditRecord], float]  # writes one record, returns how many steps its optimisation took (NaN: not told)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What one editor is measured on."""
+
+    trial: TrialSpec
+    lm: LanguageModel
+    records: Sequence[EditRecord]
+    artifacts: dict[str, Artifact]
+    edited: tuple[str, ...]
+
+
+def arms(editors: Sequence[str], wraps: Sequence[str]) -> dict[str, Any]:
+    """Return arms as a search space has them; hyper-parameters come from ``hparams/``."""
+    found: dict[str, Any] = {}
+    for name in editors:
+        kind, config = ALIASES.get(name, (name, {}))
+        for wrap in wraps:
+            arm = {"editor": {"name": kind, **config}}
+            found[f"{name}+simie" if wrap == "simie" else name] = arm | ({"wrap": "simie"} if wrap == "simie" else {})
+    return found
+
+
+def trials(options: argparse.Namespace, workspace: Workspace) -> dict[str, TrialSpec]:
+    """Return one trial per arm, through the code that plans sweeps."""
+    data: dict[str, Any] = {"name": options.data or DATA[options.model], "size": options.edits + 1}
+    if options.data_path:
+        data["path"] = options.data_path
+    tree = {
+        "sweep": "benchmark",
+        "base": {
+            "model": options.model,
+            "data": data,
+            "protocol": {"rounds": [0, options.edits + 1]},
+            "threads": options.threads,
+        },
+        "arms": arms(options.editor or EDITORS, options.wrap or ("none", "simie")),
+    }
+    return {t.arm: t.trial for t in plan(sweep_of(tree, file="flags"), workspace).trials}
+
+
+def prepare(trial: TrialSpec, workspace: Workspace) -> Bench:
+    """Load everything a trial needs; second moments and context templates are made, or found, here."""
+    deps = make_deps(workspace)
+    lm = deps.load_model(trial.model)
+    records = order(deps.open_dataset(trial.data), derive(trial.seed, "order"))
+    editor = build_editor(trial.editor)
+    moments = trial.editor.config.get("moments") or {}
+    text = TextSpec.model_validate(dict(moments.get("text") or {}))
+    artifacts = provide(lm, editor.needs(lm), deps.artifacts, lambda: deps.texts(text, trial.data))
+    return Bench(trial, lm, records, artifacts, editor.edited(lm))
+
+
+def ours(bench: Bench, lm: LanguageModel) -> Edit:
+    """Return a function that writes one record with our editor, as the lifelong loop does."""
+    editor = build_editor(bench.trial.editor)
+    ledger = Ledger(lm)
+    state = editor.begin(lm, bench.artifacts)
+
+    def edit(record: EditRecord) -> float:
+        nonlocal state
+        rng = torch.Generator(device="cpu").manual_seed(0)
+        step = editor.edit(lm, [record], state, artifacts=bench.artifacts, rng=rng)
+        ledger.apply(step.patch)
+        state = step.state
+        told = [v for n, v in step.stats.items() if n.partition("/")[0] in ("steps", "value_steps")]
+        return sum(told) if told else float("nan")
+
+    edit(bench.records[0])
+    ledger.restore()
+    state = editor.begin(lm, bench.artifacts)
+    return edit
+
+
+def plain(bench: Bench, lm: LanguageModel) -> Edit:
+    """Return a function that writes one record the plain way."""
+    base, names = plain_editor(bench, lm), list(bench.edited)
+    wraps = bench.trial.editor.wrap
+
+    def start() -> Callable[[LanguageModel, EditRecord], common.Changes]:
+        if not wraps:
+            return base
+        config = wraps[0].config
+        state = plain_simie.begin(lm, names, lam=float(config["lam"]), init=config["mode"] == "init")
+        return partial(plain_simie.edit, state=state, base=base)
+
+    with common.put_back(lm, names):
+        common.add(lm, start()(lm, bench.records[0]))
+    chosen = start()
+
+    def edit(record: EditRecord) -> float:
+        common.add(lm, chosen(lm, record))
+        return float("nan")
+
+    return edit
+
+
+def plain_editor(bench: Bench, lm: LanguageModel) -> Callable[[LanguageModel, EditRecord], common.Changes]:
+    """Return the plain counterpart of the trial's editor."""
+    editor: Any = build_editor(bench.trial.editor.model_copy(update={"wrap": ()}))
+    if editor.name == "ft":
+        return partial(plain_ft.edit, config=editor.config)
+    texts = contexts.templates(editor.config.contexts, bench.artifacts.get("contexts"))
+    stored = {n: a.tensors["moments"].to(lm.device) for n, a in bench.artifacts.items() if n.startswith("moments/")}
+    moments: dict[int, Tensor] = {int(n.partition("/")[2]): m for n, m in stored.items()}
+    if editor.name == "rome":
+        inverse = plain_rome.inverses(editor.config, moments)
+        return partial(plain_rome.edit, config=editor.config, contexts=texts, inverse=inverse)
+    return partial(plain_memit.edit, config=editor.config, contexts=texts, moments=moments)
+
+
+def measured(arm: str, bench: Bench, *, with_plain: bool) -> dict[str, Any]:
+    """Edit and evaluate all records but the first with both; return one row."""
+    records = bench.records[1:]
+    questions = [p for r in records for p in r.probes if p.kind in ASKED]
+    mine = replace(bench.lm, module=copy.deepcopy(bench.lm.module))
+    theirs = replace(bench.lm, module=copy.deepcopy(bench.lm.module)) if with_plain else None
+    edit, edit_plainly = ours(bench, mine), plain(bench, theirs) if theirs else None
+    clocks = [measure.Clock() for _ in range(4)]
+    steps = 0.0
+    for record in records:
+        with clocks[0].timed():
+            steps += edit(record) / len(records)
+        if edit_plainly:
+            with clocks[1].timed():
+                edit_plainly(record)
+    differ = evaluated(mine, questions, bench.trial.protocol.eval_batch, clocks[2:], with_plain=with_plain)
+    row: dict[str, Any] = {"editor": arm, "edits": len(records), "wrap": [w.config for w in bench.trial.editor.wrap]}
+    row |= {"steps": steps, "config": bench.trial.editor.config}
+    row["clocks"] = [{"wall": c.wall, "cpu": c.cpu} for c in clocks]
+    for what, clock, count in zip(("edit", "plain edit", "eval", "plain eval"), clocks, (0, 0, 1, 1), strict=True):
+        row[f"{what} s"], row[f"{what} cpu s"] = clock.mean(len(records) if count else 0)
+    if theirs:
+        for what in ("edit", "eval"):
+            row[f"x {what} wall"] = row[f"plain {what} s"] / row[f"{what} s"]
+            row[f"x {what} cpu"] = row[f"plain {what} cpu s"] / row[f"{what} cpu s"]
+        row |= {"rel diff": difference(bench, mine, theirs), "answers differ": differ}
+    return row
+
+
+def evaluated(
+    lm: LanguageModel, questions: Sequence[Probe], batch: int, clocks: Sequence[measure.Clock], *, with_plain: bool
+) -> str:
+    """Ask *questions* of one edited model both ways; return in how many the answers differ."""
+    scoring.score(lm, questions[:1], batch=batch)
+    with clocks[0].timed():
+        batched = scoring.score(lm, questions, batch=batch)
+    if not with_plain:
+        return ""
+    with clocks[1].timed():
+        single = [evaluate.score(lm, q) for q in questions]
+    differ = sum(a.answers != b.answers or a.labels != b.labels for a, b in zip(batched, single, strict=True))
+    return f"{differ}/{len(questions)}"
+
+
+def difference(bench: Bench, mine: LanguageModel, theirs: LanguageModel) -> float:
+    """Return the largest ``‖ΔW_ours − ΔW_plain‖ / ‖ΔW_plain‖`` of all edits together, over the edited weights."""
+    found = []
+    for name in bench.edited:
+        start = bench.lm.weight(name).detach()
+        changes = [(lm.weight(name).detach() - start).double() for lm in (mine, theirs)]
+        found.append(float((changes[0] - changes[1]).norm() / changes[1].norm()))
+    return max(found)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measure what the command line asks for; return the rows."""
+    parser = argparse.ArgumentParser(prog="benchmarks.editing", description=TITLE)
+    parser.add_argument("--model", default="embedded", choices=sorted(DATA))
+    parser.add_argument("--edits", type=int, default=10, help="records edited and evaluated (one more is the warm-up)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--editor", action="append", choices=EDITORS, help="may be repeated; default: all")
+    parser.add_argument("--wrap", action="append", choices=("none", "simie"), help="may be repeated; default: both")
+    parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--data", default="", help="dataset; default: world for embedded, zsre for smollm2-135m")
+    parser.add_argument("--data-path", default="", help="its file")
+    parser.add_argument("--root", default="", help="workspace; default: here")
+    parser.add_argument("--json", default="", help="write the numbers to this file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    workspace = Workspace.here(options.root or None)
+    about = measure.machine()
+    rows = []
+    for arm, trial in trials(options, workspace).items():
+        bench = prepare(trial, workspace)
+        torch.set_num_threads(options.threads)
+        rows.append(measured(arm, bench, with_plain=options.plain))
+        print(f"{arm}: {rows[-1]['edit s']:.3f} s per edit", flush=True)
+    columns = COLUMNS if options.plain else [c for c in COLUMNS if not c.startswith(("plain", "x ", "rel", "answers"))]
+    measure.show(f"{TITLE}: {options.model}", about, columns, rows)
+    measure.write_json(options.json, TITLE, about, vars(options), rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

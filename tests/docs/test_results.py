@@ -1,0 +1,65 @@
+"""The examples of docs/results.md run on a small sweep, and say what `show` says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysweep.config.plan import plan
+from raysweep.config.sweep import sweep_of
+from raysweep.results.runner import run_trial
+from raysweep.results.store import ResultStore
+from raysweep.results.tables import open_sweep
+from raysweep.results.views import lines, trial_views
+from raysweep.tune.deps import make_deps
+from raysweep.workspace import Workspace
+from tests.docs.pages import ROOT, blocks
+
+PAGE = ROOT / "docs/results.md"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Two fake editors, two seeds, four records of the shipped world."""
+    found = Workspace(tmp_path_factory.mktemp("work"))
+    tree: dict[str, Any] = {
+        "sweep": "demo",
+        "base": {"data": {"name": "world", "size": 4}, "protocol": {"rounds": [0, 2, 4]}},
+        "arms": {"floor": {"editor": "null"}, "ceiling": {"editor": "oracle"}},
+        "space": {"seed": {"grid": [0, 1]}},
+    }
+    planned = plan(sweep_of(tree, file="test"), found)
+    store, deps = ResultStore(found.results("demo")), make_deps(found)
+    listed = [{"key": t.key, "arm": t.arm, "point": dict(t.point)} for t in planned.trials]
+    store.write_plan({"sweep": "demo", "search": {}, "trials": listed}, "")
+    for trial in planned.trials:
+        for report in run_trial(trial.trial, deps, store, arm=trial.arm, point=trial.point):
+            assert not report.error
+    open_sweep("demo", found).write_trials()
+    return found
+
+
+def test_examples_run_and_agree_with_show(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace.root)
+    monkeypatch.delenv("RAYSWEEP_ROOT", raising=False)
+    monkeypatch.delenv("RAYSWEEP_STORAGE", raising=False)
+    space: dict[str, Any] = {}
+    for one in blocks(PAGE):
+        if one.language == "python":
+            exec(compile(one.text, str(PAGE), "exec"), space)
+    shown = lines(trial_views(open_sweep("demo", workspace)), at=-1)
+    rel = {row["arm"]: row["value_mean_mean_mean"] for row in space["rel"].to_pylist()}
+    assert rel == pytest.approx({line.label: line.cells["rel"].mean for line in shown})
+    assert rel["ceiling"] == 1.0 > rel["floor"]
+
+
+def test_the_folder_looks_as_described(workspace: Workspace) -> None:
+    """Every file of a finished trial is in the page's picture, by its name without the step."""
+    (picture,) = (b.text for b in blocks(PAGE) if b.text.startswith("results/<sweep>/"))
+    root = Path(workspace.results("demo"))
+    assert not list(root.rglob("*.tmp"))
+    for path in (p for p in root.rglob("*") if p.is_file()):
+        stem = path.name.partition("-")[0]
+        assert stem in picture, f"{path.name} is not in docs/results.md"
