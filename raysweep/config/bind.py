@@ -29,6 +29,7 @@ from raysweep.config.schema import (
 )
 from raysweep.config.space import Grid, Scalar
 from raysweep.errors import DataError, Problem, RaysweepError, WrapError
+from raysweep.evals.metrics import METRICS
 from raysweep.hashing import file_digest
 from raysweep.workspace import Workspace
 
@@ -348,6 +349,7 @@ class Binder:
             f"dataset/{data}": have.datasets.get(data),
             f"study/{self.sweep.study}": study,
             "protocol": ProtocolSpec,
+            **{f"metric/{name}": metric for name, metric in METRICS.items()},
         }
         return {name: component.version for name, component in sorted(named.items())}
 

@@ -98,6 +98,11 @@ class LowRank:
         """Return the full ``[d_out, d_in]`` change in the factors' dtype."""
         return self.left @ self.right
 
+    def norm(self) -> float:
+        """Return the Frobenius norm without forming the product: ``√⟨LᵀL, RRᵀ⟩``."""
+        left, right = self.left.double(), self.right.double()
+        return max(float(((left.T @ left) * (right @ right.T)).sum()), 0.0) ** 0.5
+
     def times(self, keys: Tensor) -> Tensor:
         """Return ``Δ K`` for keys ``[d_in, k]`` without forming ``Δ``, in the keys' dtype."""
         return self.left.to(keys.dtype) @ (self.right.to(keys.dtype) @ keys)
@@ -112,6 +117,10 @@ class Dense:
     def dense(self) -> Tensor:
         """Return the change itself."""
         return self.value
+
+    def norm(self) -> float:
+        """Return the Frobenius norm."""
+        return float(self.value.norm())
 
     def times(self, keys: Tensor) -> Tensor:
         """Return ``Δ K`` for keys ``[d_in, k]`` in the keys' dtype."""
@@ -179,6 +188,8 @@ class ArtifactRequest:
         data: records this one is computed from; ``inputs`` must cover them. The builder of such a request gets, in place of
             *texts*, the records.
         where: how to find what ``inputs`` names (paths); not part of the artifact's identity.
+        text: the text whose iterator the builder gets as *texts*; ``inputs`` must cover it.
+        version: of the builder's numbers; part of the identity. Raise it when they change.
     """
 
     kind: str
@@ -187,6 +198,8 @@ class ArtifactRequest:
     sources: Mapping[str, ArtifactRequest] = field(default_factory=dict)
     data: DataSpec | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
+    text: TextSpec | None = None
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)

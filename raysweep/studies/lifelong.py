@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysweep import __version__
-from raysweep.config.schema import TextSpec, TrialSpec
+from raysweep.config.schema import TrialSpec
 from raysweep.data.sampling import order
 from raysweep.editors.base import Viewer
 from raysweep.errors import Problem
@@ -106,10 +106,9 @@ class _Run:
             records = order(records, derive(trial.seed, "order"))
         editor = build.build_editor(trial.editor)
         deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
-        text = _text_of(trial.editor.config)
         needs = editor.needs(lm)
         artifacts = build.provide(
-            lm, needs, deps.artifacts, lambda: deps.texts(text, trial.data), records=deps.open_dataset
+            lm, needs, deps.artifacts, lambda text: deps.texts(text, trial.data), records=deps.open_dataset
         )
         run = cls(trial, deps, lm, records, _superseded(records), editor, artifacts, patching.Ledger(lm))
         run.clock["load"] = [loaded - began, 1]
@@ -309,12 +308,6 @@ def _superseded(records: Sequence[EditRecord]) -> dict[int, int]:
             found[i] = found[later]
         latest[records[i].prompt] = i
     return found
-
-
-def _text_of(config: Mapping[str, Any]) -> TextSpec:
-    """Return the text an editor's second moments are taken from."""
-    moments = config.get("moments") or {}
-    return TextSpec.model_validate(dict(moments.get("text") or {}))
 
 
 def _flatten(prefix: str, node: Any) -> tuple[dict[str, Tensor], Any]:

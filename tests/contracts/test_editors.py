@@ -45,7 +45,9 @@ SIMIE = [
 def specs() -> list[EditorSpec]:
     plain = [EditorSpec(name=name, config=config) for name, config in CONFIGS.items()]
     plain.append(EditorSpec(name="ft", config={**CONFIGS["ft"], "objective": "target_new", "norm_constraint": 0.01}))
-    plain.append(EditorSpec(name="grace", config={"layer": 1, "matrix": "in", "steps": 4, "radius": 50, "start": "warm"}))
+    plain.append(
+        EditorSpec(name="grace", config={"layer": 1, "matrix": "in", "steps": 4, "radius": 50, "start": "warm"})
+    )
     merging = {"retrieve": False, "merge": {"algorithm": "dare_ties"}, "matrix": "in", "replay": True}
     plain.append(EditorSpec(name="wise", config={**CONFIGS["wise"], **merging}))
     plain.append(EditorSpec(name="wise", config={**CONFIGS["wise"], "merge_every": 1, "replay": True}))

@@ -189,5 +189,5 @@ def _advanced(part: Mapping[str, Any], change: Delta) -> dict[str, Any]:
 
 def _kept(corrected: Delta, proposed: Delta) -> float:
     """Return the Frobenius norm of the corrected change over that of the proposed one."""
-    before = float(proposed.dense().norm())
-    return float(corrected.dense().norm()) / before if before else 0.0
+    before = proposed.norm()
+    return corrected.norm() / before if before else 0.0
