@@ -7,6 +7,7 @@ Shape legend of this package: ``d_in`` width of a key (input of the edited linea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -101,7 +102,8 @@ class LowRank:
     def norm(self) -> float:
         """Return the Frobenius norm without forming the product: ``√⟨LᵀL, RRᵀ⟩``."""
         left, right = self.left.double(), self.right.double()
-        return max(float(((left.T @ left) * (right @ right.T)).sum()), 0.0) ** 0.5
+        square = float(((left.T @ left) * (right @ right.T)).sum())
+        return math.sqrt(max(square, 0.0))
 
     def times(self, keys: Tensor) -> Tensor:
         """Return ``Δ K`` for keys ``[d_in, k]`` without forming ``Δ``, in the keys' dtype."""

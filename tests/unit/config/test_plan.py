@@ -5,6 +5,7 @@ from raysweep.config.plan import bind, domains, plan
 from raysweep.config.space import Grid
 from raysweep.config.sweep import read_sweep
 from raysweep.errors import NameUnknownError, ProblemsError
+from raysweep.evals.metrics import METRICS
 from raysweep.workspace import Workspace
 from tests.unit.config.fakes import SWEEP, components, sweep, with_space
 
@@ -50,7 +51,7 @@ class TestTrials:
             },
         }
         assert trial.editor.wrap[0].config == {"lam": 1.0, "mode": "sequential"}
-        assert trial.versions == {
+        assert trial.versions == {f"metric/{name}": metric.version for name, metric in METRICS.items()} | {
             "dataset/hundred": 5,
             "editor/surgeon": 3,
             "protocol": 1,
