@@ -62,14 +62,15 @@ def run(backend: str, case: Case) -> tuple[Tensor, measure.Clock, float]:
     simie = SimIE(SimIEConfig.model_validate({"lam": case.lam, "backend": backend}), Null(NullConfig()))
     dtype = torch.float32 if backend == REFERENCE else torch.float64
     ridge = leastsq.ridge_begin(case.d_in, case.lam, inverse=backend == "woodbury64", dtype=dtype, device=device())
-    part: dict[str, Any] = {"gram": ridge.gram, "age": 0}
+    memory: dict[str, Any] = {"gram": ridge.gram, "age": 0}
     if ridge.inverse is not None:
-        part["inverse"] = ridge.inverse
+        memory["inverse"] = ridge.inverse
     weight = torch.zeros(case.d_out, case.d_in, device=device())
     clock, statistic = measure.Clock(), measure.Clock()
     for proposed, keys in edits(case):
         with clock.timed():
-            change, part, _ = simie._correct(part, proposed, keys)
+            memory, (columns, gain, _) = simie._absorb(memory, keys)
+            change = simie._correct({}, proposed, columns, gain)
             weight += change.dense().float()
         with statistic.timed():
             _kept(change, proposed)

@@ -56,7 +56,11 @@ class ArtifactStore:
 
     def folder(self, request: ArtifactRequest) -> Path:
         """Return where the artifact of *request* lies or will lie."""
-        return self.root / request.kind / digest({"kind": request.kind, "inputs": request.inputs})
+        return (
+            self.root
+            / request.kind
+            / digest({"kind": request.kind, "version": request.version, "inputs": request.inputs})
+        )
 
     def get(self, request: ArtifactRequest) -> Artifact | None:
         """Return the artifact if it is complete, else None.
@@ -99,7 +103,8 @@ class ArtifactStore:
         draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
         draft.mkdir()
         try:
-            spec = {"kind": request.kind, "builder": request.builder, "inputs": canonical(request.inputs)}
+            spec = {"kind": request.kind, "version": request.version, "builder": request.builder}
+            spec["inputs"] = canonical(request.inputs)
             (draft / "spec.json").write_text(json.dumps(spec, indent=1, sort_keys=True))
             (draft / "meta.json").write_text(json.dumps(canonical(meta), indent=1, sort_keys=True))
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / "data.safetensors")

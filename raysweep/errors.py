@@ -69,8 +69,9 @@ class ProtocolError(SpecError):
 class WrapError(SpecError):
     """A wrapper cannot wrap this editor.
 
-    Cause: SimIE corrects weight changes; a memory editor (one that replaces modules) has none.
-    Cure: remove the wrapper, or wrap a weight editor (``raysweep ls editors`` tells which).
+    Cause: SimIE corrects weight changes; a memory editor (one that replaces modules) has none, and PRUNE only reports a
+    reduced model, so nothing that corrects changes can go around it (PRUNE around SimIE works, unless it persists).
+    Cure: remove the wrapper, put PRUNE outermost, or wrap a weight editor (``raysweep ls editors`` tells which).
     """
 
     code = "E-WRAP"

@@ -504,4 +504,23 @@ def _record(
         if answer != world.object(fact.object, hop.second):
             asked = rng.choice(hop.wordings).replace("{}", subject)
             probes.append(Probe(kind=ProbeKind.PORTABILITY, prompt=asked, target=answer, name="hop2"))
-    return EditRecord(id=f"world/{index:06d}", subject=subject, prompt=prompt, target=target, probes=tuple(probes))
+    unrelated = _unrelated(world, subject, relation, by_relation)
+    return EditRecord(
+        id=f"world/{index:06d}",
+        subject=subject,
+        prompt=prompt,
+        target=target,
+        probes=tuple(probes),
+        unrelated=unrelated,
+    )
+
+
+def _unrelated(world: World, subject: str, relation: Relation, by_relation: Mapping[str, Sequence[str]]) -> str:
+    """Return a true sentence about another subject and another relation that no record edits ("" if there is none)."""
+    rng = Random(derive(world.spec.seed, "unrelated", subject, relation.name))
+    facts = [(n, s) for n in sorted(by_relation) for s in by_relation[n] if n != relation.name and s != subject]
+    if not facts:
+        return ""
+    name, other = rng.choice(facts)
+    fact = Fact(subject=other, relation=name, object=world.object(other, name))
+    return f"{rng.choice(world.wordings_of(fact)).replace('{}', other)} {fact.object}"

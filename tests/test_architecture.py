@@ -36,7 +36,10 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     **{name: (BASE | {"config"}, set()) for name in BASE},
     "runtime": (BASE, {"torch"}),
     "artifacts": (BASE, set()),
-    "config": (BASE | {"config"}, set()),
+    "config": (
+        BASE | {"config", "evals.metrics"},
+        set(),
+    ),  # the metrics' versions are part of a key; they need no torch
     "belief": (BASE | {"belief", "config"}, set()),
     "data": (BASE | {"config", "data"}, set()),
     "models": (BASE | {"config", "models", "runtime", "editors.base"}, {"torch", "transformers", "safetensors"}),

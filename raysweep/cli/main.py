@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps."),
     "analyze": ("raysweep.cli.analyze:command", "Open a sweep with Ray Tune's own analysis."),
     "edit": ("raysweep.cli.edit:command", "Run one lifelong edit from flags, without a file."),
+    "train-mend": ("raysweep.cli.train_mend:command", "Train MEND's hypernetwork."),
     "models": ("raysweep.cli.models:app", "List, fetch and build models."),
     "data": ("raysweep.cli.data:app", "List, check and fetch data."),
     "doctor": ("raysweep.cli.doctor:command", "Check this installation; explain an error code."),

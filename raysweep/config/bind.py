@@ -18,6 +18,7 @@ from raysweep.config.schema import (
     Count,
     DataSpec,
     EditorSpec,
+    FileSpec,
     ModelSpec,
     ProtocolSpec,
     Spec,
@@ -28,6 +29,8 @@ from raysweep.config.schema import (
 )
 from raysweep.config.space import Grid, Scalar
 from raysweep.errors import DataError, Problem, RaysweepError, WrapError
+from raysweep.evals.metrics import METRICS
+from raysweep.hashing import file_digest
 from raysweep.workspace import Workspace
 
 P = TypeVar("P", bound=BaseModel)
@@ -203,13 +206,29 @@ class Binder:
         kind = self._component("wrappers", written.name, where)
         if kind is None:
             return None
-        if editor is not None and editor.patch_kind not in kind.accepts:
+        inner, given = self._inside(arm, index, editor)
+        if given and given not in kind.accepts:
             wanted = " or ".join(kind.accepts)
-            said = f"{written.name} cannot wrap '{arm.editor.name}': it changes {editor.patch_kind}, not {wanted}"
+            said = f"{written.name} cannot wrap '{inner}': it changes {given}, not {wanted}"
             hint = f"remove 'wrap: {written.name}', or wrap an editor whose patch is {wanted} (raysweep ls editors)"
             self.problems.append(problem(self.sweep.source.value(where), said, hint, WrapError.code))
         config = self._config(kind, written, where, f"wrap.{written.name}.", target)
-        return None if config is None else WrapSpec(name=written.name, config=config)
+        if config is None:
+            return None
+        why = kind.unfit(kind.config_type.model_validate(config), index > 0) if hasattr(kind, "unfit") else ""
+        if why:
+            said = f"{written.name} around '{inner}': {why}"
+            hint = f"change its configuration, or remove 'wrap: {inner}'"
+            self.problems.append(problem(self.sweep.source.value(where), said, hint, WrapError.code))
+        return WrapSpec(name=written.name, config=config)
+
+    def _inside(self, arm: ArmSpec, index: int, editor: Any) -> tuple[str, str]:
+        """Return the name of what wrapper number *index* wraps, and what that gives (empty = not known)."""
+        if index == 0:
+            return arm.editor.name, "" if editor is None else editor.patch_kind
+        name = arm.editor.wrap[index - 1].name
+        known = self._kept.get(("wrappers", name), (None, None))[0]
+        return name, "" if known is None else getattr(known, "gives", "weights")
 
     def _component(self, table: str, name: str, path: KeyPath) -> Any:
         source = self.sweep.source
@@ -270,12 +289,50 @@ class Binder:
             ask = lambda: self.components.text(value, data, self.workspace)  # noqa: E731
             place = merged.place((*path, "path" if value.path else "name"))
             return self._once(question, ask, place) or value
+        if isinstance(value, FileSpec):
+            return self._file(value, merged.place((*path, "path"))) if value.path else value
+        if isinstance(value, DataSpec):
+            return self._fold(value, data, merged.place(path)) or value
         if isinstance(value, tuple):
             return tuple(self._texts(v, data, merged, (*path, i)) for i, v in enumerate(value))
         if isinstance(value, BaseModel):
             below = {k: getattr(value, k) for k in type(value).model_fields}
             return value.model_copy(update={k: self._texts(v, data, merged, (*path, k)) for k, v in below.items()})
         return value
+
+    def _file(self, value: FileSpec, place: Place) -> FileSpec:
+        """Return *value* with its path made absolute and its digest filled in."""
+        where = self.workspace.resolve(value.path)
+
+        def digest() -> str:
+            if not where.is_file():
+                raise DataError(
+                    f"file '{value.path}' does not exist ({where})", hint="make or copy it, or leave it out"
+                )
+            return file_digest(where)
+
+        found = self._once(("file", where), digest, place)
+        return value.model_copy(update={"path": str(where), "digest": found or ""})
+
+    def _fold(self, value: DataSpec, data: DataSpec, place: Place) -> DataSpec | None:
+        """Return the data a component itself reads, with digest and size filled in; None after noting what is wrong.
+
+        Without a path of its own it is read from the trial's file if it is of the same dataset.
+        """
+        if not value.path and value.name == data.name:
+            value = value.model_copy(update={"path": data.path})
+        facts = self._once(("data", value.name, value.path), lambda: self._data_facts(value), place)
+        if facts is None:
+            return None
+        path, count, digest = facts
+        left = count - value.skip
+        if left < max(value.size, 1):
+            said = f"'{value.name}' has {count} records, too few for size = {value.size} after skip = {value.skip}"
+            self.problems.append(problem(place, said, "lower them, or use a larger file", DataError.code))
+            return None
+        return value.model_copy(
+            update={"path": path if value.path else "", "digest": digest, "size": value.size or left}
+        )
 
     def _study(self) -> Any:
         """Return the study's class, or None after noting that there is none of its name."""
@@ -292,6 +349,7 @@ class Binder:
             f"dataset/{data}": have.datasets.get(data),
             f"study/{self.sweep.study}": study,
             "protocol": ProtocolSpec,
+            **{f"metric/{name}": metric for name, metric in METRICS.items()},
         }
         return {name: component.version for name, component in sorted(named.items())}
 

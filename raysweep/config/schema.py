@@ -81,6 +81,8 @@ class ProtocolSpec(Spec):
         scope: ``seen`` = records edited so far; ``all`` = every record of the run.
         immediate: also measure each batch right after it is written (rows whose ``step`` is their own edit step).
         eval_batch: rows per forward pass of the evaluation (part of the key: it moves the last bits).
+        asking: ``teacher_forced`` asks for each target token given the ones before it; ``generation`` lets the model write as
+            many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced).
     """
 
     version: ClassVar[int] = 1
@@ -96,6 +98,7 @@ class ProtocolSpec(Spec):
     scope: Literal["seen", "all"] = "seen"
     immediate: bool = True
     eval_batch: Count = 64
+    asking: Literal["teacher_forced", "generation"] = "teacher_forced"
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ProtocolSpec:
@@ -123,6 +126,18 @@ class TextSpec(Spec):
     name: str = "dataset"
     path: str = ""
     tokens: Annotated[int, Field(ge=0)] = 100_000
+    digest: str = ""
+
+
+class FileSpec(Spec):
+    """A file a component reads.
+
+    Attributes:
+        path: where it lies; empty = there is none; not part of the key (``digest`` is).
+        digest: hash of its content, filled in by the plan.
+    """
+
+    path: str = ""
     digest: str = ""
 
 
@@ -176,7 +191,7 @@ class TrialSpec(Spec):
 
 
 def _drop_text_paths(node: Any) -> None:
-    """Remove ``path`` of every text spec (a mapping with both ``path`` and ``digest``) below *node*."""
+    """Remove ``path`` of every text, file and data spec (a mapping with ``path`` and ``digest``) below *node*."""
     if isinstance(node, dict):
         if "digest" in node and "path" in node:
             del node["path"]

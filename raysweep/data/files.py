@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysweep.config.schema import DataSpec
 from raysweep.data.base import Reading
 from raysweep.errors import DataError, Problem, ProblemsError, RecordError
-from raysweep.hashing import file_digest
+from raysweep.hashing import digest, file_digest
 from raysweep.records import EditRecord, Probe, ProbeKind, check_record
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ _TEXT_KINDS = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
 class JsonDataset:
     """Base of the datasets read from files; a subclass says which files and how a row becomes a record.
 
+    ``EditRecord.unrelated`` of record i is the locality text of record i of the *train* file beside the edit file (the same
+    name with ``train`` for ``edit``; taken again from the start if it is shorter), as published. Without one it is the locality
+    text of the record half the file away, never one of the record's own probes; that text is a locality probe of another
+    record, so a run over more than half of such a file trains on text that it is measured on.
+
     What was computed is kept per (path, size, modification time) inside the object, never in the module.
     """
 
@@ -37,7 +43,7 @@ class JsonDataset:
     required: ClassVar[tuple[frozenset[str], ...]]  # each format's fields
 
     def __init__(self) -> None:
-        self._digests: dict[tuple[Path, int, int], str] = {}
+        self._digests: dict[tuple[tuple[Path, int, int], ...], str] = {}
         self._counts: dict[tuple[Path, int, int], int] = {}
 
     def record(self, row: Row, uid: str) -> EditRecord:
@@ -84,11 +90,14 @@ class JsonDataset:
         return self._counts[mark]
 
     def digest(self, path: Path | None) -> str:
-        """Return the hash of the file's bytes."""
+        """Return the hash of the file's bytes, and of the train file's if there is one."""
         mark = _mark(path)
-        if mark not in self._digests:
-            self._digests[mark] = file_digest(mark[0])
-        return self._digests[mark]
+        train = train_file(mark[0])
+        marks = (mark,) if train is None else (mark, _mark(train))
+        if marks not in self._digests:
+            found = [file_digest(m[0]) for m in marks]
+            self._digests[marks] = found[0] if train is None else digest({"edit": found[0], "train": found[1]})
+        return self._digests[marks]
 
     def read(self, path: Path | None) -> Reading:
         """Examine every row (editors.md §1.5).
@@ -116,7 +125,29 @@ class JsonDataset:
         warnings += _contradictions(records, file)
         if warnings:
             logger.info("%s: %d warnings, first: %s", file, len(warnings), warnings[0])
-        return Reading(tuple(records), tuple(problems), tuple(warnings))
+        return Reading(self._with_unrelated(records, file), tuple(problems), tuple(warnings))
+
+    def _with_unrelated(self, records: Sequence[EditRecord], file: Path) -> tuple[EditRecord, ...]:
+        """Fill in the text that some editors need as a negative."""
+        train = train_file(file)
+        texts = [_locality_text(r) for r in (records if train is None else self._lenient(train))]
+        out = []
+        for i, record in enumerate(records):
+            own = {f"{p.prompt} {p.target}" for p in record.probes}
+            begin = i if train is not None else i + len(records) // 2
+            turns = (texts[(begin + k) % len(texts)] for k in range(len(texts)))
+            out.append(replace(record, unrelated=next((t for t in turns if t and t not in own), "")))
+        return tuple(out)
+
+    def _lenient(self, file: Path) -> list[EditRecord]:
+        """Return the readable records of a train file, of which only one text is used."""
+        found = []
+        for index, row in enumerate(read_rows(file)):
+            try:
+                found.append(self.record(row if isinstance(row, Mapping) else {}, f"{self.name}/train/{index:06d}"))
+            except RecordError:
+                logger.info("%s:%d: left out: not a record of dataset '%s'", file, index, self.name)
+        return found
 
     def load(self, path: Path | None) -> Iterator[EditRecord]:
         """Yield every record in file order.
@@ -161,6 +192,17 @@ def _mark(path: Path | None) -> tuple[Path, int, int]:
         raise DataError(f"no data file '{path}'", hint="give data.path")
     stat = path.stat()
     return path, stat.st_size, stat.st_mtime_ns
+
+
+def train_file(path: Path) -> Path | None:
+    """Return the train file beside an edit file (``x-edit.json`` → ``x-train.json``), or None."""
+    other = path.with_name(path.name.replace("edit", "train"))
+    return other if other != path and other.is_file() else None
+
+
+def _locality_text(record: EditRecord) -> str:
+    """Return prompt and target of the first locality probe, joined; "" if there is none."""
+    return next((f"{p.prompt} {p.target}" for p in record.probes if p.kind is ProbeKind.LOCALITY), "")
 
 
 def read_rows(path: Path) -> list[Any]:

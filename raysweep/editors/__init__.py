@@ -9,10 +9,14 @@ from raysweep.registry import Registry
 EDITORS: Registry[Any] = Registry(
     "editor",
     {
+        "alphaedit": "raysweep.editors.alphaedit:AlphaEdit",
         "ft": "raysweep.editors.ft:FineTune",
+        "grace": "raysweep.editors.grace:Grace",
         "memit": "raysweep.editors.memit:Memit",
+        "mend": "raysweep.editors.mend:Mend",
         "null": "raysweep.editors.null:Null",
         "oracle": "raysweep.editors.oracle:Oracle",
         "rome": "raysweep.editors.rome:Rome",
+        "wise": "raysweep.editors.wise:Wise",
     },
 )

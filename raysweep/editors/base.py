@@ -7,13 +7,14 @@ Shape legend of this package: ``d_in`` width of a key (input of the edited linea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
 
-from raysweep.config.schema import Count, NonNegative, Positive, Spec, TextSpec
+from raysweep.config.schema import Count, DataSpec, NonNegative, Positive, Spec, TextSpec
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 
@@ -98,6 +99,12 @@ class LowRank:
         """Return the full ``[d_out, d_in]`` change in the factors' dtype."""
         return self.left @ self.right
 
+    def norm(self) -> float:
+        """Return the Frobenius norm without forming the product: ``√⟨LᵀL, RRᵀ⟩``."""
+        left, right = self.left.double(), self.right.double()
+        square = float(((left.T @ left) * (right @ right.T)).sum())
+        return math.sqrt(max(square, 0.0))
+
     def times(self, keys: Tensor) -> Tensor:
         """Return ``Δ K`` for keys ``[d_in, k]`` without forming ``Δ``, in the keys' dtype."""
         return self.left.to(keys.dtype) @ (self.right.to(keys.dtype) @ keys)
@@ -112,6 +119,10 @@ class Dense:
     def dense(self) -> Tensor:
         """Return the change itself."""
         return self.value
+
+    def norm(self) -> float:
+        """Return the Frobenius norm."""
+        return float(self.value.norm())
 
     def times(self, keys: Tensor) -> Tensor:
         """Return ``Δ K`` for keys ``[d_in, k]`` in the keys' dtype."""
@@ -169,16 +180,60 @@ class ArtifactRequest:
     """An expensive input, named by everything it depends on.
 
     Attributes:
-        kind: ``moments`` or ``contexts``; the folder name in the artifact store.
+        kind: ``moments``, ``projector``, ``contexts``, …; the folder name in the artifact store.
         inputs: canonical data that the artifact depends on (model digest, layer, text digest, counts, seed, dtype).
             The artifact's digest is derived from it.
         builder: ``module:function`` called as ``function(lm, requests, texts)`` on the pristine model, returning
             ``[(tensors, metadata), …]``, one per request; requests with the same builder are served together.
+        sources: other artifacts this one is computed from, by name; ``inputs`` must cover theirs. The builder of such a
+            request gets, in place of *texts*, one mapping of artifacts per request.
+        data: records this one is computed from; ``inputs`` must cover them. The builder of such a request gets, in place of
+            *texts*, the records.
+        where: how to find what ``inputs`` names (paths); not part of the artifact's identity.
+        text: the text whose iterator the builder gets as *texts*; ``inputs`` must cover it.
+        version: of the builder's numbers; part of the identity. Raise it when they change.
     """
 
     kind: str
     inputs: Mapping[str, Any]
     builder: str
+    sources: Mapping[str, ArtifactRequest] = field(default_factory=dict)
+    data: DataSpec | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    text: TextSpec | None = None
+    version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What an editor reports instead of the model as it stands.
+
+    Attributes:
+        patch: the change to add to the weights while they are measured.
+        stats: rows of table ``editor_stats``; deterministic.
+    """
+
+    patch: WeightDelta
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Viewer(Protocol):
+    """An editor that reports a reduced model (optional, beside :class:`Editor`).
+
+    The study calls :meth:`view` before each measurement. ``persists = False``: the change is taken back afterwards, so
+    measuring changes nothing. ``persists = True``: at the protocol's rounds the change stays and later edits start from
+    it, so the result depends on the schedule of rounds (quirk Q23).
+    """
+
+    @property
+    def persists(self) -> bool:
+        """Tell whether rounds write the view into the model."""
+        ...
+
+    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: Any) -> View:
+        """Return the view, given the total change of each edited weight since the pristine model (fp32, logical)."""
+        ...
 
 
 class Editor(Protocol[S]):

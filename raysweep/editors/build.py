@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from raysweep.config.schema import EditorSpec
+from raysweep.config.schema import DataSpec, EditorSpec, TextSpec
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
+from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     from raysweep.artifacts import Artifact, ArtifactStore, Built
@@ -30,11 +31,13 @@ def provide(
     lm: LanguageModel,
     needs: Mapping[str, ArtifactRequest],
     store: ArtifactStore,
-    texts: Callable[[], Iterator[str]],
+    texts: Callable[[TextSpec], Iterator[str]],
+    records: Callable[[DataSpec], Sequence[EditRecord]] | None = None,
 ) -> dict[str, Artifact]:
     """Return every needed artifact, building the missing ones on the pristine model.
 
-    Requests with the same builder are computed together (one reading of the text), then stored one by one.
+    Requests with the same builder and text are computed together (one reading of the text), then stored one by one.
+    *texts* opens a text, *records* the data of requests that name some.
     """
     built: dict[str, Built] = {}
     found: dict[str, Artifact] = {}
@@ -42,11 +45,29 @@ def provide(
 
         def build(name: str = name, request: ArtifactRequest = request) -> Built:
             if name not in built:
-                siblings = {n: r for n, r in needs.items() if r.builder == request.builder and n not in found}
+                alike = (n for n, r in needs.items() if (r.builder, r.text) == (request.builder, request.text))
+                siblings = {n: needs[n] for n in alike if n not in found}
                 module, _, function = request.builder.partition(":")
-                made = getattr(import_module(module), function)(lm, list(siblings.values()), texts())
+                given: Any = texts(request.text or TextSpec())
+                if request.sources:
+                    given = _sources(lm, siblings, store, texts)
+                elif request.data is not None and records is not None:
+                    given = records(request.data)
+                made = getattr(import_module(module), function)(lm, list(siblings.values()), given)
                 built.update(zip(siblings, made, strict=True))
             return built[name]
 
         found[name] = store.get_or_build(request, build)
     return found
+
+
+def _sources(
+    lm: LanguageModel,
+    requests: Mapping[str, ArtifactRequest],
+    store: ArtifactStore,
+    texts: Callable[[TextSpec], Iterator[str]],
+) -> list[dict[str, Artifact]]:
+    """Return what each request is computed from, built together where missing."""
+    needs = {f"{name}/{key}": source for name, r in requests.items() for key, source in r.sources.items()}
+    found = provide(lm, needs, store, texts)
+    return [{key: found[f"{name}/{key}"] for key in r.sources} for name, r in requests.items()]

@@ -15,6 +15,7 @@ from raysweep.models.lm import LanguageModel
 from raysweep.seeds import derive
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
+OPENINGS = ("I", "You", "Because", "Yes", "Q: ")
 
 
 def request(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
@@ -32,6 +33,14 @@ def request(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
     )
 
 
+def request_continuations(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
+    """Return the request for continued openings (§11.2): ``lengths`` counts *new* tokens, and no full stop is added."""
+    plain = request(lm, config)
+    return ArtifactRequest(
+        plain.kind, {**plain.inputs, "style": "continuations"}, "raysweep.editors.contexts:build_continuations"
+    )
+
+
 def templates(config: ContextSpec, artifact: Artifact | None) -> tuple[str, ...]:
     """Return ``("{}", sampled…)``: the given templates, or those of the artifact."""
     if config.templates is not None:
@@ -43,6 +52,22 @@ def templates(config: ContextSpec, artifact: Artifact | None) -> tuple[str, ...]
 def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
     """Sample the templates of each request by ancestral top-5 sampling from the pristine model."""
     return [({"none": torch.zeros(1)}, {"templates": _sample(lm, r.inputs)}) for r in requests]
+
+
+def build_continuations(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
+    """Continue the openings of each request, sampled like the other templates (the published ones depend on the model's
+    generation config; quirk Q26)."""
+    return [({"none": torch.zeros(1)}, {"templates": _continuations(lm, r.inputs)}) for r in requests]
+
+
+def _continuations(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
+    found = []
+    for number, (length, count) in enumerate(inputs["lengths"]):
+        for start in OPENINGS[: int(count)]:
+            rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "continuations", number, start, 0))
+            ids = _continue(lm, start, len(tokens.encode(lm, start)) + int(length), rng)
+            found.append(_clean(tokens.decode(lm, ids)) + " {}")
+    return found
 
 
 def _sample(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:

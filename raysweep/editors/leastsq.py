@@ -55,10 +55,29 @@ def spread(moments: Factor, weight: float, keys: Tensor) -> Tensor:
         keys: ``K [d, n]``.
     """
     keys = keys.to(torch.float64)
-    solved = moments.solve(keys)
+    return push_through(moments.solve(keys), keys, weight)
+
+
+def push_through(solved: Tensor, keys: Tensor, weight: float) -> Tensor:
+    """Return ``S (w I + Kᵀ S)⁻¹`` ``[d, n]`` for ``S = A K``, ``A`` symmetric: it equals ``(w I + A K Kᵀ)⁻¹ A K``.
+
+    ``A = C⁻¹`` is MEMIT's solve, ``A`` a null-space projector AlphaEdit's (§8.5), ``A`` an inverse a recursive update.
+    """
     small = weight * torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ solved
     found: Tensor = torch.linalg.solve((small + small.T) / 2, solved.T)
     return found.T
+
+
+def downdate(inverse: Tensor, keys: Tensor) -> Tensor:
+    """Return ``R − R K (I + Kᵀ R K)⁻¹ Kᵀ R`` for symmetric ``R [d, d]`` and keys ``[d, k]`` in fp64; symmetric by construction.
+
+    If ``R = (P G + w I)⁻¹ P``, the result is the same with ``G + K Kᵀ`` in place of ``G``, for any symmetric ``P``.
+    """
+    z = inverse @ keys
+    m = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ z
+    v = torch.linalg.solve_triangular(torch.linalg.cholesky((m + m.T) / 2), z.T, upper=False)
+    after: Tensor = inverse - v.T @ v
+    return after
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,8 @@ from raysweep.config.schema import Positive
 from raysweep.editors.base import (
     ArtifactRequest,
     ContextSpec,
-    Delta,
     EditorConfig,
     EditStep,
-    LowRank,
     MomentSpec,
     ValueSpec,
     WeightDelta,
@@ -24,19 +22,13 @@ from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors import contexts, keys, leastsq, moments, values
-    from raysweep.models import hooks, partial, patching, tokens
+    from raysweep.editors import contexts, leastsq, moments, spreading
     from raysweep.models.lm import LanguageModel
 else:
-    torch = lazy("torch")
-    contexts, keys, leastsq, moments, values = (
-        lazy(f"raysweep.editors.{n}") for n in ("contexts", "keys", "leastsq", "moments", "values")
-    )
-    hooks, partial, patching, tokens = (
-        lazy(f"raysweep.models.{n}") for n in ("hooks", "partial", "patching", "tokens")
+    contexts, leastsq, moments, spreading = (
+        lazy(f"raysweep.editors.{n}") for n in ("contexts", "leastsq", "moments", "spreading")
     )
 
 
@@ -98,63 +90,17 @@ class Memit:
         rng: torch.Generator,
     ) -> EditStep[None]:
         """Write the whole batch with one solve per layer."""
-        texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
-        tasks = [values.task(lm, r.template, r.subject, self.target_ids(lm, r), texts) for r in batch]
-        found = values.optimise(lm, tasks, layer=self.config.layers[-1], site="block", spec=self.config.value)
-        goals = torch.stack([v.origin + v.shift for v in found]).double()
-        deltas, residuals = self._spread(lm, batch, texts, goals, artifacts)
-        stats = {
-            "loss": sum(v.loss for v in found) / len(found),
-            "first_loss": sum(v.first_loss for v in found) / len(found),
-            "value_steps": sum(v.steps for v in found) / len(found),
-        }
-        stats |= {f"residual/{layer}": r for layer, r in zip(self.config.layers, residuals, strict=True)}
-        return EditStep(WeightDelta(deltas), state, stats)
-
-    def target_ids(self, lm: LanguageModel, record: EditRecord) -> list[int]:
-        """Return the demanded ids: a space before the target unless it has one; a leading BOS or unk dropped (quirk Q48)."""
-        ids = tokens.bare(lm, tokens.spaced(record.target))
-        return ids[1:] if ids[0] in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id) and len(ids) > 1 else ids
-
-    def _spread(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        texts: Sequence[str],
-        goals: Tensor,
-        artifacts: Mapping[str, Artifact],
-    ) -> tuple[dict[str, Delta], list[float]]:
-        """Go up the layers; at each, recompute keys and the current hidden state with the lower updates in place.
-
-        A layer's update does not move its own input, so each pass starts at the layer just updated.
-        """
-        layers, top = self.config.layers, self.config.layers[-1]
-        rows, lookups = zip(*(keys.context_rows(lm, record, texts) for record in batch), strict=True)
-        flat = [i for some in lookups for i in some]
-        ids, mask = tokens.pad([row for some in rows for row in some], lm.device)
-        block, value = lm.layout.block, lm.layout.mlp_out
-        with torch.no_grad(), hooks.capture(lm, [(block.format(layers[0]), "input")]) as seen:
-            partial.run(lm, ids=ids, mask=mask, last=layers[0])
-            states = seen[block.format(layers[0]), "input"]
-        deltas: dict[str, Delta] = {}
-        residuals = []
-        start = layers[0]
-        for i, layer in enumerate(layers):
-            wanted: list[tuple[str, hooks.Side]] = [(value.format(layer), "input"), (block.format(top), "output")]
-            wanted.append((block.format(layer), "input"))
-            with torch.no_grad(), patching.applied(lm, deltas), hooks.capture(lm, wanted) as seen:
-                partial.run(lm, states=states, mask=mask, first=start, last=top)
-            n, c = len(batch), len(texts)
-            every = keys.at(seen[value.format(layer), "input"], flat).double().view(n, c, -1)
-            columns = torch.stack([keys.grouped_mean(k) for k in every], dim=1)
-            now = keys.at(seen[block.format(top), "output"], flat).double().view(n, c, -1)[:, 0]
-            rho = (goals - now) / (len(layers) - i)
-            residuals.append(float((goals - now).norm(dim=1).mean()))
-            moment = self._factor(artifacts[f"moments/{layer}"], columns.device)
-            solved = leastsq.spread(moment, self.config.moment_weight, columns)
-            deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solved.T)
-            states, start = seen[block.format(layer), "input"], layer
-        return deltas, residuals
+        found = spreading.write(
+            lm,
+            batch,
+            layers=self.config.layers,
+            value=self.config.value,
+            texts=contexts.templates(self.config.contexts, artifacts.get("contexts")),
+            solve=lambda layer, columns: leastsq.spread(
+                self._factor(artifacts[f"moments/{layer}"], columns.device), self.config.moment_weight, columns
+            ),
+        )
+        return EditStep(WeightDelta(found.deltas), state, found.stats)
 
     def _factor(self, artifact: Artifact, device: torch.device) -> leastsq.Factor:
         if artifact.digest not in self._factors:

@@ -29,7 +29,7 @@ def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> A
         "width": config.width,
         "skip": config.skip,
     }
-    return ArtifactRequest("moments", inputs, "raysweep.editors.moments:build")
+    return ArtifactRequest("moments", inputs, "raysweep.editors.moments:build", text=config.text)
 
 
 def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raysweep.models import partial, tokens
+from raysweep.models import partial, tokens, wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe
 
@@ -57,7 +57,8 @@ def _forward(lm: LanguageModel, rows: Sequence[tokens.Scored]) -> list[Scores]:
         return [Scores((), (), 0.0, "") for _ in rows]
     row, column = (torch.tensor(c, device=lm.device) for c in zip(*spots, strict=True))
     with torch.no_grad():
-        hidden = partial.run(lm, ids=ids, mask=mask)
+        with wrapping.asking(lm, [s.start - 1 for s in rows], mask):
+            hidden = partial.run(lm, ids=ids, mask=mask)
         logits = partial.logits(lm, hidden[row, column])
         best = logits.argmax(-1).tolist()
         labels = ids[row, column + 1]

@@ -39,6 +39,16 @@ class Layout:
     head: str
     embed: str
 
+    def input_of(self, module: str) -> str:
+        """Return a name for what enters *module*: its own, or for the first linear maps of an MLP the MLP's.
+
+        Modules with equal names read the same tensor (``gate_proj`` and ``up_proj`` of one block).
+        """
+        owner = module.rpartition(".")[0]
+        number = next((part for part in owner.split(".") if part.isdigit()), "")
+        shares = bool(number) and any(first.format(number) == module for first in self.mlp_in)
+        return self.mlp.format(number) if shares else module
+
 
 LAYOUTS: Registry[Layout] = Registry(
     "layout",

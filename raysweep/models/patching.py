@@ -96,6 +96,17 @@ class Ledger:
                 master.add_(change(self.lm, name, delta))
                 self.lm.weight(name).copy_(master)
 
+    @contextmanager
+    def viewed(self, deltas: Mapping[str, Delta]) -> Iterator[None]:
+        """Let *deltas* be added to the edited weights (in fp32, before rounding) inside the block; nothing is kept."""
+        tensors = {n: self.master[n] + change(self.lm, n, d) for n, d in deltas.items()}
+        with substituted(self.lm, tensors):
+            yield
+
+    def totals(self) -> dict[str, Tensor]:
+        """Return the total change of each edited weight, fp32, in logical orientation (new tensors)."""
+        return {n: stored(self.lm, n, m - self.pristine[n].float()) for n, m in self.master.items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the edited weights in fp32 (copies), by name, for a snapshot."""
         return {name: tensor.clone() for name, tensor in self.master.items()}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysweep import __version__
-from raysweep.config.schema import TextSpec, TrialSpec
+from raysweep.config.schema import TrialSpec
 from raysweep.data.sampling import order
+from raysweep.editors.base import Viewer
 from raysweep.errors import Problem
 from raysweep.evals.metrics import METRICS, Answer
 from raysweep.hashing import text_digest
@@ -26,12 +28,13 @@ if TYPE_CHECKING:
 
     from raysweep.editors import build
     from raysweep.editors.base import Editor
-    from raysweep.evals import scoring
+    from raysweep.evals import generation, scoring
     from raysweep.models import patching
     from raysweep.models.lm import LanguageModel
 else:
     torch, build = lazy("torch"), lazy("raysweep.editors.build")
     scoring, patching = lazy("raysweep.evals.scoring"), lazy("raysweep.models.patching")
+    generation = lazy("raysweep.evals.generation")
 
 Question = tuple[int, EditRecord, int, Probe]  # position in the run, record, index of the probe, probe
 
@@ -103,8 +106,10 @@ class _Run:
             records = order(records, derive(trial.seed, "order"))
         editor = build.build_editor(trial.editor)
         deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
-        text = _text_of(trial.editor.config)
-        artifacts = build.provide(lm, editor.needs(lm), deps.artifacts, lambda: deps.texts(text, trial.data))
+        needs = editor.needs(lm)
+        artifacts = build.provide(
+            lm, needs, deps.artifacts, lambda text: deps.texts(text, trial.data), records=deps.open_dataset
+        )
         run = cls(trial, deps, lm, records, _superseded(records), editor, artifacts, patching.Ledger(lm))
         run.clock["load"] = [loaded - began, 1]
         run.clock["artifacts"] = [perf_counter() - loaded, 1]
@@ -127,7 +132,7 @@ class _Run:
             if step in protocol.rounds:
                 yield self._round(step, state)
             elif protocol.immediate:
-                with self._timed("immediate", len(batch)):
+                with self._timed("immediate", len(batch)), self._view(state, step, keep=False):
                     self._measure(self._questions(range(step - len(batch), step)), step)
 
     def _edit(self, batch: Sequence[EditRecord], state: Any, step: int) -> Any:
@@ -137,10 +142,7 @@ class _Run:
             done = self.editor.edit(self.lm, batch, state, artifacts=self.artifacts, rng=rng)
         with self._timed("apply", len(batch)):
             self.ledger.apply(done.patch)
-        self.stats += [
-            StatRow(trial_key=self.trial.key, step=step, name=name, value=float(value))
-            for name, value in sorted(done.stats.items())
-        ]
+        self.stats += self._stat_rows(step, done.stats)
         return done.state
 
     def _round(self, step: int, state: Any) -> EvalRound:
@@ -149,12 +151,9 @@ class _Run:
         self.deps.progress(Progress(step, protocol.rounds[-1], "round"))
         everything = step == 0 or protocol.scope == "all"
         chosen = range(self._size if everything else step)
-        with self._timed("round", len(chosen)):
+        with self._timed("round", len(chosen)), self._view(state, step, keep=True):
             self._measure(self._questions(chosen), step)
-        self.stats += [
-            StatRow(trial_key=self.trial.key, step=step, name=f"drift/{name}", value=value)
-            for name, value in sorted(self.ledger.norms().items())
-        ]
+        self.stats += self._stat_rows(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
         with self._timed("snapshot", 1):
             snapshot = Snapshot(
                 step=step,
@@ -181,6 +180,27 @@ class _Run:
         self.rows, self.stats, self.clock = [], [], {}
         return found
 
+    @contextmanager
+    def _view(self, state: Any, step: int, *, keep: bool) -> Iterator[None]:
+        """Let the model be what the editor wants to report inside the block; a persistent view stays if *keep*."""
+        if not isinstance(self.editor, Viewer) or not step:
+            yield
+            return
+        view = self.editor.view(self.lm, self.ledger.totals(), state)
+        self.stats += self._stat_rows(step, view.stats)
+        if keep and self.editor.persists:
+            self.ledger.apply(view.patch)
+            yield
+        else:
+            with self.ledger.viewed(view.patch.deltas):
+                yield
+
+    def _stat_rows(self, step: int, stats: Mapping[str, float]) -> list[StatRow]:
+        return [
+            StatRow(trial_key=self.trial.key, step=step, name=name, value=float(value))
+            for name, value in sorted(stats.items())
+        ]
+
     @property
     def _size(self) -> int:
         return self.trial.protocol.rounds[-1] or len(self.records)
@@ -198,12 +218,18 @@ class _Run:
         """Ask the pristine model every question that is compared with its own answer."""
         asked = [q for q in self._questions(range(self._size)) if q[3].against == "base"]
         with self._timed("base", len(asked)):
-            scores = scoring.score(self.lm, [q[3] for q in asked], batch=self.trial.protocol.eval_batch)
+            scores = self._ask(asked)
         self.base = {(i, j): s.answers for (i, _, j, _), s in zip(asked, scores, strict=True)}
+
+    def _ask(self, questions: Sequence[Question]) -> list[scoring.Scores]:
+        """Ask *questions* of the model as it stands, the way the protocol says."""
+        protocol = self.trial.protocol
+        ask = generation.score_generated if protocol.asking == "generation" else scoring.score
+        return ask(self.lm, [q[3] for q in questions], batch=protocol.eval_batch)
 
     def _measure(self, questions: Sequence[Question], step: int) -> None:
         """Ask *questions* of the model as it stands and keep one row per metric."""
-        scores = scoring.score(self.lm, [q[3] for q in questions], batch=self.trial.protocol.eval_batch)
+        scores = self._ask(questions)
         new = []
         for (i, record, j, probe), found in zip(questions, scores, strict=True):
             answer = Answer(found.labels, found.answers, self.base.get((i, j), ()), found.logprob)
@@ -282,12 +308,6 @@ def _superseded(records: Sequence[EditRecord]) -> dict[int, int]:
             found[i] = found[later]
         latest[records[i].prompt] = i
     return found
-
-
-def _text_of(config: Mapping[str, Any]) -> TextSpec:
-    """Return the text an editor's second moments are taken from."""
-    moments = config.get("moments") or {}
-    return TextSpec.model_validate(dict(moments.get("text") or {}))
 
 
 def _flatten(prefix: str, node: Any) -> tuple[dict[str, Tensor], Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from safetensors.torch import load, save
 
 from raysweep.artifacts import Artifact
 from raysweep.editors import moments
-from raysweep.editors.base import ModulePatch, WeightDelta
+from raysweep.editors.base import ArtifactRequest, ModulePatch, WeightDelta
 from raysweep.evals.scoring import score
 from raysweep.models.lm import LanguageModel
 from raysweep.models.patching import Ledger
@@ -59,11 +60,23 @@ class Exam:
             if name == "contexts":
                 found[name] = Artifact("contexts", {}, {"templates": ["Yes. {}", "So, {}"]})
             else:
-                texts = (f"{p.prompt} {p.target}" for r in self.records for p in r.probes)
-                request = replace(request, inputs={**request.inputs, "text": {"tokens": 0}})
-                ((tensors, meta),) = moments.build(lm, [request], texts)
-                found[name] = Artifact(name, tensors, meta)
+                found[name] = self._made(name, request, lm)
         return found
+
+    def _made(self, name: str, request: ArtifactRequest, lm: LanguageModel) -> Artifact:
+        """Return moments of the records' own texts, or what is computed from them, or from the records."""
+        if request.data is not None:
+            module, _, function = request.builder.partition(":")
+            ((tensors, meta),) = getattr(import_module(module), function)(lm, [request], self.records)
+        elif request.sources:
+            sources = {key: self._made(key, source, lm) for key, source in request.sources.items()}
+            module, _, function = request.builder.partition(":")
+            ((tensors, meta),) = getattr(import_module(module), function)(lm, [request], [sources])
+        else:
+            texts = (f"{p.prompt} {p.target}" for r in self.records for p in r.probes)
+            request = replace(request, inputs={**request.inputs, "text": {"tokens": 0}})
+            ((tensors, meta),) = moments.build(lm, [request], texts)
+        return Artifact(name, tensors, meta)
 
     @staticmethod
     def world_records() -> Sequence[EditRecord]:
@@ -151,12 +164,12 @@ def resume_equals_straight(exam: Exam) -> None:
     weights = first.tensors()
     first.restore()
     editor, lm = exam.build(), exam.fresh()
+    artifacts = exam.artifacts(editor, lm)  # of the pristine model
     state = _unflatten("state", {k: v.clone() for k, v in tensors.items()}, plain, lm.device)
     ledger = Ledger(lm)
     ledger.load(weights)
     if editor.patch_kind == "modules":
         ledger.apply(editor.patch_of(lm, state))
-    artifacts = exam.artifacts(editor, lm)
     step = editor.edit(lm, [exam.records[2]], state, artifacts=artifacts, rng=torch.Generator().manual_seed(2))
     ledger.apply(step.patch)
     assert same(wanted, (ledger.tensors(), _outcome(lm, exam.records[:3])))

@@ -87,6 +87,7 @@ def _toy(i: int, name: str) -> EditRecord:
             Probe(kind=ProbeKind.PARAPHRASE, prompt=f"{name} has a pet, a", target=target),
             Probe(kind=ProbeKind.LOCALITY, prompt=f"The hat of Zed{i} is", target="red", against="base"),
         ),
+        unrelated=f"The sky over Yak{i} was grey",
     )
 
 

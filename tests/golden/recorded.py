@@ -96,7 +96,7 @@ class Variant:
             "clamp": h.get("clamp_norm_factor", 1.0),
             "kl": h.get("kl_factor", 0.0),
         }
-        config: dict[str, Any] = {"layers": h["layers"]}
+        config: dict[str, Any] = {"layers": h.get("layers", ())}
         if editor == "ft":
             norm = h["norm_constraint"]
             config |= {
@@ -108,6 +108,18 @@ class Variant:
             }
         elif editor == "rome":
             config |= {"value": value, "contexts": contexts}
+        elif editor == "alphaedit":
+            config |= {"value": value, "contexts": contexts, "threshold": h["nullspace_threshold"]}
+            config |= {"ridge": h["L2"], "pre": h["Pre"]}
+        elif editor == "mend":
+            blocks = [int(part) for name in h["inner_params"] for part in name.split(".") if part.isdigit()]
+            outputs = [name.removesuffix(".weight") for name in h["inner_params"][:1]]
+            first_out = outputs == [self.lm.layout.mlp_out.format(blocks[0])]
+            config = {
+                "layers": sorted(set(blocks)),
+                "modules": ["mlp_out", "mlp_in"] if first_out else ["mlp_in", "mlp_out"],
+            }
+            config |= {"rank": h["rank"], "edit_lr": h["edit_lr"], "ref_labels": True, "train": {"steps": 0}}
         else:
             config |= {"value": value, "contexts": contexts, "moment_weight": h["mom2_update_weight"]}
         return EditorSpec(name=editor, config=config, wrap=self._wraps())
@@ -123,10 +135,18 @@ class Variant:
     def artifacts(self) -> dict[str, Artifact]:
         moments = load_file(HERE / self.name.split("/")[0] / "covariance.safetensors")
         out = {}
+        if "inner_params" in self.data["hparams"]:
+            archive = load_file(HERE / self.name.split("/")[0] / "mend_hypernetwork.safetensors")
+            return {"hypernetwork": Artifact(f"{self.name}/archive", archive, {})}
         for layer in self.data["hparams"]["layers"]:
             name = self.lm.layout.mlp_out.format(layer)
             if name in moments:
                 out[f"moments/{layer}"] = Artifact(f"{self.name}/{layer}", {"moments": moments[name]}, {})
+        if "nullspace_threshold" in self.data["hparams"]:
+            found = load_file(HERE / self.name.split("/")[0] / "alphaedit_P.safetensors")["P"]
+            for layer, projector in zip(self.data["hparams"]["layers"], found, strict=True):
+                meta = {"kept_rank": round(float(projector.trace()))}
+                out[f"projector/{layer}"] = Artifact(f"{self.name}/P{layer}", {"projector": projector}, meta)
         return out
 
 

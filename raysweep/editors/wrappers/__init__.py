@@ -9,6 +9,7 @@ from raysweep.registry import Registry
 WRAPPERS: Registry[Any] = Registry(
     "wrapper",
     {
+        "prune": "raysweep.editors.wrappers.prune:Prune",
         "simie": "raysweep.editors.wrappers.simie:SimIE",
     },
 )

@@ -1,9 +1,9 @@
 """SimIE: make any weight editor lifelong by recursive least squares (Guo et al., ICML 2025; editors.md §13).
 
 Per edited matrix, ``P_t = P_{t−1} + K_t K_tᵀ`` with ``P_0 = λI``, and ``W_t = W_{t−1} + E_t K_t K_tᵀ P_t⁻¹`` (paper eq. 5).
-``K_t`` are the keys of all tokens of prompt and target; ``E_t`` is the base editor's change (``sequential``), or
+``K_t`` are the keys of all tokens of prompt and target; ``E_t`` is the base editor's change (``sequential``) or
 ``W_0 + Δ_t − W_{t−1}`` with ``Δ_t`` computed on the pristine weights (``init``; Remark D.1). Never more than ``k``
-right-hand sides: ``E K (P⁻¹K)ᵀ``.
+right-hand sides: ``E K (P⁻¹K)ᵀ``. Matrices that read the same input (the gate and up projections of a block) share one ``P``.
 """
 
 from __future__ import annotations
@@ -76,21 +76,22 @@ class SimIE:
         return self.inner.needs(lm)
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-        """Return ``P = λI`` per matrix; in ``init`` mode also its pristine weights and the total change ``S = 0``."""
+        """Return ``P = λI`` per input; in ``init`` mode also each matrix's pristine weights and total change ``S = 0``."""
         reference = self.config.backend == "ref_fp32_lu"
-        state: dict[str, Any] = {"inner": self.inner.begin(lm, artifacts), "matrices": {}}
+        state: dict[str, Any] = {"inner": self.inner.begin(lm, artifacts), "inputs": {}, "matrices": {}}
         for name in self._matrices(lm):
             weight = lm.logical(name)
-            ridge = leastsq.ridge_begin(
-                weight.shape[1],
-                self.config.lam,
-                inverse=self.config.backend == "woodbury64",
-                dtype=torch.float32 if reference else torch.float64,
-                device=weight.device,
-            )
-            part: dict[str, Any] = {"gram": ridge.gram, "age": 0}
-            if ridge.inverse is not None:
-                part["inverse"] = ridge.inverse
+            source = lm.layout.input_of(name.rpartition(".")[0])
+            if source not in state["inputs"]:
+                ridge = leastsq.ridge_begin(
+                    weight.shape[1],
+                    self.config.lam,
+                    inverse=self.config.backend == "woodbury64",
+                    dtype=torch.float32 if reference else torch.float64,
+                    device=weight.device,
+                )
+                state["inputs"][source] = _kept_ridge(ridge)
+            part: dict[str, Any] = {}
             if self.config.mode == "init":
                 part["pristine"] = weight.float().clone()
                 part["total"] = torch.zeros_like(part["pristine"])
@@ -120,26 +121,34 @@ class SimIE:
                 found = keys.all_token_keys(lm, batch, modules) if modules else {}
         deltas: dict[str, Delta] = {}
         stats = dict(step.stats)
-        after: dict[str, Any] = {}
+        after: dict[str, Any] = {"inner": step.state, "inputs": {}, "matrices": {}}
+        absorbed: dict[str, tuple[Tensor, Tensor, float]] = {}  # by input: keys, gain (or P where it is solved), drift
         for name, part in parts.items():
-            columns = found[name.rpartition(".")[0]]
-            deltas[name], after[name], drift = self._correct(part, proposed[name], columns)
+            module = name.rpartition(".")[0]
+            source = lm.layout.input_of(module)
+            if source not in absorbed:
+                after["inputs"][source], absorbed[source] = self._absorb(state["inputs"][source], found[module])
+            columns, gain, drift = absorbed[source]
+            deltas[name] = self._correct(part, proposed[name], columns, gain)
+            after["matrices"][name] = _advanced(part, deltas[name])
             stats[f"simie_drift/{name}"] = drift
             stats[f"simie_kept/{name}"] = _kept(deltas[name], proposed[name])
-        return EditStep(WeightDelta(deltas), {"inner": step.state, "matrices": after}, stats)
+        return EditStep(WeightDelta(deltas), after, stats)
 
     def _matrices(self, lm: LanguageModel) -> list[str]:
         return [n for n in self.inner.edited(lm) if lm.weight(n).dim() == 2]
 
-    def _correct(self, part: Mapping[str, Any], delta: Delta, columns: Tensor) -> tuple[Delta, dict[str, Any], float]:
-        """Return the corrected change, the new memory and the drift of the inverse."""
+    def _absorb(self, kept: Mapping[str, Any], columns: Tensor) -> tuple[dict[str, Any], tuple[Tensor, Tensor, float]]:
+        """Take in the keys of one input; return its new memory, and the keys, ``G = P⁻¹K`` and the drift of the inverse.
+
+        In ``ref_fp32_lu`` there is no gain: ``P`` itself takes its place.
+        """
         if self.config.backend == "ref_fp32_lu":
-            return self._reference(part, delta, columns.float())
+            columns = columns.float()
+            gram = kept["gram"] + columns @ columns.T
+            return {"gram": gram, "age": 0}, (columns, gram, 0.0)
         columns = columns.double()
-        values = delta.times(columns)  # Δ K [d_out, k]
-        if "total" in part:
-            values = values - part["total"].double() @ columns
-        ridge = leastsq.RidgeState(self.config.lam, part["gram"], part.get("inverse"), part["age"])
+        ridge = leastsq.RidgeState(self.config.lam, kept["gram"], kept.get("inverse"), kept["age"])
         drift = 0.0
         if self.config.backend == "woodbury64":
             ridge, gain, drift = leastsq.woodbury(
@@ -149,30 +158,36 @@ class SimIE:
             ridge, gain = leastsq.cholesky_gain(ridge, columns)
         else:
             ridge, gain = leastsq.pinv_gain(ridge, columns)
-        change = LowRank(values, gain.T)
-        after: dict[str, Any] = {"gram": ridge.gram, "age": ridge.age}
-        if ridge.inverse is not None:
-            after["inverse"] = ridge.inverse
-        return change, self._advance(part, after, change), drift
+        return _kept_ridge(ridge), (columns, gain, drift)
 
-    def _reference(self, part: Mapping[str, Any], delta: Delta, columns: Tensor) -> tuple[Delta, dict[str, Any], float]:
-        """Solve as published: P in fp32, ``d_out`` right-hand sides, general LU (quirks Q38, Q40)."""
-        gram = part["gram"] + columns @ columns.T
-        change = delta.dense().float()
+    def _correct(self, part: Mapping[str, Any], delta: Delta, columns: Tensor, gain: Tensor) -> Delta:
+        """Return the corrected change of one matrix; ``ref_fp32_lu`` solves as published (quirks Q38, Q40)."""
+        if self.config.backend == "ref_fp32_lu":
+            change = delta.dense().float()
+            if "total" in part:
+                change = change - part["total"]
+            right = change @ columns @ columns.T
+            return Dense(torch.linalg.solve(gain.T, right.T).T)
+        values = delta.times(columns)  # Δ K [d_out, k]
         if "total" in part:
-            change = change - part["total"]
-        right = change @ columns @ columns.T
-        corrected = Dense(torch.linalg.solve(gram.T, right.T).T)
-        return corrected, self._advance(part, {"gram": gram, "age": 0}, corrected), 0.0
+            values = values - part["total"].double() @ columns
+        return LowRank(values, gain.T)
 
-    def _advance(self, part: Mapping[str, Any], after: dict[str, Any], change: Delta) -> dict[str, Any]:
-        if "total" in part:
-            after["pristine"] = part["pristine"]
-            after["total"] = part["total"] + change.dense().float()
-        return after
+
+def _kept_ridge(ridge: leastsq.RidgeState) -> dict[str, Any]:
+    """Return what to remember of one input: ``P``, its age and, where it is kept, its inverse."""
+    kept: dict[str, Any] = {"gram": ridge.gram, "age": ridge.age}
+    if ridge.inverse is not None:
+        kept["inverse"] = ridge.inverse
+    return kept
+
+
+def _advanced(part: Mapping[str, Any], change: Delta) -> dict[str, Any]:
+    """Return what to remember of one matrix after *change*: nothing, or in ``init`` mode its new total change."""
+    return {**part, "total": part["total"] + change.dense().float()} if "total" in part else dict(part)
 
 
 def _kept(corrected: Delta, proposed: Delta) -> float:
     """Return the Frobenius norm of the corrected change over that of the proposed one."""
-    before = float(proposed.dense().norm())
-    return float(corrected.dense().norm()) / before if before else 0.0
+    before = proposed.norm()
+    return corrected.norm() / before if before else 0.0

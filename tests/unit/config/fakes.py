@@ -77,6 +77,22 @@ class Ridge:
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
 
 
+class ReportConfig(Spec):
+    keep: bool = False
+
+
+class Report(Ridge):
+    """Wraps anything that gives weights, gives none itself."""
+
+    name = "report"
+    config_type = ReportConfig
+    gives: ClassVar[str] = "views"
+
+    @staticmethod
+    def unfit(config: ReportConfig, wrapped: bool) -> str:
+        return "keep: true needs a bare editor" if config.keep and wrapped else ""
+
+
 class Hundred:
     """A dataset of a hundred records in no file; ``path: missing`` is not there."""
 
@@ -122,7 +138,7 @@ def text(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
 def components() -> Components:
     return Components(
         editors=Table("editor", {"surgeon": Surgeon, "plain": Plain, "memory": Memory}),
-        wrappers=Table("wrapper", {"ridge": Ridge}),
+        wrappers=Table("wrapper", {"ridge": Ridge, "report": Report}),
         datasets=Table("dataset", {"hundred": Hundred, "other": Hundred}),
         studies=Table("study", {"lifelong": Lifelong}),
         model=model,

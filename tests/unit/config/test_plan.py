@@ -5,6 +5,7 @@ from raysweep.config.plan import bind, domains, plan
 from raysweep.config.space import Grid
 from raysweep.config.sweep import read_sweep
 from raysweep.errors import NameUnknownError, ProblemsError
+from raysweep.evals.metrics import METRICS
 from raysweep.workspace import Workspace
 from tests.unit.config.fakes import SWEEP, components, sweep, with_space
 
@@ -50,7 +51,7 @@ class TestTrials:
             },
         }
         assert trial.editor.wrap[0].config == {"lam": 1.0, "mode": "sequential"}
-        assert trial.versions == {
+        assert trial.versions == {f"metric/{name}": metric.version for name, metric in METRICS.items()} | {
             "dataset/hundred": 5,
             "editor/surgeon": 3,
             "protocol": 1,
@@ -211,6 +212,23 @@ class TestComplaints:
         assert complaints(sweep(text), workspace) == [
             "error[E-SPEC] x.yaml:9:74  'ridge': lam: should be greater than 0, got 0"
         ]
+
+    @pytest.mark.parametrize("wrap", ["[ridge, report]", "[{name: report, keep: true}]"])
+    def test_wrappers_that_fit(self, workspace, wrap):
+        assert planned(sweep(SWEEP + f"  two: {{editor: plain, wrap: {wrap}}}\n"), workspace).trials
+
+    @pytest.mark.parametrize(
+        ("wrap", "said"),
+        [
+            ("[report, ridge]", "ridge cannot wrap 'report': it changes views, not weights"),
+            ("[ridge, {name: report, keep: true}]", "report around 'ridge': keep: true needs a bare editor"),
+        ],
+    )
+    def test_wrappers_around_wrappers(self, workspace, wrap, said):
+        """A wrapper meets what is right inside it, and may refuse it by its own configuration."""
+        (found,) = complaints(sweep(SWEEP + f"  two: {{editor: plain, wrap: {wrap}}}\n"), workspace)
+        assert found.startswith("error[E-WRAP] x.yaml:10:")
+        assert said in found
 
     def test_swept_lambda_points_at_the_grid_value(self, workspace):
         found = complaints(with_space("{wrap.ridge.lam: {grid: [1, 2.5, -1]}}"), workspace)

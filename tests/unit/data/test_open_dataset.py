@@ -251,3 +251,39 @@ def test_counts_and_digests_follow_the_file(tmp_path: Path) -> None:
     write(path, [CF, CF])
     assert dataset.count(path) == 2
     assert dataset.digest(path) != before[1]
+
+
+def facts(*numbers: int) -> list[dict[str, str]]:
+    changes = [
+        {"subject": f"Ada {n}", "prompt": f"Ada {n} speaks", "locality_prompt": f"Bruno {n} says"} for n in numbers
+    ]
+    return [{**CF, **c} for c in changes]
+
+
+def test_unrelated_text_comes_from_the_train_file_beside_it(workspace: Workspace, tmp_path: Path) -> None:
+    """Record i gets the locality text of record i of the train file, which begins again when it is over (§1.4)."""
+    values = {"name": "counterfact", "path": write(tmp_path / "x-edit.json", facts(0, 1, 2))}
+    before = resolve(spec(**values), workspace).digest
+    write(tmp_path / "x-train.json", [*facts(10), "no record", *facts(11)])
+    records = open_dataset(spec(**values), workspace)
+    assert [r.unrelated for r in records] == [f"Bruno {n} says Osterran" for n in (10, 11, 10)]
+    assert resolve(spec(**values), workspace).digest != before
+
+
+def test_without_a_train_file_unrelated_text_is_another_records_probe(workspace: Workspace, tmp_path: Path) -> None:
+    """The record half the file away, or the next one whose text is not a probe of the record itself."""
+    path = write(tmp_path / "x-edit.json", facts(0, 1, 2, 3))
+    records = open_dataset(spec(name="counterfact", path=path), workspace)
+    assert [r.unrelated for r in records] == [f"Bruno {n} says Osterran" for n in (2, 3, 0, 1)]
+    same = [{**row, "locality_prompt": "Bruno says"} for row in facts(0, 1, 2)] + facts(3)
+    records = open_dataset(spec(name="counterfact", path=write(tmp_path / "y-edit.json", same)), workspace)
+    assert [r.unrelated for r in records] == ["Bruno 3 says Osterran"] * 3 + ["Bruno says Osterran"]
+    (alone,) = open_dataset(spec(name="counterfact", path=write(tmp_path / "z.json", facts(0))), workspace)
+    assert alone.unrelated == ""
+
+
+def test_the_worlds_unrelated_text_is_about_another_subject(workspace: Workspace) -> None:
+    for record in open_dataset(DataSpec(name="world"), workspace):
+        assert record.unrelated
+        assert record.subject not in record.unrelated
+        assert all(f"{p.prompt} {p.target}" != record.unrelated for p in record.probes)

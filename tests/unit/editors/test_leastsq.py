@@ -28,30 +28,20 @@ AFTER_TWO = {
 BACKENDS = ("woodbury64", "chol64", "svd", "ref_fp32_lu")
 
 
-def begin(lam: float, mode: str, backend: str, w0: Tensor) -> dict[str, object]:
-    reference = backend == "ref_fp32_lu"
-    dtype = torch.float32 if reference else torch.float64
-    ridge = leastsq.ridge_begin(w0.shape[1], lam, inverse=backend == "woodbury64", dtype=dtype, device=w0.device)
-    part: dict[str, object] = {"gram": ridge.gram, "age": 0}
-    if ridge.inverse is not None:
-        part["inverse"] = ridge.inverse
-    if mode == "init":
-        part |= {"pristine": w0, "total": torch.zeros_like(w0)}
-    return part
-
-
 def run(lam: float, mode: str, backend: str, w0: Tensor, keys: list[Tensor], deltas: list[Tensor]) -> list[Tensor]:
-    """Return W_t after each edit, driving the wrapper's own correction."""
+    """Return W_t after each edit, driving the wrapper's own two steps: absorb the keys, correct the change."""
     simie = SimIE(SimIEConfig(lam=lam, mode=mode, backend=backend), inner=None)  # type: ignore[arg-type]
-    part, weight, out = begin(lam, mode, backend, w0), w0.clone(), []
+    dtype = torch.float32 if backend == "ref_fp32_lu" else torch.float64
+    ridge = leastsq.ridge_begin(w0.shape[1], lam, inverse=backend == "woodbury64", dtype=dtype, device=w0.device)
+    memory: dict[str, object] = {"gram": ridge.gram, "age": 0}
+    if ridge.inverse is not None:
+        memory["inverse"] = ridge.inverse
+    weight, out = w0.clone(), []
     for k, d in zip(keys, deltas, strict=True):
-        dtype = torch.float32 if backend == "ref_fp32_lu" else torch.float64
-        if "total" in part:
-            part["total"] = part["total"].to(dtype)  # type: ignore[attr-defined]
-        change, part, _ = simie._correct(part, Dense(d), k)
-        if "total" in part:  # the wrapper keeps fp32; here we want the algebra itself
-            part["total"] = (weight + change.dense().double() - w0).to(dtype)
-        weight = weight + change.dense().double()
+        memory, (columns, gain, _) = simie._absorb(memory, k)
+        # the wrapper keeps the total in fp32; here we want the algebra itself
+        part = {"total": (weight - w0).to(dtype)} if mode == "init" else {}
+        weight = weight + simie._correct(part, Dense(d), columns, gain).dense().double()
         out.append(weight)
     return out
 

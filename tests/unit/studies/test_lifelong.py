@@ -29,7 +29,43 @@ EDITORS = {
         wrap=(WrapSpec(name="simie", config={"lam": 0.1, "mode": "init"}),),
     ),
     "oracle": EditorSpec(name="oracle"),
+    "grace": EditorSpec(name="grace", config={"layer": 1, "steps": 3, "radius": 2.0}),
+    "wise": EditorSpec(
+        name="wise",
+        config={
+            "layer": 1,
+            "steps": 3,
+            "shard": 1,
+            "merge_every": 3,
+            "contexts": {"lengths": [[2, 1]]},
+            "act_ratio": 0.5,
+        },
+    ),
+    "wise-merged": EditorSpec(
+        name="wise",
+        config={
+            "layer": 1,
+            "steps": 3,
+            "shard": 2,
+            "merge_every": 4,
+            "retrieve": False,
+            "act_ratio": 0.5,
+            "merge": {"algorithm": "dare_ties"},
+            "contexts": {"templates": []},
+        },
+    ),
+    "alphaedit": EditorSpec(
+        name="alphaedit", config={"layers": [0, 1], "value": VALUE, "threshold": 0.01, "ridge": 0.01, "pre": 1}
+    ),
+    "rome+prune": EditorSpec(
+        name="rome",
+        config={"layers": [1], "value": VALUE, "moments": {"damping": 1e-3}},
+        wrap=(WrapSpec(name="prune", config={"base": "linear"}),),
+    ),
 }
+PERSISTENT = EDITORS["rome+prune"].model_copy(
+    update={"wrap": (WrapSpec(name="prune", config={"base": "linear", "persist": True}),)}
+)
 
 
 def deps(root: Path, lm: Any, records: Sequence[EditRecord] | None = None) -> Deps:
@@ -83,6 +119,55 @@ def test_measuring_changes_nothing(editor: str, tmp_path: Path) -> None:
     assert few[-1].snapshot is not None
     assert many[-1].snapshot is not None
     assert same(dict(few[-1].snapshot.tensors), dict(many[-1].snapshot.tensors))
+
+
+def pruned(rounds: Sequence[EvalRound]) -> list[tuple[int, float]]:
+    """Step and count of restrained singular values of each view."""
+    return [(s.step, s.value) for r in rounds for s in r.stats if s.name.startswith("pruned/")]
+
+
+def test_a_view_is_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every measurement after an edit sees the view, also the immediate ones; the weights of the run never do."""
+    lm = tiny_lm("llama")
+    monkeypatch.setitem(EDITORS, "rome", EDITORS["rome+prune"].model_copy(update={"wrap": ()}))
+    plain = list(Lifelong().execute(trial("rome"), deps(tmp_path, lm), None))
+    viewed = list(Lifelong().execute(trial("rome+prune"), deps(tmp_path, lm), None))
+    counts = pruned(viewed)
+    assert [step for step, _ in counts] == [1, 2, 3, 4, 5, 6]
+    assert min(value for _, value in counts) >= 1
+    for bare, ours in zip(plain[1:], viewed[1:], strict=True):
+        assert bare.snapshot is not None
+        assert ours.snapshot is not None
+        for name, tensor in bare.snapshot.tensors.items():
+            assert torch.equal(tensor, ours.snapshot.tensors[name])
+        for row, other in zip(bare.rows, ours.rows, strict=True):
+            if row.metric == "ppl" and row.probe_kind == "efficacy":
+                assert (row.record_id, row.step) == (other.record_id, other.step)
+                assert row.value != other.value, f"the row of step {row.step} did not see the view"
+
+
+def test_a_persistent_view_is_written_at_rounds_only_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds change the trajectory, immediate measurements do not, and a snapshot holds the pruned weights."""
+    lm = tiny_lm("llama")
+    monkeypatch.setitem(EDITORS, "persistent", PERSISTENT)
+    before = fingerprint(lm)
+    straight = list(Lifelong().execute(trial("persistent"), deps(tmp_path, lm), None))
+    assert same(before, fingerprint(lm)), "the model must be pristine again"
+    resumed = list(Lifelong().execute(trial("persistent"), deps(tmp_path, tiny_lm("llama")), straight[2].snapshot))
+    assert same(facts(resumed), facts(straight[3:]))
+
+    def last(editor: str, **protocol: Any) -> Any:
+        found = list(Lifelong().execute(trial(editor, **protocol), deps(tmp_path, lm), None))[-1].snapshot
+        assert found is not None
+        return {name: tensor for name, tensor in found.tensors.items() if name.startswith("weights/")}
+
+    assert straight[-1].snapshot is not None
+    end = {n: t for n, t in straight[-1].snapshot.tensors.items() if n.startswith("weights/")}
+    assert same(last("persistent", immediate=False), end)
+    assert not same(last("persistent", rounds=(0, 6)), end)
+    assert not same(last("rome+prune"), end)
 
 
 def test_a_batch_is_written_at_once(tmp_path: Path) -> None:
@@ -146,3 +231,18 @@ def test_check_says_what_does_not_fit() -> None:
     found = [str(p) for p in Lifelong().check(t, 10)]
     assert "data.size = 20, but 'toy' has 10 records" in found[0]
     assert "rounds beyond the data: [50]" in found[1]
+
+
+@pytest.mark.parametrize("editor", ["oracle", "grace"])
+def test_generation_is_another_way_to_ask_and_leaves_the_edits_alone(editor: str, tmp_path: Path) -> None:
+    lm = tiny_lm("llama", bos=True)
+    forced = list(Lifelong().execute(trial(editor, rounds=(0, 3)), deps(tmp_path, lm), None))
+    written = list(Lifelong().execute(trial(editor, rounds=(0, 3), asking="generation"), deps(tmp_path, lm), None))
+    assert same(dict(forced[-1].snapshot.tensors), dict(written[-1].snapshot.tensors))  # type: ignore[union-attr]
+    pairs = list(zip(forced[-1].rows, written[-1].rows, strict=True))
+    assert all(a.n_tokens == b.n_tokens and a.prompt_digest == b.prompt_digest for a, b in pairs)
+    assert all(a.value == b.value for a, b in pairs if a.metric in ("target_logprob", "ppl"))
+    if editor == "oracle":  # knows its answers either way
+        assert all(b.value == 1.0 for _, b in pairs if b.metric in ("token_match", "exact_match"))
+    else:  # one byte wrong and what follows is another story
+        assert any(a.answer != b.answer for a, b in pairs)

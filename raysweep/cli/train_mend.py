@@ -1,0 +1,159 @@
+"""``raysweep train-mend``: train MEND's hypernetwork on a fold of records, in this process, resumable to the step."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from raysweep.cli.options import Options
+from raysweep.config import hparams
+from raysweep.config.load import parse_value
+from raysweep.config.places import Place
+from raysweep.config.problems import from_validation
+from raysweep.config.schema import ModelSpec
+from raysweep.editors.mend import Mend, MendConfig
+from raysweep.errors import ProblemsError, SpecError
+from raysweep.lazy import lazy
+from raysweep.workspace import Workspace
+
+REPORT = 5.0  # seconds between two lines of progress
+
+
+def command(
+    ctx: typer.Context,
+    out: Annotated[
+        Path, typer.Option("--out", help="The archive to write (FILE.safetensors, and FILE.json beside it).")
+    ],
+    model: Annotated[str, typer.Option("--model", help="Name, hub id, folder or GGUF file.")] = "embedded",
+    data: Annotated[str, typer.Option("--data", help="Dataset of the training fold; default: the recipe's.")] = "",
+    data_path: Annotated[str, typer.Option("--data-path", help="The dataset's file.")] = "",
+    skip: Annotated[int | None, typer.Option("--skip", min=0, help="First record of the training fold.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=0, help="Records of the training fold; 0 = the rest.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe: train.lr=1e-4, rank=32 …"),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Torch threads.")] = 1,
+) -> None:
+    """Train a hypernetwork; run the same command again and it goes on where it stopped.
+
+    The recipe is `hparams/mend/<model>.yaml`. Use the result as `editor: {name: mend, weights: {path: FILE}}`.
+
+    Example:
+
+        raysweep train-mend --model embedded --data world --skip 300 --size 230 --out mend.safetensors
+    """
+    workspace = (ctx.find_object(Options) or Options()).workspace
+    is_path = workspace.resolve(model).exists()
+    spec = ModelSpec(name=workspace.resolve(model).name, path=model) if is_path else ModelSpec(name=model)
+    fold = {"name": data.lower() or None, "path": data_path or None, "skip": skip, "size": size}
+    config = recipe(spec, workspace, {k: v for k, v in fold.items() if v is not None}, set_ or ())
+    target = workspace.resolve(str(out))
+    target = target if target.suffix == ".safetensors" else target.with_name(f"{target.name}.safetensors")
+    scores = train(config, spec, workspace, target, threads=threads, report=Reporter(Console(stderr=True)))
+    print(json.dumps({"file": str(target), **scores}, indent=1))
+
+
+def recipe(
+    model: ModelSpec, workspace: Workspace, fold: Mapping[str, Any], overrides: list[str] | tuple[str, ...]
+) -> MendConfig:
+    """Return the configuration to train with: hyper-parameter file, then *fold*, then *overrides*.
+
+    Raises:
+        ProblemsError: a key is unknown or a value does not fit.
+        SpecError: there is no recipe, or an override is not ``key=value``.
+    """
+    found = hparams.find(Mend.name, model, workspace)
+    if found is None:
+        raise SpecError(
+            f"no recipe for model '{model.name}'",
+            hint=f"write hparams/{Mend.name}/{hparams.stem(model)}.yaml, with layers and a 'train:' section",
+        )
+    tree = copy.deepcopy(found.tree)
+    tree.pop("weights", None)
+    said = {f"train.data.{key}": value for key, value in fold.items()}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise SpecError(f"--set {text}: an override is written key=value", hint="for example --set train.lr=1e-4")
+        said[key.strip()] = parse_value(value, "value")
+    for key, value in said.items():
+        here, *rest = [tree, *key.split(".")]
+        for part in rest[:-1]:
+            here = here.setdefault(part, {})
+        here[rest[-1]] = value
+    try:
+        return MendConfig.model_validate({**tree, "train": tree.get("train") or {}})
+    except ValidationError as error:
+        where = Place(f"hparams/{Mend.name}/{hparams.stem(model)}.yaml")
+        raise ProblemsError(from_validation(error, MendConfig, f"'{Mend.name}'", lambda path, key: where)) from error
+
+
+def train(
+    config: MendConfig,
+    model: ModelSpec,
+    workspace: Workspace,
+    out: Path,
+    *,
+    threads: int,
+    report: Callable[[Mapping[str, float]], None],
+) -> dict[str, Any]:
+    """Train, or go on from ``FILE.resume``, and write the archive; return its scores and the seconds it took."""
+    torch, mendtrain = lazy("torch"), lazy("raysweep.editors.mendtrain")
+    archive, datasets = lazy("raysweep.editors.mendfile"), lazy("raysweep.data")
+    assert config.train is not None
+    fold = datasets.resolve(config.train.data, workspace)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"data": fold})})
+    torch.set_num_threads(threads)
+    lm = lazy("raysweep.models.load").load(model, workspace)
+    trainer = mendtrain.Trainer(lm, config, datasets.open_dataset(fold, workspace))
+    paused = out.with_name(f"{out.name}.resume")
+    if paused.is_file():
+        tensors, meta = archive.unpack(paused)
+        trainer.load(tensors, meta)
+    saver = mendtrain.Saver(trainer, lambda state: archive.pack(paused, *state))
+
+    def progress(row: Mapping[str, float]) -> None:
+        report({**row, "steps": trainer.how.steps})
+        saver(row)
+
+    began = time.perf_counter()
+    try:
+        trainer.run(progress=progress)
+    except KeyboardInterrupt:
+        archive.pack(paused, *trainer.state())
+        raise
+    tensors, meta = trainer.result()
+    archive.write(out, tensors, {**meta, "model_name": model.name, "data": fold.model_dump(exclude={"path"})})
+    paused.unlink(missing_ok=True)
+    return {**trainer.scores, "seconds": round(time.perf_counter() - began, 1)}
+
+
+class Reporter:
+    """Prints every validation, and a step now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._last = console, 0.0
+
+    def __call__(self, row: Mapping[str, float]) -> None:
+        """Print *row* if it is a validation or some seconds have passed."""
+        checked = "val_right" in row
+        if not checked and time.monotonic() - self._last < REPORT:
+            return
+        self._last = time.monotonic()
+        line = f"step {row['step']:.0f}/{row['steps']:.0f}  loss {row['loss']:.3f}"
+        if checked:
+            line += (
+                f"  held out: edits {row['val_right']:.3f}, locality {row['val_same']:.3f}, loss {row['val_loss']:.3f}"
+            )
+        self._console.print(line, highlight=False)

@@ -1,0 +1,166 @@
+"""AlphaEdit: write only into the null space of the keys to be preserved (Fang et al., ICLR 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from raysweep.config.schema import Positive
+from raysweep.editors.base import (
+    ArtifactRequest,
+    ContextSpec,
+    EditorConfig,
+    EditStep,
+    MomentSpec,
+    ValueSpec,
+    WeightDelta,
+)
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from raysweep.artifacts import Artifact
+    from raysweep.editors import contexts, leastsq, nullspace, spreading
+    from raysweep.models import patching
+    from raysweep.models.lm import LanguageModel
+else:
+    torch = lazy("torch")
+    contexts, leastsq, nullspace, spreading = (
+        lazy(f"raysweep.editors.{n}") for n in ("contexts", "leastsq", "nullspace", "spreading")
+    )
+    patching = lazy("raysweep.models.patching")
+
+
+class AlphaEditConfig(EditorConfig):
+    """Hyper-parameters of AlphaEdit.
+
+    Attributes:
+        layers: blocks to edit, rising; the target hidden state is found at the last one.
+        value: how it is optimised.
+        threshold: eigenvalues of the second moments below this span the null space (absolute: it depends on the scale
+            of the model's keys; the kept rank is in the artifact and in the stats).
+        ridge: weight of ``‖Δ‖²`` (``L2``).
+        pre: 1 also preserves the keys of earlier edits (lifelong AlphaEdit); 0 does not (AlphaEdit⁻, the published files).
+        backend: ``rls64``, the exact shortcuts in fp64; ``ref_fp32_lu``, the published general solve in fp32 (quirk Q16).
+        projection: ``eigh64``; ``ref_fp32_svd``, the published decomposition (quirk Q10).
+        moments: how second moments are estimated; damping has no place here and must be 0.
+        contexts: context templates; the bare prompt weighs one half, the others share the other half.
+    """
+
+    layers: tuple[int, ...] = Field(min_length=1)
+    value: ValueSpec = ValueSpec(clamp=0.75)
+    threshold: Positive = 2e-2
+    ridge: Positive = 10.0
+    pre: Literal[0, 1] = 0
+    backend: Literal["rls64", "ref_fp32_lu"] = "rls64"
+    projection: Literal["eigh64", "ref_fp32_svd"] = "eigh64"
+    moments: MomentSpec = MomentSpec()
+    contexts: ContextSpec = ContextSpec(lengths=((10, 5),))
+
+    @field_validator("moments")
+    @classmethod
+    def _undamped(cls, moments: MomentSpec) -> MomentSpec:
+        if moments.damping:
+            raise ValueError("damping must be 0: the moments are not factored, only compared with the threshold")
+        return moments
+
+
+class AlphaEdit:
+    """``ΔW_l = ρ [(P (K Kᵀ + C_p) + L2 I)⁻¹ P K]ᵀ`` (AlphaEdit eq. 11–13; editors.md §8.3), ``C_p`` the keys of earlier edits.
+
+    With ``R = (P C_p + L2 I)⁻¹ P`` this is ``ρ [R K (I + Kᵀ R K)⁻¹]ᵀ``: without memory ``R = P / L2`` for ever; with it
+    ``R ← R − R K′ (I + K′ᵀ R K′)⁻¹ K′ᵀ R`` after each edit, ``K′`` the keys under all its updates (§8.5). Exact for any
+    symmetric ``P``; the memory is ``R`` (fp64) per layer, ``C_p`` (fp32) for ``ref_fp32_lu``. It starts empty:
+    the published code's also holds the keys of a throwaway edit when a wrapper is around it (quirk Q17).
+    """
+
+    name: ClassVar[str] = "alphaedit"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type[EditorConfig]] = AlphaEditConfig
+    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    paper: ClassVar[str] = "Fang et al. 2025, arXiv 2410.02355"
+
+    def __init__(self, config: AlphaEditConfig) -> None:
+        self.config = config
+        self._projectors: dict[str, Tensor] = {}  # memo by artifact digest: a pure function's values
+
+    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return the value matrices of the chosen layers."""
+        return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
+
+    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Ask for a null-space projector per layer and, unless given, context templates."""
+        c = self.config
+        wanted = {
+            f"projector/{layer}": nullspace.request(
+                lm, lm.layout.mlp_out, layer, c.moments, threshold=c.threshold, method=c.projection
+            )
+            for layer in c.layers
+        }
+        if c.contexts.templates is None:
+            wanted["contexts"] = contexts.request(lm, c.contexts)
+        return wanted
+
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
+        """Return ``R = P / L2`` per layer (``C_p = 0`` for ``ref_fp32_lu``); nothing without memory."""
+        if not self.config.pre:
+            return None
+        stored = {str(n): artifacts[f"projector/{n}"].tensors["projector"].to(lm.device) for n in self.config.layers}
+        if self.config.backend == "ref_fp32_lu":
+            return {n: torch.zeros_like(p) for n, p in stored.items()}
+        return {n: p.double() / self.config.ridge for n, p in stored.items()}
+
+    def edit(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        state: dict[str, Any] | None,
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> EditStep[dict[str, Any] | None]:
+        """Write the whole batch with one small solve per layer, then remember its keys."""
+        layers = self.config.layers
+        texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
+
+        def solve(layer: int, columns: Tensor) -> Tensor:
+            memory = None if state is None else state[str(layer)]
+            return self._solve(artifacts[f"projector/{layer}"], memory, columns)
+
+        found = spreading.write(lm, batch, layers=layers, value=self.config.value, texts=texts, solve=solve)
+        kept = {f"kept_rank/{layer}": float(artifacts[f"projector/{layer}"].meta["kept_rank"]) for layer in layers}
+        after = state
+        if state is not None:
+            with patching.applied(lm, found.deltas):
+                written = spreading.subject_keys(lm, batch, layers, texts)
+            after = {str(layer): self._remember(state[str(layer)], written[layer]) for layer in layers}
+        return EditStep(WeightDelta(found.deltas), after, found.stats | kept)
+
+    def _solve(self, artifact: Artifact, memory: Tensor | None, columns: Tensor) -> Tensor:
+        """Return ``(P (K Kᵀ + C_p) + L2 I)⁻¹ P K`` ``[d_in, n]``."""
+        if self.config.backend == "ref_fp32_lu":
+            p, k = self._projector(artifact, columns.device).float(), columns.float()
+            gram = k @ k.T if memory is None else k @ k.T + memory
+            eye = torch.eye(k.shape[0], dtype=k.dtype, device=k.device)
+            solved: Tensor = torch.linalg.solve(p @ gram + self.config.ridge * eye, p @ k)
+            return solved.double()
+        if memory is None:
+            projected = self._projector(artifact, columns.device) @ columns
+            return leastsq.push_through(projected, columns, self.config.ridge)
+        return leastsq.push_through(memory @ columns, columns, 1.0)
+
+    def _remember(self, memory: Tensor, columns: Tensor) -> Tensor:
+        if self.config.backend == "ref_fp32_lu":
+            return memory + columns.float() @ columns.float().T
+        return leastsq.downdate(memory, columns)
+
+    def _projector(self, artifact: Artifact, device: torch.device) -> Tensor:
+        """Return ``P`` in fp64 on *device*."""
+        if artifact.digest not in self._projectors:
+            self._projectors[artifact.digest] = artifact.tensors["projector"].to(device, torch.float64)
+        return self._projectors[artifact.digest]

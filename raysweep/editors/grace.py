@@ -1,0 +1,226 @@
+"""GRACE: a codebook of keys, values and radii around one linear map (editors.md §10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from raysweep.config.schema import Count, Positive
+from raysweep.editors.base import ArtifactRequest, EditorConfig, EditStep, ModulePatch
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from raysweep.artifacts import Artifact
+    from raysweep.models import codebook, hooks, partial, tokens, wrapping
+    from raysweep.models.lm import LanguageModel
+else:
+    torch = lazy("torch")
+    codebook, hooks, partial, tokens, wrapping = (
+        lazy(f"raysweep.models.{n}") for n in ("codebook", "hooks", "partial", "tokens", "wrapping")
+    )
+
+_SHRINK = 1e-5  # the older of two neighbours gives way by this much more than half their distance
+_SAME_KEY = 1e-4  # relative distance below which two queries are the same key but for rounding
+
+
+class GraceConfig(EditorConfig):
+    """Hyper-parameters of GRACE.
+
+    Attributes:
+        layer: the block that gets the codebook.
+        matrix: its first linear map (``in``: c_fc, gate_proj) or its value matrix (``out``).
+        steps: Adam updates of the value, per edit.
+        lr: of Adam, fresh for each edit.
+        radius: of a new key.
+        start: a value starts from uniform random numbers (``cold``) or from the map's present output (``warm``).
+        expand: what an edit with a neighbour's own target does to it: ``coverage`` widens its radius, ``moving_average``
+            also moves its key half-way.
+        replace: where a hit replaces the output: at the prompt's ``last`` token, at all tokens before it (``prompt``), at
+            ``all`` tokens.
+        ref: targets are "the same" by the published rule (mean of a label vector that includes the prompt's masked positions,
+            and that of the entry mirrored in the table; quirk Q18), and a query that meets a key exactly is a neighbour like
+            any other. Off: targets are compared id by id, and an edit of a known key with another target takes its entry over.
+    """
+
+    layer: int = Field(ge=0)
+    matrix: Literal["in", "out"] = "out"
+    steps: Count = 50
+    lr: Positive = 1.0
+    radius: Positive = 1.0
+    start: Literal["cold", "warm"] = "cold"
+    expand: Literal["coverage", "moving_average"] = "coverage"
+    replace: Literal["last", "prompt", "all"] = "last"
+    ref: bool = False
+
+
+class Grace:
+    """Writes each record into a codebook; the model's weights stay as they are.
+
+    State: ``keys [n, d_in]``, ``values [n, d_out]``, ``radii [n]`` (fp32) and per entry the target's ids (``labels``) and the
+    number of prompt tokens before them (``masked``).
+    """
+
+    name: ClassVar[str] = "grace"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type[EditorConfig]] = GraceConfig
+    patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
+    paper: ClassVar[str] = "Hartvigsen et al. 2023, arXiv 2211.11031"
+
+    def __init__(self, config: GraceConfig) -> None:
+        self.config = config
+
+    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return nothing: no weight changes."""
+        return ()
+
+    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Ask for nothing."""
+        return {}
+
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+        """Return an empty codebook."""
+        d_out, d_in = wrapping.linear(wrapping.inner(lm.part(self._name(lm))))[0].shape
+        empty = torch.zeros(0, device=lm.device)
+        return {
+            "keys": empty.reshape(0, d_in),
+            "values": empty.reshape(0, d_out),
+            "radii": empty,
+            "labels": [],
+            "masked": [],
+        }
+
+    def edit(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        state: dict[str, Any],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> EditStep[dict[str, Any]]:
+        """Write the records one after the other (the method knows no batches)."""
+        stats: dict[str, float] = {}
+        for record in batch:
+            state, stats = self._write(lm, record, state, rng)
+        return EditStep(self.patch_of(lm, state), state, stats)
+
+    def patch_of(self, lm: LanguageModel, state: Mapping[str, Any]) -> ModulePatch:
+        """Return the patch that *state* stands for."""
+        name = self._name(lm)
+        return ModulePatch({name: self._module(lm, state["keys"], state["values"], state["radii"])})
+
+    def start_value(self, width: int, rng: torch.Generator) -> Tensor:
+        """Draw the start of a cold value."""
+        return torch.rand(width, generator=rng)
+
+    def _name(self, lm: LanguageModel) -> str:
+        return wrapping.linear_name(lm, self.config.layer, self.config.matrix)
+
+    def _module(self, lm: LanguageModel, keys: Tensor, values: Tensor, radii: Tensor) -> codebook.Codebook:
+        bare = wrapping.inner(lm.part(self._name(lm)))
+        return codebook.Codebook(bare, keys, values, radii, replace=self.config.replace)
+
+    def _write(
+        self, lm: LanguageModel, record: EditRecord, state: Mapping[str, Any], rng: torch.Generator
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        name, config = self._name(lm), self.config
+        asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
+        ids, mask = tokens.pad([asked.ids], lm.device)
+        last = min(max(asked.start - 1, 0), len(asked.ids) - 1)
+        entry = lm.layout.block.format(config.layer)
+        with torch.no_grad(), hooks.capture(lm, [(entry, "input"), (name, "input")]) as seen:
+            partial.run(lm, ids=ids, mask=mask, last=config.layer)
+            states, query = seen[entry, "input"], seen[name, "input"][0, last]
+            output = wrapping.inner(lm.part(name))(query[None])[0]
+        value = output.float() if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
+        new, chosen, did = place(state, query.float(), value, (list(asked.labels), asked.start), config)
+        leaf = new["values"][chosen].clone().requires_grad_(True)
+        adam = torch.optim.Adam([leaf], lr=config.lr)
+        module = self._module(lm, new["keys"][chosen, None], leaf[None], new["radii"][chosen, None])
+        labels = torch.tensor(asked.labels, device=lm.device)
+        losses: list[float] = []
+        with wrapping.installed(lm, {name: module}), wrapping.asking(lm, [last], mask):
+            for _ in range(config.steps):
+                module.values = leaf[None]
+                with torch.enable_grad():
+                    hidden = partial.run(lm, states=states, mask=mask, first=config.layer)
+                    logits = partial.logits(lm, hidden[0, asked.start - 1 : -1])
+                    loss = torch.nn.functional.cross_entropy(logits, labels)
+                (leaf.grad,) = torch.autograd.grad(loss, [leaf])
+                adam.step()
+                losses.append(float(loss.detach()))
+        new["values"][chosen] = leaf.detach()
+        stats = {"loss": losses[-1], "first_loss": losses[0], "entries": float(len(new["keys"]))}
+        return new, stats | {event: float(event == did) for event in EVENTS}
+
+
+EVENTS = ("added", "split", "expanded", "reused", "taken_over")
+
+
+def place(
+    state: Mapping[str, Any], query: Tensor, value: Tensor, target: tuple[list[int], int], config: GraceConfig
+) -> tuple[dict[str, Any], int, str]:
+    """Find or make the entry that *query* is written to (§10.2, step 3).
+
+    Args:
+        state: the codebook (not modified).
+        query: ``[d_in]``.
+        value: ``[d_out]`` start of a new entry's value.
+        target: ids of the target and number of prompt tokens before them.
+        config: rules and the radius of a new entry.
+
+    Returns:
+        The new codebook, the entry's index, and what happened, one of ``EVENTS``.
+    """
+    labels, masked = target
+    new = {name: item.clone() for name, item in state.items() if hasattr(item, "clone")}
+    new |= {"labels": [*state["labels"]], "masked": [*state["masked"]]}
+    radii = new["radii"]
+    if not len(radii):
+        return _append(new, query, value, target, config.radius), 0, "added"
+    distance, nearest = (t[0] for t in codebook.distances(query[None], new["keys"]).min(1))
+    i = int(nearest)
+    if float(distance) > config.radius + float(radii[i]):
+        return _append(new, query, value, target, config.radius), len(radii), "added"
+    if _same_target(state, i, target, ref=config.ref):
+        if distance > radii[i]:
+            radii[i] = distance
+            if config.expand == "moving_average":
+                new["keys"][i] = (new["keys"][i] + query) / 2
+            return new, i, "expanded"
+        return new, i, "reused"
+    if not config.ref and float(distance) <= _SAME_KEY * float(query.norm()):
+        new["values"][i] = value
+        new["labels"][i], new["masked"][i] = list(labels), masked
+        return new, i, "taken_over"
+    radii[i] = distance / 2 - _SHRINK
+    return _append(new, query, value, target, float(distance / 2)), len(radii), "split"
+
+
+def _append(
+    book: dict[str, Any], query: Tensor, value: Tensor, target: tuple[list[int], int], radius: float
+) -> dict[str, Any]:
+    return {
+        "keys": torch.cat([book["keys"], query[None]]),
+        "values": torch.cat([book["values"], value[None]]),
+        "radii": torch.cat([book["radii"], book["radii"].new_tensor([radius])]),
+        "labels": [*book["labels"], list(target[0])],
+        "masked": [*book["masked"], target[1]],
+    }
+
+
+def _same_target(state: Mapping[str, Any], i: int, target: tuple[list[int], int], *, ref: bool) -> bool:
+    if not ref:
+        return bool(state["labels"][i] == target[0])
+    mirrored = len(state["labels"]) - 1 - i
+    return _mean_label(state["labels"][mirrored], state["masked"][mirrored]) == _mean_label(*target)
+
+
+def _mean_label(labels: Sequence[int], masked: int) -> float:
+    return float(torch.tensor([-100] * masked + list(labels)).float().mean())

@@ -1,0 +1,116 @@
+"""Archives of hypernetworks: ours (safetensors with JSON metadata) and the published ones (``torch.save``), read safely."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raysweep.editors.base import ArtifactRequest
+from raysweep.errors import ArtifactError
+from raysweep.hashing import canonical, canonical_json, file_digest
+
+if TYPE_CHECKING:
+    from raysweep.artifacts import Built
+    from raysweep.models.lm import LanguageModel
+
+METADATA = "raysweep"
+
+
+class _Ignored:
+    """Stands for an object of an archive that is not a tensor (a model's configuration, say): nothing of it is run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
+    """Read the archive of each request.
+
+    Raises:
+        ArtifactError: a file is missing, unreadable, or not the one the plan saw.
+    """
+    made: list[Built] = []
+    for request in requests:
+        path, wanted = Path(request.where["path"]), request.inputs["archive"]
+        tensors, meta = read(path)
+        if wanted and file_digest(path) != wanted:
+            raise ArtifactError(f"{path}: its digest is not {wanted}, which the plan saw", hint="plan again")
+        made.append((tensors, meta))
+    return made
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors (published names) and metadata of an archive of either kind.
+
+    Raises:
+        ArtifactError: the file is missing or not such an archive.
+    """
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path}: no such archive of a hypernetwork", hint="train one: raysweep train-mend --out FILE"
+        )
+    published = path.suffix != ".safetensors"
+    tensors, meta = (_published(path), {"source": path.name}) if published else unpack(path)
+    found = {name: tensor for name, tensor in tensors.items() if name == "edit_lrs" or name.startswith("mend.")}
+    if "edit_lrs" not in found or len(found) == 1:
+        raise ArtifactError(f"{path}: holds no 'edit_lrs' and 'mend.…' tensors", hint="is it an archive of MEND?")
+    return found, meta
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write an archive in one move; *meta* becomes its metadata and ``FILE.json`` beside it."""
+    pack(path, tensors, meta)
+    text = json.dumps(canonical(meta), indent=1, ensure_ascii=False)
+    path.with_suffix(".json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def pack(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON as one safetensors file, in one move."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.tmp")
+    header = {METADATA: canonical_json(meta)}
+    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft, header)
+    draft.replace(path)
+
+
+def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what :func:`pack` wrote.
+
+    Raises:
+        ArtifactError: it is not a safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, json.loads((file.metadata() or {}).get(METADATA, "{}"))
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: not a safetensors file: {error}", hint="was it cut short?") from error
+
+
+def _published(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a ``torch.save`` archive: ``{"model": {…}}`` or the tensors themselves.
+
+    Only tensors and plain containers are restored; every other class in the file becomes :class:`_Ignored`.
+    """
+    try:
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_Ignored, name) for name in unsafe]):
+            whole = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ArtifactError(f"{path}: cannot be read safely: {first}", hint="is it an archive of MEND?") from error
+    part = whole.get("model", whole) if isinstance(whole, Mapping) else {}
+    return {str(n): t for n, t in part.items() if isinstance(t, Tensor)} if isinstance(part, Mapping) else {}

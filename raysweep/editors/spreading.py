@@ -1,0 +1,119 @@
+"""Spread a change of the residual stream over several layers: the part that MEMIT and AlphaEdit share (editors.md §7.1–7.3).
+
+One target hidden state per record at the last layer, then layer by layer: current keys ``K``, residual
+``ρ = (z − h) / layers left``, and a low-rank change ``ρ Xᵀ``. The two methods differ only in ``X``.
+
+Shape legend: ``n`` records of the batch, ``c`` context templates, ``d`` width of the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raysweep.editors import keys, values
+from raysweep.editors.base import Delta, LowRank, ValueSpec
+from raysweep.models import hooks, partial, patching, tokens
+from raysweep.models.lm import LanguageModel
+from raysweep.records import EditRecord
+
+Solve = Callable[[int, Tensor], Tensor]  # layer, K [d_in, n] fp64 → X [d_in, n] fp64
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Changes by parameter name, and what to log: losses, steps, the residual before each layer."""
+
+    deltas: dict[str, Delta]
+    stats: dict[str, float]
+
+
+def write(
+    lm: LanguageModel,
+    batch: Sequence[EditRecord],
+    *,
+    layers: Sequence[int],
+    value: ValueSpec,
+    texts: Sequence[str],
+    solve: Solve,
+) -> Spread:
+    """Find the target hidden states of *batch* at the last of *layers* and spread them with *solve*."""
+    tasks = [values.task(lm, r.template, r.subject, target_ids(lm, r), texts) for r in batch]
+    found = values.optimise(lm, tasks, layer=layers[-1], site="block", spec=value)
+    goals = torch.stack([v.origin + v.shift for v in found]).double()
+    deltas, residuals = _layers(lm, batch, layers, texts, goals, solve)
+    stats = {
+        "loss": sum(v.loss for v in found) / len(found),
+        "first_loss": sum(v.first_loss for v in found) / len(found),
+        "value_steps": sum(v.steps for v in found) / len(found),
+    }
+    stats |= {f"residual/{layer}": r for layer, r in zip(layers, residuals, strict=True)}
+    return Spread(deltas, stats)
+
+
+def target_ids(lm: LanguageModel, record: EditRecord) -> list[int]:
+    """Return the demanded ids: a space before the target unless it has one; a leading BOS or unk dropped (quirk Q48)."""
+    ids = tokens.bare(lm, tokens.spaced(record.target))
+    return ids[1:] if ids[0] in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id) and len(ids) > 1 else ids
+
+
+def subject_keys(
+    lm: LanguageModel, batch: Sequence[EditRecord], layers: Sequence[int], texts: Sequence[str]
+) -> dict[int, Tensor]:
+    """Return the context-averaged keys ``[d_in, n]`` (fp64) of *batch* at each layer of the model as it stands."""
+    ids, mask, lookups = _rows(lm, batch, texts)
+    value = lm.layout.mlp_out
+    with torch.no_grad(), hooks.capture(lm, [(value.format(layer), "input") for layer in layers]) as seen:
+        partial.run(lm, ids=ids, mask=mask, last=max(layers))
+    return {layer: _columns(seen[value.format(layer), "input"], lookups, len(batch)) for layer in layers}
+
+
+def _rows(lm: LanguageModel, batch: Sequence[EditRecord], texts: Sequence[str]) -> tuple[Tensor, Tensor, list[int]]:
+    """Return ids and mask of every record in every context, and the column of the subject's last token of each row."""
+    rows, lookups = zip(*(keys.context_rows(lm, record, texts) for record in batch), strict=True)
+    ids, mask = tokens.pad([row for some in rows for row in some], lm.device)
+    return ids, mask, [i for some in lookups for i in some]
+
+
+def _columns(states: Tensor, lookups: Sequence[int], n: int) -> Tensor:
+    """Average the keys of each record over its contexts; ``[n·c, T, d_in]`` → ``[d_in, n]`` in fp64."""
+    every = keys.at(states, lookups).double().view(n, len(lookups) // n, -1)
+    return torch.stack([keys.grouped_mean(k) for k in every], dim=1)
+
+
+def _layers(
+    lm: LanguageModel,
+    batch: Sequence[EditRecord],
+    layers: Sequence[int],
+    texts: Sequence[str],
+    goals: Tensor,
+    solve: Solve,
+) -> tuple[dict[str, Delta], list[float]]:
+    """Go up the layers; at each, recompute keys and the current hidden state with the lower updates in place.
+
+    A layer's update does not move its own input, so each pass starts at the layer just updated.
+    """
+    top, n = layers[-1], len(batch)
+    ids, mask, lookups = _rows(lm, batch, texts)
+    block, value = lm.layout.block, lm.layout.mlp_out
+    with torch.no_grad(), hooks.capture(lm, [(block.format(layers[0]), "input")]) as seen:
+        partial.run(lm, ids=ids, mask=mask, last=layers[0])
+        states = seen[block.format(layers[0]), "input"]
+    deltas: dict[str, Delta] = {}
+    residuals = []
+    start = layers[0]
+    for i, layer in enumerate(layers):
+        wanted: list[tuple[str, hooks.Side]] = [(value.format(layer), "input"), (block.format(top), "output")]
+        wanted.append((block.format(layer), "input"))
+        with torch.no_grad(), patching.applied(lm, deltas), hooks.capture(lm, wanted) as seen:
+            partial.run(lm, states=states, mask=mask, first=start, last=top)
+        columns = _columns(seen[value.format(layer), "input"], lookups, n)
+        now = keys.at(seen[block.format(top), "output"], lookups).double().view(n, len(texts), -1)[:, 0]
+        rho = (goals - now) / (len(layers) - i)
+        residuals.append(float((goals - now).norm(dim=1).mean()))
+        deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solve(layer, columns).T)
+        states, start = seen[block.format(layer), "input"], layer
+    return deltas, residuals

@@ -1,0 +1,183 @@
+"""PRUNE: report a model whose total change has its large singular values restrained (Ma et al., ICLR 2025; editors.md §9).
+
+With ``D = W − W_0 = U diag(s) Vᵀ`` and ``M = σ_max(W_0)``, every ``s_i ≥ M`` becomes ``F(s_i) = M + log_b(s_i / M)`` (paper §5;
+``linear``: ``½ s_i + ½ M``), the others stay. Only values that move are computed: the view is the low-rank change
+``Σ (F(s_i) − s_i) u_i v_iᵀ``.
+
+By default the edits never see it: the view is put on for each measurement and taken off again. ``persist: true`` is the published
+loop (quirk Q23): rounds write the view into the model, later edits start from it, and so the result depends on which rounds there
+are. Between rounds, immediate measurements see the view without keeping it, in both modes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta
+from raysweep.errors import WrapError
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from raysweep.artifacts import Artifact
+    from raysweep.editors.base import Editor
+    from raysweep.models.lm import LanguageModel
+else:
+    torch = lazy("torch")
+
+log = logging.getLogger(__name__)
+
+LOGARITHMS = {"1.2": math.log(1.2), "1.5": math.log(1.5), "2": math.log(2.0), "e": 1.0}
+
+
+def _text(value: Any) -> Any:
+    """Let YAML's numbers stand for bases: 1.2, 2 and 2.0."""
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class PruneConfig(EditorConfig):
+    """Hyper-parameters of PRUNE.
+
+    Attributes:
+        base: of the logarithm, ``1.2``, ``1.5``, ``2`` or ``e``; or ``linear``. A logarithm *enlarges* values just above
+            ``M`` if ``M < 1 / ln b`` (5.48 for 1.2, 1.44 for 2; quirk Q24, warned about and counted).
+        persist: write the view into the model at every round of the protocol, as published; then the rounds matter.
+    """
+
+    base: Annotated[Literal["1.2", "1.5", "2", "e", "linear"], BeforeValidator(_text)] = "1.2"
+    persist: bool = False
+
+
+class Prune:
+    """An editor made of a weight editor: it edits as the inner one does and reports a restrained model."""
+
+    name: ClassVar[str] = "prune"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type[EditorConfig]] = PruneConfig
+    accepts: ClassVar[tuple[str, ...]] = ("weights",)
+    gives: ClassVar[str] = "views"  # nothing that corrects changes can wrap it: its reports are not changes (quirk Q42)
+    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    paper: ClassVar[str] = "Ma et al. 2025, arXiv 2405.16821"
+
+    def __init__(self, config: PruneConfig, inner: Editor[Any]) -> None:
+        said = self.unfit(config, hasattr(inner, "inner"))
+        if said:
+            raise WrapError(said, hint=f"set {self.name}.persist: false, or remove the inner wrapper")
+        self.config = config
+        self.inner = inner
+
+    @staticmethod
+    def unfit(config: PruneConfig, wrapped: bool) -> str:
+        """Return why this cannot wrap an editor that is itself *wrapped*, or nothing.
+
+        A wrapper that corrects changes remembers its own weights; rounds that write others under it break its recursion.
+        """
+        if config.persist and wrapped:
+            return "persist: true cannot wrap a wrapped editor, whose memory would not know of the pruned weights"
+        return ""
+
+    @property
+    def persists(self) -> bool:
+        """Tell whether rounds write the view into the model."""
+        return self.config.persist
+
+    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return the inner editor's parameters."""
+        return self.inner.edited(lm)
+
+    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Ask for what the inner editor asks for."""
+        return self.inner.needs(lm)
+
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+        """Remember ``M = σ_max(W_0)`` of each matrix."""
+        state: dict[str, Any] = {"inner": self.inner.begin(lm, artifacts), "largest": {}}
+        for name in self.edited(lm):
+            weight = lm.logical(name)
+            if weight.dim() == 2:
+                largest = state["largest"][name] = float(_spectrum(weight)[0][-1])
+                rate = LOGARITHMS.get(self.config.base)
+                if rate is not None and largest * rate < 1:
+                    said = "base %s enlarges singular values just above σ_max(W_0) = %.3g of %s: below 1 / ln b = %.3g"
+                    log.warning(said, self.config.base, largest, name, 1 / rate)
+        return state
+
+    def edit(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        state: dict[str, Any],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> EditStep[dict[str, Any]]:
+        """Let the inner editor edit."""
+        step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
+        return EditStep(step.patch, {**state, "inner": step.state}, step.stats)
+
+    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:
+        """Return the change from the edited to the restrained weights."""
+        deltas: dict[str, Delta] = {}
+        stats: dict[str, float] = {}
+        for name, total in totals.items():
+            if name not in state["largest"]:
+                continue
+            found, values, after = restrained(total, state["largest"][name], self.config.base)
+            if found is not None:
+                deltas[name] = found
+            stats[f"pruned/{name}"] = float(len(values))
+            stats[f"pruned_up/{name}"] = float((after > values).sum())
+        return View(WeightDelta(deltas), stats)
+
+
+def restrain(values: Tensor, largest: float, base: str) -> Tensor:
+    """Return ``F(s)`` of singular values *values*: those from *largest* ``= M`` on shrink towards it.
+
+    >>> restrain(torch.tensor([25.0, 12.0, 10.0, 4.0]), 10.0, "linear").tolist()
+    [17.5, 11.0, 10.0, 4.0]
+    """
+    if base == "linear":
+        moved = (values + largest) / 2
+    else:
+        moved = largest + (values / largest).log() / LOGARITHMS[base]
+    return torch.where(values >= largest, moved, values)
+
+
+def restrained(total: Tensor, largest: float, base: str) -> tuple[LowRank | None, Tensor, Tensor]:
+    """Return ``(change, s, F(s))`` for the singular values ``s ≥ M`` of *total* ``[d_out, d_in]``; no change if there are none.
+
+    Args:
+        total: ``D = W − W_0``, logical orientation.
+        largest: ``M = σ_max(W_0)``.
+        base: key of the restraint.
+    """
+    none = total.new_zeros(0, dtype=torch.float64)
+    if float(total.double().norm()) < largest:  # ‖D‖_F bounds σ_max(D)
+        return None, none, none
+    values, vectors = _spectrum(total)
+    big = values >= largest
+    values, vectors = values[big], vectors[:, big]
+    if len(values) == 0:
+        return None, none, none
+    after = restrain(values, largest, base)
+    rate = after / values - 1
+    full = total.double()
+    if full.shape[0] <= full.shape[1]:  # vectors = U:  u (F(s) − s) vᵀ = u (F(s)/s − 1) uᵀD
+        return LowRank(vectors * rate, vectors.T @ full), values, after
+    return LowRank((full @ vectors) * rate, vectors.T), values, after
+
+
+def _spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return singular values (rising) and the singular vectors of the shorter side, from the smaller Gram matrix in fp64."""
+    full = matrix.double()
+    gram = full @ full.T if full.shape[0] <= full.shape[1] else full.T @ full
+    values, vectors = torch.linalg.eigh(gram)
+    return values.clamp(min=0).sqrt(), vectors

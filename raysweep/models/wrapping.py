@@ -1,0 +1,120 @@
+"""Modules that stand in for others (memory editors), and how they learn what is being asked.
+
+A stand-in that acts at one token, or that decides for a whole row, must know where each row's prompt ends and which tokens are
+padding. Whoever asks the model says so with :func:`asking`; outside of it every token counts and the prompt ends with the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from raysweep.models.lm import LanguageModel
+
+Matrix = Literal["in", "out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a batch of rows.
+
+    Attributes:
+        last: ``[B]`` index of each prompt's last token.
+        mask: ``[B, T]``, 1 = a real token.
+    """
+
+    last: Tensor
+    mask: Tensor
+
+
+class StandIn(nn.Module):
+    """A module around the linear map that it replaces; ``question`` is what is being asked now, None = not known."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.training = inner.training
+        self.question: Question | None = None
+
+    @property
+    def weight(self) -> Any:
+        """The inner map's weight."""
+        return self.inner.weight
+
+    @property
+    def bias(self) -> Any:
+        """The inner map's bias, or None."""
+        return getattr(self.inner, "bias", None)
+
+    def last_tokens(self, states: Tensor) -> Tensor:
+        """Return ``[B]`` the index of each prompt's last token among ``states [B, T, d]``."""
+        end = states.shape[1] - 1
+        if self.question is None:
+            return torch.full((states.shape[0],), end, device=states.device)
+        return self.question.last.to(states.device).clamp(max=end)
+
+    def real_tokens(self, states: Tensor) -> Tensor:
+        """Return ``[B, T]`` True where a token of ``states [B, T, d]`` is real."""
+        if self.question is None:
+            return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return self.question.mask.to(states.device).bool()
+
+
+def inner(module: nn.Module) -> nn.Module:
+    """Return *module* without a stand-in around it."""
+    return module.inner if isinstance(module, StandIn) else module
+
+
+def linear(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return weight ``[d_out, d_in]`` (logical orientation, a view) and bias of a linear map."""
+    weight: Any = module.weight
+    bias: Any = getattr(module, "bias", None)
+    weight = weight.detach()
+    return (weight if isinstance(module, nn.Linear) else weight.t()), None if bias is None else bias.detach()
+
+
+def linear_name(lm: LanguageModel, layer: int, matrix: Matrix) -> str:
+    """Return the name of a block's value matrix (``out``) or of its first linear map (``in``: c_fc, gate_proj)."""
+    return (lm.layout.mlp_out if matrix == "out" else lm.layout.mlp_in[0]).format(layer)
+
+
+@contextmanager
+def installed(lm: LanguageModel, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Let *modules* take the place of those called so inside the block; what was there comes back."""
+    kept: list[tuple[nn.Module, str, nn.Module | None]] = []
+    try:
+        for name, module in modules.items():
+            owner_name, _, leaf = name.rpartition(".")
+            owner = lm.part(owner_name)
+            kept.append((owner, leaf, owner._modules[leaf]))
+            owner._modules[leaf] = module
+        yield
+    finally:
+        for owner, leaf, module_before in reversed(kept):
+            owner._modules[leaf] = module_before
+
+
+@contextmanager
+def asking(lm: LanguageModel, last: Sequence[int], mask: Tensor) -> Iterator[None]:
+    """Tell every stand-in of the model, inside the block, where the prompts end and which tokens are real.
+
+    Args:
+        lm: the model.
+        last: index of each prompt's last token, one per row (clamped at 0 for empty prompts).
+        mask: ``[B, T]``, 1 = a real token.
+    """
+    listeners = [m for m in lm.module.modules() if isinstance(m, StandIn)]
+    before = [m.question for m in listeners]
+    question = Question(torch.tensor([max(q, 0) for q in last], device=mask.device), mask)
+    try:
+        for module in listeners:
+            module.question = question
+        yield
+    finally:
+        for module, earlier in zip(listeners, before, strict=True):
+            module.question = earlier

@@ -1,0 +1,166 @@
+"""GRACE: radii by hand, exact locality, generated targets, one key position per row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from raysweep.editors.grace import Grace, GraceConfig, place
+from raysweep.evals.generation import generate, score_generated
+from raysweep.evals.scoring import score
+from raysweep.models import codebook, partial, tokens, wrapping
+from raysweep.models.lm import LanguageModel
+from raysweep.models.patching import Ledger
+from raysweep.records import EditRecord, Probe, ProbeKind
+from raysweep.testing.fixtures import embedded_lm, tiny_lm, toy_records
+from raysweep.world import WorldSpec, build_world, edit_records
+from tests.golden.recorded import model
+
+CONFIG = GraceConfig(layer=1, steps=60)
+
+
+def book(radius: float = 1.0) -> dict[str, Any]:
+    return {
+        "keys": torch.zeros(1, 2),
+        "values": torch.zeros(1, 3),
+        "radii": torch.tensor([radius]),
+        "labels": [[5]],
+        "masked": [4],
+    }
+
+
+def at(distance: float, target: tuple[list[int], int], **changes: Any) -> tuple[list[float], int, str]:
+    config = CONFIG.model_copy(update=changes)
+    new, i, event = place(book(), torch.tensor([distance, 0.0]), torch.ones(3), target, config)
+    return [round(r, 6) for r in new["radii"].tolist()], i, event
+
+
+def test_radii_of_the_fixture() -> None:
+    """§17.1: ε_init = 1, one entry with ε = 1."""
+    assert at(1.6, ([6], 4)) == ([0.79999, 0.8], 1, "split")
+    assert at(1.6, ([5], 4)) == ([1.6], 0, "expanded")
+    assert at(2.1, ([6], 4)) == ([1.0, 1.0], 1, "added")
+    assert at(0.5, ([5], 4)) == ([1.0], 0, "reused")
+
+
+def test_moving_average_moves_the_key() -> None:
+    config = CONFIG.model_copy(update={"expand": "moving_average"})
+    new, _, event = place(book(), torch.tensor([1.6, 0.0]), torch.ones(3), ([5], 4), config)
+    assert event == "expanded"
+    torch.testing.assert_close(new["keys"], torch.tensor([[0.8, 0.0]]))
+
+
+def test_a_known_key_with_another_target_is_taken_over() -> None:
+    near = {**book(), "keys": torch.ones(1, 2)}
+    new, i, event = place(near, torch.ones(2), torch.full((3,), 7.0), ([6], 4), CONFIG)
+    assert (i, event, new["labels"]) == (0, "taken_over", [[6]])
+    assert new["values"].tolist() == [[7.0] * 3]
+    ref = CONFIG.model_copy(update={"ref": True})
+    assert place(near, torch.ones(2), torch.ones(3), ([6], 4), ref)[2] == "split"
+
+
+def test_the_published_label_rule_compares_means_and_mirrors_the_table() -> None:
+    ref = CONFIG.model_copy(update={"ref": True})
+    assert at(1.6, ([5], 5), ref=True)[2] == "split"  # the same target after a longer prompt
+    assert at(1.6, ([5], 5))[2] == "expanded"
+    two = {
+        "keys": torch.tensor([[0.0, 0.0], [9.0, 0.0]]),
+        "values": torch.zeros(2, 3),
+        "radii": torch.ones(2),
+        "labels": [[5], [6]],
+        "masked": [4, 4],
+    }
+    query, value = torch.tensor([1.6, 0.0]), torch.ones(3)
+    assert place(two, query, value, ([6], 4), ref)[2] == "expanded"  # key 0 meets label 1
+    assert place(two, query, value, ([5], 4), CONFIG)[2] == "expanded"
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "embedded"])
+def test_other_prompts_are_untouched_and_the_edited_one_generates_its_target(name: str) -> None:
+    """§17.2 item 7; random models can be steered at one token only, so their target is a single one."""
+    lm = embedded_lm() if name == "embedded" else model(name)
+    target = world_record().target if name == "embedded" else "the"
+    record = replace(world_record(), target=target)
+    others = [p.prompt for p in record.probes if p.kind is ProbeKind.LOCALITY]
+    before = [logits(lm, text) for text in others]
+    editor, ledger = Grace(CONFIG), Ledger(lm)
+    step = editor.edit(lm, [record], editor.begin(lm, {}), artifacts={}, rng=torch.Generator().manual_seed(0))
+    ledger.apply(step.patch)
+    asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
+    probe = Probe(kind=ProbeKind.EFFICACY, prompt=record.prompt, target=target)
+    try:
+        assert generate(lm, [record.prompt], [len(asked.labels)]) == [list(asked.labels)]
+        assert score_generated(lm, [probe])[0].answers == asked.labels
+        assert all(torch.equal(logits(lm, text), b) for text, b in zip(others, before, strict=True))
+    finally:
+        ledger.restore()
+    assert others
+
+
+def world_record() -> EditRecord:
+    return edit_records(build_world(WorldSpec()))[-1]
+
+
+def logits(lm: LanguageModel, text: str) -> Tensor:
+    ids, mask = tokens.pad([tokens.encode(lm, text)], lm.device)
+    with torch.no_grad():
+        return partial.logits(lm, partial.run(lm, ids=ids, mask=mask))
+
+
+@pytest.mark.parametrize("replacement", ["last", "prompt", "all"])
+def test_each_row_has_its_own_key_position(replacement: Any) -> None:
+    """Padded to one width, asked at different places: each row gets what it gets alone."""
+    torch.manual_seed(0)
+    inner = torch.nn.Linear(4, 3)
+    states, last = torch.randn(3, 6, 4), [2, 4, 3]
+    keys = torch.stack([states[0, 2], states[1, 4]])
+    module = codebook.Codebook(inner, keys, torch.full((2, 3), 9.0), torch.full((2,), 0.1), replace=replacement)
+    lm = tiny_lm("llama")
+    name = lm.layout.mlp_out.format(1)
+    with wrapping.installed(lm, {name: module}), wrapping.asking(lm, last, torch.ones(3, 6)):
+        out = module(states)
+    plain = inner(states)
+    for row, q in enumerate(last):
+        for t in range(6):
+            inside = {"last": t == q, "prompt": t < q, "all": True}[replacement] and row < 2
+            wanted = torch.full((3,), 9.0) if inside else plain[row, t]
+            assert torch.equal(out[row, t], wanted), (row, t)
+    assert module.question is None
+    assert lm.part(name) is not module
+
+
+def test_teacher_forced_scores_do_not_depend_on_the_batch() -> None:
+    lm, records = tiny_lm("llama", bos=True), toy_records(4)
+    editor, ledger = Grace(CONFIG.model_copy(update={"radius": 3.0, "steps": 10})), Ledger(lm)
+    step = editor.edit(lm, records, editor.begin(lm, {}), artifacts={}, rng=torch.Generator())
+    long = [Probe(kind=ProbeKind.EFFICACY, prompt=p.prompt + " now" * i, target=p.target)
+            for r in records for i, p in enumerate(r.probes)]  # fmt: skip
+    probes = [p for r in records for p in r.probes] + long
+    ledger.apply(step.patch)
+    try:
+        together, alone = score(lm, probes), [score(lm, [p])[0] for p in probes]
+    finally:
+        ledger.restore()
+    assert [s.answers for s in together] == [s.answers for s in alone]
+    assert [s.logprob for s in together] == pytest.approx([s.logprob for s in alone], abs=1e-4)
+
+
+def test_a_second_edit_of_a_prompt_wins() -> None:
+    lm, record = model("tiny-gpt2"), replace(toy_records(1)[0], target="of")
+    other = replace(record, target="the")
+    editor, ledger = Grace(CONFIG), Ledger(lm)
+    state = editor.begin(lm, {})
+    for r in (record, other):
+        step = editor.edit(lm, [r], state, artifacts={}, rng=torch.Generator().manual_seed(1))
+        state = step.state
+    ledger.apply(step.patch)
+    try:
+        found = score(lm, [Probe(kind=ProbeKind.EFFICACY, prompt=record.prompt, target="the")])[0]
+    finally:
+        ledger.restore()
+    assert found.answers == found.labels
+    assert len(state["keys"]) == 1
