@@ -28,7 +28,7 @@ from benchmarks.plain import simie as plain_simie
 from raysweep.artifacts import Artifact
 from raysweep.cli.edit import ALIASES
 from raysweep.config.plan import plan
-from raysweep.config.schema import TextSpec, TrialSpec
+from raysweep.config.schema import TrialSpec
 from raysweep.config.sweep import sweep_of
 from raysweep.data.sampling import order
 from raysweep.editors import contexts
@@ -99,9 +99,7 @@ def prepare(trial: TrialSpec, workspace: Workspace) -> Bench:
     lm = deps.load_model(trial.model)
     records = order(deps.open_dataset(trial.data), derive(trial.seed, "order"))
     editor = build_editor(trial.editor)
-    moments = trial.editor.config.get("moments") or {}
-    text = TextSpec.model_validate(dict(moments.get("text") or {}))
-    artifacts = provide(lm, editor.needs(lm), deps.artifacts, lambda: deps.texts(text, trial.data))
+    artifacts = provide(lm, editor.needs(lm), deps.artifacts, lambda text: deps.texts(text, trial.data))
     return Bench(trial, lm, records, artifacts, editor.edited(lm))
 
 

@@ -48,11 +48,13 @@ def provide(
                 alike = (n for n, r in needs.items() if (r.builder, r.text) == (request.builder, request.text))
                 siblings = {n: needs[n] for n in alike if n not in found}
                 module, _, function = request.builder.partition(":")
-                given: Any = texts(request.text or TextSpec())
+                given: Any
                 if request.sources:
                     given = _sources(lm, siblings, store, texts)
                 elif request.data is not None and records is not None:
                     given = records(request.data)
+                else:
+                    given = texts(request.text or TextSpec())
                 made = getattr(import_module(module), function)(lm, list(siblings.values()), given)
                 built.update(zip(siblings, made, strict=True))
             return built[name]

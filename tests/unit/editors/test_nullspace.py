@@ -137,7 +137,7 @@ def test_the_projector_is_an_artifact_made_of_shared_moments(tmp_path: Path) -> 
     lm, readings = tiny_lm("llama"), []
     editor = build_editor(EditorSpec(name="alphaedit", config={**CONFIG, "contexts": {"templates": []}}))
 
-    def texts():  # type: ignore[no-untyped-def]
+    def texts(_):  # type: ignore[no-untyped-def]
         readings.append(1)
         return (f"{p.prompt} {p.target}" for r in toy_records(8) for p in r.probes)
 
