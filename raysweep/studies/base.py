@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from raysweep.config.schema import DataSpec, ModelSpec, TextSpec, TrialSpec
 from raysweep.errors import Problem
@@ -48,8 +48,16 @@ class Deps:
     progress: Callable[[Progress], None] = field(default=_silent)
 
 
+class MemberError(Exception):
+    """One trial of a pass failed, for the reason that is this error's cause; the others could go on without it."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"trial {key} failed")
+        self.key = key
+
+
 class Study(Protocol):
-    """A kind of trial.
+    """A kind of trial. A study that can edit once for several trials has ``together`` as well (:class:`Together`).
 
     Promises
         1. ``check`` is cheap and imports no torch.
@@ -67,4 +75,22 @@ class Study(Protocol):
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
         """Run *trial*, or go on from *resume*."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A study whose trials may take their edits from one pass, where their editors allow it (``Sharer``)."""
+
+    def together(
+        self, trials: Sequence[TrialSpec], deps: Deps, resumes: Mapping[str, Snapshot]
+    ) -> Iterator[tuple[str, EvalRound]]:
+        """Run *trials*, or go on from *resumes*; yield each round with its trial's key, by rising step, in the order of *trials*.
+
+        The rounds of a trial are those of ``execute``, bit for bit. Of several resumes only the one with the lowest step
+        needs its tensors.
+
+        Raises:
+            MemberError: one trial failed; run the others again without it.
+        """
         ...

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta
+from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, described
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -88,6 +88,10 @@ class Prune:
     def persists(self) -> bool:
         """Tell whether rounds write the view into the model."""
         return self.config.persist
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """Return everything but the base of the logarithm; nothing where rounds keep the view."""
+        return None if self.config.persist else {"name": self.name, "inner": described(self.inner)}
 
     def edited(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the inner editor's parameters."""
