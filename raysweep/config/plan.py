@@ -14,9 +14,10 @@ from raysweep.config.bind import Binder, Point
 from raysweep.config.components import Components
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
-from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec
+from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec, without_paths
 from raysweep.config.space import Domain, Grid
 from raysweep.errors import Problem, ProblemsError, nearest
+from raysweep.hashing import digest
 from raysweep.lazy import lazy
 from raysweep.registry import Registry
 from raysweep.seeds import derive
@@ -27,11 +28,15 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec
 
 @dataclass(frozen=True, slots=True)
 class PlannedTrial:
-    """One trial and where it came from."""
+    """One trial and where it came from.
+
+    ``share`` names what the trial may take its edits from: trials with the same may run in one pass; empty = none may.
+    """
 
     arm: str
     point: Point
     trial: TrialSpec
+    share: str = ""
 
     @property
     def key(self) -> str:
@@ -52,6 +57,14 @@ class Plan:
     sweep: SweepSpec
     trials: tuple[PlannedTrial, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> tuple[tuple[PlannedTrial, ...], ...]:
+        """The trials, grouped by the pass over the edits they can share, in the order of their first one."""
+        found: dict[str, list[PlannedTrial]] = {}
+        for trial in self.trials:
+            found.setdefault(trial.share or trial.key, []).append(trial)
+        return tuple(tuple(group) for group in found.values())
 
 
 def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None = None) -> Plan:
@@ -77,12 +90,31 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
             if trial is None:
                 continue
             same += trial.key in trials
-            trials.setdefault(trial.key, PlannedTrial(arm.name, point, trial))
+            if trial.key not in trials:
+                share = share_of(trial, components) if sweep.resources.share else ""
+                trials[trial.key] = PlannedTrial(arm.name, point, trial, share)
         if same:
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
     return Plan(sweep, tuple(trials.values()), tuple(notes))
+
+
+def share_of(trial: TrialSpec, components: Components) -> str:
+    """Return a name for what determines the edits of *trial*, or nothing if it can share them with no other.
+
+    It covers everything that the key covers, but of the editor only what the editor itself says its edits depend on
+    (``Sharer``), and of the protocol everything: trials of one pass are measured at the same steps.
+    """
+    spec = trial.editor
+    kinds = [components.editors.get(spec.name), *(components.wrappers.get(w.name) for w in spec.wrap)]
+    if not (hasattr(kinds[-1], "shared") and hasattr(components.studies.get(trial.study), "together")):
+        return ""
+    editor = kinds[0](kinds[0].config_type.model_validate(dict(spec.config)))
+    for kind, wrap in zip(kinds[1:], spec.wrap, strict=True):
+        editor = kind(kind.config_type.model_validate(dict(wrap.config)), editor)
+    shared = editor.shared()
+    return "" if shared is None else digest(without_paths({**trial.identity(), "editor": shared}))
 
 
 def bind(

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +127,11 @@ def run_sweep(
         todo = pending(store, table, retry=options.retry and attempt == 0)
         if not todo:
             break
+        for key in todo:
+            store.reopen(key)
         try:
             with _ray(options.address):
-                interrupted = _fit(store, {k: table[k] for k in todo}, sweep, workspace, options, watcher)
+                interrupted = _fit(store, todo, table, sweep, workspace, options, watcher)
             break
         except RuntimeError as error:
             if attempt == RESTARTS:
@@ -222,16 +224,17 @@ def request(resources: ResourceSpec, available: Mapping[str, float]) -> dict[str
 
 
 def _fit(
-    store: ResultStore, table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
+    store: ResultStore, todo: Sequence[str], table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
     options: Options, watcher: Watcher | None,
 ) -> bool:  # fmt: skip
-    """Run one Ray session over *table*; return whether it was interrupted."""
+    """Run one Ray session over the trials *todo* of *table*; return whether it was interrupted."""
     import ray
     from ray import tune
     from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
+    from raysweep.tune.passes import CONFIG_KEY, InPasses
     from raysweep.tune.progress import Progress
-    from raysweep.tune.trainable import CONFIG_KEY, Trainable
+    from raysweep.tune.trainable import Trainable
 
     resources = sweep.resources
     asked = request(resources, ray.cluster_resources())
@@ -242,8 +245,9 @@ def _fit(
         callbacks.append(Progress(watcher))
     tuner = tune.Tuner(
         tune.with_resources(bound, asked),
-        param_space={CONFIG_KEY: tune.grid_search(list(table))},
         tune_config=tune.TuneConfig(
+            search_alg=InPasses({key: table[key].share or key for key in todo}),
+            num_samples=len(todo),
             reuse_actors=options.reuse,
             max_concurrent_trials=options.concurrent or resources.concurrent or None,
             trial_dirname_creator=lambda t: str(t.config[CONFIG_KEY]),
