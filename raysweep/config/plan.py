@@ -15,7 +15,7 @@ from raysweep.config.components import Components
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
 from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec, without_paths
-from raysweep.config.space import Domain, Grid
+from raysweep.config.space import Domain, Grid, ValuePath
 from raysweep.errors import Problem, ProblemsError, nearest
 from raysweep.hashing import digest
 from raysweep.lazy import lazy
@@ -193,6 +193,7 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
             every = {k for arm in sweep.arms for k in swept_keys(arm, components)}
             found.append(problem(place, f"'{key}' applies to no arm", _near(key, every)))
         found += _check_drawn(sweep, key, domain, place)
+        found += _check_path(sweep.arms, key, domain, place, components)
     for arm in sweep.arms:
         for key, domain in arm.space.items():
             place = sweep.source.key(("arms", arm.name, "space", key))
@@ -200,6 +201,7 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
                 hint = _near(key, swept_keys(arm, components))
                 found.append(problem(place, f"'{key}' does not apply to arm '{arm.name}'", hint))
             found += _check_drawn(sweep, key, domain, place)
+            found += _check_path([arm], key, domain, place, components)
     return found
 
 
@@ -208,6 +210,20 @@ def _check_drawn(sweep: SweepSpec, key: str, domain: Domain, place: Place) -> li
         return []
     hint = "search: {sampler: random, samples: 8, seed: 0}"
     return [problem(place, f"'{key}' is drawn ({domain.kind}), but search.sampler is grid", hint)]
+
+
+def _check_path(
+    arms: Iterable[ArmSpec], key: str, domain: Domain, place: Place, components: Components
+) -> list[Problem]:
+    """Return a complaint if *domain* is a path over something that edits depend on."""
+    if not isinstance(domain, ValuePath) or not any(_applies(arm, key, components) for arm in arms):
+        return []
+    table = components.wrappers
+    known = [f"wrap.{n}.{f}" for n in table.names() for f in getattr(table.get(n), "path_implies", {})]
+    if key in known:
+        return []
+    said = f"'{key}' has no path: edits depend on it"
+    return [problem(place, said, f"write {{grid: […]}}; keys with a path: {', '.join(known) or 'none'}")]
 
 
 def _check_metric(sweep: SweepSpec) -> list[Problem]:
