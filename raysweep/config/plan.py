@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,13 +30,22 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec
 class PlannedTrial:
     """One trial and where it came from.
 
-    ``share`` names what the trial may take its edits from: trials with the same may run in one pass; empty = none may.
+    Attributes:
+        arm: the arm's name.
+        point: the swept keys and their values.
+        trial: the trial.
+        share: names what its edits depend on: trials with the same may run in one pass; empty = none may.
+        kin: the same without seed and order, where each edit is its record's alone: such passes may share single
+            proposals; empty = they may not.
+        apart: its edits may be computed apart from each other (``resources.shards``).
     """
 
     arm: str
     point: Point
     trial: TrialSpec
     share: str = ""
+    kin: str = ""
+    apart: bool = False
 
     @property
     def key(self) -> str:
@@ -91,30 +100,40 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
                 continue
             same += trial.key in trials
             if trial.key not in trials:
-                share = share_of(trial, components) if sweep.resources.share else ""
-                trials[trial.key] = PlannedTrial(arm.name, point, trial, share)
+                trials[trial.key] = _with_sharing(PlannedTrial(arm.name, point, trial), components)
+                if not sweep.resources.share:
+                    trials[trial.key] = replace(trials[trial.key], share="", kin="")
         if same:
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
+    whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
+    if sweep.resources.shards > 1 and whole:
+        notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
     return Plan(sweep, tuple(trials.values()), tuple(notes))
 
 
-def share_of(trial: TrialSpec, components: Components) -> str:
-    """Return a name for what determines the edits of *trial*, or nothing if it can share them with no other.
+def _with_sharing(planned: PlannedTrial, components: Components) -> PlannedTrial:
+    """Return *planned* with what its editor says its edits depend on (``Sharer``, ``Proposer``).
 
-    It covers everything that the key covers, but of the editor only what the editor itself says its edits depend on
-    (``Sharer``), and of the protocol everything: trials of one pass are measured at the same steps.
+    ``share`` covers everything that the key covers, but of the editor only what the editor itself says. The protocol is
+    in it: trials of one pass are measured at the same steps.
     """
-    spec = trial.editor
+    trial, spec = planned.trial, planned.trial.editor
     kinds = [components.editors.get(spec.name), *(components.wrappers.get(w.name) for w in spec.wrap)]
-    if not (hasattr(kinds[-1], "shared") and hasattr(components.studies.get(trial.study), "together")):
-        return ""
+    able = hasattr(kinds[-1], "shared") or hasattr(kinds[-1], "apart")
+    if not (able and hasattr(components.studies.get(trial.study), "together")):
+        return planned
     editor = kinds[0](kinds[0].config_type.model_validate(dict(spec.config)))
     for kind, wrap in zip(kinds[1:], spec.wrap, strict=True):
         editor = kind(kind.config_type.model_validate(dict(wrap.config)), editor)
-    shared = editor.shared()
-    return "" if shared is None else digest(without_paths({**trial.identity(), "editor": shared}))
+    shared = editor.shared() if hasattr(editor, "shared") else None
+    apart = bool(editor.apart()) if hasattr(editor, "apart") else False
+    edits = without_paths({**trial.identity(), "editor": spec.model_dump(mode="json") if shared is None else shared})
+    share = "" if shared is None else digest(edits)
+    del edits["seed"]
+    kin = digest(edits) if apart and trial.protocol.batch_size == 1 else ""
+    return replace(planned, share=share, kin=kin, apart=apart)
 
 
 def bind(

@@ -228,6 +228,8 @@ class ResourceSpec(Spec):
         concurrent: trials at once; 0 = as many as fit.
         retries: restarts of a trial whose process died.
         share: let trials that differ only in what their editors report of shared edits (λ, say) run in one pass.
+        shards: processes that compute the edits of one trial, where its edits may be computed apart (SimIE's closed form);
+            each gets ``cpu``, ``gpu`` and ``memory``. The numbers do not depend on it.
     """
 
     cpu: Positive = 1.0
@@ -236,6 +238,7 @@ class ResourceSpec(Spec):
     concurrent: Annotated[int, Field(ge=0)] = 0
     retries: Annotated[int, Field(ge=0)] = 2
     share: bool = True
+    shards: Count = 1
 
 
 def _domain(value: Any) -> Domain:

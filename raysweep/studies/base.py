@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from raysweep.config.schema import DataSpec, ModelSpec, TextSpec, TrialSpec
 from raysweep.errors import Problem
@@ -29,6 +29,30 @@ def _silent(progress: Progress) -> None:
     """Ignore progress."""
 
 
+Proposal = Mapping[str, Any]
+Ask = Callable[[int], Proposal]  # the step that a batch reaches → what the batch adds
+
+
+class Spread(Protocol):
+    """Lets others compute proposals of a trial."""
+
+    def __call__(self, trial: TrialSpec, steps: Sequence[int], here: Ask) -> Iterator[Proposal]:
+        """Yield the proposals of *steps* in that order, wherever computed; *here* computes one in this process."""
+        ...
+
+
+class Kept(Protocol):
+    """Proposals by record, kept for other trials that would compute the same ones."""
+
+    def get(self, record: str) -> Proposal | None:
+        """Return what is kept of *record*, on the CPU."""
+        ...
+
+    def put(self, record: str, proposal: Proposal) -> None:
+        """Keep the proposal of *record*."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Deps:
     """The only effects a study may use; all injectable.
@@ -39,6 +63,8 @@ class Deps:
         artifacts: content-addressed store.
         texts: opens the text of a TextSpec (the DataSpec serves ``name: dataset``).
         progress: called between edits.
+        spread: computes proposals elsewhere too, for editors whose edits may be computed apart; None = all here.
+        kept: proposals that other trials share, for the same editors; None = nobody shares any.
     """
 
     load_model: Callable[[ModelSpec], LanguageModel]
@@ -46,6 +72,8 @@ class Deps:
     artifacts: ArtifactStore
     texts: Callable[[TextSpec, DataSpec], Iterator[str]]
     progress: Callable[[Progress], None] = field(default=_silent)
+    spread: Spread | None = None
+    kept: Kept | None = None
 
 
 class MemberError(Exception):
@@ -93,4 +121,8 @@ class Together(Protocol):
         Raises:
             MemberError: one trial failed; run the others again without it.
         """
+        ...
+
+    def proposer(self, trial: TrialSpec, deps: Deps) -> Ask:
+        """Return what computes proposals of *trial* in this process, for a run of it in another (``Deps.spread``)."""
         ...

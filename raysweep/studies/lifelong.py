@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from raysweep import __version__
 from raysweep.config.schema import TrialSpec
 from raysweep.data.sampling import order
-from raysweep.editors.base import Viewer
+from raysweep.editors.base import Proposer, Viewer
 from raysweep.errors import Problem
 from raysweep.evals.metrics import METRICS, Answer
 from raysweep.hashing import text_digest
@@ -19,7 +19,8 @@ from raysweep.lazy import lazy
 from raysweep.records import EditRecord, Probe
 from raysweep.rows import SHARED, EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies.base import Deps, MemberError, Progress
+from raysweep.studies import trees
+from raysweep.studies.base import Ask, Deps, MemberError, Progress, Proposal
 from raysweep.summarize import summary
 
 if TYPE_CHECKING:
@@ -86,6 +87,10 @@ class Lifelong:
             yield from run.rounds(resumes)
         finally:
             run.ledger.restore()
+
+    def proposer(self, trial: TrialSpec, deps: Deps) -> Ask:
+        """Return what computes proposals of *trial* in this process, for a run of it in another."""
+        return _Run.open([trial], deps).propose
 
 
 @dataclass(slots=True)
@@ -193,10 +198,11 @@ class _Run:
             step, state = resume.step, self._wake(resume)
         elif 0 in protocol.rounds:
             yield from self._round(0, state)
-        while step < protocol.rounds[-1]:
-            batch = self.records[step : step + protocol.batch_size]
-            step += len(batch)
-            state = self._edit(batch, state, step)
+        steps = self._steps(step)
+        proposals = self._proposals(steps)
+        for step in steps:
+            batch = self._batch(step)
+            state = self._edit(step, state, proposals)
             if step in protocol.rounds:
                 yield from self._round(step, state)
             elif protocol.immediate:
@@ -212,16 +218,56 @@ class _Run:
     def _due(self, step: int) -> list[_Member]:
         return [m for m in self.members if m.behind < step]
 
-    def _edit(self, batch: Sequence[EditRecord], state: Any, step: int) -> Any:
+    def _steps(self, behind: int) -> list[int]:
+        """Return the steps that the batches after *behind* edits reach."""
+        last, size = self.trial.protocol.rounds[-1], self.trial.protocol.batch_size
+        return list(range(behind + size, last + 1, size))
+
+    def _batch(self, step: int) -> Sequence[EditRecord]:
+        return self.records[step - self.trial.protocol.batch_size : step]
+
+    def _edit(self, step: int, state: Any, proposals: Iterator[Proposal] | None) -> Any:
+        batch = self._batch(step)
         self.deps.progress(Progress(step - len(batch), self.trial.protocol.rounds[-1], "edit"))
-        rng = torch.Generator(device="cpu").manual_seed(derive(self.trial.seed, "edit", step))
         with _timed(self.clock, "edit", len(batch)):
-            done = self.editor.edit(self.lm, batch, state, artifacts=self.artifacts, rng=rng)
+            if proposals is not None:
+                proposal = trees.moved(next(proposals), self.lm.device)
+                done = self.editor.absorb(self.lm, state, proposal)  # type: ignore[attr-defined]
+            else:
+                done = self.editor.edit(self.lm, batch, state, artifacts=self.artifacts, rng=self._rng(step))
         with _timed(self.clock, "apply", len(batch)):
             self.ledger.apply(done.patch)
         for member in self._due(step):
             member.note(step, done.stats)
         return done.state
+
+    def _rng(self, step: int) -> torch.Generator:
+        return torch.Generator(device="cpu").manual_seed(derive(self.trial.seed, "edit", step))
+
+    def _proposals(self, steps: Sequence[int]) -> Iterator[Proposal] | None:
+        """Return the proposals of *steps*, or None where the editor has none or nobody would gain by them."""
+        if not (isinstance(self.editor, Proposer) and self.editor.apart()):
+            return None
+        if self.deps.spread is not None:
+            return self.deps.spread(self.trial, steps, self.propose)
+        return map(self.propose, steps) if self.deps.kept is not None else None
+
+    def propose(self, step: int) -> Proposal:
+        """Return what the batch that reaches *step* adds.
+
+        A proposal of one record that took nothing from its generator depends on neither step nor seed, so it is kept.
+        """
+        assert isinstance(self.editor, Proposer)
+        batch, kept = self._batch(step), self.deps.kept
+        known = kept.get(batch[0].id) if kept is not None and len(batch) == 1 else None
+        if known is not None:
+            return known
+        rng = self._rng(step)
+        before = rng.get_state()
+        found: Proposal = self.editor.propose(self.lm, batch, artifacts=self.artifacts, rng=rng)
+        if kept is not None and len(batch) == 1 and torch.equal(before, rng.get_state()):
+            kept.put(batch[0].id, found)
+        return found
 
     def _round(self, step: int, state: Any) -> Iterator[tuple[str, EvalRound]]:
         """Let each member measure everything in scope and hand over what has accumulated."""
@@ -249,7 +295,7 @@ class _Run:
             member.note(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
             with _timed(member.clock, "snapshot", 1):
                 if tensors is None:  # after the first view: only a lone member's may persist
-                    kept, plain = _flatten("state", state)
+                    kept, plain = trees.flatten("state", state)
                     tensors = {f"weights/{n}": t for n, t in self.ledger.tensors().items()} | kept
                     meta = {"version": __version__, "state": plain}
             yield member.trial.key, member.hand_over(step, shared, tensors, meta)
@@ -340,7 +386,7 @@ class _Run:
     def _wake(self, resume: Snapshot) -> Any:
         """Bring weights and editor state of *resume* back; return the state."""
         self.ledger.load({n[8:]: t.to(self.lm.device) for n, t in resume.tensors.items() if n.startswith("weights/")})
-        state = _unflatten("state", resume.tensors, resume.meta["state"], self.lm.device)
+        state = trees.unflatten("state", resume.tensors, resume.meta["state"], self.lm.device)
         if self.editor.patch_kind == "modules":
             self.ledger.apply(self.editor.patch_of(self.lm, state))  # type: ignore[attr-defined]
         return state
@@ -401,31 +447,3 @@ def _superseded(records: Sequence[EditRecord]) -> dict[int, int]:
             found[i] = found[later]
         latest[records[i].prompt] = i
     return found
-
-
-def _flatten(prefix: str, node: Any) -> tuple[dict[str, Tensor], Any]:
-    """Split nested state into tensors by path and JSON with ``None``-like markers in their place."""
-    if isinstance(node, torch.Tensor):
-        return {prefix: node.clone()}, {"__tensor__": prefix}
-    if isinstance(node, Mapping):
-        tensors: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {}
-        for key, value in node.items():
-            found, plain[str(key)] = _flatten(f"{prefix}/{key}", value)
-            tensors |= found
-        return tensors, plain
-    if isinstance(node, list | tuple):
-        pairs = [_flatten(f"{prefix}/{i}", value) for i, value in enumerate(node)]
-        return {k: v for t, _ in pairs for k, v in t.items()}, [p for _, p in pairs]
-    return {}, node
-
-
-def _unflatten(prefix: str, tensors: Mapping[str, Tensor], node: Any, device: torch.device) -> Any:
-    """Undo :func:`_flatten`."""
-    if isinstance(node, Mapping):
-        if "__tensor__" in node:
-            return tensors[node["__tensor__"]].to(device)
-        return {key: _unflatten(f"{prefix}/{key}", tensors, value, device) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_unflatten(f"{prefix}/{i}", tensors, value, device) for i, value in enumerate(node)]
-    return node

@@ -11,8 +11,9 @@ from ray import tune
 from raysweep.config.plan import PlannedTrial
 from raysweep.results.runner import Report, TrialRun, replay
 from raysweep.results.store import ResultStore, State
-from raysweep.tune.deps import Heartbeat, make_deps
+from raysweep.tune.deps import Heartbeat, kept_proposals, make_deps
 from raysweep.tune.passes import CONFIG_KEY
+from raysweep.tune.shards import Shards
 from raysweep.workspace import Workspace
 
 
@@ -28,8 +29,9 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         self, config: dict[str, Any], *, table: Mapping[str, PlannedTrial], workspace: Workspace, sweep: str
     ) -> None:
         """Take the table of trials and open the store."""
-        self.table, self.workspace = table, workspace
+        self.table, self.workspace, self.sweep = table, workspace, sweep
         self.store = ResultStore(workspace.results(sweep))
+        self.shards = Shards(workspace, sweep)
         self._run: TrialRun | None = None
         self._begin(config)
 
@@ -39,7 +41,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        self.cleanup()
+        self._end()
         key = str(config[CONFIG_KEY])
         job = self.job = self.table[key]
         if job.key != key:
@@ -50,7 +52,15 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
             return
         local = self.store.folder.local
         mates = [t for t in self.table.values() if job.share and t.share == job.share and t.key != key]
-        deps = make_deps(self.workspace, Heartbeat(local / key if local is not None else None))
+        self.shards.kin = (
+            job.kin if len({t.share or t.key for t in self.table.values() if t.kin == job.kin}) > 1 else ""
+        )
+        deps = make_deps(
+            self.workspace,
+            Heartbeat(local / key if local is not None else None),
+            spread=self.shards if job.apart else None,
+            kept=kept_proposals(self.workspace, self.sweep, self.shards.kin),
+        )
         self._run = TrialRun(job, deps, self.store, mates)
 
     def step(self) -> dict[str, Any]:
@@ -72,7 +82,12 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         """Load nothing: the trial went on from our snapshot when it began."""
 
     def cleanup(self) -> None:
-        """End the trial's generator."""
+        """End the trial's generator and whoever helped with its edits."""
+        self._end()
+        if hasattr(self, "shards"):
+            self.shards.close()
+
+    def _end(self) -> None:
         run = getattr(self, "_run", None)
         if run is not None:
             run.close()

@@ -88,6 +88,10 @@ class Ridge:
         inner = self.inner.config.model_dump(mode="json")
         return {"inner": inner} if self.config.mode == "init" else None
 
+    def apart(self) -> bool:
+        """In ``init`` mode edits do not see each other."""
+        return bool(self.config.mode == "init")
+
 
 class ReportConfig(Spec):
     keep: bool = False

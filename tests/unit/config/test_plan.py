@@ -186,6 +186,23 @@ class TestPasses:
         assert [sorted({t.trial.seed for t in group}) for group in found.passes[-2:]] == [[0], [1]]
         assert len(planned(sweep(self.ARM, "space.protocol.scope={grid: [seen, all]}"), workspace).passes[-1]) == 3
 
+    def test_where_edits_are_apart_seeds_are_kin(self, workspace):
+        found = planned(sweep(self.ARM, "space.seed={grid: [0, 1]}"), workspace)
+        ridge = [t for t in found.trials if t.arm == "ridge"]
+        assert len({t.kin for t in ridge}) == 1
+        assert all(t.apart and t.kin and t.kin != t.share for t in ridge)
+        assert not any(t.apart or t.kin for t in found.trials if t.arm != "ridge")
+        pairs = planned(sweep(self.ARM, "protocol={batch_size: 5, rounds: [0, 5]}"), workspace).trials[-1]
+        assert pairs.apart
+        assert pairs.kin == "", "a batch depends on the order"
+        alone = planned(sweep(self.ARM, "resources.share=false"), workspace).trials[-1]
+        assert (alone.apart, alone.share, alone.kin) == (True, "", "")
+
+    def test_shards_help_only_where_edits_are_apart(self, workspace):
+        assert planned(sweep(self.ARM, "resources.shards=2"), workspace).notes == (
+            "resources.shards has no effect on plain, surgeon: their edits depend on each other",
+        )
+
     def test_nothing_is_shared_where_edits_depend_on_it_or_nobody_wants_it(self, workspace):
         sequential = planned(sweep(SWEEP, "wrap.ridge.lam={grid: [1, 2]}"), workspace)
         assert [len(group) for group in sequential.passes] == [1] * 4
