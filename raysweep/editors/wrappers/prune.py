@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, described
+from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, composed
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -90,10 +90,6 @@ class Prune:
         """Tell whether rounds write the view into the model."""
         return self.config.persist
 
-    def shared(self) -> Mapping[str, Any] | None:
-        """Return everything but the base of the logarithm; nothing where rounds keep the view."""
-        return None if self.config.persist else {"name": self.name, "inner": described(self.inner)}
-
     def edited(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the inner editor's parameters."""
         return self.inner.edited(lm)
@@ -127,6 +123,13 @@ class Prune:
         """Let the inner editor edit."""
         step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
         return EditStep(step.patch, {**state, "inner": step.state}, step.stats)
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """Return everything but the restraint's base, which only the view knows; nothing is shared if rounds write the view."""
+        if self.persists:
+            return None
+        found = composed(self)
+        return {**found, "config": {k: v for k, v in found["config"].items() if k != "base"}}
 
     def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:
         """Return the change from the edited to the restrained weights."""
