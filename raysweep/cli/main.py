@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train-mend": ("raysweep.cli.train_mend:command", "Train MEND's hypernetwork."),
     "models": ("raysweep.cli.models:app", "List, fetch and build models."),
     "data": ("raysweep.cli.data:app", "List, check and fetch data."),
+    "belief": ("raysweep.cli.belief:app", "Build the belief-revision testbed."),
     "doctor": ("raysweep.cli.doctor:command", "Check this installation; explain an error code."),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import editing, measure, simie, sweep
+from benchmarks import belief, editing, measure, simie, sweep
 from raysweep.config.plan import Plan
 from raysweep.tune import launch
 from raysweep.workspace import Workspace
@@ -72,6 +72,17 @@ def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     rows = sweep.main(["--trials", "2", "--edits", "1"])
     assert [r["trials"] for r in rows] == [2, 2]
     assert "in process" in capsys.readouterr().out
+
+
+def test_belief(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"lines": 2500, "facts": 300, "points": 4, "objects": 160, "cooccurrences": 40}
+    argv = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    rows = belief.main([*argv, "--folder", str(tmp_path)])
+    assert rows[-1]["stage"] == "points"
+    assert rows[-1]["what"].startswith("4 points")
+    assert all(row["peak MiB so far"] > 0 for row in rows)
+    assert "| peak MiB so far |" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_table_has_the_machine_and_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
