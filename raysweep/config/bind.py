@@ -251,7 +251,9 @@ class Binder:
         defaults = self._defaults(name, model, place) if model else None
         merged = Merged(place)
         if defaults is not None:
-            merged.put(defaults.tree, defaults, ())
+            of = {"editor": target.arm.editor.name, "data": target.data.name if target.data else ""}
+            for tree, path in hparams.layers(defaults, **of):
+                merged.put(tree, defaults, path)
         merged.put(written.config, self.sweep.source, where)
         self._put_points(merged, target.arm, target.point, prefix)
         try:
@@ -268,7 +270,8 @@ class Binder:
     def _defaults(self, name: str, model: ModelSpec, place: Place) -> Source | None:
         """Return the hyper-parameter file of *name* on *model*; None without one, or after noting what is wrong."""
         question = ("hparams", name, hparams.stem(model))
-        found: Source | None = self._once(question, lambda: hparams.find(name, model, self.workspace), place)
+        known = {"editor": self.components.editors, "data": self.components.datasets}
+        found: Source | None = self._once(question, lambda: hparams.find(name, model, self.workspace, known), place)
         return found
 
     def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> Problem:
