@@ -117,6 +117,18 @@ def test_init_mode_does_not_depend_on_the_order() -> None:
     torch.testing.assert_close(forward, backward, rtol=1e-10, atol=1e-10)
 
 
+def test_two_workers_add_their_sums() -> None:
+    """§17.1: (A, C) of two halves of the edits, added, give the weights of one pass."""
+    w0, keys, deltas = problem(12)
+    halves = []
+    for some in (range(0, 12, 2), range(1, 12, 2)):
+        halves.append((sum(deltas[t] @ keys[t] @ keys[t].T for t in some), sum(keys[t] @ keys[t].T for t in some)))
+    (a, c), (b, d) = halves
+    both = w0 + leastsq.closed_form(a + b, c + d, 2.0)  # type: ignore[operator]
+    whole = run(2.0, "init", "woodbury64", w0, keys, deltas)[-1]
+    torch.testing.assert_close(both, whole, rtol=1e-10, atol=1e-10)
+
+
 def test_infinite_ridge_leaves_the_weights_and_no_ridge_keeps_the_edit() -> None:
     w0, keys, deltas = problem(1)
     assert float((run(1e12, "sequential", "woodbury64", w0, keys, deltas)[0] - w0).norm()) < 1e-6
@@ -143,6 +155,21 @@ def test_woodbury_refreshes_when_it_drifts_or_ages() -> None:
     mended, _, drift = leastsq.woodbury(spoilt, keys, refresh=100, tolerance=1e-8)
     assert mended.age == 0
     assert drift < 1e-12
+
+
+def test_an_inverse_in_fp32_trips_the_monitor() -> None:
+    """§17.2.10b: kept in fp32, Q drifts beyond the tolerance and is made anew; in fp64 it does not within fifty edits."""
+    _, keys, _ = problem(50, d=60)
+    ages = {}
+    for dtype in (torch.float32, torch.float64):
+        state = leastsq.ridge_begin(60, 0.1, inverse=True, dtype=dtype, device=W0.device)
+        ages[dtype] = []
+        for k in keys:
+            state, _, drift = leastsq.woodbury(state, k.to(dtype), refresh=100, tolerance=1e-8)
+            ages[dtype].append(state.age)
+    assert ages[torch.float64] == list(range(1, 51))
+    assert ages[torch.float32].count(0) == 50
+    assert drift < 1e-8
 
 
 @pytest.mark.parametrize("n", [1, 5])
