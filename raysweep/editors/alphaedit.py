@@ -52,6 +52,8 @@ class AlphaEditConfig(EditorConfig):
         contexts: context templates; the bare prompt weighs one half, the others share the other half.
     """
 
+    dropped: ClassVar[frozenset[str]] = frozenset({"mom2_update_weight"})
+
     layers: tuple[int, ...] = Field(min_length=1)
     value: ValueSpec = ValueSpec(clamp=0.75)
     threshold: Positive = 2e-2

@@ -43,6 +43,8 @@ class MemitConfig(EditorConfig):
         contexts: context templates; the bare prompt weighs one half, the others share the other half.
     """
 
+    dropped: ClassVar[frozenset[str]] = frozenset({"layer_selection", "mom2_adjustment"})
+
     layers: tuple[int, ...] = Field(min_length=1)
     value: ValueSpec = ValueSpec()
     moment_weight: Positive = 15_000.0

@@ -65,7 +65,7 @@ def _forward(lm: LanguageModel, rows: Sequence[tokens.Scored]) -> list[Scores]:
         logp = (logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(-1)).double().tolist()
     out, at = [], 0
     for s in rows:
-        m = len(s.ids) - s.start
+        m = len(s.labels)
         answers = tuple(best[at : at + m])
         out.append(Scores(s.labels, answers, float(sum(logp[at : at + m])), tokens.decode(lm, answers)))
         at += m
