@@ -22,7 +22,6 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from raysweep.artifacts import Artifact
-from raysweep.editors import moments
 from raysweep.editors.base import ArtifactRequest, ModulePatch, WeightDelta
 from raysweep.evals.scoring import score
 from raysweep.models.lm import LanguageModel
@@ -65,17 +64,17 @@ class Exam:
 
     def _made(self, name: str, request: ArtifactRequest, lm: LanguageModel) -> Artifact:
         """Return moments of the records' own texts, or what is computed from them, or from the records."""
+        module, _, function = request.builder.partition(":")
+        build = getattr(import_module(module), function)
         if request.data is not None:
-            module, _, function = request.builder.partition(":")
-            ((tensors, meta),) = getattr(import_module(module), function)(lm, [request], self.records)
+            ((tensors, meta),) = build(lm, [request], self.records)
         elif request.sources:
             sources = {key: self._made(key, source, lm) for key, source in request.sources.items()}
-            module, _, function = request.builder.partition(":")
-            ((tensors, meta),) = getattr(import_module(module), function)(lm, [request], [sources])
+            ((tensors, meta),) = build(lm, [request], [sources])
         else:
             texts = (f"{p.prompt} {p.target}" for r in self.records for p in r.probes)
             request = replace(request, inputs={**request.inputs, "text": {"tokens": 0}})
-            ((tensors, meta),) = moments.build(lm, [request], texts)
+            ((tensors, meta),) = build(lm, [request], texts)
         return Artifact(name, tensors, meta)
 
     @staticmethod

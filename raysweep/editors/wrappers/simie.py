@@ -9,9 +9,11 @@ right-hand sides: ``E K (P⁻¹K)ᵀ``. Matrices that read the same input (the g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from raysweep.config.schema import Count, Positive
+from pydantic import Discriminator, Tag
+
+from raysweep.config.schema import Count, Positive, Spec, TextSpec
 from raysweep.editors.base import ArtifactRequest, Delta, Dense, EditorConfig, EditStep, LowRank, WeightDelta
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -21,21 +23,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors import keys, leastsq
+    from raysweep.editors import keys, leastsq, moments
     from raysweep.editors.base import Editor
     from raysweep.models import patching
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    keys, leastsq = lazy("raysweep.editors.keys"), lazy("raysweep.editors.leastsq")
+    keys, leastsq, moments = (lazy(f"raysweep.editors.{n}") for n in ("keys", "leastsq", "moments"))
     patching = lazy("raysweep.models.patching")
+
+
+class Energy(Spec):
+    """λ in units of the mean energy of keys: ``λ = energy · E‖k‖²``, so that one value means the same on every layer and model.
+
+    The mean is taken on the pristine model, for each input of an edited matrix, over every token of ``SimIEConfig.text``. It is
+    an artifact of model and text: no trial's edits, their order, its seed, mode or back end move it.
+    """
+
+    energy: Positive
+
+
+def _form(lam: Any) -> str:
+    """Return in which form λ is given."""
+    return "mapping" if isinstance(lam, Mapping | Energy) else "number"
+
+
+Ridge = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[Energy, Tag("mapping")],
+    Discriminator(_form),
+]
 
 
 class SimIEConfig(EditorConfig):
     """Hyper-parameters of SimIE.
 
     Attributes:
-        lam: λ > 0 of the ridge, in absolute units of key energy.
+        lam: λ > 0 of the ridge: a number, in absolute units of key energy (published), or ``{energy: x}``, x times the mean
+            energy of a key (:class:`Energy`). Swept as ``wrap.simie.lam`` or ``wrap.simie.lam.energy``.
         mode: ``sequential`` edits the model as it stands (published for ROME, MEMIT, AlphaEdit⁻); ``init`` edits the
             pristine weights each time (published for MEND).
         backend: ``woodbury64`` (O(d²k) recursion in fp64), ``chol64`` (one Cholesky per edit), ``svd`` (hermitian
@@ -43,14 +67,16 @@ class SimIEConfig(EditorConfig):
         keys: take keys ``before`` the base edit (published) or ``after`` it.
         refresh: recompute the inverse from P after this many updates (woodbury64).
         tolerance: recompute it when ``‖P G − K‖/‖K‖`` exceeds this (woodbury64).
+        text: where the mean energy of keys is taken from, if λ is in its units.
     """
 
-    lam: Positive = 10.0
+    lam: Ridge = 10.0
     mode: Literal["sequential", "init"] = "sequential"
     backend: Literal["woodbury64", "chol64", "svd", "ref_fp32_lu"] = "woodbury64"
     keys: Literal["before", "after"] = "before"
     refresh: Count = 100
     tolerance: Positive = 1e-8
+    text: TextSpec = TextSpec(tokens=4096)
 
 
 class SimIE:
@@ -72,8 +98,12 @@ class SimIE:
         return self.inner.edited(lm)
 
     def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for what the inner editor asks for."""
-        return self.inner.needs(lm)
+        """Ask for what the inner editor asks for and, if λ is in its units, for the mean energy of each input's keys."""
+        found = dict(self.inner.needs(lm))
+        if isinstance(self.config.lam, Energy):
+            inputs = {_input(lm, n): n.rpartition(".")[0] for n in self._matrices(lm)}
+            found |= {f"energy/{i}": moments.energy_request(lm, m, self.config.text) for i, m in inputs.items()}
+        return found
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """Return ``P = λI`` per input; in ``init`` mode also each matrix's pristine weights and total change ``S = 0``."""
@@ -81,11 +111,11 @@ class SimIE:
         state: dict[str, Any] = {"inner": self.inner.begin(lm, artifacts), "inputs": {}, "matrices": {}}
         for name in self._matrices(lm):
             weight = lm.logical(name)
-            source = lm.layout.input_of(name.rpartition(".")[0])
+            source = _input(lm, name)
             if source not in state["inputs"]:
                 ridge = leastsq.ridge_begin(
                     weight.shape[1],
-                    self.config.lam,
+                    self._ridge(source, artifacts),
                     inverse=self.config.backend == "woodbury64",
                     dtype=torch.float32 if reference else torch.float64,
                     device=weight.device,
@@ -124,10 +154,11 @@ class SimIE:
         after: dict[str, Any] = {"inner": step.state, "inputs": {}, "matrices": {}}
         absorbed: dict[str, tuple[Tensor, Tensor, float]] = {}  # by input: keys, gain (or P where it is solved), drift
         for name, part in parts.items():
-            module = name.rpartition(".")[0]
-            source = lm.layout.input_of(module)
+            source = _input(lm, name)
             if source not in absorbed:
-                after["inputs"][source], absorbed[source] = self._absorb(state["inputs"][source], found[module])
+                columns = found[name.rpartition(".")[0]]
+                after["inputs"][source], absorbed[source] = self._absorb(state["inputs"][source], columns)
+                stats[f"simie_lambda/{source}"] = state["inputs"][source]["lam"]
             columns, gain, drift = absorbed[source]
             deltas[name] = self._correct(part, proposed[name], columns, gain)
             after["matrices"][name] = _advanced(part, deltas[name])
@@ -138,6 +169,11 @@ class SimIE:
     def _matrices(self, lm: LanguageModel) -> list[str]:
         return [n for n in self.inner.edited(lm) if lm.weight(n).dim() == 2]
 
+    def _ridge(self, source: str, artifacts: Mapping[str, Artifact]) -> float:
+        """Return λ of the matrices that read *source*."""
+        lam = self.config.lam
+        return lam.energy * float(artifacts[f"energy/{source}"].meta["energy"]) if isinstance(lam, Energy) else lam
+
     def _absorb(self, kept: Mapping[str, Any], columns: Tensor) -> tuple[dict[str, Any], tuple[Tensor, Tensor, float]]:
         """Take in the keys of one input; return its new memory, and the keys, ``G = P⁻¹K`` and the drift of the inverse.
 
@@ -146,9 +182,9 @@ class SimIE:
         if self.config.backend == "ref_fp32_lu":
             columns = columns.float()
             gram = kept["gram"] + columns @ columns.T
-            return {"gram": gram, "age": 0}, (columns, gram, 0.0)
+            return {**kept, "gram": gram}, (columns, gram, 0.0)
         columns = columns.double()
-        ridge = leastsq.RidgeState(self.config.lam, kept["gram"], kept.get("inverse"), kept["age"])
+        ridge = leastsq.RidgeState(kept["lam"], kept["gram"], kept.get("inverse"), kept["age"])
         drift = 0.0
         if self.config.backend == "woodbury64":
             ridge, gain, drift = leastsq.woodbury(
@@ -174,9 +210,14 @@ class SimIE:
         return LowRank(values, gain.T)
 
 
+def _input(lm: LanguageModel, name: str) -> str:
+    """Return the name of what enters the module of weight *name*."""
+    return lm.layout.input_of(name.rpartition(".")[0])
+
+
 def _kept_ridge(ridge: leastsq.RidgeState) -> dict[str, Any]:
-    """Return what to remember of one input: ``P``, its age and, where it is kept, its inverse."""
-    kept: dict[str, Any] = {"gram": ridge.gram, "age": ridge.age}
+    """Return what to remember of one input: λ, ``P``, its age and, where it is kept, its inverse."""
+    kept: dict[str, Any] = {"lam": ridge.lam, "gram": ridge.gram, "age": ridge.age}
     if ridge.inverse is not None:
         kept["inverse"] = ridge.inverse
     return kept
