@@ -36,6 +36,16 @@ CASES = {
     "λ of zero energies": ("lam: 10", "lam: {energy: 0}", ["lam.energy: should be greater than 0, got 0", ":9:"]),
     "λ in no unit": ("lam: 10", "lam: {units: 3}", ["unknown key 'units' in 'simie', lam", ":9:"]),
     "λ that is no number": ("lam: 10", "lam: much", ["lam: should be a valid number", "got 'much'", ":9:"]),
+    "a closed form of edited models": (
+        "lam: 10",
+        "lam: 10, mode: sequential, backend: closed64",
+        ["mode must be init for backend closed64", ":9:"],
+    ),
+    "a wrapper around a view": (
+        "wrap: {name: simie, lam: 10}",
+        "wrap: [{name: simie, mode: init, backend: closed64}, prune]",
+        ["prune cannot wrap 'simie': it changes views, not weights", "E-WRAP", ":9:"],
+    ),
     "rounds beyond the data": ("[0, 10, 20]", "[0, 10, 50]", ["rounds beyond the data: [50]", "20 records", ":6:"]),
     "rounds off the batch": ("batch_size: 1, ", "batch_size: 4, ", ["multiples of batch_size = 4", "[10]", ":6:"]),
     "more records than there are": ("size: 20", "size: 99999", ["data.size = 99999", "lower them", ":5:"]),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TextSpec, WrapSpec
 from raysweep.config.sweep import open_sweep
-from raysweep.editors import keys, moments
+from raysweep.editors import keys, leastsq, moments
+from raysweep.editors.base import Sharer, Viewer
 from raysweep.editors.build import build_editor
-from raysweep.editors.wrappers.simie import Energy, SimIEConfig
-from raysweep.errors import ArtifactError
+from raysweep.editors.wrappers.simie import Energy, SimIE, SimIEConfig
+from raysweep.errors import ArtifactError, SpecError
 from raysweep.models.patching import Ledger
+from raysweep.studies.lifelong import _flatten
 from raysweep.testing.editor_contract import Exam
-from raysweep.testing.fixtures import tiny_lm, toy_records
+from raysweep.testing.fixtures import same, tiny_lm, toy_records
 from raysweep.workspace import Workspace
 
 FT = {"layers": [0, 1], "steps": 3, "lr": 5e-3}
@@ -118,3 +122,111 @@ def test_lambda_in_units_of_energy_is_written_and_swept_in_yaml(tmp_path: Path) 
     found = plan(open_sweep("units.yaml", workspace), workspace).trials
     assert [t.trial.editor.wrap[0].config["lam"] for t in found] == [{"energy": x} for x in (0.1, 0.01, 1.0)]
     assert all(t.trial.editor.wrap[0].config["text"]["digest"] for t in found)
+
+
+VALUE = {"steps": 4, "lr": 0.5, "weight_decay": 0.001}
+INNER: dict[str, tuple[str, dict[str, Any]]] = {
+    "ft": ("ft", FT),
+    "rome": ("rome", {"layers": [1], "value": VALUE, "moments": {"damping": 1e-2}}),
+    "memit": ("memit", {"layers": [0, 1], "value": VALUE, "moment_weight": 1.0}),
+    "alphaedit": ("alphaedit", {"layers": [0, 1], "value": VALUE, "threshold": 0.01, "ridge": 0.01}),
+    "alphaedit-pre1": ("alphaedit", {"layers": [0, 1], "value": VALUE, "threshold": 0.01, "ridge": 0.01, "pre": 1}),
+    "mend": ("mend", {"layers": [1, 2], "rank": 4, "edit_lr": -1e-4, "train": {"steps": 2, "batch": 2}}),
+}
+CLOSED = {"mode": "init", "backend": "closed64"}
+
+
+def closed_and_recursive(
+    exam: Exam, recursive: Exam, edits: int
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor], Any]]:
+    """Yield after each edit the total changes of the closed form and of the recursion, and the closed form's state."""
+    lm, editors = exam.lm, (exam.build(), recursive.build())
+    artifacts = exam.artifacts(editors[0], lm)
+    states = [e.begin(lm, artifacts) for e in editors]
+    ledgers = Ledger(lm), Ledger(recursive.lm)
+    for i in range(edits):
+        for j, subject in enumerate((exam, recursive)):
+            rng = torch.Generator().manual_seed(i)
+            step = editors[j].edit(subject.lm, [exam.records[i]], states[j], artifacts=artifacts, rng=rng)
+            ledgers[j].apply(step.patch)
+            states[j] = step.state
+        view = editors[0].view(lm, ledgers[0].totals(), states[0]).patch.deltas
+        assert all(not bool(total.any()) for total in ledgers[0].totals().values())
+        yield {n: d.dense().float() for n, d in view.items()}, ledgers[1].totals(), states[0]
+    for ledger in ledgers:
+        ledger.restore()
+
+
+@pytest.mark.parametrize("lam", [0.05, {"energy": 1e-3}])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", sorted(INNER))
+def test_the_closed_form_is_what_the_recursion_comes_to(name: str, family: str, lam: Any) -> None:
+    """§13.8, at every step, below and above as many keys as their width."""
+    editor, inner = INNER[name]
+    first, second = (exam({"lam": lam, **c}, family, editor=editor, inner=inner) for c in (CLOSED, {"mode": "init"}))
+    summed = set()
+    for ours, theirs, state in closed_and_recursive(first, second, 6):
+        assert set(ours) == set(theirs)
+        for n, change in theirs.items():
+            weight = first.lm.logical(n)
+            assert float((ours[n] - change).norm() / (weight + change).norm()) < 1e-6
+            assert float((ours[n] - change).norm() / change.norm()) < 1e-4
+        summed |= {"gram" in kept for kept in state["inputs"].values()}
+    assert summed == {False, True}
+
+
+def test_the_state_of_the_closed_form_serves_every_lambda() -> None:
+    subjects = [exam({"lam": lam, **CLOSED}) for lam in (0.01, {"energy": 2.0})]
+    editors = [s.build() for s in subjects]
+    runs = [s.run(s.lm, e) for s, e in zip(subjects, editors, strict=True)]
+    assert same(_flatten("state", runs[0][1]), _flatten("state", runs[1][1]))
+    before = _flatten("state", runs[0][1])
+    views = [editors[1].view(s.lm, {}, state) for s, (_, state) in zip(subjects, runs, strict=True)]
+    assert views[0].stats == views[1].stats
+    assert same(*({n: d.dense() for n, d in v.patch.deltas.items()} for v in views))
+    assert same(before, _flatten("state", runs[0][1]))
+    other = editors[0].view(subjects[0].lm, {}, runs[0][1])
+    norms = [sum(v for k, v in found.stats.items() if k.startswith("simie_norm/")) for found in (other, views[0])]
+    assert norms[0] > 1.5 * norms[1]
+
+
+def test_what_the_closed_form_shares() -> None:
+    def shared(config: dict[str, Any], **options: Any) -> Any:
+        editor = built(config, **options)
+        return editor.shared() if isinstance(editor, Sharer) else None
+
+    first = shared({"lam": 1, **CLOSED})
+    assert first == shared({"lam": {"energy": 0.1}, **CLOSED})
+    assert first["inner"]["config"]["steps"] == 3
+    assert json.loads(json.dumps(first)) == first
+    for other in ({"lam": 1, **CLOSED, "keys": "after"}, {"lam": 1, **CLOSED, "text": {"tokens": 9}}):
+        assert shared(other) != first
+    assert shared({"lam": 1, **CLOSED}, inner={**FT, "steps": 4}) != first
+    assert shared({"lam": 1, "mode": "init"}) is None
+
+
+def test_only_the_closed_form_is_a_view() -> None:
+    closed, recursive = built(CLOSED), built({"mode": "init"})
+    assert isinstance(closed, Viewer)
+    assert isinstance(closed, SimIE)
+    assert closed.persists is False
+    assert not isinstance(recursive, Viewer)
+    with pytest.raises(ValidationError, match="mode must be init"):
+        SimIEConfig.model_validate({"backend": "closed64"})
+
+
+def test_keys_too_large_for_the_ridge_are_an_error() -> None:
+    normal = leastsq.Normal.dual(torch.tensor([[1.0, 0], [2.0, 0]]).double(), torch.eye(2).double())
+    with pytest.raises(SpecError, match="λ = 1e-30 is too small beside keys of energy 4"):
+        normal.solve(1e-30)
+    assert bool(torch.isfinite(normal.solve(1.0)).all())
+
+
+def test_what_prune_shares() -> None:
+    def shared(config: dict[str, Any]) -> Any:
+        spec = EditorSpec(name="ft", config=FT, wrap=(WrapSpec(name="prune", config=config),))
+        return build_editor(spec).shared()  # type: ignore[attr-defined]
+
+    assert shared({"base": 2}) == shared({"base": "e"})
+    assert "base" not in shared({"base": 2})["config"]
+    assert shared({"base": 2, "persist": True}) is None
