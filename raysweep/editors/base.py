@@ -251,6 +251,26 @@ class Viewer(Protocol):
         ...
 
 
+@runtime_checkable
+class Sharer(Protocol):
+    """An editor whose edits and state do not depend on all of its hyper-parameters (optional, beside Viewer)."""
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """Return the part of the composed configuration that determines `begin` and `edit` (None: all of it; nothing can be
+        shared).
+
+        Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one pass; each asks its own
+        editor for its view of the shared state.
+        """
+        ...
+
+
+def composed(editor: Any) -> dict[str, Any]:
+    """Return name and configuration of *editor* and, if it is a wrapper, of all editors inside it, as plain data."""
+    found = {"name": editor.name, "config": editor.config.model_dump(mode="json")}
+    return {**found, "inner": composed(editor.inner)} if hasattr(editor, "inner") else found
+
+
 class Editor(Protocol[S]):
     """Proposes patches for batches of records.
 

@@ -33,7 +33,7 @@ def run(lam: float, mode: str, backend: str, w0: Tensor, keys: list[Tensor], del
     simie = SimIE(SimIEConfig(lam=lam, mode=mode, backend=backend), inner=None)  # type: ignore[arg-type]
     dtype = torch.float32 if backend == "ref_fp32_lu" else torch.float64
     ridge = leastsq.ridge_begin(w0.shape[1], lam, inverse=backend == "woodbury64", dtype=dtype, device=w0.device)
-    memory: dict[str, object] = {"gram": ridge.gram, "age": 0}
+    memory: dict[str, object] = {"lam": ridge.lam, "gram": ridge.gram, "age": 0}
     if ridge.inverse is not None:
         memory["inverse"] = ridge.inverse
     weight, out = w0.clone(), []
