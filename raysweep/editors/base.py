@@ -253,22 +253,52 @@ class Viewer(Protocol):
 
 @runtime_checkable
 class Sharer(Protocol):
-    """An editor whose edits and state do not depend on all of its hyper-parameters (optional, beside Viewer)."""
+    """An editor whose edits and state do not depend on all of its hyper-parameters (optional, beside :class:`Viewer`)."""
 
     def shared(self) -> Mapping[str, Any] | None:
-        """Return the part of the composed configuration that determines `begin` and `edit` (None: all of it; nothing can be
-        shared).
+        """Return the part of the composed configuration that determines `begin` and `edit` (None: nothing can be shared).
 
-        Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one pass; each asks its own
-        editor for its view of the shared state.
+        Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one pass; each asks
+        its own editor for its view of the shared state.
         """
         ...
 
 
-def composed(editor: Any) -> dict[str, Any]:
-    """Return name and configuration of *editor* and, if it is a wrapper, of all editors inside it, as plain data."""
-    found = {"name": editor.name, "config": editor.config.model_dump(mode="json")}
-    return {**found, "inner": composed(editor.inner)} if hasattr(editor, "inner") else found
+def described(editor: Any) -> dict[str, Any]:
+    """Return the name and configuration of *editor*, and of the editors inside it, as plain data."""
+    inner = {"inner": described(editor.inner)} if hasattr(editor, "inner") else {}
+    return {"name": editor.name, "config": editor.config.model_dump(mode="json"), **inner}
+
+
+@runtime_checkable
+class Proposer(Protocol[S]):
+    """An editor whose edits may be computed apart from each other, anywhere and in any order (optional, beside Editor).
+
+    Promises, where :meth:`apart` is true
+        1. ``propose`` depends on the pristine model, the batch, the artifacts and *rng* alone; ``lm`` stays bit-identical.
+        2. A proposal is a dict (nested) of tensors and plain JSON values, like a state.
+        3. ``edit(lm, batch, state, …)`` is ``absorb(lm, state, propose(lm, batch, …))``, bit for bit; so it matters in which
+           order proposals are absorbed, never where or when they were computed.
+    """
+
+    def apart(self) -> bool:
+        """Tell whether this configuration keeps the promises (an inner editor that remembers edits breaks them)."""
+        ...
+
+    def propose(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> Mapping[str, Any]:
+        """Return what *batch* adds: the expensive part of an edit."""
+        ...
+
+    def absorb(self, lm: LanguageModel, state: S, proposal: Mapping[str, Any]) -> EditStep[S]:
+        """Take in one proposal: the cheap part of an edit."""
+        ...
 
 
 class Editor(Protocol[S]):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, composed
+from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, described
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -127,7 +127,7 @@ class Prune:
         """Return everything but the restraint's base, which only the view knows; nothing is shared if rounds write the view."""
         if self.persists:
             return None
-        found = composed(self)
+        found = described(self)
         return {**found, "config": {k: v for k, v in found["config"].items() if k != "base"}}
 
     def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:

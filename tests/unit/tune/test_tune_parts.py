@@ -66,17 +66,19 @@ def test_pool_loads_again_what_it_cannot_restore(harm: str) -> None:
 
 
 def test_requests_follow_the_cluster() -> None:
-    assert request(ResourceSpec(), {"CPU": 4}) == {"cpu": 1.0}
+    assert request(ResourceSpec(), {"CPU": 4}) == {"CPU": 1.0}
     assert request(ResourceSpec(cpu=2, memory=5), {"CPU": 4, "GPU": 2, "memory": 9}) == {
-        "cpu": 2,
-        "gpu": 1,
+        "CPU": 2,
+        "GPU": 1,
         "memory": 5,
     }
-    assert request(ResourceSpec(gpu=0.25), {"CPU": 4, "GPU": 1}) == {"cpu": 1, "gpu": 0.25}
+    assert request(ResourceSpec(gpu=0.25), {"CPU": 4, "GPU": 1}) == {"CPU": 1, "GPU": 0.25}
     with pytest.raises(SpecError, match=r"resources\.gpu = 3, but the cluster has 0"):
         request(ResourceSpec(gpu=3), {"CPU": 4})
     with pytest.raises(SpecError, match=r"resources\.cpu = 8, but the cluster has 4"):
         request(ResourceSpec(cpu=8), {"CPU": 4})
+    with pytest.raises(SpecError, match=r"resources\.cpu = 3 for each of 2 shards, but the cluster has 4"):
+        request(ResourceSpec(cpu=3), {"CPU": 4}, 2)
 
 
 def test_exit_codes() -> None:
