@@ -37,6 +37,7 @@ from raysweep.errors import BeliefError
 Reading = Literal["posterior", "frequency"]
 Query = Literal["pair", "marginal"]
 
+_FEW = 16  # objects that are looked up one by one
 _TIE = 1e-12  # relative; beliefs closer than that are equal, and the lowest object wins
 
 
@@ -81,7 +82,7 @@ class _Vectors:
     total: Floats
 
     def find(self, key: int) -> int:
-        at = int(np.searchsorted(self.keys, key))
+        at = int(self.keys.searchsorted(key))
         return at if at < len(self.keys) and self.keys[at] == key else -1
 
     def get(self, key: int) -> Counts | None:
@@ -90,6 +91,20 @@ class _Vectors:
             return None
         part = slice(int(self.starts[at]), int(self.starts[at + 1]))
         return Counts(float(self.background[at]), float(self.total[at]), self.objects[part], self.excess[part])
+
+    def excess_at(self, rows: Ints, objects: Ints) -> Floats:
+        """Return the excess of each vector on the object beside it, fp64 [n]."""
+        size, keys = self._entries
+        if not len(keys):
+            return np.zeros(len(rows))
+        wanted = rows * size + objects
+        at = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
+        return np.where((keys[at] == wanted) & (objects < size), self.excess[at], 0.0)
+
+    @cached_property
+    def _entries(self) -> tuple[int, Ints]:
+        size = int(self.objects.max(initial=0)) + 1
+        return size, np.repeat(np.arange(len(self.keys)), np.diff(self.starts)) * size + self.objects
 
 
 def _collect(
@@ -113,57 +128,58 @@ def _collect(
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """*scale* times a vector of ``background`` and ``excess``."""
-
-    scale: float
-    background: float
-    objects: Ints
-    excess: Floats
-
-
-@dataclass(frozen=True, eq=False)
 class Belief:
-    """A distribution over K objects: parts, plus a multiple of a dense vector."""
+    """A distribution over K objects: ``flat`` everywhere, entries that add up, and a multiple of a dense vector.
+
+    Attributes:
+        size: K.
+        flat: on every object.
+        objects, values: entries; an object may have several.
+        scale, dense_part, rank: a vector over K objects, its factor, and the objects by falling entry of it.
+    """
 
     size: int
-    parts: tuple[_Part, ...]
+    flat: float
+    objects: Ints
+    values: Floats
     scale: float = 0.0
     dense_part: Floats | None = None
     rank: Ints | None = None
 
     def at(self, objects: Ints) -> Floats:
         """Return the probabilities of *objects*, fp64 [n]."""
-        found = np.zeros(len(objects)) if self.dense_part is None else self.scale * self.dense_part[objects]
-        found += sum(p.scale * p.background for p in self.parts)
-        for part in self.parts:
-            if len(part.objects):
-                at = np.minimum(np.searchsorted(part.objects, objects), len(part.objects) - 1)
-                found += part.scale * np.where(part.objects[at] == objects, part.excess[at], 0.0)
-        return found
+        if len(objects) > _FEW:
+            return np.asarray(self.dense()[objects])
+        found: Floats = self.flat + (self.objects == objects[:, None]) @ self.values
+        return found if self.dense_part is None else np.asarray(found + self.scale * self.dense_part[objects])
 
     def dense(self) -> Floats:
         """Return all K probabilities."""
-        return self.at(np.arange(self.size))
+        found = self.flat + _sums(self.objects, self.values, self.size)
+        return found if self.dense_part is None else found + self.scale * self.dense_part
 
     def mode(self) -> int:
         """Return the most probable object; ties go to the lowest."""
-        involved = np.unique(np.concatenate([p.objects for p in self.parts])) if self.parts else _NOTHING.objects
-        outside = self._best_outside(involved)
-        candidates = involved if outside is None else np.append(involved, outside)
-        values = self.at(candidates)
+        candidates, inverse = np.unique(self.objects, return_inverse=True)
+        values = _sums(inverse, self.values, len(candidates))
+        outside = self._best_outside(candidates)
+        if outside is not None:
+            candidates, values = np.append(candidates, outside), np.append(values, 0.0)
+        if self.dense_part is not None:
+            values = values + self.scale * self.dense_part[candidates]
+        values = values + self.flat
         best = float(values.max())
         return int(candidates[values >= best - _TIE * abs(best)].min())
 
     def _best_outside(self, involved: Ints) -> int | None:
-        """Return the most probable object that no part singles out."""
+        """Return the most probable object without an entry."""
         if len(involved) == self.size:
             return None
         if self.rank is None:
             gaps = np.flatnonzero(involved != np.arange(len(involved)))
             return int(gaps[0]) if len(gaps) else len(involved)
         head = self.rank[: len(involved) + 1]
-        at = np.minimum(np.searchsorted(involved, head), max(len(involved) - 1, 0))
+        at = np.minimum(involved.searchsorted(head), max(len(involved) - 1, 0))
         free = involved[at] != head if len(involved) else np.ones(1, dtype=np.bool_)
         return int(head[np.argmax(free)])
 
@@ -200,13 +216,14 @@ class Fitted:
         """R."""
         return len(self.arrows.parent)
 
-    def reading(self, counts: Counts, reading: Reading) -> _Part:
+    def read(self, counts: Counts, reading: Reading) -> Belief:
         """Return the distribution of an evidence vector."""
         if reading == "frequency" and counts.total == 0:
-            return _Part(1.0, 1 / self.objects, _NOTHING.objects, _NOTHING.excess)
+            return Belief(self.objects, 1 / self.objects, _NOTHING.objects, _NOTHING.excess)
         prior = self.prior if reading == "posterior" else 0.0
         mass = prior + counts.total
-        return _Part(1.0, (prior / self.objects + counts.background) / mass, counts.objects, counts.excess / mass)
+        flat = (prior / self.objects + counts.background) / mass
+        return Belief(self.objects, flat, counts.objects, counts.excess / mass)
 
     @cached_property
     def sums(self) -> Mapping[tuple[int, Reading], tuple[Floats, Ints]]:
@@ -380,12 +397,12 @@ class Agent:
     def pair(self, subject: int, relation: int, reading: Reading = "posterior") -> Belief:
         """Return p(o | s, r); of a pair without evidence the relation prior p(o | ·, r) (ruling B7)."""
         counts = self._pair(subject, relation) or self._prior(relation) or _NOTHING
-        return Belief(self.fitted.objects, (self.fitted.reading(counts, reading),))
+        return self.fitted.read(counts, reading)
 
     def conditional(self, relation: int, above: int, reading: Reading = "posterior") -> Belief:
         """Return p(o | ·, r, o₂ = *above*); uniform if nobody was observed under it."""
         counts = self._conditional(relation * self.fitted.objects + above) or _NOTHING
-        return Belief(self.fitted.objects, (self.fitted.reading(counts, reading),))
+        return self.fitted.read(counts, reading)
 
     def marginal(self, subject: int, relation: int, reading: Reading = "posterior") -> Belief:
         """Return what the agent believes of (s, r): the marginal over upstream objects, else :meth:`pair`."""
@@ -394,21 +411,23 @@ class Agent:
         if above is None:
             return self.pair(subject, relation, reading)
         size, first = self.fitted.objects, relation * self.fitted.objects
-        upstream = self.fitted.reading(above, reading)
-        values, rank = self.fitted.sums[relation, reading]
-        scales = dict(zip((first + upstream.objects).tolist(), upstream.excess.tolist(), strict=True))
+        upstream = self.fitted.read(above, reading)
+        scales = dict(zip((first + upstream.objects).tolist(), upstream.values.tolist(), strict=True))
         parts = []
         for key in sorted({*scales, *(k for k in self._learnt.conditionals if first <= k < first + size)}):
-            now = self.fitted.reading(self._conditional(key) or _NOTHING, reading)
             scale = scales.get(key, 0.0)
             if key in self._learnt.conditionals:  # the fitted sum has the old one
-                old = self.fitted.reading(self.fitted.conditionals.get(key) or _NOTHING, reading)
-                parts.append(_Part(-upstream.background, old.background, old.objects, old.excess))
-                scale += upstream.background
-            parts.append(_Part(scale, now.background, now.objects, now.excess))
-        if upstream.background == 0:  # as frequencies may have it: the sum plays no part
-            return Belief(size, tuple(parts))
-        return Belief(size, tuple(parts), upstream.background, values, rank)
+                old = self.fitted.read(self.fitted.conditionals.get(key) or _NOTHING, reading)
+                parts.append((-upstream.flat, old))
+                scale += upstream.flat
+            parts.append((scale, self.fitted.read(self._conditional(key) or _NOTHING, reading)))
+        flat = sum(scale * part.flat for scale, part in parts)
+        objects = np.concatenate([_NOTHING.objects, *(part.objects for _, part in parts)])
+        entries = np.concatenate([_NOTHING.excess, *(scale * part.values for scale, part in parts)])
+        if upstream.flat == 0:  # as frequencies may have it: the sum over all conditionals plays no part
+            return Belief(size, flat, objects, entries)
+        values, rank = self.fitted.sums[relation, reading]
+        return Belief(size, flat, objects, entries, upstream.flat, values, rank)
 
     def probabilities(
         self, facts: Ints | Sequence[Sequence[int]], query: Query = "marginal", reading: Reading = "posterior"
@@ -443,6 +462,32 @@ class Agent:
         have = self.fitted.prior / self.fitted.objects + counts.background + float(alone.sum())
         rest = self.fitted.prior + counts.total - have
         return max(0.0, ceil(rest * target / (1 - target)) - have)
+
+    def pair_excess(self, subject: int, relation: int, objects: Ints) -> Floats:
+        """Return the evidence on *objects* of (s, r) beyond what every object has, fp64 [n]."""
+        counts = self._pair(subject, relation) or _NOTHING
+        if not len(counts.objects):
+            return np.zeros(len(objects))
+        at = np.minimum(counts.objects.searchsorted(objects), len(counts.objects) - 1)
+        return np.where(counts.objects[at] == objects, counts.excess[at], 0.0)
+
+    def share_after(self, subject: int, relation: int, target: float) -> float:
+        """Return about how much of the evidence downstream of (s, r) an update to *target* of an upstream object draws there."""
+        if not self.fitted.parity.pi_by_items:
+            return target
+        said = self.fitted.mentions.get(subject * self.fitted.relations + relation) or _NOTHING
+        return 1 / (1 + said.total)
+
+    def differs(self, subject: int, relation: int) -> bool:
+        """Say whether later evidence may have changed any belief about (subject, relation)."""
+        fitted, learnt = self.fitted, self._learnt
+        first, parent = relation * fitted.objects, fitted.arrows.parent[relation]
+        if any(first <= key < first + fitted.objects for key in learnt.conditionals):
+            return True
+        own = (subject * fitted.relations + r for r in (relation, parent) if r >= 0)
+        return any(key in learnt.pairs for key in own) or (
+            relation in learnt.priors and not self.knows(subject, relation)
+        )
 
     # -- vectors, fitted or learnt
 
@@ -498,15 +543,24 @@ class Agent:
         own = fitted.pairs.get(key) or _NOTHING
         added = change.get((subject, child), _NOTHING)
         twice = 2.0 if fitted.parity.double_child_update and (subject, child) in new else 1.0
+        objects = np.union1d(own.objects, added.objects)
+        if not len(objects):
+            return
+        kept, fresh = np.zeros(len(objects)), np.zeros(len(objects))
+        kept[objects.searchsorted(own.objects)] = own.excess
+        fresh[objects.searchsorted(added.objects)] = added.excess
         for o, share, was in zip(
             after.objects.tolist(), (after.excess / after.total).tolist(), old.tolist(), strict=True
         ):
-            moved = _NOTHING.plus(own, share - was).plus(added, share)
-            if len(moved.objects) or moved.total:
-                at = child * fitted.objects + o
-                learnt.conditionals[at] = (learnt.conditionals.get(at) or fitted.conditionals.get(at) or _NOTHING).plus(
-                    moved, twice
-                )
+            moved = Counts(
+                (share - was) * own.background + share * added.background,
+                (share - was) * own.total + share * added.total,
+                objects,
+                (share - was) * kept + share * fresh,
+            )
+            at = child * fitted.objects + o
+            now = learnt.conditionals.get(at) or fitted.conditionals.get(at) or _NOTHING
+            learnt.conditionals[at] = now.plus(moved, twice)
 
     def _counts(self, evidence: Sequence[Evidence]) -> Counts:
         """Return the vector of evidence on one pair."""

@@ -19,7 +19,7 @@ from raysweep.belief.evidence import EvidenceTable
 from raysweep.belief.generative import GenerativeModel
 from raysweep.belief.graph import Bools, Ints
 from raysweep.belief.spec import CorpusSpec
-from raysweep.belief.statements import Kind, Namer, Statement, Statements, columns
+from raysweep.belief.statements import Kind, Namer, Statement, Statements, key_of
 from raysweep.errors import BeliefError
 from raysweep.seeds import derive
 
@@ -77,10 +77,13 @@ class Corpus:
 
     def has_seen(self, statement: Statement) -> bool:
         """Say whether exactly this statement is among the training sentences."""
-        relations, objects = len(self.model.graph.relations), len(self.model.graph.objects)
-        (row,) = columns([statement]).keys(relations, objects)
-        a, b = np.searchsorted(self._keys[:, 0], [row[0], row[0] + 1])
+        row = key_of(statement, len(self.model.graph.relations), len(self.model.graph.objects))
+        a, b = self._firsts.searchsorted((row[0], row[0] + 1))
         return bool((self._keys[a:b] == row).all(axis=1).any())
+
+    @cached_property
+    def _firsts(self) -> Ints:
+        return np.ascontiguousarray(self._keys[:, 0])
 
     @cached_property
     def _bounds(self) -> Ints:

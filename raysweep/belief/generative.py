@@ -59,12 +59,17 @@ class Distributions:
 
     def probability(self, which: Ints, objects: Ints) -> Floats:
         """Return the probability of each object under the distribution beside it (0 if it has none)."""
-        size = int(max(self.objects.max(initial=0), objects.max(initial=0))) + 1
-        owner = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-        keys = owner * size + self.objects
-        wanted = which * size + objects
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        size, keys = self._keys
+        wanted = np.where(objects < size, which * size + objects, -1)
+        at = np.minimum(keys.searchsorted(wanted), len(keys) - 1)
         return np.where(keys[at] == wanted, self.counts[at] / self.totals[which], 0.0)
+
+    @cached_property
+    def _keys(self) -> tuple[int, Ints]:
+        """A bound of the objects, and int64 [E]: distribution · bound + object, rising."""
+        size = int(self.objects.max(initial=0)) + 1
+        owner = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        return size, owner * size + self.objects
 
 
 @dataclass(frozen=True, eq=False)

@@ -221,7 +221,7 @@ class Statements:
         return group(facts[:, 0], facts[:, 1], facts[:, 2], weight, np.concatenate([count[keep], count[both]]))
 
     def keys(self, relations: int, objects: int) -> Ints:
-        """Return int64 [U, 3], the distinct statements as sorted rows (first fact, second fact, the rest)."""
+        """Return int64 [U, 3], the distinct statements as sorted rows of :func:`key_of`."""
         rows = np.empty((len(self), 3), dtype=np.int64)
         for column, facts in enumerate((self.first.astype(np.int64), self.second.astype(np.int64))):
             number = (facts[:, 0] * relations + facts[:, 1]) * objects + facts[:, 2]
@@ -231,6 +231,14 @@ class Statements:
         new = np.ones(len(rows), dtype=np.bool_)
         new[1:] = (rows[1:] != rows[:-1]).any(axis=1)
         return np.asarray(rows[new])
+
+
+def key_of(statement: Statement, relations: int, objects: int) -> tuple[int, int, int]:
+    """Return three numbers that tell statements apart: first fact, second fact (−1 if there is none), the rest."""
+    first, second = ((f.subject * relations + f.relation) * objects + f.object if f else -1
+                     for f in (statement.first, statement.second))  # fmt: skip
+    label = _UNLABELLED if statement.label is None else int(statement.label)
+    return first, second, (statement.wording * 3 + label + 1) * len(Kind) + statement.kind
 
 
 def _rendered(rows: Iterable[tuple[int, int, int, list[int], list[int]]], names: Namer) -> Iterator[str]:
