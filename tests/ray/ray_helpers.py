@@ -42,7 +42,7 @@ def install_fakes(folder: Path) -> None:
 def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), **resources: Any) -> Plan:
     """Return a plan of the fake study: one arm per entry of *configs*, crossed with *seeds*.
 
-    Arms whose configuration has a ``scale`` share their edits, if ``resources.share`` is on.
+    Arms whose configuration has a ``scale`` share their edits, if ``resources.share`` is on; the edits of all are apart.
     """
     arms = tuple(ArmSpec(name=arm, editor=EditorSpec(name="fake")) for arm in configs)
     spec = SweepSpec(name=name, study="fake", arms=arms, resources=ResourceSpec(**{"cpu": 1, "gpu": 0, **resources}))
@@ -54,7 +54,7 @@ def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, .
                 protocol=ProtocolSpec(rounds=(0, 2, 4, 6)), seed=seed,
             )  # fmt: skip
             share = f"pass-{seed}" if "scale" in config and spec.resources.share else ""
-            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial, share=share))
+            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial, share=share, apart=True))
     return Plan(spec, tuple(trials))
 
 

@@ -14,7 +14,7 @@ import torch
 from raysweep.config.schema import TrialSpec
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies.base import Deps, Progress
+from raysweep.studies.base import Ask, Deps, Progress, Proposal
 from raysweep.summarize import summary
 
 KINDS = (("efficacy", "token_match"), ("paraphrase", "token_match"), ("locality", "agreement"))
@@ -38,7 +38,7 @@ class Fake:
     ) -> Iterator[tuple[str, EvalRound]]:
         """One running sum for all; each trial reports it times its own ``scale``."""
         first = trials[0]
-        config, rounds = first.editor.config, first.protocol.rounds
+        rounds = first.protocol.rounds
         members = [_Member(t, resumes.get(t.key)) for t in trials]
         total, step = torch.zeros(3, dtype=torch.float64), 0
         if len(resumes) == len(trials):
@@ -46,9 +46,21 @@ class Fake:
             step, total = lowest.step, lowest.tensors["total"].clone()
         elif 0 in rounds:
             yield from ((m.trial.key, EvalRound(step=0, rows=[])) for m in members if m.behind < 0)
-        while step < rounds[-1]:
-            step += 1
+        steps = list(range(step + 1, rounds[-1] + 1))
+        ask = self.proposer(first, deps)
+        proposals = map(ask, steps) if deps.spread is None else deps.spread(first, steps, ask)
+        for step in steps:
             deps.progress(Progress(step, rounds[-1], "edit"))
+            total += next(proposals)["sum"]
+            for member in (m for m in members if m.behind < step):
+                found = member.measure(step, total, step in rounds)
+                if found is not None:
+                    yield member.trial.key, found
+
+    def proposer(self, trial: TrialSpec, deps: Deps) -> Ask:
+        config = trial.editor.config
+
+        def ask(step: int) -> Proposal:
             time.sleep(config.get("sleep", 0.0))
             if step == config.get("raise_at"):
                 raise ValueError("asked to fail")
@@ -56,12 +68,10 @@ class Fake:
                 os.kill(os.getpid(), signal.SIGKILL)
             if "log" in config:
                 with Path(config["log"]).open("a") as handle:
-                    handle.write(f"{first.seed} {step}\n")
-            total += derive(first.seed, "edit", step) % 1000
-            for member in (m for m in members if m.behind < step):
-                found = member.measure(step, total, step in rounds)
-                if found is not None:
-                    yield member.trial.key, found
+                    handle.write(f"{trial.seed} {step} {os.getpid()}\n")
+            return {"sum": torch.tensor(float(derive(trial.seed, "edit", step) % 1000), dtype=torch.float64)}
+
+        return ask
 
 
 class _Member:

@@ -137,7 +137,11 @@ class Passes(Bench):
 
     def edits(self) -> list[str]:
         """Every edit made so far, as ``seed step``."""
-        return self.log.read_text().splitlines()
+        return [line.rpartition(" ")[0] for line in self.log.read_text().splitlines()]
+
+    def editors(self) -> int:
+        """How many processes made them."""
+        return len({line.rpartition(" ")[2] for line in self.log.read_text().splitlines()})
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +199,24 @@ def test_a_trial_added_to_a_finished_pass_edits_anew_and_leaves_the_others_alone
     assert sum("x1.0" in line for line in lines) == 0, "what is done is not run again"
     assert len(passes.edits()) == 12
     assert passes.bytes("added") == passes.bytes("alone")
+
+
+@pytest.mark.parametrize("victim", ["nobody", "whoever edits third"])
+def test_shards_and_their_deaths_change_nothing(passes: Passes, victim: str) -> None:
+    passes.log.unlink()
+    if victim != "nobody":
+        passes.flag.unlink()
+    root = f"shards of {victim.partition(' ')[0]}"
+    code, outcome, lines = finish(passes.start(root, shards=2))
+    assert (code, outcome) == (0, {"done": 8, "failed": [], "unfinished": 0}), lines
+    assert passes.editors() >= 2
+    assert passes.flag.exists()
+    assert set(passes.edits()) == {f"{seed} {step}" for seed in (0, 1) for step in range(1, 7)}
+    assert passes.bytes(root) == passes.bytes("alone")
+
+
+def test_an_error_in_a_shard_fails_the_trial(passes: Passes) -> None:
+    configs: dict[str, dict[str, Any]] = {"bad": {"raise_at": 2, "sleep": 0.1}}
+    process = start(passes.base / "bad", "s", configs, (0,), plugins=passes.plugins, shards=2)
+    code, outcome, _ = finish(process)
+    assert (code, outcome["failed"]) == (3, ["ValueError: asked to fail"])

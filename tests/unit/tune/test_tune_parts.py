@@ -122,3 +122,30 @@ def test_display_shows_heartbeats_on_a_terminal(tmp_path: Path) -> None:
     assert "edits 17/20" in text
     assert "7/10" in text
     assert "Rel 0.50" in text
+
+
+def test_display_lets_a_pass_get_on_together(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".heartbeat").write_text(json.dumps({"done": 4, "total": 10, "doing": "edit"}))
+    console = Console(force_terminal=True, width=100, record=True, file=(tmp_path / "out").open("w"))
+    display = Display(
+        dict.fromkeys("abc", "x"), dict.fromkeys("abc", 10), printer=lambda line: None, folder=tmp_path,
+        console=console, passes={"a": "p", "b": "p"},
+    )  # fmt: skip
+    display.started("a")
+    console.print(display.render())
+    assert "edits 8/30" in console.export_text()
+
+
+def test_trials_of_one_pass_wait_for_each_other() -> None:
+    from raysweep.tune.passes import InPasses
+
+    search = InPasses({"a1": "a", "a2": "a", "b": "b"})
+    assert search.suggest("1") == {"trial": "a1"}
+    assert search.suggest("2") == {"trial": "b"}
+    assert search.suggest("3") is None
+    search.on_trial_complete("2")
+    assert search.suggest("3") is None
+    search.on_trial_complete("1", error=True)
+    assert search.suggest("3") == {"trial": "a2"}
+    assert search.suggest("4") == "FINISHED"
