@@ -108,6 +108,11 @@ class AlphaEdit:
             wanted["contexts"] = contexts.request(lm, c.contexts)
         return wanted
 
+    @property
+    def memoryless(self) -> bool:
+        """Tell whether each edit forgets those before (``pre: 0``)."""
+        return not self.config.pre
+
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
         """Return ``R = P / L2`` per layer (``C_p = 0`` for ``ref_fp32_lu``); nothing without memory."""
         if not self.config.pre:

@@ -282,7 +282,10 @@ class Proposer(Protocol[S]):
     """
 
     def apart(self) -> bool:
-        """Tell whether this configuration keeps the promises (an inner editor that remembers edits breaks them)."""
+        """Tell whether this configuration keeps the promises.
+
+        A wrapper asks the wrapped editor's ``memoryless`` (absent = False): its state is always None.
+        """
         ...
 
     def propose(

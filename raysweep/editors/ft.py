@@ -64,6 +64,7 @@ class FineTune:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = FineTuneConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Zhu et al. 2020, arXiv 2012.00363 (FT-L); Zhang et al. 2024, arXiv 2401.01286 (FT-M)"
 
     def __init__(self, config: FineTuneConfig) -> None:

@@ -59,6 +59,7 @@ class Memit:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = MemitConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2023, arXiv 2210.07229"
 
     def __init__(self, config: MemitConfig) -> None:

@@ -115,6 +115,7 @@ class Mend:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = MendConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Mitchell et al., ICLR 2022, arXiv 2110.11309"
 
     def __init__(self, config: MendConfig) -> None:

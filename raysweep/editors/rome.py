@@ -65,6 +65,7 @@ class Rome:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = RomeConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2022, arXiv 2202.05262"
 
     def __init__(self, config: RomeConfig) -> None:

@@ -141,6 +141,8 @@ def state_is_not_modified(exam: Exam) -> None:
     before = flatten("state", state)
     editor.edit(exam.lm, exam.records[:1], state, artifacts=artifacts, rng=torch.Generator())
     assert same(before, flatten("state", state))
+    if getattr(exam.build(), "memoryless", False):
+        assert state is None, "it says that it is memoryless"
 
 
 def state_survives_storage(exam: Exam) -> None:

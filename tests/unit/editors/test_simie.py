@@ -186,7 +186,7 @@ def test_the_state_of_the_closed_form_serves_every_lambda() -> None:
     assert same(*({n: d.dense() for n, d in v.patch.deltas.items()} for v in views))
     assert same(before, flatten("state", runs[0][1]))
     other = editors[0].view(subjects[0].lm, {}, runs[0][1])
-    norms = [sum(v for k, v in found.stats.items() if k.startswith("simie_norm/")) for found in (other, views[0])]
+    norms = [sum(v for k, v in found.stats.items() if k.startswith("drift/")) for found in (other, views[0])]
     assert norms[0] > 1.5 * norms[1]
 
 
