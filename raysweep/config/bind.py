@@ -282,7 +282,7 @@ class Binder:
             if not isinstance(arm.space.get(key, self.sweep.space.get(key)), ValuePath):
                 continue
             field = key.removeprefix(prefix)
-            for name, value in getattr(kind, "path_implies", {}).get(field, {}).items():
+            for name, value in getattr(kind, "path_implies", {}).get(field.partition(".")[0], {}).items():
                 swept = target.point.get(f"{prefix}{name}", value)
                 said = written.config.get(name, value)
                 at = self._written(arm, key, target.point[key])

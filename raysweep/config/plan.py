@@ -120,12 +120,12 @@ def _with_sharing(planned: PlannedTrial, components: Components) -> PlannedTrial
     in it: trials of one pass are measured at the same steps.
     """
     trial, spec = planned.trial, planned.trial.editor
-    kinds = [components.editors.get(spec.name), *(components.wrappers.get(w.name) for w in spec.wrap)]
-    able = hasattr(kinds[-1], "shared") or hasattr(kinds[-1], "apart")
-    if not (able and hasattr(components.studies.get(trial.study), "together")):
+    if not hasattr(components.studies.get(trial.study), "together"):
         return planned
-    editor = kinds[0](kinds[0].config_type.model_validate(dict(spec.config)))
-    for kind, wrap in zip(kinds[1:], spec.wrap, strict=True):
+    kind = components.editors.get(spec.name)
+    editor = kind(kind.config_type.model_validate(dict(spec.config)))
+    for wrap in spec.wrap:
+        kind = components.wrappers.get(wrap.name)
         editor = kind(kind.config_type.model_validate(dict(wrap.config)), editor)
     shared = editor.shared() if hasattr(editor, "shared") else None
     apart = bool(editor.apart()) if hasattr(editor, "apart") else False
@@ -239,7 +239,7 @@ def _check_path(
         return []
     table = components.wrappers
     known = [f"wrap.{n}.{f}" for n in table.names() for f in getattr(table.get(n), "path_implies", {})]
-    if key in known:
+    if any(key == k or key.startswith(f"{k}.") for k in known):
         return []
     said = f"'{key}' has no path: edits depend on it"
     return [problem(place, said, f"write {{grid: […]}}; keys with a path: {', '.join(known) or 'none'}")]

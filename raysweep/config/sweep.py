@@ -166,20 +166,25 @@ class _Reader:
         return ArmSpec(name=name, editor=spec, base=base, space=space)
 
     def without_paths(
-        self, named: dict[str, Any], path: KeyPath, prefix: str, space: dict[str, Domain]
+        self, tree: dict[str, Any], path: KeyPath, prefix: str, space: dict[str, Domain]
     ) -> dict[str, Any]:
         """Return a component's keys without those whose value is a ``{path: […]}``, which join the arm's *space*."""
-        for key in [k for k, v in named.items() if is_domain(v) and "path" in v]:
-            swept = f"{prefix}{key}"
+        kept: dict[str, Any] = {}
+        for key, value in tree.items():
+            here, swept = (*path, key), f"{prefix}{key}"
+            if not (is_domain(value) and "path" in value):
+                inside = self.without_paths(value, here, f"{swept}.", space) if isinstance(value, dict) else value
+                if inside or inside == value:  # else there was nothing in it but a path
+                    kept[key] = inside
+                continue
             if swept in space:
-                self.say((*path, key), f"{swept} is written twice: here and in the arm's space")
+                self.say(here, f"{swept} is written twice: here and in the arm's space")
             try:
-                space[swept] = parse(named[key])
+                space[swept] = parse(value)
             except ValueError as error:
-                self.say((*path, key), f"{key}: {error}")
-            self.source = self.source.also((*path, key), (*path[:2], "space", swept))
-            named = {k: v for k, v in named.items() if k != key}
-        return named
+                self.say(here, f"{key}: {error}")
+            self.source = self.source.also(here, (*path[:2], "space", swept))
+        return kept
 
     def base(
         self, tree: dict[str, Any], path: KeyPath, known: Iterable[str], what: str, *, report: bool = True

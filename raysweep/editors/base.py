@@ -253,21 +253,22 @@ class Viewer(Protocol):
 
 @runtime_checkable
 class Sharer(Protocol):
-    """An editor whose edits and state do not depend on all of its hyper-parameters (optional, beside :class:`Viewer`)."""
+    """An editor whose edits and state do not depend on all of its hyper-parameters (optional, beside Viewer)."""
 
     def shared(self) -> Mapping[str, Any] | None:
-        """Return the part of the composed configuration that determines `begin` and `edit` (None: nothing can be shared).
+        """Return the part of the composed configuration that determines `begin` and `edit` (None: all of it; nothing can be
+        shared).
 
-        Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one pass; each asks
-        its own editor for its view of the shared state.
+        Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one pass; each asks its own
+        editor for its view of the shared state.
         """
         ...
 
 
-def described(editor: Any) -> dict[str, Any]:
-    """Return the name and configuration of *editor*, and of the editors inside it, as plain data."""
-    inner = {"inner": described(editor.inner)} if hasattr(editor, "inner") else {}
-    return {"name": editor.name, "config": editor.config.model_dump(mode="json"), **inner}
+def composed(editor: Any) -> dict[str, Any]:
+    """Return name and configuration of *editor* and, if it is a wrapper, of all editors inside it, as plain data."""
+    found = {"name": editor.name, "config": editor.config.model_dump(mode="json")}
+    return {**found, "inner": composed(editor.inner)} if hasattr(editor, "inner") else found
 
 
 @runtime_checkable

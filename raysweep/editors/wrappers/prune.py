@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, described
+from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, composed
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord

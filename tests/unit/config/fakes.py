@@ -68,8 +68,13 @@ class Memory(Plain):
     patch_kind = "modules"
 
 
+class BlurConfig(Spec):
+    width: Positive = 1.0
+
+
 class RidgeConfig(Spec):
     lam: Positive = 1.0
+    blur: BlurConfig = BlurConfig()
     mode: Literal["sequential", "init"] = "sequential"
 
 
@@ -78,7 +83,7 @@ class Ridge:
     version: ClassVar[int] = 2
     config_type: ClassVar[type[Spec]] = RidgeConfig
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
-    path_implies: ClassVar[Mapping[str, Mapping[str, Any]]] = {"lam": {"mode": "init"}}
+    path_implies: ClassVar[Mapping[str, Mapping[str, Any]]] = {"lam": {"mode": "init"}, "blur": {"mode": "init"}}
 
     def __init__(self, config: Any, inner: Any) -> None:
         self.config, self.inner = config, inner
@@ -104,6 +109,10 @@ class Report:
     version: ClassVar[int] = 2
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
     config_type: ClassVar[type[Spec]] = ReportConfig
+
+    def __init__(self, config: Any, inner: Any) -> None:
+        self.config, self.inner = config, inner
+
     gives: ClassVar[str] = "views"
 
     @staticmethod

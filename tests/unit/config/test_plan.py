@@ -55,7 +55,7 @@ class TestTrials:
                 "samples": 10,
             },
         }
-        assert trial.editor.wrap[0].config == {"lam": 1.0, "mode": "sequential"}
+        assert trial.editor.wrap[0].config == {"lam": 1.0, "blur": {"width": 1.0}, "mode": "sequential"}
         assert trial.versions == {f"metric/{name}": metric.version for name, metric in METRICS.items()} | {
             "dataset/hundred": 5,
             "editor/surgeon": 3,
@@ -181,6 +181,13 @@ class TestPasses:
         found = planned(sweep(SWEEP, "wrap.ridge.lam={path: [2, 4]}"), workspace)
         assert [t.trial.editor.wrap[0].config["mode"] for t in found.trials[2:]] == ["init", "init"]
 
+    def test_a_path_may_lie_deeper(self, workspace):
+        text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, blur: {width: {path: [2, -3]}}}")
+        assert f"x.yaml:9:{column(text, '-3')}  'ridge': blur.width" in complaints(sweep(text), workspace)[0]
+        found = planned(sweep(text.replace("-3", "3")), workspace)
+        assert [t.trial.editor.wrap[0].config["blur"]["width"] for t in found.passes[-1]] == [2, 3]
+        assert found.trials[-1].trial.editor.wrap[0].config["mode"] == "init"
+
     def test_seeds_and_whatever_else_is_measured_make_passes_of_their_own(self, workspace):
         found = planned(sweep(self.ARM, "space.seed={grid: [0, 1]}"), workspace)
         assert [sorted({t.trial.seed for t in group}) for group in found.passes[-2:]] == [[0], [1]]
@@ -232,7 +239,7 @@ class TestPasses:
         text = SWEEP.replace("layers: [2]}}\n  ridge", "layers: [2], rate: {path: [1, 2]}}}\n  ridge")
         found = complaints(sweep(text), workspace)
         assert f"x.yaml:8:{column(text, 'rate')}  'editor.rate' has no path: edits depend on it" in found[0]
-        assert "keys with a path: wrap.ridge.lam" in found[0]
+        assert "keys with a path: wrap.ridge.lam, wrap.ridge.blur" in found[0]
         both = self.ARM.replace("10]}}", "10]}}, space: {wrap.ridge.lam: {grid: [1]}}")
         with pytest.raises(ProblemsError, match=r"wrap\.ridge\.lam is written twice"):
             sweep(both)

@@ -9,7 +9,7 @@ import torch
 
 from raysweep.config.schema import EditorSpec, Positive, TrialSpec, WrapSpec
 from raysweep.editors import build
-from raysweep.editors.base import Dense, EditorConfig, EditStep, View, WeightDelta, described
+from raysweep.editors.base import Dense, EditorConfig, EditStep, View, WeightDelta, composed
 from tests.unit.studies.test_lifelong import trial
 
 
@@ -42,7 +42,7 @@ class Closed:
         return {"sums": {n: torch.zeros_like(lm.logical(n), dtype=torch.float64) for n in self.edited(lm)}, "count": 0}
 
     def shared(self) -> Mapping[str, Any]:
-        return {"jitter": self.config.jitter, "inner": described(self.inner)}
+        return {"jitter": self.config.jitter, "inner": composed(self.inner)}
 
     def apart(self) -> bool:
         return True
