@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from raysweep.config.schema import EditorSpec, WrapSpec
-from raysweep.editors import EDITORS, ft, moments, rome, spreading, values
+from raysweep.artifacts import Artifact
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
+from raysweep.editors import EDITORS, ft, keys, mendstep, moments, rome, spreading, values
 from raysweep.editors.base import MomentSpec
 from raysweep.editors.build import build_editor
-from raysweep.models import tokens
+from raysweep.models import sidememory, tokens, wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 from raysweep.testing.editor_contract import Exam
@@ -124,8 +125,6 @@ def test_rome_inverts_as_published_if_asked() -> None:
     lm = tiny_lm("llama", bos=True)
     rng = torch.Generator().manual_seed(0)
     root = torch.randn(lm.logical("model.layers.1.mlp.down_proj.weight").shape[1], 300, generator=rng)
-    from raysweep.artifacts import Artifact
-
     artifacts = {
         "moments/1": Artifact("m", {"moments": root @ root.T / 300}, {}),
         "contexts": Artifact("c", {}, {"templates": []}),
@@ -167,3 +166,44 @@ def test_simie_around_an_editor_that_trains_a_bias() -> None:
     assert set(bare.edit(lm, toy_records(1), None, artifacts={}, rng=torch.Generator()).patch.deltas) == set(
         editor.edited(lm)
     )
+
+
+def test_a_target_with_a_space_of_its_own_gets_another_one_in_rome_and_ft() -> None:
+    """Quirk Q4 (and Q5 of the evaluation): two spaces in ROME, FT and every score, one in MEMIT, AlphaEdit, MEND and SimIE."""
+    lm, spaced = tiny_lm("llama"), record(" x")
+    bare, prompt = tokens.bare(lm, " x"), tokens.encode(lm, spaced.prompt)
+    (space, _) = bare
+    targets = tokens.bare(lm, tokens.always_spaced(spaced.target))
+    assert targets == [space, *bare]
+    assert [i for *_, i, _ in ft._prompt_last(lm, [spaced], special=True, strip=False).asks] == targets
+    assert ft._target_new(lm, [spaced]).rows == [[*prompt, *targets]]
+    assert tokens.scored(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
+    assert spreading.target_ids(lm, spaced) == bare
+    assert mendstep.ask(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)
+    module = lm.layout.mlp_out.format(1)
+    assert keys.all_token_keys(lm, [spaced], [module])[module].shape[1] == len(prompt) + len(bare)
+
+
+def test_another_dataset_is_another_key() -> None:
+    """Quirk Q2: results lie below the trial's key, which covers the dataset and its content."""
+    trial = TrialSpec(
+        study="lifelong", model=ModelSpec(), data=DataSpec(name="zsre", digest="a"), editor=EditorSpec(name="null"),
+        protocol=ProtocolSpec(), seed=0,
+    )  # fmt: skip
+    others = [trial.model_copy(update={"data": DataSpec(name=n, digest=d)}) for n, d in (("zsre", "b"), ("world", "a"))]
+    assert len({TrialSpec(**t.model_dump()).key for t in (trial, *others)}) == 3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_memory_is_applied_as_its_layer_is(family: str) -> None:
+    """Quirk Q30: in the layer's own orientation, with its bias; a memory equal to the frozen weight changes nothing."""
+    lm = tiny_lm(family)
+    for matrix in ("in", "out"):
+        module = lm.part(wrapping.linear_name(lm, 1, matrix))  # type: ignore[arg-type]
+        weight, bias = wrapping.linear(module)
+        if bias is not None:
+            module.bias.data.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
+        side = sidememory.SideMemory(module, sidememory.activation(lm), lambda w=weight: (w,), [0.0])  # type: ignore[misc]
+        states = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(side(states), module(states))
+        assert (bias is not None) == (family == "gpt2")
