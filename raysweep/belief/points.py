@@ -247,7 +247,8 @@ class _Maker:
 
     def novel_point(self, number: int, index: int) -> EvalPoint:
         """Return a point about a subject nobody has written about: its beliefs are those about the relation."""
-        relation = int(self._rng(number, "claims").integers(len(self.graph.relations)))
+        observed = [r for r in range(len(self.graph.relations)) if len(self._subjects(r, r))]
+        relation = int(self._rng(number, "claims").choice(observed))
         fact = self._true(len(self.graph.subjects) + index, relation)
         questions = {"o_given_s_r": self._question("o_given_s_r", Statement(Kind.ATOMIC, None, fact), None, False)}
         edited = self._edited(number, fact, -1, None, questions) if self.spec.editing else (None, None, None)
@@ -344,9 +345,14 @@ class _Maker:
         return request, watched, flags
 
     def _active_child(self, fact: Triple, row: int) -> int | None:
-        """Return the relation that depends on the fact's and that its subject has (a novel subject may have any)."""
-        children = self.model.arrows.children[fact.relation]
-        return next((c for c in children if row < 0 or self.graph.row_of[fact.subject, c] >= 0), None)
+        """Return the relation that depends on the fact's and that its subject has (a novel subject: that others have)."""
+        return next((c for c in self.model.arrows.children[fact.relation] if self._has(fact, c, row)), None)
+
+    def _has(self, fact: Triple, relation: int, row: int) -> bool:
+        """Say whether the fact's subject has *relation*, or, a novel one, whether somebody has both."""
+        if row < 0:
+            return len(self._subjects(fact.relation, relation)) > 0
+        return bool(self.graph.row_of[fact.subject, relation] >= 0)
 
     def _request(self, number: int, fact: Triple, row: int, active: int | None) -> Request:
         """Choose the requested object (§6.5) and the strength of each update."""
@@ -426,8 +432,9 @@ class _Maker:
         subject, relation, _ = fact
         other = active
         if other is None:
-            own = range(len(self.graph.relations))
-            mine = [r for r in own if r != relation and (row < 0 or self.graph.row_of[subject, r] >= 0)]
+            mine = [r for r in range(len(self.graph.relations)) if r != relation and self._has(fact, r, row)]
+            if not mine:
+                raise BeliefError(f"nobody has another relation beside '{self.graph.relations[relation]}'")
             other = int(rng.choice(mine))
         both = self._subjects(relation, other)
         both = both[both != subject]

@@ -128,7 +128,7 @@ class Prune:
         """Return everything but the restraint's base, which only the view knows; nothing is shared if rounds write the view."""
         if self.persists:
             return None
-        found = described(self)
+        found = composed(self)
         return {**found, "config": {k: v for k, v in found["config"].items() if k != "base"}}
 
     def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:

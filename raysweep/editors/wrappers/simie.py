@@ -27,7 +27,7 @@ from raysweep.editors.base import (
     LowRank,
     View,
     WeightDelta,
-    described,
+    composed,
 )
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -274,7 +274,7 @@ class ClosedSimIE(SimIE):
 
     def shared(self) -> Mapping[str, Any] | None:
         """Return everything but λ."""
-        found = described(self)
+        found = composed(self)
         return {**found, "config": {k: v for k, v in found["config"].items() if k != "lam"}}
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
