@@ -25,7 +25,7 @@ def command(
     ctx: typer.Context,
     sweeps: Annotated[list[str], typer.Argument(metavar="SWEEP…", help="One or more sweeps; the first leads.")],
     by: Annotated[str, typer.Option("--by", help="arm, or a swept key such as wrap.simie.lam.")] = "arm",
-    at: Annotated[int, typer.Option("--at", help="The round; -1 = each configuration's last.")] = -1,
+    at: Annotated[int, typer.Option("--at", help="The round; -1 = the last (with --against: all).")] = -1,
     phase: Annotated[Phase, typer.Option("--phase", help="When a record is measured.")] = Phase.RETAINED,
     format_: FormatOption = Format.TABLE,
     against: Annotated[

@@ -123,6 +123,8 @@ def read(path: Path) -> tuple[Number, ...]:
 
 def _number(row: Mapping[str, str], where: str) -> Number:
     try:
+        if None in row.values():
+            raise ValueError("too few columns")
         texts = {k: row[k] for k in row if k not in ("edits", "batch", "config", "wrap", "lam", "value", "uncertainty")}
         return Number(
             **texts,

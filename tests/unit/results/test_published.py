@@ -118,6 +118,9 @@ def test_an_unknown_name_and_a_wrong_file(tmp_path: Path) -> None:
     file.write_text("\n".join([lines[0], lines[1].replace(",rome,,", ",rome,adjust,", 1)]), encoding="utf-8")
     with pytest.raises(DataError, match="'adjust' is not key=value"):
         read(file)
+    file.write_text("\n".join([lines[0], lines[1].rpartition(',"')[0]]), encoding="utf-8")
+    with pytest.raises(DataError, match="too few columns"):
+        read(file)
 
 
 def test_a_file_in_the_workspace_hides_the_shipped_one(tmp_path: Path) -> None:
