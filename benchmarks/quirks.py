@@ -387,14 +387,15 @@ def first_memory() -> list[Row]:
 
 
 def torn_splits() -> list[Row]:
-    """How many splits of the recorded records rest on a false assumption (Q3)."""
+    """How many splits of questions and subjects rest on a false assumption (Q3)."""
+    tiny = [(f"tiny, {model}", Variant(f"{model}/rome")) for model in ("tiny-gpt2", "tiny-llama")]
+    asked = [(name, v.lm, v.records) for name, v in tiny]
+    asked.append(("world", embedded_lm(), list(edit_records(build_world(WorldSpec())))[:250]))
     rows = []
-    for model in ("tiny-gpt2", "tiny-llama"):
-        variant = Variant(f"{model}/rome")
-        records = variant.records
-        found = boundaries.report(variant.lm, records, [p for r in records for p in r.probes])
-        said = f"{found[0]} answers, {found[1]} subjects"
-        rows.append({"quirk": "Q3", "run": f"tiny, {model}, 6 records", "published way": "unchecked", "default": said})
+    for name, lm, records in asked:
+        answers, subjects = boundaries.report(lm, records, [p for r in records for p in r.probes])
+        row = {"quirk": "Q3", "run": f"{name}, {len(records)} records", "published way": "unchecked"}
+        rows.append(row | {"default": f"{answers} answers, {subjects} subjects", "published": "–"})
     return rows
 
 
