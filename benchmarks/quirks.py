@@ -29,17 +29,18 @@ from raysweep.config.sweep import sweep_of
 from raysweep.editors import merging, moments
 from raysweep.editors.base import MomentSpec
 from raysweep.editors.build import build_editor
-from raysweep.evals import boundaries, scoring
+from raysweep.evals import boundaries, generation, scoring
 from raysweep.models import patching, wrapping
 from raysweep.models.patching import Ledger
-from raysweep.records import EditRecord
+from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.rows import EvalRound
 from raysweep.studies.lifelong import Lifelong
 from raysweep.testing.editor_contract import Exam
-from raysweep.testing.fixtures import piece_tokenizer, tiny_lm
+from raysweep.testing.fixtures import embedded_lm, piece_tokenizer, tiny_lm
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
-from tests.golden import test_alphaedit
+from raysweep.world import WorldSpec, build_world, edit_records
+from tests.golden import test_alphaedit, test_prune, test_wise
 from tests.golden.recorded import HERE, Variant, replay
 
 TITLE = "quirks: our default beside the published way"
@@ -50,8 +51,8 @@ Weights = Mapping[str, Tensor]
 ROME = {"name": "rome"}
 MEMIT = {"name": "memit"}
 FT_L = {"name": "ft", "objective": "prompt_last", "ask_special": False}
-WISE = {"name": "wise", "shard": 8, "merge_every": 16}
-MEND = {"name": "mend", "train.steps": 40, "train.every": 10}
+WISE = {"name": "wise", "shard": 4, "merge_every": 8}
+MEND = {"name": "mend", "train.steps": 20, "train.every": 5}
 PUBLISHED_SIMIE = {"wrap.simie.backend": "ref_fp32_lu"}
 WORLD: tuple[tuple[str, Mapping[str, Any], str, Mapping[str, Any]], ...] = (
     # quirk, editor, wrapper, what the published way sets
@@ -61,15 +62,13 @@ WORLD: tuple[tuple[str, Mapping[str, Any], str, Mapping[str, Any]], ...] = (
     ("Q10", {"name": "alphaedit"}, "", {"editor.projection": "ref_fp32_svd"}),
     ("Q13", FT_L, "", {"editor.ask_special": True}),
     ("Q16", {"name": "alphaedit", "pre": 1}, "", {"editor.backend": "ref_fp32_lu"}),
-    ("Q18", {"name": "grace"}, "", {"editor.ref": True}),
     ("Q23", ROME, "prune", {"wrap.prune.persist": True}),
     ("Q29", {**WISE, "mask_weight_decay": True}, "", {"editor.mask_weight_decay": False}),
     ("Q31", WISE, "", {"editor.ref_padding": True}),
-    ("Q28", {**WISE, "ref_padding": True}, "", {"editor.ref_labels": True}),
     ("Q33", MEND, "", {"editor.ref_labels": True}),
     ("Q34", MEND, "", {"editor.train.ref_kl": True}),
-    ("Q35", MEND, "", {"editor.train.ref_lr": True}),
-    ("Q36", MEND, "", {"editor.train.select": "last"}),
+    ("Q35", {**MEND, "train.lr_lr": 1e-3}, "", {"editor.train.ref_lr": True}),
+    ("Q36", {**MEND, "train.lr": 1e-2}, "", {"editor.train.select": "last"}),
     ("Q38, Q40", ROME, "simie", PUBLISHED_SIMIE),
     ("Q38, Q40", MEMIT, "simie", {**PUBLISHED_SIMIE, "wrap.simie.lam": 10}),
 )
@@ -139,19 +138,6 @@ class World:
         row = {"quirk": quirk, "run": f"world, {label(editor, wrap)}, {self.edits} edits", "published way": said}
         return row | {"default": means(ours), "published": means(theirs), "change": change(mine, published)}
 
-    def views(self) -> list[Row]:
-        """Return what stands beside the published means (Q8, Q44)."""
-        last, _ = self.run(MEMIT, "", {})
-        s = {n.removeprefix("retained/"): v for n, v in last.summary.items()}
-        run = f"world, memit, {self.edits} edits"
-        beside = f"beside it: median {s['ppl_median']:.3g}, exp-mean {s['ppl_expmean']:.3g}"
-        exact = f"beside it: exact {s['rel_exact']:.3f}, {s['gen_exact']:.3f}"
-        means = f"Rel {s['rel']:.3f}, Gen {s['gen']:.3f}"
-        return [
-            {"quirk": "Q8", "run": run, "published way": "mean", "default": beside, "published": f"PPL {s['ppl']:.3g}"},
-            {"quirk": "Q44", "run": run, "published way": "token means", "default": exact, "published": means},
-        ]
-
 
 def world_rows(wanted: Sequence[str], world: World) -> list[Row]:
     """Return the rows of the embedded world."""
@@ -159,8 +145,8 @@ def world_rows(wanted: Sequence[str], world: World) -> list[Row]:
     for quirk, editor, wrap, point in WORLD:
         if not wanted or set(quirk.split(", ")) & set(wanted):
             rows.append(world.row(quirk, editor, wrap, point))
-            print(f"{quirk} {label(editor, wrap)}: done", flush=True)
-    return rows + (world.views() if not wanted or {"Q8", "Q44"} & set(wanted) else [])
+            print(" | ".join(str(v) for v in rows[-1].values()), flush=True)
+    return rows
 
 
 def change(ours: Weights, published: Weights) -> float:
@@ -198,8 +184,12 @@ def tiny_row(quirk: str, name: str, said: str, ours: Any, published: Any) -> Row
 
 def tiny_rows(wanted: Sequence[str]) -> list[Row]:
     """Return the rows of the recorded models."""
-    made = {"Q6": stand_alone_pieces, "Q11": lazy_moments, "Q32": first_memory, "Q4": two_spaces, "Q3": torn_splits}
-    rows = [row for quirk, make in made.items() if not wanted or quirk in wanted for row in make()]
+    made = (
+        (("Q3",), torn_splits), (("Q4",), two_spaces), (("Q6",), stand_alone_pieces), (("Q7",), generated),
+        (("Q8", "Q44"), beside_the_means), (("Q11",), lazy_moments), (("Q18",), labels_by_mean), (("Q28", "Q31"), side_memories),
+        (("Q32",), first_memory),
+    )  # fmt: skip
+    rows = [row for quirks, make in made if not wanted or set(quirks) & set(wanted) for row in make()]
     flags = (
         ("Q13", "tiny-llama/ft-prompt_last", "ask_special True", {"ask_special": False}),
         ("Q14", "tiny-gpt2/ft-prompt_last-with-bias", "train_bias True", {"train_bias": False}),
@@ -221,6 +211,85 @@ def tiny_rows(wanted: Sequence[str]) -> list[Row]:
             )
         )  # fmt: skip
     return rows
+
+
+def generated() -> list[Row]:
+    """GRACE's generated answers compared with the target behind the prompt, and as published (Q7)."""
+    rows = []
+    for model in ("tiny-gpt2", "tiny-llama"):
+        variant = Variant(f"{model}/rome")
+        lm, ledger = variant.lm, Ledger(variant.lm)
+        editor = build_editor(EditorSpec(name="grace", config={"layer": 1, "steps": 60}))
+        words = ("the", "of", "in", "and", "to", "a")  # random models can be steered at one token only
+        records = [replace(r, target=t) for r, t in zip(variant.records, words, strict=True)]
+        state, rng = editor.begin(lm, {}), torch.Generator().manual_seed(0)
+        for record in records:
+            step = editor.edit(lm, [record], state, artifacts={}, rng=rng)
+            state = step.state
+        ledger.apply(step.patch)
+        probes = [Probe(kind=ProbeKind.EFFICACY, prompt=r.prompt, target=r.target) for r in records]
+        rel = []
+        for published in (False, True):
+            found = generation.score_generated(lm, probes, published=published)
+            rel.append(sum(f.answers == f.labels for f in found) / len(found))
+        ledger.restore()
+        row = {"quirk": "Q7", "run": f"tiny, {model}, grace, 6 edits", "published way": "asking generation_ref"}
+        rows.append(row | {"default": f"Rel {rel[0]:.2f}", "published": f"Rel {rel[1]:.2f}"})
+    return rows
+
+
+def labels_by_mean() -> list[Row]:
+    """Entries of GRACE's codebook after six facts of the world in two wordings each (Q18)."""
+    lm, told = embedded_lm(), []
+    records = edit_records(build_world(WorldSpec()))[:6]
+    again = [replace(r, prompt=next(p.prompt for p in r.probes if p.kind is ProbeKind.PARAPHRASE)) for r in records]
+    for ref in (False, True):
+        editor = build_editor(EditorSpec(name="grace", config={"layer": 2, "steps": 2, "radius": 3.0, "ref": ref}))
+        state, rng = editor.begin(lm, {}), torch.Generator().manual_seed(0)
+        for record in (*records, *again):
+            state = editor.edit(lm, [record], state, artifacts={}, rng=rng).state
+        told.append(f"{len(state['keys'])} entries")
+    row = {"quirk": "Q18", "run": "world, grace, 6 facts in 2 wordings", "published way": "ref True"}
+    return [row | {"default": told[0], "published": told[1]}]
+
+
+def beside_the_means() -> list[Row]:
+    """What stands beside the published means: of perplexities (Q8), of tokens (Q44)."""
+    rows = []
+    for quirk, name, views in (
+        ("Q8", "tiny-gpt2/rome-ppl", {"PPL": "ppl", "median": "ppl_median", "exp-mean": "ppl_expmean"}),
+        ("Q44", "tiny-gpt2/ft-target_new-25steps", {"Rel": "rel", "exact": "rel_exact"}),
+    ):
+        variant = Variant(name)
+        (*_, last) = test_prune.study(variant, variant.spec())
+        mean, *others = (f"{said} {last.summary[f'retained/{view}']:.3g}" for said, view in views.items())
+        row = {"quirk": quirk, "run": f"tiny, {name}", "published way": "a mean"}
+        rows.append(row | {"default": f"beside it: {', '.join(others)}", "published": mean})
+    return rows
+
+
+def side_memories() -> list[Row]:
+    """WISE's labels where the irrelevant text is the longest row (Q28), and its padding (Q31), on the recorded records."""
+    variant = Variant("tiny-gpt2/wise-retrieve")
+    masks = [t for n, t in variant.tensors.items() if n.endswith("weight_mask")]
+
+    def run(times: int = 1, **flags: bool) -> Weights:
+        config = test_wise.config(variant).model_copy(update={"ref_labels": False, **flags})
+        editor = test_wise.Recorded(config, [*masks])
+        state = editor.begin(variant.lm, {})
+        frozen = state["side"]
+        for record in test_wise.records(variant):
+            long = replace(record, unrelated=" ".join([record.unrelated] * times))
+            state = editor.edit(variant.lm, [long], state, artifacts={}, rng=torch.Generator()).state
+        return {"side": state["side"] - frozen}
+
+    row = {"run": f"tiny, {variant.name}", "default": "–", "published": "–"}
+    labels = change(run(4), run(4, ref_labels=True))
+    padding = change(run(ref_padding=False), run())
+    return [
+        row | {"quirk": "Q28", "published way": "ref_labels True, irrelevant text x 4", "change": labels},
+        row | {"quirk": "Q31", "published way": "ref_padding True", "change": padding},
+    ]
 
 
 def two_spaces() -> list[Row]:
@@ -318,14 +387,15 @@ def first_memory() -> list[Row]:
 
 
 def torn_splits() -> list[Row]:
-    """How many splits of the recorded records rest on a false assumption (Q3)."""
+    """How many splits of questions and subjects rest on a false assumption (Q3)."""
+    tiny = [(f"tiny, {model}", Variant(f"{model}/rome")) for model in ("tiny-gpt2", "tiny-llama")]
+    asked = [(name, v.lm, v.records) for name, v in tiny]
+    asked.append(("world", embedded_lm(), list(edit_records(build_world(WorldSpec())))[:250]))
     rows = []
-    for model in ("tiny-gpt2", "tiny-llama"):
-        variant = Variant(f"{model}/rome")
-        records = variant.records
-        found = boundaries.report(variant.lm, records, [p for r in records for p in r.probes])
-        said = f"{found[0]} answers, {found[1]} subjects"
-        rows.append({"quirk": "Q3", "run": f"tiny, {model}, 6 records", "published way": "unchecked", "default": said})
+    for name, lm, records in asked:
+        answers, subjects = boundaries.report(lm, records, [p for r in records for p in r.probes])
+        row = {"quirk": "Q3", "run": f"{name}, {len(records)} records", "published way": "unchecked"}
+        rows.append(row | {"default": f"{answers} answers, {subjects} subjects", "published": "–"})
     return rows
 
 
@@ -333,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """Measure what the command line asks for; return the rows."""
     parser = argparse.ArgumentParser(prog="benchmarks.quirks", description=TITLE)
     parser.add_argument("--only", nargs="*", default=[], metavar="Qn")
-    parser.add_argument("--edits", type=int, default=20, help="of the world")
+    parser.add_argument("--edits", type=int, default=10, help="of the world")
     parser.add_argument("--root", default="", help="where artifacts are kept")
     parser.add_argument("--json", default="", help="write the numbers to this file")
     options = parser.parse_args(arguments)

@@ -137,8 +137,10 @@ class Rome:
     def _solved(self, artifact: Artifact, key: Tensor) -> Tensor:
         """Return ``C⁻¹ k̄`` in fp64."""
         if self.config.inverse == "ref_fp32_inverse":
-            inverse: Tensor = torch.linalg.inv(artifact.tensors["moments"].to(key.device).float())
-            return (inverse @ key.float()).double()
+            matrix: Tensor = artifact.tensors["moments"].to(key.device, torch.float32)
+            damped = matrix + self.config.moments.damping * matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
+            solved: Tensor = torch.linalg.inv(damped) @ key.float()
+            return solved.double()
         return self._factor(artifact, key.device).solve(key[:, None])[:, 0]
 
     def _factor(self, artifact: Artifact, device: torch.device) -> leastsq.Factor:

@@ -120,7 +120,8 @@ def test_dead_names_of_the_published_files_are_accepted_and_dropped(name: str, g
         kind.model_validate({**least, "kl_facto": 0})
 
 
-def test_rome_inverts_as_published_if_asked() -> None:
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_rome_inverts_as_published_if_asked(damping: float) -> None:
     """Quirk Q10: an explicit fp32 inverse instead of a Cholesky solve in fp64; the moments are well-conditioned here."""
     lm = tiny_lm("llama", bos=True)
     rng = torch.Generator().manual_seed(0)
@@ -131,7 +132,8 @@ def test_rome_inverts_as_published_if_asked() -> None:
     }
     right = []
     for inverse in ("cholesky64", "ref_fp32_inverse"):
-        editor = rome.Rome(rome.RomeConfig.model_validate({"layers": [1], "value": VALUE, "inverse": inverse}))
+        config = {"layers": [1], "value": VALUE, "inverse": inverse, "moments": {"damping": damping}}
+        editor = rome.Rome(rome.RomeConfig.model_validate(config))
         step = editor.edit(lm, [record("at")], None, artifacts=artifacts, rng=torch.Generator())
         right.append(step.patch.deltas["model.layers.1.mlp.down_proj.weight"].right[0])  # type: ignore[union-attr]
     difference = float((right[0] - right[1]).norm())
