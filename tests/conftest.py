@@ -9,6 +9,7 @@ import pytest
 def _own_loggers_speak() -> None:
     """Undo what a command or Ray, run in this process by an earlier test, did to our loggers."""
     logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.split(".")[0] == "raysweep":
             logger.disabled = False
