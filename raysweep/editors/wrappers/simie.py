@@ -264,7 +264,7 @@ class SimIE:
             values = values - part["total"].double() @ columns
         elif "left" in part:
             rows = columns.T
-            before = rows @ part["base"] if "base" in part else rows.new_zeros(len(rows), len(values))
+            before = rows @ part["base"].T if "base" in part else rows.new_zeros(len(rows), len(values))
             values = values - leastsq.through(before, rows, part["right"], part["left"]).T
         return LowRank(values, gain.T)
 
@@ -283,7 +283,7 @@ def _kept(state: leastsq.Inverse) -> dict[str, Any]:
 def _advanced(part: Mapping[str, Any], change: Delta) -> dict[str, Any]:
     """Return what to remember of one matrix after *change*: nothing, or in ``init`` mode its new total change ``S``.
 
-    ``woodbury64`` keeps ``Sᵀ = base + Σ Rᵀ L`` in fp64 with the last changes as rows, added up when they cost more than the sum.
+    ``woodbury64`` keeps ``S = base + Σ Lᵀ R`` in fp64 with the last changes as rows, added up when they cost more than the sum.
     """
     if "total" in part:
         return {**part, "total": part["total"] + change.dense().float()}
@@ -294,7 +294,7 @@ def _advanced(part: Mapping[str, Any], change: Delta) -> dict[str, Any]:
     rows = change.left.shape[0] * change.right.shape[1] // (change.left.shape[0] + change.right.shape[1])
     if leastsq.length(left) < (rows // 4 if "base" in part else rows):
         return {**part, "left": left, "right": right}
-    return {**part, "base": leastsq.folded(part.get("base"), right, left), "left": [], "right": []}
+    return {**part, "base": leastsq.folded(part.get("base"), left, right), "left": [], "right": []}
 
 
 def _share(corrected: Delta, proposed: Delta) -> float:
