@@ -31,6 +31,8 @@ def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> A
         "width": config.width,
         "skip": config.skip,
     }
+    if config.ref_fp32:
+        inputs["ref_fp32"] = True
     return ArtifactRequest("moments", inputs, "raysweep.editors.moments:build", text=config.text)
 
 
@@ -43,6 +45,7 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
     modules = [str(r.inputs["module"]) for r in requests]
     last = max(int(r.inputs["layer"]) for r in requests)
     budget, skip = int(inputs["text"]["tokens"]), int(inputs["skip"])
+    dtype = torch.float32 if inputs.get("ref_fp32") else torch.float64
     sums: dict[str, Tensor] = {}
     count = 0
     for rows in _batches(lm, texts, width=int(inputs["width"]), budget=budget):
@@ -53,7 +56,7 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
         keep[:, :skip] = False
         count += int(keep.sum())
         for module in modules:
-            keys = seen[module, "input"][keep].to(torch.float64)
+            keys = seen[module, "input"][keep].to(dtype)
             sums[module] = sums.get(module, keys.new_zeros(keys.shape[1], keys.shape[1])).addmm_(keys.T, keys)
     return [({"moments": (sums[m] / count).float()}, {"tokens": count}) for m in modules]
 

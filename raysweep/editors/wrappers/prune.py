@@ -63,6 +63,7 @@ class Prune:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = PruneConfig
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
+    path_implies: ClassVar[Mapping[str, Mapping[str, Any]]] = {"base": {"persist": False}}
     gives: ClassVar[str] = "views"  # nothing that corrects changes can wrap it: its reports are not changes (quirk Q42)
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Ma et al. 2025, arXiv 2405.16821"

@@ -116,6 +116,7 @@ class SimIE:
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Guo et al., ICML 2025, PMLR 267:20793–20824"
+    path_implies: ClassVar[Mapping[str, Mapping[str, str]]] = {"lam": {"mode": "init", "backend": "closed64"}}
 
     def __new__(cls, config: SimIEConfig, inner: Editor[Any]) -> SimIE:
         """Return the kind of SimIE that *config* asks for."""
@@ -129,6 +130,14 @@ class SimIE:
     def gives(config: SimIEConfig) -> str:
         """Return what the wrapped editor is to a wrapper around it."""
         return "views" if config.backend == "closed64" else "weights"
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """Return nothing: the weights, and so the edits that follow, depend on λ."""
+        return None
+
+    def apart(self) -> bool:
+        """Tell that edits depend on the memory of those before."""
+        return False
 
     def edited(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the inner editor's parameters."""
@@ -184,9 +193,7 @@ class SimIE:
         deltas: dict[str, Delta] = {}
         stats = dict(step.stats)
         after: dict[str, Any] = {"inner": step.state, "inputs": {}, "matrices": {}}
-        absorbed: dict[
-            str, tuple[Tensor, Tensor, float | None]
-        ] = {}  # by input: keys, gain (or P where it is solved), drift
+        absorbed: dict[str, tuple[Tensor, Tensor, float | None]] = {}  # by input: keys, gain (or P if solved), drift
         for name, part in parts.items():
             source = _input(lm, name)
             if source not in absorbed:
@@ -336,26 +343,64 @@ class ClosedSimIE(SimIE):
         rng: torch.Generator,
     ) -> EditStep[dict[str, Any]]:
         """Let the inner editor propose on the pristine weights; remember keys and values, change nothing."""
-        step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
+        return self._taken_in(lm, state, *self._proposed(lm, batch, state["inner"], artifacts=artifacts, rng=rng))
+
+    def apart(self) -> bool:
+        """Tell whether edits may be computed apart: the wrapped editor must have no memory."""
+        return bool(getattr(self.inner, "memoryless", False))
+
+    def propose(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> dict[str, Any]:
+        """Return the keys ``K [k, d]`` of each input and the values ``Δ K`` as rows ``[k, d_out]`` of each matrix, in fp64."""
+        return self._proposed(lm, batch, None, artifacts=artifacts, rng=rng)[0]
+
+    def absorb(self, lm: LanguageModel, state: dict[str, Any], proposal: Mapping[str, Any]) -> EditStep[dict[str, Any]]:
+        """Remember the keys and values of one proposal."""
+        return self._taken_in(lm, state, proposal, state["inner"])
+
+    def _proposed(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        inner: Any,
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> tuple[dict[str, Any], Any]:
+        """Return what *batch* adds, and the wrapped editor's new state."""
+        step = self.inner.edit(lm, batch, inner, artifacts=artifacts, rng=rng)
         assert isinstance(step.patch, WeightDelta)
-        names = list(state["matrices"])
+        names = self._matrices(lm)
         found = self._keys(lm, batch, names, step.patch.deltas)
-        inputs, matrices = dict(state["inputs"]), {}
-        for name in names:
-            source, delta = _input(lm, name), step.patch.deltas[name]
-            columns = found[name.rpartition(".")[0]].double()
-            if inputs[source] is state["inputs"][source]:
-                inputs[source] = _taken(inputs[source], columns.T)
-            matrices[name] = _summed(state["matrices"][name], delta.times(columns).T, inputs[source])
+        columns = {n: found[n.rpartition(".")[0]].double() for n in names}
+        proposal = {
+            "keys": {_input(lm, n): c.T for n, c in columns.items()},
+            "values": {n: step.patch.deltas[n].times(c).T for n, c in columns.items()},
+            "stats": dict(step.stats),
+        }
+        return proposal, step.state
+
+    def _taken_in(
+        self, lm: LanguageModel, state: dict[str, Any], proposal: Mapping[str, Any], inner: Any
+    ) -> EditStep[dict[str, Any]]:
+        """Return the step that adds *proposal* to the memory; the weights stay as they are."""
+        inputs = {source: _taken(kept, proposal["keys"][source]) for source, kept in state["inputs"].items()}
+        matrices = {
+            name: _summed(part, proposal["values"][name], inputs[_input(lm, name)])
+            for name, part in state["matrices"].items()
+        }
         for source, kept in inputs.items():
             if _full(kept):
-                inputs[source] = {
-                    **kept,
-                    "gram": leastsq.squared(kept.get("gram"), kept["keys"]),
-                    "keys": [],
-                }
-        patch = WeightDelta({n: _nothing(lm.logical(n)) for n in names})
-        return EditStep(patch, {"inner": step.state, "inputs": inputs, "matrices": matrices}, step.stats)
+                gram = leastsq.squared(kept.get("gram"), kept["keys"])
+                inputs[source] = {**kept, "gram": gram, "keys": []}
+        after = {"inner": inner, "inputs": inputs, "matrices": matrices}
+        return EditStep(WeightDelta({}), after, proposal["stats"])
 
     def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:
         """Return ``A (λI + C)⁻¹`` of each matrix."""
@@ -376,7 +421,7 @@ class ClosedSimIE(SimIE):
                 stop = start + lm.logical(name).shape[0]
                 found = solved[:, start:stop].T
                 deltas[name] = Dense(found) if normal.keys is None else LowRank(found, normal.keys)
-                stats[f"simie_norm/{name}"] = deltas[name].norm()
+                stats[f"drift/{name}"] = deltas[name].norm()
                 start = stop
         return View(WeightDelta(deltas), stats)
 
@@ -408,8 +453,3 @@ def _normal(kept: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> leas
         return leastsq.Normal.dual(torch.cat(rows), torch.cat([torch.cat(p["values"]) for p in parts], dim=1))
     sums = torch.cat([leastsq.folded(p["sums"], rows, p["values"]) for p in parts], dim=1)
     return leastsq.Normal(leastsq.squared(kept["gram"], rows), sums)
-
-
-def _nothing(weight: Tensor) -> LowRank:
-    """Return no change of *weight*, which still counts as edited."""
-    return LowRank(weight.new_zeros(weight.shape[0], 0), weight.new_zeros(0, weight.shape[1]))

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from benchmarks import editing, measure, simie, sweep
+from benchmarks import editing, measure, quirks, simie, sweep
 from raysweep.config.plan import Plan
 from raysweep.tune import launch
 from raysweep.workspace import Workspace
@@ -80,3 +80,14 @@ def test_a_table_has_the_machine_and_one_line_per_row(capsys: pytest.CaptureFixt
     assert text == capsys.readouterr().out.rstrip("\n")
     assert about["torch"] in text
     assert text.splitlines()[-2:] == ["| a    | 0.123 |", "| b    | –     |"]
+
+
+def test_quirks(tmp_path: Path) -> None:
+    """A row without a model, one of a recorded model, and every flag that the rest would set is accepted by the planner."""
+    rows = quirks.main(["--only", "Q14", "Q32", "--root", str(tmp_path), "--edits", "4"])
+    assert [r["quirk"] for r in rows] == ["Q14", "Q32", "Q32"]
+    assert all(r["change"] > 0 for r in rows)
+    world = quirks.World(Workspace(tmp_path), 4)
+    for _, editor, wrap, point in quirks.WORLD:
+        lam = {k: v for k, v in point.items() if k.endswith(".lam")}
+        assert world.trial(editor, wrap, point).key != world.trial(editor, wrap, lam).key

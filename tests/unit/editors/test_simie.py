@@ -21,7 +21,7 @@ from raysweep.editors.build import build_editor
 from raysweep.editors.wrappers.simie import CANDIDATES, Energy, SimIE, SimIEConfig
 from raysweep.errors import ArtifactError, SpecError
 from raysweep.models.patching import Ledger
-from raysweep.studies.lifelong import _flatten
+from raysweep.studies.trees import flatten
 from raysweep.testing.editor_contract import Exam
 from raysweep.testing.fixtures import same, tiny_lm, toy_records
 from raysweep.workspace import Workspace
@@ -179,14 +179,14 @@ def test_the_state_of_the_closed_form_serves_every_lambda() -> None:
     subjects = [exam({"lam": lam, **CLOSED}) for lam in (0.01, {"energy": 2.0})]
     editors = [s.build() for s in subjects]
     runs = [s.run(s.lm, e) for s, e in zip(subjects, editors, strict=True)]
-    assert same(_flatten("state", runs[0][1]), _flatten("state", runs[1][1]))
-    before = _flatten("state", runs[0][1])
+    assert same(flatten("state", runs[0][1]), flatten("state", runs[1][1]))
+    before = flatten("state", runs[0][1])
     views = [editors[1].view(s.lm, {}, state) for s, (_, state) in zip(subjects, runs, strict=True)]
     assert views[0].stats == views[1].stats
     assert same(*({n: d.dense() for n, d in v.patch.deltas.items()} for v in views))
-    assert same(before, _flatten("state", runs[0][1]))
+    assert same(before, flatten("state", runs[0][1]))
     other = editors[0].view(subjects[0].lm, {}, runs[0][1])
-    norms = [sum(v for k, v in found.stats.items() if k.startswith("simie_norm/")) for found in (other, views[0])]
+    norms = [sum(v for k, v in found.stats.items() if k.startswith("drift/")) for found in (other, views[0])]
     assert norms[0] > 1.5 * norms[1]
 
 
