@@ -48,12 +48,13 @@ def test_editing_asks_for_the_published_objectives_and_for_hparams() -> None:
     assert parsed["ft-l+simie"] == {"editor": {"name": "ft", "objective": "prompt_last"}, "wrap": "simie"}
 
 
-def test_simie_back_ends_agree_with_a_direct_solve(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = simie.main(["--size", "32x8", "--keys", "4", "--updates", "3"])
-    assert [r["backend"] for r in rows] == list(simie.BACKENDS)
+@pytest.mark.parametrize("mode", ["sequential", "init"])
+def test_simie_back_ends_agree_with_a_direct_solve(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = simie.main(["--size", "32x8", "--keys", "4", "--updates", "6", "--mode", mode])
+    assert [(r["held"], r["backend"]) for r in rows] == [(h, b) for h in (0, 64) for b in simie.BACKENDS]
     for row in rows:
         assert row["error"] < (1e-2 if row["backend"] == simie.REFERENCE else 1e-6)
-    assert capsys.readouterr().out.count("| 32 ") == 4
+    assert capsys.readouterr().out.count("| 32 ") == 8
 
 
 def test_simie_knows_every_back_end() -> None:
