@@ -193,20 +193,22 @@ class Binder:
         where: KeyPath = ("arms", target.arm.name, "editor")
         kind = self._component("editors", editor.name, where)
         config = None if kind is None else self._config(kind, editor, where, "editor.", target)
-        wraps = [self._wrap(i, kind, target) for i in range(len(editor.wrap))]
+        wraps: list[WrapSpec | None] = []
+        for i in range(len(editor.wrap)):
+            wraps.append(self._wrap(i, kind, target, wraps[-1] if wraps else None))
         sound = tuple(w for w in wraps if w is not None)
         if config is None or len(sound) < len(wraps):
             return None
         return EditorSpec(name=editor.name, config=config, wrap=sound)
 
-    def _wrap(self, index: int, editor: Any, target: _Target) -> WrapSpec | None:
-        """Return wrapper number *index* with its configuration, having checked that it can wrap the *editor*."""
+    def _wrap(self, index: int, editor: Any, target: _Target, below: WrapSpec | None) -> WrapSpec | None:
+        """Return wrapper number *index* with its configuration, having checked that it can wrap what is *below*."""
         arm, written = target.arm, target.arm.editor.wrap[index]
         where = self._wrap_path(arm, index)
         kind = self._component("wrappers", written.name, where)
         if kind is None:
             return None
-        inner, given = self._inside(arm, index, editor)
+        inner, given = self._inside(arm, index, editor, below)
         if given and given not in kind.accepts:
             wanted = " or ".join(kind.accepts)
             said = f"{written.name} cannot wrap '{inner}': it changes {given}, not {wanted}"
@@ -222,13 +224,16 @@ class Binder:
             self.problems.append(problem(self.sweep.source.value(where), said, hint, WrapError.code))
         return WrapSpec(name=written.name, config=config)
 
-    def _inside(self, arm: ArmSpec, index: int, editor: Any) -> tuple[str, str]:
+    def _inside(self, arm: ArmSpec, index: int, editor: Any, below: WrapSpec | None) -> tuple[str, str]:
         """Return the name of what wrapper number *index* wraps, and what that gives (empty = not known)."""
         if index == 0:
             return arm.editor.name, "" if editor is None else editor.patch_kind
         name = arm.editor.wrap[index - 1].name
         known = self._kept.get(("wrappers", name), (None, None))[0]
-        return name, "" if known is None else getattr(known, "gives", "weights")
+        if known is None or below is None:
+            return name, ""
+        gives = getattr(known, "gives", "weights")
+        return name, gives(known.config_type.model_validate(below.config)) if callable(gives) else gives
 
     def _component(self, table: str, name: str, path: KeyPath) -> Any:
         source = self.sweep.source
@@ -251,7 +256,9 @@ class Binder:
         defaults = self._defaults(name, model, place) if model else None
         merged = Merged(place)
         if defaults is not None:
-            merged.put(defaults.tree, defaults, ())
+            of = {"editor": target.arm.editor.name, "data": target.data.name if target.data else ""}
+            for tree, path in hparams.layers(defaults, **of):
+                merged.put(tree, defaults, path)
         merged.put(written.config, self.sweep.source, where)
         self._put_points(merged, target.arm, target.point, prefix)
         self._put_implied(merged, kind, written, where, prefix, target)
@@ -290,7 +297,8 @@ class Binder:
     def _defaults(self, name: str, model: ModelSpec, place: Place) -> Source | None:
         """Return the hyper-parameter file of *name* on *model*; None without one, or after noting what is wrong."""
         question = ("hparams", name, hparams.stem(model))
-        found: Source | None = self._once(question, lambda: hparams.find(name, model, self.workspace), place)
+        known = {"editor": self.components.editors, "data": self.components.datasets}
+        found: Source | None = self._once(question, lambda: hparams.find(name, model, self.workspace, known), place)
         return found
 
     def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> Problem:

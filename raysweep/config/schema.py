@@ -82,7 +82,8 @@ class ProtocolSpec(Spec):
         immediate: also measure each batch right after it is written (rows whose ``step`` is their own edit step).
         eval_batch: rows per forward pass of the evaluation (part of the key: it moves the last bits).
         asking: ``teacher_forced`` asks for each target token given the ones before it; ``generation`` lets the model write as
-            many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced).
+            many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced);
+            ``generation_ref`` compares what it wrote as published (quirk Q7; no log-probabilities).
     """
 
     version: ClassVar[int] = 1
@@ -98,7 +99,7 @@ class ProtocolSpec(Spec):
     scope: Literal["seen", "all"] = "seen"
     immediate: bool = True
     eval_batch: Count = 64
-    asking: Literal["teacher_forced", "generation"] = "teacher_forced"
+    asking: Literal["teacher_forced", "generation", "generation_ref"] = "teacher_forced"
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ProtocolSpec:

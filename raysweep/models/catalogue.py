@@ -124,6 +124,14 @@ CATALOGUE: Mapping[str, Entry] = {
                 hidden=4096, inner=14336, layers=32, vocab=32000, attention=4096, keys=1024, gated=True, tied=False
             ),
         ),
+        Entry(
+            name="llama-3-8b",
+            kind="hub",
+            about="Llama 3, 8 B (gated: log in to the hub)",
+            hub="meta-llama/Meta-Llama-3-8B",
+            licence="Meta Llama 3 Community License",
+        ),
+        Entry(name="qwen2.5-7b", kind="hub", about="Qwen2.5, 7 B", hub="Qwen/Qwen2.5-7B", licence="Apache-2.0"),
     )
 }
 

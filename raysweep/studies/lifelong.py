@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from raysweep.editors import build
     from raysweep.editors.base import Editor
-    from raysweep.evals import generation, scoring
+    from raysweep.evals import boundaries, generation, scoring
     from raysweep.models import patching
     from raysweep.models.lm import LanguageModel
 else:
     torch, build = lazy("torch"), lazy("raysweep.editors.build")
     scoring, patching = lazy("raysweep.evals.scoring"), lazy("raysweep.models.patching")
-    generation = lazy("raysweep.evals.generation")
+    boundaries, generation = (lazy(f"raysweep.evals.{n}") for n in ("boundaries", "generation"))
 
 Clock = dict[str, list[float]]  # seconds and count by phase
 Question = tuple[int, EditRecord, int, Probe]  # position in the run, record, index of the probe, probe
@@ -186,6 +186,7 @@ class _Run:
         """Yield a round of each member at each step of the protocol."""
         protocol = self.trial.protocol
         self._ask_base()
+        boundaries.report(self.lm, self.records[: self._size], [q[3] for q in self._questions(range(self._size))])
         state = self.editor.begin(self.lm, self.artifacts)
         step = 0
         for member in self.members:
@@ -351,9 +352,11 @@ class _Run:
 
     def _ask(self, questions: Sequence[Question]) -> list[scoring.Scores]:
         """Ask *questions* of the model as it stands, the way the protocol says."""
-        protocol = self.trial.protocol
-        ask = generation.score_generated if protocol.asking == "generation" else scoring.score
-        return ask(self.lm, [q[3] for q in questions], batch=protocol.eval_batch)
+        protocol, probes = self.trial.protocol, [q[3] for q in questions]
+        if protocol.asking == "teacher_forced":
+            return scoring.score(self.lm, probes, batch=protocol.eval_batch)
+        published = protocol.asking == "generation_ref"
+        return generation.score_generated(self.lm, probes, batch=protocol.eval_batch, published=published)
 
     def _measure(self, member: _Member, questions: Sequence[Question], step: int) -> None:
         """Ask *questions* of the model as it stands; *member* keeps one row per metric."""

@@ -22,8 +22,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from raysweep.artifacts import Artifact
-from raysweep.editors import moments
-from raysweep.editors.base import ArtifactRequest, ModulePatch, WeightDelta
+from raysweep.editors.base import ArtifactRequest, ModulePatch, Viewer, WeightDelta
 from raysweep.evals.scoring import score
 from raysweep.models.lm import LanguageModel
 from raysweep.models.patching import Ledger
@@ -65,17 +64,17 @@ class Exam:
 
     def _made(self, name: str, request: ArtifactRequest, lm: LanguageModel) -> Artifact:
         """Return moments of the records' own texts, or what is computed from them, or from the records."""
+        module, _, function = request.builder.partition(":")
+        build = getattr(import_module(module), function)
         if request.data is not None:
-            module, _, function = request.builder.partition(":")
-            ((tensors, meta),) = getattr(import_module(module), function)(lm, [request], self.records)
+            ((tensors, meta),) = build(lm, [request], self.records)
         elif request.sources:
             sources = {key: self._made(key, source, lm) for key, source in request.sources.items()}
-            module, _, function = request.builder.partition(":")
-            ((tensors, meta),) = getattr(import_module(module), function)(lm, [request], [sources])
+            ((tensors, meta),) = build(lm, [request], [sources])
         else:
             texts = (f"{p.prompt} {p.target}" for r in self.records for p in r.probes)
             request = replace(request, inputs={**request.inputs, "text": {"tokens": 0}})
-            ((tensors, meta),) = moments.build(lm, [request], texts)
+            ((tensors, meta),) = build(lm, [request], texts)
         return Artifact(name, tensors, meta)
 
     @staticmethod
@@ -142,6 +141,8 @@ def state_is_not_modified(exam: Exam) -> None:
     before = flatten("state", state)
     editor.edit(exam.lm, exam.records[:1], state, artifacts=artifacts, rng=torch.Generator())
     assert same(before, flatten("state", state))
+    if getattr(exam.build(), "memoryless", False):
+        assert state is None, "it says that it is memoryless"
 
 
 def state_survives_storage(exam: Exam) -> None:
@@ -156,8 +157,8 @@ def state_survives_storage(exam: Exam) -> None:
 
 def resume_equals_straight(exam: Exam) -> None:
     """Three edits in one go equal two edits, a snapshot, a new editor and a third edit, bit for bit."""
-    straight, _ = exam.run(exam.lm, exam.build(), stop=3)
-    wanted = (straight.tensors(), _outcome(exam.lm, exam.records[:3]))
+    straight, state = exam.run(exam.lm, exam.build(), stop=3)
+    wanted = (straight.tensors(), _outcome(exam.lm, exam.records[:3]), flatten("state", state))
     straight.restore()
     first, state = exam.run(exam.lm, exam.build(), stop=2)
     tensors, plain = flatten("state", state)
@@ -172,7 +173,7 @@ def resume_equals_straight(exam: Exam) -> None:
         ledger.apply(editor.patch_of(lm, state))
     step = editor.edit(lm, [exam.records[2]], state, artifacts=artifacts, rng=torch.Generator().manual_seed(2))
     ledger.apply(step.patch)
-    assert same(wanted, (ledger.tensors(), _outcome(lm, exam.records[:3])))
+    assert same(wanted, (ledger.tensors(), _outcome(lm, exam.records[:3]), flatten("state", step.state)))
 
 
 def two_models_in_one_process(exam: Exam) -> None:
@@ -212,6 +213,8 @@ def raises_the_targets_probability(exam: Exam) -> None:
         step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
         ledger = Ledger(lm)
         ledger.apply(step.patch)
+        if isinstance(editor, Viewer):
+            ledger.apply(editor.view(lm, ledger.totals(), step.state).patch)
         better += score(lm, probes)[0].logprob > before.logprob
         ledger.restore()
     assert better >= 9, f"only {better} of 10 targets became more probable"

@@ -191,7 +191,7 @@ def _ray(address: str | None) -> Iterator[None]:
         if address is None:
             options |= {"include_dashboard": False, "object_store_memory": 200 << 20, "_temp_dir": scratch}
         try:
-            ray.init(address=address or "local", **options)
+            start(ray, address or "local", options)
             for name in ("ray.tune", "ray.train"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
@@ -199,6 +199,27 @@ def _ray(address: str | None) -> Iterator[None]:
         finally:
             ray.shutdown()
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def start(ray: Any, address: str, options: Mapping[str, Any], attempts: int = 3) -> None:
+    """Start or join Ray; a busy machine misses Ray's fixed 30 seconds easily, so a local start is tried again.
+
+    Raises:
+        RunFailedError: Ray did not start, or there is none at *address*.
+    """
+    attempts = attempts if address == "local" else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(address=address, **options)
+        except Exception as error:
+            ray.shutdown()
+            if attempt == attempts:
+                busy = "the machine may be busy or short of memory: run the same command again later"
+                there = f"is a cluster running at {address}? `ray status --address {address}` tells"
+                hint = busy if address == "local" else there
+                raise RunFailedError(f"Ray did not start: {_first_line(error)}", hint=hint) from error
+        else:
+            return
 
 
 def _set_environment(*, local: bool) -> None:

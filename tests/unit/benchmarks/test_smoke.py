@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from benchmarks import editing, lambda_path, measure, scaling, simie, store, sweep
+from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep
 from raysweep.config.plan import Plan
 from raysweep.errors import ProblemsError, RunFailedError
 from raysweep.results.runner import run_trial
@@ -52,20 +52,20 @@ def test_editing_asks_for_the_published_objectives_and_for_hparams() -> None:
     assert parsed["ft-l+simie"] == {"editor": {"name": "ft", "objective": "prompt_last"}, "wrap": "simie"}
 
 
-def test_simie_back_ends_agree_with_a_direct_solve(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = simie.main(["--size", "32x8", "--keys", "4", "--updates", "3"])
-    assert [r["backend"] for r in rows] == list(simie.BACKENDS)
+@pytest.mark.parametrize("mode", ["sequential", "init"])
+def test_simie_back_ends_agree_with_a_direct_solve(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = simie.main(["--size", "32x8", "--keys", "4", "--updates", "6", "--mode", mode])
+    assert [(r["held"], r["backend"]) for r in rows] == [(h, b) for h in (0, 64) for b in simie.BACKENDS]
     for row in rows:
         assert row["error"] < (1e-2 if row["backend"] == simie.REFERENCE else 1e-6)
-    assert capsys.readouterr().out.count("| 32 ") == 4
+    assert capsys.readouterr().out.count("| 32 ") == 8
 
 
 def test_simie_knows_every_back_end() -> None:
     from raysweep.editors.wrappers.simie import SimIEConfig
 
-    for backend in simie.BACKENDS:
-        SimIEConfig.model_validate({"backend": backend})
-    assert str(SimIEConfig.model_fields["backend"].annotation).count("'") == 2 * len(simie.BACKENDS)
+    all_of_them = get_args(SimIEConfig.model_fields["backend"].annotation)
+    assert set(all_of_them) == {*simie.BACKENDS, "closed64"}  # which makes no updates
 
 
 def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,9 +117,31 @@ def test_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_belief(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"lines": 2500, "facts": 300, "points": 4, "objects": 160, "cooccurrences": 40}
+    argv = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    rows = belief.main([*argv, "--folder", str(tmp_path)])
+    assert rows[-1]["stage"] == "points"
+    assert rows[-1]["what"].startswith("4 points")
+    assert all(row["peak MiB so far"] > 0 for row in rows)
+    assert "| peak MiB so far |" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_table_has_the_machine_and_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
     about = measure.machine()
     text = measure.show("things", about, ["name", "s"], [{"name": "a", "s": 0.12345}, {"name": "b", "s": float("nan")}])
     assert text == capsys.readouterr().out.rstrip("\n")
     assert about["torch"] in text
     assert text.splitlines()[-2:] == ["| a    | 0.123 |", "| b    | –     |"]
+
+
+def test_quirks(tmp_path: Path) -> None:
+    """A row without a model, one of a recorded model, and every flag that the rest would set is accepted by the planner."""
+    rows = quirks.main(["--only", "Q14", "Q32", "--root", str(tmp_path), "--edits", "4"])
+    assert [r["quirk"] for r in rows] == ["Q14", "Q32", "Q32"]
+    assert all(r["change"] > 0 for r in rows)
+    world = quirks.World(Workspace(tmp_path), 4)
+    for _, editor, wrap, point in quirks.WORLD:
+        lam = {k: v for k, v in point.items() if k.endswith(".lam")}
+        assert world.trial(editor, wrap, point).key != world.trial(editor, wrap, lam).key

@@ -11,6 +11,7 @@ from raysweep.config.components import Components
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import sweep_of
 from raysweep.editors.wrappers.prune import Prune
+from raysweep.editors.wrappers.simie import SimIE, SimIEConfig
 from raysweep.models.catalogue import CATALOGUE
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound, TimingRow
@@ -46,7 +47,7 @@ def test_a_wrapper_s_state_is_told_or_said_to_be_unknown(tmp_path: Path, monkeyp
     assert lines[1].endswith(" + state of grace: not known (memory)")
 
     def footprint(config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
-        assert (config.base, columns) == ("1.2", 200)
+        assert (config.base, columns) == ("1.5", 200)
         return {"copy": 4 * sum(a * b for a, b in matrices)}
 
     monkeypatch.setattr(Prune, "footprint", staticmethod(footprint), raising=False)
@@ -68,3 +69,17 @@ def test_time_is_that_of_the_arm_s_done_trials_and_a_pass_counts_once(tmp_path: 
     said = time_line(found, workspace, ["done", "absent", "absent", "absent"])
     assert said == "time left for one process, about: 34.0 s, by 1 done; nothing known yet of other"
     assert time_line(found, workspace, ["done"] * 4) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "totals"),
+    [
+        ({"mode": "sequential"}, 2 * 8 * 40 * 30, 0),
+        ({"mode": "init"}, 2 * 8 * 40 * 30, 4 * 20 * 40 + 8 * 20 * 40),
+        ({"mode": "init", "backend": "closed64"}, 8 * 40 * 30, 8 * 20 * 30),
+        ({"mode": "init", "backend": "chol64"}, 8 * 40 * 40, 2 * 4 * 20 * 40),
+        ({"backend": "ref_fp32_lu"}, 4 * 40 * 40, 0),
+    ],
+)
+def test_simie_says_what_its_memory_takes(config: dict[str, Any], keys: int, totals: int) -> None:
+    assert SimIE.footprint(SimIEConfig(**config), [(20, 40)], 30) == {"keys": keys, "totals": totals}

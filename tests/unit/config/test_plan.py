@@ -264,6 +264,41 @@ class TestHparams:
         write(workspace, "hparams/ridge/tiny.yaml", "lam: 9")
         assert planned(sweep(), workspace).trials[2].trial.editor.wrap[0].config["lam"] == 9.0
 
+    def test_values_for_one_editor_or_dataset(self, workspace):
+        entries = (
+            "[{editor: surgeon, lam: 2}, {editor: surgeon, data: other, lam: 3, mode: init}, {data: other, lam: 4}]"
+        )
+        write(workspace, "hparams/ridge/tiny.yaml", f"lam: 9\nfor: {entries}")
+        text = SWEEP + "  plain ridge: {editor: plain, wrap: ridge}\n"
+
+        def ridges(*overrides):
+            found = {t.arm: t.trial.editor.wrap for t in planned(sweep(text, *overrides), workspace).trials}
+            return {arm: (w[0].config["lam"], w[0].config["mode"]) for arm, w in found.items() if w}
+
+        assert ridges() == {"ridge": (2.0, "sequential"), "plain ridge": (9.0, "sequential")}
+        assert ridges("data=other") == {"ridge": (4.0, "init"), "plain ridge": (4.0, "sequential")}
+        assert ridges("data=other", "arms.ridge.wrap.ridge.lam=5")["ridge"] == (5.0, "init")
+
+    @pytest.mark.parametrize(
+        ("entries", "said"),
+        [
+            ("{editor: surgeon, lam: 2}", "'for' is a list of mappings"),
+            ("[{lam: 2}]", "'for' is a list of mappings"),
+            ("[{editor: surgoen, lam: 2}]", "for: unknown editor 'surgoen'"),
+            ("[{data: 7, lam: 2}]", "for: unknown data 7"),
+        ],
+    )
+    def test_a_wrong_entry_of_for(self, workspace, entries, said):
+        write(workspace, "hparams/ridge/tiny.yaml", f"lam: 9\nfor: {entries}")
+        (found,) = complaints(sweep(), workspace)
+        assert found.startswith("error[E-YAML] x.yaml:9:")
+        assert f"tiny.yaml:2:{6 if entries[0] == '{' else 7}  {said}" in found
+
+    def test_a_mistake_in_an_entry_of_for_has_its_place(self, workspace):
+        write(workspace, "hparams/ridge/tiny.yaml", "for:\n  - {editor: surgeon, lam: 0}")
+        (found,) = complaints(sweep(), workspace)
+        assert "tiny.yaml:2:28  'ridge': lam: should be greater than 0, got 0" in found
+
     def test_another_models_file_by_name(self, workspace):
         write(workspace, "hparams/surgeon/gpt-j-6b.yaml", "layers: [5]")
         for override in ("model.hparams=gpt-j-6b", "model=EleutherAI/GPT-J-6b"):
