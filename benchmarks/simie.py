@@ -24,6 +24,7 @@ from benchmarks import measure
 from raysweep.editors.base import LowRank
 from raysweep.editors.null import Null, NullConfig
 from raysweep.editors.wrappers.simie import SimIE, SimIEConfig, _advanced, _share
+from raysweep.models.patching import accumulate
 from raysweep.runtime import device
 
 TITLE = "one SimIE update"
@@ -99,7 +100,7 @@ def run(backend: str, case: Case) -> tuple[Tensor, dict[str, Any]]:
             change = simie._correct(part, proposed, columns, gain)
             part = _advanced(part, change)
         with applying.timed():
-            weight += change.dense().float()
+            accumulate(weight, change)
         with statistic.timed():
             _share(change, proposed)
         if number == case.slow:
