@@ -35,7 +35,8 @@ def fit(lm: LanguageModel, first: int) -> bool:
 
 
 def _untouched(block: nn.Module) -> bool:
-    maps = [m for m in block.modules() if getattr(m, "weight", None) is not None and m.weight.dim() == 2]
+    weights: list[tuple[nn.Module, Any]] = [(m, getattr(m, "weight", None)) for m in block.modules()]
+    maps = [m for m, weight in weights if weight is not None and weight.dim() == 2]
     changed = any(m._forward_hooks or m._forward_pre_hooks or m.training for m in block.modules())
     trained = any(p.requires_grad for p in block.parameters())
     return len(maps) == 7 and all(type(m) is nn.Linear for m in maps) and not changed and not trained

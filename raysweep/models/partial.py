@@ -141,8 +141,10 @@ class Upper:
         """Prepare for tokens that see ``seen [B, S, P + S]``."""
         mask, climb = packing.additive(seen, lm.dtype), None
         if gated.fit(lm, first):
-            past = [(layer.keys, layer.values) for layer in cache.layers[first:]] if cache else None
-            climb = gated.Climb.of(lm, first, positions, mask, past or [None] * (lm.n_blocks - first))
+            past: list[gated.Past | None] = [None] * (lm.n_blocks - first)
+            if cache is not None:
+                past = [(layer.keys, layer.values) for layer in cache.layers[first:]]
+            climb = gated.Climb.of(lm, first, positions, mask, past)
         return cls(first, positions, mask, cache, climb)
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
