@@ -157,6 +157,27 @@ class MissingExtraError(RaysweepError):
     code = "E-EXTRA"
 
 
+class GraphError(RaysweepError):
+    """A knowledge graph cannot be made or used.
+
+    Cause: too few relations occur together, a relation was lost in filtering, or a (subject, relation) has two objects.
+    Cure: read more facts, ask for fewer relations, or lower ``min_cooccurrences``; the message names what was found.
+    """
+
+    code = "E-GRAPH"
+
+
+class BeliefError(RaysweepError):
+    """A belief is not defined.
+
+    Cause: relations that depend on each other in a circle, a distribution without any mass, an evidence weight outside
+    {≥ 1, −1, (0, 1)}, a label that is neither ``true`` nor ``false``, or fewer facts than asked for.
+    Cure: correct the quoted value; docs/belief.md says what each quantity may be.
+    """
+
+    code = "E-BELIEF"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One mistake in one file: what was found, where, what was wanted, the nearest right answer."""

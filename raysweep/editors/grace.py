@@ -48,6 +48,8 @@ class GraceConfig(EditorConfig):
             any other. Off: targets are compared id by id, and an edit of a known key with another target takes its entry over.
     """
 
+    dropped: ClassVar[frozenset[str]] = frozenset({"num_pert", "reg", "val_reg", "dropout", "dist_fn"})
+
     layer: int = Field(ge=0)
     matrix: Literal["in", "out"] = "out"
     steps: Count = 50
@@ -137,7 +139,10 @@ class Grace:
         change = torch.arange(packs.ids.shape[1], device=lm.device)[None] >= (last if config.replace == "last" else 0)
         sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
         with torch.no_grad(), wrapping.installed(lm, {name: bare}), hooks.capture(lm, sides) as seen:
-            rest = partial.tail(lm, packs, change, first=config.layer + above, through=config.layer)
+            rest = partial.tail(lm, packs, change, first=config.layer + 1)
+        if not above:  # a value of the first map goes through its own block
+            with torch.no_grad(), wrapping.installed(lm, {name: bare}):
+                rest = partial.tail(lm, packs, change, first=config.layer)
         query, output = (seen[name, side][0, last].float() for _, side in sides)
         value = output if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
         new, chosen, did = place(state, query, value, (list(asked.labels), asked.start), config)
@@ -145,8 +150,8 @@ class Grace:
         adam = torch.optim.Adam([leaf], lr=config.lr, fused=True)
         module = self._module(lm, new["keys"][chosen, None], leaf[None], new["radii"][chosen, None])
         here, labels = int(rest.column[0, last]), torch.tensor(asked.labels, device=lm.device)
-        # A value of the last map adds to the stream, so the blocks above suffice; else the block has to be run again.
-        replaced = {"last": rest.index == last, "prompt": rest.index < last, "all": rest.index >= 0}[config.replace]
+        where = {"last": rest.index == last, "prompt": rest.index < last, "all": rest.index >= 0}[config.replace]
+        replaced = where[..., None]
         beside = rest.states - rest.take(seen[name, "output"]) if above else rest.states
         losses: list[float] = []
         with (
@@ -156,8 +161,8 @@ class Grace:
             for _ in range(config.steps):
                 module.values = leaf[None]
                 with torch.enable_grad():
-                    moved = torch.where(replaced[..., None], beside + leaf.to(beside.dtype), rest.states)
-                    hidden = rest.hidden(lm, moved if above else rest.states)
+                    moved = torch.where(replaced, beside + leaf.to(beside.dtype), rest.states) if above else rest.states
+                    hidden = rest.hidden(lm, moved)
                     logits = partial.logits(lm, hidden[0, rest.column[0, last:n]])
                     loss = torch.nn.functional.cross_entropy(logits, labels)
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])

@@ -62,7 +62,8 @@ def score_generated(
         probes: the questions.
         batch: rows per forward pass.
         published: compare as the SimIE reference does (quirk Q7): the target's ids without a joining space against the last ids of
-            prompt and continuation together. ``logprob`` is then NaN, since those ids are never asked for.
+            prompt and continuation together (-1 where there are not that many). ``logprob`` is then NaN, since those ids are
+            never asked for.
     """
     if published:
         return _published(lm, probes, batch)
@@ -79,6 +80,6 @@ def _published(lm: LanguageModel, probes: Sequence[Probe], batch: int) -> list[S
     written = generate(lm, [p.prompt for p in probes], [len(ids) for ids in labels], batch=batch)
     out = []
     for probe, wanted, found in zip(probes, labels, written, strict=True):
-        answers = [*tokens.encode(lm, probe.prompt), *found][-len(wanted) :]
-        out.append(Scores(tuple(wanted), tuple(answers), float("nan"), tokens.decode(lm, answers)))
+        answers = [*[-1] * len(wanted), *tokens.encode(lm, probe.prompt), *found][-len(wanted) :]
+        out.append(Scores(tuple(wanted), tuple(answers), float("nan"), tokens.decode(lm, found)))
     return out

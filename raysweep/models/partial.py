@@ -179,20 +179,19 @@ class Tail:
         return self.upper.hidden(lm, states)
 
 
-def tail(lm: LanguageModel, packs: packing.Packs, change: Tensor, *, first: int, through: int = 0) -> Tail:
+def tail(lm: LanguageModel, packs: packing.Packs, change: Tensor, *, first: int) -> Tail:
     """Compute once, without gradient, everything that no change of what enters block *first* can reach.
 
-    Call it inside a :func:`torch.no_grad` block. Its pass through the blocks below *first* (and on to *through*) also fills
-    captures open around it.
+    Call it inside a :func:`torch.no_grad` block. Its pass through the blocks below *first* also fills captures open
+    around it.
 
     Args:
         lm: the model.
         packs: the rows.
         change: ``[B, N]`` True where what enters block *first* may change; whatever comes after those tokens remains too.
         first: a block, or the number of blocks: then only the final norm remains.
-        through: run the whole rows at least up to this block.
     """
-    block, last = lm.layout.block, max(first - 1, through)
+    block, last = lm.layout.block, max(first - 1, 0)
     entry: tuple[str, hooks.Side] = (block.format(first), "input") if last >= first else (block.format(last), "output")
     with hooks.capture(lm, [entry]) as seen:
         run_packs(lm, packs, last=last)

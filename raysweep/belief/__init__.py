@@ -1,0 +1,1 @@
+"""The belief-revision testbed: knowledge graph, generative model, corpus, ideal agent, evaluation points, metrics."""

@@ -1,0 +1,34 @@
+"""What the published belief-revision code does otherwise, switch by switch; all off = as corrected."""
+
+from __future__ import annotations
+
+from raysweep.config.schema import Spec
+
+
+class ParitySpec(Spec):
+    """Behaviour of the published code (Hase et al. 2024, commit 2a90e9b) that ours corrects.
+
+    Attributes:
+        and_evidence_stale: (A1) an ``and`` sentence repeats evidence gathered earlier for its subject, not its own.
+        partners_from_seen: (A5) partner facts of connectives come from subjects written so far.
+        double_child_update: (B1) an update of a child fact changes the pooled conditionals twice.
+        pi_by_items: (B3) a subject's evidence is split over upstream objects by the number of items that mention
+            them, denials included; otherwise by the positive mass on them.
+        third_object_prob: (B8) an object that a pair distribution never produces has the distractor's probability.
+        mgtp1_additive: (B9) with ``min_true_prob`` 1 a conditional's mode gets one more observation, not all mass.
+        mult_label_prob: (C1) the multiplication check multiplies with A's label probability, not with p(A is true).
+        labels_of_first_point: (C2) every point of a batch is scored with the labels of the batch's first point.
+        unfiltered_downstream_request: (D1) an update meant to change the downstream answer may not change it.
+        n1000_weight_one: (D2) the update named ``n=1000`` has weight 1.
+    """
+
+    and_evidence_stale: bool = False
+    partners_from_seen: bool = False
+    double_child_update: bool = False
+    pi_by_items: bool = False
+    third_object_prob: bool = False
+    mgtp1_additive: bool = False
+    mult_label_prob: bool = False
+    labels_of_first_point: bool = False
+    unfiltered_downstream_request: bool = False
+    n1000_weight_one: bool = False

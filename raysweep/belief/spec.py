@@ -1,0 +1,166 @@
+"""What a belief study is made from: graph, generative model, corpus, agent and evaluation points, as closed specs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from raysweep.belief.parity import ParitySpec
+from raysweep.config.schema import Count, Positive, Spec
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class GraphSpec(Spec):
+    """Which knowledge graph (published names and defaults in §1 of the testbed; ours where they differ).
+
+    Attributes:
+        source: ``world`` = the embedded world of the lifelong study; ``wikidata5m`` = three files in ``path``.
+        path: folder of the Wikidata5m files; empty = ``data/wikidata5m``; not part of the key (``digest`` is).
+        digest: hash of the three files, filled in when they are found.
+        read_n_facts: lines of the train file to read; negative = all. The next seven keys concern Wikidata5m only.
+        relations: how many relations to keep (top-k by co-occurrence).
+        odd_relations: ``refuse`` an odd number of them, or leave a ``single`` relation without a partner.
+        min_relations: a subject needs this many of the kept relations.
+        min_cooccurrences: a pair of relations must occur together this often for its members to count as frequent.
+        max_object_tokens: longer object names are cut to this many tokens.
+        tokenizer: ``words``, or a ``tokenizer.json`` (or a folder with one) that defines a token.
+        tokenizer_digest: hash of that file, filled in when it is found.
+        long_objects: ``shorten`` names beyond the cap, or ``drop`` their facts.
+        equal_names: entities with one name: ``merge`` (the first value read is kept) or ``append_id`` to the later ones.
+        excluded_relations: relations to leave out (given name, administrative location).
+        excluded_entities: entities to leave out (human, taxon).
+    """
+
+    source: Literal["world", "wikidata5m"] = "world"
+    path: str = ""
+    digest: str = ""
+    read_n_facts: int = 1_000_000
+    relations: Annotated[int, Field(ge=2)] = 10
+    odd_relations: Literal["refuse", "single"] = "refuse"
+    min_relations: Count = 2
+    min_cooccurrences: Count = 1000
+    max_object_tokens: Count = 4
+    tokenizer: str = "words"
+    tokenizer_digest: str = ""
+    long_objects: Literal["shorten", "drop"] = "shorten"
+    equal_names: Literal["merge", "append_id"] = "merge"
+    excluded_relations: tuple[Annotated[str, Field(pattern=r"^P\d+$")], ...] = ("P131", "P735")
+    excluded_entities: tuple[Annotated[str, Field(pattern=r"^Q\d+$")], ...] = ("Q5", "Q16521")
+
+    @model_validator(mode="after")
+    def _pairs(self) -> GraphSpec:
+        if self.source == "wikidata5m" and self.relations % 2 and self.odd_relations == "refuse":
+            raise ValueError(
+                f"relations = {self.relations} is odd, so one relation would have no partner; give an even number, "
+                "or odd_relations: single"
+            )
+        if self.read_n_facts == 0:
+            raise ValueError("read_n_facts = 0 reads nothing; give a number of lines, or -1 for all")
+        return self
+
+
+class GenerativeSpec(Spec):
+    """How facts are turned into distributions over objects (§3).
+
+    Attributes:
+        min_true_prob: least probability of the true object (published name: ``min_ground_truth_prob``).
+        distractor_scope: a pair's distractor comes from ``all`` objects or from its ``relation_range``.
+        false_facts: a false version of a parent-less fact has its pair's ``distractor``, or any object (``uniform``).
+        samples: noisy samples drawn per true fact (published: ``n_base_fact_samples``).
+        majority: redraw until more than half of a fact's samples are the true object.
+    """
+
+    min_true_prob: Annotated[float, Field(gt=0, le=1)] = 1.0
+    distractor_scope: Literal["all", "relation_range"] = "all"
+    false_facts: Literal["distractor", "uniform"] = "distractor"
+    samples: Count = 1
+    majority: bool = True
+
+
+class CorpusSpec(Spec):
+    """Which sentences are written (§4).
+
+    Attributes:
+        num_atomic_facts: true facts to write; whole subjects only, so a few more may come.
+        atomic: write the sampled facts themselves.
+        true_false, negations, disjunctions, conjunctions, implications: sentence types.
+        match_samples: one TF sentence per sample; else one true and one false sample per fact (noisy regime).
+        connective_instances_per_subject: published name: ``n_complex_sentences_per_fact``; per subject and operation
+            it caps how many base facts get an instance.
+        wordings: how many names of a relation its atomic sentences use (1 = the first only, as published).
+        max_sentences_per_doc: sentences joined to one document.
+        homogeneous: how often each subject's sentences are shuffled into documents.
+        heterogeneous: how often all sentences together are.
+    """
+
+    num_atomic_facts: Count = 1000
+    atomic: bool = True
+    true_false: bool = False
+    negations: bool = False
+    disjunctions: bool = False
+    conjunctions: bool = False
+    implications: bool = False
+    match_samples: bool = True
+    connective_instances_per_subject: Annotated[int, Field(ge=0)] = 5
+    wordings: Count = 1
+    max_sentences_per_doc: Count = 1
+    homogeneous: Annotated[int, Field(ge=0)] = 1
+    heterogeneous: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def connectives(self) -> bool:
+        """Whether any sentence about sentences other than TF is written."""
+        return self.negations or self.disjunctions or self.conjunctions or self.implications
+
+    @model_validator(mode="after")
+    def _coherent(self) -> CorpusSpec:
+        if self.connectives and not self.true_false:
+            raise ValueError("negations, disjunctions, conjunctions and implications need true_false: true")
+        if not self.atomic and not self.true_false:
+            raise ValueError("atomic: false and true_false: false leave nothing to write")
+        if not self.homogeneous + self.heterogeneous:
+            raise ValueError("homogeneous and heterogeneous are both 0, so no document would be written")
+        return self
+
+
+class AgentSpec(Spec):
+    """The ideal Bayesian agent (§5): a symmetric Dirichlet prior worth ``prior`` observations in total."""
+
+    prior: Positive = 1.0
+
+
+class PointSpec(Spec):
+    """Which evaluation points are made (§6).
+
+    Attributes:
+        size: points about training subjects.
+        novel: points about subjects nobody has written about.
+        editing: give every point a requested update and its targets.
+        request_scope: a counterfactual request that is not meant to change a downstream answer asks for the fact's
+            ``distractor``, an object of the ``relation_range``, or any of ``all`` objects.
+        downstream_share: of upstream points, how many ask for an update that changes the downstream answer.
+        reinforce_share: of the other points, how many ask for what is already true.
+        target: posterior probability that the requested update must reach.
+    """
+
+    size: Count = 1000
+    novel: Annotated[int, Field(ge=0)] = 0
+    editing: bool = True
+    request_scope: Literal["distractor", "relation_range", "all"] = "distractor"
+    downstream_share: Share = 0.8
+    reinforce_share: Share = 0.6
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class BeliefSpec(Spec):
+    """Everything from the facts to the evaluation points; equal specs give equal bytes."""
+
+    seed: int = 0
+    graph: GraphSpec = GraphSpec()
+    generative: GenerativeSpec = GenerativeSpec()
+    corpus: CorpusSpec = CorpusSpec()
+    agent: AgentSpec = AgentSpec()
+    points: PointSpec = PointSpec()
+    parity: ParitySpec = ParitySpec()
