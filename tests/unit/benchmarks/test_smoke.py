@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep
+from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep, whole
 from raysweep.config.plan import Plan
 from raysweep.errors import ProblemsError, RunFailedError
 from raysweep.results.runner import run_trial
@@ -81,6 +81,24 @@ def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     rows = sweep.main(["--trials", "2", "--edits", "1"])
     assert [r["trials"] for r in rows] == [2, 2]
     assert "in process" in capsys.readouterr().out
+
+
+def test_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sides make the same trials; the plain way makes one of the two λ and counts it twice."""
+    asked: list[Plan] = []
+
+    def without_ray(plan: Plan, workspace: Workspace, **options: Any) -> launch.Outcome:
+        asked.append(plan)
+        return launch.Outcome(tuple(t.key for t in plan.trials), {}, (), False, "")
+
+    monkeypatch.setattr(launch, "run_sweep", without_ray)
+    cheap = ["--set", "arms.rome.editor.value.steps=2", "--set", "arms.rome+simie.editor.value.steps=2"]
+    options = ["--editor", "rome", "--lams", "1,10", "--edits", "2", "--rounds", "1", "--threads", "1", *cheap]
+    mine, plain = whole.main([*options, "--concurrent", "1", "--root", str(tmp_path)])
+    assert (mine["trials"], plain["trials"]) == (3, 3)
+    assert len(asked[1].passes) == 2
+    assert plain["edit s"] > 0 < plain["measure s"]
+    assert capsys.readouterr().out.count(" s per trial") == 2
 
 
 def test_lambda_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
