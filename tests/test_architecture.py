@@ -40,8 +40,8 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"config", "evals.metrics"},
         set(),
     ),  # the metrics' versions are part of a key; they need no torch
-    "belief": (BASE | {"belief", "config"}, set()),
-    "data": (BASE | {"config", "data"}, set()),
+    "belief": (BASE | {"belief", "config", "artifacts", "models"}, set()),
+    "data": (BASE | {"config", "data", "belief"}, set()),
     "models": (BASE | {"config", "models", "runtime", "editors.base"}, {"torch", "transformers", "safetensors"}),
     "editors": (BASE | {"config", "models", "artifacts", "editors"}, {"torch"}),
     "evals": (BASE | {"config", "models", "evals"}, {"torch"}),
