@@ -62,7 +62,7 @@ def run(backend: str, case: Case) -> tuple[Tensor, measure.Clock, float]:
     simie = SimIE(SimIEConfig.model_validate({"lam": case.lam, "backend": backend}), Null(NullConfig()))
     dtype = torch.float32 if backend == REFERENCE else torch.float64
     ridge = leastsq.ridge_begin(case.d_in, case.lam, inverse=backend == "woodbury64", dtype=dtype, device=device())
-    memory: dict[str, Any] = {"gram": ridge.gram, "age": 0}
+    memory: dict[str, Any] = {"lam": ridge.lam, "gram": ridge.gram, "age": 0}
     if ridge.inverse is not None:
         memory["inverse"] = ridge.inverse
     weight = torch.zeros(case.d_out, case.d_in, device=device())

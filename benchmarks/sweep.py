@@ -52,7 +52,7 @@ def in_process(count: int, edits: int, threads: int) -> dict[str, Any]:
         clock = measure.Clock()
         for one in found.trials:
             with clock.timed():
-                reports = list(runner.run_trial(one.trial, deps, store, arm=one.arm, point=one.point))
+                reports = list(runner.run_trial(one, deps, store))
             _demand(all(r.error == "" for r in reports) and reports[-1].done, reports[-1].error)
     rest = clock.wall[1:] or clock.wall
     row: dict[str, Any] = {"way": "in process", "trials": count, "whole s": sum(clock.wall)}

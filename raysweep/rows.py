@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+SHARED = "_shared"
+"""Ends the name of a phase that several trials went through together: each has its seconds in full, so do not add them up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeRow:
@@ -62,8 +65,9 @@ class StatRow:
 class TimingRow:
     """Where the seconds went; kept apart from the facts because it differs between equal runs.
 
-    ``phase`` is ``load``, ``artifacts``, ``edit``, ``apply``, ``immediate``, ``round``, ``base`` or ``snapshot``; ``count`` is how
-    many edits or records the seconds cover; ``step`` is the round they belong to.
+    ``phase`` is ``load``, ``artifacts``, ``edit``, ``apply``, ``immediate``, ``round``, ``base`` or ``snapshot``; with
+    ``_shared`` behind it, it was done once for all trials of a pass. ``count`` is how many edits or records the seconds
+    cover; ``step`` is the round they belong to.
     """
 
     trial_key: str

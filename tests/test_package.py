@@ -24,6 +24,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 def test_the_wheel_has_the_model_the_spaces_and_the_hyper_parameters(names: set[str]) -> None:
     share = {p.relative_to(ROOT).as_posix() for k in ("search_spaces", "hparams") for p in (ROOT / k).rglob("*.yaml")}
+    share |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "data/published").glob("*.csv")}
     missing = {f"raysweep/_share/{s}" for s in share} - names
     assert not missing
     for wanted in ("raysweep/py.typed", "raysweep/models/_embedded/model.safetensors"):
@@ -31,7 +32,7 @@ def test_the_wheel_has_the_model_the_spaces_and_the_hyper_parameters(names: set[
 
 
 def test_the_wheel_leaves_real_data_and_the_shim_behind(names: set[str]) -> None:
-    data = {n for n in names if n.startswith("raysweep/_share/data/")}
+    data = {n for n in names if n.startswith("raysweep/_share/data/") and "/published/" not in n}
     assert all(Path(n).name.startswith(("MANIFEST", "sample", "README")) for n in data)
     assert "cli.py" not in names
     assert not any(n.startswith("tests/") for n in names)

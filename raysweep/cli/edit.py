@@ -68,6 +68,10 @@ def command(
     runner, deps = lazy("raysweep.results.runner"), lazy("raysweep.tune.deps")
     listed = [{"key": t.key, "arm": t.arm, "point": dict(t.point)} for t in found.trials]
     store.write_plan({"sweep": name, "search": found.sweep.search.model_dump(mode="json"), "trials": listed}, "")
+    before = {t.key for t in found.trials if store.status(t.key).state == "DONE"}
+    for planned in found.trials:
+        if planned.key not in before:
+            store.reopen(planned.key)
     failed = ""
     shown.begin()
     try:
@@ -75,8 +79,11 @@ def command(
             shown.started(planned.key)
             local = store.folder.local
             effects = deps.make_deps(workspace, deps.Heartbeat(local / planned.key if local is not None else None))
-            for report in runner.run_trial(planned.trial, effects, store, arm=planned.arm, point=planned.point):
-                result = {**report.summary, "step": report.step, "done": report.done}
+            mates = [t for t in found.trials if planned.share and t.share == planned.share and t is not planned]
+            ended = planned.key not in before and store.status(planned.key).state in ("DONE", "FAILED")  # by its pass
+            reports = runner.replay(planned.trial, store) if ended else runner.run_trial(planned, effects, store, mates)
+            for report in reports:
+                result = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
                 shown.round(planned.key, {**result, "failure": report.error} if report.error else result)
                 failed = report.error or failed
             shown.stopped(planned.key)

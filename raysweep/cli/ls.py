@@ -27,13 +27,14 @@ class Kind(StrEnum):
     METRICS = "metrics"
     LAYOUTS = "layouts"
     SPACES = "spaces"
+    PUBLISHED = "published"
 
 
 def command(
     ctx: typer.Context,
     kind: Annotated[Kind | None, typer.Argument(help="One table; without it, all.", show_default=False)] = None,
 ) -> None:
-    """List what can be named in a search space.
+    """List what can be named in a search space, and published numbers to compare with.
 
     Example:
 
@@ -100,6 +101,19 @@ def _spaces(workspace: Workspace) -> Rows:
     return [(name, _question(path)) for name, path in workspace.spaces().items()]
 
 
+def _published(workspace: Workspace) -> Rows:
+    published = lazy("raysweep.results.published")
+    found = {name: published.read(path) for name, path in published.names(workspace).items()}
+    return [
+        (name, str(len(n)), *(_each(n, of) for of in ("paper", "table", "model", "dataset")))
+        for name, n in found.items()
+    ]
+
+
+def _each(rows: Sequence[Any], attribute: str) -> str:
+    return ", ".join(dict.fromkeys(getattr(row, attribute) for row in rows))
+
+
 def _question(path: Path) -> str:
     """Return the ``# Question:`` line of a search space, else its first comment."""
     lines = [line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
@@ -129,6 +143,7 @@ _TABLES: Mapping[Kind, tuple[Sequence[str], Callable[[Workspace], Rows]]] = {
     Kind.METRICS: (("name", "version", "compares with", "better", "about"), _metrics),
     Kind.LAYOUTS: (("model_type", "file"), _layouts),
     Kind.SPACES: (("name", "question"), _spaces),
+    Kind.PUBLISHED: (("name", "numbers", "paper", "table", "models", "data"), _published),
 }
 
 

@@ -20,14 +20,18 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("raysweep.cli.run:command", "Run a sweep; run it again to go on where it stopped."),
     "plan": ("raysweep.cli.plan:command", "Print the trials of a sweep without running any."),
     "validate": ("raysweep.cli.validate:command", "Check a search space; report every mistake at once."),
-    "ls": ("raysweep.cli.ls:command", "List editors, wrappers, datasets, models, studies, metrics, layouts, spaces."),
+    "ls": (
+        "raysweep.cli.ls:command",
+        "List editors, wrappers, datasets, models, studies, metrics, layouts, spaces, published numbers.",
+    ),
     "show": ("raysweep.cli.show:command", "Show a sweep's results: arms × rounds."),
-    "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps."),
+    "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps, or with published numbers."),
     "analyze": ("raysweep.cli.analyze:command", "Open a sweep with Ray Tune's own analysis."),
     "edit": ("raysweep.cli.edit:command", "Run one lifelong edit from flags, without a file."),
     "train-mend": ("raysweep.cli.train_mend:command", "Train MEND's hypernetwork."),
     "models": ("raysweep.cli.models:app", "List, fetch and build models."),
     "data": ("raysweep.cli.data:app", "List, check and fetch data."),
+    "belief": ("raysweep.cli.belief:app", "Build the belief-revision testbed."),
     "doctor": ("raysweep.cli.doctor:command", "Check this installation; explain an error code."),
 }
 

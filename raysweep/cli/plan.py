@@ -35,7 +35,8 @@ def command(
 ) -> None:
     """Print every trial of a sweep: arm, point, key, rounds, and what is already done. Runs nothing.
 
-    The keys are those of the results: a trial whose key is done is not run again. Needs neither torch nor Ray.
+    The keys are those of the results: a trial whose key is done is not run again. Trials that take their edits from one
+    pass (every λ of a path) count those edits once. Needs neither torch nor Ray.
 
     Example:
 
@@ -72,6 +73,7 @@ def as_json(found: Plan, status: Callable[[str], str]) -> dict[str, Any]:
                 "key": t.key,
                 "arm": t.arm,
                 "point": dict(t.point),
+                "share": t.share,
                 "status": status(t.key),
                 "trial": t.trial.model_dump(mode="json"),
             }
@@ -97,11 +99,21 @@ def _table(found: Plan, status: Callable[[str], str]) -> None:
         console.print(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}", markup=False, soft_wrap=True)
     for note in found.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    edits = sum(t.trial.protocol.rounds[-1] for t in found.trials)
     done = states.count("done")
-    count = len(found.trials)
-    noun = "trial" if count == 1 else "trials"
-    print(f"{count} {noun}, {edits:,} edits in all; {done} done, {count - done} to run")
+    print(f"{extent(found)}; {done} done, {len(found.trials) - done} to run")
+
+
+def extent(found: Plan) -> str:
+    """Return how many trials there are, in how many passes, and how many edits those make: ``7 trials in 1 pass, 100 edits``."""
+    edits = sum(group[0].trial.protocol.rounds[-1] for group in found.passes)
+    count, passes = len(found.trials), len(found.passes)
+    within = f" in {counted(passes, 'pass', 'passes')}" if passes < count else ""
+    return f"{counted(count, 'trial', 'trials')}{within}, {edits:,} edits in all"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return ``1 trial`` or ``2 trials``."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _point(trial: PlannedTrial) -> str:

@@ -60,9 +60,8 @@ def announce(found: Plan, store: ResultStore, *, fresh: bool) -> dict[str, int]:
     states = {t.key: store.status(t.key) for t in found.trials}
     behind = {} if fresh else {k: s.step for k, s in states.items() if s.step}
     done = 0 if fresh else sum(s.state == "DONE" for s in states.values())
-    edits = sum(t.trial.protocol.rounds[-1] for t in found.trials)
-    arms = len({t.arm for t in found.trials})
-    print(f"sweep {found.sweep.name}: {len(found.trials)} trials in {arms} arms, {edits:,} edits; {done} trials done")
+    arms = lazy("raysweep.cli.plan").counted(len({t.arm for t in found.trials}), "arm", "arms")
+    print(f"sweep {found.sweep.name}: {lazy('raysweep.cli.plan').extent(found)}, {arms}; {done} trials done")
     for note in found.notes:
         print(f"note: {note}")
     return behind
@@ -79,6 +78,7 @@ def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
         folder=store.folder.local,
         console=Console(),
         finished=behind,
+        passes={t.key: t.share for t in found.trials if t.share},
     )
     return shown
 

@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with standard errors, n, seeds, status and time.
 
-    Round 0 is the unedited model.
+    Round 0 is the unedited model. A time "+ … shared" was spent once, on edits that several trials took from one pass.
 
     Example:
 
@@ -97,7 +97,11 @@ def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> li
             "seeds": len(line.seeds),
             "status": line.status,
             **({"seconds_per_edit": line.per_edit} if plain else {"s/edit": line.per_edit}),
-            **({"seconds": line.seconds} if plain else {"time": clock(line.seconds)}),
+            **(
+                {"seconds": line.seconds, "seconds_shared": line.shared}
+                if plain
+                else {"time": clock(line.seconds) + (f" + {clock(line.shared)} shared" if line.shared else "")}
+            ),
         }
         for line in found
     ]

@@ -27,7 +27,7 @@ from raysweep.config.schema import (
     TrialSpec,
     WrapSpec,
 )
-from raysweep.config.space import Grid, Scalar
+from raysweep.config.space import Grid, Scalar, ValuePath
 from raysweep.errors import DataError, Problem, RaysweepError, WrapError
 from raysweep.evals.metrics import METRICS
 from raysweep.hashing import file_digest
@@ -118,7 +118,7 @@ class Binder:
         if isinstance(domain, Grid):
             for i, candidate in enumerate(domain.values):
                 if candidate == value and type(candidate) is type(value):
-                    return (*path, "grid", i)
+                    return (*path, domain.kind, i)
         return path
 
     def _plain(self, arm: ArmSpec, point: Point) -> _Plain | None:
@@ -193,20 +193,22 @@ class Binder:
         where: KeyPath = ("arms", target.arm.name, "editor")
         kind = self._component("editors", editor.name, where)
         config = None if kind is None else self._config(kind, editor, where, "editor.", target)
-        wraps = [self._wrap(i, kind, target) for i in range(len(editor.wrap))]
+        wraps: list[WrapSpec | None] = []
+        for i in range(len(editor.wrap)):
+            wraps.append(self._wrap(i, kind, target, wraps[-1] if wraps else None))
         sound = tuple(w for w in wraps if w is not None)
         if config is None or len(sound) < len(wraps):
             return None
         return EditorSpec(name=editor.name, config=config, wrap=sound)
 
-    def _wrap(self, index: int, editor: Any, target: _Target) -> WrapSpec | None:
-        """Return wrapper number *index* with its configuration, having checked that it can wrap the *editor*."""
+    def _wrap(self, index: int, editor: Any, target: _Target, below: WrapSpec | None) -> WrapSpec | None:
+        """Return wrapper number *index* with its configuration, having checked that it can wrap what is *below*."""
         arm, written = target.arm, target.arm.editor.wrap[index]
         where = self._wrap_path(arm, index)
         kind = self._component("wrappers", written.name, where)
         if kind is None:
             return None
-        inner, given = self._inside(arm, index, editor)
+        inner, given = self._inside(arm, index, editor, below)
         if given and given not in kind.accepts:
             wanted = " or ".join(kind.accepts)
             said = f"{written.name} cannot wrap '{inner}': it changes {given}, not {wanted}"
@@ -222,13 +224,16 @@ class Binder:
             self.problems.append(problem(self.sweep.source.value(where), said, hint, WrapError.code))
         return WrapSpec(name=written.name, config=config)
 
-    def _inside(self, arm: ArmSpec, index: int, editor: Any) -> tuple[str, str]:
+    def _inside(self, arm: ArmSpec, index: int, editor: Any, below: WrapSpec | None) -> tuple[str, str]:
         """Return the name of what wrapper number *index* wraps, and what that gives (empty = not known)."""
         if index == 0:
             return arm.editor.name, "" if editor is None else editor.patch_kind
         name = arm.editor.wrap[index - 1].name
         known = self._kept.get(("wrappers", name), (None, None))[0]
-        return name, "" if known is None else getattr(known, "gives", "weights")
+        if known is None or below is None:
+            return name, ""
+        gives = getattr(known, "gives", "weights")
+        return name, gives(known.config_type.model_validate(below.config)) if callable(gives) else gives
 
     def _component(self, table: str, name: str, path: KeyPath) -> Any:
         source = self.sweep.source
@@ -251,9 +256,12 @@ class Binder:
         defaults = self._defaults(name, model, place) if model else None
         merged = Merged(place)
         if defaults is not None:
-            merged.put(defaults.tree, defaults, ())
+            of = {"editor": target.arm.editor.name, "data": target.data.name if target.data else ""}
+            for tree, path in hparams.layers(defaults, **of):
+                merged.put(tree, defaults, path)
         merged.put(written.config, self.sweep.source, where)
         self._put_points(merged, target.arm, target.point, prefix)
+        self._put_implied(merged, kind, written, where, prefix, target)
         try:
             config = kind.config_type.model_validate(merged.tree)
         except ValidationError as error:
@@ -265,10 +273,32 @@ class Binder:
             return None
         return self._with_texts(config, target.data, merged) if target.data else None
 
+    def _put_implied(
+        self, merged: Merged, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: _Target
+    ) -> None:  # fmt: skip
+        """Set what a path of values implies, having noted where the arm or the point says otherwise."""
+        arm, source = target.arm, self.sweep.source
+        for key in (k for k in target.point if k.startswith(prefix)):
+            if not isinstance(arm.space.get(key, self.sweep.space.get(key)), ValuePath):
+                continue
+            field = key.removeprefix(prefix)
+            for name, value in getattr(kind, "path_implies", {}).get(field.partition(".")[0], {}).items():
+                swept = target.point.get(f"{prefix}{name}", value)
+                said = written.config.get(name, value)
+                at = self._written(arm, key, target.point[key])
+                if swept == said == value:
+                    merged.put_at((name,), value, source, at)
+                    continue
+                place = self._written(arm, f"{prefix}{name}", swept) if swept != value else (*where, name)
+                told = f"a path of '{field}' implies {name}: {value}, but here {name} is {swept if swept != value else said}"
+                hint = f"remove '{name}', or write {field}: {{grid: […]}} for one run per value"
+                self.problems.append(problem(source.value(place), told, hint))
+
     def _defaults(self, name: str, model: ModelSpec, place: Place) -> Source | None:
         """Return the hyper-parameter file of *name* on *model*; None without one, or after noting what is wrong."""
         question = ("hparams", name, hparams.stem(model))
-        found: Source | None = self._once(question, lambda: hparams.find(name, model, self.workspace), place)
+        known = {"editor": self.components.editors, "data": self.components.datasets}
+        found: Source | None = self._once(question, lambda: hparams.find(name, model, self.workspace, known), place)
         return found
 
     def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> Problem:

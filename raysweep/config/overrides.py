@@ -10,6 +10,7 @@ from raysweep.config.load import parse_value
 from raysweep.config.merge import TIED
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_error, problem
+from raysweep.config.space import is_domain
 from raysweep.errors import Problem, SpecError, nearest
 
 BASE_KEYS = ("model", "data", "protocol", "threads", "seed")
@@ -51,7 +52,8 @@ def _apply_one(source: Source, text: str, place: Place) -> Source:
         raise _MisplacedError("an override is written key=value", "for example --set data.size=50")
     value = parse_value(written, "value")
     tree = copy.deepcopy(source.tree) if isinstance(source.tree, dict) else {}
-    path = _path(tree, key)
+    swept = key.partition(".")[0] in ("editor", "wrap") and is_domain(value)
+    path: KeyPath = ("space", key) if swept else _path(tree, key)
     if len(path) == 2 and path[0] == "base" and path[1] in TIED and isinstance(value, str):
         _drop_tied(tree, str(path[1]), value)
         path = (*path, "name")
@@ -87,7 +89,9 @@ def _path(tree: dict[str, Any], key: str) -> KeyPath:
         return (head, *(rest.split(".") if rest else []))
     hint = nearest(head, (*BASE_KEYS, *TOP_KEYS))
     if head in ("editor", "wrap"):
-        hint = f"an arm's own keys are written arms.<arm>.{key}; a swept key is space.{key}"
+        hint = (
+            f"an arm's own keys are written arms.<arm>.{key}; of all arms only a domain can be set: {key}={{grid: […]}}"
+        )
     raise _MisplacedError(f"unknown key '{head}'", hint)
 
 

@@ -60,6 +60,14 @@ class Source:
             overrides=(*self.overrides, override),
         )
 
+    def also(self, path: KeyPath, other: KeyPath) -> Source:
+        """Return the source with what was written at *path* to be found at *other* as well."""
+        keys, values = (
+            {(*other, *p[len(path) :]): where for p, where in table.items() if p[: len(path)] == path}
+            for table in (self.keys, self.values)
+        )
+        return replace(self, keys={**self.keys, **keys}, values={**self.values, **values})
+
     def _nearest(self, table: Mapping[KeyPath, Place], path: KeyPath) -> Place:
         for end in range(len(path), -1, -1):
             if path[:end] in table:

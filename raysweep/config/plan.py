@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,9 +14,10 @@ from raysweep.config.bind import Binder, Point
 from raysweep.config.components import Components
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
-from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec
-from raysweep.config.space import Domain, Grid
+from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec, without_paths
+from raysweep.config.space import Domain, Grid, ValuePath
 from raysweep.errors import Problem, ProblemsError, nearest
+from raysweep.hashing import digest
 from raysweep.lazy import lazy
 from raysweep.registry import Registry
 from raysweep.seeds import derive
@@ -27,11 +28,24 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec
 
 @dataclass(frozen=True, slots=True)
 class PlannedTrial:
-    """One trial and where it came from."""
+    """One trial and where it came from.
+
+    Attributes:
+        arm: the arm's name.
+        point: the swept keys and their values.
+        trial: the trial.
+        share: names what its edits depend on: trials with the same may run in one pass; empty = none may.
+        kin: the same without seed and order, where each edit is its record's alone: such passes may share single
+            proposals; empty = they may not.
+        apart: its edits may be computed apart from each other (``resources.shards``).
+    """
 
     arm: str
     point: Point
     trial: TrialSpec
+    share: str = ""
+    kin: str = ""
+    apart: bool = False
 
     @property
     def key(self) -> str:
@@ -52,6 +66,14 @@ class Plan:
     sweep: SweepSpec
     trials: tuple[PlannedTrial, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> tuple[tuple[PlannedTrial, ...], ...]:
+        """The trials, grouped by the pass over the edits they can share, in the order of their first one."""
+        found: dict[str, list[PlannedTrial]] = {}
+        for trial in self.trials:
+            found.setdefault(trial.share or trial.key, []).append(trial)
+        return tuple(tuple(group) for group in found.values())
 
 
 def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None = None) -> Plan:
@@ -77,12 +99,41 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
             if trial is None:
                 continue
             same += trial.key in trials
-            trials.setdefault(trial.key, PlannedTrial(arm.name, point, trial))
+            if trial.key not in trials:
+                trials[trial.key] = _with_sharing(PlannedTrial(arm.name, point, trial), components)
+                if not sweep.resources.share:
+                    trials[trial.key] = replace(trials[trial.key], share="", kin="")
         if same:
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
+    whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
+    if sweep.resources.shards > 1 and whole:
+        notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
     return Plan(sweep, tuple(trials.values()), tuple(notes))
+
+
+def _with_sharing(planned: PlannedTrial, components: Components) -> PlannedTrial:
+    """Return *planned* with what its editor says its edits depend on (``Sharer``, ``Proposer``).
+
+    ``share`` covers everything that the key covers, but of the editor only what the editor itself says. The protocol is
+    in it: trials of one pass are measured at the same steps.
+    """
+    trial, spec = planned.trial, planned.trial.editor
+    if not hasattr(components.studies.get(trial.study), "together"):
+        return planned
+    kind = components.editors.get(spec.name)
+    editor = kind(kind.config_type.model_validate(dict(spec.config)))
+    for wrap in spec.wrap:
+        kind = components.wrappers.get(wrap.name)
+        editor = kind(kind.config_type.model_validate(dict(wrap.config)), editor)
+    shared = editor.shared() if hasattr(editor, "shared") else None
+    apart = bool(editor.apart()) if hasattr(editor, "apart") else False
+    edits = without_paths({**trial.identity(), "editor": spec.model_dump(mode="json") if shared is None else shared})
+    share = "" if shared is None else digest(edits)
+    del edits["seed"]
+    kin = digest(edits) if apart and trial.protocol.batch_size == 1 else ""
+    return replace(planned, share=share, kin=kin, apart=apart)
 
 
 def bind(
@@ -161,6 +212,7 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
             every = {k for arm in sweep.arms for k in swept_keys(arm, components)}
             found.append(problem(place, f"'{key}' applies to no arm", _near(key, every)))
         found += _check_drawn(sweep, key, domain, place)
+        found += _check_path(sweep.arms, key, domain, place, components)
     for arm in sweep.arms:
         for key, domain in arm.space.items():
             place = sweep.source.key(("arms", arm.name, "space", key))
@@ -168,6 +220,7 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
                 hint = _near(key, swept_keys(arm, components))
                 found.append(problem(place, f"'{key}' does not apply to arm '{arm.name}'", hint))
             found += _check_drawn(sweep, key, domain, place)
+            found += _check_path([arm], key, domain, place, components)
     return found
 
 
@@ -176,6 +229,20 @@ def _check_drawn(sweep: SweepSpec, key: str, domain: Domain, place: Place) -> li
         return []
     hint = "search: {sampler: random, samples: 8, seed: 0}"
     return [problem(place, f"'{key}' is drawn ({domain.kind}), but search.sampler is grid", hint)]
+
+
+def _check_path(
+    arms: Iterable[ArmSpec], key: str, domain: Domain, place: Place, components: Components
+) -> list[Problem]:
+    """Return a complaint if *domain* is a path over something that edits depend on."""
+    if not isinstance(domain, ValuePath) or not any(_applies(arm, key, components) for arm in arms):
+        return []
+    table = components.wrappers
+    known = [f"wrap.{n}.{f}" for n in table.names() for f in getattr(table.get(n), "path_implies", {})]
+    if any(key == k or key.startswith(f"{k}.") for k in known):
+        return []
+    said = f"'{key}' has no path: edits depend on it"
+    return [problem(place, said, f"write {{grid: […]}}; keys with a path: {', '.join(known) or 'none'}")]
 
 
 def _check_metric(sweep: SweepSpec) -> list[Problem]:

@@ -47,7 +47,8 @@ def from_validation(
     for detail in error.errors(include_url=False, include_context=True):
         if detail["type"] == ignore:
             continue
-        grouped.setdefault(_known_part(spec, detail["loc"]), []).append(detail)
+        named = detail["type"] == "extra_forbidden"  # only then is the last part a key of the file, known or not
+        grouped.setdefault(_known_part(spec, detail["loc"], named), []).append(detail)
     return [_one(path, details, spec, what, locate) for path, details in grouped.items()]
 
 
@@ -84,8 +85,8 @@ def fields_at(spec: type[BaseModel], path: KeyPath) -> tuple[str, ...]:
     return tuple(here.model_fields) if here else ()
 
 
-def _known_part(spec: type[BaseModel], loc: tuple[int | str, ...]) -> KeyPath:
-    """Return *loc* without the names of union branches that pydantic puts into it."""
+def _known_part(spec: type[BaseModel], loc: tuple[int | str, ...], named: bool) -> KeyPath:
+    """Return *loc* without the names of union branches that pydantic puts into it; its last part stays if *named*."""
     kept: list[int | str] = []
     here: type[BaseModel] | None = spec
     for depth, part in enumerate(loc):
@@ -94,7 +95,7 @@ def _known_part(spec: type[BaseModel], loc: tuple[int | str, ...]) -> KeyPath:
         elif here is not None and part in here.model_fields:
             kept.append(part)
             here = _model_in(here.model_fields[part].annotation)
-        elif here is not None and depth == len(loc) - 1:
+        elif here is not None and named and depth == len(loc) - 1:
             kept.append(part)
     return tuple(kept)
 

@@ -82,7 +82,8 @@ class ProtocolSpec(Spec):
         immediate: also measure each batch right after it is written (rows whose ``step`` is their own edit step).
         eval_batch: rows per forward pass of the evaluation (part of the key: it moves the last bits).
         asking: ``teacher_forced`` asks for each target token given the ones before it; ``generation`` lets the model write as
-            many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced).
+            many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced);
+            ``generation_ref`` compares what it wrote as published (quirk Q7; no log-probabilities).
     """
 
     version: ClassVar[int] = 1
@@ -98,7 +99,7 @@ class ProtocolSpec(Spec):
     scope: Literal["seen", "all"] = "seen"
     immediate: bool = True
     eval_batch: Count = 64
-    asking: Literal["teacher_forced", "generation"] = "teacher_forced"
+    asking: Literal["teacher_forced", "generation", "generation_ref"] = "teacher_forced"
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ProtocolSpec:
@@ -181,7 +182,7 @@ class TrialSpec(Spec):
         data = self.model_dump(mode="json")
         for part in ("model", "data"):
             del data[part]["path"]
-        _drop_text_paths(data["editor"])
+        data["editor"] = without_paths(data["editor"])
         return data
 
     @cached_property
@@ -190,16 +191,14 @@ class TrialSpec(Spec):
         return digest(self.identity())
 
 
-def _drop_text_paths(node: Any) -> None:
-    """Remove ``path`` of every text, file and data spec (a mapping with ``path`` and ``digest``) below *node*."""
-    if isinstance(node, dict):
-        if "digest" in node and "path" in node:
-            del node["path"]
-        for value in node.values():
-            _drop_text_paths(value)
-    elif isinstance(node, list):
-        for value in node:
-            _drop_text_paths(value)
+def without_paths(node: Any) -> Any:
+    """Return *node* (plain data) without the ``path`` of every text, file and data spec: a mapping with ``path`` and ``digest``."""
+    if isinstance(node, Mapping):
+        dropped = {"path"} if "digest" in node else set()
+        return {key: without_paths(value) for key, value in node.items() if key not in dropped}
+    if isinstance(node, list | tuple):
+        return [without_paths(value) for value in node]
+    return node
 
 
 class SearchSpec(Spec):
@@ -229,6 +228,9 @@ class ResourceSpec(Spec):
         memory: bytes reserved per trial; 0 = not reserved.
         concurrent: trials at once; 0 = as many as fit.
         retries: restarts of a trial whose process died.
+        share: let trials that differ only in what their editors report of shared edits (λ, say) run in one pass.
+        shards: processes that compute the edits of one trial, where its edits may be computed apart (SimIE's closed form);
+            each gets ``cpu``, ``gpu`` and ``memory``. The numbers do not depend on it.
     """
 
     cpu: Positive = 1.0
@@ -236,6 +238,8 @@ class ResourceSpec(Spec):
     memory: Annotated[int, Field(ge=0)] = 0
     concurrent: Annotated[int, Field(ge=0)] = 0
     retries: Annotated[int, Field(ge=0)] = 2
+    share: bool = True
+    shards: Count = 1
 
 
 def _domain(value: Any) -> Domain:

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from raysweep.errors import nearest
 
 Scalar = bool | int | float | str | None
-FORMS = (
-    "{grid: [0, 1]}, {choice: [a, b]}, {uniform: [0, 1]}, {loguniform: [0.01, 100]}, {int: [1, 8]}, {logint: [1, 64]}"
-)
+FORMS = ", ".join([
+    "{grid: [0, 1]}", "{path: [0.1, 1]}", "{choice: [a, b]}", "{uniform: [0, 1]}", "{loguniform: [0.01, 100]}",
+    "{int: [1, 8]}", "{logint: [1, 64]}",
+])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,13 @@ class Grid:
 
     values: tuple[Scalar, ...]
     kind: ClassVar[str] = "grid"
+
+
+@dataclass(frozen=True, slots=True)
+class ValuePath(Grid):
+    """A grid whose values take their edits from one pass; the component says what else that implies (``path_implies``)."""
+
+    kind: ClassVar[str] = "path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,15 @@ def parse(tree: Any) -> Domain:
     return _MAKERS[kind](kind, argument)
 
 
+def is_domain(tree: Any) -> bool:
+    """Tell whether *tree* looks like a domain: one of their names and a list."""
+    return (
+        isinstance(tree, Mapping)
+        and len(tree) == 1
+        and all(k in _MAKERS and isinstance(v, list) for k, v in tree.items())
+    )
+
+
 def as_tree(domain: Domain) -> dict[str, list[Scalar]]:
     """Return *domain* as it is written in YAML; the inverse of :func:`parse`."""
     if isinstance(domain, Grid | Choice):
@@ -130,7 +147,7 @@ def _listed(kind: str, argument: list[Any]) -> Domain:
     odd = [v for v in argument if not (v is None or isinstance(v, bool | int | float | str))]
     if odd:
         raise ValueError(f"'{kind}' takes plain values, got {_flow(odd[0])}; for lists and mappings write one arm each")
-    return Grid(tuple(argument)) if kind == "grid" else Choice(tuple(argument))
+    return _LISTS[kind](tuple(argument))
 
 
 def _bounds(kind: str, argument: list[Any], types: tuple[type, ...]) -> tuple[Any, Any]:
@@ -156,8 +173,10 @@ def _whole(kind: str, argument: list[Any]) -> Domain:
     return (IntRange if kind == "int" else LogInt)(low, high)
 
 
+_LISTS: Mapping[str, type[Grid] | type[Choice]] = {"grid": Grid, "path": ValuePath, "choice": Choice}
 _MAKERS: Mapping[str, Callable[[str, list[Any]], Domain]] = {
     "grid": _listed,
+    "path": _listed,
     "choice": _listed,
     "uniform": _real,
     "loguniform": _real,

@@ -15,7 +15,7 @@ from raysweep.config.overrides import BASE_KEYS, TOP_KEYS, apply
 from raysweep.config.places import KeyPath, Source
 from raysweep.config.problems import from_validation, problem, unknown_keys
 from raysweep.config.schema import ArmSpec, EditorSpec, ResourceSpec, SearchSpec, Spec, SweepSpec, WrapSpec
-from raysweep.config.space import Domain, parse
+from raysweep.config.space import Domain, is_domain, parse
 from raysweep.errors import NameUnknownError, Problem, ProblemsError, nearest
 from raysweep.workspace import Workspace
 
@@ -144,18 +144,47 @@ class _Reader:
             self.say(path, f"arm '{name}' needs the key 'editor'", "raysweep ls editors", key=True)
         editor = self.named(tree.get("editor"), (*path, "editor"), "editor") if "editor" in tree else None
         wraps = tree.get("wrap", [])
-        listed = list(enumerate(wraps)) if isinstance(wraps, list) else [("", wraps)]
-        wrappers = [self.named(w, (*path, "wrap", *([i] if i != "" else [])), "wrapper") for i, w in listed]
+        listed: list[tuple[KeyPath, Any]] = [((*path, "wrap"), wraps)]
+        if isinstance(wraps, list):
+            listed = [((*path, "wrap", i), w) for i, w in enumerate(wraps)]
+        wrappers = [self.named(w, here, "wrapper") for here, w in listed]
         names = [w["name"] for w in wrappers if w]
         for twice in sorted({n for n in names if names.count(n) > 1}):
             self.say((*path, "wrap"), f"wrapper '{twice}' is written twice in arm '{name}'")
         base = self.base(tree, path, (*BASE_KEYS, *ARM_KEYS), f"arm '{name}'", report=False)
         space = self.space(tree, (*path, "space"))
+        if editor is not None:
+            editor = self.without_paths(editor, (*path, "editor"), "editor.", space)
+        wrappers = [
+            w and self.without_paths(w, here, f"wrap.{w['name']}.", space)
+            for (here, _), w in zip(listed, wrappers, strict=True)
+        ]
         if editor is None:
             return None
         around = tuple(WrapSpec(name=w["name"], config=_rest(w)) for w in wrappers if w)
         spec = EditorSpec(name=editor["name"], config=_rest(editor), wrap=around)
         return ArmSpec(name=name, editor=spec, base=base, space=space)
+
+    def without_paths(
+        self, tree: dict[str, Any], path: KeyPath, prefix: str, space: dict[str, Domain]
+    ) -> dict[str, Any]:
+        """Return a component's keys without those whose value is a ``{path: […]}``, which join the arm's *space*."""
+        kept: dict[str, Any] = {}
+        for key, value in tree.items():
+            here, swept = (*path, key), f"{prefix}{key}"
+            if not (is_domain(value) and "path" in value):
+                inside = self.without_paths(value, here, f"{swept}.", space) if isinstance(value, dict) else value
+                if inside or inside == value:  # else there was nothing in it but a path
+                    kept[key] = inside
+                continue
+            if swept in space:
+                self.say(here, f"{swept} is written twice: here and in the arm's space")
+            try:
+                space[swept] = parse(value)
+            except ValueError as error:
+                self.say(here, f"{key}: {error}")
+            self.source = self.source.also(here, (*path[:2], "space", swept))
+        return kept
 
     def base(
         self, tree: dict[str, Any], path: KeyPath, known: Iterable[str], what: str, *, report: bool = True

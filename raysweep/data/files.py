@@ -53,11 +53,14 @@ class JsonDataset:
     def locate(self, spec: DataSpec, workspace: Workspace) -> Path:
         """Return ``spec.path`` (a file, or a folder that holds one), else the file found by name in ``data/``.
 
+        A relative path that is not below the root is looked for in what came with the package (``data/ZsRE/sample.json``).
+
         Raises:
             DataError: there is none; the hint says where it belongs.
         """
         if spec.path:
-            return self._given(workspace.resolve(spec.path))
+            path = workspace.resolve(spec.path)
+            return self._given(path if path.exists() else workspace.find(spec.path) or path)
         for place in self.places:
             found = workspace.find("data", *place.split("/"))
             if found is not None:

@@ -52,6 +52,8 @@ class AlphaEditConfig(EditorConfig):
         contexts: context templates; the bare prompt weighs one half, the others share the other half.
     """
 
+    dropped: ClassVar[frozenset[str]] = frozenset({"mom2_update_weight"})
+
     layers: tuple[int, ...] = Field(min_length=1)
     value: ValueSpec = ValueSpec(clamp=0.75)
     threshold: Positive = 2e-2
@@ -105,6 +107,11 @@ class AlphaEdit:
         if c.contexts.templates is None:
             wanted["contexts"] = contexts.request(lm, c.contexts)
         return wanted
+
+    @property
+    def memoryless(self) -> bool:
+        """Tell whether each edit forgets those before (``pre: 0``)."""
+        return not self.config.pre
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
         """Return ``R = P / L2`` per layer (``C_p = 0`` for ``ref_fp32_lu``); nothing without memory."""

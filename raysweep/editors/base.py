@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysweep.config.schema import Count, DataSpec, NonNegative, Positive, Spec, TextSpec
 from raysweep.lazy import lazy
@@ -30,7 +30,17 @@ _torch = lazy("torch")
 
 
 class EditorConfig(Spec):
-    """Base of every editor's and wrapper's configuration: frozen, unknown keys are errors."""
+    """Base of every editor's and wrapper's configuration: frozen, unknown keys are errors.
+
+    ``dropped`` names hyper-parameters of the published files that change no number there: accepted and left out (quirk Q46).
+    """
+
+    dropped: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_dead_names(cls, data: Any) -> Any:
+        return {k: v for k, v in data.items() if k not in cls.dropped} if isinstance(data, Mapping) else data
 
 
 class ContextSpec(Spec):
@@ -55,12 +65,14 @@ class MomentSpec(Spec):
         width: longest row in tokens; longer texts are cut.
         skip: leading tokens of each row to leave out (1 for models whose position 0 is an attention sink; 0 = published).
         damping: added to the diagonal, in units of its mean, before factoring (0 = published).
+        ref_fp32: add the products up in fp32, as published (quirk Q10).
     """
 
     text: TextSpec = TextSpec()
     width: Count = 512
     skip: Annotated[int, Field(ge=0)] = 0
     damping: NonNegative = 0.0
+    ref_fp32: bool = False
 
 
 class ValueSpec(Spec):
@@ -74,6 +86,8 @@ class ValueSpec(Spec):
         kl: factor of ``KL(P_δ ‖ P_0)`` at the subject in ``"{subject} is a"``.
         batch: records optimised at once.
         stop_on_argmax: also stop as soon as the target is the arg-max in every context (ENCORE's MPES; off = published).
+        strip_dummy_piece: do not demand the stand-alone space piece that SentencePiece puts before a target encoded by itself
+            (quirk Q6; off = published).
     """
 
     steps: Count = 20
@@ -83,6 +97,7 @@ class ValueSpec(Spec):
     kl: NonNegative = 0.0625
     batch: Count = 1
     stop_on_argmax: bool = False
+    strip_dummy_piece: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +248,60 @@ class Viewer(Protocol):
 
     def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: Any) -> View:
         """Return the view, given the total change of each edited weight since the pristine model (fp32, logical)."""
+        ...
+
+
+@runtime_checkable
+class Sharer(Protocol):
+    """An editor whose edits and state do not depend on all of its hyper-parameters (optional, beside Viewer)."""
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """Return the part of the composed configuration that determines `begin` and `edit` (None: all of it; nothing can be
+        shared).
+
+        Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one pass; each asks its own
+        editor for its view of the shared state.
+        """
+        ...
+
+
+def composed(editor: Any) -> dict[str, Any]:
+    """Return name and configuration of *editor* and, if it is a wrapper, of all editors inside it, as plain data."""
+    found = {"name": editor.name, "config": editor.config.model_dump(mode="json")}
+    return {**found, "inner": composed(editor.inner)} if hasattr(editor, "inner") else found
+
+
+@runtime_checkable
+class Proposer(Protocol[S]):
+    """An editor whose edits may be computed apart from each other, anywhere and in any order (optional, beside Editor).
+
+    Promises, where :meth:`apart` is true
+        1. ``propose`` depends on the pristine model, the batch, the artifacts and *rng* alone; ``lm`` stays bit-identical.
+        2. A proposal is a dict (nested) of tensors and plain JSON values, like a state.
+        3. ``edit(lm, batch, state, …)`` is ``absorb(lm, state, propose(lm, batch, …))``, bit for bit; so it matters in which
+           order proposals are absorbed, never where or when they were computed.
+    """
+
+    def apart(self) -> bool:
+        """Tell whether this configuration keeps the promises.
+
+        A wrapper asks the wrapped editor's ``memoryless`` (absent = False): its state is always None.
+        """
+        ...
+
+    def propose(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> Mapping[str, Any]:
+        """Return what *batch* adds: the expensive part of an edit."""
+        ...
+
+    def absorb(self, lm: LanguageModel, state: S, proposal: Mapping[str, Any]) -> EditStep[S]:
+        """Take in one proposal: the cheap part of an edit."""
         ...
 
 

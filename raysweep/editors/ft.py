@@ -40,7 +40,10 @@ class FineTuneConfig(EditorConfig):
         norm_constraint: each entry stays within ± this of its value before the edit; None = free.
         train_bias: train the matrix's bias too (quirk Q14; the published GPT-2-XL setting does).
         ask_special: FT-L also asks for the tokenizer's special tokens, BOS say (quirk Q13; published).
+        strip_dummy_piece: FT-L does not ask for SentencePiece's stand-alone space piece (quirk Q6; off = published).
     """
+
+    dropped: ClassVar[frozenset[str]] = frozenset({"kl_factor"})
 
     layers: tuple[int, ...] = Field(min_length=1)
     objective: Literal["prompt_last", "target_new"] = "prompt_last"
@@ -51,6 +54,7 @@ class FineTuneConfig(EditorConfig):
     norm_constraint: Positive | None = None
     train_bias: bool = False
     ask_special: bool = True
+    strip_dummy_piece: bool = False
 
 
 class FineTune:
@@ -60,6 +64,7 @@ class FineTune:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = FineTuneConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Zhu et al. 2020, arXiv 2012.00363 (FT-L); Zhang et al. 2024, arXiv 2401.01286 (FT-M)"
 
     def __init__(self, config: FineTuneConfig) -> None:
@@ -90,7 +95,7 @@ class FineTune:
         rng: torch.Generator,
     ) -> EditStep[None]:
         """Train on the whole batch (mean of the records' losses)."""
-        ask = _prompt_last(lm, batch, special=self.config.ask_special)
+        ask = _prompt_last(lm, batch, special=self.config.ask_special, strip=self.config.strip_dummy_piece)
         if self.config.objective == "target_new":
             ask = _target_new(lm, batch)
         names = self.edited(lm)
@@ -151,13 +156,15 @@ class _Ask:
         return -(logp[inverse, wanted] * weight).sum()
 
 
-def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool) -> _Ask:
+def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool, strip: bool) -> _Ask:
     """Demand every target token at the prompt's last token; unk is left out (and everything counts if there is none)."""
     rows, asks = [], []
     for i, record in enumerate(batch):
         prompt = tokens.encode(lm, record.prompt)
         text = tokens.always_spaced(record.target)
         wanted = lm.tokenizer(text)["input_ids"] if special else tokens.bare(lm, text)
+        if strip and tokens.dummies(lm, record.prompt + text, tokens.bare(lm, text)):
+            wanted.remove(tokens.bare(lm, text)[0])
         kept = [t for t in wanted if t != lm.tokenizer.unk_token_id]
         rows.append(prompt)
         asks += [(i, len(prompt) - 1, t, 1.0 / (len(kept) * len(batch))) for t in kept]

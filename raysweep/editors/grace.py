@@ -48,6 +48,8 @@ class GraceConfig(EditorConfig):
             any other. Off: targets are compared id by id, and an edit of a known key with another target takes its entry over.
     """
 
+    dropped: ClassVar[frozenset[str]] = frozenset({"num_pert", "reg", "val_reg", "dropout", "dist_fn"})
+
     layer: int = Field(ge=0)
     matrix: Literal["in", "out"] = "out"
     steps: Count = 50

@@ -5,12 +5,13 @@ Shape legend: ``d`` width of a key, ``n`` keys of a batch (columns), ``k`` keys 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from raysweep.errors import ArtifactError
+from raysweep.errors import ArtifactError, SpecError
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,77 @@ def pinv_gain(state: RidgeState, keys: Tensor) -> tuple[RidgeState, Tensor]:
     """Absorb keys and return ``(state′, P′⁺ K)`` by the hermitian pseudo-inverse (the published ``SVD`` solver)."""
     gram = state.gram + keys @ keys.T
     return RidgeState(state.lam, gram, None), torch.linalg.pinv(gram, hermitian=True) @ keys
+
+
+def pushed(chunks: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+    """Return *chunks* ``[n_i, d]`` with *rows* ``[k, d]`` at their end; no tensor is written to.
+
+    Neighbours are joined as a binary counter carries, so there are O(log N) chunks and each row is copied O(log N) times.
+    """
+    kept = [*chunks, rows.contiguous()]
+    while len(kept) > 1 and len(kept[-2]) <= len(kept[-1]):
+        last = kept.pop()
+        kept[-1] = torch.cat([kept[-1], last])
+    return kept
+
+
+def length(chunks: Sequence[Tensor]) -> int:
+    """Return how many rows *chunks* have."""
+    return sum(len(c) for c in chunks)
+
+
+def folded(base: Tensor | None, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Return ``base + Σ Lᵀ R`` ``[d_l, d_r]`` for chunks ``L [n_i, d_l]``, ``R [n_i, d_r]`` of like lengths; None is nought."""
+    total = right[0].new_zeros(left[0].shape[1], right[0].shape[1]) if base is None else base.clone()
+    for one, other in zip(left, right, strict=True):
+        total.addmm_(one.T, other)
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """The normal equations of a ridge regression, for any ``λ``, in fp64: ``S(λ) = A (λI + C)⁻¹`` (editors.md §13.8).
+
+    ``m`` is the width of all values side by side. *Primal*: ``matrix = C [d, d]``, ``right = Aᵀ [d, m]``. *Dual*, for fewer than
+    d keys: over the ``n`` distinct keys as rows ``K̃ [n, d]``, ``matrix = K̃ K̃ᵀ [n, n]`` and ``right = B̃ [n, m]``.
+    """
+
+    matrix: Tensor
+    right: Tensor
+    keys: Tensor | None = None
+
+    @staticmethod
+    def dual(keys: Tensor, values: Tensor) -> Normal:
+        """Return the equations of keys ``[N, d]`` and values ``[N, m]``, rows of equal keys merged."""
+        keys, values = merged(keys, values)
+        return Normal(keys @ keys.T, values, keys)
+
+    def solve(self, lam: float) -> Tensor:
+        """Return ``X [n, m]`` with ``S(λ) = Xᵀ`` (primal) or ``Xᵀ K̃`` (dual).
+
+        Raises:
+            SpecError: the equations are singular in fp64.
+        """
+        shifted = self.matrix.clone()
+        shifted.diagonal().add_(lam)
+        lower, info = torch.linalg.cholesky_ex(shifted)
+        if int(info) != 0:
+            size = float(self.matrix.diagonal().max())
+            raise SpecError(f"λ = {lam:g} is too small beside keys of energy {size:.3g}", hint="take a larger lam")
+        return torch.cholesky_solve(self.right, lower)
+
+
+def merged(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge equal keys, exactly: μ equal rows become one, times ``√μ``; their values become their sum over ``√μ`` (§13.8).
+
+    Args:
+        keys: ``[N, d]``.
+        values: ``[N, m]``.
+    """
+    distinct, where, counts = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
+    root = counts.to(values.dtype).sqrt()[:, None]
+    summed = values.new_zeros(len(distinct), values.shape[1]).index_add_(0, where, values)
+    return distinct * root, summed / root
 
 
 def closed_form(sums: Tensor, gram: Tensor, lam: float) -> Tensor:

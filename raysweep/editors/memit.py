@@ -43,6 +43,8 @@ class MemitConfig(EditorConfig):
         contexts: context templates; the bare prompt weighs one half, the others share the other half.
     """
 
+    dropped: ClassVar[frozenset[str]] = frozenset({"layer_selection", "mom2_adjustment"})
+
     layers: tuple[int, ...] = Field(min_length=1)
     value: ValueSpec = ValueSpec()
     moment_weight: Positive = 15_000.0
@@ -57,6 +59,7 @@ class Memit:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = MemitConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2023, arXiv 2210.07229"
 
     def __init__(self, config: MemitConfig) -> None:

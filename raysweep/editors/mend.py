@@ -47,7 +47,7 @@ class MendTraining(Spec):
         swap: share of records written with another record's target, so that targets do not give records away (0 = published).
         every: validate after this many steps and keep the best network.
         select: what is best: ``edit`` accuracy on held-out records, or the mean of edit accuracy and locality (``both``); ties go
-            to the smaller loss.
+            to the smaller loss; ``last`` keeps the newest, as published (quirk Q36).
         seed: of initialisation and of every draw.
         ref_kl: measure locality over the last m positions instead of those that predict the answer (quirk Q34).
         ref_lr: η learns at ``lr``; ``lr_lr`` does nothing (quirk Q35).
@@ -65,7 +65,7 @@ class MendTraining(Spec):
     paraphrase: Annotated[float, Field(ge=0, le=1)] = 0.0
     swap: Annotated[float, Field(ge=0, le=1)] = 0.0
     every: Count = 100
-    select: Literal["edit", "both"] = "edit"
+    select: Literal["edit", "both", "last"] = "edit"
     seed: int = 0
     ref_kl: bool = False
     ref_lr: bool = False
@@ -85,6 +85,8 @@ class MendConfig(EditorConfig):
         shared: one network per shape (published) or per matrix.
         ref_labels: demand BOS (and SentencePiece's stand-alone space) too, as published archives were trained (quirk Q33).
     """
+
+    dropped: ClassVar[frozenset[str]] = frozenset({"lr_scale", "act", "hidden_dim", "cbase"})
 
     layers: tuple[int, ...] = Field(min_length=1)
     modules: tuple[Literal["mlp_in", "mlp_out"], ...] = Field(("mlp_in", "mlp_out"), min_length=1)
@@ -113,6 +115,7 @@ class Mend:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = MendConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Mitchell et al., ICLR 2022, arXiv 2110.11309"
 
     def __init__(self, config: MendConfig) -> None:

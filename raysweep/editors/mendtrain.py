@@ -131,7 +131,7 @@ class Trainer:
         losses = Losses(*each)
         score = {f"val_{n}": v for n, v in _means(losses).items()}
         score["val_loss"] = float((self.how.cedit * losses.edit + self.how.cloc * losses.locality).mean())
-        if not self.scores or self._rank(score) > self._rank(self.scores):
+        if not self.scores or self.how.select == "last" or self._rank(score) > self._rank(self.scores):
             self.best = {n: t.detach().clone() for n, t in self.net.state_dict().items()}
             self.scores = {"step": self.step, **score}
         self.history.append({"step": self.step, **score})

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from raysweep.artifacts import Built
+from raysweep.config.schema import TextSpec
 from raysweep.editors.base import ArtifactRequest, MomentSpec
+from raysweep.errors import ArtifactError
 from raysweep.models import hooks, partial, tokens
 from raysweep.models.lm import LanguageModel
 
@@ -29,6 +31,8 @@ def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> A
         "width": config.width,
         "skip": config.skip,
     }
+    if config.ref_fp32:
+        inputs["ref_fp32"] = True
     return ArtifactRequest("moments", inputs, "raysweep.editors.moments:build", text=config.text)
 
 
@@ -41,6 +45,7 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
     modules = [str(r.inputs["module"]) for r in requests]
     last = max(int(r.inputs["layer"]) for r in requests)
     budget, skip = int(inputs["text"]["tokens"]), int(inputs["skip"])
+    dtype = torch.float32 if inputs.get("ref_fp32") else torch.float64
     sums: dict[str, Tensor] = {}
     count = 0
     for rows in _batches(lm, texts, width=int(inputs["width"]), budget=budget):
@@ -51,9 +56,52 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
         keep[:, :skip] = False
         count += int(keep.sum())
         for module in modules:
-            keys = seen[module, "input"][keep].to(torch.float64)
+            keys = seen[module, "input"][keep].to(dtype)
             sums[module] = sums.get(module, keys.new_zeros(keys.shape[1], keys.shape[1])).addmm_(keys.T, keys)
     return [({"moments": (sums[m] / count).float()}, {"tokens": count}) for m in modules]
+
+
+def energy_request(lm: LanguageModel, module: str, text: TextSpec) -> ArtifactRequest:
+    """Return the request for the mean energy ``E‖k‖²`` of what enters *module*, over every token of *text*.
+
+    It is the trace of the second moments, without the ``d x d`` matrix.
+    """
+    inputs = {
+        "model": lm.digest,
+        "dtype": str(lm.dtype),
+        "bos": list(lm.bos),
+        "module": module,
+        "layer": next(int(part) for part in module.split(".") if part.isdigit()),
+        "text": {"name": text.name, "digest": text.digest, "tokens": text.tokens},
+        "width": MomentSpec().width,
+    }
+    return ArtifactRequest("energy", inputs, "raysweep.editors.moments:build_energy", text=text)
+
+
+def build_energy(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
+    """Compute the mean energies (fp64) of several modules' inputs in one reading of the text.
+
+    Raises:
+        ArtifactError: the text holds no tokens, or a mean is not a positive finite number.
+    """
+    inputs = requests[0].inputs
+    modules = [str(r.inputs["module"]) for r in requests]
+    last = max(int(r.inputs["layer"]) for r in requests)
+    sums = dict.fromkeys(modules, 0.0)
+    count = 0
+    for rows in _batches(lm, texts, width=int(inputs["width"]), budget=int(inputs["text"]["tokens"])):
+        ids, mask = tokens.pad(rows, lm.device)
+        with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
+            partial.run(lm, ids=ids, mask=mask, last=last)
+        count += int(mask.sum())
+        for module in modules:
+            sums[module] += float(seen[module, "input"][mask.bool()].double().square().sum())
+    found = {m: total / max(count, 1) for m, total in sums.items()}
+    for module, energy in found.items():
+        if not 0 < energy < float("inf"):
+            hint = "take another text (text.name, text.tokens), or give λ in absolute units"
+            raise ArtifactError(f"the mean energy of the keys of {module} is {energy:g} over {count} tokens", hint=hint)
+    return [({}, {"energy": found[m], "tokens": count}) for m in modules]
 
 
 def _batches(lm: LanguageModel, texts: Iterator[str], *, width: int, budget: int) -> Iterator[list[list[int]]]:

@@ -24,12 +24,14 @@ from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from raysweep.artifacts import Artifact
     from raysweep.editors import contexts, leastsq, moments, values
     from raysweep.models import patching, tokens
     from raysweep.models.lm import LanguageModel
 else:
+    torch = lazy("torch")
     contexts, leastsq, moments, values = (
         lazy(f"raysweep.editors.{n}") for n in ("contexts", "leastsq", "moments", "values")
     )
@@ -43,6 +45,7 @@ class RomeConfig(EditorConfig):
         layers: blocks to edit, in order; the papers use one.
         value: how the value is optimised.
         adjust: precondition the key by the inverse second moments (``mom2_adjustment``).
+        inverse: by a Cholesky factor in fp64, or as published by an explicit fp32 inverse (quirk Q10).
         moments: how they are estimated.
         contexts: context templates, in one flat group.
     """
@@ -50,6 +53,7 @@ class RomeConfig(EditorConfig):
     layers: tuple[int, ...] = Field(min_length=1)
     value: ValueSpec = ValueSpec()
     adjust: bool = True
+    inverse: Literal["cholesky64", "ref_fp32_inverse"] = "cholesky64"
     moments: MomentSpec = MomentSpec()
     contexts: ContextSpec = ContextSpec()
 
@@ -61,6 +65,7 @@ class Rome:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = RomeConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2022, arXiv 2202.05262"
 
     def __init__(self, config: RomeConfig) -> None:
@@ -109,12 +114,14 @@ class Rome:
         self, lm: LanguageModel, record: EditRecord, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
         texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
-        targets = tokens.bare(lm, tokens.always_spaced(record.target))
-        task = values.task(lm, record.template, record.subject, targets, texts)
+        target = tokens.always_spaced(record.target)
+        ids = tokens.bare(lm, target)
+        skip = tokens.dummies(lm, record.prompt + target, ids) if self.config.value.strip_dummy_piece else 0
+        task = values.task(lm, record.template, record.subject, ids, texts, skip=skip)
         (value,) = values.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
         mean_key = value.keys.double().mean(0)
         if self.config.adjust:
-            mean_key = self._factor(artifacts[f"moments/{layer}"], mean_key.device).solve(mean_key[:, None])[:, 0]
+            mean_key = self._solved(artifacts[f"moments/{layer}"], mean_key)
         u = mean_key / mean_key.norm()
         gain = value.keys[0].double() @ u
         r = ((value.origin + value.shift).double() - value.output.double()) / gain
@@ -126,6 +133,15 @@ class Rome:
             "delta_norm": float(r.norm()),
         }
         return LowRank(r[:, None], u[None, :]), stats
+
+    def _solved(self, artifact: Artifact, key: Tensor) -> Tensor:
+        """Return ``C⁻¹ k̄`` in fp64."""
+        if self.config.inverse == "ref_fp32_inverse":
+            matrix: Tensor = artifact.tensors["moments"].to(key.device, torch.float32)
+            damped = matrix + self.config.moments.damping * matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
+            solved: Tensor = torch.linalg.inv(damped) @ key.float()
+            return solved.double()
+        return self._factor(artifact, key.device).solve(key[:, None])[:, 0]
 
     def _factor(self, artifact: Artifact, device: torch.device) -> leastsq.Factor:
         if artifact.digest not in self._factors:

@@ -77,7 +77,7 @@ def _left_mask(begins: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """
     column = torch.arange(width, device=begins.device)
     seen = (column[None, None, :] <= column[None, :, None]) & (column[None, None, :] >= begins[:, None, None])
-    return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def positive_mean(values: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def write(
     solve: Solve,
 ) -> Spread:
     """Find the target hidden states of *batch* at the last of *layers* and spread them with *solve*."""
-    tasks = [values.task(lm, r.template, r.subject, target_ids(lm, r), texts) for r in batch]
+    tasks = [_task(lm, r, texts, strip=value.strip_dummy_piece) for r in batch]
     found = values.optimise(lm, tasks, layer=layers[-1], site="block", spec=value)
     goals = torch.stack([v.origin + v.shift for v in found]).double()
     deltas, residuals = _layers(lm, batch, layers, texts, goals, solve)
@@ -52,6 +52,12 @@ def write(
     }
     stats |= {f"residual/{layer}": r for layer, r in zip(layers, residuals, strict=True)}
     return Spread(deltas, stats)
+
+
+def _task(lm: LanguageModel, record: EditRecord, texts: Sequence[str], *, strip: bool) -> values.Task:
+    ids = target_ids(lm, record)
+    skip = tokens.dummies(lm, record.prompt + tokens.spaced(record.target), ids) if strip else 0
+    return values.task(lm, record.template, record.subject, ids, texts, skip=skip)
 
 
 def target_ids(lm: LanguageModel, record: EditRecord) -> list[int]:

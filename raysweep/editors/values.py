@@ -58,8 +58,10 @@ class Value:
     steps: int
 
 
-def task(lm: LanguageModel, template: str, subject: str, targets: Sequence[int], contexts: Sequence[str]) -> Task:
-    """Build the rows of one record (§6.3, steps 2–4)."""
+def task(
+    lm: LanguageModel, template: str, subject: str, targets: Sequence[int], contexts: Sequence[str], *, skip: int = 0
+) -> Task:
+    """Build the rows of one record (§6.3, steps 2–4); the first *skip* of *targets* are written but not demanded."""
     head = tokens.decode(lm, targets[:-1])
     rows, lookups = [], []
     for context in contexts:
@@ -68,7 +70,7 @@ def task(lm: LanguageModel, template: str, subject: str, targets: Sequence[int],
         rows.append(tuple(tokens.encode(lm, whole.replace("{}", subject) + head)))
     lookups.append(tokens.subject_last(lm, "{} is a", subject))
     rows.append(tuple(tokens.encode(lm, f"{subject} is a")))
-    return Task(tuple(rows), tuple(lookups), tuple(targets))
+    return Task(tuple(rows), tuple(lookups), tuple(targets[skip:]))
 
 
 def optimise(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from raysweep.evals.scoring import Scores, score
-from raysweep.models import partial, tokens, wrapping
+from raysweep.models import final, partial, tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe
 
@@ -40,11 +40,11 @@ def _continue(lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], int]]) ->
         ]
         if not open_rows:
             return written
-        ids, mask = tokens.pad([[*rows[i][0], *written[i]] for i in open_rows], lm.device)
-        ends = mask.sum(1) - 1
-        with torch.no_grad(), wrapping.asking(lm, [len(rows[i][0]) - 1 for i in open_rows], mask):
-            hidden = partial.run(lm, ids=ids, mask=mask)
-        best = partial.logits(lm, hidden[torch.arange(len(open_rows), device=lm.device), ends]).argmax(-1).tolist()
+        asked = [[*rows[i][0], *written[i]] for i in open_rows]
+        ends = [(j, len(row) - 1) for j, row in enumerate(asked)]
+        with torch.no_grad():
+            hidden = final.states(lm, asked, [len(rows[i][0]) - 1 for i in open_rows], ends)
+            best = partial.logits(lm, hidden).argmax(-1).tolist()
         for i, token in zip(open_rows, best, strict=True):
             written[i].append(token)
 
@@ -62,7 +62,8 @@ def score_generated(
         probes: the questions.
         batch: rows per forward pass.
         published: compare as the SimIE reference does (quirk Q7): the target's ids without a joining space against the last ids of
-            prompt and continuation together. ``logprob`` is then NaN, since those ids are never asked for.
+            prompt and continuation together (-1 where there are not that many). ``logprob`` is then NaN, since those ids are
+            never asked for.
     """
     if published:
         return _published(lm, probes, batch)
@@ -79,6 +80,6 @@ def _published(lm: LanguageModel, probes: Sequence[Probe], batch: int) -> list[S
     written = generate(lm, [p.prompt for p in probes], [len(ids) for ids in labels], batch=batch)
     out = []
     for probe, wanted, found in zip(probes, labels, written, strict=True):
-        answers = [*tokens.encode(lm, probe.prompt), *found][-len(wanted) :]
-        out.append(Scores(tuple(wanted), tuple(answers), float("nan"), tokens.decode(lm, answers)))
+        answers = [*[-1] * len(wanted), *tokens.encode(lm, probe.prompt), *found][-len(wanted) :]
+        out.append(Scores(tuple(wanted), tuple(answers), float("nan"), tokens.decode(lm, found)))
     return out

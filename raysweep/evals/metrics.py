@@ -36,8 +36,9 @@ class Metric:
     function: Callable[[Answer], float]
 
     def __call__(self, answer: Answer) -> float | None:
-        """Return the value, or None if no position was compared."""
-        return self.function(answer) if answer.labels else None
+        """Return the value, or None if no position was compared, or none was asked for its probability."""
+        value = self.function(answer) if answer.labels else None
+        return None if value is None or math.isnan(value) else value
 
 
 METRICS: dict[str, Metric] = {}

@@ -97,6 +97,14 @@ CATALOGUE: Mapping[str, Entry] = {
             hub="mistralai/Mistral-7B-v0.1",
             licence="Apache-2.0",
         ),
+        Entry(
+            name="llama-3-8b",
+            kind="hub",
+            about="Llama 3, 8 B (gated: log in to the hub)",
+            hub="meta-llama/Meta-Llama-3-8B",
+            licence="Meta Llama 3 Community License",
+        ),
+        Entry(name="qwen2.5-7b", kind="hub", about="Qwen2.5, 7 B", hub="Qwen/Qwen2.5-7B", licence="Apache-2.0"),
     )
 }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from raysweep.models import hooks
+from raysweep.models import hooks, packing
 from raysweep.models.lm import LanguageModel
 
 
@@ -70,7 +70,7 @@ def run(
         lm: the model.
         ids: token ids ``[B, S]`` (only with ``first = 0``).
         states: hidden states ``[B, S, d]`` that enter block *first* (instead of ids).
-        mask: ``[B, P + S]``, 1 = a real token.
+        mask: ``[B, P + S]``, 1 = a real token; or ``[B, 1, S, P + S]``, added to the attention scores.
         first: first block to run.
         last: last block to run; None = the model's last.
         positions: position ids ``[B, S]``; None = 0, 1, 2, ….
@@ -95,6 +95,12 @@ def run(
             return lm.part(lm.layout.norm)(states)  # type: ignore[no-any-return]
         with hooks.feed(blocks[0], states):
             return body(inputs_embeds=torch.zeros_like(states), **common).last_hidden_state  # type: ignore[no-any-return]
+
+
+def run_packs(lm: LanguageModel, packs: packing.Packs, *, last: int | None = None) -> Tensor:
+    """Run blocks 0 … *last* on *packs*; see :func:`run`."""
+    mask = packing.additive(packs.seen, lm.dtype)
+    return run(lm, ids=packs.ids, mask=mask, positions=packs.positions, last=last)
 
 
 def logits(lm: LanguageModel, hidden: Tensor) -> Tensor:

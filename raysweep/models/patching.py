@@ -98,10 +98,14 @@ class Ledger:
 
     @contextmanager
     def viewed(self, deltas: Mapping[str, Delta]) -> Iterator[None]:
-        """Let *deltas* be added to the edited weights (in fp32, before rounding) inside the block; nothing is kept."""
-        tensors = {n: self.master[n] + change(self.lm, n, d) for n, d in deltas.items()}
+        """Let *deltas* be added to the weights (edited or not; in fp32, before rounding) inside the block; nothing is kept."""
+        tensors = {n: self._edited(n) + change(self.lm, n, d) for n, d in deltas.items()}
         with substituted(self.lm, tensors):
             yield
+
+    def _edited(self, name: str) -> Tensor:
+        found = self.master.get(name)
+        return self.lm.weight(name).detach().to(torch.float32) if found is None else found
 
     def totals(self) -> dict[str, Tensor]:
         """Return the total change of each edited weight, fp32, in logical orientation (new tensors)."""

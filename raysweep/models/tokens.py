@@ -59,6 +59,16 @@ def always_spaced(target: str) -> str:
     return target if target == " " else f" {target}"
 
 
+def dummies(lm: LanguageModel, text: str, alone: Sequence[int]) -> int:
+    """Return how many ids of *alone* (a target encoded by itself) are not in *text*, which ends with that target: 0 or 1.
+
+    SentencePiece puts a stand-alone space piece before a text that begins with a space; inside a sentence there is none
+    (quirk Q6).
+    """
+    inside, rest = encode(lm, text), len(alone) - 1
+    return int(rest > 0 and inside[-rest - 1 :] != list(alone) and inside[-rest:] == list(alone[1:]))
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Ids of ``prompt ⊕ target`` and where its answer begins: labels are ``ids[start:]``."""

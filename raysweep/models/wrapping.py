@@ -99,6 +99,14 @@ def installed(lm: LanguageModel, modules: Mapping[str, nn.Module]) -> Iterator[N
             owner._modules[leaf] = module_before
 
 
+def first_block(lm: LanguageModel) -> int | None:
+    """Return the first block in which there is a stand-in, None if there is none at all."""
+    for number in range(lm.n_blocks):
+        if any(isinstance(m, StandIn) for m in lm.part(lm.layout.block.format(number)).modules()):
+            return number
+    return None
+
+
 @contextmanager
 def asking(lm: LanguageModel, last: Sequence[int], mask: Tensor) -> Iterator[None]:
     """Tell every stand-in of the model, inside the block, where the prompts end and which tokens are real.

@@ -2,63 +2,71 @@
 
 from __future__ import annotations
 
+import math
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from raysweep.config.plan import PlannedTrial
 from raysweep.config.schema import TrialSpec
-from raysweep.config.space import Scalar
 from raysweep.errors import RaysweepError
 from raysweep.results.provenance import provenance
-from raysweep.results.store import ResultStore, State
-from raysweep.results.tables import trial_columns
-from raysweep.rows import EvalRound
+from raysweep.results.store import ENDS, ResultStore, State, Tensors
+from raysweep.results.tables import seconds_by_step, trial_columns
+from raysweep.rows import EvalRound, Snapshot
 from raysweep.studies import STUDIES
-from raysweep.studies.base import Deps
+from raysweep.studies.base import Deps, MemberError
 from raysweep.summarize import summary
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one round came to: the step, its summary, whether the trial is done, and the error that ended it."""
+    """What one round came to: the step, its summary, whether the trial is done, and the error that ended it.
+
+    ``seconds`` is what the round took by the trial's own timing rows (nan = not known yet).
+    """
 
     step: int
     summary: Mapping[str, float]
     done: bool
     error: str = ""
+    seconds: float = math.nan
 
 
 class TrialRun:
-    """A trial in progress.
+    """A trial in progress, and the trials that take their edits from the same pass.
 
     Promises: a round is in the store before it is reported; a failure is stored as FAILED and reported, not raised (the
-    process may serve the next trial); a trial whose rounds are all there is marked DONE before that is reported.
+    process may serve the next trial); a trial whose rounds are all there is marked DONE before that is reported. Only the
+    rounds of the trial of *job* are reported; before each, those of its *mates* at that step are stored, but for mates that
+    have ended. Where a mate fails, the others go on; where the trial itself does, its mates stay as they are, for a run of
+    their own.
     """
 
-    def __init__(
-        self,
-        trial: TrialSpec,
-        deps: Deps,
-        store: ResultStore,
-        *,
-        arm: str = "",
-        point: Mapping[str, Scalar] | None = None,
-    ) -> None:
-        self.trial, self.deps, self.store = trial, deps, store
-        self.arm, self.point = arm, point or {}
+    def __init__(self, job: PlannedTrial, deps: Deps, store: ResultStore, mates: Sequence[PlannedTrial] = ()) -> None:
+        self.job, self.deps, self.store = job, deps, store
+        self.mates = mates
         self.step = 0
-        self._rounds: Iterator[EvalRound] | None = None
+        self._running: Sequence[PlannedTrial] = ()
+        self._rounds: Iterator[tuple[str, EvalRound]] | None = None
+        self._tensors: tuple[int, Tensors | None] = (-1, None)
 
     def advance(self) -> Report:
-        """Run to the next round and store it."""
-        try:
-            return self._advance()
-        except Exception as error:
-            self.close()
-            kind, message = type(error).__name__, str(error)
-            trace = traceback.format_exc()
-            self.store.fail(self.trial.key, step=self.step, error=kind, message=message, trace=trace)
-            return Report(self.step, {}, True, f"{kind}: {message}")
+        """Run to the trial's next round and store it."""
+        while True:
+            try:
+                return self._advance()
+            except MemberError as error:
+                self.close()
+                cause = error.__cause__ or error
+                if error.key == self.job.key:
+                    return self._failed(cause)
+                self._fail(error.key, self.store.status(error.key).step, cause)
+            except Exception as error:
+                self.close()
+                for job in self._running:
+                    self._fail(job.key, self.store.status(job.key).step, error)
+                return self._failed(error)
 
     def close(self) -> None:
         """End the study's generator, so that nothing of the trial lives on."""
@@ -66,51 +74,93 @@ class TrialRun:
         if rounds is not None and hasattr(rounds, "close"):
             rounds.close()
 
+    def _failed(self, error: BaseException) -> Report:
+        self._fail(self.job.key, self.step, error)
+        return Report(self.step, {}, True, f"{type(error).__name__}: {error}")
+
+    def _fail(self, key: str, step: int, error: BaseException) -> None:
+        trace = "".join(traceback.format_exception(error))
+        self.store.fail(key, step=step, error=type(error).__name__, message=str(error), trace=trace)
+
     def _advance(self) -> Report:
         if self._rounds is None:
             self._rounds = self._begin()
-        last = self.trial.protocol.rounds[-1]
-        found = next(self._rounds, None)
-        if found is not None:
-            if found.step >= last:
-                found = replace(found, snapshot=None)  # DONE follows at once; nobody would go on from here
-            self.store.write_round(self.trial.key, found)
-            self.step = found.step
-        elif self.step != last:
-            raise RaysweepError(f"the study ended at step {self.step}, before its last round at {last}")
-        done = self.step >= last
-        values = dict(found.summary) if found is not None else self._stored_summary()
-        if done:
+        last = self.job.trial.protocol.rounds[-1]
+        report: Report | None = None
+        for key, found in self._rounds:
+            self._keep(key, found, last)
+            if key == self.job.key:
+                self.step = found.step
+                report = Report(found.step, dict(found.summary), found.step >= last, seconds=_seconds(found))
+                break
+        if report is None:
+            if self.step != last:
+                raise RaysweepError(f"the study ended at step {self.step}, before its last round at {last}")
+            self.store.finish(self.job.key, step=self.step)
+            report = Report(self.step, self._stored_summary(), True)
+        if report.done:
             self.close()
-            self.store.finish(self.trial.key, step=self.step)
-        return Report(self.step, values, done)
+        return report
 
-    def _begin(self) -> Iterator[EvalRound]:
+    def _keep(self, key: str, found: EvalRound, last: int) -> None:
+        """Store one round; after the last one its trial is DONE."""
+        done = found.step >= last
+        if done:
+            found = replace(found, snapshot=None)  # nobody would go on from here
+        share = f"{self.job.share}-{self.job.trial.seed}" if self._running else ""
+        written = self._tensors[1] if self._tensors[0] == found.step else None
+        self._tensors = (found.step, self.store.write_round(key, found, share=share, tensors=written))
+        if done:
+            self.store.finish(key, step=found.step)
+        if share and key == self.job.key:  # the last of the pass to come
+            self.store.tidy_shared(share, [self.job.key, *(job.key for job in self.mates)])
+
+    def _begin(self) -> Iterator[tuple[str, EvalRound]]:
         import torch
 
-        torch.set_num_threads(self.trial.threads)
-        about = provenance(self.trial)
-        resume = self.store.begin(self.trial, arm=self.arm, point=self.point, provenance=about)
-        if resume is not None:
-            self.step = resume.step
-        study = STUDIES.get(self.trial.study)()
-        rounds: Iterator[EvalRound] = iter(study.execute(self.trial, self.deps, resume))
-        return rounds
+        torch.set_num_threads(self.job.trial.threads)
+        self._tensors = (-1, None)
+        self._running = [job for job in self.mates if self.store.status(job.key).state not in ENDS]
+        resumes: dict[str, Snapshot] = {}
+        for job in (*self._running, self.job):
+            found = self.store.begin(job.trial, arm=job.arm, point=job.point, provenance=provenance(job.trial))
+            if found is None:
+                continue
+            for key, other in resumes.items():  # only the first with the lowest step needs its tensors
+                if other.step <= found.step:
+                    found = replace(found, tensors={})
+                else:
+                    resumes[key] = replace(other, tensors={})
+            resumes[job.key] = found
+        own = resumes.get(self.job.key)
+        self.step = own.step if own is not None else 0
+        study = STUDIES.get(self.job.trial.study)()
+        if not self._running:
+            return ((self.job.key, found) for found in study.execute(self.job.trial, self.deps, own))
+        trials = [job.trial for job in (*self._running, self.job)]
+        together: Iterator[tuple[str, EvalRound]] = iter(study.together(trials, self.deps, resumes))
+        return together
 
     def _stored_summary(self) -> dict[str, float]:
         """Return the current step's summary from the store (its last round was written just before a crash)."""
-        columns = trial_columns(self.store, self.trial.key)
-        return summary(columns, self.step, self.trial.protocol.batch_size)
+        columns = trial_columns(self.store, self.job.key)
+        return summary(columns, self.step, self.job.trial.protocol.batch_size)
+
+
+def _seconds(found: EvalRound) -> float:
+    return sum(t.seconds for t in found.timing)
 
 
 def run_trial(
-    trial: TrialSpec, deps: Deps, store: ResultStore, *, arm: str = "", point: Mapping[str, Scalar] | None = None
+    job: PlannedTrial, deps: Deps, store: ResultStore, mates: Sequence[PlannedTrial] = ()
 ) -> Iterator[Report]:
-    """Run *trial* in this process, yielding a report per round; nothing is done if it is DONE already."""
-    status = store.status(trial.key)
-    if status.state is State.DONE:
+    """Run the trial of *job*, and in the same pass its *mates*, in this process, yielding a report per round of the first.
+
+    Nothing is done if it is DONE already.
+    """
+    if store.status(job.key).state is State.DONE:
         return
-    run = TrialRun(trial, deps, store, arm=arm, point=point)
+    run = TrialRun(job, deps, store, mates)
     try:
         while True:
             report = run.advance()
@@ -119,3 +169,16 @@ def run_trial(
                 return
     finally:
         run.close()
+
+
+def replay(trial: TrialSpec, store: ResultStore) -> Iterator[Report]:
+    """Yield the reports of a trial that has ended, as its run would have: from what is stored."""
+    status = store.status(trial.key)
+    columns = trial_columns(store, trial.key)
+    timing = seconds_by_step(store, trial.key)
+    for step in (s for s in trial.protocol.rounds if s in timing and s <= status.step):
+        done = status.state is State.DONE and step == trial.protocol.rounds[-1]
+        values = summary(columns, step, trial.protocol.batch_size)
+        yield Report(step, values, done, seconds=timing[step])
+    if status.state is State.FAILED:
+        yield Report(status.step, {}, True, status.error)

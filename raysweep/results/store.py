@@ -6,7 +6,7 @@ import hashlib
 import io
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +26,8 @@ from raysweep.rows import EvalRound, Snapshot
 log = logging.getLogger(__name__)
 
 TRIAL, SNAPSHOT, HEARTBEAT, PLAN = "trial.json", "snapshot.json", ".heartbeat", "plan.json"
+SHARED = "_passes"  # folder of the tensors that the trials of a pass share
+Tensors = Mapping[str, str]  # where a snapshot's tensors lie, and their checksum
 TRIES = 3  # another process may replace the snapshot between our two reads
 
 
@@ -83,7 +85,8 @@ class ResultStore:
         """Open *trial* for writing; return the snapshot to go on from, or None to begin at the first edit.
 
         A trial that had failed or was stopped goes on from its snapshot too. Beginning afresh removes what an earlier,
-        unfinished life of the trial left behind.
+        unfinished life of the trial left behind. ``provenance`` in ``trial.json`` is that of the first session; a session
+        that goes on with other code, versions or another machine notes under ``changed`` what is other.
         """
         key = trial.key
         snapshot = self.latest_snapshot(key)
@@ -91,8 +94,11 @@ class ResultStore:
         if snapshot is None:
             self._clear(key)
         sessions = list(about["sessions"]) if about else []
+        now = provenance.get("run", {})
+        first = about["provenance"] if about else now
+        changed = {k: v for k, v in now.items() if v != first.get(k)}
         session = {"from_step": snapshot.step if snapshot else 0, **provenance.get("session", {})}
-        first = about["provenance"] if about else provenance.get("run", {})
+        session |= {"changed": changed} if changed else {}
         self.folder.write_json(
             f"{key}/{TRIAL}",
             {
@@ -105,16 +111,16 @@ class ResultStore:
                 "sessions": [*sessions, session],
             },
         )
-        for state in ENDS:
-            self.folder.delete(f"{key}/{state}.json")
+        self.reopen(key)
         return snapshot
 
-    def write_round(self, key: str, found: EvalRound) -> None:
-        """Write the rows of one round, then its snapshot."""
+    def write_round(
+        self, key: str, found: EvalRound, *, share: str = "", tensors: Tensors | None = None
+    ) -> Tensors | None:
+        """Write the rows of one round, then its snapshot (see :meth:`write_snapshot`); return where its tensors lie."""
         for table, rows in ((PROBES, found.rows), (STATS, found.stats), (TIMING, found.timing)):
             self._write_rows(key, table, found.step, rows)
-        if found.snapshot is not None:
-            self.write_snapshot(key, found.snapshot)
+        return self.write_snapshot(key, found.snapshot, share=share, tensors=tensors) if found.snapshot else None
 
     def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:
         foreign = {r.trial_key for r in rows} - {key}
@@ -124,19 +130,41 @@ class ResultStore:
         pq.write_table(table.build(rows), sink, compression="zstd")
         self.folder.write(f"{key}/{table.name}-{step:06d}.parquet", sink.getvalue())
 
-    def write_snapshot(self, key: str, snapshot: Snapshot) -> None:
+    def write_snapshot(
+        self, key: str, snapshot: Snapshot, *, share: str = "", tensors: Tensors | None = None
+    ) -> Tensors:
         """Write the tensors under a name of their own, then point ``snapshot.json`` at them, then drop the older ones.
 
-        A crash at any moment leaves the older or the newer snapshot whole.
+        A crash at any moment leaves the older or the newer snapshot whole. The trials of a pass have the same tensors at
+        the same step: with *share*, the pass's name, they are written where all of them can point to, and what is returned
+        goes in as *tensors* for the next trial, so that they are written once. :meth:`tidy_shared` deletes them.
         """
-        from safetensors.torch import save
+        if tensors is None:
+            from safetensors.torch import save
 
-        data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
-        name = f"snapshot-{snapshot.step:06d}.safetensors"
-        self.folder.write(f"{key}/{name}", data)
-        about = {"step": snapshot.step, "file": name, "blake2b": _hash(data), "meta": dict(snapshot.meta)}
-        self.folder.write_json(f"{key}/{SNAPSHOT}", about)
-        self._drop_snapshots(key, keep=name)
+            data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
+            name = f"snapshot-{snapshot.step:06d}.safetensors"
+            tensors = {"file": f"{SHARED}/{share}/{name}" if share else name, "blake2b": _hash(data)}
+            self.folder.write(_tensor_file(key, tensors), data)
+        self.folder.write_json(f"{key}/{SNAPSHOT}", {"step": snapshot.step, **tensors, "meta": dict(snapshot.meta)})
+        self._drop_snapshots(key, keep=tensors["file"])
+        return tensors
+
+    def tidy_shared(self, share: str, keys: Iterable[str]) -> None:
+        """Delete the tensors of the pass *share* that the snapshot of none of *keys* names."""
+        folder = f"{SHARED}/{share}"
+        abouts = [self.folder.read_json(f"{key}/{SNAPSHOT}") for key in keys]
+        named = {about["file"] for about in abouts if about}
+        kept = [name for name in self.folder.files(folder) if name in named]
+        if not kept:
+            self.folder.delete_folder(folder)
+        for name in set(self.folder.files(folder)) - set(kept):
+            self.folder.delete(name)
+
+    def reopen(self, key: str) -> None:
+        """Take back that a trial ended; it can go on from its snapshot."""
+        for state in ENDS:
+            self.folder.delete(f"{key}/{state}.json")
 
     def latest_snapshot(self, key: str) -> Snapshot | None:
         """Return the trial's snapshot, or None if it has none; a damaged one is set aside as ``*.corrupt``."""
@@ -172,9 +200,10 @@ class ResultStore:
             return None
         if set(about) != {"step", "file", "blake2b", "meta"}:
             raise SnapshotError(f"{self.folder.path(f'{key}/{SNAPSHOT}')} has other fields than a snapshot")
-        data = self.folder.read(f"{key}/{about['file']}")
+        name = _tensor_file(key, about)
+        data = self.folder.read(name)
         if _hash(data) != about["blake2b"]:
-            raise SnapshotError(f"{self.folder.path(key)}/{about['file']} does not match its checksum")
+            raise SnapshotError(f"{self.folder.path(name)} does not match its checksum")
         return Snapshot(step=int(about["step"]), tensors=load(data), meta=about["meta"])
 
     def finish(self, key: str, *, step: int, keep_snapshot: bool = False) -> None:
@@ -239,6 +268,12 @@ class ResultStore:
         for name in self.folder.files(key):
             if not name.endswith(".corrupt"):
                 self.folder.delete(name)
+
+
+def _tensor_file(key: str, about: Mapping[str, Any]) -> str:
+    """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its pass's."""
+    name = str(about["file"])
+    return name if name.startswith(f"{SHARED}/") else f"{key}/{name}"
 
 
 def _hash(data: bytes) -> str:

@@ -221,6 +221,19 @@ def _inferred(values: list[Any]) -> pa.Array:
     return pa.array(values, type=pa.string() if not kinds else None)
 
 
+def seconds_by_step(store: ResultStore, key: str) -> dict[int, float]:
+    """Return what each round of one trial took, with all that led up to it."""
+    table = read_fragments(store, TIMING, store.fragments(TIMING, key))
+    found = dict.fromkeys((_step_of(name) for name in store.fragments(TIMING, key)), 0.0)
+    for row in table.group_by("step").aggregate([("seconds", "sum")]).to_pylist():
+        found[row["step"]] = row["seconds_sum"]
+    return found
+
+
+def _step_of(fragment: str) -> int:
+    return int(fragment.rpartition("-")[2].removesuffix(".parquet"))
+
+
 def seconds_by_phase(timing: pa.Table) -> dict[str, dict[str, tuple[float, int]]]:
     """Return ``{trial_key: {phase: (seconds, count)}}``."""
     sums = timing.group_by(["trial_key", "phase"]).aggregate([("seconds", "sum"), ("count", "sum")])

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from raysweep.results.schema import PROBES, TIMING
 from raysweep.results.tables import Sweep, read_fragments, seconds_by_phase
+from raysweep.rows import SHARED
 from raysweep.summarize import VIEWS, Estimate, geo, pooled
 
 Z95 = 1.96
@@ -53,7 +54,7 @@ class Line:
     """One configuration at one round in one phase.
 
     ``cells`` maps a view to its estimate; ``per_edit`` is the mean seconds of one edit and ``seconds`` those of a whole
-    trial (nan if not measured).
+    trial (nan if not measured) without ``shared``: those of what was done once for several trials.
     """
 
     label: str
@@ -65,6 +66,7 @@ class Line:
     status: str
     seconds: float
     per_edit: float
+    shared: float = 0.0
     trials: Sequence[TrialView] = field(default=(), repr=False)
 
     @property
@@ -205,13 +207,19 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Li
         ppl = [v["ppl"] for v in values if "ppl" in v]
         cells["ppl_median"] = _over(ppl, np.median)
         cells["ppl_expmean"] = _over(ppl, lambda x: np.exp(np.mean(np.log(x))))
-    edit = [t.seconds["edit"] for t in members if t.seconds.get("edit", (0, 0))[1]]
-    totals = [sum(s for s, _ in t.seconds.values()) for t in members if t.seconds]
+    edit = [t.seconds[p] for t in members for p in ("edit", f"edit{SHARED}") if t.seconds.get(p, (0, 0))[1]]
+    totals = [[_total(t, shared=False), _total(t, shared=True)] for t in members if t.seconds]
+    own, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
     return Line(
         label=label, arm=members[0].row["arm"], step=step, phase=phase, seeds=tuple(sorted({t.seed for t in there})),
-        cells=cells, status=_status(members), seconds=float(np.mean(totals)) if totals else math.nan,
+        cells=cells, status=_status(members), seconds=float(own), shared=float(shared),
         per_edit=sum(s for s, _ in edit) / sum(c for _, c in edit) if edit else math.nan, trials=there,
     )  # fmt: skip
+
+
+def _total(trial: TrialView, *, shared: bool) -> float:
+    """Return the seconds of the phases that were (not) *shared* with other trials."""
+    return sum(seconds for phase, (seconds, _) in trial.seconds.items() if phase.endswith(SHARED) is shared)
 
 
 def _status(members: Sequence[TrialView]) -> str:

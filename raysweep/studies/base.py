@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from raysweep.config.schema import DataSpec, ModelSpec, TextSpec, TrialSpec
 from raysweep.errors import Problem
@@ -29,6 +29,30 @@ def _silent(progress: Progress) -> None:
     """Ignore progress."""
 
 
+Proposal = Mapping[str, Any]
+Ask = Callable[[int], Proposal]  # the step that a batch reaches → what the batch adds
+
+
+class Spread(Protocol):
+    """Lets others compute proposals of a trial."""
+
+    def __call__(self, trial: TrialSpec, steps: Sequence[int], here: Ask) -> Iterator[Proposal]:
+        """Yield the proposals of *steps* in that order, wherever computed; *here* computes one in this process."""
+        ...
+
+
+class Kept(Protocol):
+    """Proposals by record, kept for other trials that would compute the same ones."""
+
+    def get(self, record: str) -> Proposal | None:
+        """Return what is kept of *record*, on the CPU."""
+        ...
+
+    def put(self, record: str, proposal: Proposal) -> None:
+        """Keep the proposal of *record*."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Deps:
     """The only effects a study may use; all injectable.
@@ -39,6 +63,8 @@ class Deps:
         artifacts: content-addressed store.
         texts: opens the text of a TextSpec (the DataSpec serves ``name: dataset``).
         progress: called between edits.
+        spread: computes proposals elsewhere too, for editors whose edits may be computed apart; None = all here.
+        kept: proposals that other trials share, for the same editors; None = nobody shares any.
     """
 
     load_model: Callable[[ModelSpec], LanguageModel]
@@ -46,10 +72,20 @@ class Deps:
     artifacts: ArtifactStore
     texts: Callable[[TextSpec, DataSpec], Iterator[str]]
     progress: Callable[[Progress], None] = field(default=_silent)
+    spread: Spread | None = None
+    kept: Kept | None = None
+
+
+class MemberError(Exception):
+    """One trial of a pass failed, for the reason that is this error's cause; the others could go on without it."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"trial {key} failed")
+        self.key = key
 
 
 class Study(Protocol):
-    """A kind of trial.
+    """A kind of trial. A study that can edit once for several trials has ``together`` as well (:class:`Together`).
 
     Promises
         1. ``check`` is cheap and imports no torch.
@@ -67,4 +103,26 @@ class Study(Protocol):
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
         """Run *trial*, or go on from *resume*."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A study whose trials may take their edits from one pass, where their editors allow it (``Sharer``)."""
+
+    def together(
+        self, trials: Sequence[TrialSpec], deps: Deps, resumes: Mapping[str, Snapshot]
+    ) -> Iterator[tuple[str, EvalRound]]:
+        """Run *trials*, or go on from *resumes*; yield each round with its trial's key, by rising step, in the order of *trials*.
+
+        The rounds of a trial are those of ``execute``, bit for bit. Of several resumes only the one with the lowest step
+        needs its tensors.
+
+        Raises:
+            MemberError: one trial failed; run the others again without it.
+        """
+        ...
+
+    def proposer(self, trial: TrialSpec, deps: Deps) -> Ask:
+        """Return what computes proposals of *trial* in this process, for a run of it in another (``Deps.spread``)."""
         ...

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysweep import __version__
 from raysweep.config.schema import TrialSpec
 from raysweep.data.sampling import order
-from raysweep.editors.base import Viewer
+from raysweep.editors.base import Proposer, Viewer
 from raysweep.errors import Problem
 from raysweep.evals.metrics import METRICS, Answer
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord, Probe
-from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
+from raysweep.rows import SHARED, EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies.base import Deps, Progress
+from raysweep.studies import trees
+from raysweep.studies.base import Ask, Deps, MemberError, Progress, Proposal
 from raysweep.summarize import summary
 
 if TYPE_CHECKING:
@@ -28,14 +29,15 @@ if TYPE_CHECKING:
 
     from raysweep.editors import build
     from raysweep.editors.base import Editor
-    from raysweep.evals import generation, scoring
+    from raysweep.evals import boundaries, generation, scoring
     from raysweep.models import patching
     from raysweep.models.lm import LanguageModel
 else:
     torch, build = lazy("torch"), lazy("raysweep.editors.build")
     scoring, patching = lazy("raysweep.evals.scoring"), lazy("raysweep.models.patching")
-    generation = lazy("raysweep.evals.generation")
+    boundaries, generation = (lazy(f"raysweep.evals.{n}") for n in ("boundaries", "generation"))
 
+Clock = dict[str, list[float]]  # seconds and count by phase
 Question = tuple[int, EditRecord, int, Probe]  # position in the run, record, index of the probe, probe
 
 
@@ -70,136 +72,263 @@ class Lifelong:
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
         """Run *trial*, or go on from *resume*; the model is pristine again when the generator ends."""
-        run = _Run.open(trial, deps)
+        for _, found in self.together([trial], deps, {trial.key: resume} if resume else {}):
+            yield found
+
+    def together(
+        self, trials: Sequence[TrialSpec], deps: Deps, resumes: Mapping[str, Snapshot]
+    ) -> Iterator[tuple[str, EvalRound]]:
+        """Run *trials*, which may take their edits from one pass, or go on from *resumes*; yield rounds with the trial's key.
+
+        The edits start where every trial has a snapshot; of each, only the rounds after its own snapshot are measured.
+        """
+        run = _Run.open(trials, deps)
         try:
-            yield from run.rounds(resume)
+            yield from run.rounds(resumes)
         finally:
             run.ledger.restore()
 
+    def proposer(self, trial: TrialSpec, deps: Deps) -> Ask:
+        """Return what computes proposals of *trial* in this process, for a run of it in another."""
+        return _Run.open([trial], deps).propose
+
 
 @dataclass(slots=True)
-class _Run:
-    """One execution: what stays (trial, records, editor) and what accumulates until the next round."""
+class _Member:
+    """One trial of a pass: its own editor (for its view of the shared state), and what it has measured since its last round.
+
+    ``behind`` is the step up to which its rounds are known; −1 = none are.
+    """
 
     trial: TrialSpec
-    deps: Deps
-    lm: LanguageModel
-    records: Sequence[EditRecord]
-    superseded: Mapping[int, int]
     editor: Editor[Any]
-    artifacts: Mapping[str, Any]
-    ledger: patching.Ledger
-    base: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    behind: int = -1
     rows: list[ProbeRow] = field(default_factory=list)
     seen: list[ProbeRow] = field(default_factory=list)
     stats: list[StatRow] = field(default_factory=list)
-    clock: dict[str, list[float]] = field(default_factory=dict)
+    clock: Clock = field(default_factory=dict)
 
-    @classmethod
-    def open(cls, trial: TrialSpec, deps: Deps) -> _Run:
-        torch.set_num_threads(trial.threads)
-        began = perf_counter()
-        lm = deps.load_model(trial.model)
-        loaded = perf_counter()
-        records = tuple(deps.open_dataset(trial.data))
-        if trial.data.order == "seeded":
-            records = order(records, derive(trial.seed, "order"))
-        editor = build.build_editor(trial.editor)
-        deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
-        needs = editor.needs(lm)
-        artifacts = build.provide(
-            lm, needs, deps.artifacts, lambda text: deps.texts(text, trial.data), records=deps.open_dataset
-        )
-        run = cls(trial, deps, lm, records, _superseded(records), editor, artifacts, patching.Ledger(lm))
-        run.clock["load"] = [loaded - began, 1]
-        run.clock["artifacts"] = [perf_counter() - loaded, 1]
-        return run
+    def note(self, step: int, stats: Mapping[str, float]) -> None:
+        """Keep *stats* as rows of this trial."""
+        key = self.trial.key
+        self.stats += [StatRow(trial_key=key, step=step, name=n, value=float(v)) for n, v in sorted(stats.items())]
 
-    def rounds(self, resume: Snapshot | None) -> Iterator[EvalRound]:
-        """Yield a round at each step of the protocol."""
-        protocol = self.trial.protocol
-        self._ask_base()
-        state = self.editor.begin(self.lm, self.artifacts)
-        step = 0
-        if resume is not None:
-            step, state = resume.step, self._wake(resume)
-        elif 0 in protocol.rounds:
-            yield self._round(0, state)
-        while step < protocol.rounds[-1]:
-            batch = self.records[step : step + protocol.batch_size]
-            step += len(batch)
-            state = self._edit(batch, state, step)
-            if step in protocol.rounds:
-                yield self._round(step, state)
-            elif protocol.immediate:
-                with self._timed("immediate", len(batch)), self._view(state, step, keep=False):
-                    self._measure(self._questions(range(step - len(batch), step)), step)
+    def keep(self, rows: Sequence[ProbeRow]) -> None:
+        """Keep what was measured."""
+        last = self.trial.protocol.batch_size
+        self.rows += rows
+        self.seen += [r for r in rows if r.step and 0 <= r.step - r.edit_step < last]
 
-    def _edit(self, batch: Sequence[EditRecord], state: Any, step: int) -> Any:
-        self.deps.progress(Progress(step - len(batch), self.trial.protocol.rounds[-1], "edit"))
-        rng = torch.Generator(device="cpu").manual_seed(derive(self.trial.seed, "edit", step))
-        with self._timed("edit", len(batch)):
-            done = self.editor.edit(self.lm, batch, state, artifacts=self.artifacts, rng=rng)
-        with self._timed("apply", len(batch)):
-            self.ledger.apply(done.patch)
-        self.stats += self._stat_rows(step, done.stats)
-        return done.state
-
-    def _round(self, step: int, state: Any) -> EvalRound:
-        """Measure everything in scope and hand over what has accumulated."""
-        protocol = self.trial.protocol
-        self.deps.progress(Progress(step, protocol.rounds[-1], "round"))
-        everything = step == 0 or protocol.scope == "all"
-        chosen = range(self._size if everything else step)
-        with self._timed("round", len(chosen)), self._view(state, step, keep=True):
-            self._measure(self._questions(chosen), step)
-        self.stats += self._stat_rows(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
-        with self._timed("snapshot", 1):
-            snapshot = Snapshot(
-                step=step,
-                tensors={f"weights/{n}": t for n, t in self.ledger.tensors().items()} | _flatten("state", state)[0],
-                meta={
-                    "version": __version__,
-                    "state": _flatten("state", state)[1],
-                    "immediate": [_as_list(r) for r in self.seen],
-                },
-            )
-        timing = [
-            TimingRow(trial_key=self.trial.key, step=step, phase=phase, seconds=seconds, count=int(count))
-            for phase, (seconds, count) in sorted(self.clock.items())
-        ]
-        columns = _columns([*self.seen, *self.rows])
+    def hand_over(self, step: int, timing: Clock, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> EvalRound:
+        """Return the round of *step* with everything that has accumulated."""
+        snapshot = Snapshot(
+            step=step, tensors=tensors, meta={**meta, "immediate": [_as_list(r) for r in self.seen]}
+        )  # fmt: skip
         found = EvalRound(
             step=step,
             rows=tuple(self.rows),
             stats=tuple(self.stats),
-            timing=tuple(timing),
-            summary=summary(columns, step, protocol.batch_size),
+            timing=tuple(
+                TimingRow(trial_key=self.trial.key, step=step, phase=phase, seconds=seconds, count=int(count))
+                for phase, (seconds, count) in sorted({**timing, **self.clock}.items())
+            ),
+            summary=summary(_columns([*self.seen, *self.rows]), step, self.trial.protocol.batch_size),
             snapshot=snapshot if step else None,
         )
         self.rows, self.stats, self.clock = [], [], {}
         return found
 
+
+@dataclass(slots=True)
+class _Run:
+    """One pass: what stays (records, artifacts), the edits made once for all members, and the members.
+
+    All members are equal but for what their editors declare as not shared, so the first one's trial and editor edit.
+    """
+
+    members: Sequence[_Member]
+    deps: Deps
+    lm: LanguageModel
+    records: Sequence[EditRecord]
+    superseded: Mapping[int, int]
+    artifacts: Mapping[str, Any]
+    ledger: patching.Ledger
+    base: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    clock: Clock = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, trials: Sequence[TrialSpec], deps: Deps) -> _Run:
+        trial = trials[0]
+        torch.set_num_threads(trial.threads)
+        began = perf_counter()
+        lm = deps.load_model(trial.model)
+        loaded = perf_counter()
+        records = _ordered(trial, deps)
+        members = [_Member(t, build.build_editor(t.editor)) for t in trials]
+        deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
+        run = cls(
+            members, deps, lm, records, _superseded(records), _provided(members[0].editor, trial, lm, deps),
+            patching.Ledger(lm),
+        )  # fmt: skip
+        run.clock["load"] = [loaded - began, 1]
+        run.clock["artifacts"] = [perf_counter() - loaded, 1]
+        return run
+
+    @property
+    def trial(self) -> TrialSpec:
+        return self.members[0].trial
+
+    @property
+    def editor(self) -> Editor[Any]:
+        return self.members[0].editor
+
+    def rounds(self, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[str, EvalRound]]:
+        """Yield a round of each member at each step of the protocol."""
+        protocol = self.trial.protocol
+        self._ask_base()
+        boundaries.report(self.lm, self.records[: self._size], [q[3] for q in self._questions(range(self._size))])
+        state = self.editor.begin(self.lm, self.artifacts)
+        step = 0
+        for member in self.members:
+            found = resumes.get(member.trial.key)
+            if found is not None:
+                member.behind = found.step
+                member.seen = [ProbeRow(**dict(zip(_FIELDS, row, strict=True))) for row in found.meta["immediate"]]
+        if all(m.behind >= 0 for m in self.members):
+            resume = min(resumes.values(), key=lambda found: found.step)
+            step, state = resume.step, self._wake(resume)
+        elif 0 in protocol.rounds:
+            yield from self._round(0, state)
+        steps = self._steps(step)
+        proposals = self._proposals(steps)
+        for step in steps:
+            batch = self._batch(step)
+            state = self._edit(step, state, proposals)
+            if step in protocol.rounds:
+                yield from self._round(step, state)
+            elif protocol.immediate:
+                questions = self._questions(range(step - len(batch), step))
+                for member in self._due(step):
+                    with (
+                        self._blamed(member),
+                        _timed(member.clock, "immediate", len(batch)),
+                        self._view(member, state, step, keep=False),
+                    ):
+                        self._measure(member, questions, step)
+
+    def _due(self, step: int) -> list[_Member]:
+        return [m for m in self.members if m.behind < step]
+
+    def _steps(self, behind: int) -> list[int]:
+        """Return the steps that the batches after *behind* edits reach."""
+        last, size = self.trial.protocol.rounds[-1], self.trial.protocol.batch_size
+        return list(range(behind + size, last + 1, size))
+
+    def _batch(self, step: int) -> Sequence[EditRecord]:
+        return self.records[step - self.trial.protocol.batch_size : step]
+
+    def _edit(self, step: int, state: Any, proposals: Iterator[Proposal] | None) -> Any:
+        batch = self._batch(step)
+        self.deps.progress(Progress(step - len(batch), self.trial.protocol.rounds[-1], "edit"))
+        with _timed(self.clock, "edit", len(batch)):
+            if proposals is not None:
+                proposal = trees.moved(next(proposals), self.lm.device)
+                done = self.editor.absorb(self.lm, state, proposal)  # type: ignore[attr-defined]
+            else:
+                done = self.editor.edit(self.lm, batch, state, artifacts=self.artifacts, rng=self._rng(step))
+        with _timed(self.clock, "apply", len(batch)):
+            self.ledger.apply(done.patch)
+        for member in self._due(step):
+            member.note(step, done.stats)
+        return done.state
+
+    def _rng(self, step: int) -> torch.Generator:
+        return torch.Generator(device="cpu").manual_seed(derive(self.trial.seed, "edit", step))
+
+    def _proposals(self, steps: Sequence[int]) -> Iterator[Proposal] | None:
+        """Return the proposals of *steps*, or None where the editor has none or nobody would gain by them."""
+        if not (isinstance(self.editor, Proposer) and self.editor.apart()):
+            return None
+        if self.deps.spread is not None:
+            return self.deps.spread(self.trial, steps, self.propose)
+        return map(self.propose, steps) if self.deps.kept is not None else None
+
+    def propose(self, step: int) -> Proposal:
+        """Return what the batch that reaches *step* adds.
+
+        A proposal of one record that took nothing from its generator depends on neither step nor seed, so it is kept.
+        """
+        assert isinstance(self.editor, Proposer)
+        batch, kept = self._batch(step), self.deps.kept
+        known = kept.get(batch[0].id) if kept is not None and len(batch) == 1 else None
+        if known is not None:
+            return known
+        rng = self._rng(step)
+        before = rng.get_state()
+        found: Proposal = self.editor.propose(self.lm, batch, artifacts=self.artifacts, rng=rng)
+        if kept is not None and len(batch) == 1 and torch.equal(before, rng.get_state()):
+            kept.put(batch[0].id, found)
+        return found
+
+    def _round(self, step: int, state: Any) -> Iterator[tuple[str, EvalRound]]:
+        """Let each member measure everything in scope and hand over what has accumulated."""
+        protocol = self.trial.protocol
+        self.deps.progress(Progress(step, protocol.rounds[-1], "round"))
+        everything = step == 0 or protocol.scope == "all"
+        questions = self._questions(range(self._size if everything else step))
+        count = self._size if everything else step
+        due = self._due(step)
+        if step == 0 and due:  # the unedited model is the same for all
+            with _timed(self.clock if len(due) > 1 else due[0].clock, "round", count):
+                self._measure(due[0], questions, 0)
+            for member in due[1:]:
+                member.keep([replace(r, trial_key=member.trial.key) for r in due[0].rows])
+        shared, self.clock = self._shared_clock(), {}
+        tensors: dict[str, Tensor] | None = None
+        for member in due:
+            if step:
+                with (
+                    self._blamed(member),
+                    _timed(member.clock, "round", count),
+                    self._view(member, state, step, keep=True),
+                ):
+                    self._measure(member, questions, step)
+            member.note(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
+            with _timed(member.clock, "snapshot", 1):
+                if tensors is None:  # after the first view: only a lone member's may persist
+                    kept, plain = trees.flatten("state", state)
+                    tensors = {f"weights/{n}": t for n, t in self.ledger.tensors().items()} | kept
+                    meta = {"version": __version__, "state": plain}
+            yield member.trial.key, member.hand_over(step, shared, tensors, meta)
+
+    def _shared_clock(self) -> Clock:
+        """Return what all members did together, under names that say so where there are several."""
+        return {f"{phase}{SHARED if len(self.members) > 1 else ''}": slot for phase, slot in self.clock.items()}
+
     @contextmanager
-    def _view(self, state: Any, step: int, *, keep: bool) -> Iterator[None]:
-        """Let the model be what the editor wants to report inside the block; a persistent view stays if *keep*."""
-        if not isinstance(self.editor, Viewer) or not step:
+    def _blamed(self, member: _Member) -> Iterator[None]:
+        """Tell the others of a pass whose error it was."""
+        try:
+            yield
+        except Exception as error:
+            if len(self.members) == 1:
+                raise
+            raise MemberError(member.trial.key) from error
+
+    @contextmanager
+    def _view(self, member: _Member, state: Any, step: int, *, keep: bool) -> Iterator[None]:
+        """Let the model be what the member wants to report inside the block; a persistent view stays if *keep*."""
+        if not isinstance(member.editor, Viewer) or not step:
             yield
             return
-        view = self.editor.view(self.lm, self.ledger.totals(), state)
-        self.stats += self._stat_rows(step, view.stats)
-        if keep and self.editor.persists:
+        view = member.editor.view(self.lm, self.ledger.totals(), state)
+        member.note(step, view.stats)
+        if keep and member.editor.persists:
             self.ledger.apply(view.patch)
             yield
         else:
             with self.ledger.viewed(view.patch.deltas):
                 yield
-
-    def _stat_rows(self, step: int, stats: Mapping[str, float]) -> list[StatRow]:
-        return [
-            StatRow(trial_key=self.trial.key, step=step, name=name, value=float(value))
-            for name, value in sorted(stats.items())
-        ]
 
     @property
     def _size(self) -> int:
@@ -217,18 +346,20 @@ class _Run:
     def _ask_base(self) -> None:
         """Ask the pristine model every question that is compared with its own answer."""
         asked = [q for q in self._questions(range(self._size)) if q[3].against == "base"]
-        with self._timed("base", len(asked)):
+        with _timed(self.clock, "base", len(asked)):
             scores = self._ask(asked)
         self.base = {(i, j): s.answers for (i, _, j, _), s in zip(asked, scores, strict=True)}
 
     def _ask(self, questions: Sequence[Question]) -> list[scoring.Scores]:
         """Ask *questions* of the model as it stands, the way the protocol says."""
-        protocol = self.trial.protocol
-        ask = generation.score_generated if protocol.asking == "generation" else scoring.score
-        return ask(self.lm, [q[3] for q in questions], batch=protocol.eval_batch)
+        protocol, probes = self.trial.protocol, [q[3] for q in questions]
+        if protocol.asking == "teacher_forced":
+            return scoring.score(self.lm, probes, batch=protocol.eval_batch)
+        published = protocol.asking == "generation_ref"
+        return generation.score_generated(self.lm, probes, batch=protocol.eval_batch, published=published)
 
-    def _measure(self, questions: Sequence[Question], step: int) -> None:
-        """Ask *questions* of the model as it stands and keep one row per metric."""
+    def _measure(self, member: _Member, questions: Sequence[Question], step: int) -> None:
+        """Ask *questions* of the model as it stands; *member* keeps one row per metric."""
         scores = self._ask(questions)
         new = []
         for (i, record, j, probe), found in zip(questions, scores, strict=True):
@@ -238,7 +369,7 @@ class _Run:
                     continue
                 new.append(
                     ProbeRow(
-                        trial_key=self.trial.key,
+                        trial_key=member.trial.key,
                         step=step,
                         record_id=record.id,
                         edit_step=i + 1,
@@ -253,21 +384,32 @@ class _Run:
                         answer=found.text,
                     )
                 )
-        self.rows += new
-        last = self.trial.protocol.batch_size
-        self.seen += [r for r in new if step and 0 <= step - r.edit_step < last]
+        member.keep(new)
 
     def _wake(self, resume: Snapshot) -> Any:
-        """Bring weights, editor state and the immediate rows of *resume* back."""
+        """Bring weights and editor state of *resume* back; return the state."""
         self.ledger.load({n[8:]: t.to(self.lm.device) for n, t in resume.tensors.items() if n.startswith("weights/")})
-        state = _unflatten("state", resume.tensors, resume.meta["state"], self.lm.device)
+        state = trees.unflatten("state", resume.tensors, resume.meta["state"], self.lm.device)
         if self.editor.patch_kind == "modules":
             self.ledger.apply(self.editor.patch_of(self.lm, state))  # type: ignore[attr-defined]
-        self.seen = [ProbeRow(**dict(zip(_FIELDS, values, strict=True))) for values in resume.meta["immediate"]]
         return state
 
-    def _timed(self, phase: str, count: int) -> _Timer:
-        return _Timer(self.clock.setdefault(phase, [0.0, 0]), count)
+
+def _ordered(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
+    """Return the records of *trial* in its order."""
+    records = tuple(deps.open_dataset(trial.data))
+    return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records
+
+
+def _provided(editor: Editor[Any], trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Any]:
+    """Return the artifacts that *editor* needs."""
+    return build.provide(
+        lm, editor.needs(lm), deps.artifacts, lambda text: deps.texts(text, trial.data), records=deps.open_dataset
+    )
+
+
+def _timed(clock: Clock, phase: str, count: int) -> _Timer:
+    return _Timer(clock.setdefault(phase, [0.0, 0]), count)
 
 
 class _Timer:
@@ -308,31 +450,3 @@ def _superseded(records: Sequence[EditRecord]) -> dict[int, int]:
             found[i] = found[later]
         latest[records[i].prompt] = i
     return found
-
-
-def _flatten(prefix: str, node: Any) -> tuple[dict[str, Tensor], Any]:
-    """Split nested state into tensors by path and JSON with ``None``-like markers in their place."""
-    if isinstance(node, torch.Tensor):
-        return {prefix: node.clone()}, {"__tensor__": prefix}
-    if isinstance(node, Mapping):
-        tensors: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {}
-        for key, value in node.items():
-            found, plain[str(key)] = _flatten(f"{prefix}/{key}", value)
-            tensors |= found
-        return tensors, plain
-    if isinstance(node, list | tuple):
-        pairs = [_flatten(f"{prefix}/{i}", value) for i, value in enumerate(node)]
-        return {k: v for t, _ in pairs for k, v in t.items()}, [p for _, p in pairs]
-    return {}, node
-
-
-def _unflatten(prefix: str, tensors: Mapping[str, Tensor], node: Any, device: torch.device) -> Any:
-    """Undo :func:`_flatten`."""
-    if isinstance(node, Mapping):
-        if "__tensor__" in node:
-            return tensors[node["__tensor__"]].to(device)
-        return {key: _unflatten(f"{prefix}/{key}", tensors, value, device) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_unflatten(f"{prefix}/{i}", tensors, value, device) for i, value in enumerate(node)]
-    return node

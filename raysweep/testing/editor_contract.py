@@ -22,13 +22,12 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from raysweep.artifacts import Artifact
-from raysweep.editors import moments
-from raysweep.editors.base import ArtifactRequest, ModulePatch, WeightDelta
+from raysweep.editors.base import ArtifactRequest, ModulePatch, Viewer, WeightDelta
 from raysweep.evals.scoring import score
 from raysweep.models.lm import LanguageModel
 from raysweep.models.patching import Ledger
 from raysweep.records import EditRecord, ProbeKind
-from raysweep.studies.lifelong import _flatten, _unflatten
+from raysweep.studies.trees import flatten, unflatten
 from raysweep.testing.fixtures import embedded_lm, fingerprint, same, toy_records
 
 Editor = Any
@@ -65,17 +64,17 @@ class Exam:
 
     def _made(self, name: str, request: ArtifactRequest, lm: LanguageModel) -> Artifact:
         """Return moments of the records' own texts, or what is computed from them, or from the records."""
+        module, _, function = request.builder.partition(":")
+        build = getattr(import_module(module), function)
         if request.data is not None:
-            module, _, function = request.builder.partition(":")
-            ((tensors, meta),) = getattr(import_module(module), function)(lm, [request], self.records)
+            ((tensors, meta),) = build(lm, [request], self.records)
         elif request.sources:
             sources = {key: self._made(key, source, lm) for key, source in request.sources.items()}
-            module, _, function = request.builder.partition(":")
-            ((tensors, meta),) = getattr(import_module(module), function)(lm, [request], [sources])
+            ((tensors, meta),) = build(lm, [request], [sources])
         else:
             texts = (f"{p.prompt} {p.target}" for r in self.records for p in r.probes)
             request = replace(request, inputs={**request.inputs, "text": {"tokens": 0}})
-            ((tensors, meta),) = moments.build(lm, [request], texts)
+            ((tensors, meta),) = build(lm, [request], texts)
         return Artifact(name, tensors, meta)
 
     @staticmethod
@@ -129,7 +128,7 @@ def same_seed_same_patch(exam: Exam) -> None:
     results = []
     for _ in range(2):
         ledger, state = exam.run(exam.lm, exam.build())
-        results.append((ledger.tensors(), _outcome(exam.lm, exam.records[:3]), _flatten("state", state)))
+        results.append((ledger.tensors(), _outcome(exam.lm, exam.records[:3]), flatten("state", state)))
         ledger.restore()
     assert same(results[0], results[1])
 
@@ -139,40 +138,42 @@ def state_is_not_modified(exam: Exam) -> None:
     editor = exam.build()
     artifacts = exam.artifacts(editor, exam.lm)
     state = editor.begin(exam.lm, artifacts)
-    before = _flatten("state", state)
+    before = flatten("state", state)
     editor.edit(exam.lm, exam.records[:1], state, artifacts=artifacts, rng=torch.Generator())
-    assert same(before, _flatten("state", state))
+    assert same(before, flatten("state", state))
+    if getattr(exam.build(), "memoryless", False):
+        assert state is None, "it says that it is memoryless"
 
 
 def state_survives_storage(exam: Exam) -> None:
     """State is tensors and JSON: safetensors and back is the identity."""
     ledger, state = exam.run(exam.lm, exam.build(), stop=2)
     ledger.restore()
-    tensors, plain = _flatten("state", state)
+    tensors, plain = flatten("state", state)
     back = load(save({k: v.contiguous() for k, v in tensors.items()})) if tensors else {}
-    again = _unflatten("state", back, json.loads(json.dumps(plain)), exam.lm.device)
-    assert same(_flatten("state", again), (tensors, plain))
+    again = unflatten("state", back, json.loads(json.dumps(plain)), exam.lm.device)
+    assert same(flatten("state", again), (tensors, plain))
 
 
 def resume_equals_straight(exam: Exam) -> None:
     """Three edits in one go equal two edits, a snapshot, a new editor and a third edit, bit for bit."""
-    straight, _ = exam.run(exam.lm, exam.build(), stop=3)
-    wanted = (straight.tensors(), _outcome(exam.lm, exam.records[:3]))
+    straight, state = exam.run(exam.lm, exam.build(), stop=3)
+    wanted = (straight.tensors(), _outcome(exam.lm, exam.records[:3]), flatten("state", state))
     straight.restore()
     first, state = exam.run(exam.lm, exam.build(), stop=2)
-    tensors, plain = _flatten("state", state)
+    tensors, plain = flatten("state", state)
     weights = first.tensors()
     first.restore()
     editor, lm = exam.build(), exam.fresh()
     artifacts = exam.artifacts(editor, lm)  # of the pristine model
-    state = _unflatten("state", {k: v.clone() for k, v in tensors.items()}, plain, lm.device)
+    state = unflatten("state", {k: v.clone() for k, v in tensors.items()}, plain, lm.device)
     ledger = Ledger(lm)
     ledger.load(weights)
     if editor.patch_kind == "modules":
         ledger.apply(editor.patch_of(lm, state))
     step = editor.edit(lm, [exam.records[2]], state, artifacts=artifacts, rng=torch.Generator().manual_seed(2))
     ledger.apply(step.patch)
-    assert same(wanted, (ledger.tensors(), _outcome(lm, exam.records[:3])))
+    assert same(wanted, (ledger.tensors(), _outcome(lm, exam.records[:3]), flatten("state", step.state)))
 
 
 def two_models_in_one_process(exam: Exam) -> None:
@@ -212,6 +213,8 @@ def raises_the_targets_probability(exam: Exam) -> None:
         step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
         ledger = Ledger(lm)
         ledger.apply(step.patch)
+        if isinstance(editor, Viewer):
+            ledger.apply(editor.view(lm, ledger.totals(), step.state).patch)
         better += score(lm, probes)[0].logprob > before.logprob
         ledger.restore()
     assert better >= 9, f"only {better} of 10 targets became more probable"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import ModelSpec
 from raysweep.lazy import lazy
-from raysweep.results.store import HEARTBEAT
-from raysweep.studies.base import Deps, Progress
+from raysweep.results.proposals import ProposalFolder
+from raysweep.results.store import HEARTBEAT, ResultStore
+from raysweep.studies.base import Deps, Kept, Progress, Spread
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -141,7 +142,18 @@ class Heartbeat:
             self._path = None
 
 
-def make_deps(workspace: Workspace, progress: Callable[[Progress], None] | None = None) -> Deps:
+def kept_proposals(workspace: Workspace, sweep: str, kin: str) -> Kept | None:
+    """Return where the passes of *sweep* that are *kin* keep the proposals they share; None without kin."""
+    return ProposalFolder(ResultStore(workspace.results(sweep)).folder, kin) if kin else None
+
+
+def make_deps(
+    workspace: Workspace,
+    progress: Callable[[Progress], None] | None = None,
+    *,
+    spread: Spread | None = None,
+    kept: Kept | None = None,
+) -> Deps:
     """Return the effects a study may use, rooted at *workspace*."""
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
     options: Mapping[str, Callable[[Progress], None]] = {"progress": progress} if progress else {}
@@ -150,5 +162,7 @@ def make_deps(workspace: Workspace, progress: Callable[[Progress], None] | None 
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
         artifacts=ArtifactStore(workspace.artifacts),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),
+        spread=spread,
+        kept=kept,
         **options,
     )

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any, Protocol
 from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.schema import ResourceSpec, SweepSpec
 from raysweep.errors import RunFailedError, SpecError, StoreError
-from raysweep.results.store import ResultStore, State
+from raysweep.results.proposals import PROPOSALS, ProposalFolder
+from raysweep.results.store import SHARED, ResultStore, State
 from raysweep.results.tables import Sweep
 from raysweep.workspace import Workspace
 
@@ -117,7 +118,9 @@ def run_sweep(
     store.folder.check_writable()
     table = {t.key: t for t in plan.trials}
     if options.fresh:
-        for key in (*table, RAY_FOLDER):
+        shared = {f"{SHARED}/{t.share}-{t.trial.seed}" for t in plan.trials if t.share}
+        kin = {f"{PROPOSALS}/{t.kin}" for t in plan.trials if t.kin}
+        for key in (*table, RAY_FOLDER, *shared, *kin):
             store.forget(key)
     listed = [{"key": k, "arm": t.arm, "point": dict(t.point)} for k, t in table.items()]
     search = sweep.search.model_dump(mode="json")
@@ -127,9 +130,11 @@ def run_sweep(
         todo = pending(store, table, retry=options.retry and attempt == 0)
         if not todo:
             break
+        for key in todo:
+            store.reopen(key)
         try:
             with _ray(options.address):
-                interrupted = _fit(store, {k: table[k] for k in todo}, sweep, workspace, options, watcher)
+                interrupted = _fit(store, todo, table, sweep, workspace, options, watcher)
             break
         except RuntimeError as error:
             if attempt == RESTARTS:
@@ -151,6 +156,9 @@ def pending(store: ResultStore, keys: Iterable[str], *, retry: bool = False) -> 
 
 def _outcome(store: ResultStore, table: Mapping[str, PlannedTrial], interrupted: bool) -> Outcome:
     found = {key: store.status(key) for key in table}
+    for kin in {t.kin for t in table.values() if t.kin}:
+        if all(found[t.key].state is State.DONE for t in table.values() if t.kin == kin):
+            ProposalFolder(store.folder, kin).forget()
     Sweep(store).write_trials()
     ended = {State.DONE, State.FAILED, State.STOPPED}
     return Outcome(
@@ -181,7 +189,7 @@ def _ray(address: str | None) -> Iterator[None]:
         if address is None:
             options |= {"include_dashboard": False, "object_store_memory": 200 << 20, "_temp_dir": scratch}
         try:
-            ray.init(address=address or "local", **options)
+            start(ray, address or "local", options)
             for name in ("ray.tune", "ray.train"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
@@ -189,6 +197,27 @@ def _ray(address: str | None) -> Iterator[None]:
         finally:
             ray.shutdown()
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def start(ray: Any, address: str, options: Mapping[str, Any], attempts: int = 3) -> None:
+    """Start or join Ray; a busy machine misses Ray's fixed 30 seconds easily, so a local start is tried again.
+
+    Raises:
+        RunFailedError: Ray did not start, or there is none at *address*.
+    """
+    attempts = attempts if address == "local" else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(address=address, **options)
+        except Exception as error:
+            ray.shutdown()
+            if attempt == attempts:
+                busy = "the machine may be busy or short of memory: run the same command again later"
+                there = f"is a cluster running at {address}? `ray status --address {address}` tells"
+                hint = busy if address == "local" else there
+                raise RunFailedError(f"Ray did not start: {_first_line(error)}", hint=hint) from error
+        else:
+            return
 
 
 def _set_environment(*, local: bool) -> None:
@@ -202,48 +231,60 @@ def _set_environment(*, local: bool) -> None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def request(resources: ResourceSpec, available: Mapping[str, float]) -> dict[str, float]:
-    """Return what one trial asks Ray for, given the cluster's totals.
+def request(resources: ResourceSpec, available: Mapping[str, float], shards: int = 1) -> dict[str, float]:
+    """Return what each of the *shards* processes of a trial asks Ray for, given the cluster's totals.
 
     Raises:
         SpecError: the cluster can never give it.
     """
     gpus = available.get("GPU", 0.0)
     gpu = (1.0 if gpus >= 1 else 0.0) if resources.gpu == "auto" else float(resources.gpu)
-    asked = {"cpu": resources.cpu, "gpu": gpu, "memory": float(resources.memory)}
-    names = {"cpu": "CPU", "gpu": "GPU", "memory": "memory"}
-    for key, amount in asked.items():
-        if amount > available.get(names[key], 0.0):
+    asked = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
+    for name, amount in asked.items():
+        there = available.get(name, 0.0)
+        if amount * shards > there:
+            each = f"{amount:g}" if shards == 1 else f"{amount:g} for each of {shards} shards"
             raise SpecError(
-                f"resources.{key} = {amount:g}, but the cluster has {available.get(names[key], 0.0):g}",
+                f"resources.{name.lower()} = {each}, but the cluster has {there:g}",
                 hint="ask for less, or join a larger cluster with --address",
             )
     return {k: v for k, v in asked.items() if v}
 
 
 def _fit(
-    store: ResultStore, table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
+    store: ResultStore, todo: Sequence[str], table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
     options: Options, watcher: Watcher | None,
 ) -> bool:  # fmt: skip
-    """Run one Ray session over *table*; return whether it was interrupted."""
+    """Run one Ray session over the trials *todo* of *table*; return whether it was interrupted."""
     import ray
     from ray import tune
     from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
+    from raysweep.tune.passes import CONFIG_KEY, InPasses
     from raysweep.tune.progress import Progress
-    from raysweep.tune.trainable import CONFIG_KEY, Trainable
+    from raysweep.tune.trainable import Trainable
 
     resources = sweep.resources
-    asked = request(resources, ray.cluster_resources())
+    have = ray.cluster_resources()
+    one = request(resources, have)
+    split = (
+        [request(resources, have, resources.shards)] * resources.shards if any(t.apart for t in table.values()) else []
+    )
+
+    def bundles(config: Mapping[str, Any]) -> Any:
+        """One process for a trial, or as many as there are shards where its edits may be computed apart."""
+        return tune.PlacementGroupFactory(split if table[str(config[CONFIG_KEY])].apart else [one])
+
     bound = tune.with_parameters(Trainable, table=dict(table), workspace=workspace, sweep=sweep.name)
     session = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     callbacks: list[Any] = [JsonLoggerCallback(), CSVLoggerCallback()]
     if watcher is not None:
         callbacks.append(Progress(watcher))
     tuner = tune.Tuner(
-        tune.with_resources(bound, asked),
-        param_space={CONFIG_KEY: tune.grid_search(list(table))},
+        tune.with_resources(bound, bundles),
         tune_config=tune.TuneConfig(
+            search_alg=InPasses({key: table[key].share or key for key in todo}),
+            num_samples=len(todo),
             reuse_actors=options.reuse,
             max_concurrent_trials=options.concurrent or resources.concurrent or None,
             trial_dirname_creator=lambda t: str(t.config[CONFIG_KEY]),

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ray import tune
 
 from raysweep.config.plan import PlannedTrial
-from raysweep.results.runner import TrialRun
-from raysweep.results.store import ResultStore
-from raysweep.tune.deps import Heartbeat, make_deps
+from raysweep.results.runner import Report, TrialRun, replay
+from raysweep.results.store import ResultStore, State
+from raysweep.tune.deps import Heartbeat, kept_proposals, make_deps
+from raysweep.tune.passes import CONFIG_KEY
+from raysweep.tune.shards import Shards
 from raysweep.workspace import Workspace
-
-CONFIG_KEY = "trial"
 
 
 class Trainable(tune.Trainable):  # type: ignore[misc]
-    """Runs trials by key. Our store is the truth: Ray's checkpoints are empty, a trial goes on from our snapshot.
+    """Runs trials by key, each with those that share its edits. A trial that has ended is only reported.
 
-    The process may serve many trials (``reuse_actors``); all it keeps between them is a model whose pristine weights
-    are restored and hash-checked before each.
+    Our store is the truth: Ray's checkpoints are empty, a trial goes on from our snapshot. The process may serve many
+    trials (``reuse_actors``); all it keeps between them is a model whose pristine weights are restored and hash-checked
+    before each.
     """
 
     def setup(
         self, config: dict[str, Any], *, table: Mapping[str, PlannedTrial], workspace: Workspace, sweep: str
     ) -> None:
         """Take the table of trials and open the store."""
-        self.table, self.workspace = table, workspace
+        self.table, self.workspace, self.sweep = table, workspace, sweep
         self.store = ResultStore(workspace.results(sweep))
+        self.shards = Shards(workspace, sweep)
         self._run: TrialRun | None = None
         self._begin(config)
 
@@ -38,22 +41,39 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         return True
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        self.cleanup()
+        self._end()
         key = str(config[CONFIG_KEY])
-        job = self.table[key]
+        job = self.job = self.table[key]
         if job.key != key:
             raise AssertionError(f"the plan calls this trial {key}, here it hashes to {job.key}")
+        self._ended: Iterator[Report] | None = None
+        if self.store.status(key).state in (State.DONE, State.FAILED):
+            self._ended = replay(job.trial, self.store)
+            return
         local = self.store.folder.local
-        deps = make_deps(self.workspace, Heartbeat(local / key if local is not None else None))
-        self._run = TrialRun(job.trial, deps, self.store, arm=job.arm, point=job.point)
+        mates = [t for t in self.table.values() if job.share and t.share == job.share and t.key != key]
+        self.shards.kin = (
+            job.kin if len({t.share or t.key for t in self.table.values() if t.kin == job.kin}) > 1 else ""
+        )
+        deps = make_deps(
+            self.workspace,
+            Heartbeat(local / key if local is not None else None),
+            spread=self.shards if job.apart else None,
+            kept=kept_proposals(self.workspace, self.sweep, self.shards.kin),
+        )
+        self._run = TrialRun(job, deps, self.store, mates)
 
     def step(self) -> dict[str, Any]:
         """Run to the next round; a failure is stored as FAILED and ends the trial: Ray retries dead processes only."""
-        assert self._run is not None
-        report = self._run.advance()
-        point = {f"point/{k}": v for k, v in self._run.point.items()}
-        failure = {"failure": report.error} if report.error else {}
-        return {**report.summary, "step": report.step, "done": report.done, "arm": self._run.arm, **point, **failure}
+        told = self._ended is not None
+        report = next(self._ended) if self._ended is not None else self._run.advance()  # type: ignore[union-attr]
+        point = {f"point/{k}": v for k, v in self.job.point.items()}
+        extra: dict[str, Any] = {"failure": report.error} if report.error else {}
+        if self.job.share and not math.isnan(report.seconds):
+            extra["time_this_iter_s"] = report.seconds  # the trial's own, not those of its pass
+        if told:
+            extra["replayed"] = True
+        return {**report.summary, "step": report.step, "done": report.done, "arm": self.job.arm, **point, **extra}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: the snapshot is in our store already (Ray insists on the method)."""
@@ -62,7 +82,12 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         """Load nothing: the trial went on from our snapshot when it began."""
 
     def cleanup(self) -> None:
-        """End the trial's generator."""
+        """End the trial's generator and whoever helped with its edits."""
+        self._end()
+        if hasattr(self, "shards"):
+            self.shards.close()
+
+    def _end(self) -> None:
         run = getattr(self, "_run", None)
         if run is not None:
             run.close()

@@ -66,6 +66,10 @@ def specs() -> list[EditorSpec]:
         name="alphaedit", config={**CONFIGS["alphaedit"], "pre": 1}, wrap=(WrapSpec(name="simie", config=SIMIE[0]),)
     )
     wrapped += [EditorSpec(name="alphaedit", config=CONFIGS["alphaedit"], wrap=lifelong.wrap), lifelong]
+    in_energies = WrapSpec(name="simie", config={"lam": {"energy": 1e-3}})
+    wrapped.append(EditorSpec(name="memit", config=CONFIGS["memit"], wrap=(in_energies,)))
+    closed = WrapSpec(name="simie", config={"lam": 0.1, "mode": "init", "backend": "closed64"})
+    wrapped += [EditorSpec(name=name, config=CONFIGS[name], wrap=(closed,)) for name in ("null", "memit", "mend")]
     pruned = WrapSpec(name="prune", config={"base": "2"})
     wrapped += [EditorSpec(name=name, config=CONFIGS[name], wrap=(pruned,)) for name in ("null", "rome", "memit")]
     wrapped.append(EditorSpec(name="memit", config=CONFIGS["memit"], wrap=(*lifelong.wrap, pruned)))

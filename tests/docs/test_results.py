@@ -35,7 +35,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     listed = [{"key": t.key, "arm": t.arm, "point": dict(t.point)} for t in planned.trials]
     store.write_plan({"sweep": "demo", "search": {}, "trials": listed}, "")
     for trial in planned.trials:
-        for report in run_trial(trial.trial, deps, store, arm=trial.arm, point=trial.point):
+        for report in run_trial(trial, deps, store):
             assert not report.error
     open_sweep("demo", found).write_trials()
     return found

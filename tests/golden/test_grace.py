@@ -52,10 +52,13 @@ def config(variant: Variant, *, ref: bool = True) -> GraceConfig:
     )
 
 
-def replay(variant: Variant) -> tuple[Recorded, list[dict[str, Any]], list[dict[str, float]]]:
+def replay(
+    variant: Variant, starts: list[Tensor] | None = None
+) -> tuple[Recorded, list[dict[str, Any]], list[dict[str, float]]]:
     """Edit every record in turn; return the editor, the states and the stats (the model is restored)."""
     lm = variant.lm
-    starts = [variant.tensors[f"edit{i}.new_value_init"][0] for i in range(len(variant.records))]
+    if starts is None:
+        starts = [variant.tensors[f"edit{i}.new_value_init"][0] for i in range(len(variant.records))]
     editor, ledger = Recorded(config(variant), starts), Ledger(lm)
     state, states, stats = editor.begin(lm, {}), [], []
     try:

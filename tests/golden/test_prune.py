@@ -59,7 +59,8 @@ class Recorded:
         self.artifacts = variant.artifacts()
 
     def get_or_build(self, request: ArtifactRequest, build: Callable[[], Any]) -> Artifact:
-        return self.artifacts[f"{request.kind}/{request.inputs['layer']}"]
+        layer = request.inputs.get("moments", request.inputs).get("layer")
+        return self.artifacts[request.kind if layer is None else f"{request.kind}/{layer}"]
 
 
 def study(variant: Variant, spec: EditorSpec) -> list[Any]:

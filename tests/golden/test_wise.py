@@ -65,11 +65,15 @@ def records(variant: Variant) -> list[EditRecord]:
     return [replace(r, unrelated=t) for r, t in zip(variant.records, variant.data["loc_prompts"], strict=True)]
 
 
-def replay(variant: Variant) -> tuple[Recorded, list[dict[str, Any]], list[dict[str, float]]]:
+def replay(
+    variant: Variant, masks: list[Tensor] | None = None
+) -> tuple[Recorded, list[dict[str, Any]], list[dict[str, float]]]:
     """Edit every record in turn; return the editor, the states and the stats (the model is restored)."""
     lm, n = variant.lm, len(variant.data["requests"])
-    names = [f"edit{i}.weight_mask" for i in range(n)]
-    editor = Recorded(config(variant), [variant.tensors[k] for k in names if k in variant.tensors])
+    if masks is None:
+        names = [f"edit{i}.weight_mask" for i in range(n)]
+        masks = [variant.tensors[k] for k in names if k in variant.tensors]
+    editor = Recorded(config(variant), masks)
     ledger, state = Ledger(lm), editor.begin(lm, {})
     states, stats = [], []
     try:

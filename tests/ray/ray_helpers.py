@@ -40,7 +40,10 @@ def install_fakes(folder: Path) -> None:
 
 
 def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), **resources: Any) -> Plan:
-    """Return a plan of the fake study: one arm per entry of *configs*, crossed with *seeds*."""
+    """Return a plan of the fake study: one arm per entry of *configs*, crossed with *seeds*.
+
+    Arms whose configuration has a ``scale`` share their edits, if ``resources.share`` is on; the edits of all are apart.
+    """
     arms = tuple(ArmSpec(name=arm, editor=EditorSpec(name="fake")) for arm in configs)
     spec = SweepSpec(name=name, study="fake", arms=arms, resources=ResourceSpec(**{"cpu": 1, "gpu": 0, **resources}))
     trials = []
@@ -50,7 +53,8 @@ def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, .
                 study="fake", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name="fake", config=config),
                 protocol=ProtocolSpec(rounds=(0, 2, 4, 6)), seed=seed,
             )  # fmt: skip
-            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial))
+            share = f"pass-{seed}" if "scale" in config and spec.resources.share else ""
+            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial, share=share, apart=True))
     return Plan(spec, tuple(trials))
 
 
@@ -108,6 +112,8 @@ def table_bytes(root: Path, name: str) -> dict[str, bytes]:
     """
     folder = root / "results" / name
     keep = [p for p in folder.glob("*/*.parquet") if not p.name.startswith("timing")]
+    left = [p for p in folder.glob("*/snapshot*") if not (p.parent / "FAILED.json").exists()]
+    assert not left + list(folder.glob("_passes/*")), "a trial that is done keeps no snapshot"
     assert open_sweep(name, Workspace(root=root)).probes().num_rows
     sink = io.BytesIO()
     pq.write_table(pq.read_table(folder / "trials.parquet").drop_columns(["git_sha", "git_dirty"]), sink)

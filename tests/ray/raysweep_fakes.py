@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from raysweep.config.schema import TrialSpec
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies.base import Deps, Progress
+from raysweep.studies.base import Ask, Deps, Progress, Proposal
 from raysweep.summarize import summary
 
 KINDS = (("efficacy", "token_match"), ("paraphrase", "token_match"), ("locality", "agreement"))
@@ -30,44 +30,80 @@ class Fake:
         return []
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
+        for _, found in self.together([trial], deps, {trial.key: resume} if resume else {}):
+            yield found
+
+    def together(
+        self, trials: Sequence[TrialSpec], deps: Deps, resumes: Mapping[str, Snapshot]
+    ) -> Iterator[tuple[str, EvalRound]]:
+        """One running sum for all; each trial reports it times its own ``scale``."""
+        first = trials[0]
+        rounds = first.protocol.rounds
+        members = [_Member(t, resumes.get(t.key)) for t in trials]
+        total, step = torch.zeros(3, dtype=torch.float64), 0
+        if len(resumes) == len(trials):
+            lowest = min(resumes.values(), key=lambda found: found.step)
+            step, total = lowest.step, lowest.tensors["total"].clone()
+        elif 0 in rounds:
+            yield from ((m.trial.key, EvalRound(step=0, rows=[])) for m in members if m.behind < 0)
+        steps = list(range(step + 1, rounds[-1] + 1))
+        ask = self.proposer(first, deps)
+        proposals = map(ask, steps) if deps.spread is None else deps.spread(first, steps, ask)
+        for step in steps:
+            deps.progress(Progress(step, rounds[-1], "edit"))
+            total += next(proposals)["sum"]
+            for member in (m for m in members if m.behind < step):
+                found = member.measure(step, total, step in rounds)
+                if found is not None:
+                    yield member.trial.key, found
+
+    def proposer(self, trial: TrialSpec, deps: Deps) -> Ask:
         config = trial.editor.config
-        total = torch.zeros(3, dtype=torch.float64)
-        step, seen = 0, []
-        if resume is not None:
-            step, total, seen = (
-                resume.step,
-                resume.tensors["total"].clone(),
-                [ProbeRow(**r) for r in resume.meta["seen"]],
-            )
-        rows: list[ProbeRow] = []
-        stats: list[StatRow] = []
-        if step == 0 and 0 in trial.protocol.rounds:
-            yield EvalRound(step=0, rows=[])
-        while step < trial.protocol.rounds[-1]:
-            step += 1
-            deps.progress(Progress(step, trial.protocol.rounds[-1], "edit"))
+
+        def ask(step: int) -> Proposal:
             time.sleep(config.get("sleep", 0.0))
             if step == config.get("raise_at"):
                 raise ValueError("asked to fail")
             if step == config.get("die_at") and _once(config["flag"]):
                 os.kill(os.getpid(), signal.SIGKILL)
-            total += derive(trial.seed, "edit", step) % 1000
-            stats.append(StatRow(trial_key=trial.key, step=step, name="total", value=float(total[0])))
-            now = _rows(trial, total, [step], step)
-            seen += now
-            if step in trial.protocol.rounds:
-                rows += _rows(trial, total, list(range(1, step + 1)), step)
-                columns = {n: [getattr(r, n) for r in [*seen, *rows]] for n in ProbeRow.__dataclass_fields__}
-                meta = {"seen": [{n: getattr(r, n) for n in ProbeRow.__dataclass_fields__} for r in seen]}
-                yield EvalRound(
-                    step=step, rows=rows, stats=stats,
-                    timing=[TimingRow(trial_key=trial.key, step=step, phase="edit", seconds=0.01 * step, count=step)],
-                    summary=summary(columns, step, 1),
-                    snapshot=Snapshot(step=step, tensors={"total": total.clone()}, meta=meta),
-                )  # fmt: skip
-                rows, stats = [], []
-            else:
-                rows += now
+            if "log" in config:
+                with Path(config["log"]).open("a") as handle:
+                    handle.write(f"{trial.seed} {step} {os.getpid()}\n")
+            return {"sum": torch.tensor(float(derive(trial.seed, "edit", step) % 1000), dtype=torch.float64)}
+
+        return ask
+
+
+class _Member:
+    """What one trial has measured since its last round."""
+
+    def __init__(self, trial: TrialSpec, resume: Snapshot | None) -> None:
+        self.trial = trial
+        self.behind = resume.step if resume else -1
+        self.seen = [ProbeRow(**r) for r in resume.meta["seen"]] if resume else []
+        self.rows: list[ProbeRow] = []
+        self.stats: list[StatRow] = []
+
+    def measure(self, step: int, total: torch.Tensor, at_round: bool) -> EvalRound | None:
+        trial = self.trial
+        mine = total * trial.editor.config.get("scale", 1.0)
+        self.stats.append(StatRow(trial_key=trial.key, step=step, name="total", value=float(mine[0])))
+        now = _rows(trial, mine, [step], step)
+        self.seen += now
+        if not at_round:
+            self.rows += now
+            return None
+        rows = [*self.rows, *_rows(trial, mine, list(range(1, step + 1)), step)]
+        columns = {n: [getattr(r, n) for r in [*self.seen, *rows]] for n in ProbeRow.__dataclass_fields__}
+        meta = {"seen": [{n: getattr(r, n) for n in ProbeRow.__dataclass_fields__} for r in self.seen]}
+        found = EvalRound(
+            step=step, rows=rows, stats=self.stats,
+            timing=[TimingRow(trial_key=trial.key, step=step, phase="edit", seconds=0.01 * step, count=step)],
+            summary=summary(columns, step, 1),
+            snapshot=Snapshot(step=step, tensors={"total": total.clone()}, meta=meta),
+        )  # fmt: skip
+        self.rows, self.stats = [], []
+        return found
 
 
 def _once(flag: str) -> bool:

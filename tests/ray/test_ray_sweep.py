@@ -116,9 +116,107 @@ def test_interrupted_then_killed_driver_changes_nothing(bench: Bench) -> None:
 
 def _await_round(process: Any) -> None:
     """Wait until some trial has edited something."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         line = process.stdout.readline()
         if "2/6 edits" in line or "4/6 edits" in line:
             return
     raise AssertionError("no round in time")
+
+
+class Passes(Bench):
+    """Three trials per seed that share their edits, of which a process dies in the middle where told, and one that does not."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base)
+        self.log = base / "log"
+        mortal = {"sleep": 0.1, "die_at": 3, "flag": str(self.flag), "log": str(self.log)}
+        self.configs = {f"x{scale}": {**mortal, "scale": scale} for scale in (1.0, 2.0, 3.0)} | {
+            "calm": {"sleep": 0.05}
+        }
+
+    def edits(self) -> list[str]:
+        """Every edit made so far, as ``seed step``."""
+        return [line.rpartition(" ")[0] for line in self.log.read_text().splitlines()]
+
+    def editors(self) -> int:
+        """How many processes made them."""
+        return len({line.rpartition(" ")[2] for line in self.log.read_text().splitlines()})
+
+
+@pytest.fixture(scope="module")
+def passes(tmp_path_factory: pytest.TempPathFactory) -> Passes:
+    """The reference is the run in which every trial edits for itself."""
+    found = Passes(tmp_path_factory.mktemp("passes"))
+    found.flag.touch()
+    code, outcome, lines = finish(found.start("alone", share=False))
+    assert (code, outcome) == (0, {"done": 8, "failed": [], "unfinished": 0}), lines
+    assert len(found.edits()) == 6 * 6
+    return found
+
+
+def test_a_pass_edits_once_and_stores_what_separate_trials_do(passes: Passes) -> None:
+    passes.log.unlink()
+    code, outcome, lines = finish(passes.start("together"))
+    assert (code, outcome) == (0, {"done": 8, "failed": [], "unfinished": 0}), lines
+    assert sorted(passes.edits()) == [f"{seed} {step}" for seed in (0, 1) for step in range(1, 7)]
+    assert passes.bytes("together") == passes.bytes("alone")
+    assert sum(": 6/6 edits" in line for line in lines) == 8, "every trial is reported"
+    sweep = open_sweep("s", Workspace(root=passes.base / "together"))
+    found = analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max")
+    assert (found.disagreements, found.rounds.keys()) == ((), set(sweep.keys))
+    assert all(sorted(steps) == [0, 2, 4, 6] for steps in found.rounds.values())
+
+
+def test_a_pass_survives_its_worker_ctrl_c_and_its_driver(passes: Passes) -> None:
+    passes.flag.unlink()
+    first = passes.start("hurt", concurrent=1)
+    _await_round(first)
+    first.send_signal(signal.SIGINT)
+    code, outcome, _ = finish(first)
+    assert (code, outcome["done"]) == (130, 0)
+    assert passes.flag.exists()
+    second = passes.start("hurt", concurrent=1)
+    _await_round(second)
+    second.kill()
+    second.communicate()
+    code, outcome, lines = finish(passes.start("hurt"))
+    assert (code, outcome["done"]) == (0, 8), lines
+    assert passes.bytes("hurt") == passes.bytes("alone")
+
+
+def test_a_trial_added_to_a_finished_pass_edits_anew_and_leaves_the_others_alone(passes: Passes) -> None:
+    everything = passes.configs
+    passes.configs = {k: v for k, v in everything.items() if k != "x2.0"}
+    try:
+        code, outcome, _ = finish(passes.start("added"))
+    finally:
+        passes.configs = everything
+    assert (code, outcome["done"]) == (0, 6)
+    passes.log.unlink()
+    code, outcome, lines = finish(passes.start("added"))
+    assert (code, outcome["done"]) == (0, 8)
+    assert sum("x1.0" in line for line in lines) == 0, "what is done is not run again"
+    assert len(passes.edits()) == 12
+    assert passes.bytes("added") == passes.bytes("alone")
+
+
+@pytest.mark.parametrize("victim", ["nobody", "whoever edits third"])
+def test_shards_and_their_deaths_change_nothing(passes: Passes, victim: str) -> None:
+    passes.log.unlink()
+    if victim != "nobody":
+        passes.flag.unlink()
+    root = f"shards of {victim.partition(' ')[0]}"
+    code, outcome, lines = finish(passes.start(root, shards=2))
+    assert (code, outcome) == (0, {"done": 8, "failed": [], "unfinished": 0}), lines
+    assert passes.editors() >= 2
+    assert passes.flag.exists()
+    assert set(passes.edits()) == {f"{seed} {step}" for seed in (0, 1) for step in range(1, 7)}
+    assert passes.bytes(root) == passes.bytes("alone")
+
+
+def test_an_error_in_a_shard_fails_the_trial(passes: Passes) -> None:
+    configs: dict[str, dict[str, Any]] = {"bad": {"raise_at": 2, "sleep": 0.1}}
+    process = start(passes.base / "bad", "s", configs, (0,), plugins=passes.plugins, shards=2)
+    code, outcome, _ = finish(process)
+    assert (code, outcome["failed"]) == (3, ["ValueError: asked to fail"])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta
+from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, composed
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -63,6 +63,7 @@ class Prune:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = PruneConfig
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
+    path_implies: ClassVar[Mapping[str, Mapping[str, Any]]] = {"base": {"persist": False}}
     gives: ClassVar[str] = "views"  # nothing that corrects changes can wrap it: its reports are not changes (quirk Q42)
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Ma et al. 2025, arXiv 2405.16821"
@@ -122,6 +123,13 @@ class Prune:
         """Let the inner editor edit."""
         step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
         return EditStep(step.patch, {**state, "inner": step.state}, step.stats)
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """Return everything but the restraint's base, which only the view knows; nothing is shared if rounds write the view."""
+        if self.persists:
+            return None
+        found = composed(self)
+        return {**found, "config": {k: v for k, v in found["config"].items() if k != "base"}}
 
     def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:
         """Return the change from the edited to the restrained weights."""

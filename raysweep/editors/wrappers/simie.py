@@ -4,15 +4,31 @@ Per edited matrix, ``P_t = P_{t−1} + K_t K_tᵀ`` with ``P_0 = λI``, and ``W_
 ``K_t`` are the keys of all tokens of prompt and target; ``E_t`` is the base editor's change (``sequential``) or
 ``W_0 + Δ_t − W_{t−1}`` with ``Δ_t`` computed on the pristine weights (``init``; Remark D.1). Never more than ``k``
 right-hand sides: ``E K (P⁻¹K)ᵀ``. Matrices that read the same input (the gate and up projections of a block) share one ``P``.
+
+In ``init`` mode keys and Δ do not depend on λ, and ``W_T(λ) = W_0 + A (λI + C)⁻¹`` with ``A = Σ Δ K Kᵀ``, ``C = Σ K Kᵀ``
+(editors.md §13.8). The back end ``closed64`` remembers those, never changes the model, and solves when it is asked for a view;
+one pass over the edits then serves every λ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from raysweep.config.schema import Count, Positive
-from raysweep.editors.base import ArtifactRequest, Delta, Dense, EditorConfig, EditStep, LowRank, WeightDelta
+from pydantic import Discriminator, Tag, model_validator
+
+from raysweep.config.schema import Count, Positive, Spec, TextSpec
+from raysweep.editors.base import (
+    ArtifactRequest,
+    Delta,
+    Dense,
+    EditorConfig,
+    EditStep,
+    LowRank,
+    View,
+    WeightDelta,
+    composed,
+)
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 
@@ -21,36 +37,69 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors import keys, leastsq
+    from raysweep.editors import keys, leastsq, moments
     from raysweep.editors.base import Editor
     from raysweep.models import patching
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    keys, leastsq = lazy("raysweep.editors.keys"), lazy("raysweep.editors.leastsq")
+    keys, leastsq, moments = (lazy(f"raysweep.editors.{n}") for n in ("keys", "leastsq", "moments"))
     patching = lazy("raysweep.models.patching")
+
+
+class Energy(Spec):
+    """λ in units of the mean energy of keys: ``λ = energy · E‖k‖²``, so that one value means the same on every layer and model.
+
+    The mean is taken on the pristine model, for each input of an edited matrix, over every token of ``SimIEConfig.text``. It is
+    an artifact of model and text: no trial's edits, their order, its seed, mode or back end move it.
+    """
+
+    energy: Positive
+
+
+def _form(lam: Any) -> str:
+    """Return in which form λ is given."""
+    return "mapping" if isinstance(lam, Mapping | Energy) else "number"
+
+
+Ridge = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[Energy, Tag("mapping")],
+    Discriminator(_form),
+]
 
 
 class SimIEConfig(EditorConfig):
     """Hyper-parameters of SimIE.
 
     Attributes:
-        lam: λ > 0 of the ridge, in absolute units of key energy.
+        lam: λ > 0 of the ridge: a number, in absolute units of key energy (published), or ``{energy: x}``, x times the mean
+            energy of a key (:class:`Energy`). Swept as ``wrap.simie.lam`` or ``wrap.simie.lam.energy``.
         mode: ``sequential`` edits the model as it stands (published for ROME, MEMIT, AlphaEdit⁻); ``init`` edits the
             pristine weights each time (published for MEND).
         backend: ``woodbury64`` (O(d²k) recursion in fp64), ``chol64`` (one Cholesky per edit), ``svd`` (hermitian
-            pseudo-inverse in fp64), ``ref_fp32_lu`` (the published fp32 solve with ``d_out`` right-hand sides).
+            pseudo-inverse in fp64), ``ref_fp32_lu`` (the published fp32 solve with ``d_out`` right-hand sides), ``closed64``
+            (``init`` mode only: the model is left alone, the closed form is solved for each view, in fp64).
         keys: take keys ``before`` the base edit (published) or ``after`` it.
         refresh: recompute the inverse from P after this many updates (woodbury64).
         tolerance: recompute it when ``‖P G − K‖/‖K‖`` exceeds this (woodbury64).
+        text: where the mean energy of keys is taken from, if λ is in its units.
     """
 
-    lam: Positive = 10.0
+    lam: Ridge = 10.0
     mode: Literal["sequential", "init"] = "sequential"
-    backend: Literal["woodbury64", "chol64", "svd", "ref_fp32_lu"] = "woodbury64"
+    backend: Literal["woodbury64", "chol64", "svd", "ref_fp32_lu", "closed64"] = "woodbury64"
     keys: Literal["before", "after"] = "before"
     refresh: Count = 100
     tolerance: Positive = 1e-8
+    text: TextSpec = TextSpec(tokens=4096)
+
+    @model_validator(mode="after")
+    def _fits(self) -> SimIEConfig:
+        if self.backend == "closed64" and self.mode != "init":
+            raise ValueError(
+                "mode must be init for backend closed64: the closed form holds on the pristine weights only"
+            )
+        return self
 
 
 class SimIE:
@@ -62,30 +111,53 @@ class SimIE:
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Guo et al., ICML 2025, PMLR 267:20793–20824"
+    path_implies: ClassVar[Mapping[str, Mapping[str, str]]] = {"lam": {"mode": "init", "backend": "closed64"}}
+
+    def __new__(cls, config: SimIEConfig, inner: Editor[Any]) -> SimIE:
+        """Return the kind of SimIE that *config* asks for."""
+        return super().__new__(ClosedSimIE if config.backend == "closed64" else cls)
 
     def __init__(self, config: SimIEConfig, inner: Editor[Any]) -> None:
         self.config = config
         self.inner = inner
+
+    @staticmethod
+    def gives(config: SimIEConfig) -> str:
+        """Return what the wrapped editor is to a wrapper around it."""
+        return "views" if config.backend == "closed64" else "weights"
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """Return nothing: the weights, and so the edits that follow, depend on λ."""
+        return None
+
+    def apart(self) -> bool:
+        """Tell that edits depend on the memory of those before."""
+        return False
 
     def edited(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the inner editor's parameters."""
         return self.inner.edited(lm)
 
     def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for what the inner editor asks for."""
-        return self.inner.needs(lm)
+        """Ask for what the inner editor asks for and, if λ is in its units, for the mean energy of each input's keys."""
+        found = dict(self.inner.needs(lm))
+        if isinstance(self.config.lam, Energy) or self.config.backend == "closed64":
+            inputs = {_input(lm, n): n.rpartition(".")[0] for n in self._matrices(lm)}
+            found |= {f"energy/{i}": moments.energy_request(lm, m, self.config.text) for i, m in inputs.items()}
+        return found
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """Return ``P = λI`` per input; in ``init`` mode also each matrix's pristine weights and total change ``S = 0``."""
         reference = self.config.backend == "ref_fp32_lu"
         state: dict[str, Any] = {"inner": self.inner.begin(lm, artifacts), "inputs": {}, "matrices": {}}
+        energies = self._energies(lm, artifacts)
         for name in self._matrices(lm):
             weight = lm.logical(name)
-            source = lm.layout.input_of(name.rpartition(".")[0])
+            source = _input(lm, name)
             if source not in state["inputs"]:
                 ridge = leastsq.ridge_begin(
                     weight.shape[1],
-                    self.config.lam,
+                    self._ridge(energies.get(source, 1.0)),
                     inverse=self.config.backend == "woodbury64",
                     dtype=torch.float32 if reference else torch.float64,
                     device=weight.device,
@@ -116,18 +188,17 @@ class SimIE:
             step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
             assert isinstance(step.patch, WeightDelta)
             proposed = step.patch.deltas
-            modules = [n.rpartition(".")[0] for n in parts]
-            with patching.applied(lm, proposed if self.config.keys == "after" else {}):
-                found = keys.all_token_keys(lm, batch, modules) if modules else {}
+            found = self._keys(lm, batch, list(parts), proposed)
         deltas: dict[str, Delta] = {}
         stats = dict(step.stats)
         after: dict[str, Any] = {"inner": step.state, "inputs": {}, "matrices": {}}
         absorbed: dict[str, tuple[Tensor, Tensor, float]] = {}  # by input: keys, gain (or P where it is solved), drift
         for name, part in parts.items():
-            module = name.rpartition(".")[0]
-            source = lm.layout.input_of(module)
+            source = _input(lm, name)
             if source not in absorbed:
-                after["inputs"][source], absorbed[source] = self._absorb(state["inputs"][source], found[module])
+                columns = found[name.rpartition(".")[0]]
+                after["inputs"][source], absorbed[source] = self._absorb(state["inputs"][source], columns)
+                stats[f"simie_lambda/{source}"] = state["inputs"][source]["lam"]
             columns, gain, drift = absorbed[source]
             deltas[name] = self._correct(part, proposed[name], columns, gain)
             after["matrices"][name] = _advanced(part, deltas[name])
@@ -135,8 +206,26 @@ class SimIE:
             stats[f"simie_kept/{name}"] = _kept(deltas[name], proposed[name])
         return EditStep(WeightDelta(deltas), after, stats)
 
+    def _keys(
+        self, lm: LanguageModel, batch: Sequence[EditRecord], names: Sequence[str], proposed: Mapping[str, Delta]
+    ) -> dict[str, Tensor]:
+        """Return the keys ``[d_in, k]`` of all tokens of *batch* by module, before or after the *proposed* change."""
+        modules = [n.rpartition(".")[0] for n in names]
+        with patching.applied(lm, proposed if self.config.keys == "after" else {}):
+            return keys.all_token_keys(lm, batch, modules) if modules else {}
+
     def _matrices(self, lm: LanguageModel) -> list[str]:
         return [n for n in self.inner.edited(lm) if lm.weight(n).dim() == 2]
+
+    def _energies(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
+        """Return the mean energy of the keys of each input for which it was asked."""
+        sources = dict.fromkeys(_input(lm, n) for n in self._matrices(lm))
+        return {s: float(artifacts[f"energy/{s}"].meta["energy"]) for s in sources if f"energy/{s}" in artifacts}
+
+    def _ridge(self, energy: float) -> float:
+        """Return λ of the matrices that read an input whose keys have the mean *energy*."""
+        lam = self.config.lam
+        return lam.energy * energy if isinstance(lam, Energy) else lam
 
     def _absorb(self, kept: Mapping[str, Any], columns: Tensor) -> tuple[dict[str, Any], tuple[Tensor, Tensor, float]]:
         """Take in the keys of one input; return its new memory, and the keys, ``G = P⁻¹K`` and the drift of the inverse.
@@ -146,9 +235,9 @@ class SimIE:
         if self.config.backend == "ref_fp32_lu":
             columns = columns.float()
             gram = kept["gram"] + columns @ columns.T
-            return {"gram": gram, "age": 0}, (columns, gram, 0.0)
+            return {**kept, "gram": gram}, (columns, gram, 0.0)
         columns = columns.double()
-        ridge = leastsq.RidgeState(self.config.lam, kept["gram"], kept.get("inverse"), kept["age"])
+        ridge = leastsq.RidgeState(kept["lam"], kept["gram"], kept.get("inverse"), kept["age"])
         drift = 0.0
         if self.config.backend == "woodbury64":
             ridge, gain, drift = leastsq.woodbury(
@@ -174,9 +263,153 @@ class SimIE:
         return LowRank(values, gain.T)
 
 
+class ClosedSimIE(SimIE):
+    """SimIE in ``init`` mode by its closed form: it remembers keys and values, and reports ``W_0 + A (λI + C)⁻¹``.
+
+    The memory does not depend on λ. Of each input it holds the keys as rows until there are d of them, then ``C``, each with the
+    rows since the last sum; of each matrix the values ``Δ K`` likewise, then ``Aᵀ``; all in fp64.
+    """
+
+    persists: ClassVar[bool] = False
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """Return everything but λ."""
+        found = composed(self)
+        return {**found, "config": {k: v for k, v in found["config"].items() if k != "lam"}}
+
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+        """Remember the mean energy of each input's keys."""
+        energies = self._energies(lm, artifacts)
+        return {
+            "inner": self.inner.begin(lm, artifacts),
+            "inputs": {source: {"energy": energy, "count": 0, "keys": []} for source, energy in energies.items()},
+            "matrices": {name: {"values": []} for name in self._matrices(lm)},
+        }
+
+    def edit(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        state: dict[str, Any],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> EditStep[dict[str, Any]]:
+        """Let the inner editor propose on the pristine weights; remember keys and values, change nothing."""
+        return self._taken_in(lm, state, *self._proposed(lm, batch, state["inner"], artifacts=artifacts, rng=rng))
+
+    def apart(self) -> bool:
+        """Tell whether edits may be computed apart: the wrapped editor must have no memory."""
+        return bool(getattr(self.inner, "memoryless", False))
+
+    def propose(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> dict[str, Any]:
+        """Return the keys ``K [k, d]`` of each input and the values ``Δ K`` as rows ``[k, d_out]`` of each matrix, in fp64."""
+        return self._proposed(lm, batch, None, artifacts=artifacts, rng=rng)[0]
+
+    def absorb(self, lm: LanguageModel, state: dict[str, Any], proposal: Mapping[str, Any]) -> EditStep[dict[str, Any]]:
+        """Remember the keys and values of one proposal."""
+        return self._taken_in(lm, state, proposal, state["inner"])
+
+    def _proposed(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        inner: Any,
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> tuple[dict[str, Any], Any]:
+        """Return what *batch* adds, and the wrapped editor's new state."""
+        step = self.inner.edit(lm, batch, inner, artifacts=artifacts, rng=rng)
+        assert isinstance(step.patch, WeightDelta)
+        names = self._matrices(lm)
+        found = self._keys(lm, batch, names, step.patch.deltas)
+        columns = {n: found[n.rpartition(".")[0]].double() for n in names}
+        proposal = {
+            "keys": {_input(lm, n): c.T for n, c in columns.items()},
+            "values": {n: step.patch.deltas[n].times(c).T for n, c in columns.items()},
+            "stats": dict(step.stats),
+        }
+        return proposal, step.state
+
+    def _taken_in(
+        self, lm: LanguageModel, state: dict[str, Any], proposal: Mapping[str, Any], inner: Any
+    ) -> EditStep[dict[str, Any]]:
+        """Return the step that adds *proposal* to the memory; the weights stay as they are."""
+        inputs = {source: _taken(kept, proposal["keys"][source]) for source, kept in state["inputs"].items()}
+        matrices = {
+            name: _summed(part, proposal["values"][name], inputs[_input(lm, name)])
+            for name, part in state["matrices"].items()
+        }
+        for source, kept in inputs.items():
+            if _full(kept):
+                gram = leastsq.folded(kept.get("gram"), kept["keys"], kept["keys"])
+                inputs[source] = {**kept, "gram": gram, "keys": []}
+        after = {"inner": inner, "inputs": inputs, "matrices": matrices}
+        return EditStep(WeightDelta({}), after, proposal["stats"])
+
+    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:
+        """Return ``A (λI + C)⁻¹`` of each matrix."""
+        deltas: dict[str, Delta] = {}
+        stats: dict[str, float] = {}
+        for source, kept in state["inputs"].items():
+            parts = {n: p for n, p in state["matrices"].items() if _input(lm, n) == source}
+            normal = _normal(kept, list(parts.values()))
+            lam = self._ridge(kept["energy"])
+            stats[f"simie_lambda/{source}"] = lam
+            solved, start = normal.solve(lam), 0
+            for name in parts:
+                stop = start + lm.logical(name).shape[0]
+                found = solved[:, start:stop].T
+                deltas[name] = Dense(found) if normal.keys is None else LowRank(found, normal.keys)
+                stats[f"drift/{name}"] = deltas[name].norm()
+                start = stop
+        return View(WeightDelta(deltas), stats)
+
+
+def _taken(kept: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """Return the memory of one input with the keys *rows* ``[k, d]`` in it."""
+    return {**kept, "count": kept["count"] + len(rows), "keys": leastsq.pushed(kept["keys"], rows)}
+
+
+def _full(kept: Mapping[str, Any]) -> bool:
+    """Tell whether the keys held as rows should be summed: all d of them, later every d / 8."""
+    held = leastsq.length(kept["keys"])
+    return bool(held) and held >= kept["keys"][0].shape[1] // (8 if "gram" in kept else 1)
+
+
+def _summed(part: Mapping[str, Any], rows: Tensor, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the memory of one matrix with the values *rows* ``[k, d_out]`` in it, summed when the keys of its input will be."""
+    values = leastsq.pushed(part["values"], rows)
+    if not _full(kept):
+        return {**part, "values": values}
+    return {"sums": leastsq.folded(part.get("sums"), kept["keys"], values), "values": []}
+
+
+def _normal(kept: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> leastsq.Normal:
+    """Return the normal equations of the matrices *parts*, side by side, that read the input *kept*."""
+    rows = kept["keys"]
+    if "gram" not in kept:
+        return leastsq.Normal.dual(torch.cat(rows), torch.cat([torch.cat(p["values"]) for p in parts], dim=1))
+    sums = torch.cat([leastsq.folded(p["sums"], rows, p["values"]) for p in parts], dim=1)
+    return leastsq.Normal(leastsq.folded(kept["gram"], rows, rows), sums)
+
+
+def _input(lm: LanguageModel, name: str) -> str:
+    """Return the name of what enters the module of weight *name*."""
+    return lm.layout.input_of(name.rpartition(".")[0])
+
+
 def _kept_ridge(ridge: leastsq.RidgeState) -> dict[str, Any]:
-    """Return what to remember of one input: ``P``, its age and, where it is kept, its inverse."""
-    kept: dict[str, Any] = {"gram": ridge.gram, "age": ridge.age}
+    """Return what to remember of one input: λ, ``P``, its age and, where it is kept, its inverse."""
+    kept: dict[str, Any] = {"lam": ridge.lam, "gram": ridge.gram, "age": ridge.age}
     if ridge.inverse is not None:
         kept["inverse"] = ridge.inverse
     return kept

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from benchmarks import editing, measure, simie, sweep
+from benchmarks import belief, editing, measure, quirks, simie, sweep
 from raysweep.config.plan import Plan
 from raysweep.tune import launch
 from raysweep.workspace import Workspace
@@ -59,9 +59,8 @@ def test_simie_back_ends_agree_with_a_direct_solve(capsys: pytest.CaptureFixture
 def test_simie_knows_every_back_end() -> None:
     from raysweep.editors.wrappers.simie import SimIEConfig
 
-    for backend in simie.BACKENDS:
-        SimIEConfig.model_validate({"backend": backend})
-    assert str(SimIEConfig.model_fields["backend"].annotation).count("'") == 2 * len(simie.BACKENDS)
+    all_of_them = get_args(SimIEConfig.model_fields["backend"].annotation)
+    assert set(all_of_them) == {*simie.BACKENDS, "closed64"}  # which makes no updates
 
 
 def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,9 +73,31 @@ def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert "in process" in capsys.readouterr().out
 
 
+def test_belief(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"lines": 2500, "facts": 300, "points": 4, "objects": 160, "cooccurrences": 40}
+    argv = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    rows = belief.main([*argv, "--folder", str(tmp_path)])
+    assert rows[-1]["stage"] == "points"
+    assert rows[-1]["what"].startswith("4 points")
+    assert all(row["peak MiB so far"] > 0 for row in rows)
+    assert "| peak MiB so far |" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_table_has_the_machine_and_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
     about = measure.machine()
     text = measure.show("things", about, ["name", "s"], [{"name": "a", "s": 0.12345}, {"name": "b", "s": float("nan")}])
     assert text == capsys.readouterr().out.rstrip("\n")
     assert about["torch"] in text
     assert text.splitlines()[-2:] == ["| a    | 0.123 |", "| b    | –     |"]
+
+
+def test_quirks(tmp_path: Path) -> None:
+    """A row without a model, one of a recorded model, and every flag that the rest would set is accepted by the planner."""
+    rows = quirks.main(["--only", "Q14", "Q32", "--root", str(tmp_path), "--edits", "4"])
+    assert [r["quirk"] for r in rows] == ["Q14", "Q32", "Q32"]
+    assert all(r["change"] > 0 for r in rows)
+    world = quirks.World(Workspace(tmp_path), 4)
+    for _, editor, wrap, point in quirks.WORLD:
+        lam = {k: v for k, v in point.items() if k.endswith(".lam")}
+        assert world.trial(editor, wrap, point).key != world.trial(editor, wrap, lam).key

@@ -49,6 +49,9 @@ class Surgeon:
     patch_kind: ClassVar[str] = "weights"
     paper: ClassVar[str] = "–"
 
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
 
 class PlainConfig(Spec):
     pass
@@ -65,8 +68,13 @@ class Memory(Plain):
     patch_kind = "modules"
 
 
+class BlurConfig(Spec):
+    width: Positive = 1.0
+
+
 class RidgeConfig(Spec):
     lam: Positive = 1.0
+    blur: BlurConfig = BlurConfig()
     mode: Literal["sequential", "init"] = "sequential"
 
 
@@ -75,17 +83,36 @@ class Ridge:
     version: ClassVar[int] = 2
     config_type: ClassVar[type[Spec]] = RidgeConfig
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
+    path_implies: ClassVar[Mapping[str, Mapping[str, Any]]] = {"lam": {"mode": "init"}, "blur": {"mode": "init"}}
+
+    def __init__(self, config: Any, inner: Any) -> None:
+        self.config, self.inner = config, inner
+
+    def shared(self) -> Mapping[str, Any] | None:
+        """In ``init`` mode everything but λ."""
+        inner = self.inner.config.model_dump(mode="json")
+        return {"inner": inner} if self.config.mode == "init" else None
+
+    def apart(self) -> bool:
+        """In ``init`` mode edits do not see each other."""
+        return bool(self.config.mode == "init")
 
 
 class ReportConfig(Spec):
     keep: bool = False
 
 
-class Report(Ridge):
+class Report:
     """Wraps anything that gives weights, gives none itself."""
 
-    name = "report"
-    config_type = ReportConfig
+    name: ClassVar[str] = "report"
+    version: ClassVar[int] = 2
+    accepts: ClassVar[tuple[str, ...]] = ("weights",)
+    config_type: ClassVar[type[Spec]] = ReportConfig
+
+    def __init__(self, config: Any, inner: Any) -> None:
+        self.config, self.inner = config, inner
+
     gives: ClassVar[str] = "views"
 
     @staticmethod
@@ -121,6 +148,9 @@ class Lifelong:
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         beyond = [r for r in trial.protocol.rounds if r > trial.data.size]
         return [Problem(code="E-PROTOCOL", message=f"rounds beyond the data: {beyond}")] if beyond else []
+
+    def together(self) -> None:
+        """Trials may share their edits."""
 
 
 def model(spec: ModelSpec, workspace: Workspace) -> ModelSpec:

@@ -25,6 +25,11 @@ def complaints(spec, workspace):
     return [str(p) for p in caught.value.problems]
 
 
+def column(text, word):
+    (line,) = (line for line in text.splitlines() if word in line)
+    return line.index(word) + 1
+
+
 def write(workspace, path, text):
     file = workspace.root / path
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +55,7 @@ class TestTrials:
                 "samples": 10,
             },
         }
-        assert trial.editor.wrap[0].config == {"lam": 1.0, "mode": "sequential"}
+        assert trial.editor.wrap[0].config == {"lam": 1.0, "blur": {"width": 1.0}, "mode": "sequential"}
         assert trial.versions == {f"metric/{name}": metric.version for name, metric in METRICS.items()} | {
             "dataset/hundred": 5,
             "editor/surgeon": 3,
@@ -153,6 +158,93 @@ class TestPoints:
             bind(sweep(), "ridge", {"wrap.ridge.lam": -1}, workspace, components())
 
 
+class TestPasses:
+    """Trials that can take their edits from one pass, and the path that asks for it."""
+
+    ARM = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, lam: {path: [0.1, 1, 10]}}")
+
+    def test_a_path_is_one_pass_over_the_trials_a_grid_would_give(self, workspace):
+        found = planned(sweep(self.ARM), workspace)
+        assert [(t.arm, dict(t.point)) for t in found.trials[2:]] == [
+            ("ridge", {"wrap.ridge.lam": lam}) for lam in (0.1, 1, 10)
+        ]
+        assert [len(group) for group in found.passes] == [1, 1, 3]
+        text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, mode: init}")
+        for override in ("space.wrap.ridge.lam={grid: [0.1, 1, 10]}", "wrap.ridge.lam={grid: [0.1, 1, 10]}"):
+            grid = planned(sweep(text, override), workspace)
+            assert [t.key for t in grid.trials] == [t.key for t in found.trials]
+            assert [len(group) for group in grid.passes] == [1, 1, 3]
+        alone = [planned(sweep(text, f"arms.ridge.wrap.ridge.lam={x}"), workspace).trials[2].key for x in (0.1, 1, 10)]
+        assert alone == [t.key for t in found.trials[2:]]
+
+    def test_a_path_may_come_from_the_command_line(self, workspace):
+        found = planned(sweep(SWEEP, "wrap.ridge.lam={path: [2, 4]}"), workspace)
+        assert [t.trial.editor.wrap[0].config["mode"] for t in found.trials[2:]] == ["init", "init"]
+
+    def test_a_path_may_lie_deeper(self, workspace):
+        text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, blur: {width: {path: [2, -3]}}}")
+        assert f"x.yaml:9:{column(text, '-3')}  'ridge': blur.width" in complaints(sweep(text), workspace)[0]
+        found = planned(sweep(text.replace("-3", "3")), workspace)
+        assert [t.trial.editor.wrap[0].config["blur"]["width"] for t in found.passes[-1]] == [2, 3]
+        assert found.trials[-1].trial.editor.wrap[0].config["mode"] == "init"
+
+    def test_seeds_and_whatever_else_is_measured_make_passes_of_their_own(self, workspace):
+        found = planned(sweep(self.ARM, "space.seed={grid: [0, 1]}"), workspace)
+        assert [sorted({t.trial.seed for t in group}) for group in found.passes[-2:]] == [[0], [1]]
+        assert len(planned(sweep(self.ARM, "space.protocol.scope={grid: [seen, all]}"), workspace).passes[-1]) == 3
+
+    def test_where_edits_are_apart_seeds_are_kin(self, workspace):
+        found = planned(sweep(self.ARM, "space.seed={grid: [0, 1]}"), workspace)
+        ridge = [t for t in found.trials if t.arm == "ridge"]
+        assert len({t.kin for t in ridge}) == 1
+        assert all(t.apart and t.kin and t.kin != t.share for t in ridge)
+        assert not any(t.apart or t.kin for t in found.trials if t.arm != "ridge")
+        pairs = planned(sweep(self.ARM, "protocol={batch_size: 5, rounds: [0, 5]}"), workspace).trials[-1]
+        assert pairs.apart
+        assert pairs.kin == "", "a batch depends on the order"
+        alone = planned(sweep(self.ARM, "resources.share=false"), workspace).trials[-1]
+        assert (alone.apart, alone.share, alone.kin) == (True, "", "")
+
+    def test_shards_help_only_where_edits_are_apart(self, workspace):
+        assert planned(sweep(self.ARM, "resources.shards=2"), workspace).notes == (
+            "resources.shards has no effect on plain, surgeon: their edits depend on each other",
+        )
+
+    def test_nothing_is_shared_where_edits_depend_on_it_or_nobody_wants_it(self, workspace):
+        sequential = planned(sweep(SWEEP, "wrap.ridge.lam={grid: [1, 2]}"), workspace)
+        assert [len(group) for group in sequential.passes] == [1] * 4
+        unwanted = planned(sweep(self.ARM, "resources.share=false"), workspace)
+        assert [len(group) for group in unwanted.passes] == [1] * 5
+
+    def test_what_contradicts_a_path_is_said_where_it_stands(self, workspace):
+        text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, lam: {path: [1, 2]}, mode: sequential}")
+        found = complaints(sweep(text), workspace)
+        assert len(found) == 1
+        assert found[0].startswith(
+            f"error[E-SPEC] x.yaml:9:{column(text, 'sequential')}  a path of 'lam' implies mode: init, "
+            "but here mode is sequential\n"
+            "    remove 'mode', or write lam: {grid: […]} for one run per value"
+        )
+        swept = complaints(sweep(self.ARM + "space:\n  wrap.ridge.mode: {grid: [init, sequential]}\n"), workspace)
+        assert "x.yaml:11:34  a path of 'lam' implies mode: init, but here mode is sequential" in swept[0]
+
+    def test_a_value_of_a_path_is_located(self, workspace):
+        text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, lam: {path: [1, -2]}}")
+        assert (
+            f"x.yaml:9:{column(text, '-2')}  'ridge': lam: should be greater than 0, got -2"
+            in complaints(sweep(text), workspace)[0]
+        )
+
+    def test_only_what_edits_do_not_depend_on_has_a_path(self, workspace):
+        text = SWEEP.replace("layers: [2]}}\n  ridge", "layers: [2], rate: {path: [1, 2]}}}\n  ridge")
+        found = complaints(sweep(text), workspace)
+        assert f"x.yaml:8:{column(text, 'rate')}  'editor.rate' has no path: edits depend on it" in found[0]
+        assert "keys with a path: wrap.ridge.lam, wrap.ridge.blur" in found[0]
+        both = self.ARM.replace("10]}}", "10]}}, space: {wrap.ridge.lam: {grid: [1]}}")
+        with pytest.raises(ProblemsError, match=r"wrap\.ridge\.lam is written twice"):
+            sweep(both)
+
+
 class TestHparams:
     LAYERLESS = SWEEP.replace("{name: surgeon, layers: [2]}", "surgeon")
 
@@ -171,6 +263,41 @@ class TestHparams:
     def test_wrapper_may_have_a_file(self, workspace):
         write(workspace, "hparams/ridge/tiny.yaml", "lam: 9")
         assert planned(sweep(), workspace).trials[2].trial.editor.wrap[0].config["lam"] == 9.0
+
+    def test_values_for_one_editor_or_dataset(self, workspace):
+        entries = (
+            "[{editor: surgeon, lam: 2}, {editor: surgeon, data: other, lam: 3, mode: init}, {data: other, lam: 4}]"
+        )
+        write(workspace, "hparams/ridge/tiny.yaml", f"lam: 9\nfor: {entries}")
+        text = SWEEP + "  plain ridge: {editor: plain, wrap: ridge}\n"
+
+        def ridges(*overrides):
+            found = {t.arm: t.trial.editor.wrap for t in planned(sweep(text, *overrides), workspace).trials}
+            return {arm: (w[0].config["lam"], w[0].config["mode"]) for arm, w in found.items() if w}
+
+        assert ridges() == {"ridge": (2.0, "sequential"), "plain ridge": (9.0, "sequential")}
+        assert ridges("data=other") == {"ridge": (4.0, "init"), "plain ridge": (4.0, "sequential")}
+        assert ridges("data=other", "arms.ridge.wrap.ridge.lam=5")["ridge"] == (5.0, "init")
+
+    @pytest.mark.parametrize(
+        ("entries", "said"),
+        [
+            ("{editor: surgeon, lam: 2}", "'for' is a list of mappings"),
+            ("[{lam: 2}]", "'for' is a list of mappings"),
+            ("[{editor: surgoen, lam: 2}]", "for: unknown editor 'surgoen'"),
+            ("[{data: 7, lam: 2}]", "for: unknown data 7"),
+        ],
+    )
+    def test_a_wrong_entry_of_for(self, workspace, entries, said):
+        write(workspace, "hparams/ridge/tiny.yaml", f"lam: 9\nfor: {entries}")
+        (found,) = complaints(sweep(), workspace)
+        assert found.startswith("error[E-YAML] x.yaml:9:")
+        assert f"tiny.yaml:2:{6 if entries[0] == '{' else 7}  {said}" in found
+
+    def test_a_mistake_in_an_entry_of_for_has_its_place(self, workspace):
+        write(workspace, "hparams/ridge/tiny.yaml", "for:\n  - {editor: surgeon, lam: 0}")
+        (found,) = complaints(sweep(), workspace)
+        assert "tiny.yaml:2:28  'ridge': lam: should be greater than 0, got 0" in found
 
     def test_another_models_file_by_name(self, workspace):
         write(workspace, "hparams/surgeon/gpt-j-6b.yaml", "layers: [5]")

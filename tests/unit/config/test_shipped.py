@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from raysweep.config.plan import plan
 from raysweep.config.sweep import open_sweep
+from raysweep.data import DATASETS
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.workspace import Workspace
@@ -25,7 +26,13 @@ def test_hyper_parameters_fit_their_editor(path: Path) -> None:
     values.pop("notes", None)
     name = path.parent.name
     kind = EDITORS.get(name) if name in EDITORS else WRAPPERS.get(name)
+    entries = values.pop("for", [])
     kind.config_type.model_validate(values)
+    for entry in entries:
+        fits = {key: entry.pop(key) for key in ("editor", "data") if key in entry}
+        assert fits.get("editor", "rome") in EDITORS
+        assert fits.get("data", "zsre") in DATASETS
+        kind.config_type.model_validate({**values, **entry})
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -164,3 +165,21 @@ def test_a_second_edit_of_a_prompt_wins() -> None:
         ledger.restore()
     assert found.answers == found.labels
     assert len(state["keys"]) == 1
+
+
+def test_the_published_comparison_takes_the_last_ids_of_everything() -> None:
+    """Quirk Q7: ids without a joining space against the end of prompt and continuation; what is not there never matches."""
+    lm = embedded_lm()
+    (probe,) = (p for p in world_record().probes if p.kind is ProbeKind.EFFICACY)
+    ours, theirs = score_generated(lm, [probe])[0], score_generated(lm, [probe], published=True)[0]
+    assert ours.labels == tokens.scored(lm, probe.prompt, tokens.join(probe.prompt, probe.target)).labels
+    assert theirs.labels == tuple(tokens.bare(lm, probe.target))
+    written = generate(lm, [probe.prompt], [len(theirs.labels)])[0]
+    assert theirs.answers == (*tokens.encode(lm, probe.prompt), *written)[-len(theirs.labels) :]
+    assert math.isnan(theirs.logprob)
+    byte = tiny_lm("llama")
+    short = Probe(kind=ProbeKind.EFFICACY, prompt="A", target="x" * 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raysweep.evals.generation._continue", lambda lm, rows: [[1] for _ in rows])  # the end at once
+        found = score_generated(byte, [short], published=True)[0]
+    assert found.answers == (*[-1] * 38, *tokens.encode(byte, "A"), 1)

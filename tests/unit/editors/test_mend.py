@@ -173,6 +173,15 @@ def test_training_lowers_the_loss_and_keeps_the_best() -> None:
     assert trainer.validate()["val_loss"] == pytest.approx(trainer.scores["val_loss"])
 
 
+def test_the_newest_network_may_be_kept_as_published() -> None:
+    """Quirk Q36: every validation overwrites, however bad the network has become."""
+    trainer = Trainer(tiny_lm("llama"), config(steps=8, every=2, select="last", lr=0.5), toy_records(12))
+    trainer.run()
+    assert trainer.scores["step"] == 8
+    assert min(row["val_loss"] for row in trainer.history) < trainer.scores["val_loss"]
+    assert same(dict(trainer.best), dict(trainer.net.state_dict()))
+
+
 def test_resumed_training_is_straight_training_bit_for_bit(tmp_path: Path) -> None:
     records = toy_records(16)
     straight = Trainer(tiny_lm("gpt2"), config(), records)

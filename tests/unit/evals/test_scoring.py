@@ -65,7 +65,9 @@ def test_metric_contract(metric: object) -> None:
     assert low <= value <= high
 
 
-def test_the_pristine_model_agrees_with_itself() -> None:
-    lm = tiny_lm("llama")
-    for s in score(lm, PROBES):
-        assert METRICS["agreement"](Answer(s.labels, s.answers, s.answers, s.logprob)) == 1.0
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_pristine_model_agrees_with_itself(family: str) -> None:
+    """§17.2.1: locality of θ_0, asked twice in other company, is 1."""
+    lm = tiny_lm(family, bos=family == "llama")
+    twice = zip(score(lm, PROBES), score(lm, PROBES[::-1], batch=1)[::-1], strict=True)
+    assert [METRICS["agreement"](Answer(a.labels, b.answers, a.answers, b.logprob)) for a, b in twice] == [1.0] * 5

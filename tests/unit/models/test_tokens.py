@@ -8,6 +8,7 @@ import pytest
 
 from raysweep.models import tokens
 from raysweep.testing.fixtures import tiny_lm
+from tests.golden.recorded import Variant, model
 
 
 def test_bos_comes_from_the_tokenizer_or_from_the_policy() -> None:
@@ -37,6 +38,22 @@ def test_subject_last_is_where_the_subject_ends(template: str, subject: str) -> 
     last = tokens.subject_last(lm, template, subject)
     ids = tokens.encode(lm, template.replace("{}", subject))
     assert tokens.decode(lm, ids[1 : last + 1]) == template.split("{}")[0] + subject
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+def test_subject_last_is_what_a_search_by_offsets_finds(name: str) -> None:
+    """§17.2.2 with a BPE vocabulary: at the start, in the middle, after a context; the rule itself looks at no offset."""
+    lm, checked = model(name), 0
+    variant = Variant(f"{name}/rome")
+    for record in variant.records:
+        for context in ("{}", "{} It is.", *variant.data["context_templates"]):
+            for template in (context.replace("{}", record.template), f"{{}} is {record.prompt.lower()[:9]}"):
+                found = lm.tokenizer(template.replace("{}", record.subject), return_offsets_mapping=True)
+                end = template.index("{}") + len(record.subject)
+                inside = [i for i, (a, b) in enumerate(found["offset_mapping"]) if a < end <= b]
+                assert [tokens.subject_last(lm, template, record.subject)] == inside
+                checked += 1
+    assert checked > 80
 
 
 def test_a_template_needs_one_slot() -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from results_helpers import make_trial, write_trial
+from results_helpers import begin, make_round, make_trial, write_trial
 
 from raysweep.cli.compare import compared
 from raysweep.cli.compare import rows as compare_rows
@@ -14,8 +16,9 @@ from raysweep.cli.render import Format, render, shown
 from raysweep.cli.show import text
 from raysweep.errors import SpecError, StoreError
 from raysweep.results.store import ResultStore
-from raysweep.results.tables import flatten, open_sweep, trial_columns
+from raysweep.results.tables import Sweep, flatten, open_sweep, trial_columns
 from raysweep.results.views import geo_estimate, groups, lines, paired, trial_views
+from raysweep.rows import TimingRow
 from raysweep.summarize import Estimate, geo, record_values, summary
 from raysweep.workspace import Workspace
 
@@ -60,6 +63,25 @@ def test_lines_pool_seeds_and_keep_configurations_apart(workspace: Workspace) ->
         assert found[0].cells[view].se > 0
     assert {line.phase for line in lines(trials) if line.step == 0} == {"pristine"}
     assert len(lines(trials, by="trial", at=-1)) == 6
+
+
+def test_shared_seconds_are_kept_apart(tmp_path: Path) -> None:
+    """What a pass did once is told beside what each of its trials did itself."""
+    store = ResultStore(tmp_path)
+    trial = make_trial(lam=1.0)
+    begin(store, trial)
+    key: dict[str, Any] = {"trial_key": trial.key, "step": 2}
+    timing = [
+        TimingRow(phase="edit_shared", seconds=8.0, count=4, **key),
+        TimingRow(phase="load_shared", seconds=1.0, count=1, **key),
+        TimingRow(phase="round", seconds=0.5, count=2, **key),
+    ]
+    store.write_round(trial.key, replace(make_round(trial, 2), timing=timing))
+    sweep = Sweep(store)
+    (line,) = lines(trial_views(sweep))
+    assert (line.seconds, line.shared, line.per_edit) == (0.5, 9.0, 2.0)
+    assert "0.5 s + 9.0 s shared" in text(sweep, how=Format.TABLE)
+    assert '"seconds_shared": 9.0' in text(sweep, how=Format.JSON)
 
 
 def test_geo_s_jackknife_is_exact_for_a_mean() -> None:

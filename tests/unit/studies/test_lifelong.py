@@ -17,7 +17,7 @@ from raysweep.rows import EvalRound
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong, _superseded
 from raysweep.summarize import summary
-from raysweep.testing.fixtures import fingerprint, same, tiny_lm, toy_records
+from raysweep.testing.fixtures import fingerprint, piece_tokenizer, same, tiny_lm, toy_records
 
 VALUE = {"steps": 4, "lr": 0.5}
 EDITORS = {
@@ -27,6 +27,11 @@ EDITORS = {
         name="memit",
         config={"layers": [0, 1], "value": VALUE, "moment_weight": 1.0},
         wrap=(WrapSpec(name="simie", config={"lam": 0.1, "mode": "init"}),),
+    ),
+    "memit+closed simie": EditorSpec(
+        name="memit",
+        config={"layers": [0, 1], "value": VALUE, "moment_weight": 1.0},
+        wrap=(WrapSpec(name="simie", config={"lam": {"energy": 0.01}, "mode": "init", "backend": "closed64"}),),
     ),
     "oracle": EditorSpec(name="oracle"),
     "grace": EditorSpec(name="grace", config={"layer": 1, "steps": 3, "radius": 2.0}),
@@ -246,3 +251,28 @@ def test_generation_is_another_way_to_ask_and_leaves_the_edits_alone(editor: str
         assert all(b.value == 1.0 for _, b in pairs if b.metric in ("token_match", "exact_match"))
     else:  # one byte wrong and what follows is another story
         assert any(a.answer != b.answer for a, b in pairs)
+
+
+def test_the_published_comparison_of_generated_answers_has_no_probabilities(tmp_path: Path) -> None:
+    """Quirk Q7: ``asking: generation_ref``; what is not asked for is missing, and locality compares its own two answers."""
+    lm = tiny_lm("llama", bos=True)
+    rounds = list(Lifelong().execute(trial("grace", rounds=(0, 3), asking="generation_ref"), deps(tmp_path, lm), None))
+    rows = [r for found in rounds for r in found.rows]
+    assert {r.metric for r in rows if r.value is None} == {"target_logprob", "ppl"}
+    assert all(
+        r.n_tokens == 2 for r in rows if r.probe_kind == "efficacy"
+    )  # the target's two letters, without its space
+    assert rounds[0].summary["pristine/loc"] == 1.0
+    assert "pristine/ppl" not in rounds[0].summary
+
+
+def test_what_a_tokenizer_splits_elsewhere_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Quirk Q3."""
+    words = ("The", "pet", "of", "is", "Anas", "Ana")
+    lm = replace(tiny_lm("llama"), tokenizer=piece_tokenizer(words))
+    list(Lifelong().execute(trial("oracle"), deps(tmp_path, lm), None))
+    assert "inside a token" not in caplog.text
+    glued = [replace(r, subject="Ana", prompt=f"The pet of Anas is {i}") for i, r in enumerate(toy_records(8))]
+    list(Lifelong().execute(trial("oracle"), deps(tmp_path, lm, glued), None))
+    assert caplog.text.count("inside a token") == 1
+    assert "6 of 6 subjects end inside a token, first: 'The pet of Ana' in 'The pet of Anas is 0'" in caplog.text

@@ -66,17 +66,19 @@ def test_pool_loads_again_what_it_cannot_restore(harm: str) -> None:
 
 
 def test_requests_follow_the_cluster() -> None:
-    assert request(ResourceSpec(), {"CPU": 4}) == {"cpu": 1.0}
+    assert request(ResourceSpec(), {"CPU": 4}) == {"CPU": 1.0}
     assert request(ResourceSpec(cpu=2, memory=5), {"CPU": 4, "GPU": 2, "memory": 9}) == {
-        "cpu": 2,
-        "gpu": 1,
+        "CPU": 2,
+        "GPU": 1,
         "memory": 5,
     }
-    assert request(ResourceSpec(gpu=0.25), {"CPU": 4, "GPU": 1}) == {"cpu": 1, "gpu": 0.25}
+    assert request(ResourceSpec(gpu=0.25), {"CPU": 4, "GPU": 1}) == {"CPU": 1, "GPU": 0.25}
     with pytest.raises(SpecError, match=r"resources\.gpu = 3, but the cluster has 0"):
         request(ResourceSpec(gpu=3), {"CPU": 4})
     with pytest.raises(SpecError, match=r"resources\.cpu = 8, but the cluster has 4"):
         request(ResourceSpec(cpu=8), {"CPU": 4})
+    with pytest.raises(SpecError, match=r"resources\.cpu = 3 for each of 2 shards, but the cluster has 4"):
+        request(ResourceSpec(cpu=3), {"CPU": 4}, 2)
 
 
 def test_exit_codes() -> None:
@@ -120,3 +122,30 @@ def test_display_shows_heartbeats_on_a_terminal(tmp_path: Path) -> None:
     assert "edits 17/20" in text
     assert "7/10" in text
     assert "Rel 0.50" in text
+
+
+def test_display_lets_a_pass_get_on_together(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".heartbeat").write_text(json.dumps({"done": 4, "total": 10, "doing": "edit"}))
+    console = Console(force_terminal=True, width=100, record=True, file=(tmp_path / "out").open("w"))
+    display = Display(
+        dict.fromkeys("abc", "x"), dict.fromkeys("abc", 10), printer=lambda line: None, folder=tmp_path,
+        console=console, passes={"a": "p", "b": "p"},
+    )  # fmt: skip
+    display.started("a")
+    console.print(display.render())
+    assert "edits 8/30" in console.export_text()
+
+
+def test_trials_of_one_pass_wait_for_each_other() -> None:
+    from raysweep.tune.passes import InPasses
+
+    search = InPasses({"a1": "a", "a2": "a", "b": "b"})
+    assert search.suggest("1") == {"trial": "a1"}
+    assert search.suggest("2") == {"trial": "b"}
+    assert search.suggest("3") is None
+    search.on_trial_complete("2")
+    assert search.suggest("3") is None
+    search.on_trial_complete("1", error=True)
+    assert search.suggest("3") == {"trial": "a2"}
+    assert search.suggest("4") == "FINISHED"

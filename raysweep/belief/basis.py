@@ -1,0 +1,43 @@
+"""Everything one belief study stands on, from a graph to its agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from raysweep.belief.agent import Agent, fit
+from raysweep.belief.corpus import Corpus, build_corpus
+from raysweep.belief.generative import GenerativeModel, build_generative
+from raysweep.belief.graph import KnowledgeGraph
+from raysweep.belief.pairing import Arrows, pair_graph
+from raysweep.belief.points import EvalPoint, build_points
+from raysweep.belief.spec import BeliefSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Graph, arrows, generative model, corpus and agent of one spec; all pure functions of it."""
+
+    spec: BeliefSpec
+    graph: KnowledgeGraph
+    arrows: Arrows
+    model: GenerativeModel
+    corpus: Corpus
+    agent: Agent
+
+    def points(self) -> Iterator[EvalPoint]:
+        """Yield the evaluation points."""
+        return build_points(self.corpus, self.agent, self.spec.points, self.spec.seed)
+
+
+def build_basis(spec: BeliefSpec, graph: KnowledgeGraph) -> Basis:
+    """Return the basis of *spec* on *graph*.
+
+    Raises:
+        BeliefError: see the parts.
+    """
+    arrows = pair_graph(graph)
+    model = build_generative(graph, arrows, spec.generative, spec.seed, spec.parity)
+    corpus = build_corpus(model, spec.corpus, spec.seed)
+    agent = fit(corpus.evidence, arrows, len(graph.objects), spec.agent, spec.parity)
+    return Basis(spec, graph, arrows, model, corpus, agent)

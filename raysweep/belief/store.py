@@ -1,0 +1,105 @@
+"""Where a graph comes from: the embedded world, or Wikidata5m files read once and kept as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.belief.graph import KnowledgeGraph, from_arrays, to_arrays, world_graph
+from raysweep.belief.spec import BeliefSpec, GraphSpec
+from raysweep.belief.tokens import Tokens, open_tokens
+from raysweep.belief.wikidata import find_files, read_wikidata
+from raysweep.errors import DataError
+from raysweep.hashing import digest, file_digest
+from raysweep.world import WorldSpec, build_world
+
+if TYPE_CHECKING:
+    from raysweep.editors.base import ArtifactRequest
+    from raysweep.workspace import Workspace
+
+GRAPH_VERSION = 1  # of what the reader makes of the same files; part of the artifact's key
+_FOLDER = "wikidata5m"
+
+Report = Callable[[str], None]
+
+
+def wikidata_folder(spec: GraphSpec, workspace: Workspace) -> Path:
+    """Return the folder of the Wikidata5m files: ``spec.path``, else ``data/wikidata5m``."""
+    return workspace.resolve(spec.path) if spec.path else workspace.data / _FOLDER
+
+
+def resolve_graph(spec: GraphSpec, workspace: Workspace) -> GraphSpec:
+    """Return *spec* with the digests of the files it names.
+
+    Raises:
+        DataError: a file is missing; the message says where it belongs.
+    """
+    if spec.source == "world":
+        return spec
+    files = find_files(wikidata_folder(spec, workspace))
+    tokenizer = ""
+    if spec.tokenizer != "words":
+        path = workspace.resolve(spec.tokenizer)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise DataError(
+                f"tokenizer '{path}' does not exist", hint="give 'words', or a tokenizer.json or its folder"
+            )
+        tokenizer = file_digest(path)
+    return spec.model_copy(update={"digest": digest([file_digest(f) for f in files]), "tokenizer_digest": tokenizer})
+
+
+def identity(spec: GraphSpec) -> dict[str, Any]:
+    """Return everything a graph depends on; *spec* is resolved."""
+    if spec.source == "world":
+        return {"source": "world", "world": WorldSpec()}
+    data = spec.model_dump(mode="json", exclude={"path", "tokenizer", "odd_relations"})
+    return {**data, "tokens": "words" if spec.tokenizer == "words" else "file"}
+
+
+def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
+    """Return everything from graph to evaluation points depends on; ``spec.graph`` is resolved."""
+    return {**spec.model_dump(mode="json", exclude={"graph"}), "graph": identity(spec.graph), "version": GRAPH_VERSION}
+
+
+def graph_request(spec: GraphSpec) -> ArtifactRequest:
+    """Return the request of a Wikidata5m graph; *spec* is resolved."""
+    from raysweep.editors.base import ArtifactRequest
+
+    return ArtifactRequest(
+        kind="graph", inputs=identity(spec), builder="raysweep.belief.store:open_graph", version=GRAPH_VERSION
+    )
+
+
+def graph_tokens(spec: GraphSpec, workspace: Workspace) -> Tokens:
+    """Return what measures the names of this graph."""
+    return open_tokens(spec.tokenizer, workspace.root)
+
+
+def open_graph(spec: GraphSpec, workspace: Workspace, report: Report = lambda _: None) -> KnowledgeGraph:
+    """Return the graph of *spec*; one of Wikidata5m is read once and then found in the artifact store.
+
+    Raises:
+        DataError, GraphError: see :func:`raysweep.belief.wikidata.read_wikidata`.
+    """
+    if spec.source == "world":
+        return world_graph(build_world())
+    import torch
+
+    from raysweep.artifacts import ArtifactStore
+
+    spec = resolve_graph(spec, workspace)
+    tokens = graph_tokens(spec, workspace)
+    made: dict[str, KnowledgeGraph] = {}
+
+    def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
+        made["graph"] = read_wikidata(wikidata_folder(spec, workspace), spec, tokens, report)
+        arrays, meta = to_arrays(made["graph"])
+        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, meta
+
+    found = ArtifactStore(workspace.artifacts).get_or_build(graph_request(spec), build)
+    if "graph" in made:
+        return made["graph"]
+    report(f"the graph is {workspace.artifacts / 'graph' / found.digest}")
+    return from_arrays({name: tensor.numpy() for name, tensor in found.tensors.items()}, found.meta)

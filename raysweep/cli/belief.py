@@ -1,0 +1,210 @@
+"""``raysweep belief``: the belief-revision testbed, from a knowledge graph to evaluation points."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from raysweep.belief import pointfile
+from raysweep.belief.basis import Basis, build_basis
+from raysweep.belief.graph import KnowledgeGraph, describe, normalised
+from raysweep.belief.pairing import pair_graph
+from raysweep.belief.spec import BeliefSpec
+from raysweep.belief.store import graph_tokens, open_graph, resolve_graph
+from raysweep.cli.options import Options
+from raysweep.config.load import parse_value, read
+from raysweep.config.places import KeyPath, Place, Source
+from raysweep.config.problems import from_validation
+from raysweep.errors import ProblemsError, SpecError
+from raysweep.workspace import Workspace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Build the belief-revision testbed: graph, corpus, evaluation points.",
+)
+
+FileArgument = Annotated[
+    str, typer.Argument(metavar="[FILE]", help="YAML with keys of the belief spec; none = its defaults.")
+]
+WikidataOption = Annotated[
+    str, typer.Option("--wikidata", metavar="DIR", help="Folder of the Wikidata5m files; else the embedded world.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Lay a value over the spec; repeatable. KEY: graph.relations, corpus.num_atomic_facts, parity.…",
+        show_default=False,
+    ),
+]
+OutOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines to write.")]
+
+
+@app.command("graph")
+def graph(
+    ctx: typer.Context,
+    file: FileArgument = "",
+    wikidata: WikidataOption = "",
+    set_: SetOption = None,
+    csv_: Annotated[
+        Path | None, typer.Option("--csv", metavar="DIR", help="Also write both co-occurrence matrices as CSV.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Read a knowledge graph, keep it as an artifact, and print its statistics, arrows and co-occurrences.
+
+    Example:
+
+        raysweep belief graph
+        raysweep belief graph --wikidata data/wikidata5m --set graph.read_n_facts=2e6 --csv matrices
+    """
+    spec, workspace = _spec(ctx, file, wikidata, set_ or ())
+    found = open_graph(spec.graph, workspace, _report)
+    arrows = pair_graph(found)
+    told = describe(found, graph_tokens(spec.graph, workspace).lengths)
+    told["arrows"] = arrows.named(found.relations)
+    told["single_relations"] = [found.relations[r] for r in arrows.single]
+    if json_:
+        print(json.dumps({**told, "cooccurrence": found.cooccurrence.tolist()}, indent=1, ensure_ascii=False))
+    else:
+        _print_graph(told, found)
+    if csv_ is not None:
+        _write_matrices(csv_, found)
+
+
+@app.command("corpus")
+def corpus(
+    ctx: typer.Context, out: OutOption, file: FileArgument = "", wikidata: WikidataOption = "", set_: SetOption = None
+) -> None:
+    """Write the documents a language model is trained on, and print the corpus' counts as JSON.
+
+    Example: `raysweep belief corpus --out corpus.jsonl --set corpus.true_false=true`
+    """
+    basis = _basis(ctx, file, wikidata, set_ or ())
+    with _open(out) as lines:
+        for document in basis.corpus.documents():
+            row = {"document": document.text, "num_sentences": document.sentences}
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    print(json.dumps({"file": str(out), **basis.corpus.statistics}, indent=1))
+
+
+@app.command("points")
+def points(
+    ctx: typer.Context, out: OutOption, file: FileArgument = "", wikidata: WikidataOption = "", set_: SetOption = None
+) -> None:
+    """Write evaluation points: questions, requested updates, and what the agent believes before and after them.
+
+    Example: `raysweep belief points --out points.jsonl --set points.size=100`
+    """
+    basis = _basis(ctx, file, wikidata, set_ or ())
+    counts = {"points": 0, "novel": 0, "with_downstream": 0, "downstream_answer_changes": 0, "reinforcing": 0}
+    with _open(out) as lines:
+        for point in basis.points():
+            lines.write(pointfile.to_line(point) + "\n")
+            counts["points"] += 1
+            counts["novel"] += not point.known
+            if point.flags:
+                counts["with_downstream"] += point.flags.diff_r_is_dependent_rel
+                counts["downstream_answer_changes"] += point.flags.downstream_answer_changes
+                counts["reinforcing"] += point.flags.new_fact_reinforces
+    print(json.dumps({"file": str(out), **counts}, indent=1))
+
+
+def _report(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False)
+
+
+def _open(path: Path) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w", encoding="utf-8", newline="\n")
+
+
+def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> Basis:
+    spec, workspace = _spec(ctx, file, wikidata, sets)
+    found = open_graph(spec.graph, workspace, _report)
+    started = time.perf_counter()
+    basis = build_basis(spec, found)
+    _report(f"corpus and agent: {time.perf_counter() - started:.1f} s")
+    return basis
+
+
+def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> tuple[BeliefSpec, Workspace]:
+    """Return the spec as written, with ``--wikidata`` and ``--set`` laid over the file and its files found."""
+    workspace = (ctx.find_object(Options) or Options()).workspace
+    source = read(workspace.resolve(file)) if file else Source()
+    if source.tree is not None and not isinstance(source.tree, dict):
+        raise SpecError(f"{source.file} holds no mapping", hint="keys: " + ", ".join(BeliefSpec.model_fields))
+    tree: dict[str, Any] = dict(source.tree or {})
+    written: dict[KeyPath, Place] = {}
+    if wikidata:
+        sets = ("graph.source=wikidata5m", f"graph.path={json.dumps(wikidata)}", *sets)
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(
+                f"--set {text}: an override is written key=value", hint="for example --set graph.relations=8"
+            )
+        path = tuple(key.strip().split("."))
+        here = tree
+        for part in path[:-1]:
+            below = here.get(part)
+            here[part] = dict(below) if isinstance(below, dict) else {}
+            here = here[part]
+        here[path[-1]] = _whole(parse_value(value, f"--set {text}"))
+        written[path] = Place(f"--set {text}")
+
+    def locate(path: KeyPath, key: bool) -> Place:
+        near = next((written[path[:end]] for end in range(len(path), 0, -1) if path[:end] in written), None)
+        return near or (source.key(path) if key else source.value(path))
+
+    try:
+        spec = BeliefSpec.model_validate(tree)
+    except ValidationError as error:
+        raise ProblemsError(from_validation(error, BeliefSpec, "belief", locate)) from error
+    return spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)}), workspace
+
+
+def _whole(value: Any) -> Any:
+    """Return a float that is a whole number, such as ``2e6``, as an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _print_graph(told: Mapping[str, Any], found: KnowledgeGraph) -> None:
+    """Print the statistics line by line, then both co-occurrence matrices."""
+    for name, value in told.items():
+        if isinstance(value, Mapping):
+            print(name.replace("_", " "))
+            for key, inner in value.items():
+                shown = inner if not isinstance(inner, Mapping) else ", ".join(f"{k} ({v})" for k, v in inner.items())
+                print(f"    {key.replace('_', ' '):30} {f'{shown:.2f}' if isinstance(shown, float) else shown}")
+        else:
+            print(f"{name.replace('_', ' '):34} {', '.join(value) or '-' if isinstance(value, list) else value}")
+    for title, matrix in _matrices(found):
+        print(f"co-occurrence, {title}")
+        for relation, row in zip(found.relations, matrix, strict=True):
+            print(f"    {relation[:28]:28} " + " ".join(f"{value:8g}" for value in row))
+
+
+def _matrices(found: KnowledgeGraph) -> tuple[tuple[str, list[list[float]]], ...]:
+    counts = found.cooccurrence
+    return ("counts", counts.tolist()), ("percent", (100 * normalised(counts)).round(2).tolist())
+
+
+def _write_matrices(folder: Path, found: KnowledgeGraph) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, matrix in _matrices(found):
+        with (folder / f"cooccurrence_{name}.csv").open("w", encoding="utf-8", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow(["", *found.relations])
+            writer.writerows([relation, *row] for relation, row in zip(found.relations, matrix, strict=True))

@@ -1,0 +1,60 @@
+"""Proposals in order from helpers that compute them in any order, and from here."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+from raysweep.studies.base import Ask, Proposal
+
+log = logging.getLogger(__name__)
+
+AHEAD = 4  # proposals per process that may be on their way or wait for their turn: bounds memory
+QUEUED = 2  # steps per helper: one being computed, one waiting, so that it never idles while this process computes
+
+Helper = Callable[[int], "Future[Proposal]"]
+
+
+def in_order(
+    steps: Sequence[int], here: Ask, helpers: Sequence[Helper], *, lost: type[BaseException]
+) -> Iterator[Proposal]:
+    """Yield the proposals of *steps*, in that order.
+
+    Args:
+        steps: rising.
+        here: computes one in this process, which helps wherever it would only wait.
+        helpers: start to compute one elsewhere.
+        lost: what a future raises whose helper died; its steps are computed by the others, in the end by this process.
+
+    Raises:
+        Exception: whatever computing a proposal raised, wherever.
+    """
+    able, todo = list(helpers), deque(steps)
+    ready: dict[int, Proposal] = {}
+    flying: dict[Future[Proposal], tuple[Helper, int]] = {}
+    room = AHEAD * (len(able) + 1)
+    for step in steps:
+        while step not in ready:
+            for future in [f for f in flying if f.done()]:
+                helper, done = flying.pop(future)
+                try:
+                    ready[done] = future.result()
+                except lost as error:
+                    log.warning("a process that helped with the edits died (%s); going on without it", error)
+                    able = [h for h in able if h is not helper]
+                    todo = deque(sorted([done, *todo]))
+            if step in ready:
+                break
+            for helper in able:
+                load = sum(h is helper for h, _ in flying.values())
+                for _ in range(min(QUEUED - load, len(todo), room - len(ready) - len(flying))):
+                    next_step = todo.popleft()
+                    flying[helper(next_step)] = (helper, next_step)
+            if todo and (todo[0] == step or len(ready) + len(flying) < room):
+                mine = todo.popleft()
+                ready[mine] = here(mine)
+            elif flying:
+                wait(flying, return_when=FIRST_COMPLETED)
+        yield ready.pop(step)

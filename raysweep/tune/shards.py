@@ -1,0 +1,87 @@
+"""Edit-parallel runs: processes beside a trial's own, in its placement group, compute proposals; the trial absorbs them in order.
+
+What a proposal is does not depend on where it was computed, and proposals are absorbed in the order of the edits; so a
+trial's numbers are the same, bit for bit, whatever the number of shards. Importing this imports Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raysweep.config.schema import TrialSpec
+from raysweep.studies import STUDIES, trees
+from raysweep.studies.base import Ask, Proposal
+from raysweep.studies.spreading import Helper, in_order
+from raysweep.tune.deps import kept_proposals, make_deps
+from raysweep.workspace import Workspace
+
+
+class Shard:
+    """Computes proposals, of one trial at a time, on a model of its own."""
+
+    def __init__(self, workspace: Workspace, sweep: str) -> None:
+        self.workspace, self.sweep = workspace, sweep
+        self._trial = ""
+        self._ask: Ask | None = None
+
+    def propose(self, trial: TrialSpec, kin: str, step: int) -> Proposal:
+        """Return what the batch that reaches *step* adds, on the CPU."""
+        if self._ask is None or self._trial != trial.key:
+            deps = make_deps(self.workspace, kept=kept_proposals(self.workspace, self.sweep, kin))
+            self._ask, self._trial = STUDIES.get(trial.study)().proposer(trial, deps), trial.key
+        found: Proposal = trees.moved(self._ask(step), "cpu")
+        return found
+
+
+class Shards:
+    """The helpers of one process: started when first needed, kept for its next trials, gone with it.
+
+    The placement group's first bundle is the process itself, each further one a helper.
+    """
+
+    def __init__(self, workspace: Workspace, sweep: str, kin: str = "") -> None:
+        self.workspace, self.sweep, self.kin = workspace, sweep, kin
+        self._actors: list[Any] = []
+
+    def __call__(self, trial: TrialSpec, steps: Sequence[int], here: Ask) -> Iterator[Proposal]:
+        """Yield the proposals of *steps* in that order, computed here and by the helpers."""
+        self._start()
+        helpers = [self._helper(actor, trial) for actor in self._actors]
+        try:
+            yield from in_order(steps, here, helpers, lost=RayActorError)
+        except RayTaskError as error:
+            raise (error.cause or error) from error
+
+    def close(self) -> None:
+        """End the helpers."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    def _helper(self, actor: Any, trial: TrialSpec) -> Helper:
+        def start(step: int) -> Future[Proposal]:
+            future: Future[Proposal] = actor.propose.remote(trial, self.kin, step).future()
+            return future
+
+        return start
+
+    def _start(self) -> None:
+        group = get_current_placement_group()
+        if self._actors or group is None:
+            return
+        for index, bundle in enumerate(group.bundle_specs[1:], start=1):
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+            asked = {
+                "num_cpus": bundle.get("CPU", 0),
+                "num_gpus": bundle.get("GPU", 0),
+                "memory": bundle.get("memory", 0),
+            }
+            made = ray.remote(Shard).options(scheduling_strategy=place, **{k: v for k, v in asked.items() if v})
+            self._actors.append(made.remote(self.workspace, self.sweep))

@@ -1,0 +1,123 @@
+"""The search spaces of the SimIE paper's tables and figures plan as they are, and so does every small line in their headers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from raysweep.config.plan import Plan, plan
+from raysweep.config.sweep import open_sweep
+from raysweep.workspace import Workspace, package_share
+
+SHARE = package_share()
+SPACES = sorted((SHARE / "search_spaces").glob("simie_*.yaml"))
+TRIALS = {  # arms × models × datasets (× λ), as the paper prints them
+    "simie_fig2": 8,
+    "simie_figs7to10": 4 * 7 * 3 * 2,
+    "simie_table1": 13 * 3 * 2,
+    "simie_table2": 7 * 2,
+    "simie_table4": 13 * 2,
+    "simie_table5": 13 * 3 * 2,
+    "simie_table7": 7,
+}
+FILES = {
+    "ZsRE/zsre_mend_edit.json": ("ZsRE", 1000),
+    "counterfact/counterfact-edit.json": ("counterfact", 1000),
+    "hallucination/hallucination-edit.json": ("hallucination", 600),
+}
+
+
+def small_lines(path: Path) -> list[list[str]]:
+    """Return the arguments of every ``raysweep run … --set …`` of a header."""
+    lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# raysweep run")]
+    return [shlex.split(line)[2:] for line in lines if "--set" in line]
+
+
+LINES = [(path.stem, argv) for path in SPACES for argv in small_lines(path)]
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Nothing but what is shipped, and something that looks like SmolLM2 to a plan."""
+    root = tmp_path_factory.mktemp("bare")
+    folder = root / "models/smollm2-135m"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    return Workspace(root)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Files of the published data's names and sizes, made of the samples, and archives for MEND."""
+    root = tmp_path_factory.mktemp("full")
+    for name, (folder, size) in FILES.items():
+        rows = json.loads((SHARE / "data" / folder / "sample.json").read_text(encoding="utf-8"))
+        file = root / "data" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps((rows * size)[:size]))
+    (root / "models/mend").mkdir(parents=True)
+    for model in ("gpt2-xl", "llama-2-7b", "mistral-7b"):
+        (root / f"models/mend/{model}.safetensors").write_bytes(model.encode())
+    return Workspace(root)
+
+
+def planned(name: str, workspace: Workspace, sets: list[str] | None = None) -> Plan:
+    return plan(open_sweep(name, workspace, sets or []), workspace)
+
+
+def test_there_is_one_file_per_table() -> None:
+    assert {p.stem for p in SPACES} == set(TRIALS)
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_as_it_is(name: str, full: Workspace) -> None:
+    found = planned(name, full)
+    assert (len(found.trials), found.notes) == (TRIALS[name], ())
+    for trial in (t.trial for t in found.trials):
+        assert (trial.data.order, trial.protocol.batch_size, trial.model.dtype) == ("file", 1, "float32")
+        assert trial.protocol.rounds[-1] == trial.data.size == (600 if name == "simie_table7" else 1000)
+
+
+def test_table_1_holds_the_published_lambdas(full: Workspace) -> None:
+    found = {
+        (t.trial.editor.label, t.trial.model.name, t.trial.data.name): dict(t.trial.editor.wrap[0].config)
+        for t in planned("simie_table1", full).trials
+        if t.arm.endswith("+simie")
+    }
+    assert len(found) == 4 * 3 * 2
+    assert found["rome+simie", "llama-2-7b", "zsre"]["lam"] == 50
+    assert found["rome+simie", "llama-2-7b", "counterfact"]["lam"] == 5
+    assert (
+        found["mend+simie", "gpt2-xl", "counterfact"] | {"lam": 0.1, "mode": "init"}
+        == found["mend+simie", "gpt2-xl", "counterfact"]
+    )
+
+
+def test_the_two_alphaedits_differ_in_memory_only(full: Workspace) -> None:
+    found = {(t.arm, t.trial.data.name): dict(t.trial.editor.config) for t in planned("simie_table4", full).trials}
+    for data in ("zsre", "counterfact"):
+        plain, memory = found["alphaedit-", data], found["alphaedit", data]
+        assert (plain.pop("pre"), memory.pop("pre")) == (0, 1)
+        assert plain == memory == {k: v for k, v in found["alphaedit-+simie", data].items() if k != "pre"}
+
+
+@pytest.mark.parametrize(("name", "argv"), LINES, ids=lambda v: v if isinstance(v, str) else v[2].rpartition("_")[2])
+def test_small_line(name: str, argv: list[str], bare: Workspace) -> None:
+    space, *flags = argv
+    assert space == name
+    assert set(flags[::2]) == {"--set"}
+    found = planned(name, bare, flags[1::2])
+    assert {t.arm for t in found.trials} == {a.name for a in found.sweep.arms}, "an arm was lost"
+    assert found.sweep.name.startswith(f"{name}_")
+    assert sum(t.trial.protocol.rounds[-1] for t in found.trials) <= 130, "not small"
+
+
+def test_every_file_has_both_small_lines() -> None:
+    for name in TRIALS:
+        ends = [argv[2].rpartition("_")[2] for stem, argv in LINES if stem == name]
+        assert ends == ["embedded", "smollm2"], name

@@ -1,0 +1,97 @@
+"""Packs compute what padded rows do, and nothing twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raysweep.errors import ModelError
+from raysweep.models import final, packing, partial, tokens, wrapping
+from raysweep.models.lm import LanguageModel
+from raysweep.testing.fixtures import FAMILIES, tiny_lm
+
+ROWS = ([5, 6, 7, 8], [5, 6, 9], [11, 12, 13], [5, 6, 7, 8, 9, 10], [5, 6, 7, 8], [12])
+
+
+@pytest.mark.parametrize("family", sorted([*FAMILIES, "gptj", "mistral", "qwen3"]))
+@pytest.mark.parametrize("width", [1, 6, 9, 128])
+def test_packs_give_the_states_of_padded_rows(family: str, width: int) -> None:
+    lm = small(family)
+    ids, mask = tokens.pad(ROWS, lm.device)
+    packs = packing.pack(lm, ROWS, width=width)
+    with torch.no_grad():
+        wanted = partial.run(lm, ids=ids, mask=mask)
+        found = packs.rows(partial.run_packs(lm, packs))
+    keep = mask.bool()
+    torch.testing.assert_close(found[keep], wanted[keep], rtol=1e-4, atol=1e-5)
+
+
+def small(family: str) -> LanguageModel:
+    if family in FAMILIES:
+        return tiny_lm(family)
+    from raysweep.models.layout import layout_of
+    from raysweep.testing.layout_contract import tiny_model
+
+    module = tiny_model(family)
+    return LanguageModel(module=module, tokenizer=None, layout=layout_of(module.config))  # type: ignore[arg-type]
+
+
+def test_each_beginning_is_there_once() -> None:
+    lm = tiny_lm("llama")
+    one = packing.pack(lm, ROWS)
+    distinct = {tuple(row[: n + 1]) for row in ROWS for n in range(len(row))}
+    assert one.ids.shape == (1, len(distinct))
+    for row, (owner, columns) in zip(ROWS, one.places, strict=True):
+        assert one.ids[owner, list(columns)].tolist() == row
+        assert one.positions[owner, list(columns)].tolist() == list(range(len(row)))
+        sees = one.seen[owner, columns[-1]].nonzero()[:, 0].tolist()
+        assert sees == sorted(columns)
+
+
+def test_packs_are_as_few_as_the_width_allows_and_about_equal() -> None:
+    lm = tiny_lm("llama")
+    rows = [[i, i, i] for i in range(2, 12)]
+    packs = packing.pack(lm, rows, width=24)
+    assert packs.ids.shape == (2, 15)
+    assert packing.pack(lm, [*rows, [1] * 40], width=24).ids.shape[1] == 40
+
+
+def test_a_marked_token_is_shared_with_tokens_marked_alike_only() -> None:
+    tree = packing.Tree()
+    first, second, third = tree.add([5, 6, 7], mark=1), tree.add([5, 6, 8]), tree.add([5, 6, 9], mark=1)
+    assert first[0] == second[0] == third[0]
+    assert first[1] == third[1] != second[1]
+
+
+def test_rows_beyond_a_sliding_window_are_refused() -> None:
+    lm = small("mistral")
+    lm.module.config.sliding_window = 3
+    with pytest.raises(ModelError, match="sliding window"):
+        packing.pack(lm, ROWS)
+    assert packing.pack(lm, [[1, 2, 3]]).ids.shape == (1, 3)
+
+
+class Doubled(wrapping.StandIn):
+    """Doubles the output of rows whose prompt ends with an even column."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        even = self.last_tokens(states) % 2 == 0
+        return torch.where(even[:, None, None], 2.0, 1.0) * self.inner(states)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("layer", [None, 0, 2])
+def test_asking_equals_whole_padded_rows(family: str, layer: int | None) -> None:
+    lm = tiny_lm(family)
+    last = [1, 2, 0, 3, 2, 0]
+    spots = [(i, j) for i, row in enumerate(ROWS) for j in range(last[i], len(row))]
+    ids, mask = tokens.pad(ROWS, lm.device)
+    names = [] if layer is None else [lm.layout.mlp_out.format(layer)]
+    stand_ins = {name: Doubled(lm.part(name)) for name in names}
+    with torch.no_grad(), wrapping.installed(lm, stand_ins):
+        assert wrapping.first_block(lm) == layer
+        with wrapping.asking(lm, last, mask):
+            whole = partial.run(lm, ids=ids, mask=mask)
+        found = final.states(lm, ROWS, last, spots)
+    wanted = torch.stack([whole[i, j] for i, j in spots])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
