@@ -145,16 +145,21 @@ def _greedy(
     found: dict[tuple[int, str], str] = {}
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
-        rows = [list(heads[i]) for i in part]
+        said: dict[int, list[int]] = {i: [] for i in part}
+        open_ = list(part)
         for _ in range(new_tokens):
-            logits = _forward(lm, rows, [prompts[i][0] for i in part], select)
+            if not open_:
+                break
+            rows = [[*heads[i], *said[i]] for i in open_]
+            logits = _forward(lm, rows, [prompts[i][0] for i in open_], select)
             last = torch.tensor([len(row) - 1 for row in rows])
             written = logits[torch.arange(len(rows)), last].argmax(-1).tolist()
-            rows = [[*row, token] for row, token in zip(rows, written, strict=True)]
-        for i, row in zip(part, rows, strict=True):
-            said = row[len(heads[i]) :]
-            end = lm.tokenizer.eos_token_id
-            found[prompts[i]] = tokens.decode(lm, said[: said.index(end)] if end in said else said)
+            going = [(i, token) for i, token in zip(open_, written, strict=True) if token != lm.tokenizer.eos_token_id]
+            for i, token in going:
+                said[i].append(token)
+            open_ = [i for i, _ in going]
+        for i in part:
+            found[prompts[i]] = tokens.decode(lm, said[i])
     return found
 
 

@@ -33,11 +33,13 @@ class Encoded:
         ids: int32, all tokens.
         starts: int64 [D + 1]: document d is ``ids[starts[d]:starts[d + 1]]``.
         sentences: int64 [D]: sentences of each document.
+        answers: bool, of each token: it belongs to what a sentence answers, its object or its label.
     """
 
     ids: NDArray[np.int32]
     starts: Ints
     sentences: Ints
+    answers: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -57,16 +59,32 @@ def encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast) ->
     pieces: list[NDArray[np.int32]] = []
     lengths: list[int] = []
     sentences: list[int] = []
+    answers: list[bool] = []
     source = iter(documents)
     while part := list(itertools.islice(source, _READ)):
         found = tokenizer.backend_tokenizer.encode_batch([d.text for d in part], add_special_tokens=False)
         pieces.append(np.array([i for e in found for i in e.ids], dtype=np.int32))
         lengths += [len(e.ids) for e in found]
         sentences += [d.sentences for d in part]
+        for document, encoding in zip(part, found, strict=True):
+            answers += _answering(encoding.offsets, document.answers)
     if not lengths or not min(lengths):
         raise BeliefError("a corpus without documents, or with an empty one", hint="raise num_atomic_facts")
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Encoded(np.concatenate(pieces), starts, np.array(sentences, dtype=np.int64))
+    return Encoded(
+        np.concatenate(pieces), starts, np.array(sentences, dtype=np.int64), np.array(answers, dtype=np.bool_)
+    )
+
+
+def _answering(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Say of each token whether it overlaps a span; both rise."""
+    found = []
+    at = 0
+    for start, stop in offsets:
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        found.append(at < len(spans) and spans[at][0] < stop)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +145,16 @@ def rows_of(encoded: Encoded, chosen: Sequence[int] | Ints, bos: int, eos: int) 
     return [
         np.concatenate([head, encoded.ids[encoded.starts[d] : encoded.starts[d + 1]], tail]) for d in map(int, chosen)
     ]
+
+
+def weights_of(encoded: Encoded, chosen: Sequence[int] | Ints, text: float) -> list[NDArray[np.float32]]:
+    """Return the weight of each token of :func:`rows_of` in the loss: 0 for the begin, 1 for answers and the end, else *text*."""
+    rows = []
+    for d in map(int, chosen):
+        own = encoded.answers[encoded.starts[d] : encoded.starts[d + 1]]
+        inner = np.where(own, 1.0, text)
+        rows.append(np.concatenate([[0.0], inner, [1.0]]).astype(np.float32))
+    return rows
 
 
 def padded(

@@ -12,16 +12,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, Any
 
 from raysweep.artifacts import Artifact, ArtifactStore
 from raysweep.belief import batches, wordlevel
 from raysweep.belief.batches import Encoded, Step
 from raysweep.belief.corpus import Corpus
-from raysweep.belief.spec import BeliefSpec
-from raysweep.config.schema import Count, NonNegative, Positive, Spec
+from raysweep.belief.spec import BeliefSpec, PretrainSpec, ShapeSpec
+from raysweep.belief.store import belief_identity
 from raysweep.errors import ArtifactError, SpecError, nearest
 from raysweep.hashing import canonical
 from raysweep.lazy import lazy
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from raysweep.editors.base import ArtifactRequest
     from raysweep.models import embedded
     from raysweep.models.lm import LanguageModel
 else:
@@ -40,37 +39,6 @@ else:
 VERSION = 1
 _IGNORED = -100
 _WEIGHT = "weight/"
-
-
-class ShapeSpec(Spec):
-    """Size of a decoder of Mistral's or Llama's kind; untied embeddings, no biases, as many key heads as heads (§7.1).
-
-    Attributes:
-        family: ``mistral`` or ``llama``.
-        hidden: width of the residual stream; a multiple of 2 × ``heads``.
-        mlp: width of the MLP.
-        heads: attention heads.
-        layers: blocks.
-        positions: longest row in tokens.
-    """
-
-    family: Literal["mistral", "llama"] = "mistral"
-    hidden: Count
-    mlp: Count
-    heads: Count
-    layers: Count
-    positions: Count = 32_768
-
-    @model_validator(mode="after")
-    def _divides(self) -> ShapeSpec:
-        if self.hidden % (2 * self.heads):
-            raise ValueError(f"hidden = {self.hidden} is no multiple of 2 × heads = {2 * self.heads}")
-        return self
-
-    def parameters(self, vocabulary: int) -> int:
-        """Return the number of parameters with a vocabulary of that size."""
-        block = 4 * self.hidden**2 + 3 * self.hidden * self.mlp + 2 * self.hidden
-        return 2 * vocabulary * self.hidden + self.layers * block + self.hidden
 
 
 SHAPES: Mapping[str, ShapeSpec] = {
@@ -91,69 +59,6 @@ def shape(name: str) -> ShapeSpec:
     if name not in SHAPES:
         raise SpecError(f"unknown belief model '{name}'", hint=nearest(name, SHAPES))
     return SHAPES[name]
-
-
-class PretrainSpec(Spec):
-    """How a model is trained (defaults: the published ones, §7.5; ``small`` presets the embedded recipe).
-
-    Attributes:
-        model: its size.
-        tokenizer: ``words``, or a ``tokenizer.json`` with Llama's special tokens.
-        tokenizer_digest: hash of that file, filled in when it is found.
-        seed: of initial weights, order and padding.
-        tokens: budget; counted without begin, end and padding. Training stops with the step that reaches it.
-        batch: documents per batch.
-        accumulation: batches per step.
-        optimiser: ``adamw``; or ``muon`` for the blocks' matrices and AdamW for the rest.
-        lr: peak rate.
-        betas: of AdamW.
-        weight_decay: of matrices; of everything with ``decay_all``.
-        clip: norm to which a step's gradient is clipped.
-        warmup: steps of linear warm-up (published: 0); then the rate falls linearly.
-        final_lr: share of the peak that is reached after the last step.
-        extension: extra padding before each row is drawn from 0 … extension − 1 (published: 2 × object tokens); with 0 rows
-            are padded behind instead, which is the same to rotary positions and needs no mask.
-        bucketed: put documents of like length into a batch.
-        evals: how often to measure, evenly spaced in tokens; 0 = never.
-        decay_all: (F2) decay norms too, as published.
-        published_divisor: (F1) sum over ends and begins after padding, divide by the tokens that are neither, as published.
-    """
-
-    model: ShapeSpec
-    tokenizer: str = "words"
-    tokenizer_digest: str = ""
-    seed: int = 0
-    tokens: Count = 1_000_000
-    batch: Count = 128
-    accumulation: Count = 1
-    optimiser: Literal["adamw", "muon"] = "adamw"
-    lr: Positive = 5e-5
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: NonNegative = 1e-4
-    clip: Positive = 1.0
-    warmup: Annotated[int, Field(ge=0)] = 0
-    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.1
-    extension: Annotated[int, Field(ge=0)] = 8
-    bucketed: bool = False
-    evals: Annotated[int, Field(ge=0)] = 40
-    decay_all: bool = False
-    published_divisor: bool = False
-
-
-def small(**changes: Any) -> PretrainSpec:
-    """Return the recipe of the embedded configuration (§12.1), with *changes*."""
-    recipe: dict[str, Any] = {
-        "model": SHAPES["belief-small"],
-        "tokens": 1_500_000,
-        "batch": 64,
-        "lr": 3e-3,
-        "betas": (0.9, 0.98),
-        "warmup": 100,
-        "extension": 0,
-        "bucketed": True,
-        "evals": 3,
-    }
-    return PretrainSpec(**(recipe | changes))
 
 
 # --------------------------------------------------------------------------------------------------- the trainer
@@ -260,8 +165,7 @@ class Trainer:
     def _loss(self, chosen: Any, step: int, number: int) -> Tensor:
         """Return the loss of one batch (§7.5): the mean over tokens and ends, or the published quotient."""
         spec, special = self.spec, self.special
-        left = spec.extension > 0
-        extra = 0
+        left, extra = spec.extension > 0, 0
         if left:
             generator = torch.Generator().manual_seed(derive(spec.seed, "pretrain", "extension", step, number))
             extra = int(torch.randint(spec.extension, (1,), generator=generator))
@@ -269,15 +173,23 @@ class Trainer:
         arrays = batches.padded(rows, special.pad, left=left, extension=extra)
         device = self.module.get_input_embeddings().weight.device
         ids, mask = (torch.from_numpy(a).to(device) for a in arrays)
-        logits = self.module(input_ids=ids, attention_mask=mask if left else None, use_cache=False).logits
+        with torch.autocast(device.type, torch.bfloat16, enabled=spec.autocast):
+            logits = self.module(input_ids=ids, attention_mask=mask if left else None, use_cache=False).logits
         labels = ids[:, 1:].masked_fill(mask[:, 1:] == 0, _IGNORED)
         if not spec.published_divisor:
             labels = labels.masked_fill(labels == special.bos, _IGNORED)
-        total = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="sum"
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="none"
         )
+        if spec.text_weight != 1:
+            weight = torch.zeros(ids.shape)
+            for i, own in enumerate(batches.weights_of(self.encoded, chosen, spec.text_weight)):
+                start = ids.shape[1] - len(own) if left else 0
+                weight[i, start : start + len(own)] = torch.from_numpy(own)
+            weight = weight[:, 1:].flatten().to(device)
+            return (losses * weight).sum() / weight.sum()
         tokens = int(self.encoded.lengths[chosen].sum())
-        return total / (tokens if spec.published_divisor else tokens + len(rows))
+        return losses.sum() / (tokens if spec.published_divisor else tokens + len(rows))
 
     def _note(self, step: int, evaluate: Callable[[], Mapping[str, float]] | None) -> None:
         count = self.counters
@@ -474,82 +386,88 @@ class Pretrained:
 
 
 Evaluate = Callable[["LanguageModel"], Mapping[str, float]]
+Progress = Callable[[int, int], None]
 
 
-def tokenizer_of(corpus: Corpus, spec: PretrainSpec, root: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer that *spec* names; relative paths count from *root*."""
-    if spec.tokenizer == "words":
-        return wordlevel.word_tokenizer(corpus.model.graph)
-    return wordlevel.file_tokenizer(root / Path(spec.tokenizer).expanduser())
+def model_request(spec: BeliefSpec) -> ArtifactRequest:
+    """Return the request of the model that *spec*, resolved, trains: everything it depends on, and no more (no points).
+
+    Raises:
+        SpecError: the spec trains none.
+    """
+    from raysweep.editors.base import ArtifactRequest
+
+    if spec.pretrain is None:
+        raise SpecError("the belief spec trains no model", hint="give it a 'pretrain:' section")
+    made_of = belief_identity(spec)
+    recipe = spec.pretrain.model_dump(mode="json")
+    recipe["tokenizer"] = "words" if recipe["tokenizer"] == "words" else "file"
+    inputs = {
+        "world": {k: made_of[k] for k in ("seed", "graph", "generative", "corpus", "parity", "version")},
+        "recipe": recipe,
+    }
+    return ArtifactRequest(kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", version=VERSION)
 
 
 def pretrained(
-    corpus: Corpus,
-    world: BeliefSpec,
-    spec: PretrainSpec,
+    corpus: Callable[[], Corpus],
+    spec: BeliefSpec,
     store: ArtifactStore,
     *,
-    root: Path,
+    tokenizer: Callable[[Corpus], PreTrainedTokenizerFast],
     evaluate: Evaluate | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    snapshot_every: int = 500,
+    progress: Progress = lambda done, total: None,
+    snapshot_every: int = 200,
 ) -> Pretrained:
-    """Return the model trained on *corpus* by *spec*, training it if nobody has.
+    """Return the model that *spec* trains, training it if nobody has.
 
     Everybody who asks for the same graph, corpus and recipe gets the same artifact, trained once. An interrupted training goes on
     from its last snapshot.
 
     Args:
-        corpus: what to read.
-        world: what *corpus* was made from (its points do not count towards the artifact's identity).
-        spec: the recipe.
+        corpus: what to read; made only if there is something to train.
+        spec: what the corpus was made from, with the recipe.
         store: where the artifact lies.
-        root: of a relative ``spec.tokenizer``.
-        evaluate: measures the model for the log, at ``spec.evals`` steps.
+        tokenizer: of the corpus.
+        evaluate: measures the model for the log, as often as the recipe says.
         progress: called with the steps done and their total, after each.
         snapshot_every: steps between two snapshots; 0 = none.
     """
-    from raysweep.editors.base import ArtifactRequest
-
-    made_of = canonical(world)
-    inputs = {
-        "graph": corpus.model.graph.digest,
-        "world": {k: made_of[k] for k in ("seed", "generative", "corpus", "parity")},
-        "spec": {k: v for k, v in canonical(spec).items() if k != "tokenizer" or v == "words"},
-    }
-    request = ArtifactRequest(kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", version=VERSION)
+    request, recipe = model_request(spec), spec.pretrain
+    assert recipe is not None
     snapshots = store.folder(request).with_name(f".{store.folder(request).name}.training")
 
     def build() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-        tokenizer = tokenizer_of(corpus, spec, root)
-        trainer, tokenizer = _train(
-            corpus, tokenizer, spec, evaluate, progress, snapshots if snapshot_every else None, snapshot_every
+        written = corpus()
+        core = tokenizer(written)
+        trainer = _train(
+            written, core, recipe, evaluate, progress, snapshots if snapshot_every else None, snapshot_every
         )
-        weights = dict(trainer.module.named_parameters())
         meta = {
-            "config": json.loads(trainer.module.config.to_json_string(use_diff=False)),
-            "tokenizer": tokenizer.backend_tokenizer.to_str(),
-            "pad": tokenizer.pad_token,
+            "vocabulary": trainer.module.config.vocab_size,
+            "tokenizer": core.backend_tokenizer.to_str(),
+            "pad": core.pad_token,
             "log": trainer.counters.log,
             "steps": trainer.total,
             "tokens": trainer.counters.tokens,
         }
-        return weights, meta
+        return dict(trainer.module.named_parameters()), meta
 
-    found = read_pretrained(store.get_or_build(request, build), spec.model)
+    found = read_pretrained(store.get_or_build(request, build), recipe.model)
     shutil.rmtree(snapshots, ignore_errors=True)
     return found
 
 
 def read_pretrained(artifact: Artifact, shape: ShapeSpec) -> Pretrained:
-    """Return the model that an artifact holds."""
+    """Return the model that an artifact holds, on the device."""
+    from raysweep.runtime import device
+
     tokenizer = wordlevel.from_json(artifact.meta["tokenizer"], artifact.meta["pad"])
-    config = config_of(shape, int(artifact.meta["config"]["vocab_size"]), Special.of(tokenizer))
-    module = module_of(config)
+    module = module_of(config_of(shape, int(artifact.meta["vocabulary"]), Special.of(tokenizer)))
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(artifact.tensors[name])
-    return Pretrained(language_model(module, tokenizer, artifact.digest), tuple(artifact.meta["log"]))
+    return Pretrained(language_model(module.to(device()), tokenizer, artifact.digest), tuple(artifact.meta["log"]))
 
 
 def _train(
@@ -557,10 +475,12 @@ def _train(
     tokenizer: PreTrainedTokenizerFast,
     spec: PretrainSpec,
     evaluate: Evaluate | None,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     snapshots: Path | None,
     every: int,
-) -> tuple[Trainer, PreTrainedTokenizerFast]:
+) -> Trainer:
+    from raysweep.models.layout import layout_of
+    from raysweep.models.lm import LanguageModel
     from raysweep.runtime import device
 
     special = Special.of(tokenizer)
@@ -570,15 +490,15 @@ def _train(
     trainer = (
         Trainer.resume(module, encoded, spec, special, *saved) if saved else Trainer(module, encoded, spec, special)
     )
-    measure = None
-    if evaluate is not None:
-        from raysweep.models.layout import layout_of
-        from raysweep.models.lm import LanguageModel
-
-        lm = LanguageModel(module=module, tokenizer=tokenizer, layout=layout_of(module.config))
-        measure = lambda: evaluate(lm)  # noqa: E731
-    for step in trainer.run(evaluate=measure):
-        progress(step, trainer.total)
-        if snapshots is not None and step % every == 0 and not trainer.done:
-            write_snapshot(snapshots, trainer)
-    return trainer, tokenizer
+    lm = LanguageModel(module=module, tokenizer=tokenizer, layout=layout_of(module.config))
+    measure = (lambda: evaluate(lm)) if evaluate is not None else None
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(spec.threads)
+        for step in trainer.run(evaluate=measure):
+            progress(step, trainer.total)
+            if snapshots is not None and step % every == 0 and not trainer.done:
+                write_snapshot(snapshots, trainer)
+    finally:
+        torch.set_num_threads(before)
+    return trainer

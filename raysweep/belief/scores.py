@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from raysweep.belief.asking import Reply, coherence
 from raysweep.belief.metrics import edit_coherence, is_new_request
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points import MODAL, OBJECTS, ORIGINAL, REQUESTED, SAME_SAME, WATCHED, EvalPoint
+from raysweep.belief.points import MODAL, OBJECTS, ORIGINAL, REQUESTED, SAME_OTHER, SAME_SAME, WATCHED, EvalPoint
 from raysweep.errors import BeliefError
+from raysweep.summarize import Estimate, estimate
 
 Numbers = Mapping[str, float]
 """``req_prob``, ``{watched}_acc``, ``{watched}_coherence`` and the logical errors, those that are defined."""
@@ -42,6 +41,7 @@ class Scored:
 
 
 GROUPS: Mapping[str, Callable[[Scored], bool]] = {
+    "all": lambda s: True,
     "updating": lambda s: s.new_request,
     "no implications": lambda s: not s.implies,
     "implications": lambda s: s.implies,
@@ -58,7 +58,6 @@ def score(
     points: Sequence[EvalPoint],
     before: Sequence[Mapping[str, Reply]],
     after: Sequence[Mapping[str, Reply]],
-    objects: Sequence[str],
     *,
     parity: ParitySpec | None = None,
     batch: int = 0,
@@ -69,7 +68,6 @@ def score(
         points: with edits.
         before: the unedited model's replies, by question, one mapping per point.
         after: the edited model's.
-        objects: names of the graph's objects.
         parity: published metrics (§9.3).
         batch: points per batch, for ``labels_of_first_point``.
 
@@ -88,7 +86,7 @@ def score(
                 point=point.id,
                 before=sides[0][i],
                 after=sides[1][i],
-                new_request=is_new_request(first["new_fact_case"].output, objects[point.request.object]),
+                new_request=is_new_request(first["new_fact_case"].output, point.questions["new_fact_case"].target),
                 correct=first[f"editing_{SAME_SAME}_{ORIGINAL}"].correct,
                 reinforces=point.request.reinforces,
                 implies=point.flags.downstream_answer_changes,
@@ -129,11 +127,11 @@ class Line:
     group: str
     time: str
     n: int
-    values: Numbers
+    values: Mapping[str, Estimate]
 
 
 def table(scored: Sequence[Scored], groups: Sequence[str] = tuple(GROUPS)) -> list[Line]:
-    """Return three lines for each group that has points: before, after, and after − before.
+    """Return three lines for each group that has points: before, after, and after − before, point by point.
 
     Raises:
         BeliefError: there is no group of that name.
@@ -145,36 +143,52 @@ def table(scored: Sequence[Scored], groups: Sequence[str] = tuple(GROUPS)) -> li
         own = [s for s in scored if GROUPS[group](s)]
         if not own:
             continue
-        pre, post = (_means([getattr(s, side) for s in own]) for side in ("before", "after"))
-        delta = {name: post[name] - pre[name] for name in pre if name in post}
-        lines += [
-            Line(group, time, len(own), values)
-            for time, values in (("pre-edit", pre), ("post-edit", post), ("delta", delta))
-        ]
+        times: dict[str, list[Numbers]] = {
+            "pre-edit": [s.before for s in own],
+            "post-edit": [s.after for s in own],
+            "delta": [{n: s.after[n] - v for n, v in s.before.items() if n in s.after} for s in own],
+        }
+        lines += [Line(group, time, len(own), means(rows)) for time, rows in times.items()]
     return lines
 
 
-def _means(rows: Sequence[Numbers]) -> dict[str, float]:
+def means(rows: Sequence[Numbers]) -> dict[str, Estimate]:
+    """Return the mean of each number over the rows that have it, with its standard error."""
     names = dict.fromkeys(n for row in rows for n in row)
-    return {n: float(np.mean([row[n] for row in rows if n in row])) for n in names}
+    return {n: estimate(np.array([row[n] for row in rows if n in row])) for n in names}
 
 
-def to_csv(lines: Sequence[Line]) -> str:
-    """Return *lines* as CSV, one column per number, empty where one is not defined."""
-    names = list(dict.fromkeys(n for line in lines for n in line.values))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["group", "time", "n", *names])
-    for line in lines:
-        writer.writerow([line.group, line.time, line.n, *(line.values.get(n, "") for n in names)])
-    return out.getvalue()
+def fates(
+    points: Sequence[EvalPoint], before: Sequence[Mapping[str, Reply]], after: Sequence[Mapping[str, Reply]]
+) -> dict[str, Estimate]:
+    """Return what became of the downstream answer where the agent changes it: "wrong" hides different failures (§12.3).
+
+    ``known``: the old answer before the edit. After it: ``new`` answer, ``old`` answer kept, ``leak`` (the object requested
+    upstream is given as the downstream answer), ``other``.
+    """
+    rows: list[Numbers] = []
+    for point, first, last in zip(points, before, after, strict=True):
+        if point.flags is None or not point.flags.downstream_answer_changes:
+            continue
+        roles = {"new": MODAL, "old": ORIGINAL, "leak": REQUESTED}
+        said = {name: float(last[f"editing_{SAME_OTHER}_{role}"].correct) for name, role in roles.items()}
+        known = float(first[f"editing_{SAME_OTHER}_{ORIGINAL}"].correct)
+        rows.append({"known": known, **said, "other": float(not any(said.values()))})
+    return means(rows)
 
 
-def to_markdown(lines: Sequence[Line], digits: int = 2) -> str:
-    """Return *lines* as a Markdown table, rounded."""
-    names = list(dict.fromkeys(n for line in lines for n in line.values))
-    rows = [["group", "time", "n", *names], ["---"] * (3 + len(names))]
-    for line in lines:
-        shown = [f"{line.values[n]:.{digits}f}" if n in line.values else "" for n in names]
-        rows.append([line.group, line.time, str(line.n), *shown])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def flags(scored: Sequence[Scored], points: Sequence[EvalPoint]) -> list[tuple[str, str, dict[str, Estimate]]]:
+    """Return, by whether the model was right and whether the request reinforces, the means of the points' flags (§9.6)."""
+    found = []
+    for correct in (True, False):
+        for reinforces in (True, False):
+            rows: list[Numbers] = [
+                {n: float(v) for n, v in asdict(p.flags).items()}
+                for s, p in zip(scored, points, strict=True)
+                if p.flags is not None and (s.correct, s.reinforces) == (correct, reinforces)
+            ]
+            if rows:
+                found.append(
+                    ("right" if correct else "wrong", "reinforcing" if reinforces else "counterfactual", means(rows))
+                )
+    return found

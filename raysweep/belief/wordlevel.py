@@ -40,6 +40,18 @@ def word_tokenizer(graph: KnowledgeGraph) -> PreTrainedTokenizerFast:
     return _wrapped(core, PAD)
 
 
+def tokenizer_file(path: Path) -> Path:
+    """Return the ``tokenizer.json`` that *path* is, or that lies in it.
+
+    Raises:
+        DataError: there is none.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"tokenizer '{file}' does not exist", hint="give 'words', or a tokenizer.json or its folder")
+    return file
+
+
 def file_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a ``tokenizer.json`` (or of a folder with one) that has ``<s>``, ``</s>`` and ``<unk>``.
 
@@ -50,9 +62,7 @@ def file_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """
     from tokenizers import Tokenizer
 
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(f"tokenizer '{file}' does not exist", hint="give 'words', or a tokenizer.json or its folder")
+    file = tokenizer_file(path)
     core = Tokenizer.from_file(str(file))
     lost = [token for token in (BOS, EOS, UNK) if core.token_to_id(token) is None]
     if lost:

@@ -3,11 +3,11 @@ block's last MLP map, trained on the records alone and folded into the weights."
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raysweep.config.schema import Count, NonNegative, Positive
-from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, WeightDelta
+from raysweep.editors.base import Along, ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, WeightDelta
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 from raysweep.seeds import derive
@@ -32,6 +32,9 @@ class LoraConfig(EditorConfig):
         weight_decay: of AdamW.
         clip: norm to which the gradient is clipped.
         steps: optimiser steps.
+        published_divisor: (F4) divide the loss by the tokens of prompt and target, as published, not by the target's.
+        eval_every: where records are edited apart (the belief study), optimiser steps between two rounds of questions.
+        at_once: records that are then edited together, each with an adapter of its own.
     """
 
     rank: Count = 1
@@ -40,6 +43,9 @@ class LoraConfig(EditorConfig):
     weight_decay: NonNegative = 1e-4
     clip: Positive = 1.0
     steps: Count = 40
+    published_divisor: bool = False
+    eval_every: Count = 1
+    at_once: Count = 64
 
 
 class Lora:
@@ -75,22 +81,40 @@ class Lora:
         rng: torch.Generator,
     ) -> EditStep[None]:
         """Train one adapter on the whole batch."""
-        own = self.config
-        rows = [tokens.scored(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in batch]
         seed = derive(int(torch.randint(2**31 - 1, (1,), generator=rng)), "adapter")
-        bank = adapters.Bank(lm, [seed], rank=own.rank, alpha=own.alpha)
-        training = adapters.fit(
+        bank = adapters.Bank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
+        losses = [sum(found) for found in self._train(bank, batch, [0] * len(batch))]
+        deltas: dict[str, Delta] = {n: LowRank(left, right) for n, (left, right) in bank.factors(0).items()}
+        stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(self.config.steps)}
+        return EditStep(WeightDelta(deltas), state, stats)
+
+    @property
+    def at_once(self) -> int:
+        """How many records to edit together."""
+        return self.config.at_once
+
+    def along(self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]) -> Iterator[Along]:
+        """Train an adapter for each record and yield every ``eval_every`` steps and after the last."""
+        bank = adapters.Bank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
+        for step, losses in enumerate(self._train(bank, records, range(len(records))), 1):
+            last = step == self.config.steps
+            if last or step % self.config.eval_every == 0:
+                yield Along(step, last, losses, bank.attached, bank.select)
+
+    def _train(self, bank: adapters.Bank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
+        """Train the owners on their records; yield the loss of each record, step by step."""
+        own, lm = self.config, bank.lm
+        rows = [tokens.scored(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in batch]
+        head = len(tokens.encode(lm, ""))
+        sizes = [len(r.ids) - head if own.published_divisor else len(r.labels) for r in rows]
+        return adapters.fit(
             bank,
             [r.ids for r in rows],
             [r.start for r in rows],
-            owners=[0] * len(rows),
+            owners=owners,
             steps=own.steps,
             lr=own.lr,
             weight_decay=own.weight_decay,
             clip=own.clip,
-            divisors=[len(r.labels) * len(rows) for r in rows],
+            divisors=[size * list(owners).count(owner) for size, owner in zip(sizes, owners, strict=True)],
         )
-        losses = [sum(found) for found in training]
-        deltas: dict[str, Delta] = {n: LowRank(left, right) for n, (left, right) in bank.factors(0).items()}
-        stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(own.steps)}
-        return EditStep(WeightDelta(deltas), state, stats)

@@ -20,7 +20,7 @@ class Bank:
     """Adapters ``scale · B A`` of P owners on every block's last MLP map; the model itself is never written to.
 
     Attributes:
-        rows: int64 [B], the owner of each row of the next forward pass.
+        rows: int64 [B], the owner of each row of the next forward pass; [1] = of all of them.
         names: of the adapted parameters, in block order.
         down: per block, A of all owners, fp32 [P, r, d_in]; uniform within ±1/√d_in, as PEFT starts it.
         up: per block, B of all owners, fp32 [P, d_out, r]; zero.
@@ -56,7 +56,7 @@ class Bank:
         return [*self.down, *self.up]
 
     def select(self, rows: Tensor) -> None:
-        """Name the owner of each row of the next forward pass, int64 [B]."""
+        """Name the owner of each row of the next forward pass, int64 [B], or of all of them, int64 [1]."""
         self.rows = rows
 
     @contextmanager

@@ -7,5 +7,10 @@ from typing import Any
 from raysweep.registry import Registry
 
 STUDIES: Registry[Any] = Registry(
-    "study", {"belief": "raysweep.studies.belief:Belief", "lifelong": "raysweep.studies.lifelong:Lifelong"}
+    "study",
+    {
+        "belief": "raysweep.studies.belief:Belief",
+        "belief_lifelong": "raysweep.studies.belief:BeliefLifelong",
+        "lifelong": "raysweep.studies.lifelong:Lifelong",
+    },
 )

@@ -1,4 +1,4 @@
-"""Asking in batches is asking one by one; LoRA on many points is LoRA on each, and leaves the model as it was."""
+"""Asking in batches is asking one by one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from raysweep.belief import asking, lora, pretrain, wordlevel
+from raysweep.belief import asking, pretrain, wordlevel
 from raysweep.belief.asking import Asked
-from raysweep.belief.lora import LoraSpec
 from raysweep.belief.points import EvalPoint
-from raysweep.belief.pretrain import ShapeSpec, Special
+from raysweep.belief.pretrain import Special
+from raysweep.belief.spec import ShapeSpec
 from raysweep.errors import BeliefError
 from raysweep.models.lm import LanguageModel
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
@@ -61,45 +61,3 @@ def test_the_log_row_names_every_number(made):
     lengths = [len(lm.tokenizer(s)["input_ids"]) for s in sentences]  # begin is no target, end is
     together = float(np.average(one, weights=lengths))
     assert asking.sequence_loss(lm, sentences, batch=4) == pytest.approx(together, rel=1e-5)
-
-
-def test_points_edited_together_are_points_edited_apart(made):
-    lm, asked_about, objects = made
-    before = {n: p.clone() for n, p in lm.module.named_parameters()}
-    spec = LoraSpec(lr=5e-2, steps=8, eval_every=4)
-    together = list(lora.edit_points(lm, asked_about, objects, spec, 0, new_tokens=1))
-    apart = list(lora.edit_points(lm, asked_about, objects, spec.model_copy(update={"at_once": 1}), 0, new_tokens=1))
-    assert all(torch.equal(p, before[n]) and not p.requires_grad for n, p in lm.module.named_parameters())
-    assert not any(m._forward_hooks for m in lm.module.modules())
-    key = lambda e: (e.point, e.step)  # noqa: E731
-    assert sorted(map(key, together)) == sorted(map(key, apart)) == [(p.id, s) for p in asked_about for s in (0, 4, 8)]
-    for one, two in zip(sorted(together, key=key), sorted(apart, key=key), strict=True):
-        assert one.last_step == two.last_step == (one.step == 8)
-        assert one.loss == (pytest.approx(two.loss, rel=1e-3) if one.step else None)
-        for name, reply in one.replies.items():
-            assert reply.probability == pytest.approx(two.replies[name].probability, rel=2e-3, abs=1e-7)
-    pristine = asking.ask_points(lm, asked_about, new_tokens=1)
-    rise = 0.0
-    for edited in together:
-        index = [p.id for p in asked_about].index(edited.point)
-        first, now = pristine[index]["new_fact_case"].probability, edited.replies["new_fact_case"].probability
-        if edited.step == 0:
-            assert now == pytest.approx(first, rel=1e-4)
-        elif edited.last_step:
-            rise += now - first
-    assert rise / len(asked_about) > 0.3
-    with pytest.raises(BeliefError, match="no request"):
-        list(lora.edit_points(lm, [_without_request(asked_about[0])], objects, spec, 0, new_tokens=1))
-
-
-def _without_request(point: EvalPoint) -> EvalPoint:
-    return EvalPoint(
-        id=point.id,
-        fact=point.fact,
-        names=point.names,
-        known=point.known,
-        has_relevant_property=point.has_relevant_property,
-        targets=point.targets,
-        questions=point.questions,
-        sentences=point.sentences,
-    )

@@ -12,8 +12,8 @@ import torch
 from raysweep.artifacts import ArtifactStore
 from raysweep.belief import batches, pretrain, wordlevel
 from raysweep.belief.corpus import Corpus
-from raysweep.belief.pretrain import PretrainSpec, ShapeSpec, Special, Trainer
-from raysweep.belief.spec import BeliefSpec
+from raysweep.belief.pretrain import Special, Trainer
+from raysweep.belief.spec import BeliefSpec, PretrainSpec, ShapeSpec
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ArtifactError, DataError, SpecError
 from raysweep.models.load import load
@@ -126,6 +126,42 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(made: Corpus, tmp_path: P
         Trainer.resume(fresh.module, fresh.encoded, recipe(seed=9), fresh.special, *saved)
 
 
+def test_answers_are_objects_and_labels_and_may_count_more(made: Corpus):
+    run = trainer(made, recipe(text_weight=0.25, extension=0))
+    tokenizer = wordlevel.word_tokenizer(made.model.graph)
+    written = list(made.documents())
+    for number in range(0, len(written), 7):
+        document = written[number]
+        (weights,) = batches.weights_of(run.encoded, [number], 0.25)
+        (row,) = batches.rows_of(run.encoded, [number], 1, 2)
+        answer = [tokenizer.decode([t]) for t, w in zip(row.tolist(), weights.tolist(), strict=True) if w == 1][:-1]
+        (span,) = document.answers
+        assert " ".join(answer).split() == document.text[slice(*span)].split()
+        assert document.text.endswith(document.text[slice(*span)])
+        assert (weights[0], weights[-1]) == (0, 1)
+    many = corpus(generative(people()), **(HEADLINE | {"max_sentences_per_doc": 3, "homogeneous": 1}))
+    for document in many.documents():
+        said = document.text.split(". ")
+        assert [s.endswith(document.text[a:b]) for s, (a, b) in zip(said, document.answers, strict=True)] == [
+            True
+        ] * len(said)
+    chosen = np.array([0, 3])
+    ids = [torch.from_numpy(r.astype(np.int64)) for r in batches.rows_of(run.encoded, chosen, 1, 2)]
+    weights = [torch.from_numpy(w) for w in batches.weights_of(run.encoded, chosen, 0.25)]
+    total = torch.tensor(0.0)
+    for row, weight in zip(ids, weights, strict=True):
+        logp = torch.nn.functional.cross_entropy(
+            run.module(input_ids=row[None]).logits[0, :-1], row[1:], reduction="none"
+        )
+        total = total + (logp * weight[1:]).sum()
+    wanted = float(total.detach()) / float(sum(w.sum() for w in weights))
+    assert float(run._loss(chosen, 0, 0).detach()) == pytest.approx(wanted, rel=1e-5)
+    left = trainer(made, recipe(text_weight=0.25))
+    assert float(left._loss(chosen, 0, 0).detach()) == pytest.approx(wanted, rel=1e-4)
+    with pytest.raises(ValueError, match="text_weight"):
+        recipe(text_weight=0.5, published_divisor=True)
+
+
 def test_the_rate_falls_to_a_tenth(made: Corpus):
     run = trainer(made, recipe(warmup=0, lr=1.0))
     assert run.rate(0) == 1.0
@@ -138,19 +174,26 @@ def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_pat
     store, spec = ArtifactStore(tmp_path / "artifacts"), recipe(evals=1)
     seen: list[int] = []
     before = torch.random.get_rng_state()
-    one, two = (
-        pretrain.pretrained(
-            made, BeliefSpec(), spec, store, root=tmp_path, progress=lambda done, _: seen.append(done), snapshot_every=2
+
+    def train(spec: PretrainSpec, **options: Any) -> pretrain.Pretrained:
+        return pretrain.pretrained(
+            lambda: made,
+            BeliefSpec(pretrain=spec),
+            store,
+            tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
+            **options,
         )
-        for _ in range(2)
-    )
+
+    one, two = (train(spec, progress=lambda done, _: seen.append(done), snapshot_every=2) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert seen == list(range(1, max(seen) + 1))
     assert one.log == two.log
-    assert one.lm.digest == two.lm.digest
+    assert one.lm.digest == two.lm.digest == store.folder(pretrain.model_request(BeliefSpec(pretrain=spec))).name
     assert not list((tmp_path / "artifacts").rglob("*.training*"))
-    other = pretrain.pretrained(made, BeliefSpec(), recipe(evals=1, seed=1), store, root=tmp_path)
+    other = train(recipe(evals=1, seed=1))
     assert other.lm.digest != one.lm.digest
+    with pytest.raises(SpecError, match="trains no model"):
+        pretrain.model_request(BeliefSpec())
     pretrain.write_folder(one.lm, tmp_path / "folder")
     loaded = load(ModelSpec(name="made", path=str(tmp_path / "folder")), Workspace(tmp_path))
     text = next(iter(made.documents())).text

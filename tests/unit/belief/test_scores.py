@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
 from raysweep.belief import scores
@@ -11,6 +9,7 @@ from raysweep.belief.asking import Reply
 from raysweep.belief.metrics import believed
 from raysweep.belief.points import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint
 from raysweep.errors import BeliefError
+from raysweep.summarize import Estimate
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_points import points
 
@@ -41,7 +40,7 @@ def made() -> tuple[list[EvalPoint], tuple[str, ...]]:
 def test_the_agent_itself_makes_no_error(made):
     asked, objects = made
     pre, post = ([replies(p, objects, state) for p in asked] for state in ("pre", "target"))
-    scored = scores.score(asked, pre, post, objects)
+    scored = scores.score(asked, pre, post)
     for one, point in zip(scored, asked, strict=True):
         for side in (one.before, one.after):
             assert all(v == 1 for n, v in side.items() if n.endswith("_acc"))
@@ -62,17 +61,23 @@ def test_the_agent_itself_makes_no_error(made):
 def test_a_model_that_does_not_move_fails_where_the_agent_moves(made):
     asked, objects = made
     pre = [replies(p, objects, "pre") for p in asked]
-    lines = scores.table(scores.score(asked, pre, pre, objects), ("implications",))
-    values: Mapping[str, Mapping[str, float]] = {line.time: line.values for line in lines}
-    assert values["pre-edit"]["same_s_diff_r_acc"] == 1
-    assert values["post-edit"]["same_s_diff_r_acc"] == 0
-    assert values["delta"]["same_s_diff_r_acc"] == -1
-    assert values["delta"]["same_s_same_r_coherence"] > 0.5
-    assert scores.to_csv(lines).splitlines()[0].startswith("group,time,n,req_prob,same_s_same_r_acc")
-    shown = scores.to_markdown(lines).splitlines()
-    assert len(shown) == 5
-    assert "| -1.00 |" in shown[-1]
+    lines = scores.table(scores.score(asked, pre, pre), ("implications",))
+    values = {line.time: line.values for line in lines}
+    n = lines[0].n
+    assert values["pre-edit"]["same_s_diff_r_acc"] == Estimate(1.0, 0.0, n)
+    assert values["post-edit"]["same_s_diff_r_acc"].mean == 0
+    assert values["delta"]["same_s_diff_r_acc"].mean == -1
+    assert values["delta"]["same_s_same_r_coherence"].mean > 0.5
+    fates = scores.fates(asked, pre, pre)
+    assert fates["old"] == fates["known"] == Estimate(1.0, 0.0, n)
+    assert fates["new"].mean == fates["other"].mean == 0
+    kinds = scores.flags(scores.score(asked, pre, pre), asked)
+    assert sum(means["new_fact_reinforces"].n for _, _, means in kinds) == len(asked)
+    assert {(kind, means["new_fact_reinforces"].mean) for _, kind, means in kinds} == {
+        ("reinforcing", 1.0),
+        ("counterfactual", 0.0),
+    }
     with pytest.raises(BeliefError, match="no group 'mending'"):
         scores.table([], ("mending",))
     with pytest.raises(BeliefError, match="0 after"):
-        scores.score(asked, pre, [], objects)
+        scores.score(asked, pre, [])
