@@ -1,10 +1,12 @@
 """One SimIE update per back end: seconds, ratio to the published solve, and the error after several updates.
 
     python -m benchmarks.simie --threads 2
-    python -m benchmarks.simie --threads 2 --large
+    python -m benchmarks.simie --threads 2 --large --held 0 --held 2
 
 Each update gets a rank-one change (as ROME proposes) and ``k`` new keys. The first key is the same in all updates and long,
-as the first token of every prompt is; without it the systems would be better conditioned than real ones.
+as the first token of every prompt is; without it the systems would be better conditioned than real ones. ``--held h``: the
+memory has ``h d_in`` keys already. Seconds are means, so that what is done now and then (summing keys) has its share: the fast
+back end makes ``--updates`` of them, the others a few. ``apply`` is what the ledger does with the change.
 """
 
 from __future__ import annotations
@@ -12,37 +14,59 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import measure
-from raysweep.editors import leastsq
 from raysweep.editors.base import LowRank
 from raysweep.editors.null import Null, NullConfig
-from raysweep.editors.wrappers.simie import SimIE, SimIEConfig, _kept
+from raysweep.editors.wrappers.simie import SimIE, SimIEConfig, _advanced, _share
+from raysweep.models.patching import accumulate
 from raysweep.runtime import device
 
 TITLE = "one SimIE update"
 BACKENDS = ("woodbury64", "chol64", "svd", "ref_fp32_lu")
+FAST = "woodbury64"
 REFERENCE = "ref_fp32_lu"
 SIZES = ("1536x576", "4096x4096")
 LARGE = ("8192x4096",)
 SVD_LIMIT = 2048  # d_in beyond which `svd` takes minutes per update
-COLUMNS = ("d_in", "d_out", "k", "backend", "update s", "update cpu s", "x LU wall", "x LU cpu", "stats s", "error")
+COLUMNS = ("d_in", "d_out", "k", "held", "mode", "backend", "update s", "update cpu s", "x LU wall", "x LU cpu")
+COLUMNS = (*COLUMNS, "apply s", "stats s", "state MB", "error")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Which updates to make: sizes, keys per update, updates, λ, and how many times longer the shared key is."""
+    """Which updates to make.
+
+    Attributes:
+        d_in, d_out: size of the matrix.
+        keys: k, keys per update.
+        updates: how many updates the fast back end makes.
+        slow: how many the others make; the error is taken after so many.
+        lam: λ.
+        shared: how many times longer than the others the shared key is.
+        held: keys in the memory before the first update.
+        mode: of SimIE.
+    """
 
     d_in: int
     d_out: int
     keys: int
     updates: int
+    slow: int
     lam: float
     shared: float
+    held: int
+    mode: str
+
+    def memory(self) -> Tensor:
+        """Return the keys held before the first update ``[d_in, held]`` (fp32)."""
+        rng = torch.Generator().manual_seed(1)
+        return torch.randn(self.d_in, self.held, generator=rng).to(device())
 
 
 def edits(case: Case) -> Iterator[tuple[LowRank, Tensor]]:
@@ -57,34 +81,71 @@ def edits(case: Case) -> Iterator[tuple[LowRank, Tensor]]:
         yield LowRank(left.to(device()), right.to(device()) / d_in**0.5), keys.to(device())
 
 
-def run(backend: str, case: Case) -> tuple[Tensor, measure.Clock, float]:
-    """Make the updates; return the weight's change (fp32), the clock, and seconds of one ``simie_kept`` statistic."""
-    simie = SimIE(SimIEConfig.model_validate({"lam": case.lam, "backend": backend}), Null(NullConfig()))
-    dtype = torch.float32 if backend == REFERENCE else torch.float64
-    ridge = leastsq.ridge_begin(case.d_in, case.lam, inverse=backend == "woodbury64", dtype=dtype, device=device())
-    memory: dict[str, Any] = {"lam": ridge.lam, "gram": ridge.gram, "age": 0}
-    if ridge.inverse is not None:
-        memory["inverse"] = ridge.inverse
+def run(backend: str, case: Case) -> tuple[Tensor, dict[str, Any]]:
+    """Make the updates; return the weight's change (fp32) after the first few, and the row."""
+    config = {"lam": case.lam, "backend": backend, "mode": case.mode}
+    simie = SimIE(SimIEConfig.model_validate(config), Null(NullConfig()))
     weight = torch.zeros(case.d_out, case.d_in, device=device())
-    clock, statistic = measure.Clock(), measure.Clock()
-    for proposed, keys in edits(case):
+    memory = simie._started(case.lam, weight)
+    if case.held:
+        memory = held(simie, memory, case.memory())
+    part: dict[str, Any] = {}
+    if case.mode == "init":
+        part = {"left": [], "right": []} if backend == FAST else {"total": torch.zeros_like(weight)}
+    clock, applying, statistic = measure.Clock(), measure.Clock(), measure.Clock()
+    found = weight
+    for number, (proposed, keys) in enumerate(islice(edits(case), case.updates if backend == FAST else case.slow), 1):
         with clock.timed():
             memory, (columns, gain, _) = simie._absorb(memory, keys)
-            change = simie._correct({}, proposed, columns, gain)
-            weight += change.dense().float()
+            change = simie._correct(part, proposed, columns, gain)
+            part = _advanced(part, change)
+        with applying.timed():
+            accumulate(weight, change)
         with statistic.timed():
-            _kept(change, proposed)
-    return weight, clock, statistic.best()
+            _share(change, proposed)
+        if number == case.slow:
+            found = weight.clone()
+    size = sum(
+        t.nbytes
+        for kept in (memory, part)
+        for v in kept.values()
+        for t in (v if isinstance(v, list) else [v])
+        if isinstance(t, Tensor)
+    )
+    row = {
+        "d_in": case.d_in,
+        "d_out": case.d_out,
+        "k": case.keys,
+        "held": case.held,
+        "mode": case.mode,
+        "backend": backend,
+    }
+    row |= dict(zip(("update s", "update cpu s"), clock.mean(), strict=True))
+    row |= {"apply s": applying.mean()[0], "stats s": statistic.best(), "state MB": size / 1e6}
+    return found, row | {"wall": clock.wall, "cpu": clock.cpu}
+
+
+def held(simie: SimIE, memory: dict[str, Any], keys: Tensor) -> dict[str, Any]:
+    """Return *memory* with *keys* in it."""
+    if simie.config.backend != FAST:
+        keys = keys.to(memory["gram"].dtype)
+        return {**memory, "gram": memory["gram"] + keys @ keys.T}
+    for columns in keys.split(256, dim=1):
+        memory, _ = simie._absorb(memory, columns)
+    return memory
 
 
 def truth(case: Case) -> Tensor:
-    """Return the change after all updates by a direct fp64 solve for each (editors.md §13.1)."""
+    """Return the change after the first few updates by a direct fp64 solve for each (editors.md §13.1)."""
     gram = case.lam * torch.eye(case.d_in, dtype=torch.float64, device=device())
+    if case.held:
+        gram += case.memory().double() @ case.memory().double().T
     weight = torch.zeros(case.d_out, case.d_in, dtype=torch.float64, device=device())
-    for proposed, keys in edits(case):
+    for proposed, keys in islice(edits(case), case.slow):
         keys = keys.double()
         gram += keys @ keys.T
-        weight += proposed.times(keys) @ torch.linalg.solve(gram, keys).T
+        values = proposed.times(keys) - (weight @ keys if case.mode == "init" else 0)
+        weight += values @ torch.linalg.solve(gram, keys).T
     return weight
 
 
@@ -96,7 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="may be repeated; default: all")
     parser.add_argument("--svd-limit", type=int, default=SVD_LIMIT, help="leave svd out beyond this d_in")
     parser.add_argument("--keys", type=int, default=20, help="k, keys per update")
-    parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--updates", type=int, default=60, help="of the fast back end")
+    parser.add_argument(
+        "--slow", type=int, default=3, help="updates of the other back ends, and before the error is taken"
+    )
+    parser.add_argument(
+        "--held", type=float, action="append", help="keys in the memory, in units of d_in; default: 0, 2"
+    )
+    parser.add_argument("--mode", choices=("sequential", "init"), default="sequential")
     parser.add_argument("--lam", type=float, default=10.0)
     parser.add_argument("--shared", type=float, default=30.0, help="how many times longer the shared key is")
     parser.add_argument("--threads", type=int, default=1)
@@ -107,25 +175,33 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     rows = []
     for text in (*(options.size or SIZES), *(LARGE if options.large else ())):
         d_in, _, d_out = text.partition("x")
-        case = Case(int(d_in), int(d_out or d_in), options.keys, options.updates, options.lam, options.shared)
-        rows += measured(case, options.backend or BACKENDS, options.svd_limit)
-    what = f"λ {options.lam:g}, {options.updates} updates, shared key x {options.shared:g}"
+        for multiple in [0.0, 2.0] if options.held is None else options.held:
+            case = Case(
+                d_in=int(d_in),
+                d_out=int(d_out or d_in),
+                keys=options.keys,
+                updates=options.updates,
+                slow=min(options.slow, options.updates),
+                lam=options.lam,
+                shared=options.shared,
+                held=round(multiple * int(d_in)),
+                mode=options.mode,
+            )
+            rows += measured(case, options.backend or BACKENDS, options.svd_limit)
+    what = f"λ {options.lam:g}, {options.updates} or {options.slow} updates, shared key x {options.shared:g}"
     measure.show(f"{TITLE} ({what})", about, COLUMNS, rows)
     measure.write_json(options.json, TITLE, about, vars(options), rows)
     return rows
 
 
 def measured(case: Case, backends: Sequence[str], svd_limit: int) -> list[dict[str, Any]]:
-    """Return one row per back end; seconds are medians over the updates."""
+    """Return one row per back end."""
     exact = truth(case)
     rows = []
     for backend in backends:
         if backend == "svd" and case.d_in > svd_limit:
             continue
-        weight, clock, statistic = run(backend, case)
-        row: dict[str, Any] = {"d_in": case.d_in, "d_out": case.d_out, "k": case.keys, "backend": backend}
-        row |= dict(zip(("update s", "update cpu s"), clock.median(), strict=True))
-        row |= {"stats s": statistic, "wall": clock.wall, "cpu": clock.cpu}
+        weight, row = run(backend, case)
         row["error"] = float((weight - exact).norm() / exact.norm())
         rows.append(row)
         print(f"{case.d_in}x{case.d_out} {backend}: {row['update s']:.4f} s", flush=True)

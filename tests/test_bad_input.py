@@ -36,6 +36,7 @@ CASES = {
     "λ of zero energies": ("lam: 10", "lam: {energy: 0}", ["lam.energy: should be greater than 0, got 0", ":9:"]),
     "λ in no unit": ("lam: 10", "lam: {units: 3}", ["unknown key 'units' in 'simie', lam", ":9:"]),
     "λ that is no number": ("lam: 10", "lam: much", ["lam: should be a valid number", "got 'much'", ":9:"]),
+    "λ by gcv in a recursion": ("lam: 10", "lam: gcv, mode: init", ["backend must be closed64 for lam gcv", ":9:"]),
     "a closed form of edited models": (
         "lam: 10",
         "lam: 10, mode: sequential, backend: closed64",

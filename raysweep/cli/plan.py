@@ -12,6 +12,7 @@ import typer
 
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
+from raysweep.config.components import Components
 from raysweep.config.plan import Plan, PlannedTrial, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
@@ -49,7 +50,7 @@ def command(
     if format_ is Format.JSON:
         print(json.dumps(as_json(found, status), indent=2, ensure_ascii=False))
     else:
-        _table(found, status)
+        _table(found, status, workspace)
 
 
 def status_reader(workspace: Workspace, sweep: str) -> Callable[[str], str]:
@@ -83,7 +84,7 @@ def as_json(found: Plan, status: Callable[[str], str]) -> dict[str, Any]:
     }
 
 
-def _table(found: Plan, status: Callable[[str], str]) -> None:
+def _table(found: Plan, status: Callable[[str], str], workspace: Workspace) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -99,6 +100,12 @@ def _table(found: Plan, status: Callable[[str], str]) -> None:
         console.print(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}", markup=False, soft_wrap=True)
     for note in found.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
+    estimates = lazy("raysweep.cli.estimates")
+    for line in estimates.memory_lines(found, workspace, Components.installed()):
+        console.print(line, markup=False, soft_wrap=True)
+    said = estimates.time_line(found, workspace, states)
+    if said:
+        console.print(said, markup=False, soft_wrap=True)
     done = states.count("done")
     print(f"{extent(found)}; {done} done, {len(found.trials) - done} to run")
 

@@ -5,8 +5,9 @@ Shape legend: ``d`` width of a key, ``n`` keys of a batch (columns), ``k`` keys 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,64 +83,130 @@ def downdate(inverse: Tensor, keys: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class RidgeState:
-    """Memory of a recursive ridge regression: ``P = λI + Σ K Kᵀ`` and, for Woodbury, ``Q = P⁻¹``; all ``[d, d]``.
+class Inverse:
+    """Memory of a recursive ridge regression: ``Q = P⁻¹`` of ``P = λI + Σ kkᵀ``, in fp64, taking in keys at little cost.
 
-    ``age`` counts updates since ``Q`` was last computed from ``P``.
+    ``P = gram + Σ XᵀX`` and ``Q = inverse − Σ VᵀV`` over chunks of rows ``[n_i, d]`` that are not added yet; None stands for
+    ``λI`` and ``I/λ``. So nothing is ``d x d`` until about d/2 keys are in (where the rows begin to cost more than the matrix),
+    and then d/8 keys at a time are added by one large product.
+
+    Attributes:
+        lam: ``λ > 0``.
+        gram: ``[d, d]``.
+        inverse: ``[d, d]``.
+        keys: ``X``, the keys themselves.
+        rows: ``V = L⁻¹ X Q`` with ``L Lᵀ = I + X Q Xᵀ``.
+        age: updates since ``inverse`` was last computed from ``P``.
     """
 
     lam: float
-    gram: Tensor
-    inverse: Tensor | None
+    gram: Tensor | None = None
+    inverse: Tensor | None = None
+    keys: Sequence[Tensor] = ()
+    rows: Sequence[Tensor] = ()
     age: int = 0
 
-
-def ridge_begin(d: int, lam: float, *, inverse: bool, dtype: torch.dtype, device: torch.device) -> RidgeState:
-    """Return ``P = λI`` (and ``Q = I/λ`` if *inverse*)."""
-    eye = torch.eye(d, dtype=dtype, device=device)
-    return RidgeState(lam, lam * eye, eye / lam if inverse else None)
+    def matrix(self) -> Tensor:
+        """Return ``P``."""
+        return squared(_scaled_eye(self.lam, self.keys[0]) if self.gram is None else self.gram, self.keys)
 
 
-def woodbury(state: RidgeState, keys: Tensor, *, refresh: int, tolerance: float) -> tuple[RidgeState, Tensor, float]:
-    """Absorb keys and return ``(state′, G, drift)`` with ``G = P′⁻¹ K [d, k]`` in ``O(d² k)`` (editors.md §13.10).
+CHECKED = 8  # updates between two looks at the drift
 
-    ``Z = Q K; M = I + KᵀZ = L Lᵀ; V = L⁻¹ Zᵀ; Q′ = Q − Vᵀ V``; the downdate is symmetric by construction. The drift
-    ``‖P′ G − K‖ / ‖K‖`` is measured each time; beyond *tolerance*, or every *refresh* updates, ``Q`` is computed anew from ``P``.
+
+def woodbury(state: Inverse, keys: Tensor, *, refresh: int, tolerance: float) -> tuple[Inverse, Tensor, float | None]:
+    """Absorb keys and return ``(state′, G, drift)`` with ``G = P′⁻¹ K [d, k]`` in ``O(d² k)``, ``O(d N k)`` while N < d/2 (§13.10).
+
+    ``Z = X Q; M = I + Z Xᵀ = L Lᵀ; V = L⁻¹ Z; Q′ = Q − Vᵀ V; Gᵀ = L⁻ᵀ V``; the downdate is symmetric by construction.
+
+    At the first update and every eighth after it the *drift* of one mixture of the keys is measured, ``y = G w`` for ``t = K w``
+    (signs ``w`` alternate): ``√(rᵀ Q r / tᵀ y)`` with ``r = P′ y − t``, the relative error of ``y`` in the norm ``‖·‖_P`` that the
+    regression minimises. (``‖r‖ / ‖t‖`` would weigh an error along a very long key by that key's square, and cry wolf.) Beyond
+    *tolerance*, at every *refresh*-th update, or if ``M`` is not positive definite, ``Q`` is computed anew from ``P``.
 
     Args:
         state: before the update; not modified.
-        keys: ``K [d, k]`` in fp64.
+        keys: ``K = Xᵀ [d, k]``.
         refresh: recompute after this many updates.
         tolerance: recompute beyond this drift.
+
+    Returns:
+        The memory, the gain, and the drift if it was measured.
+
+    Raises:
+        SpecError: ``P`` is singular in fp64.
     """
-    assert state.inverse is not None
-    gram = state.gram + keys @ keys.T
-    z = state.inverse @ keys
-    m = torch.eye(keys.shape[1], dtype=keys.dtype, device=keys.device) + keys.T @ z
+    x = keys.T.to(torch.float64).contiguous()
+    z = _under(state, x)
+    m = torch.eye(len(x), dtype=x.dtype, device=x.device) + z @ x.T
     lower, info = torch.linalg.cholesky_ex((m + m.T) / 2)
-    if int(info) == 0 and state.age + 1 < refresh:
-        v = torch.linalg.solve_triangular(lower, z.T, upper=False)
-        gain = torch.linalg.solve_triangular(lower.T, v, upper=True).T
-        drift = float((gram @ gain - keys).norm() / keys.norm())
-        if drift <= tolerance:
-            return RidgeState(state.lam, gram, state.inverse - v.T @ v, state.age + 1), gain, drift
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-    inverse = (inverse + inverse.T) / 2
-    gain = inverse @ keys
-    drift = float((gram @ gain - keys).norm() / keys.norm())
-    return RidgeState(state.lam, gram, inverse, 0), gain, drift
+    after = replace(state, keys=pushed(state.keys, x), age=state.age + 1)
+    if int(info) == 0 and after.age < refresh:
+        v = torch.linalg.solve_triangular(lower, z, upper=False)
+        gain = torch.linalg.solve_triangular(lower.T, v, upper=True)
+        after = replace(after, rows=pushed(state.rows, v))
+        drift = _drift(after, x, gain) if state.age % CHECKED == 0 else None
+        if drift is None or drift <= tolerance:
+            return _settled(after), gain.T, drift
+    gram = after.matrix()
+    inverse = torch.cholesky_inverse(_cholesky(gram, state.lam))
+    after = Inverse(state.lam, gram, (inverse + inverse.T) / 2)
+    gain = _under(after, x)
+    return after, gain.T, _drift(after, x, gain)
 
 
-def cholesky_gain(state: RidgeState, keys: Tensor) -> tuple[RidgeState, Tensor]:
-    """Absorb keys and return ``(state′, P′⁻¹ K)`` by one Cholesky of ``P′`` and ``k`` right-hand sides."""
-    gram = state.gram + keys @ keys.T
-    return RidgeState(state.lam, gram, None), torch.cholesky_solve(keys, torch.linalg.cholesky(gram))
+def _under(state: Inverse, rows: Tensor) -> Tensor:
+    """Return ``x Q`` of rows ``x [k, d]``."""
+    total = rows / state.lam if state.inverse is None else rows @ state.inverse.T  # symmetric; this way round is faster
+    return through(total, rows, state.rows, state.rows, scale=-1.0)
 
 
-def pinv_gain(state: RidgeState, keys: Tensor) -> tuple[RidgeState, Tensor]:
-    """Absorb keys and return ``(state′, P′⁺ K)`` by the hermitian pseudo-inverse (the published ``SVD`` solver)."""
-    gram = state.gram + keys @ keys.T
-    return RidgeState(state.lam, gram, None), torch.linalg.pinv(gram, hermitian=True) @ keys
+def _settled(state: Inverse) -> Inverse:
+    """Return *state* with its rows added to its matrices, if there are enough of them."""
+    rows, d = state.rows, state.rows[0].shape[1]
+    if length(rows) < d // (2 if state.inverse is None else 8):
+        return state
+    base = _scaled_eye(1 / state.lam, rows[0]) if state.inverse is None else state.inverse
+    return Inverse(state.lam, state.matrix(), squared(base, rows, scale=-1.0), age=state.age)
+
+
+def _drift(state: Inverse, x: Tensor, gain: Tensor) -> float:
+    """Return ``√(rᵀ Q r / tᵀ y)`` with ``r = P y − t`` for a mixture ``y = G w`` of the gains, ``t = K w`` (:func:`woodbury`)."""
+    signs = torch.ones(1, len(x), dtype=x.dtype, device=x.device)
+    signs[:, 1::2] = -1.0
+    y, t = signs @ gain, signs @ x
+    product = state.lam * y if state.gram is None else y @ state.gram
+    r = through(product, y, state.keys, state.keys) - t
+    wrong, size = float((_under(state, r) * r).sum()), float((t * y).sum())
+    if size > 0:
+        return math.sqrt(abs(wrong) / size)
+    return 0.0 if wrong == 0 else math.inf
+
+
+def _scaled_eye(scale: float, like: Tensor) -> Tensor:
+    return scale * torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+
+
+def _cholesky(matrix: Tensor, lam: float) -> Tensor:
+    """Return the lower factor of *matrix*, which has λ on its diagonal already."""
+    lower: Tensor
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if int(info) != 0:
+        size = float(matrix.diagonal().max())
+        raise SpecError(f"λ = {lam:g} is too small beside keys of energy {size:.3g}", hint="take a larger lam")
+    return lower
+
+
+def cholesky_gain(gram: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Absorb keys ``[d, k]`` into ``P [d, d]``; return ``(P′, P′⁻¹ K)`` by one Cholesky of ``P′`` and ``k`` right-hand sides."""
+    gram = gram + keys @ keys.T
+    return gram, torch.cholesky_solve(keys, torch.linalg.cholesky(gram))
+
+
+def pinv_gain(gram: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Absorb keys ``[d, k]`` into ``P [d, d]``; return ``(P′, P′⁺ K)`` by the hermitian pseudo-inverse (the published ``SVD``)."""
+    gram = gram + keys @ keys.T
+    return gram, torch.linalg.pinv(gram, hermitian=True) @ keys
 
 
 def pushed(chunks: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
@@ -159,11 +226,45 @@ def length(chunks: Sequence[Tensor]) -> int:
     return sum(len(c) for c in chunks)
 
 
+def through(
+    total: Tensor, rows: Tensor, right: Sequence[Tensor], left: Sequence[Tensor], *, scale: float = 1.0
+) -> Tensor:
+    """Add ``scale Σ x Rᵀ L`` to *total* ``[k, d_l]`` (in place) and return it; no matrix ``Rᵀ L`` is formed.
+
+    Args:
+        total: what to add to.
+        rows: ``x [k, d_r]``.
+        right: chunks ``R [n_i, d_r]``.
+        left: chunks ``L [n_i, d_l]`` of the same lengths.
+        scale: of what is added.
+    """
+    for one, other in zip(right, left, strict=True):
+        total.addmm_(rows @ one.T, other, alpha=scale)
+    return total
+
+
 def folded(base: Tensor | None, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return ``base + Σ Lᵀ R`` ``[d_l, d_r]`` for chunks ``L [n_i, d_l]``, ``R [n_i, d_r]`` of like lengths; None is nought."""
+    """Return ``base + Σ Lᵀ R`` ``[d_l, d_r]`` for chunks ``L [n_i, d_l]``, ``R [n_i, d_r]`` of like lengths; None is 0."""
     total = right[0].new_zeros(left[0].shape[1], right[0].shape[1]) if base is None else base.clone()
     for one, other in zip(left, right, strict=True):
         total.addmm_(one.T, other)
+    return total
+
+
+def squared(base: Tensor | None, chunks: Sequence[Tensor], *, scale: float = 1.0) -> Tensor:
+    """Return ``base + scale Σ Rᵀ R`` ``[d, d]`` for chunks ``R [n_i, d]`` and symmetric *base*; None is 0.
+
+    Blocks on and below the diagonal are computed, the others copied.
+    """
+    if base is not None and not chunks:
+        return base
+    rows = torch.cat(list(chunks))
+    d, block = rows.shape[1], 384
+    total = rows.new_zeros(d, d) if base is None else base.clone()
+    for start in range(0, d, block):
+        stop = min(start + block, d)
+        total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop], alpha=scale)
+        total[:start, start:stop] = total[start:stop, :start].T
     return total
 
 
@@ -193,11 +294,33 @@ class Normal:
         """
         shifted = self.matrix.clone()
         shifted.diagonal().add_(lam)
-        lower, info = torch.linalg.cholesky_ex(shifted)
-        if int(info) != 0:
-            size = float(self.matrix.diagonal().max())
-            raise SpecError(f"λ = {lam:g} is too small beside keys of energy {size:.3g}", hint="take a larger lam")
-        return torch.cholesky_solve(self.right, lower)
+        return torch.cholesky_solve(self.right, _cholesky(shifted, lam))
+
+    def gcv(self, lams: Sequence[float], count: int, square: float) -> list[float]:
+        """Return the generalised cross-validation of each λ: ``(‖S_λ K − B‖² / N) / (1 − tr H_λ / N)²`` (editors.md §13.8).
+
+        It is the mean squared leave-one-out error after a rotation of the data that gives all columns the same leverage
+        (Golub, Heath, Wahba 1979). One eigendecomposition serves all λ: with eigenvalues ``s_i`` of ``C``, and ``w_i`` the energy
+        of B in the direction of each, ``‖S_λ K − B‖² = Σ w_i (λ / (s_i + λ))² + (‖B‖² − Σ w_i)`` and
+        ``tr H_λ = Σ s_i / (s_i + λ)``.
+
+        Args:
+            lams: λ > 0.
+            count: ``N``, all keys, equal ones too.
+            square: ``‖B‖²``, of all values.
+        """
+        values, vectors = torch.linalg.eigh(self.matrix)
+        energy = (vectors.T @ self.right).square().sum(1)
+        if self.keys is None:  # right = Aᵀ, and A u = √s B v
+            tiny = values[-1] * len(values) * torch.finfo(values.dtype).eps
+            energy = torch.where(values > tiny, energy / values.clamp(min=tiny), 0.0)
+        outside = max(square - float(energy.sum()), 0.0)
+        found = []
+        for lam in lams:
+            left = lam / (values.clamp(min=0) + lam)
+            free = 1 - float((1 - left).sum()) / count
+            found.append((float((energy * left.square()).sum()) + outside) / count / free**2 if free > 0 else math.inf)
+        return found
 
 
 def merged(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

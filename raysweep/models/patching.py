@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from raysweep.editors.base import Delta, ModulePatch, Patch, WeightDelta
+from raysweep.editors.base import Delta, LowRank, ModulePatch, Patch, WeightDelta
 from raysweep.models.lm import LanguageModel
 
 
@@ -21,9 +21,23 @@ def stored(lm: LanguageModel, name: str, logical: Tensor) -> Tensor:
     return logical.t() if logical.dim() == 2 and lm.transposed(name) else logical
 
 
-def change(lm: LanguageModel, name: str, delta: Delta) -> Tensor:
-    """Return *delta* as an fp32 tensor in the stored orientation of parameter *name*."""
-    return stored(lm, name, delta.dense().to(torch.float32))
+BLOCK = 1 << 18  # numbers of a low-rank product formed at a time, beyond which they would leave the processor's caches
+
+
+def accumulate(target: Tensor, delta: Delta) -> None:
+    """Add *delta* in place to *target*, fp32, in logical orientation; it is formed in its own dtype and rounded before the sum."""
+    if isinstance(delta, LowRank) and target.numel() > BLOCK:
+        rows = max(1, BLOCK // target.shape[1])
+        for part, left in zip(torch.split(target, rows), torch.split(delta.left, rows), strict=True):
+            part.add_((left @ delta.right).to(torch.float32))
+    else:
+        target.add_(delta.dense().to(torch.float32))
+
+
+def add_(lm: LanguageModel, name: str, weight: Tensor, delta: Delta) -> Tensor:
+    """Add *delta* in place to *weight*, fp32, in the stored orientation of parameter *name*; return it."""
+    accumulate(stored(lm, name, weight), delta)
+    return weight
 
 
 @contextmanager
@@ -55,7 +69,7 @@ def substituted(lm: LanguageModel, tensors: Mapping[str, Tensor]) -> Iterator[di
 @contextmanager
 def applied(lm: LanguageModel, deltas: Mapping[str, Delta]) -> Iterator[None]:
     """Let *deltas* be added to their parameters inside the block."""
-    tensors = {n: lm.weight(n).detach().float() + change(lm, n, d) for n, d in deltas.items()}
+    tensors = {n: add_(lm, n, lm.weight(n).detach().to(torch.float32, copy=True), d) for n, d in deltas.items()}
     with substituted(lm, tensors):
         yield
 
@@ -92,14 +106,12 @@ class Ledger:
         assert isinstance(patch, WeightDelta)
         with torch.no_grad():
             for name, delta in patch.deltas.items():
-                master = self._open(name)
-                master.add_(change(self.lm, name, delta))
-                self.lm.weight(name).copy_(master)
+                self.lm.weight(name).copy_(add_(self.lm, name, self._open(name), delta))
 
     @contextmanager
     def viewed(self, deltas: Mapping[str, Delta]) -> Iterator[None]:
         """Let *deltas* be added to the weights (edited or not; in fp32, before rounding) inside the block; nothing is kept."""
-        tensors = {n: self._edited(n) + change(self.lm, n, d) for n, d in deltas.items()}
+        tensors = {n: add_(self.lm, n, self._edited(n).clone(), d) for n, d in deltas.items()}
         with substituted(self.lm, tensors):
             yield
 

@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,12 @@ class Folder:
         """Delete the folder *name* with everything in it, if it is there."""
         if self.exists(name):
             self.filesystem.delete_dir(self.path(name))
+
+    def drop_if_empty(self, name: str) -> None:
+        """Delete the folder *name* if nothing is in it; an object store has no empty folders."""
+        if self.local is not None:
+            with suppress(OSError):
+                Path(self.path(name)).rmdir()
 
     def rename(self, old: str, new: str) -> None:
         """Give a file another name, if it is there."""

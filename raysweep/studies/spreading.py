@@ -18,7 +18,12 @@ Helper = Callable[[int], "Future[Proposal]"]
 
 
 def in_order(
-    steps: Sequence[int], here: Ask, helpers: Sequence[Helper], *, lost: type[BaseException]
+    steps: Sequence[int],
+    here: Ask,
+    helpers: Sequence[Helper],
+    *,
+    lost: type[BaseException],
+    starting: Sequence[tuple[Future[None], Helper]] = (),
 ) -> Iterator[Proposal]:
     """Yield the proposals of *steps*, in that order.
 
@@ -27,22 +32,27 @@ def in_order(
         here: computes one in this process, which helps wherever it would only wait.
         helpers: start to compute one elsewhere.
         lost: what a future raises whose helper died; its steps are computed by the others, in the end by this process.
+        starting: helpers that are given nothing before their future is done, so that nothing waits for them.
 
     Raises:
         Exception: whatever computing a proposal raised, wherever.
     """
-    able, todo = list(helpers), deque(steps)
+    able, todo, warming = list(helpers), deque(steps), list(starting)
     ready: dict[int, Proposal] = {}
     flying: dict[Future[Proposal], tuple[Helper, int]] = {}
-    room = AHEAD * (len(able) + 1)
+    room = AHEAD * (len(able) + len(warming) + 1)
     for step in steps:
         while step not in ready:
+            for started, helper in [w for w in warming if w[0].done()]:
+                warming.remove((started, helper))
+                if _came(started, lost):
+                    able.append(helper)
             for future in [f for f in flying if f.done()]:
                 helper, done = flying.pop(future)
                 try:
                     ready[done] = future.result()
                 except lost as error:
-                    log.warning("a process that helped with the edits died (%s); going on without it", error)
+                    _mourn(error)
                     able = [h for h in able if h is not helper]
                     todo = deque(sorted([done, *todo]))
             if step in ready:
@@ -58,3 +68,17 @@ def in_order(
             elif flying:
                 wait(flying, return_when=FIRST_COMPLETED)
         yield ready.pop(step)
+
+
+def _came(started: Future[None], lost: type[BaseException]) -> bool:
+    """Tell whether a helper has started; an error other than its death is raised."""
+    try:
+        started.result()
+    except lost as error:
+        _mourn(error)
+        return False
+    return True
+
+
+def _mourn(error: BaseException) -> None:
+    log.warning("a process that helped with the edits died (%s); going on without it", error)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import ModelSpec
 from raysweep.lazy import lazy
+from raysweep.models.shapes import COPY_LIMIT
 from raysweep.results.proposals import ProposalFolder
 from raysweep.results.store import HEARTBEAT, ResultStore
 from raysweep.studies.base import Deps, Kept, Progress, Spread
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COPY_LIMIT = 4 << 30  # bytes; larger models are loaded again instead of restored from a second copy in memory
 BEAT = 0.5  # seconds between two heartbeats
 torch = lazy("torch")
 

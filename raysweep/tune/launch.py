@@ -159,6 +159,8 @@ def _outcome(store: ResultStore, table: Mapping[str, PlannedTrial], interrupted:
     for kin in {t.kin for t in table.values() if t.kin}:
         if all(found[t.key].state is State.DONE for t in table.values() if t.kin == kin):
             ProposalFolder(store.folder, kin).forget()
+    for name in (PROPOSALS, SHARED):
+        store.folder.drop_if_empty(name)
     Sweep(store).write_trials()
     ended = {State.DONE, State.FAILED, State.STOPPED}
     return Outcome(

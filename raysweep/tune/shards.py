@@ -33,11 +33,18 @@ class Shard:
 
     def propose(self, trial: TrialSpec, kin: str, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds, on the CPU."""
+        found: Proposal = trees.moved(self._proposer(trial, kin)(step), "cpu")
+        return found
+
+    def prepare(self, trial: TrialSpec, kin: str) -> None:
+        """Load what *trial* needs, before it is asked for proposals."""
+        self._proposer(trial, kin)
+
+    def _proposer(self, trial: TrialSpec, kin: str) -> Ask:
         if self._ask is None or self._trial != trial.key:
             deps = make_deps(self.workspace, kept=kept_proposals(self.workspace, self.sweep, kin))
             self._ask, self._trial = STUDIES.get(trial.study)().proposer(trial, deps), trial.key
-        found: Proposal = trees.moved(self._ask(step), "cpu")
-        return found
+        return self._ask
 
 
 class Shards:
@@ -49,13 +56,21 @@ class Shards:
     def __init__(self, workspace: Workspace, sweep: str, kin: str = "") -> None:
         self.workspace, self.sweep, self.kin = workspace, sweep, kin
         self._actors: list[Any] = []
+        self._begun: dict[str, list[tuple[Future[None], Helper]]] = {}
+
+    def begin(self, trial: TrialSpec) -> None:
+        """Let the helpers load what *trial* needs, while this process does the same."""
+        self._start()
+        self._begun = {
+            trial.key: [(a.prepare.remote(trial, self.kin).future(), self._helper(a, trial)) for a in self._actors]
+        }
 
     def __call__(self, trial: TrialSpec, steps: Sequence[int], here: Ask) -> Iterator[Proposal]:
         """Yield the proposals of *steps* in that order, computed here and by the helpers."""
-        self._start()
-        helpers = [self._helper(actor, trial) for actor in self._actors]
+        if trial.key not in self._begun:
+            self.begin(trial)
         try:
-            yield from in_order(steps, here, helpers, lost=RayActorError)
+            yield from in_order(steps, here, (), lost=RayActorError, starting=self._begun[trial.key])
         except RayTaskError as error:
             raise (error.cause or error) from error
 
@@ -63,7 +78,7 @@ class Shards:
         """End the helpers."""
         for actor in self._actors:
             ray.kill(actor)
-        self._actors = []
+        self._actors, self._begun = [], {}
 
     def _helper(self, actor: Any, trial: TrialSpec) -> Helper:
         def start(step: int) -> Future[Proposal]:

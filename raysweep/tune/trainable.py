@@ -55,6 +55,8 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         self.shards.kin = (
             job.kin if len({t.share or t.key for t in self.table.values() if t.kin == job.kin}) > 1 else ""
         )
+        if job.apart:
+            self.shards.begin(job.trial)
         deps = make_deps(
             self.workspace,
             Heartbeat(local / key if local is not None else None),

@@ -70,6 +70,11 @@ def specs() -> list[EditorSpec]:
     wrapped.append(EditorSpec(name="memit", config=CONFIGS["memit"], wrap=(in_energies,)))
     closed = WrapSpec(name="simie", config={"lam": 0.1, "mode": "init", "backend": "closed64"})
     wrapped += [EditorSpec(name=name, config=CONFIGS[name], wrap=(closed,)) for name in ("null", "memit", "mend")]
+    wrapped.append(
+        EditorSpec(
+            name="ft", config=CONFIGS["ft"], wrap=(WrapSpec(name="simie", config={**closed.config, "lam": "gcv"}),)
+        )
+    )
     pruned = WrapSpec(name="prune", config={"base": "2"})
     wrapped += [EditorSpec(name=name, config=CONFIGS[name], wrap=(pruned,)) for name in ("null", "rome", "memit")]
     wrapped.append(EditorSpec(name="memit", config=CONFIGS["memit"], wrap=(*lifelong.wrap, pruned)))

@@ -48,6 +48,7 @@ class Fake:
             yield from ((m.trial.key, EvalRound(step=0, rows=[])) for m in members if m.behind < 0)
         steps = list(range(step + 1, rounds[-1] + 1))
         ask = self.proposer(first, deps)
+        _await_others(first)
         proposals = map(ask, steps) if deps.spread is None else deps.spread(first, steps, ask)
         for step in steps:
             deps.progress(Progress(step, rounds[-1], "edit"))
@@ -59,6 +60,8 @@ class Fake:
 
     def proposer(self, trial: TrialSpec, deps: Deps) -> Ask:
         config = trial.editor.config
+        if "log" in config:
+            Path(f"{config['log']}-{os.getpid()}").touch()
 
         def ask(step: int) -> Proposal:
             time.sleep(config.get("sleep", 0.0))
@@ -104,6 +107,16 @@ class _Member:
         )  # fmt: skip
         self.rows, self.stats = [], []
         return found
+
+
+def _await_others(trial: TrialSpec) -> None:
+    """Wait until another process can edit too, where the test says that there is to be one."""
+    log = Path(trial.editor.config.get("log", "none"))
+    until = time.monotonic() + 60
+    while log.with_name("shards").exists() and time.monotonic() < until:
+        if len(list(log.parent.glob(f"{log.name}-*"))) > 1:
+            return
+        time.sleep(0.05)
 
 
 def _once(flag: str) -> bool:

@@ -204,10 +204,16 @@ def test_a_trial_added_to_a_finished_pass_edits_anew_and_leaves_the_others_alone
 @pytest.mark.parametrize("victim", ["nobody", "whoever edits third"])
 def test_shards_and_their_deaths_change_nothing(passes: Passes, victim: str) -> None:
     passes.log.unlink()
+    for mark in passes.base.glob("log-*"):
+        mark.unlink()
+    (passes.base / "shards").touch()
     if victim != "nobody":
         passes.flag.unlink()
     root = f"shards of {victim.partition(' ')[0]}"
-    code, outcome, lines = finish(passes.start(root, shards=2))
+    try:
+        code, outcome, lines = finish(passes.start(root, shards=2))
+    finally:
+        (passes.base / "shards").unlink()
     assert (code, outcome) == (0, {"done": 8, "failed": [], "unfinished": 0}), lines
     assert passes.editors() >= 2
     assert passes.flag.exists()

@@ -13,6 +13,7 @@ one pass over the edits then serves every λ.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Tag, model_validator
@@ -59,13 +60,14 @@ class Energy(Spec):
 
 def _form(lam: Any) -> str:
     """Return in which form λ is given."""
-    return "mapping" if isinstance(lam, Mapping | Energy) else "number"
+    return "mapping" if isinstance(lam, Mapping | Energy) else "word" if lam == "gcv" else "number"
 
 
 Ridge = Annotated[
-    Annotated[Positive, Tag("number")] | Annotated[Energy, Tag("mapping")],
+    Annotated[Positive, Tag("number")] | Annotated[Energy, Tag("mapping")] | Annotated[Literal["gcv"], Tag("word")],
     Discriminator(_form),
 ]
+CANDIDATES = tuple(10 ** (i / 4) for i in range(-24, 9))  # λ for `gcv`, in mean energies: 1e-6 … 100, four per decade
 
 
 class SimIEConfig(EditorConfig):
@@ -73,7 +75,9 @@ class SimIEConfig(EditorConfig):
 
     Attributes:
         lam: λ > 0 of the ridge: a number, in absolute units of key energy (published), or ``{energy: x}``, x times the mean
-            energy of a key (:class:`Energy`). Swept as ``wrap.simie.lam`` or ``wrap.simie.lam.energy``.
+            energy of a key (:class:`Energy`). Swept as ``wrap.simie.lam`` or ``wrap.simie.lam.energy``. ``gcv`` (closed64 only):
+            for each input at each view, the candidate with the least generalised cross-validation error, taken over the
+            matrices that read the input. Each input is a regression of its own, so there is no reason to tie their λ.
         mode: ``sequential`` edits the model as it stands (published for ROME, MEMIT, AlphaEdit⁻); ``init`` edits the
             pristine weights each time (published for MEND).
         backend: ``woodbury64`` (O(d²k) recursion in fp64), ``chol64`` (one Cholesky per edit), ``svd`` (hermitian
@@ -81,7 +85,8 @@ class SimIEConfig(EditorConfig):
             (``init`` mode only: the model is left alone, the closed form is solved for each view, in fp64).
         keys: take keys ``before`` the base edit (published) or ``after`` it.
         refresh: recompute the inverse from P after this many updates (woodbury64).
-        tolerance: recompute it when ``‖P G − K‖/‖K‖`` exceeds this (woodbury64).
+        tolerance: recompute it when the drift exceeds this (woodbury64): the relative error of the regression's last solution,
+            looked at every eighth update (:func:`raysweep.editors.leastsq.woodbury`).
         text: where the mean energy of keys is taken from, if λ is in its units.
     """
 
@@ -89,16 +94,16 @@ class SimIEConfig(EditorConfig):
     mode: Literal["sequential", "init"] = "sequential"
     backend: Literal["woodbury64", "chol64", "svd", "ref_fp32_lu", "closed64"] = "woodbury64"
     keys: Literal["before", "after"] = "before"
-    refresh: Count = 100
-    tolerance: Positive = 1e-8
+    refresh: Count = 1000
+    tolerance: Positive = 1e-6
     text: TextSpec = TextSpec(tokens=4096)
 
     @model_validator(mode="after")
     def _fits(self) -> SimIEConfig:
         if self.backend == "closed64" and self.mode != "init":
-            raise ValueError(
-                "mode must be init for backend closed64: the closed form holds on the pristine weights only"
-            )
+            raise ValueError("mode must be init for backend closed64, whose form holds on pristine weights only")
+        if self.lam == "gcv" and self.backend != "closed64":
+            raise ValueError("backend must be closed64 for lam gcv: a recursion cannot change its λ")
         return self
 
 
@@ -106,7 +111,7 @@ class SimIE:
     """An editor made of a weight editor: the inner one proposes, the ridge regression over all edits so far disposes."""
 
     name: ClassVar[str] = "simie"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = SimIEConfig
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
@@ -125,6 +130,23 @@ class SimIE:
     def gives(config: SimIEConfig) -> str:
         """Return what the wrapped editor is to a wrapper around it."""
         return "views" if config.backend == "closed64" else "weights"
+
+    @staticmethod
+    def footprint(config: SimIEConfig, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
+        """Return the bytes of the memory after *columns* keys, each matrix ``[d_out, d_in]`` with an input of its own."""
+        keys, totals = 0, 0
+        for out, width in matrices:
+            if config.backend == "closed64":
+                keys += 8 * width * min(columns, width)
+                totals += 8 * out * min(columns, width)
+            elif config.backend == "woodbury64":
+                keys += 2 * 8 * width * min(columns, width)
+                totals += 8 * min(out * width, columns * (out + width))
+            else:
+                keys += (4 if config.backend == "ref_fp32_lu" else 8) * width**2
+                totals += 4 * out * width
+            totals += 4 * out * width if config.backend != "closed64" else 0
+        return {"keys": keys, "totals": totals if config.mode == "init" else 0}
 
     def shared(self) -> Mapping[str, Any] | None:
         """Return nothing: the weights, and so the edits that follow, depend on λ."""
@@ -147,26 +169,22 @@ class SimIE:
         return found
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-        """Return ``P = λI`` per input; in ``init`` mode also each matrix's pristine weights and total change ``S = 0``."""
-        reference = self.config.backend == "ref_fp32_lu"
+        """Remember λ of each input; in ``init`` mode also each matrix's pristine weights and total change ``S = 0``."""
+        recursive = self.config.backend == "woodbury64"
         state: dict[str, Any] = {"inner": self.inner.begin(lm, artifacts), "inputs": {}, "matrices": {}}
         energies = self._energies(lm, artifacts)
         for name in self._matrices(lm):
             weight = lm.logical(name)
             source = _input(lm, name)
             if source not in state["inputs"]:
-                ridge = leastsq.ridge_begin(
-                    weight.shape[1],
-                    self._ridge(energies.get(source, 1.0)),
-                    inverse=self.config.backend == "woodbury64",
-                    dtype=torch.float32 if reference else torch.float64,
-                    device=weight.device,
-                )
-                state["inputs"][source] = _kept_ridge(ridge)
+                state["inputs"][source] = self._started(self._ridge(energies.get(source, 1.0)), weight)
             part: dict[str, Any] = {}
             if self.config.mode == "init":
-                part["pristine"] = weight.float().clone()
-                part["total"] = torch.zeros_like(part["pristine"])
+                pristine = weight.float().clone(memory_format=torch.contiguous_format)
+                total: dict[str, Any] = (
+                    {"left": [], "right": []} if recursive else {"total": torch.zeros_like(pristine)}
+                )
+                part = {"pristine": pristine, **total}
             state["matrices"][name] = part
         return state
 
@@ -183,7 +201,7 @@ class SimIE:
         parts = state["matrices"]
         home: dict[str, Tensor] = {}
         if self.config.mode == "init":
-            home = {n: patching.stored(lm, n, p["pristine"]) for n, p in parts.items()}
+            home = {n: patching.stored(lm, n, p["pristine"]).contiguous() for n, p in parts.items()}
         with patching.substituted(lm, home):
             step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
             assert isinstance(step.patch, WeightDelta)
@@ -192,7 +210,7 @@ class SimIE:
         deltas: dict[str, Delta] = {}
         stats = dict(step.stats)
         after: dict[str, Any] = {"inner": step.state, "inputs": {}, "matrices": {}}
-        absorbed: dict[str, tuple[Tensor, Tensor, float]] = {}  # by input: keys, gain (or P where it is solved), drift
+        absorbed: dict[str, tuple[Tensor, Tensor, float | None]] = {}  # by input: keys, gain (or P if solved), drift
         for name, part in parts.items():
             source = _input(lm, name)
             if source not in absorbed:
@@ -202,8 +220,9 @@ class SimIE:
             columns, gain, drift = absorbed[source]
             deltas[name] = self._correct(part, proposed[name], columns, gain)
             after["matrices"][name] = _advanced(part, deltas[name])
-            stats[f"simie_drift/{name}"] = drift
-            stats[f"simie_kept/{name}"] = _kept(deltas[name], proposed[name])
+            if drift is not None:
+                stats[f"simie_drift/{name}"] = drift
+            stats[f"simie_kept/{name}"] = _share(deltas[name], proposed[name])
         return EditStep(WeightDelta(deltas), after, stats)
 
     def _keys(
@@ -225,29 +244,36 @@ class SimIE:
     def _ridge(self, energy: float) -> float:
         """Return λ of the matrices that read an input whose keys have the mean *energy*."""
         lam = self.config.lam
-        return lam.energy * energy if isinstance(lam, Energy) else lam
+        return lam.energy * energy if isinstance(lam, Energy) else float(lam)
 
-    def _absorb(self, kept: Mapping[str, Any], columns: Tensor) -> tuple[dict[str, Any], tuple[Tensor, Tensor, float]]:
-        """Take in the keys of one input; return its new memory, and the keys, ``G = P⁻¹K`` and the drift of the inverse.
+    def _started(self, lam: float, weight: Tensor) -> dict[str, Any]:
+        """Return the memory of the input of *weight* before the first edit: λ and, unless it is left implicit, ``P = λI``."""
+        if self.config.backend == "woodbury64":
+            return _kept(leastsq.Inverse(lam))
+        dtype = torch.float32 if self.config.backend == "ref_fp32_lu" else torch.float64
+        return {"lam": lam, "gram": lam * torch.eye(weight.shape[1], dtype=dtype, device=weight.device)}
+
+    def _absorb(
+        self, kept: Mapping[str, Any], columns: Tensor
+    ) -> tuple[dict[str, Any], tuple[Tensor, Tensor, float | None]]:
+        """Take in the keys of one input; return its new memory, and the keys, ``G = P⁻¹K`` and the drift, if it was measured.
 
         In ``ref_fp32_lu`` there is no gain: ``P`` itself takes its place.
         """
+        if self.config.backend == "woodbury64":
+            refresh, tolerance = self.config.refresh, self.config.tolerance
+            state, gain, drift = leastsq.woodbury(
+                leastsq.Inverse(**kept), columns, refresh=refresh, tolerance=tolerance
+            )
+            return _kept(state), (columns.double(), gain, drift)
         if self.config.backend == "ref_fp32_lu":
             columns = columns.float()
             gram = kept["gram"] + columns @ columns.T
-            return {**kept, "gram": gram}, (columns, gram, 0.0)
+            return {**kept, "gram": gram}, (columns, gram, None)
         columns = columns.double()
-        ridge = leastsq.RidgeState(kept["lam"], kept["gram"], kept.get("inverse"), kept["age"])
-        drift = 0.0
-        if self.config.backend == "woodbury64":
-            ridge, gain, drift = leastsq.woodbury(
-                ridge, columns, refresh=self.config.refresh, tolerance=self.config.tolerance
-            )
-        elif self.config.backend == "chol64":
-            ridge, gain = leastsq.cholesky_gain(ridge, columns)
-        else:
-            ridge, gain = leastsq.pinv_gain(ridge, columns)
-        return _kept_ridge(ridge), (columns, gain, drift)
+        solve = leastsq.cholesky_gain if self.config.backend == "chol64" else leastsq.pinv_gain
+        gram, gain = solve(kept["gram"], columns)
+        return {**kept, "gram": gram}, (columns, gain, None)
 
     def _correct(self, part: Mapping[str, Any], delta: Delta, columns: Tensor, gain: Tensor) -> Delta:
         """Return the corrected change of one matrix; ``ref_fp32_lu`` solves as published (quirks Q38, Q40)."""
@@ -260,7 +286,45 @@ class SimIE:
         values = delta.times(columns)  # Δ K [d_out, k]
         if "total" in part:
             values = values - part["total"].double() @ columns
+        elif "left" in part:
+            rows = columns.T
+            before = rows @ part["base"].T if "base" in part else rows.new_zeros(len(rows), len(values))
+            values = values - leastsq.through(before, rows, part["right"], part["left"]).T
         return LowRank(values, gain.T)
+
+
+def _input(lm: LanguageModel, name: str) -> str:
+    """Return the name of what enters the module of weight *name*."""
+    return lm.layout.input_of(name.rpartition(".")[0])
+
+
+def _kept(state: leastsq.Inverse) -> dict[str, Any]:
+    """Return *state* as plain data."""
+    found = {f.name: getattr(state, f.name) for f in fields(state)}
+    return {k: list(v) if isinstance(v, Sequence) else v for k, v in found.items() if v is not None}
+
+
+def _advanced(part: Mapping[str, Any], change: Delta) -> dict[str, Any]:
+    """Return what to remember of one matrix after *change*: nothing, or in ``init`` mode its new total change ``S``.
+
+    ``woodbury64`` keeps ``S = base + Σ Lᵀ R`` in fp64 with the last changes as rows, added up when they cost more than the sum.
+    """
+    if "total" in part:
+        return {**part, "total": part["total"] + change.dense().float()}
+    if "left" not in part:
+        return dict(part)
+    assert isinstance(change, LowRank)
+    left, right = leastsq.pushed(part["left"], change.left.T), leastsq.pushed(part["right"], change.right)
+    rows = change.left.shape[0] * change.right.shape[1] // (change.left.shape[0] + change.right.shape[1])
+    if leastsq.length(left) < (rows // 4 if "base" in part else rows):
+        return {**part, "left": left, "right": right}
+    return {**part, "base": leastsq.folded(part.get("base"), left, right), "left": [], "right": []}
+
+
+def _share(corrected: Delta, proposed: Delta) -> float:
+    """Return the Frobenius norm of the corrected change over that of the proposed one."""
+    before = proposed.norm()
+    return corrected.norm() / before if before else 0.0
 
 
 class ClosedSimIE(SimIE):
@@ -283,7 +347,7 @@ class ClosedSimIE(SimIE):
         return {
             "inner": self.inner.begin(lm, artifacts),
             "inputs": {source: {"energy": energy, "count": 0, "keys": []} for source, energy in energies.items()},
-            "matrices": {name: {"values": []} for name in self._matrices(lm)},
+            "matrices": {name: {"values": [], "square": 0.0} for name in self._matrices(lm)},
         }
 
     def edit(
@@ -350,7 +414,7 @@ class ClosedSimIE(SimIE):
         }
         for source, kept in inputs.items():
             if _full(kept):
-                gram = leastsq.folded(kept.get("gram"), kept["keys"], kept["keys"])
+                gram = leastsq.squared(kept.get("gram"), kept["keys"])
                 inputs[source] = {**kept, "gram": gram, "keys": []}
         after = {"inner": inner, "inputs": inputs, "matrices": matrices}
         return EditStep(WeightDelta({}), after, proposal["stats"])
@@ -362,7 +426,12 @@ class ClosedSimIE(SimIE):
         for source, kept in state["inputs"].items():
             parts = {n: p for n, p in state["matrices"].items() if _input(lm, n) == source}
             normal = _normal(kept, list(parts.values()))
-            lam = self._ridge(kept["energy"])
+            if self.config.lam == "gcv":
+                lams = [c * kept["energy"] for c in CANDIDATES]
+                errors = normal.gcv(lams, kept["count"], sum(p["square"] for p in parts.values()))
+                stats[f"simie_gcv/{source}"], lam = min(zip(errors, lams, strict=True))
+            else:
+                lam = self._ridge(kept["energy"])
             stats[f"simie_lambda/{source}"] = lam
             solved, start = normal.solve(lam), 0
             for name in parts:
@@ -388,9 +457,10 @@ def _full(kept: Mapping[str, Any]) -> bool:
 def _summed(part: Mapping[str, Any], rows: Tensor, kept: Mapping[str, Any]) -> dict[str, Any]:
     """Return the memory of one matrix with the values *rows* ``[k, d_out]`` in it, summed when the keys of its input will be."""
     values = leastsq.pushed(part["values"], rows)
+    part = {**part, "values": values, "square": part["square"] + float(rows.square().sum())}
     if not _full(kept):
-        return {**part, "values": values}
-    return {"sums": leastsq.folded(part.get("sums"), kept["keys"], values), "values": []}
+        return part
+    return {**part, "sums": leastsq.folded(part.get("sums"), kept["keys"], values), "values": []}
 
 
 def _normal(kept: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> leastsq.Normal:
@@ -399,28 +469,4 @@ def _normal(kept: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> leas
     if "gram" not in kept:
         return leastsq.Normal.dual(torch.cat(rows), torch.cat([torch.cat(p["values"]) for p in parts], dim=1))
     sums = torch.cat([leastsq.folded(p["sums"], rows, p["values"]) for p in parts], dim=1)
-    return leastsq.Normal(leastsq.folded(kept["gram"], rows, rows), sums)
-
-
-def _input(lm: LanguageModel, name: str) -> str:
-    """Return the name of what enters the module of weight *name*."""
-    return lm.layout.input_of(name.rpartition(".")[0])
-
-
-def _kept_ridge(ridge: leastsq.RidgeState) -> dict[str, Any]:
-    """Return what to remember of one input: λ, ``P``, its age and, where it is kept, its inverse."""
-    kept: dict[str, Any] = {"lam": ridge.lam, "gram": ridge.gram, "age": ridge.age}
-    if ridge.inverse is not None:
-        kept["inverse"] = ridge.inverse
-    return kept
-
-
-def _advanced(part: Mapping[str, Any], change: Delta) -> dict[str, Any]:
-    """Return what to remember of one matrix after *change*: nothing, or in ``init`` mode its new total change."""
-    return {**part, "total": part["total"] + change.dense().float()} if "total" in part else dict(part)
-
-
-def _kept(corrected: Delta, proposed: Delta) -> float:
-    """Return the Frobenius norm of the corrected change over that of the proposed one."""
-    before = proposed.norm()
-    return corrected.norm() / before if before else 0.0
+    return leastsq.Normal(leastsq.squared(kept["gram"], rows), sums)

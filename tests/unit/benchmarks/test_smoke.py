@@ -8,9 +8,13 @@ from typing import Any, get_args
 
 import pytest
 
-from benchmarks import belief, editing, measure, quirks, simie, sweep
+from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep
 from raysweep.config.plan import Plan
+from raysweep.errors import ProblemsError, RunFailedError
+from raysweep.results.runner import run_trial
+from raysweep.results.store import ResultStore
 from raysweep.tune import launch
+from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 
 VALUE = "value: {steps: 3, lr: 0.5, weight_decay: 1.0e-3, clamp: 4, kl: 0.0625}"
@@ -48,12 +52,13 @@ def test_editing_asks_for_the_published_objectives_and_for_hparams() -> None:
     assert parsed["ft-l+simie"] == {"editor": {"name": "ft", "objective": "prompt_last"}, "wrap": "simie"}
 
 
-def test_simie_back_ends_agree_with_a_direct_solve(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = simie.main(["--size", "32x8", "--keys", "4", "--updates", "3"])
-    assert [r["backend"] for r in rows] == list(simie.BACKENDS)
+@pytest.mark.parametrize("mode", ["sequential", "init"])
+def test_simie_back_ends_agree_with_a_direct_solve(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = simie.main(["--size", "32x8", "--keys", "4", "--updates", "6", "--mode", mode])
+    assert [(r["held"], r["backend"]) for r in rows] == [(h, b) for h in (0, 64) for b in simie.BACKENDS]
     for row in rows:
         assert row["error"] < (1e-2 if row["backend"] == simie.REFERENCE else 1e-6)
-    assert capsys.readouterr().out.count("| 32 ") == 4
+    assert capsys.readouterr().out.count("| 32 ") == 8
 
 
 def test_simie_knows_every_back_end() -> None:
@@ -71,6 +76,45 @@ def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     rows = sweep.main(["--trials", "2", "--edits", "1"])
     assert [r["trials"] for r in rows] == [2, 2]
     assert "in process" in capsys.readouterr().out
+
+
+def test_lambda_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--editor", "null", "--path", "wrap.prune.base", "--values", "1.2,2,e", "--edits", "2", "--rounds", "2"]
+    one, path = lambda_path.main([*asked, "--root", str(tmp_path), "--immediate"])
+    assert (one["values"], path["values"], path["rows"]) == (1, 3, "same")
+    assert path["measure s"] > 0
+    assert "| x apart" in capsys.readouterr().out
+
+
+def test_lambda_path_refuses_what_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ProblemsError, match=r"wrap\.simie\.mode' has no path"):
+        lambda_path.main(["--editor", "null", "--path", "wrap.simie.mode", "--values", "init", "--root", str(tmp_path)])
+
+
+def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def in_process(plan: Plan, workspace: Workspace) -> launch.Outcome:
+        (job,) = plan.trials
+        reports = list(run_trial(job, make_deps(workspace), ResultStore(workspace.results(plan.sweep.name))))
+        return launch.Outcome((job.key,), {}, (), False, reports[-1].error)
+
+    monkeypatch.setattr(launch, "run_sweep", in_process)
+    asked = ["--editor", "null", "--wrap", "", "--root", str(tmp_path)]
+    (row,) = scaling.main([*asked, "--shards", "1", "--edits", "2"])
+    assert (row["x one"], row["rows"]) == (1.0, "same")
+    with pytest.raises(RunFailedError, match="cannot be computed apart"):
+        scaling.main([*asked, "--shards", "2", "--edits", "2"])
+    rows = scaling.main([*asked, "--growth", "--at", "2,4", "--window", "2"])
+    assert [r["edits before"] for r in rows] == [2, 4]
+    assert capsys.readouterr().out.count("| x first") == 1
+
+
+def test_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = store.main(
+        ["--trials", "2", "--rounds", "2", "--records", "3", "--snapshot", "1", "--folder", str(tmp_path)]
+    )
+    assert [r["count"] for r in rows if r["what"].startswith("write a")] == [4, 3]
+    assert next(r["size"] for r in rows if r["what"] == "read all rounds") == "36 rows"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_belief(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from raysweep.config.sweep import open_sweep
 from raysweep.editors import keys, leastsq, moments
 from raysweep.editors.base import Sharer, Viewer
 from raysweep.editors.build import build_editor
-from raysweep.editors.wrappers.simie import Energy, SimIE, SimIEConfig
+from raysweep.editors.wrappers.simie import CANDIDATES, Energy, SimIE, SimIEConfig
 from raysweep.errors import ArtifactError, SpecError
 from raysweep.models.patching import Ledger
 from raysweep.studies.trees import flatten
@@ -230,3 +230,22 @@ def test_what_prune_shares() -> None:
     assert shared({"base": 2}) == shared({"base": "e"})
     assert "base" not in shared({"base": 2})["config"]
     assert shared({"base": 2, "persist": True}) is None
+
+
+@pytest.mark.parametrize("edits", [1, 6])
+def test_gcv_chooses_one_lambda_per_input_from_the_candidates(edits: int) -> None:
+    subject = exam({"lam": "gcv", **CLOSED}, editor="mend", inner=INNER["mend"][1])
+    editor = subject.build()
+    ledger, state = subject.run(subject.lm, editor, stop=edits)
+    ledger.restore()
+    view = editor.view(subject.lm, {}, state)
+    chosen = {k.partition("/")[2]: v for k, v in view.stats.items() if k.startswith("simie_lambda/")}
+    assert set(chosen) == set(state["inputs"]) == {k[10:] for k in view.stats if k.startswith("simie_gcv/")}
+    for source, lam in chosen.items():
+        assert lam in [c * state["inputs"][source]["energy"] for c in CANDIDATES]
+        fixed = built({"lam": lam, **CLOSED}, "mend", INNER["mend"][1]).view(subject.lm, {}, state).patch.deltas
+        for name, delta in view.patch.deltas.items():
+            if subject.lm.layout.input_of(name.rpartition(".")[0]) == source:
+                assert torch.equal(delta.dense(), fixed[name].dense())
+    with pytest.raises(ValidationError, match="backend must be closed64 for lam gcv"):
+        SimIEConfig.model_validate({"lam": "gcv", "mode": "init"})

@@ -90,6 +90,29 @@ def test_a_helper_that_never_answers_does_not_stop_what_comes_before() -> None:
     assert next(found)["step"] == 1
 
 
+def test_nothing_waits_for_a_helper_that_is_still_starting() -> None:
+    late: Future[None] = Future()
+    there: list[int] = []
+    asked = in_order(
+        STEPS, proposal, [], lost=Died, starting=[(late, lambda step: (there.append(step), _done(step))[1])]
+    )
+    assert [next(asked)["step"] for _ in range(20)] == STEPS[:20]
+    assert not there
+    late.set_result(None)
+    assert [p["step"] for p in asked] == STEPS[20:]
+    assert there
+
+
+def test_a_helper_that_dies_while_it_starts_is_done_without() -> None:
+    dead: Future[None] = Future()
+    dead.set_exception(Died())
+    broken: Future[None] = Future()
+    broken.set_exception(ValueError("no such model"))
+    assert [p["step"] for p in in_order(STEPS, proposal, [], lost=Died, starting=[(dead, _done)])] == STEPS
+    with pytest.raises(ValueError, match="no such model"):
+        list(in_order(STEPS, proposal, [], lost=Died, starting=[(broken, _done)]))
+
+
 def _done(step: int) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_result(proposal(step))

@@ -1,0 +1,154 @@
+"""Edit-parallel runs by the number of shards, and the cost of an edit by how many came before it.
+
+    python -m benchmarks.scaling --shards 1,2 --edits 24
+    python -m benchmarks.scaling --growth --at 10,30,100,300,1000
+
+The first table runs one trial through Ray with each number of shards (SimIE in closed form by default) and compares its rows
+with those of one shard. The second runs one trial in this process (SimIE, sequential, by default) and takes the median seconds
+of the edits just before each point; nothing is measured in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks import measure
+from benchmarks.lambda_path import same_rows
+from raysweep.config.load import parse_value
+from raysweep.config.plan import Plan, plan
+from raysweep.config.sweep import sweep_of
+from raysweep.editors.build import build_editor
+from raysweep.errors import RunFailedError
+from raysweep.models.patching import Ledger
+from raysweep.results.store import ResultStore
+from raysweep.results.tables import Sweep, seconds_by_phase
+from raysweep.studies.base import Deps
+from raysweep.studies.lifelong import _ordered, _provided
+from raysweep.tune import launch
+from raysweep.tune.deps import make_deps
+from raysweep.workspace import Workspace
+
+TITLE = "edit-parallel runs by the number of shards"
+COLUMNS = ("editor", "shards", "edits", "edit s", "s per edit", "whole s", "x one", "rows")
+GROWTH = "the cost of an edit by how many came before"
+GROWTH_COLUMNS = ("editor", "edits before", "edit s", "apply s", "x first")
+CLOSED = "{name: simie, lam: 10, mode: init, backend: closed64}"
+SEQUENTIAL = "{name: simie, lam: 10}"
+
+
+def planned(options: argparse.Namespace, wrap: str, edits: int, workspace: Workspace, shards: int = 1) -> Plan:
+    """Return the one trial to run."""
+    tree = {
+        "sweep": f"shards-{shards}",
+        "base": {
+            "model": options.model,
+            "data": {"name": options.data, "size": edits, **({"path": options.data_path} if options.data_path else {})},
+            "protocol": {"rounds": [edits], "immediate": False, "probes": ["efficacy"]},
+            "threads": options.threads,
+        },
+        "arms": {"one": {"editor": options.editor, **({"wrap": parse_value(wrap, "--wrap")} if wrap else {})}},
+        "resources": {"cpu": options.threads, "gpu": "auto", "shards": shards},
+    }
+    return plan(sweep_of(tree, file="flags", overrides=options.set or ()), workspace)
+
+
+def spread(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, Any]]:
+    """Return a row per number of shards; artifacts are made beforehand by a run that is not counted."""
+    rows: list[dict[str, Any]] = []
+    stores: list[ResultStore] = []
+    with tempfile.TemporaryDirectory(prefix="rs-bench-") as scratch:
+        here = Workspace(workspace.root, storage=scratch)
+        _run(planned(options, options.wrap, 1, here), here)
+        for shards in map(int, options.shards.split(",")):
+            found = planned(options, options.wrap, options.edits, here, shards)
+            if shards > 1 and not found.trials[0].apart:
+                raise RunFailedError(f"the edits of {found.trials[0].trial.editor.label} cannot be computed apart")
+            clock = measure.Clock()
+            with clock.timed():
+                store = _run(found, here)
+            stores.append(store)
+            key = found.trials[0].key
+            seconds = sum(s for p, (s, _) in seconds_by_phase(Sweep(store).timing())[key].items() if p == "edit")
+            rows.append({
+                "editor": found.trials[0].trial.editor.label, "shards": shards, "edits": options.edits, "edit s": seconds,
+                "s per edit": seconds / options.edits, "whole s": clock.wall[0],
+                "x one": rows[0]["edit s"] / seconds if rows else 1.0, "rows": same_rows(key, stores[0], store),
+            })  # fmt: skip
+    return rows
+
+
+def _run(found: Plan, workspace: Workspace) -> ResultStore:
+    outcome = launch.run_sweep(found, workspace)
+    if outcome.exit_code:
+        raise RunFailedError(f"the benchmark's trials failed: {dict(outcome.failed)}")
+    return ResultStore(workspace.results(found.sweep.name))
+
+
+def growth(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, Any]]:
+    """Return a row per point: the median of the edits just before it."""
+    points = sorted(map(int, options.at.split(",")))
+    (job,) = planned(options, options.wrap, points[-1], workspace).trials
+    deps: Deps = make_deps(workspace)
+    clock, applied = measure.Clock(), measure.Clock()
+    lm, editor = deps.load_model(job.trial.model), build_editor(job.trial.editor)
+    records = _ordered(job.trial, deps)
+    artifacts = _provided(editor, job.trial, lm, deps)
+    ledger, state = Ledger(lm), editor.begin(lm, artifacts)
+    try:
+        for i, record in enumerate(records[: points[-1]]):
+            rng = torch.Generator().manual_seed(i)
+            with clock.timed():
+                step = editor.edit(lm, [record], state, artifacts=artifacts, rng=rng)
+            with applied.timed():
+                ledger.apply(step.patch)
+            state = step.state
+    finally:
+        ledger.restore()
+    rows = []
+    for point in points:
+        last = slice(max(0, point - options.window), point)
+        rows.append({"editor": job.trial.editor.label, "edits before": point, "edit s": median(clock.wall[last]),
+                     "apply s": median(applied.wall[last])})  # fmt: skip
+        rows[-1]["x first"] = rows[-1]["edit s"] / rows[0]["edit s"]
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Measure what the command line asks for; return the rows."""
+    parser = argparse.ArgumentParser(prog="benchmarks.scaling", description=TITLE)
+    parser.add_argument("--growth", action="store_true", help="the second table instead of the first")
+    parser.add_argument("--shards", default="1,2")
+    parser.add_argument("--edits", type=int, default=24)
+    parser.add_argument("--at", default="10,30,100,300,1000", help="points of the second table")
+    parser.add_argument("--window", type=int, default=10, help="edits before each point that count")
+    parser.add_argument("--editor", default="rome")
+    parser.add_argument("--wrap", default=None, help="as in a search space; empty = none")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--data", default="world")
+    parser.add_argument("--data-path", default="")
+    parser.add_argument("--set", action="append", help="as in raysweep run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--root", type=Path, default=Path(), help="workspace of artifacts, data and models")
+    parser.add_argument("--json", default="", help="write the numbers to this file")
+    options = parser.parse_args(arguments)
+    if options.wrap is None:
+        options.wrap = SEQUENTIAL if options.growth else CLOSED
+    torch.set_num_threads(options.threads)
+    about = measure.machine()
+    workspace = Workspace(options.root.resolve())
+    rows = growth(options, workspace) if options.growth else spread(options, workspace)
+    title, columns = (GROWTH, GROWTH_COLUMNS) if options.growth else (TITLE, COLUMNS)
+    measure.show(title, about, columns, rows)
+    measure.write_json(options.json, title, about, vars(options), rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysweep.cli.estimates import memory, memory_lines, time_line
+from raysweep.config.components import Components
+from raysweep.config.plan import Plan, plan
+from raysweep.config.sweep import sweep_of
+from raysweep.editors.wrappers.prune import Prune
+from raysweep.editors.wrappers.simie import SimIE, SimIEConfig
+from raysweep.models.catalogue import CATALOGUE
+from raysweep.results.store import ResultStore
+from raysweep.rows import EvalRound, TimingRow
+from raysweep.workspace import Workspace
+
+
+def planned(root: Path, **arms: Any) -> tuple[Plan, Workspace]:
+    workspace = Workspace(root)
+    base = {"model": "embedded", "data": {"name": "world", "size": 10}, "protocol": {"rounds": [10]}}
+    return plan(sweep_of({"sweep": "s", "base": base, "arms": arms}, file="test"), workspace), workspace
+
+
+def test_memory_of_a_published_setting(tmp_path: Path) -> None:
+    """MEMIT on Llama-2: five matrices of 4096 x 11008, moments of 11008²."""
+    found, _ = planned(tmp_path, memit={"editor": {"name": "memit", "layers": [4, 5, 6, 7, 8]}})
+    shape = CATALOGUE["llama-2-7b"].shape
+    assert shape is not None
+    need = memory(found.trials[0].trial, shape, Components.installed())
+    assert need.parts["weights"] == pytest.approx(26.95e9, rel=2e-3)
+    assert "pristine copy" not in need.parts
+    assert need.parts["edited matrices"] == 5 * 4096 * 11008 * 8
+    assert need.parts["second moments"] == 5 * 2 * 8 * 11008**2
+    assert need.unknown == ()
+    assert need.total == sum(need.parts.values())
+
+
+def test_a_wrapper_s_state_is_told_or_said_to_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, workspace = planned(tmp_path, rome={"editor": "rome", "wrap": "prune"}, memory={"editor": "grace"})
+    lines = memory_lines(found, workspace, Components.installed())
+    assert lines[0].startswith("memory per trial, about: ")
+    assert " + second moments 4.19 MB" in lines[0]
+    assert lines[0].endswith(" + state of prune: not known (rome)")
+    assert lines[1].endswith(" + state of grace: not known (memory)")
+
+    def footprint(config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
+        assert (config.base, columns) == ("1.5", 200)
+        return {"copy": 4 * sum(a * b for a, b in matrices)}
+
+    monkeypatch.setattr(Prune, "footprint", staticmethod(footprint), raising=False)
+    assert memory_lines(found, workspace, Components.installed())[0].endswith(" + prune copy 262 kB (rome)")
+
+
+def test_time_is_that_of_the_arm_s_done_trials_and_a_pass_counts_once(tmp_path: Path) -> None:
+    wrap = {"name": "prune", "base": {"path": [1.2, 2, "e"]}}
+    found, workspace = planned(tmp_path, path={"editor": "ft", "wrap": wrap}, other={"editor": "rome"})
+    assert time_line(found, workspace, ["absent"] * 4) == ""
+    store, first = ResultStore(workspace.results("s")), found.trials[0]
+    key: dict[str, Any] = {"trial_key": first.key, "step": 10}
+    timing = [
+        TimingRow(phase="edit_shared", seconds=30.0, count=10, **key),
+        TimingRow(phase="round", seconds=2.0, count=1, **key),
+    ]
+    store.begin(first.trial, arm="path", point={}, provenance={})
+    store.write_round(first.key, EvalRound(step=10, rows=[], timing=timing))
+    said = time_line(found, workspace, ["done", "absent", "absent", "absent"])
+    assert said == "time left for one process, about: 34.0 s, by 1 done; nothing known yet of other"
+    assert time_line(found, workspace, ["done"] * 4) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "keys", "totals"),
+    [
+        ({"mode": "sequential"}, 2 * 8 * 40 * 30, 0),
+        ({"mode": "init"}, 2 * 8 * 40 * 30, 4 * 20 * 40 + 8 * 20 * 40),
+        ({"mode": "init", "backend": "closed64"}, 8 * 40 * 30, 8 * 20 * 30),
+        ({"mode": "init", "backend": "chol64"}, 8 * 40 * 40, 2 * 4 * 20 * 40),
+        ({"backend": "ref_fp32_lu"}, 4 * 40 * 40, 0),
+    ],
+)
+def test_simie_says_what_its_memory_takes(config: dict[str, Any], keys: int, totals: int) -> None:
+    assert SimIE.footprint(SimIEConfig(**config), [(20, 40)], 30) == {"keys": keys, "totals": totals}

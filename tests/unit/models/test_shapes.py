@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raysweep.config.schema import ModelSpec
+from raysweep.models.catalogue import CATALOGUE
+from raysweep.models.shapes import find, shape_of
+from raysweep.workspace import Workspace
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden/recorded/models"
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("gpt2-xl", 1.5576e9), ("llama-2-7b", 6.7384e9), ("mistral-7b", 7.2417e9), ("smollm2-135m", 134.5e6)],
+)
+def test_the_catalogue_s_shapes_give_the_published_sizes(name: str, parameters: float) -> None:
+    shape = CATALOGUE[name].shape
+    assert shape is not None
+    assert shape.parameters == pytest.approx(parameters, rel=2e-3)
+
+
+@pytest.mark.parametrize("folder", sorted(p.name for p in GOLDEN.iterdir()))
+def test_a_config_gives_the_size_of_its_weights(folder: str) -> None:
+    from safetensors.torch import load_file
+
+    shape = shape_of(json.loads((GOLDEN / folder / "config.json").read_text()))
+    assert shape is not None
+    weights = load_file(GOLDEN / folder / "model.safetensors")
+    matrices = sum(t.numel() for n, t in weights.items() if t.dim() == 2)
+    assert shape.parameters == matrices
+
+
+def test_the_embedded_model_is_found_and_the_unknown_is_not(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    found = find(ModelSpec(), workspace)
+    assert found is not None
+    assert (found.hidden, found.inner, found.layers) == (128, 512, 4)
+    assert find(ModelSpec(name="llama-2-7b"), workspace) == CATALOGUE["llama-2-7b"].shape
+    assert find(ModelSpec(name="someone/something"), workspace) is None
+    assert shape_of({"model_type": "unheard-of"}) is None
+    assert shape_of({"model_type": "llama"}) is None
