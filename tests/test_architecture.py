@@ -46,7 +46,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "editors": (BASE | {"config", "models", "artifacts", "editors"}, {"torch"}),
     "evals": (BASE | {"config", "models", "evals"}, {"torch"}),
     "studies": (BASE | {"config", "models", "artifacts", "editors", "evals", "data", "belief", "studies"}, set()),
-    "results": (BASE | {"config", "results", "studies"}, {"pyarrow"}),
+    "results": (BASE | {"belief", "config", "results", "studies"}, {"pyarrow"}),
     "tune": ({"*"}, {"ray", "torch", "transformers", "pyarrow"}),
     "cli": ({"*"}, set()),
     "testing": ({"*"}, {"ray", "torch", "transformers", "pyarrow", "safetensors"}),

@@ -45,6 +45,7 @@ GROUPS: Mapping[str, Callable[[Scored], bool]] = {
     "updating": lambda s: s.new_request,
     "no implications": lambda s: not s.implies,
     "implications": lambda s: s.implies,
+    "updating without implications": lambda s: s.new_request and not s.implies,
     "updating with implications": lambda s: s.new_request and s.implies,
     "breaking": lambda s: s.new_request and s.correct and not s.reinforces,
     "fixing": lambda s: s.new_request and not s.correct and s.reinforces,
