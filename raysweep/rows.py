@@ -78,6 +78,70 @@ class TimingRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BeliefRow:
+    """What a model makes of one question of an evaluation point, and what the ideal agent does.
+
+    Attributes:
+        trial_key: key of the trial.
+        step: records edited so far when this was asked; 0 = the unedited model. Where each edit stands alone, the record's
+            position.
+        record_id: the record, and so the point.
+        edit_step: step at which the record is written (1-based position in the trial's order).
+        inner_step: steps that the edit itself had taken (of its optimiser); 0 = the unedited model.
+        last_step: the edit was complete.
+        question: its name.
+        target: the continuation that was asked for.
+        probability: the model's, of the target after the prompt.
+        expected: the agent's, at that step; None where the agent is not asked.
+        correct: what the model wrote contains the target.
+        exact: what it wrote up to its first stop is the target.
+        output: what it wrote.
+    """
+
+    trial_key: str
+    step: int
+    record_id: str
+    edit_step: int
+    inner_step: int
+    last_step: bool
+    question: str
+    target: str
+    probability: float
+    expected: float | None
+    correct: bool
+    exact: bool
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointRow:
+    """One evaluation point of a trial; ``point`` is all of it, as a line of ``points/1``."""
+
+    trial_key: str
+    record_id: str
+    edit_step: int
+    subject: str
+    relation: str
+    object: str
+    requested: str
+    reinforces: bool
+    has_relevant_property: bool
+    downstream_answer_changes: bool
+    point: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRow:
+    """One number of the log that was kept while the trial's model was trained: ``name`` at ``n_tokens`` tokens."""
+
+    trial_key: str
+    row: int
+    n_tokens: int
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything a trial needs to go on after ``step`` edits, bit for bit.
 
@@ -101,6 +165,9 @@ class EvalRound:
         timing: every TimingRow since the last round.
         summary: what the scheduler and the progress display see (``retained/efficacy`` …); derivable from rows.
         snapshot: None only where nothing was edited yet.
+        beliefs: every BeliefRow since the last round; of the belief studies only, as are points and training.
+        points: the trial's PointRows, with its first round.
+        training: its TrainingRows, with its first round.
     """
 
     step: int
@@ -109,3 +176,6 @@ class EvalRound:
     timing: Sequence[TimingRow] = ()
     summary: Mapping[str, float] = field(default_factory=dict)
     snapshot: Snapshot | None = None
+    beliefs: Sequence[BeliefRow] = ()
+    points: Sequence[PointRow] = ()
+    training: Sequence[TrainingRow] = ()

@@ -9,7 +9,7 @@ Shapes: n base facts (the first rows of the graph), S training subjects, N state
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,10 +26,25 @@ from raysweep.seeds import derive
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Sentences joined by ``". "``, without a final stop."""
+    """Sentences joined by ``". "``, without a final stop.
+
+    Attributes:
+        text: all of it.
+        sentences: how many.
+        answers: of each sentence, where in the text its last part stands, the object or the label: start and stop.
+    """
 
     text: str
     sentences: int
+    answers: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(texts: Sequence[str], lengths: Sequence[int]) -> Document:
+        """Return the document of sentences whose last *lengths* characters are their answers."""
+        stops = itertools.accumulate((len(text) + 2 for text in texts), initial=0)
+        ends = [start + len(text) for start, text in zip(stops, texts, strict=False)]
+        spans = tuple((end - length, end) for end, length in zip(ends, lengths, strict=True))
+        return Document(". ".join(texts), len(texts), spans)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,19 +113,20 @@ class Corpus:
         if orders:
             for a, b in itertools.pairwise(bounds):
                 texts = self.statements.texts(self.names, a, b)
+                answers = self.statements.answers(self.names, a, b)
                 for order in orders:
                     chosen = (order[a:b] - a).tolist()
                     for start in range(0, len(chosen), size):
-                        part = [texts[i] for i in chosen[start : start + size]]
-                        yield Document(". ".join(part), len(part))
+                        part = chosen[start : start + size]
+                        yield Document.of([texts[i] for i in part], [answers[i] for i in part])
         if self.spec.heterogeneous:
-            texts = self.statements.texts(self.names)
+            texts, answers = self.statements.texts(self.names), self.statements.answers(self.names)
             for pass_ in range(self.spec.heterogeneous):
                 rng = np.random.default_rng(derive(self.seed, "belief", "heterogeneous", pass_))
                 chosen = rng.permutation(len(texts)).tolist()
                 for start in range(0, len(chosen), size):
-                    part = [texts[i] for i in chosen[start : start + size]]
-                    yield Document(". ".join(part), len(part))
+                    part = chosen[start : start + size]
+                    yield Document.of([texts[i] for i in part], [answers[i] for i in part])
 
     def _shuffled(self, pass_: int) -> Ints:
         """Return an order of all statements that mixes those of one subject only."""

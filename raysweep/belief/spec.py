@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raysweep.belief.parity import ParitySpec
-from raysweep.config.schema import Count, Positive, Spec
+from raysweep.config.schema import Count, NonNegative, Positive, Spec
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -154,8 +154,101 @@ class PointSpec(Spec):
     target: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
+class ShapeSpec(Spec):
+    """Size of a decoder of Mistral's or Llama's kind; untied embeddings, no biases, as many key heads as heads (§7.1).
+
+    Attributes:
+        family: ``mistral`` or ``llama``.
+        hidden: width of the residual stream; a multiple of 2 × ``heads``.
+        mlp: width of the MLP.
+        heads: attention heads.
+        layers: blocks.
+        positions: longest row in tokens.
+    """
+
+    family: Literal["mistral", "llama"] = "mistral"
+    hidden: Count
+    mlp: Count
+    heads: Count
+    layers: Count
+    positions: Count = 32_768
+
+    @model_validator(mode="after")
+    def _divides(self) -> ShapeSpec:
+        if self.hidden % (2 * self.heads):
+            raise ValueError(f"hidden = {self.hidden} is no multiple of 2 × heads = {2 * self.heads}")
+        return self
+
+    def parameters(self, vocabulary: int) -> int:
+        """Return the number of parameters with a vocabulary of that size."""
+        block = 4 * self.hidden**2 + 3 * self.hidden * self.mlp + 2 * self.hidden
+        return 2 * vocabulary * self.hidden + self.layers * block + self.hidden
+
+
+class PretrainSpec(Spec):
+    """How a model is trained (defaults: the published ones, §7.5).
+
+    Attributes:
+        model: its size.
+        tokenizer: ``words``, or a ``tokenizer.json`` with Llama's special tokens.
+        tokenizer_digest: hash of that file, filled in when it is found.
+        seed: of initial weights, order and padding.
+        tokens: budget; counted without begin, end and padding. Training stops with the step that reaches it.
+        batch: documents per batch.
+        accumulation: batches per step.
+        optimiser: ``adamw``; or ``muon`` for the blocks' matrices and AdamW for the rest.
+        lr: peak rate.
+        betas: of AdamW.
+        weight_decay: of matrices; of everything with ``decay_all``.
+        clip: norm to which a step's gradient is clipped.
+        warmup: steps of linear warm-up (published: 0); then the rate falls linearly.
+        final_lr: share of the peak that is reached after the last step.
+        text_weight: weight in the loss of tokens that answer nothing (neither object nor label at a sentence's end); published: 1.
+            What a sentence is about cannot be known beforehand, so a small model on few tokens learns answers sooner with less.
+        extension: extra padding before each row is drawn from 0 … extension − 1 (published: 2 × object tokens); with 0 rows
+            are padded behind instead, which is the same to rotary positions and needs no mask.
+        bucketed: put documents of like length into a batch.
+        evals: how often to measure, evenly spaced in tokens; 0 = never.
+        eval_points: on how many evaluation points, chosen by *seed*.
+        threads: CPU threads while training; they move the last bits.
+        autocast: compute in bfloat16 where the device does.
+        decay_all: (F2) decay norms too, as published.
+        published_divisor: (F1) sum over ends and begins after padding, divide by the tokens that are neither, as published.
+    """
+
+    model: ShapeSpec
+    tokenizer: str = "words"
+    tokenizer_digest: str = ""
+    seed: int = 0
+    tokens: Count = 1_000_000
+    batch: Count = 128
+    accumulation: Count = 1
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    lr: Positive = 5e-5
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: NonNegative = 1e-4
+    clip: Positive = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.1
+    text_weight: Share = 1.0
+    extension: Annotated[int, Field(ge=0)] = 8
+    bucketed: bool = False
+    evals: Annotated[int, Field(ge=0)] = 40
+    eval_points: Count = 1000
+    threads: Count = 1
+    autocast: bool = False
+    decay_all: bool = False
+    published_divisor: bool = False
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> PretrainSpec:
+        if self.published_divisor and self.text_weight != 1:
+            raise ValueError("published_divisor: true is defined for text_weight: 1 only")
+        return self
+
+
 class BeliefSpec(Spec):
-    """Everything from the facts to the evaluation points; equal specs give equal bytes."""
+    """Everything from the facts to the evaluation points, and how a model is trained; equal specs give equal bytes."""
 
     seed: int = 0
     graph: GraphSpec = GraphSpec()
@@ -164,3 +257,4 @@ class BeliefSpec(Spec):
     agent: AgentSpec = AgentSpec()
     points: PointSpec = PointSpec()
     parity: ParitySpec = ParitySpec()
+    pretrain: PretrainSpec | None = None

@@ -202,6 +202,13 @@ class Statements:
         )
         return list(_rendered(rows, names))
 
+    def answers(self, names: Namer, start: int = 0, stop: int | None = None) -> list[int]:
+        """Return how many characters at the end of each sentence answer its prompt: the object, or the label."""
+        objects = names.graph.objects
+        part = slice(start, stop)
+        rows = zip(self.label[part].tolist(), self.first[part, 2].tolist(), strict=True)
+        return [len(objects[obj]) if label < 0 else len(_WORDS[bool(label)]) for label, obj in rows]
+
     def evidence(self, relations: int, objects: int, times: Ints | None = None) -> EvidenceTable:
         """Return the evidence of all statements, equal items grouped.
 

@@ -12,7 +12,7 @@ from raysweep.belief.tokens import Tokens, open_tokens
 from raysweep.belief.wikidata import find_files, read_wikidata
 from raysweep.errors import DataError
 from raysweep.hashing import digest, file_digest
-from raysweep.world import WorldSpec, build_world
+from raysweep.world import WORLD_VERSION, WorldSpec, build_world
 
 if TYPE_CHECKING:
     from raysweep.editors.base import ArtifactRequest
@@ -53,14 +53,15 @@ def resolve_graph(spec: GraphSpec, workspace: Workspace) -> GraphSpec:
 def identity(spec: GraphSpec) -> dict[str, Any]:
     """Return everything a graph depends on; *spec* is resolved."""
     if spec.source == "world":
-        return {"source": "world", "world": WorldSpec()}
+        return {"source": "world", "version": WORLD_VERSION, "world": WorldSpec()}
     data = spec.model_dump(mode="json", exclude={"path", "tokenizer", "odd_relations"})
     return {**data, "tokens": "words" if spec.tokenizer == "words" else "file"}
 
 
 def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
     """Return everything from graph to evaluation points depends on; ``spec.graph`` is resolved."""
-    return {**spec.model_dump(mode="json", exclude={"graph"}), "graph": identity(spec.graph), "version": GRAPH_VERSION}
+    made_of = spec.model_dump(mode="json", exclude={"graph", "pretrain"})
+    return {**made_of, "graph": identity(spec.graph), "version": GRAPH_VERSION}
 
 
 def graph_request(spec: GraphSpec) -> ArtifactRequest:

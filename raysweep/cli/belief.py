@@ -19,6 +19,7 @@ from raysweep.belief.graph import KnowledgeGraph, describe, normalised
 from raysweep.belief.pairing import pair_graph
 from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.store import graph_tokens, open_graph, resolve_graph
+from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
 from raysweep.config.load import parse_value, read
 from raysweep.config.places import KeyPath, Place, Source
@@ -30,8 +31,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Build the belief-revision testbed: graph, corpus, evaluation points.",
+    help="Build the belief-revision testbed: graph, corpus, evaluation points; report a belief sweep.",
 )
+
+app.command("report")(report)
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="[FILE]", help="YAML with keys of the belief spec; none = its defaults.")

@@ -12,6 +12,7 @@ EDITORS: Registry[Any] = Registry(
         "alphaedit": "raysweep.editors.alphaedit:AlphaEdit",
         "ft": "raysweep.editors.ft:FineTune",
         "grace": "raysweep.editors.grace:Grace",
+        "lora": "raysweep.editors.lora:Lora",
         "memit": "raysweep.editors.memit:Memit",
         "mend": "raysweep.editors.mend:Mend",
         "null": "raysweep.editors.null:Null",

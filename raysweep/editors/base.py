@@ -8,7 +8,8 @@ Shape legend of this package: ``d_in`` width of a key (input of the edited linea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
@@ -262,6 +263,43 @@ class Sharer(Protocol):
         Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one pass; each asks its own
         editor for its view of the shared state.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """Records edited apart and at once, after ``step`` steps of their edits.
+
+    Attributes:
+        step: steps taken; from 1.
+        last: the edits are complete.
+        losses: of each record, in the step that was taken last.
+        attached: inside its block the model answers as edited.
+        select: names, before each forward pass, the record whose edit each row sees, int64 [B]; [1] = one for all rows.
+    """
+
+    step: int
+    last: bool
+    losses: Sequence[float]
+    attached: Callable[[], AbstractContextManager[None]]
+    select: Callable[[Tensor], None]
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """An editor that can edit many records apart at once, each from the model as it stands, and be asked along the way (optional).
+
+    Promise: the model is bit-identical afterwards, and no record's edit depends on which others are edited with it but for
+    rounding.
+    """
+
+    @property
+    def at_once(self) -> int:
+        """How many records to edit together."""
+        ...
+
+    def along(self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]) -> Iterator[Along]:
+        """Yield after the steps at which the edits are to be asked about, and after the last one."""
         ...
 
 

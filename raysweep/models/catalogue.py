@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.hashing import canonical_json
+from raysweep.lazy import lazy
 from raysweep.models.shapes import Shape
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _MIB = 1 << 20
 _WHOLE = 16 * _MIB  # smaller files are hashed whole
 _SAMPLES, _SAMPLE_BYTES = 1024, 4096
 _VOLATILE = ("transformers_version", "_name_or_path")  # config keys that say nothing about the weights
+RECIPE = ".yaml"  # a model that is trained when it is first needed: the file says on what and how
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -142,11 +144,11 @@ def embedded_folder() -> Path:
 
 
 def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
-    """Return the local folder or GGUF file of *spec*, or the hub id under which it must be asked for.
+    """Return the local folder, GGUF file or recipe of *spec*, or the hub id under which it must be asked for.
 
     ``spec.path`` wins (relative paths count from the workspace's root); then the embedded model, a folder
-    ``models/<name>`` of the workspace, the catalogue's hub id, and last ``name`` itself if it looks like
-    ``owner/model``.
+    ``models/<name>`` of the workspace, a setting ``hparams/belief/<name>.yaml``, the catalogue's hub id, and last
+    ``name`` itself if it looks like ``owner/model``.
 
     Raises:
         ModelError: nothing is there, or the name is unknown.
@@ -154,13 +156,17 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     if spec.path:
         path = workspace.resolve(spec.path)
         if not path.exists():
-            raise ModelError(f"model.path '{path}' does not exist", hint="give a model folder or a .gguf file")
+            hint = "give a model folder, a .gguf file, or a belief setting (.yaml) that trains one"
+            raise ModelError(f"model.path '{path}' does not exist", hint=hint)
         return path
     if spec.name == "embedded":
         return embedded_folder()
     local = workspace.find("models", spec.name)
     if local is not None and spec.name not in ("", ".", ".."):
         return local
+    recipe = workspace.find_hparams("belief", spec.name)
+    if recipe is not None:
+        return recipe
     entry = CATALOGUE.get(spec.name)
     if entry is not None and entry.kind == "fetch":
         raise ModelError(
@@ -184,6 +190,8 @@ def resolve(spec: ModelSpec, workspace: Workspace) -> ModelSpec:
     where = locate(spec, workspace)
     if isinstance(where, str):
         digest = f"hub:{where}@{spec.revision or 'main'}"
+    elif where.suffix == RECIPE:
+        digest = lazy("raysweep.belief.testbed").model_digest(where, workspace)
     else:
         digest = fingerprint(where)
     bos = spec.bos

@@ -180,13 +180,13 @@ def train_tokenizer(world: World, vocab: int) -> PreTrainedTokenizerFast:
 # --------------------------------------------------------------------------------------------------- training
 
 
-class _Muon:
+class Muon:
     """Momentum with orthogonalised updates for matrices, in fp32; equal shapes are stacked."""
 
     def __init__(self, params: Sequence[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         shapes = sorted({tuple(p.shape) for p in params})
         self.groups = [[p for p in params if tuple(p.shape) == shape] for shape in shapes]
-        self.buffers = [torch.zeros(len(g), *g[0].shape) for g in self.groups]
+        self.buffers = [torch.zeros(len(g), *g[0].shape, device=g[0].device) for g in self.groups]
         self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
 
     @torch.no_grad()
@@ -276,7 +276,7 @@ def _train(
     noise = torch.Generator().manual_seed(derive(seed, "dropout"))
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    muon = _Muon(matrices, spec.lr, spec.weight_decay)
+    muon = Muon(matrices, spec.lr, spec.weight_decay)
     adam = torch.optim.AdamW(others, lr=spec.lr, betas=(0.9, 0.95), weight_decay=0.0)
     hooks = [layer.mlp.register_forward_hook(_dropper(spec.dropout, noise)) for layer in model.model.layers]
     model.train()

@@ -10,6 +10,7 @@ import torch
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
+from raysweep.lazy import lazy
 from raysweep.models import catalogue, gguf
 from raysweep.models.layout import Layout, layout_of
 from raysweep.models.lm import LanguageModel
@@ -41,6 +42,8 @@ def load(spec: ModelSpec, workspace: Workspace) -> LanguageModel:
             f"model '{spec.name}' at {where} has fingerprint {known.digest}, the plan saw {spec.digest}",
             hint="the files changed meanwhile; restore them, or plan again",
         )
+    if isinstance(where, Path) and where.suffix == catalogue.RECIPE:
+        return lazy("raysweep.belief.testbed").open_model(where, workspace, getattr(torch, spec.dtype))  # type: ignore[no-any-return]
     if isinstance(where, Path) and where.is_file():
         module, tokenizer = gguf.read(where)
         module = module.to(getattr(torch, spec.dtype))

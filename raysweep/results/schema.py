@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysweep.errors import StoreError
-from raysweep.rows import ProbeRow, StatRow, TimingRow
+from raysweep.rows import BeliefRow, PointRow, ProbeRow, StatRow, TimingRow, TrainingRow
 
 VERSION_KEY = b"raysweep.schema"
 
@@ -186,7 +186,59 @@ TRIALS = TableSchema(
     ("arm", "trial_key"),
 )  # fmt: skip
 
-TABLES: tuple[TableSchema, ...] = (PROBES, STATS, TIMING, TRIALS)
+BELIEFS = TableSchema(
+    "beliefs", 1, "What a model makes of one question of an evaluation point, and what the ideal agent does (belief studies).",
+    BeliefRow,
+    (
+        _KEY,
+        Column("step", pa.int64(), "records",
+               "records edited so far; 0 = the unedited model; where each edit stands alone, the record's position"),
+        Column("record_id", pa.string(), "", "the record, and so the point"),
+        Column("edit_step", pa.int64(), "records", "step at which the record is written (from 1)"),
+        Column("inner_step", pa.int64(), "steps", "steps of the edit's own optimiser; 0 = the unedited model"),
+        Column("last_step", pa.bool_(), "", "whether the edit was complete"),
+        Column("question", pa.string(), "", "its name (docs/belief.md)"),
+        Column("target", pa.string(), "", "the continuation that was asked for"),
+        Column("probability", pa.float64(), "0..1", "the model's, of the target after the prompt"),
+        Column("expected", pa.float64(), "0..1", "the agent's at that step", "null where the agent is not asked"),
+        Column("correct", pa.bool_(), "", "what the model wrote contains the target"),
+        Column("exact", pa.bool_(), "", "what it wrote up to its first stop is the target"),
+        Column("output", pa.string(), "", "what it wrote, greedily"),
+    ),
+    ("step", "edit_step", "record_id", "inner_step", "question"),
+)  # fmt: skip
+
+POINTS = TableSchema(
+    "points", 1, "One evaluation point of a trial of a belief study.", PointRow,
+    (
+        _KEY,
+        Column("record_id", pa.string(), "", "the record"),
+        Column("edit_step", pa.int64(), "records", "step at which the record is written (from 1)"),
+        Column("subject", pa.string(), "", "of the point's fact"),
+        Column("relation", pa.string(), "", "of the point's fact"),
+        Column("object", pa.string(), "", "true object of the point's fact"),
+        Column("requested", pa.string(), "", "object that the update asks for"),
+        Column("reinforces", pa.bool_(), "", "whether that is the true object already"),
+        Column("has_relevant_property", pa.bool_(), "", "whether the subject also has the upstream relation"),
+        Column("downstream_answer_changes", pa.bool_(), "", "whether the update changes the agent's answer downstream"),
+        Column("point", pa.string(), "JSON", "the whole point, a line of points/1 (raysweep/belief/pointfile.py)"),
+    ),
+    ("edit_step", "record_id"),
+)  # fmt: skip
+
+TRAINING = TableSchema(
+    "training", 1, "One number of the log kept while the model of a belief study was trained.", TrainingRow,
+    (
+        _KEY,
+        Column("row", pa.int64(), "", "row of the log, from 0"),
+        Column("n_tokens", pa.int64(), "tokens", "tokens trained on so far"),
+        Column("name", pa.string(), "", "what was measured, such as train_loss or eval_acc"),
+        Column("value", pa.float64(), "of the name", "the number"),
+    ),
+    ("row", "name"),
+)  # fmt: skip
+
+TABLES: tuple[TableSchema, ...] = (PROBES, STATS, TIMING, BELIEFS, POINTS, TRAINING, TRIALS)
 
 # (table, version) → how to bring a table of that version to the next one; each comes with a golden file.
 UPGRADES: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {}

@@ -20,7 +20,7 @@ from raysweep.config.space import Scalar
 from raysweep.errors import SnapshotError, StoreError
 from raysweep.hashing import digest
 from raysweep.results.folder import Folder
-from raysweep.results.schema import PROBES, STATS, TIMING, TableSchema
+from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TableSchema
 from raysweep.rows import EvalRound, Snapshot
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,9 @@ class ResultStore:
         """Write the rows of one round, then its snapshot (see :meth:`write_snapshot`); return where its tensors lie."""
         for table, rows in ((PROBES, found.rows), (STATS, found.stats), (TIMING, found.timing)):
             self._write_rows(key, table, found.step, rows)
+        for table, extra in ((BELIEFS, found.beliefs), (POINTS, found.points), (TRAINING, found.training)):
+            if extra:
+                self._write_rows(key, table, found.step, extra)
         return self.write_snapshot(key, found.snapshot, share=share, tensors=tensors) if found.snapshot else None
 
     def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:

@@ -15,7 +15,18 @@ import pyarrow.parquet as pq
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import StoreError, nearest
 from raysweep.results.folder import Folder
-from raysweep.results.schema import PROBES, STATS, TIMING, TRIALS, TableSchema, upgrade, version_of
+from raysweep.results.schema import (
+    BELIEFS,
+    POINTS,
+    PROBES,
+    STATS,
+    TIMING,
+    TRAINING,
+    TRIALS,
+    TableSchema,
+    upgrade,
+    version_of,
+)
 from raysweep.results.store import ResultStore
 from raysweep.workspace import Workspace
 
@@ -50,6 +61,18 @@ class Sweep:
     def stats(self) -> pa.Table:
         """Return what the editors reported (schema ``editor_stats``)."""
         return self._table(STATS)
+
+    def beliefs(self) -> pa.Table:
+        """Return what was asked of evaluation points (schema ``beliefs``; belief studies only)."""
+        return self._table(BELIEFS)
+
+    def points(self) -> pa.Table:
+        """Return the evaluation points (schema ``points``; belief studies only)."""
+        return self._table(POINTS)
+
+    def training(self) -> pa.Table:
+        """Return the logs of models trained for the sweep (schema ``training``; belief studies only)."""
+        return self._table(TRAINING)
 
     def timing(self) -> pa.Table:
         """Return where the seconds went (schema ``timing``)."""

@@ -6,4 +6,11 @@ from typing import Any
 
 from raysweep.registry import Registry
 
-STUDIES: Registry[Any] = Registry("study", {"lifelong": "raysweep.studies.lifelong:Lifelong"})
+STUDIES: Registry[Any] = Registry(
+    "study",
+    {
+        "belief": "raysweep.studies.belief:Belief",
+        "belief_lifelong": "raysweep.studies.belief:BeliefLifelong",
+        "lifelong": "raysweep.studies.lifelong:Lifelong",
+    },
+)

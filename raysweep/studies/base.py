@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from raysweep.config.schema import DataSpec, ModelSpec, TextSpec, TrialSpec
-from raysweep.errors import Problem
+from raysweep.errors import DataError, Problem
 from raysweep.records import EditRecord
 from raysweep.rows import EvalRound, Snapshot
 
 if TYPE_CHECKING:
     from raysweep.artifacts import ArtifactStore
+    from raysweep.belief.testbed import Testbed
     from raysweep.models.lm import LanguageModel
 
 
@@ -53,6 +54,10 @@ class Kept(Protocol):
         ...
 
 
+def _no_testbed(spec: DataSpec) -> Testbed:
+    raise DataError(f"'{spec.name}' has no belief testbed", hint="data: {name: belief}")
+
+
 @dataclass(frozen=True, slots=True)
 class Deps:
     """The only effects a study may use; all injectable.
@@ -65,6 +70,8 @@ class Deps:
         progress: called between edits.
         spread: computes proposals elsewhere too, for editors whose edits may be computed apart; None = all here.
         kept: proposals that other trials share, for the same editors; None = nobody shares any.
+        observe: called at each round with the model as it is measured and the step; None = nobody looks.
+        open_testbed: returns the belief testbed that a spec's records come from.
     """
 
     load_model: Callable[[ModelSpec], LanguageModel]
@@ -74,6 +81,8 @@ class Deps:
     progress: Callable[[Progress], None] = field(default=_silent)
     spread: Spread | None = None
     kept: Kept | None = None
+    observe: Callable[[LanguageModel, int], None] | None = None
+    open_testbed: Callable[[DataSpec], Testbed] = field(default=_no_testbed)
 
 
 class MemberError(Exception):

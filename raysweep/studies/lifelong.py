@@ -165,7 +165,7 @@ class _Run:
         began = perf_counter()
         lm = deps.load_model(trial.model)
         loaded = perf_counter()
-        records = _ordered(trial, deps)
+        records = ordered(trial, deps)
         members = [_Member(t, build.build_editor(t.editor)) for t in trials]
         deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
         run = cls(
@@ -283,6 +283,7 @@ class _Run:
         if step == 0 and due:  # the unedited model is the same for all
             with _timed(self.clock if len(due) > 1 else due[0].clock, "round", count):
                 self._measure(due[0], questions, 0)
+                self._observed(0)
             for member in due[1:]:
                 member.keep([replace(r, trial_key=member.trial.key) for r in due[0].rows])
         shared, self.clock = self._shared_clock(), {}
@@ -295,6 +296,7 @@ class _Run:
                     self._view(member, state, step, keep=True),
                 ):
                     self._measure(member, questions, step)
+                    self._observed(step)
             member.note(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
             with _timed(member.clock, "snapshot", 1):
                 if tensors is None:  # after the first view: only a lone member's may persist
@@ -302,6 +304,10 @@ class _Run:
                     tensors = {f"weights/{n}": t for n, t in self.ledger.tensors().items()} | kept
                     meta = {"version": __version__, "state": plain}
             yield member.trial.key, member.hand_over(step, shared, tensors, meta)
+
+    def _observed(self, step: int) -> None:
+        if self.deps.observe is not None:
+            self.deps.observe(self.lm, step)
 
     def _shared_clock(self) -> Clock:
         """Return what all members did together, under names that say so where there are several."""
@@ -372,31 +378,8 @@ class _Run:
     def _measure(self, member: _Member, questions: Sequence[Question], step: int) -> None:
         """Ask *questions* of the model as it stands; *member* keeps one row per metric."""
         scores = self._ask(questions) if step else [self.pristine[i, j] for i, _, j, _ in questions]
-        new = []
-        for (i, record, j, probe), found in zip(questions, scores, strict=True):
-            kept = self.pristine.get((i, j))
-            answer = Answer(found.labels, found.answers, kept.answers if kept else (), found.logprob)
-            for name, metric in METRICS.items():
-                if metric.needs != probe.against:
-                    continue
-                new.append(
-                    ProbeRow(
-                        trial_key=member.trial.key,
-                        step=step,
-                        record_id=record.id,
-                        edit_step=i + 1,
-                        superseded_step=self.superseded.get(i),
-                        probe_kind=str(probe.kind),
-                        probe_name=probe.name,
-                        probe_index=j,
-                        metric=name,
-                        value=metric(answer),
-                        n_tokens=len(found.labels),
-                        prompt_digest=text_digest(f"{probe.prompt}\x1f{probe.target}"),
-                        answer=found.text,
-                    )
-                )
-        member.keep(new)
+        base = {k: kept.answers for k, kept in self.pristine.items()}
+        member.keep(probe_rows(member.trial.key, step, questions, scores, base, self.superseded))
 
     def _wake(self, resume: Snapshot) -> Any:
         """Bring weights and editor state of *resume* back; return the state."""
@@ -407,7 +390,51 @@ class _Run:
         return state
 
 
-def _ordered(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
+def probe_rows(
+    key: str,
+    step: int,
+    questions: Sequence[Question],
+    scores: Sequence[scoring.Scores],
+    base: Mapping[tuple[int, int], tuple[int, ...]],
+    superseded: Mapping[int, int],
+) -> list[ProbeRow]:
+    """Return one row per question and metric.
+
+    Args:
+        key: of the trial.
+        step: records edited so far.
+        questions: what was asked.
+        scores: what came back, question by question.
+        base: the pristine model's answers, by position of the record and index of the probe.
+        superseded: see :class:`ProbeRow`, by position.
+    """
+    rows = []
+    for (i, record, j, probe), found in zip(questions, scores, strict=True):
+        answer = Answer(found.labels, found.answers, base.get((i, j), ()), found.logprob)
+        for name, metric in METRICS.items():
+            if metric.needs != probe.against:
+                continue
+            rows.append(
+                ProbeRow(
+                    trial_key=key,
+                    step=step,
+                    record_id=record.id,
+                    edit_step=i + 1,
+                    superseded_step=superseded.get(i),
+                    probe_kind=str(probe.kind),
+                    probe_name=probe.name,
+                    probe_index=j,
+                    metric=name,
+                    value=metric(answer),
+                    n_tokens=len(found.labels),
+                    prompt_digest=text_digest(f"{probe.prompt}\x1f{probe.target}"),
+                    answer=found.text,
+                )
+            )
+    return rows
+
+
+def ordered(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
     """Return the records of *trial* in its order."""
     records = tuple(deps.open_dataset(trial.data))
     return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import ModelSpec
@@ -156,12 +156,13 @@ def make_deps(
 ) -> Deps:
     """Return the effects a study may use, rooted at *workspace*."""
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
-    options: Mapping[str, Callable[[Progress], None]] = {"progress": progress} if progress else {}
+    options: Mapping[str, Any] = {"progress": progress} if progress else {}
     return Deps(
         load_model=lambda spec: pool_of(workspace).get(spec),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
         artifacts=ArtifactStore(workspace.artifacts),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),
+        open_testbed=lambda spec: lazy("raysweep.data.belief").open_testbed(spec, workspace),
         spread=spread,
         kept=kept,
         **options,

@@ -14,6 +14,7 @@ SAMPLES = {
     "zsre": ["ZsRE/sample.json"],
     "counterfact": ["counterfact/sample.json", "counterfact/sample.original.json"],
     "hallucination": ["hallucination/sample.json"],
+    "belief": [None],
     "world": [None],
 }
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"

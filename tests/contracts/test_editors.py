@@ -24,6 +24,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "memit": {"layers": [0, 1], "value": VALUE, "moment_weight": 1.0},
     "alphaedit": {"layers": [0, 1], "value": VALUE, "threshold": 0.01, "ridge": 0.01},
     "mend": {"layers": [1, 2], "rank": 4, "edit_lr": -1e-4, "train": {"steps": 2, "batch": 2}},
+    "lora": {"steps": 4, "lr": 1e-2},
     "null": {},
     "oracle": {},
     "grace": {"layer": 1, "steps": 4},

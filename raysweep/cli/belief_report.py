@@ -1,0 +1,128 @@
+"""``raysweep belief report``: every table and figure of a belief sweep, as CSV, Markdown, LaTeX, PNG and one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raysweep.belief import report as belief
+from raysweep.belief.report import Row
+from raysweep.cli import belief_plots as plots
+from raysweep.cli.options import Options
+from raysweep.cli.render import Format, render, shown
+from raysweep.cli.show import SweepArgument
+from raysweep.errors import StoreError
+from raysweep.results import beliefs
+from raysweep.results.tables import Sweep, open_sweep
+from raysweep.summarize import Estimate
+
+_ENDINGS = {Format.CSV: "csv", Format.MARKDOWN: "md", Format.LATEX: "tex"}
+_PRINTED = ("pretrained_model_answers", "main_table", "downstream_answers", "lifelong")
+
+
+def command(
+    ctx: typer.Context,
+    sweep: SweepArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write; else report/ in the sweep's results.")
+    ] = None,
+) -> None:
+    """Write every table and figure of a belief sweep from its Arrow tables, and print the main ones.
+
+    Example: `raysweep belief report belief_demo --out report`
+    """
+    workspace = (ctx.find_object(Options) or Options()).workspace
+    found = open_sweep(sweep, workspace)
+    tables = tables_of(found)
+    folder = out or Path(workspace.results(found.name)) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        for how, ending in _ENDINGS.items():
+            (folder / f"{name}.{ending}").write_text(render(rows, how, title=name) + "\n", encoding="utf-8")
+    figures = draw(found, tables, folder)
+    (folder / "report.md").write_text(markdown(found.name, tables, figures), encoding="utf-8")
+    (folder / "report.html").write_text(page(found.name, tables, figures), encoding="utf-8")
+    for name in _PRINTED:
+        if name in tables:
+            print(render([_means(row) for row in tables[name]], Format.TABLE, title=name), end="\n\n")
+    print(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
+
+
+def _means(row: Row) -> Row:
+    """Return *row* for a terminal: means without their errors."""
+    return {name: cell.mean if isinstance(cell, Estimate) else cell for name, cell in row.items()}
+
+
+def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
+    """Return the tables that have rows.
+
+    Raises:
+        StoreError: nobody has asked a point yet.
+    """
+    arms, stages = beliefs.read_arms(sweep), beliefs.read_stages(sweep)
+    if not arms and not stages:
+        raise StoreError(
+            f"'{sweep.name}' has no answers about evaluation points yet", hint="run a sweep with study: belief first"
+        )
+    tables: dict[str, Sequence[Row]] = dict(belief.tables(arms)) if arms else {}
+    if arms:
+        tables["prob_delta"] = belief.histogram(belief.probability_deltas(arms[0].points))
+    if stages:
+        tables["lifelong"] = belief.lifelong_rows(stages)
+    for number, log in enumerate(beliefs.read_training(sweep).values()):
+        names = list(dict.fromkeys(name for row in log for name in row))
+        tables[f"training{number or ''}"] = [{name: row.get(name) for name in names} for row in log]
+    return {name: rows for name, rows in tables.items() if rows}
+
+
+def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
+    """Draw the figures into *folder*; return their files."""
+    found: list[Path] = []
+
+    def path(name: str) -> Path:
+        found.append(folder / f"{name}.png")
+        return found[-1]
+
+    for number, log in enumerate(beliefs.read_training(sweep).values()):
+        plots.training(log, plots.LOSSES, path(f"LM_pretraining_loss{number or ''}"), "loss per token, nats")
+        plots.training(log, plots.ACCURACIES, path(f"LM_pretraining_acc{number or ''}"), "accuracy")
+    arms = beliefs.read_arms(sweep)
+    if arms:
+        plots.deltas(belief.probability_deltas(arms[0].points), path("prob_delta"))
+    for arm in arms:
+        chosen = belief.examples(arm.points)
+        for i, replies in zip(chosen, beliefs.read_panels(sweep, arm, chosen), strict=True):
+            if len(replies) > 2:  # an edit that was asked along the way
+                plots.panels(arm.points[i], replies, path(f"{arm.points[i].id}_all_plots_{arm.name}"))
+    if "lifelong" in tables:
+        plots.lifelong(tables["lifelong"], path("lifelong"))
+    return found
+
+
+def markdown(name: str, tables: Mapping[str, Sequence[Row]], figures: Sequence[Path]) -> str:
+    """Return everything as one Markdown text."""
+    parts = [f"# {name}", *(f"## {title}\n\n{render(rows, Format.MARKDOWN)}" for title, rows in tables.items())]
+    parts += [f"![{figure.stem}]({figure.name})" for figure in figures]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(name: str, tables: Mapping[str, Sequence[Row]], figures: Sequence[Path]) -> str:
+    """Return everything as one HTML page that needs no other file."""
+    style = "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:2px 8px;border:1px solid #ccc}"
+    parts = [f"<!doctype html><meta charset='utf-8'><title>{html.escape(name)}</title><style>{style}</style>"]
+    parts.append(f"<h1>{html.escape(name)}</h1>")
+    for title, rows in tables.items():
+        head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
+        lines = ("".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row.values()) for row in rows)
+        parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>")
+        parts += [f"<tr>{line}</tr>" for line in lines]
+        parts.append("</table>")
+    for figure in figures:
+        data = base64.b64encode(figure.read_bytes()).decode()
+        parts.append(f"<h2>{html.escape(figure.stem)}</h2><img src='data:image/png;base64,{data}'>")
+    return "\n".join(parts) + "\n"

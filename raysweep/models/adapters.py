@@ -1,0 +1,145 @@
+"""Low-rank adapters of many owners on one model: each row of a batch sees its own owner's (LoRA, Hu et al. 2021, arXiv 2106.09685).
+
+Shapes: P owners, r rank, B rows, T positions, d_in and d_out of the last linear map of an MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raysweep.models.lm import LanguageModel
+from raysweep.seeds import derive
+
+
+class Bank:
+    """Adapters ``scale · B A`` of P owners on every block's last MLP map; the model itself is never written to.
+
+    Attributes:
+        rows: int64 [B], the owner of each row of the next forward pass; [1] = of all of them.
+        names: of the adapted parameters, in block order.
+        down: per block, A of all owners, fp32 [P, r, d_in]; uniform within ±1/√d_in, as PEFT starts it.
+        up: per block, B of all owners, fp32 [P, d_out, r]; zero.
+        scale: alpha / r.
+    """
+
+    def __init__(self, lm: LanguageModel, seeds: Sequence[int], *, rank: int, alpha: float) -> None:
+        self.lm = lm
+        self.scale = alpha / rank
+        modules = [lm.layout.mlp_out.format(i) for i in range(lm.n_blocks)]
+        self.names = tuple(f"{module}.weight" for module in modules)
+        self.down: list[Tensor] = []
+        self.up: list[Tensor] = []
+        for block, name in enumerate(self.names):
+            d_out, d_in = lm.logical(name).shape
+            drawn = [
+                torch.empty(rank, d_in).uniform_(
+                    -(d_in**-0.5), d_in**-0.5, generator=torch.Generator().manual_seed(derive(seed, "adapter", block))
+                )
+                for seed in seeds
+            ]
+            self.down.append(torch.stack(drawn).to(lm.device).requires_grad_(True))
+            self.up.append(torch.zeros(len(seeds), d_out, rank, device=lm.device).requires_grad_(True))
+        self.rows = torch.zeros(0, dtype=torch.int64, device=lm.device)
+
+    @property
+    def owners(self) -> int:
+        """P."""
+        return len(self.down[0])
+
+    def parameters(self) -> list[Tensor]:
+        """Return every A and B."""
+        return [*self.down, *self.up]
+
+    def select(self, rows: Tensor) -> None:
+        """Name the owner of each row of the next forward pass, int64 [B], or of all of them, int64 [1]."""
+        self.rows = rows
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Let the model answer with the adapters inside the block."""
+        handles = [
+            self.lm.part(name.removesuffix(".weight")).register_forward_hook(self._hook(block))
+            for block, name in enumerate(self.names)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, block: int) -> Any:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            down, up = self.down[block][self.rows], self.up[block][self.rows]
+            low = args[0].float() @ down.mT  # [B, T, r]
+            return output + (self.scale * (low @ up.mT)).to(output.dtype)
+
+        return add
+
+    def clip(self, limit: float) -> None:
+        """Scale each owner's gradient down to norm *limit*, independently of the others'."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        square = sum(g.flatten(1).square().sum(1) for g in gradients)
+        factor = (limit / (torch.as_tensor(square).sqrt() + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor[:, None, None])
+
+    def factors(self, owner: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return one owner's change of each adapted weight as (left [d_out, r], right [r, d_in]), logical orientation."""
+        return {
+            name: (self.scale * self.up[i][owner].detach(), self.down[i][owner].detach().clone())
+            for i, name in enumerate(self.names)
+        }
+
+
+def fit(
+    bank: Bank,
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    *,
+    owners: Sequence[int],
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    clip: float,
+    divisors: Sequence[int],
+) -> Iterator[list[float]]:
+    """Train the owners on their rows for *steps* steps of AdamW; after each, yield the loss of every row before it.
+
+    Owners never influence each other but for rounding: gradients, clipping and the optimiser's moments are elementwise by owner.
+
+    Args:
+        bank: the adapters.
+        rows: ids.
+        starts: where each row's labels begin.
+        owners: whose row each is.
+        steps: optimiser steps.
+        lr: constant rate.
+        weight_decay: of AdamW.
+        clip: norm to which each owner's gradient is clipped.
+        divisors: what each row's summed loss is divided by.
+    """
+    from raysweep.models import tokens
+
+    device = bank.lm.device
+    ids, mask = tokens.pad(rows, device)
+    place = torch.arange(ids.shape[1], device=device)
+    scored = (mask[:, 1:] == 1) & (place[1:] >= torch.tensor(list(starts), device=device)[:, None])
+    share = 1 / torch.tensor(list(divisors), dtype=torch.float32, device=device)
+    adam = torch.optim.AdamW(bank.parameters(), lr=lr, weight_decay=weight_decay)
+    whose = torch.tensor(list(owners), dtype=torch.int64, device=device)
+    for _ in range(steps):
+        bank.select(whose)
+        with torch.enable_grad(), bank.attached():
+            logits = bank.lm.module(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+            losses = -(picked * scored).sum(1) * share
+            adam.zero_grad(set_to_none=True)
+            torch.autograd.backward(losses.sum())
+        bank.clip(clip)
+        adam.step()
+        yield losses.detach().tolist()

@@ -1,0 +1,202 @@
+"""Pretraining: the budget, the loss, resuming to the bit, the artifact, and a folder that any model loader reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raysweep.artifacts import ArtifactStore
+from raysweep.belief import batches, pretrain, wordlevel
+from raysweep.belief.corpus import Corpus
+from raysweep.belief.pretrain import Special, Trainer
+from raysweep.belief.spec import BeliefSpec, PretrainSpec, ShapeSpec
+from raysweep.config.schema import ModelSpec
+from raysweep.errors import ArtifactError, DataError, SpecError
+from raysweep.models.load import load
+from raysweep.workspace import Workspace
+from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
+
+TINY = ShapeSpec(hidden=16, mlp=24, heads=2, layers=1, positions=128)
+
+
+@pytest.fixture(scope="module")
+def made() -> Corpus:
+    return corpus(generative(people()), **(HEADLINE | {"max_sentences_per_doc": 1, "homogeneous": 1}))
+
+
+def recipe(**changes: Any) -> PretrainSpec:
+    return PretrainSpec(
+        **({"model": TINY, "tokens": 900, "batch": 8, "lr": 1e-2, "evals": 2, "extension": 3, "warmup": 2} | changes)
+    )
+
+
+def trainer(made: Corpus, spec: PretrainSpec) -> Trainer:
+    tokenizer = wordlevel.word_tokenizer(made.model.graph)
+    special = Special.of(tokenizer)
+    module = pretrain.initial(pretrain.config_of(spec.model, len(tokenizer), special), spec.seed)
+    return Trainer(module, batches.encode(made.documents(), tokenizer), spec, special)
+
+
+def test_published_sizes():
+    counts = {name: round(pretrain.shape(name).parameters(32_000) / 1e6, 1) for name in pretrain.SHAPES}
+    assert counts["mistral-83m"] == 83.1
+    assert counts["mistral-162m"] == 162.4
+    assert counts["mistral-334m"] == 334.0
+    assert counts["mistral-1b"] == 984.5
+    assert pretrain.shape("belief-small").parameters(222) == 1_106_560
+    module = pretrain.module_of(pretrain.config_of(TINY, 40, Special(0, 1, 2)))
+    assert sum(p.numel() for p in module.parameters()) == TINY.parameters(40)
+    with pytest.raises(SpecError, match="mistral-83"):
+        pretrain.shape("mistral-83")
+
+
+def test_words_become_tokens_and_come_back(made: Corpus):
+    tokenizer = wordlevel.word_tokenizer(made.model.graph)
+    texts = [d.text for d in made.documents()]
+    for text in texts[:50]:
+        ids = tokenizer(text)["input_ids"]
+        assert ids[0] == tokenizer.bos_token_id == 1
+        assert tokenizer.unk_token_id not in ids
+    again = wordlevel.from_json(tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token)
+    assert again(texts[0])["input_ids"] == tokenizer(texts[0])["input_ids"]
+    with pytest.raises(DataError, match="does not exist"):
+        wordlevel.file_tokenizer(Path("nowhere.json"))
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_every_epoch_reads_every_document_once_and_the_budget_ends_it(bucketed: bool):
+    lengths = np.arange(1, 31)
+    steps = list(batches.steps_of(0, lengths, batch=4, accumulation=2, bucketed=bucketed, seed=3))
+    assert sorted(np.concatenate([b for s in steps for b in s.batches]).tolist()) == list(range(30))
+    taken = list(batches.every_step(lengths, 600, batch=4, accumulation=2, bucketed=bucketed, seed=3))
+    assert taken[-1][1] >= 600 > taken[-2][1]
+    assert {s.epoch for s, _ in taken} == {0, 1}
+    if bucketed:
+        full = [b for s in steps for b in s.batches if len(b) == 4]
+        assert max(int(np.ptp(lengths[b])) for b in full) < 8
+
+
+def test_the_loss_counts_tokens_and_ends_or_divides_as_published(made: Corpus):
+    ours, theirs = (trainer(made, recipe(published_divisor=p)) for p in (False, True))
+    rows = batches.rows_of(ours.encoded, [0, 3], 1, 2)
+    chosen = np.array([0, 3])
+    total = torch.tensor(0.0)
+    for row in rows:
+        ids = torch.from_numpy(row.astype(np.int64))[None]
+        logits = ours.module(input_ids=ids).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+    tokens = sum(len(r) - 2 for r in rows)
+    assert float(ours._loss(chosen, 0, 0).detach()) == pytest.approx(float(total.detach()) / (tokens + 2), rel=1e-5)
+    published = float(theirs._loss(chosen, 0, 0).detach()) * tokens
+    assert published > float(total.detach())  # it also predicts the begin of a padded row
+    behind = trainer(made, recipe(extension=0))
+    assert float(behind._loss(chosen, 0, 0).detach()) == pytest.approx(
+        float(ours._loss(chosen, 0, 0).detach()), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_resumed_run_is_the_straight_run_bit_for_bit(made: Corpus, tmp_path: Path, optimiser: str):
+    spec = recipe(optimiser=optimiser, accumulation=2, bucketed=True)
+    straight = trainer(made, spec)
+    losses = lambda: {"eval_loss": 1.5}  # noqa: E731
+    list(straight.run(evaluate=losses))
+    assert straight.done
+    assert len(straight.counters.log) == 2
+    assert straight.counters.log[-1]["train_loss"] < straight.counters.log[0]["train_loss"]
+
+    first = trainer(made, spec)
+    list(first.run(3, evaluate=losses))
+    pretrain.write_snapshot(tmp_path / "s", first)
+    pretrain.write_snapshot(tmp_path / "s", first)
+    saved = pretrain.read_snapshot(tmp_path / "s")
+    assert saved is not None
+    fresh = trainer(made, spec)
+    second = Trainer.resume(fresh.module, fresh.encoded, spec, fresh.special, *saved)
+    list(second.run(evaluate=losses))
+    assert second.counters == straight.counters
+    one, two = straight.snapshot()[0], second.snapshot()[0]
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    with pytest.raises(ArtifactError, match="another training run"):
+        Trainer.resume(fresh.module, fresh.encoded, recipe(seed=9), fresh.special, *saved)
+
+
+def test_answers_are_objects_and_labels_and_may_count_more(made: Corpus):
+    run = trainer(made, recipe(text_weight=0.25, extension=0))
+    tokenizer = wordlevel.word_tokenizer(made.model.graph)
+    written = list(made.documents())
+    for number in range(0, len(written), 7):
+        document = written[number]
+        (weights,) = batches.weights_of(run.encoded, [number], 0.25)
+        (row,) = batches.rows_of(run.encoded, [number], 1, 2)
+        answer = [tokenizer.decode([t]) for t, w in zip(row.tolist(), weights.tolist(), strict=True) if w == 1][:-1]
+        (span,) = document.answers
+        assert " ".join(answer).split() == document.text[slice(*span)].split()
+        assert document.text.endswith(document.text[slice(*span)])
+        assert (weights[0], weights[-1]) == (0, 1)
+    many = corpus(generative(people()), **(HEADLINE | {"max_sentences_per_doc": 3, "homogeneous": 1}))
+    for document in many.documents():
+        said = document.text.split(". ")
+        assert [s.endswith(document.text[a:b]) for s, (a, b) in zip(said, document.answers, strict=True)] == [
+            True
+        ] * len(said)
+    chosen = np.array([0, 3])
+    ids = [torch.from_numpy(r.astype(np.int64)) for r in batches.rows_of(run.encoded, chosen, 1, 2)]
+    weights = [torch.from_numpy(w) for w in batches.weights_of(run.encoded, chosen, 0.25)]
+    total = torch.tensor(0.0)
+    for row, weight in zip(ids, weights, strict=True):
+        logp = torch.nn.functional.cross_entropy(
+            run.module(input_ids=row[None]).logits[0, :-1], row[1:], reduction="none"
+        )
+        total = total + (logp * weight[1:]).sum()
+    wanted = float(total.detach()) / float(sum(w.sum() for w in weights))
+    assert float(run._loss(chosen, 0, 0).detach()) == pytest.approx(wanted, rel=1e-5)
+    left = trainer(made, recipe(text_weight=0.25))
+    assert float(left._loss(chosen, 0, 0).detach()) == pytest.approx(wanted, rel=1e-4)
+    with pytest.raises(ValueError, match="text_weight"):
+        recipe(text_weight=0.5, published_divisor=True)
+
+
+def test_the_rate_falls_to_a_tenth(made: Corpus):
+    run = trainer(made, recipe(warmup=0, lr=1.0))
+    assert run.rate(0) == 1.0
+    assert run.rate(run.total) == pytest.approx(0.1)
+    warm = trainer(made, recipe(warmup=4, lr=1.0))
+    assert [warm.rate(i) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_path: Path):
+    store, spec = ArtifactStore(tmp_path / "artifacts"), recipe(evals=1)
+    seen: list[int] = []
+    before = torch.random.get_rng_state()
+
+    def train(spec: PretrainSpec, **options: Any) -> pretrain.Pretrained:
+        return pretrain.pretrained(
+            lambda: made,
+            BeliefSpec(pretrain=spec),
+            store,
+            tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
+            **options,
+        )
+
+    one, two = (train(spec, progress=lambda done, _: seen.append(done), snapshot_every=2) for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert seen == list(range(1, max(seen) + 1))
+    assert one.log == two.log
+    assert one.lm.digest == two.lm.digest == store.folder(pretrain.model_request(BeliefSpec(pretrain=spec))).name
+    assert not list((tmp_path / "artifacts").rglob("*.training*"))
+    other = train(recipe(evals=1, seed=1))
+    assert other.lm.digest != one.lm.digest
+    with pytest.raises(SpecError, match="trains no model"):
+        pretrain.model_request(BeliefSpec())
+    pretrain.write_folder(one.lm, tmp_path / "folder")
+    loaded = load(ModelSpec(name="made", path=str(tmp_path / "folder")), Workspace(tmp_path))
+    text = next(iter(made.documents())).text
+    assert loaded.tokenizer(text)["input_ids"] == one.lm.tokenizer(text)["input_ids"]
+    ids = torch.tensor([one.lm.tokenizer(text)["input_ids"]])
+    assert torch.equal(loaded.module(input_ids=ids).logits, two.lm.module(input_ids=ids).logits)

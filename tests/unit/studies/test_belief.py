@@ -1,0 +1,244 @@
+"""The belief studies: what is edited apart, what piles up, what the agent expects of either, and where the points come from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysweep.belief import pretrain
+from raysweep.belief.pointfile import from_line
+from raysweep.belief.points import MODAL, REQUESTED, SAME_OTHER, SAME_SAME
+from raysweep.belief.revision import revisions
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
+from raysweep.data.belief import Belief as BeliefData
+from raysweep.data.belief import open_testbed, record_of
+from raysweep.editors.build import build_editor
+from raysweep.errors import DataError, ModelError, ProblemsError
+from raysweep.models import catalogue
+from raysweep.models.load import load
+from raysweep.records import ProbeKind
+from raysweep.rows import BeliefRow, EvalRound
+from raysweep.seeds import derive
+from raysweep.studies.base import Deps
+from raysweep.studies.belief import Belief, BeliefLifelong
+from raysweep.studies.lifelong import Lifelong
+from raysweep.testing.fixtures import fingerprint, same
+from raysweep.tune.deps import make_deps
+from raysweep.workspace import Workspace
+from tests.unit.studies.test_lifelong import facts
+
+SETTING = """\
+source: a test
+generative: {min_true_prob: 0.8, samples: 2}
+corpus: {num_atomic_facts: 60, true_false: true, negations: true, disjunctions: true, conjunctions: true}
+points: {size: 12}
+pretrain:
+  model: {hidden: 16, mlp: 32, heads: 2, layers: 2, positions: 128}
+  tokens: 6000
+  batch: 16
+  lr: 1e-2
+  optimiser: muon
+  extension: 0
+  bucketed: true
+  evals: 2
+  eval_points: 6
+"""
+LORA = {"lr": 2e-2, "steps": 4, "eval_every": 2, "at_once": 3}
+EDITORS = {
+    "ft": EditorSpec(name="ft", config={"layers": [1], "steps": 3, "lr": 1e-2}),
+    "lora": EditorSpec(name="lora", config=LORA),
+    "memit+simie": EditorSpec(
+        name="memit",
+        config={"layers": [0, 1], "value": {"steps": 3}, "moment_weight": 1.0},
+        wrap=(WrapSpec(name="simie", config={"lam": 0.1}),),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = tmp_path_factory.mktemp("belief")
+    (root / "hparams/belief").mkdir(parents=True)
+    (root / "hparams/belief/tiny.yaml").write_text(SETTING)
+    return Workspace(root)
+
+
+def trial(workspace: Workspace, editor: str, rounds: tuple[int, ...] = (0, 2, 5), study: str = "belief") -> TrialSpec:
+    model = catalogue.resolve(ModelSpec(name="tiny"), workspace)
+    data = DataSpec(name="belief", path="hparams/belief/tiny.yaml", size=rounds[-1])
+    protocol = ProtocolSpec(batch_size=1, rounds=rounds)
+    return TrialSpec(study=study, model=model, data=data, editor=EDITORS[editor], protocol=protocol, seed=1)
+
+
+def beliefs(rounds: list[EvalRound]) -> list[BeliefRow]:
+    return [row for found in rounds for row in found.beliefs]
+
+
+def deps(workspace: Workspace) -> Deps:
+    return make_deps(workspace)
+
+
+@pytest.mark.parametrize("editor", ["ft", "memit+simie"])
+def test_each_point_is_edited_from_the_pristine_model(editor: str, workspace: Workspace) -> None:
+    own, have = trial(workspace, editor), deps(workspace)
+    lm = have.load_model(own.model)
+    before = fingerprint(lm)
+    straight = list(Belief().execute(own, have, None))
+    assert same(before, fingerprint(lm))
+    assert [r.step for r in straight] == [0, 2, 5]
+    rows = [row for r in straight[1:] for row in r.rows]
+    assert {(r.step, r.edit_step) for r in rows} == {(i, i) for i in range(1, 6)}
+    records = {r.id: r for r in have.open_dataset(own.data)}
+    order = {r.edit_step: r.record_id for r in straight[0].points}
+    for i in range(1, 6):
+        alone = own.model_copy(
+            update={
+                "protocol": ProtocolSpec(batch_size=1, rounds=(1,), immediate=False),
+                "data": own.data.model_copy(update={"order": "file"}),
+            }
+        )
+        theirs = replace(have, open_dataset=lambda spec, i=i: [records[order[i]]])
+        (found,) = Lifelong().execute(alone, theirs, None)
+        expected = [replace(r, trial_key=own.key, step=i, edit_step=i) for r in found.rows]
+        assert [r for r in rows if r.step == i] == expected
+    answers = beliefs(straight)
+    assert {(r.step, r.inner_step, r.last_step) for r in answers} == {
+        (0, 0, False),
+        *((i, 1, True) for i in range(1, 6)),
+    }
+    point = from_line(straight[0].points[0].point)
+    target = next(r for r in answers if r.step == 1 and r.question == f"editing_{SAME_SAME}_{REQUESTED}")
+    assert point.watched is not None
+    assert target.expected == point.watched[SAME_SAME].targets["target"][REQUESTED].posterior_prob_o_given_s_r
+    assert target.expected > 0.94
+    assert {r.name for r in straight[0].training} > {"train_loss", "eval_loss", "eval_acc", "negation_loss"}
+    resumed = list(Belief().execute(own, have, straight[1].snapshot))
+    assert same(facts(resumed), facts(straight[2:]))
+    assert beliefs(resumed) == list(straight[2].beliefs)
+
+
+def test_points_edited_together_are_points_edited_apart(workspace: Workspace) -> None:
+    have, own = deps(workspace), trial(workspace, "lora")
+    lm = have.load_model(own.model)
+    before = fingerprint(lm)
+    single = own.model_copy(update={"editor": EditorSpec(name="lora", config={**LORA, "at_once": 1})})
+    together, apart = (list(Belief().execute(t, have, None)) for t in (own, single))
+    assert same(before, fingerprint(lm))
+    one, two = ({(r.edit_step, r.inner_step, r.question): r for r in beliefs(found)} for found in (together, apart))
+    assert one.keys() == two.keys()
+    assert {inner for _, inner, _ in one} == {0, 2, 4}
+    for at, row in one.items():
+        assert row.probability == pytest.approx(two[at].probability, rel=2e-3, abs=1e-6), at
+        assert row.last_step == (row.inner_step == 4)
+    rise = [one[i, 4, "new_fact_case"].probability - one[i, 0, "new_fact_case"].probability for i in range(1, 6)]
+    assert min(rise) > 0
+    assert {(r.step, r.probe_kind) for r in together[-1].rows} >= {(5, "efficacy"), (5, "locality")}
+    assert together[1].summary["immediate/rel"] == apart[1].summary["immediate/rel"]
+
+
+def test_one_record_edited_along_is_the_record_edited(workspace: Workspace) -> None:
+    have, own = deps(workspace), trial(workspace, "lora")
+    lm, records = have.load_model(own.model), have.open_dataset(own.data)[:1]
+    editor = build_editor(own.editor)
+    done = editor.edit(lm, records, None, artifacts={}, rng=torch.Generator().manual_seed(3))
+    drawn = int(torch.randint(2**31 - 1, (1,), generator=torch.Generator().manual_seed(3)))
+    along = list(editor.along(lm, records, seeds=[derive(drawn, "adapter")]))
+    assert [(a.step, a.last) for a in along] == [(2, False), (4, True)]
+    assert along[-1].losses == [done.stats["loss"]]
+
+
+def test_lifelong_edits_are_judged_by_the_agent_given_all_of_them(workspace: Workspace) -> None:
+    own, have = trial(workspace, "ft", study="belief_lifelong"), deps(workspace)
+    straight = list(BeliefLifelong().execute(own, have, None))
+    plain = list(Lifelong().execute(own, have, None))
+    assert [r.rows for r in straight] == [r.rows for r in plain]
+    answers = beliefs(straight)
+    assert {(r.step, r.edit_step) for r in answers} == {
+        *((0, i) for i in range(1, 6)),
+        *((2, i) for i in range(1, 3)),
+        *((5, i) for i in range(1, 6)),
+    }
+    testbed = open_testbed(own.data, Workspace(workspace.root))
+    points = [from_line(r.point) for r in straight[0].points]
+    agents = list(revisions(testbed.basis.agent, points, 0.95))
+    names = testbed.basis.graph.objects
+    for row in answers:
+        if row.question == "new_fact_case":
+            fact = points[row.edit_step - 1].fact
+            edited = row.edit_step <= row.step
+            agent = agents[row.step]
+            belief = agent.pair(*fact[:2]) if edited else agent.marginal(*fact[:2])
+            wanted = torch.tensor([names.index(row.target)]).numpy()
+            assert row.expected == float(belief.at(wanted)[0])
+            assert row.last_step == edited
+            if edited and row.step == row.edit_step:
+                assert row.expected >= 0.95
+        if row.question == f"editing_{SAME_OTHER}_{MODAL}":
+            watch = points[row.edit_step - 1].watched
+            assert watch is not None
+            assert row.target == names[agents[row.step].marginal(*watch[SAME_OTHER].fact[:2]).mode()]
+    resumed = list(BeliefLifelong().execute(own, have, straight[1].snapshot))
+    assert beliefs(resumed) == list(straight[2].beliefs)
+
+
+def test_what_does_not_fit_is_said(workspace: Workspace) -> None:
+    own = trial(workspace, "ft")
+    assert not Belief().check(own, 12)
+    assert [p.code for p in Belief().check(own, 3)] == ["E-DATA"]
+    batched = own.model_copy(update={"protocol": ProtocolSpec(batch_size=2, rounds=(0, 2))})
+    assert [p.code for p in Belief().check(batched, 12)] == ["E-PROTOCOL"]
+    assert not BeliefLifelong().check(batched, 12)
+    other = own.model_copy(update={"data": DataSpec(name="world", size=5)})
+    assert [p.message for p in BeliefLifelong().check(other, 12)] == [
+        "the belief study asks about the points of a testbed; 'world' has none"
+    ]
+    with pytest.raises(DataError, match="no belief testbed"):
+        open_testbed(DataSpec(name="world"), workspace)
+
+
+def test_records_ask_for_the_update_and_what_follows(workspace: Workspace) -> None:
+    testbed = open_testbed(DataSpec(name="belief", path="hparams/belief/tiny.yaml"), workspace)
+    for point in testbed.points:
+        record = record_of(point)
+        assert point.request is not None
+        assert point.flags is not None
+        assert record.target == testbed.basis.graph.objects[point.request.object]
+        assert record.prompt == f"{point.names[0]} {point.names[1]}"
+        kinds = [p.kind for p in record.probes]
+        assert (ProbeKind.PORTABILITY in kinds) == point.flags.downstream_answer_changes
+        assert kinds.count(ProbeKind.EFFICACY) == 1
+    with pytest.raises(DataError, match="nothing to edit"):
+        record_of(replace(testbed.points[0], request=None))
+
+
+def test_a_setting_is_checked_and_trained_once(workspace: Workspace, tmp_path: Path) -> None:
+    data = BeliefData(Workspace(tmp_path))
+    with pytest.raises(DataError, match=r"nowhere\.yaml' does not exist"):
+        data.locate(DataSpec(name="belief", path="nowhere.yaml"), Workspace(tmp_path))
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("generative: {min_true_prob: 7}\npoints: {sise: 3}\n")
+    with pytest.raises(ProblemsError) as told:
+        data.count(bad)
+    assert [(p.line, p.column) for p in told.value.problems] == [(1, 29), (2, 10)]
+    bad.write_text("graph: {source: wikidata5m}\n")
+    with pytest.raises(DataError, match="wikidata5m"):
+        data.count(bad)
+    bad.write_text("corpus: {num_atomic_facts: 60}\n")
+    assert data.locate(DataSpec(name="belief", path="bad.yaml"), Workspace(tmp_path)) == bad
+    with pytest.raises(ModelError, match=r"nowhere\.yaml' does not exist"):
+        catalogue.resolve(ModelSpec(name="x", path="nowhere.yaml"), workspace)
+    spec = catalogue.resolve(ModelSpec(name="tiny"), workspace)
+    lm = load(spec, workspace)
+    assert lm.digest == spec.digest
+    assert (workspace.artifacts / "belief_model" / spec.digest).is_dir()
+    edits = workspace.root / "hparams/belief/edits.yaml"
+    edits.write_text(SETTING.replace("{size: 12}", "{size: 7}"))
+    assert catalogue.resolve(ModelSpec(name="edits"), workspace).digest == spec.digest, (
+        "points are no part of the model"
+    )
+    edits.write_text(SETTING.replace("lr: 1e-2", "lr: 2e-2"))
+    assert catalogue.resolve(ModelSpec(name="edits"), workspace).digest != spec.digest
+    assert pretrain.VERSION == 1
