@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens, without the logits of all others: the head part by part, forward and backward at once.
 
-The gradient of ``log Σ exp(W h)`` is the mean of the rows of ``W`` under the soft-max. Both are gathered while a part of ``W`` is
+The gradient of ``−log p`` comes from the mean of the rows of ``W`` under the soft-max. Both are gathered while a part of ``W`` is
 in the processor's cache, so ``W`` is read once per step and no ``[n, vocabulary]`` table is ever written.
 
 Shape legend: ``n`` positions, ``k`` tokens asked for, ``V`` vocabulary, ``d`` width of the stream.
@@ -28,8 +28,9 @@ def of(lm: LanguageModel, hidden: Tensor, which: Tensor, wanted: Tensor) -> Tens
     if not _bare(head) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return partial.logits(lm, hidden).log_softmax(-1)[which, wanted]
     weight: Tensor = head.weight
-    log_sum: Tensor = _LogSum.apply(hidden, weight)  # type: ignore[no-untyped-call]
-    return (hidden[which] * weight[wanted]).sum(-1) - log_sum[which]
+    anchor = wanted.new_zeros(len(hidden)).scatter_reduce(0, which, wanted, "amax")  # one id of each row
+    surprise: Tensor = _Surprise.apply(hidden, weight, anchor)  # type: ignore[no-untyped-call]
+    return (hidden[which] * (weight[wanted] - weight[anchor[which]])).sum(-1) - surprise[which]
 
 
 def _bare(head: Any) -> bool:
@@ -39,25 +40,31 @@ def _bare(head: Any) -> bool:
     return constant and getattr(head, "bias", None) is None
 
 
-class _LogSum(torch.autograd.Function):
-    """``log Σ exp(W h)`` of each row ``[n]``; its gradient is made in the same pass."""
+class _Surprise(torch.autograd.Function):
+    """``−log p`` of one id per row ``[n]``; its gradient is made in the same pass.
+
+    That id is left out of the sums, so neither the value nor the gradient is a difference of nearly equal numbers where p → 1.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
-        n, d = hidden.shape
-        top, total = hidden.new_full((n, 1), -torch.inf), hidden.new_zeros(n, 1)
-        mean = torch.zeros_like(hidden)
-        for part in torch.split(weight, max(1, PART // d)):
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, anchor: Tensor) -> Tensor:
+        size = max(1, PART // hidden.shape[1])
+        logit = (hidden * weight[anchor]).sum(1, keepdim=True)
+        top, others, mean = logit, torch.zeros_like(logit), torch.zeros_like(hidden)
+        for i, part in enumerate(torch.split(weight, size)):
             logits = hidden @ part.T
+            here = (anchor // size == i).nonzero()[:, 0]
+            logits[here, anchor[here] % size] = -torch.inf
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             kept, p = (top - higher).exp(), logits.sub_(higher).exp_()
-            total, top = total * kept + p.sum(1, keepdim=True), higher
+            others, top = others * kept + p.sum(1, keepdim=True), higher
             if ctx.needs_input_grad[0]:
                 mean = torch.addmm(mean * kept, p, part)
-        ctx.save_for_backward(mean / total)
-        return (top + total.log())[:, 0]
+        own = (logit - top).exp()
+        ctx.save_for_backward((mean - others * weight[anchor]) / (own + others))
+        return torch.where(own > 0.5, (others / own).log1p(), top - logit + (own + others).log())[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (mean,) = ctx.saved_tensors
-        return grads[0][:, None] * mean, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grads[0][:, None] * gradient, None, None

@@ -57,6 +57,18 @@ def test_a_head_that_is_hooked_biased_trained_or_in_another_precision_goes_the_o
     assert not logp._bare(nn.Linear(4, 5, bias=False).double().requires_grad_(False))
 
 
+def test_nothing_cancels_where_a_token_is_almost_certain() -> None:
+    lm = small()
+    weight = lm.part(lm.layout.head).weight
+    states = (16 * weight[5] / weight[5].norm() ** 2)[None].detach().requires_grad_(True)
+    which, wanted, exact = torch.tensor([0]), torch.tensor([5]), states.detach().double().requires_grad_(True)
+    value, true = logp.of(lm, states, which, wanted), (exact @ weight.double().T).log_softmax(-1)[which, wanted]
+    assert -1e-3 < float(true) < -1e-9
+    torch.testing.assert_close(value.double(), true, rtol=1e-3, atol=0)
+    (found,), (wished,) = torch.autograd.grad(value.sum(), states), torch.autograd.grad(true.sum(), exact)
+    assert float((found - wished).norm()) < 1e-2 * float(wished.norm())
+
+
 def test_without_gradient_no_mean_is_formed() -> None:
     lm = small()
     states = hidden(lm, 1.0).detach()
