@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import hooks, packing, partial, patching, tokens
+    from raysweep.models import hooks, logp, packing, partial, patching, tokens
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    hooks, packing, partial, patching, tokens = (
-        lazy(f"raysweep.models.{n}") for n in ("hooks", "packing", "partial", "patching", "tokens")
+    hooks, logp, packing, partial, patching, tokens = (
+        lazy(f"raysweep.models.{n}") for n in ("hooks", "logp", "packing", "partial", "patching", "tokens")
     )
 
 
@@ -181,8 +181,8 @@ class _Demand:
 
     def loss(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         """Return ``Σ weight · (−log p(id))``."""
-        logp = partial.logits(lm, hidden[self.pack, self.column]).log_softmax(-1)
-        return -(logp[self.which, self.wanted] * self.weight).sum()
+        found = logp.of(lm, hidden[self.pack, self.column], self.which, self.wanted)
+        return -(found * self.weight).sum()
 
 
 def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool, strip: bool) -> _Ask:

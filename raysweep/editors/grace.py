@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import codebook, hooks, packing, partial, tokens, wrapping
+    from raysweep.models import codebook, hooks, logp, packing, partial, tokens, wrapping
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    codebook, hooks, packing, partial, tokens, wrapping = (
-        lazy(f"raysweep.models.{n}") for n in ("codebook", "hooks", "packing", "partial", "tokens", "wrapping")
+    codebook, hooks, logp, packing, partial, tokens, wrapping = (
+        lazy(f"raysweep.models.{n}") for n in ("codebook", "hooks", "logp", "packing", "partial", "tokens", "wrapping")
     )
 
 _SHRINK = 1e-5  # the older of two neighbours gives way by this much more than half their distance
@@ -163,8 +163,8 @@ class Grace:
                 with torch.enable_grad():
                     moved = torch.where(replaced, beside + leaf.to(beside.dtype), rest.states) if above else rest.states
                     hidden = rest.hidden(lm, moved)
-                    logits = partial.logits(lm, hidden[0, rest.column[0, last:n]])
-                    loss = torch.nn.functional.cross_entropy(logits, labels)
+                    spots = hidden[0, rest.column[0, last:n]]
+                    loss = -logp.of(lm, spots, torch.arange(n - last, device=lm.device), labels).mean()
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])
                 adam.step()
                 losses.append(float(loss.detach()))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raysweep.models import hooks, packing, partial, sidememory, tokens, wrapping
+from raysweep.models import hooks, logp, packing, partial, sidememory, tokens, wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 
@@ -293,5 +293,6 @@ class Answers:
             given = sidememory.Given(wrapping.inner(lm.part(self.job.name)), outputs)
             with wrapping.installed(lm, {self.job.name: given}):
                 hidden = self.upper.hidden(lm, self.stream)
-        losses = F.cross_entropy(partial.logits(lm, hidden[self.spots]), self.wanted, reduction="none")
-        return (losses * self.weight).sum() / len(self.stream)
+        each = torch.arange(len(self.wanted), device=hidden.device)
+        found = logp.of(lm, hidden[self.spots], each, self.wanted)
+        return -(found * self.weight).sum() / len(self.stream)
