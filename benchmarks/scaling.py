@@ -31,7 +31,7 @@ from raysweep.models.patching import Ledger
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, seconds_by_phase
 from raysweep.studies.base import Deps
-from raysweep.studies.lifelong import _ordered, _provided
+from raysweep.studies.lifelong import _provided, ordered
 from raysweep.tune import launch
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
@@ -99,7 +99,7 @@ def growth(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, 
     deps: Deps = make_deps(workspace)
     clock, applied = measure.Clock(), measure.Clock()
     lm, editor = deps.load_model(job.trial.model), build_editor(job.trial.editor)
-    records = _ordered(job.trial, deps)
+    records = ordered(job.trial, deps)
     artifacts = _provided(editor, job.trial, lm, deps)
     ledger, state = Ledger(lm), editor.begin(lm, artifacts)
     try:
