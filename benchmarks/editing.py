@@ -97,7 +97,10 @@ def arms(editors: Sequence[str], wraps: Sequence[str]) -> dict[str, Any]:
 
 def trials(options: argparse.Namespace, workspace: Workspace) -> dict[str, TrialSpec]:
     """Return one trial per arm, through the code that plans sweeps."""
-    data: dict[str, Any] = {"name": options.data or DATA[options.model], "size": options.edits + 1}
+    data: dict[str, Any] = {
+        "name": options.data or DATA[options.model],
+        "size": max(options.edits, options.evaluated) + 1,
+    }
     if options.data_path:
         data["path"] = options.data_path
     tree = {
@@ -105,7 +108,7 @@ def trials(options: argparse.Namespace, workspace: Workspace) -> dict[str, Trial
         "base": {
             "model": options.model,
             "data": data,
-            "protocol": {"rounds": [0, options.edits + 1]},
+            "protocol": {"rounds": [0, data["size"]]},
             "threads": options.threads,
         },
         "arms": arms(options.editor or EDITORS, options.wrap or ("none", "simie")),
@@ -237,10 +240,10 @@ def plain_editor(bench: Bench, lm: LanguageModel) -> Callable[[], PlainEdit]:
     return lambda: partial(plain_memit.edit, config=config, contexts=texts, moments=matrices)
 
 
-def measured(arm: str, bench: Bench, *, with_plain: bool) -> dict[str, Any]:
-    """Edit and evaluate all records but the first with both; return one row."""
-    records = bench.records[1:]
-    questions = [p for r in records for p in r.probes if p.kind in ASKED]
+def measured(arm: str, bench: Bench, edits: int, count: int, *, with_plain: bool) -> dict[str, Any]:
+    """Edit the *edits* records after the first with both, evaluate *count* of those on, at least the edited; return one row."""
+    records, asked = bench.records[1 : edits + 1], bench.records[1 : max(edits, count) + 1]
+    questions = [p for r in asked for p in r.probes if p.kind in ASKED]
     mine = replace(bench.lm, module=copy.deepcopy(bench.lm.module))
     theirs = replace(bench.lm, module=copy.deepcopy(bench.lm.module)) if with_plain else None
     our_side, plain_side = ours(bench, mine), plain(bench, theirs) if theirs else None
@@ -257,7 +260,7 @@ def measured(arm: str, bench: Bench, *, with_plain: bool) -> dict[str, Any]:
     row |= {"steps": steps, "config": bench.trial.editor.config}
     row["clocks"] = [{"wall": c.wall, "cpu": c.cpu} for c in clocks]
     for what, clock, count in zip(("edit", "plain edit", "eval", "plain eval"), clocks, (0, 0, 1, 1), strict=True):
-        row[f"{what} s"], row[f"{what} cpu s"] = clock.mean(len(records) if count else 0)
+        row[f"{what} s"], row[f"{what} cpu s"] = clock.mean(len(asked) if count else 0)
     if plain_side:
         for what in ("edit", "eval"):
             row[f"x {what} wall"] = row[f"plain {what} s"] / row[f"{what} s"]
@@ -291,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(prog="benchmarks.editing", description=TITLE)
     parser.add_argument("--model", default="embedded", choices=sorted(DATA))
     parser.add_argument("--edits", type=int, default=10, help="records edited and evaluated (one more is the warm-up)")
+    parser.add_argument("--evaluated", type=int, default=0, help="records to evaluate, if more than are edited")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--editor", action="append", choices=EDITORS, help="may be repeated; default: all")
     parser.add_argument("--wrap", action="append", choices=("none", "simie"), help="may be repeated; default: both")
@@ -307,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for arm, trial in trials(options, workspace).items():
         bench = prepare(trial, workspace)
         torch.set_num_threads(options.threads)
-        rows.append(measured(arm, bench, with_plain=options.plain))
+        rows.append(measured(arm, bench, options.edits, options.evaluated, with_plain=options.plain))
         print(f"{arm}: {rows[-1]['edit s']:.3f} s per edit", flush=True)
     columns = COLUMNS if options.plain else [c for c in COLUMNS if not c.startswith(("plain", "x ", "rel", "answers"))]
     measure.show(f"{TITLE}: {options.model}", about, columns, rows)
