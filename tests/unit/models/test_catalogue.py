@@ -36,7 +36,7 @@ def test_names_resolve_to_places(tmp_path: Path, workspace: Workspace) -> None:
         ("smollm-135m", "", "unknown model 'smollm-135m'", "did you mean: smollm2-135m?"),
         ("smollm2-135m", "", "model 'smollm2-135m' is not in", "raysweep models fetch smollm2-135m"),
         ("../x", "", "unknown model '../x'", "hub id 'owner/model'"),
-        ("x", "nowhere", "nowhere' does not exist", "a model folder or a .gguf file"),
+        ("x", "nowhere", "nowhere' does not exist", "a model folder, a .gguf file"),
     ],
 )
 def test_what_is_not_there(name: str, path: str, said: str, hint: str, workspace: Workspace) -> None:
