@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
+from benchmarks.plain import alphaedit as plain_alphaedit
 from benchmarks.plain import common, evaluate
 from benchmarks.plain import ft as plain_ft
+from benchmarks.plain import grace as plain_grace
 from benchmarks.plain import memit as plain_memit
 from benchmarks.plain import rome as plain_rome
 from benchmarks.plain import simie as plain_simie
+from benchmarks.plain import wise as plain_wise
 from raysweep.artifacts import Artifact
 from raysweep.cli.edit import ALIASES
 from raysweep.config.plan import plan
@@ -34,6 +37,7 @@ from raysweep.data.sampling import order
 from raysweep.editors import contexts
 from raysweep.editors.build import build_editor, provide
 from raysweep.evals import scoring
+from raysweep.models import wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.models.patching import Ledger
 from raysweep.records import EditRecord, Probe, ProbeKind
@@ -42,7 +46,8 @@ from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 
 TITLE = "seconds per edit and per evaluated record"
-EDITORS = ("ft-l", "ft-m", "rome", "memit")
+EDITORS = ("ft-l", "ft-m", "rome", "memit", "alphaedit", "grace", "wise")
+MEMORIES = ("grace", "wise")  # they leave the weights alone, so SimIE has nothing to wrap
 DATA = {"embedded": "world", "smollm2-135m": "zsre"}
 ASKED = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
 COLUMNS = (
@@ -50,7 +55,20 @@ COLUMNS = (
     "eval s", "eval cpu s", "plain eval s", "plain eval cpu s", "x eval wall", "x eval cpu", "rel diff", "answers differ",
 )  # fmt: skip
 
-Edit = Callable[[EditRecord], float]  # writes one record, returns how many steps its optimisation took (NaN: not told)
+PlainEdit = Callable[[LanguageModel, EditRecord], common.Changes]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Ours or the plain one.
+
+    Attributes:
+        edit: writes one record; returns how many steps its optimisation took (NaN: not told).
+        learnt: returns what has been written so far: changes of weights, or the memory.
+    """
+
+    edit: Callable[[EditRecord], float]
+    learnt: Callable[[], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,8 @@ def arms(editors: Sequence[str], wraps: Sequence[str]) -> dict[str, Any]:
     for name in editors:
         kind, config = ALIASES.get(name, (name, {}))
         for wrap in wraps:
+            if wrap == "simie" and kind in MEMORIES:
+                continue
             arm = {"editor": {"name": kind, **config}}
             found[f"{name}+simie" if wrap == "simie" else name] = arm | ({"wrap": "simie"} if wrap == "simie" else {})
     return found
@@ -103,38 +123,58 @@ def prepare(trial: TrialSpec, workspace: Workspace) -> Bench:
     return Bench(trial, lm, records, artifacts, editor.edited(lm))
 
 
-def ours(bench: Bench, lm: LanguageModel) -> Edit:
-    """Return a function that writes one record with our editor, as the lifelong loop does."""
+def ours(bench: Bench, lm: LanguageModel) -> Side:
+    """Return our editor, run as the lifelong loop does."""
     editor = build_editor(bench.trial.editor)
     ledger = Ledger(lm)
     state = editor.begin(lm, bench.artifacts)
 
     def edit(record: EditRecord) -> float:
         nonlocal state
-        rng = torch.Generator(device="cpu").manual_seed(0)
-        step = editor.edit(lm, [record], state, artifacts=bench.artifacts, rng=rng)
+        step = editor.edit(lm, [record], state, artifacts=bench.artifacts, rng=fresh_rng())
         ledger.apply(step.patch)
         state = step.state
         told = [v for n, v in step.stats.items() if n.partition("/")[0] in ("steps", "value_steps")]
         return sum(told) if told else float("nan")
 
+    def learnt() -> dict[str, Tensor]:
+        if bench.edited:
+            return changes(bench, lm)
+        if "side" in state:
+            return {"side": state["side"] - plain_wise.original(bench.lm, build_editor(bench.trial.editor).config)}  # type: ignore[attr-defined]
+        return {name: state[name] for name in ("keys", "values", "radii")}
+
     edit(bench.records[0])
     ledger.restore()
     state = editor.begin(lm, bench.artifacts)
-    return edit
+    return Side(edit, learnt)
 
 
-def plain(bench: Bench, lm: LanguageModel) -> Edit:
-    """Return a function that writes one record the plain way."""
-    base, names = plain_editor(bench, lm), list(bench.edited)
-    wraps = bench.trial.editor.wrap
+def fresh_rng() -> torch.Generator:
+    """Return the generator that each edit of either side starts from."""
+    return torch.Generator(device="cpu").manual_seed(0)
 
-    def start() -> Callable[[LanguageModel, EditRecord], common.Changes]:
+
+def changes(bench: Bench, lm: LanguageModel) -> dict[str, Tensor]:
+    """Return the total change of each edited weight."""
+    return {n: lm.weight(n).detach() - bench.lm.weight(n).detach() for n in bench.edited}
+
+
+def plain(bench: Bench, lm: LanguageModel) -> Side:
+    """Return the plain counterpart."""
+    if bench.trial.editor.name in MEMORIES:
+        begin = {"grace": plain_codebook, "wise": plain_side_memory}[bench.trial.editor.name]
+        begin(bench, lm).edit(bench.records[0])
+        return begin(bench, lm)
+    names, wraps = list(bench.edited), bench.trial.editor.wrap
+    make = plain_editor(bench, lm)
+
+    def start() -> PlainEdit:
         if not wraps:
-            return base
+            return make()
         config = wraps[0].config
         state = plain_simie.begin(lm, names, lam=float(config["lam"]), init=config["mode"] == "init")
-        return partial(plain_simie.edit, state=state, base=base)
+        return partial(plain_simie.edit, state=state, base=make())
 
     with common.put_back(lm, names):
         common.add(lm, start()(lm, bench.records[0]))
@@ -144,21 +184,57 @@ def plain(bench: Bench, lm: LanguageModel) -> Edit:
         common.add(lm, chosen(lm, record))
         return float("nan")
 
-    return edit
+    return Side(edit, lambda: changes(bench, lm))
 
 
-def plain_editor(bench: Bench, lm: LanguageModel) -> Callable[[LanguageModel, EditRecord], common.Changes]:
-    """Return the plain counterpart of the trial's editor."""
+def plain_codebook(bench: Bench, lm: LanguageModel) -> Side:
+    """Return the plain GRACE with an empty codebook."""
+    config: Any = build_editor(bench.trial.editor).config  # type: ignore[attr-defined]
+    book = plain_grace.Book()
+    width = len(lm.logical(f"{wrapping.linear_name(lm, config.layer, config.matrix)}.weight"))
+
+    def edit(record: EditRecord) -> float:
+        plain_grace.edit(lm, record, config, book, torch.rand(width, generator=fresh_rng()).to(lm.device))
+        return float("nan")
+
+    def learnt() -> dict[str, Tensor]:
+        radii = torch.tensor(book.radii, device=lm.device)
+        return {"keys": torch.stack(book.keys), "values": torch.stack(book.values), "radii": radii}
+
+    return Side(edit, learnt)
+
+
+def plain_side_memory(bench: Bench, lm: LanguageModel) -> Side:
+    """Return the plain WISE with an untouched side memory."""
+    config: Any = build_editor(bench.trial.editor).config  # type: ignore[attr-defined]
+    texts = contexts.templates(config.contexts, bench.artifacts.get("contexts"))
+    memory, frozen = plain_wise.begin(lm, config), plain_wise.original(lm, config)
+
+    def edit(record: EditRecord) -> float:
+        mask = torch.rand(frozen.shape, generator=fresh_rng()) < config.mask_ratio
+        plain_wise.edit(lm, record, config, texts, memory, mask.to(lm.device))
+        return float("nan")
+
+    return Side(edit, lambda: {"side": memory.side - frozen})
+
+
+def plain_editor(bench: Bench, lm: LanguageModel) -> Callable[[], PlainEdit]:
+    """Return what makes plain counterparts of the trial's editor that have written nothing yet."""
     editor: Any = build_editor(bench.trial.editor.model_copy(update={"wrap": ()}))
+    config = editor.config
     if editor.name == "ft":
-        return partial(plain_ft.edit, config=editor.config)
-    texts = contexts.templates(editor.config.contexts, bench.artifacts.get("contexts"))
-    stored = {n: a.tensors["moments"].to(lm.device) for n, a in bench.artifacts.items() if n.startswith("moments/")}
-    moments: dict[int, Tensor] = {int(n.partition("/")[2]): m for n, m in stored.items()}
+        return lambda: partial(plain_ft.edit, config=config)
+    texts = contexts.templates(config.contexts, bench.artifacts.get("contexts"))
+    kind = "projector" if editor.name == "alphaedit" else "moments"
+    stored = {n: a.tensors[kind].to(lm.device) for n, a in bench.artifacts.items() if n.startswith(f"{kind}/")}
+    matrices: dict[int, Tensor] = {int(n.partition("/")[2]): m for n, m in stored.items()}
+    if editor.name == "alphaedit":
+        edit = partial(plain_alphaedit.edit, config=config, contexts=texts, projectors=matrices)
+        return lambda: partial(edit, memory=plain_alphaedit.begin(config, matrices))
     if editor.name == "rome":
-        inverse = plain_rome.inverses(editor.config, moments)
-        return partial(plain_rome.edit, config=editor.config, contexts=texts, inverse=inverse)
-    return partial(plain_memit.edit, config=editor.config, contexts=texts, moments=moments)
+        inverse = plain_rome.inverses(config, matrices)
+        return lambda: partial(plain_rome.edit, config=config, contexts=texts, inverse=inverse)
+    return lambda: partial(plain_memit.edit, config=config, contexts=texts, moments=matrices)
 
 
 def measured(arm: str, bench: Bench, *, with_plain: bool) -> dict[str, Any]:
@@ -167,26 +243,26 @@ def measured(arm: str, bench: Bench, *, with_plain: bool) -> dict[str, Any]:
     questions = [p for r in records for p in r.probes if p.kind in ASKED]
     mine = replace(bench.lm, module=copy.deepcopy(bench.lm.module))
     theirs = replace(bench.lm, module=copy.deepcopy(bench.lm.module)) if with_plain else None
-    edit, edit_plainly = ours(bench, mine), plain(bench, theirs) if theirs else None
+    our_side, plain_side = ours(bench, mine), plain(bench, theirs) if theirs else None
     clocks = [measure.Clock() for _ in range(4)]
     steps = 0.0
     for record in records:
         with clocks[0].timed():
-            steps += edit(record) / len(records)
-        if edit_plainly:
+            steps += our_side.edit(record) / len(records)
+        if plain_side:
             with clocks[1].timed():
-                edit_plainly(record)
+                plain_side.edit(record)
     differ = evaluated(mine, questions, bench.trial.protocol.eval_batch, clocks[2:], with_plain=with_plain)
     row: dict[str, Any] = {"editor": arm, "edits": len(records), "wrap": [w.config for w in bench.trial.editor.wrap]}
     row |= {"steps": steps, "config": bench.trial.editor.config}
     row["clocks"] = [{"wall": c.wall, "cpu": c.cpu} for c in clocks]
     for what, clock, count in zip(("edit", "plain edit", "eval", "plain eval"), clocks, (0, 0, 1, 1), strict=True):
         row[f"{what} s"], row[f"{what} cpu s"] = clock.mean(len(records) if count else 0)
-    if theirs:
+    if plain_side:
         for what in ("edit", "eval"):
             row[f"x {what} wall"] = row[f"plain {what} s"] / row[f"{what} s"]
             row[f"x {what} cpu"] = row[f"plain {what} cpu s"] / row[f"{what} cpu s"]
-        row |= {"rel diff": difference(bench, mine, theirs), "answers differ": differ}
+        row |= {"rel diff": difference(our_side.learnt(), plain_side.learnt()), "answers differ": differ}
     return row
 
 
@@ -205,14 +281,9 @@ def evaluated(
     return f"{differ}/{len(questions)}"
 
 
-def difference(bench: Bench, mine: LanguageModel, theirs: LanguageModel) -> float:
-    """Return the largest ``‖ΔW_ours − ΔW_plain‖ / ‖ΔW_plain‖`` of all edits together, over the edited weights."""
-    found = []
-    for name in bench.edited:
-        start = bench.lm.weight(name).detach()
-        changes = [(lm.weight(name).detach() - start).double() for lm in (mine, theirs)]
-        found.append(float((changes[0] - changes[1]).norm() / changes[1].norm()))
-    return max(found)
+def difference(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Return the largest ``‖ours − plain‖ / ‖plain‖`` of what all edits together have written."""
+    return max(float((mine[n].double() - t.double()).norm() / t.double().norm()) for n, t in theirs.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +31,7 @@ from raysweep.models.patching import Ledger
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, seconds_by_phase
 from raysweep.studies.base import Deps
-from raysweep.studies.lifelong import _ordered, _provided
+from raysweep.studies.lifelong import _provided, ordered
 from raysweep.tune import launch
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
@@ -38,7 +39,7 @@ from raysweep.workspace import Workspace
 TITLE = "edit-parallel runs by the number of shards"
 COLUMNS = ("editor", "shards", "edits", "edit s", "s per edit", "whole s", "x one", "rows")
 GROWTH = "the cost of an edit by how many came before"
-GROWTH_COLUMNS = ("editor", "edits before", "edit s", "apply s", "x first")
+GROWTH_COLUMNS = ("editor", "edits before", "edit s", "edit cpu s", "apply s", "x first")
 CLOSED = "{name: simie, lam: 10, mode: init, backend: closed64}"
 SEQUENTIAL = "{name: simie, lam: 10}"
 
@@ -94,15 +95,15 @@ def _run(found: Plan, workspace: Workspace) -> ResultStore:
 def growth(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, Any]]:
     """Return a row per point: the median of the edits just before it."""
     points = sorted(map(int, options.at.split(",")))
-    (job,) = planned(options, options.wrap, points[-1], workspace).trials
+    (job,) = planned(options, options.wrap, min(points[-1], options.records), workspace).trials
     deps: Deps = make_deps(workspace)
     clock, applied = measure.Clock(), measure.Clock()
     lm, editor = deps.load_model(job.trial.model), build_editor(job.trial.editor)
-    records = _ordered(job.trial, deps)
+    records = ordered(job.trial, deps)
     artifacts = _provided(editor, job.trial, lm, deps)
     ledger, state = Ledger(lm), editor.begin(lm, artifacts)
     try:
-        for i, record in enumerate(records[: points[-1]]):
+        for i, record in enumerate(islice(cycle(records), points[-1])):
             rng = torch.Generator().manual_seed(i)
             with clock.timed():
                 step = editor.edit(lm, [record], state, artifacts=artifacts, rng=rng)
@@ -115,8 +116,8 @@ def growth(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, 
     for point in points:
         last = slice(max(0, point - options.window), point)
         rows.append({"editor": job.trial.editor.label, "edits before": point, "edit s": median(clock.wall[last]),
-                     "apply s": median(applied.wall[last])})  # fmt: skip
-        rows[-1]["x first"] = rows[-1]["edit s"] / rows[0]["edit s"]
+                     "edit cpu s": median(clock.cpu[last]), "apply s": median(applied.wall[last])})  # fmt: skip
+        rows[-1]["x first"] = rows[-1]["edit cpu s"] / rows[0]["edit cpu s"]
     return rows
 
 
@@ -127,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--shards", default="1,2")
     parser.add_argument("--edits", type=int, default=24)
     parser.add_argument("--at", default="10,30,100,300,1000", help="points of the second table")
+    parser.add_argument("--records", type=int, default=500, help="different ones; after them comes the first again")
     parser.add_argument("--window", type=int, default=10, help="edits before each point that count")
     parser.add_argument("--editor", default="rome")
     parser.add_argument("--wrap", default=None, help="as in a search space; empty = none")

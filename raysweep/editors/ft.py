@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import hooks, partial, patching, tokens
+    from raysweep.models import hooks, logp, packing, partial, patching, tokens
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    hooks, partial, patching, tokens = (
-        lazy(f"raysweep.models.{n}") for n in ("hooks", "partial", "patching", "tokens")
+    hooks, logp, packing, partial, patching, tokens = (
+        lazy(f"raysweep.models.{n}") for n in ("hooks", "logp", "packing", "partial", "patching", "tokens")
     )
 
 
@@ -94,34 +95,42 @@ class FineTune:
         artifacts: Mapping[str, Artifact],
         rng: torch.Generator,
     ) -> EditStep[None]:
-        """Train on the whole batch (mean of the records' losses)."""
+        """Train on the whole batch (mean of the records' losses).
+
+        What enters the first trained matrix never changes, so each update starts from there: its product, the residual stream
+        beside it, and the blocks above.
+        """
         ask = _prompt_last(lm, batch, special=self.config.ask_special, strip=self.config.strip_dummy_piece)
         if self.config.objective == "target_new":
             ask = _target_new(lm, batch)
         names = self.edited(lm)
         start = {n: lm.weight(n).detach() for n in names}
         master = {n: w.float().clone() for n, w in start.items()}
-        first_block = min(self.config.layers)
-        ids, mask = tokens.pad(ask.rows, lm.device)
-        entry = lm.layout.block.format(first_block)
-        with torch.no_grad(), hooks.capture(lm, [(entry, "input")]) as seen:
-            partial.run(lm, ids=ids, mask=mask, last=first_block)
-            states = seen[entry, "input"]
-        adam = torch.optim.Adam(list(master.values()), lr=self.config.lr, weight_decay=self.config.weight_decay)
+        below = min(self.config.layers)
+        block, matrix = lm.layout.block.format(below), lm.layout.mlp_out.format(below)
+        packs = packing.pack(lm, ask.rows)
+        sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
+        with torch.no_grad(), hooks.capture(lm, sides) as seen:
+            partial.run_packs(lm, packs, last=below)
+            keys, beside = seen[matrix, "input"], seen[block, "output"] - seen[matrix, "output"]
+        adam = torch.optim.Adam(
+            list(master.values()), lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
+        )
+        demand = ask.on(packs)
         losses: list[float] = []
         with patching.substituted(lm, {n: w.clone() for n, w in start.items()}) as live:
+            for parameter in live.values():
+                parameter.requires_grad_(True)
+            upper = partial.Upper.of(lm, below + 1, packs.positions, packs.seen)
             for _ in range(self.config.steps):
-                for parameter in live.values():
-                    parameter.requires_grad_(True)
                 with torch.enable_grad():
-                    loss = ask.loss(lm, partial.run(lm, states=states, mask=mask, first=first_block))
+                    loss = demand.loss(lm, upper.hidden(lm, beside + lm.part(matrix)(keys)))
                 losses.append(float(loss.detach()))
                 if losses[-1] < self.config.stop_loss:
                     break
                 gradients = torch.autograd.grad(loss, list(live.values()))
-                for (name, value), gradient in zip(master.items(), gradients, strict=True):
+                for value, gradient in zip(master.values(), gradients, strict=True):
                     value.grad = gradient.float()
-                    live[name].requires_grad_(False)
                 adam.step()
                 self._write(live, master, start)
         deltas: dict[str, Delta] = {n: Dense(_logical(lm, n, master[n] - start[n].float())) for n in names}
@@ -142,18 +151,38 @@ def _logical(lm: LanguageModel, name: str, tensor: Tensor) -> Tensor:
     return tensor.t() if tensor.dim() == 2 and lm.transposed(name) else tensor
 
 
+@dataclass(frozen=True, slots=True)
 class _Ask:
     """Rows of ids and the predictions demanded of them: (row, position, id, weight)."""
 
-    def __init__(self, rows: list[list[int]], asks: list[tuple[int, int, int, float]]) -> None:
-        self.rows, self.asks = rows, asks
+    rows: list[list[int]]
+    asks: list[tuple[int, int, int, float]]
+
+    def on(self, packs: packing.Packs) -> _Demand:
+        """Find the demanded positions in *packs*."""
+        places = [(packs.places[row][0], packs.places[row][1][position]) for row, position, _, _ in self.asks]
+        spots = list(dict.fromkeys(places))
+        device = packs.ids.device
+        pack, column = torch.tensor(spots, device=device).T
+        which = torch.tensor([spots.index(place) for place in places], device=device)
+        wanted, weight = (torch.tensor(c, device=device) for c in zip(*(ask[2:] for ask in self.asks), strict=True))
+        return _Demand(pack, column, which, wanted, weight)
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """Where something is demanded (``pack``, ``column``), and per demanded id: which of the places, the id, its weight."""
+
+    pack: Tensor
+    column: Tensor
+    which: Tensor
+    wanted: Tensor
+    weight: Tensor
 
     def loss(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         """Return ``Σ weight · (−log p(id))``."""
-        row, position, wanted, weight = (torch.tensor(c, device=hidden.device) for c in zip(*self.asks, strict=True))
-        spots, inverse = torch.unique(torch.stack([row, position]), dim=1, return_inverse=True)
-        logp = partial.logits(lm, hidden[spots[0], spots[1]]).log_softmax(-1)
-        return -(logp[inverse, wanted] * weight).sum()
+        found = logp.of(lm, hidden[self.pack, self.column], self.which, self.wanted)
+        return -(found * self.weight).sum()
 
 
 def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool, strip: bool) -> _Ask:
@@ -176,7 +205,7 @@ def _target_new(lm: LanguageModel, batch: Sequence[EditRecord]) -> _Ask:
     rows, asks = [], []
     for i, record in enumerate(batch):
         s = tokens.scored(lm, record.prompt, record.prompt + tokens.always_spaced(record.target))
-        rows.append(list(s.ids))
+        rows.append(list(s.ids[:-1]))
         weight = 1.0 / (len(s.labels) * len(batch))
         asks += [(i, s.start - 1 + j, t, weight) for j, t in enumerate(s.labels)]
     return _Ask(rows, asks)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import codebook, hooks, partial, tokens, wrapping
+    from raysweep.models import codebook, hooks, logp, packing, partial, tokens, wrapping
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    codebook, hooks, partial, tokens, wrapping = (
-        lazy(f"raysweep.models.{n}") for n in ("codebook", "hooks", "partial", "tokens", "wrapping")
+    codebook, hooks, logp, packing, partial, tokens, wrapping = (
+        lazy(f"raysweep.models.{n}") for n in ("codebook", "hooks", "logp", "packing", "partial", "tokens", "wrapping")
     )
 
 _SHRINK = 1e-5  # the older of two neighbours gives way by this much more than half their distance
@@ -133,27 +133,38 @@ class Grace:
     ) -> tuple[dict[str, Any], dict[str, float]]:
         name, config = self._name(lm), self.config
         asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
-        ids, mask = tokens.pad([asked.ids], lm.device)
-        last = min(max(asked.start - 1, 0), len(asked.ids) - 1)
-        entry = lm.layout.block.format(config.layer)
-        with torch.no_grad(), hooks.capture(lm, [(entry, "input"), (name, "input")]) as seen:
-            partial.run(lm, ids=ids, mask=mask, last=config.layer)
-            states, query = seen[entry, "input"], seen[name, "input"][0, last]
-            output = wrapping.inner(lm.part(name))(query[None])[0]
-        value = output.float() if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
-        new, chosen, did = place(state, query.float(), value, (list(asked.labels), asked.start), config)
+        last, n = asked.start - 1, len(asked.ids) - 1  # nothing is asked after the last token
+        packs = packing.pack(lm, [asked.ids[:n]])
+        bare, above = wrapping.inner(lm.part(name)), config.matrix == "out"
+        change = torch.arange(packs.ids.shape[1], device=lm.device)[None] >= (last if config.replace == "last" else 0)
+        sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
+        with torch.no_grad(), wrapping.installed(lm, {name: bare}), hooks.capture(lm, sides) as seen:
+            rest = partial.tail(lm, packs, change, first=config.layer + 1)
+        if not above:  # a value of the first map goes through its own block
+            with torch.no_grad(), wrapping.installed(lm, {name: bare}):
+                rest = partial.tail(lm, packs, change, first=config.layer)
+        query, output = (seen[name, side][0, last].float() for _, side in sides)
+        value = output if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
+        new, chosen, did = place(state, query, value, (list(asked.labels), asked.start), config)
         leaf = new["values"][chosen].clone().requires_grad_(True)
-        adam = torch.optim.Adam([leaf], lr=config.lr)
+        adam = torch.optim.Adam([leaf], lr=config.lr, fused=True)
         module = self._module(lm, new["keys"][chosen, None], leaf[None], new["radii"][chosen, None])
-        labels = torch.tensor(asked.labels, device=lm.device)
+        here, labels = int(rest.column[0, last]), torch.tensor(asked.labels, device=lm.device)
+        where = {"last": rest.index == last, "prompt": rest.index < last, "all": rest.index >= 0}[config.replace]
+        replaced = where[..., None]
+        beside = rest.states - rest.take(seen[name, "output"]) if above else rest.states
         losses: list[float] = []
-        with wrapping.installed(lm, {name: module}), wrapping.asking(lm, [last], mask):
+        with (
+            wrapping.installed(lm, {} if above else {name: module}),
+            wrapping.asking(lm, [here], torch.ones_like(rest.index)),
+        ):
             for _ in range(config.steps):
                 module.values = leaf[None]
                 with torch.enable_grad():
-                    hidden = partial.run(lm, states=states, mask=mask, first=config.layer)
-                    logits = partial.logits(lm, hidden[0, asked.start - 1 : -1])
-                    loss = torch.nn.functional.cross_entropy(logits, labels)
+                    moved = torch.where(replaced, beside + leaf.to(beside.dtype), rest.states) if above else rest.states
+                    hidden = rest.hidden(lm, moved)
+                    spots = hidden[0, rest.column[0, last:n]]
+                    loss = -logp.of(lm, spots, torch.arange(n - last, device=lm.device), labels).mean()
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])
                 adam.step()
                 losses.append(float(loss.detach()))

@@ -23,29 +23,22 @@ def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Se
     rows = [tokens.encode(lm, r.prompt + tokens.spaced(r.target)) for r in records]
     ids, mask = tokens.pad(rows, lm.device)
     with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
-        partial.run(lm, ids=ids, mask=mask)
+        partial.run(lm, ids=ids, mask=mask, last=partial.last_block(lm, modules))
     keep = mask.bool()
     return {m: seen[m, "input"][keep].T for m in modules}
 
 
-def context_rows(lm: LanguageModel, record: EditRecord, contexts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-    """Return, for each context, the ids of the prompt up to the subject's last token, and the index of that token.
+def context_rows(lm: LanguageModel, record: EditRecord, contexts: Sequence[str]) -> list[list[int]]:
+    """Return, for each context, the ids of the prompt up to the subject's last token.
 
     By causality nothing after that token matters to its key.
     """
-    rows, lookups = [], []
+    rows = []
     for context in contexts:
         template = context.replace("{}", record.template)
         last = tokens.subject_last(lm, template, record.subject)
         rows.append(tokens.encode(lm, template.replace("{}", record.subject))[: last + 1])
-        lookups.append(last)
-    return rows, lookups
-
-
-def at(states: Tensor, lookups: Sequence[int]) -> Tensor:
-    """Pick one token of each row: ``[B, T, d]`` → ``[B, d]``."""
-    rows = torch.arange(states.shape[0], device=states.device)
-    return states[rows, torch.tensor(list(lookups), device=states.device)]
+    return rows
 
 
 def grouped_mean(keys: Tensor) -> Tensor:

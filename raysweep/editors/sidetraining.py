@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from raysweep.models import hooks, partial, sidememory, tokens, wrapping
+from raysweep.models import hooks, logp, packing, partial, sidememory, tokens, wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 
@@ -26,13 +26,13 @@ class Rows:
 
     Attributes:
         ids: ``[R, L]``.
-        mask: ``[R, L]``, 1 = a real token; or ``[R, 1, L, L]`` to be added to the attention scores.
+        seen: ``[R, L, L]``, whether a token (second axis) may look at another (third).
         counted: ``[R, L]`` tokens over which activation distances are averaged.
         answers: first and last-plus-one column of each edit row's answer.
     """
 
     ids: Tensor
-    mask: Tensor
+    seen: Tensor
     counted: Tensor
     answers: tuple[tuple[int, int], ...]
 
@@ -44,7 +44,8 @@ def right_rows(lm: LanguageModel, templates: Sequence[str], record: tuple[str, s
         tokens.scored(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target))) for t in templates
     ]
     ids, mask = tokens.pad([*(s.ids for s in asked), *(tokens.encode(lm, text) for text in others)], lm.device)
-    return Rows(ids, mask, mask.bool(), tuple((s.start, len(s.ids)) for s in asked))
+    seen = mask.bool()[:, None, :] & _earlier(ids.shape[1], ids.device)
+    return Rows(ids, seen, mask.bool(), tuple((s.start, len(s.ids)) for s in asked))
 
 
 def left_rows(
@@ -66,18 +67,15 @@ def left_rows(
     longest = max(len(tokens.encode(lm, t.replace("{}", prompt))) for t in templates)
     firsts = [max(longest, width - len(s.ids)) if ref_labels else width - len(s.ids) + s.start for s in asked]
     counted = torch.ones_like(ids, dtype=torch.bool)
-    return Rows(ids, _left_mask(begins, width, lm.dtype), counted, tuple((first, width) for first in firsts))
+    # A pad may look at nothing, which the softmax turns into equal attention to all columns. Its activations are counted here,
+    # so this has to be said, not left to the attention kernel.
+    seen = _earlier(width, ids.device) & (torch.arange(width, device=ids.device) >= begins[:, None])[:, None, :]
+    return Rows(ids, seen, counted, tuple((first, width) for first in firsts))
 
 
-def _left_mask(begins: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Return the additive causal mask ``[R, 1, L, L]`` of rows that begin at column ``begins[r]``.
-
-    A padding position may attend to nothing, which the softmax turns into equal attention to all columns. Its activations
-    are counted here, so this has to be said, not left to the attention kernel.
-    """
-    column = torch.arange(width, device=begins.device)
-    seen = (column[None, None, :] <= column[None, :, None]) & (column[None, None, :] >= begins[:, None, None])
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+def _earlier(width: int, device: torch.device) -> Tensor:
+    """Return ``[L, L]`` True on and below the diagonal."""
+    return torch.ones(width, width, dtype=torch.bool, device=device).tril()
 
 
 def positive_mean(values: Tensor) -> Tensor:
@@ -143,19 +141,16 @@ class Job:
         self, record: EditRecord, unrelated: str, side: Tensor, replay: Replay | None
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the trained side memory and what to report; ``act`` is the edit rows' mean distance at the end."""
-        rows = self._rows((record.prompt, record.target), [unrelated])
-        entry, n = self.lm.layout.block.format(self.config.layer), len(self.templates)
-        with torch.no_grad(), hooks.capture(self.lm, [(entry, "input"), (self.name, "input")]) as seen:
-            partial.run(self.lm, ids=rows.ids, mask=rows.mask, last=self.config.layer)
-            states, keys = seen[entry, "input"][:n], seen[self.name, "input"]
+        rows, n = self._rows((record.prompt, record.target), [unrelated]), len(self.templates)
+        scale, answers = self._prepared(rows)
         side = side.clone()
         earlier, losses, act = [FAR, FAR], [], 0.0
         for _ in range(self.config.steps):
             side.requires_grad_(True)
             with torch.enable_grad():
-                output, distance = self._distances(keys, side, rows.counted)
-                loss = self._answer_loss(rows, states, output[:n])
-                loss = loss + activation_loss(distance[:n], distance[n:], self.config.margins)
+                output = scale.output(side)
+                distance = scale.distance(output)
+                loss = answers.loss(output) + activation_loss(distance[:n], distance[n:], self.config.margins)
                 done = abs(earlier[1] - earlier[0]) <= self.config.stop_change and earlier[1] <= self.config.stop_loss
                 act = float(distance[:n].detach().mean())
                 if done:
@@ -169,31 +164,21 @@ class Job:
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(len(losses)), "act": act}
         return side.detach(), stats
 
+    def _prepared(self, rows: Rows) -> tuple[Scale, Answers]:
+        """Compute once what no side memory can change: everything below the linear map, and beside it."""
+        lm, block = self.lm, self.lm.layout.block.format(self.config.layer)
+        sides: list[tuple[str, hooks.Side]] = [(self.name, "input"), (self.name, "output")]
+        sides += [(block, "input"), (block, "output")]
+        bare = wrapping.inner(lm.part(self.name))
+        with torch.no_grad(), wrapping.installed(lm, {self.name: bare}), hooks.capture(lm, sides) as seen:
+            partial.run(lm, ids=rows.ids, mask=packing.additive(rows.seen, lm.dtype), last=self.config.layer)
+        keys, outputs, entering, leaving = (seen[side] for side in sides)
+        return Scale.of(self, keys, rows.counted), Answers.of(self, rows, outputs, entering, leaving)
+
     def _rows(self, record: tuple[str, str], others: Sequence[str]) -> Rows:
         if self.config.ref_padding:
             return left_rows(self.lm, self.templates, record, others, ref_labels=self.config.ref_labels)
         return right_rows(self.lm, self.templates, record, others)
-
-    def _distances(self, keys: Tensor, side: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the side memory's outputs ``[R, L, d_out]`` and each row's mean activation distance ``[R]``."""
-        act = sidememory.activation(self.lm)
-        _, bias = wrapping.linear(wrapping.inner(self.lm.part(self.name)))
-        output = F.linear(keys, side.to(keys.dtype), bias)
-        base = F.linear(keys, self.frozen.to(keys.dtype), bias)
-        return output, sidememory.mean_change(sidememory.change(act, base, output), counted)
-
-    def _answer_loss(self, rows: Rows, states: Tensor, output: Tensor) -> Tensor:
-        """Return the mean over edit rows of ``Σ CE / (m + 1)`` for m answer tokens (one more than there are; quirk Q27)."""
-        spots = [
-            (i, j, 1 / (end - first + 1)) for i, (first, end) in enumerate(rows.answers) for j in range(first, end)
-        ]
-        row, column, weight = (torch.tensor(c, device=states.device) for c in zip(*spots, strict=True))
-        given = sidememory.Given(wrapping.inner(self.lm.part(self.name)), output)
-        with wrapping.installed(self.lm, {self.name: given}):
-            hidden = partial.run(self.lm, states=states, mask=rows.mask[: len(states)], first=self.config.layer)
-        logits = partial.logits(self.lm, hidden[row, column - 1])
-        losses = F.cross_entropy(logits, rows.ids[row, column], reduction="none")
-        return (losses * weight).sum() / len(rows.answers)
 
     def _replay_loss(self, replay: Replay, side: Tensor) -> Tensor:
         """Keep one edit of each past group below α, and one of the present group above β."""
@@ -204,8 +189,10 @@ class Job:
     def _replayed(self, record: tuple[str, str], side: Tensor) -> Tensor:
         rows = self._rows(record, [])
         with torch.no_grad(), hooks.capture(self.lm, [(self.name, "input")]) as seen:
-            partial.run(self.lm, ids=rows.ids, mask=rows.mask, last=self.config.layer)
-        return self._distances(seen[self.name, "input"], side, rows.counted)[1]
+            mask = packing.additive(rows.seen, self.lm.dtype)
+            partial.run(self.lm, ids=rows.ids, mask=mask, last=self.config.layer)
+        scale = Scale.of(self, seen[self.name, "input"], rows.counted)
+        return scale.distance(scale.output(side))
 
     def _stepped(self, side: Tensor, gradient: Tensor) -> Tensor:
         """One step of SGD: the gradient is masked, decay is not unless configured; then clamp around the original."""
@@ -217,3 +204,95 @@ class Job:
             return side
         width = self.config.norm_constraint
         return torch.maximum(torch.minimum(side, self.frozen + width), self.frozen - width)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Counted tokens of some rows, and what a side memory's outputs there are compared with.
+
+    Attributes:
+        keys: ``[K, d_in]`` inputs of the linear map.
+        row: ``[K]`` the row of each token.
+        count: ``[R]`` tokens of each row.
+        base: ``[K, d_out]`` activations of the original outputs.
+        act: the model's MLP activation.
+        bias: of the map, or None.
+    """
+
+    keys: Tensor
+    row: Tensor
+    count: Tensor
+    base: Tensor
+    act: sidememory.Activation
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, job: Job, keys: Tensor, counted: Tensor) -> Scale:
+        """Pick the *counted* ones of ``keys [R, L, d_in]``."""
+        act, chosen = sidememory.activation(job.lm), keys[counted]
+        _, bias = wrapping.linear(wrapping.inner(job.lm.part(job.name)))
+        base = act(F.linear(chosen, job.frozen.to(keys.dtype), bias))
+        return cls(chosen, counted.nonzero()[:, 0], counted.sum(1).clamp(min=1), base, act, bias)
+
+    def output(self, side: Tensor) -> Tensor:
+        """Return the side memory's outputs ``[K, d_out]``."""
+        return F.linear(self.keys, side.to(self.keys.dtype), self.bias)
+
+    def distance(self, output: Tensor) -> Tensor:
+        """Return each row's mean activation distance ``[R]`` from the original."""
+        moved = torch.linalg.vector_norm((self.act(output) - self.base).float(), dim=-1)
+        return torch.zeros(len(self.count), device=moved.device).index_add(0, self.row, moved) / self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The edit rows above the linear map, and what they are asked.
+
+    Attributes:
+        job: the model and the map.
+        outputs: ``[n, T, d_out]`` original outputs of the map.
+        stream: ``[n, T, d]`` what the map's outputs are added to (value matrix), or what enters the block (first map).
+        upper: the blocks above, or from the map's own on.
+        kept: which of the scale's tokens these rows hold; ``place`` is their row and column.
+        spots: row and column of each prediction; ``wanted`` ids there, and their ``weight``.
+    """
+
+    job: Job
+    outputs: Tensor
+    stream: Tensor
+    upper: partial.Upper
+    kept: Tensor
+    place: tuple[Tensor, Tensor]
+    spots: tuple[Tensor, Tensor]
+    wanted: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, job: Job, rows: Rows, outputs: Tensor, entering: Tensor, leaving: Tensor) -> Answers:
+        """Cut all rows but the edits away, and what comes after the last prediction."""
+        n, width, layer = len(rows.answers), max(end for _, end in rows.answers) - 1, job.config.layer
+        row, column = rows.counted.nonzero().T
+        kept = (row < n) & (column < width)
+        spots = [
+            (i, j, 1 / (end - first + 1)) for i, (first, end) in enumerate(rows.answers) for j in range(first, end)
+        ]
+        i, j, weight = (torch.tensor(c, device=rows.ids.device) for c in zip(*spots, strict=True))
+        above = job.config.matrix == "out"
+        positions = torch.arange(width, device=rows.ids.device).expand(n, -1)
+        upper = partial.Upper.of(job.lm, layer + above, positions, rows.seen[:n, :width, :width])
+        stream = (leaving - outputs if above else entering)[:n, :width]
+        place = (row[kept], column[kept])
+        return cls(job, outputs[:n, :width], stream, upper, kept, place, (i, j - 1), rows.ids[i, j], weight)
+
+    def loss(self, output: Tensor) -> Tensor:
+        """Return the mean over rows of ``Σ CE / (m + 1)`` for m answer tokens (one more than there are; quirk Q27)."""
+        lm, outputs = self.job.lm, self.outputs.index_put(self.place, output[self.kept])
+        if self.job.config.matrix == "out":
+            hidden = self.upper.hidden(lm, self.stream + outputs)
+        else:
+            given = sidememory.Given(wrapping.inner(lm.part(self.job.name)), outputs)
+            with wrapping.installed(lm, {self.job.name: given}):
+                hidden = self.upper.hidden(lm, self.stream)
+        each = torch.arange(len(self.wanted), device=hidden.device)
+        found = logp.of(lm, hidden[self.spots], each, self.wanted)
+        return -(found * self.weight).sum() / len(self.stream)

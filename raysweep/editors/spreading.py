@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raysweep.editors import keys, values
 from raysweep.editors.base import Delta, LowRank, ValueSpec
-from raysweep.models import hooks, partial, patching, tokens
+from raysweep.models import hooks, packing, partial, patching, tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 
@@ -70,24 +70,22 @@ def subject_keys(
     lm: LanguageModel, batch: Sequence[EditRecord], layers: Sequence[int], texts: Sequence[str]
 ) -> dict[int, Tensor]:
     """Return the context-averaged keys ``[d_in, n]`` (fp64) of *batch* at each layer of the model as it stands."""
-    ids, mask, lookups = _rows(lm, batch, texts)
-    value = lm.layout.mlp_out
+    packs, value = _packs(lm, batch, texts), lm.layout.mlp_out
     with torch.no_grad(), hooks.capture(lm, [(value.format(layer), "input") for layer in layers]) as seen:
-        partial.run(lm, ids=ids, mask=mask, last=max(layers))
-    return {layer: _columns(seen[value.format(layer), "input"], lookups, len(batch)) for layer in layers}
+        partial.run_packs(lm, packs, last=max(layers))
+    return {layer: _columns(packs.ends(seen[value.format(layer), "input"]), len(batch)) for layer in layers}
 
 
-def _rows(lm: LanguageModel, batch: Sequence[EditRecord], texts: Sequence[str]) -> tuple[Tensor, Tensor, list[int]]:
-    """Return ids and mask of every record in every context, and the column of the subject's last token of each row."""
-    rows, lookups = zip(*(keys.context_rows(lm, record, texts) for record in batch), strict=True)
-    ids, mask = tokens.pad([row for some in rows for row in some], lm.device)
-    return ids, mask, [i for some in lookups for i in some]
+def _packs(lm: LanguageModel, batch: Sequence[EditRecord], texts: Sequence[str]) -> packing.Packs:
+    """Return every record in every context, each up to the subject's last token: nothing after it matters to its key."""
+    rows = [row for record in batch for row in keys.context_rows(lm, record, texts)]
+    return packing.pack(lm, rows)
 
 
-def _columns(states: Tensor, lookups: Sequence[int], n: int) -> Tensor:
-    """Average the keys of each record over its contexts; ``[n·c, T, d_in]`` → ``[d_in, n]`` in fp64."""
-    every = keys.at(states, lookups).double().view(n, len(lookups) // n, -1)
-    return torch.stack([keys.grouped_mean(k) for k in every], dim=1)
+def _columns(every: Tensor, n: int) -> Tensor:
+    """Average the keys ``[n·c, d_in]`` of each record over its contexts; ``[d_in, n]`` in fp64."""
+    apart = every.double().view(n, len(every) // n, -1)
+    return torch.stack([keys.grouped_mean(k) for k in apart], dim=1)
 
 
 def _layers(
@@ -103,10 +101,10 @@ def _layers(
     A layer's update does not move its own input, so each pass starts at the layer just updated.
     """
     top, n = layers[-1], len(batch)
-    ids, mask, lookups = _rows(lm, batch, texts)
+    packs = _packs(lm, batch, texts)
     block, value = lm.layout.block, lm.layout.mlp_out
     with torch.no_grad(), hooks.capture(lm, [(block.format(layers[0]), "input")]) as seen:
-        partial.run(lm, ids=ids, mask=mask, last=layers[0])
+        partial.run_packs(lm, packs, last=layers[0])
         states = seen[block.format(layers[0]), "input"]
     deltas: dict[str, Delta] = {}
     residuals = []
@@ -115,9 +113,9 @@ def _layers(
         wanted: list[tuple[str, hooks.Side]] = [(value.format(layer), "input"), (block.format(top), "output")]
         wanted.append((block.format(layer), "input"))
         with torch.no_grad(), patching.applied(lm, deltas), hooks.capture(lm, wanted) as seen:
-            partial.run(lm, states=states, mask=mask, first=start, last=top)
-        columns = _columns(seen[value.format(layer), "input"], lookups, n)
-        now = keys.at(seen[block.format(top), "output"], lookups).double().view(n, len(texts), -1)[:, 0]
+            partial.run_packs(lm, packs, states=states, first=start, last=top)
+        columns = _columns(packs.ends(seen[value.format(layer), "input"]), n)
+        now = packs.ends(seen[block.format(top), "output"]).double().view(n, len(texts), -1)[:, 0]
         rho = (goals - now) / (len(layers) - i)
         residuals.append(float((goals - now).norm(dim=1).mean()))
         deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solve(layer, columns).T)

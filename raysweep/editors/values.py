@@ -2,7 +2,7 @@
 
 One optimisation for the whole family (editors.md §6.3, §7.1). A shift ``δ`` of one token of one block's output changes neither
 the tokens before it nor the blocks below, so each step runs only the blocks above, only the tokens from the look-up token on,
-and the head only where a prediction is needed (exact up to rounding).
+all rows in one pack without padding, and the head only where a prediction is needed (exact up to rounding).
 
 Shape legend: ``n`` records optimised together, ``R`` rows of all of them, ``m`` target tokens, ``d`` width of the stream.
 """
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from raysweep.editors.base import ValueSpec
-from raysweep.editors.keys import at
-from raysweep.models import hooks, partial, tokens
+from raysweep.models import hooks, packing, partial, tokens
 from raysweep.models.lm import LanguageModel
 
 STOP_LOSS = 5e-2  # published constant of ROME and MEMIT
@@ -93,7 +92,6 @@ def optimise(
 
 
 def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, spec: ValueSpec) -> list[Value]:
-    plan = _Plan.of(lm, tasks)
     layout = lm.layout
     names = {"key": layout.mlp_out.format(layer), "mlp": layout.mlp.format(layer), "block": layout.block.format(layer)}
     wanted: list[tuple[str, hooks.Side]] = [
@@ -102,11 +100,15 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
         (names["mlp"], "output"),
         (names["block"], "output"),
     ]
+    trees = [_Nodes.of(t) for t in tasks]
+    packs = packing.lay(lm, [t.tree for t in trees], ())
     with torch.no_grad(), hooks.capture(lm, wanted) as seen:
-        rest = partial.tail(lm, plan.ids, plan.mask, layer=layer, start=plan.start)
-        keys, output = at(seen[names["key"], "input"], plan.lookups), at(seen[names["key"], "output"], plan.lookups)
-        origin = at(seen[names[site], "output"], plan.lookups)[plan.bare].float()
-        state_dtype = rest.states.dtype
+        rest = partial.tail(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
+    keys = [seen[names["key"], "input"][i, list(t.lookups)].float() for i, t in enumerate(trees)]
+    bare = (list(range(len(trees))), [t.lookups[0] for t in trees])
+    output = seen[names["key"], "output"][bare].float()
+    origin = seen[names[site], "output"][bare].float()
+    plan = _Plan.of(trees, rest.column)
     shift = torch.zeros_like(origin)
     adam = _Adam(shift, spec.lr)
     limit = spec.clamp * origin.norm(dim=1, keepdim=True)
@@ -117,7 +119,7 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
     for iteration in range(spec.steps):
         leaf = shift.clone().requires_grad_(True)
         with torch.enable_grad():
-            moved = rest.states.index_put((plan.row, plan.column), leaf[plan.owner].to(state_dtype), accumulate=True)
+            moved = rest.states.index_put(plan.shifted, leaf[plan.shifted[0]].to(rest.states.dtype), accumulate=True)
             loss, hit, base = plan.loss(lm, rest.hidden(lm, moved), base, leaf, origin, spec)
         value = loss.detach()
         first = value if iteration == 0 else first
@@ -137,8 +139,8 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
         Value(
             shift=shift[i],
             origin=origin[i],
-            keys=keys[plan.contexts[i]].float(),
-            output=output[plan.bare[i]].float(),
+            keys=keys[i],
+            output=output[i],
             loss=float(last[i]),
             first_loss=float(first[i]),
             steps=int(steps[i]),
@@ -148,69 +150,76 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """Where everything is when the rows of several tasks lie in one padded batch."""
+class _Nodes:
+    """A task's rows as one tree, and the nodes that matter.
 
-    ids: Tensor
-    mask: Tensor
-    lookups: list[int]
-    start: list[int]
-    bare: list[int]  # row of each task's bare prompt
-    contexts: list[list[int]]  # rows of each task but its KL row
-    row: Tensor  # [R] 0 … R-1
-    column: Tensor  # [R] column of the look-up token among the remaining ones
-    owner: Tensor  # [R] task of each row
-    ask_row: Tensor  # rows, columns and ids of every demanded prediction
-    ask_column: Tensor
-    ask_id: Tensor
-    ask_owner: Tensor
-    ask_weight: Tensor  # 1 / (contexts · m)
-    kl_row: Tensor  # [n]
-    kl_column: Tensor
+    Attributes:
+        tree: all tokens but those after the KL row's look-up token, which ask nothing.
+        lookups: of each context.
+        begins: of each row, from where on it changes or is asked.
+        asks: (node, demanded id, weight) per demanded prediction; the weights add up to 1.
+        kl: the KL row's look-up token.
+    """
+
+    tree: packing.Tree
+    lookups: tuple[int, ...]
+    begins: tuple[int, ...]
+    asks: tuple[tuple[int, int, float], ...]
+    kl: int
 
     @classmethod
-    def of(cls, lm: LanguageModel, tasks: Sequence[Task]) -> _Plan:
-        rows = [row for t in tasks for row in t.rows]
-        ids, mask = tokens.pad(rows, lm.device)
-        lookups: list[int] = []
-        start: list[int] = []
-        owner: list[int] = []
-        bare: list[int] = []
-        contexts: list[list[int]] = []
-        asks: list[tuple[int, int, int, int, float]] = []
-        kl: list[tuple[int, int]] = []
-        for number, t in enumerate(tasks):
-            bare.append(len(lookups))
-            contexts.append(list(range(len(lookups), len(lookups) + len(t.rows) - 1)))
-            m, c = len(t.targets), len(t.rows) - 1
-            for i, (row, lookup) in enumerate(zip(t.rows, t.lookups, strict=True)):
-                at_row = len(lookups)
-                first = min(lookup, len(row) - m) if i < c else lookup
-                lookups.append(lookup)
-                start.append(first)
-                owner.append(number)
-                if i < c:
-                    spots = range(len(row) - m, len(row))
-                    asks += [
-                        (at_row, spot - first, target, number, 1.0 / (c * m))
-                        for spot, target in zip(spots, t.targets, strict=True)
-                    ]
-                else:
-                    kl.append((at_row, 0))
+    def of(cls, task: Task) -> _Nodes:
+        tree, m, c = packing.Tree(), len(task.targets), len(task.rows) - 1
+        ends = [*(len(row) for row in task.rows[:-1]), task.lookups[-1] + 1]
+        paths = [
+            tree.add(row[:end], mark=lookup) for row, lookup, end in zip(task.rows, task.lookups, ends, strict=True)
+        ]
+        asks = [(n, t, 1.0 / (c * m)) for p in paths[:-1] for n, t in zip(p[-m:], task.targets, strict=True)]
+        lookups = [p[lookup] for p, lookup in zip(paths, task.lookups, strict=True)]
+        begins = [p[min(lookup, len(p) - m)] for p, lookup in zip(paths[:-1], task.lookups, strict=False)]
+        return cls(tree, tuple(lookups[:-1]), (*begins, lookups[-1]), tuple(asks), lookups[-1])
 
-        def tensor(values: Sequence[int | float]) -> Tensor:
-            return torch.tensor(list(values), device=lm.device)
 
+def _flags(like: Tensor, nodes: Sequence[Sequence[int]]) -> Tensor:
+    """Return ``[B, N]``, True at each pack's *nodes*."""
+    flags = torch.zeros_like(like, dtype=torch.bool)
+    for i, chosen in enumerate(nodes):
+        flags[i, list(chosen)] = True
+    return flags
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Where the remaining tokens that matter are; task i is row i of the batch.
+
+    Attributes:
+        shifted: (task, column) of every look-up token, each once.
+        asked: (task, column) of every demanded prediction.
+        wanted: the ids demanded there, ``[n]``.
+        weight: ``[n]``, 1 / (contexts · m).
+        kl: (task, column) of the KL rows' look-up tokens.
+    """
+
+    shifted: tuple[Tensor, Tensor]
+    asked: tuple[Tensor, Tensor]
+    wanted: Tensor
+    weight: Tensor
+    kl: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, tasks: Sequence[_Nodes], column: Tensor) -> _Plan:
+        def at(nodes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+            task, node = torch.tensor(nodes, device=column.device).T
+            return task, column[task, node]
+
+        asks = [(i, *ask) for i, t in enumerate(tasks) for ask in t.asks]
         return cls(
-            ids, mask, lookups, start, bare, contexts,
-            row=tensor(range(len(lookups))),
-            column=tensor([a - b for a, b in zip(lookups, start, strict=True)]),
-            owner=tensor(owner),
-            ask_row=tensor([a[0] for a in asks]), ask_column=tensor([a[1] for a in asks]),
-            ask_id=tensor([a[2] for a in asks]), ask_owner=tensor([a[3] for a in asks]),
-            ask_weight=tensor([a[4] for a in asks]),
-            kl_row=tensor([k[0] for k in kl]), kl_column=tensor([k[1] for k in kl]),
-        )  # fmt: skip
+            shifted=at([(i, node) for i, t in enumerate(tasks) for node in sorted({*t.lookups, t.kl})]),
+            asked=at([(i, node) for i, node, _, _ in asks]),
+            wanted=torch.tensor([wanted for _, _, wanted, _ in asks], device=column.device),
+            weight=torch.tensor([weight for *_, weight in asks], device=column.device),
+            kl=at([(i, t.kl) for i, t in enumerate(tasks)]),
+        )
 
     def loss(
         self, lm: LanguageModel, hidden: Tensor, base: Tensor | None, shift: Tensor, origin: Tensor, spec: ValueSpec
@@ -219,17 +228,16 @@ class _Plan:
 
         ``mean over contexts of −(1/m) Σ log p(target) + kl · Σ P_δ (log P_δ − log P_0) + decay · ‖δ‖ / ‖v₀‖²``.
         """
-        rows = torch.cat([self.ask_row, self.kl_row])
-        columns = torch.cat([self.ask_column, self.kl_column])
+        rows, columns = (torch.cat(both) for both in zip(self.asked, self.kl, strict=True))
         logp = partial.logits(lm, hidden[rows, columns]).log_softmax(-1)
-        ask, now = logp[: len(self.ask_row)], logp[len(self.ask_row) :]
+        ask, now = logp[: len(self.wanted)], logp[len(self.wanted) :]
         base = now.detach() if base is None else base
-        chosen = ask.gather(1, self.ask_id[:, None])[:, 0]
-        zeros = torch.zeros(len(self.bare), device=logp.device)
-        nll = zeros.index_add(0, self.ask_owner, -chosen * self.ask_weight)
+        chosen = ask.gather(1, self.wanted[:, None])[:, 0]
+        zeros = torch.zeros(len(shift), device=logp.device)
+        nll = zeros.index_add(0, self.asked[0], -chosen * self.weight)
         kl = (now.exp() * (now - base)).sum(-1)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
-        missed = zeros.index_add(0, self.ask_owner, (ask.argmax(-1) != self.ask_id).float())
+        missed = zeros.index_add(0, self.asked[0], (ask.argmax(-1) != self.wanted).float())
         loss: Tensor = nll + spec.kl * kl + spec.weight_decay * decay
         return loss, missed == 0, base
 

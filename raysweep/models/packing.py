@@ -81,12 +81,28 @@ class Packs:
     seen: Tensor
     places: tuple[tuple[int, Columns], ...]
 
+    def ends(self, states: Tensor) -> Tensor:
+        """Return ``[R, d]``: of ``states [B, N, d]``, those at the last token of each row."""
+        packs, columns = (
+            torch.tensor(c, device=states.device) for c in zip(*((p, c[-1]) for p, c in self.places), strict=True)
+        )
+        return states[packs, columns]
+
     def rows(self, states: Tensor) -> Tensor:
         """Lay ``states [B, N, d]`` out as rows ``[R, T, d]``, padded on the right with their last token."""
         width = max(len(columns) for _, columns in self.places)
         packs = torch.tensor([p for p, _ in self.places], device=states.device)
         columns = torch.tensor([[*c, *[c[-1]] * (width - len(c))] for _, c in self.places], device=states.device)
         return states[packs[:, None], columns]
+
+
+def rounded(n: int) -> int:
+    """Return the next multiple of 4: products of 37 rows take longer than products of 40.
+
+    >>> rounded(37), rounded(40)
+    (40, 40)
+    """
+    return -(-n // 4) * 4
 
 
 def lay(lm: LanguageModel, trees: Sequence[Tree], places: Sequence[tuple[int, Columns]]) -> Packs:
@@ -102,7 +118,7 @@ def lay(lm: LanguageModel, trees: Sequence[Tree], places: Sequence[tuple[int, Co
             f"a row of {longest} tokens is longer than the model's sliding window of {window}",
             hint="shorten the prompt or the target",
         )
-    width = max(len(tree.ids) for tree in trees)
+    width = rounded(max(len(tree.ids) for tree in trees))
     ids = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
     seen = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)

@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from raysweep.models import hooks, packing
+from raysweep.models import gated, hooks, packing
 from raysweep.models.lm import LanguageModel
 
 
 class _Frozen(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of earlier tokens; new ones are joined to them but never stored."""
+    """Keys and values of earlier tokens (None in blocks that are not run); new ones are joined to them but never stored."""
 
-    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
+    def __init__(self, filled: DynamicLayer, length: int) -> None:
         super().__init__()
-        self.keys, self.values, self.length = keys, values, length
-        self.dtype, self.device = keys.dtype, keys.device
+        self.keys, self.values, self.length = filled.keys, filled.values, length
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -97,10 +96,21 @@ def run(
             return body(inputs_embeds=torch.zeros_like(states), **common).last_hidden_state  # type: ignore[no-any-return]
 
 
-def run_packs(lm: LanguageModel, packs: packing.Packs, *, last: int | None = None) -> Tensor:
-    """Run blocks 0 … *last* on *packs*; see :func:`run`."""
+def last_block(lm: LanguageModel, modules: Sequence[str]) -> int | None:
+    """Return the last block that holds one of *modules*; None (all of them) if one lies outside of the blocks."""
+    prefix = f"{lm.layout.blocks}."
+    if not all(name.startswith(prefix) for name in modules):
+        return None
+    return max(int(name.removeprefix(prefix).partition(".")[0]) for name in modules)
+
+
+def run_packs(
+    lm: LanguageModel, packs: packing.Packs, *, states: Tensor | None = None, first: int = 0, last: int | None = None
+) -> Tensor:
+    """Run blocks *first* … *last* on *packs*, from *states* ``[B, N, d]`` if given; see :func:`run`."""
     mask = packing.additive(packs.seen, lm.dtype)
-    return run(lm, ids=packs.ids, mask=mask, positions=packs.positions, last=last)
+    ids = packs.ids if states is None else None
+    return run(lm, ids=ids, states=states, mask=mask, positions=packs.positions, first=first, last=last)
 
 
 def logits(lm: LanguageModel, hidden: Tensor) -> Tensor:
@@ -109,68 +119,120 @@ def logits(lm: LanguageModel, hidden: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """What remains to be computed when only block outputs of layer *layer* from token ``start[i]`` on may change.
+class Upper:
+    """The blocks from *first* on, to be run again and again on tokens that stay where they are.
 
     Attributes:
-        layer: the block whose output is shifted.
-        states: block output ``[B, S, d]`` of the remaining tokens; column 0 is token ``start[i]`` of row i.
-        start: ``[B]`` first remaining token of each row.
-        mask: ``[B, P + S]``; reused tokens are right-aligned in the first ``P`` columns.
+        first: a block, or the number of blocks: then only the final norm remains.
         positions: ``[B, S]``.
-        cache: keys and values of the reused tokens.
+        mask: ``[B, 1, S, P + S]`` added to attention scores; the ``P`` reused tokens come first.
+        cache: keys and values of the reused tokens; None if there are none.
+        climb: the short way through these blocks, used while they are fit for it; None if they never were.
     """
 
-    layer: int
-    states: Tensor
-    start: Tensor
-    mask: Tensor
+    first: int
     positions: Tensor
-    cache: Cache
+    mask: Tensor
+    cache: Cache | None
+    climb: gated.Climb | None
+
+    @classmethod
+    def of(cls, lm: LanguageModel, first: int, positions: Tensor, seen: Tensor, cache: Cache | None = None) -> Upper:
+        """Prepare for tokens that see ``seen [B, S, P + S]``."""
+        mask, climb = packing.additive(seen, lm.dtype), None
+        if gated.fit(lm, first):
+            past: list[gated.Past | None] = [None] * (lm.n_blocks - first)
+            if cache is not None:
+                past = [(layer.keys, layer.values) for layer in cache.layers[first:]]
+            climb = gated.Climb.of(lm, first, positions, mask, past)
+        return cls(first, positions, mask, cache, climb)
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
-        """Return normed final states ``[B, S, d]`` when the remaining block outputs are *states*."""
-        return run(lm, states=states, mask=self.mask, first=self.layer + 1, positions=self.positions, cache=self.cache)
+        """Return the normed final states ``[B, S, d]`` when what enters block *first* is *states*; differentiable."""
+        if self.climb is not None and gated.fit(lm, self.first):
+            return lm.part(lm.layout.norm)(self.climb(states))  # type: ignore[no-any-return]
+        return run(lm, states=states, mask=self.mask, first=self.first, positions=self.positions, cache=self.cache)
 
 
-def tail(lm: LanguageModel, ids: Tensor, mask: Tensor, *, layer: int, start: Sequence[int]) -> Tail:
-    """Compute once, without gradient, everything that a change at ``(layer, start[i])`` cannot reach.
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What is left to compute when only some tokens of what enters a block may change.
 
-    Must be called inside a :func:`torch.no_grad` block; also fills any capture that is open around it.
+    Attributes:
+        upper: the blocks to run again.
+        states: ``[B, S, d]`` what enters them at the remaining tokens.
+        column: ``[B, N]`` where a token of the packs is among the remaining ones, -1 where it is not.
+        index: ``[B, S]`` which token of its pack each of them is (padding repeats others).
+    """
+
+    upper: Upper
+    states: Tensor
+    column: Tensor
+    index: Tensor
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Pick the remaining tokens of ``[B, N, …]``."""
+        return _take(tensor, self.index)
+
+    def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
+        """Return the normed final states ``[B, S, d]`` when what enters the upper blocks is *states*; differentiable."""
+        return self.upper.hidden(lm, states)
+
+
+def tail(lm: LanguageModel, packs: packing.Packs, change: Tensor, *, first: int) -> Tail:
+    """Compute once, without gradient, everything that no change of what enters block *first* can reach.
+
+    Call it inside a :func:`torch.no_grad` block. Its pass through the blocks below *first* also fills captures open
+    around it.
 
     Args:
         lm: the model.
-        ids: right-padded rows ``[B, T]``.
-        mask: ``[B, T]``.
-        layer: the block whose output will change.
-        start: the first token of each row that may change.
+        packs: the rows.
+        change: ``[B, N]`` True where what enters block *first* may change; whatever comes after those tokens remains too.
+        first: a block, or the number of blocks: then only the final norm remains.
     """
-    name = lm.layout.block.format(layer)
-    store = DynamicCache()
-    with hooks.capture(lm, [(name, "output")]) as seen:
-        run(lm, ids=ids, mask=mask, cache=store)
-    begin = torch.tensor(list(start), device=ids.device)
-    length = mask.sum(1)
-    reuse, rest = int(begin.max()), int((length - begin).max())
-    # column j of the reused part of row i is token j - (reuse - start_i); negative = padding
-    left = torch.arange(reuse, device=ids.device)[None, :] - (reuse - begin)[:, None]
-    right = torch.arange(rest, device=ids.device)[None, :] + begin[:, None]
-    joint_mask = torch.cat([(left >= 0).long(), (right < length[:, None]).long()], dim=1)
-    left, right = left.clamp(min=0), right.clamp(max=ids.shape[1] - 1)
-    layers = []
-    for number, kept in enumerate(store.layers):
-        if number <= layer or kept.keys is None or kept.values is None:
-            empty = ids.new_zeros(0, dtype=lm.dtype)
-            layers.append(_Frozen(empty, empty, reuse))
-            continue
-        keys, values = (_take(t, left, 2) for t in (kept.keys, kept.values))
-        layers.append(_Frozen(keys, values, reuse))
-    states = _take(seen[name, "output"], right, 1)
-    return Tail(layer, states, begin, joint_mask, right, Cache(layers=layers))
+    block, last = lm.layout.block, max(first - 1, 0)
+    entry: tuple[str, hooks.Side] = (block.format(first), "input") if last >= first else (block.format(last), "output")
+    with hooks.capture(lm, [entry]) as seen:
+        run_packs(lm, packs, last=last)
+    remains = (packs.seen & change[:, None, :]).any(2)
+    kept, kept_real = _columns(~remains)
+    rest, rest_real = _columns(remains)
+    cache = None
+    if kept.shape[1] and first < lm.n_blocks:
+        store = DynamicCache()
+        mask = packing.additive(_sees(packs.seen, kept, kept, kept_real) | _self(kept), lm.dtype)
+        states, positions = _take(seen[entry], kept), _take(packs.positions, kept)
+        run(lm, states=states, mask=mask, first=first, positions=positions, cache=store)
+        cache = Cache(layers=[_Frozen(layer, kept.shape[1]) for layer in store.layers])
+    else:
+        kept, kept_real = kept[:, :0], kept_real[:, :0]
+    among = _sees(packs.seen, rest, rest, rest_real) | _self(rest)
+    sees = torch.cat([_sees(packs.seen, rest, kept, kept_real), among], dim=2)
+    column = torch.full_like(packs.ids, -1)
+    column[remains] = torch.arange(rest.shape[1], device=column.device).expand_as(rest)[rest_real]
+    upper = Upper.of(lm, first, _take(packs.positions, rest), sees, cache)
+    return Tail(upper, _take(seen[entry], rest), column, rest)
 
 
-def _take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Pick ``index [B, n]`` along *dim* (1: ``[B, T, d]``, 2: ``[B, heads, T, d]``)."""
-    if dim == 1:
-        return tensor.gather(1, index[:, :, None].expand(-1, -1, tensor.shape[2]))
-    return tensor.gather(2, index[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
+def _columns(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the columns at which ``chosen [B, N]`` is True, in order, ``[B, n]``, and which of them are no padding."""
+    count = chosen.sum(1)
+    width = packing.rounded(int(count.max()))
+    order = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+    return order, torch.arange(order.shape[1], device=order.device) < count[:, None]
+
+
+def _take(tensor: Tensor, columns: Tensor) -> Tensor:
+    """Pick ``columns [B, n]`` of ``[B, N, …]``."""
+    return tensor[torch.arange(len(tensor), device=tensor.device)[:, None], columns]
+
+
+def _sees(seen: Tensor, who: Tensor, whom: Tensor, real: Tensor) -> Tensor:
+    """Return ``[B, n, m]``: which columns *who* ``[B, n]`` see which columns *whom* ``[B, m]`` (where those are *real*)."""
+    return _take(seen, who).gather(2, whom[:, None, :].expand(-1, who.shape[1], -1)) & real[:, None, :]
+
+
+def _self(columns: Tensor) -> Tensor:
+    """Return ``[n, n]`` True on the diagonal: even padding sees something."""
+    return torch.eye(columns.shape[1], dtype=torch.bool, device=columns.device)

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from raysweep.evals import boundaries, generation, scoring
     from raysweep.models import patching
     from raysweep.models.lm import LanguageModel
+    from raysweep.studies import pristine
 else:
     torch, build = lazy("torch"), lazy("raysweep.editors.build")
     scoring, patching = lazy("raysweep.evals.scoring"), lazy("raysweep.models.patching")
     boundaries, generation = (lazy(f"raysweep.evals.{n}") for n in ("boundaries", "generation"))
+    pristine = lazy("raysweep.studies.pristine")
 
 Clock = dict[str, list[float]]  # seconds and count by phase
 Question = tuple[int, EditRecord, int, Probe]  # position in the run, record, index of the probe, probe
@@ -153,7 +155,7 @@ class _Run:
     superseded: Mapping[int, int]
     artifacts: Mapping[str, Any]
     ledger: patching.Ledger
-    base: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    pristine: dict[tuple[int, int], scoring.Scores] = field(default_factory=dict)
     clock: Clock = field(default_factory=dict)
 
     @classmethod
@@ -185,7 +187,7 @@ class _Run:
     def rounds(self, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[str, EvalRound]]:
         """Yield a round of each member at each step of the protocol."""
         protocol = self.trial.protocol
-        self._ask_base()
+        self._ask_pristine()
         boundaries.report(self.lm, self.records[: self._size], [q[3] for q in self._questions(range(self._size))])
         state = self.editor.begin(self.lm, self.artifacts)
         step = 0
@@ -349,16 +351,25 @@ class _Run:
             if probe.kind in kinds
         ]
 
-    def _ask_base(self) -> None:
-        """Ask the pristine model every question that is compared with its own answer."""
-        asked = [q for q in self._questions(range(self._size)) if q[3].against == "base"]
+    def _ask_pristine(self) -> None:
+        """Ask the pristine model every question of round 0, or those that are compared with its own answers."""
+        everything = 0 in self.trial.protocol.rounds
+        asked = [q for q in self._questions(range(self._size)) if everything or q[3].against == "base"]
+        protocol = self.trial.protocol
         with _timed(self.clock, "base", len(asked)):
-            scores = self._ask(asked)
-        self.base = {(i, j): s.answers for (i, _, j, _), s in zip(asked, scores, strict=True)}
+            scores = pristine.answers(
+                self.lm, [q[3] for q in asked], self._ask_probes, self.deps.artifacts,
+                asking=protocol.asking, batch=protocol.eval_batch,
+            )  # fmt: skip
+        self.pristine = {(i, j): s for (i, _, j, _), s in zip(asked, scores, strict=True)}
 
     def _ask(self, questions: Sequence[Question]) -> list[scoring.Scores]:
-        """Ask *questions* of the model as it stands, the way the protocol says."""
-        protocol, probes = self.trial.protocol, [q[3] for q in questions]
+        """Ask *questions* of the model as it stands."""
+        return self._ask_probes([q[3] for q in questions])
+
+    def _ask_probes(self, probes: Sequence[Probe]) -> list[scoring.Scores]:
+        """Ask *probes* of the model as it stands, the way the protocol says."""
+        protocol = self.trial.protocol
         if protocol.asking == "teacher_forced":
             return scoring.score(self.lm, probes, batch=protocol.eval_batch)
         published = protocol.asking == "generation_ref"
@@ -366,8 +377,9 @@ class _Run:
 
     def _measure(self, member: _Member, questions: Sequence[Question], step: int) -> None:
         """Ask *questions* of the model as it stands; *member* keeps one row per metric."""
-        scores = self._ask(questions)
-        member.keep(probe_rows(member.trial.key, step, questions, scores, self.base, self.superseded))
+        scores = self._ask(questions) if step else [self.pristine[i, j] for i, _, j, _ in questions]
+        base = {k: kept.answers for k, kept in self.pristine.items()}
+        member.keep(probe_rows(member.trial.key, step, questions, scores, base, self.superseded))
 
     def _wake(self, resume: Snapshot) -> Any:
         """Bring weights and editor state of *resume* back; return the state."""

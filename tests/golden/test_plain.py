@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.plain import common, evaluate, ft, memit, rome, simie
+from benchmarks.plain import alphaedit, common, evaluate, ft, grace, memit, rome, simie, wise
+from raysweep.editors.alphaedit import AlphaEditConfig
 from raysweep.editors.ft import FineTuneConfig
 from raysweep.editors.memit import MemitConfig
 from raysweep.editors.rome import RomeConfig
 from raysweep.records import EditRecord, Probe, ProbeKind
-from tests.golden.recorded import Variant
+from tests.golden import test_grace, test_wise
+from tests.golden.recorded import Variant, variants
 from tests.golden.test_parity import weight_errors
 
 NAMES = [
@@ -23,6 +25,8 @@ NAMES = [
     "tiny-gpt2/ft-target_new",
     "tiny-gpt2/rome",
     "tiny-gpt2/memit",
+    "tiny-gpt2/alphaedit",
+    "tiny-gpt2/alphaedit-pre1-simie-lam10-initFalse-LU",
     "tiny-gpt2/ft-prompt_last-simie-lam10-initFalse-LU",
     "tiny-gpt2/rome-simie-lam10-initTrue-LU",
     "tiny-gpt2/memit-simie-lam10-initFalse-LU",
@@ -30,6 +34,7 @@ NAMES = [
     "tiny-llama/ft-target_new",
     "tiny-llama/rome",
     "tiny-llama/memit",
+    "tiny-llama/alphaedit",
     "tiny-llama/ft-prompt_last-simie-lam1-initTrue-LU",
     "tiny-llama/rome-simie-lam10-initFalse-LU",
     "tiny-llama/memit-simie-lam10-initTrue-LU",
@@ -42,7 +47,16 @@ def editor(variant: Variant) -> Callable[..., common.Changes]:
     if spec.name == "ft":
         return partial(ft.edit, config=FineTuneConfig(**spec.config))
     contexts = ("{}", *(t for t in spec.config["contexts"]["templates"] if t != "{}"))
-    moments = {int(n.partition("/")[2]): a.tensors["moments"] for n, a in variant.artifacts().items()}
+    kind = "projector" if spec.name == "alphaedit" else "moments"
+    stored = {n: a.tensors[kind] for n, a in variant.artifacts().items() if n.startswith(f"{kind}/")}
+    moments = {int(n.partition("/")[2]): tensor for n, tensor in stored.items()}
+    if spec.name == "alphaedit":
+        preserving = AlphaEditConfig(**spec.config)
+        memory = alphaedit.begin(preserving, moments)
+        write = partial(alphaedit.edit, config=preserving, contexts=contexts, projectors=moments, memory=memory)
+        if preserving.pre:  # quirk Q17: the published memory holds a throwaway edit of the last record
+            write(variant.lm, variant.records[-1])
+        return write
     if spec.name == "rome":
         config = RomeConfig(**spec.config)
         return partial(rome.edit, config=config, contexts=contexts, inverse=rome.inverses(config, moments))
@@ -99,3 +113,35 @@ def test_the_plain_solve_is_the_ridge_solution() -> None:
     keys, change = torch.randn(6, 3, generator=rng).double(), torch.randn(4, 6, generator=rng).double()
     gram = torch.eye(6).double() + keys @ keys.T
     torch.testing.assert_close(simie.solve(gram, change, keys), change @ keys @ keys.T @ torch.linalg.inv(gram))
+
+
+@pytest.mark.parametrize("name", variants("grace"))
+def test_the_plain_codebook_is_the_published_one(name: str) -> None:
+    variant, book = Variant(name), grace.Book()
+    for i, record in enumerate(variant.records):
+        start = variant.tensors[f"edit{i}.new_value_init"][0]
+        grace.edit(variant.lm, record, test_grace.config(variant), book, start)
+        found = {"keys": torch.stack(book.keys), "values": torch.stack(book.values), "radii": torch.tensor(book.radii)}
+        for part, theirs in test_grace.PARTS.items():
+            key = f"edit{i}.{theirs}"
+            wanted = variant.tensors[key]
+            difference = found[part] - wanted
+            relative, absolute = float(difference.norm() / wanted.norm()), float(difference.abs().max())
+            assert relative <= 1e-4 or absolute <= 3 * variant.noise(key), f"{key}: {relative:.1e}, {absolute:.1e}"
+
+
+@pytest.mark.parametrize("name", variants("wise"))
+def test_the_plain_side_memory_is_the_published_one(name: str) -> None:
+    variant = Variant(name)
+    config = test_wise.config(variant)
+    contexts = ("{}", *(t for t in config.contexts.templates or () if t != "{}"))
+    memory, states = wise.begin(variant.lm, config), []
+    for i, record in enumerate(test_wise.records(variant)):
+        mask = torch.ones_like(memory.side)
+        if f"edit{i}.weight_mask" in variant.tensors:
+            drawn = test_wise.Recorded(config, [variant.tensors[f"edit{i}.weight_mask"]])
+            mask = drawn.draw_mask(tuple(memory.side.shape), torch.Generator())
+        wise.edit(variant.lm, record, config, contexts, memory, mask)
+        states.append({"side": memory.side, "memories": [weight for weight, _ in memory.finished]})
+    for relative, absolute, noise, key in test_wise.errors(variant, states):
+        assert relative <= 1e-4 or absolute <= noise, f"{key}: relative {relative:.1e}, absolute {absolute:.1e}"

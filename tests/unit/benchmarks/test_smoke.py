@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep
+from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep, whole
 from raysweep.config.plan import Plan
 from raysweep.errors import ProblemsError, RunFailedError
 from raysweep.results.runner import run_trial
@@ -19,10 +19,14 @@ from raysweep.workspace import Workspace
 
 VALUE = "value: {steps: 3, lr: 0.5, weight_decay: 1.0e-3, clamp: 4, kl: 0.0625}"
 MOMENTS = "moments: {text: {name: dataset, tokens: 1500}, width: 64, damping: 0.01}"
+UNDAMPED = "moments: {text: {name: dataset, tokens: 1500}, width: 64}"
 HPARAMS = {
     "ft": ["layers: [1]", "objective: target_new", "steps: 3", "lr: 5.0e-3"],
     "rome": ["layers: [1]", VALUE, "contexts: {lengths: [[6, 2]]}", MOMENTS],
     "memit": ["layers: [0, 1]", VALUE, "contexts: {lengths: [[6, 2]]}", MOMENTS, "moment_weight: 10"],
+    "alphaedit": ["layers: [0, 1]", VALUE, "contexts: {lengths: [[6, 2]]}", UNDAMPED, "ridge: 1"],
+    "grace": ["layer: 2", "steps: 3"],
+    "wise": ["layer: 2", "steps: 3", "contexts: {lengths: [[4, 1]]}"],
     "simie": ["lam: 1.0"],
 }
 
@@ -32,14 +36,15 @@ def test_editing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "hparams" / component).mkdir(parents=True)
         (tmp_path / "hparams" / component / "embedded.yaml").write_text("\n".join(lines) + "\n")
     out = tmp_path / "numbers.json"
-    editors = ["ft-m", "rome", "memit"]
+    editors = ["ft-m", "rome", "memit", "alphaedit"]
+    memories = ["grace", "wise"]
     asked = ["--edits", "1", "--root", str(tmp_path), "--json", str(out)]
-    rows = editing.main([*asked, *(word for name in editors for word in ("--editor", name))])
-    assert [r["editor"] for r in rows] == [e + w for e in editors for w in ("", "+simie")]
+    rows = editing.main([*asked, *(word for name in [*editors, *memories] for word in ("--editor", name))])
+    assert [r["editor"] for r in rows] == [*(e + w for e in editors for w in ("", "+simie")), *memories]
     for row in rows:
         # 1e-5 as a rule; Adam may turn one entry whose gradient is nought but rounding the other way (FT: 1e-3)
         assert row["rel diff"] < 5e-3
-        assert row["steps"] == 3
+        assert row["steps"] == 3 or row["editor"] == "grace"
         assert row["answers differ"].startswith("0/")
         assert row["edit s"] > 0
     assert json.loads(out.read_text())["rows"][0]["edits"] == 1
@@ -76,6 +81,24 @@ def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     rows = sweep.main(["--trials", "2", "--edits", "1"])
     assert [r["trials"] for r in rows] == [2, 2]
     assert "in process" in capsys.readouterr().out
+
+
+def test_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both sides make the same trials; the plain way makes one of the two λ and counts it twice."""
+    asked: list[Plan] = []
+
+    def without_ray(plan: Plan, workspace: Workspace, **options: Any) -> launch.Outcome:
+        asked.append(plan)
+        return launch.Outcome(tuple(t.key for t in plan.trials), {}, (), False, "")
+
+    monkeypatch.setattr(launch, "run_sweep", without_ray)
+    cheap = ["--set", "arms.rome.editor.value.steps=2", "--set", "arms.rome+simie.editor.value.steps=2"]
+    options = ["--editor", "rome", "--lams", "1,10", "--edits", "2", "--rounds", "1", "--threads", "1", *cheap]
+    mine, plain = whole.main([*options, "--concurrent", "1", "--root", str(tmp_path)])
+    assert (mine["trials"], plain["trials"]) == (3, 3)
+    assert len(asked[1].passes) == 2
+    assert plain["edit s"] > 0 < plain["measure s"]
+    assert capsys.readouterr().out.count(" s per trial") == 2
 
 
 def test_lambda_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -178,7 +178,7 @@ def test_a_target_with_a_space_of_its_own_gets_another_one_in_rome_and_ft() -> N
     targets = tokens.bare(lm, tokens.always_spaced(spaced.target))
     assert targets == [space, *bare]
     assert [i for *_, i, _ in ft._prompt_last(lm, [spaced], special=True, strip=False).asks] == targets
-    assert ft._target_new(lm, [spaced]).rows == [[*prompt, *targets]]
+    assert ft._target_new(lm, [spaced]).rows == [[*prompt, *targets[:-1]]]  # nothing is asked after the last token
     assert tokens.scored(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
     assert spreading.target_ids(lm, spaced) == bare
     assert mendstep.ask(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raysweep.editors.base import Dense, LowRank, WeightDelta
-from raysweep.models import hooks, partial, patching, tokens
+from raysweep.models import hooks, packing, partial, patching, tokens
 from raysweep.testing.fixtures import FAMILIES, fingerprint, same, tiny_lm
 
 ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
@@ -24,32 +24,40 @@ def test_run_is_the_models_own_forward(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize("start", [(0, 0, 0), (3, 1, 5), (5, 2, 7)])
-def test_tail_equals_the_whole_model_under_a_shift(family: str, layer: int, start: tuple[int, ...]) -> None:
-    """Shift one token of one block: reusing what cannot change gives the same final states, to rounding."""
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("start", "together"),
+    [((0, 0, 0), False), ((3, 1, 5), False), ((3, 1, 5), True), ((5, 2, 7), False), ((5, 2, 7), True)],
+)
+def test_tail_equals_the_whole_model_under_a_change(
+    family: str, first: int, start: tuple[int, ...], together: bool
+) -> None:
+    """Change one token of what enters a block: reusing what cannot change gives the same final states, to rounding."""
     lm = tiny_lm(family)
     ids, mask = tokens.pad(ROWS, lm.device)
     shift = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-    name = lm.layout.block.format(layer)
-
-    def move(module: object, args: object, output: object) -> object:
-        states = hooks.first(output).clone()
-        for i, s in enumerate(start):
-            states[i, s] += shift[i]
-        return (states, *output[1:]) if isinstance(output, tuple) else states
-
+    trees = [packing.Tree()] * 3 if together else [packing.Tree() for _ in ROWS]
+    places = [(0 if together else i, trees[i].add(row, mark=start[i])) for i, row in enumerate(ROWS)]
+    packs = packing.lay(lm, trees[:1] if together else trees, places)
+    at = [(packs.places[i][0], packs.places[i][1][s]) for i, s in enumerate(start)]
+    pack, node = torch.tensor(at).T
+    change = torch.zeros_like(packs.ids, dtype=torch.bool)
+    change[pack, node] = True
+    entry = (lm.layout.block.format(max(first - 1, 0)), "output" if first else "input")
     with torch.no_grad():
-        handle = lm.part(name).register_forward_hook(move)
-        whole = partial.run(lm, ids=ids, mask=mask)
-        handle.remove()
-        rest = partial.tail(lm, ids, mask, layer=layer, start=start)
-        states = rest.states.clone()
-        states[:, 0] += shift
+        with hooks.capture(lm, [entry]) as seen:  # type: ignore[list-item]
+            partial.run(lm, ids=ids, mask=mask, last=max(first - 1, 0))
+        moved = seen[entry].clone()  # type: ignore[index]
+        moved[range(3), start] += shift
+        whole = partial.run(lm, states=moved, mask=mask, first=first)
+        rest = partial.tail(lm, packs, change, first=first)
+        states = rest.states.index_put((pack, rest.column[pack, node]), shift, accumulate=True)
         ours = rest.hidden(lm, states)
+    assert int((rest.column >= 0).sum()) == sum(len(row) - s for row, s in zip(ROWS, start, strict=True))
     for i, row in enumerate(ROWS):
-        n = len(row) - start[i]
-        torch.testing.assert_close(ours[i, :n], whole[i, start[i] : len(row)], rtol=1e-4, atol=1e-5)
+        for j in range(start[i], len(row)):
+            found = ours[packs.places[i][0], rest.column[packs.places[i][0], packs.places[i][1][j]]]
+            torch.testing.assert_close(found, whole[i, j], rtol=1e-4, atol=1e-5)
 
 
 def test_instruments_leave_no_trace() -> None:

@@ -1,0 +1,102 @@
+"""The short way through the upper blocks is the model's own, forward and backward, and gives way to whatever else is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from raysweep.models import gated, hooks, packing, partial, patching, wrapping
+from raysweep.models.layout import layout_of
+from raysweep.models.lm import LanguageModel
+from raysweep.testing.layout_contract import tiny_model
+
+FAMILIES = ("llama", "mistral", "qwen2")
+ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
+
+
+def small(family: str, **changes: Any) -> LanguageModel:
+    module = tiny_model(family, **changes)
+    return LanguageModel(module=module, tokenizer=None, layout=layout_of(module.config))  # type: ignore[arg-type]
+
+
+def prepared(lm: LanguageModel, first: int, start: int) -> partial.Tail:
+    """Two packs of unequal size; tokens from *start* on may change."""
+    packs = packing.pack(lm, ROWS, width=9)
+    with torch.no_grad():
+        return partial.tail(lm, packs, packs.positions >= start, first=first)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("start", [0, 2])
+def test_states_and_gradients_are_those_of_the_modules(family: str, start: int) -> None:
+    lm = small(family, **({"attention_bias": True, "mlp_bias": True} if family == "llama" else {}))
+    rest = prepared(lm, 1, start)
+    upper = rest.upper
+    assert upper.climb is not None
+    weights = torch.randn(rest.states.shape, generator=torch.Generator().manual_seed(0))
+    found = []
+    for way in (upper.hidden, partial.Upper(1, upper.positions, upper.mask, upper.cache, None).hidden):
+        leaf = rest.states.clone().requires_grad_(True)
+        hidden = way(lm, leaf)
+        (gradient,) = torch.autograd.grad((hidden * weights).sum(), leaf)
+        found.append((hidden.detach(), gradient))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
+    assert float(found[0][1].norm()) > 0.1
+
+
+def test_gradients_are_those_of_differences() -> None:
+    lm = small("llama")
+    rest = prepared(lm, 2, 2)
+    climb = rest.upper.climb
+    assert climb is not None
+    double = [block.double() for block in climb.blocks]
+    past = [(k.double(), v.double()) for k, v in climb.past]  # type: ignore[misc]
+    exact = gated.Climb(double, past, climb.cos.double(), climb.sin.double(), climb.mask.double(), climb.heads)
+    states = rest.states.double().requires_grad_(True)
+    assert torch.autograd.gradcheck(exact, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
+
+
+def test_models_it_does_not_know_go_the_ordinary_way() -> None:
+    assert not gated.fit(small("gpt2"), 1)
+    assert not gated.fit(small("qwen3"), 1)  # norms of queries and keys
+    assert not gated.fit(small("llama", hidden_act="gelu"), 1)
+    lm = small("llama")
+    assert gated.fit(lm, 1)
+    assert not gated.fit(lm, lm.n_blocks)
+    lm.module.to(torch.bfloat16)
+    assert not gated.fit(lm, 1)
+
+
+def test_what_is_hooked_replaced_or_trained_is_seen() -> None:
+    lm = small("llama")
+    name = lm.layout.mlp_out.format(2)
+    rest = prepared(lm, 1, 2)
+    with torch.no_grad():
+        plain = rest.hidden(lm, rest.states)
+    with hooks.capture(lm, [(name, "input")]) as seen:
+        assert not gated.fit(lm, 1)
+        rest.hidden(lm, rest.states)
+    assert seen
+    with wrapping.installed(lm, {name: Silent(lm.part(name))}):
+        assert not gated.fit(lm, 1)
+        with torch.no_grad():
+            assert not torch.allclose(rest.hidden(lm, rest.states), plain)
+    weight = {f"{name}.weight": torch.zeros_like(lm.weight(f"{name}.weight"))}
+    with patching.substituted(lm, weight) as live:
+        with torch.no_grad():
+            assert not torch.allclose(rest.hidden(lm, rest.states), plain)
+        (parameter,) = (p.requires_grad_(True) for p in live.values())
+        assert not gated.fit(lm, 1)
+        torch.autograd.grad(rest.hidden(lm, rest.states).sum(), [parameter])
+    with torch.no_grad():
+        torch.testing.assert_close(rest.hidden(lm, rest.states), plain)
+
+
+class Silent(wrapping.StandIn):
+    """Returns nothing but zeros."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(self.inner(states))

@@ -1,0 +1,77 @@
+"""Log-probabilities taken part by part are those of all logits, forward and backward; other heads go the ordinary way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raysweep.models import logp, partial
+from raysweep.models.layout import layout_of
+from raysweep.models.lm import LanguageModel
+from raysweep.testing.layout_contract import tiny_model
+
+WHICH, WANTED = torch.tensor([0, 2, 2, 1]), torch.tensor([3, 0, 39, 7])
+
+
+def small(family: str = "llama") -> LanguageModel:
+    module = tiny_model(family)
+    return LanguageModel(module=module, tokenizer=None, layout=layout_of(module.config))  # type: ignore[arg-type]
+
+
+def hidden(lm: LanguageModel, scale: float) -> Tensor:
+    width = lm.module.config.hidden_size
+    return (scale * torch.randn(3, width, generator=torch.Generator().manual_seed(0))).requires_grad_(True)
+
+
+def ordinary(lm: LanguageModel, states: Tensor) -> Tensor:
+    return partial.logits(lm, states).log_softmax(-1)[WHICH, WANTED]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("part", [1, 700, 2**20])
+def test_values_and_gradients_are_those_of_all_logits(scale: float, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, weight = small(), torch.tensor([0.3, 1.0, 2.0, -1.0])
+    states, found = hidden(lm, scale), []
+    monkeypatch.setattr(logp, "PART", part)
+    for way in (lambda: logp.of(lm, states, WHICH, WANTED), lambda: ordinary(lm, states)):
+        values = way()
+        found.append((values.detach(), *torch.autograd.grad((values * weight).sum(), states)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+    assert float(found[0][1].norm()) > 0.01
+
+
+def test_a_head_that_is_hooked_biased_trained_or_in_another_precision_goes_the_ordinary_way() -> None:
+    lm = small()
+    head = lm.part(lm.layout.head)
+    assert logp._bare(head)
+    with torch.no_grad():
+        handle = head.register_forward_hook(lambda module, arguments, output: 2 * output)
+        assert not logp._bare(head)
+        states = hidden(lm, 1.0)
+        assert torch.equal(logp.of(lm, states, WHICH, WANTED), ordinary(lm, states))
+        handle.remove()
+    assert not logp._bare(nn.Linear(4, 5).requires_grad_(False))
+    assert not logp._bare(nn.Linear(4, 5, bias=False))
+    assert not logp._bare(nn.Linear(4, 5, bias=False).double().requires_grad_(False))
+
+
+def test_nothing_cancels_where_a_token_is_almost_certain() -> None:
+    lm = small()
+    weight = lm.part(lm.layout.head).weight
+    states = (16 * weight[5] / weight[5].norm() ** 2)[None].detach().requires_grad_(True)
+    which, wanted, exact = torch.tensor([0]), torch.tensor([5]), states.detach().double().requires_grad_(True)
+    value, true = logp.of(lm, states, which, wanted), (exact @ weight.double().T).log_softmax(-1)[which, wanted]
+    assert -1e-3 < float(true) < -1e-9
+    torch.testing.assert_close(value.double(), true, rtol=1e-3, atol=0)
+    (found,), (wished,) = torch.autograd.grad(value.sum(), states), torch.autograd.grad(true.sum(), exact)
+    assert float((found - wished).norm()) < 1e-2 * float(wished.norm())
+
+
+def test_without_gradient_no_mean_is_formed() -> None:
+    lm = small()
+    states = hidden(lm, 1.0).detach()
+    found = logp.of(lm, states, WHICH, WANTED)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, ordinary(lm, states), rtol=1e-5, atol=1e-5)
