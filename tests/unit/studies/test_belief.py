@@ -242,3 +242,21 @@ def test_a_setting_is_checked_and_trained_once(workspace: Workspace, tmp_path: P
     edits.write_text(SETTING.replace("lr: 1e-2", "lr: 2e-2"))
     assert catalogue.resolve(ModelSpec(name="edits"), workspace).digest != spec.digest
     assert pretrain.VERSION == 1
+
+
+def test_the_published_loss_is_divided_by_prompt_and_target(workspace: Workspace) -> None:
+    have, own = deps(workspace), trial(workspace, "lora")
+    lm, records = have.load_model(own.model), have.open_dataset(own.data)[:4]
+    losses = [
+        next(
+            build_editor(EditorSpec(name="lora", config={**LORA, "steps": 1, "published_divisor": published})).along(
+                lm, records, seeds=[0] * 4
+            )
+        ).losses
+        for published in (False, True)
+    ]
+    for record, ours, theirs in zip(records, *losses, strict=True):
+        prompt, target = (
+            len(lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (record.prompt, record.target)
+        )
+        assert theirs * (prompt + target) == pytest.approx(ours * target, rel=1e-5)
