@@ -111,10 +111,10 @@ def _run(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     stage("documents", clock, f"{corpus.statistics['num_documents']} documents, {written / 1e6:.0f} MB of text")
     _, clock = _timed(lambda: agent.fitted.sums)
     stage("sums", clock, "over all upstream objects, once per agent")
-    lines_of, clock = _timed(
-        lambda: [len(to_line(p)) for p in build_points(corpus, agent, PointSpec(size=options.points), 0)]
-    )
-    stage("points", clock, f"{len(lines_of)} points, {sum(lines_of) / 1e6:.0f} MB of JSON")
+    points, clock = _timed(lambda: list(build_points(corpus, agent, PointSpec(size=options.points), 0)))
+    stage("points", clock, f"{len(points)} points with all the agent's answers before and after")
+    size, clock = _timed(lambda: sum(len(to_line(p)) for p in points))
+    stage("lines", clock, f"{size / 1e6:.0f} MB of JSON")
     return rows
 
 

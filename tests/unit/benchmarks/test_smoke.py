@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
-from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep, whole
+from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep, tracing, whole
 from raysweep.config.plan import Plan
 from raysweep.errors import ProblemsError, RunFailedError
 from raysweep.results.runner import run_trial
@@ -131,6 +131,15 @@ def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().out.count("| x first") == 1
 
 
+def test_tracing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The embedded model reads who it is about from the subject at first, and at the end from the last token."""
+    rows = tracing.main(["--records", "60", "--root", str(tmp_path)])
+    assert [r["after block"] for r in rows] == [0, 1, 2, 3]
+    assert rows[0]["whole subject"] == 1 > rows[-1]["whole subject"]
+    assert rows[0]["prompt's last token"] == 0 < rows[-1]["prompt's last token"]
+    assert "| pairs" in capsys.readouterr().out
+
+
 def test_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = store.main(
         ["--trials", "2", "--rounds", "2", "--records", "3", "--snapshot", "1", "--folder", str(tmp_path)]
@@ -144,8 +153,8 @@ def test_belief(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"lines": 2500, "facts": 300, "points": 4, "objects": 160, "cooccurrences": 40}
     argv = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
     rows = belief.main([*argv, "--folder", str(tmp_path)])
-    assert rows[-1]["stage"] == "points"
-    assert rows[-1]["what"].startswith("4 points")
+    assert [r["stage"] for r in rows[-2:]] == ["points", "lines"]
+    assert rows[-2]["what"].startswith("4 points")
     assert all(row["peak MiB so far"] > 0 for row in rows)
     assert "| peak MiB so far |" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
