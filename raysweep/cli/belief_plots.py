@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from raysweep.belief.asking import Reply
@@ -36,10 +37,10 @@ def training(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path:
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(5, 3.4), dpi=130)
     for (name, label), color, marker in zip(names.items(), cycle(OKABE_ITO), cycle(MARKERS), strict=False):
-        rows = [(row["n_tokens"], row[name]) for row in log if name in row]
+        rows = [(row["n_tokens"] / 1e3, row[name]) for row in log if name in row]
         if rows:
             axis.plot(*zip(*rows, strict=True), color=color, marker=marker, markersize=4, label=label)
-    axis.set_xlabel("tokens")
+    axis.set_xlabel("thousand tokens")
     axis.set_ylabel(what)
     axis.set_ylim((0, 1.03) if what == "accuracy" else (0, None))
     _finish(figure, axis, path)
@@ -85,7 +86,7 @@ def panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], path: P
     for axis, (name, level) in zip(axes[1], logical.items(), strict=True):
         if name in first:
             _panel(axis, steps, [_truth(point, replies[s], name) for s in steps], (level(before), level(later)))
-            axis.set_title(point.questions[name].prompt[:70], fontsize=7)
+            axis.set_title(fill(point.questions[name].prompt, 44), fontsize=7)
         axis.set_xlabel("steps of the edit")
     axes[0][0].set_ylim(-0.02, 1.02)
     for row in axes:

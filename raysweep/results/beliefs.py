@@ -42,7 +42,7 @@ def read_arms(sweep: Sweep) -> list[Arm]:
             own = beliefs.filter(pc.equal(beliefs["trial_key"], key))
             first = _by_record(own.filter(pc.equal(own["step"], 0)))
             last = _by_record(own.filter(own["last_step"]))
-            for record, point in points[key].items():
+            for record, point in points.get(key, {}).items():
                 if record in first and record in last:
                     asked.append(point)
                     before.append(first[record])
