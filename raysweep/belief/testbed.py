@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -128,12 +128,14 @@ class Testbed:
         """The request of that model."""
         return model_request(self.spec)
 
-    def model(self) -> Pretrained:
-        """Return the model that the setting trains, training it if nobody has."""
+    def model(self, told: Callable[[int, int], None] | None = None) -> Pretrained:
+        """Return the model that the setting trains, training it if nobody has; *told* hears of every step."""
         recipe = self.spec.pretrain
         assert recipe is None or isinstance(recipe, PretrainSpec)
 
         def progress(done: int, total: int) -> None:
+            if told is not None:
+                told(done, total)
             if done % _TOLD == 0 or done == total:
                 log.info("pretraining: step %d of %d", done, total)
 
@@ -192,8 +194,10 @@ def model_digest(path: Path, workspace: Workspace) -> str:
     return Testbed.open(path, workspace).model_digest
 
 
-def open_model(path: Path, workspace: Workspace, dtype: torch.dtype) -> LanguageModel:
+def open_model(
+    path: Path, workspace: Workspace, dtype: torch.dtype, told: Callable[[int, int], None] | None = None
+) -> LanguageModel:
     """Return the model that the setting in *path* trains, trained if need be; for :mod:`raysweep.models.load`."""
-    lm = Testbed.open(path, workspace).model().lm
+    lm = Testbed.open(path, workspace).model(told).lm
     lm.module.to(dtype)
     return lm

@@ -110,7 +110,8 @@ class Display:
 
     def render(self) -> Group:
         """Return the live display: one line for the sweep, one per running trial."""
-        live = {key: max(self.rows[key].done, self._beat(key)) for key in self._running}
+        beats = {key: self._beat(key) for key in self._running}
+        live = {key: max(self.rows[key].done, done) for key, (done, _) in beats.items()}
         moving = {self.passes.get(key, key): done for key, done in live.items()}
         done = sum(max(row.done, moving.get(self.passes.get(key, key), 0)) for key, row in self.rows.items())
         total = sum(row.total for row in self.rows.values())
@@ -124,16 +125,18 @@ class Display:
         table = Table.grid(padding=(0, 2))
         for key in sorted(live):
             row = self.rows[key]
-            table.add_row(row.label, f"{live[key]}/{row.total}", _scores(row.summary).strip())
+            table.add_row(row.label, f"{live[key]}/{row.total}", _scores(row.summary).strip(), beats[key][1])
         return Group(Text(head, style="bold"), table)
 
-    def _beat(self, key: str) -> int:
+    def _beat(self, key: str) -> tuple[int, str]:
+        """Return how many edits a running trial has made, and what it is doing."""
         if self.folder is None:
-            return 0
+            return 0, ""
         try:
-            return int(json.loads((self.folder / key / HEARTBEAT).read_text())["done"])
+            found = json.loads((self.folder / key / HEARTBEAT).read_text())
+            return int(found["done"]), str(found["doing"])
         except (OSError, ValueError, KeyError):
-            return 0
+            return 0, ""
 
 
 def _scores(result: Mapping[str, Any]) -> str:

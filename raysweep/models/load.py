@@ -25,10 +25,11 @@ T = TypeVar("T")
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
-def load(spec: ModelSpec, workspace: Workspace) -> LanguageModel:
+def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None] | None = None) -> LanguageModel:
     """Return the model of *spec*: eval mode, nothing requiring grad, on :func:`raysweep.runtime.device`.
 
-    Local folders and GGUF files never touch the network. If ``spec.digest`` is given, the files must still have it.
+    Local folders and GGUF files never touch the network. A recipe is trained if nobody has; *told* hears of every step.
+    If ``spec.digest`` is given, the files must still have it.
 
     Raises:
         MissingExtraError: a GGUF file without the ``gguf`` package.
@@ -43,7 +44,7 @@ def load(spec: ModelSpec, workspace: Workspace) -> LanguageModel:
             hint="the files changed meanwhile; restore them, or plan again",
         )
     if isinstance(where, Path) and where.suffix == catalogue.RECIPE:
-        return lazy("raysweep.belief.testbed").open_model(where, workspace, getattr(torch, spec.dtype))  # type: ignore[no-any-return]
+        return lazy("raysweep.belief.testbed").open_model(where, workspace, getattr(torch, spec.dtype), told)  # type: ignore[no-any-return]
     if isinstance(where, Path) and where.is_file():
         module, tokenizer = gguf.read(where)
         module = module.to(getattr(torch, spec.dtype))

@@ -30,6 +30,13 @@ BEAT = 0.5  # seconds between two heartbeats
 torch = lazy("torch")
 
 
+Told = Callable[[int, int], None]  # steps done, and of how many
+
+
+def _untold(done: int, total: int) -> None:
+    """Tell nobody."""
+
+
 class ModelPool:
     """One model per process, kept between trials.
 
@@ -37,7 +44,7 @@ class ModelPool:
     mode; what cannot be restored is loaded again. Nothing else survives a trial.
     """
 
-    def __init__(self, load: Callable[[ModelSpec], LanguageModel], *, limit: int = COPY_LIMIT) -> None:
+    def __init__(self, load: Callable[[ModelSpec, Told], LanguageModel], *, limit: int = COPY_LIMIT) -> None:
         self._load, self._limit = load, limit
         self._spec: ModelSpec | None = None
         self._model: LanguageModel | None = None
@@ -45,12 +52,12 @@ class ModelPool:
         self._copies: dict[str, Tensor] = {}
         self._shape: tuple[tuple[str, str], ...] = ()
 
-    def get(self, spec: ModelSpec) -> LanguageModel:
-        """Return the pristine model of *spec*."""
+    def get(self, spec: ModelSpec, told: Told = _untold) -> LanguageModel:
+        """Return the pristine model of *spec*; a model that has to be trained first says how far it is through *told*."""
         if self._model is not None and self._spec == spec and self.restore():
             return self._model
         self.clear()
-        model = self._load(spec)
+        model = self._load(spec, told)
         tensors = _tensors(model.module)
         self._spec, self._model = spec, model
         self._hashes = {name: _hash(t) for name, t in tensors.items()}
@@ -113,10 +120,10 @@ _POOLS: dict[str, ModelPool] = {}
 def pool_of(workspace: Workspace) -> ModelPool:
     """Return this process's pool for *workspace*; it hands out restored, hash-checked models only."""
 
-    def load(spec: ModelSpec) -> LanguageModel:
+    def load(spec: ModelSpec, told: Told) -> LanguageModel:
         from raysweep.models.load import load as load_model
 
-        return load_model(spec, workspace)
+        return load_model(spec, workspace, told)
 
     return _POOLS.setdefault(str(workspace.root), ModelPool(load))
 
@@ -157,8 +164,13 @@ def make_deps(
     """Return the effects a study may use, rooted at *workspace*."""
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
     options: Mapping[str, Any] = {"progress": progress} if progress else {}
+
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(Progress(0, 0, f"training the model, step {done} of {total}"))
+
     return Deps(
-        load_model=lambda spec: pool_of(workspace).get(spec),
+        load_model=lambda spec: pool_of(workspace).get(spec, told),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
         artifacts=ArtifactStore(workspace.artifacts),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),

@@ -27,7 +27,7 @@ class Toy:
 def make_pool(limit: int = 1 << 20) -> tuple[ModelPool, list[ModelSpec]]:
     loads: list[ModelSpec] = []
 
-    def load(spec: ModelSpec) -> Any:
+    def load(spec: ModelSpec, told: Any) -> Any:
         loads.append(spec)
         return Toy()
 
@@ -108,7 +108,9 @@ def test_display_prints_a_line_per_round_without_a_terminal(tmp_path: Path) -> N
 
 def test_display_shows_heartbeats_on_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "k").mkdir()
-    (tmp_path / "k" / ".heartbeat").write_text(json.dumps({"done": 7, "total": 10, "doing": "edit"}))
+    (tmp_path / "k" / ".heartbeat").write_text(
+        json.dumps({"done": 7, "total": 10, "doing": "training the model, step 3 of 9"})
+    )
     console = Console(force_terminal=True, width=100, record=True, file=(tmp_path / "out").open("w"))
     display = Display(
         {"k": "memit", "d": "rome"}, {"k": 10, "d": 10}, printer=lambda line: None, folder=tmp_path, console=console,
@@ -121,6 +123,7 @@ def test_display_shows_heartbeats_on_a_terminal(tmp_path: Path) -> None:
     assert "trials 1/2" in text
     assert "edits 17/20" in text
     assert "7/10" in text
+    assert "training the model, step 3 of 9" in text
     assert "Rel 0.50" in text
 
 
