@@ -175,3 +175,42 @@ def padded(
         part = slice(width - len(row), width) if left else slice(0, len(row))
         ids[i, part], mask[i, part] = row, 1
     return ids, mask
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Documents laid one after the other into rows.
+
+    Attributes:
+        ids: int64 [R, W].
+        segments: int64 [R, W]: which document a token is of, from 1; 0 = padding.
+        positions: int64 [R, W], from 0 in each document.
+        weights: fp32 [R, W], of each token in the loss.
+    """
+
+    ids: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+def packed(rows: Sequence[NDArray[np.int32]], weights: Sequence[NDArray[np.float32]], pad: int, width: int) -> Packed:
+    """Lay *rows* in their order into rows of *width* tokens, or of the longest one's; one that does not fit begins a new row."""
+    width = max(width, *(len(row) for row in rows))
+    places, at, line = [], width, -1
+    for row in rows:
+        if at + len(row) > width:
+            at, line = 0, line + 1
+        places.append((line, slice(at, at + len(row))))
+        at += len(row)
+    shape = (line + 1, width)
+    found = Packed(
+        np.full(shape, pad, dtype=np.int64),
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(shape, dtype=np.float32),
+    )
+    for number, (place, row, weight) in enumerate(zip(places, rows, weights, strict=True), start=1):
+        found.ids[place], found.segments[place], found.weights[place] = row, number, weight
+        found.positions[place] = np.arange(len(row))
+    return found

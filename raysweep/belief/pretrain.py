@@ -165,6 +165,8 @@ class Trainer:
     def _loss(self, chosen: Any, step: int, number: int) -> Tensor:
         """Return the loss of one batch (§7.5): the mean over tokens and ends, or the published quotient."""
         spec, special = self.spec, self.special
+        if spec.pack:
+            return self._packed_loss(chosen)
         left, extra = spec.extension > 0, 0
         if left:
             generator = torch.Generator().manual_seed(derive(spec.seed, "pretrain", "extension", step, number))
@@ -190,6 +192,32 @@ class Trainer:
             return (losses * weight).sum() / weight.sum()
         tokens = int(self.encoded.lengths[chosen].sum())
         return losses.sum() / (tokens if spec.published_divisor else tokens + len(rows))
+
+    def _packed_loss(self, chosen: Any) -> Tensor:
+        """Return the loss of one batch in packed rows: the same as :meth:`_loss` but for rounding."""
+        spec, special = self.spec, self.special
+        rows = batches.rows_of(self.encoded, chosen, special.bos, special.eos)
+        laid = batches.packed(rows, batches.weights_of(self.encoded, chosen, spec.text_weight), special.pad, spec.pack)
+        device = self.module.get_input_embeddings().weight.device
+        ids, segments, positions, weights = (
+            torch.from_numpy(a).to(device) for a in (laid.ids, laid.segments, laid.positions, laid.weights)
+        )
+        width = ids.shape[1]
+        seen = (segments[:, :, None] == segments[:, None, :]) & torch.ones(
+            width, width, dtype=torch.bool, device=device
+        ).tril()
+        dtype = self.module.get_input_embeddings().weight.dtype
+        blind = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
+        with torch.autocast(device.type, torch.bfloat16, enabled=spec.autocast):
+            logits = self.module(
+                input_ids=ids, attention_mask=blind[:, None], position_ids=positions, use_cache=False
+            ).logits
+        labels = ids[:, 1:].masked_fill((segments[:, 1:] == 0) | (ids[:, 1:] == special.bos), _IGNORED)
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED, reduction="none"
+        )
+        weight = weights[:, 1:].flatten()
+        return (losses * weight).sum() / weight.sum()
 
     def _note(self, step: int, evaluate: Callable[[], Mapping[str, float]] | None) -> None:
         count = self.counters

@@ -99,6 +99,37 @@ def test_the_loss_counts_tokens_and_ends_or_divides_as_published(made: Corpus):
     )
 
 
+@pytest.mark.parametrize("text_weight", [1.0, 0.25])
+def test_documents_laid_in_one_row_do_not_see_each_other(made: Corpus, text_weight: float):
+    """Loss and gradients of packed rows are those of a row per document."""
+    chosen = np.array([0, 3, 5, 1, 8, 2, 9])
+    apart = trainer(made, recipe(text_weight=text_weight, extension=0))
+    packed = trainer(made, recipe(text_weight=text_weight, extension=0, pack=40))
+    found = []
+    for run in (apart, packed):
+        run.module.zero_grad(set_to_none=True)
+        loss = run._loss(chosen, 0, 0)
+        torch.autograd.backward(loss)
+        found.append(
+            (float(loss.detach()), {n: p.grad for n, p in run.module.named_parameters() if p.grad is not None})
+        )
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_rows_are_filled_in_order():
+    rows = [np.full(n, n, dtype=np.int32) for n in (3, 4, 5, 2)]
+    laid = batches.packed(rows, [np.ones(len(r), dtype=np.float32) for r in rows], 0, 8)
+    assert laid.ids.tolist() == [[3, 3, 3, 4, 4, 4, 4, 0], [5, 5, 5, 5, 5, 2, 2, 0]]
+    assert laid.segments.tolist() == [[1, 1, 1, 2, 2, 2, 2, 0], [3, 3, 3, 3, 3, 4, 4, 0]]
+    assert laid.positions[1].tolist() == [0, 1, 2, 3, 4, 0, 1, 0]
+    assert laid.weights.sum() == 14
+    assert batches.packed(rows, [np.ones(len(r), dtype=np.float32) for r in rows], 0, 1).ids.shape == (4, 5)
+    with pytest.raises(ValueError, match="pack needs extension: 0"):
+        recipe(pack=64, extension=8)
+
+
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_a_resumed_run_is_the_straight_run_bit_for_bit(made: Corpus, tmp_path: Path, optimiser: str):
     spec = recipe(optimiser=optimiser, accumulation=2, bucketed=True)
