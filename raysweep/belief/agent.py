@@ -57,14 +57,15 @@ class Counts:
 
     def plus(self, other: Counts, scale: float = 1.0) -> Counts:
         """Return this vector plus *scale* times the other."""
-        objects, inverse = np.unique(np.concatenate([self.objects, other.objects]), return_inverse=True)
-        weights = np.concatenate([self.excess, scale * other.excess])
-        return Counts(
-            self.background + scale * other.background,
-            self.total + scale * other.total,
-            objects,
-            _sums(inverse, weights, len(objects)),
-        )
+        objects, excess = self.objects, self.excess.copy()
+        at = objects.searchsorted(other.objects)
+        new = np.append(objects, -1)[at] != other.objects
+        if new.any():
+            objects = np.insert(objects, at[new], other.objects[new])
+            excess = np.insert(excess, at[new], 0.0)
+            at = objects.searchsorted(other.objects)
+        excess[at] += scale * other.excess
+        return Counts(self.background + scale * other.background, self.total + scale * other.total, objects, excess)
 
 
 _NOTHING = Counts(0.0, 0.0, np.empty(0, dtype=np.int64), np.empty(0))
@@ -160,8 +161,10 @@ class Belief:
 
     def mode(self) -> int:
         """Return the most probable object; ties go to the lowest."""
-        candidates, inverse = np.unique(self.objects, return_inverse=True)
-        values = _sums(inverse, self.values, len(candidates))
+        candidates, values = self.objects, self.values
+        if not (candidates[1:] > candidates[:-1]).all():
+            candidates, inverse = np.unique(self.objects, return_inverse=True)
+            values = _sums(inverse, self.values, len(candidates))
         outside = self._best_outside(candidates)
         if outside is not None:
             candidates, values = np.append(candidates, outside), np.append(values, 0.0)
