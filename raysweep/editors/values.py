@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from raysweep.editors.base import ValueSpec
-from raysweep.models import hooks, packing, partial, tokens
+from raysweep.models import hooks, logp, packing, partial, tokens
 from raysweep.models.lm import LanguageModel
 
 STOP_LOSS = 5e-2  # published constant of ROME and MEMIT
@@ -229,17 +229,13 @@ class _Plan:
         ``mean over contexts of −(1/m) Σ log p(target) + kl · Σ P_δ (log P_δ − log P_0) + decay · ‖δ‖ / ‖v₀‖²``.
         """
         rows, columns = (torch.cat(both) for both in zip(self.asked, self.kl, strict=True))
-        logp = partial.logits(lm, hidden[rows, columns]).log_softmax(-1)
-        ask, now = logp[: len(self.wanted)], logp[len(self.wanted) :]
-        base = now.detach() if base is None else base
-        chosen = ask.gather(1, self.wanted[:, None])[:, 0]
-        zeros = torch.zeros(len(shift), device=logp.device)
-        nll = zeros.index_add(0, self.asked[0], -chosen * self.weight)
-        kl = (now.exp() * (now - base)).sum(-1)
+        told = logp.told(lm, hidden[rows, columns], self.wanted, base)
+        zeros = torch.zeros(len(shift), device=hidden.device)
+        nll = zeros.index_add(0, self.asked[0], -told.logp * self.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
-        missed = zeros.index_add(0, self.asked[0], (ask.argmax(-1) != self.wanted).float())
-        loss: Tensor = nll + spec.kl * kl + spec.weight_decay * decay
-        return loss, missed == 0, base
+        missed = zeros.index_add(0, self.asked[0], (~told.best).float())
+        loss: Tensor = nll + spec.kl * told.kl + spec.weight_decay * decay
+        return loss, missed == 0, told.base
 
 
 class _Adam:

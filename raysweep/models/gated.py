@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raysweep.models import products
 from raysweep.models.lm import LanguageModel
 
 KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")  # of transformers: exactly this mathematics
@@ -83,39 +84,41 @@ class Climb:
         """Return a block's output ``[n, d]`` and what its gradient needs."""
         attention, mlp, (h, _, e) = block.self_attn, block.mlp, self.heads
         normed, r1 = _norm(block.input_layernorm, x)
-        both = torch.cat([attention.q_proj(normed), attention.k_proj(normed)], dim=1)
+        both = torch.cat([_map(attention.q_proj, normed), _map(attention.k_proj, normed)], dim=1)
         both = _turned(both.view(*self.cos.shape[:2], -1, e), self.cos, self.sin)
         q, key = self._by_key_head(both[:, :, :h]), self._by_key_head(both[:, :, h:])
-        value = self._by_key_head(attention.v_proj(normed).view(*self.cos.shape[:2], -1, e))
+        value = self._by_key_head(_map(attention.v_proj, normed).view(*self.cos.shape[:2], -1, e))
         if past is not None:
             key, value = (
                 torch.cat([old.flatten(0, 1), new], dim=1) for old, new in zip(past, (key, value), strict=True)
             )
         p = torch.baddbmm(self.mask, q, key.mT, alpha=e**-0.5).softmax(-1)
-        y = attention.o_proj(self._by_token(p @ value)).add_(x)
+        y = _map(attention.o_proj, self._by_token(p @ value)).add_(x)
         normed, r2 = _norm(block.post_attention_layernorm, y)
-        gate, up = mlp.gate_proj(normed), mlp.up_proj(normed)
-        z = mlp.down_proj(F.silu(gate).mul_(up)).add_(y)
-        return z, (x, r1, q, key, value, p, y, r2, gate, up)
+        gate, up = _map(mlp.gate_proj, normed), _map(mlp.up_proj, normed)
+        gated = F.silu(gate)
+        z = _map(mlp.down_proj, gated * up).add_(y)
+        return z, (x, r1, q, key, value, p, y, r2, gate, gated, up)
 
     def down(self, block: Any, kept: tuple[Tensor, ...], grad: Tensor) -> Tensor:
         """Return the gradient of a block's input ``[n, d]``, given that of its output."""
         attention, mlp, (h, _, e) = block.self_attn, block.mlp, self.heads
-        x, r1, q, key, value, p, y, r2, gate, up = kept
-        inner = grad @ mlp.down_proj.weight
+        x, r1, q, key, value, p, y, r2, gate, gated, up = kept
+        inner = products.backward(grad, mlp.down_proj.weight)
         d_gate = torch.ops.aten.silu_backward(inner * up, gate)
-        d_normed = torch.addmm(d_gate @ mlp.gate_proj.weight, inner.mul_(F.silu(gate)), mlp.up_proj.weight)
+        d_normed = products.backward(d_gate, mlp.gate_proj.weight)
+        d_normed = products.backward(inner.mul_(gated), mlp.up_proj.weight, d_normed)
         grad = grad + _norm_down(block.post_attention_layernorm, y, r2, d_normed)
-        mixed = (grad @ attention.o_proj.weight).view(*self.cos.shape[:2], -1, e)
+        mixed = products.backward(grad, attention.o_proj.weight).view(*self.cos.shape[:2], -1, e)
         d_mixed, new = self._by_key_head(mixed), key.shape[1] - self.cos.shape[1]
         d_scores = torch.ops.aten._softmax_backward_data(d_mixed @ value.mT, p, -1, p.dtype).mul_(e**-0.5)
         d_v = self._by_token(p[:, :, new:].mT @ d_mixed)
         d_k, d_q = self._by_token(d_scores[:, :, new:].mT @ q), self._by_token(d_scores @ key)
         both = torch.cat([d_q, d_k], dim=1).view(*self.cos.shape[:2], -1, e)
         both = _turned_back(both, self.cos, self.sin).flatten(0, 1).flatten(1)
-        d_normed = both[:, : h * e] @ attention.q_proj.weight
-        d_normed = torch.addmm(d_normed, both[:, h * e :], attention.k_proj.weight)
-        d_normed = torch.addmm(d_normed, d_v, attention.v_proj.weight)
+        d_normed = products.backward(both[:, : h * e], attention.q_proj.weight)
+        d_normed = products.backward(both[:, h * e :], attention.k_proj.weight, d_normed)
+        d_normed = products.backward(d_v, attention.v_proj.weight, d_normed)
         return grad + _norm_down(block.input_layernorm, x, r1, d_normed)
 
     def _by_key_head(self, states: Tensor) -> Tensor:
@@ -147,6 +150,10 @@ class _Function(torch.autograd.Function):
         for block, kept in zip(reversed(ctx.climb.blocks), reversed(ctx.kept), strict=True):
             grad = ctx.climb.down(block, kept, grad)
         return grad.view(grads[0].shape), None
+
+
+def _map(linear: Any, x: Tensor) -> Tensor:
+    return products.forward(x, linear.weight, linear.bias)
 
 
 def _norm(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:

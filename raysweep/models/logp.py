@@ -1,19 +1,20 @@
-"""Log-probabilities of given tokens, without the logits of all others: the head part by part, forward and backward at once.
+"""Log-probabilities of given tokens and shifts of whole distributions, their gradients made in the same pass.
 
-The gradient of ``−log p`` comes from the mean of the rows of ``W`` under the soft-max. Both are gathered while a part of ``W`` is
-in the processor's cache, so ``W`` is read once per step and no ``[n, vocabulary]`` table is ever written.
+The gradient of ``−log p`` comes from the mean of the rows of ``W`` under the soft-max, that of a KL divergence from the mean times
+the log-ratio. All are gathered while a part of ``W`` is in the processor's cache, so ``W`` is read once per step and no
+``[n, vocabulary]`` table is ever written.
 
-Shape legend: ``n`` positions, ``k`` tokens asked for, ``V`` vocabulary, ``d`` width of the stream.
+Shape legend: ``n`` positions, ``k`` tokens asked for, ``t`` distributions compared, ``V`` vocabulary, ``d`` width of the stream.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from raysweep.models import partial
+from raysweep.models import partial, products
 from raysweep.models.lm import LanguageModel
 
 PART = 2**20  # weights of a part: 4 MB, so that the second product finds it in the cache
@@ -29,8 +30,40 @@ def of(lm: LanguageModel, hidden: Tensor, which: Tensor, wanted: Tensor) -> Tens
         return partial.logits(lm, hidden).log_softmax(-1)[which, wanted]
     weight: Tensor = head.weight
     anchor = wanted.new_zeros(len(hidden)).scatter_reduce(0, which, wanted, "amax")  # one id of each row
-    surprise: Tensor = _Surprise.apply(hidden, weight, anchor)  # type: ignore[no-untyped-call]
+    surprise: Tensor = _Pass.apply(hidden, weight, anchor, None)[0]  # type: ignore[no-untyped-call]
     return (hidden[which] * (weight[wanted] - weight[anchor[which]])).sum(-1) - surprise[which]
+
+
+class Told(NamedTuple):
+    """Attributes:
+    logp: ``log p [k]`` of the wanted ids (fp32).
+    best: ``[k]`` whether each is the arg-max.
+    kl: ``KL(P ‖ P₀) [t]``.
+    base: ``log P₀ [t, V]``, without gradient.
+    """
+
+    logp: Tensor
+    best: Tensor
+    kl: Tensor
+    base: Tensor
+
+
+def told(lm: LanguageModel, hidden: Tensor, wanted: Tensor, base: Tensor | None) -> Told:
+    """Read log-probabilities at the first ``k`` of the normed states ``hidden [k + t, d]`` and divergences at the others.
+
+    Differentiable in *hidden*. *wanted* ``[k]`` are ids; *base* is ``log P₀``, None: the present distributions (KL 0).
+    Heads other than a bare fp32 matrix that is not trained, and accelerators, go the ordinary way.
+    """
+    head: Any = lm.part(lm.layout.head)
+    if _bare(head) and hidden.device.type == "cpu" and hidden.dtype == torch.float32:
+        surprise, *rest = _Pass.apply(hidden, head.weight, wanted, base)  # type: ignore[no-untyped-call]
+        return Told(-surprise, *rest)
+    k = len(wanted)
+    logp = partial.logits(lm, hidden).log_softmax(-1)
+    now = logp[k:]
+    base = now.detach() if base is None else base
+    found = logp[:k].gather(1, wanted[:, None])[:, 0]
+    return Told(found, logp[:k].argmax(-1) == wanted, (now.exp() * (now - base)).sum(-1), base)
 
 
 def _bare(head: Any) -> bool:
@@ -40,31 +73,57 @@ def _bare(head: Any) -> bool:
     return constant and getattr(head, "bias", None) is None
 
 
-class _Surprise(torch.autograd.Function):
-    """``−log p`` of one id per row ``[n]``; its gradient is made in the same pass.
+class _Pass(torch.autograd.Function):
+    """``−log p [k]`` of one id per row of the first ``k``, and ``KL(P ‖ P₀)`` at the others; the gradient is made in the same pass.
 
     That id is left out of the sums, so neither the value nor the gradient is a difference of nearly equal numbers where p → 1.
+    For the same reason the log-ratios of a divergence are taken from that of P₀'s most likely token.
+    Returns also whether each id is the arg-max, and ``log P₀``.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, anchor: Tensor) -> Tensor:
-        size = max(1, PART // hidden.shape[1])
-        logit = (hidden * weight[anchor]).sum(1, keepdim=True)
-        top, others, mean = logit, torch.zeros_like(logit), torch.zeros_like(hidden)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, anchor: Tensor, base: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        n, k = len(hidden), len(anchor)
+        size, twice = max(1, PART // hidden.shape[1]), slice(n, 2 * n - k)
+        logit = (hidden[:k] * weight[anchor]).sum(1, keepdim=True)
+        # compared rows come twice: for the sum of p and for that of p times the log-ratio
+        rows = torch.cat([hidden, hidden[k:], hidden[-1:].expand(products.height(2 * n - k) + k - 2 * n, -1)])
+        top = torch.cat([logit, logit.new_full((len(rows) - k, 1), -torch.inf)])
+        sums, mean = torch.zeros_like(top), torch.zeros_like(rows)
+        ratio, raw = logit.new_zeros(n - k, 1), []
+        if base is not None and n > k:
+            likely = base.argmax(1)
+            ratio = (hidden[k:] * weight[likely]).sum(1, keepdim=True) - base.gather(1, likely[:, None])
         for i, part in enumerate(torch.split(weight, size)):
-            logits = hidden @ part.T
+            logits = products.forward(rows, part)
             here = (anchor // size == i).nonzero()[:, 0]
             logits[here, anchor[here] % size] = -torch.inf
+            if n > k:
+                raw.append(logits[k:n].clone())
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             kept, p = (top - higher).exp(), logits.sub_(higher).exp_()
-            others, top = others * kept + p.sum(1, keepdim=True), higher
+            if base is not None and n > k:
+                p[twice] *= raw.pop() - base[:, i * size : i * size + len(part)] - ratio
+            sums, top = sums * kept + p.sum(1, keepdim=True), higher
             if ctx.needs_input_grad[0]:
-                mean = torch.addmm(mean * kept, p, part)
-        own = (logit - top).exp()
-        ctx.save_for_backward((mean - others * weight[anchor]) / (own + others))
-        return torch.where(own > 0.5, (others / own).log1p(), top - logit + (own + others).log())[:, 0]
+                mean = products.backward(p, part, mean * kept)
+        own, others = (logit - top[:k]).exp(), sums[:k]
+        surprise = torch.where(own > 0.5, (others / own).log1p(), top[:k] - logit + (own + others).log())
+        whole, moved = sums[k:n], sums[twice] / sums[k:n]
+        level = top[k:n] + whole.log()
+        kl = logit.new_zeros(n - k) if base is None else (moved + ratio - level)[:, 0]
+        if ctx.needs_input_grad[0]:
+            asked = (mean[:k] - others * weight[anchor]) / (own + others)
+            compared = torch.zeros_like(mean[k:n]) if base is None else (mean[twice] - moved * mean[k:n]) / whole
+            ctx.save_for_backward(asked, compared)
+        best = (top[:k] == logit)[:, 0]
+        base = base if base is not None else torch.cat([*raw, level[:, :0]], dim=1) - level
+        ctx.mark_non_differentiable(best, base)
+        return surprise[:, 0], best, kl, base
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return grads[0][:, None] * gradient, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        asked, compared = ctx.saved_tensors
+        return torch.cat([grads[0][:, None] * asked, grads[2][:, None] * compared]), None, None, None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raysweep.errors import ModelError
+from raysweep.models import products
 from raysweep.models.lm import LanguageModel
 
 WIDTH = 128  # tokens of a pack: attention adds width / (6 d) to a block's products; narrower packs share less
@@ -96,15 +97,6 @@ class Packs:
         return states[packs[:, None], columns]
 
 
-def rounded(n: int) -> int:
-    """Return the next multiple of 4: products of 37 rows take longer than products of 40.
-
-    >>> rounded(37), rounded(40)
-    (40, 40)
-    """
-    return -(-n // 4) * 4
-
-
 def lay(lm: LanguageModel, trees: Sequence[Tree], places: Sequence[tuple[int, Columns]]) -> Packs:
     """Lay *trees* flat, one pack each.
 
@@ -118,7 +110,7 @@ def lay(lm: LanguageModel, trees: Sequence[Tree], places: Sequence[tuple[int, Co
             f"a row of {longest} tokens is longer than the model's sliding window of {window}",
             hint="shorten the prompt or the target",
         )
-    width = rounded(max(len(tree.ids) for tree in trees))
+    width = products.height(max(len(tree.ids) for tree in trees))
     ids = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
     seen = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from raysweep.models import gated, hooks, packing
+from raysweep.models import gated, hooks, packing, products
 from raysweep.models.lm import LanguageModel
 
 
@@ -218,7 +218,7 @@ def tail(lm: LanguageModel, packs: packing.Packs, change: Tensor, *, first: int)
 def _columns(chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Return the columns at which ``chosen [B, N]`` is True, in order, ``[B, n]``, and which of them are no padding."""
     count = chosen.sum(1)
-    width = packing.rounded(int(count.max()))
+    width = products.height(int(count.max()))
     order = chosen.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     return order, torch.arange(order.shape[1], device=order.device) < count[:, None]
 

@@ -26,7 +26,7 @@ FAMILIES = ("gpt2", "llama")
 VALUE = {"steps": 8, "lr": 0.5, "weight_decay": 1e-3}
 CONFIGS: dict[str, dict[str, Any]] = {
     "rome": {"layers": [1], "value": VALUE, "moments": {"damping": 1e-2}},
-    "memit": {"layers": [0, 1, 2], "value": VALUE, "moment_weight": 0.1, "moments": {"damping": 1e-2}},
+    "memit": {"layers": [0, 1], "value": VALUE, "moment_weight": 0.1, "moments": {"damping": 1e-2}},
     "ft": {"layers": [1], "steps": 6, "lr": 1e-2, "objective": "target_new"},
 }
 
@@ -82,8 +82,8 @@ def test_memit_comes_nearer_to_its_goal_at_each_layer(family: str) -> None:
     before, ledger = weights(lm), Ledger(lm)
     for record in toy_records(3):
         step = edit(editor, artifacts, lm, record)
-        residuals = [step.stats[f"residual/{layer}"] for layer in (0, 1, 2)]
-        assert residuals[0] > residuals[1] > residuals[2] > 0
+        residuals = [step.stats[f"residual/{layer}"] for layer in (0, 1)]
+        assert residuals[0] > residuals[1] > 0
         ledger.apply(step.patch)
     assert not same(before, weights(lm))
     ledger.restore()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raysweep.errors import ModelError
-from raysweep.models import final, packing, partial, tokens, wrapping
+from raysweep.models import final, packing, partial, products, tokens, wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.testing.fixtures import FAMILIES, tiny_lm
 
@@ -40,7 +40,7 @@ def test_each_beginning_is_there_once() -> None:
     lm = tiny_lm("llama")
     one = packing.pack(lm, ROWS)
     distinct = {tuple(row[: n + 1]) for row in ROWS for n in range(len(row))}
-    assert one.ids.shape == (1, packing.rounded(len(distinct)))
+    assert one.ids.shape == (1, products.height(len(distinct)))
     for row, (owner, columns) in zip(ROWS, one.places, strict=True):
         assert one.ids[owner, list(columns)].tolist() == row
         assert one.positions[owner, list(columns)].tolist() == list(range(len(row)))
