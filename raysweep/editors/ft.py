@@ -121,7 +121,7 @@ class FineTune:
         with patching.substituted(lm, {n: w.clone() for n, w in start.items()}) as live:
             for parameter in live.values():
                 parameter.requires_grad_(True)
-            upper = partial.Upper.of(lm, below + 1, packs.positions, packs.seen)
+            upper = partial.Upper.of(lm, below + 1, packs.positions, packs.seen).at(demand.pack, demand.column)
             for _ in range(self.config.steps):
                 with torch.enable_grad():
                     loss = demand.loss(lm, upper.hidden(lm, beside + lm.part(matrix)(keys)))
@@ -180,8 +180,8 @@ class _Demand:
     weight: Tensor
 
     def loss(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
-        """Return ``Σ weight · (−log p(id))``."""
-        found = logp.of(lm, hidden[self.pack, self.column], self.which, self.wanted)
+        """Return ``Σ weight · (−log p(id))`` given the normed states at the places ``[k, d]``."""
+        found = logp.of(lm, hidden, self.which, self.wanted)
         return -(found * self.weight).sum()
 
 

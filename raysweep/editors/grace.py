@@ -153,6 +153,8 @@ class Grace:
         where = {"last": rest.index == last, "prompt": rest.index < last, "all": rest.index >= 0}[config.replace]
         replaced = where[..., None]
         beside = rest.states - rest.take(seen[name, "output"]) if above else rest.states
+        ends = rest.column[0, last:n]
+        spots = rest.upper.at(torch.zeros_like(ends), ends)
         losses: list[float] = []
         with (
             wrapping.installed(lm, {} if above else {name: module}),
@@ -162,9 +164,7 @@ class Grace:
                 module.values = leaf[None]
                 with torch.enable_grad():
                     moved = torch.where(replaced, beside + leaf.to(beside.dtype), rest.states) if above else rest.states
-                    hidden = rest.hidden(lm, moved)
-                    spots = hidden[0, rest.column[0, last:n]]
-                    loss = -logp.of(lm, spots, torch.arange(n - last, device=lm.device), labels).mean()
+                    loss = -logp.of(lm, spots.hidden(lm, moved), torch.arange(n - last, device=lm.device), labels).mean()
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])
                 adam.step()
                 losses.append(float(loss.detach()))

@@ -252,18 +252,17 @@ class Answers:
         job: the model and the map.
         outputs: ``[n, T, d_out]`` original outputs of the map.
         stream: ``[n, T, d]`` what the map's outputs are added to (value matrix), or what enters the block (first map).
-        upper: the blocks above, or from the map's own on.
+        upper: the blocks above, or from the map's own on, read where predictions are asked.
         kept: which of the scale's tokens these rows hold; ``place`` is their row and column.
-        spots: row and column of each prediction; ``wanted`` ids there, and their ``weight``.
+        wanted: the id demanded of each prediction; ``weight``.
     """
 
     job: Job
     outputs: Tensor
     stream: Tensor
-    upper: partial.Upper
+    upper: partial.Spots
     kept: Tensor
     place: tuple[Tensor, Tensor]
-    spots: tuple[Tensor, Tensor]
     wanted: Tensor
     weight: Tensor
 
@@ -279,10 +278,10 @@ class Answers:
         i, j, weight = (torch.tensor(c, device=rows.ids.device) for c in zip(*spots, strict=True))
         above = job.config.matrix == "out"
         positions = torch.arange(width, device=rows.ids.device).expand(n, -1)
-        upper = partial.Upper.of(job.lm, layer + above, positions, rows.seen[:n, :width, :width])
+        upper = partial.Upper.of(job.lm, layer + above, positions, rows.seen[:n, :width, :width]).at(i, j - 1)
         stream = (leaving - outputs if above else entering)[:n, :width]
         place = (row[kept], column[kept])
-        return cls(job, outputs[:n, :width], stream, upper, kept, place, (i, j - 1), rows.ids[i, j], weight)
+        return cls(job, outputs[:n, :width], stream, upper, kept, place, rows.ids[i, j], weight)
 
     def loss(self, output: Tensor) -> Tensor:
         """Return the mean over rows of ``Σ CE / (m + 1)`` for m answer tokens (one more than there are; quirk Q27)."""
@@ -294,5 +293,5 @@ class Answers:
             with wrapping.installed(lm, {self.job.name: given}):
                 hidden = self.upper.hidden(lm, self.stream)
         each = torch.arange(len(self.wanted), device=hidden.device)
-        found = logp.of(lm, hidden[self.spots], each, self.wanted)
+        found = logp.of(lm, hidden, each, self.wanted)
         return -(found * self.weight).sum() / len(self.stream)

@@ -109,6 +109,7 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
     output = seen[names["key"], "output"][bare].float()
     origin = seen[names[site], "output"][bare].float()
     plan = _Plan.of(trees, rest.column)
+    spots = rest.upper.at(*plan.read())
     shift = torch.zeros_like(origin)
     adam = _Adam(shift, spec.lr)
     limit = spec.clamp * origin.norm(dim=1, keepdim=True)
@@ -120,7 +121,7 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
         leaf = shift.clone().requires_grad_(True)
         with torch.enable_grad():
             moved = rest.states.index_put(plan.shifted, leaf[plan.shifted[0]].to(rest.states.dtype), accumulate=True)
-            loss, hit, base = plan.loss(lm, rest.hidden(lm, moved), base, leaf, origin, spec)
+            loss, hit, base = plan.loss(lm, spots.hidden(lm, moved), base, leaf, origin, spec)
         value = loss.detach()
         first = value if iteration == 0 else first
         last = torch.where(active, value, last)
@@ -221,15 +222,19 @@ class _Plan:
             kl=at([(i, t.kl) for i, t in enumerate(tasks)]),
         )
 
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Return (task, column) of everything that is read: the demanded predictions, then the KL rows."""
+        rows, columns = (torch.cat(both) for both in zip(self.asked, self.kl, strict=True))
+        return rows, columns
+
     def loss(
         self, lm: LanguageModel, hidden: Tensor, base: Tensor | None, shift: Tensor, origin: Tensor, spec: ValueSpec
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss ``[n]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0`` of the KL rows.
+        """Given the states at :meth:`read`, return the loss ``[n]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0`` of the KL rows.
 
         ``mean over contexts of −(1/m) Σ log p(target) + kl · Σ P_δ (log P_δ − log P_0) + decay · ‖δ‖ / ‖v₀‖²``.
         """
-        rows, columns = (torch.cat(both) for both in zip(self.asked, self.kl, strict=True))
-        told = logp.told(lm, hidden[rows, columns], self.wanted, base)
+        told = logp.told(lm, hidden, self.wanted, base)
         zeros = torch.zeros(len(shift), device=hidden.device)
         nll = zeros.index_add(0, self.asked[0], -told.logp * self.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2

@@ -5,14 +5,14 @@ by hand, forward and backward: RMS norm, grouped-query attention with rotary pos
 the blocks has a gradient; weights are constants. Hooks and modules in place of linear maps are not seen, so :func:`fit` refuses
 models that have any; everything else goes the ordinary way.
 
-Shape legend: ``B`` packs, ``S`` tokens that are computed, ``P`` reused ones, ``M = P + S``, ``h`` query heads, ``k`` key heads,
+Shape legend: ``B`` packs, ``S`` tokens that are computed, ``A`` of them that ask, ``P`` reused ones, ``M = P + S``, ``h`` query heads, ``k`` key heads,
 ``g = h / k``, ``e`` width of a head, ``n = B·S``, ``d`` width of the stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,23 +44,46 @@ def _untouched(block: nn.Module) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """Who asks in a block.
+
+    Attributes:
+        cos, sin: ``[B, A, 1, e]`` of the rotary positions of the ``A`` tokens per pack that ask.
+        mask: ``[B·k, g·A, M]`` added to attention scores.
+        pick: ``[B·A]`` which of the ``n`` computed tokens they are; None: all, in order.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor
+    pick: Tensor | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """Pick the asking tokens of ``[n, …]``."""
+        return x if self.pick is None else x[self.pick]
+
+    def back(self, grad: Tensor, n: int) -> Tensor:
+        """Return the gradient of ``[n, …]`` given that of :meth:`of`."""
+        return grad if self.pick is None else grad.new_zeros(n, grad.shape[1]).index_add_(0, self.pick, grad)
+
+
+@dataclass(frozen=True, slots=True)
 class Climb:
     """Blocks *first* … of a model on given positions, with given keys and values of earlier tokens.
 
     Attributes:
         blocks: in order.
         past: of each block; None without reused tokens.
-        cos, sin: ``[B, S, 1, e]`` of the rotary positions.
-        mask: ``[B·k, g·S, M]`` added to attention scores.
+        everyone: all computed tokens ask.
         heads: ``(h, k, e)``.
+        last: who asks in the last block.
     """
 
     blocks: Sequence[Any]
     past: Sequence[Past | None]
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor
+    everyone: View
     heads: tuple[int, int, int]
+    last: View
 
     @classmethod
     def of(cls, lm: LanguageModel, first: int, positions: Tensor, mask: Tensor, past: Sequence[Past | None]) -> Climb:
@@ -73,63 +96,85 @@ class Climb:
         b, s, m = len(mask), *mask.shape[2:]
         blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks)]
         wide = mask[:, :, None].expand(b, k, h // k, s, m).reshape(b * k, -1, m)
-        return cls(blocks, past, cos[:, :, None], sin[:, :, None], wide, (h, k, e))
+        everyone = View(cos[:, :, None], sin[:, :, None], wide)
+        return cls(blocks, past, everyone, (h, k, e), everyone)
+
+    def asking(self, columns: Tensor) -> Climb:
+        """Return the way on which only ``columns [B, A]`` of the computed tokens leave the last block: ``[B, A, d]``."""
+        all_, k, (b, s) = self.everyone, self.heads[1], self.everyone.cos.shape[:2]
+        pack = torch.arange(b, device=columns.device)[:, None]
+        mask = all_.mask.view(b, k, -1, s, all_.mask.shape[-1]).gather(
+            3, columns[:, None, None, :, None].expand(-1, k, self.heads[0] // k, -1, all_.mask.shape[-1])
+        )
+        pick = (pack * s + columns).flatten()
+        chosen = View(all_.cos[pack, columns], all_.sin[pack, columns], mask.reshape(b * k, -1, mask.shape[-1]), pick)
+        return replace(self, last=chosen)
+
+    def views(self) -> list[View]:
+        """Return who asks in each block."""
+        return [*[self.everyone] * (len(self.blocks) - 1), self.last]
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Return what leaves the last block, ``[B, S, d]``, given what enters the first; differentiable."""
+        """Return what leaves the last block, ``[B, A, d]``, given what enters the first, ``[B, S, d]``; differentiable."""
         found: Tensor = _Function.apply(states, self)  # type: ignore[no-untyped-call]
         return found
 
-    def up(self, block: Any, past: Past | None, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return a block's output ``[n, d]`` and what its gradient needs."""
-        attention, mlp, (h, _, e) = block.self_attn, block.mlp, self.heads
+    def up(self, block: Any, past: Past | None, view: View, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return a block's output at the asking tokens and what its gradient needs."""
+        attention, mlp = block.self_attn, block.mlp
         normed, r1 = _norm(block.input_layernorm, x)
-        both = torch.cat([_map(attention.q_proj, normed), _map(attention.k_proj, normed)], dim=1)
-        both = _turned(both.view(*self.cos.shape[:2], -1, e), self.cos, self.sin)
-        q, key = self._by_key_head(both[:, :, :h]), self._by_key_head(both[:, :, h:])
-        value = self._by_key_head(_map(attention.v_proj, normed).view(*self.cos.shape[:2], -1, e))
+        q = self._by_key_head(_turned(self._split(_map(attention.q_proj, view.of(normed)), view), view.cos, view.sin))
+        turn = self.everyone
+        key = self._by_key_head(_turned(self._split(_map(attention.k_proj, normed), turn), turn.cos, turn.sin))
+        value = self._by_key_head(self._split(_map(attention.v_proj, normed), turn))
         if past is not None:
             key, value = (
                 torch.cat([old.flatten(0, 1), new], dim=1) for old, new in zip(past, (key, value), strict=True)
             )
-        p = torch.baddbmm(self.mask, q, key.mT, alpha=e**-0.5).softmax(-1)
-        y = _map(attention.o_proj, self._by_token(p @ value)).add_(x)
+        p = torch.baddbmm(view.mask, q, key.mT, alpha=self.heads[2] ** -0.5).softmax(-1)
+        y = _map(attention.o_proj, self._by_token(p @ value, view)).add_(view.of(x))
         normed, r2 = _norm(block.post_attention_layernorm, y)
         gate, up = _map(mlp.gate_proj, normed), _map(mlp.up_proj, normed)
         gated = F.silu(gate)
         z = _map(mlp.down_proj, gated * up).add_(y)
         return z, (x, r1, q, key, value, p, y, r2, gate, gated, up)
 
-    def down(self, block: Any, kept: tuple[Tensor, ...], grad: Tensor) -> Tensor:
-        """Return the gradient of a block's input ``[n, d]``, given that of its output."""
-        attention, mlp, (h, _, e) = block.self_attn, block.mlp, self.heads
+    def down(self, block: Any, kept: tuple[Tensor, ...], view: View, grad: Tensor) -> Tensor:
+        """Return the gradient of a block's input ``[n, d]``, given that of its output at the asking tokens."""
+        attention, mlp, turn = block.self_attn, block.mlp, self.everyone
         x, r1, q, key, value, p, y, r2, gate, gated, up = kept
         inner = products.backward(grad, mlp.down_proj.weight)
         d_gate = torch.ops.aten.silu_backward(inner * up, gate)
         d_normed = products.backward(d_gate, mlp.gate_proj.weight)
         d_normed = products.backward(inner.mul_(gated), mlp.up_proj.weight, d_normed)
         grad = grad + _norm_down(block.post_attention_layernorm, y, r2, d_normed)
-        mixed = products.backward(grad, attention.o_proj.weight).view(*self.cos.shape[:2], -1, e)
-        d_mixed, new = self._by_key_head(mixed), key.shape[1] - self.cos.shape[1]
-        d_scores = torch.ops.aten._softmax_backward_data(d_mixed @ value.mT, p, -1, p.dtype).mul_(e**-0.5)
-        d_v = self._by_token(p[:, :, new:].mT @ d_mixed)
-        d_k, d_q = self._by_token(d_scores[:, :, new:].mT @ q), self._by_token(d_scores @ key)
-        both = torch.cat([d_q, d_k], dim=1).view(*self.cos.shape[:2], -1, e)
-        both = _turned_back(both, self.cos, self.sin).flatten(0, 1).flatten(1)
-        d_normed = products.backward(both[:, : h * e], attention.q_proj.weight)
-        d_normed = products.backward(both[:, h * e :], attention.k_proj.weight, d_normed)
+        d_mixed = self._by_key_head(self._split(products.backward(grad, attention.o_proj.weight), view))
+        d_scores = torch.ops.aten._softmax_backward_data(d_mixed @ value.mT, p, -1, p.dtype).mul_(self.heads[2] ** -0.5)
+        new = key.shape[1] - turn.cos.shape[1]
+        d_v = self._by_token(p[:, :, new:].mT @ d_mixed, turn)
+        d_k = self._turned_back(self._by_token(d_scores[:, :, new:].mT @ q, turn), turn)
+        d_q = self._turned_back(self._by_token(d_scores @ key, view), view)
+        d_normed = view.back(products.backward(d_q, attention.q_proj.weight), len(x))
+        d_normed = products.backward(d_k, attention.k_proj.weight, d_normed)
         d_normed = products.backward(d_v, attention.v_proj.weight, d_normed)
-        return grad + _norm_down(block.input_layernorm, x, r1, d_normed)
+        return view.back(grad, len(x)) + _norm_down(block.input_layernorm, x, r1, d_normed)
+
+    def _split(self, states: Tensor, view: View) -> Tensor:
+        """``[B·A, heads·e]`` → ``[B, A, heads, e]``."""
+        return states.view(*view.cos.shape[:2], -1, self.heads[2])
+
+    def _turned_back(self, grad: Tensor, view: View) -> Tensor:
+        return _turned_back(self._split(grad, view), view.cos, view.sin).flatten(0, 1).flatten(1)
 
     def _by_key_head(self, states: Tensor) -> Tensor:
-        """``[B, S, heads, e]`` → ``[B·k, (heads / k)·S, e]``."""
+        """``[B, A, heads, e]`` → ``[B·k, (heads / k)·A, e]``."""
         b, s, heads, e = states.shape
         k = self.heads[1]
         return states.view(b, s, k, heads // k, e).permute(0, 2, 3, 1, 4).reshape(b * k, -1, e)
 
-    def _by_token(self, states: Tensor) -> Tensor:
-        """``[B·k, (heads / k)·S, e]`` → ``[n, heads·e]``."""
-        b, s = self.cos.shape[:2]
+    def _by_token(self, states: Tensor, view: View) -> Tensor:
+        """``[B·k, (heads / k)·A, e]`` → ``[B·A, heads·e]``."""
+        b, s = view.cos.shape[:2]
         k, e = self.heads[1], self.heads[2]
         return states.view(b, k, -1, s, e).permute(0, 3, 1, 2, 4).reshape(b * s, -1)
 
@@ -138,18 +183,18 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, climb: Climb) -> Tensor:
         x, kept = states.flatten(0, 1), []
-        for block, past in zip(climb.blocks, climb.past, strict=True):
-            x, needed = climb.up(block, past, x)
+        for block, past, view in zip(climb.blocks, climb.past, climb.views(), strict=True):
+            x, needed = climb.up(block, past, view, x)
             kept.append(needed if ctx.needs_input_grad[0] else ())
-        ctx.climb, ctx.kept = climb, kept
-        return x.view(states.shape)
+        ctx.climb, ctx.kept, ctx.shape = climb, kept, states.shape
+        return x.view(len(states), -1, x.shape[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         grad = grads[0].flatten(0, 1)
-        for block, kept in zip(reversed(ctx.climb.blocks), reversed(ctx.kept), strict=True):
-            grad = ctx.climb.down(block, kept, grad)
-        return grad.view(grads[0].shape), None
+        for block, kept, view in reversed(list(zip(ctx.climb.blocks, ctx.kept, ctx.climb.views(), strict=True))):
+            grad = ctx.climb.down(block, kept, view, grad)
+        return grad.view(ctx.shape), None
 
 
 def _map(linear: Any, x: Tensor) -> Tensor:

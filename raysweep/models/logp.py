@@ -89,7 +89,9 @@ class _Pass(torch.autograd.Function):
         size, twice = max(1, PART // hidden.shape[1]), slice(n, 2 * n - k)
         logit = (hidden[:k] * weight[anchor]).sum(1, keepdim=True)
         # compared rows come twice: for the sum of p and for that of p times the log-ratio
-        rows = torch.cat([hidden, hidden[k:], hidden[-1:].expand(products.height(2 * n - k) + k - 2 * n, -1)])
+        rows = torch.cat([hidden, hidden[k:]])
+        if len(rows) > products.FEW:
+            rows = torch.cat([rows, rows[-1:].expand(products.height(len(rows)) - len(rows), -1)])
         top = torch.cat([logit, logit.new_full((len(rows) - k, 1), -torch.inf)])
         sums, mean = torch.zeros_like(top), torch.zeros_like(rows)
         ratio, raw = logit.new_zeros(n - k, 1), []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -147,11 +147,48 @@ class Upper:
             climb = gated.Climb.of(lm, first, positions, mask, past)
         return cls(first, positions, mask, cache, climb)
 
+    def at(self, rows: Tensor, columns: Tensor) -> Spots:
+        """Prepare to read the final states at ``rows [k]``, ``columns [k]`` only: the last block computes no others."""
+        if self.climb is None:
+            return Spots(self, rows, columns)
+        flags = torch.zeros(self.positions.shape, dtype=torch.bool, device=rows.device)
+        flags[rows, columns] = True
+        count = flags.sum(1)
+        order = flags.int().argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
+        order = torch.where(torch.arange(order.shape[1], device=order.device) < count[:, None], order, order[:, :1])
+        if order.shape[1] == flags.shape[1]:
+            return Spots(self, rows, columns)
+        among = (flags.cumsum(1) - 1)[rows, columns]
+        return Spots(replace(self, climb=self.climb.asking(order)), rows, columns, among)
+
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return the normed final states ``[B, S, d]`` when what enters block *first* is *states*; differentiable."""
         if self.climb is not None and gated.fit(lm, self.first):
             return lm.part(lm.layout.norm)(self.climb(states))  # type: ignore[no-any-return]
         return run(lm, states=states, mask=self.mask, first=self.first, positions=self.positions, cache=self.cache)
+
+
+@dataclass(frozen=True, slots=True)
+class Spots:
+    """Final states at some places.
+
+    Attributes:
+        upper: the blocks to run.
+        rows, columns: ``[k]`` the places.
+        among: ``[k]`` which of the tokens that leave the shortened way they are; None if the way is not shortened.
+    """
+
+    upper: Upper
+    rows: Tensor
+    columns: Tensor
+    among: Tensor | None = None
+
+    def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
+        """Return the normed final states ``[k, d]`` when what enters the upper blocks is *states*; differentiable."""
+        climb = self.upper.climb
+        if self.among is None or climb is None or not gated.fit(lm, self.upper.first):
+            return self.upper.hidden(lm, states)[self.rows, self.columns]
+        return lm.part(lm.layout.norm)(climb(states)[self.rows, self.among])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,5 +41,5 @@ def backward(grad: Tensor, weight: Tensor, start: Tensor | None = None) -> Tenso
 
 def height(n: int) -> int:
     """Return the number of rows, at least *n*, that takes the least time: a multiple of what a product works on at once."""
-    step = 8 if torch.get_num_threads() > 1 else 4
+    step = 8 if torch.get_num_threads() > 1 and n > FEW else 4
     return -(-n // step) * step

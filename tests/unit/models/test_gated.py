@@ -54,9 +54,15 @@ def test_gradients_are_those_of_differences() -> None:
     assert climb is not None
     double = [block.double() for block in climb.blocks]
     past = [(k.double(), v.double()) for k, v in climb.past]  # type: ignore[misc]
-    exact = gated.Climb(double, past, climb.cos.double(), climb.sin.double(), climb.mask.double(), climb.heads)
+    view = climb.everyone
+    everyone = gated.View(view.cos.double(), view.sin.double(), view.mask.double())
+    exact = gated.Climb(double, past, everyone, climb.heads, everyone)
     states = rest.states.double().requires_grad_(True)
     assert torch.autograd.gradcheck(exact, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
+    chosen = torch.tensor([[0, 2], [1, 1], [3, 0]])
+    some = exact.asking(chosen)
+    assert torch.autograd.gradcheck(some, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
+    torch.testing.assert_close(some(states), exact(states)[torch.arange(3)[:, None], chosen])
 
 
 def test_models_it_does_not_know_go_the_ordinary_way() -> None:
