@@ -11,6 +11,7 @@ from raysweep.config.schema import Positive
 from raysweep.editors.base import (
     ArtifactRequest,
     ContextSpec,
+    Delta,
     EditorConfig,
     EditStep,
     MomentSpec,
@@ -132,6 +133,38 @@ class AlphaEdit:
         rng: torch.Generator,
     ) -> EditStep[dict[str, Any] | None]:
         """Write the whole batch with one small solve per layer, then remember its keys."""
+        ((deltas, stats),) = self._written(lm, [batch], state, artifacts)
+        after = state
+        if state is not None:
+            layers, texts = self.config.layers, contexts.templates(self.config.contexts, artifacts.get("contexts"))
+            with patching.applied(lm, deltas):
+                written = spreading.subject_keys(lm, batch, layers, texts)
+            after = {str(layer): self._remember(state[str(layer)], written[layer]) for layer in layers}
+        return EditStep(WeightDelta(deltas), after, stats)
+
+    @property
+    def group(self) -> int:
+        """``value.batch``, unless edits remember those before."""
+        return self.config.value.batch if self.memoryless else 1
+
+    def edit_apart(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[EditStep[dict[str, Any] | None]]:
+        """Look for the values of all *batches* together, then write each on its own, without memory."""
+        return [EditStep(WeightDelta(d), None, stats) for d, stats in self._written(lm, batches, None, artifacts)]
+
+    def _written(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        state: dict[str, Any] | None,
+        artifacts: Mapping[str, Artifact],
+    ) -> list[tuple[dict[str, Delta], dict[str, float]]]:
         layers = self.config.layers
         texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
 
@@ -139,14 +172,9 @@ class AlphaEdit:
             memory = None if state is None else state[str(layer)]
             return self._solve(artifacts[f"projector/{layer}"], memory, columns)
 
-        found = spreading.write(lm, batch, layers=layers, value=self.config.value, texts=texts, solve=solve)
+        found = spreading.write_apart(lm, batches, layers=layers, value=self.config.value, texts=texts, solve=solve)
         kept = {f"kept_rank/{layer}": float(artifacts[f"projector/{layer}"].meta["kept_rank"]) for layer in layers}
-        after = state
-        if state is not None:
-            with patching.applied(lm, found.deltas):
-                written = spreading.subject_keys(lm, batch, layers, texts)
-            after = {str(layer): self._remember(state[str(layer)], written[layer]) for layer in layers}
-        return EditStep(WeightDelta(found.deltas), after, found.stats | kept)
+        return [(f.deltas, f.stats | kept) for f in found]
 
     def _solve(self, artifact: Artifact, memory: Tensor | None, columns: Tensor) -> Tensor:
         """Return ``(P (K Kᵀ + C_p) + L2 I)⁻¹ P K`` ``[d_in, n]``."""

@@ -343,6 +343,56 @@ class Proposer(Protocol[S]):
         ...
 
 
+@runtime_checkable
+class GroupProposer(Protocol):
+    """A Proposer that can compute several proposals together (optional).
+
+    Promise: each is what :meth:`Proposer.propose` returns, but for rounding; so a study must always take the same batches
+    together.
+    """
+
+    @property
+    def group(self) -> int:
+        """How many batches of one record to take together; 1 = none."""
+        ...
+
+    def propose_group(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[dict[str, Any]]:
+        """Return a proposal per batch; *rngs* has one generator for each."""
+        ...
+
+
+@runtime_checkable
+class Grouper(Protocol):
+    """An editor that can find the edits of several batches together, each on the model as it stands (optional, beside Editor).
+
+    Promise: the model is bit-identical afterwards, and each edit is what :meth:`Editor.edit` proposes without memory, but for
+    rounding.
+    """
+
+    @property
+    def group(self) -> int:
+        """How many batches of one record to take together; 1 = none."""
+        ...
+
+    def edit_apart(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[EditStep[Any]]:
+        """Return one step per batch; *rngs* has one generator for each."""
+        ...
+
+
 class Editor(Protocol[S]):
     """Proposes patches for batches of records.
 

@@ -42,6 +42,8 @@ class FineTuneConfig(EditorConfig):
         train_bias: train the matrix's bias too (quirk Q14; the published GPT-2-XL setting does).
         ask_special: FT-L also asks for the tokenizer's special tokens, BOS say (quirk Q13; published).
         strip_dummy_piece: FT-L does not ask for SentencePiece's stand-alone space piece (quirk Q6; off = published).
+        batch: train this many records at once, each with weights of its own, where edits do not see each other (SimIE in ``init``
+            mode with ``closed64``; one layer, no bias).
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"kl_factor"})
@@ -56,6 +58,7 @@ class FineTuneConfig(EditorConfig):
     train_bias: bool = False
     ask_special: bool = True
     strip_dummy_piece: bool = False
+    batch: Count = 1
 
 
 class FineTune:
@@ -100,9 +103,7 @@ class FineTune:
         What enters the first trained matrix never changes, so each update starts from there: its product, the residual stream
         beside it, and the blocks above.
         """
-        ask = _prompt_last(lm, batch, special=self.config.ask_special, strip=self.config.strip_dummy_piece)
-        if self.config.objective == "target_new":
-            ask = _target_new(lm, batch)
+        ask = self._ask(lm, batch)
         names = self.edited(lm)
         start = {n: lm.weight(n).detach() for n in names}
         master = {n: w.float().clone() for n, w in start.items()}
@@ -136,6 +137,61 @@ class FineTune:
         deltas: dict[str, Delta] = {n: Dense(_logical(lm, n, master[n] - start[n].float())) for n in names}
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(len(losses))}
         return EditStep(WeightDelta(deltas), state, stats)
+
+    @property
+    def group(self) -> int:
+        """``batch`` where one matrix alone is trained."""
+        return self.config.batch if len(self.config.layers) == 1 and not self.config.train_bias else 1
+
+    def edit_apart(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[EditStep[None]]:
+        """Train a copy of the matrix for each of *batches*, of one record each; the blocks above run for all at once."""
+        if self.group == 1 or any(len(batch) != 1 for batch in batches):
+            return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
+        (layer,), (name,) = self.config.layers, self.edited(lm)
+        asks = [self._ask(lm, batch) for batch in batches]
+        together = _Together.of(lm, layer, asks)
+        start = lm.logical(name).detach().float()
+        master = start.repeat(len(batches), 1, 1)
+        adam = torch.optim.Adam([master], lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
+        done: dict[int, Tensor] = {}
+        losses: list[list[float]] = [[] for _ in batches]
+        for _ in range(self.config.steps):
+            live = master.to(lm.dtype, copy=True).requires_grad_(True)
+            with torch.enable_grad():
+                loss = together.losses(lm, live)
+            for i, value in enumerate(loss.detach().tolist()):
+                if i not in done:
+                    losses[i].append(value)
+                    if value < self.config.stop_loss:
+                        done[i] = master[i].clone()
+            if len(done) == len(batches):
+                break
+            (gradient,) = torch.autograd.grad(loss.sum(), live)
+            master.grad = gradient.float().contiguous()  # fused Adam pairs entries by place in memory
+            adam.step()
+            if self.config.norm_constraint is not None:
+                width = self.config.norm_constraint
+                master.copy_(torch.maximum(torch.minimum(master, start + width), start - width))
+        return [
+            EditStep(
+                WeightDelta({name: Dense(done.get(i, master[i]) - start)}),
+                None,
+                {"loss": found[-1], "first_loss": found[0], "steps": float(len(found))},
+            )
+            for i, found in enumerate(losses)
+        ]
+
+    def _ask(self, lm: LanguageModel, batch: Sequence[EditRecord]) -> _Ask:
+        if self.config.objective == "target_new":
+            return _target_new(lm, batch)
+        return _prompt_last(lm, batch, special=self.config.ask_special, strip=self.config.strip_dummy_piece)
 
     def _write(self, live: Mapping[str, Tensor], master: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
         """Clamp the trained values around their start and copy them into the model's stand-ins."""
@@ -179,10 +235,65 @@ class _Demand:
     wanted: Tensor
     weight: Tensor
 
+    def each(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
+        """Return ``weight · (−log p(id))`` of each demanded id, given the normed states at the places ``[k, d]``."""
+        return -logp.of(lm, hidden, self.which, self.wanted) * self.weight
+
     def loss(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
-        """Return ``Σ weight · (−log p(id))`` given the normed states at the places ``[k, d]``."""
-        found = logp.of(lm, hidden, self.which, self.wanted)
-        return -(found * self.weight).sum()
+        """Return their sum."""
+        return self.each(lm, hidden).sum()
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Several records, a pack each, and what does not change while each trains a matrix of its own.
+
+    Attributes:
+        keys: ``[n, T, d_in]`` what enters the matrix; ``beside [n, T, d]`` the residual stream beside it, with the bias.
+        spots: the blocks above.
+        demand: what is demanded of all of them.
+        record: ``[k]`` of which record each demanded id is.
+    """
+
+    keys: Tensor
+    beside: Tensor
+    spots: partial.Spots
+    demand: _Demand
+    record: Tensor
+
+    @classmethod
+    def of(cls, lm: LanguageModel, layer: int, asks: Sequence[_Ask]) -> _Together:
+        """Run the records up to block *layer*."""
+        trees, places = [packing.Tree() for _ in asks], []
+        for i, (tree, ask) in enumerate(zip(trees, asks, strict=True)):
+            places += [(i, tree.add(row)) for row in ask.rows]
+        packs = packing.lay(lm, trees, places)
+        block, matrix = lm.layout.block.format(layer), lm.layout.mlp_out.format(layer)
+        sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
+        with torch.no_grad(), hooks.capture(lm, sides) as seen:
+            partial.run_packs(lm, packs, last=layer)
+        bias = getattr(lm.part(matrix), "bias", None)
+        beside = seen[block, "output"] - seen[matrix, "output"] + (0 if bias is None else bias.detach())
+        demand = _joined(asks).on(packs)
+        record = [i for i, ask in enumerate(asks) for _ in ask.asks]
+        upper = partial.Upper.of(lm, layer + 1, packs.positions, packs.seen)
+        keys, spots = seen[matrix, "input"], upper.at(demand.pack, demand.column)
+        return cls(keys, beside, spots, demand, torch.tensor(record, device=lm.device))
+
+    def losses(self, lm: LanguageModel, weights: Tensor) -> Tensor:
+        """Return the loss of each record ``[n]`` with its matrix in ``weights [n, d_out, d_in]``."""
+        hidden = self.spots.hidden(lm, torch.baddbmm(self.beside, self.keys, weights.mT))
+        return torch.zeros(len(weights), device=hidden.device).index_add(0, self.record, self.demand.each(lm, hidden))
+
+
+def _joined(asks: Sequence[_Ask]) -> _Ask:
+    """Return all *asks* as one, weights unchanged."""
+    rows: list[list[int]] = []
+    joined = []
+    for ask in asks:
+        joined += [(len(rows) + row, position, wanted, weight) for row, position, wanted, weight in ask.asks]
+        rows += ask.rows
+    return _Ask(rows, joined)
 
 
 def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool, strip: bool) -> _Ask:

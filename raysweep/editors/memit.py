@@ -93,9 +93,25 @@ class Memit:
         rng: torch.Generator,
     ) -> EditStep[None]:
         """Write the whole batch with one solve per layer."""
-        found = spreading.write(
+        return self.edit_apart(lm, [batch], artifacts=artifacts, rngs=[rng])[0]
+
+    @property
+    def group(self) -> int:
+        """``value.batch``."""
+        return self.config.value.batch
+
+    def edit_apart(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[EditStep[None]]:
+        """Look for the values of all *batches* together, then write each on its own."""
+        found = spreading.write_apart(
             lm,
-            batch,
+            batches,
             layers=self.config.layers,
             value=self.config.value,
             texts=contexts.templates(self.config.contexts, artifacts.get("contexts")),
@@ -103,7 +119,7 @@ class Memit:
                 self._factor(artifacts[f"moments/{layer}"], columns.device), self.config.moment_weight, columns
             ),
         )
-        return EditStep(WeightDelta(found.deltas), state, found.stats)
+        return [EditStep(WeightDelta(f.deltas), None, f.stats) for f in found]
 
     def _factor(self, artifact: Artifact, device: torch.device) -> leastsq.Factor:
         if artifact.digest not in self._factors:

@@ -110,15 +110,48 @@ class Rome:
                 stats |= {f"{key}/{layer}": value for key, value in found.items()}
         return EditStep(WeightDelta(deltas), state, stats)
 
+    @property
+    def group(self) -> int:
+        """``value.batch`` where there is one layer: further ones start from the model with the first one's change in place."""
+        return self.config.value.batch if len(self.config.layers) == 1 else 1
+
+    def edit_apart(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[EditStep[None]]:
+        """Find the values of all *batches*, of one record each, together."""
+        if self.group == 1 or any(len(batch) != 1 for batch in batches):
+            return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
+        (layer,) = self.config.layers
+        name, steps = f"{lm.layout.mlp_out.format(layer)}.weight", []
+        tasks = [self._task(lm, record, artifacts) for (record,) in batches]
+        for value in values.optimise(lm, tasks, layer=layer, site="mlp", spec=self.config.value):
+            delta, found = self._change(value, layer, artifacts)
+            stats = {f"{key}/{layer}": v for key, v in found.items()}
+            steps.append(EditStep(WeightDelta({name: delta}), None, stats))
+        return steps
+
     def _one(
         self, lm: LanguageModel, record: EditRecord, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
+        task = self._task(lm, record, artifacts)
+        (value,) = values.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
+        return self._change(value, layer, artifacts)
+
+    def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> values.Task:
         texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
         target = tokens.always_spaced(record.target)
         ids = tokens.bare(lm, target)
         skip = tokens.dummies(lm, record.prompt + target, ids) if self.config.value.strip_dummy_piece else 0
-        task = values.task(lm, record.template, record.subject, ids, texts, skip=skip)
-        (value,) = values.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
+        return values.task(lm, record.template, record.subject, ids, texts, skip=skip)
+
+    def _change(
+        self, value: values.Value, layer: int, artifacts: Mapping[str, Artifact]
+    ) -> tuple[LowRank, dict[str, float]]:
         mean_key = value.keys.double().mean(0)
         if self.config.adjust:
             mean_key = self._solved(artifacts[f"moments/{layer}"], mean_key)

@@ -31,18 +31,29 @@ class Spread:
     stats: dict[str, float]
 
 
-def write(
+def write_apart(
     lm: LanguageModel,
-    batch: Sequence[EditRecord],
+    batches: Sequence[Sequence[EditRecord]],
     *,
     layers: Sequence[int],
     value: ValueSpec,
     texts: Sequence[str],
     solve: Solve,
+) -> list[Spread]:
+    """Find the target hidden states of all *batches* at the last of *layers* together, and spread each batch's with *solve*."""
+    tasks = [_task(lm, r, texts, strip=value.strip_dummy_piece) for batch in batches for r in batch]
+    found = iter(values.optimise(lm, tasks, layer=layers[-1], site="block", spec=value))
+    return [_spread(lm, batch, layers, texts, [next(found) for _ in batch], solve) for batch in batches]
+
+
+def _spread(
+    lm: LanguageModel,
+    batch: Sequence[EditRecord],
+    layers: Sequence[int],
+    texts: Sequence[str],
+    found: Sequence[values.Value],
+    solve: Solve,
 ) -> Spread:
-    """Find the target hidden states of *batch* at the last of *layers* and spread them with *solve*."""
-    tasks = [_task(lm, r, texts, strip=value.strip_dummy_piece) for r in batch]
-    found = values.optimise(lm, tasks, layer=layers[-1], site="block", spec=value)
     goals = torch.stack([v.origin + v.shift for v in found]).double()
     deltas, residuals = _layers(lm, batch, layers, texts, goals, solve)
     stats = {

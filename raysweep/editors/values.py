@@ -21,6 +21,7 @@ from raysweep.models import hooks, logp, packing, partial, tokens
 from raysweep.models.lm import LanguageModel
 
 STOP_LOSS = 5e-2  # published constant of ROME and MEMIT
+BUSY = 0.75  # leave out the tasks that have stopped once fewer than this share of those computed go on: it costs about a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,41 +102,42 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
         (names["block"], "output"),
     ]
     trees = [_Nodes.of(t) for t in tasks]
-    packs = packing.lay(lm, [t.tree for t in trees], ())
-    with torch.no_grad(), hooks.capture(lm, wanted) as seen:
-        rest = partial.tail(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
+    with hooks.capture(lm, wanted) as seen:
+        left = _Left.of(lm, trees, layer)
     keys = [seen[names["key"], "input"][i, list(t.lookups)].float() for i, t in enumerate(trees)]
     bare = (list(range(len(trees))), [t.lookups[0] for t in trees])
     output = seen[names["key"], "output"][bare].float()
     origin = seen[names[site], "output"][bare].float()
-    plan = _Plan.of(trees, rest.column)
-    spots = rest.upper.at(*plan.read())
     shift = torch.zeros_like(origin)
     adam = _Adam(shift, spec.lr)
     limit = spec.clamp * origin.norm(dim=1, keepdim=True)
     active = torch.ones(len(tasks), dtype=torch.bool, device=lm.device)
+    who = torch.arange(len(tasks), device=lm.device)  # the tasks that are still computed
     base: Tensor | None = None
-    first = last = torch.zeros(len(tasks), device=lm.device)
+    first, last = (torch.zeros(len(tasks), device=lm.device) for _ in range(2))
     steps = torch.zeros(len(tasks), dtype=torch.int64, device=lm.device)
     for iteration in range(spec.steps):
-        leaf = shift.clone().requires_grad_(True)
+        if len(who) > 1 and len(who) * BUSY > int(active.sum()):
+            assert base is not None
+            who, base = active.nonzero()[:, 0], base[active[who]]
+            left = _Left.of(lm, [trees[i] for i in who.tolist()], layer)
+        leaf = shift[who].requires_grad_(True)
         with torch.enable_grad():
-            moved = rest.states.index_put(plan.shifted, leaf[plan.shifted[0]].to(rest.states.dtype), accumulate=True)
-            loss, hit, base = plan.loss(lm, spots.hidden(lm, moved), base, leaf, origin, spec)
-        value = loss.detach()
+            loss, hit, base = left.loss(lm, base, leaf, origin[who], spec)
+        value = last.index_put((who,), loss.detach())
         first = value if iteration == 0 else first
         last = torch.where(active, value, last)
         steps = steps + active
         active = active & (value >= STOP_LOSS)
         if spec.stop_on_argmax:
-            active = active & ~hit
+            active[who[hit]] = False
         if iteration == spec.steps - 1 or not bool(active.any()):
             break
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        moved_shift = adam.step(shift, gradient, active)
-        norm = moved_shift.norm(dim=1, keepdim=True)
-        moved_shift = torch.where(norm > limit, moved_shift * limit / norm, moved_shift)
-        shift = torch.where(active[:, None], moved_shift, shift)
+        (found,) = torch.autograd.grad(loss.sum(), leaf)
+        moved = adam.step(shift, torch.zeros_like(shift).index_put((who,), found), active)
+        norm = moved.norm(dim=1, keepdim=True)
+        moved = torch.where(norm > limit, moved * limit / norm, moved)
+        shift = torch.where(active[:, None], moved, shift)
     return [
         Value(
             shift=shift[i],
@@ -227,18 +229,39 @@ class _Plan:
         rows, columns = (torch.cat(both) for both in zip(self.asked, self.kl, strict=True))
         return rows, columns
 
-    def loss(
-        self, lm: LanguageModel, hidden: Tensor, base: Tensor | None, shift: Tensor, origin: Tensor, spec: ValueSpec
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Given the states at :meth:`read`, return the loss ``[n]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0`` of the KL rows.
 
-        ``mean over contexts of −(1/m) Σ log p(target) + kl · Σ P_δ (log P_δ − log P_0) + decay · ‖δ‖ / ‖v₀‖²``.
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What is left to compute in each step for some tasks."""
+
+    states: Tensor
+    plan: _Plan
+    spots: partial.Spots
+
+    @classmethod
+    def of(cls, lm: LanguageModel, trees: Sequence[_Nodes], layer: int) -> _Left:
+        """Compute everything that no shift after block *layer* moves."""
+        packs = packing.lay(lm, [t.tree for t in trees], ())
+        with torch.no_grad():
+            rest = partial.tail(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
+        plan = _Plan.of(trees, rest.column)
+        return cls(rest.states, plan, rest.upper.at(*plan.read()))
+
+    def loss(
+        self, lm: LanguageModel, base: Tensor | None, shift: Tensor, origin: Tensor, spec: ValueSpec
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Given the shifts ``[n, d]``, return the loss ``[n]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0``.
+
+        ``mean over contexts of −(1/m) Σ log p(target) + kl · Σ P_δ (log P_δ − log P_0) + decay · ‖δ‖ / ‖v₀‖²``, where ``P`` are
+        the predictions at the KL rows; ``P_0`` is *base*, None: those of now.
         """
-        told = logp.told(lm, hidden, self.wanted, base)
-        zeros = torch.zeros(len(shift), device=hidden.device)
-        nll = zeros.index_add(0, self.asked[0], -told.logp * self.weight)
+        plan = self.plan
+        moved = self.states.index_put(plan.shifted, shift[plan.shifted[0]].to(self.states.dtype), accumulate=True)
+        told = logp.told(lm, self.spots.hidden(lm, moved), plan.wanted, base)
+        zeros = torch.zeros(len(shift), device=shift.device)
+        nll = zeros.index_add(0, plan.asked[0], -told.logp * plan.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
-        missed = zeros.index_add(0, self.asked[0], (~told.best).float())
+        missed = zeros.index_add(0, plan.asked[0], (~told.best).float())
         loss: Tensor = nll + spec.kl * told.kl + spec.weight_decay * decay
         return loss, missed == 0, told.base
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from raysweep import __version__
 from raysweep.config.schema import TrialSpec
 from raysweep.data.sampling import order
-from raysweep.editors.base import Proposer, Viewer
+from raysweep.editors.base import GroupProposer, Proposer, Viewer
 from raysweep.errors import Problem
 from raysweep.evals.metrics import METRICS, Answer
 from raysweep.hashing import text_digest
@@ -251,16 +251,47 @@ class _Run:
         """Return the proposals of *steps*, or None where the editor has none or nobody would gain by them."""
         if not (isinstance(self.editor, Proposer) and self.editor.apart()):
             return None
+        size = self._group()
+        asked = steps if size == 1 else list(dict.fromkeys(self._grouped(step)[-1] for step in steps))
         if self.deps.spread is not None:
-            return self.deps.spread(self.trial, steps, self.propose)
-        return map(self.propose, steps) if self.deps.kept is not None else None
+            found = self.deps.spread(self.trial, asked, self.propose)
+        elif size > 1 or self.deps.kept is not None:
+            found = map(self.propose, asked)
+        else:
+            return None
+        return found if size == 1 else self._singles(found, asked, steps)
+
+    def _group(self) -> int:
+        """Return how many steps' proposals are computed together."""
+        alone = self.trial.protocol.batch_size == 1
+        return self.editor.group if alone and isinstance(self.editor, GroupProposer) else 1
+
+    def _grouped(self, step: int) -> range:
+        """Return the steps whose proposals are computed with that of *step*: the same ones wherever and whenever it is asked for."""
+        size, last = self._group(), self.trial.protocol.rounds[-1]
+        first = (step - 1) // size * size + 1
+        return range(first, min(first + size, last + 1))
+
+    def _singles(self, groups: Iterator[Proposal], asked: Sequence[int], steps: Sequence[int]) -> Iterator[Proposal]:
+        """Yield the proposals of *steps* out of those of their groups."""
+        wanted = set(steps)
+        for end in asked:
+            group = next(groups)
+            yield from (group[str(step)] for step in self._grouped(end) if step in wanted)
 
     def propose(self, step: int) -> Proposal:
-        """Return what the batch that reaches *step* adds.
+        """Return what the batch that reaches *step* adds; or, by step, what those of its group do.
 
-        A proposal of one record that took nothing from its generator depends on neither step nor seed, so it is kept.
+        A proposal of one record that took nothing from its generator depends on neither step nor seed, so it is kept. In a group it
+        depends, by rounding, on the other members.
         """
         assert isinstance(self.editor, Proposer)
+        if self._group() > 1:
+            assert isinstance(self.editor, GroupProposer)
+            steps = self._grouped(step)
+            batches, rngs = [self._batch(s) for s in steps], [self._rng(s) for s in steps]
+            each = self.editor.propose_group(self.lm, batches, artifacts=self.artifacts, rngs=rngs)
+            return {str(s): p for s, p in zip(steps, each, strict=True)}
         batch, kept = self._batch(step), self.deps.kept
         known = kept.get(batch[0].id) if kept is not None and len(batch) == 1 else None
         if known is not None:

@@ -377,6 +377,24 @@ class ClosedSimIE(SimIE):
         """Return the keys ``K [k, d]`` of each input and the values ``Δ K`` as rows ``[k, d_out]`` of each matrix, in fp64."""
         return self._proposed(lm, batch, None, artifacts=artifacts, rng=rng)[0]
 
+    @property
+    def group(self) -> int:
+        """That of the wrapped editor."""
+        return int(getattr(self.inner, "group", 1))
+
+    def propose_group(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[dict[str, Any]]:
+        """Return a proposal per batch; the wrapped editor finds all edits together."""
+        inner: Any = self.inner
+        steps = inner.edit_apart(lm, batches, artifacts=artifacts, rngs=rngs)
+        return [self._gathered(lm, batch, step) for batch, step in zip(batches, steps, strict=True)]
+
     def absorb(self, lm: LanguageModel, state: dict[str, Any], proposal: Mapping[str, Any]) -> EditStep[dict[str, Any]]:
         """Remember the keys and values of one proposal."""
         return self._taken_in(lm, state, proposal, state["inner"])
@@ -392,16 +410,19 @@ class ClosedSimIE(SimIE):
     ) -> tuple[dict[str, Any], Any]:
         """Return what *batch* adds, and the wrapped editor's new state."""
         step = self.inner.edit(lm, batch, inner, artifacts=artifacts, rng=rng)
+        return self._gathered(lm, batch, step), step.state
+
+    def _gathered(self, lm: LanguageModel, batch: Sequence[EditRecord], step: EditStep[Any]) -> dict[str, Any]:
+        """Return the keys of *batch* and the values of the wrapped editor's *step*."""
         assert isinstance(step.patch, WeightDelta)
         names = self._matrices(lm)
         found = self._keys(lm, batch, names, step.patch.deltas)
         columns = {n: found[n.rpartition(".")[0]].double() for n in names}
-        proposal = {
+        return {
             "keys": {_input(lm, n): c.T for n, c in columns.items()},
             "values": {n: step.patch.deltas[n].times(c).T for n, c in columns.items()},
             "stats": dict(step.stats),
         }
-        return proposal, step.state
 
     def _taken_in(
         self, lm: LanguageModel, state: dict[str, Any], proposal: Mapping[str, Any], inner: Any
