@@ -5,6 +5,9 @@
 
 Both sides edit copies of one model, record by record in turn, so that whatever else the machine does meets both alike. One
 edit of each is made beforehand and not counted (it factors second moments and warms the allocator).
+
+``--together n``: edits that do not see each other (SimIE's ``init`` mode), ours n at a time, the plain one by one; both sides
+leave the model alone until all are made, then write the sum.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from raysweep.config.schema import TrialSpec
 from raysweep.config.sweep import sweep_of
 from raysweep.data.sampling import order
 from raysweep.editors import contexts
+from raysweep.editors.base import Grouper, WeightDelta
 from raysweep.editors.build import build_editor, provide
 from raysweep.evals import scoring
 from raysweep.models import wrapping
@@ -46,7 +50,10 @@ from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 
 TITLE = "seconds per edit and per evaluated record"
-EDITORS = ("ft-l", "ft-m", "rome", "memit", "alphaedit", "grace", "wise")
+EDITORS = ("ft-l", "ft-m", "rome", "rome-21", "memit", "alphaedit", "grace", "wise")
+PUBLISHED = {
+    "rome-21": ("rome", {"contexts": {"lengths": [[5, 10], [10, 10]]}})
+}  # with the contexts of the published setting
 MEMORIES = ("grace", "wise")  # they leave the weights alone, so SimIE has nothing to wrap
 DATA = {"embedded": "world", "smollm2-135m": "zsre"}
 ASKED = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
@@ -63,12 +70,14 @@ class Side:
     """Ours or the plain one.
 
     Attributes:
-        edit: writes one record; returns how many steps its optimisation took (NaN: not told).
+        edit: writes records, one after the other or together; returns how many steps the optimisation of one took (NaN: not told).
+        finish: writes what is still to be written.
         learnt: returns what has been written so far: changes of weights, or the memory.
     """
 
-    edit: Callable[[EditRecord], float]
+    edit: Callable[[Sequence[EditRecord]], float]
     learnt: Callable[[], dict[str, Tensor]]
+    finish: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,13 @@ class Bench:
     edited: tuple[str, ...]
 
 
-def arms(editors: Sequence[str], wraps: Sequence[str]) -> dict[str, Any]:
+def arms(editors: Sequence[str], wraps: Sequence[str], together: int = 1) -> dict[str, Any]:
     """Return arms as a search space has them; hyper-parameters come from ``hparams/``."""
     found: dict[str, Any] = {}
     for name in editors:
-        kind, config = ALIASES.get(name, (name, {}))
+        kind, config = ALIASES.get(name, PUBLISHED.get(name, (name, {})))
+        if together > 1:
+            config = config | ({"batch": together} if kind == "ft" else {"value": {"batch": together}})
         for wrap in wraps:
             if wrap == "simie" and kind in MEMORIES:
                 continue
@@ -111,7 +122,7 @@ def trials(options: argparse.Namespace, workspace: Workspace) -> dict[str, Trial
             "protocol": {"rounds": [0, data["size"]]},
             "threads": options.threads,
         },
-        "arms": arms(options.editor or EDITORS, options.wrap or ("none", "simie")),
+        "arms": arms(options.editor or EDITORS, options.wrap or ("none", "simie"), options.together),
     }
     return {t.arm: t.trial for t in plan(sweep_of(tree, file="flags"), workspace).trials}
 
@@ -126,19 +137,31 @@ def prepare(trial: TrialSpec, workspace: Workspace) -> Bench:
     return Bench(trial, lm, records, artifacts, editor.edited(lm))
 
 
-def ours(bench: Bench, lm: LanguageModel) -> Side:
+def ours(bench: Bench, lm: LanguageModel, together: int) -> Side:
     """Return our editor, run as the lifelong loop does."""
     editor = build_editor(bench.trial.editor)
     ledger = Ledger(lm)
     state = editor.begin(lm, bench.artifacts)
 
-    def edit(record: EditRecord) -> float:
+    later: list[WeightDelta] = []
+
+    def edit(records: Sequence[EditRecord]) -> float:
         nonlocal state
-        step = editor.edit(lm, [record], state, artifacts=bench.artifacts, rng=fresh_rng())
-        ledger.apply(step.patch)
-        state = step.state
-        told = [v for n, v in step.stats.items() if n.partition("/")[0] in ("steps", "value_steps")]
-        return sum(told) if told else float("nan")
+        if together > 1:
+            assert isinstance(editor, Grouper)
+            batches, rngs = [[r] for r in records], [fresh_rng() for _ in records]
+            steps = editor.edit_apart(lm, batches, artifacts=bench.artifacts, rngs=rngs)
+            later.extend(s.patch for s in steps if isinstance(s.patch, WeightDelta))
+        else:
+            steps = [editor.edit(lm, records, state, artifacts=bench.artifacts, rng=fresh_rng())]
+            ledger.apply(steps[0].patch)
+            state = steps[0].state
+        told = [[v for n, v in s.stats.items() if n.partition("/")[0] in ("steps", "value_steps")] for s in steps]
+        return sum(map(sum, told)) / len(steps) if told[0] else float("nan")
+
+    def finish() -> None:
+        for patch in later:
+            ledger.apply(patch)
 
     def learnt() -> dict[str, Tensor]:
         if bench.edited:
@@ -147,10 +170,11 @@ def ours(bench: Bench, lm: LanguageModel) -> Side:
             return {"side": state["side"] - plain_wise.original(bench.lm, build_editor(bench.trial.editor).config)}  # type: ignore[attr-defined]
         return {name: state[name] for name in ("keys", "values", "radii")}
 
-    edit(bench.records[0])
+    edit([bench.records[0]])
     ledger.restore()
+    later.clear()
     state = editor.begin(lm, bench.artifacts)
-    return Side(edit, learnt)
+    return Side(edit, learnt, finish)
 
 
 def fresh_rng() -> torch.Generator:
@@ -163,11 +187,11 @@ def changes(bench: Bench, lm: LanguageModel) -> dict[str, Tensor]:
     return {n: lm.weight(n).detach() - bench.lm.weight(n).detach() for n in bench.edited}
 
 
-def plain(bench: Bench, lm: LanguageModel) -> Side:
+def plain(bench: Bench, lm: LanguageModel, together: int) -> Side:
     """Return the plain counterpart."""
     if bench.trial.editor.name in MEMORIES:
         begin = {"grace": plain_codebook, "wise": plain_side_memory}[bench.trial.editor.name]
-        begin(bench, lm).edit(bench.records[0])
+        begin(bench, lm).edit([bench.records[0]])
         return begin(bench, lm)
     names, wraps = list(bench.edited), bench.trial.editor.wrap
     make = plain_editor(bench, lm)
@@ -183,11 +207,22 @@ def plain(bench: Bench, lm: LanguageModel) -> Side:
         common.add(lm, start()(lm, bench.records[0]))
     chosen = start()
 
-    def edit(record: EditRecord) -> float:
-        common.add(lm, chosen(lm, record))
+    later: list[common.Changes] = []
+
+    def edit(records: Sequence[EditRecord]) -> float:
+        for record in records:
+            change = chosen(lm, record)
+            if together > 1:
+                later.append(change)
+            else:
+                common.add(lm, change)
         return float("nan")
 
-    return Side(edit, lambda: changes(bench, lm))
+    def finish() -> None:
+        for change in later:
+            common.add(lm, change)
+
+    return Side(edit, lambda: changes(bench, lm), finish)
 
 
 def plain_codebook(bench: Bench, lm: LanguageModel) -> Side:
@@ -196,7 +231,8 @@ def plain_codebook(bench: Bench, lm: LanguageModel) -> Side:
     book = plain_grace.Book()
     width = len(lm.logical(f"{wrapping.linear_name(lm, config.layer, config.matrix)}.weight"))
 
-    def edit(record: EditRecord) -> float:
+    def edit(records: Sequence[EditRecord]) -> float:
+        (record,) = records
         plain_grace.edit(lm, record, config, book, torch.rand(width, generator=fresh_rng()).to(lm.device))
         return float("nan")
 
@@ -213,7 +249,8 @@ def plain_side_memory(bench: Bench, lm: LanguageModel) -> Side:
     texts = contexts.templates(config.contexts, bench.artifacts.get("contexts"))
     memory, frozen = plain_wise.begin(lm, config), plain_wise.original(lm, config)
 
-    def edit(record: EditRecord) -> float:
+    def edit(records: Sequence[EditRecord]) -> float:
+        (record,) = records
         mask = torch.rand(frozen.shape, generator=fresh_rng()) < config.mask_ratio
         plain_wise.edit(lm, record, config, texts, memory, mask.to(lm.device))
         return float("nan")
@@ -240,27 +277,31 @@ def plain_editor(bench: Bench, lm: LanguageModel) -> Callable[[], PlainEdit]:
     return lambda: partial(plain_memit.edit, config=config, contexts=texts, moments=matrices)
 
 
-def measured(arm: str, bench: Bench, edits: int, count: int, *, with_plain: bool) -> dict[str, Any]:
+def measured(arm: str, bench: Bench, edits: int, count: int, *, together: int = 1, with_plain: bool) -> dict[str, Any]:
     """Edit the *edits* records after the first with both, evaluate *count* of those on, at least the edited; return one row."""
     records, asked = bench.records[1 : edits + 1], bench.records[1 : max(edits, count) + 1]
     questions = [p for r in asked for p in r.probes if p.kind in ASKED]
     mine = replace(bench.lm, module=copy.deepcopy(bench.lm.module))
     theirs = replace(bench.lm, module=copy.deepcopy(bench.lm.module)) if with_plain else None
-    our_side, plain_side = ours(bench, mine), plain(bench, theirs) if theirs else None
+    our_side, plain_side = ours(bench, mine, together), plain(bench, theirs, together) if theirs else None
     clocks = [measure.Clock() for _ in range(4)]
     steps = 0.0
-    for record in records:
+    for begin in range(0, len(records), together):
+        chosen = records[begin : begin + together]
         with clocks[0].timed():
-            steps += our_side.edit(record) / len(records)
+            steps += our_side.edit(chosen) * len(chosen) / len(records)
         if plain_side:
             with clocks[1].timed():
-                plain_side.edit(record)
+                plain_side.edit(chosen)
+    our_side.finish()
+    if plain_side:
+        plain_side.finish()
     differ = evaluated(mine, questions, bench.trial.protocol.eval_batch, clocks[2:], with_plain=with_plain)
     row: dict[str, Any] = {"editor": arm, "edits": len(records), "wrap": [w.config for w in bench.trial.editor.wrap]}
     row |= {"steps": steps, "config": bench.trial.editor.config}
     row["clocks"] = [{"wall": c.wall, "cpu": c.cpu} for c in clocks]
     for what, clock, count in zip(("edit", "plain edit", "eval", "plain eval"), clocks, (0, 0, 1, 1), strict=True):
-        row[f"{what} s"], row[f"{what} cpu s"] = clock.mean(len(asked) if count else 0)
+        row[f"{what} s"], row[f"{what} cpu s"] = clock.mean(len(asked) if count else len(records))
     if plain_side:
         for what in ("edit", "eval"):
             row[f"x {what} wall"] = row[f"plain {what} s"] / row[f"{what} s"]
@@ -298,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--editor", action="append", choices=EDITORS, help="may be repeated; default: all")
     parser.add_argument("--wrap", action="append", choices=("none", "simie"), help="may be repeated; default: both")
+    parser.add_argument("--together", type=int, default=1, help="edits made at once, none seeing another")
     parser.add_argument("--plain", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--data", default="", help="dataset; default: world for embedded, zsre for smollm2-135m")
     parser.add_argument("--data-path", default="", help="its file")
@@ -311,7 +353,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for arm, trial in trials(options, workspace).items():
         bench = prepare(trial, workspace)
         torch.set_num_threads(options.threads)
-        rows.append(measured(arm, bench, options.edits, options.evaluated, with_plain=options.plain))
+        found = measured(
+            arm, bench, options.edits, options.evaluated, together=options.together, with_plain=options.plain
+        )
+        rows.append(found)
         print(f"{arm}: {rows[-1]['edit s']:.3f} s per edit", flush=True)
     columns = COLUMNS if options.plain else [c for c in COLUMNS if not c.startswith(("plain", "x ", "rel", "answers"))]
     measure.show(f"{TITLE}: {options.model}", about, columns, rows)

@@ -47,7 +47,8 @@ def planned(options: argparse.Namespace, lams: Sequence[float], workspace: Works
     for name in options.editor or EDITORS:
         editor = {"name": name, **({"pre": 0} if name == "alphaedit" else {})}
         wrap = {"name": "simie", "lam": {"path": list(lams)}}
-        arms |= {name: {"editor": editor}, f"{name}+simie": {"editor": editor, "wrap": wrap}}
+        grouped = editor | ({"value": {"batch": options.together}} if options.together > 1 else {})
+        arms |= {name: {"editor": editor}, f"{name}+simie": {"editor": grouped, "wrap": wrap}}
     data = {"name": options.data, "size": edits, **({"path": options.data_path} if options.data_path else {})}
     steps = sorted({max(1, round(edits * i / options.rounds)) for i in range(1, options.rounds + 1)})
     tree = {
@@ -127,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--data", default="world")
     parser.add_argument("--data-path", default="")
     parser.add_argument("--edits", type=int, default=30)
+    parser.add_argument(
+        "--together", type=int, default=1, help="values optimised at once where edits do not see each other"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrent", type=int, default=2, help="trials at once in Ray; they share the threads")
     parser.add_argument("--set", action="append", help="as in raysweep run")

@@ -276,7 +276,9 @@ class _Together:
         beside = seen[block, "output"] - seen[matrix, "output"] + (0 if bias is None else bias.detach())
         demand = _joined(asks).on(packs)
         record = [i for i, ask in enumerate(asks) for _ in ask.asks]
-        upper = partial.Upper.of(lm, layer + 1, packs.positions, packs.seen)
+        sizes = torch.tensor([len(tree.ids) for tree in trees], device=lm.device)
+        real = torch.arange(packs.ids.shape[1], device=lm.device) < sizes[:, None]
+        upper = partial.Upper.of(lm, layer + 1, packs.positions, packs.seen, real=real)
         keys, spots = seen[matrix, "input"], upper.at(demand.pack, demand.column)
         return cls(keys, beside, spots, demand, torch.tensor(record, device=lm.device))
 

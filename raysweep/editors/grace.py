@@ -164,7 +164,9 @@ class Grace:
                 module.values = leaf[None]
                 with torch.enable_grad():
                     moved = torch.where(replaced, beside + leaf.to(beside.dtype), rest.states) if above else rest.states
-                    loss = -logp.of(lm, spots.hidden(lm, moved), torch.arange(n - last, device=lm.device), labels).mean()
+                    loss = -logp.of(
+                        lm, spots.hidden(lm, moved), torch.arange(n - last, device=lm.device), labels
+                    ).mean()
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])
                 adam.step()
                 losses.append(float(loss.detach()))

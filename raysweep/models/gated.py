@@ -5,8 +5,8 @@ by hand, forward and backward: RMS norm, grouped-query attention with rotary pos
 the blocks has a gradient; weights are constants. Hooks and modules in place of linear maps are not seen, so :func:`fit` refuses
 models that have any; everything else goes the ordinary way.
 
-Shape legend: ``B`` packs, ``S`` tokens that are computed, ``A`` of them that ask, ``P`` reused ones, ``M = P + S``, ``h`` query heads, ``k`` key heads,
-``g = h / k``, ``e`` width of a head, ``n = B·S``, ``d`` width of the stream.
+Shape legend: ``B`` packs, ``S`` places that are computed, ``A`` of them that ask, ``P`` reused ones, ``M = P + S``, ``h`` query
+heads, ``k`` key heads, ``g = h / k``, ``e`` width of a head, ``n ≤ B·S`` tokens, ``d`` width of the stream.
 """
 
 from __future__ import annotations
@@ -45,26 +45,39 @@ def _untouched(block: nn.Module) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Who asks in a block.
+    """Who asks in a block. Between attentions only these ``n`` tokens are computed, without the padding of packs.
 
     Attributes:
-        cos, sin: ``[B, A, 1, e]`` of the rotary positions of the ``A`` tokens per pack that ask.
+        cos, sin: ``[B, A, 1, e]`` of the rotary positions of the ``A`` places per pack, padding included.
         mask: ``[B·k, g·A, M]`` added to attention scores.
-        pick: ``[B·A]`` which of the ``n`` computed tokens they are; None: all, in order.
+        slots: ``[n]`` in which of the ``B·A`` places each token is; None: all places are tokens, in order.
+        pick: ``[n]`` which of the tokens that enter the block they are; None: all, in order.
     """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor
+    slots: Tensor | None = None
     pick: Tensor | None = None
 
     def of(self, x: Tensor) -> Tensor:
-        """Pick the asking tokens of ``[n, …]``."""
+        """Pick the asking ones of the tokens that enter."""
         return x if self.pick is None else x[self.pick]
 
     def back(self, grad: Tensor, n: int) -> Tensor:
-        """Return the gradient of ``[n, …]`` given that of :meth:`of`."""
-        return grad if self.pick is None else grad.new_zeros(n, grad.shape[1]).index_add_(0, self.pick, grad)
+        """Return the gradient of the ``n`` tokens that enter, given that of :meth:`of`."""
+        return grad if self.pick is None else grad.new_zeros(n, grad.shape[1]).index_copy_(0, self.pick, grad)
+
+    def laid(self, rows: Tensor) -> Tensor:
+        """Lay tokens ``[n, w]`` out in their places ``[B·A, w]``, zero elsewhere."""
+        if self.slots is None:
+            return rows
+        b, a = self.cos.shape[:2]
+        return rows.new_zeros(b * a, rows.shape[1]).index_copy_(0, self.slots, rows)
+
+    def taken(self, places: Tensor) -> Tensor:
+        """Take the tokens out of their places: ``[B·A, w]`` → ``[n, w]``."""
+        return places if self.slots is None else places[self.slots]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +99,19 @@ class Climb:
     last: View
 
     @classmethod
-    def of(cls, lm: LanguageModel, first: int, positions: Tensor, mask: Tensor, past: Sequence[Past | None]) -> Climb:
-        """Prepare for ``positions [B, S]`` and the additive ``mask [B, 1, S, M]``; *past* has one entry per block."""
+    def of(
+        cls,
+        lm: LanguageModel,
+        first: int,
+        positions: Tensor,
+        mask: Tensor,
+        past: Sequence[Past | None],
+        real: Tensor | None = None,
+    ) -> Climb:
+        """Prepare for ``positions [B, S]`` and the additive ``mask [B, 1, S, M]``; *past* has one entry per block.
+
+        ``real [B, S]`` is False at padding, which is then left out; None: nothing is.
+        """
         config: Any = lm.module.config
         h, k = config.num_attention_heads, config.num_key_value_heads
         e = getattr(config, "head_dim", None) or config.hidden_size // h
@@ -96,26 +120,32 @@ class Climb:
         b, s, m = len(mask), *mask.shape[2:]
         blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks)]
         wide = mask[:, :, None].expand(b, k, h // k, s, m).reshape(b * k, -1, m)
-        everyone = View(cos[:, :, None], sin[:, :, None], wide)
+        slots = None if real is None or bool(real.all()) else real.flatten().nonzero()[:, 0]
+        everyone = View(cos[:, :, None], sin[:, :, None], wide, slots)
         return cls(blocks, past, everyone, (h, k, e), everyone)
 
-    def asking(self, columns: Tensor) -> Climb:
-        """Return the way on which only ``columns [B, A]`` of the computed tokens leave the last block: ``[B, A, d]``."""
+    def asking(self, flags: Tensor) -> Climb:
+        """Return the way on which only the tokens at ``flags [B, S]`` leave the last block, in the order of their places."""
         all_, k, (b, s) = self.everyone, self.heads[1], self.everyone.cos.shape[:2]
-        pack = torch.arange(b, device=columns.device)[:, None]
-        mask = all_.mask.view(b, k, -1, s, all_.mask.shape[-1]).gather(
-            3, columns[:, None, None, :, None].expand(-1, k, self.heads[0] // k, -1, all_.mask.shape[-1])
-        )
-        pick = (pack * s + columns).flatten()
-        chosen = View(all_.cos[pack, columns], all_.sin[pack, columns], mask.reshape(b * k, -1, mask.shape[-1]), pick)
-        return replace(self, last=chosen)
+        count, m = flags.sum(1), all_.mask.shape[-1]
+        columns = flags.int().argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
+        pack, chosen = torch.arange(b, device=flags.device)[:, None], flags.flatten().nonzero()[:, 0]
+        width = columns[:, None, None, :, None].expand(-1, k, self.heads[0] // k, -1, m)
+        mask = all_.mask.view(b, k, -1, s, m).gather(3, width).reshape(b * k, -1, m)
+        used = torch.arange(columns.shape[1], device=flags.device) < count[:, None]
+        slots = None if bool(used.all()) else used.flatten().nonzero()[:, 0]
+        rank = torch.arange(b * s, device=flags.device)
+        if all_.slots is not None:
+            rank = torch.zeros_like(rank).index_copy_(0, all_.slots, rank[: len(all_.slots)])
+        last = View(all_.cos[pack, columns], all_.sin[pack, columns], mask, slots, rank[chosen])
+        return replace(self, last=last)
 
     def views(self) -> list[View]:
         """Return who asks in each block."""
         return [*[self.everyone] * (len(self.blocks) - 1), self.last]
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Return what leaves the last block, ``[B, A, d]``, given what enters the first, ``[B, S, d]``; differentiable."""
+        """Return what leaves the last block, ``[n, d]``, given what enters the first, ``[B, S, d]``; differentiable."""
         found: Tensor = _Function.apply(states, self)  # type: ignore[no-untyped-call]
         return found
 
@@ -152,19 +182,16 @@ class Climb:
         d_scores = torch.ops.aten._softmax_backward_data(d_mixed @ value.mT, p, -1, p.dtype).mul_(self.heads[2] ** -0.5)
         new = key.shape[1] - turn.cos.shape[1]
         d_v = self._by_token(p[:, :, new:].mT @ d_mixed, turn)
-        d_k = self._turned_back(self._by_token(d_scores[:, :, new:].mT @ q, turn), turn)
-        d_q = self._turned_back(self._by_token(d_scores @ key, view), view)
+        d_k = self._by_token(d_scores[:, :, new:].mT @ q, turn, turned=True)
+        d_q = self._by_token(d_scores @ key, view, turned=True)
         d_normed = view.back(products.backward(d_q, attention.q_proj.weight), len(x))
         d_normed = products.backward(d_k, attention.k_proj.weight, d_normed)
         d_normed = products.backward(d_v, attention.v_proj.weight, d_normed)
         return view.back(grad, len(x)) + _norm_down(block.input_layernorm, x, r1, d_normed)
 
     def _split(self, states: Tensor, view: View) -> Tensor:
-        """``[B·A, heads·e]`` → ``[B, A, heads, e]``."""
-        return states.view(*view.cos.shape[:2], -1, self.heads[2])
-
-    def _turned_back(self, grad: Tensor, view: View) -> Tensor:
-        return _turned_back(self._split(grad, view), view.cos, view.sin).flatten(0, 1).flatten(1)
+        """``[n, heads·e]`` → ``[B, A, heads, e]``."""
+        return view.laid(states).view(*view.cos.shape[:2], -1, self.heads[2])
 
     def _by_key_head(self, states: Tensor) -> Tensor:
         """``[B, A, heads, e]`` → ``[B·k, (heads / k)·A, e]``."""
@@ -172,29 +199,32 @@ class Climb:
         k = self.heads[1]
         return states.view(b, s, k, heads // k, e).permute(0, 2, 3, 1, 4).reshape(b * k, -1, e)
 
-    def _by_token(self, states: Tensor, view: View) -> Tensor:
-        """``[B·k, (heads / k)·A, e]`` → ``[B·A, heads·e]``."""
+    def _by_token(self, states: Tensor, view: View, *, turned: bool = False) -> Tensor:
+        """``[B·k, (heads / k)·A, e]`` → ``[n, heads·e]``; *turned* gradients are those before the rotation."""
         b, s = view.cos.shape[:2]
         k, e = self.heads[1], self.heads[2]
-        return states.view(b, k, -1, s, e).permute(0, 3, 1, 2, 4).reshape(b * s, -1)
+        places = states.view(b, k, -1, s, e).permute(0, 3, 1, 2, 4)
+        if turned:
+            places = _turned_back(places.reshape(b, s, -1, e), view.cos, view.sin)
+        return view.taken(places.reshape(b * s, -1))
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, climb: Climb) -> Tensor:
-        x, kept = states.flatten(0, 1), []
+        x, kept = climb.everyone.taken(states.flatten(0, 1)), []
         for block, past, view in zip(climb.blocks, climb.past, climb.views(), strict=True):
             x, needed = climb.up(block, past, view, x)
             kept.append(needed if ctx.needs_input_grad[0] else ())
         ctx.climb, ctx.kept, ctx.shape = climb, kept, states.shape
-        return x.view(len(states), -1, x.shape[1])
+        return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0].flatten(0, 1)
+        grad = grads[0]
         for block, kept, view in reversed(list(zip(ctx.climb.blocks, ctx.kept, ctx.climb.views(), strict=True))):
             grad = ctx.climb.down(block, kept, view, grad)
-        return grad.view(ctx.shape), None
+        return ctx.climb.everyone.laid(grad).view(ctx.shape), None
 
 
 def _map(linear: Any, x: Tensor) -> Tensor:

@@ -137,14 +137,22 @@ class Upper:
     climb: gated.Climb | None
 
     @classmethod
-    def of(cls, lm: LanguageModel, first: int, positions: Tensor, seen: Tensor, cache: Cache | None = None) -> Upper:
-        """Prepare for tokens that see ``seen [B, S, P + S]``."""
+    def of(
+        cls,
+        lm: LanguageModel,
+        first: int,
+        positions: Tensor,
+        seen: Tensor,
+        cache: Cache | None = None,
+        real: Tensor | None = None,
+    ) -> Upper:
+        """Prepare for tokens that see ``seen [B, S, P + S]``; ``real [B, S]``, if given, tells them from padding."""
         mask, climb = packing.additive(seen, lm.dtype), None
         if gated.fit(lm, first):
             past: list[gated.Past | None] = [None] * (lm.n_blocks - first)
             if cache is not None:
                 past = [(layer.keys, layer.values) for layer in cache.layers[first:]]
-            climb = gated.Climb.of(lm, first, positions, mask, past)
+            climb = gated.Climb.of(lm, first, positions, mask, past, real)
         return cls(first, positions, mask, cache, climb)
 
     def at(self, rows: Tensor, columns: Tensor) -> Spots:
@@ -153,18 +161,18 @@ class Upper:
             return Spots(self, rows, columns)
         flags = torch.zeros(self.positions.shape, dtype=torch.bool, device=rows.device)
         flags[rows, columns] = True
-        count = flags.sum(1)
-        order = flags.int().argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
-        order = torch.where(torch.arange(order.shape[1], device=order.device) < count[:, None], order, order[:, :1])
-        if order.shape[1] == flags.shape[1]:
-            return Spots(self, rows, columns)
-        among = (flags.cumsum(1) - 1)[rows, columns]
-        return Spots(replace(self, climb=self.climb.asking(order)), rows, columns, among)
+        among = (flags.flatten().cumsum(0) - 1).view(flags.shape)[rows, columns]
+        return Spots(replace(self, climb=self.climb.asking(flags)), rows, columns, among)
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return the normed final states ``[B, S, d]`` when what enters block *first* is *states*; differentiable."""
         if self.climb is not None and gated.fit(lm, self.first):
-            return lm.part(lm.layout.norm)(self.climb(states))  # type: ignore[no-any-return]
+            left = self.climb(states)
+            if self.climb.everyone.slots is not None:
+                left = left.new_zeros(states[..., 0].numel(), left.shape[1]).index_copy(
+                    0, self.climb.everyone.slots, left
+                )
+            return lm.part(lm.layout.norm)(left.view(states.shape))  # type: ignore[no-any-return]
         return run(lm, states=states, mask=self.mask, first=self.first, positions=self.positions, cache=self.cache)
 
 
@@ -175,7 +183,7 @@ class Spots:
     Attributes:
         upper: the blocks to run.
         rows, columns: ``[k]`` the places.
-        among: ``[k]`` which of the tokens that leave the shortened way they are; None if the way is not shortened.
+        among: ``[k]`` which of the tokens that leave the short way they are; None if there is no short way.
     """
 
     upper: Upper
@@ -188,7 +196,7 @@ class Spots:
         climb = self.upper.climb
         if self.among is None or climb is None or not gated.fit(lm, self.upper.first):
             return self.upper.hidden(lm, states)[self.rows, self.columns]
-        return lm.part(lm.layout.norm)(climb(states)[self.rows, self.among])  # type: ignore[no-any-return]
+        return lm.part(lm.layout.norm)(climb(states)[self.among])  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +256,7 @@ def tail(lm: LanguageModel, packs: packing.Packs, change: Tensor, *, first: int)
     sees = torch.cat([_sees(packs.seen, rest, kept, kept_real), among], dim=2)
     column = torch.full_like(packs.ids, -1)
     column[remains] = torch.arange(rest.shape[1], device=column.device).expand_as(rest)[rest_real]
-    upper = Upper.of(lm, first, _take(packs.positions, rest), sees, cache)
+    upper = Upper.of(lm, first, _take(packs.positions, rest), sees, cache, rest_real if len(rest) > 1 else None)
     return Tail(upper, _take(seen[entry], rest), column, rest)
 
 

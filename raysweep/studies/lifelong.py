@@ -267,7 +267,7 @@ class _Run:
         return self.editor.group if alone and isinstance(self.editor, GroupProposer) else 1
 
     def _grouped(self, step: int) -> range:
-        """Return the steps whose proposals are computed with that of *step*: the same ones wherever and whenever it is asked for."""
+        """Return the steps whose proposals are computed with that of *step*: the same ones wherever and whenever asked for."""
         size, last = self._group(), self.trial.protocol.rounds[-1]
         first = (step - 1) // size * size + 1
         return range(first, min(first + size, last + 1))

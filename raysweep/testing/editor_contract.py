@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from raysweep.artifacts import Artifact
-from raysweep.editors.base import ArtifactRequest, ModulePatch, Viewer, WeightDelta
+from raysweep.editors.base import ArtifactRequest, Grouper, ModulePatch, Viewer, WeightDelta
 from raysweep.evals.scoring import score
 from raysweep.models.lm import LanguageModel
 from raysweep.models.patching import Ledger
@@ -197,6 +197,28 @@ def two_models_in_one_process(exam: Exam) -> None:
     assert same(wanted, got)
 
 
+def edits_made_together_are_those_made_alone(exam: Exam) -> None:
+    """``edit_apart`` proposes what ``edit`` proposes without memory, up to rounding, and leaves the model bit-identical."""
+    editor = exam.build()
+    if not isinstance(editor, Grouper) or not getattr(editor, "memoryless", False):
+        return
+    artifacts = exam.artifacts(editor, exam.lm)
+    editor.begin(exam.lm, artifacts)
+    before = fingerprint(exam.lm)
+    batches = [[record] for record in exam.records[:5]]
+    rngs = [torch.Generator() for _ in batches]
+    steps = editor.edit_apart(exam.lm, batches, artifacts=artifacts, rngs=rngs)
+    assert same(before, fingerprint(exam.lm))
+    assert len(steps) == len(batches)
+    for batch, step in zip(batches, steps, strict=True):
+        alone = editor.edit(exam.lm, batch, None, artifacts=artifacts, rng=torch.Generator()).patch  # type: ignore[attr-defined]
+        assert isinstance(step.patch, WeightDelta)
+        assert step.patch.deltas.keys() == alone.deltas.keys()
+        for name, delta in step.patch.deltas.items():
+            wanted = alone.deltas[name].dense().double()
+            assert float((delta.dense().double() - wanted).norm()) <= 1e-3 * float(wanted.norm()), name
+
+
 def raises_the_targets_probability(exam: Exam) -> None:
     """On the shipped model at least nine of ten single edits raise the log-probability of their own target."""
     if exam.learner is None:
@@ -255,6 +277,7 @@ PROMISES: tuple[Callable[[Exam], None], ...] = (
     state_survives_storage,
     resume_equals_straight,
     two_models_in_one_process,
+    edits_made_together_are_those_made_alone,
     raises_the_targets_probability,
     patches_what_it_declares,
     config_round_trips,

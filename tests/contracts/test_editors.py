@@ -16,10 +16,10 @@ from raysweep.editors.wrappers import WRAPPERS
 from raysweep.testing.editor_contract import PROMISES, Exam
 from raysweep.testing.fixtures import FAMILIES, tiny_lm
 
-VALUE = {"steps": 6, "lr": 0.5, "weight_decay": 0.001}
+VALUE = {"steps": 6, "lr": 0.5, "weight_decay": 0.001, "batch": 2}
 # One small configuration per editor; a new editor fails test_every_editor_is_examined until it has one.
 CONFIGS: dict[str, dict[str, Any]] = {
-    "ft": {"layers": [1], "steps": 4, "lr": 5e-3},
+    "ft": {"layers": [1], "steps": 4, "lr": 5e-3, "batch": 2},
     "rome": {"layers": [1], "value": VALUE},
     "memit": {"layers": [0, 1], "value": VALUE, "moment_weight": 1.0},
     "alphaedit": {"layers": [0, 1], "value": VALUE, "threshold": 0.01, "ridge": 0.01},

@@ -35,14 +35,43 @@ def test_states_and_gradients_are_those_of_the_modules(family: str, start: int) 
     rest = prepared(lm, 1, start)
     upper = rest.upper
     assert upper.climb is not None
-    weights = torch.randn(rest.states.shape, generator=torch.Generator().manual_seed(0))
+    real = torch.ones(rest.states.shape[:2], dtype=torch.bool)
+    if upper.climb.everyone.slots is not None:  # padding is left out
+        real = torch.zeros_like(real).flatten().index_fill(0, upper.climb.everyone.slots, True).view(real.shape)
+    weights = torch.randn(rest.states.shape, generator=torch.Generator().manual_seed(0)) * real[..., None]
     found = []
     for way in (upper.hidden, partial.Upper(1, upper.positions, upper.mask, upper.cache, None).hidden):
         leaf = rest.states.clone().requires_grad_(True)
         hidden = way(lm, leaf)
         (gradient,) = torch.autograd.grad((hidden * weights).sum(), leaf)
-        found.append((hidden.detach(), gradient))
+        found.append((hidden.detach() * real[..., None], gradient))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
+    assert float(found[0][1].norm()) > 0.1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("start", [0, 2])
+def test_what_is_read_at_some_places_is_what_all_of_them_hold(threads: int, start: int) -> None:
+    """The last block computes only what is asked; a place may be asked twice, and a pack not at all."""
+    lm = small("llama")
+    rest = prepared(lm, 1, start)
+    upper = rest.upper
+    assert upper.climb is not None
+    slots = upper.climb.everyone.slots
+    places = (torch.arange(rest.states[..., 0].numel()) if slots is None else slots)[[0, 1, -1, 0]]
+    rows, columns = places // rest.states.shape[1], places % rest.states.shape[1]
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+    try:
+        for way in (lambda s: upper.at(rows, columns).hidden(lm, s), lambda s: upper.hidden(lm, s)[rows, columns]):
+            leaf = rest.states.clone().requires_grad_(True)
+            read = way(leaf)
+            (gradient,) = torch.autograd.grad((read * torch.arange(1, 5)[:, None]).square().sum(), leaf)
+            found.append((read.detach(), gradient))
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
     assert float(found[0][1].norm()) > 0.1
 
@@ -55,14 +84,17 @@ def test_gradients_are_those_of_differences() -> None:
     double = [block.double() for block in climb.blocks]
     past = [(k.double(), v.double()) for k, v in climb.past]  # type: ignore[misc]
     view = climb.everyone
-    everyone = gated.View(view.cos.double(), view.sin.double(), view.mask.double())
+    everyone = gated.View(view.cos.double(), view.sin.double(), view.mask.double(), view.slots)
     exact = gated.Climb(double, past, everyone, climb.heads, everyone)
     states = rest.states.double().requires_grad_(True)
     assert torch.autograd.gradcheck(exact, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
-    chosen = torch.tensor([[0, 2], [1, 1], [3, 0]])
-    some = exact.asking(chosen)
+    assert everyone.slots is not None, "no padding"
+    chosen = torch.tensor([0, 1, len(everyone.slots) - 1])
+    flags = torch.zeros(states.shape[:2], dtype=torch.bool)
+    flags.view(-1)[everyone.slots[chosen]] = True
+    some = exact.asking(flags)
     assert torch.autograd.gradcheck(some, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
-    torch.testing.assert_close(some(states), exact(states)[torch.arange(3)[:, None], chosen])
+    torch.testing.assert_close(some(states), exact(states)[chosen])
 
 
 def test_models_it_does_not_know_go_the_ordinary_way() -> None:

@@ -75,3 +75,48 @@ def test_without_gradient_no_mean_is_formed() -> None:
     found = logp.of(lm, states, WHICH, WANTED)
     assert not found.requires_grad
     torch.testing.assert_close(found, ordinary(lm, states), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("part", [700, 2**20])
+@pytest.mark.parametrize("asked", [0, 2, 30])
+def test_what_is_told_is_that_of_all_logits(
+    threads: int, scale: float, part: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log-probabilities, arg-maxes and divergences of two distributions, with the gradients of all of them."""
+    lm, made = small(), torch.Generator().manual_seed(1)
+    width, vocabulary = lm.module.config.hidden_size, lm.module.config.vocab_size
+    states = (scale * torch.randn(asked + 2, width, generator=made)).requires_grad_(True)
+    wanted = torch.randint(0, vocabulary, (asked,), generator=made)
+    base = torch.randn(2, vocabulary, generator=made).log_softmax(-1)
+    weight = torch.rand(asked + 2, generator=made)
+    monkeypatch.setattr(logp, "PART", part)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for given in (base, None):
+            short = logp.told(lm, states, wanted, given)
+            with monkeypatch.context() as patched:
+                patched.setattr(logp, "_bare", lambda head: False)
+                ordinary = logp.told(lm, states, wanted, given)
+            assert torch.equal(short.best, ordinary.best)
+            torch.testing.assert_close(short.base, ordinary.base, rtol=1e-5, atol=1e-5)
+            found = []
+            for told in (short, ordinary):
+                value = (torch.cat([told.logp, told.kl]) * weight).sum()
+                found.append((told.logp.detach(), told.kl.detach(), *torch.autograd.grad(value, states)))
+            for mine, theirs in zip(*found, strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * scale)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_distribution_compared_with_itself_moves_nothing() -> None:
+    lm = small()
+    states = hidden(lm, 1.0)
+    base = logp.told(lm, states, WANTED[:2], None).base
+    told = logp.told(lm, states, WANTED[:2], base)
+    (gradient,) = torch.autograd.grad(told.kl.sum(), states)
+    assert float(told.kl.detach().abs().max()) < 1e-6
+    assert float(gradient.abs().max()) < 1e-6

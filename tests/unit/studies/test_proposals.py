@@ -19,6 +19,7 @@ from raysweep.studies.spreading import in_order
 from raysweep.testing.fixtures import same, tiny_lm
 from tests.unit.studies.closed import Closed, closed, install
 from tests.unit.studies.test_lifelong import deps, facts
+from tests.unit.studies.test_lifelong import trial as by_threes
 from tests.unit.studies.test_passes import together
 
 
@@ -59,6 +60,45 @@ def test_shards_change_no_bit(tmp_path: Path, built: list[Closed], batch: int, j
     helper, ours = built[-2:]
     assert sorted(helper.proposed + ours.proposed) == sorted(built[0].proposed)
     assert helper.proposed
+
+
+@pytest.mark.parametrize("behind", [None, 1, 2])
+def test_groups_are_the_same_wherever_they_are_computed_and_after_a_resume(tmp_path: Path, behind: int | None) -> None:
+    """Steps 1–3 and 4–6 go together, and 7 alone, for whoever asks and wherever the run begins (``behind``: after that round)."""
+    one = by_threes("memit+closed simie, by threes", rounds=(0, 2, 4, 7))
+    rounds = list(Lifelong().execute(one, deps(tmp_path, tiny_lm("llama")), None))
+    asked: list[int] = []
+    ask = Lifelong().proposer(one, deps(tmp_path, tiny_lm("llama")))
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def spread(trial: Any, steps: Sequence[int], here: Any) -> Iterator[Mapping[str, Any]]:
+            asked.extend(steps)
+            return in_order(steps, here, [lambda step: pool.submit(ask, step)], lost=ZeroDivisionError)
+
+        effects = replace(deps(tmp_path, tiny_lm("llama")), spread=spread)
+        snapshot = None if behind is None else rounds[behind].snapshot
+        found = list(Lifelong().execute(one, effects, snapshot))
+    assert asked == {None: [3, 6, 7], 1: [3, 6, 7], 2: [6, 7]}[behind]
+    assert same(facts(found), facts(rounds[0 if behind is None else behind + 1 :]))
+
+
+def test_groups_differ_from_single_edits_by_rounding_only(tmp_path: Path) -> None:
+    threes = by_threes("memit+closed simie, by threes", rounds=(0, 5))
+    single = by_threes("memit+closed simie", rounds=(0, 5))
+    last = [list(Lifelong().execute(t, deps(tmp_path, tiny_lm("llama")), None))[-1] for t in (threes, single)]
+    drifts = [[s.value for s in r.stats if s.name.startswith("drift/")] for r in last]
+    assert drifts[0] == pytest.approx(drifts[1], rel=1e-3)
+    assert min(drifts[0]) > 0
+    assert [(r.metric, r.answer) for r in last[0].rows] == [(r.metric, r.answer) for r in last[1].rows]
+
+
+def test_a_group_is_not_kept_for_other_orders(tmp_path: Path) -> None:
+    """What a record's proposal is depends, by rounding, on the others of its group."""
+    kept = ProposalFolder(Folder(tmp_path / "results"), "kin")
+    one = by_threes("memit+closed simie, by threes", rounds=(0, 3))
+    list(Lifelong().execute(one, replace(deps(tmp_path, tiny_lm("llama")), kept=kept), None))
+    assert not Folder(tmp_path / "results").exists("_proposals/kin")
 
 
 def test_a_resumed_trial_asks_only_for_what_is_missing(tmp_path: Path, built: list[Closed]) -> None:

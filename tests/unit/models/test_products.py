@@ -1,0 +1,43 @@
+"""Products are the same numbers in either order, with one thread or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from raysweep.models import products
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 40])
+@pytest.mark.parametrize("columns_first", [False, True])
+def test_forward_and_backward_are_the_plain_products(threads: int, rows: int, columns_first: bool) -> None:
+    made = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(24, 32, generator=made), torch.randn(24, generator=made)
+    x, grad, start = (torch.randn(rows, n, generator=made) for n in (32, 24, 32))
+    if columns_first:
+        x, grad, start = (t.t().contiguous().t() for t in (x, grad, start))
+    assert products.turned(x) == (threads > 1)
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(products.forward(x, weight), x @ weight.t(), **close)
+    torch.testing.assert_close(products.forward(x, weight, bias), F.linear(x, weight, bias), **close)
+    kept = start.clone()
+    torch.testing.assert_close(products.backward(grad, weight), grad @ weight, **close)
+    torch.testing.assert_close(products.backward(grad, weight, start), start + grad @ weight, **close)
+    assert torch.equal(start, kept)
+
+
+def test_heights_are_never_less_than_asked_nor_much_more(threads: int) -> None:
+    for n in range(1, 200):
+        assert n <= products.height(n) < n + 8
+        assert products.height(products.height(n)) == products.height(n)
