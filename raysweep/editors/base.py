@@ -85,7 +85,8 @@ class ValueSpec(Spec):
         weight_decay: factor of ``‖δ‖ / ‖v₀‖²``.
         clamp: ``‖δ‖ ≤ clamp · ‖v₀‖`` after each update.
         kl: factor of ``KL(P_δ ‖ P_0)`` at the subject in ``"{subject} is a"``.
-        batch: records optimised at once.
+        batch: records optimised at once: those of a batch (MEMIT, AlphaEdit), or of that many steps where edits do not see each
+            other (SimIE in ``init`` mode with ``closed64``). The same numbers but for rounding.
         stop_on_argmax: also stop as soon as the target is the arg-max in every context (ENCORE's MPES; off = published).
         strip_dummy_piece: do not demand the stand-alone space piece that SentencePiece puts before a target encoded by itself
             (quirk Q6; off = published).

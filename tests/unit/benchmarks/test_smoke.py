@@ -128,7 +128,7 @@ def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         scaling.main([*asked, "--shards", "2", "--edits", "2"])
     rows = scaling.main([*asked, "--growth", "--at", "2,4", "--window", "2"])
     assert [r["edits before"] for r in rows] == [2, 4]
-    assert capsys.readouterr().out.count("| x first") == 1
+    assert capsys.readouterr().out.count("| x first, per pass |") == 1
 
 
 def test_tracing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
