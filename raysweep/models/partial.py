@@ -165,7 +165,10 @@ class Upper:
         return Spots(replace(self, climb=self.climb.asking(flags)), rows, columns, among)
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
-        """Return the normed final states ``[B, S, d]`` when what enters block *first* is *states*; differentiable."""
+        """Return the normed final states ``[B, S, d]`` when what enters block *first* is *states*; differentiable.
+
+        Where padding is told from tokens, it may come out as zero.
+        """
         if self.climb is not None and gated.fit(lm, self.first):
             left = self.climb(states)
             if self.climb.everyone.slots is not None:
