@@ -7,7 +7,8 @@ Ours is one sweep through Ray, its start and the writing of results included: a 
 its λ, what trials of an editor share kept. The plain way makes every trial by itself in this process: full forward passes, an LU
 solve per edit and weight, questions one at a time, each trial's own answers of the pristine model. Artifacts are made beforehand
 on both sides. ``--plain-lams n`` times only the first n values of λ the plain way and counts the others as their mean, since
-no step's work depends on λ.
+no step's work depends on λ. ``--plain-edits n`` makes only the first n edits of each plain trial and counts the others as their
+mean; everything is measured at every round all the same.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from raysweep.workspace import Workspace
 TITLE = "a whole sweep"
 EDITORS = ("rome", "memit", "alphaedit")
 LAMS = "0.01,0.1,1,5,10,30,50"
-COLUMNS = ("way", "trials", "edits each", "edit s", "measure s", "whole s", "ratio")
+COLUMNS = ("way", "trials", "edits each", "edits timed", "edit s", "measure s", "whole s", "ratio")
 
 
 def planned(options: argparse.Namespace, lams: Sequence[float], workspace: Workspace, edits: int) -> Plan:
@@ -76,7 +77,13 @@ def ours(options: argparse.Namespace, lams: Sequence[float], root: Path) -> dict
             seconds = time.perf_counter() - start
             if len(outcome.done) != len(found.trials):
                 raise RunFailedError(f"the benchmark's trials failed: {dict(outcome.failed)}")
-    return {"way": "one sweep", "trials": len(found.trials), "edits each": options.edits, "whole s": seconds}
+    return {
+        "way": "one sweep",
+        "trials": len(found.trials),
+        "edits each": options.edits,
+        "edits timed": options.edits,
+        "whole s": seconds,
+    }
 
 
 def plain(options: argparse.Namespace, lams: Sequence[float], root: Path) -> dict[str, Any]:
@@ -89,16 +96,18 @@ def plain(options: argparse.Namespace, lams: Sequence[float], root: Path) -> dic
         mine = [t.trial for t in found.trials if t.arm == arm]
         bench = prepare(mine[0], workspace)
         timed = mine[: options.plain_lams]
-        spent = [_trial(replace(bench, trial=trial), trial) for trial in timed]
+        most = options.plain_edits or options.edits
+        spent = [_trial(replace(bench, trial=trial), trial, most) for trial in timed]
         editing += sum(s[0] for s in spent) / len(timed) * len(mine)
         measuring += sum(s[1] for s in spent) / len(timed) * len(mine)
         print(f"{arm}: {sum(map(sum, spent)) / len(spent):.1f} s per trial", flush=True)
     row = {"way": "the plain way", "trials": len(found.trials), "edits each": options.edits}
-    return row | {"edit s": editing, "measure s": measuring, "whole s": editing + measuring}
+    row |= {"edits timed": options.plain_edits or options.edits, "edit s": editing, "measure s": measuring}
+    return row | {"whole s": editing + measuring}
 
 
-def _trial(bench: Bench, trial: TrialSpec) -> tuple[float, float]:
-    """Return the seconds of editing and of measuring of one plain trial."""
+def _trial(bench: Bench, trial: TrialSpec, most: int) -> tuple[float, float]:
+    """Return the seconds of editing and of measuring of one plain trial, the mean of its first *most* edits for all of them."""
     lm = replace(bench.lm, module=copy.deepcopy(bench.lm.module))
     edit = plain_editor(bench, lm)()
     if trial.editor.wrap:
@@ -107,7 +116,7 @@ def _trial(bench: Bench, trial: TrialSpec) -> tuple[float, float]:
     rounds, editing, measuring, done = trial.protocol.rounds, 0.0, 0.0, 0
     for step in rounds:
         start = time.perf_counter()
-        for record in bench.records[done:step]:
+        for record in bench.records[done : min(step, most)]:
             common.add(lm, edit(lm, record))
         editing, start, done = editing + time.perf_counter() - start, time.perf_counter(), step
         for record in bench.records[: step or rounds[-1]]:
@@ -115,7 +124,7 @@ def _trial(bench: Bench, trial: TrialSpec) -> tuple[float, float]:
                 if probe.kind in ASKED:
                     evaluate.score(lm, probe)
         measuring += time.perf_counter() - start
-    return editing, measuring
+    return editing * rounds[-1] / min(most, rounds[-1]), measuring
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -124,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--editor", action="append", choices=EDITORS, help="may be repeated; default: all")
     parser.add_argument("--lams", default=LAMS)
     parser.add_argument("--plain-lams", type=int, default=1, help="how many of them to time the plain way")
+    parser.add_argument(
+        "--plain-edits", type=int, default=0, help="how many edits of a trial to time the plain way; 0: all"
+    )
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--data", default="world")
     parser.add_argument("--data-path", default="")

@@ -31,12 +31,13 @@ def states(
         for i, j in spots:
             reach[i] = max(reach[i], j + 1)
         packs = packing.pack(lm, [row[:n] for row, n in zip(rows, reach, strict=True)])
-        found = partial.run_packs(lm, packs)
-        at = [(packs.places[i][0], packs.places[i][1][j]) for i, j in spots]
-    else:
-        found, at = _padded(lm, rows, last, first), list(spots)
-    row, column = (torch.tensor(c, device=lm.device) for c in zip(*at, strict=True))
-    return found[row, column]
+        return partial.at(lm, packs, *_columns(lm, [(packs.places[i][0], packs.places[i][1][j]) for i, j in spots]))
+    return _padded(lm, rows, last, first)[_columns(lm, spots)]
+
+
+def _columns(lm: LanguageModel, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    row, column = (torch.tensor(c, device=lm.device) for c in zip(*pairs, strict=True))
+    return row, column
 
 
 def _padded(lm: LanguageModel, rows: Sequence[Sequence[int]], last: Sequence[int], first: int) -> Tensor:

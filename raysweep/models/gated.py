@@ -149,8 +149,10 @@ class Climb:
         found: Tensor = _Function.apply(states, self)  # type: ignore[no-untyped-call]
         return found
 
-    def up(self, block: Any, past: Past | None, view: View, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return a block's output at the asking tokens and what its gradient needs."""
+    def up(
+        self, block: Any, past: Past | None, view: View, x: Tensor, *, keep: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return a block's output at the asking tokens and, to *keep*, what its gradient needs."""
         attention, mlp = block.self_attn, block.mlp
         normed, r1 = _norm(block.input_layernorm, x)
         q = self._by_key_head(_turned(self._split(_map(attention.q_proj, view.of(normed)), view), view.cos, view.sin))
@@ -165,6 +167,8 @@ class Climb:
         y = _map(attention.o_proj, self._by_token(p @ value, view)).add_(view.of(x))
         normed, r2 = _norm(block.post_attention_layernorm, y)
         gate, up = _map(mlp.gate_proj, normed), _map(mlp.up_proj, normed)
+        if not keep:
+            return _map(mlp.down_proj, F.silu(gate, inplace=True).mul_(up)).add_(y), ()
         gated = F.silu(gate)
         z = _map(mlp.down_proj, gated * up).add_(y)
         return z, (x, r1, q, key, value, p, y, r2, gate, gated, up)
@@ -213,9 +217,10 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, climb: Climb) -> Tensor:
         x, kept = climb.everyone.taken(states.flatten(0, 1)), []
+        keep = ctx.needs_input_grad[0]
         for block, past, view in zip(climb.blocks, climb.past, climb.views(), strict=True):
-            x, needed = climb.up(block, past, view, x)
-            kept.append(needed if ctx.needs_input_grad[0] else ())
+            x, needed = climb.up(block, past, view, x, keep=keep)
+            kept.append(needed)
         ctx.climb, ctx.kept, ctx.shape = climb, kept, states.shape
         return x
 

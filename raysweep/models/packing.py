@@ -74,12 +74,14 @@ class Packs:
         ids: ``[B, N]``.
         positions: ``[B, N]``, of each token in its rows.
         seen: ``[B, N, N]``, whether a token (second axis) may look at another (third).
+        real: ``[B, N]`` False at the columns left over.
         places: of each row, its pack and the columns of its tokens.
     """
 
     ids: Tensor
     positions: Tensor
     seen: Tensor
+    real: Tensor
     places: tuple[tuple[int, Columns], ...]
 
     def ends(self, states: Tensor) -> Tensor:
@@ -119,7 +121,9 @@ def lay(lm: LanguageModel, trees: Sequence[Tree], places: Sequence[tuple[int, Co
         ids[i, :n] = torch.tensor(tree.ids)
         positions[i, :n] = torch.tensor(tree.depths)
         seen[i, :n, :n] = tree.seen()
-    return Packs(ids.to(lm.device), positions.to(lm.device), seen.to(lm.device), tuple(places))
+    real = torch.arange(width) < torch.tensor([len(tree.ids) for tree in trees])[:, None]
+    tables = [tensor.to(lm.device) for tensor in (ids, positions, seen, real)]
+    return Packs(tables[0], tables[1], tables[2], tables[3], tuple(places))
 
 
 def pack(lm: LanguageModel, rows: Sequence[Sequence[int]], *, width: int = WIDTH) -> Packs:

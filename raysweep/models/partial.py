@@ -202,6 +202,14 @@ class Spots:
         return lm.part(lm.layout.norm)(climb(states)[self.among])  # type: ignore[no-any-return]
 
 
+def at(lm: LanguageModel, packs: packing.Packs, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the normed final states ``[k, d]`` of *packs* at ``rows [k]``, ``columns [k]``. Call it without gradient."""
+    upper = Upper.of(lm, 0, packs.positions, packs.seen, real=packs.real)
+    if upper.climb is None:
+        return run_packs(lm, packs)[rows, columns]
+    return upper.at(rows, columns).hidden(lm, lm.part(lm.layout.embed)(packs.ids))
+
+
 @dataclass(frozen=True, slots=True)
 class Tail:
     """What is left to compute when only some tokens of what enters a block may change.
