@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raysweep.models import final, partial, tokens
+from raysweep.models import final, logp, tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe
 
@@ -56,14 +56,12 @@ def _forward(lm: LanguageModel, rows: Sequence[tokens.Scored]) -> list[Scores]:
         return [Scores((), (), 0.0, "") for _ in rows]
     with torch.no_grad():
         hidden = final.states(lm, [s.ids for s in rows], [s.start - 1 for s in rows], spots)
-        logits = partial.logits(lm, hidden)
-        best = logits.argmax(-1).tolist()
         labels = torch.tensor([rows[i].ids[j + 1] for i, j in spots], device=lm.device)
-        logp = (logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(-1)).double().tolist()
+        best, told = (found.tolist() for found in logp.answered(lm, hidden, labels))
     out, at = [], 0
     for s in rows:
         m = len(s.labels)
         answers = tuple(best[at : at + m])
-        out.append(Scores(s.labels, answers, float(sum(logp[at : at + m])), tokens.decode(lm, answers)))
+        out.append(Scores(s.labels, answers, float(sum(told[at : at + m])), tokens.decode(lm, answers)))
         at += m
     return out

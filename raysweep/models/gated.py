@@ -1,9 +1,12 @@
 """The upper blocks of Llama-like models with few operations, for steps that are repeated many times on few tokens.
 
 With forty tokens the modules of transformers spend as long between the matrix products as in them. Here a block is written out
-by hand, forward and backward: RMS norm, grouped-query attention with rotary positions, RMS norm, gated MLP. Only what enters
-the blocks has a gradient; weights are constants. Hooks and modules in place of linear maps are not seen, so :func:`fit` refuses
-models that have any; everything else goes the ordinary way.
+by hand, forward and backward: RMS norm, grouped-query attention with rotary positions, RMS norm, gated MLP; then the final norm.
+Only what enters the blocks has a gradient; weights are constants. Hooks and modules in place of linear maps are not seen, so
+:func:`fit` refuses models that have any; everything else goes the ordinary way.
+
+States are held with their tokens side by side, ``[w, n]``: every product is then ``W x``, the order that several threads share best
+(:mod:`raysweep.models.products`), and heads are rows, so a single pack goes through attention without being rearranged.
 
 Shape legend: ``B`` packs, ``S`` places that are computed, ``A`` of them that ask, ``P`` reused ones, ``M = P + S``, ``h`` query
 heads, ``k`` key heads, ``g = h / k``, ``e`` width of a head, ``n ≤ B·S`` tokens, ``d`` width of the stream.
@@ -11,9 +14,9 @@ heads, ``k`` key heads, ``g = h / k``, ``e`` width of a head, ``n ≤ B·S`` tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,7 @@ from raysweep.models.lm import LanguageModel
 KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")  # of transformers: exactly this mathematics
 
 Past = tuple[Tensor, Tensor]  # keys and values [B, k, P, e]
+Turn = tuple[Tensor, Tensor]  # cos and sin [e/2, n]
 
 
 def fit(lm: LanguageModel, first: int) -> bool:
@@ -32,15 +36,152 @@ def fit(lm: LanguageModel, first: int) -> bool:
     blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks)]
     if not blocks or lm.dtype != torch.float32 or getattr(lm.module.config, "hidden_act", "") != "silu":
         return False
-    return all(type(block).__name__ in KNOWN and _untouched(block) for block in blocks)
+    final: Any = lm.part(lm.layout.norm)
+    alike = all(type(b).__name__ in KNOWN and type(b.post_attention_layernorm) is type(final) for b in blocks)
+    return alike and all(_linear(block) for block in blocks) and Seen.of(lm, first).same()
 
 
-def _untouched(block: nn.Module) -> bool:
+def _linear(block: nn.Module) -> bool:
     weights: list[tuple[nn.Module, Any]] = [(m, getattr(m, "weight", None)) for m in block.modules()]
     maps = [m for m, weight in weights if weight is not None and weight.dim() == 2]
-    changed = any(m._forward_hooks or m._forward_pre_hooks or m.training for m in block.modules())
-    trained = any(p.requires_grad for p in block.parameters())
-    return len(maps) == 7 and all(type(m) is nn.Linear for m in maps) and not changed and not trained
+    return len(maps) == 7 and all(type(m) is nn.Linear for m in maps)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Modules and parameters as they were, to notice cheaply what has been hooked, replaced or set to be trained since.
+
+    Attributes:
+        modules: all of them.
+        children: (register, name, module) of what each holds.
+        parameters: (register, name, parameter, its address).
+    """
+
+    modules: tuple[nn.Module, ...]
+    children: tuple[tuple[Mapping[str, Any], str, Any], ...]
+    parameters: tuple[tuple[Mapping[str, Any], str, Tensor, int], ...]
+
+    @classmethod
+    def of(cls, lm: LanguageModel, first: int) -> Seen:
+        """Look at blocks *first* … and the final norm."""
+        owner = lm.part(lm.layout.blocks)
+        blocks = [(owner._modules, str(i), owner._modules[str(i)]) for i in range(first, lm.n_blocks)]
+        roots = [*(block for *_, block in blocks), lm.part(lm.layout.norm)]
+        modules = tuple(m for root in roots for m in root.modules())  # type: ignore[union-attr]
+        children = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
+        parameters = [
+            (m._parameters, n, p, p.data_ptr()) for m in modules for n, p in m._parameters.items() if p is not None
+        ]
+        return cls(modules, (*blocks, *children), tuple(parameters))
+
+    def same(self) -> bool:
+        """Tell whether nothing has changed but numbers, and nothing is hooked, in training mode or trained."""
+        if any(m._forward_hooks or m._forward_pre_hooks or m.training for m in self.modules):
+            return False
+        if any(register.get(name) is not child for register, name, child in self.children):
+            return False
+        held = ((register.get(name), p, at) for register, name, p, at in self.parameters)
+        return all(now is p and not p.requires_grad and p.data_ptr() == at for now, p, at in held)
+
+
+class Map(NamedTuple):
+    """A linear map. Attributes: weight ``[d_out, d_in]``; back, the same ``[d_in, d_out]``; bias ``[d_out, 1]`` or None."""
+
+    weight: Tensor
+    back: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, linear: Any) -> Map:
+        """Take it from a module."""
+        weight, bias = linear.weight.detach(), linear.bias
+        return cls(weight, weight.t(), None if bias is None else bias.detach()[:, None])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[d_in, n]`` → ``[d_out, n]``."""
+        return torch.mm(self.weight, x) if self.bias is None else torch.addmm(self.bias, self.weight, x)
+
+    def onto(self, start: Tensor, x: Tensor) -> Tensor:
+        """Return ``start + W x + b``."""
+        total = torch.addmm(start, self.weight, x)
+        return total if self.bias is None else total.add_(self.bias)
+
+
+class Norm(NamedTuple):
+    """An RMS norm. Attributes: weight ``[d, 1]``; eps ``[1, 1]``; mean ``[1, d]``, every entry 1 / d."""
+
+    weight: Tensor
+    eps: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, norm: Any) -> Norm:
+        """Take it from a module."""
+        weight = norm.weight.detach()
+        eps, mean = weight.new_full((1, 1), norm.variance_epsilon), weight.new_full((1, len(weight)), 1 / len(weight))
+        return cls(weight[:, None], eps, mean)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``x r w`` and ``r [1, n] = (mean x² + ε)^-½``."""
+        r = torch.addmm(self.eps, self.mean, x * x).rsqrt_()
+        return (x * r).mul_(self.weight), r
+
+    def down(self, x: Tensor, r: Tensor, grad: Tensor) -> Tensor:
+        """Return the gradient of the input but for a factor ``r``: ``gw − x r² mean(gw x)``."""
+        weighted = grad * self.weight
+        level = torch.mm(self.mean, weighted * x).mul_(r).mul_(r)
+        return torch.addcmul(weighted, x, level, value=-1)
+
+
+class Block(NamedTuple):
+    """The parameters of a block."""
+
+    before: Norm
+    q: Map
+    k: Map
+    v: Map
+    o: Map
+    after: Norm
+    gate: Map
+    up: Map
+    down: Map
+
+    @classmethod
+    def of(cls, module: Any) -> Block:
+        """Take them from a module of :data:`KNOWN`."""
+        attention, mlp = module.self_attn, module.mlp
+        return cls(
+            before=Norm.of(module.input_layernorm),
+            q=Map.of(attention.q_proj),
+            k=Map.of(attention.k_proj),
+            v=Map.of(attention.v_proj),
+            o=Map.of(attention.o_proj),
+            after=Norm.of(module.post_attention_layernorm),
+            gate=Map.of(mlp.gate_proj),
+            up=Map.of(mlp.up_proj),
+            down=Map.of(mlp.down_proj),
+        )
+
+
+class Laid(NamedTuple):
+    """Where tokens lie among places, when some places are left over.
+
+    Attributes:
+        slots: ``[n]`` the place of each token.
+        fill: ``[B·A]`` which token lies in each place; where none does, any.
+        used: ``[B·A]`` 1 where one does, else 0.
+    """
+
+    slots: Tensor
+    fill: Tensor
+    used: Tensor
+
+    @classmethod
+    def of(cls, used: Tensor, dtype: torch.dtype) -> Laid | None:
+        """Number the tokens at ``used [B·A]``; None if there is one in every place."""
+        if bool(used.all()):
+            return None
+        return cls(used.nonzero()[:, 0], (used.cumsum(0) - 1).clamp_(min=0), used.to(dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,55 +189,67 @@ class View:
     """Who asks in a block. Between attentions only these ``n`` tokens are computed, without the padding of packs.
 
     Attributes:
-        cos, sin: ``[B, A, 1, e]`` of the rotary positions of the ``A`` places per pack, padding included.
-        mask: ``[B·k, g·A, M]`` added to attention scores.
-        slots: ``[n]`` in which of the ``B·A`` places each token is; None: all places are tokens, in order.
+        turn: of the rotary positions.
+        scaled: the same, times ``e^-½``.
+        mask: ``[1 or B·h, A, M]`` added to attention scores.
+        places: ``(B, A)``.
+        laid: where the tokens lie among the places; None: one in each, in order.
         pick: ``[n]`` which of the tokens that enter the block they are; None: all, in order.
     """
 
-    cos: Tensor
-    sin: Tensor
+    turn: Turn
+    scaled: Turn
     mask: Tensor
-    slots: Tensor | None = None
+    places: tuple[int, int]
+    laid: Laid | None = None
     pick: Tensor | None = None
 
     def of(self, x: Tensor) -> Tensor:
         """Pick the asking ones of the tokens that enter."""
-        return x if self.pick is None else x[self.pick]
+        return x if self.pick is None else x.index_select(1, self.pick)
 
     def back(self, grad: Tensor, n: int) -> Tensor:
         """Return the gradient of the ``n`` tokens that enter, given that of :meth:`of`."""
-        return grad if self.pick is None else grad.new_zeros(n, grad.shape[1]).index_copy_(0, self.pick, grad)
+        return grad if self.pick is None else grad.new_zeros(len(grad), n).index_copy_(1, self.pick, grad)
 
-    def laid(self, rows: Tensor) -> Tensor:
-        """Lay tokens ``[n, w]`` out in their places ``[B·A, w]``, zero elsewhere."""
-        if self.slots is None:
-            return rows
-        b, a = self.cos.shape[:2]
-        return rows.new_zeros(b * a, rows.shape[1]).index_copy_(0, self.slots, rows)
+    def spread(self, x: Tensor, e: int, *, blank: bool = False) -> Tensor:
+        """Lay tokens ``[heads·e, n]`` out for attention, ``[B·heads, e, A]``; *blank*: zero where there is none, else anything."""
+        b, a = self.places
+        if self.laid is not None:
+            x = x.index_select(1, self.laid.fill)
+            x = x.mul_(self.laid.used) if blank else x
+        if b == 1:
+            return x.view(-1, e, a)
+        return x.view(-1, e, b, a).permute(2, 0, 1, 3).reshape(-1, e, a)
 
-    def taken(self, places: Tensor) -> Tensor:
-        """Take the tokens out of their places: ``[B·A, w]`` → ``[n, w]``."""
-        return places if self.slots is None else places[self.slots]
+    def gather(self, x: Tensor) -> Tensor:
+        """Take the tokens back: ``[B·heads, e, A]`` → ``[heads·e, n]``."""
+        b, a = self.places
+        x = x.view(-1, a) if b == 1 else x.view(b, -1, a).transpose(0, 1).reshape(-1, b * a)
+        return x if self.laid is None else x.index_select(1, self.laid.slots)
 
 
 @dataclass(frozen=True, slots=True)
 class Climb:
-    """Blocks *first* … of a model on given positions, with given keys and values of earlier tokens.
+    """Blocks *first* … of a model and the final norm on given positions, with given keys and values of earlier tokens.
 
     Attributes:
         blocks: in order.
-        past: of each block; None without reused tokens.
+        final: the norm after them.
+        past: keys and values of each block, ``[B·k, g, e, P]``; None without reused tokens.
         everyone: all computed tokens ask.
-        heads: ``(h, k, e)``.
         last: who asks in the last block.
+        heads: ``(h, k, e)``.
+        seen: the model as it was.
     """
 
-    blocks: Sequence[Any]
+    blocks: Sequence[Block]
+    final: Norm
     past: Sequence[Past | None]
     everyone: View
-    heads: tuple[int, int, int]
     last: View
+    heads: tuple[int, int, int]
+    seen: Seen
 
     @classmethod
     def of(
@@ -110,157 +263,167 @@ class Climb:
     ) -> Climb:
         """Prepare for ``positions [B, S]`` and the additive ``mask [B, 1, S, M]``; *past* has one entry per block.
 
-        ``real [B, S]`` is False at padding, which is then left out; None: nothing is.
+        ``real [B, S]`` is False at padding, which is then left out, but for what makes products go faster; None: nothing is.
         """
         config: Any = lm.module.config
         h, k = config.num_attention_heads, config.num_key_value_heads
         e = getattr(config, "head_dim", None) or config.hidden_size // h
         body: Any = lm.part(lm.layout.body)
-        cos, sin = body.rotary_emb(lm.weight(f"{lm.layout.embed}.weight"), positions)
+        both = body.rotary_emb(lm.weight(f"{lm.layout.embed}.weight"), positions)
         b, s, m = len(mask), *mask.shape[2:]
-        blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks)]
-        wide = mask[:, :, None].expand(b, k, h // k, s, m).reshape(b * k, -1, m)
-        slots = None if real is None or bool(real.all()) else real.flatten().nonzero()[:, 0]
-        everyone = View(cos[:, :, None], sin[:, :, None], wide, slots)
-        return cls(blocks, past, everyone, (h, k, e), everyone)
+        laid = None if real is None else Laid.of(_more(real.flatten(), torch.ones_like(real).flatten()), mask.dtype)
+        cos, sin = (x[..., : e // 2].flatten(0, 1).t() for x in both)  # halves are equal
+        turn = (cos, sin) if laid is None else (cos[:, laid.slots], sin[:, laid.slots])
+        wide = mask[:, 0] if b == 1 else mask.expand(b, h, s, m).reshape(b * h, s, m)
+        everyone = View(_even(turn), _even(turn, e**-0.5), wide, (b, s), laid)
+        blocks = [Block.of(lm.part(lm.layout.block.format(i))) for i in range(first, lm.n_blocks)]
+        ready = [None if old is None else (_ahead(old[0], h // k), _ahead(old[1], h // k)) for old in past]
+        final = Norm.of(lm.part(lm.layout.norm))
+        return cls(blocks, final, ready, everyone, everyone, (h, k, e), Seen.of(lm, first))
+
+    def wide(self, flags: Tensor) -> Tensor:
+        """Add tokens to those at ``flags [B, S]`` until products go as fast as they can."""
+        laid = self.everyone.laid
+        tokens = torch.ones_like(flags).flatten() if laid is None else laid.used.bool()
+        return _more(flags.flatten(), tokens).view(flags.shape) if int(flags.sum()) > 1 else flags
 
     def asking(self, flags: Tensor) -> Climb:
         """Return the way on which only the tokens at ``flags [B, S]`` leave the last block, in the order of their places."""
-        all_, k, (b, s) = self.everyone, self.heads[1], self.everyone.cos.shape[:2]
+        all_, b = self.everyone, self.everyone.places[0]
         count, m = flags.sum(1), all_.mask.shape[-1]
         columns = flags.int().argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
-        pack, chosen = torch.arange(b, device=flags.device)[:, None], flags.flatten().nonzero()[:, 0]
-        width = columns[:, None, None, :, None].expand(-1, k, self.heads[0] // k, -1, m)
-        mask = all_.mask.view(b, k, -1, s, m).gather(3, width).reshape(b * k, -1, m)
         used = torch.arange(columns.shape[1], device=flags.device) < count[:, None]
-        slots = None if bool(used.all()) else used.flatten().nonzero()[:, 0]
-        rank = torch.arange(b * s, device=flags.device)
-        if all_.slots is not None:
-            rank = torch.zeros_like(rank).index_copy_(0, all_.slots, rank[: len(all_.slots)])
-        last = View(all_.cos[pack, columns], all_.sin[pack, columns], mask, slots, rank[chosen])
+        laid, among = Laid.of(used.flatten(), all_.mask.dtype), flags.flatten()
+        rows = columns.repeat_interleave(len(all_.mask) // b, 0)[..., None].expand(-1, -1, m)
+        pick = (among if all_.laid is None else among[all_.laid.slots]).nonzero()[:, 0]
+        turn, scaled = ((cos[:, pick], sin[:, pick]) for cos, sin in (all_.turn, all_.scaled))
+        last = View(turn, scaled, all_.mask.gather(1, rows), (b, columns.shape[1]), laid, pick)
         return replace(self, last=last)
 
-    def views(self) -> list[View]:
-        """Return who asks in each block."""
-        return [*[self.everyone] * (len(self.blocks) - 1), self.last]
+    def views(self) -> Iterator[View]:
+        """Give who asks in each block."""
+        yield from (self.everyone for _ in self.blocks[1:])
+        yield self.last
+
+    def same(self) -> bool:
+        """Tell whether the model is still what this was made from, but for numbers."""
+        return self.seen.same()
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Return what leaves the last block, ``[n, d]``, given what enters the first, ``[B, S, d]``; differentiable."""
+        """Return what leaves the final norm, ``[n, d]``, given what enters the first block, ``[B, S, d]``; differentiable."""
         found: Tensor = _Function.apply(states, self)  # type: ignore[no-untyped-call]
         return found
 
     def up(
-        self, block: Any, past: Past | None, view: View, x: Tensor, *, keep: bool
+        self, block: Block, past: Past | None, view: View, x: Tensor, *, keep: bool
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return a block's output at the asking tokens and, to *keep*, what its gradient needs."""
-        attention, mlp = block.self_attn, block.mlp
-        normed, r1 = _norm(block.input_layernorm, x)
-        q = self._by_key_head(_turned(self._split(_map(attention.q_proj, view.of(normed)), view), view.cos, view.sin))
-        turn = self.everyone
-        key = self._by_key_head(_turned(self._split(_map(attention.k_proj, normed), turn), turn.cos, turn.sin))
-        value = self._by_key_head(self._split(_map(attention.v_proj, normed), turn))
-        if past is not None:
-            key, value = (
-                torch.cat([old.flatten(0, 1), new], dim=1) for old, new in zip(past, (key, value), strict=True)
-            )
-        p = torch.baddbmm(view.mask, q, key.mT, alpha=self.heads[2] ** -0.5).softmax(-1)
-        y = _map(attention.o_proj, self._by_token(p @ value, view)).add_(view.of(x))
-        normed, r2 = _norm(block.post_attention_layernorm, y)
-        gate, up = _map(mlp.gate_proj, normed), _map(mlp.up_proj, normed)
+        turn, e = self.everyone, self.heads[2]
+        normed, r1 = block.before(x)
+        q = view.spread(_turned(block.q(view.of(normed)), view.scaled), e)
+        key = self._joined(turn.spread(_turned(block.k(normed), turn.turn), e), past and past[0])
+        value = self._joined(turn.spread(block.v(normed), e), past and past[1])
+        p = torch.baddbmm(view.mask, q.mT, key).softmax(-1)
+        y = block.o.onto(view.of(x), view.gather(torch.bmm(value, p.mT)))
+        normed, r2 = block.after(y)
+        gate, up = block.gate(normed), block.up(normed)
         if not keep:
-            return _map(mlp.down_proj, F.silu(gate, inplace=True).mul_(up)).add_(y), ()
+            return block.down.onto(y, F.silu(gate, inplace=True).mul_(up)), ()
         gated = F.silu(gate)
-        z = _map(mlp.down_proj, gated * up).add_(y)
+        z = block.down.onto(y, gated * up)
         return z, (x, r1, q, key, value, p, y, r2, gate, gated, up)
 
-    def down(self, block: Any, kept: tuple[Tensor, ...], view: View, grad: Tensor) -> Tensor:
-        """Return the gradient of a block's input ``[n, d]``, given that of its output at the asking tokens."""
-        attention, mlp, turn = block.self_attn, block.mlp, self.everyone
+    def down(self, block: Block, kept: tuple[Tensor, ...], view: View, grad: Tensor) -> Tensor:
+        """Return the gradient of a block's input ``[d, n]``, given that of its output at the asking tokens."""
+        turn, e = self.everyone, self.heads[2]
         x, r1, q, key, value, p, y, r2, gate, gated, up = kept
-        inner = products.backward(grad, mlp.down_proj.weight)
-        d_gate = torch.ops.aten.silu_backward(inner * up, gate)
-        d_normed = products.backward(d_gate, mlp.gate_proj.weight)
-        d_normed = products.backward(inner.mul_(gated), mlp.up_proj.weight, d_normed)
-        grad = grad + _norm_down(block.post_attention_layernorm, y, r2, d_normed)
-        d_mixed = self._by_key_head(self._split(products.backward(grad, attention.o_proj.weight), view))
-        d_scores = torch.ops.aten._softmax_backward_data(d_mixed @ value.mT, p, -1, p.dtype).mul_(self.heads[2] ** -0.5)
-        new = key.shape[1] - turn.cos.shape[1]
-        d_v = self._by_token(p[:, :, new:].mT @ d_mixed, turn)
-        d_k = self._by_token(d_scores[:, :, new:].mT @ q, turn, turned=True)
-        d_q = self._by_token(d_scores @ key, view, turned=True)
-        d_normed = view.back(products.backward(d_q, attention.q_proj.weight), len(x))
-        d_normed = products.backward(d_k, attention.k_proj.weight, d_normed)
-        d_normed = products.backward(d_v, attention.v_proj.weight, d_normed)
-        return view.back(grad, len(x)) + _norm_down(block.input_layernorm, x, r1, d_normed)
+        inner = torch.mm(block.down.back, grad)
+        d_normed = torch.mm(block.gate.back, torch.ops.aten.silu_backward(inner * up, gate))
+        d_normed = torch.addmm(d_normed, block.up.back, inner.mul_(gated))
+        grad = torch.addcmul(grad, block.after.down(y, r2, d_normed), r2)
+        d_mixed = view.spread(torch.mm(block.o.back, grad), e, blank=True)
+        d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(d_mixed.mT, value), p, -1, p.dtype)
+        new = key.shape[-1] - turn.places[1]
+        d_v = turn.gather(self._added(torch.bmm(d_mixed, p[:, :, new:])))
+        d_k = _turned_back(turn.gather(self._added(torch.bmm(q, d_scores[:, :, new:]))), turn.turn)
+        d_q = _turned_back(view.gather(torch.bmm(key, d_scores.mT)), view.scaled)
+        n = x.shape[1]
+        d_normed = torch.addmm(view.back(torch.mm(block.q.back, d_q), n), block.k.back, d_k)
+        d_normed = torch.addmm(d_normed, block.v.back, d_v)
+        return torch.addcmul(view.back(grad, n), block.before.down(x, r1, d_normed), r1)
 
-    def _split(self, states: Tensor, view: View) -> Tensor:
-        """``[n, heads·e]`` → ``[B, A, heads, e]``."""
-        return view.laid(states).view(*view.cos.shape[:2], -1, self.heads[2])
+    def _joined(self, new: Tensor, past: Tensor | None) -> Tensor:
+        """Give every query head its keys or values: ``[B·k, e, S]`` after *past* → ``[B·h, e, M]``."""
+        h, k, _ = self.heads
+        if past is None:
+            return new if h == k else new.repeat_interleave(h // k, 0)
+        return torch.cat([past, new[:, None].expand(-1, h // k, -1, -1)], 3).flatten(0, 1)
 
-    def _by_key_head(self, states: Tensor) -> Tensor:
-        """``[B, A, heads, e]`` → ``[B·k, (heads / k)·A, e]``."""
-        b, s, heads, e = states.shape
-        k = self.heads[1]
-        return states.view(b, s, k, heads // k, e).permute(0, 2, 3, 1, 4).reshape(b * k, -1, e)
-
-    def _by_token(self, states: Tensor, view: View, *, turned: bool = False) -> Tensor:
-        """``[B·k, (heads / k)·A, e]`` → ``[n, heads·e]``; *turned* gradients are those before the rotation."""
-        b, s = view.cos.shape[:2]
-        k, e = self.heads[1], self.heads[2]
-        places = states.view(b, k, -1, s, e).permute(0, 3, 1, 2, 4)
-        if turned:
-            places = _turned_back(places.reshape(b, s, -1, e), view.cos, view.sin)
-        return view.taken(places.reshape(b * s, -1))
+    def _added(self, grad: Tensor) -> Tensor:
+        """Return the gradient of the keys or values, ``[B·k, e, S]``, given those of every query head ``[B·h, e, S]``."""
+        h, k, e = self.heads
+        return grad if h == k else grad.view(-1, h // k, e, grad.shape[-1]).sum(1)
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, climb: Climb) -> Tensor:
-        x, kept = climb.everyone.taken(states.flatten(0, 1)), []
+        laid, kept = climb.everyone.laid, []
+        x = states.flatten(0, 1)
+        x = (x if laid is None else x[laid.slots]).t().contiguous()
         keep = ctx.needs_input_grad[0]
         for block, past, view in zip(climb.blocks, climb.past, climb.views(), strict=True):
             x, needed = climb.up(block, past, view, x, keep=keep)
             kept.append(needed)
-        ctx.climb, ctx.kept, ctx.shape = climb, kept, states.shape
-        return x
+        out, r = climb.final(x)
+        ctx.climb, ctx.kept, ctx.left, ctx.shape = climb, kept, (x, r), states.shape
+        return out.t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0]
-        for block, kept, view in reversed(list(zip(ctx.climb.blocks, ctx.kept, ctx.climb.views(), strict=True))):
-            grad = ctx.climb.down(block, kept, view, grad)
-        return ctx.climb.everyone.laid(grad).view(ctx.shape), None
+        climb, (x, r), laid = ctx.climb, ctx.left, ctx.climb.everyone.laid
+        grad = climb.final.down(x, r, grads[0].t().contiguous()).mul_(r)
+        for block, kept, view in reversed(list(zip(climb.blocks, ctx.kept, climb.views(), strict=True))):
+            grad = climb.down(block, kept, view, grad)
+        found = grad.t()
+        if laid is not None:
+            found = found.new_zeros(len(laid.used), len(grad)).index_copy_(0, laid.slots, found)
+        return found.reshape(ctx.shape), None
 
 
-def _map(linear: Any, x: Tensor) -> Tensor:
-    return products.forward(x, linear.weight, linear.bias)
+def _more(flags: Tensor, among: Tensor) -> Tensor:
+    """Set more of ``flags [N]``, where *among* is, until there are as many as products like."""
+    count = int(flags.sum())
+    free = (among & ~flags).nonzero()[: products.height(count) - count, 0]
+    return flags.index_fill(0, free, True)
 
 
-def _norm(norm: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``x r w`` and ``r = (mean x² + ε)^-½``."""
-    r = x.square().mean(-1, keepdim=True).add_(norm.variance_epsilon).rsqrt_()
-    return (x * r).mul_(norm.weight), r
+def _even(turn: Turn, factor: float = 1.0) -> Turn:
+    return (turn[0] * factor).contiguous(), (turn[1] * factor).contiguous()
 
 
-def _norm_down(norm: Any, x: Tensor, r: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient of :func:`_norm`'s input: ``r (gw − x r² mean(gw x))``."""
-    weighted = grad * norm.weight
-    return torch.addcmul(weighted, x, (weighted * x).mean(-1, keepdim=True).mul_(r).mul_(r), value=-1).mul_(r)
+def _ahead(old: Tensor, g: int) -> Tensor:
+    """``[B, k, P, e]`` → ``[B·k, g, e, P]``, the same for each of the ``g``."""
+    return old.flatten(0, 1).mT.contiguous()[:, None].expand(-1, g, -1, -1)
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return ``x cos + rot(x) sin`` with ``rot(x₁, x₂) = (−x₂, x₁)``, halves of the last axis."""
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return out
+def _turned(x: Tensor, turn: Turn) -> Tensor:
+    """Return ``x cos + rot(x) sin`` with ``rot(x₁, x₂) = (−x₂, x₁)``, halves of each head of ``[heads·e, n]``."""
+    cos, sin = turn
+    parts = x.view(-1, 2, *cos.shape)
+    out = parts * cos
+    (low, high), (new_low, new_high) = parts.unbind(1), out.unbind(1)
+    new_low.addcmul_(high, sin, value=-1)
+    new_high.addcmul_(low, sin)
+    return out.view(x.shape)
 
 
-def _turned_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _turned_back(grad: Tensor, turn: Turn) -> Tensor:
     """Return the gradient of :func:`_turned`'s input."""
-    half = grad.shape[-1] // 2
-    out = grad * cos
-    out[..., :half].addcmul_(grad[..., half:], sin[..., half:])
-    out[..., half:].addcmul_(grad[..., :half], sin[..., :half], value=-1)
-    return out
+    cos, sin = turn
+    parts = grad.view(-1, 2, *cos.shape)
+    out = parts * cos
+    (low, high), (new_low, new_high) = parts.unbind(1), out.unbind(1)
+    new_low.addcmul_(high, sin)
+    new_high.addcmul_(low, sin, value=-1)
+    return out.view(grad.shape)

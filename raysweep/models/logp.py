@@ -66,6 +66,29 @@ def told(lm: LanguageModel, hidden: Tensor, wanted: Tensor, base: Tensor | None)
     return Told(found, logp[:k].argmax(-1) == wanted, (now.exp() * (now - base)).sum(-1), base)
 
 
+def answered(lm: LanguageModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the arg-max ids ``[n]`` and ``log p [n]`` (fp32) of *labels* at the normed states ``hidden [n, d]``; no gradient."""
+    head: Any = lm.part(lm.layout.head)
+    if not _bare(head) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        logits = partial.logits(lm, hidden)
+        return logits.argmax(-1), logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(-1)
+    n, weight = len(hidden), head.weight
+    rows = torch.cat([hidden, hidden[-1:].expand(products.height(n) - n, -1)])
+    size = max(1, PART // hidden.shape[1])
+    sums, top, best = hidden.new_zeros(n), hidden.new_full((n,), -torch.inf), torch.zeros_like(labels)
+    asked = torch.zeros_like(sums)
+    for begin in range(0, len(weight), size):
+        logits = products.forward(rows, weight[begin : begin + size])[:n]
+        here = ((labels >= begin) & (labels < begin + size)).nonzero()[:, 0]
+        asked[here] = logits[here, labels[here] - begin]
+        which = logits.argmax(1)
+        highest = logits.gather(1, which[:, None])[:, 0]
+        best = torch.where(highest > top, which + begin, best)
+        higher = torch.maximum(top, highest)
+        sums, top = (logits - higher[:, None]).exp_().sum(1) + sums * (top - higher).exp(), higher
+    return best, asked - top - sums.log()
+
+
 def _bare(head: Any) -> bool:
     if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
         return False
@@ -98,17 +121,22 @@ class _Pass(torch.autograd.Function):
         if base is not None and n > k:
             likely = base.argmax(1)
             ratio = (hidden[k:] * weight[likely]).sum(1, keepdim=True) - base.gather(1, likely[:, None])
+        where: dict[int, tuple[list[int], list[int]]] = {}
+        for row, token in enumerate(anchor.tolist()):
+            found = where.setdefault(token // size, ([], []))
+            found[0].append(row)
+            found[1].append(token % size)
         for i, part in enumerate(torch.split(weight, size)):
             logits = products.forward(rows, part)
-            here = (anchor // size == i).nonzero()[:, 0]
-            logits[here, anchor[here] % size] = -torch.inf
+            if i in where:
+                logits[where[i]] = -torch.inf
             if n > k:
                 raw.append(logits[k:n].clone())
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             kept, p = (top - higher).exp(), logits.sub_(higher).exp_()
             if base is not None and n > k:
                 p[twice] *= raw.pop() - base[:, i * size : i * size + len(part)] - ratio
-            sums, top = sums * kept + p.sum(1, keepdim=True), higher
+            sums, top = torch.addcmul(p.sum(1, keepdim=True), sums, kept), higher
             if ctx.needs_input_grad[0]:
                 mean = products.backward(p, part, mean * kept)
         own, others = (logit - top[:k]).exp(), sums[:k]

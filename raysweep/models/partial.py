@@ -161,6 +161,7 @@ class Upper:
             return Spots(self, rows, columns)
         flags = torch.zeros(self.positions.shape, dtype=torch.bool, device=rows.device)
         flags[rows, columns] = True
+        flags = self.climb.wide(flags)
         among = (flags.flatten().cumsum(0) - 1).view(flags.shape)[rows, columns]
         return Spots(replace(self, climb=self.climb.asking(flags)), rows, columns, among)
 
@@ -169,13 +170,11 @@ class Upper:
 
         Where padding is told from tokens, it may come out as zero.
         """
-        if self.climb is not None and gated.fit(lm, self.first):
-            left = self.climb(states)
-            if self.climb.everyone.slots is not None:
-                left = left.new_zeros(states[..., 0].numel(), left.shape[1]).index_copy(
-                    0, self.climb.everyone.slots, left
-                )
-            return lm.part(lm.layout.norm)(left.view(states.shape))  # type: ignore[no-any-return]
+        if self.climb is not None and self.climb.same():
+            left, laid = self.climb(states), self.climb.everyone.laid
+            if laid is not None:
+                left = left.new_zeros(len(laid.used), left.shape[1]).index_copy(0, laid.slots, left)
+            return left.reshape(states.shape)
         return run(lm, states=states, mask=self.mask, first=self.first, positions=self.positions, cache=self.cache)
 
 
@@ -197,9 +196,9 @@ class Spots:
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return the normed final states ``[k, d]`` when what enters the upper blocks is *states*; differentiable."""
         climb = self.upper.climb
-        if self.among is None or climb is None or not gated.fit(lm, self.upper.first):
+        if self.among is None or climb is None or not climb.same():
             return self.upper.hidden(lm, states)[self.rows, self.columns]
-        return lm.part(lm.layout.norm)(climb(states)[self.among])  # type: ignore[no-any-return]
+        return climb(states)[self.among]
 
 
 def at(lm: LanguageModel, packs: packing.Packs, rows: Tensor, columns: Tensor) -> Tensor:

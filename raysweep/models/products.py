@@ -1,9 +1,9 @@
 """Products of a few rows with a large matrix, in the order in which this machine makes them fastest.
 
 ``x Wᵀ`` and ``(W xᵀ)ᵀ`` are the same numbers up to rounding, but a library that splits the rows of its first factor among threads
-has little to split when there are forty. With two threads on AVX2, 40 to 64 rows go 1.2 to 1.5 times as fast the second way;
-with one thread the first way is as fast or faster (docs/performance.md). Results of the second way lie column by column in
-memory; everything between the products takes them as they are.
+has little to split when there are forty. With two threads on AVX2, 40 to 64 rows go 1.2 to 1.5 times as fast the second way, 5 to
+15 rows up to twice as fast the first; with one thread the first way is as fast or faster (docs/performance.md). Results of the
+second way lie column by column in memory; everything between the products takes them as they are.
 
 Shape legend: ``n`` rows, ``W [d_out, d_in]``.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FEW = 16  # rows; below it products are bound by reading W, which wants whole rows of x beside each other
+VERY_FEW = 4  # rows; up to it the products of a thread's part of W are single passes over it
 
 
 def turned(x: Tensor) -> bool:
@@ -24,7 +25,7 @@ def turned(x: Tensor) -> bool:
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x Wᵀ + b``: ``[n, d_in]`` → ``[n, d_out]``."""
-    if not turned(x):
+    if not turned(x) or VERY_FEW < len(x) < FEW:
         return F.linear(x, weight, bias)
     product = torch.mm(weight, (x.contiguous() if len(x) < FEW else x).t()).t()
     return product if bias is None else product.add_(bias)
@@ -41,5 +42,6 @@ def backward(grad: Tensor, weight: Tensor, start: Tensor | None = None) -> Tenso
 
 def height(n: int) -> int:
     """Return the number of rows, at least *n*, that takes the least time: a multiple of what a product works on at once."""
-    step = 8 if torch.get_num_threads() > 1 and n > FEW else 4
-    return -(-n // step) * step
+    if torch.get_num_threads() > 1:
+        return max(FEW, -(-n // 8) * 8)
+    return -(-n // 4) * 4

@@ -7,13 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from raysweep.models import gated, hooks, packing, partial, patching, wrapping
+from raysweep.models import gated, hooks, packing, partial, patching, products, wrapping
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.testing.layout_contract import tiny_model
 
 FAMILIES = ("llama", "mistral", "qwen2")
 ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
+
+
+@pytest.fixture(params=["all padding left out", "as many as products like"])
+def padding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param.startswith("all"):
+        monkeypatch.setattr(products, "height", lambda n: n)
 
 
 def small(family: str, **changes: Any) -> LanguageModel:
@@ -28,6 +34,7 @@ def prepared(lm: LanguageModel, first: int, start: int) -> partial.Tail:
         return partial.tail(lm, packs, packs.positions >= start, first=first)
 
 
+@pytest.mark.usefixtures("padding")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("start", [0, 2])
 def test_states_and_gradients_are_those_of_the_modules(family: str, start: int) -> None:
@@ -36,8 +43,8 @@ def test_states_and_gradients_are_those_of_the_modules(family: str, start: int) 
     upper = rest.upper
     assert upper.climb is not None
     real = torch.ones(rest.states.shape[:2], dtype=torch.bool)
-    if upper.climb.everyone.slots is not None:  # padding is left out
-        real = torch.zeros_like(real).flatten().index_fill(0, upper.climb.everyone.slots, True).view(real.shape)
+    if upper.climb.everyone.laid is not None:  # padding is left out
+        real = upper.climb.everyone.laid.used.bool().view(real.shape)
     weights = torch.randn(rest.states.shape, generator=torch.Generator().manual_seed(0)) * real[..., None]
     found = []
     for way in (upper.hidden, partial.Upper(1, upper.positions, upper.mask, upper.cache, None).hidden):
@@ -50,6 +57,7 @@ def test_states_and_gradients_are_those_of_the_modules(family: str, start: int) 
     assert float(found[0][1].norm()) > 0.1
 
 
+@pytest.mark.usefixtures("padding")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("start", [0, 2])
 def test_what_is_read_at_some_places_is_what_all_of_them_hold(threads: int, start: int) -> None:
@@ -58,8 +66,8 @@ def test_what_is_read_at_some_places_is_what_all_of_them_hold(threads: int, star
     rest = prepared(lm, 1, start)
     upper = rest.upper
     assert upper.climb is not None
-    slots = upper.climb.everyone.slots
-    places = (torch.arange(rest.states[..., 0].numel()) if slots is None else slots)[[0, 1, -1, 0]]
+    laid = upper.climb.everyone.laid
+    places = (torch.arange(rest.states[..., 0].numel()) if laid is None else laid.slots)[[0, 1, -1, 0]]
     rows, columns = places // rest.states.shape[1], places % rest.states.shape[1]
     before, found = torch.get_num_threads(), []
     torch.set_num_threads(threads)
@@ -76,22 +84,27 @@ def test_what_is_read_at_some_places_is_what_all_of_them_hold(threads: int, star
     assert float(found[0][1].norm()) > 0.1
 
 
-def test_gradients_are_those_of_differences() -> None:
+def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "height", lambda n: n)
     lm = small("llama")
     rest = prepared(lm, 2, 2)
-    climb = rest.upper.climb
-    assert climb is not None
-    double = [block.double() for block in climb.blocks]
-    past = [(k.double(), v.double()) for k, v in climb.past]  # type: ignore[misc]
-    view = climb.everyone
-    everyone = gated.View(view.cos.double(), view.sin.double(), view.mask.double(), view.slots)
-    exact = gated.Climb(double, past, everyone, climb.heads, everyone)
+    upper = rest.upper
+    assert upper.climb is not None
+    assert upper.cache is not None
+    lm.module.double()
+    past = [(layer.keys.double(), layer.values.double()) for layer in upper.cache.layers[2:]]
+    least = torch.finfo(torch.float32).min
+    mask = torch.where(upper.mask == least, -1e30, 0.0).double()
+    real = torch.ones(rest.states.shape[:2], dtype=torch.bool)
+    real[-1, -1] = False
+    exact = gated.Climb.of(lm, 2, upper.positions, mask, past, real)
     states = rest.states.double().requires_grad_(True)
     assert torch.autograd.gradcheck(exact, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
-    assert everyone.slots is not None, "no padding"
-    chosen = torch.tensor([0, 1, len(everyone.slots) - 1])
+    laid = exact.everyone.laid
+    assert laid is not None, "no padding"
+    chosen = torch.tensor([0, 1, len(laid.slots) - 1])
     flags = torch.zeros(states.shape[:2], dtype=torch.bool)
-    flags.view(-1)[everyone.slots[chosen]] = True
+    flags.view(-1)[laid.slots[chosen]] = True
     some = exact.asking(flags)
     assert torch.autograd.gradcheck(some, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
     torch.testing.assert_close(some(states), exact(states)[chosen])

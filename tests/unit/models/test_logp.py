@@ -120,3 +120,35 @@ def test_a_distribution_compared_with_itself_moves_nothing() -> None:
     (gradient,) = torch.autograd.grad(told.kl.sum(), states)
     assert float(told.kl.detach().abs().max()) < 1e-6
     assert float(gradient.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("part", [1, 700, 2**20])
+def test_answers_taken_part_by_part_are_those_of_all_logits(
+    threads: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, before = small(), torch.get_num_threads()
+    states = hidden(lm, 3.0).detach()[[0, 1, 2, 1, 0]]
+    logits = partial.logits(lm, states)
+    labels = torch.cat([logits.argmax(-1)[:2], torch.tensor([0, 7, logits.shape[1] - 1])])
+    monkeypatch.setattr(logp, "PART", part)
+    torch.set_num_threads(threads)
+    try:
+        best, told = logp.answered(lm, states, labels)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(best, logits.argmax(-1))
+    torch.testing.assert_close(told, logits.log_softmax(-1).gather(1, labels[:, None])[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_answers_of_other_heads_and_equal_tokens_are_the_first_best() -> None:
+    lm = small()
+    weight = lm.part(lm.layout.head).weight.detach()
+    weight[30] = weight[4]  # two tokens that always weigh the same
+    states = (8 * weight[4] / weight[4].norm())[None]
+    best, told = logp.answered(lm, states, torch.tensor([30]))
+    assert best.tolist() == [4]
+    handle = lm.part(lm.layout.head).register_forward_hook(lambda module, arguments, output: -output)
+    assert logp.answered(lm, states, torch.tensor([30]))[0].tolist() != [4]
+    handle.remove()
+    assert float(told) < 0
