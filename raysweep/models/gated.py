@@ -184,6 +184,14 @@ class Laid(NamedTuple):
         return cls(used.nonzero()[:, 0], (used.cumsum(0) - 1).clamp_(min=0), used.to(dtype))
 
 
+class Pack(NamedTuple):
+    """One pack, for attention without its padding: which tokens ask, which are seen, ``mask [A, S]``."""
+
+    asking: slice
+    seen: slice
+    mask: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """Who asks in a block. Between attentions only these ``n`` tokens are computed, without the padding of packs.
@@ -195,6 +203,7 @@ class View:
         places: ``(B, A)``.
         laid: where the tokens lie among the places; None: one in each, in order.
         pick: ``[n]`` which of the tokens that enter the block they are; None: all, in order.
+        packs: for attention pack by pack; empty: all at once.
     """
 
     turn: Turn
@@ -203,6 +212,25 @@ class View:
     places: tuple[int, int]
     laid: Laid | None = None
     pick: Tensor | None = None
+    packs: tuple[Pack, ...] = ()
+
+    def used(self) -> Tensor:
+        """Return ``[B, A]``, whether a token lies there."""
+        found = (
+            torch.ones(self.places, device=self.mask.device) if self.laid is None else self.laid.used.view(self.places)
+        )
+        return found.bool()
+
+    def apart(self, seen: Tensor) -> tuple[Pack, ...]:
+        """Take the packs apart, given where the tokens that are seen lie, ``[B, M]``."""
+        packs, asked, had, each = [], 0, 0, len(self.mask) // self.places[0]
+        for i, (here, there) in enumerate(zip(self.used(), seen, strict=True)):
+            a, s = int(here.sum()), int(there.sum())
+            if a:
+                mask = self.mask[i * each][here][:, there]
+                packs.append(Pack(slice(asked, asked + a), slice(had, had + s), mask))
+            asked, had = asked + a, had + s
+        return tuple(packs)
 
     def of(self, x: Tensor) -> Tensor:
         """Pick the asking ones of the tokens that enter."""
@@ -300,6 +328,14 @@ class Climb:
         last = View(turn, scaled, all_.mask.gather(1, rows), (b, columns.shape[1]), laid, pick)
         return replace(self, last=last)
 
+    def apart(self) -> Climb:
+        """Return the way on which, without gradient, attention goes pack by pack: nothing is laid out, no padding is seen."""
+        if len(self.everyone.used()) == 1 or any(old is not None for old in self.past):
+            return self
+        seen = self.everyone.used()
+        last, everyone = (replace(view, packs=view.apart(seen)) for view in (self.last, self.everyone))
+        return replace(self, last=last, everyone=everyone)
+
     def views(self) -> Iterator[View]:
         """Give who asks in each block."""
         yield from (self.everyone for _ in self.blocks[1:])
@@ -320,11 +356,16 @@ class Climb:
         """Return a block's output at the asking tokens and, to *keep*, what its gradient needs."""
         turn, e = self.everyone, self.heads[2]
         normed, r1 = block.before(x)
-        q = view.spread(_turned(block.q(view.of(normed)), view.scaled), e)
-        key = self._joined(turn.spread(_turned(block.k(normed), turn.turn), e), past and past[0])
-        value = self._joined(turn.spread(block.v(normed), e), past and past[1])
-        p = torch.baddbmm(view.mask, q.mT, key).softmax(-1)
-        y = block.o.onto(view.of(x), view.gather(torch.bmm(value, p.mT)))
+        q, key = _turned(block.q(view.of(normed)), view.scaled), _turned(block.k(normed), turn.turn)
+        value = block.v(normed)
+        if not keep and view.packs:
+            mixed = torch.cat([self._within(pack, q, key, value) for pack in view.packs], 1)
+        else:
+            q, key, value = view.spread(q, e), turn.spread(key, e), turn.spread(value, e)
+            key, value = self._joined(key, past and past[0]), self._joined(value, past and past[1])
+            p = torch.baddbmm(view.mask, q.mT, key).softmax(-1)
+            mixed = view.gather(torch.bmm(value, p.mT))
+        y = block.o.onto(view.of(x), mixed)
         normed, r2 = block.after(y)
         gate, up = block.gate(normed), block.up(normed)
         if not keep:
@@ -352,12 +393,21 @@ class Climb:
         d_normed = torch.addmm(d_normed, block.v.back, d_v)
         return torch.addcmul(view.back(grad, n), block.before.down(x, r1, d_normed), r1)
 
+    def _within(self, pack: Pack, q: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Let a pack's tokens look at each other: ``[h·e, n]`` and ``[k·e, n]`` → ``[h·e, A]``."""
+        h, k, e = self.heads
+        q = q[:, pack.asking].view(h, e, -1)
+        key, value = (self._joined(x[:, pack.seen].view(k, e, -1), None) for x in (key, value))
+        p = torch.baddbmm(pack.mask, q.mT, key).softmax(-1)
+        return torch.bmm(value, p.mT).view(h * e, -1)
+
     def _joined(self, new: Tensor, past: Tensor | None) -> Tensor:
         """Give every query head its keys or values: ``[B·k, e, S]`` after *past* → ``[B·h, e, M]``."""
         h, k, _ = self.heads
-        if past is None:
-            return new if h == k else new.repeat_interleave(h // k, 0)
-        return torch.cat([past, new[:, None].expand(-1, h // k, -1, -1)], 3).flatten(0, 1)
+        if past is None and h == k:
+            return new
+        wide = new[:, None].expand(-1, h // k, -1, -1)
+        return (wide if past is None else torch.cat([past, wide], 3)).flatten(0, 1)
 
     def _added(self, grad: Tensor) -> Tensor:
         """Return the gradient of the keys or values, ``[B·k, e, S]``, given those of every query head ``[B·h, e, S]``."""
@@ -412,9 +462,8 @@ def _turned(x: Tensor, turn: Turn) -> Tensor:
     cos, sin = turn
     parts = x.view(-1, 2, *cos.shape)
     out = parts * cos
-    (low, high), (new_low, new_high) = parts.unbind(1), out.unbind(1)
-    new_low.addcmul_(high, sin, value=-1)
-    new_high.addcmul_(low, sin)
+    out.select(1, 0).addcmul_(parts.select(1, 1), sin, value=-1)
+    out.select(1, 1).addcmul_(parts.select(1, 0), sin)
     return out.view(x.shape)
 
 
@@ -423,7 +472,6 @@ def _turned_back(grad: Tensor, turn: Turn) -> Tensor:
     cos, sin = turn
     parts = grad.view(-1, 2, *cos.shape)
     out = parts * cos
-    (low, high), (new_low, new_high) = parts.unbind(1), out.unbind(1)
-    new_low.addcmul_(high, sin)
-    new_high.addcmul_(low, sin, value=-1)
+    out.select(1, 0).addcmul_(parts.select(1, 1), sin)
+    out.select(1, 1).addcmul_(parts.select(1, 0), sin, value=-1)
     return out.view(grad.shape)

@@ -155,15 +155,19 @@ class Upper:
             climb = gated.Climb.of(lm, first, positions, mask, past, real)
         return cls(first, positions, mask, cache, climb)
 
-    def at(self, rows: Tensor, columns: Tensor) -> Spots:
-        """Prepare to read the final states at ``rows [k]``, ``columns [k]`` only: the last block computes no others."""
+    def at(self, rows: Tensor, columns: Tensor, *, once: bool = False) -> Spots:
+        """Prepare to read the final states at ``rows [k]``, ``columns [k]`` only: the last block computes no others.
+
+        *once*: without gradient.
+        """
         if self.climb is None:
             return Spots(self, rows, columns)
         flags = torch.zeros(self.positions.shape, dtype=torch.bool, device=rows.device)
         flags[rows, columns] = True
         flags = self.climb.wide(flags)
         among = (flags.flatten().cumsum(0) - 1).view(flags.shape)[rows, columns]
-        return Spots(replace(self, climb=self.climb.asking(flags)), rows, columns, among)
+        climb = self.climb.asking(flags)
+        return Spots(replace(self, climb=climb.apart() if once else climb), rows, columns, among)
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return the normed final states ``[B, S, d]`` when what enters block *first* is *states*; differentiable.
@@ -206,7 +210,7 @@ def at(lm: LanguageModel, packs: packing.Packs, rows: Tensor, columns: Tensor) -
     upper = Upper.of(lm, 0, packs.positions, packs.seen, real=packs.real)
     if upper.climb is None:
         return run_packs(lm, packs)[rows, columns]
-    return upper.at(rows, columns).hidden(lm, lm.part(lm.layout.embed)(packs.ids))
+    return upper.at(rows, columns, once=True).hidden(lm, lm.part(lm.layout.embed)(packs.ids))
 
 
 @dataclass(frozen=True, slots=True)

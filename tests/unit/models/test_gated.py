@@ -84,6 +84,26 @@ def test_what_is_read_at_some_places_is_what_all_of_them_hold(threads: int, star
     assert float(found[0][1].norm()) > 0.1
 
 
+@pytest.mark.usefixtures("padding")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("width", [9, 64])
+def test_what_is_read_once_goes_pack_by_pack_and_is_what_the_modules_say(family: str, width: int) -> None:
+    lm = small(family)
+    packs = packing.pack(lm, ROWS, width=width)
+    asked = [(packs.places[i][0], packs.places[i][1][-1]) for i in (2, 0, 2)]
+    rows, columns = (torch.tensor(c) for c in zip(*asked, strict=True))
+    with torch.no_grad():
+        climb = (
+            partial.Upper.of(lm, 0, packs.positions, packs.seen, real=packs.real)
+            .at(rows, columns, once=True)
+            .upper.climb
+        )
+        found, wished = partial.at(lm, packs, rows, columns), partial.run_packs(lm, packs)[rows, columns]
+    assert climb is not None
+    assert bool(climb.last.packs) == (len(packs.ids) > 1)
+    torch.testing.assert_close(found, wished, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "height", lambda n: n)
     lm = small("llama")
