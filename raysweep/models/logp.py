@@ -73,8 +73,7 @@ def answered(lm: LanguageModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor,
         logits = partial.logits(lm, hidden)
         return logits.argmax(-1), logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(-1)
     n, weight = len(hidden), head.weight
-    rows = torch.cat([hidden, hidden[-1:].expand(products.height(n) - n, -1)])
-    size = max(1, PART // hidden.shape[1])
+    rows, size = products.padded(hidden), max(1, PART // hidden.shape[1])
     sums, top, best = hidden.new_zeros(n), hidden.new_full((n,), -torch.inf), torch.zeros_like(labels)
     asked = torch.zeros_like(sums)
     for begin in range(0, len(weight), size):
@@ -112,9 +111,7 @@ class _Pass(torch.autograd.Function):
         size, twice = max(1, PART // hidden.shape[1]), slice(n, 2 * n - k)
         logit = (hidden[:k] * weight[anchor]).sum(1, keepdim=True)
         # compared rows come twice: for the sum of p and for that of p times the log-ratio
-        rows = torch.cat([hidden, hidden[k:]])
-        if len(rows) > products.FEW:
-            rows = torch.cat([rows, rows[-1:].expand(products.height(len(rows)) - len(rows), -1)])
+        rows = products.padded(torch.cat([hidden, hidden[k:]]))
         top = torch.cat([logit, logit.new_full((len(rows) - k, 1), -torch.inf)])
         sums, mean = torch.zeros_like(top), torch.zeros_like(rows)
         ratio, raw = logit.new_zeros(n - k, 1), []

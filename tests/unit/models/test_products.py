@@ -19,7 +19,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rows", [1, 8, 16, 40])
+@pytest.mark.parametrize("rows", [1, 4, 8, 16, 40])
 @pytest.mark.parametrize("columns_first", [False, True])
 def test_forward_and_backward_are_the_plain_products(threads: int, rows: int, columns_first: bool) -> None:
     made = torch.Generator().manual_seed(0)
@@ -41,3 +41,13 @@ def test_heights_are_never_less_than_asked_nor_much_more(threads: int) -> None:
     for n in range(1, 200):
         assert n <= products.height(n) < max(n + 8, products.FEW + 1)
         assert products.height(products.height(n)) == products.height(n)
+
+
+def test_padding_repeats_the_last_row_and_is_never_much(threads: int) -> None:
+    for n in range(60):
+        rows = torch.arange(3 * n).view(n, 3).float()
+        found = products.padded(rows)
+        assert torch.equal(found[:n], rows)
+        assert all(torch.equal(row, rows[-1]) for row in found[n:])
+        assert len(found) < max(n + 8, products.FEW + 1)
+    assert len(products.padded(torch.zeros(1, 3))) == 1
