@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from raysweep.models import hooks, packing, partial, tokens, wrapping
+from raysweep.models import gated, hooks, packing, partial, tokens, wrapping
 from raysweep.models.lm import LanguageModel
 
 
@@ -17,7 +17,7 @@ def states(
     """Return the normed final states ``[n, d]`` at *spots*. Call it without gradient.
 
     What rows begin with in common is computed once (:mod:`raysweep.models.packing`), up to the first block with a stand-in:
-    those look at whole rows, so from there on rows are padded.
+    those look at whole rows, so that block sees padded rows; above it, padding and what comes after a row's last spot are left out.
 
     Args:
         lm: the model.
@@ -26,13 +26,13 @@ def states(
         spots: (row, token) pairs, at least one.
     """
     first = wrapping.first_block(lm)
+    reach = [0] * len(rows)  # what comes after the last spot matters to nothing
+    for i, j in spots:
+        reach[i] = max(reach[i], j + 1)
     if first is None:
-        reach = [0] * len(rows)  # what comes after the last spot matters to nothing
-        for i, j in spots:
-            reach[i] = max(reach[i], j + 1)
         packs = packing.pack(lm, [row[:n] for row, n in zip(rows, reach, strict=True)])
         return partial.at(lm, packs, *_columns(lm, [(packs.places[i][0], packs.places[i][1][j]) for i, j in spots]))
-    return _padded(lm, rows, last, first)[_columns(lm, spots)]
+    return _padded(lm, rows, last, first, reach, _columns(lm, spots))
 
 
 def _columns(lm: LanguageModel, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -40,15 +40,32 @@ def _columns(lm: LanguageModel, pairs: Sequence[tuple[int, int]]) -> tuple[Tenso
     return row, column
 
 
-def _padded(lm: LanguageModel, rows: Sequence[Sequence[int]], last: Sequence[int], first: int) -> Tensor:
-    """Return ``[R, T, d]``; blocks from *first* on see padded rows."""
+def _padded(
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    last: Sequence[int],
+    first: int,
+    reach: Sequence[int],
+    spots: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Return the states at *spots*; block *first* sees padded rows."""
     ids, mask = tokens.pad(rows, lm.device)
-    if not first:
+    given, entering = ids if not first else None, None
+    if first:
+        packs, name = packing.pack(lm, rows), lm.layout.block.format(first - 1)
+        with hooks.capture(lm, [(name, "output")]) as seen:
+            partial.run_packs(lm, packs, last=first - 1)
+        entering = packs.rows(seen[name, "output"])
+    window = getattr(lm.module.config, "sliding_window", None)
+    if not gated.fit(lm, first + 1) or (window is not None and ids.shape[1] > window):
         with wrapping.asking(lm, last, mask):
-            return partial.run(lm, ids=ids, mask=mask)
-    packs = packing.pack(lm, rows)
-    name = lm.layout.block.format(first - 1)
-    with hooks.capture(lm, [(name, "output")]) as seen:
-        partial.run_packs(lm, packs, last=first - 1)
-    with wrapping.asking(lm, last, mask):
-        return partial.run(lm, states=packs.rows(seen[name, "output"]), mask=mask, first=first)
+            return partial.run(lm, ids=given, states=entering, mask=mask, first=first)[spots]
+    name = lm.layout.block.format(first)
+    with wrapping.asking(lm, last, mask), hooks.capture(lm, [(name, "output")]) as seen:
+        partial.run(lm, ids=given, states=entering, mask=mask, first=first, last=first)
+    place = torch.arange(ids.shape[1], device=lm.device)
+    asked = place < torch.tensor(reach, device=lm.device)[:, None]
+    upper = partial.Upper.of(
+        lm, first + 1, place.expand_as(ids), (place <= place[:, None]).expand(len(ids), -1, -1), real=asked
+    )
+    return upper.at(*spots).hidden(lm, seen[name, "output"])

@@ -31,14 +31,17 @@ Past = tuple[Tensor, Tensor]  # keys and values [B, k, P, e]
 Turn = tuple[Tensor, Tensor]  # cos and sin [e/2, n]
 
 
-def fit(lm: LanguageModel, first: int) -> bool:
-    """Tell whether blocks *first* … are what :class:`Climb` computes: fp32, eval mode, nothing hooked, replaced or trained."""
-    blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks)]
+def fit(lm: LanguageModel, first: int, end: int | None = None) -> bool:
+    """Tell whether blocks *first* … *end* (left out; None: all) are what :class:`Climb` computes.
+
+    That is: of known kinds, fp32, eval mode, nothing hooked, replaced or trained.
+    """
+    blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks if end is None else end)]
     if not blocks or lm.dtype != torch.float32 or getattr(lm.module.config, "hidden_act", "") != "silu":
         return False
     final: Any = lm.part(lm.layout.norm)
     alike = all(type(b).__name__ in KNOWN and type(b.post_attention_layernorm) is type(final) for b in blocks)
-    return alike and all(_linear(block) for block in blocks) and Seen.of(lm, first).same()
+    return alike and all(_linear(block) for block in blocks) and Seen.of(lm, first, end).same()
 
 
 def _linear(block: nn.Module) -> bool:
@@ -62,11 +65,11 @@ class Seen:
     parameters: tuple[tuple[Mapping[str, Any], str, Tensor, int], ...]
 
     @classmethod
-    def of(cls, lm: LanguageModel, first: int) -> Seen:
-        """Look at blocks *first* … and the final norm."""
-        owner = lm.part(lm.layout.blocks)
-        blocks = [(owner._modules, str(i), owner._modules[str(i)]) for i in range(first, lm.n_blocks)]
-        roots = [*(block for *_, block in blocks), lm.part(lm.layout.norm)]
+    def of(cls, lm: LanguageModel, first: int, end: int | None = None) -> Seen:
+        """Look at blocks *first* … *end* (left out), or to the last one and the final norm."""
+        owner, until = lm.part(lm.layout.blocks), lm.n_blocks if end is None else end
+        blocks = [(owner._modules, str(i), owner._modules[str(i)]) for i in range(first, until)]
+        roots = [*(block for *_, block in blocks), *([lm.part(lm.layout.norm)] if end is None else [])]
         modules = tuple(m for root in roots for m in root.modules())  # type: ignore[union-attr]
         children = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
         parameters = [
@@ -259,11 +262,11 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Climb:
-    """Blocks *first* … of a model and the final norm on given positions, with given keys and values of earlier tokens.
+    """Blocks of a model, up to the final norm or before, on given positions, with given keys and values of earlier tokens.
 
     Attributes:
         blocks: in order.
-        final: the norm after them.
+        final: the norm after the last block; None: that is not among them.
         past: keys and values of each block, ``[B·k, g, e, P]``; None without reused tokens.
         everyone: all computed tokens ask.
         last: who asks in the last block.
@@ -272,7 +275,7 @@ class Climb:
     """
 
     blocks: Sequence[Block]
-    final: Norm
+    final: Norm | None
     past: Sequence[Past | None]
     everyone: View
     last: View
@@ -288,9 +291,11 @@ class Climb:
         mask: Tensor,
         past: Sequence[Past | None],
         real: Tensor | None = None,
+        end: int | None = None,
     ) -> Climb:
         """Prepare for ``positions [B, S]`` and the additive ``mask [B, 1, S, M]``; *past* has one entry per block.
 
+        Blocks *first* … *end* (left out); None: to the last one and the final norm.
         ``real [B, S]`` is False at padding, which is then left out, but for what makes products go faster; None: nothing is.
         """
         config: Any = lm.module.config
@@ -304,10 +309,11 @@ class Climb:
         turn = (cos, sin) if laid is None else (cos[:, laid.slots], sin[:, laid.slots])
         wide = mask[:, 0] if b == 1 else mask.expand(b, h, s, m).reshape(b * h, s, m)
         everyone = View(_even(turn), _even(turn, e**-0.5), wide, (b, s), laid)
-        blocks = [Block.of(lm.part(lm.layout.block.format(i))) for i in range(first, lm.n_blocks)]
+        until = lm.n_blocks if end is None else end
+        blocks = [Block.of(lm.part(lm.layout.block.format(i))) for i in range(first, until)]
         ready = [None if old is None else (_ahead(old[0], h // k), _ahead(old[1], h // k)) for old in past]
-        final = Norm.of(lm.part(lm.layout.norm))
-        return cls(blocks, final, ready, everyone, everyone, (h, k, e), Seen.of(lm, first))
+        final = Norm.of(lm.part(lm.layout.norm)) if end is None else None
+        return cls(blocks, final, ready, everyone, everyone, (h, k, e), Seen.of(lm, first, end))
 
     def wide(self, flags: Tensor) -> Tensor:
         """Add tokens to those at ``flags [B, S]`` until products go as fast as they can."""
@@ -336,6 +342,15 @@ class Climb:
         last, everyone = (replace(view, packs=view.apart(seen)) for view in (self.last, self.everyone))
         return replace(self, last=last, everyone=everyone)
 
+    def filled(self, tokens: Tensor) -> Tensor:
+        """Put ``tokens [n, d]`` of :attr:`everyone` in their places ``[B·S, d]``; zero where there is none."""
+        laid = self.everyone.laid
+        return (
+            tokens
+            if laid is None
+            else tokens.new_zeros(len(laid.used), tokens.shape[1]).index_copy(0, laid.slots, tokens)
+        )
+
     def views(self) -> Iterator[View]:
         """Give who asks in each block."""
         yield from (self.everyone for _ in self.blocks[1:])
@@ -346,7 +361,7 @@ class Climb:
         return self.seen.same()
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Return what leaves the final norm, ``[n, d]``, given what enters the first block, ``[B, S, d]``; differentiable."""
+        """Return what comes out, ``[n, d]``, given what enters the first block, ``[B, S, d]``; differentiable."""
         found: Tensor = _Function.apply(states, self)  # type: ignore[no-untyped-call]
         return found
 
@@ -425,14 +440,15 @@ class _Function(torch.autograd.Function):
         for block, past, view in zip(climb.blocks, climb.past, climb.views(), strict=True):
             x, needed = climb.up(block, past, view, x, keep=keep)
             kept.append(needed)
-        out, r = climb.final(x)
+        out, r = (x, x) if climb.final is None else climb.final(x)
         ctx.climb, ctx.kept, ctx.left, ctx.shape = climb, kept, (x, r), states.shape
         return out.t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         climb, (x, r), laid = ctx.climb, ctx.left, ctx.climb.everyone.laid
-        grad = climb.final.down(x, r, grads[0].t().contiguous()).mul_(r)
+        grad = grads[0].t().contiguous()
+        grad = grad if climb.final is None else climb.final.down(x, r, grad).mul_(r)
         for block, kept, view in reversed(list(zip(climb.blocks, ctx.kept, climb.views(), strict=True))):
             grad = climb.down(block, kept, view, grad)
         found = grad.t()

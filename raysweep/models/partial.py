@@ -107,8 +107,15 @@ def last_block(lm: LanguageModel, modules: Sequence[str]) -> int | None:
 def run_packs(
     lm: LanguageModel, packs: packing.Packs, *, states: Tensor | None = None, first: int = 0, last: int | None = None
 ) -> Tensor:
-    """Run blocks *first* … *last* on *packs*, from *states* ``[B, N, d]`` if given; see :func:`run`."""
+    """Run blocks *first* … *last* on *packs*, from *states* ``[B, N, d]`` if given; see :func:`run`.
+
+    Without gradient, blocks below *last* that nobody looks into go the short way; what is left of padding is zero there.
+    """
     mask = packing.additive(packs.seen, lm.dtype)
+    if states is None and last and not torch.is_grad_enabled() and gated.fit(lm, 0, last):
+        lower = gated.Climb.of(lm, 0, packs.positions, mask, [None] * last, packs.real, last).apart()
+        entering = lm.part(lm.layout.embed)(packs.ids)
+        states, first = lower.filled(lower(entering)).reshape(entering.shape), last
     ids = packs.ids if states is None else None
     return run(lm, ids=ids, states=states, mask=mask, positions=packs.positions, first=first, last=last)
 
@@ -175,10 +182,7 @@ class Upper:
         Where padding is told from tokens, it may come out as zero.
         """
         if self.climb is not None and self.climb.same():
-            left, laid = self.climb(states), self.climb.everyone.laid
-            if laid is not None:
-                left = left.new_zeros(len(laid.used), left.shape[1]).index_copy(0, laid.slots, left)
-            return left.reshape(states.shape)
+            return self.climb.filled(self.climb(states)).reshape(states.shape)
         return run(lm, states=states, mask=self.mask, first=self.first, positions=self.positions, cache=self.cache)
 
 

@@ -104,6 +104,24 @@ def test_what_is_read_once_goes_pack_by_pack_and_is_what_the_modules_say(family:
     torch.testing.assert_close(found, wished, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("padding")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("width", [9, 64])
+def test_blocks_below_the_last_that_is_asked_go_the_short_way(family: str, width: int) -> None:
+    lm = small(family)
+    packs = packing.pack(lm, ROWS, width=width)
+    name = lm.layout.block.format(2)
+    entering: list[torch.Tensor] = []
+    with torch.no_grad(), hooks.capture(lm, [(name, "input")]) as seen:
+        partial.run_packs(lm, packs, last=2)
+        entering.append(seen[name, "input"][packs.real])
+        with hooks.capture(lm, [(lm.layout.block.format(0), "output")]) as below:  # somebody looks: the ordinary way
+            partial.run_packs(lm, packs, last=2)
+        entering.append(seen[name, "input"][packs.real])
+    assert below
+    torch.testing.assert_close(*entering, rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "height", lambda n: n)
     lm = small("llama")
@@ -118,7 +136,8 @@ def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> 
     real = torch.ones(rest.states.shape[:2], dtype=torch.bool)
     real[-1, -1] = False
     exact = gated.Climb.of(lm, 2, upper.positions, mask, past, real)
-    states = rest.states.double().requires_grad_(True)
+    made = torch.Generator().manual_seed(0)
+    states = torch.randn(rest.states.shape, generator=made, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(exact, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
     laid = exact.everyone.laid
     assert laid is not None, "no padding"
