@@ -38,12 +38,14 @@ class _Frozen(DynamicLayer):  # type: ignore[misc]
 
 @contextmanager
 def only_blocks(lm: LanguageModel, first: int, last: int) -> Iterator[nn.ModuleList]:
-    """Let the model consist of blocks *first* … *last* (inclusive) inside the block; always undone."""
+    """Let the model consist of blocks *first* … *last* (inclusive) inside the block, under their own names; always undone."""
     owner_name, _, leaf = lm.layout.blocks.rpartition(".")
     owner = lm.part(owner_name)
     whole = owner._modules[leaf]
     assert isinstance(whole, nn.ModuleList)
-    kept = nn.ModuleList(list(whole)[first : last + 1])
+    kept = nn.ModuleList()
+    for name, block in list(whole.named_children())[first : last + 1]:
+        kept._modules[name] = block  # a stand-in may look its block up while it is run
     kept.training = whole.training
     owner._modules[leaf] = kept
     try:
@@ -92,7 +94,7 @@ def run(
             return body(input_ids=ids, **common).last_hidden_state  # type: ignore[no-any-return]
         if len(blocks) == 0:
             return lm.part(lm.layout.norm)(states)  # type: ignore[no-any-return]
-        with hooks.feed(blocks[0], states):
+        with hooks.feed(next(iter(blocks)), states):
             return body(inputs_embeds=torch.zeros_like(states), **common).last_hidden_state  # type: ignore[no-any-return]
 
 

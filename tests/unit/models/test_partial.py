@@ -107,3 +107,14 @@ def test_small_changes_add_up_in_half_precision() -> None:
     for _ in range(1000):
         ledger.apply(WeightDelta({name: Dense(torch.full((16, 24), 1e-4))}))
     assert float(lm.weight(name)[0, 0]) == pytest.approx(1.1, abs=0.01)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_blocks_keep_their_names_while_only_some_of_them_run(family: str) -> None:
+    """A stand-in that looks its own block up while it is asked finds that block, not another one's weights."""
+    lm = tiny_lm(family)
+    whole = [lm.part(lm.layout.block.format(i)) for i in range(lm.n_blocks)]
+    with partial.only_blocks(lm, 1, 2) as kept:
+        assert list(kept) == whole[1:3]
+        assert [lm.part(lm.layout.block.format(i)) for i in (1, 2)] == whole[1:3]
+    assert [lm.part(lm.layout.block.format(i)) for i in range(lm.n_blocks)] == whole
