@@ -28,6 +28,7 @@ class Format(StrEnum):
     LATEX = "latex"
 
 
+WIDEST = 100_000
 Cell = Estimate | float | int | str | None
 Row = Mapping[str, Cell]
 
@@ -89,7 +90,9 @@ def _table(names: Sequence[str], rows: Sequence[Row], title: str) -> str:
     for row in rows:
         table.add_row(*(Text(shown(row[n])) for n in names))
     text = io.StringIO()
-    Console(file=text, width=max(80, sum(len(n) + 18 for n in names)), highlight=False).print(table)
+    console = Console(file=text, width=WIDEST, highlight=False)
+    width = max(80, console.measure(table).maximum)  # nothing is cut: a label without its end may be another's
+    console.print(table, width=width)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))
 
 
