@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from raysweep.cli import notes
 from raysweep.cli.options import Options
-from raysweep.cli.render import Cell, Format, render
-from raysweep.cli.show import UNDEFINED, FormatOption, SweepArgument
+from raysweep.cli.plan import counted
+from raysweep.cli.render import UNDEFINED, Cell, Format, render
+from raysweep.cli.show import FormatOption, SweepArgument
 from raysweep.errors import SpecError, nearest
 from raysweep.results.rounds import Labelled, chosen_round, state
-from raysweep.results.tables import open_sweep
-from raysweep.results.views import groups, trial_views
-from raysweep.studies import default_metric
+from raysweep.results.tables import Sweep, open_sweep
+from raysweep.results.views import TrialView, groups, trial_views
+from raysweep.studies import default_metric, phases
 
 Logged = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what Ray logged: key → step → values
 
@@ -44,8 +45,7 @@ def command(
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = open_sweep(sweep, workspace)
     trials = trial_views(found)
-    study = next((str(t.row["study"]) for t in trials), "")
-    metric = metric or str(found.search.get("metric") or default_metric(study))
+    metric = metric or _metric(found, trials)
     mode = mode or str(found.search.get("mode", "max"))
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
@@ -56,10 +56,10 @@ def command(
     title = f"{found.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
     print(render([*rows, *left], format_, title=title))
     if format_ is Format.TABLE:
-        _conclude(rows, seen.best, metric, seen.compared)
-    lacking = [str(row["trial"]) for row in left if row["edits"] is None]
-    told = [f"not ranked: {len(lacking)} trials have no round {step}"] if lacking else []
-    notes.tell([*told, *notes.non_finite(trials), *notes.outdated(found)], format_)
+        _conclude(rows, seen.best, metric)
+        if not seen.disagreements:
+            print(f"Ray's log and our tables agree ({seen.compared} values compared)")
+    notes.tell([*unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_)
     missing = [k for k in found.keys if k not in seen.rounds]
     if missing:
         typer.echo(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
@@ -70,15 +70,28 @@ def command(
         raise typer.Exit(3)
 
 
-def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metric: str, compared: int) -> None:
-    names = [str(r["arm"]) for r in rows if r["trial"] == rows[0]["trial"]]  # a trial may stand at several
+def _metric(sweep: Sweep, trials: Sequence[TrialView]) -> str:
+    """Return what the plan ranks by, if the trials' study has it, else what the study does."""
+    planned, study = str(sweep.search.get("metric", "")), next((str(t.row["study"]) for t in trials), "")
+    return planned if planned.partition("/")[0] in phases(study) else default_metric(study)
+
+
+def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metric: str) -> None:
     if not rows:
         print(f"best trial: none; {metric} is undefined everywhere")
-    elif best == (rows[0]["trial"], rows[0][metric]):  # a killed driver's state may lag behind its logs
-        print(f"best trial by ExperimentAnalysis: {best[0]} ({' = '.join(names)})  {metric} = {best[1]:.4f}")
-    else:
-        print(f"best trial: {rows[0]['trial']} ({' = '.join(names)})  {metric} = {rows[0][metric]:.4f}")
-    print(f"Ray's log and our tables agree ({compared} values compared)")
+        return
+    agreed = best is not None and best[1] == rows[0][metric]  # a killed driver's state may lag behind its logs
+    key = best[0] if best is not None and agreed else rows[0]["trial"]
+    names = " = ".join(str(row["arm"]) for row in rows if row["trial"] == key)  # it may stand at several
+    print(f"best trial{' by ExperimentAnalysis' if agreed else ''}: {key} ({names})  {metric} = {rows[0][metric]:.4f}")
+
+
+def unranked(left: Sequence[Mapping[str, Cell]], metric: str, step: int) -> list[str]:
+    """Return notes on why trials have no rank, besides those that are not finite."""
+    without = {row["trial"] for row in left if row["edits"] is None}
+    unlogged = {row["trial"] for row in left if row["edits"] is not None and row[metric] is None}
+    reasons = {f"have no round {step}": without, f"have no {metric} in Ray's log at round {step}": unlogged}
+    return [f"not ranked: {counted(len(keys), 'trial', 'trials')} that {why}" for why, keys in reasons.items() if keys]
 
 
 def ranked(

@@ -10,6 +10,7 @@ import typer
 from raysweep.cli import notes
 from raysweep.cli.against import beside, measured
 from raysweep.cli.options import Options
+from raysweep.cli.plan import counted
 from raysweep.cli.render import Cell, Format, render
 from raysweep.cli.show import AllOption, FormatOption, Phase, PhaseOption, cell, first_non_finite, seeds
 from raysweep.cli.sweeps import opened
@@ -94,7 +95,7 @@ def compared(
             raise SpecError(f"no trial sweeps '{by}'", hint=nearest(by, {"arm", *known}))
         found.sort(key=lambda item: item[0])
     shown = lines_of([named for _, named in found], phase=phase, at=at)
-    phases = {line.phase: line.label for line in shown}
+    phases = {line.phase: line.label for line in shown if line.trials}
     if len(phases) > 1:
         each = ", ".join(f"{phase} ({label})" for phase, label in phases.items())
         raise SpecError(f"these show different phases: {each}", hint="choose one with --phase")
@@ -107,12 +108,12 @@ def _rank(trial: TrialView, by: str) -> tuple[bool, str | float]:
 
 
 def reference(found: Sequence[Line]) -> Line:
-    """Return the first line that was measured: the others are compared with it."""
-    return next(line for line in found if line.trials)
+    """Return the line that the others are compared with: the first with a defined value, else the first that was measured."""
+    return next((line for line in found if line.cells), None) or next(line for line in found if line.trials)
 
 
 def rows(found: Sequence[Line], *, plain: bool = False) -> list[dict[str, Cell]]:
-    """Return the lines beside their differences to the first one that was measured; *plain* = for a program."""
+    """Return the lines beside their differences to the :func:`reference`; *plain* = for a program."""
     first = reference(found)
     out: list[dict[str, Cell]] = []
     for line in found:
@@ -140,8 +141,12 @@ def unpaired(found: Sequence[Line]) -> list[str]:
         if records < max(line.cells[view].n, first.cells[view].n) or len(shared) < max(
             len(line.seeds), len(first.seeds)
         ):
-            what = f"{records} records and {len(shared)} seeds" if shared else "no record under one seed"
-            told.append(f"{line.label} and {first.label} have {what} in common; Δ is over those")
+            what = (
+                f"{counted(records, 'record', 'records')} and {counted(len(shared), 'seed', 'seeds')}"
+                if shared
+                else "nothing"
+            )
+            told.append(f"{line.label} and {first.label} have {what} in common{'; Δ is over those' if shared else ''}")
     return told
 
 

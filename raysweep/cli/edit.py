@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli.options import Options
-from raysweep.cli.run import announce, display, warn
+from raysweep.cli.run import announce, display, summarise
 from raysweep.cli.validate import SetOption
 from raysweep.config.plan import plan
 from raysweep.config.sweep import sweep_of
@@ -91,10 +91,7 @@ def command(
         shown.end()
     sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
     sweep.write_trials()
-    print()
-    print(lazy("raysweep.cli.show").text(sweep, how=lazy("raysweep.cli.render").Format.TABLE))
-    print(f"results: {store.folder.location}")
-    warn(sweep)
+    summarise(sweep)
     if failed:
         raise typer.Exit(3)
 

@@ -28,6 +28,7 @@ class Format(StrEnum):
     LATEX = "latex"
 
 
+UNDEFINED = "undefined"
 WIDEST = 100_000
 Cell = Estimate | float | int | str | None
 Row = Mapping[str, Cell]
@@ -58,6 +59,8 @@ def shown(cell: Cell) -> str:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "–"
     if isinstance(cell, Estimate):
+        if math.isnan(cell.mean):
+            return UNDEFINED
         mean = _number(cell.mean)
         return mean if math.isnan(cell.se) else f"{mean} ± {_number(cell.se)}"
     return _number(cell) if isinstance(cell, float) else str(cell)

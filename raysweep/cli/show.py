@@ -12,12 +12,11 @@ import typer
 
 from raysweep.cli import notes
 from raysweep.cli.options import Options
-from raysweep.cli.render import Cell, Format, render
+from raysweep.cli.render import UNDEFINED, Cell, Format, render
 from raysweep.lazy import lazy
 from raysweep.results.tables import Sweep, open_sweep
 from raysweep.results.views import MAIN, Line, TrialView, all_lines, trial_views
 
-UNDEFINED = "undefined"
 NAMES = {"ppl": "PPL", "ppl_median": "PPL median", "ppl_expmean": "PPL exp-mean"}
 SweepArgument = Annotated[
     str, typer.Argument(metavar="SWEEP", help="Name of a sweep, or the folder or URI of its results.")
@@ -83,10 +82,11 @@ def command(
 
 
 def text(
-    sweep: Sweep, *, by: str = "arm", phase: str | None = None, at: int | None = None, how: Format, ppl: bool = False
-) -> str:
-    """Return the arms × rounds table of *sweep* as text."""
-    trials = trial_views(sweep)
+    sweep: Sweep, *, by: str = "arm", phase: str | None = None, at: int | None = None, how: Format, ppl: bool = False,
+    trials: Sequence[TrialView] | None = None,
+) -> str:  # fmt: skip
+    """Return the arms × rounds table of *sweep* as text; *trials* are its own, if they are read already."""
+    trials = trial_views(sweep) if trials is None else trials
     return table(sweep, trials, all_lines(trials, phase=phase, by=by, at=at), phase=phase, how=how, ppl=ppl)
 
 
@@ -97,8 +97,9 @@ def table(
     if not any(line.trials for line in found):
         return f"{sweep.name}: nothing was measured yet"
     done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
+    count = len({t.row["trial_key"] for t in trials})
     phases = phase or " and ".join(dict.fromkeys(t.phases[0] for t in trials))
-    title = f"{sweep.name}: {phases}, mean ± standard error; {done} of {sweep.planned or len(sweep.keys)} trials done"
+    title = f"{sweep.name}: {phases}, mean ± standard error; {done} of {count} trials done"
     if any(t.row["git_dirty"] for t in trials):
         title += "; code had uncommitted changes"
     return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title)

@@ -12,14 +12,16 @@ from raysweep.results.schema import PROBES, STATS
 from raysweep.results.store import ResultStore
 from raysweep.rows import NON_FINITE_STAT, ProbeRow, StatRow
 
-DRIFT = "drift/"  # norms of the change of a weight: not finite where the weight is not
+DRIFT = (
+    "drift/"  # norms of the change of a weight: NaN where an entry is (but infinite also where their squares overflow)
+)
 
 
 def first_non_finite(rows: Iterable[ProbeRow], stats: Iterable[StatRow]) -> int | None:
     """Return the lowest step of a row that tells of something not finite, or None.
 
     Such are a probe whose value is NaN (its logits were not finite), a count of entries of a weight that are not, and a drift
-    that is not.
+    that is NaN.
     """
     steps = [row.step for row in rows if row.value is not None and math.isnan(row.value)]
     steps += [row.step for row in stats if _tells(row.name, row.value)]
@@ -27,7 +29,7 @@ def first_non_finite(rows: Iterable[ProbeRow], stats: Iterable[StatRow]) -> int 
 
 
 def _tells(name: str, value: float) -> bool:
-    return name.startswith(NON_FINITE_STAT) or (name.startswith(DRIFT) and not math.isfinite(value))
+    return name.startswith(NON_FINITE_STAT) or (name.startswith(DRIFT) and math.isnan(value))
 
 
 def non_finite_step(store: ResultStore, key: str) -> int | None:
@@ -37,7 +39,7 @@ def non_finite_step(store: ResultStore, key: str) -> int | None:
     stats = read_fragments(store, STATS, store.fragments(STATS, key))
     named = pc.or_(
         pc.starts_with(stats["name"], NON_FINITE_STAT),
-        pc.and_(pc.starts_with(stats["name"], DRIFT), pc.invert(pc.is_finite(stats["value"]))),
+        pc.and_(pc.starts_with(stats["name"], DRIFT), pc.is_nan(stats["value"])),
     )
     steps = [pc.min(column).as_py() for column in (undefined, stats.filter(named)["step"]) if len(column)]
     return min(steps, default=None)

@@ -74,16 +74,23 @@ class TrialView:
 
 
 def trial_views(sweep: Sweep) -> list[TrialView]:
-    """Return every trial of *sweep* as measured, once for each of its names, in the order of the plan; absent ones last."""
+    """Return every trial of *sweep* as measured, once for each of its names, in the order of the plan.
+
+    Those that have not begun are among them, in the state ABSENT.
+    """
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
+    study = sweep.plan.get("study") or next((row["study"] for row in rows.values()), "")
     read: dict[str, TrialView] = {}
     found = []
-    for name in sweep.names:
-        row = rows[name.arm, name.key, _point(name)]
+    for name in sweep.places:
+        row = rows.get((name.arm, name.key, _point(name)))
+        if row is None:
+            found.append(_absent(name, study))
+            continue
         if name.key not in read:
             read[name.key] = _read(sweep, row)
         found.append(replace(read[name.key], row=row))
-    return [*found, *(_absent(name, str(sweep.plan.get("study", ""))) for name in sweep.absent)]
+    return found
 
 
 def _read(sweep: Sweep, row: Mapping[str, Any]) -> TrialView:

@@ -32,10 +32,10 @@ class Sweep:
     Attributes:
         store: where it lies.
         plan: ``plan.json``, as the latest command wrote it; empty if there is none.
-        names: the arms and points of the latest plan whose trials have begun, in its order; a trial may stand at several.
-            Opened with ``everything``, the trials of no current plan follow under the names they were begun with, marked by
+        places: the arms and points of the latest plan, in its order; a trial may stand at several. Opened with
+            ``everything``, the trials of no current plan follow under the names they were begun with, marked by
             ``planned=False``. Without a plan, those are all.
-        absent: the arms and points of the latest plan whose trials have not begun.
+        names: those of ``places`` whose trials have begun.
         keys: the trials of ``names``, each once.
         planned: how many trials the latest plan has; 0 if there is no plan.
         search: how the plan draws and ranks its trials.
@@ -49,12 +49,9 @@ class Sweep:
         current = [_place(store, entry) for entry in self.plan.get("trials", [])]
         known = {name.key for name in current}
         self.planned = len(known)
-        self.absent = tuple(name for name in current if name.key not in begun)
         earlier = [k for k in begun if k not in known] if everything or plan is None else []
-        self.names = (
-            *(name for name in current if name.key in begun),
-            *(_begun_as(store.about(key), planned=plan is None) for key in earlier),
-        )
+        self.places = (*current, *(_begun_as(store.about(key), planned=plan is None) for key in earlier))
+        self.names = tuple(name for name in self.places if name.key in begun)
         self.keys = tuple(dict.fromkeys(name.key for name in self.names))
         self.search: Mapping[str, Any] = self.plan.get("search", {})
         self.name = str(self.plan.get("sweep") or store.folder.base.rpartition("/")[2])

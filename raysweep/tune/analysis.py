@@ -56,7 +56,7 @@ def analyse(store: ResultStore, keys: Collection[str], *, metric: str, mode: str
             logged.update(
                 {int(row["step"]): row for row in analysis.trial_dataframes[trial.trial_id].to_dict("records")}
             )
-            if trial.last_result:
+            if "step" in trial.last_result:  # not so where a process died before its first round
                 latest[key] = trial
     if not opened:
         raise StoreError(f"no Ray session lies in {store.folder.path(RAY_FOLDER)}", hint="run the sweep first")
