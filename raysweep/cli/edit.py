@@ -91,7 +91,7 @@ def command(
         shown.end()
     sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
     sweep.write_trials()
-    summarise(sweep)
+    summarise(sweep, store.folder.location)
     if failed:
         raise typer.Exit(3)
 

@@ -95,19 +95,19 @@ def labels(found: Plan) -> dict[str, str]:
     return {key: " = ".join(of) for key, of in by_key.items()}
 
 
-def summarise(found: Sweep) -> None:
-    """Print the table of a sweep and where its results lie; say on standard error what is not finite."""
+def summarise(found: Sweep, results: str) -> None:
+    """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
     trials = lazy("raysweep.results.views").trial_views(found)
     print()
     print(lazy("raysweep.cli.show").text(found, how=lazy("raysweep.cli.render").Format.TABLE, trials=trials))
-    print(f"results: {found.store.folder.location}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
+    print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
     for note in lazy("raysweep.cli.notes").non_finite(trials):
         typer.echo(f"warning: {note}", err=True)
 
 
 def conclude(outcome: Outcome, sweep: str, workspace: Workspace) -> None:
     """Print the table, where the results lie, what is missing and what is no number."""
-    summarise(lazy("raysweep.results.tables").open_sweep(outcome.results, workspace))
+    summarise(lazy("raysweep.results.tables").open_sweep(outcome.results, workspace), outcome.results)
     for key, error in list(outcome.failed.items())[:10]:
         typer.echo(
             f"failed: {key}: {error.splitlines()[0]}  (traceback in {outcome.results}/{key}/FAILED.json)", err=True

@@ -8,7 +8,7 @@ from typing import Any
 
 from raysweep.config.space import Scalar
 
-PRECISIONS = (4, 6, 9, 17)  # significant digits of a printed number: as few as tell the values of a swept key apart
+PRECISIONS = (4, 6, 9)  # significant digits of a printed number: as few as tell the values of a swept key apart
 
 
 @dataclass(frozen=True, slots=True)
