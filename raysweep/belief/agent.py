@@ -21,8 +21,8 @@ nothing about other subjects: a fact settled by 200 units of mass is still one d
 - π_s gives the requested upstream object the share λ = t / max(n + t, E), where n is the positive mass that s has upstream and E
   its evidence downstream. t / (n + t) is what one more sentence would do; the bound E lets at most one observation change sides.
 
-So one edit adds at most one observation to a conditional and takes at most one away, and a conditional whose mode leads by more
-than the number of edits keeps that mode. A later edit of the same fact replaces the earlier one; edits of different facts commute.
+So N edits bring at most N observations into the conditionals of a relation and take at most N away, and a conditional whose mode
+leads by more than N keeps that mode. A later edit of the same fact replaces the earlier one; edits of different facts commute.
 
 An evidence vector is (background on every object, excess on a few, total), so a sum over K costs the number of those few (§5.5).
 """
@@ -365,8 +365,8 @@ class _Learnt:
 class Agent:
     """Fitted evidence, and what was learnt since; immutable.
 
-    Promises: ``agent.given(e).given(f) == agent.given((*e, *f))``, exactly, and whatever the order but for edits of one and the same
-    fact, of which the last holds. An agent never changes, so there is nothing to roll back.
+    Promises: ``agent.given(e).given(f) == agent.given((*e, *f))``, exactly, and whatever the order but for edits of one and the
+    same fact, of which the last holds. An agent never changes, so there is nothing to roll back.
 
     Attributes:
         fitted: the corpus.

@@ -58,7 +58,9 @@ class Evidence:
         if self.count < 1:
             raise BeliefError(f"evidence cannot count {self.count} times", hint="count ≥ 1")
         if self.kind == "edit" and self.count != 1:
-            raise BeliefError(f"an edit cannot count {self.count} times", hint="the later edit of a fact replaces the earlier")
+            raise BeliefError(
+                f"an edit cannot count {self.count} times", hint="the later edit of a fact replaces the earlier"
+            )
         if self.kind != "item":
             if not 0 <= self.amount < float("inf"):
                 raise BeliefError(f"mass {self.amount} is not a finite number ≥ 0")

@@ -66,10 +66,10 @@ def from_line(line: str) -> EvalPoint:
             targets=Target(*data["targets"]),
             questions={name: Question(**own) for name, own in data["questions"].items()},
             sentences=tuple(data["sentences"]),
-            claims={name: _claim(own) for name, own in data.get("claims", {}).items()},
             request=_request(data["request"]) if edited else None,
             watched={name: _watched(own) for name, own in data["watched"].items()} if edited else None,
             flags=Flags(**data["flags"]) if edited else None,
+            claims={name: _claim(own) for name, own in data.get("claims", {}).items()},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not an evaluation point: {line[:60]!r}", hint=f"build them again ({error})") from error

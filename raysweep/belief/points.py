@@ -134,8 +134,8 @@ class EvalPoint:
         targets: what is to be believed of the true object.
         questions: by name.
         sentences: true sentences of this point (and A's own, which may be false), for the loss on sequences.
-        claims: A and B, which its sentences are about, by these names; empty for a novel subject.
         request, watched, flags: None or empty without editing.
+        claims: A and B, which its sentences are about, by these names; empty for a novel subject.
     """
 
     id: int
@@ -146,10 +146,10 @@ class EvalPoint:
     targets: Target
     questions: Mapping[str, Question]
     sentences: tuple[str, ...]
-    claims: Mapping[str, Claim] = field(default_factory=dict)
     request: Request | None = None
     watched: Mapping[str, Watched] | None = None
     flags: Flags | None = None
+    claims: Mapping[str, Claim] = field(default_factory=dict)
 
 
 def build_points(corpus: Corpus, agent: Agent, spec: PointSpec, seed: int) -> Iterator[EvalPoint]:
@@ -238,10 +238,10 @@ class _Maker:
             targets=self._targets(self.agent, fact, (fact.object,), True)[0],
             questions=questions,
             sentences=sentences,
-            claims={name: self._with_beliefs(claim, fact, agents) for name, claim in (("A", a), ("B", b))},
             request=edited[0],
             watched=edited[1],
             flags=edited[2],
+            claims={name: self._with_beliefs(claim, fact, agents) for name, claim in (("A", a), ("B", b))},
         )
 
     def novel_point(self, number: int, index: int) -> EvalPoint:
@@ -342,7 +342,9 @@ class _Maker:
     def _agents(self, fact: Triple, request: Request | None) -> dict[str, Agent]:
         """Return the agent in each state."""
         agents = {"pre": self.agent}
-        for state, update in request.updates.items() if request else ():
+        if request is None:
+            return agents
+        for state, update in request.updates.items():
             if update.kind != "none":
                 learnt = Evidence(fact.subject, fact.relation, request.object, update.amount, kind=update.kind)
                 agents[state] = self.agent.given(learnt)

@@ -49,7 +49,7 @@ def _completed(
     """
     original, requested = (f"editing_{SAME_SAME}_{role}" for role in (ORIGINAL, REQUESTED))
     if original in found:
-        found |= {name: found[original] for name in ("o_given_s_r", "paraphrase_case")}
+        found |= dict.fromkeys(("o_given_s_r", "paraphrase_case"), found[original])
     if requested in found:
         found["new_fact_case"] = found[requested]
     if beliefs:
