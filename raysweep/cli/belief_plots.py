@@ -86,10 +86,14 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
         for axis, name in zip(row, names, strict=False):
             values = [_probability(point, name, replies[s][name].probability) for s in steps]
             axis.plot(steps, values, color="black", marker="o", markersize=3, label="model")
-            for level, (label, color) in zip(levels, _AGENT.items(), strict=True):
-                if name in level:
+            for i, (level, (label, color)) in enumerate(zip(levels, _AGENT.items(), strict=True)):
+                if name in level:  # the dashes of one fill the gaps of the other, so that equal levels are both seen
                     axis.axhline(
-                        _probability(point, name, level[name]), color=color, linestyle="--", linewidth=1, label=label
+                        _probability(point, name, level[name]),
+                        color=color,
+                        linestyle=(4 * i, (4, 4)),
+                        linewidth=1.2,
+                        label=label,
                     )
             axis.set_title(_title(point, name), fontsize=7)
             axis.set_label(name)
@@ -99,7 +103,7 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
     axes[0][0].set_ylim(-0.02, 1.02)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.tight_layout(rect=(0, 0.035, 1, 1))
     return figure
 
 
@@ -174,4 +178,9 @@ def _finish(figure: Any, axis: Any, path: Path) -> None:
 
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
+    close(figure)
+
+
+def close(figure: Any) -> None:
+    """Let go of a figure that is drawn."""
     _pyplot().close(figure)
