@@ -118,7 +118,7 @@ class BeliefRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointRow:
-    """One evaluation point of a trial; ``point`` is all of it, as a line of ``points/1``."""
+    """One evaluation point of a trial; ``point`` is all of it, as a line of ``points/2``."""
 
     trial_key: str
     record_id: str

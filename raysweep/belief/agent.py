@@ -13,13 +13,24 @@ evidence on r is split over conditionals by π_s(o₂), its share of positive ma
 over all K upstream objects. By design (ruling B5) the subject's own evidence on r enters only through the pooled conditionals, so
 an update of one subject's child fact moves the marginals of all that share its upstream object.
 
+An edit (``Evidence`` of kind ``edit``) is a statement about one fact, made strong enough to settle that fact. How strong says
+nothing about other subjects: a fact settled by 200 units of mass is still one draw from the population's distribution. So
+
+- the pair (s, r) gets the whole mass; while the edit is in force, :meth:`Agent.belief` reads (s, r) off the pair;
+- relation priors and conditionals get min(mass, 1) in its place, t below;
+- π_s gives the requested upstream object the share λ = t / max(n + t, E), where n is the positive mass that s has upstream and E
+  its evidence downstream. t / (n + t) is what one more sentence would do; the bound E lets at most one observation change sides.
+
+So N edits bring at most N observations into the conditionals of a relation and take at most N away, and a conditional whose mode
+leads by more than N keeps that mode. A later edit of the same fact replaces the earlier one; edits of different facts commute.
+
 An evidence vector is (background on every object, excess on a few, total), so a sum over K costs the number of those few (§5.5).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from math import ceil
@@ -354,12 +365,12 @@ class _Learnt:
 class Agent:
     """Fitted evidence, and what was learnt since; immutable.
 
-    Promises: ``agent.given(e).given(f) == agent.given((*e, *f))`` whatever the order, and exactly; an agent never changes, so
-    there is nothing to roll back.
+    Promises: ``agent.given(e).given(f) == agent.given((*e, *f))``, exactly, and whatever the order but for edits of one and the
+    same fact, of which the last holds. An agent never changes, so there is nothing to roll back.
 
     Attributes:
         fitted: the corpus.
-        extra: later evidence, equal items counted, sorted.
+        extra: later evidence, equal items counted, sorted; at most one edit per fact.
     """
 
     fitted: Fitted
@@ -380,7 +391,20 @@ class Agent:
                 )
         return Agent(self.fitted, _canonical((*self.extra, *new)))
 
+    def without_edit(self, subject: int, relation: int) -> Agent:
+        """Return the agent that was not given the edit of (subject, relation); itself if there is none."""
+        edit = self.edit(subject, relation)
+        return self if edit is None else Agent(self.fitted, tuple(e for e in self.extra if e != edit))
+
     # -- what is known
+
+    def edit(self, subject: int, relation: int) -> Evidence | None:
+        """Return the edit of (subject, relation) that is in force."""
+        return self._edits.get((subject, relation))
+
+    @cached_property
+    def _edits(self) -> Mapping[tuple[int, int], Evidence]:
+        return {(e.subject, e.relation): e for e in self.extra if e.kind == "edit"}
 
     def knows(self, subject: int, relation: int) -> bool:
         """Say whether there is evidence on (subject, relation)."""
@@ -401,6 +425,11 @@ class Agent:
         """Return p(o | s, r); of a pair without evidence the relation prior p(o | ·, r) (ruling B7)."""
         counts = self._pair(subject, relation) or self._prior(relation) or _NOTHING
         return self.fitted.read(counts, reading)
+
+    def belief(self, subject: int, relation: int, reading: Reading = "posterior") -> Belief:
+        """Return what the agent believes of (s, r): the pair distribution of an edited fact, the marginal of any other."""
+        ask = self.marginal if self.edit(subject, relation) is None else self.pair
+        return ask(subject, relation, reading)
 
     def conditional(self, relation: int, above: int, reading: Reading = "posterior") -> Belief:
         """Return p(o | ·, r, o₂ = *above*); uniform if nobody was observed under it."""
@@ -509,12 +538,13 @@ class Agent:
         """Everything ``extra`` changes (§5.3): pairs, relation priors, and conditionals of the subjects concerned."""
         learnt, fitted = _Learnt(), self.fitted
         new = {pair: tuple(own) for pair, own in groupby(self.extra, key=lambda e: (e.subject, e.relation))}
-        change = {pair: self._counts(own) for pair, own in new.items()}
-        for (subject, relation), counts in change.items():
+        pooled = {pair: tuple(map(self._pooled, own)) for pair, own in new.items()}
+        change = {pair: self._counts(own) for pair, own in pooled.items()}
+        for (subject, relation), own in new.items():
             key = subject * fitted.relations + relation
-            learnt.pairs[key] = (fitted.pairs.get(key) or _NOTHING).plus(counts)
+            learnt.pairs[key] = (fitted.pairs.get(key) or _NOTHING).plus(self._counts(own))
             prior = learnt.priors.get(relation) or fitted.priors.get(relation) or _NOTHING
-            learnt.priors[relation] = prior.plus(counts)
+            learnt.priors[relation] = prior.plus(change[subject, relation])
         concerned = {
             (subject, child)
             for subject, relation in new
@@ -522,8 +552,14 @@ class Agent:
             if fitted.arrows.parent[child] >= 0
         }
         for subject, child in sorted(concerned):
-            self._move(learnt, subject, child, new, change)
+            self._move(learnt, subject, child, pooled, change)
         return learnt
+
+    def _pooled(self, evidence: Evidence) -> Evidence:
+        """Return what *evidence* on one subject is to distributions that pool many: of an edit, one observation at most."""
+        if evidence.kind != "edit" or self.fitted.parity.edit_mass_pooled:
+            return evidence
+        return replace(evidence, amount=min(evidence.amount, 1.0))
 
     def _move(
         self,
@@ -536,25 +572,21 @@ class Agent:
         """Replace what (subject, child) contributes to the conditionals: π′E′ − πE = (π′ − π)E + π′(E′ − E)."""
         fitted, parent = self.fitted, self.fitted.arrows.parent[child]
         key, above = (subject * fitted.relations + r for r in (child, parent))
+        own = fitted.pairs.get(key) or _NOTHING
+        added = change.get((subject, child), _NOTHING)
         before = fitted.mentions.get(above) or _NOTHING
-        after = before.plus(self._mentions(new.get((subject, parent), ())))
-        if after.total <= 0:
+        after = self._shares(before, new.get((subject, parent), ()), own.total + added.total)
+        objects = np.union1d(own.objects, added.objects)
+        if not len(after.objects) or not len(objects):
             return
         old = np.zeros(len(after.objects))
         if before.total > 0:
             old[np.searchsorted(after.objects, before.objects)] = before.excess / before.total
-        own = fitted.pairs.get(key) or _NOTHING
-        added = change.get((subject, child), _NOTHING)
         twice = 2.0 if fitted.parity.double_child_update and (subject, child) in new else 1.0
-        objects = np.union1d(own.objects, added.objects)
-        if not len(objects):
-            return
         kept, fresh = np.zeros(len(objects)), np.zeros(len(objects))
         kept[objects.searchsorted(own.objects)] = own.excess
         fresh[objects.searchsorted(added.objects)] = added.excess
-        for o, share, was in zip(
-            after.objects.tolist(), (after.excess / after.total).tolist(), old.tolist(), strict=True
-        ):
+        for o, share, was in zip(after.objects.tolist(), after.excess.tolist(), old.tolist(), strict=True):
             moved = Counts(
                 (share - was) * own.background + share * added.background,
                 (share - was) * own.total + share * added.total,
@@ -565,11 +597,28 @@ class Agent:
             now = learnt.conditionals.get(at) or fitted.conditionals.get(at) or _NOTHING
             learnt.conditionals[at] = now.plus(moved, twice)
 
+    def _shares(self, before: Counts, new: Sequence[Evidence], downstream: float) -> Counts:
+        """Return π (as ``excess``) over the upstream objects of one subject; nothing if none has positive mass.
+
+        Args:
+            before: the corpus' mentions of upstream objects.
+            new: later evidence on the upstream fact, edits as they count in pools.
+            downstream: E, the subject's evidence on the child relation.
+        """
+        said = before.plus(self._mentions([e for e in new if e.kind != "edit"]))
+        shares = Counts(0.0, 1.0, said.objects, said.excess / said.total) if said.total > 0 else _NOTHING
+        edit = self._mentions([e for e in new if e.kind == "edit"])  # at most one
+        if edit.total > 0:
+            whole = said.total + edit.total
+            moved = edit.total / (whole if self.fitted.parity.edit_mass_pooled else max(whole, downstream))
+            shares = _NOTHING.plus(shares, 1 - moved).plus(edit, moved / edit.total)
+        return shares
+
     def _counts(self, evidence: Sequence[Evidence]) -> Counts:
         """Return the vector of evidence on one pair."""
         total = _NOTHING
         for e in evidence:
-            if e.kind == "mass":
+            if e.kind != "item":
                 own = Counts(0.0, e.amount, np.array([e.object]), np.array([e.amount]))
             else:
                 (background,), (excess,), (weight,) = encode(np.array([e.amount]), self.fitted.objects)
@@ -588,11 +637,14 @@ class Agent:
 
 
 def _canonical(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
-    """Return equal evidence counted, in one order; mass of 0 says nothing and is left out."""
-    counts: dict[tuple[int, int, int, float, Literal["item", "mass"]], int] = {}
-    for e in (e for e in evidence if e.amount):
-        key = (e.subject, e.relation, e.object, e.amount, e.kind)
-        counts[key] = counts.get(key, 0) + e.count
-    return tuple(
-        Evidence(s, r, o, amount, counts[s, r, o, amount, kind], kind) for s, r, o, amount, kind in sorted(counts)
-    )
+    """Return equal evidence counted, in one order; mass of 0 says nothing and is left out; of a fact's edits the last stays."""
+    counts: dict[tuple[int, int, int, float, Literal["item", "mass", "edit"]], int] = {}
+    edits: dict[tuple[int, int], Evidence] = {}
+    for e in evidence:
+        if e.kind == "edit":
+            edits[e.subject, e.relation] = e
+        elif e.amount:
+            key = (e.subject, e.relation, e.object, e.amount, e.kind)
+            counts[key] = counts.get(key, 0) + e.count
+    counted = (Evidence(s, r, o, amount, count, kind) for (s, r, o, amount, kind), count in counts.items())
+    return tuple(sorted((*counted, *edits.values()), key=lambda e: (e.subject, e.relation, e.object, e.amount, e.kind)))

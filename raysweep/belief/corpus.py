@@ -325,28 +325,32 @@ class _Planner:
 
 
 def _stale(statements: Statements, ranks: dict[Kind, Ints], noisy: bool) -> Ints:
-    """Count evidence as published (A1): an AND sentence repeats the evidence its subject's writer filled in last.
+    """Count evidence as published (A1): an AND sentence repeats the list that the writer filled last, not its own evidence.
 
-    That is the last NOT (or, in the clean regime, TF) pair written before the AND sentences of the subject, else, in the noisy
-    regime, all its TF sentences, else nothing.
+    Two things fill that list: the TF sentences of a subject, all of them, and each NOT, with its pair. In the noisy regime the TF
+    sentences come before every operation; in the clean one TF is an operation like the others, in each subject's own order. So a
+    subject whose AND comes first repeats there what the subject before it left behind; at the very start the list is empty.
+
+    Args:
+        statements: of all subjects, in the order of writing.
+        ranks: int64 [S] per operation, its place in each subject's order.
+        noisy: whether TF sentences are about noisy samples.
     """
-    kind, owner = statements.kind, statements.owner
+    kind = statements.kind
     times = np.ones(len(statements), dtype=np.int64)
     times[kind == Kind.AND] = 0
     if Kind.AND not in ranks:
         return times
-    repeats = np.bincount(owner[kind == Kind.AND], minlength=len(ranks[Kind.AND]))
-    pairs = [k for k in (Kind.NOT, Kind.TRUE_FALSE) if k in ranks]
-    for subject in np.flatnonzero(repeats).tolist():
-        a, b = np.searchsorted(owner, [subject, subject + 1])
-        earlier = [k for k in pairs if ranks[k][subject] < ranks[Kind.AND][subject] and (kind[a:b] == k).any()]
-        if earlier:
-            last = max(earlier, key=lambda k: int(ranks[k][subject]))
-            mine = a + np.flatnonzero(kind[a:b] == last)
-            picked = mine[-2:] if last is Kind.NOT else mine[[len(mine) // 2 - 1, -1]]
-        elif noisy:
-            picked = a + np.flatnonzero(kind[a:b] == Kind.TRUE_FALSE)
-        else:
-            continue
-        times[picked] += repeats[subject]
+    bounds = np.searchsorted(statements.owner, np.arange(len(ranks[Kind.AND]) + 1)).tolist()
+    filled: Ints = np.empty(0, dtype=np.int64)
+    for subject, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        order = {k: int(ranks[k][subject]) for k in (Kind.TRUE_FALSE, Kind.NOT, Kind.AND) if k in ranks}
+        if noisy:
+            order[Kind.TRUE_FALSE] = -1
+        for operation in sorted(order, key=order.__getitem__):
+            mine = start + np.flatnonzero(kind[start:stop] == operation)
+            if operation is Kind.AND:
+                times[filled] += len(mine)
+            elif len(mine):
+                filled = mine[-2:] if operation is Kind.NOT else mine
     return times

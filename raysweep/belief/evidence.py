@@ -8,7 +8,8 @@ w ≥ 1                 w            0                     w
 0 < w < 1             w            (1−w)/(K−1)           1
 ====================  ===========  ====================  =====
 
-Mass is plain: an amount ≥ 0 on o and nothing elsewhere.
+Mass is plain: an amount ≥ 0 on o and nothing elsewhere. An edit is mass too, but it is about its own fact: distributions that
+pool many subjects take at most one observation of it, and a later edit of the same fact replaces it (``belief/agent.py``).
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ class Evidence:
     Attributes:
         subject, relation, object: indices; a subject may lie beyond the graph's (a novel one).
         amount: weight of an item, or mass.
-        count: how often.
-        kind: ``item`` (one observation, maybe a doubtful one) or ``mass`` (so much for the object, no more).
+        count: how often; an edit counts once.
+        kind: ``item`` (one observation, maybe a doubtful one), ``mass`` (so much for the object, no more) or ``edit`` (as much
+            for the fact itself, at most one observation for the population).
 
     Raises:
-        BeliefError: an item's weight is not ≥ 1, −1 or in (0, 1); mass is negative; a count below 1.
+        BeliefError: an item's weight is not ≥ 1, −1 or in (0, 1); mass is negative; a count below 1; an edit counts twice.
     """
 
     subject: int
@@ -50,12 +52,16 @@ class Evidence:
     object: int
     amount: float = 1.0
     count: int = 1
-    kind: Literal["item", "mass"] = "item"
+    kind: Literal["item", "mass", "edit"] = "item"
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise BeliefError(f"evidence cannot count {self.count} times", hint="count ≥ 1")
-        if self.kind == "mass":
+        if self.kind == "edit" and self.count != 1:
+            raise BeliefError(
+                f"an edit cannot count {self.count} times", hint="the later edit of a fact replaces the earlier"
+            )
+        if self.kind != "item":
             if not 0 <= self.amount < float("inf"):
                 raise BeliefError(f"mass {self.amount} is not a finite number ≥ 0")
         else:
@@ -133,10 +139,10 @@ def table(evidence: Iterable[Evidence]) -> EvidenceTable:
     """Return the columns of single items.
 
     Raises:
-        BeliefError: one is mass, not an item.
+        BeliefError: one is mass or an edit, not an item.
     """
     rows = list(evidence)
     if any(e.kind != "item" for e in rows):
-        raise BeliefError("a table of evidence holds items only", hint="give mass to Agent.given")
+        raise BeliefError("a table of evidence holds items only", hint="give mass and edits to Agent.given")
     ints = np.array([(e.subject, e.relation, e.object, e.count) for e in rows], dtype=np.int64).reshape(-1, 4)
     return group(ints[:, 0], ints[:, 1], ints[:, 2], np.array([e.amount for e in rows], dtype=np.float64), ints[:, 3])

@@ -18,6 +18,8 @@ class ParitySpec(Spec):
         mgtp1_additive: (B9) with ``min_true_prob`` 1 a conditional's mode gets one more observation, not all mass.
         mult_label_prob: (C1) the multiplication check multiplies with A's label probability, not with p(A is true).
         labels_of_first_point: (C2) every point of a batch is scored with the labels of the batch's first point.
+        edit_mass_pooled: an edit of a lifelong run counts with its whole mass in what one subject says about others too, as the
+            published single update does; otherwise it counts there as one observation at most.
         unfiltered_downstream_request: (D1) an update meant to change the downstream answer may not change it.
         n1000_weight_one: (D2) the update named ``n=1000`` has weight 1.
     """
@@ -30,5 +32,6 @@ class ParitySpec(Spec):
     mgtp1_additive: bool = False
     mult_label_prob: bool = False
     labels_of_first_point: bool = False
+    edit_mass_pooled: bool = False
     unfiltered_downstream_request: bool = False
     n1000_weight_one: bool = False

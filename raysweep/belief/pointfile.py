@@ -1,7 +1,7 @@
-"""Evaluation points as JSON lines (``points/1``): one point per line, numbers that are not defined are null.
+"""Evaluation points as JSON lines (``points/2``): one point per line, numbers that are not defined are null.
 
 A target is a list in the order of ``Target``'s fields; facts and objects are indices into the graph's tables, with the names
-beside them where a reader needs them.
+beside them where a reader needs them. Lines of ``points/1`` are read too; they say nothing of the claims A and B.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from raysweep.belief.claims import Claim
 from raysweep.belief.evidence import Triple
 from raysweep.belief.points import EvalPoint, Flags, Question, Request, Target, Update, Watched
 from raysweep.errors import DataError
 
-SCHEMA = "points/1"
+SCHEMA = "points/2"
+_READ = ("points/1", SCHEMA)
 
 
 def to_line(point: EvalPoint) -> str:
@@ -31,6 +33,7 @@ def to_line(point: EvalPoint) -> str:
         "targets": point.targets,
         "questions": {name: asdict(question) for name, question in point.questions.items()},
         "sentences": point.sentences,
+        "claims": {name: asdict(claim) for name, claim in point.claims.items()},
     }
     if point.request and point.watched and point.flags:
         data["request"] = asdict(point.request)
@@ -49,7 +52,7 @@ def from_line(line: str) -> EvalPoint:
     """
     try:
         data: Mapping[str, Any] = json.loads(line)
-        if data["schema"] != SCHEMA:
+        if data["schema"] not in _READ:
             raise DataError(
                 f"evaluation points of schema {data['schema']!r}, expected {SCHEMA!r}", hint="build them again"
             )
@@ -66,9 +69,14 @@ def from_line(line: str) -> EvalPoint:
             request=_request(data["request"]) if edited else None,
             watched={name: _watched(own) for name, own in data["watched"].items()} if edited else None,
             flags=Flags(**data["flags"]) if edited else None,
+            claims={name: _claim(own) for name, own in data.get("claims", {}).items()},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not an evaluation point: {line[:60]!r}", hint=f"build them again ({error})") from error
+
+
+def _claim(data: Mapping[str, Any]) -> Claim:
+    return Claim(Triple(*data["fact"]), data["truth"], data["beliefs"])
 
 
 def _request(data: Mapping[str, Any]) -> Request:

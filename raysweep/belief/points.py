@@ -7,13 +7,14 @@ facts are *watched* before and after: same or other subject, same or other relat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from raysweep.belief.agent import Agent, Reading
+from raysweep.belief.claims import CLAIM_STATES, Claim
 from raysweep.belief.corpus import Corpus
 from raysweep.belief.evidence import Evidence, Triple
 from raysweep.belief.graph import Ints
@@ -134,6 +135,7 @@ class EvalPoint:
         questions: by name.
         sentences: true sentences of this point (and A's own, which may be false), for the loss on sequences.
         request, watched, flags: None or empty without editing.
+        claims: A and B, which its sentences are about, by these names; empty for a novel subject.
     """
 
     id: int
@@ -147,12 +149,7 @@ class EvalPoint:
     request: Request | None = None
     watched: Mapping[str, Watched] | None = None
     flags: Flags | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    fact: Triple
-    truth: bool
+    claims: Mapping[str, Claim] = field(default_factory=dict)
 
 
 def build_points(corpus: Corpus, agent: Agent, spec: PointSpec, seed: int) -> Iterator[EvalPoint]:
@@ -225,12 +222,13 @@ class _Maker:
         fact = self._fact(row)
         rng = self._rng(number, "claims")
         coins = rng.random(2) < 0.5
-        a = _Claim(self._false(row, rng), False) if coins[0] else _Claim(fact, True)
+        a = Claim(self._false(row, rng), False) if coins[0] else Claim(fact, True)
         subject = int(rng.integers(self.corpus.subjects))
         other = int(rng.integers(self.graph.starts[subject], self.graph.starts[subject + 1]))
-        b = _Claim(self._false(other, rng), False) if coins[1] else _Claim(self._fact(other), True)
+        b = Claim(self._false(other, rng), False) if coins[1] else Claim(self._fact(other), True)
         questions, sentences = self._asked(number, fact, a, b)
         edited = self._edited(number, fact, row, b, questions) if self.spec.editing else (None, None, None)
+        agents = self._agents(fact, edited[0])
         return EvalPoint(
             id=number,
             fact=fact,
@@ -243,6 +241,7 @@ class _Maker:
             request=edited[0],
             watched=edited[1],
             flags=edited[2],
+            claims={name: self._with_beliefs(claim, fact, agents) for name, claim in (("A", a), ("B", b))},
         )
 
     def novel_point(self, number: int, index: int) -> EvalPoint:
@@ -275,7 +274,7 @@ class _Maker:
         target = self.graph.objects[said.first.object] if said.label is None else label_word(said.label)
         return Question(name, said.prompt(self.names), target, truth, self.corpus.has_seen(said), scored)
 
-    def _asked(self, number: int, fact: Triple, a: _Claim, b: _Claim) -> tuple[dict[str, Question], tuple[str, ...]]:
+    def _asked(self, number: int, fact: Triple, a: Claim, b: Claim) -> tuple[dict[str, Question], tuple[str, ...]]:
         """Return the questions of §6.3 that are not about an edit, and the point's true sentences."""
         said: dict[str, tuple[Statement, bool, bool]] = {}  # statement, truth, scored
         on = self.said
@@ -305,17 +304,13 @@ class _Maker:
     # -- edits
 
     def _edited(
-        self, number: int, fact: Triple, row: int, b: _Claim | None, questions: dict[str, Question]
+        self, number: int, fact: Triple, row: int, b: Claim | None, questions: dict[str, Question]
     ) -> tuple[Request, dict[str, Watched], Flags]:
         """Choose request and watched facts, ask the agent, and add the questions about the edit to *questions*."""
         active = self._active_child(fact, row)
         request = self._request(number, fact, row, active)
         facts, both = self._watch(number, fact, row, active)
-        agents = {"pre": self.agent}
-        for state, update in request.updates.items():
-            if update.kind != "none":
-                learnt = Evidence(fact.subject, fact.relation, request.object, update.amount, kind=update.kind)
-                agents[state] = self.agent.given(learnt)
+        agents = self._agents(fact, request)
         watched = {}
         for name, watch in facts.items():
             modal = agents["target"].marginal(watch.subject, watch.relation).mode()
@@ -343,6 +338,27 @@ class _Maker:
         for question in self._edit_questions(fact, request, watched, b):
             questions[question.name] = question
         return request, watched, flags
+
+    def _agents(self, fact: Triple, request: Request | None) -> dict[str, Agent]:
+        """Return the agent in each state."""
+        agents = {"pre": self.agent}
+        if request is None:
+            return agents
+        for state, update in request.updates.items():
+            if update.kind != "none":
+                learnt = Evidence(fact.subject, fact.relation, request.object, update.amount, kind=update.kind)
+                agents[state] = self.agent.given(learnt)
+        return agents
+
+    def _with_beliefs(self, claim: Claim, fact: Triple, agents: Mapping[str, Agent]) -> Claim:
+        """Return *claim* with what the agents believe of it; after an edit of *fact* that fact is read off the pair (ruling B5)."""
+        subject, relation, obj = claim.fact
+        beliefs = {}
+        for state in (s for s in CLAIM_STATES if s in agents):
+            own = state != "pre" and (subject, relation) == fact[:2]
+            belief = agents[state].pair(subject, relation) if own else agents[state].marginal(subject, relation)
+            beliefs[state] = float(belief.at(np.array([obj]))[0])
+        return replace(claim, beliefs=beliefs)
 
     def _active_child(self, fact: Triple, row: int) -> int | None:
         """Return the relation that depends on the fact's and that its subject has (a novel subject: that others have)."""
@@ -492,7 +508,7 @@ class _Maker:
         return [Target(*values) for values in zip(*columns, strict=True)]
 
     def _edit_questions(
-        self, fact: Triple, request: Request, watched: Mapping[str, Watched], b: _Claim | None
+        self, fact: Triple, request: Request, watched: Mapping[str, Watched], b: Claim | None
     ) -> Iterator[Question]:
         """Yield the published cases of an edit, then logical ones about the requested fact (ruling G6)."""
         asked = fact._replace(object=request.object)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
 GRAPH_VERSION = 1  # of what the reader makes of the same files; part of the artifact's key
+POINTS_VERSION = 2  # of what the same graph and spec become: evidence, agent, points
 _FOLDER = "wikidata5m"
 
 Report = Callable[[str], None]
@@ -61,7 +62,7 @@ def identity(spec: GraphSpec) -> dict[str, Any]:
 def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
     """Return everything from graph to evaluation points depends on; ``spec.graph`` is resolved."""
     made_of = spec.model_dump(mode="json", exclude={"graph", "pretrain"})
-    return {**made_of, "graph": identity(spec.graph), "version": GRAPH_VERSION}
+    return {**made_of, "graph": identity(spec.graph), "version": GRAPH_VERSION, "points_version": POINTS_VERSION}
 
 
 def graph_request(spec: GraphSpec) -> ArtifactRequest:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from raysweep.belief.asking import Reply
-from raysweep.belief.metrics import believed, truth_probability
+from raysweep.belief.metrics import truth_probability
 from raysweep.belief.points import MODAL, OTHER_OTHER, OTHER_SAME, REQUESTED, SAME_OTHER, SAME_SAME, EvalPoint
+from raysweep.belief.revision import expectations
 from raysweep.belief.statements import read_label
 from raysweep.cli.plot import MARKERS, OKABE_ITO
 from raysweep.lazy import lazy
@@ -29,6 +30,9 @@ ACCURACIES = {
     "A_and_B_case_acc": "and",
     "A_or_B_case_acc": "or",
 }
+_REQUESTED = ("requested_TF_case", "not_requested_case", "requested_or_B_case", "requested_and_B_case")
+_CLAIMS = ("A_TF_case", "not_A_case", "A_or_B_case", "A_and_B_case")
+_AGENT = {"agent before the edit": "#D55E00", "agent after the edit": "#0072B2"}
 LOSSES = {"train_loss": "training", "eval_loss": "evaluation"}
 
 
@@ -56,43 +60,79 @@ def deltas(values: Sequence[float], path: Path) -> None:
 
 
 def panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], path: Path) -> None:
-    """Draw one point along its edit: the model's probabilities, and the agent's before (red) and after (blue).
+    """Draw one point along its edit into *path*; see :func:`panel_figure`."""
+    _save(panel_figure(point, replies), path)
 
-    The last four panels are about claims A and B. The agent's levels there are made of its belief in the new modal downstream
-    object, as published, and of the model's own p(B) before the edit (ruling G6).
+
+def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -> Any:
+    """Return the figure of one point along its edit: the model's probabilities, and the agent's before and after the edit.
+
+    Rows: the four watched facts; sentences about the requested fact; sentences about the claims A and B, as published. In each
+    panel the dashed lines are the agent's own answers to that panel's question. (The published ones in the last row are made of its
+    belief in the new modal downstream object, which these sentences are not about, and of the model's own p(B); ruling G6.)
+
+    Args:
+        point: with an edit.
+        replies: the model's, by step of the edit, then by question.
     """
-    assert point.watched is not None
-    figure, axes = _pyplot().subplots(2, 4, figsize=(13, 5.6), dpi=110, sharex=True, sharey=True)
+    rows = [_facts(point), [name for name in _REQUESTED if name in point.questions], _claims(point)]
+    rows = [row for row in rows if row]
+    figure, axes = _pyplot().subplots(
+        len(rows), 4, figsize=(13, 0.8 + 2.7 * len(rows)), dpi=110, sharex=True, sharey=True, squeeze=False
+    )
     steps = sorted(replies)
-    for axis, (name, title) in zip(axes[0], WATCHED.items(), strict=True):
-        role = REQUESTED if name == SAME_SAME else MODAL
-        targets = point.watched[name].targets
-        after = targets["target"][role]
-        levels = (
-            believed(targets["pre"][role]),
-            after.posterior_prob_o_given_s_r if name == SAME_SAME else believed(after),
-        )
-        _panel(axis, steps, [replies[s][f"editing_{name}_{role}"].probability for s in steps], levels)
-        axis.set_title(f"{title}\n{_question(point, f'editing_{name}_{role}')}", fontsize=7)
-    before, later = (believed(point.watched[SAME_OTHER].targets[state][MODAL]) for state in ("pre", "target"))
-    first = replies[steps[0]]
-    b = _truth(point, first, "B_TF_case") if "B_TF_case" in first else 0.5
-    logical: Mapping[str, Callable[[float], float]] = {
-        "A_TF_case": lambda a: a,
-        "not_A_case": lambda a: 1 - a,
-        "A_or_B_case": lambda a: a + b - a * b,
-        "A_and_B_case": lambda a: a * b,
-    }
-    for axis, (name, level) in zip(axes[1], logical.items(), strict=True):
-        if name in first:
-            _panel(axis, steps, [_truth(point, replies[s], name) for s in steps], (level(before), level(later)))
-            axis.set_title(fill(point.questions[name].prompt, 44), fontsize=7)
+    levels = [expectations(point, state) for state in ("pre", "target")]
+    for row, names in zip(axes, rows, strict=True):
+        for axis, name in zip(row, names, strict=False):
+            values = [_probability(point, name, replies[s][name].probability) for s in steps]
+            axis.plot(steps, values, color="black", marker="o", markersize=3, label="model")
+            for i, (level, (label, color)) in enumerate(zip(levels, _AGENT.items(), strict=True)):
+                if name in level:  # the dashes of one fill the gaps of the other, so that equal levels are both seen
+                    axis.axhline(
+                        _probability(point, name, level[name]),
+                        color=color,
+                        linestyle=(4 * i, (4, 4)),
+                        linewidth=1.2,
+                        label=label,
+                    )
+            axis.set_title(_title(point, name), fontsize=7)
+            axis.set_label(name)
+        row[0].set_ylabel("probability")
+    for axis in axes[-1]:
         axis.set_xlabel("steps of the edit")
     axes[0][0].set_ylim(-0.02, 1.02)
-    for row in axes:
-        row[0].set_ylabel("probability")
-    figure.tight_layout()
-    _save(figure, path)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.035, 1, 1))
+    return figure
+
+
+def _facts(point: EvalPoint) -> list[str]:
+    """Return the questions about the watched facts: about the requested object, and about the agent's new answers elsewhere."""
+    assert point.watched is not None
+    return [f"editing_{name}_{REQUESTED if name == SAME_SAME else MODAL}" for name in WATCHED]
+
+
+def _claims(point: EvalPoint) -> list[str]:
+    """Return the questions about A and B, if the point's file has the agent's belief in them."""
+    return [name for name in _CLAIMS if name in point.questions and point.claims]
+
+
+def _probability(point: EvalPoint, name: str, p: float) -> float:
+    """Return the probability that is drawn: of the object asked for, or of ``true``."""
+    target = point.questions[name].target
+    if name in _REQUESTED or name in _CLAIMS:
+        return float(truth_probability(np.array([p]), np.array([read_label(target)]))[0])
+    return p
+
+
+def _title(point: EvalPoint, name: str) -> str:
+    """Return the words above a panel: what is asked, and for whose fact."""
+    asked = point.questions[name]
+    for watched, title in WATCHED.items():
+        if name.startswith(f"editing_{watched}_"):
+            return f"{title}\n{asked.prompt} {asked.target}"
+    return fill(f"{asked.prompt} true", 46)
 
 
 def lifelong(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -119,23 +159,6 @@ def lifelong(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def _panel(axis: Any, steps: Sequence[int], values: Sequence[float], levels: tuple[float, float]) -> None:
-    axis.plot(steps, values, color="black", marker="o", markersize=3)
-    for level, color in zip(levels, ("#D55E00", "#0072B2"), strict=True):
-        axis.axhline(level, color=color, linestyle="--", linewidth=1)
-
-
-def _truth(point: EvalPoint, replies: Mapping[str, Reply], name: str) -> float:
-    """Return the model's p("true") of a claim."""
-    label = np.array([read_label(point.questions[name].target)])
-    return float(truth_probability(np.array([replies[name].probability]), label)[0])
-
-
-def _question(point: EvalPoint, name: str) -> str:
-    asked = point.questions[name]
-    return f"{asked.prompt} {asked.target}"
-
-
 def _pyplot() -> Any:
     import matplotlib
 
@@ -155,4 +178,9 @@ def _finish(figure: Any, axis: Any, path: Path) -> None:
 
 def _save(figure: Any, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
+    close(figure)
+
+
+def close(figure: Any) -> None:
+    """Let go of a figure that is drawn."""
     _pyplot().close(figure)

@@ -44,7 +44,7 @@ class BeliefLifelong:
     """Edit T points one after the other in one model; at each round ask about them, beside the agent given all edits so far."""
 
     name: ClassVar[str] = "belief_lifelong"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: an edit is one observation to everybody else, and settles its fact for good
     metric: ClassVar[str] = "retained/rel"  # not every testbed has reworded questions, so not all have Gen and Avg
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
@@ -60,7 +60,7 @@ class BeliefLifelong:
         def observe(lm: LanguageModel, step: int) -> None:
             everything = step == 0 or trial.protocol.scope == "all"
             own = range(asker.size if everything else step)
-            told = [revised(asker.points[i], agents[step], objects, edited=i < step) for i in own]
+            told = [revised(asker.points[i], agents[step], objects) for i in own]
             points = [
                 replace(asker.points[i], questions=questions) for i, (questions, _) in zip(own, told, strict=True)
             ]

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from raysweep.belief import report
-from raysweep.belief.points import EvalPoint
+from raysweep.belief.agent import Agent
+from raysweep.belief.asking import Reply
+from raysweep.belief.evidence import Evidence, Triple
+from raysweep.belief.pointfile import from_line, to_line
+from raysweep.belief.points import OBJECTS, WATCHED, EvalPoint
+from raysweep.cli import belief_plots
 from raysweep.cli.main import main
 from raysweep.cli.render import Format, render
 from raysweep.config.plan import PlannedTrial
@@ -22,7 +27,7 @@ from raysweep.summarize import Estimate
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
-from tests.unit.belief.test_points import points
+from tests.unit.belief.test_points import agent_of, points
 from tests.unit.belief.test_scores import replies
 from tests.unit.studies.test_belief import SETTING, trial
 
@@ -60,6 +65,78 @@ def test_the_agent_reports_no_error(agent: report.Arm) -> None:
     assert report.probability_deltas(agent.points)[chosen[0]] > 0.2
     counts = report.histogram([0.0, 0.49, 1.0], bins=2)
     assert [row["n"] for row in counts] == [2, 1]
+
+
+def answer(agent: Agent, point: EvalPoint, name: str, edited: bool) -> float:
+    """Work out what *agent* believes of one question, p("true") of a sentence, from its distributions alone."""
+
+    def p(fact: Triple) -> float:
+        own = edited and fact[:2] == point.fact[:2]
+        belief = agent.pair(*fact[:2]) if own else agent.marginal(*fact[:2])
+        return float(belief.dense()[fact.object])
+
+    assert point.watched is not None
+    assert point.request is not None
+    if name.startswith("editing_"):
+        watched, role = next((w, r) for w in WATCHED for r in OBJECTS if name == f"editing_{w}_{r}")
+        watch = point.watched[watched]
+        return p(watch.fact._replace(object=watch.objects[role]))
+    about_request = "requested" in name
+    one = point.fact._replace(object=point.request.object) if about_request else point.claims["A"].fact
+    two = point.claims["B"].fact
+    both = p(one) * p(two) if one[:2] != two[:2] else p(one) * (one == two)
+    if "_TF_" in name:
+        return p(one)
+    if name.startswith("not_"):
+        return 1 - p(one)
+    return both if "_and_" in name else p(one) + p(two) - both
+
+
+def test_each_panel_shows_the_agents_own_answers() -> None:
+    """The levels are read off the figure and held against the agent given the same update, panel by panel, point by point."""
+    written = corpus(generative(people()), **HEADLINE)
+    before = agent_of(written)
+    some = points(written, size=40)
+    objects = written.model.graph.objects
+    for point in some[:12] + [some[i] for i in report.examples(some)]:
+        assert point.request is not None
+        update = point.request.updates["target"]
+        learnt = Evidence(point.fact.subject, point.fact.relation, point.request.object, update.amount, kind="mass")
+        after = before.given(learnt)
+        replies_ = {0: replies(point, objects, "pre"), 10: replies(point, objects, "target")}
+        figure = belief_plots.panel_figure(point, replies_)
+        drawn = {axis.get_label(): axis for axis in figure.axes}
+        assert len(drawn) == 12
+        for name, axis in drawn.items():
+            lines = {line.get_label(): line.get_ydata() for line in axis.lines}
+            label = point.questions[name].target in ("true", "false")
+            flip = label and point.questions[name].target == "false"
+            asked = [r[name].probability for r in replies_.values()]
+            assert list(lines.pop("model")) == [1 - v if flip else v for v in asked]
+            assert set(lines) == {"agent before the edit", "agent after the edit"}
+            was, now = (list(lines[f"agent {when} the edit"]) for when in ("before", "after"))
+            assert was == pytest.approx([answer(before, point, name, False)] * 2, abs=1e-9), name
+            assert now == pytest.approx([answer(after, point, name, True)] * 2, abs=1e-9), name
+        if not point.request.reinforces:
+            (level,) = set(drawn["requested_TF_case"].lines[2].get_ydata())
+            assert level >= 0.95, "the agent believes what was requested, whatever the claim A was"
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == [
+            "model", "agent before the edit", "agent after the edit",
+        ]  # fmt: skip
+        colors = [line.get_color() for line in drawn["requested_TF_case"].lines]
+        assert [line.get_color() for line in legend.get_lines()] == colors
+        belief_plots.close(figure)
+
+
+def test_a_point_of_an_older_file_has_no_levels_it_does_not_know() -> None:
+    point = points(corpus(generative(people()), **HEADLINE), size=4)[1]
+    older = from_line(to_line(replace(point, claims={})).replace('"claims": {}, ', "").replace("points/2", "points/1"))
+    assert not older.claims
+    asked = {name: Reply(0.5, "", False, False) for name in older.questions}
+    figure = belief_plots.panel_figure(older, {0: asked, 5: asked})
+    assert [len(axis.lines) for axis in figure.axes] == [3] * 4 + [1] * 4
+    belief_plots.close(figure)
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def test_lifelong_edits_are_judged_by_the_agent_given_all_of_them(workspace: Wor
         if row.question == f"editing_{SAME_OTHER}_{MODAL}":
             watch = points[row.edit_step - 1].watched
             assert watch is not None
-            assert row.target == names[agents[row.step].marginal(*watch[SAME_OTHER].fact[:2]).mode()]
+            assert row.target == names[agents[row.step].belief(*watch[SAME_OTHER].fact[:2]).mode()]
     resumed = list(BeliefLifelong().execute(own, have, straight[1].snapshot))
     assert beliefs(resumed) == list(straight[2].beliefs)
 
