@@ -64,6 +64,15 @@ def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
     return {**made_of, "graph": identity(spec.graph), "version": GRAPH_VERSION}
 
 
+def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
+    """Return everything that what is measured on a setting depends on, but for the model: :func:`belief_identity`, how many tokens
+    an answer may have, and how its model's training is logged.
+    """
+    recipe = spec.pretrain
+    log = {} if recipe is None else recipe.model_dump(mode="json", include={"seed", "evals", "eval_points"})
+    return {**belief_identity(spec), "max_object_tokens": spec.graph.max_object_tokens, "log": log}
+
+
 def graph_request(spec: GraphSpec) -> ArtifactRequest:
     """Return the request of a Wikidata5m graph; *spec* is resolved."""
     from raysweep.editors.base import ArtifactRequest

@@ -20,6 +20,7 @@ from raysweep.models.load import load
 from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 
+CONTENT = pretrain.Content("documents", "words")
 TINY = ShapeSpec(hidden=16, mlp=24, heads=2, layers=1, positions=128)
 
 
@@ -210,6 +211,7 @@ def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_pat
         return pretrain.pretrained(
             lambda: made,
             BeliefSpec(pretrain=spec),
+            CONTENT,
             store,
             tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
             **options,
@@ -219,12 +221,14 @@ def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_pat
     assert torch.equal(torch.random.get_rng_state(), before)
     assert seen == list(range(1, max(seen) + 1))
     assert one.log == two.log
-    assert one.lm.digest == two.lm.digest == store.folder(pretrain.model_request(BeliefSpec(pretrain=spec))).name
+    assert (
+        one.lm.digest == two.lm.digest == store.folder(pretrain.model_request(BeliefSpec(pretrain=spec), CONTENT)).name
+    )
     assert not list((tmp_path / "artifacts").rglob("*.training*"))
     other = train(recipe(evals=1, seed=1))
     assert other.lm.digest != one.lm.digest
     with pytest.raises(SpecError, match="trains no model"):
-        pretrain.model_request(BeliefSpec())
+        pretrain.model_request(BeliefSpec(), CONTENT)
     pretrain.write_folder(one.lm, tmp_path / "folder")
     loaded = load(ModelSpec(name="made", path=str(tmp_path / "folder")), Workspace(tmp_path))
     text = next(iter(made.documents())).text
