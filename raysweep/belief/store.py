@@ -73,6 +73,15 @@ def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
     return {**belief_identity(spec), "max_object_tokens": spec.graph.max_object_tokens, "log": log}
 
 
+def without_places(spec: BeliefSpec) -> dict[str, Any]:
+    """Return *spec* as plain data that says nothing of where files lie (their digests do)."""
+    data = spec.model_dump(mode="json")
+    data["graph"]["path"] = ""
+    for part in filter(None, (data["graph"], data["pretrain"])):
+        part["tokenizer"] = "words" if part["tokenizer"] == "words" else "file"
+    return data
+
+
 def graph_request(spec: GraphSpec) -> ArtifactRequest:
     """Return the request of a Wikidata5m graph; *spec* is resolved."""
     from raysweep.editors.base import ArtifactRequest

@@ -87,6 +87,8 @@ def read_stages(sweep: Sweep) -> list[Stage]:
                 for row in rows.to_pylist():
                     by_record.setdefault(row["record_id"], []).append(row)
                 for record, mine in by_record.items():
+                    if record not in points[key]:  # refused, and replaced since
+                        continue
                     asked.append(points[key][record])
                     replies.append({r["question"]: _reply(r) for r in mine})
                     expected.append({r["question"]: r["expected"] for r in mine if r["expected"] is not None})
@@ -111,13 +113,26 @@ def read_training(sweep: Sweep) -> dict[str, list[Mapping[str, float]]]:
 
 
 def _points(sweep: Sweep) -> dict[str, dict[str, EvalPoint]]:
+    """Return the points that were edited, or will be, by trial and record, in the trial's order."""
     found: dict[str, dict[str, EvalPoint]] = {}
     parsed: dict[str, EvalPoint] = {}
-    for row in sweep.points().select(["trial_key", "record_id", "point"]).to_pylist():
-        if row["point"] not in parsed:
-            parsed[row["point"]] = from_line(row["point"])
-        found.setdefault(row["trial_key"], {})[row["record_id"]] = parsed[row["point"]]
+    for key, rows in _point_rows(sweep).items():
+        for row in rows:
+            if row["point"] not in parsed:
+                parsed[row["point"]] = from_line(row["point"])
+            found.setdefault(key, {})[row["record_id"]] = parsed[row["point"]]
     return found
+
+
+def _point_rows(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of points by trial, by rising position; one that was refused is not among them, what replaced it is."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    names = ["trial_key", "record_id", "edit_step", "point", "replaces", "refusal", "testbed"]
+    for row in sweep.points().select(names).to_pylist():
+        own = found.setdefault(row["trial_key"], {})
+        if row["edit_step"] not in own or row["replaces"] is not None:
+            own[row["edit_step"]] = row
+    return {key: [rows[i] for i in sorted(rows)] for key, rows in found.items()}
 
 
 def _by_record(rows: pa.Table) -> dict[str, dict[str, Reply]]:

@@ -365,7 +365,7 @@ def test_novel_points_are_replaced_too() -> None:
     rows = [(f"s{i} n{i % 7}", r, o) for i in range(12) for r, o in (("up n3", f"a{i % 3}"), ("down", f"b{i % 3}"))]
     made = corpus(generative(graph_from_names(rows), min_true_prob=1.0), num_atomic_facts=24)
     counted: Counter[str] = Counter()
-    found = [p for p in build_points(made, agent_of(made), PointSpec(size=4, novel=6), 0, passed_over=counted)]
+    found = list(build_points(made, agent_of(made), PointSpec(size=4, novel=6), 0, passed_over=counted))
     assert [p.known for p in found] == [True] * 4 + [False] * 6
     assert len({p.names[0] for p in found if not p.known}) == 6
 
