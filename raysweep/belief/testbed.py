@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from raysweep.artifacts import ArtifactStore
 from raysweep.belief import pointfile, pretrain, traininglog, wordlevel
@@ -19,16 +18,13 @@ from raysweep.belief.basis import Basis, build_basis
 from raysweep.belief.content import VERSION as CONTENT
 from raysweep.belief.content import documents_digest
 from raysweep.belief.corpus import Corpus
-from raysweep.belief.points import EvalPoint, build_points
+from raysweep.belief.points import EvalPoint
 from raysweep.belief.pretrain import Content, Measured, model_request
+from raysweep.belief.setting import read_setting, resolve
 from raysweep.belief.spec import BeliefSpec
-from raysweep.belief.store import belief_identity, measured_identity, open_graph, resolve_graph
+from raysweep.belief.store import belief_identity, measured_identity, open_graph
 from raysweep.belief.traininglog import REPLIES
-from raysweep.config.hparams import REMARKS
-from raysweep.config.load import read
-from raysweep.config.problems import from_validation
-from raysweep.errors import DataError, ProblemsError
-from raysweep.hashing import digest, file_digest
+from raysweep.hashing import digest
 
 if TYPE_CHECKING:
     import torch
@@ -44,39 +40,6 @@ POINTS_VERSION = (
     2  # of how points come from equal specs; part of their key (2: a fact that cannot be edited is replaced)
 )
 _SPARES = 10  # at least; else one in 20
-
-
-def read_setting(path: Path) -> BeliefSpec:
-    """Return the belief spec written in *path*; its remarks (``source``, ``notes``) are left out.
-
-    Raises:
-        YamlError: the file is not well-formed.
-        DataError: it holds no mapping.
-        ProblemsError: every key that is wrong, with its place.
-    """
-    source = read(path)
-    if not isinstance(source.tree, dict):
-        raise DataError(f"{path} holds no belief spec", hint="keys: " + ", ".join(BeliefSpec.model_fields))
-    tree = {key: value for key, value in source.tree.items() if key not in REMARKS}
-    try:
-        return BeliefSpec.model_validate(tree)
-    except ValidationError as error:
-        where = lambda at, key: source.key(at) if key else source.value(at)  # noqa: E731
-        raise ProblemsError(from_validation(error, BeliefSpec, "belief", where)) from error
-
-
-def resolve(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
-    """Return *spec* with the digests of the files it names.
-
-    Raises:
-        DataError: a file is missing; the message says where it belongs.
-    """
-    found = spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)})
-    recipe = found.pretrain
-    if recipe is None or recipe.tokenizer == "words":
-        return found
-    file = wordlevel.tokenizer_file(workspace.resolve(recipe.tokenizer))
-    return found.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +99,7 @@ class Testbed:
         def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
             size, counted = self.spec.points.size, Counter[str]()
             spares = max(_SPARES, size // 20) if self.spec.points.editing else 0
-            made = build_points(
-                self.basis.corpus,
-                self.basis.agent,
-                self.spec.points,
-                self.spec.seed,
-                spares=spares,
-                passed_over=counted,
-            )
-            points = list(made)
+            points = list(self.basis.points(spares=spares, passed_over=counted))
             count = min(size, sum(p.known for p in points)) + self.spec.points.novel
             parts = {"points": points[:count], "spares": points[count:]}
             tensors = {n: _bytes("\n".join(map(pointfile.to_line, own))) for n, own in parts.items()}

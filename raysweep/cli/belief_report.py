@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -100,9 +101,14 @@ def write_published(sweep: Sweep, folder: Path) -> int:
             with path.open("w", encoding="utf-8", newline="") as lines:
                 writer = csv.DictWriter(lines, file.columns, restval="", lineterminator="\n")
                 writer.writeheader()
-                writer.writerows(file.rows)
+                writer.writerows({name: _defined(cell) for name, cell in row.items()} for row in file.rows)
             count += 1
     return count
+
+
+def _defined(cell: object) -> object:
+    """Return *cell*, or nothing where it is undefined."""
+    return "" if cell is None or (isinstance(cell, float) and not math.isfinite(cell)) else cell
 
 
 def _means(row: Row) -> Row:

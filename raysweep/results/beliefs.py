@@ -54,7 +54,7 @@ def read_arms(sweep: Sweep) -> list[Arm]:
                     after.append(last[record])
                     how.append(scoring[key][record])
         if asked:
-            found.append(Arm(arm, asked, before, after, how))
+            found.append(Arm(arm, asked, before, after, scoring=how))
     return found
 
 
@@ -151,7 +151,7 @@ def read_stages(sweep: Sweep) -> list[Stage]:
                     expected.append({r["question"]: r["expected"] for r in mine if r["expected"] is not None})
                     targets.append({r["question"]: r["target"] for r in mine})
                     how.append(scoring[key][record])
-            found.append(Stage(arm, step, asked, replies, expected, targets, how))
+            found.append(Stage(arm, step, asked, replies, expected, targets, scoring=how))
     return found
 
 
@@ -179,14 +179,16 @@ def read_choice(sweep: Sweep) -> list[Mapping[str, Any]]:
     """Return, trial by trial, how the points came about: how many there are, how many facts were passed over when they were drawn,
     how many were replaced when they were edited, and why.
     """
-    arms = {row["trial_key"]: row["arm"] for row in sweep.trials().select(["trial_key", "arm"]).to_pylist()}
+    rows = _point_rows(sweep)
+    named = [(arm, key) for study in (APART, LIFELONG) for arm, keys in trials_of(sweep, study).items() for key in keys]
     found: list[Mapping[str, Any]] = []
-    for key, rows in _point_rows(sweep).items():
-        about = json.loads(rows[0]["testbed"] or "{}")
-        passed, refused = about.get("passed_over", {}), Counter(r["refusal"] for r in rows if r["refusal"])
+    for arm, key in named:
+        own = rows.get(key, [])
+        about = json.loads(own[0]["testbed"] or "{}") if own else {}
+        passed, refused = about.get("passed_over", {}), Counter(r["refusal"] for r in own if r["refusal"])
         why = "; ".join(f"{reason} ({n})" for reason, n in (*passed.items(), *refused.items()))
-        counts = {"points": len(rows), "passed over": sum(passed.values()), "replaced": refused.total(), "why": why}
-        found.append({"arm": arms[key], "trial_key": key, **counts})
+        counts = {"points": len(own), "passed over": sum(passed.values()), "replaced": refused.total(), "why": why}
+        found.append({"arm": arm, "trial_key": key, **counts})
     return found
 
 
