@@ -118,7 +118,12 @@ class BeliefRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointRow:
-    """One evaluation point of a trial; ``point`` is all of it, as a line of ``points/2``."""
+    """One evaluation point of a trial; ``point`` is all of it, as a line of ``points/2``.
+
+    ``replaces`` is the record in whose place it came, because of its ``refusal``; None where the plan's own point is edited.
+    ``testbed`` is JSON: the setting (``spec``), how many facts were passed over and why, the number of relations; None in
+    results older than that column.
+    """
 
     trial_key: str
     record_id: str
@@ -131,6 +136,9 @@ class PointRow:
     has_relevant_property: bool
     downstream_answer_changes: bool
     point: str
+    replaces: str | None = None
+    refusal: str | None = None
+    testbed: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -196,26 +196,70 @@ def sequence_loss(lm: LanguageModel, sentences: Sequence[str], *, batch: int = 2
     return total / count
 
 
+_TF = ("A_TF_case", "B_TF_case", "not_A_case", "A_and_B_case", "B_and_A_case", "A_or_B_case", "if_A_then_B_case")
+"""The cases that are answered ``true`` or ``false``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How the logical coherence of one point is scored.
+
+    Attributes:
+        labels: the label that each case is taken to have: the point's, or (C2) that of the first point of its batch.
+        label_prob: (C1) the multiplication check takes A's label probability.
+    """
+
+    labels: Mapping[str, str]
+    label_prob: bool = False
+
+
+def scorings(points: Sequence[EvalPoint], parity: ParitySpec | None = None, batch: int = 0) -> list[Scoring]:
+    """Return how each of *points* is scored.
+
+    Args:
+        points: in the order in which they are asked.
+        parity: ``mult_label_prob`` and ``labels_of_first_point`` score as published (§9.3).
+        batch: points per batch; needed for ``labels_of_first_point`` only.
+
+    Raises:
+        BeliefError: parity needs a batch size.
+    """
+    parity = parity or ParitySpec()
+    if parity.labels_of_first_point and batch < 1:
+        raise BeliefError("labels_of_first_point needs the batch size")
+    own = [{name: p.questions[name].target for name in _TF if name in p.questions} for p in points]
+    first = [i // batch * batch if parity.labels_of_first_point else i for i in range(len(points))]
+    return [Scoring(mine | own[at], parity.mult_label_prob) for mine, at in zip(own, first, strict=True)]
+
+
 def coherence(
     points: Sequence[EvalPoint],
     replies: Sequence[Mapping[str, Reply]],
     *,
     parity: ParitySpec | None = None,
     batch: int = 0,
+    scoring: Sequence[Scoring] | None = None,
 ) -> dict[str, Floats]:
-    """Return the errors of logical coherence of the points that have true/false questions, [n] each (§9.3); none without."""
+    """Return the errors of logical coherence of the points that have true/false questions, [n] each (§9.3); none without.
+
+    *scoring* says how each point is scored; without it, what *parity* and *batch* say of *points* (:func:`scorings`).
+    """
     rows = [i for i, own in enumerate(replies) if {"A_TF_case", "B_TF_case", "A_sentence"} <= own.keys()]
     if not rows:
         return {}
-    names = ["A_TF_case", "B_TF_case", "not_A_case", "A_and_B_case", "B_and_A_case", "A_or_B_case", "if_A_then_B_case"]
-    cases = [n for n in names if all(n in replies[i] for i in rows)]
-    return logical_errors(
+    how = scorings(points, parity, batch) if scoring is None else scoring
+    cases = [n for n in _TF if all(n in replies[i] for i in rows)]
+    given = (
         np.array([replies[i]["A_sentence"].probability for i in rows]),
         {n: np.array([replies[i][n].probability for i in rows]) for n in cases},
-        {n: labels_of([points[i].questions[n].target for i in rows]) for n in cases},
-        parity=parity,
-        batch=batch,
+        {n: labels_of([how[i].labels[n] for i in rows]) for n in cases},
     )
+    found = logical_errors(*given)
+    published = np.array([how[i].label_prob for i in rows])
+    if published.any() and "multiplication" in found:
+        theirs = logical_errors(*given, parity=ParitySpec(mult_label_prob=True))["multiplication"]
+        found["multiplication"] = np.where(published, theirs, found["multiplication"])
+    return found
 
 
 def summary(
@@ -223,12 +267,13 @@ def summary(
     replies: Sequence[Mapping[str, Reply]],
     *,
     parity: ParitySpec | None = None,
-    batch: int = 0,
 ) -> dict[str, float]:
     """Return the numbers of a log row (§7.6): accuracies, mean \\|errors\\| against each target, logical errors.
 
-    A number that is not defined for any point is left out. ``o_given_s_r_loss`` is the mean −log p(true object).
+    A number that is not defined for any point is left out. ``o_given_s_r_loss`` is the mean −log p(true object). Of *parity*
+    ``mult_label_prob`` counts; the published evaluation of a model that is not edited gives each point its own labels.
     """
+    own_labels = (parity or ParitySpec()).model_copy(update={"labels_of_first_point": False})
     found: dict[str, float] = {}
     scored = dict.fromkeys(n for p in points for n, q in p.questions.items() if q.scored)
     for name in scored:
@@ -245,5 +290,5 @@ def summary(
         for name, errors in probabilistic_errors(p, [points[i].targets for i in asked]).items():
             if (mean := mean_absolute(errors)) is not None:
                 found[f"{name}_error"] = mean
-    logical = coherence(points, replies, parity=parity, batch=batch)
+    logical = coherence(points, replies, parity=own_labels)
     return found | {f"{name}_loss": float(errors.mean()) for name, errors in logical.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,9 +26,11 @@ class Basis:
     corpus: Corpus
     agent: Agent
 
-    def points(self) -> Iterator[EvalPoint]:
-        """Yield the evaluation points."""
-        return build_points(self.corpus, self.agent, self.spec.points, self.spec.seed)
+    def points(self, *, spares: int = 0, passed_over: Counter[str] | None = None) -> Iterator[EvalPoint]:
+        """Yield the evaluation points, then *spares*; *passed_over* counts the facts that cannot be edited, by reason."""
+        return build_points(
+            self.corpus, self.agent, self.spec.points, self.spec.seed, spares=spares, passed_over=passed_over
+        )
 
 
 def build_basis(spec: BeliefSpec, graph: KnowledgeGraph) -> Basis:

@@ -105,6 +105,11 @@ class Corpus:
         """int64 [S + 1]: the statements of subject s are ``bounds[s]:bounds[s + 1]``."""
         return np.searchsorted(self.statements.owner, np.arange(self.subjects + 1))
 
+    @property
+    def sentences_per_subject(self) -> Ints:
+        """int64 [S]: how many sentences are about each subject, in one pass."""
+        return np.diff(self._bounds)
+
     def documents(self) -> Iterator[Document]:
         """Yield the documents: subject by subject, then those that mix all subjects (§4.6)."""
         size = self.spec.max_sentences_per_doc
@@ -137,7 +142,7 @@ class Corpus:
     def statistics(self) -> dict[str, int]:
         """The counts of §4.7, under the published names."""
         kinds = np.bincount(self.statements.kind, minlength=len(Kind)).tolist()
-        lengths = np.diff(self._bounds)
+        lengths = self.sentences_per_subject
         size = self.spec.max_sentences_per_doc
         documents = int((-(-lengths // size)).sum()) * self.spec.homogeneous
         documents += -(-len(self.statements) // size) * self.spec.heterogeneous

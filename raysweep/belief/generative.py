@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 
@@ -191,8 +192,7 @@ def build_generative(
     rng = np.random.default_rng(derive(seed, "belief", "distractors"))
     distractor = _distractors(graph, true, spec, rng)
     rng = np.random.default_rng(derive(seed, "belief", "percent"))
-    least = -(-100 * _exact(spec.min_true_prob) // 1)
-    percent = rng.integers(int(least), 101, size=len(true))
+    percent = rng.integers(least_percent(spec.min_true_prob, published=parity.float_ceil), 101, size=len(true))
     return GenerativeModel(
         graph=graph,
         arrows=arrows,
@@ -202,7 +202,7 @@ def build_generative(
         true=true,
         distractor=distractor,
         percent=percent,
-        conditionals=_raised(conditionals, spec.min_true_prob, parity.mgtp1_additive),
+        conditionals=_raised(conditionals, spec.min_true_prob, parity),
         conditional_keys=keys,
     )
 
@@ -242,7 +242,30 @@ def _conditionals(graph: KnowledgeGraph, upstream: Ints) -> tuple[Ints, Distribu
     )
 
 
-def _raised(conditionals: Distributions, least: float, additive: bool) -> Distributions:
+def least_percent(least: float, *, published: bool) -> int:
+    """Return ⌈100 · *least*⌉, the lowest probability of a pair's true object in percent (§3.2).
+
+    *published* (B12): the product is the binary one, so that .55 (55.00000000000001) gives 56.
+    """
+    return ceil(least * 100) if published else ceil(100 * _exact(least))
+
+
+def least_counts(rest: Ints, least: float, *, published: bool) -> Ints:
+    """Return ⌈rest · least / (1 − least)⌉: how often a mode must be observed beside *rest* other observations (§3.5).
+
+    Args:
+        rest: int64 [n] ≥ 0.
+        least: probability that the mode shall reach, below 1.
+        published: (B12) products and quotients are the binary ones: .8 / (1 − .8) is 4.000000000000001, so one other observation
+            asks for 5, not 4.
+    """
+    if published:
+        return np.asarray(np.ceil(rest * least / (1 - least)), dtype=np.int64)
+    ratio = _exact(least) / (1 - _exact(least))
+    return np.asarray(-(-rest * ratio.numerator // ratio.denominator))
+
+
+def _raised(conditionals: Distributions, least: float, parity: ParitySpec) -> Distributions:
     """Raise the largest count of each conditional until its probability is ≥ *least* (§3.5, ruling B9)."""
     counts = conditionals.counts.copy()
     modes, totals = conditionals.modes, conditionals.totals
@@ -251,14 +274,13 @@ def _raised(conditionals: Distributions, least: float, additive: bool) -> Distri
     low = most * share.denominator < totals * share.numerator
     rest = totals - most
     if share == 1:
-        if additive:
+        if parity.mgtp1_additive:
             counts[modes[low]] += 1
         else:
             counts[:] = 0
             counts[modes] = most
     else:
-        ratio = share / (1 - share)
-        counts[modes[low]] = -(-rest[low] * ratio.numerator // ratio.denominator)
+        counts[modes[low]] = least_counts(rest[low], least, published=parity.float_ceil)
     return Distributions(conditionals.starts, conditionals.objects, counts)
 
 

@@ -6,7 +6,9 @@ facts are *watched* before and after: same or other subject, same or other relat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -152,20 +154,79 @@ class EvalPoint:
     claims: Mapping[str, Claim] = field(default_factory=dict)
 
 
-def build_points(corpus: Corpus, agent: Agent, spec: PointSpec, seed: int) -> Iterator[EvalPoint]:
-    """Yield the evaluation points: ``spec.size`` about training subjects, then ``spec.novel`` about new ones.
+class NotEditableError(BeliefError):
+    """A fact has no update, nobody to watch, or names that no editor can tell apart; another fact takes its place."""
 
-    Every point has its own random streams, one per purpose. With editing, subjects need two facts.
+
+def build_points(
+    corpus: Corpus,
+    agent: Agent,
+    spec: PointSpec,
+    seed: int,
+    *,
+    spares: int = 0,
+    passed_over: Counter[str] | None = None,
+) -> Iterator[EvalPoint]:
+    """Yield the evaluation points: ``spec.size`` about training subjects, ``spec.novel`` about new ones, then *spares*.
+
+    The facts come in one order, drawn from *seed*. With editing, a fact that cannot be edited is passed over and the next one takes
+    its place; the others stay what they were, since every point has its own random streams, one per purpose. With editing,
+    subjects need two facts.
+
+    Args:
+        corpus: what was written.
+        agent: who has read it.
+        spec: which points.
+        seed: root of every random choice.
+        spares: further points about training subjects, for those who refuse one of the others; fewer if there are no more facts.
+        passed_over: counts the facts that could not be edited, by reason.
 
     Raises:
-        BeliefError: no subject can be asked about, or no other subject has a relation.
+        BeliefError: no subject can be asked about, or no fact (or not one of the new subjects' that are wanted) can be edited.
     """
     maker = _Maker(corpus, agent, spec, seed)
-    for number, row in enumerate(maker.rows()):
-        yield maker.point(number, row)
-    first = min(spec.size, len(maker.rows()))
-    for number in range(spec.novel):
-        yield maker.novel_point(first + number, number)
+    refused: Counter[str] = Counter() if passed_over is None else passed_over
+    known = maker.tried(((maker.point, i, row) for i, row in enumerate(maker.rows())), refused)
+    count = 0
+    for point in itertools.islice(known, spec.size):
+        yield replace(point, id=count)
+        count += 1
+    if not count:
+        reason, _ = refused.most_common(1)[0]
+        raise BeliefError(f"no fact of the training subjects can be edited: {reason}", hint="a larger graph or corpus")
+    # Numbers below 0, so that no known point shares their streams.
+    strangers = maker.tried(((maker.novel_point, -1 - i, i) for i in range(len(maker.novel))), refused)
+    wanted = count + spec.novel
+    for point in itertools.islice(strangers, spec.novel):
+        yield replace(point, id=count)
+        count += 1
+    if count < wanted:
+        raise BeliefError(
+            f"only {spec.novel - wanted + count} of {spec.novel} novel points can be edited: "
+            f"{'; '.join(f'{reason} ({n})' for reason, n in refused.most_common())}",
+            hint="ask for fewer novel points",
+        )
+    for point in itertools.islice(known, spares):
+        yield replace(point, id=count)
+        count += 1
+
+
+def refusal(point: EvalPoint) -> str:
+    """Return why no editor can be given *point*, or nothing: rules of :func:`raysweep.records.check_record` on the prompt.
+
+    A Wikidata name may hold a brace, occur within another, or be blank.
+    """
+    subject, relation, _ = point.names
+    prompt = f"{subject} {relation}"
+    asked = point.questions.get("new_fact_case")
+    if asked is None:
+        return "there is no update to ask for"
+    if not (subject.strip() and relation.strip() and all(q.target.strip() for q in point.questions.values())):
+        return "a name is blank"
+    if set(prompt) & set("{}"):
+        return "the prompt holds a brace"
+    times = prompt.count(subject)
+    return "" if times == 1 else f"the subject occurs {times} times in the prompt"
 
 
 class _Maker:
@@ -175,12 +236,28 @@ class _Maker:
         self.corpus, self.agent, self.spec, self.seed = corpus, agent, spec, seed
         self.model, self.graph = corpus.model, corpus.model.graph
         self.said = corpus.spec
-        self.names = Namer(self.graph, _novel_names(corpus, spec.novel, seed))
+        self.novel = _novel_names(corpus, spec.novel, seed)
+        self.names = Namer(self.graph, self.novel)
         self._both: dict[tuple[int, int], Ints] = {}
         self._requests: dict[int, tuple[Ints, Ints]] = {}
 
     def _rng(self, number: int, purpose: str) -> np.random.Generator:
         return np.random.default_rng(derive(self.seed, "belief", "point", number, purpose))
+
+    def tried(
+        self, candidates: Iterable[tuple[Callable[[int, int], EvalPoint], int, int]], refused: Counter[str]
+    ) -> Iterator[EvalPoint]:
+        """Yield the points of *candidates* (how to make one, number and row) that can be edited; count the others."""
+        for make, number, row in candidates:
+            try:
+                point = make(number, row)
+            except NotEditableError as error:
+                refused[error.message] += 1
+                continue
+            if self.spec.editing and (reason := refusal(point)):
+                refused[reason] += 1
+                continue
+            yield point
 
     @cached_property
     def _ranges(self) -> tuple[Ints, ...]:
@@ -189,7 +266,7 @@ class _Maker:
         )
 
     def rows(self) -> list[int]:
-        """Return the rows of the facts that are asked about (§6.1)."""
+        """Return the rows of the facts in the order in which they are asked about (§6.1), all of them."""
         starts = self.graph.starts
         able = np.flatnonzero(np.diff(starts[: self.corpus.subjects + 1]) >= (2 if self.spec.editing else 1))
         if not len(able):
@@ -197,8 +274,7 @@ class _Maker:
                 "no training subject has two facts", hint="editing: false, or a graph with more relations"
             )
         rng = np.random.default_rng(derive(self.seed, "belief", "points"))
-        chosen = rng.permutation(able)[: self.spec.size]
-        return [row for s in chosen.tolist() for row in range(int(starts[s]), int(starts[s + 1]))][: self.spec.size]
+        return [row for s in rng.permutation(able).tolist() for row in range(int(starts[s]), int(starts[s + 1]))]
 
     # -- facts
 
@@ -436,7 +512,7 @@ class _Maker:
         scope = self._ranges[fact.relation] if self.spec.request_scope != "all" else np.arange(len(self.graph.objects))
         others = scope[scope != fact.object]
         if not len(others):
-            raise BeliefError(
+            raise NotEditableError(
                 f"relation '{self.graph.relations[fact.relation]}' has one object, so there is no other to request",
                 hint="request_scope: all",
             )
@@ -450,7 +526,7 @@ class _Maker:
         if other is None:
             mine = [r for r in range(len(self.graph.relations)) if r != relation and self._has(fact, r, row)]
             if not mine:
-                raise BeliefError(f"nobody has another relation beside '{self.graph.relations[relation]}'")
+                raise NotEditableError(f"nobody has another relation beside '{self.graph.relations[relation]}'")
             other = int(rng.choice(mine))
         both = self._subjects(relation, other)
         both = both[both != subject]
@@ -478,7 +554,7 @@ class _Maker:
         others = self._subjects(relation, relation)
         others = others[others != but]
         if not len(others):
-            raise BeliefError(
+            raise NotEditableError(
                 f"no other subject has relation '{self.graph.relations[relation]}'", hint="a larger graph or corpus"
             )
         return int(rng.choice(others))
@@ -540,6 +616,8 @@ class _Maker:
 def _novel_names(corpus: Corpus, count: int, seed: int) -> tuple[str, ...]:
     """Return names made of the first word of one subject and the last of another, none of them taken.
 
+    There are *count* of them, and behind them as many again, or what can be made, for points that cannot be edited.
+
     Raises:
         BeliefError: there are not enough combinations.
     """
@@ -548,7 +626,7 @@ def _novel_names(corpus: Corpus, count: int, seed: int) -> tuple[str, ...]:
     taken = {*graph.subjects, *graph.objects}
     found: dict[str, None] = {}
     for _ in range(100 * count):
-        if len(found) == count:
+        if len(found) == 2 * count:
             break
         first, last = (graph.subjects[i].split() for i in rng.integers(corpus.subjects, size=2).tolist())
         name = f"{first[0]} {last[-1]}"

@@ -19,7 +19,7 @@ from raysweep.belief import batches, wordlevel
 from raysweep.belief.batches import Encoded, Step
 from raysweep.belief.corpus import Corpus
 from raysweep.belief.spec import BeliefSpec, PretrainSpec, ShapeSpec
-from raysweep.belief.store import belief_identity
+from raysweep.belief.traininglog import log_inputs
 from raysweep.errors import ArtifactError, SpecError, nearest
 from raysweep.hashing import canonical
 from raysweep.lazy import lazy
@@ -38,7 +38,7 @@ else:
 
 VERSION = 1
 _IGNORED = -100
-_WEIGHT = "weight/"
+_WEIGHT, _KEPT = "weight/", "kept/"
 
 
 SHAPES: Mapping[str, ShapeSpec] = {
@@ -77,6 +77,9 @@ class _Counters:
     log: list[dict[str, float]] = field(default_factory=list)
 
 
+Measured = Mapping[str, "float | Tensor"]
+
+
 class Trainer:
     """A training run that can stop and go on between any two steps.
 
@@ -86,6 +89,7 @@ class Trainer:
     def __init__(self, module: PreTrainedModel, encoded: Encoded, spec: PretrainSpec, special: Special) -> None:
         self.module, self.encoded, self.spec, self.special = module, encoded, spec, special
         self.counters = _Counters()
+        self.kept: dict[str, list[Tensor]] = {}  # of each row of the log: tensors that were measured, by name
         self.total = sum(1 for _ in self._steps())
         named = list(module.named_parameters())
         inner = {n for n, p in named if p.ndim == 2 and spec.optimiser == "muon" and ".layers." in n}
@@ -121,11 +125,11 @@ class Trainer:
         done = (step - spec.warmup) / max(1, self.total - spec.warmup)
         return spec.lr * (1 - (1 - spec.final_lr) * done)
 
-    def run(self, steps: int | None = None, evaluate: Callable[[], Mapping[str, float]] | None = None) -> Iterator[int]:
+    def run(self, steps: int | None = None, evaluate: Callable[[], Measured] | None = None) -> Iterator[int]:
         """Take *steps* steps (default: all that are left), yielding the number of steps taken so far after each.
 
-        *evaluate* measures the module; it is called with the module in eval mode, as often as the spec says, and a row of its
-        numbers joins the log.
+        *evaluate* measures the module; it is called with the module in eval mode, as often as the spec says. Its numbers join a row
+        of the log, its tensors (on the CPU, always the same names) are kept beside that row.
         """
         last = self.total if steps is None else min(self.total, self.counters.step + steps)
         every = self.spec.tokens // self.spec.evals if self.spec.evals else 0
@@ -219,7 +223,7 @@ class Trainer:
         weight = weights[:, 1:].flatten()
         return (losses * weight).sum() / weight.sum()
 
-    def _note(self, step: int, evaluate: Callable[[], Mapping[str, float]] | None) -> None:
+    def _note(self, step: int, evaluate: Callable[[], Measured] | None) -> None:
         count = self.counters
         row: dict[str, float] = {
             "epoch": count.epoch,
@@ -231,7 +235,11 @@ class Trainer:
         }
         if evaluate is not None:
             self.module.eval()
-            row |= evaluate()
+            for name, value in evaluate().items():
+                if isinstance(value, torch.Tensor):
+                    self.kept.setdefault(name, []).append(value)
+                else:
+                    row[name] = value
         count.log.append(row)
 
     # -- snapshots
@@ -244,6 +252,7 @@ class Trainer:
                 tensors[f"adam/{key}/{name}"] = value
         for i, buffer in enumerate(self._muon.buffers if self._muon is not None else ()):
             tensors[f"muon/{i}"] = buffer
+        tensors |= {f"{_KEPT}{name}/{i}": t for name, kept in self.kept.items() for i, t in enumerate(kept)}
         c = self.counters
         meta = {
             "version": VERSION,
@@ -283,6 +292,9 @@ class Trainer:
         for i, buffer in enumerate(self._muon.buffers if self._muon is not None else ()):
             buffer.copy_(tensors[f"muon/{i}"])
         self.counters = _Counters(**meta["counters"])
+        names = dict.fromkeys(n.removeprefix(_KEPT).rpartition("/")[0] for n in tensors if n.startswith(_KEPT))
+        rows = range(len(self.counters.log))
+        self.kept = {name: [tensors[f"{_KEPT}{name}/{i}"] for i in rows] for name in names}
         return self
 
 
@@ -406,19 +418,41 @@ def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """What was noted while a model was trained.
+
+    Attributes:
+        rows: progress and losses, by name.
+        kept: tensors that were measured with each row, by name.
+    """
+
+    rows: tuple[Mapping[str, float], ...]
+    kept: Mapping[str, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class Pretrained:
-    """A pretrained model with the rows that were logged on the way."""
+    """A pretrained model, and the log of its training if it was logged as often and on as many points as asked (else None)."""
 
     lm: LanguageModel
-    log: tuple[Mapping[str, float], ...]
+    log: Log | None
 
 
-Evaluate = Callable[["LanguageModel"], Mapping[str, float]]
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Digests of what a model is trained on: its documents, and its tokenizer (its words, or its file)."""
+
+    documents: str
+    tokenizer: str
+
+
+Evaluate = Callable[["LanguageModel"], Measured]
 Progress = Callable[[int, int], None]
+_LOG_ONLY = {"evals", "eval_points"}  # keys of the recipe that change the log, but no weight
 
 
-def model_request(spec: BeliefSpec) -> ArtifactRequest:
-    """Return the request of the model that *spec*, resolved, trains: everything it depends on, and no more (no points).
+def model_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
+    """Return the request of the model that *spec*, resolved, trains on *content*: documents, tokenizer, recipe, and no more.
 
     Raises:
         SpecError: the spec trains none.
@@ -427,19 +461,27 @@ def model_request(spec: BeliefSpec) -> ArtifactRequest:
 
     if spec.pretrain is None:
         raise SpecError("the belief spec trains no model", hint="give it a 'pretrain:' section")
-    made_of = belief_identity(spec)
-    recipe = spec.pretrain.model_dump(mode="json")
-    recipe["tokenizer"] = "words" if recipe["tokenizer"] == "words" else "file"
-    inputs = {
-        "world": {k: made_of[k] for k in ("seed", "graph", "generative", "corpus", "parity", "version")},
-        "recipe": recipe,
-    }
+    recipe = spec.pretrain.model_dump(mode="json", exclude={"tokenizer", "tokenizer_digest", *_LOG_ONLY})
+    inputs = {"documents": content.documents, "tokenizer": content.tokenizer, "recipe": recipe}
     return ArtifactRequest(kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", version=VERSION)
+
+
+def log_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
+    """Return the request of the log of that model's training.
+
+    Raises:
+        SpecError: the spec trains none.
+    """
+    from raysweep.editors.base import ArtifactRequest
+
+    inputs = {"model": model_request(spec, content).inputs, **log_inputs(spec)}
+    return ArtifactRequest(kind="belief_log", inputs=inputs, builder="raysweep.belief.pretrain", version=VERSION)
 
 
 def pretrained(
     corpus: Callable[[], Corpus],
     spec: BeliefSpec,
+    content: Content,
     store: ArtifactStore,
     *,
     tokenizer: Callable[[Corpus], PreTrainedTokenizerFast],
@@ -449,21 +491,25 @@ def pretrained(
 ) -> Pretrained:
     """Return the model that *spec* trains, training it if nobody has.
 
-    Everybody who asks for the same graph, corpus and recipe gets the same artifact, trained once. An interrupted training goes on
-    from its last snapshot.
+    Everybody who asks for the same documents, tokenizer and recipe gets the same artifact, trained once. An interrupted training
+    goes on from its last snapshot. The log is an artifact beside it; a model that is there is never trained again for another log.
 
     Args:
         corpus: what to read; made only if there is something to train.
         spec: what the corpus was made from, with the recipe.
-        store: where the artifact lies.
+        content: digests of the corpus' documents and of the tokenizer.
+        store: where the artifacts lie.
         tokenizer: of the corpus.
         evaluate: measures the model for the log, as often as the recipe says.
         progress: called with the steps done and their total, after each.
         snapshot_every: steps between two snapshots; 0 = none.
     """
-    request, recipe = model_request(spec), spec.pretrain
+    request, logged, recipe = model_request(spec, content), log_request(spec, content), spec.pretrain
     assert recipe is not None
-    snapshots = store.folder(request).with_name(f".{store.folder(request).name}.training")
+    # Runs that are logged otherwise do not go on from each other's snapshots, which hold the log so far.
+    snapshots = store.folder(request).with_name(
+        f".{store.folder(request).name}-{store.folder(logged).name[:6]}.training"
+    )
 
     def build() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         written = corpus()
@@ -471,11 +517,12 @@ def pretrained(
         trainer = _train(
             written, core, recipe, evaluate, progress, snapshots if snapshot_every else None, snapshot_every
         )
+        kept = {f"{name}/{i}": t for name, own in trainer.kept.items() for i, t in enumerate(own)}
+        store.get_or_build(logged, lambda: (kept, {"rows": trainer.counters.log}))
         meta = {
             "vocabulary": trainer.module.config.vocab_size,
             "tokenizer": core.backend_tokenizer.to_str(),
             "pad": core.pad_token,
-            "log": trainer.counters.log,
             "steps": trainer.total,
             "tokens": trainer.counters.tokens,
         }
@@ -483,10 +530,20 @@ def pretrained(
 
     found = read_pretrained(store.get_or_build(request, build), recipe.model)
     shutil.rmtree(snapshots, ignore_errors=True)
-    return found
+    return Pretrained(found, read_log(store, logged))
 
 
-def read_pretrained(artifact: Artifact, shape: ShapeSpec) -> Pretrained:
+def read_log(store: ArtifactStore, request: ArtifactRequest) -> Log | None:
+    """Return the log of *request*, or None: nobody trained that model with that log."""
+    found = store.get(request)
+    if found is None:
+        return None
+    rows = tuple(found.meta["rows"])
+    names = dict.fromkeys(name.rpartition("/")[0] for name in found.tensors)
+    return Log(rows, {name: tuple(found.tensors[f"{name}/{i}"] for i in range(len(rows))) for name in names})
+
+
+def read_pretrained(artifact: Artifact, shape: ShapeSpec) -> LanguageModel:
     """Return the model that an artifact holds, on the device."""
     from raysweep.runtime import device
 
@@ -495,7 +552,7 @@ def read_pretrained(artifact: Artifact, shape: ShapeSpec) -> Pretrained:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(artifact.tensors[name])
-    return Pretrained(language_model(module.to(device()), tokenizer, artifact.digest), tuple(artifact.meta["log"]))
+    return language_model(module.to(device()), tokenizer, artifact.digest)
 
 
 def _train(
@@ -513,6 +570,12 @@ def _train(
 
     special = Special.of(tokenizer)
     encoded = batches.encode(corpus.documents(), tokenizer)
+    longest = int(encoded.lengths.max()) + 2
+    if longest > spec.model.positions:
+        raise SpecError(
+            f"a document has {longest} tokens with begin and end, but pretrain.model.positions = {spec.model.positions}",
+            hint=f"positions ≥ {longest}, or a lower corpus.max_sentences_per_doc",
+        )
     module = initial(config_of(spec.model, len(tokenizer), special), spec.seed).to(device())
     saved = read_snapshot(snapshots) if snapshots else None
     trainer = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raysweep.belief import scores
-from raysweep.belief.asking import Reply, coherence
+from raysweep.belief.asking import Reply, Scoring, coherence
 from raysweep.belief.metrics import PROBABILITIES, believed, probability_delta
 from raysweep.belief.points import MODAL, ORIGINAL, OTHER_OTHER, OTHER_SAME, SAME_OTHER, SAME_SAME, EvalPoint
 from raysweep.belief.scores import Line, Numbers, Scored
@@ -34,6 +34,23 @@ _SHORT = {
     "multiplication": "and",
     "disjunction": "or",
 }
+PUBLISHED_COLUMNS = {short: name for name, short in _SHORT.items()} | {"time": "condition"}
+"""What the published tables call the columns of ours."""
+
+_GROUPS = {
+    "no implications": "No Downstream Implications",
+    "implications": "Has Downstream Implications",
+    "breaking": "Breaking",
+    "fixing": "Fixing",
+}
+_RENAMED: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "edit_generalization": (
+        "same_s_diff_r_changes",
+        {"updating without implications": "FALSE", "updating with implications": "TRUE"},
+    ),
+    "table_all_editing_downstream_implications_results": ("data_type", _GROUPS),
+    "table_breaking_vs_fixing_results": ("data_type", _GROUPS),
+}
 _BASE = ["A_TF_case", "B_TF_case", "not_A_case", "A_and_B_case", "B_and_A_case", "A_or_B_case", "if_A_then_B_case"]
 
 
@@ -41,6 +58,7 @@ _BASE = ["A_TF_case", "B_TF_case", "not_A_case", "A_and_B_case", "B_and_A_case",
 class Arm:
     """The points that one arm edited apart, and what its models answered before and after each edit.
 
+    ``scoring`` says how each point's logical coherence is scored; None = as corrected.
     ``state`` says where its trials stand if they are not simply done: what is missing is then missing from the means too.
     """
 
@@ -48,6 +66,7 @@ class Arm:
     points: Sequence[EvalPoint]
     before: Replies
     after: Replies
+    scoring: Sequence[Scoring] | None = None
     state: str = ""
 
 
@@ -58,6 +77,7 @@ class Stage:
     Attributes:
         expected: the agent's probabilities by question, point by point, given every edit so far.
         targets: what each question asked for.
+        scoring: how each point's logical coherence is scored; None = as corrected.
         state: as of :class:`Arm`.
     """
 
@@ -67,6 +87,7 @@ class Stage:
     replies: Replies
     expected: Sequence[Mapping[str, float]]
     targets: Sequence[Mapping[str, str]]
+    scoring: Sequence[Scoring] | None = None
     state: str = ""
 
 
@@ -88,7 +109,7 @@ def with_state(name: str, arms: Sequence[Arm | Stage]) -> dict[str, Cell]:
 
 def tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
     """Return the tables by the published names of their files (without ending); ours have names of their own."""
-    scored = {arm.name: scores.score(arm.points, arm.before, arm.after) for arm in arms}
+    scored = {arm.name: scores.score(arm.points, arm.before, arm.after, scoring=arm.scoring) for arm in arms}
     first = arms[0]
     sound = {arm.name: finite(arm.after) for arm in arms}
 
@@ -106,7 +127,7 @@ def tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
     two = ("pre-edit", "post-edit")
     return {
         "main_table": edits(scores.MAIN),
-        "pretrained_model_performance": [pretrained_row(first.points, first.before)],
+        "pretrained_model_performance": [pretrained_row(first.points, first.before, first.scoring)],
         "pretrained_model_answers": answer_rows(first.points, first.before),
         "pretrained_model_by_group": group_rows(first.points, first.before),
         "edit_types": [
@@ -128,19 +149,32 @@ def tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
     }
 
 
+def published(name: str, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the table *name* with the published columns for those that have any; ours keep their names."""
+    column, values = _RENAMED.get(name, ("group", {}))
+    found: list[Row] = []
+    for row in rows:
+        named = {PUBLISHED_COLUMNS.get(key, key): cell for key, cell in row.items()}
+        found.append(
+            {column if k == "group" else k: values.get(str(c), c) if k == "group" else c for k, c in named.items()}
+        )
+    return found
+
+
 def _line(line: Line) -> dict[str, Cell]:
     row: dict[str, Cell] = {"group": line.group, "time": line.time, "n": line.n}
     return row | {short: line.values[name] for name, short in _SHORT.items() if name in line.values}
 
 
-def pretrained_row(points: Sequence[EvalPoint], replies: Replies) -> Row:
+def pretrained_row(points: Sequence[EvalPoint], replies: Replies, scoring: Sequence[Scoring] | None = None) -> Row:
     """Return the performance of the unedited model: accuracy, distance from the agent, logical errors."""
     asked = [(p, r["o_given_s_r"]) for p, r in zip(points, replies, strict=True) if "o_given_s_r" in r]
     own: list[Numbers] = [
         {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - believed(p.targets))} for p, r in asked
     ]
     logical = {
-        n: scores.means([{n: v} for v in values.tolist()])[n] for n, values in coherence(points, replies).items()
+        n: scores.means([{n: v} for v in values.tolist()])[n]
+        for n, values in coherence(points, replies, scoring=scoring).items()
     }
     return {"n": len(points), **scores.means(own), **logical}
 
@@ -228,7 +262,7 @@ def lifelong_rows(stages: Sequence[Stage]) -> list[Row]:
             numbers.append(own)
         logical = [
             {name: value}
-            for name, values in coherence(stage.points, stage.replies).items()
+            for name, values in coherence(stage.points, stage.replies, scoring=stage.scoring).items()
             for value in values.tolist()
         ]
         means = scores.means([*numbers, *logical])

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from raysweep.belief.asking import Reply, coherence
+from raysweep.belief.asking import Reply, Scoring, coherence, scorings
 from raysweep.belief.metrics import edit_coherence, is_new_request
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.points import MODAL, OBJECTS, ORIGINAL, REQUESTED, SAME_OTHER, SAME_SAME, WATCHED, EvalPoint
@@ -62,6 +62,7 @@ def score(
     *,
     parity: ParitySpec | None = None,
     batch: int = 0,
+    scoring: Sequence[Scoring] | None = None,
 ) -> list[Scored]:
     """Return each point's scores.
 
@@ -71,13 +72,15 @@ def score(
         after: the edited model's.
         parity: published metrics (§9.3).
         batch: points per batch, for ``labels_of_first_point``.
+        scoring: how each point is scored, instead of what *parity* and *batch* say.
 
     Raises:
         BeliefError: a point has no edit, or numbers of replies differ.
     """
     if not len(points) == len(before) == len(after):
         raise BeliefError(f"{len(points)} points, {len(before)} replies before and {len(after)} after")
-    sides = [_side(points, replies, edited, parity, batch) for replies, edited in ((before, False), (after, True))]
+    how = scorings(points, parity, batch) if scoring is None else scoring
+    sides = [_side(points, replies, edited, how) for replies, edited in ((before, False), (after, True))]
     found = []
     for i, (point, first) in enumerate(zip(points, before, strict=True)):
         if point.request is None or point.flags is None:
@@ -100,8 +103,7 @@ def _side(
     points: Sequence[EvalPoint],
     replies: Sequence[Mapping[str, Reply]],
     edited: bool,
-    parity: ParitySpec | None,
-    batch: int,
+    scoring: Sequence[Scoring],
 ) -> list[dict[str, float]]:
     """Return the numbers before an edit (against the original objects) or after it (requested and new modal ones)."""
     sides: list[dict[str, float]] = []
@@ -115,7 +117,7 @@ def _side(
             numbers[f"{name}_coherence"] = distance[key]
         sides.append(numbers)
     rows = [i for i, own in enumerate(replies) if {"A_TF_case", "B_TF_case", "A_sentence"} <= own.keys()]
-    for error, values in coherence(points, replies, parity=parity, batch=batch).items():
+    for error, values in coherence(points, replies, scoring=scoring).items():
         for i, value in zip(rows, values.tolist(), strict=True):
             sides[i][error] = value
     return sides

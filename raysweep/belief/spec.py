@@ -19,18 +19,20 @@ class GraphSpec(Spec):
         source: ``world`` = the embedded world of the lifelong study; ``wikidata5m`` = three files in ``path``.
         path: folder of the Wikidata5m files; empty = ``data/wikidata5m``; not part of the key (``digest`` is).
         digest: hash of the three files, filled in when they are found.
-        read_n_facts: lines of the train file to read; negative = all. The next seven keys concern Wikidata5m only.
+        read_n_facts: lines of the train file to read; negative = all.
         relations: how many relations to keep (top-k by co-occurrence).
         odd_relations: ``refuse`` an odd number of them, or leave a ``single`` relation without a partner.
         min_relations: a subject needs this many of the kept relations.
         min_cooccurrences: a pair of relations must occur together this often for its members to count as frequent.
-        max_object_tokens: longer object names are cut to this many tokens.
+        max_object_tokens: longer object names of Wikidata5m are cut to this many tokens; a model writes as many when it is asked.
         tokenizer: ``words``, or a ``tokenizer.json`` (or a folder with one) that defines a token.
         tokenizer_digest: hash of that file, filled in when it is found.
         long_objects: ``shorten`` names beyond the cap, or ``drop`` their facts.
         equal_names: entities with one name: ``merge`` (the first value read is kept) or ``append_id`` to the later ones.
         excluded_relations: relations to leave out (given name, administrative location).
         excluded_entities: entities to leave out (human, taxon).
+
+    All but ``source`` and ``max_object_tokens`` concern Wikidata5m only: of the embedded world a setting may not change them.
     """
 
     source: Literal["world", "wikidata5m"] = "world"
@@ -163,7 +165,7 @@ class ShapeSpec(Spec):
         mlp: width of the MLP.
         heads: attention heads.
         layers: blocks.
-        positions: longest row in tokens.
+        positions: longest row in tokens, begin and end included; a longer document is refused.
     """
 
     family: Literal["mistral", "llama"] = "mistral"
@@ -210,8 +212,8 @@ class PretrainSpec(Spec):
         bucketed: put documents of like length into a batch.
         pack: lay a batch's documents one after the other into rows of this many tokens (at least its longest document), each
             with positions of its own and blind to the others: the same loss, less padding. 0 (published): a row each.
-        evals: how often to measure, evenly spaced in tokens; 0 = never.
-        eval_points: on how many evaluation points, chosen by *seed*.
+        evals: how often to measure, evenly spaced in tokens; 0 = never. It changes the log, not the model.
+        eval_points: on how many evaluation points, chosen by *seed*; as ``evals``.
         threads: CPU threads while training; they move the last bits.
         autocast: compute in bfloat16 where the device does.
         decay_all: (F2) decay norms too, as published.
@@ -254,6 +256,12 @@ class PretrainSpec(Spec):
         return self
 
 
+_WIKIDATA_ONLY = (
+    "path", "digest", "read_n_facts", "relations", "odd_relations", "min_relations", "min_cooccurrences", "tokenizer",
+    "tokenizer_digest", "long_objects", "equal_names", "excluded_relations", "excluded_entities",
+)  # fmt: skip
+
+
 class BeliefSpec(Spec):
     """Everything from the facts to the evaluation points, and how a model is trained; equal specs give equal bytes."""
 
@@ -265,3 +273,13 @@ class BeliefSpec(Spec):
     points: PointSpec = PointSpec()
     parity: ParitySpec = ParitySpec()
     pretrain: PretrainSpec | None = None
+
+    @model_validator(mode="after")
+    def _graph_has_an_effect(self) -> BeliefSpec:
+        changed = [n for n in _WIKIDATA_ONLY if getattr(self.graph, n) != GraphSpec.model_fields[n].default]
+        if self.graph.source == "world" and changed:
+            raise ValueError(
+                f"{', '.join(f'graph.{n}' for n in changed)}: no effect on the embedded world; give graph.source: wikidata5m, "
+                "or leave it out"
+            )
+        return self

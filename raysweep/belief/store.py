@@ -10,6 +10,7 @@ from raysweep.belief.graph import KnowledgeGraph, from_arrays, to_arrays, world_
 from raysweep.belief.spec import BeliefSpec, GraphSpec
 from raysweep.belief.tokens import Tokens, open_tokens
 from raysweep.belief.wikidata import find_files, read_wikidata
+from raysweep.belief.wordlevel import tokenizer_file
 from raysweep.errors import DataError
 from raysweep.hashing import digest, file_digest
 from raysweep.world import WORLD_VERSION, WorldSpec, build_world
@@ -34,21 +35,25 @@ def resolve_graph(spec: GraphSpec, workspace: Workspace) -> GraphSpec:
     """Return *spec* with the digests of the files it names.
 
     Raises:
-        DataError: a file is missing; the message says where it belongs.
+        DataError: a file is missing; the message names all that are, the hint where they come from.
     """
     if spec.source == "world":
         return spec
-    files = find_files(wikidata_folder(spec, workspace))
-    tokenizer = ""
+    lost: list[DataError] = []
+    digests = {"digest": "", "tokenizer_digest": ""}
+    try:
+        files = find_files(wikidata_folder(spec, workspace))
+        digests["digest"] = digest([file_digest(f) for f in files])
+    except DataError as error:
+        lost.append(error)
     if spec.tokenizer != "words":
-        path = workspace.resolve(spec.tokenizer)
-        path = path / "tokenizer.json" if path.is_dir() else path
-        if not path.is_file():
-            raise DataError(
-                f"tokenizer '{path}' does not exist", hint="give 'words', or a tokenizer.json or its folder"
-            )
-        tokenizer = file_digest(path)
-    return spec.model_copy(update={"digest": digest([file_digest(f) for f in files]), "tokenizer_digest": tokenizer})
+        try:
+            digests["tokenizer_digest"] = file_digest(tokenizer_file(workspace.resolve(spec.tokenizer)))
+        except DataError as error:
+            lost.append(error)
+    if lost:
+        raise DataError("; ".join(e.message for e in lost), hint="; ".join(e.hint for e in lost))
+    return spec.model_copy(update=digests)
 
 
 def identity(spec: GraphSpec) -> dict[str, Any]:
@@ -63,6 +68,24 @@ def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
     """Return everything from graph to evaluation points depends on; ``spec.graph`` is resolved."""
     made_of = spec.model_dump(mode="json", exclude={"graph", "pretrain"})
     return {**made_of, "graph": identity(spec.graph), "version": GRAPH_VERSION, "points_version": POINTS_VERSION}
+
+
+def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
+    """Return everything that what is measured on a setting depends on, but for the model: :func:`belief_identity`, how many tokens
+    an answer may have, and how its model's training is logged.
+    """
+    recipe = spec.pretrain
+    log = {} if recipe is None else recipe.model_dump(mode="json", include={"seed", "evals", "eval_points"})
+    return {**belief_identity(spec), "max_object_tokens": spec.graph.max_object_tokens, "log": log}
+
+
+def without_places(spec: BeliefSpec) -> dict[str, Any]:
+    """Return *spec* as plain data that says nothing of where files lie (their digests do)."""
+    data = spec.model_dump(mode="json")
+    data["graph"]["path"] = ""
+    for part in filter(None, (data["graph"], data["pretrain"])):
+        part["tokenizer"] = "words" if part["tokenizer"] == "words" else "file"
+    return data
 
 
 def graph_request(spec: GraphSpec) -> ArtifactRequest:

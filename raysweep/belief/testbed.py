@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from raysweep.artifacts import ArtifactStore
-from raysweep.belief import pointfile, pretrain, wordlevel
-from raysweep.belief.asking import ask_points, sequence_loss, summary
+from raysweep.belief import pointfile, pretrain, traininglog, wordlevel
 from raysweep.belief.basis import Basis, build_basis
+from raysweep.belief.content import VERSION as CONTENT
+from raysweep.belief.content import documents_digest
 from raysweep.belief.corpus import Corpus
 from raysweep.belief.points import EvalPoint
-from raysweep.belief.pretrain import Pretrained, model_request
-from raysweep.belief.spec import BeliefSpec, PretrainSpec
-from raysweep.belief.store import belief_identity, open_graph, resolve_graph
-from raysweep.config.hparams import REMARKS
-from raysweep.config.load import read
-from raysweep.config.problems import from_validation
-from raysweep.errors import DataError, ProblemsError
-from raysweep.hashing import digest, file_digest
-from raysweep.seeds import derive
+from raysweep.belief.pretrain import Content, Measured, model_request
+from raysweep.belief.setting import read_setting, resolve
+from raysweep.belief.spec import BeliefSpec
+from raysweep.belief.store import belief_identity, measured_identity, open_graph
+from raysweep.belief.traininglog import REPLIES
+from raysweep.hashing import digest
 
 if TYPE_CHECKING:
     import torch
@@ -38,39 +36,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _TOLD = 100  # steps of pretraining between two lines of the log
+POINTS_VERSION = (
+    2  # of how points come from equal specs; part of their key (2: a fact that cannot be edited is replaced)
+)
+_SPARES = 10  # at least; else one in 20
 
 
-def read_setting(path: Path) -> BeliefSpec:
-    """Return the belief spec written in *path*; its remarks (``source``, ``notes``) are left out.
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The evaluation points of a setting.
 
-    Raises:
-        YamlError: the file is not well-formed.
-        DataError: it holds no mapping.
-        ProblemsError: every key that is wrong, with its place.
+    Attributes:
+        points: as many as were asked for, if there are that many facts.
+        spares: further ones, in order, for editors and tokenizers that refuse one of *points*.
+        passed_over: how many facts could not be edited, by reason.
+        relations: relations of the graph.
     """
-    source = read(path)
-    if not isinstance(source.tree, dict):
-        raise DataError(f"{path} holds no belief spec", hint="keys: " + ", ".join(BeliefSpec.model_fields))
-    tree = {key: value for key, value in source.tree.items() if key not in REMARKS}
-    try:
-        return BeliefSpec.model_validate(tree)
-    except ValidationError as error:
-        where = lambda at, key: source.key(at) if key else source.value(at)  # noqa: E731
-        raise ProblemsError(from_validation(error, BeliefSpec, "belief", where)) from error
 
-
-def resolve(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
-    """Return *spec* with the digests of the files it names.
-
-    Raises:
-        DataError: a file is missing; the message says where it belongs.
-    """
-    found = spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)})
-    recipe = found.pretrain
-    if recipe is None or recipe.tokenizer == "words":
-        return found
-    file = wordlevel.tokenizer_file(workspace.resolve(recipe.tokenizer))
-    return found.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
+    points: tuple[EvalPoint, ...]
+    spares: tuple[EvalPoint, ...]
+    passed_over: Mapping[str, int]
+    relations: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,31 +78,47 @@ class Testbed:
 
     @property
     def digest(self) -> str:
-        """16 hex digits over everything the points depend on; nothing is made for it."""
-        return digest(belief_identity(self.spec))
+        """16 hex digits over everything that what is measured depends on, but for the model; nothing is made for it."""
+        return digest(measured_identity(self.spec))
 
     @cached_property
     def basis(self) -> Basis:
         """Graph, generative model, corpus and agent."""
         return build_basis(self.spec, open_graph(self.spec.graph, self.workspace, log.info))
 
-    @cached_property
+    @property
     def points(self) -> tuple[EvalPoint, ...]:
         """The evaluation points."""
-        import torch
+        return self.drawn.points
 
+    @cached_property
+    def drawn(self) -> Drawn:
+        """The evaluation points with what is known about how they were drawn."""
         from raysweep.editors.base import ArtifactRequest
 
         def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
-            points = [p for p in self.basis.points() if _editable(p)]
-            text = "\n".join(pointfile.to_line(replace(p, id=i)) for i, p in enumerate(points))
-            return {"lines": torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())}, {}
+            size, counted = self.spec.points.size, Counter[str]()
+            spares = max(_SPARES, size // 20) if self.spec.points.editing else 0
+            points = list(self.basis.points(spares=spares, passed_over=counted))
+            count = min(size, sum(p.known for p in points)) + self.spec.points.novel
+            parts = {"points": points[:count], "spares": points[count:]}
+            tensors = {n: _bytes("\n".join(map(pointfile.to_line, own))) for n, own in parts.items()}
+            return tensors, {"passed_over": dict(counted), "relations": len(self.basis.graph.relations)}
 
         request = ArtifactRequest(
-            kind="belief_points", inputs=belief_identity(self.spec), builder="raysweep.belief.testbed:Testbed.points"
+            kind="belief_points", inputs=belief_identity(self.spec), builder="raysweep.belief.testbed:Testbed.drawn",
+            version=POINTS_VERSION,
+        )  # fmt: skip
+        found = self._store.get_or_build(request, build)
+        points, spares = (
+            tuple(map(pointfile.from_line, filter(None, found.tensors[n].numpy().tobytes().decode().split("\n"))))
+            for n in ("points", "spares")
         )
-        lines = self._store.get_or_build(request, build).tensors["lines"].numpy().tobytes().decode()
-        return tuple(map(pointfile.from_line, lines.split("\n")))
+        if len(points) < self.spec.points.size + self.spec.points.novel:
+            log.warning("points.size = %d, but there are %d to ask about", self.spec.points.size, len(points))
+        for reason, count in found.meta["passed_over"].items():
+            log.info("%d facts were passed over, as they cannot be edited: %s", count, reason)
+        return Drawn(points, spares, found.meta["passed_over"], int(found.meta["relations"]))
 
     @property
     def model_digest(self) -> str:
@@ -125,13 +127,34 @@ class Testbed:
 
     @property
     def model_request(self) -> ArtifactRequest:
-        """The request of that model."""
-        return model_request(self.spec)
+        """The request of that model: what it is trained on, by content, and how.
 
-    def model(self, told: Callable[[int, int], None] | None = None) -> Pretrained:
-        """Return the model that the setting trains, training it if nobody has; *told* hears of every step."""
+        Raises:
+            SpecError: the setting trains none.
+        """
+        return model_request(self.spec, Content("", "") if self.spec.pretrain is None else self.content)
+
+    @cached_property
+    def content(self) -> Content:
+        """Digests of the documents and of the tokenizer; the corpus is planned for it once and never written."""
+        from raysweep.editors.base import ArtifactRequest
+
+        def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
+            corpus = self.basis.corpus
+            words = wordlevel.words_of(corpus.model.graph)
+            return {}, {"documents": documents_digest(corpus), "words": digest(words)}
+
+        made_of = {k: v for k, v in belief_identity(self.spec).items() if k not in ("agent", "points")}
+        request = ArtifactRequest(
+            kind="belief_content", inputs=made_of, builder="raysweep.belief.testbed:Testbed.content", version=CONTENT
+        )
+        found = self._store.get_or_build(request, build).meta
         recipe = self.spec.pretrain
-        assert recipe is None or isinstance(recipe, PretrainSpec)
+        file = recipe.tokenizer_digest if recipe is not None and recipe.tokenizer != "words" else ""
+        return Content(str(found["documents"]), file or str(found["words"]))
+
+    def model(self, told: Callable[[int, int], None] | None = None) -> LanguageModel:
+        """Return the model that the setting trains, training it if nobody has; *told* hears of every step."""
 
         def progress(done: int, total: int) -> None:
             if told is not None:
@@ -142,34 +165,40 @@ class Testbed:
         return pretrain.pretrained(
             lambda: self.basis.corpus,
             self.spec,
+            self.content,
             self._store,
             tokenizer=self._tokenizer,
             evaluate=self.measure,
             progress=progress,
-        )
+        ).lm
 
     def training_log(self) -> tuple[Mapping[str, float], ...]:
-        """Return what was logged while the model was trained; nothing if it is not trained, or the setting trains none."""
-        if self.spec.pretrain is None:
-            return ()
-        found = self._store.get(self.model_request)
-        return tuple(found.meta["log"]) if found else ()
+        """Return the log of the model's training, measured against this setting's agent.
 
-    def measure(self, lm: LanguageModel) -> dict[str, float]:
-        """Return the numbers of a log row (§7.6) for *lm*, on ``eval_points`` points chosen by the recipe's seed (ruling F5)."""
-        recipe = self.spec.pretrain or PretrainSpec.model_construct()
-        rng = np.random.default_rng(derive(recipe.seed, "pretrain", "eval"))
-        chosen = [self.points[i] for i in rng.permutation(len(self.points))[: recipe.eval_points]]
-        names = frozenset(
-            n
-            for p in chosen
-            for n, q in p.questions.items()
-            if (q.scored and n != "paraphrase_case") or n == "A_sentence"
-        )
-        replies = ask_points(lm, chosen, new_tokens=self.spec.graph.max_object_tokens, names=names)
-        sentences = [p.sentences[rng.integers(len(p.sentences))] for p in chosen if p.sentences]
-        found = summary(chosen, replies, parity=self.spec.parity, batch=len(chosen))
-        return {"eval_loss": sequence_loss(lm, sentences), **found} if sentences else found
+        Nothing if the setting trains no model, or nobody has trained it with a log like this one (``evals``, ``eval_points`` and
+        what the questions depend on): the model is not trained again for a log.
+        """
+        recipe = self.spec.pretrain
+        if recipe is None:
+            return ()
+        found = pretrain.read_log(self._store, pretrain.log_request(self.spec, self.content))
+        if found is None:
+            log.warning(
+                "the model was trained with another log (pretrain.evals, pretrain.eval_points); there is none of this"
+            )
+            return ()
+        return tuple(traininglog.log_rows(found.rows, found.kept.get(REPLIES, ()), self._log_points, self.spec.parity))
+
+    def measure(self, lm: LanguageModel) -> Measured:
+        """Return what *lm*, in training, makes of the log's questions."""
+        recipe = self.spec.pretrain
+        assert recipe is not None
+        return traininglog.measure(lm, self._log_points, recipe, self.spec.graph.max_object_tokens)
+
+    @cached_property
+    def _log_points(self) -> list[EvalPoint]:
+        assert self.spec.pretrain is not None
+        return traininglog.log_points(self.basis, self.spec.pretrain)
 
     def _tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerFast:
         recipe = self.spec.pretrain
@@ -182,11 +211,11 @@ class Testbed:
         return ArtifactStore(self.workspace.artifacts)
 
 
-def _editable(point: EvalPoint) -> bool:
-    """Say whether editors can tell the subject in the prompt (a Wikidata name may hold a brace, or occur in the relation's)."""
-    subject, relation, _ = point.names
-    prompt = f"{subject} {relation}"
-    return prompt.count(subject) == 1 and not set(prompt) & set("{}")
+def _bytes(text: str) -> torch.Tensor:
+    """Return *text* as uint8 [bytes]."""
+    import torch
+
+    return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
 
 
 def model_digest(path: Path, workspace: Workspace) -> str:
@@ -198,6 +227,6 @@ def open_model(
     path: Path, workspace: Workspace, dtype: torch.dtype, told: Callable[[int, int], None] | None = None
 ) -> LanguageModel:
     """Return the model that the setting in *path* trains, trained if need be; for :mod:`raysweep.models.load`."""
-    lm = Testbed.open(path, workspace).model(told).lm
+    lm = Testbed.open(path, workspace).model(told)
     lm.module.to(dtype)
     return lm

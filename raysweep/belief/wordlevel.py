@@ -48,7 +48,11 @@ def tokenizer_file(path: Path) -> Path:
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise DataError(f"tokenizer '{file}' does not exist", hint="give 'words', or a tokenizer.json or its folder")
+        raise DataError(
+            f"tokenizer '{file}' does not exist",
+            hint=f"give 'words', or a tokenizer.json or its folder; the published one is mistralai/Mistral-7B-v0.1's "
+            f"tokenizer.json, from its hub page: put it at {file}",
+        )
     return file
 
 

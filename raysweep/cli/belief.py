@@ -5,26 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from raysweep.belief import pointfile
 from raysweep.belief.basis import Basis, build_basis
 from raysweep.belief.graph import KnowledgeGraph, describe, normalised
 from raysweep.belief.pairing import pair_graph
+from raysweep.belief.setting import open_setting
 from raysweep.belief.spec import BeliefSpec
-from raysweep.belief.store import graph_tokens, open_graph, resolve_graph
+from raysweep.belief.store import graph_tokens, open_graph
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
-from raysweep.config.load import parse_value, read
-from raysweep.config.places import KeyPath, Place, Source
-from raysweep.config.problems import from_validation
-from raysweep.errors import ProblemsError, SpecError
 from raysweep.workspace import Workspace
 
 app = typer.Typer(
@@ -37,7 +34,11 @@ app = typer.Typer(
 app.command("report")(report)
 
 FileArgument = Annotated[
-    str, typer.Argument(metavar="[FILE]", help="YAML with keys of the belief spec; none = its defaults.")
+    str,
+    typer.Argument(
+        metavar="[SETTING]",
+        help="A setting by name (`belief-small`) or file, with keys of the belief spec; none = their defaults.",
+    ),
 ]
 WikidataOption = Annotated[
     str, typer.Option("--wikidata", metavar="DIR", help="Folder of the Wikidata5m files; else the embedded world.")
@@ -51,7 +52,12 @@ SetOption = Annotated[
         show_default=False,
     ),
 ]
-OutOption = Annotated[Path, typer.Option("--out", metavar="FILE", help="JSON lines to write.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="JSON lines to write; else a file named after the setting, in this folder."
+    ),
+]
 
 
 @app.command("graph")
@@ -69,7 +75,7 @@ def graph(
 
     Example:
 
-        raysweep belief graph
+        raysweep belief graph belief-small
         raysweep belief graph --wikidata data/wikidata5m --set graph.read_n_facts=2e6 --csv matrices
     """
     spec, workspace = _spec(ctx, file, wikidata, set_ or ())
@@ -88,13 +94,18 @@ def graph(
 
 @app.command("corpus")
 def corpus(
-    ctx: typer.Context, out: OutOption, file: FileArgument = "", wikidata: WikidataOption = "", set_: SetOption = None
+    ctx: typer.Context,
+    file: FileArgument = "",
+    out: OutOption = None,
+    wikidata: WikidataOption = "",
+    set_: SetOption = None,
 ) -> None:
     """Write the documents a language model is trained on, and print the corpus' counts as JSON.
 
-    Example: `raysweep belief corpus --out corpus.jsonl --set corpus.true_false=true`
+    Example: `raysweep belief corpus belief-small --out corpus.jsonl --set corpus.num_atomic_facts=300`
     """
     basis = _basis(ctx, file, wikidata, set_ or ())
+    out = out or _beside(file, "corpus")
     with _open(out) as lines:
         for document in basis.corpus.documents():
             row = {"document": document.text, "num_sentences": document.sentences}
@@ -104,16 +115,24 @@ def corpus(
 
 @app.command("points")
 def points(
-    ctx: typer.Context, out: OutOption, file: FileArgument = "", wikidata: WikidataOption = "", set_: SetOption = None
+    ctx: typer.Context,
+    file: FileArgument = "",
+    out: OutOption = None,
+    wikidata: WikidataOption = "",
+    set_: SetOption = None,
 ) -> None:
     """Write evaluation points: questions, requested updates, and what the agent believes before and after them.
 
-    Example: `raysweep belief points --out points.jsonl --set points.size=100`
+    A fact that cannot be edited is passed over and the next one takes its place; how many there were is printed, by reason.
+
+    Example: `raysweep belief points belief-small --out points.jsonl --set points.size=100`
     """
     basis = _basis(ctx, file, wikidata, set_ or ())
+    out = out or _beside(file, "points")
     counts = {"points": 0, "novel": 0, "with_downstream": 0, "downstream_answer_changes": 0, "reinforcing": 0}
+    passed_over: Counter[str] = Counter()
     with _open(out) as lines:
-        for point in basis.points():
+        for point in basis.points(passed_over=passed_over):
             lines.write(pointfile.to_line(point) + "\n")
             counts["points"] += 1
             counts["novel"] += not point.known
@@ -121,7 +140,13 @@ def points(
                 counts["with_downstream"] += point.flags.diff_r_is_dependent_rel
                 counts["downstream_answer_changes"] += point.flags.downstream_answer_changes
                 counts["reinforcing"] += point.flags.new_fact_reinforces
-    print(json.dumps({"file": str(out), **counts}, indent=1))
+    asked = basis.spec.points.size + basis.spec.points.novel
+    print(json.dumps({"file": str(out), "asked": asked, **counts, "passed_over": dict(passed_over)}, indent=1))
+
+
+def _beside(file: str, what: str) -> Path:
+    """Return the file in the current folder that a command writes without ``--out``."""
+    return Path(f"{Path(file).stem or 'belief'}-{what}.jsonl")
 
 
 def _report(line: str) -> None:
@@ -143,44 +168,13 @@ def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) ->
 
 
 def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> tuple[BeliefSpec, Workspace]:
-    """Return the spec as written, with ``--wikidata`` and ``--set`` laid over the file and its files found."""
+    """Return the spec as written, with ``--wikidata`` and ``--set`` laid over the file and the graph's files found."""
     workspace = (ctx.find_object(Options) or Options()).workspace
-    source = read(workspace.resolve(file)) if file else Source()
-    if source.tree is not None and not isinstance(source.tree, dict):
-        raise SpecError(f"{source.file} holds no mapping", hint="keys: " + ", ".join(BeliefSpec.model_fields))
-    tree: dict[str, Any] = dict(source.tree or {})
-    written: dict[KeyPath, Place] = {}
     if wikidata:
-        sets = ("graph.source=wikidata5m", f"graph.path={json.dumps(wikidata)}", *sets)
-    for text in sets:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise SpecError(
-                f"--set {text}: an override is written key=value", hint="for example --set graph.relations=8"
-            )
-        path = tuple(key.strip().split("."))
-        here = tree
-        for part in path[:-1]:
-            below = here.get(part)
-            here[part] = dict(below) if isinstance(below, dict) else {}
-            here = here[part]
-        here[path[-1]] = _whole(parse_value(value, f"--set {text}"))
-        written[path] = Place(f"--set {text}")
-
-    def locate(path: KeyPath, key: bool) -> Place:
-        near = next((written[path[:end]] for end in range(len(path), 0, -1) if path[:end] in written), None)
-        return near or (source.key(path) if key else source.value(path))
-
-    try:
-        spec = BeliefSpec.model_validate(tree)
-    except ValidationError as error:
-        raise ProblemsError(from_validation(error, BeliefSpec, "belief", locate)) from error
-    return spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)}), workspace
-
-
-def _whole(value: Any) -> Any:
-    """Return a float that is a whole number, such as ``2e6``, as an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+        folder = Path(wikidata).expanduser()
+        where = folder.absolute() if folder.is_dir() else workspace.resolve(wikidata)
+        sets = ("graph.source=wikidata5m", f"graph.path={json.dumps(str(where))}", *sets)
+    return open_setting(file, sets, workspace), workspace
 
 
 def _print_graph(told: Mapping[str, Any], found: KnowledgeGraph) -> None:

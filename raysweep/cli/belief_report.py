@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from raysweep.belief import notebook
 from raysweep.belief import report as belief
 from raysweep.belief.report import Row
 from raysweep.cli import belief_plots as plots
@@ -23,7 +26,8 @@ from raysweep.results.tables import Sweep, open_sweep
 from raysweep.summarize import Estimate
 
 _ENDINGS = {Format.CSV: "csv", Format.MARKDOWN: "md", Format.LATEX: "tex"}
-_PRINTED = ("pretrained_model_answers", "main_table", "downstream_answers", "lifelong")
+_PRINTED = ("pretrained_model_answers", "main_table", "downstream_answers", "lifelong", "points")
+_OURS = ("downstream_answers", "lifelong", "points", "prob_delta")
 
 
 def command(
@@ -32,8 +36,15 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write; else report/ in the sweep's results.")
     ] = None,
+    published: Annotated[
+        bool,
+        typer.Option("--published/--no-published", help="Also write the files that the published notebook opens."),
+    ] = True,
 ) -> None:
     """Write every table and figure of a belief sweep from its Arrow tables, and print the main ones.
+
+    CSV tables have the published columns. Below published/ lie, run by run, the files of the published code under their names
+    (outputs/editing_stats_….csv, training_logs/log_….csv and others), as its own notebook opens them.
 
     Example: `raysweep belief report belief_demo --out report`
     """
@@ -44,7 +55,8 @@ def command(
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         for how, ending in _ENDINGS.items():
-            (folder / f"{name}.{ending}").write_text(render(rows, how, title=name) + "\n", encoding="utf-8")
+            text = _csv(name, rows) if how is Format.CSV else render(rows, how, title=name)
+            (folder / f"{name}.{ending}").write_text(text + "\n", encoding="utf-8")
     figures = draw(found, tables, folder)
     (folder / "report.md").write_text(markdown(found.name, tables, figures), encoding="utf-8")
     (folder / "report.html").write_text(page(found.name, tables, figures), encoding="utf-8")
@@ -53,7 +65,52 @@ def command(
             print(render([_means(row) for row in tables[name]], Format.TABLE, title=name), end="\n\n")
     for label, state in beliefs.states(found).items():
         print(f"note: {label}: {state}")
+    written = write_published(found, folder / "published") if published else 0
     print(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
+    if written:
+        print(f"{written} files as published: {folder / 'published'}")
+
+
+def _csv(name: str, rows: Sequence[Row]) -> str:
+    """Return *rows* as CSV; columns of the published tables and of the training log have their published names, case and all."""
+    rows = belief.published(name, rows)
+    head, newline, rest = render(rows, Format.CSV).partition("\n")
+    if name in _OURS:
+        return head + newline + rest
+    cased = {key.lower(): key for key in rows[0] if key.isidentifier()}
+    (cells,) = csv.reader([head])
+    names = [next((key + cell[len(key) :] for low, key in cased.items() if _is_of(cell, low)), cell) for cell in cells]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue() + newline + rest
+
+
+def _is_of(cell: str, column: str) -> bool:
+    """Say whether a cell of a head is *column* or one of its parts (``_se``, ``_n``)."""
+    return cell == column or cell.startswith(f"{column}_")
+
+
+def write_published(sweep: Sweep, folder: Path) -> int:
+    """Write the files of the published code below *folder*, a folder per run; return how many."""
+    runs, count = beliefs.read_runs(sweep), 0
+    for run in runs:
+        alone = sum(other.arm == run.arm for other in runs) == 1
+        below = folder / (run.arm if alone else f"{run.arm}-{run.key}")
+        name = notebook.experiment(run.spec, run.model, run.relations)
+        for file in notebook.files(name, run.spec, run.points, run.steps, run.scoring, run.log):
+            path = below / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", encoding="utf-8", newline="") as lines:
+                writer = csv.DictWriter(lines, file.columns, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows({name: _defined(cell) for name, cell in row.items()} for row in file.rows)
+            count += 1
+    return count
+
+
+def _defined(cell: object) -> object:
+    """Return *cell*, or nothing where it is undefined."""
+    return "" if cell is None or (isinstance(cell, float) and not math.isfinite(cell)) else cell
 
 
 def _means(row: Row) -> Row:
@@ -77,6 +134,7 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
         tables["prob_delta"] = belief.histogram(belief.probability_deltas(arms[0].points))
     if stages:
         tables["lifelong"] = belief.lifelong_rows(stages)
+    tables["points"] = beliefs.read_choice(sweep)
     for number, log in enumerate(beliefs.read_training(sweep).values()):
         names = list(dict.fromkeys(name for row in log for name in row))
         tables[f"training{number or ''}"] = [{name: row.get(name) for name in names} for row in log]

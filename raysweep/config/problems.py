@@ -65,8 +65,14 @@ def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what
     own = kind == "value_error"
     found = "" if own else f", got {details[0]['input']!r}"
     code = ProtocolError.code if own and "rounds" in said else SpecError.code
-    blamed = path or tuple(f for f in fields_at(spec, ()) if said.startswith(f"{f} "))[:1]
+    blamed = path or _first_named(spec, said)
     return problem(locate(blamed, False), f"{what}: {f'{dotted}: ' if dotted else ''}{said}{found}", code=code)
+
+
+def _first_named(spec: type[BaseModel], said: str) -> KeyPath:
+    """Return the key that a complaint about the whole of *spec* begins with (``rounds must …``, ``graph.path: …``), or ()."""
+    path = tuple(said.partition(" ")[0].rstrip(",:").split("."))
+    return path if all(part in fields_at(spec, path[:end]) for end, part in enumerate(path)) else ()
 
 
 def _sentence(detail: ErrorDetails) -> str:

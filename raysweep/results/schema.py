@@ -215,7 +215,7 @@ BELIEFS = TableSchema(
 )  # fmt: skip
 
 POINTS = TableSchema(
-    "points", 1, "One evaluation point of a trial of a belief study.", PointRow,
+    "points", 2, "One evaluation point of a trial of a belief study.", PointRow,
     (
         _KEY,
         Column("record_id", pa.string(), "", "the record"),
@@ -228,6 +228,11 @@ POINTS = TableSchema(
         Column("has_relevant_property", pa.bool_(), "", "whether the subject also has the upstream relation"),
         Column("downstream_answer_changes", pa.bool_(), "", "whether the update changes the agent's answer downstream"),
         Column("point", pa.string(), "JSON", "the whole point, a line of points/2 (raysweep/belief/pointfile.py)"),
+        Column("replaces", pa.string(), "", "the record in whose place this one came", "null = this one was planned"),
+        Column("refusal", pa.string(), "", "why that record could not be edited", "null = this one was planned"),
+        Column("testbed", pa.string(), "JSON",
+               "the setting (spec), how many facts were passed over since they cannot be edited (passed_over), number of relations",
+               "null = written before these columns"),
     ),
     ("edit_step", "record_id"),
 )  # fmt: skip
@@ -247,7 +252,16 @@ TRAINING = TableSchema(
 TABLES: tuple[TableSchema, ...] = (PROBES, STATS, TIMING, BELIEFS, POINTS, TRAINING, TRIALS)
 
 # (table, version) → how to bring a table of that version to the next one; each comes with a golden file.
-UPGRADES: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {}
+UPGRADES: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {
+    ("points", 1): lambda table: _with_nulls(table, "replaces", "refusal", "testbed"),
+}
+
+
+def _with_nulls(table: pa.Table, *names: str) -> pa.Table:
+    """Return *table* with text columns that hold nothing yet."""
+    for name in names:
+        table = table.append_column(name, pa.nulls(len(table), pa.string()))
+    return table
 
 
 def version_of(schema: pa.Schema, table: TableSchema, where: str) -> int:

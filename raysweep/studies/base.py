@@ -72,6 +72,7 @@ class Deps:
         kept: proposals that other trials share, for the same editors; None = nobody shares any.
         observe: called at each round with the model as it is measured and the step; None = nobody looks.
         open_testbed: returns the belief testbed that a spec's records come from.
+        chosen: the records of the trial in its order, where a study has chosen them; None = those of its dataset.
     """
 
     load_model: Callable[[ModelSpec], LanguageModel]
@@ -83,6 +84,7 @@ class Deps:
     kept: Kept | None = None
     observe: Callable[[LanguageModel, int], None] | None = None
     open_testbed: Callable[[DataSpec], Testbed] = field(default=_no_testbed)
+    chosen: Sequence[EditRecord] | None = None
 
 
 class MemberError(Exception):

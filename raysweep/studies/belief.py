@@ -6,31 +6,29 @@ agent does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import __version__
-from raysweep.belief.asking import Reply, Select, ask_points
-from raysweep.belief.pointfile import to_line
-from raysweep.belief.points import EvalPoint, Question
+from raysweep.belief.asking import Select, ask_points
 from raysweep.belief.revision import expectations, revised, revisions
-from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import ProtocolSpec, TrialSpec
-from raysweep.data.belief import record_id
 from raysweep.editors.base import Stepwise
-from raysweep.errors import Problem
+from raysweep.errors import Problem, RecordError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
-from raysweep.rows import BeliefRow, EvalRound, PointRow, ProbeRow, Snapshot, StatRow, TimingRow, TrainingRow
+from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
+from raysweep.studies.asker import Asker
 from raysweep.studies.base import Deps, Progress
-from raysweep.studies.lifelong import Lifelong, ordered, probe_rows
+from raysweep.studies.lifelong import Lifelong, probe_rows
 from raysweep.summarize import summary
 
 if TYPE_CHECKING:
     import torch
 
+    from raysweep.belief.agent import Agent
     from raysweep.editors import build
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
@@ -52,24 +50,27 @@ class BeliefLifelong:
         return [*Lifelong().check(trial, available), *_no_points(trial)]
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
-        """Run *trial*, or go on from *resume*."""
-        asker = _Asker.open(trial, deps)
-        agents = list(revisions(asker.testbed.basis.agent, asker.points, asker.testbed.spec.points.target))
-        objects = asker.testbed.basis.graph.objects
+        """Run *trial*, or go on from *resume*.
 
-        def observe(lm: LanguageModel, step: int) -> None:
-            everything = step == 0 or trial.protocol.scope == "all"
-            own = range(asker.size if everything else step)
-            told = [revised(asker.points[i], agents[step], objects) for i in own]
-            points = [
-                replace(asker.points[i], questions=questions) for i, (questions, _) in zip(own, told, strict=True)
-            ]
-            replies = ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch)
-            for i, point, said, (_, expected) in zip(own, points, replies, told, strict=True):
-                asker.note(i, point.questions, said, expected, step=step, inner=int(i < step), last=i < step)
-
-        for found in Lifelong().execute(trial, replace(deps, observe=observe), resume):
-            yield asker.joined(found)
+        Where the editor refuses a record, another takes its place, and the run goes on from the last round that had a snapshot.
+        """
+        asker = Asker.open(trial, deps, resume)
+        if resume is None:
+            asker.check(deps.load_model(trial.model))
+        done, came = (-1 if resume is None else resume.step), list[EvalRound]()
+        while True:
+            run = _OneModel(trial, deps, asker, done)
+            try:
+                for found in Lifelong().execute(trial, run.watched(), resume):
+                    if found.step > done:
+                        done, resume = found.step, _on_cpu(found.snapshot) or resume
+                        yield asker.joined(found, came)
+                        came = []
+                return
+            except RecordError as error:
+                for position in run.refused(error):
+                    asker.replace(position, error.message)
+                    came += run.asked_before(position)
 
 
 class Belief:
@@ -99,7 +100,9 @@ class Belief:
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
         """Run *trial*, or go on from *resume*; between two points the model is pristine."""
-        run = _Apart(trial, deps, _Asker.open(trial, deps))
+        run = _Apart(trial, deps, Asker.open(trial, deps, resume))
+        if resume is None:
+            run.asker.check(deps.load_model(trial.model))
         seen: list[ProbeRow] = []
         done = 0
         if resume is not None:
@@ -126,6 +129,13 @@ class Belief:
             yield run.asker.joined(found)
 
 
+def _on_cpu(snapshot: Snapshot | None) -> Snapshot | None:
+    """Return *snapshot* with its tensors where they take no memory of the accelerator."""
+    if snapshot is None:
+        return None
+    return replace(snapshot, tensors={name: tensor.detach().cpu() for name, tensor in snapshot.tensors.items()})
+
+
 def _no_points(trial: TrialSpec) -> list[Problem]:
     if trial.data.name == "belief":
         return []
@@ -134,101 +144,68 @@ def _no_points(trial: TrialSpec) -> list[Problem]:
 
 
 @dataclass(slots=True)
-class _Asker:
-    """The points of a trial in its order, and what was answered since the last round."""
+class _OneModel:
+    """A stretch of a lifelong run: what is asked at its rounds, beside the agent given all edits so far.
+
+    Attributes:
+        trial, deps: of the run.
+        asker: its points, as they are now.
+        done: the last step that was measured already.
+        begun: where the last edit that was begun stands; −1 = none was.
+    """
 
     trial: TrialSpec
-    testbed: Testbed
-    records: Sequence[EditRecord]
-    points: Sequence[EvalPoint]
-    rows: list[BeliefRow] = field(default_factory=list)
+    deps: Deps
+    asker: Asker
+    done: int
+    begun: int = -1
 
-    @classmethod
-    def open(cls, trial: TrialSpec, deps: Deps) -> _Asker:
-        testbed = deps.open_testbed(trial.data)
-        by_record = {record_id(point): point for point in testbed.points}
-        records = ordered(trial, deps)
-        return cls(trial, testbed, records, [by_record[record.id] for record in records])
+    def watched(self) -> Deps:
+        """Return the effects of the run, with the asker's records, and with somebody who looks at each round."""
+        asker = self.asker
+        agents = list(
+            revisions(asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target)
+        )
 
-    @property
-    def size(self) -> int:
-        return self.trial.protocol.rounds[-1] or len(self.records)
+        def observe(lm: LanguageModel, step: int) -> None:
+            if step > self.done:
+                everything = step == 0 or self.trial.protocol.scope == "all"
+                self._ask(lm, range(asker.size if everything else step), agents[step], step)
 
-    @property
-    def new_tokens(self) -> int:
-        return self.testbed.spec.graph.max_object_tokens
+        def progress(progress: Progress) -> None:
+            if progress.doing == "edit":
+                self.begun = progress.done
+            self.deps.progress(progress)
 
-    @property
-    def batch(self) -> int:
-        return self.trial.protocol.eval_batch
+        return replace(self.deps, observe=observe, progress=progress, chosen=tuple(asker.records))
 
-    def note(
-        self,
-        position: int,
-        questions: Mapping[str, Question],
-        replies: Mapping[str, Reply],
-        expected: Mapping[str, float],
-        *,
-        step: int,
-        inner: int,
-        last: bool,
-    ) -> None:
-        """Keep the replies about one point."""
-        self.rows += [
-            BeliefRow(
-                trial_key=self.trial.key,
-                step=step,
-                record_id=self.records[position].id,
-                edit_step=position + 1,
-                inner_step=inner,
-                last_step=last,
-                question=name,
-                target=questions[name].target,
-                probability=reply.probability,
-                expected=expected.get(name),
-                correct=reply.correct,
-                exact=reply.exact,
-                output=reply.output,
-            )
-            for name, reply in replies.items()
+    def _ask(self, lm: LanguageModel, positions: Sequence[int], agent: Agent, step: int) -> None:
+        asker, objects = self.asker, self.asker.testbed.basis.graph.objects
+        told = [revised(asker.points[i], agent, objects) for i in positions]
+        points = [
+            replace(asker.points[i], questions=questions) for i, (questions, _) in zip(positions, told, strict=True)
         ]
+        replies = ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch)
+        for i, point, said, (_, expected) in zip(positions, points, replies, told, strict=True):
+            asker.note(i, point.questions, said, expected, step=step, inner=int(i < step), last=i < step)
 
-    def joined(self, found: EvalRound) -> EvalRound:
-        """Return *found* with the answers since the last round; the first one also has the points and the model's log."""
-        rows, self.rows = self.rows, []
-        first = found.step == self.trial.protocol.rounds[0]
-        return replace(
-            found,
-            beliefs=tuple(rows),
-            points=self._points() if first else (),
-            training=self._training() if first else (),
-        )
+    def refused(self, error: RecordError) -> list[int]:
+        """Return where the records stand that the editor refuses: the one it was given, or those of the batch that *error* names.
 
-    def _points(self) -> tuple[PointRow, ...]:
-        return tuple(
-            PointRow(
-                trial_key=self.trial.key,
-                record_id=self.records[i].id,
-                edit_step=i + 1,
-                subject=point.names[0],
-                relation=point.names[1],
-                object=point.names[2],
-                requested=self.records[i].target,
-                reinforces=bool(point.request and point.request.reinforces),
-                has_relevant_property=point.has_relevant_property,
-                downstream_answer_changes=bool(point.flags and point.flags.downstream_answer_changes),
-                point=to_line(point),
-            )
-            for i, point in enumerate(self.points[: self.size])
-        )
+        Raises:
+            RecordError: it is not about a record that was to be edited.
+        """
+        batch = range(self.begun, self.begun + self.trial.protocol.batch_size) if self.begun >= 0 else range(0)
+        named = [i for i in batch if len(batch) == 1 or self.asker.records[i].id in error.message]
+        if not named:
+            raise error
+        return named
 
-    def _training(self) -> tuple[TrainingRow, ...]:
-        if self.testbed.spec.pretrain is None or self.trial.model.digest != self.testbed.model_digest:
-            return ()
-        return tuple(
-            TrainingRow(trial_key=self.trial.key, row=i, n_tokens=int(row["n_tokens"]), name=name, value=float(value))
-            for i, row in enumerate(self.testbed.training_log())
-            for name, value in row.items()
+    def asked_before(self, position: int) -> list[EvalRound]:
+        """Return what the pristine model makes of the point that is new at *position*, if round 0 is asked for."""
+        agent = self.asker.testbed.basis.agent
+        return pristine_round(
+            self.trial, self.deps, self.asker, [position], lambda lm: self._ask(lm, [position], agent, 0)
         )
 
 
@@ -238,33 +215,64 @@ class _Apart:
 
     trial: TrialSpec
     deps: Deps
-    asker: _Asker
+    asker: Asker
 
     def pristine(self) -> EvalRound:
         """Ask the pristine model everything."""
-        size = self.asker.size
+        (found,) = self._before(range(self.asker.size))
+        return self.asker.joined(found)
 
-        def observe(lm: LanguageModel, step: int) -> None:
-            self._ask(lm, range(size), "pre", 0, False, None)
-
-        found = self._alone(self.asker.records[:size], 0, observe)
-        return self.asker.joined(replace(found, snapshot=None))
+    def _before(self, positions: Sequence[int]) -> list[EvalRound]:
+        """Return what the pristine model makes of the points at *positions*, if round 0 is asked for."""
+        return pristine_round(
+            self.trial, self.deps, self.asker, positions, lambda lm: self._ask(lm, positions, "pre", 0, False, None)
+        )
 
     def edited(self, positions: range) -> list[EvalRound]:
         """Edit and ask the points at *positions*."""
         editor = build.build_editor(self.trial.editor)
         if isinstance(editor, Stepwise):
             starts = range(positions.start, positions.stop, editor.at_once)
-            return [self._together(editor, range(s, min(s + editor.at_once, positions.stop))) for s in starts]
-        parts = []
-        for i in positions:
-            self.deps.progress(Progress(i, self.trial.protocol.rounds[-1], "edit"))
+            groups = [range(s, min(s + editor.at_once, positions.stop)) for s in starts]
+            return [part for group in groups for part in self._tried(group, lambda own: self._together(editor, own))]
+        return [part for i in positions for part in self._tried(range(i, i + 1), self._one)]
 
-            def observe(lm: LanguageModel, step: int, i: int = i) -> None:
-                self._ask(lm, [i], "target", 1, True, None)
+    def _tried(self, positions: range, edit: Callable[[range], EvalRound]) -> list[EvalRound]:
+        """Return what *edit* makes of the points at *positions*; those that the editor refuses are replaced before."""
+        before: dict[int, list[EvalRound]] = {}
+        while True:
+            noted = len(self.asker.rows)
+            try:
+                return [*(part for parts in before.values() for part in parts), edit(positions)]
+            except RecordError:
+                del self.asker.rows[noted:]
+                refused = [(i, why) for i in positions if (why := self._refusal(range(i, i + 1), edit))]
+                if not refused:
+                    raise
+                for i, why in refused:
+                    self.asker.replace(i, why)
+                    before[i] = self._before([i])
 
-            parts.append(_moved(self._alone(self.asker.records[i : i + 1], 1, observe), i + 1))
-        return parts
+    def _refusal(self, position: range, edit: Callable[[range], EvalRound]) -> str:
+        """Return why the editor refuses the one point at *position*, or nothing."""
+        noted = len(self.asker.rows)
+        try:
+            edit(position)
+        except RecordError as error:
+            return error.message
+        finally:
+            del self.asker.rows[noted:]
+        return ""
+
+    def _one(self, position: range) -> EvalRound:
+        """Edit and ask the one point at *position* by the lifelong loop."""
+        i = position.start
+        self.deps.progress(Progress(i, self.trial.protocol.rounds[-1], "edit"))
+
+        def observe(lm: LanguageModel, step: int) -> None:
+            self._ask(lm, [i], "target", 1, True, None)
+
+        return _moved(_alone(self.trial, self.deps, self.asker.records[i : i + 1], 1, observe), i + 1)
 
     def _together(self, editor: Stepwise, positions: range) -> EvalRound:
         """Edit the points at *positions* at once, each apart, and ask along the way."""
@@ -317,34 +325,49 @@ class _Apart:
             step = i + 1 if inner else 0
             asker.note(i, point.questions, said, expectations(point, state), step=step, inner=inner, last=last)
 
-    def _alone(
-        self, records: Sequence[EditRecord], step: int, observe: Callable[[LanguageModel, int], None]
-    ) -> EvalRound:
-        """Return the round at *step* (0 or 1) of a lifelong run of *records* alone."""
-        trial, deps = self.trial, self.deps
-        protocol = trial.protocol.model_dump() | {"rounds": (step,), "immediate": False}
-        own = trial.model_copy(
-            update={
-                "protocol": ProtocolSpec.model_validate(protocol),
-                "data": trial.data.model_copy(update={"order": "file", "size": len(records), "skip": 0}),
-            }
-        )
-        own_deps = replace(
-            deps,
-            open_dataset=lambda spec: records if spec == own.data else deps.open_dataset(spec),
-            progress=lambda progress: None,
-            spread=None,
-            kept=None,
-            observe=observe,
-        )
-        (found,) = Lifelong().execute(own, own_deps, None)
-        key = trial.key
-        return replace(
-            found,
-            rows=tuple(replace(r, trial_key=key) for r in found.rows),
-            stats=tuple(replace(r, trial_key=key) for r in found.stats),
-            timing=tuple(replace(r, trial_key=key) for r in found.timing),
-        )
+
+def pristine_round(
+    trial: TrialSpec, deps: Deps, asker: Asker, positions: Sequence[int], ask: Callable[[LanguageModel], None]
+) -> list[EvalRound]:
+    """Return the rows at step 0 of the points at *positions*, which *ask* asks of the pristine model; none without round 0."""
+    if 0 not in trial.protocol.rounds:
+        return []
+    found = _alone(trial, deps, [asker.records[i] for i in positions], 0, lambda lm, step: ask(lm))
+    rows = tuple(replace(row, edit_step=positions[row.edit_step - 1] + 1) for row in found.rows)
+    return [replace(found, rows=rows, snapshot=None)]
+
+
+def _alone(
+    trial: TrialSpec,
+    deps: Deps,
+    records: Sequence[EditRecord],
+    step: int,
+    observe: Callable[[LanguageModel, int], None],
+) -> EvalRound:
+    """Return the round at *step* (0 or 1) of a lifelong run of *records* alone."""
+    protocol = trial.protocol.model_dump() | {"rounds": (step,), "immediate": False}
+    own = trial.model_copy(
+        update={
+            "protocol": ProtocolSpec.model_validate(protocol),
+            "data": trial.data.model_copy(update={"order": "file", "size": len(records), "skip": 0}),
+        }
+    )
+    own_deps = replace(
+        deps,
+        open_dataset=lambda spec: records if spec == own.data else deps.open_dataset(spec),
+        progress=lambda progress: None,
+        spread=None,
+        kept=None,
+        observe=observe,
+    )
+    (found,) = Lifelong().execute(own, own_deps, None)
+    key = trial.key
+    return replace(
+        found,
+        rows=tuple(replace(r, trial_key=key) for r in found.rows),
+        stats=tuple(replace(r, trial_key=key) for r in found.stats),
+        timing=tuple(replace(r, trial_key=key) for r in found.timing),
+    )
 
 
 def _moved(found: EvalRound, step: int) -> EvalRound:

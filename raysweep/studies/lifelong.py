@@ -468,6 +468,8 @@ def probe_rows(
 
 def ordered(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
     """Return the records of *trial* in its order."""
+    if deps.chosen is not None:
+        return deps.chosen
     records = tuple(deps.open_dataset(trial.data))
     return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records
 

@@ -110,18 +110,87 @@ def test_corpus_and_points_from_a_file(root: Path, capsys: pytest.CaptureFixture
         (["corpus", "--out", "x", "--set", "corpus.negations=true"], ["need true_false: true"]),
         (["corpus", "--out", "x", "--set", "corpus.num_atomic_facts=9999"], ["the graph has 1310 facts", "E-BELIEF"]),
         (["corpus", "--out", "x", "--set", "agent.prior=0"], ["agent.prior: should be greater than 0, got 0"]),
-        (["graph", "no.yaml"], ["no.yaml  cannot be read", "E-YAML"]),
+        (["graph", "no.yaml"], ["no.yaml  cannot be read", "E-YAML", "known: belief-100k"]),
+        (["graph", "belief-smal"], ["there is no belief setting 'belief-smal'", "did you mean: belief-small"]),
+        (["points", "belief-small", "--set", "points.sise=3"], ["--set points.sise=3", "did you mean: size"]),
+        (["graph", "bad.yaml"], ["bad.yaml:3:", "graph.min_relations", "no effect on the embedded world"]),
+        (["graph", "stated.yaml"], ["stated.yaml:1:9", "graph.digest is taken of the file that is there"]),
+        (["graph", "--set", "graph.relations=8"], ["--set graph.relations=8", "no effect on the embedded world"]),
         (["graph", "list.yaml"], ["list.yaml holds no mapping"]),
     ],
 )
 def test_bad_input(argv: list[str], messages: list[str], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "list.yaml").write_text("- 1\n")
+    (root / "bad.yaml").write_text("graph:\n  source: world\n  min_relations: 3\n")
+    (root / "stated.yaml").write_text("graph: {digest: abc, source: wikidata5m}\n")
     assert main(["belief", *argv]) == 2
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     for message in messages:
         assert message in captured.err
     assert not (root / "x").exists()
+
+
+SETTINGS = sorted((ROOT / "hparams/belief").glob("*.yaml"))
+TINY = ["--set", "corpus.num_atomic_facts=60", "--set", "points.size=8"]
+
+
+@pytest.mark.parametrize("by_name", [True, False], ids=["name", "path"])
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("command", ["graph", "corpus", "points"])
+def test_every_command_takes_every_shipped_setting(
+    command: str,
+    setting: Path,
+    by_name: bool,
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kind: what travels with the package is accepted by name and by path, or the error says what to fetch, and where for."""
+    monkeypatch.chdir(root)
+    argv = ["belief", command, setting.stem if by_name else f"hparams/belief/{setting.name}", *TINY]
+    if "source: wikidata5m" in setting.read_text():
+        assert main(argv) == 2
+        said = capsys.readouterr().err.replace("\n", " ")
+        at = next(i for i, line in enumerate(setting.read_text().splitlines(), 1) if "source: wikidata5m" in line)
+        assert f"{setting.name}:{at}:" in said
+        assert "raysweep data fetch wikidata5m" in said
+        assert ("mistralai/Mistral-7B-v0.1's tokenizer.json" in said) == ("models/mistral-7b" in setting.read_text())
+        assert "E-DATA" in said
+        assert not list(root.glob("*.jsonl"))
+        write_wikidata(root / "files", SyntheticSpec(subjects=120, arrows=5))
+        argv += ["--wikidata", "files", "--set", "graph.min_cooccurrences=5", "--set", "graph.tokenizer=words"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    if command == "graph":
+        assert "arrows" in out
+        return
+    told = json.loads(out)
+    assert told["file"] == f"{setting.stem}-{command}.jsonl"
+    lines = (root / told["file"]).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == told["num_documents" if command == "corpus" else "points"] > 0
+    if command == "points":
+        assert (told["asked"], told["points"], told["passed_over"]) == (8, 8, {})
+
+
+def test_a_path_counts_from_the_current_folder_then_from_the_workspace(
+    root: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    for folder, facts in ((root, 40), (elsewhere, 80)):
+        (folder / "mine.yaml").write_text(f"source: me\nnotes: none\ncorpus: {{num_atomic_facts: {facts}}}\n")
+    counts = []
+    for _ in range(2):
+        assert main(["belief", "corpus", "mine.yaml", "--out", str(root / "c.jsonl")]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["num_true_atomic_facts"])
+        (elsewhere / "mine.yaml").unlink(missing_ok=True)
+    assert counts[0] >= 80 > counts[1] >= 40
+    write_wikidata(elsewhere / "files", SyntheticSpec(subjects=60))
+    assert main(["belief", "graph", "--wikidata", "files", *SMALL]) == 0
 
 
 # ------------------------------------------------------------------------------------------------- the artifact

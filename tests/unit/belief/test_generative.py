@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 
-from raysweep.belief.generative import Distributions, GenerativeModel, build_generative
+from raysweep.belief.generative import (
+    Distributions,
+    GenerativeModel,
+    build_generative,
+    least_counts,
+    least_percent,
+)
 from raysweep.belief.graph import KnowledgeGraph, world_graph
 from raysweep.belief.pairing import Arrows, pair_graph
 from raysweep.belief.parity import ParitySpec
@@ -90,6 +98,42 @@ def test_conditionals_are_raised_to_the_least_probability(small: KnowledgeGraph)
     }  # exactly 4, whatever .8/.2 is in binary
     assert conditional(build(small), "a") == {"x": 2, "y": 0}  # 1: all mass
     assert conditional(build(small, ParitySpec(mgtp1_additive=True)), "a") == {"x": 3, "y": 1}
+
+
+@pytest.mark.parametrize("least", [0.55, 0.8, 0.9, *(n / 100 for n in range(1, 100, 7))])
+def test_counts_are_rounded_up_exactly_or_as_published(least: float) -> None:
+    """B12, the kind: whatever ``min_true_prob`` asks for is exact, or what the published binary formulas give."""
+    rest = np.arange(200)
+    share = Fraction(repr(least))
+    assert least_percent(least, published=True) == int(np.ceil(least * 100))
+    assert least_percent(least, published=False) == math.ceil(100 * share)
+    assert (least_counts(rest, least, published=True) == np.ceil(rest * least / (1 - least))).all()
+    exact = [math.ceil(int(n) * share / (1 - share)) for n in rest]
+    assert least_counts(rest, least, published=False).tolist() == exact
+
+
+@pytest.mark.parametrize(
+    ("least", "percent", "rest", "counts"),
+    [
+        (0.55, (55, 56), 9, (11, 12)),
+        (0.8, (80, 80), 1, (4, 5)),
+        (0.9, (90, 90), 1, (9, 10)),
+        (0.6, (60, 60), 2, (3, 3)),
+    ],
+)
+def test_published_rounding_by_hand(least: float, percent: tuple[int, int], rest: int, counts: tuple[int, int]) -> None:
+    for published in (False, True):
+        assert least_percent(least, published=published) == percent[published]
+        assert least_counts(np.array([rest]), least, published=published).tolist() == [counts[published]]
+
+
+def test_published_rounding_reaches_the_distributions(small: KnowledgeGraph) -> None:
+    parity = ParitySpec(float_ceil=True)
+    assert conditional(build(small, parity, min_true_prob=0.8), "a") == {"x": 5, "y": 1}
+    assert conditional(build(small, parity, min_true_prob=0.9), "b") == {"y": 10, "z": 1}
+    made = world_graph(build_world())
+    assert build(made, parity, min_true_prob=0.55).percent.min() == 56
+    assert build(made, min_true_prob=0.55).percent.min() == 55
 
 
 @pytest.mark.parametrize("least", [0.3, 0.55, 0.57, 0.6, 0.8, 0.95, 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from raysweep.belief.points import (
     WATCHED,
     EvalPoint,
     build_points,
+    refusal,
 )
 from raysweep.belief.spec import PointSpec
 from raysweep.belief.statements import read_label
@@ -328,8 +330,52 @@ def test_two_other_subjects_may_serve() -> None:
     found = points(small, size=6)
     assert not any(p.flags.using_diff_s_with_both_r_s for p in found)  # type: ignore[union-attr]
     alone = corpus(generative(graph_from_names([*facts, ("p", "w", "f")]), min_true_prob=1.0), num_atomic_facts=7)
-    with pytest.raises(BeliefError, match="no other subject has relation 'w'"):
-        points(alone, size=7)
+    counted: Counter[str] = Counter()
+    kept = list(build_points(alone, agent_of(alone), PointSpec(size=7), 0, passed_over=counted))
+    assert ("p", "w", "f") not in {p.names for p in kept}
+    assert set(counted) == {"no other subject has relation 'w'"}
+    assert 0 < len(kept) == 7 - counted.total()
+
+
+def test_a_fact_that_cannot_be_edited_is_replaced_and_counted() -> None:
+    """The kind: as many points as were asked for, the same ones but for those passed over, whatever the reason."""
+    rows = [(f"s{i} n", r, o) for i in range(12) for r, o in (("up", f"a{i % 3}"), ("down", f"b{i % 3}"))]
+    whole = corpus(generative(graph_from_names(rows), min_true_prob=1.0), num_atomic_facts=24)
+    wanted = list(build_points(whole, agent_of(whole), PointSpec(size=8), 0))
+    assert len(wanted) == 8
+    bad = {"s1 n": "s{1} n", "s2 n": "up", "s3 n": "u"}  # a brace; a relation's name; a letter of one
+    for old, new in bad.items():
+        renamed = corpus(
+            generative(graph_from_names([(new if s == old else s, r, o) for s, r, o in rows]), min_true_prob=1.0),
+            num_atomic_facts=24,
+        )
+        counted: Counter[str] = Counter()
+        made = list(build_points(renamed, agent_of(renamed), PointSpec(size=20), 0, spares=9, passed_over=counted))
+        assert [p.id for p in made] == list(range(len(made)))
+        assert sum(counted.values()) + len(made) == 24
+        assert counted, new
+        assert all(refusal(p) == "" for p in made)
+        assert made == list(build_points(renamed, agent_of(renamed), PointSpec(size=20), 0, spares=9))
+        same = [p for p in list(build_points(whole, agent_of(whole), PointSpec(size=24), 0)) if p.names[0] != old]
+        kept = {(p.names, p.request.object if p.request else -1) for p in same}
+        assert sum((p.names, p.request.object if p.request else -1) in kept for p in made) >= len(made) - 1
+
+
+def test_novel_points_are_replaced_too() -> None:
+    rows = [(f"s{i} n{i % 7}", r, o) for i in range(12) for r, o in (("up n3", f"a{i % 3}"), ("down", f"b{i % 3}"))]
+    made = corpus(generative(graph_from_names(rows), min_true_prob=1.0), num_atomic_facts=24)
+    counted: Counter[str] = Counter()
+    found = list(build_points(made, agent_of(made), PointSpec(size=4, novel=6), 0, passed_over=counted))
+    assert [p.known for p in found] == [True] * 4 + [False] * 6
+    assert len({p.names[0] for p in found if not p.known}) == 6
+
+
+def test_where_nothing_can_be_edited_that_is_said() -> None:
+    rows = [(f"{{s{i}}}", r, o) for i in range(4) for r, o in (("up", f"a{i % 3}"), ("down", f"b{i % 3}"))]
+    none = corpus(generative(graph_from_names(rows), min_true_prob=1.0), num_atomic_facts=8)
+    with pytest.raises(BeliefError, match="no fact of the training subjects can be edited: the prompt holds a brace"):
+        points(none)
+    assert len(points(none, editing=False)) == 8
 
 
 def test_subjects_need_two_facts_for_editing() -> None:

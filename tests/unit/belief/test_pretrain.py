@@ -20,6 +20,7 @@ from raysweep.models.load import load
 from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 
+CONTENT = pretrain.Content("documents", "words")
 TINY = ShapeSpec(hidden=16, mlp=24, heads=2, layers=1, positions=128)
 
 
@@ -134,7 +135,7 @@ def test_rows_are_filled_in_order():
 def test_a_resumed_run_is_the_straight_run_bit_for_bit(made: Corpus, tmp_path: Path, optimiser: str):
     spec = recipe(optimiser=optimiser, accumulation=2, bucketed=True)
     straight = trainer(made, spec)
-    losses = lambda: {"eval_loss": 1.5}  # noqa: E731
+    losses = lambda: {"eval_loss": 1.5, "replies": torch.arange(6.0).reshape(3, 2)}  # noqa: E731
     list(straight.run(evaluate=losses))
     assert straight.done
     assert len(straight.counters.log) == 2
@@ -150,6 +151,9 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(made: Corpus, tmp_path: P
     second = Trainer.resume(fresh.module, fresh.encoded, spec, fresh.special, *saved)
     list(second.run(evaluate=losses))
     assert second.counters == straight.counters
+    assert "replies" not in second.counters.log[0]
+    assert [t.tolist() for t in second.kept["replies"]] == [t.tolist() for t in straight.kept["replies"]]
+    assert len(second.kept["replies"]) == 2
     one, two = straight.snapshot()[0], second.snapshot()[0]
     assert one.keys() == two.keys()
     assert all(torch.equal(one[n], two[n]) for n in one)
@@ -210,6 +214,7 @@ def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_pat
         return pretrain.pretrained(
             lambda: made,
             BeliefSpec(pretrain=spec),
+            CONTENT,
             store,
             tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
             **options,
@@ -219,15 +224,63 @@ def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_pat
     assert torch.equal(torch.random.get_rng_state(), before)
     assert seen == list(range(1, max(seen) + 1))
     assert one.log == two.log
-    assert one.lm.digest == two.lm.digest == store.folder(pretrain.model_request(BeliefSpec(pretrain=spec))).name
+    assert (
+        one.lm.digest == two.lm.digest == store.folder(pretrain.model_request(BeliefSpec(pretrain=spec), CONTENT)).name
+    )
     assert not list((tmp_path / "artifacts").rglob("*.training*"))
     other = train(recipe(evals=1, seed=1))
     assert other.lm.digest != one.lm.digest
     with pytest.raises(SpecError, match="trains no model"):
-        pretrain.model_request(BeliefSpec())
+        pretrain.model_request(BeliefSpec(), CONTENT)
     pretrain.write_folder(one.lm, tmp_path / "folder")
     loaded = load(ModelSpec(name="made", path=str(tmp_path / "folder")), Workspace(tmp_path))
     text = next(iter(made.documents())).text
     assert loaded.tokenizer(text)["input_ids"] == one.lm.tokenizer(text)["input_ids"]
     ids = torch.tensor([one.lm.tokenizer(text)["input_ids"]])
     assert torch.equal(loaded.module(input_ids=ids).logits, two.lm.module(input_ids=ids).logits)
+
+
+def test_a_model_is_not_trained_again_for_another_log(made: Corpus, tmp_path: Path):
+    """The kind: what changes no weight trains no model; the log that nobody made is absent, never another one's."""
+    store = ArtifactStore(tmp_path / "artifacts")
+    asked: list[int] = []
+
+    def train(spec: PretrainSpec) -> pretrain.Pretrained:
+        steps: list[int] = []
+        found = pretrain.pretrained(
+            lambda: made,
+            BeliefSpec(pretrain=spec),
+            CONTENT,
+            store,
+            tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
+            evaluate=lambda lm: {"eval_loss": 1.0, "replies": torch.ones(3, 2)},
+            progress=lambda done, _: steps.append(done),
+        )
+        asked.append(len(steps))
+        return found
+
+    first = train(recipe(evals=2))
+    often, more, none = train(recipe(evals=1)), train(recipe(evals=2, eval_points=5)), train(recipe(evals=0))
+    again = train(recipe(evals=2))
+    assert asked[0] > 0
+    assert asked[1:] == [0, 0, 0, 0]
+    assert {m.lm.digest for m in (often, more, none, again)} == {first.lm.digest}
+    assert often.log is more.log is none.log is None
+    assert first.log is not None
+    assert again.log is not None
+    assert len(again.log.rows) == len(again.log.kept["replies"]) == 2
+    assert again.log.rows == first.log.rows
+
+
+def test_documents_longer_than_the_model_reads_are_refused(made: Corpus, tmp_path: Path):
+    short = TINY.model_copy(update={"positions": 8})
+    with pytest.raises(
+        SpecError, match=r"a document has \d+ tokens with begin and end, but pretrain.model.positions = 8"
+    ):
+        pretrain.pretrained(
+            lambda: made,
+            BeliefSpec(pretrain=recipe(model=short)),
+            CONTENT,
+            ArtifactStore(tmp_path),
+            tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
+        )

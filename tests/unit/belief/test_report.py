@@ -11,25 +11,30 @@ import pytest
 
 from raysweep.belief import report
 from raysweep.belief.agent import Agent
-from raysweep.belief.asking import Reply
+from raysweep.belief.asking import Reply, scorings
 from raysweep.belief.evidence import Evidence, Triple
+from raysweep.belief.parity import ParitySpec
 from raysweep.belief.pointfile import from_line, to_line
 from raysweep.belief.points import OBJECTS, WATCHED, EvalPoint
 from raysweep.cli import belief_plots
+from raysweep.cli.belief_report import tables_of
 from raysweep.cli.main import main
 from raysweep.cli.render import Format, render
 from raysweep.config.plan import PlannedTrial
+from raysweep.config.schema import TrialSpec
 from raysweep.results.beliefs import read_arms, read_stages, read_training
 from raysweep.results.runner import run_trial
+from raysweep.results.schema import POINTS, upgrade
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
+from raysweep.studies.lifelong import ordered
 from raysweep.summarize import Estimate
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_points import agent_of, points
 from tests.unit.belief.test_scores import replies
-from tests.unit.studies.test_belief import SETTING, trial
+from tests.unit.studies.test_belief import SETTING, refuse, trial
 
 PUBLISHED = {
     "pretrained_model_performance", "edit_types", "prob_delta", "all_data_results", "table_counterfactual_editing_results",
@@ -223,3 +228,117 @@ def test_arms_are_named_by_the_plan_and_unfinished_ones_say_so(workspace: Worksp
     assert [(arm.name, len(arm.points), arm.state) for arm in arms] == [
         ("a lr=1", 4, "running at 0"), ("a lr=2", 4, "running at 0"), ("b", 4, "running at 0"),
     ]  # fmt: skip
+
+
+SWITCHES = {"mult_label_prob": ("and",), "labels_of_first_point": ("TF", "and", "or")}
+
+
+@pytest.fixture(scope="module")
+def switched(workspace: Workspace) -> dict[str, Sweep]:
+    """The sweep of one arm, as corrected and with each of the published ways of scoring; all of one model, trained once."""
+    found = {}
+    for name in ("", *SWITCHES):
+        parity = f"parity: {{{name}: true}}\n" if name else ""
+        (workspace.root / "hparams/belief/tiny.yaml").write_text(SETTING + parity)
+        job = PlannedTrial("lora", {}, trial(workspace, "lora", rounds=(0, 4)))
+        job = replace(job, trial=_in_one_batch(job.trial))
+        store = ResultStore(workspace.results(name or "plain"))
+        assert [r.error for r in run_trial(job, make_deps(workspace), store)][-1] == ""
+        store.write_plan({"sweep": name or "plain", "trials": [{"key": job.key}]}, "")
+        found[name] = Sweep(store)
+    (workspace.root / "hparams/belief/tiny.yaml").write_text(SETTING)
+    return found
+
+
+def differ(one: report.Cell, two: report.Cell) -> bool:
+    """Say whether two cells differ by more than rounding."""
+    if isinstance(one, Estimate) and isinstance(two, Estimate):
+        return one.mean != pytest.approx(two.mean, abs=1e-9)
+    return one != two
+
+
+def _in_one_batch(spec: TrialSpec) -> TrialSpec:
+    return spec.model_copy(update={"protocol": spec.protocol.model_copy(update={"eval_batch": 8})})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_way_of_scoring_reaches_every_table_and_trains_no_model(
+    name: str, switched: dict[str, Sweep], workspace: Workspace
+) -> None:
+    """The kind: a switch changes the report as it says, and nothing else; what it does not reach stays as it was."""
+    assert len(list((workspace.artifacts / "belief_model").iterdir())) == 1
+    plain, published = (tables_of(switched[n]) for n in ("", name))
+    columns = SWITCHES[name]
+    for table in ("main_table", "all_data_results", "table_all_editing_downstream_implications_results"):
+        moved = set[str]()
+        for a, b in zip(plain[table], published[table], strict=True):
+            moved |= {key for key in a if differ(a[key], b[key])}
+        assert moved, table
+        assert moved <= set(columns), table
+    one, two = (t["pretrained_model_performance"][0] for t in (plain, published))
+    assert {k for k in one if differ(one[k], two[k])} <= {"TF_coherence", "multiplication", "disjunction"}
+    assert one["multiplication"] != two["multiplication"]
+    assert plain["pretrained_model_answers"] == published["pretrained_model_answers"]
+    (first,), (second,) = (read_training(switched[n]).values() for n in ("", name))
+    moved = {key for a, b in zip(first, second, strict=True) for key in a if a[key] != b[key]}
+    assert moved == ({"multiplication_loss"} if name == "mult_label_prob" else set())
+
+
+def test_lifelong_tables_are_scored_as_the_setting_says(workspace: Workspace) -> None:
+    (stage, *_) = [s for s in read_stages(Sweep(ResultStore(workspace.results("tiny")))) if s.step == 4]
+    parity = ParitySpec(mult_label_prob=True, labels_of_first_point=True)
+    ours, theirs = (
+        report.lifelong_rows([replace(stage, scoring=scorings(stage.points, p, 4))])[0] for p in (ParitySpec(), parity)
+    )
+    assert {key for key in ours if differ(ours[key], theirs[key])} == {"TF", "and", "or"}
+
+
+def test_the_published_files_lie_in_a_folder_per_run(
+    switched: dict[str, Sweep], workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--root", str(workspace.root), "belief", "report", "plain", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    assert "files as published" in capsys.readouterr().out
+    files = {str(p.relative_to(tmp_path / "published")) for p in (tmp_path / "published").rglob("*.csv")}
+    run = "tiny_clm_60-facts_15-rels_tb-6.0e+03_bs-16_mgtp-0.8_s-1_b-2_c-5_TF-a-o-n_ho-1_he-0_sd0"
+    assert files == {
+        f"lora/outputs/editing_stats_{run}.csv", f"lora/outputs/editing_summary_{run}.csv",
+        f"lora/outputs/eval_stats_{run}.csv", f"lora/outputs/eval_summary_{run}.csv", f"lora/training_logs/log_{run}.csv",
+    }  # fmt: skip
+    with (tmp_path / "published/lora/outputs" / f"editing_stats_{run}.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(r["step"], r["last_step"]) for r in rows[:3]] == [("0", ""), ("2", "False"), ("4", "True")]
+    assert len(rows) == 4 * 3
+    with (tmp_path / "main_table.csv").open() as lines:
+        table = list(csv.DictReader(lines))
+    assert {"condition", "same_s_diff_r_acc", "same_s_same_r_coherence", "TF_coherence", "TF_coherence_se"} <= table[
+        0
+    ].keys()
+    with (tmp_path / "training.csv").open() as lines:
+        assert {"n_tokens", "LR", "A_TF_case_acc", "TF_coherence_loss"} <= next(csv.DictReader(lines)).keys()
+    assert main([*argv[:-1], str(tmp_path / "other"), "--no-published"]) == 0
+    assert not (tmp_path / "other/published").exists()
+
+
+def test_points_that_took_anothers_place_are_counted(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = trial(workspace, "ft", rounds=(0, 4))
+    job = PlannedTrial("ft", {}, own)
+    planned = [r.id for r in ordered(own, make_deps(workspace))]
+    refuse(monkeypatch, {planned[1]})
+    store = ResultStore(workspace.results("refused"))
+    assert [r.error for r in run_trial(job, make_deps(workspace), store)][-1] == ""
+    store.write_plan({"sweep": "refused", "trials": [{"key": job.key}]}, "")
+    (row,) = tables_of(Sweep(store))["points"]
+    assert (row["arm"], row["points"], row["passed over"], row["replaced"]) == ("ft", 4, 0, 1)
+    assert f"{planned[1]}: not this one (1)" in str(row["why"])
+    (arm,) = read_arms(Sweep(store))
+    assert len(arm.points) == 4
+
+
+def test_points_without_their_setting_are_scored_as_corrected(switched: dict[str, Sweep]) -> None:
+    """Results of points/1 are read: they do not say what they come from."""
+    table = switched["labels_of_first_point"].points()
+    old = table.drop_columns(["replaces", "refusal", "testbed"])
+    again = upgrade(old, POINTS, 1)
+    assert again.schema == POINTS.arrow
+    assert again["testbed"].null_count == len(again)

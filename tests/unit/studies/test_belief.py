@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +15,16 @@ from raysweep.belief.points import MODAL, REQUESTED, SAME_OTHER, SAME_SAME
 from raysweep.belief.revision import revisions
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.data.belief import Belief as BeliefData
-from raysweep.data.belief import open_testbed, record_of
+from raysweep.data.belief import open_testbed, record_id, record_of
+from raysweep.editors import ft, lora
 from raysweep.editors.build import build_editor
-from raysweep.errors import DataError, ModelError, ProblemsError
-from raysweep.models import catalogue
+from raysweep.errors import DataError, ModelError, ProblemsError, RecordError
+from raysweep.models import catalogue, tokens
 from raysweep.models.load import load
-from raysweep.records import ProbeKind
+from raysweep.records import EditRecord, ProbeKind
 from raysweep.rows import BeliefRow, EvalRound
 from raysweep.seeds import derive
+from raysweep.studies import asker
 from raysweep.studies.base import Deps
 from raysweep.studies.belief import Belief, BeliefLifelong
 from raysweep.studies.lifelong import Lifelong
@@ -260,3 +263,106 @@ def test_the_published_loss_is_divided_by_prompt_and_target(workspace: Workspace
             len(lm.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (record.prompt, record.target)
         )
         assert theirs * (prompt + target) == pytest.approx(ours * target, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------ records that cannot be edited
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, refused: set[str]) -> None:
+    """Let every editor of these tests refuse some records, as one may that needs what they do not bring."""
+
+    def choosy(records: Sequence[EditRecord]) -> None:
+        for record in records:
+            if record.id in refused:
+                raise RecordError(f"{record.id}: not this one")
+
+    def edit(self, lm, batch, state, *, artifacts, rng, plain=ft.FineTune.edit):  # type: ignore[no-untyped-def]
+        choosy(batch)
+        return plain(self, lm, batch, state, artifacts=artifacts, rng=rng)
+
+    def along(self, lm, records, *, seeds, plain=lora.Lora.along):  # type: ignore[no-untyped-def]
+        choosy(records)
+        return plain(self, lm, records, seeds=seeds)
+
+    monkeypatch.setattr(ft.FineTune, "edit", edit)
+    monkeypatch.setattr(lora.Lora, "along", along)
+
+
+@pytest.mark.parametrize(
+    ("editor", "study", "batch"),
+    [("ft", "belief", 1), ("lora", "belief", 1), ("ft", "belief_lifelong", 1), ("ft", "belief_lifelong", 2)],
+)
+def test_as_many_points_are_edited_as_planned(
+    editor: str, study: str, batch: int, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind: the planned number of edits is the number made, whoever refuses whatever; the same each time, also resumed."""
+    own, have = trial(workspace, editor, rounds=(0, 2, 6), study=study), deps(workspace)
+    own = own.model_copy(update={"protocol": own.protocol.model_copy(update={"batch_size": batch})})
+    run = {"belief": Belief, "belief_lifelong": BeliefLifelong}[study]()
+    plain = list(run.execute(own, have, None))
+    planned = [row.record_id for row in plain[0].points]
+    spares = open_testbed(own.data, workspace).drawn.spares
+    refused = {planned[0], planned[3], record_id(spares[1])}
+    refuse(monkeypatch, refused)
+    found = list(run.execute(own, have, None))
+    assert [r.step for r in found] == [0, 2, 6]
+    assert [row.record_id for row in found[0].points] == planned
+    new = [row for r in found[1:] for row in r.points]
+    assert [(row.replaces, row.record_id) for row in new] == [
+        (planned[0], record_id(spares[0])),
+        (planned[3], record_id(spares[2])),
+    ]
+    assert all("not this one" in str(row.refusal) for row in new)
+    edited = {row.edit_step: row.record_id for row in beliefs(found) if row.last_step and row.step}
+    wanted = [record_id(spares[0]), planned[1], planned[2], record_id(spares[2]), *planned[4:]]
+    assert [edited[i] for i in range(1, 7)] == wanted
+    pristine = {(row.edit_step, row.record_id) for row in beliefs(found) if row.step == 0}
+    assert pristine >= {(i + 1, record) for i, record in enumerate(wanted)}
+    probed = {(row.edit_step, row.record_id) for r in found for row in r.rows if row.step == 0}
+    assert probed >= {(i + 1, record) for i, record in enumerate(wanted)}
+    answered = {(row.edit_step, row.record_id) for r in found for row in r.rows if row.step == (6 if batch else 0)}
+    assert {record for _, record in answered} <= set(wanted)
+    resumed = list(run.execute(own, have, found[1].snapshot))
+    assert beliefs(resumed) == list(found[2].beliefs)
+    assert same(facts(resumed), facts(found[2:]))
+    assert [r.points for r in resumed] == [found[2].points]
+
+
+def test_one_refusal_moves_no_other_point(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, have = trial(workspace, "ft"), deps(workspace)
+    plain = list(Belief().execute(own, have, None))
+    refuse(monkeypatch, {plain[0].points[1].record_id})
+    found = list(Belief().execute(own, have, None))
+    rows = [[b for b in beliefs(r) if b.edit_step != 2] for r in (plain, found)]
+    assert rows[0] == rows[1]
+
+
+def test_where_no_other_point_is_left_that_is_said(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, have = trial(workspace, "ft"), deps(workspace)
+    testbed = open_testbed(own.data, workspace)
+    refuse(monkeypatch, {record_id(p) for p in (*testbed.points, *testbed.drawn.spares)})
+    for run in (Belief(), BeliefLifelong()):
+        with pytest.raises(RecordError, match=r"11 points of .*tiny.yaml cannot be edited, .*not this one"):
+            list(run.execute(own, have, None))
+
+
+def test_answers_without_a_token_are_replaced_before_any_work(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, have = trial(workspace, "ft"), deps(workspace)
+    planned = [row.record_id for row in next(iter(Belief().execute(own, have, None))).points]
+    plain = asker._unanswerable
+    monkeypatch.setattr(
+        asker, "_unanswerable", lambda lm, p: "no token" if record_id(p) == planned[2] else plain(lm, p)
+    )
+    first = next(iter(Belief().execute(own, have, None)))
+    new = {row.edit_step: row for row in first.points if row.replaces}
+    assert {i: row.replaces for i, row in new.items()} == {3: planned[2]}
+    assert {row.record_id for row in first.beliefs} == {row.record_id for row in first.points}
+    lm = have.load_model(own.model)
+    point = open_testbed(own.data, workspace).points[0]
+    blank = replace(point.questions["new_fact_case"], target="\u200b\u200b")
+    assert not plain(lm, point)
+    assert "no token" in plain(lm, replace(point, questions={**point.questions, "new_fact_case": blank})) or (
+        tokens.bare(lm, "\u200b\u200b") != []
+    )

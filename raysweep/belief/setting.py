@@ -1,0 +1,150 @@
+"""Settings of the belief testbed as files, ``hparams/belief/<name>.yaml``: found by name or path, read, laid over, resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raysweep.belief import wordlevel
+from raysweep.belief.spec import BeliefSpec
+from raysweep.belief.store import resolve_graph
+from raysweep.config.hparams import REMARKS
+from raysweep.config.load import parse_value, read
+from raysweep.config.places import KeyPath, Place, Source
+from raysweep.config.problems import from_error, from_validation, problem
+from raysweep.errors import DataError, Problem, ProblemsError, SpecError, YamlError, nearest
+from raysweep.hashing import file_digest
+from raysweep.workspace import Workspace
+
+FOLDER = "belief"  # below hparams/
+_FILLED_IN: tuple[KeyPath, ...] = (
+    ("graph", "digest"),
+    ("graph", "tokenizer_digest"),
+    ("pretrain", "tokenizer_digest"),
+)
+
+
+def find_setting(text: str, workspace: Workspace) -> Path:
+    """Return the file of the setting *text*: a name, or a path (from the current folder, else the workspace, else the package).
+
+    Raises:
+        DataError: there is no setting of that name; the hint names the nearest ones.
+        YamlError: there is no such file.
+    """
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path.absolute()
+    known = workspace.hparams(FOLDER)
+    found = workspace.find(*path.parts) if path.parts else None
+    if found is not None and found.is_file():
+        return found
+    if text in known:
+        return known[text]
+    hint = f"{nearest(path.stem, known)}; or a YAML file"
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise YamlError(f"{text}  cannot be read: there is no such file", hint=hint)
+    raise DataError(f"there is no belief setting '{text}'", hint=hint)
+
+
+def read_setting(path: Path | None, overrides: Sequence[str] = ()) -> BeliefSpec:
+    """Return the belief spec written in *path* (None = the defaults) without its remarks, with *overrides* laid over it.
+
+    Args:
+        path: a YAML file; its keys ``source`` and ``notes`` are left out.
+        overrides: ``key=value`` with dotted keys, as after ``--set``.
+
+    Raises:
+        YamlError: the file is not well-formed.
+        DataError: it holds no mapping.
+        SpecError: an override is not written ``key=value``.
+        ProblemsError: every key that is wrong, with its place.
+    """
+    return _spec_of(_source(path, overrides))
+
+
+def open_setting(text: str, overrides: Sequence[str], workspace: Workspace) -> BeliefSpec:
+    """Return the spec of the setting *text* (empty = the defaults) with *overrides* laid over it and its graph's files found.
+
+    Raises:
+        as :func:`find_setting` and :func:`read_setting`.
+        ProblemsError: a file of the graph is missing; with the place where the setting asks for it.
+    """
+    source = _source(find_setting(text, workspace) if text else None, overrides)
+    spec = _spec_of(source)
+    try:
+        return spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)})
+    except DataError as error:
+        raise ProblemsError([from_error(error, source.value(("graph", "source")))]) from error
+
+
+def _source(path: Path | None, overrides: Sequence[str]) -> Source:
+    source = Source(tree={}) if path is None else read(path)
+    if not isinstance(source.tree, dict):
+        raise DataError(f"{source.file} holds no mapping", hint="keys: " + ", ".join(BeliefSpec.model_fields))
+    for text in overrides:
+        source = _laid_over(source, text)
+    return source
+
+
+def _spec_of(source: Source) -> BeliefSpec:
+    tree = {key: value for key, value in source.tree.items() if key not in REMARKS}
+    locate = lambda at, key: source.key(at) if key else source.value(at)  # noqa: E731
+    problems = _filled_in(tree, source)
+    try:
+        spec = BeliefSpec.model_validate(tree)
+    except ValidationError as error:
+        raise ProblemsError([*problems, *from_validation(error, BeliefSpec, "belief", locate)]) from error
+    if problems:
+        raise ProblemsError(problems)
+    return spec
+
+
+def resolve(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
+    """Return *spec* with the digests of the files it names.
+
+    Raises:
+        DataError: a file is missing; the message says where it belongs.
+    """
+    found = spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)})
+    recipe = found.pretrain
+    if recipe is None or recipe.tokenizer == "words":
+        return found
+    file = wordlevel.tokenizer_file(workspace.resolve(recipe.tokenizer))
+    return found.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
+
+
+def _laid_over(source: Source, text: str) -> Source:
+    """Return *source* with the override *text* on top."""
+    key, equals, written = text.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise SpecError(f"--set {text}: an override is written key=value", hint="for example --set graph.relations=8")
+    place = f"--set {text}"
+    return source.replaced(path, _with(source.tree, path, _whole(parse_value(written, place))), Place(place), text)
+
+
+def _with(tree: Any, path: Sequence[str], value: Any) -> Any:
+    """Return *tree* with *value* at *path*; mappings that are not there are made."""
+    if not path:
+        return value
+    here: Mapping[str, Any] = tree if isinstance(tree, dict) else {}
+    return {**here, path[0]: _with(here.get(path[0]), path[1:], value)}
+
+
+def _whole(value: Any) -> Any:
+    """Return a float that is a whole number, such as ``2e6``, as an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _filled_in(tree: Mapping[str, Any], source: Source) -> list[Problem]:
+    """Return a complaint for each digest that the file states: it is taken of what is there."""
+    found = []
+    for path in _FILLED_IN:
+        above = tree.get(str(path[0]))
+        if isinstance(above, dict) and above.get(path[1]):
+            said = f"belief: {path[0]}.{path[1]} is taken of the file that is there; it cannot be set"
+            found.append(problem(source.key(path), said, "leave it out"))
+    return found
