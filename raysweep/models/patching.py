@@ -157,5 +157,5 @@ class Ledger:
         """
         tensors = {name: [self.lm.weight(name)] for name in self.master}
         tensors |= {name: list(self.lm.part(name).parameters()) for name in self.replaced}
-        counts = {n: sum(int(t.numel() - t.isfinite().sum()) for t in own) for n, own in tensors.items()}
-        return {name: count for name, count in counts.items() if count}
+        masks = {n: [mask for t in own if not (mask := t.isfinite()).all()] for n, own in tensors.items()}
+        return {n: sum(int(mask.numel() - mask.sum()) for mask in own) for n, own in masks.items() if own}
