@@ -17,7 +17,7 @@ from raysweep.belief import pointfile, pretrain, traininglog, wordlevel
 from raysweep.belief.basis import Basis, build_basis
 from raysweep.belief.content import VERSION as CONTENT
 from raysweep.belief.content import documents_digest
-from raysweep.belief.corpus import Corpus
+from raysweep.belief.graph import KnowledgeGraph
 from raysweep.belief.points import EvalPoint
 from raysweep.belief.pretrain import Content, Measured, model_request
 from raysweep.belief.setting import read_setting, resolve
@@ -79,7 +79,7 @@ class Testbed:
     @property
     def digest(self) -> str:
         """16 hex digits over everything that what is measured depends on, but for the model; nothing is made for it."""
-        return digest(measured_identity(self.spec))
+        return digest({**measured_identity(self.spec), "points_version": POINTS_VERSION})
 
     @cached_property
     def basis(self) -> Basis:
@@ -167,7 +167,7 @@ class Testbed:
             self.spec,
             self.content,
             self._store,
-            tokenizer=self._tokenizer,
+            tokenizer=lambda corpus: self.tokenizer(corpus.model.graph),
             evaluate=self.measure,
             progress=progress,
         ).lm
@@ -200,10 +200,11 @@ class Testbed:
         assert self.spec.pretrain is not None
         return traininglog.log_points(self.basis, self.spec.pretrain)
 
-    def _tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerFast:
+    def tokenizer(self, graph: KnowledgeGraph) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of the model that the setting trains on what is written about *graph*."""
         recipe = self.spec.pretrain
         if recipe is None or recipe.tokenizer == "words":
-            return wordlevel.word_tokenizer(corpus.model.graph)
+            return wordlevel.word_tokenizer(graph)
         return wordlevel.file_tokenizer(self.workspace.resolve(recipe.tokenizer))
 
     @property

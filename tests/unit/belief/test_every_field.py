@@ -238,7 +238,7 @@ class Made:
         spec = self.bed.spec.pretrain
         assert spec is not None
         corpus = self.bed.basis.corpus
-        tokenizer = self.bed._tokenizer(corpus)
+        tokenizer = self.bed.tokenizer(self.bed.basis.graph)
         special = pretrain.Special.of(tokenizer)
         config = pretrain.config_of(spec.model, len(tokenizer), special)
         torch.set_num_threads(1)
