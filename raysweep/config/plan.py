@@ -18,7 +18,7 @@ from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, S
 from raysweep.config.space import Domain, Grid, ValuePath
 from raysweep.errors import Problem, ProblemsError, nearest
 from raysweep.hashing import digest
-from raysweep.lazy import lazy
+from raysweep.measures import DERIVED, VIEWS
 from raysweep.registry import Registry
 from raysweep.seeds import derive
 from raysweep.workspace import Workspace
@@ -247,8 +247,7 @@ def _check_path(
 
 def _check_metric(sweep: SweepSpec) -> list[Problem]:
     """Return what is wrong with ``search.metric``: it must be one of the values a round's summary has."""
-    views = (*lazy("raysweep.summarize").VIEWS, "avg", "geo", "ppl_median", "ppl_expmean")
-    known = [f"{phase}/{view}" for phase in ("retained", "immediate") for view in views]
+    known = [f"{phase}/{view}" for phase in ("retained", "immediate") for view in (*VIEWS, *DERIVED)]
     metric = sweep.search.metric
     if metric in known:
         return []

@@ -26,16 +26,17 @@ from raysweep.rows import BeliefRow, EvalRound, PointRow, ProbeRow, Snapshot, St
 from raysweep.seeds import derive
 from raysweep.studies.base import Deps, Progress
 from raysweep.studies.lifelong import Lifelong, ordered, probe_rows
-from raysweep.summarize import summary
 
 if TYPE_CHECKING:
     import torch
 
+    from raysweep import summarize
     from raysweep.editors import build
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
 else:
     torch, build, scoring = lazy("torch"), lazy("raysweep.editors.build"), lazy("raysweep.evals.scoring")
+    summarize = lazy("raysweep.summarize")
 
 _FIELDS = tuple(ProbeRow.__dataclass_fields__)
 
@@ -365,4 +366,4 @@ def _summed(rows: Sequence[TimingRow], step: int) -> tuple[TimingRow, ...]:
 def _immediate(seen: Sequence[ProbeRow], step: int) -> Mapping[str, float]:
     """Return the summary of all points edited so far, each right after its own edit."""
     columns: dict[str, list[object]] = {name: [getattr(r, name) for r in seen] for name in _FIELDS}
-    return {name: value for name, value in summary(columns, step, 1).items() if name.startswith("immediate/")}
+    return {name: value for name, value in summarize.summary(columns, step, 1).items() if name.startswith("immediate/")}
