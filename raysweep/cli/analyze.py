@@ -11,6 +11,7 @@ from raysweep.cli.options import Options
 from raysweep.cli.render import Cell, Format, render
 from raysweep.cli.show import FormatOption, SweepArgument
 from raysweep.errors import SpecError, nearest
+from raysweep.lazy import lazy
 from raysweep.results.tables import Sweep, open_sweep
 from raysweep.results.views import TrialView, trial_views
 
@@ -21,18 +22,23 @@ def command(
     metric: Annotated[str, typer.Option("--metric", help="Default: the search space's own.")] = "",
     mode: Annotated[str, typer.Option("--mode", help="max or min; default: the search space's own.")] = "",
     at: Annotated[int | None, typer.Option("--at", help="Only this round; default: each trial's last.")] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Let Ray's own analysis choose the best; it opens pickles, which can run code."),
+    ] = False,
     format_: FormatOption = Format.TABLE,
 ) -> None:
-    """Open every session with ray.tune.ExperimentAnalysis: all trials ranked by a metric, and the best one.
+    """Rank all trials by a metric, as Ray logged them over every session, and name the best one.
 
-    Each value Ray logged is compared with what our own tables give; a disagreement is an error (exit code 3).
+    Each value Ray logged is compared with what our own tables give; a disagreement is an error (exit code 3). Only JSON is
+    read, so nothing in the results of a stranger is executed. With `--trust`, ray.tune.ExperimentAnalysis chooses the best.
 
     Example:
 
         raysweep analyze demo --metric retained/avg --mode max
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from raysweep.tune.analysis import analyse
+    analyse = lazy("raysweep.tune.analysis").analyse
 
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = open_sweep(sweep, workspace)
@@ -40,11 +46,11 @@ def command(
     mode = mode or str(found.search.get("mode", "max"))
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
-    seen = analyse(found.store, found.keys, metric=metric, mode=mode)
+    seen = analyse(found.store, found.keys, metric=metric, mode=mode, trust=trust)
     rows = ranked(found, seen.rounds, metric=metric, mode=mode, at=at)
     print(render(rows, format_, title=f"{found.name} by {metric} ({mode}), {len(seen.sessions)} Ray sessions"))
     if format_ is Format.TABLE:
-        _conclude(rows, seen.best if at is None else None, metric, seen.compared)
+        _conclude(rows, seen.best if at is None and trust else None, metric, seen.compared)
     missing = [k for k in found.keys if k not in seen.rounds]
     if missing:
         typer.echo(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)

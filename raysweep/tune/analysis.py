@@ -1,4 +1,4 @@
-"""A sweep as Ray Tune's own tools see it, over all its sessions, checked against our tables."""
+"""A sweep as Ray Tune logged it, over all its sessions, checked against our tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep.errors import StoreError
+from raysweep.results.ray_logs import TRIAL_KEY, logged_rounds, sessions
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import trial_columns
 from raysweep.summarize import summary
-from raysweep.tune.launch import RAY_FOLDER
 
 TOLERANCE = 1e-9
 
@@ -20,7 +19,7 @@ TOLERANCE = 1e-9
 class Analysis:
     """What Ray logged, by trial and step (the latest session counts), and how it compares with our tables.
 
-    ``best`` is the trial that ``ExperimentAnalysis.get_best_trial`` chose, over all sessions.
+    ``best`` is the trial with the best last round, over all sessions.
     """
 
     sessions: tuple[str, ...]
@@ -30,44 +29,56 @@ class Analysis:
     disagreements: tuple[str, ...]
 
 
-def analyse(store: ResultStore, keys: Collection[str], *, metric: str, mode: str) -> Analysis:
-    """Open every session with ``ray.tune.ExperimentAnalysis``; compare each logged round of *keys* with our rows.
+def analyse(store: ResultStore, keys: Collection[str], *, metric: str, mode: str, trust: bool = False) -> Analysis:
+    """Compare each round of *keys* that Ray logged with our rows, and name the best trial.
+
+    Args:
+        store: the sweep's results.
+        keys: the trials to look at.
+        metric: the summary value to rank by.
+        mode: ``max`` or ``min``.
+        trust: let ``ray.tune.ExperimentAnalysis`` name the best trial. It opens Ray's experiment state, which holds pickles:
+            code of whoever made the results is run.
 
     Raises:
         StoreError: the sweep has no Ray sessions.
     """
+    rounds = logged_rounds(store, keys)
+    best = _best_by_ray(store, keys, metric, mode) if trust else _best(rounds, metric, mode)
+    compared, wrong = _compare(store, rounds)
+    return Analysis(sessions(store), rounds, best, compared, tuple(wrong))
+
+
+def _best(rounds: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str, mode: str) -> tuple[str, float] | None:
+    """Return the trial whose last round has the best *metric*, and its value; None where no last round has it."""
+    last = {key: steps[max(steps)].get(metric) for key, steps in rounds.items() if steps}
+    values = {key: float(v) for key, v in last.items() if isinstance(v, int | float) and not math.isnan(v)}
+    if not values:
+        return None
+    best = (max if mode == "max" else min)(values, key=lambda key: values[key])
+    return best, values[best]
+
+
+def _best_by_ray(store: ResultStore, keys: Collection[str], metric: str, mode: str) -> tuple[str, float] | None:
+    """Return what ``ExperimentAnalysis.get_best_trial`` chooses over the latest session of every trial."""
     from ray.tune import ExperimentAnalysis
 
-    rounds: dict[str, dict[int, dict[str, Any]]] = {}
     latest: dict[str, Any] = {}
-    opened: list[str] = []
-    for name in store.folder.folders(RAY_FOLDER):
+    opened = ""
+    for name in sessions(store):
         if not any("experiment_state-" in f for f in store.folder.files(name)):
-            continue  # killed before Ray wrote anything
+            continue  # killed before Ray wrote its state
         analysis = ExperimentAnalysis(store.folder.path(name), storage_filesystem=store.folder.filesystem)
-        opened.append(name)
-        for trial in analysis.trials:
-            key = str(trial.config["trial"])
-            if key not in keys:
-                continue
-            logged = rounds.setdefault(key, {})
-            logged.update(
-                {int(row["step"]): row for row in analysis.trial_dataframes[trial.trial_id].to_dict("records")}
-            )
-            if trial.last_result:
-                latest[key] = trial
-    if not opened:
-        raise StoreError(f"no Ray session lies in {store.folder.path(RAY_FOLDER)}", hint="run the sweep first")
+        opened = store.folder.path(name)
+        latest |= {
+            str(t.config[TRIAL_KEY]): t for t in analysis.trials if t.config[TRIAL_KEY] in keys and t.last_result
+        }
     able = [trial for trial in latest.values() if metric in trial.last_result]
-    best = None
-    if able:
-        last = store.folder.path(opened[-1])
-        whole = ExperimentAnalysis(last, storage_filesystem=store.folder.filesystem, trials=able)
-        winner = whole.get_best_trial(metric, mode, scope="last")
-        if winner is not None:
-            best = (str(winner.config["trial"]), float(winner.last_result[metric]))
-    compared, wrong = _compare(store, rounds)
-    return Analysis(tuple(opened), rounds, best, compared, tuple(wrong))
+    if not able:
+        return None
+    whole = ExperimentAnalysis(opened, storage_filesystem=store.folder.filesystem, trials=able)
+    winner = whole.get_best_trial(metric, mode, scope="last")
+    return None if winner is None else (str(winner.config[TRIAL_KEY]), float(winner.last_result[metric]))
 
 
 def _compare(store: ResultStore, rounds: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> tuple[int, list[str]]:
