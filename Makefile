@@ -24,6 +24,8 @@ unit: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m raysweep.cli.docs errors > docs/errors.md
+	$(BIN)/python -m raysweep.cli.docs keys > docs/keys.md
+	$(BIN)/python -m raysweep.results.schema
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

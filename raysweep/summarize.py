@@ -16,20 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raysweep.measures import PHASES as PHASES
+from raysweep.measures import VIEWS as VIEWS
+
 Columns = Mapping[str, Sequence[object] | NDArray[np.generic]]
 
-# view name → (probe kind, metric)
-VIEWS: dict[str, tuple[str, str]] = {
-    "rel": ("efficacy", "token_match"),
-    "gen": ("paraphrase", "token_match"),
-    "loc": ("locality", "agreement"),
-    "port": ("portability", "token_match"),
-    "rel_exact": ("efficacy", "exact_match"),
-    "gen_exact": ("paraphrase", "exact_match"),
-    "rel_logprob": ("efficacy", "target_logprob"),
-    "ppl": ("efficacy", "ppl"),
-}
-PHASES = ("retained", "immediate")  # of a round after an edit, in the order in which they are looked for
 GEO_ALPHA = 2.0  # SimIE paper, Geo = exp(alpha (Loc - 1)) Rel Gen
 
 

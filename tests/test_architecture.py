@@ -27,6 +27,7 @@ BASE = {
     "hashing",
     "seeds",
     "workspace",
+    "measures",
     "summarize",
     "world",
 }
@@ -181,12 +182,15 @@ def modules_after(*argv: str) -> set[str]:
     [
         ("import raysweep.studies, raysweep.studies.base, raysweep.studies.lifelong", {"torch", "ray", "pyarrow"}),
         ("import raysweep.config.plan, raysweep.config.sweep", {"torch", "ray", "pyarrow", "rich", "typer"}),
-        ("from raysweep.cli.main import main; main(['ls'])", {"torch", "ray", "pyarrow"}),
+        ("from raysweep.cli.main import main; main(['ls'])", {"torch", "ray", "pyarrow", "scipy", "matplotlib"}),
         (
             "from raysweep.cli.main import main; assert main(['validate', 'smoke']) in (0, 2)",
-            {"torch", "ray", "pyarrow"},
+            {"torch", "ray", "pyarrow", "numpy", "transformers", "scipy", "pandas", "matplotlib", "networkx"},
         ),
-        ("from raysweep.cli.main import main; assert main(['plan', 'smoke']) in (0, 2)", {"torch", "ray"}),
+        (
+            "from raysweep.cli.main import main; assert main(['plan', 'smoke']) in (0, 2)",
+            {"torch", "ray", "numpy", "transformers", "scipy", "pandas", "matplotlib", "networkx"},
+        ),
         ("from raysweep.cli.main import main; main(['--help'])", {"torch", "ray", "pyarrow", "numpy"}),
     ],
 )

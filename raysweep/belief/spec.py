@@ -128,7 +128,11 @@ class CorpusSpec(Spec):
 
 
 class AgentSpec(Spec):
-    """The ideal Bayesian agent (§5): a symmetric Dirichlet prior worth ``prior`` observations in total."""
+    """The ideal Bayesian agent (§5): a symmetric Dirichlet prior worth ``prior`` observations in total.
+
+    Attributes:
+        prior (observations): weight of the prior, over all objects together.
+    """
 
     prior: Positive = 1.0
 
@@ -263,7 +267,18 @@ _WIKIDATA_ONLY = (
 
 
 class BeliefSpec(Spec):
-    """Everything from the facts to the evaluation points, and how a model is trained; equal specs give equal bytes."""
+    """Everything from the facts to the evaluation points, and how a model is trained; equal specs give equal bytes.
+
+    Attributes:
+        seed: from it come the facts that are written, the samples, the order of the documents and the points.
+        graph: which knowledge graph.
+        generative: how facts are turned into distributions over objects.
+        corpus: which sentences are written.
+        agent: the ideal Bayesian agent.
+        points: which evaluation points are made.
+        parity: what the published code does otherwise, switch by switch.
+        pretrain: how a model is trained on the corpus; null = no model.
+    """
 
     seed: int = 0
     graph: GraphSpec = GraphSpec()

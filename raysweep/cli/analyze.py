@@ -15,6 +15,7 @@ from raysweep.cli.plan import counted
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
 from raysweep.cli.show import FormatOption, SweepArgument
 from raysweep.errors import SpecError, nearest
+from raysweep.lazy import lazy
 from raysweep.results.rounds import Labelled, chosen_round, state
 from raysweep.results.tables import Sweep, open_sweep
 from raysweep.results.views import TrialView, groups, trial_views
@@ -29,18 +30,23 @@ def command(
     metric: Annotated[str, typer.Option("--metric", help="Default: the search space's own.")] = "",
     mode: Annotated[str, typer.Option("--mode", help="max or min; default: the search space's own.")] = "",
     at: Annotated[int | None, typer.Option("--at", help="The round; -1 or none = the last one in common.")] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Let Ray's own analysis choose the best; it opens pickles, which can run code."),
+    ] = False,
     format_: FormatOption = Format.TABLE,
 ) -> None:
-    """Open every session with ray.tune.ExperimentAnalysis: all trials ranked by a metric, and the best one.
+    """Rank all trials by a metric, as Ray logged them over every session, and name the best one.
 
-    Each value Ray logged is compared with what our own tables give; a disagreement is an error (exit code 3).
+    Each value Ray logged is compared with what our own tables give; a disagreement is an error (exit code 3). Only JSON is
+    read, so nothing in the results of a stranger is executed. With `--trust`, ray.tune.ExperimentAnalysis chooses the best.
 
     Example:
 
         raysweep analyze demo --metric retained/avg --mode max
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from raysweep.tune.analysis import analyse
+    analyse = lazy("raysweep.tune.analysis").analyse
 
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = open_sweep(sweep, workspace)
@@ -49,14 +55,14 @@ def command(
     mode = mode or str(found.search.get("mode", "max"))
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
-    seen = analyse(found.store, found.keys, metric=metric, mode=mode)
+    seen = analyse(found.store, found.keys, metric=metric, mode=mode, trust=trust)
     named = groups(trials, by="trial")
     step = chosen_round(named, -1 if at is None else at)
     rows, left = ranked(named, seen.rounds, metric=metric, mode=mode, step=step)
     title = f"{found.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
     print(render([*rows, *left], format_, title=title))
     if format_ is Format.TABLE:
-        _conclude(rows, seen.best, metric)
+        _conclude(rows, seen.best if trust else None, metric)
         if not seen.disagreements:
             print(f"Ray's log and our tables agree ({seen.compared} values compared)")
     notes.tell([*unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_)

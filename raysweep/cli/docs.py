@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from raysweep import errors
 from raysweep.cli.errors import EXIT_CODES
 from raysweep.errors import NameUnknownError, RaysweepError, nearest
+from raysweep.lazy import lazy
 
 _PART = re.compile(r"^(Cause|Cure): ", re.MULTILINE)
 
@@ -62,7 +63,13 @@ def errors_page() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"errors": errors_page}
+def keys_page() -> str:
+    """Return ``docs/keys.md``."""
+    page: str = lazy("raysweep.cli.reference").keys_page()
+    return page
+
+
+PAGES = {"errors": errors_page, "keys": keys_page}
 
 
 def main(argv: Sequence[str]) -> int:

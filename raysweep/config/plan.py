@@ -20,7 +20,7 @@ from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, S
 from raysweep.config.space import Domain, Grid, ValuePath
 from raysweep.errors import Problem, ProblemsError, nearest
 from raysweep.hashing import digest
-from raysweep.lazy import lazy
+from raysweep.measures import DERIVED, PHASES, VIEWS
 from raysweep.registry import Registry
 from raysweep.seeds import derive
 from raysweep.workspace import Workspace
@@ -277,10 +277,9 @@ def _check_path(
 
 def _metrics(sweep: SweepSpec, components: Components) -> list[str]:
     """Return the values that a round's summary may have in the study of *sweep*, the study's own choice first."""
-    summarize = lazy("raysweep.summarize")
     study = components.studies.get(sweep.study) if sweep.study in components.studies else None
-    phases = getattr(study, "phases", summarize.PHASES)
-    views = (*summarize.VIEWS, "avg", "geo", "ppl_median", "ppl_expmean")
+    phases = getattr(study, "phases", PHASES)
+    views = (*VIEWS, *DERIVED)
     return [getattr(study, "metric", f"{phases[0]}/avg"), *(f"{phase}/{view}" for phase in phases for view in views)]
 
 

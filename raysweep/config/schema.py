@@ -57,8 +57,8 @@ class DataSpec(Spec):
     Attributes:
         name: a dataset of ``raysweep ls datasets``.
         path: its file; empty = found by name in ``data/``; not part of the key (``digest`` is).
-        size: how many records; 0 = all that are left after ``skip``.
-        skip: how many records of the file to leave out first (a fold for choosing λ, say).
+        size (records): how many records; 0 = all that are left after ``skip``.
+        skip (records): how many records of the file to leave out first (a fold for choosing λ, say).
         order: ``file`` keeps the file's order; ``seeded`` permutes the chosen records with the trial's seed.
         digest: hash of the dataset's content, filled in by the plan.
     """
@@ -75,12 +75,12 @@ class ProtocolSpec(Spec):
     """When and what to measure.
 
     Attributes:
-        batch_size: records per call of the editor.
-        rounds: steps at which every record in scope is measured; 0 = the unedited model.
+        batch_size (records): records per call of the editor.
+        rounds (edits): steps at which every record in scope is measured; 0 = the unedited model.
         probes: kinds of probes to ask.
         scope: ``seen`` = records edited so far; ``all`` = every record of the run.
         immediate: also measure each batch right after it is written (rows whose ``step`` is their own edit step).
-        eval_batch: rows per forward pass of the evaluation (part of the key: it moves the last bits).
+        eval_batch (rows): rows per forward pass of the evaluation (part of the key: it moves the last bits).
         asking: ``teacher_forced`` asks for each target token given the ones before it; ``generation`` lets the model write as
             many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced);
             ``generation_ref`` compares what it wrote as published (quirk Q7; no log-probabilities).
@@ -120,7 +120,7 @@ class TextSpec(Spec):
         name: ``dataset`` (the dataset's own texts), ``brown`` (``raysweep data fetch brown``), ``wikipedia`` or
             ``wikitext`` (extra ``[datasets]``, needs a network), or any label when ``path`` is given.
         path: a text, JSONL or Parquet file, or a folder of them; not part of the key (``digest`` is).
-        tokens: stop after this many tokens; 0 = everything.
+        tokens (tokens): stop after this many tokens; 0 = everything.
         digest: hash of the text, filled in by the plan.
     """
 
@@ -206,7 +206,7 @@ class SearchSpec(Spec):
 
     Attributes:
         sampler: ``grid`` (only grids) or ``random`` (drawn domains get ``samples`` draws per arm).
-        samples: draws per arm that has a drawn domain.
+        samples (draws): draws per arm that has a drawn domain.
         seed: of the draws.
         metric: the summary value that ``analyze`` and schedulers rank by; empty = the study's own (the plan resolves it).
         mode: whether more or less of it is better.
@@ -223,14 +223,14 @@ class ResourceSpec(Spec):
     """What one trial gets; never part of a key.
 
     Attributes:
-        cpu: CPUs per trial.
-        gpu: ``auto`` = one GPU where there is one; a number (fractions allowed) = that many.
-        memory: bytes reserved per trial; 0 = not reserved.
-        concurrent: trials at once; 0 = as many as fit.
-        retries: restarts of a trial whose process died.
+        cpu (CPUs): CPUs per trial.
+        gpu (GPUs): ``auto`` = one GPU where there is one; a number (fractions allowed) = that many.
+        memory (bytes): bytes reserved per trial; 0 = not reserved.
+        concurrent (trials): trials at once; 0 = as many as fit.
+        retries (restarts): restarts of a trial whose process died.
         share: let trials that differ only in what their editors report of shared edits (λ, say) run in one pass.
-        shards: processes that compute the edits of one trial, where its edits may be computed apart (SimIE's closed form);
-            each gets ``cpu``, ``gpu`` and ``memory``. The numbers do not depend on it.
+        shards (processes): processes that compute the edits of one trial, where its edits may be computed apart
+            (SimIE's closed form); each gets ``cpu``, ``gpu`` and ``memory``. The numbers do not depend on it.
     """
 
     cpu: Positive = 1.0

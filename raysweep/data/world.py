@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,23 +37,22 @@ class EmbeddedWorld:
 
     def count(self, path: Path | None) -> int:
         """Return the number of records."""
-        return len(self._records)
+        return len(_records())
 
     def digest(self, path: Path | None) -> str:
         """Return the hash of the world's version, records and texts."""
-        texts = hashlib.blake2b("\n".join(self.texts(None)).encode()).hexdigest()
-        return digest({"version": WORLD_VERSION, "records": self._records, "texts": texts})
+        return _digest()
 
     def read(self, path: Path | None) -> Reading:
         """Examine every record."""
         problems: list[Problem] = []
         warnings: list[str] = []
-        for index, record in enumerate(self._records):
+        for index, record in enumerate(_records()):
             try:
                 warnings += check_record(record, where=f"world:{index}")
             except RecordError as error:
                 problems.append(Problem(code=error.code, message=error.message, hint=error.hint))
-        return Reading(self._records, tuple(problems), tuple(warnings))
+        return Reading(_records(), tuple(problems), tuple(warnings))
 
     def load(self, path: Path | None) -> Iterator[EditRecord]:
         """Yield every record.
@@ -68,13 +67,23 @@ class EmbeddedWorld:
 
     def texts(self, path: Path | None) -> Iterator[str]:
         """Yield the sentences the embedded model was trained on."""
-        for sentence in training_sentences(self._world):
+        for sentence in training_sentences(_world()):
             yield sentence.text
 
-    @cached_property
-    def _world(self) -> World:
-        return build_world(WorldSpec())
 
-    @cached_property
-    def _records(self) -> tuple[EditRecord, ...]:
-        return edit_records(self._world)
+# The world is a function of the code alone, so a process makes it once: a plan asks for its digest once per dataset and
+# once per text that second moments are taken from.
+@cache
+def _world() -> World:
+    return build_world(WorldSpec())
+
+
+@cache
+def _records() -> tuple[EditRecord, ...]:
+    return edit_records(_world())
+
+
+@cache
+def _digest() -> str:
+    texts = hashlib.blake2b("\n".join(s.text for s in training_sentences(_world())).encode()).hexdigest()
+    return digest({"version": WORLD_VERSION, "records": _records(), "texts": texts})

@@ -48,7 +48,8 @@ class ContextSpec(Spec):
     """Which context templates to put before a prompt (§4.2 of editors.md).
 
     Attributes:
-        lengths: pairs (tokens per text, number of texts) to sample; ROME uses ``[[5, 10], [10, 10]]``, MEMIT ``[[10, 5]]``.
+        lengths (tokens, texts): pairs (tokens per text, number of texts) to sample; ROME uses ``[[5, 10], [10,
+            10]]``, MEMIT ``[[10, 5]]``.
         seed: of the sampling.
         templates: use these instead of sampling (``{}`` is always first).
     """
@@ -63,9 +64,9 @@ class MomentSpec(Spec):
 
     Attributes:
         text: where the tokens come from, and how many.
-        width: longest row in tokens; longer texts are cut.
-        skip: leading tokens of each row to leave out (1 for models whose position 0 is an attention sink; 0 = published).
-        damping: added to the diagonal, in units of its mean, before factoring (0 = published).
+        width (tokens): longest row in tokens; longer texts are cut.
+        skip (tokens): leading tokens of each row to leave out (1 for models whose position 0 is an attention sink; 0 = published).
+        damping (mean diagonal of C): added to the diagonal, in units of its mean, before factoring (0 = published).
         ref_fp32: add the products up in fp32, as published (quirk Q10).
     """
 
@@ -80,13 +81,13 @@ class ValueSpec(Spec):
     """How the value is optimised.
 
     Attributes:
-        steps: loop length; at most ``steps - 1`` updates are made (the last pass only measures).
+        steps (passes): loop length; at most ``steps - 1`` updates are made (the last pass only measures).
         lr: of Adam.
         weight_decay: factor of ``‖δ‖ / ‖v₀‖²``.
-        clamp: ``‖δ‖ ≤ clamp · ‖v₀‖`` after each update.
+        clamp (norm of v₀): ``‖δ‖ ≤ clamp · ‖v₀‖`` after each update.
         kl: factor of ``KL(P_δ ‖ P_0)`` at the subject in ``"{subject} is a"``.
-        batch: records optimised at once: those of a batch (MEMIT, AlphaEdit), or of that many steps where edits do not see each
-            other (SimIE in ``init`` mode with ``closed64``). The same numbers but for rounding.
+        batch (records): records optimised at once: those of a batch (MEMIT, AlphaEdit), or of that many steps where
+            edits do not see each other (SimIE in ``init`` mode with ``closed64``). The same numbers but for rounding.
         stop_on_argmax: also stop as soon as the target is the arg-max in every context (ENCORE's MPES; off = published).
         strip_dummy_piece: do not demand the stand-alone space piece that SentencePiece puts before a target encoded by itself
             (quirk Q6; off = published).

@@ -34,16 +34,16 @@ class FineTuneConfig(EditorConfig):
         layers: blocks whose value matrix is trained.
         objective: ``prompt_last`` (FT-L) asks every target token at the prompt's last token; ``target_new`` (FT-M) teaches
             the target token by token.
-        steps: at most this many updates per edit.
+        steps (updates): at most this many updates per edit.
         lr: of Adam, fresh for each edit.
         weight_decay: of Adam.
-        stop_loss: stop below this loss.
+        stop_loss (nats): stop below this loss.
         norm_constraint: each entry stays within ± this of its value before the edit; None = free.
         train_bias: train the matrix's bias too (quirk Q14; the published GPT-2-XL setting does).
         ask_special: FT-L also asks for the tokenizer's special tokens, BOS say (quirk Q13; published).
         strip_dummy_piece: FT-L does not ask for SentencePiece's stand-alone space piece (quirk Q6; off = published).
-        batch: train this many records at once, each with weights of its own, where edits do not see each other (SimIE in ``init``
-            mode with ``closed64``; one layer, no bias).
+        batch (records): train this many records at once, each with weights of its own, where edits do not see each
+            other (SimIE in ``init`` mode with ``closed64``; one layer, no bias).
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"kl_factor"})

@@ -35,9 +35,9 @@ class GraceConfig(EditorConfig):
     Attributes:
         layer: the block that gets the codebook.
         matrix: its first linear map (``in``: c_fc, gate_proj) or its value matrix (``out``).
-        steps: Adam updates of the value, per edit.
+        steps (updates): Adam updates of the value, per edit.
         lr: of Adam, fresh for each edit.
-        radius: of a new key.
+        radius (distance of hidden states): of a new key.
         start: a value starts from uniform random numbers (``cold``) or from the map's present output (``warm``).
         expand: what an edit with a neighbour's own target does to it: ``coverage`` widens its radius, ``moving_average``
             also moves its key half-way.

@@ -31,10 +31,10 @@ class LoraConfig(EditorConfig):
         lr: constant rate of AdamW.
         weight_decay: of AdamW.
         clip: norm to which the gradient is clipped.
-        steps: optimiser steps.
+        steps (updates): optimiser steps.
         published_divisor: (F4) divide the loss by the tokens of prompt and target, as published, not by the target's.
-        eval_every: where records are edited apart (the belief study), optimiser steps between two rounds of questions.
-        at_once: records that are then edited together, each with an adapter of its own.
+        eval_every (updates): where records are edited apart (the belief study), optimiser steps between two rounds of questions.
+        at_once (records): records that are then edited together, each with an adapter of its own.
     """
 
     rank: Count = 1

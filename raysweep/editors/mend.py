@@ -35,9 +35,9 @@ class MendTraining(Spec):
 
     Attributes:
         data: the training fold; must not overlap the records that are edited.
-        validation: how many records at the fold's end are kept for choosing the best network.
-        steps: optimiser steps.
-        batch: records per step (the published ``accumulate_bs``).
+        validation (records): how many records at the fold's end are kept for choosing the best network.
+        steps (updates): optimiser steps.
+        batch (records): records per step (the published ``accumulate_bs``).
         lr: of Adam over the networks.
         lr_lr: of Adam over the step sizes η.
         clip: norm to which the whole gradient is clipped.
@@ -45,7 +45,7 @@ class MendTraining(Spec):
         cloc: weight of the locality loss.
         paraphrase: share of records whose edit loss is asked of a paraphrase instead of the edited text itself (0 = published).
         swap: share of records written with another record's target, so that targets do not give records away (0 = published).
-        every: validate after this many steps and keep the best network.
+        every (updates): validate after this many steps and keep the best network.
         select: what is best: ``edit`` accuracy on held-out records, or the mean of edit accuracy and locality (``both``); ties go
             to the smaller loss; ``last`` keeps the newest, as published (quirk Q36).
         seed: of initialisation and of every draw.

@@ -33,9 +33,9 @@ class MarginSpec(Spec):
     """Margins of the activation loss.
 
     Attributes:
-        alpha: unrelated text should move the activations by less than this.
-        beta: an edit should move them by more than this.
-        gamma: an edit should move them by this much more than unrelated text.
+        alpha (distance of activations): unrelated text should move the activations by less than this.
+        beta (distance of activations): an edit should move them by more than this.
+        gamma (distance of activations): an edit should move them by this much more than unrelated text.
     """
 
     alpha: NonNegative = 5.0
@@ -67,7 +67,7 @@ class WiseConfig(EditorConfig):
     Attributes:
         layer: the block that gets side memories.
         matrix: its first linear map (``in``: c_fc, gate_proj) or its value matrix (``out``).
-        steps: SGD updates per edit, at most.
+        steps (updates): SGD updates per edit, at most.
         lr: of SGD, fresh for each edit.
         weight_decay: of SGD.
         mask_weight_decay: decay only the entries that are trained (off = published; quirk Q29).
@@ -75,13 +75,13 @@ class WiseConfig(EditorConfig):
         mask_ratio: share of entries that are trained, drawn anew for each side memory.
         margins: of the activation loss.
         act_ratio: a memory serves what moves the activations by at least this share of its own edits' least movement.
-        shard: edits per side memory.
-        merge_every: merge after this many edits.
+        shard (edits): edits per side memory.
+        merge_every (edits): merge after this many edits.
         merge: how.
         retrieve: keep several memories and choose one per row; off = one merged weight.
         replay: after the first merger, keep earlier edits out of the present memory, and the present ones in.
-        stop_loss: stop below this loss …
-        stop_change: … once it changes by less than this.
+        stop_loss (nats): stop below this loss …
+        stop_change (nats): … once it changes by less than this.
         contexts: templates put before each edit; ``lengths`` counts new tokens.
         unrelated: negative text for records that bring none; empty = such a record is an error.
         ref_labels: the answer begins at the longest prompt's end, counted from the left of the padded row, as published

@@ -23,17 +23,18 @@ from raysweep.seeds import derive
 from raysweep.studies.asker import Asker
 from raysweep.studies.base import Deps, Progress
 from raysweep.studies.lifelong import Lifelong, probe_rows
-from raysweep.summarize import summary
 
 if TYPE_CHECKING:
     import torch
 
+    from raysweep import summarize
     from raysweep.belief.agent import Agent
     from raysweep.editors import build
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
 else:
     torch, build, scoring = lazy("torch"), lazy("raysweep.editors.build"), lazy("raysweep.evals.scoring")
+    summarize = lazy("raysweep.summarize")
 
 _FIELDS = tuple(ProbeRow.__dataclass_fields__)
 
@@ -392,4 +393,4 @@ def _summed(rows: Sequence[TimingRow], step: int) -> tuple[TimingRow, ...]:
 def _immediate(seen: Sequence[ProbeRow], step: int) -> Mapping[str, float]:
     """Return the summary of all points edited so far, each right after its own edit."""
     columns: dict[str, list[object]] = {name: [getattr(r, name) for r in seen] for name in _FIELDS}
-    return summary(columns, step, 1, phases=Belief.phases)
+    return summarize.summary(columns, step, 1, phases=Belief.phases)

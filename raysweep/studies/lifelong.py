@@ -21,12 +21,12 @@ from raysweep.rows import NON_FINITE_STAT, SHARED, EvalRound, ProbeRow, Snapshot
 from raysweep.seeds import derive
 from raysweep.studies import trees
 from raysweep.studies.base import Ask, Deps, MemberError, Progress, Proposal
-from raysweep.summarize import summary
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from raysweep import summarize
     from raysweep.editors import build
     from raysweep.editors.base import Editor
     from raysweep.evals import boundaries, generation, scoring
@@ -37,7 +37,7 @@ else:
     torch, build = lazy("torch"), lazy("raysweep.editors.build")
     scoring, patching = lazy("raysweep.evals.scoring"), lazy("raysweep.models.patching")
     boundaries, generation = (lazy(f"raysweep.evals.{n}") for n in ("boundaries", "generation"))
-    pristine = lazy("raysweep.studies.pristine")
+    pristine, summarize = lazy("raysweep.studies.pristine"), lazy("raysweep.summarize")
 
 Clock = dict[str, list[float]]  # seconds and count by phase
 Question = tuple[int, EditRecord, int, Probe]  # position in the run, record, index of the probe, probe
@@ -134,7 +134,7 @@ class _Member:
                 TimingRow(trial_key=self.trial.key, step=step, phase=phase, seconds=seconds, count=int(count))
                 for phase, (seconds, count) in sorted({**timing, **self.clock}.items())
             ),
-            summary=summary(_columns([*self.seen, *self.rows]), step, self.trial.protocol.batch_size),
+            summary=summarize.summary(_columns([*self.seen, *self.rows]), step, self.trial.protocol.batch_size),
             snapshot=snapshot if step else None,
         )
         self.rows, self.stats, self.clock = [], [], {}

@@ -1,4 +1,4 @@
-"""A sweep as Ray Tune's own tools see it, over all its sessions, checked against our tables."""
+"""A sweep as Ray Tune logged it, over all its sessions, checked against our tables."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep.errors import StoreError
+from raysweep.results.ray_logs import TRIAL_KEY, logged_rounds, sessions
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import trial_columns
 from raysweep.studies import phases
 from raysweep.summarize import PHASES, summary
-from raysweep.tune.launch import RAY_FOLDER
 
 TOLERANCE = 1e-9
 
@@ -21,8 +20,8 @@ TOLERANCE = 1e-9
 class Analysis:
     """What Ray logged, by trial and step (the latest session counts), and how it compares with our tables.
 
-    ``best`` is the trial that ``ExperimentAnalysis.get_best_trial`` chose, over all sessions, among those whose last logged
-    round is the highest one and whose metric is a finite number there: values of different rounds are not ranked together.
+    ``best`` is the best trial over all sessions among those whose last logged round is the highest one and whose metric is a
+    finite number there: values of different rounds are not ranked together.
     """
 
     sessions: tuple[str, ...]
@@ -32,49 +31,63 @@ class Analysis:
     disagreements: tuple[str, ...]
 
 
-def analyse(store: ResultStore, keys: Collection[str], *, metric: str, mode: str) -> Analysis:
-    """Open every session with ``ray.tune.ExperimentAnalysis``; compare each logged round of *keys* with our rows.
+def analyse(store: ResultStore, keys: Collection[str], *, metric: str, mode: str, trust: bool = False) -> Analysis:
+    """Compare each round of *keys* that Ray logged with our rows, and name the best trial.
+
+    Args:
+        store: the sweep's results.
+        keys: the trials to look at.
+        metric: the summary value to rank by.
+        mode: ``max`` or ``min``.
+        trust: let ``ray.tune.ExperimentAnalysis`` name the best trial. It opens Ray's experiment state, which holds pickles:
+            code of whoever made the results is run.
 
     Raises:
         StoreError: the sweep has no Ray sessions.
     """
+    rounds = logged_rounds(store, keys)
+    best = _best_by_ray(store, keys, metric, mode) if trust else _best(rounds, metric, mode)
+    compared, wrong = _compare(store, rounds)
+    return Analysis(sessions(store), rounds, best, compared, tuple(wrong))
+
+
+def _best(rounds: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str, mode: str) -> tuple[str, float] | None:
+    """Return the trial with the best *metric* in its last logged round, and that value; None where none can be ranked."""
+    last = {key: steps[max(steps)] for key, steps in rounds.items() if steps}
+    values = {key: float(last[key][metric]) for key in _ranked_keys(last, metric)}
+    if not values:
+        return None
+    best = (max if mode == "max" else min)(values, key=lambda key: values[key])
+    return best, values[best]
+
+
+def _best_by_ray(store: ResultStore, keys: Collection[str], metric: str, mode: str) -> tuple[str, float] | None:
+    """Return what ``ExperimentAnalysis.get_best_trial`` chooses over the latest session of every trial."""
     from ray.tune import ExperimentAnalysis
 
-    rounds: dict[str, dict[int, dict[str, Any]]] = {}
     latest: dict[str, Any] = {}
-    opened: list[str] = []
-    for name in store.folder.folders(RAY_FOLDER):
+    opened = ""
+    for name in sessions(store):
         if not any("experiment_state-" in f for f in store.folder.files(name)):
-            continue  # killed before Ray wrote anything
+            continue  # killed before Ray wrote its state
         analysis = ExperimentAnalysis(store.folder.path(name), storage_filesystem=store.folder.filesystem)
-        opened.append(name)
+        opened = store.folder.path(name)
         for trial in analysis.trials:
-            key = str(trial.config["trial"])
-            if key not in keys:
-                continue
-            logged = rounds.setdefault(key, {})
-            logged.update(
-                {int(row["step"]): row for row in analysis.trial_dataframes[trial.trial_id].to_dict("records")}
-            )
-            if "step" in trial.last_result:  # not so where a process died before its first round
+            key = str(trial.config[TRIAL_KEY])
+            if key in keys and "step" in trial.last_result:  # not so where a process died before its first round
                 latest[key] = trial
-    if not opened:
-        raise StoreError(f"no Ray session lies in {store.folder.path(RAY_FOLDER)}", hint="run the sweep first")
-    last_step = max((int(trial.last_result["step"]) for trial in latest.values()), default=0)
-    able = [
-        trial
-        for trial in latest.values()
-        if int(trial.last_result["step"]) == last_step and is_number(trial.last_result.get(metric))
-    ]
-    best = None
-    if able:
-        last = store.folder.path(opened[-1])
-        whole = ExperimentAnalysis(last, storage_filesystem=store.folder.filesystem, trials=able)
-        winner = whole.get_best_trial(metric, mode, scope="last")
-        if winner is not None:
-            best = (str(winner.config["trial"]), float(winner.last_result[metric]))
-    compared, wrong = _compare(store, rounds)
-    return Analysis(tuple(opened), rounds, best, compared, tuple(wrong))
+    able = [latest[key] for key in _ranked_keys({k: t.last_result for k, t in latest.items()}, metric)]
+    if not able:
+        return None
+    whole = ExperimentAnalysis(opened, storage_filesystem=store.folder.filesystem, trials=able)
+    winner = whole.get_best_trial(metric, mode, scope="last")
+    return None if winner is None else (str(winner.config[TRIAL_KEY]), float(winner.last_result[metric]))
+
+
+def _ranked_keys(last: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+    """Return the trials whose last logged round is the highest one and has a finite *metric*."""
+    highest = max((int(row["step"]) for row in last.values()), default=0)
+    return [key for key, row in last.items() if int(row["step"]) == highest and is_number(row.get(metric))]
 
 
 def is_number(value: object) -> bool:

@@ -20,13 +20,13 @@ from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.schema import ResourceSpec, SweepSpec
 from raysweep.errors import RunFailedError, SpecError, StoreError
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
+from raysweep.results.ray_logs import RAY_FOLDER, TRIAL_KEY
 from raysweep.results.store import SHARED, ResultStore, State
 from raysweep.results.tables import Sweep
 from raysweep.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-RAY_FOLDER = "_ray"
 RESTARTS = 1  # how often the driver starts over after Ray itself gave up (an out-of-memory kill, a lost node)
 EVERYWHERE = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -260,7 +260,7 @@ def _fit(
     from ray import tune
     from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
-    from raysweep.tune.passes import CONFIG_KEY, InPasses
+    from raysweep.tune.passes import InPasses, ray_config
     from raysweep.tune.progress import Progress
     from raysweep.tune.trainable import Trainable
 
@@ -273,7 +273,7 @@ def _fit(
 
     def bundles(config: Mapping[str, Any]) -> Any:
         """One process for a trial, or as many as there are shards where its edits may be computed apart."""
-        return tune.PlacementGroupFactory(split if table[str(config[CONFIG_KEY])].apart else [one])
+        return tune.PlacementGroupFactory(split if table[str(config[TRIAL_KEY])].apart else [one])
 
     bound = tune.with_parameters(Trainable, table=dict(table), workspace=workspace, sweep=sweep.name)
     session = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
@@ -283,12 +283,14 @@ def _fit(
     tuner = tune.Tuner(
         tune.with_resources(bound, bundles),
         tune_config=tune.TuneConfig(
-            search_alg=InPasses({key: table[key].share or key for key in todo}),
+            search_alg=InPasses(
+                {key: table[key].share or key for key in todo}, {key: ray_config(table[key]) for key in todo}
+            ),
             num_samples=len(todo),
             reuse_actors=options.reuse,
             max_concurrent_trials=options.concurrent or resources.concurrent or None,
-            trial_dirname_creator=lambda t: str(t.config[CONFIG_KEY]),
-            trial_name_creator=lambda t: str(t.config[CONFIG_KEY]),
+            trial_dirname_creator=lambda t: str(t.config[TRIAL_KEY]),
+            trial_name_creator=lambda t: str(t.config[TRIAL_KEY]),
         ),
         run_config=tune.RunConfig(
             name=session,
@@ -304,7 +306,7 @@ def _fit(
     finally:
         if watcher is not None:
             watcher.end()
-    crashed = {str(r.config[CONFIG_KEY]): _first_line(r.error) for r in found if r.error is not None and r.config}
+    crashed = {str(r.config[TRIAL_KEY]): _first_line(r.error) for r in found if r.error is not None and r.config}
     for key, error in crashed.items():
         if store.status(key).state in (State.ABSENT, State.RUNNING):
             store.fail(key, step=store.status(key).step, error="ProcessDied", message=error)

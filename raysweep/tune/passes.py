@@ -11,15 +11,43 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-CONFIG_KEY = "trial"
+from raysweep.config.plan import PlannedTrial
+from raysweep.results.ray_logs import TRIAL_KEY
+
+
+def ray_config(planned: PlannedTrial) -> dict[str, Any]:
+    """Return the configuration of *planned* for Ray's own tools: arm, point and every hyper-parameter, as plain data.
+
+    The trial itself depends on its key alone; this makes the ``config/…`` columns of Tune's data frame and the ``config`` of
+    its best result mean something.
+    """
+    trial = planned.trial
+    editor = trial.editor.model_dump(mode="json")
+    return {
+        TRIAL_KEY: planned.key,
+        "arm": planned.arm,
+        "point": dict(planned.point),
+        "study": trial.study,
+        "seed": trial.seed,
+        "model": trial.model.name,
+        "dtype": trial.model.dtype,
+        "data": trial.data.name,
+        "records": trial.data.size,
+        "editor": {"name": editor["name"], **editor["config"]},
+        "wrap": {wrap["name"]: wrap["config"] for wrap in editor["wrap"]},
+    }
 
 
 class InPasses(Searcher):  # type: ignore[misc]
-    """Suggests the trials of *passes* (key → pass) in order, holding back those whose pass is running."""
+    """Suggests the trials of *passes* (key → pass) in order, holding back those whose pass is running.
 
-    def __init__(self, passes: Mapping[str, str]) -> None:
+    ``configs`` maps a key to what else Ray's configuration of that trial says (:func:`ray_config`); nothing of it is read back.
+    """
+
+    def __init__(self, passes: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         super().__init__()
         self.passes = dict(passes)
+        self.configs = configs or {}
         self.waiting = list(passes)
         self.running: dict[str, str] = {}
 
@@ -33,7 +61,7 @@ class InPasses(Searcher):  # type: ignore[misc]
             return None
         self.waiting.remove(key)
         self.running[trial_id] = self.passes[key]
-        return {CONFIG_KEY: key}
+        return {**self.configs.get(key, {}), TRIAL_KEY: key}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Release the pass of a trial that ended."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.tune.launch import Watcher
 
 
@@ -53,4 +54,4 @@ class Progress(Callback):  # type: ignore[misc]
 
 
 def _key(trial: Any) -> str:
-    return str(trial.config["trial"])
+    return str(trial.config[TRIAL_KEY])

@@ -9,10 +9,10 @@ from typing import Any
 from ray import tune
 
 from raysweep.config.plan import PlannedTrial
+from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.results.runner import Report, TrialRun, replay
 from raysweep.results.store import ResultStore, State
 from raysweep.tune.deps import Heartbeat, kept_proposals, make_deps
-from raysweep.tune.passes import CONFIG_KEY
 from raysweep.tune.shards import Shards
 from raysweep.workspace import Workspace
 
@@ -42,7 +42,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._end()
-        key = str(config[CONFIG_KEY])
+        key = str(config[TRIAL_KEY])
         job = self.job = self.table[key]
         if job.key != key:
             raise AssertionError(f"the plan calls this trial {key}, here it hashes to {job.key}")

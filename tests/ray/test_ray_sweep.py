@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune import ExperimentAnalysis
 from ray_helpers import finish, install_fakes, listening, start, table_bytes
 
+from raysweep.results.ray_logs import sessions
 from raysweep.results.store import ResultStore, State
 from raysweep.results.tables import open_sweep
 from raysweep.tune.analysis import analyse
@@ -66,6 +68,21 @@ def test_ray_s_own_analysis_agrees(bench: Bench) -> None:
     last = {key: steps[6]["retained/avg"] for key, steps in found.rounds.items()}
     assert found.best is not None
     assert found.best[1] == max(last.values()) == last[found.best[0]]
+    trusted = analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max", trust=True)
+    assert trusted.best is not None
+    assert trusted.best[1] == found.best[1]
+
+
+def test_ray_s_own_configuration_names_arm_point_and_hyper_parameters(bench: Bench) -> None:
+    sweep = open_sweep("s", Workspace(root=bench.base / "undisturbed"))
+    (session,) = sessions(sweep.store)
+    analysis = ExperimentAnalysis(sweep.store.folder.path(session))
+    best = analysis.get_best_config(metric="retained/avg", mode="max")
+    trial = sweep.store.about(best["trial"])["trial"]
+    assert best["arm"] in {row["arm"] for row in sweep.trials().to_pylist()}
+    assert best["editor"] == {"name": trial["editor"]["name"], **trial["editor"]["config"]}
+    assert best["seed"] == trial["seed"] == best["point"]["seed"]
+    assert {"config/arm", "config/seed", "config/editor/name"} <= set(analysis.dataframe().columns)
 
 
 def test_killed_worker_fresh_processes_and_a_failing_arm_change_nothing(bench: Bench) -> None:

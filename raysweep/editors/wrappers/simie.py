@@ -53,6 +53,9 @@ class Energy(Spec):
 
     The mean is taken on the pristine model, for each input of an edited matrix, over every token of ``SimIEConfig.text``. It is
     an artifact of model and text: no trial's edits, their order, its seed, mode or back end move it.
+
+    Attributes:
+        energy (mean energy of a key): λ as a multiple of it.
     """
 
     energy: Positive
@@ -74,17 +77,18 @@ class SimIEConfig(EditorConfig):
     """Hyper-parameters of SimIE.
 
     Attributes:
-        lam: λ > 0 of the ridge: a number, in absolute units of key energy (published), or ``{energy: x}``, x times the mean
-            energy of a key (:class:`Energy`). Swept as ``wrap.simie.lam`` or ``wrap.simie.lam.energy``. ``gcv`` (closed64 only):
-            for each input at each view, the candidate with the least generalised cross-validation error, taken over the
-            matrices that read the input. Each input is a regression of its own, so there is no reason to tie their λ.
+        lam (energy of a key): λ > 0 of the ridge: a number, in absolute units of key energy (published), or
+            ``{energy: x}``, x times the mean energy of a key (:class:`Energy`). Swept as ``wrap.simie.lam`` or
+            ``wrap.simie.lam.energy``. ``gcv`` (closed64 only): for each input at each view, the candidate with the
+            least generalised cross-validation error, taken over the matrices that read the input. Each input is a
+            regression of its own, so there is no reason to tie their λ.
         mode: ``sequential`` edits the model as it stands (published for ROME, MEMIT, AlphaEdit⁻); ``init`` edits the
             pristine weights each time (published for MEND).
         backend: ``woodbury64`` (O(d²k) recursion in fp64), ``chol64`` (one Cholesky per edit), ``svd`` (hermitian
             pseudo-inverse in fp64), ``ref_fp32_lu`` (the published fp32 solve with ``d_out`` right-hand sides), ``closed64``
             (``init`` mode only: the model is left alone, the closed form is solved for each view, in fp64).
         keys: take keys ``before`` the base edit (published) or ``after`` it.
-        refresh: recompute the inverse from P after this many updates (woodbury64).
+        refresh (updates): recompute the inverse from P after this many updates (woodbury64).
         tolerance: recompute it when the drift exceeds this (woodbury64): the relative error of the regression's last solution,
             looked at every eighth update (:func:`raysweep.editors.leastsq.woodbury`).
         text: where the mean energy of keys is taken from, if λ is in its units.

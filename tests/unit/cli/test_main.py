@@ -1,3 +1,4 @@
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -144,3 +145,8 @@ def test_completion_is_on(run):
 def test_shim_is_the_same_program():
     text = (Path(cli.__file__).resolve().parents[2] / "cli.py").read_text()
     assert "from raysweep.cli.main import main" in text
+
+
+def test_python_dash_m_raysweep_is_the_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "raysweep", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("raysweep ")

@@ -8,6 +8,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from raysweep.belief.spec import BeliefSpec
+from raysweep.config.hparams import layers
+from raysweep.config.load import read
 from raysweep.config.plan import plan
 from raysweep.config.sweep import open_sweep
 from raysweep.data import DATASETS
@@ -37,6 +39,16 @@ def test_hyper_parameters_fit_their_editor(path: Path) -> None:
         assert fits.get("editor", "rome") in EDITORS
         assert fits.get("data", "zsre") in DATASETS
         kind.config_type.model_validate({**values, **entry})
+
+
+def test_simie_around_memit_takes_its_keys_after_the_edit_on_smollm2() -> None:
+    """docs/lambda_units.md: over MEMIT's five layers keys taken before the edit lose it, whatever λ is."""
+    file = read(ROOT / "hparams/simie/smollm2-135m.yaml")
+    keys = {
+        editor: dict(pair for tree, _ in layers(file, editor=editor, data="zsre") for pair in tree.items()).get("keys")
+        for editor in ("memit", "rome")
+    }
+    assert keys == {"memit": "after", "rome": None}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
