@@ -50,6 +50,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "results": (BASE | {"belief", "config", "results", "studies"}, {"pyarrow"}),
     "tune": ({"*"}, {"ray", "torch", "transformers", "pyarrow"}),
     "cli": ({"*"}, set()),
+    "__main__": ({"cli"}, set()),
     "testing": ({"*"}, {"ray", "torch", "transformers", "pyarrow", "safetensors"}),
 }
 HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from raysweep.errors import NameUnknownError
 from raysweep.registry import Registry
-from raysweep.summarize import PHASES
+from raysweep.measures import PHASES
 
 STUDIES: Registry[Any] = Registry(
     "study",
