@@ -330,11 +330,13 @@ class _Planner:
 
 
 def _stale(statements: Statements, ranks: dict[Kind, Ints], noisy: bool) -> Ints:
-    """Count evidence as published (A1): an AND sentence repeats the list that the writer filled last, not its own evidence.
+    """Count evidence as published (A1): an AND sentence repeats the list that its writer filled last, not its own evidence.
 
-    Two things fill that list: the TF sentences of a subject, all of them, and each NOT, with its pair. In the noisy regime the TF
-    sentences come before every operation; in the clean one TF is an operation like the others, in each subject's own order. So a
-    subject whose AND comes first repeats there what the subject before it left behind; at the very start the list is empty.
+    Of each subject the list holds, one after the other: its atomic sentences; its TF sentences, all of them; the pair of each NOT.
+    In the noisy regime the TF sentences come before every operation; in the clean one TF is an operation like the others, in the
+    subject's own order, so that AND may come before TF and NOT and repeats the atomic sentences then. (That the list begins with
+    these is inferred: the specification names TF and NOT; an empty list, or one left by another subject, is far from the
+    published count of the clean regime.)
 
     Args:
         statements: of all subjects, in the order of writing.
@@ -347,11 +349,11 @@ def _stale(statements: Statements, ranks: dict[Kind, Ints], noisy: bool) -> Ints
     if Kind.AND not in ranks:
         return times
     bounds = np.searchsorted(statements.owner, np.arange(len(ranks[Kind.AND]) + 1)).tolist()
-    filled: Ints = np.empty(0, dtype=np.int64)
     for subject, (start, stop) in enumerate(itertools.pairwise(bounds)):
         order = {k: int(ranks[k][subject]) for k in (Kind.TRUE_FALSE, Kind.NOT, Kind.AND) if k in ranks}
         if noisy:
             order[Kind.TRUE_FALSE] = -1
+        filled = start + np.flatnonzero(kind[start:stop] == Kind.ATOMIC)
         for operation in sorted(order, key=order.__getitem__):
             mine = start + np.flatnonzero(kind[start:stop] == operation)
             if operation is Kind.AND:

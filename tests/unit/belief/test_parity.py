@@ -39,10 +39,11 @@ def fact(subject: int, obj: int) -> Triple:
     return Triple(subject, 0, obj)
 
 
-def written(subject: int, *, labelled: int, denied: int, joined: int) -> list[Statement]:
-    """Sentences of one subject: so many TF, NOT pairs and AND; the objects number them."""
+def written(subject: int, *, sampled: int, labelled: int, denied: int, joined: int) -> list[Statement]:
+    """Sentences of one subject: so many atomic ones, TF, NOT pairs and AND; the objects number them."""
     partner = fact(9, 0)
     return [
+        *(Statement(Kind.ATOMIC, None, fact(subject, i)) for i in range(sampled)),
         *(Statement(Kind.TRUE_FALSE, i % 2 == 0, fact(subject, i)) for i in range(labelled)),
         *(Statement(Kind.NOT, i % 2 == 1, fact(subject, 10 + i)) for i in range(2 * denied)),
         *(Statement(Kind.AND, True, fact(subject, 20 + i), partner) for i in range(joined)),
@@ -60,41 +61,43 @@ def counts(subjects: list[list[Statement]], order: list[tuple[Kind, ...]], *, no
 TF, NOT, AND, OR = Kind.TRUE_FALSE, Kind.NOT, Kind.AND, Kind.OR
 
 
-def test_clean_and_sentences_repeat_all_labels_or_the_last_pair_or_what_the_subject_before_left() -> None:
-    """Seven subjects by hand, 2 AND sentences each: 0, then 4, 2, 2, 4, 4, 2 stale items for each of them."""
-    own = [written(s, labelled=4, denied=2, joined=2) for s in range(7)]
+def test_clean_and_sentences_repeat_what_was_filled_last() -> None:
+    """Six subjects by hand, 3 samples, 4 labels, 2 NOT pairs, 2 AND each: 3, 4, 2, 3, 4, 2 stale items for each AND."""
+    own = [written(s, sampled=3, labelled=4, denied=2, joined=2) for s in range(6)]
     order = [
-        (AND, NOT, TF, OR),  # nothing is filled yet
+        (AND, NOT, TF, OR),  # the atomic sentences
         (OR, TF, AND, NOT),  # all four labels
         (TF, OR, NOT, AND),  # the last of two pairs
-        (AND, OR, NOT, TF),  # still that pair, of the subject before
-        (OR, AND, NOT, TF),  # the labels of the subject before
+        (OR, AND, NOT, TF),
         (NOT, TF, AND, OR),
-        (TF, NOT, OR, AND),
+        (NOT, OR, AND, TF),
     ]
     assert counts(own, order, noisy=False) == [
-        [1, 1, 1, 1, 1, 1, 1, 1, 0, 0],
-        [3, 3, 3, 3, 1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 1, 5, 5, 0, 0],
-        [3, 3, 3, 3, 1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 1, 1, 1, 0, 0],
-        [3, 3, 3, 3, 1, 1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 1, 1, 3, 3, 0, 0],
+        [3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 3, 3, 3, 3, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 3, 0, 0],
+        [3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 3, 3, 3, 3, 1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 1, 1, 1, 1, 3, 3, 0, 0],
     ]
 
 
 def test_noisy_and_sentences_repeat_all_labels_or_the_last_pair() -> None:
-    """The labels come before every operation, so no list of another subject is left."""
-    own = [written(s, labelled=6, denied=1, joined=3) for s in range(2)]
+    """The labels come before every operation, so the atomic sentences are never what was filled last."""
+    own = [written(s, sampled=6, labelled=6, denied=1, joined=3) for s in range(2)]
     assert counts(own, [(AND, OR, NOT), (NOT, AND, OR)], noisy=True) == [
-        [4] * 6 + [1, 1] + [0] * 3,
-        [1] * 6 + [4, 4] + [0] * 3,
+        [1] * 6 + [4] * 6 + [1, 1] + [0] * 3,
+        [1] * 6 + [1] * 6 + [4, 4] + [0] * 3,
     ]
 
 
 def test_an_operation_without_instances_fills_nothing() -> None:
-    own = [written(0, labelled=2, denied=0, joined=1), written(1, labelled=0, denied=0, joined=1)]
-    assert counts(own, [(TF, NOT, AND), (TF, NOT, AND)], noisy=False) == [[3, 3, 0], [0]]
+    own = [
+        written(0, sampled=1, labelled=2, denied=0, joined=1),
+        written(1, sampled=2, labelled=0, denied=0, joined=1),
+        written(2, sampled=0, labelled=0, denied=0, joined=1),
+    ]
+    assert counts(own, [(TF, NOT, AND)] * 3, noisy=False) == [[1, 2, 2, 0], [2, 2, 0], [0]]
 
 
 @pytest.mark.parametrize("instances", [20, 5, 3])
@@ -107,7 +110,7 @@ def test_the_items_are_those_of_the_published_loop(regime: str, instances: int) 
     planner = _Planner(stale.model, spec, stale.seed, stale.subjects)
     ranks, _ = planner._budget()
     items, filled = Items(), list[tuple[Triple, float]]()
-    said = [[] for _ in range(stale.subjects)]  # type: list[list[Statement]]
+    said: list[list[Statement]] = [[] for _ in range(stale.subjects)]
     for i, owner in enumerate(stale.statements.owner.tolist()):
         said[owner].append(stale.statements[i])
     for subject, own in enumerate(said):
@@ -118,9 +121,10 @@ def test_the_items_are_those_of_the_published_loop(regime: str, instances: int) 
                 for s in own
                 if s.kind == kind
             ]
-            if kind is TF:
-                filled = [item for one in lists for item in one] or filled
-                items.update(item for one in lists for item in one)
+            if kind in (Kind.ATOMIC, TF):
+                whole = [item for one in lists for item in one]
+                filled = whole if whole or kind is Kind.ATOMIC else filled
+                items.update(whole)
             elif kind is NOT:
                 for one, other in zip(lists[::2], lists[1::2], strict=True):
                     filled = [*one, *other]
