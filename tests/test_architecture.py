@@ -28,6 +28,7 @@ BASE = {
     "seeds",
     "workspace",
     "summarize",
+    "intervals",
     "world",
 }
 # What each part may import from raysweep when it is loaded (function bodies and TYPE_CHECKING blocks are exempt for
@@ -51,7 +52,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "cli": ({"*"}, set()),
     "testing": ({"*"}, {"ray", "torch", "transformers", "pyarrow", "safetensors"}),
 }
-HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas"}
+HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas", "scipy"}
 NAMED = {table.origin(n).partition(":")[0] for table in (EDITORS, WRAPPERS) for n in table.names()}
 VOCABULARY = {PACKAGE / "cli/edit.py"}  # translates the reference's own words (FT-L, --simie) into ours
 
@@ -181,12 +182,12 @@ def modules_after(*argv: str) -> set[str]:
     [
         ("import raysweep.studies, raysweep.studies.base, raysweep.studies.lifelong", {"torch", "ray", "pyarrow"}),
         ("import raysweep.config.plan, raysweep.config.sweep", {"torch", "ray", "pyarrow", "rich", "typer"}),
-        ("from raysweep.cli.main import main; main(['ls'])", {"torch", "ray", "pyarrow"}),
+        ("from raysweep.cli.main import main; main(['ls'])", {"torch", "ray", "pyarrow", "scipy"}),
         (
             "from raysweep.cli.main import main; assert main(['validate', 'smoke']) in (0, 2)",
             {"torch", "ray", "pyarrow"},
         ),
-        ("from raysweep.cli.main import main; assert main(['plan', 'smoke']) in (0, 2)", {"torch", "ray"}),
+        ("from raysweep.cli.main import main; assert main(['plan', 'smoke']) in (0, 2)", {"torch", "ray", "scipy"}),
         ("from raysweep.cli.main import main; main(['--help'])", {"torch", "ray", "pyarrow", "numpy"}),
     ],
 )
