@@ -91,7 +91,7 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
     binder = Binder(sweep, workspace, components)
     binder.problems += [*_check_space(sweep, components), *_check_metric(sweep)]
     trials: dict[str, PlannedTrial] = {}
-    notes: list[str] = []
+    notes: list[str] = list(sweep.source.notes)
     for arm in sweep.arms:
         same = 0
         for point in points(sweep, arm, components):
