@@ -22,7 +22,7 @@ base:
   threads: 1
 arms:
   plain: {editor: plain}
-  own: {editor: {name: surgeon, layers: [2], rate: 0.5}, seed: 5, data: {size: 10, skip: 1}, space: {editor.rate: {grid: [3.0, 4.0]}}}
+  own: {editor: {name: surgeon, layers: [2], rate: 1}, seed: 5, data: {size: 10, skip: 1}, space: {editor.rate: {grid: [3, 4]}}}
   ridge: {editor: plain, wrap: {name: ridge, lam: 2}, space: {seed: {grid: [7, 8]}, data.skip: {grid: [2, 3]}}}
 space:
   seed: {grid: [0, 1, 2]}
@@ -103,7 +103,7 @@ def test_a_stated_value_is_never_hidden(
 def test_the_plan_says_what_was_replaced(workspace: Workspace) -> None:
     notes = planned(workspace, "seed=9").notes
     assert "--set seed=9 replaces the sweep's domain of 'seed' (x.yaml:12:3)" in notes
-    assert "--set seed=9 replaces 'seed' of arm 'own' (x.yaml:9:58)" in notes
+    assert "--set seed=9 replaces 'seed' of arm 'own' (x.yaml:9:56)" in notes
     assert "--set seed=9 replaces the domain of 'seed' in arm 'ridge' (x.yaml:10:63)" in notes
     assert planned(workspace, "protocol.rounds=[0, 5]").notes == ()
 
