@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.results.store import HEARTBEAT
+from raysweep.summarize import PHASES
 
-SHOWN = ("retained/rel", "retained/gen", "retained/loc")
+SHOWN = ("rel", "gen", "loc")
 
 
 @dataclass(slots=True)
@@ -140,8 +141,11 @@ class Display:
 
 
 def _scores(result: Mapping[str, Any]) -> str:
-    names = {k: k.rpartition("/")[2].capitalize() for k in SHOWN}
-    parts = [f"{names[k]} {float(result[k]):.2f}" for k in SHOWN if k in result]
+    """Return a round's Rel, Gen and Loc in the first phase that it has, and from where on it is not finite."""
+    phase = next((p for p in PHASES if any(f"{p}/{view}" in result for view in SHOWN)), "")
+    parts = [f"{v.capitalize()} {float(result[f'{phase}/{v}']):.2f}" for v in SHOWN if f"{phase}/{v}" in result]
+    if result.get("non_finite_step") is not None:
+        parts.append(f"not finite from step {int(result['non_finite_step'])}")
     return "  " + " ".join(parts) if parts else ""
 
 

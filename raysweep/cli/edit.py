@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli.options import Options
-from raysweep.cli.run import announce, display
+from raysweep.cli.run import announce, display, summarise
 from raysweep.cli.validate import SetOption
 from raysweep.config.plan import plan
 from raysweep.config.sweep import sweep_of
@@ -66,8 +66,7 @@ def command(
     store.folder.check_writable()
     shown = display(found, store, announce(found, store, fresh=False))
     runner, deps = lazy("raysweep.results.runner"), lazy("raysweep.tune.deps")
-    listed = [{"key": t.key, "arm": t.arm, "point": dict(t.point)} for t in found.trials]
-    store.write_plan({"sweep": name, "search": found.sweep.search.model_dump(mode="json"), "trials": listed}, "")
+    store.write_plan(found.as_json(), "")
     before = {t.key for t in found.trials if store.status(t.key).state == "DONE"}
     for planned in found.trials:
         if planned.key not in before:
@@ -84,6 +83,7 @@ def command(
             reports = runner.replay(planned.trial, store) if ended else runner.run_trial(planned, effects, store, mates)
             for report in reports:
                 result = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
+                result |= {"non_finite_step": report.non_finite_step}
                 shown.round(planned.key, {**result, "failure": report.error} if report.error else result)
                 failed = report.error or failed
             shown.stopped(planned.key)
@@ -91,9 +91,7 @@ def command(
         shown.end()
     sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
     sweep.write_trials()
-    print()
-    print(lazy("raysweep.cli.show").text(sweep, how=lazy("raysweep.cli.render").Format.TABLE))
-    print(f"results: {store.folder.location}")
+    summarise(sweep, store.folder.location)
     if failed:
         raise typer.Exit(3)
 

@@ -13,7 +13,8 @@ import typer
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, PlannedTrial, plan
+from raysweep.config.names import TrialName
+from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
@@ -74,6 +75,7 @@ def as_json(found: Plan, status: Callable[[str], str]) -> dict[str, Any]:
                 "key": t.key,
                 "arm": t.arm,
                 "point": dict(t.point),
+                "names": [{"arm": n.arm, "point": dict(n.point)} for n in found.names if n.key == t.key],
                 "share": t.share,
                 "status": status(t.key),
                 "trial": t.trial.model_dump(mode="json"),
@@ -92,9 +94,9 @@ def _table(found: Plan, status: Callable[[str], str], workspace: Workspace) -> N
 
     console = Console(highlight=False)
     table = Table("arm", "point", "key", "status", box=box.SIMPLE_HEAD, title=f"sweep {found.sweep.name}")
-    states = [status(t.key) for t in found.trials]
-    for trial, state in zip(found.trials, states, strict=True):
-        table.add_row(Text(trial.arm), Text(_point(trial)), trial.key, state)
+    states = {t.key: status(t.key) for t in found.trials}
+    for name in found.names:
+        table.add_row(Text(name.arm), Text(_point(name)), name.key, states[name.key])
     console.print(table)
     for rounds, batch, arms in _protocols(found):
         console.print(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}", markup=False, soft_wrap=True)
@@ -103,10 +105,10 @@ def _table(found: Plan, status: Callable[[str], str], workspace: Workspace) -> N
     estimates = lazy("raysweep.cli.estimates")
     for line in estimates.memory_lines(found, workspace, Components.installed()):
         console.print(line, markup=False, soft_wrap=True)
-    said = estimates.time_line(found, workspace, states)
+    said = estimates.time_line(found, workspace, list(states.values()))
     if said:
         console.print(said, markup=False, soft_wrap=True)
-    done = states.count("done")
+    done = list(states.values()).count("done")
     print(f"{extent(found)}; {done} done, {len(found.trials) - done} to run")
 
 
@@ -123,14 +125,15 @@ def counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def _point(trial: PlannedTrial) -> str:
-    return "  ".join(f"{k}={v}" for k, v in trial.point.items())
+def _point(name: TrialName) -> str:
+    return "  ".join(f"{k}={v}" for k, v in name.point.items())
 
 
 def _protocols(found: Plan) -> list[tuple[list[int], int, list[str]]]:
     """Return each protocol once, with the arms that have it."""
     arms: dict[tuple[tuple[int, ...], int], dict[str, None]] = {}
-    for trial in found.trials:
-        protocol = trial.trial.protocol
-        arms.setdefault((protocol.rounds, protocol.batch_size), {})[trial.arm] = None
+    protocols = {trial.key: trial.trial.protocol for trial in found.trials}
+    for name in found.names:
+        protocol = protocols[name.key]
+        arms.setdefault((protocol.rounds, protocol.batch_size), {})[name.arm] = None
     return [(list(rounds), batch, list(names)) for (rounds, batch), names in arms.items()]

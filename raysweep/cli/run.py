@@ -9,6 +9,7 @@ import typer
 
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
+from raysweep.config import names
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
@@ -17,6 +18,7 @@ from raysweep.workspace import Workspace
 if TYPE_CHECKING:
     from raysweep.cli.display import Display
     from raysweep.results.store import ResultStore
+    from raysweep.results.tables import Sweep
     from raysweep.tune.launch import Outcome
 
 
@@ -60,7 +62,7 @@ def announce(found: Plan, store: ResultStore, *, fresh: bool) -> dict[str, int]:
     states = {t.key: store.status(t.key) for t in found.trials}
     behind = {} if fresh else {k: s.step for k, s in states.items() if s.step}
     done = 0 if fresh else sum(s.state == "DONE" for s in states.values())
-    arms = lazy("raysweep.cli.plan").counted(len({t.arm for t in found.trials}), "arm", "arms")
+    arms = lazy("raysweep.cli.plan").counted(len({n.arm for n in found.names}), "arm", "arms")
     print(f"sweep {found.sweep.name}: {lazy('raysweep.cli.plan').extent(found)}, {arms}; {done} trials done")
     for note in found.notes:
         print(f"note: {note}")
@@ -72,7 +74,7 @@ def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
     from rich.console import Console
 
     shown: Display = lazy("raysweep.cli.display").Display(
-        {t.key: label(t.arm, t.point) for t in found.trials},
+        labels(found),
         {t.key: t.trial.protocol.rounds[-1] for t in found.trials},
         printer=lambda line: print(line, flush=True),
         folder=store.folder.local,
@@ -83,18 +85,29 @@ def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
     return shown
 
 
-def label(arm: str, point: object) -> str:
-    """Return ``memit+simie lam=10 seed=0``."""
-    assert hasattr(point, "items")
-    return " ".join([arm, *(f"{k.rpartition('.')[2]}={v}" for k, v in point.items())])
+def labels(found: Plan) -> dict[str, str]:
+    """Return what to call each trial of *found*, by key: ``memit+simie lam=10 seed=0``, with all names of one that has several."""
+    texts = names.labels([(n.arm, names.without_seed(n.point)) for n in found.names])
+    by_key: dict[str, list[str]] = {}
+    for name, text in zip(found.names, texts, strict=True):
+        seed = f" seed={name.point['seed']}" if "seed" in name.point else ""
+        by_key.setdefault(name.key, []).append(f"{text}{seed}")
+    return {key: " = ".join(of) for key, of in by_key.items()}
+
+
+def summarise(found: Sweep, results: str) -> None:
+    """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
+    trials = lazy("raysweep.results.views").trial_views(found)
+    print()
+    print(lazy("raysweep.cli.show").text(found, how=lazy("raysweep.cli.render").Format.TABLE, trials=trials))
+    print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
+    for note in lazy("raysweep.cli.notes").non_finite(trials):
+        typer.echo(f"warning: {note}", err=True)
 
 
 def conclude(outcome: Outcome, sweep: str, workspace: Workspace) -> None:
-    """Print the table, where the results lie, and what is missing."""
-    show, tables, render = lazy("raysweep.cli.show"), lazy("raysweep.results.tables"), lazy("raysweep.cli.render")
-    print()
-    print(show.text(tables.open_sweep(outcome.results, workspace), how=render.Format.TABLE))
-    print(f"results: {outcome.results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
+    """Print the table, where the results lie, what is missing and what is no number."""
+    summarise(lazy("raysweep.results.tables").open_sweep(outcome.results, workspace), outcome.results)
     for key, error in list(outcome.failed.items())[:10]:
         typer.echo(
             f"failed: {key}: {error.splitlines()[0]}  (traceback in {outcome.results}/{key}/FAILED.json)", err=True

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from raysweep.config.names import TrialName
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import StoreError, nearest
+from raysweep.hashing import digest
+from raysweep.results.finite import non_finite_step
 from raysweep.results.folder import Folder
-from raysweep.results.schema import (
-    BELIEFS,
-    POINTS,
-    PROBES,
-    STATS,
-    TIMING,
-    TRAINING,
-    TRIALS,
-    TableSchema,
-    upgrade,
-    version_of,
-)
-from raysweep.results.store import ResultStore
+from raysweep.results.fragments import read_fragments
+from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TRIALS, TableSchema
+from raysweep.results.store import TRIAL, ResultStore
 from raysweep.workspace import Workspace
 
 SUMMARY_COLUMNS = ("step", "edit_step", "superseded_step", "record_id", "probe_kind", "metric", "value")
@@ -35,24 +27,34 @@ TRIALS_FILE = "trials.parquet"
 
 
 class Sweep:
-    """Everything one sweep has measured so far.
+    """Everything one sweep has measured so far, under the names of its latest plan.
 
     Attributes:
         store: where it lies.
-        keys: the trials of the latest plan that have begun (every trial ever begun, if opened with ``everything``).
+        plan: ``plan.json``, as the latest command wrote it; empty if there is none.
+        places: the arms and points of the latest plan, in its order; a trial may stand at several. Opened with
+            ``everything``, the trials of no current plan follow under the names they were begun with, marked by
+            ``planned=False``. Without a plan, those are all.
+        names: those of ``places`` whose trials have begun.
+        keys: the trials of ``names``, each once.
         planned: how many trials the latest plan has; 0 if there is no plan.
+        search: how the plan draws and ranks its trials.
     """
 
     def __init__(self, store: ResultStore, *, everything: bool = False) -> None:
         self.store = store
-        plan = store.plan() or {}
-        begun = store.keys()
-        order = [t["key"] for t in plan.get("trials", [])]
-        self.planned = len(order)
-        self.search: Mapping[str, Any] = plan.get("search", {})
-        known = set(begun)
-        self.keys = tuple(k for k in order if k in known) if order and not everything else begun
-        self.name = str(plan.get("sweep") or store.folder.base.rpartition("/")[2])
+        plan = store.plan()
+        self.plan: Mapping[str, Any] = plan or {}
+        begun = dict.fromkeys(store.keys())
+        current = [_place(store, entry) for entry in self.plan.get("trials", [])]
+        known = {name.key for name in current}
+        self.planned = len(known)
+        earlier = [k for k in begun if k not in known] if everything or plan is None else []
+        self.places = (*current, *(_begun_as(store.about(key), planned=plan is None) for key in earlier))
+        self.names = tuple(name for name in self.places if name.key in begun)
+        self.keys = tuple(dict.fromkeys(name.key for name in self.names))
+        self.search: Mapping[str, Any] = self.plan.get("search", {})
+        self.name = str(self.plan.get("sweep") or store.folder.base.rpartition("/")[2])
 
     def probes(self) -> pa.Table:
         """Return every measured value (schema ``probes``)."""
@@ -79,8 +81,8 @@ class Sweep:
         return self._table(TIMING)
 
     def trials(self) -> pa.Table:
-        """Return one row per trial (schema ``trials``), with a column per swept key and per resolved value."""
-        return trials_table(self.store, self.keys)
+        """Return one row per name (schema ``trials``), with a column per swept key and per resolved value."""
+        return trials_table(self.store, self.names)
 
     def write_trials(self) -> str:
         """Rebuild ``trials.parquet``; return its path."""
@@ -111,102 +113,84 @@ def open_sweep(name: str | Path, workspace: Workspace | None = None, *, everythi
     return Sweep(ResultStore(folder.base, folder.filesystem), everything=everything)
 
 
-def read_fragments(store: ResultStore, table: TableSchema, names: Sequence[str]) -> pa.Table:
-    """Return the fragments *names* as one table, in that order.
-
-    Raises:
-        StoreError: a fragment is truncated, or of another table or a newer version.
-    """
-    filesystem = store.folder.filesystem
-    by_version: dict[int, list[str]] = {}
-    for name in names:
-        path = store.folder.path(name)
-        by_version.setdefault(version_of(_footer(store, name), table, path), []).append(path)
-    parts = []
-    for version, paths in sorted(by_version.items()):
-        schema = table.arrow if version == table.version else None
-        found = ds.dataset(paths, schema=schema, format="parquet", filesystem=filesystem)
-        try:
-            parts.append(upgrade(found.to_table(), table, version))
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(store, _first_bad(store, names), error) from error
-    whole: pa.Table = pa.concat_tables(parts) if parts else table.arrow.empty_table()
-    return whole
-
-
-def _footer(store: ResultStore, name: str) -> pa.Schema:
-    try:
-        return pq.read_schema(store.folder.path(name), filesystem=store.folder.filesystem)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(store, name, error) from error
-
-
-def _first_bad(store: ResultStore, names: Sequence[str]) -> str:
-    for name in names:
-        try:
-            pq.read_table(store.folder.path(name), filesystem=store.folder.filesystem)
-        except (pa.ArrowException, OSError):
-            return name
-    return names[0]
-
-
-def _unreadable(store: ResultStore, name: str, error: Exception) -> StoreError:
-    folder = store.folder.path(name.partition("/")[0])
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return StoreError(
-        f"{store.folder.path(name)} is truncated or damaged ({reason})",
-        hint=f"delete {folder} and run the same command again",
-    )
-
-
 def trial_columns(store: ResultStore, key: str) -> dict[str, list[Any]]:
     """Return the columns that :mod:`raysweep.summarize` reads, of one trial."""
     table = read_fragments(store, PROBES, store.fragments(PROBES, key)).select(list(SUMMARY_COLUMNS))
     return {name: table.column(name).to_pylist() for name in SUMMARY_COLUMNS}
 
 
-def trials_table(store: ResultStore, keys: Iterable[str]) -> pa.Table:
-    """Return the trials table of *keys*, ordered by arm and key."""
+def trials_table(store: ResultStore, names: Iterable[TrialName]) -> pa.Table:
+    """Return the trials table of *names*, ordered by arm and key."""
     rows, extras = [], []
-    for key in keys:
-        about = store.about(key)
-        trial = TrialSpec.model_validate(about["trial"])
-        status = store.status(key)
-        rows.append(
-            {**_fixed(trial, about), "status": status.state.value, "step": status.step, "error": status.error or None}
-        )
-        point = {f"point.{k}": v for k, v in about["point"].items()}
-        extras.append({**point, **flatten(about["trial"], "spec.")})
-    order = sorted(range(len(rows)), key=lambda i: (rows[i]["arm"], rows[i]["trial_key"]))
+    measured: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for name in names:
+        if name.key not in measured:
+            about = store.about(name.key)
+            measured[name.key] = (_content(store, about), flatten(about["trial"], "spec."))
+        content, spec = measured[name.key]
+        point = json.dumps(dict(name.point), sort_keys=True)
+        rows.append({**content, "arm": name.arm, "point": point, "planned": name.planned})
+        extras.append({**{f"point.{k}": v for k, v in name.point.items()}, **spec})
+    order = sorted(range(len(rows)), key=lambda i: (rows[i]["arm"], rows[i]["trial_key"], rows[i]["point"]))
     rows, extras = [rows[i] for i in order], [extras[i] for i in order]
     arrays = [_strict([r[c.name] for r in rows], c.type, c.name, c.nullable) for c in TRIALS.columns]
     parts = list(TRIALS.arrow)
-    for name in sorted({n for e in extras for n in e}):
-        array = _inferred([e.get(name) for e in extras])
+    for column in sorted({n for e in extras for n in e}):
+        array = _inferred([e.get(column) for e in extras])
         arrays.append(array)
-        parts.append(pa.field(name, array.type))
+        parts.append(pa.field(column, array.type))
     return pa.Table.from_arrays(arrays, schema=pa.schema(parts, metadata=TRIALS.arrow.metadata))
 
 
-def _fixed(trial: TrialSpec, about: Mapping[str, Any]) -> dict[str, Any]:
+def _content(store: ResultStore, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of one trial that do not depend on what it is called."""
+    trial = TrialSpec.model_validate(about["trial"])
+    status = store.status(about["key"])
     names = ("git_sha", "git_dirty", "raysweep", "python", "torch", "transformers", "ray", "device", "cpu")
     origin = about["provenance"]
     return {
         "trial_key": about["key"],
-        "arm": about["arm"],
+        "status": status.state.value,
+        "step": status.step,
+        "error": status.error or None,
+        "non_finite_step": non_finite_step(store, about["key"]),
         "study": trial.study,
         "model": trial.model.name,
         "editor": trial.editor.label,
         "seed": trial.seed,
         "batch_size": trial.protocol.batch_size,
         "last_round": trial.protocol.rounds[-1],
-        "group": about["group"],
-        "point": json.dumps(about["point"], sort_keys=True),
+        "group": _group(trial),
         **{name: origin.get(name) for name in names},
         "threads": trial.threads,
         "model_digest": trial.model.digest,
         "data_digest": trial.data.digest,
     }
+
+
+def _group(trial: TrialSpec) -> str:
+    """Return a hash that is equal for trials which differ in nothing but the seed."""
+    identity = trial.identity()
+    del identity["seed"]
+    return digest(identity)
+
+
+def _place(store: ResultStore, entry: Mapping[str, Any]) -> TrialName:
+    """Return the name in an entry of ``plan.json``; one without an arm gets the name that the trial was begun with."""
+    key = str(entry["key"])
+    if "arm" not in entry:
+        about = store.folder.read_json(f"{key}/{TRIAL}")
+        return _begun_as(about, planned=True) if about else TrialName(key, {}, key)
+    point = entry.get("point", {})
+    seed = entry.get("seed", point.get("seed"))
+    return TrialName(str(entry["arm"]), point, key, seed, tuple(entry.get("rounds", ())))
+
+
+def _begun_as(about: Mapping[str, Any], *, planned: bool) -> TrialName:
+    """Return the name that a trial had when it was begun, from its ``trial.json`` (where it once stood at the top level)."""
+    name, trial = about.get("begun_as", about), about["trial"]
+    rounds = tuple(trial["protocol"]["rounds"])
+    return TrialName(name["arm"], name["point"], about["key"], trial["seed"], rounds, planned=planned)
 
 
 def flatten(value: Any, prefix: str) -> dict[str, Any]:

@@ -122,9 +122,7 @@ def run_sweep(
         kin = {f"{PROPOSALS}/{t.kin}" for t in plan.trials if t.kin}
         for key in (*table, RAY_FOLDER, *shared, *kin):
             store.forget(key)
-    listed = [{"key": k, "arm": t.arm, "point": dict(t.point)} for k, t in table.items()]
-    search = sweep.search.model_dump(mode="json")
-    store.write_plan({"sweep": sweep.name, "search": search, "trials": listed}, sweep.source.text)
+    store.write_plan(plan.as_json(), sweep.source.text)
     interrupted = False
     for attempt in range(RESTARTS + 1):
         todo = pending(store, table, retry=options.retry and attempt == 0)
