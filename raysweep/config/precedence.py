@@ -180,7 +180,8 @@ class _Enforcer:
     def _in_arm(self, statement: Statement, name: str, arm: dict[str, Any]) -> None:
         """Let a statement about one arm take the place of what is swept there."""
         if statement.swept:
-            self._drop_path(arm, statement.key)
+            if statement.key in _mapping(arm.get("space")):  # else it stands in the editor or wrapper itself
+                self._drop_path(arm, statement.key)
             return
         for key in _hiding(arm, statement.key):
             self._note(statement, ("arms", name, "space", key), f"the domain of '{key}' in arm '{name}'")

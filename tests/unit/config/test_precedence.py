@@ -86,6 +86,7 @@ def value(trial: Any, key: str) -> Any:
         ("arms.ridge.wrap={name: ridge, lam: 9.0}", "wrap.ridge.lam", {"ridge": {9.0}}),
         ("arms.ridge.wrap=[{name: ridge, lam: 9.0}]", "wrap.ridge.lam", {"ridge": {9.0}}),
         ("arms.ridge={editor: plain, wrap: {name: ridge, lam: 9.0}}", "wrap.ridge.lam", {"ridge": {9.0}}),
+        ("arms.ridge.wrap={name: ridge, lam: {path: [5, 6]}}", "wrap.ridge.lam", {"ridge": {5.0, 6.0}}),
         ("arms.plain.data.size=5", "data.size", {"plain": {5}, "own": {10}}),
         ("arms.plain.seed={grid: [4]}", "seed", {"plain": {4}, "ridge": {7, 8}}),
         ("arms.own.editor.rate={grid: [6.0]}", "editor.rate", {"own": {6.0}}),
