@@ -20,6 +20,19 @@ def package_share() -> Path:
     return wheel if wheel.is_dir() else package.parent
 
 
+def from_here(path: str | Path) -> str:
+    """Return a path that somebody stated on the command line as an absolute one; a URI stays as it is.
+
+    It counts from the current folder. What is not there, but came with the package (``data/ZsRE/sample.json``), is meant.
+    """
+    if "://" in str(path):
+        return str(path)
+    given = Path(path).expanduser()
+    here = Path(os.path.abspath(given))  # not resolve(): a link is left as it was named
+    shipped = package_share() / given
+    return str(shipped if not here.exists() and not given.is_absolute() and shipped.exists() else here)
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """One root folder and its fixed layout.

@@ -29,6 +29,7 @@ BASE = {
     "workspace",
     "measures",
     "summarize",
+    "intervals",
     "world",
 }
 # What each part may import from raysweep when it is loaded (function bodies and TYPE_CHECKING blocks are exempt for
@@ -53,7 +54,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
     "testing": ({"*"}, {"ray", "torch", "transformers", "pyarrow", "safetensors"}),
 }
-HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas"}
+HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas", "scipy"}
 NAMED = {table.origin(n).partition(":")[0] for table in (EDITORS, WRAPPERS) for n in table.names()}
 VOCABULARY = {PACKAGE / "cli/edit.py"}  # translates the reference's own words (FT-L, --simie) into ours
 

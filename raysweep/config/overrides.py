@@ -1,64 +1,149 @@
-"""``--set key=value`` from the command line, laid over a search space before it is read."""
+"""``--set key=value`` from the command line, laid over a search space before it is read.
+
+Whatever is stated there takes effect, or is refused by name (:mod:`raysweep.config.precedence`). Order does not matter: the
+broader key is laid first, and one key may not be given two values.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from raysweep.config import precedence
 from raysweep.config.load import parse_value
 from raysweep.config.merge import TIED
 from raysweep.config.places import KeyPath, Place, Source
+from raysweep.config.precedence import Statement
 from raysweep.config.problems import from_error, problem
 from raysweep.config.space import is_domain
 from raysweep.errors import Problem, SpecError, nearest
+from raysweep.workspace import from_here
 
 BASE_KEYS = ("model", "data", "protocol", "threads", "seed")
 TOP_KEYS = ("sweep", "study", "base", "arms", "space", "search", "resources")
+FILE_KEYS = ("path", "tokenizer")
+"""Keys whose text is a place in the file system; on the command line it counts from the current folder."""
 _NAMED = ("model", "data", "editor", "wrap")
 
 
-def apply(source: Source, overrides: Iterable[str]) -> tuple[Source, list[Problem]]:
-    """Return *source* with each ``key=value`` laid over it, and what is wrong with those that cannot be."""
-    problems: list[Problem] = []
-    for text in overrides:
-        place = Place(_shown(text))
+@dataclass(frozen=True, slots=True)
+class Override:
+    """One value laid over a tree.
+
+    Attributes:
+        key: dotted.
+        value: as read; relative paths in it are absolute already.
+        place: the argument, for messages.
+    """
+
+    key: str
+    value: Any
+    place: Place
+
+    @property
+    def breadth(self) -> tuple[int, bool]:
+        """Sorts broader keys first, and a section's name before its other keys, which are said of what is so named."""
+        key = self.key.removeprefix("base.")
+        return (-1 if key == "base" else key.count("."), not key.endswith(".name"))
+
+
+def apply(source: Source, overrides: Iterable[str | Override]) -> tuple[Source, list[Problem]]:
+    """Return *source* with each override laid over it, and what is wrong with those that cannot be."""
+    read, problems = read_all(overrides)
+    said: dict[tuple[str | None, str], Statement] = {}
+    for one in sorted(read, key=lambda o: o.breadth):
         try:
-            source = _apply_one(source, text, place)
+            source, statements = _put_one(source, one)
+        except SpecError as error:
+            problems.append(from_error(error, one.place))
+            continue
+        for new in statements:
+            old = said.setdefault(new.target, new)
+            problems += _contradiction(old.value, old.place, new.value, new.place, new.key)
+    source, refused = precedence.enforce(source, said)
+    return source, problems + refused
+
+
+def read_all(overrides: Iterable[str | Override]) -> tuple[list[Override], list[Problem]]:
+    """Return each ``key=value`` of *overrides* as it is read, and what is wrong with those that are not of that form."""
+    read: list[Override] = []
+    problems: list[Problem] = []
+    for one in overrides:
+        if isinstance(one, Override):
+            read.append(one)
+            continue
+        place = Place(_shown(one))
+        try:
+            read.append(Override(*_split(one), place))
         except SpecError as error:
             problems.append(from_error(error, place))
-        except _MisplacedError as error:
-            problems.append(problem(place, error.message, error.hint))
-    return source, problems
+    return read, problems
 
 
-class _MisplacedError(Exception):
-    """An override's key leads nowhere."""
+def contradictions(overrides: Iterable[Override]) -> list[Problem]:
+    """Return a problem for each key that is given two values, and for each that lies within another's value."""
+    found: list[Problem] = []
+    seen: dict[str, Override] = {}
+    for new in overrides:
+        old = seen.setdefault(new.key, new)
+        found += _contradiction(old.value, old.place, new.value, new.place, new.key)
+    return found
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+
+def _contradiction(old: Any, first: Place, new: Any, second: Place, key: str) -> list[Problem]:
+    if old == new and isinstance(old, bool) is isinstance(new, bool):
+        return []
+    return [problem(second, f"'{key}' is given two values, here and by {first.file}", "leave one of them out")]
+
+
+def _split(text: str) -> tuple[str, Any]:
+    """Return key and value of one ``key=value``.
+
+    Raises:
+        SpecError: it has no key or no equals sign.
+        YamlError: the value is no YAML.
+    """
+    key, equals, written = text.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise SpecError("an override is written key=value", hint="for example --set data.size=50")
+    return key, from_current_folder(key, parse_value(written, "value"))
+
+
+def from_current_folder(key: str, value: Any) -> Any:
+    """Return the *value* of a dotted *key* with each relative path in it made absolute, from the current folder."""
+    if isinstance(value, Mapping) and not is_domain(value):
+        return {k: from_current_folder(str(k), v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [from_current_folder("", v) for v in value]
+    if key.rpartition(".")[2] not in FILE_KEYS:
+        return value
+    if isinstance(value, Mapping):
+        return {kind: [from_current_folder(key, v) for v in values] for kind, values in value.items()}
+    return from_here(value) if isinstance(value, str) and value not in ("", "words") else value
 
 
 def _shown(text: str, width: int = 72) -> str:
     return f"--set {text}" if len(text) <= width else f"--set {text[: width - 1]}…"
 
 
-def _apply_one(source: Source, text: str, place: Place) -> Source:
-    key, equals, written = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise _MisplacedError("an override is written key=value", "for example --set data.size=50")
-    value = parse_value(written, "value")
+def _put_one(source: Source, one: Override) -> tuple[Source, list[Statement]]:
+    """Return *source* with one override in it, and what that states.
+
+    Raises:
+        SpecError: its key leads nowhere.
+    """
     tree = copy.deepcopy(source.tree) if isinstance(source.tree, dict) else {}
-    swept = key.partition(".")[0] in ("editor", "wrap") and is_domain(value)
-    path: KeyPath = ("space", key) if swept else _path(tree, key)
-    if len(path) == 2 and path[0] == "base" and path[1] in TIED and isinstance(value, str):
-        _drop_tied(tree, str(path[1]), value)
+    path = _path(tree, one.key, swept=is_domain(one.value))
+    if len(path) == 2 and path[0] == "base" and path[1] in TIED and isinstance(one.value, str):
         path = (*path, "name")
-    _put(tree, path, value, key)
-    return source.replaced(path, tree, place, text)
+    if path[0] == "base" and path[2:] == ("name",):
+        _drop_tied(tree, str(path[1]), one.value)
+    _put(tree, path, one.value, one.key)
+    statements = list(precedence.statements(tree, path, one.value, one.place))
+    return source.replaced(path, tree, one.place, f"{one.key}={one.value}"), statements
 
 
 def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:
@@ -71,18 +156,17 @@ def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:
         base[section] = {k: v for k, v in said.items() if k not in TIED[section]}
 
 
-def _path(tree: dict[str, Any], key: str) -> KeyPath:
-    """Return where in the file *key* belongs."""
-    head, _, rest = key.partition(".")
-    if head == "base":
-        inner, _, below = rest.partition(".")
-        if rest and inner not in BASE_KEYS:
-            raise _MisplacedError(f"unknown key '{inner}' in base", nearest(inner, BASE_KEYS))
-        return ("base", *([inner] if rest else []), *(below.split(".") if below else []))
-    if head in BASE_KEYS:
-        return ("base", head, *(rest.split(".") if rest else []))
+def _path(tree: dict[str, Any], key: str, *, swept: bool) -> KeyPath:
+    """Return where in the file *key* belongs; a domain (*swept*) belongs into a ``space``."""
+    head, _, rest = key.removeprefix("base.").partition(".")
+    if swept and head in (*BASE_KEYS, "editor", "wrap"):
+        return ("space", f"{head}.name" if head in TIED and not rest else key.removeprefix("base."))
+    if key == "base" or head in BASE_KEYS:
+        return ("base",) if key == "base" else ("base", head, *(rest.split(".") if rest else []))
+    if key.startswith("base."):
+        raise SpecError(f"unknown key '{head}' in base", hint=nearest(head, BASE_KEYS))
     if head == "arms" and rest:
-        return _arm_path(tree, rest)
+        return _arm_path(tree, rest, swept=swept)
     if head == "space" and rest:
         return ("space", rest)
     if head in TOP_KEYS:
@@ -92,10 +176,10 @@ def _path(tree: dict[str, Any], key: str) -> KeyPath:
         hint = (
             f"an arm's own keys are written arms.<arm>.{key}; of all arms only a domain can be set: {key}={{grid: […]}}"
         )
-    raise _MisplacedError(f"unknown key '{head}'", hint)
+    raise SpecError(f"unknown key '{head}'", hint=hint)
 
 
-def _arm_path(tree: dict[str, Any], rest: str) -> KeyPath:
+def _arm_path(tree: dict[str, Any], rest: str, *, swept: bool) -> KeyPath:
     """Return the path of ``arms.<rest>``; an arm's name may have dots in it."""
     arms = tree.get("arms")
     if not isinstance(arms, dict):
@@ -103,7 +187,8 @@ def _arm_path(tree: dict[str, Any], rest: str) -> KeyPath:
     names = list(arms)
     fitting = [n for n in names if rest == n or rest.startswith(f"{n}.")]
     if not fitting:
-        raise _MisplacedError(f"unknown arm '{rest.partition('.')[0]}'", nearest(rest.partition(".")[0], names))
+        hint = nearest(rest.partition(".")[0], names)
+        raise SpecError(f"unknown arm '{rest.partition('.')[0]}'", hint=hint)
     name = max(fitting, key=len)
     below = rest[len(name) + 1 :]
     if not below:
@@ -112,8 +197,9 @@ def _arm_path(tree: dict[str, Any], rest: str) -> KeyPath:
     if head == "space" and tail:
         return ("arms", name, "space", tail)
     if head == "wrap" and tail:
-        return ("arms", name, *_wrap_path(arms[name], tail))
-    return ("arms", name, *below.split("."))
+        inside = _wrap_path(arms[name], tail)
+        return ("arms", name, "space", below) if swept else ("arms", name, *inside)
+    return ("arms", name, "space", below) if swept and head != "space" else ("arms", name, *below.split("."))
 
 
 def _wrap_path(arm: Any, tail: str) -> KeyPath:
@@ -123,7 +209,7 @@ def _wrap_path(arm: Any, tail: str) -> KeyPath:
     names = [e.get("name") if isinstance(e, dict) else e for e in entries]
     wrapper, _, key = tail.partition(".")
     if wrapper not in names:
-        raise _MisplacedError(f"this arm has no wrapper '{wrapper}'", nearest(wrapper, [str(n) for n in names]))
+        raise SpecError(f"this arm has no wrapper '{wrapper}'", hint=nearest(wrapper, [str(n) for n in names]))
     index: KeyPath = (names.index(wrapper),) if isinstance(wrap, list) else ()
     return ("wrap", *index, *key.split(".")) if key else ("wrap", *index)
 
@@ -139,7 +225,7 @@ def _put(tree: Any, path: KeyPath, value: Any, key: str) -> None:
             below = {"name": below}
         elif not isinstance(below, dict | list) or (isinstance(below, list) and not isinstance(path[depth + 1], int)):
             written = ".".join(str(p) for p in path[: depth + 1])
-            raise _MisplacedError(f"'{key}' leads into '{written}', which is no mapping")
+            raise SpecError(f"'{key}' leads into '{written}', which is no mapping")
         here[part] = below
         here = below
     here[path[-1]] = value

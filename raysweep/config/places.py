@@ -29,6 +29,7 @@ class Source:
         keys: where each key of a mapping stands.
         values: where each value starts.
         overrides: ``key=value`` texts applied on top of the file.
+        notes: what they replaced, for the reader of a plan.
     """
 
     file: str = ""
@@ -37,6 +38,7 @@ class Source:
     keys: Mapping[KeyPath, Place] = field(default_factory=dict)
     values: Mapping[KeyPath, Place] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def value(self, path: KeyPath) -> Place:
         """Return where the value at *path*, or else its nearest ancestor, was written."""
@@ -47,7 +49,10 @@ class Source:
         return self.keys[path] if path in self.keys else self.value(path)
 
     def replaced(self, path: KeyPath, tree: Any, place: Place, override: str) -> Source:
-        """Return the source with another whole *tree*, in which everything from *path* on was written at *place*."""
+        """Return the source with another whole *tree*, in which everything from *path* on was written at *place*.
+
+        *override* is kept as one of ``overrides``, unless it is empty.
+        """
         keep = len(path)
         keys = {p: where for p, where in self.keys.items() if p[:keep] != path}
         values = {p: where for p, where in self.values.items() if p[:keep] != path}
@@ -57,7 +62,7 @@ class Source:
             tree=tree,
             keys={**made, **keys},
             values={**made, **values},
-            overrides=(*self.overrides, override),
+            overrides=(*self.overrides, *([override] if override else [])),
         )
 
     def also(self, path: KeyPath, other: KeyPath) -> Source:

@@ -118,7 +118,7 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
     binder.problems += [*_check_space(sweep, components), *_check_metric(sweep, components)]
     trials: dict[str, PlannedTrial] = {}
     names: list[TrialName] = []
-    notes: list[str] = []
+    notes: list[str] = list(sweep.source.notes)
     for arm in sweep.arms:
         same = 0
         for point in points(sweep, arm, components):

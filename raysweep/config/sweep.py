@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from raysweep.config.load import read
-from raysweep.config.overrides import BASE_KEYS, TOP_KEYS, apply
+from raysweep.config.overrides import BASE_KEYS, TOP_KEYS, Override, apply
 from raysweep.config.places import KeyPath, Source
 from raysweep.config.problems import from_validation, problem, unknown_keys
 from raysweep.config.schema import ArmSpec, EditorSpec, ResourceSpec, SearchSpec, Spec, SweepSpec, WrapSpec
@@ -25,7 +25,7 @@ _NAME = re.compile(r"\w[\w.+-]*")
 P = TypeVar("P", bound=Spec)
 
 
-def open_sweep(file: str, workspace: Workspace, overrides: Iterable[str] = ()) -> SweepSpec:
+def open_sweep(file: str, workspace: Workspace, overrides: Iterable[str | Override] = ()) -> SweepSpec:
     """Return the search space in *file*, a path or the name of one in ``search_spaces/``.
 
     Args:
@@ -60,7 +60,7 @@ def find_file(file: str, workspace: Workspace) -> Path:
     )
 
 
-def read_sweep(source: Source, overrides: Iterable[str] = ()) -> SweepSpec:
+def read_sweep(source: Source, overrides: Iterable[str | Override] = ()) -> SweepSpec:
     """Return what *source* says, with *overrides* laid over it.
 
     Raises:
@@ -75,7 +75,7 @@ def read_sweep(source: Source, overrides: Iterable[str] = ()) -> SweepSpec:
     return spec
 
 
-def sweep_of(tree: Mapping[str, Any], *, file: str = "", overrides: Iterable[str] = ()) -> SweepSpec:
+def sweep_of(tree: Mapping[str, Any], *, file: str = "", overrides: Iterable[str | Override] = ()) -> SweepSpec:
     """Return the sweep written as plain data, as ``raysweep edit`` makes it from flags; *file* names it in messages."""
     return read_sweep(Source(file, tree=dict(tree)), overrides)
 

