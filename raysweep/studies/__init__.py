@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from raysweep.errors import NameUnknownError
-from raysweep.registry import Registry
 from raysweep.measures import PHASES
+from raysweep.registry import Registry
 
 STUDIES: Registry[Any] = Registry(
     "study",
