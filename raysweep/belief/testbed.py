@@ -16,7 +16,7 @@ from raysweep.artifacts import ArtifactStore
 from raysweep.belief import pointfile, pretrain, wordlevel
 from raysweep.belief.asking import ask_points, sequence_loss, summary
 from raysweep.belief.basis import Basis, build_basis
-from raysweep.belief.corpus import Corpus
+from raysweep.belief.graph import KnowledgeGraph
 from raysweep.belief.points import EvalPoint
 from raysweep.belief.pretrain import Pretrained, model_request
 from raysweep.belief.spec import BeliefSpec, PretrainSpec
@@ -143,7 +143,7 @@ class Testbed:
             lambda: self.basis.corpus,
             self.spec,
             self._store,
-            tokenizer=self._tokenizer,
+            tokenizer=lambda corpus: self.tokenizer(corpus.model.graph),
             evaluate=self.measure,
             progress=progress,
         )
@@ -171,10 +171,11 @@ class Testbed:
         found = summary(chosen, replies, parity=self.spec.parity, batch=len(chosen))
         return {"eval_loss": sequence_loss(lm, sentences), **found} if sentences else found
 
-    def _tokenizer(self, corpus: Corpus) -> PreTrainedTokenizerFast:
+    def tokenizer(self, graph: KnowledgeGraph) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of the model that the setting trains on what is written about *graph*."""
         recipe = self.spec.pretrain
         if recipe is None or recipe.tokenizer == "words":
-            return wordlevel.word_tokenizer(corpus.model.graph)
+            return wordlevel.word_tokenizer(graph)
         return wordlevel.file_tokenizer(self.workspace.resolve(recipe.tokenizer))
 
     @property
@@ -192,6 +193,12 @@ def _editable(point: EvalPoint) -> bool:
 def model_digest(path: Path, workspace: Workspace) -> str:
     """Return the digest of the model that the setting in *path* trains; for :mod:`raysweep.models.catalogue`."""
     return Testbed.open(path, workspace).model_digest
+
+
+def open_tokenizer(path: Path, workspace: Workspace) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the model that the setting in *path* trains; for :mod:`raysweep.models.load`."""
+    testbed = Testbed.open(path, workspace)
+    return testbed.tokenizer(open_graph(testbed.spec.graph, workspace, log.info))
 
 
 def open_model(

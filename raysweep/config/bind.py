@@ -91,6 +91,7 @@ class Binder:
             seed=plain.seed,
             threads=plain.threads,
             versions=self._versions(editor, data.name, study) if editor else {},
+            environment=dict(self.components.environment),
         )
         fits = self._fits(trial, available, study, sections)
         return trial if sound and fits else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from raysweep import environment
 from raysweep.config.schema import DataSpec, ModelSpec, TextSpec
 from raysweep.lazy import lazy
 from raysweep.registry import Registry
@@ -25,6 +26,7 @@ class Components:
         studies: study classes (``check``, ``version``).
         model: fills in a model's digest and BOS policy.
         text: fills in a text's digest.
+        environment: the environment variables that are set and move numbers.
     """
 
     editors: Registry[Any]
@@ -33,15 +35,17 @@ class Components:
     studies: Registry[Any]
     model: Callable[[ModelSpec, Workspace], ModelSpec]
     text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def installed() -> Components:
-        """Return what this installation has."""
+    def installed(*, fetch: bool = False) -> Components:
+        """Return what this installation has; *fetch* = ask the hub about hub models that are not here."""
         return Components(
             editors=lazy("raysweep.editors").EDITORS,
             wrappers=lazy("raysweep.editors.wrappers").WRAPPERS,
             datasets=lazy("raysweep.data").DATASETS,
             studies=lazy("raysweep.studies").STUDIES,
-            model=lambda spec, workspace: lazy("raysweep.models.catalogue").resolve(spec, workspace),
+            model=lambda spec, workspace: lazy("raysweep.models.catalogue").resolve(spec, workspace, fetch=fetch),
             text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
+            environment=environment.stated(),
         )
