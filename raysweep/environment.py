@@ -1,7 +1,7 @@
 """Environment variables that move numbers: which are set, so that they can stand in a trial's key.
 
 Threads are not among them: ``threads`` of the trial is what torch is given (``torch.set_num_threads``), whatever
-``OMP_NUM_THREADS`` and ``MKL_NUM_THREADS`` say.
+``OMP_NUM_THREADS`` and ``MKL_NUM_THREADS`` say. Nor are OpenBLAS's: nothing here multiplies matrices with numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ VARIABLES: Mapping[str, str] = {
     "ONEDNN_CPU_ISA_HINTS": "which instructions oneDNN prefers",
     "ONEDNN_DEFAULT_FPMATH_MODE": "whether fp32 products are rounded to bf16 or TF32",
     "ONEDNN_MAX_CPU_ISA": "which instructions oneDNN uses",
-    "OPENBLAS_CORETYPE": "which of numpy's products run",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "whether fp32 products are rounded to TF32, on a GPU",
     "TORCH_BLAS_PREFER_CUBLASLT": "which library multiplies, on a GPU",
     "TORCH_LINALG_PREFER_CUSOLVER": "which library solves, on a GPU",

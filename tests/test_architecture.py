@@ -39,9 +39,9 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "runtime": (BASE, {"torch"}),
     "artifacts": (BASE, set()),
     "config": (
-        BASE | {"config", "evals.metrics"},
+        BASE | {"config", "evals.metrics", "artifacts"},
         set(),
-    ),  # the metrics' versions are part of a key; they need no torch
+    ),  # the versions of metrics and artifacts are part of a key; they need no torch
     "belief": (BASE | {"belief", "config", "artifacts", "models"}, set()),
     "data": (BASE | {"config", "data", "belief"}, set()),
     "models": (BASE | {"config", "models", "runtime", "editors.base"}, {"torch", "transformers", "safetensors"}),

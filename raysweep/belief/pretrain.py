@@ -434,7 +434,9 @@ def model_request(spec: BeliefSpec) -> ArtifactRequest:
         "world": {k: made_of[k] for k in ("seed", "graph", "generative", "corpus", "parity", "version")},
         "recipe": recipe,
     }
-    return ArtifactRequest(kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", version=VERSION)
+    return ArtifactRequest(
+        kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", model="", version=VERSION
+    )
 
 
 def pretrained(

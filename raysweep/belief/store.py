@@ -61,7 +61,8 @@ def identity(spec: GraphSpec) -> dict[str, Any]:
 def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
     """Return everything from graph to evaluation points depends on; ``spec.graph`` is resolved."""
     made_of = spec.model_dump(mode="json", exclude={"graph", "pretrain"})
-    return {**made_of, "graph": identity(spec.graph), "version": GRAPH_VERSION}
+    asked = {"new_tokens": spec.graph.max_object_tokens}  # an answer's length, of every graph
+    return {**made_of, **asked, "graph": identity(spec.graph), "version": GRAPH_VERSION}
 
 
 def graph_request(spec: GraphSpec) -> ArtifactRequest:
@@ -69,7 +70,11 @@ def graph_request(spec: GraphSpec) -> ArtifactRequest:
     from raysweep.editors.base import ArtifactRequest
 
     return ArtifactRequest(
-        kind="graph", inputs=identity(spec), builder="raysweep.belief.store:open_graph", version=GRAPH_VERSION
+        kind="graph",
+        inputs=identity(spec),
+        builder="raysweep.belief.store:open_graph",
+        model="",
+        version=GRAPH_VERSION,
     )
 
 

@@ -25,7 +25,7 @@ from raysweep.config.hparams import REMARKS
 from raysweep.config.load import read
 from raysweep.config.problems import from_validation
 from raysweep.errors import DataError, ProblemsError
-from raysweep.hashing import digest, file_digest
+from raysweep.hashing import file_digest
 from raysweep.seeds import derive
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
 log = logging.getLogger(__name__)
+POINTS_VERSION = 1  # of the evaluation points that equal settings give; part of their key
 _TOLD = 100  # steps of pretraining between two lines of the log
 
 
@@ -93,7 +94,20 @@ class Testbed:
     @property
     def digest(self) -> str:
         """16 hex digits over everything the points depend on; nothing is made for it."""
-        return digest(belief_identity(self.spec))
+        return self._store.folder(self.points_request).name
+
+    @property
+    def points_request(self) -> ArtifactRequest:
+        """The request of the evaluation points."""
+        from raysweep.editors.base import ArtifactRequest
+
+        return ArtifactRequest(
+            kind="belief_points",
+            inputs=belief_identity(self.spec),
+            builder="raysweep.belief.testbed:Testbed.points",
+            model="",
+            version=POINTS_VERSION,
+        )
 
     @cached_property
     def basis(self) -> Basis:
@@ -105,17 +119,12 @@ class Testbed:
         """The evaluation points."""
         import torch
 
-        from raysweep.editors.base import ArtifactRequest
-
         def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
             points = [p for p in self.basis.points() if _editable(p)]
             text = "\n".join(pointfile.to_line(replace(p, id=i)) for i, p in enumerate(points))
             return {"lines": torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())}, {}
 
-        request = ArtifactRequest(
-            kind="belief_points", inputs=belief_identity(self.spec), builder="raysweep.belief.testbed:Testbed.points"
-        )
-        lines = self._store.get_or_build(request, build).tensors["lines"].numpy().tobytes().decode()
+        lines = self._store.get_or_build(self.points_request, build).tensors["lines"].numpy().tobytes().decode()
         return tuple(map(pointfile.from_line, lines.split("\n")))
 
     @property

@@ -22,6 +22,7 @@ class Components:
         wrappers: wrapper classes (``config_type``, ``accepts``, ``version``; optional: ``gives``, what the wrapped editor is
             to a wrapper around it, or a function of its configuration, else ``weights``; ``unfit(config, wrapped)``, why it cannot
             wrap a wrapped editor; ``path_implies``, which of its keys may be a path of values, and the configuration that implies).
+            Editors, wrappers and studies may have ``artifacts``, the kinds of artifacts they ask for.
         datasets: datasets (``locate``, ``count``, ``digest``, ``version``).
         studies: study classes (``check``, ``version``).
         model: fills in a model's digest and BOS policy.

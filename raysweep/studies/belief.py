@@ -45,6 +45,7 @@ class BeliefLifelong:
 
     name: ClassVar[str] = "belief_lifelong"
     version: ClassVar[int] = 1
+    artifacts: ClassVar[tuple[str, ...]] = ("answers",)
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: what a lifelong run would refuse, and records that are no points."""
@@ -79,6 +80,7 @@ class Belief:
 
     name: ClassVar[str] = "belief"
     version: ClassVar[int] = 1
+    artifacts: ClassVar[tuple[str, ...]] = ("answers",)
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: what a lifelong run would refuse, records that are no points, edits in batches."""
