@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from raysweep.artifacts import VERSIONS as ARTIFACTS
-from raysweep.belief import pretrain, testbed
+from raysweep.belief import pretrain, store, testbed
 from raysweep.config.schema import ProtocolSpec
 from raysweep.data import DATASETS, texts
 from raysweep.editors import EDITORS
@@ -67,7 +67,11 @@ def versions() -> dict[str, int]:
     for kind, table in (("editor", EDITORS), ("wrapper", WRAPPERS), ("dataset", DATASETS), ("study", STUDIES)):
         found |= {f"{kind}/{name}": table.get(name).version for name in table.names()}
     found |= {f"metric/{name}": metric.version for name, metric in METRICS.items()}
-    made = {"belief/points": testbed.POINTS_VERSION, "belief/model": pretrain.VERSION}
+    made = {
+        "belief/graph": store.GRAPH_VERSION,
+        "belief/points": testbed.POINTS_VERSION,
+        "belief/model": pretrain.VERSION,
+    }
     return found | made | {"protocol": ProtocolSpec.version, "texts": texts._VERSION}
 
 
@@ -135,6 +139,7 @@ def where(component: str) -> str:
         "belief/points": "raysweep.belief.testbed.POINTS_VERSION",
         "belief/model": "raysweep.belief.pretrain.VERSION",
     }
+    own |= {"belief/graph": "raysweep.belief.store.GRAPH_VERSION"}
     own |= {"protocol": "raysweep.config.schema.ProtocolSpec.version", "texts": "raysweep.data.texts._VERSION"}
     listed = {
         "artifact": f"raysweep.artifacts.VERSIONS['{name}']",

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from raysweep.artifacts import ArtifactStore
+from raysweep.belief.graph import to_arrays
+from raysweep.belief.spec import GraphSpec
+from raysweep.belief.store import open_graph
 from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TextSpec, TrialSpec, WrapSpec
 from raysweep.data import DATASETS
@@ -81,7 +84,8 @@ def table() -> dict[str, Sketch]:
         found[f"metric/{name}"] = lambda _, name=name: _metric(name)
     for kind in _ARTIFACTS:
         found[f"artifact/{kind}"] = lambda root, kind=kind: _ARTIFACTS[kind](root)
-    return found | {"protocol": _protocol, "texts": _texts, "belief/points": _points, "belief/model": _belief_model}
+    belief = {"belief/graph": _graph, "belief/points": _points, "belief/model": _belief_model}
+    return found | belief | {"protocol": _protocol, "texts": _texts}
 
 
 def of_matrix(value: Tensor) -> list[float]:
@@ -193,6 +197,14 @@ def _texts(root: Path) -> Figures:
     (root / "b.jsonl").write_text('{"text": "One"}\n\n"Two\\n\\nstill two"\n', encoding="utf-8")
     names = ("a.txt", "b.jsonl")
     return {n: digest(list(open_texts(TextSpec(name="own", path=n), DataSpec(), Workspace(root)))) for n in names}
+
+
+def _graph(root: Path) -> Figures:
+    """Read the committed sample of Wikidata5m, to the letter."""
+    folder = package_share() / "data/wikidata5m/sample"
+    spec = GraphSpec(source="wikidata5m", path=str(folder), relations=4, min_cooccurrences=5)
+    arrays, meta = to_arrays(open_graph(spec, Workspace(root)))
+    return {"arrays": digest({name: array.tolist() for name, array in arrays.items()}), "meta": digest(meta)}
 
 
 def _points(root: Path) -> Figures:
