@@ -94,6 +94,8 @@ def _others(now: Any) -> Iterator[Any]:
         yield from (f"{now}x", "none", "2", f"{now}, x")
     elif isinstance(now, list):
         last = now[-1] if now else None
+        if now and all(type(v) is int for v in now):  # blocks, rounds
+            yield [now[0] - 1, *now[1:]] if now[0] > 0 else [*now[:-1], now[-1] + 1]
         yield from ([*now, *more] for more in ([last], [12], ["x"], [[1, 1]], [0.5]) if more != [None])
         yield from (now[:-1], [*now[:-1], 24], [v / 2 for v in now if isinstance(v, float)], now[::-1])
         yield from ([*now, {"name": "x"}], [["x", 1]], ["x", "y"], ["P1"], ["Q1"])

@@ -448,6 +448,7 @@ def pretrained(
     evaluate: Evaluate | None = None,
     progress: Progress = lambda done, total: None,
     snapshot_every: int = 200,
+    measured_on: str = "",
 ) -> Pretrained:
     """Return the model that *spec* trains, training it if nobody has.
 
@@ -462,6 +463,7 @@ def pretrained(
         evaluate: measures the model for the log, as often as the recipe says.
         progress: called with the steps done and their total, after each.
         snapshot_every: steps between two snapshots; 0 = none.
+        measured_on: digest of the points that *evaluate* asks; settings that share the model may ask others.
     """
     request, recipe = model_request(spec), spec.pretrain
     assert recipe is not None
@@ -478,6 +480,7 @@ def pretrained(
             "tokenizer": core.backend_tokenizer.to_str(),
             "pad": core.pad_token,
             "log": trainer.counters.log,
+            "measured_on": measured_on,
             "steps": trainer.total,
             "tokens": trainer.counters.tokens,
         }

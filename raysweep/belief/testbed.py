@@ -155,14 +155,21 @@ class Testbed:
             tokenizer=lambda corpus: self.tokenizer(corpus.model.graph),
             evaluate=self.measure,
             progress=progress,
+            measured_on=self.digest,
         )
 
     def training_log(self) -> tuple[Mapping[str, float], ...]:
-        """Return what was logged while the model was trained; nothing if it is not trained, or the setting trains none."""
+        """Return what was logged while the model was trained.
+
+        That is nothing if it is not trained, if the setting trains none, or if a setting with other points trained it: the model is
+        the same then, what was measured on the way is not.
+        """
         if self.spec.pretrain is None:
             return ()
         found = self._store.get(self.model_request)
-        return tuple(found.meta["log"]) if found else ()
+        if found is None or found.meta.get("measured_on") not in (None, self.digest):
+            return ()
+        return tuple(found.meta["log"])
 
     def measure(self, lm: LanguageModel) -> dict[str, float]:
         """Return the numbers of a log row (§7.6) for *lm*, on ``eval_points`` points chosen by the recipe's seed (ruling F5)."""

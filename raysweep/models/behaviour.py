@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.hashing import digest, file_digest
+from raysweep.hashing import digest, file_digest, text_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,8 +59,8 @@ TEXTS: tuple[str, ...] = (
     *("▁", "▁a", "Ġ", "Ġa", "##ing", "</w>", "<0x0A>", "<unk>", "<s>", "</s>", "<pad>", "[CLS]", "[SEP]", "[MASK]"),
     *("<|endoftext|>", "<|begin_of_text|>", "<|im_start|>", "a<s>b", "a </s> b", "a<|endoftext|>b"),
     *("antidisestablishmentarianism", "Llanfairpwllgwyngyll", "z" * 40, "ab" * 40, "qxj vkz"),
-    "word " * 1200,  # longer than the window of a small model: nothing may be cut off
 )
+LONG = "word " * 1200  # longer than the window of a small model: nothing may be cut off
 PAIRS: tuple[tuple[str, str], ...] = (
     ("The capital of France is", "Paris"),
     ("The capital of France is", " Paris"),
@@ -76,7 +76,7 @@ PAIRS: tuple[tuple[str, str], ...] = (
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> str:
     """Return 16 hex digits over what *tokenizer* makes of the battery.
 
-    Of each text: the ids with and without special tokens, the offsets of the former, and what the ids decode to; of each pair of
+    Of each text: the ids with and without special tokens, the offsets of the former, and what the latter decode to; of each pair of
     prompt and target: both alone, and joined. Besides, the ids of the special tokens and those that the policy prepends.
 
     Args:
@@ -86,17 +86,17 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> 
     added = sorted((number, str(token)) for number, token in tokenizer.added_tokens_decoder.items())
     written = [f"{a}{token}{b}" for _, token in added[:_WRITTEN_OUT] for a, b in (("", ""), ("a", "b"), ("a ", " b"))]
     joined = [text for prompt, target in PAIRS for text in (prompt, target, f"{prompt} {target}", f"{prompt}{target}")]
-    return digest(
-        {
-            "battery": BATTERY_VERSION,
-            "bos": list(bos),
-            "texts": [_seen(tokenizer, text) for text in (*TEXTS, *joined, *written)],
-            "added": added,
-            "special": {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES},
-            "specials": sorted(tokenizer.all_special_ids),
-            "size": len(tokenizer),
-        }
-    )
+    seen = {
+        "battery": BATTERY_VERSION,
+        "bos": list(bos),
+        "texts": [_seen(tokenizer, text) for text in (*TEXTS, *joined, *written)],
+        "long": tokenizer(LONG, verbose=False)["input_ids"],
+        "added": added,
+        "special": {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES},
+        "specials": sorted(tokenizer.all_special_ids),
+        "size": len(tokenizer),
+    }
+    return text_digest(json.dumps(seen, separators=(",", ":")))  # plain data already, and much of it
 
 
 def _seen(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Any]:

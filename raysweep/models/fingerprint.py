@@ -107,7 +107,7 @@ def _hidden(part: str) -> bool:
 
 
 class FileHashes:
-    """Hashes of whole files; those of large files are remembered in a folder, since 28 GB take half a minute.
+    """Hashes of whole files; those of large files are remembered in a folder, since reading a checkpoint takes a while.
 
     A remembered hash counts as long as path, size, inode and both times (content, status) are the same; the last cannot be set by
     hand, so a file that was written to is read again.
