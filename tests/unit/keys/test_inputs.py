@@ -4,6 +4,7 @@ not.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -160,8 +161,35 @@ def test_another_environment_than_the_plans_is_refused(planned: Planned, monkeyp
     assert "has another environment than the plan" in report.error
 
 
-def test_threads_are_what_the_trial_says_whatever_the_variables_say(planned: Planned) -> None:
+def test_threads_and_precision_are_what_the_trial_says_whatever_the_process_was_told(planned: Planned) -> None:
     assert planned(threads=2).key != planned().key
+    trial = planned(threads=1)
+    job: Any = type("Job", (), {"trial": trial, "key": trial.key, "arm": "a", "point": {}})
+    store: Any = type("Store", (), {"begin": staticmethod(lambda *_, **__: None)})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        torch.set_float32_matmul_precision("medium")
+        TrialRun(job, None, store)._begin()  # type: ignore[arg-type]
+        assert torch.get_num_threads() == 1
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_num_threads(before)
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_nothing_multiplies_matrices_with_numpy() -> None:
+    """BLAS under numpy has threads and code paths of its own, which no key knows of."""
+    package = Path(environment.__file__).parent
+    for file in package.rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        if "numpy" not in names:
+            continue
+        used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "np"}
+        assert not used & {"dot", "matmul", "linalg", "einsum", "inner", "tensordot", "vdot"}, file
+        product = any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.MatMult) for n in ast.walk(tree))
+        assert not product or "torch" in names, file
 
 
 class TestBehaviour:
@@ -232,6 +260,19 @@ class TestBehaviour:
         record.write_text("{", encoding="utf-8")
         assert planned().key == first
         assert json.loads(record.read_text(encoding="utf-8"))["tokenizer_digest"]
+
+    def test_a_gguf_file_follows_the_same_rule(self, tmp_path: Path) -> None:
+        """The file whole, and what its tokenizer does: a flag in the metadata is seen by both."""
+        pytest.importorskip("gguf", reason="the gguf package is not installed")
+        from tests.unit.models.test_gguf import write_gguf
+
+        workspace, seen = Workspace(tmp_path), []
+        for change in (lambda _: None, lambda writer: writer.add_add_bos_token(True)):
+            file = write_gguf(tmp_path / "m.gguf", change=change)
+            spec = catalogue.resolve(ModelSpec(name="x", path=str(file)), workspace)
+            load(spec, workspace)
+            seen.append((spec.digest, spec.tokenizer_digest))
+        assert len({d for pair in seen for d in pair}) == 4
 
     def test_a_trained_model_follows_the_same_rule(self, root: Path) -> None:
         from tests.golden.sketches import SETTING
