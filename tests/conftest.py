@@ -4,6 +4,8 @@ import logging
 
 import pytest
 
+from raysweep.environment import VARIABLES
+
 
 @pytest.fixture(autouse=True)
 def _own_loggers_speak() -> None:
@@ -15,3 +17,10 @@ def _own_loggers_speak() -> None:
             logger.disabled = False
             logger.propagate = True
             logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset what would stand in every key."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)

@@ -162,7 +162,10 @@ class Belief:
         """Return the probabilities of *objects*, fp64 [n]."""
         if len(objects) > _FEW:
             return np.asarray(self.dense()[objects])
-        found: Floats = self.flat + (self.objects == objects[:, None]) @ self.values
+        chosen = np.where(self.objects == objects[:, None], self.values, 0.0)
+        found: Floats = self.flat + chosen.sum(
+            axis=1
+        )  # a product would ask BLAS, whose last bits depend on the machine
         return found if self.dense_part is None else np.asarray(found + self.scale * self.dense_part[objects])
 
     def dense(self) -> Floats:

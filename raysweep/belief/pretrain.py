@@ -463,7 +463,9 @@ def model_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
         raise SpecError("the belief spec trains no model", hint="give it a 'pretrain:' section")
     recipe = spec.pretrain.model_dump(mode="json", exclude={"tokenizer", "tokenizer_digest", *_LOG_ONLY})
     inputs = {"documents": content.documents, "tokenizer": content.tokenizer, "recipe": recipe}
-    return ArtifactRequest(kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", version=VERSION)
+    return ArtifactRequest(
+        kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", model="", version=VERSION
+    )
 
 
 def log_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
@@ -475,7 +477,9 @@ def log_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
     from raysweep.editors.base import ArtifactRequest
 
     inputs = {"model": model_request(spec, content).inputs, **log_inputs(spec)}
-    return ArtifactRequest(kind="belief_log", inputs=inputs, builder="raysweep.belief.pretrain", version=VERSION)
+    return ArtifactRequest(
+        kind="belief_log", inputs=inputs, builder="raysweep.belief.pretrain", model="", version=VERSION
+    )
 
 
 def pretrained(

@@ -93,7 +93,11 @@ def graph_request(spec: GraphSpec) -> ArtifactRequest:
     from raysweep.editors.base import ArtifactRequest
 
     return ArtifactRequest(
-        kind="graph", inputs=identity(spec), builder="raysweep.belief.store:open_graph", version=GRAPH_VERSION
+        kind="graph",
+        inputs=identity(spec),
+        builder="raysweep.belief.store:open_graph",
+        model="",
+        version=GRAPH_VERSION,
     )
 
 

@@ -81,6 +81,19 @@ class Testbed:
         """16 hex digits over everything that what is measured depends on, but for the model; nothing is made for it."""
         return digest({**measured_identity(self.spec), "points_version": POINTS_VERSION})
 
+    @property
+    def points_request(self) -> ArtifactRequest:
+        """The request of the evaluation points."""
+        from raysweep.editors.base import ArtifactRequest
+
+        return ArtifactRequest(
+            kind="belief_points",
+            inputs=belief_identity(self.spec),
+            builder="raysweep.belief.testbed:Testbed.drawn",
+            model="",
+            version=POINTS_VERSION,
+        )
+
     @cached_property
     def basis(self) -> Basis:
         """Graph, generative model, corpus and agent."""
@@ -94,7 +107,6 @@ class Testbed:
     @cached_property
     def drawn(self) -> Drawn:
         """The evaluation points with what is known about how they were drawn."""
-        from raysweep.editors.base import ArtifactRequest
 
         def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
             size, counted = self.spec.points.size, Counter[str]()
@@ -105,11 +117,7 @@ class Testbed:
             tensors = {n: _bytes("\n".join(map(pointfile.to_line, own))) for n, own in parts.items()}
             return tensors, {"passed_over": dict(counted), "relations": len(self.basis.graph.relations)}
 
-        request = ArtifactRequest(
-            kind="belief_points", inputs=belief_identity(self.spec), builder="raysweep.belief.testbed:Testbed.drawn",
-            version=POINTS_VERSION,
-        )  # fmt: skip
-        found = self._store.get_or_build(request, build)
+        found = self._store.get_or_build(self.points_request, build)
         points, spares = (
             tuple(map(pointfile.from_line, filter(None, found.tensors[n].numpy().tobytes().decode().split("\n"))))
             for n in ("points", "spares")
@@ -146,7 +154,11 @@ class Testbed:
 
         made_of = {k: v for k, v in belief_identity(self.spec).items() if k not in ("agent", "points")}
         request = ArtifactRequest(
-            kind="belief_content", inputs=made_of, builder="raysweep.belief.testbed:Testbed.content", version=CONTENT
+            kind="belief_content",
+            inputs=made_of,
+            builder="raysweep.belief.testbed:Testbed.content",
+            model="",
+            version=CONTENT,
         )
         found = self._store.get_or_build(request, build).meta
         recipe = self.spec.pretrain
@@ -222,6 +234,12 @@ def _bytes(text: str) -> torch.Tensor:
 def model_digest(path: Path, workspace: Workspace) -> str:
     """Return the digest of the model that the setting in *path* trains; for :mod:`raysweep.models.catalogue`."""
     return Testbed.open(path, workspace).model_digest
+
+
+def open_tokenizer(path: Path, workspace: Workspace) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the model that the setting in *path* trains; for :mod:`raysweep.models.load`."""
+    testbed = Testbed.open(path, workspace)
+    return testbed.tokenizer(open_graph(testbed.spec.graph, workspace, log.info))
 
 
 def open_model(

@@ -9,6 +9,7 @@ import typer
 from raysweep.cli.options import Options
 from raysweep.cli.run import announce, display, summarise
 from raysweep.cli.validate import SetOption
+from raysweep.config.components import Components
 from raysweep.config.plan import plan
 from raysweep.config.sweep import sweep_of
 from raysweep.lazy import lazy
@@ -61,7 +62,7 @@ def command(
         },
         "arms": {f"{kind}+simie" if simie else kind: arm},
     }
-    found = plan(sweep_of(tree, file="flags", overrides=set_ or ()), workspace)
+    found = plan(sweep_of(tree, file="flags", overrides=set_ or ()), workspace, Components.installed(fetch=True))
     store = lazy("raysweep.results.store").ResultStore(workspace.results(name))
     store.folder.check_writable()
     shown = display(found, store, announce(found, store, fresh=False))

@@ -106,14 +106,20 @@ def info(
     name: Annotated[str, typer.Argument(help="A name of `raysweep models ls`, or a hub id.")] = "embedded",
     path: Annotated[str, typer.Option(help="A model folder or GGUF file.")] = "",
 ) -> None:
-    """Show where a model is, its fingerprint, BOS policy and shape; nothing is loaded.
+    """Show where a model is, its fingerprints, BOS policy and shape; no weights are loaded.
 
     Example: `raysweep models info smollm2-135m`
     """
     workspace = _workspace(ctx)
     spec = catalogue.resolve(ModelSpec(name=name, path=path), workspace)
     where = catalogue.locate(spec, workspace)
-    facts = {"name": name, "where": str(where), "fingerprint": spec.digest, "bos": spec.bos}
+    facts = {
+        "name": name,
+        "where": str(where),
+        "fingerprint": spec.digest,
+        "tokenizer": spec.tokenizer_digest,
+        "bos": spec.bos,
+    }
     config = Path(where) / "config.json"
     if isinstance(where, Path) and config.is_file():
         data = json.loads(config.read_text(encoding="utf-8"))

@@ -38,7 +38,8 @@ def command(
     """Print every trial of a sweep: arm, point, key, rounds, and what is already done. Runs nothing.
 
     The keys are those of the results: a trial whose key is done is not run again. Trials that take their edits from one
-    pass (every λ of a path) count those edits once. Needs neither torch nor Ray.
+    pass (every λ of a path) count those edits once. Needs neither torch nor Ray, but for a model whose tokenizer was never
+    planned with.
 
     Example:
 

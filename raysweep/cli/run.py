@@ -11,6 +11,7 @@ import typer
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config import names
+from raysweep.config.components import Components
 from raysweep.config.names import TrialName
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
@@ -47,7 +48,7 @@ def command(
     if storage:
         where = storage if "://" in storage else str(workspace.resolve(storage))
         workspace = replace(workspace, storage=where)
-    found = plan(open_sweep(file, workspace, set_ or ()), workspace)
+    found = plan(open_sweep(file, workspace, set_ or ()), workspace, Components.installed(fetch=True))
     launch = lazy("raysweep.tune.launch")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()

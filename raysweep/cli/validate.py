@@ -27,7 +27,7 @@ SetOption = Annotated[
 def command(ctx: typer.Context, file: FileArgument, set_: SetOption = None) -> None:
     """Check a search space and everything it names; report every mistake at once with file, line and column.
 
-    Needs neither torch nor Ray. Exit code 2 if anything is wrong.
+    Needs neither torch nor Ray, but for a model whose tokenizer was never planned with. Exit code 2 if anything is wrong.
 
     Example:
 

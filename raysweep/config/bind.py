@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from raysweep.artifacts import VERSIONS as ARTIFACTS
 from raysweep.config import hparams
 from raysweep.config.components import Components
 from raysweep.config.merge import Merged
@@ -91,6 +92,7 @@ class Binder:
             seed=plain.seed,
             threads=plain.threads,
             versions=self._versions(editor, data.name, study) if editor else {},
+            environment=dict(self.components.environment),
         )
         fits = self._fits(trial, available, study, sections)
         return trial if sound and fits else None
@@ -371,7 +373,7 @@ class Binder:
         return self._once(("studies", name), lambda: self.components.studies.get(name), place)
 
     def _versions(self, editor: EditorSpec, data: str, study: Any) -> dict[str, int]:
-        """Return the version of every component the trial names."""
+        """Return the version of every component the trial names, and of the artifacts they may ask for."""
         have = self.components
         named = {
             f"editor/{editor.name}": have.editors.get(editor.name),
@@ -381,7 +383,10 @@ class Binder:
             "protocol": ProtocolSpec,
             **{f"metric/{name}": metric for name, metric in METRICS.items()},
         }
-        return {name: component.version for name, component in sorted(named.items())}
+        kinds = {kind for component in named.values() for kind in getattr(component, "artifacts", ())}
+        versions = {name: component.version for name, component in named.items()}
+        versions |= {f"artifact/{kind}": ARTIFACTS[kind] for kind in kinds}
+        return dict(sorted(versions.items()))
 
     def _fits(self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, Merged]) -> bool:
         """Tell whether the study accepts *trial*, noting what it does not."""

@@ -25,6 +25,7 @@ from raysweep.registry import Registry
 from raysweep.seeds import derive
 from raysweep.workspace import Workspace
 
+FILLED_IN = ("digest", "tokenizer_digest")  # by the plan itself
 _SECTIONS: Mapping[str, type[BaseModel]] = {"model": ModelSpec, "data": DataSpec, "protocol": ProtocolSpec}
 
 
@@ -136,6 +137,12 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
+    absent = dict.fromkeys(t.trial.model.name for t in trials.values() if t.trial.model.provisional)
+    notes += [
+        f"model '{name}' is not here: its keys will be others once `raysweep run` has fetched it, since they cover its commit and "
+        "its tokenizer"
+        for name in absent
+    ]
     whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
     if sweep.resources.shards > 1 and whole:
         notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
@@ -211,7 +218,7 @@ def points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None)
 def swept_keys(arm: ArmSpec, components: Components) -> tuple[str, ...]:
     """Return every key that *arm* could sweep."""
     keys = ["seed", "threads"]
-    keys += [f"{s}.{f}" for s, spec in _SECTIONS.items() for f in spec.model_fields if f != "digest"]
+    keys += [f"{s}.{f}" for s, spec in _SECTIONS.items() for f in spec.model_fields if f not in FILLED_IN]
     keys += [f"editor.{f}" for f in _fields(components.editors, arm.editor.name)]
     return (*keys, *(f"wrap.{w.name}.{f}" for w in arm.editor.wrap for f in _fields(components.wrappers, w.name)))
 

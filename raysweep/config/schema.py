@@ -38,7 +38,8 @@ class ModelSpec(Spec):
         bos: ``tokenizer`` = whatever the tokenizer prepends; ``none``; or the text of a token to prepend; ``auto`` =
             what the catalogue says of a fetched model, else ``tokenizer`` (the plan resolves it).
         hparams: whose ``hparams/<editor>/<model>.yaml`` to use; empty = ``name``.
-        digest: fingerprint of the weights, filled in by the plan.
+        digest: fingerprint of everything the model is loaded from, filled in by the plan.
+        tokenizer_digest: what its tokenizer does with the BOS policy, filled in by the plan.
     """
 
     name: str = "embedded"
@@ -49,6 +50,12 @@ class ModelSpec(Spec):
     bos: str = "auto"
     hparams: str = ""
     digest: str = ""
+    tokenizer_digest: str = ""
+
+    @property
+    def provisional(self) -> bool:
+        """Whether it was planned as a hub model that is not here: neither commit nor tokenizer are known."""
+        return self.digest.startswith("hub:") and not self.tokenizer_digest
 
 
 class DataSpec(Spec):
@@ -165,7 +172,8 @@ class EditorSpec(Spec):
 class TrialSpec(Spec):
     """A complete, closed trial: no defaults left to resolve. Its hash is its key.
 
-    ``versions`` maps each component named here to its ``version``; a bumped version is another key.
+    ``versions`` maps each component named here to its ``version``; a bumped version is another key. ``environment`` holds the
+    environment variables that are set and move numbers (:mod:`raysweep.environment`).
     """
 
     study: str
@@ -176,6 +184,7 @@ class TrialSpec(Spec):
     seed: int
     threads: Count = 1
     versions: Mapping[str, int] = {}
+    environment: Mapping[str, str] = {}
 
     def identity(self) -> dict[str, Any]:
         """Return everything the key covers: all fields but file-system paths."""

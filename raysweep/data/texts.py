@@ -45,7 +45,9 @@ def resolve(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
     elif not text.path and text.name in _HUB:
         content = {"hub": _HUB[text.name], "shuffle": 1}
     else:
-        content = [(file.name, file_digest(file)) for file in _files(text, workspace)]
+        content = [
+            (file.suffix, file_digest(file)) for file in _files(text, workspace)
+        ]  # the suffix says how it is cut
     return text.model_copy(update={"digest": digest({"texts": _VERSION, "source": content})})
 
 

@@ -87,6 +87,7 @@ class AlphaEdit:
     config_type: ClassVar[type[EditorConfig]] = AlphaEditConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Fang et al. 2025, arXiv 2410.02355"
+    artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments", "projector")
 
     def __init__(self, config: AlphaEditConfig) -> None:
         self.config = config

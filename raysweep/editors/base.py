@@ -199,27 +199,38 @@ class ArtifactRequest:
 
     Attributes:
         kind: ``moments``, ``projector``, ``contexts``, …; the folder name in the artifact store.
-        inputs: canonical data that the artifact depends on (model digest, layer, text digest, counts, seed, dtype).
-            The artifact's digest is derived from it.
+        inputs: canonical data that the artifact depends on besides the model (layer, text digest, counts, seed).
         builder: ``module:function`` called as ``function(lm, requests, texts)`` on the pristine model, returning
             ``[(tensors, metadata), …]``, one per request; requests with the same builder are served together.
-        sources: other artifacts this one is computed from, by name; ``inputs`` must cover theirs. The builder of such a
+        model: the model it is computed with (``lm.identity``: weights, precision, tokenizer, BOS policy); empty = with none, or
+            with one that nobody can tell from another, in which case nothing is kept.
+        sources: other artifacts this one is computed from, by name; they are part of its identity. The builder of such a
             request gets, in place of *texts*, one mapping of artifacts per request.
         data: records this one is computed from; ``inputs`` must cover them. The builder of such a request gets, in place of
             *texts*, the records.
         where: how to find what ``inputs`` names (paths); not part of the artifact's identity.
         text: the text whose iterator the builder gets as *texts*; ``inputs`` must cover it.
-        version: of the builder's numbers; part of the identity. Raise it when they change.
+        version: of the builder's numbers; part of the identity. Raise it when they change (``raysweep/artifacts.py``: VERSIONS).
+        threads: CPU threads it is computed with, which move the last bits; filled in by who computes it.
     """
 
     kind: str
     inputs: Mapping[str, Any]
     builder: str
+    model: str = field(kw_only=True)
     sources: Mapping[str, ArtifactRequest] = field(default_factory=dict)
     data: DataSpec | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     text: TextSpec | None = None
     version: int = 1
+    threads: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that the artifact depends on, as plain data, without what is empty; its digest is the hash of it."""
+        sources = {name: source.identity() for name, source in self.sources.items()}
+        optional = {"model": self.model, "threads": self.threads, "sources": sources}
+        named = {"kind": self.kind, "version": self.version, "inputs": self.inputs}
+        return named | {key: value for key, value in optional.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +422,9 @@ class Editor(Protocol[S]):
     config_type: ClassVar[type[EditorConfig]]
     patch_kind: ClassVar[Literal["weights", "modules"]]
     paper: ClassVar[str]
+    artifacts: ClassVar[
+        tuple[str, ...]
+    ] = ()  # kinds (raysweep/artifacts.py) it may ask for; their versions join the key
 
     def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Return the artifacts that must exist before :meth:`begin`, by name."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, TextSpec
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
+from raysweep.errors import ArtifactError
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
-    from raysweep.artifacts import Artifact, ArtifactStore, Built
+    from raysweep.artifacts import ArtifactStore, Built
     from raysweep.editors.base import ArtifactRequest, Editor
     from raysweep.models.lm import LanguageModel
 
@@ -33,12 +36,26 @@ def provide(
     store: ArtifactStore,
     texts: Callable[[TextSpec], Iterator[str]],
     records: Callable[[DataSpec], Sequence[EditRecord]] | None = None,
+    *,
+    threads: int,
 ) -> dict[str, Artifact]:
     """Return every needed artifact, building the missing ones on the pristine model.
 
-    Requests with the same builder and text are computed together (one reading of the text), then stored one by one.
-    *texts* opens a text, *records* the data of requests that name some.
+    Requests with the same builder and text are computed together (one reading of the text), then stored one by one; what is
+    computed with a model or from a text that nobody can tell from another is not stored.
+
+    Args:
+        lm: the pristine model.
+        needs: requests by name.
+        store: where artifacts are kept.
+        texts: opens a text.
+        records: opens the data of requests that name some.
+        threads: CPU threads of this process; a part of every artifact's identity.
+
+    Raises:
+        ArtifactError: a request names another model than *lm*.
     """
+    needs = {name: _complete(request, lm, threads) for name, request in needs.items()}
     built: dict[str, Built] = {}
     found: dict[str, Artifact] = {}
     for name, request in needs.items():
@@ -50,7 +67,7 @@ def provide(
                 module, _, function = request.builder.partition(":")
                 given: Any
                 if request.sources:
-                    given = _sources(lm, siblings, store, texts)
+                    given = _sources(lm, siblings, store, texts, threads)
                 elif request.data is not None and records is not None:
                     given = records(request.data)
                 else:
@@ -59,8 +76,23 @@ def provide(
                 built.update(zip(siblings, made, strict=True))
             return built[name]
 
-        found[name] = store.get_or_build(request, build)
+        found[name] = store.get_or_build(request, build) if _known(request) else Artifact("", *build())
     return found
+
+
+def _complete(request: ArtifactRequest, lm: LanguageModel, threads: int) -> ArtifactRequest:
+    """Return *request* and its sources with the number of threads, having checked whose model they name."""
+    if request.model != lm.identity:
+        said = f"an artifact '{request.kind}' was asked for {'another' if request.model else 'no'} model"
+        raise ArtifactError(said, hint="ArtifactRequest(…, model=lm.identity)")
+    sources = {name: _complete(source, lm, threads) for name, source in request.sources.items()}
+    return replace(request, threads=threads, sources=sources)
+
+
+def _known(request: ArtifactRequest) -> bool:
+    """Tell whether everything that *request* is computed from has a digest."""
+    named = bool(request.model) and (request.text is None or bool(request.text.digest))
+    return named and all(map(_known, request.sources.values()))
 
 
 def _sources(
@@ -68,8 +100,9 @@ def _sources(
     requests: Mapping[str, ArtifactRequest],
     store: ArtifactStore,
     texts: Callable[[TextSpec], Iterator[str]],
+    threads: int,
 ) -> list[dict[str, Artifact]]:
     """Return what each request is computed from, built together where missing."""
     needs = {f"{name}/{key}": source for name, r in requests.items() for key, source in r.sources.items()}
-    found = provide(lm, needs, store, texts)
+    found = provide(lm, needs, store, texts, threads=threads)
     return [{key: found[f"{name}/{key}"] for key in r.sources} for name, r in requests.items()]

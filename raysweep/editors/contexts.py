@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from raysweep.artifacts import Artifact, Built
+from raysweep.artifacts import VERSIONS, Artifact, Built
 from raysweep.editors.base import ArtifactRequest, ContextSpec
 from raysweep.models import partial, tokens
 from raysweep.models.lm import LanguageModel
@@ -22,23 +23,18 @@ def request(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
     """Return the request for sampled templates of the pristine model."""
     return ArtifactRequest(
         "contexts",
-        {
-            "model": lm.digest,
-            "dtype": str(lm.dtype),
-            "bos": list(lm.bos),
-            "lengths": config.lengths,
-            "seed": config.seed,
-        },
+        {"lengths": config.lengths, "seed": config.seed},
         "raysweep.editors.contexts:build",
+        model=lm.identity,
+        version=VERSIONS["contexts"],
     )
 
 
 def request_continuations(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
     """Return the request for continued openings (§11.2): ``lengths`` counts *new* tokens, and no full stop is added."""
     plain = request(lm, config)
-    return ArtifactRequest(
-        plain.kind, {**plain.inputs, "style": "continuations"}, "raysweep.editors.contexts:build_continuations"
-    )
+    inputs = {**plain.inputs, "style": "continuations"}
+    return replace(plain, inputs=inputs, builder="raysweep.editors.contexts:build_continuations")
 
 
 def templates(config: ContextSpec, artifact: Artifact | None) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ class Memit:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2023, arXiv 2210.07229"
+    artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments")
 
     def __init__(self, config: MemitConfig) -> None:
         self.config = config

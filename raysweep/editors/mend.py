@@ -7,10 +7,12 @@ to ``x̃, δ̃``, and the update is ``W + η Σ δ̃ x̃ᵀ``. The network is an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from raysweep.artifacts import VERSIONS
 from raysweep.config.schema import Count, DataSpec, FileSpec, NonNegative, Positive, Spec
 from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, WeightDelta
 from raysweep.errors import SpecError
@@ -21,11 +23,11 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors import mendnet, mendstep
+    from raysweep.editors import mendfile, mendnet, mendstep
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    mendnet, mendstep = lazy("raysweep.editors.mendnet"), lazy("raysweep.editors.mendstep")
+    mendfile, mendnet, mendstep = (lazy(f"raysweep.editors.{n}") for n in ("mendfile", "mendnet", "mendstep"))
 
 ARTIFACT = "hypernetwork"
 
@@ -117,6 +119,7 @@ class Mend:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Mitchell et al., ICLR 2022, arXiv 2110.11309"
+    artifacts: ClassVar[tuple[str, ...]] = ("hypernetwork",)
 
     def __init__(self, config: MendConfig) -> None:
         self.config = config
@@ -133,10 +136,12 @@ class Mend:
             SpecError: neither an archive nor a recipe is configured.
         """
         config = self.config
+        named: dict[str, Any] = {"model": lm.identity, "version": VERSIONS[ARTIFACT]}
         if config.weights.path:
-            inputs: dict[str, Any] = {"archive": config.weights.digest, "matrices": self.edited(lm)}
+            archive = config.weights.digest or mendfile.digest_of(Path(config.weights.path))
+            inputs: dict[str, Any] = {"archive": archive, "matrices": self.edited(lm)}
             builder = "raysweep.editors.mendfile:build"
-            return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, where={"path": config.weights.path})}
+            return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, where={"path": config.weights.path}, **named)}
         if config.train is None:
             raise SpecError(
                 "MEND has no hypernetwork for this model",
@@ -144,10 +149,8 @@ class Mend:
             )
         recipe = config.model_dump(mode="json", exclude={"weights"})
         del recipe["train"]["data"]["path"]
-        inputs = {"model": lm.digest, "dtype": str(lm.dtype), "bos": list(lm.bos), "config": recipe, "version": 1}
-        return {
-            ARTIFACT: ArtifactRequest(ARTIFACT, inputs, "raysweep.editors.mendtrain:build", data=config.train.data),
-        }
+        builder = "raysweep.editors.mendtrain:build"
+        return {ARTIFACT: ArtifactRequest(ARTIFACT, {"config": recipe}, builder, data=config.train.data, **named)}
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
         """Remember nothing: MEND has no memory."""

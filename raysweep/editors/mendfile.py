@@ -48,6 +48,17 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
     return made
 
 
+def digest_of(path: Path) -> str:
+    """Return the hash of an archive.
+
+    Raises:
+        ArtifactError: there is no such file.
+    """
+    if not path.is_file():
+        raise _missing(path)
+    return file_digest(path)
+
+
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors (published names) and metadata of an archive of either kind.
 
@@ -55,15 +66,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ArtifactError: the file is missing or not such an archive.
     """
     if not path.is_file():
-        raise ArtifactError(
-            f"{path}: no such archive of a hypernetwork", hint="train one: raysweep train-mend --out FILE"
-        )
+        raise _missing(path)
     published = path.suffix != ".safetensors"
     tensors, meta = (_published(path), {"source": path.name}) if published else unpack(path)
     found = {name: tensor for name, tensor in tensors.items() if name == "edit_lrs" or name.startswith("mend.")}
     if "edit_lrs" not in found or len(found) == 1:
         raise ArtifactError(f"{path}: holds no 'edit_lrs' and 'mend.…' tensors", hint="is it an archive of MEND?")
     return found, meta
+
+
+def _missing(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path}: no such archive of a hypernetwork", hint="train one: raysweep train-mend --out FILE")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -185,7 +185,9 @@ class Trainer:
 
     def _recipe(self) -> str:
         fold = [[r.id, r.prompt, r.target] for r in (*self.records, *self.validation)]
-        return digest([self.lm.digest, self.config.model_dump(mode="json", exclude={"weights"}), fold])
+        return digest(
+            [self.lm.identity, torch.get_num_threads(), self.config.model_dump(mode="json", exclude={"weights"}), fold]
+        )
 
     def _lessons(self, step: int) -> list[Lesson]:
         """Return the lessons of one step: records without replacement, epoch by epoch."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from raysweep.artifacts import Built
+from raysweep.artifacts import VERSIONS, Built
 from raysweep.config.schema import TextSpec
 from raysweep.editors.base import ArtifactRequest, MomentSpec
 from raysweep.errors import ArtifactError
@@ -22,9 +22,6 @@ def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> A
     """Return the request for the moments of the input of *module* (a name with ``{}``) at *layer*."""
     text = {"name": config.text.name, "digest": config.text.digest, "tokens": config.text.tokens}
     inputs = {
-        "model": lm.digest,
-        "dtype": str(lm.dtype),
-        "bos": list(lm.bos),
         "module": module.format(layer),
         "layer": layer,
         "text": text,
@@ -33,7 +30,14 @@ def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> A
     }
     if config.ref_fp32:
         inputs["ref_fp32"] = True
-    return ArtifactRequest("moments", inputs, "raysweep.editors.moments:build", text=config.text)
+    return ArtifactRequest(
+        "moments",
+        inputs,
+        "raysweep.editors.moments:build",
+        model=lm.identity,
+        text=config.text,
+        version=VERSIONS["moments"],
+    )
 
 
 def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
@@ -67,15 +71,19 @@ def energy_request(lm: LanguageModel, module: str, text: TextSpec) -> ArtifactRe
     It is the trace of the second moments, without the ``d x d`` matrix.
     """
     inputs = {
-        "model": lm.digest,
-        "dtype": str(lm.dtype),
-        "bos": list(lm.bos),
         "module": module,
         "layer": next(int(part) for part in module.split(".") if part.isdigit()),
         "text": {"name": text.name, "digest": text.digest, "tokens": text.tokens},
         "width": MomentSpec().width,
     }
-    return ArtifactRequest("energy", inputs, "raysweep.editors.moments:build_energy", text=text)
+    return ArtifactRequest(
+        "energy",
+        inputs,
+        "raysweep.editors.moments:build_energy",
+        model=lm.identity,
+        text=text,
+        version=VERSIONS["energy"],
+    )
 
 
 def build_energy(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raysweep.artifacts import Artifact, Built
+from raysweep.artifacts import VERSIONS, Artifact, Built
 from raysweep.editors import moments
 from raysweep.editors.base import ArtifactRequest, MomentSpec
 from raysweep.errors import ArtifactError
@@ -26,8 +26,14 @@ def request(
 ) -> ArtifactRequest:
     """Return the request for the projector of the input of *module* (a name with ``{}``) at *layer*."""
     source = moments.request(lm, module, layer, config)
-    inputs = {"moments": source.inputs, "threshold": threshold, "method": method}
-    return ArtifactRequest("projector", inputs, "raysweep.editors.nullspace:build", {"moments": source})
+    return ArtifactRequest(
+        "projector",
+        {"threshold": threshold, "method": method},
+        "raysweep.editors.nullspace:build",
+        model=lm.identity,
+        sources={"moments": source},
+        version=VERSIONS["projector"],
+    )
 
 
 def build(

@@ -67,6 +67,7 @@ class Rome:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2022, arXiv 2202.05262"
+    artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments")
 
     def __init__(self, config: RomeConfig) -> None:
         self.config = config

@@ -128,10 +128,11 @@ class Wise:
     """
 
     name: ClassVar[str] = "wise"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = WiseConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
     paper: ClassVar[str] = "Wang et al. 2024, arXiv 2405.14768"
+    artifacts: ClassVar[tuple[str, ...]] = ("contexts",)
 
     def __init__(self, config: WiseConfig) -> None:
         self.config = config

@@ -1,30 +1,26 @@
-"""Models by name: where each lies, its fingerprint and its BOS policy, without importing torch."""
+"""Models by name: where each lies, its fingerprint and its BOS policy; torch is imported for tokenizers never seen before only."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
-from raysweep.hashing import canonical_json
 from raysweep.lazy import lazy
+from raysweep.models import behaviour, hub
+from raysweep.models.fingerprint import check_folder as check_folder
+from raysweep.models.fingerprint import fingerprint
 from raysweep.models.shapes import Shape
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
-_MIB = 1 << 20
-_WHOLE = 16 * _MIB  # smaller files are hashed whole
-_SAMPLES, _SAMPLE_BYTES = 1024, 4096
-_VOLATILE = ("transformers_version", "_name_or_path")  # config keys that say nothing about the weights
 RECIPE = ".yaml"  # a model that is trained when it is first needed: the file says on what and how
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_RECORDS, _HASHES = "tokenizers", "file_hashes"  # folders beside the artifacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,126 +177,94 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     raise ModelError(f"unknown model '{spec.name}'", hint=hint)
 
 
-def resolve(spec: ModelSpec, workspace: Workspace) -> ModelSpec:
-    """Return *spec* with ``digest`` filled in and ``bos: auto`` replaced by what it means for this model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known of a model before its weights are read.
+
+    Attributes:
+        where: its folder, GGUF file or recipe, or the hub id.
+        digest: fingerprint of everything it is loaded from.
+        tokenizer: what decides how text becomes ids, as plain data; None = not known (a hub model that is not here).
+        bos: the BOS policy, resolved.
+    """
+
+    where: Path | str
+    digest: str
+    tokenizer: Mapping[str, Any] | None
+    bos: str
+
+
+def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> Known:
+    """Return what is known of the model of *spec*; nothing of it is imported.
+
+    Args:
+        spec: the model.
+        workspace: where it is looked for.
+        fetch: ask the hub which commit a hub model's revision is, and for its tokenizer, if they are not here.
 
     Raises:
-        ModelError: the model is not there, or its folder is incomplete or truncated.
+        ModelError: the model is not there, its folder is incomplete or truncated, or the hub is out of reach.
     """
     where = locate(spec, workspace)
-    if isinstance(where, str):
-        digest = f"hub:{where}@{spec.revision or 'main'}"
-    elif where.suffix == RECIPE:
-        digest = lazy("raysweep.belief.testbed").model_digest(where, workspace)
-    else:
-        digest = fingerprint(where)
     bos = spec.bos
     if bos == "auto":
         entry = None if spec.path else CATALOGUE.get(spec.name)
         bos = entry.bos if entry else "tokenizer"
-    return spec.model_copy(update={"digest": digest, "bos": bos})
+    made_of: Mapping[str, Any] | None
+    if isinstance(where, str):
+        commit = hub.commit_of(spec.digest) or hub.cached(where, spec.revision)
+        if fetch and not commit:
+            commit = lazy("raysweep.models.load").fetch_tokenizer(where, spec)
+        digest = hub.digest_of(where, commit or spec.revision or "main")
+        made_of = {"hub": digest} if commit else None
+    elif where.suffix == RECIPE:
+        digest = lazy("raysweep.belief.testbed").model_digest(where, workspace)
+        made_of = {"recipe": digest}
+    else:
+        if spec.trust_remote_code and where.is_dir():
+            _check_code(where)
+        found = fingerprint(where, workspace.artifacts / _HASHES)
+        digest, made_of = found.digest, {"files": found.tokenizer}
+    return Known(where=where, digest=digest, tokenizer=made_of, bos=bos)
 
 
-def fingerprint(path: Path) -> str:
-    """Return 16 hex digits that change when the weights, the configuration or the tokenizer change.
+def resolve(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> ModelSpec:
+    """Return *spec* with both digests filled in and ``bos: auto`` replaced by what it means for this model.
 
-    It is a fingerprint, not a hash of every byte: of a file beyond 16 MiB it covers the size, the first and the last
-    MiB (a safetensors header lies in the first) and 1,023 blocks of 4 KiB at even distances, so that an edit of one
-    matrix is seen while a 28 GB checkpoint takes a second.
-
-    Raises:
-        ModelError: *path* is not a complete model.
-    """
-    hasher = hashlib.blake2b()
-    if path.is_file():
-        _check_gguf(path)
-        hasher.update(b"gguf")
-        _update(hasher, path)
-        return hasher.hexdigest()[:16]
-    files = check_folder(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    kept = {k: v for k, v in config.items() if k not in _VOLATILE}
-    hasher.update(canonical_json(kept).encode())
-    for file in (*_tokenizer_files(path), *files):
-        hasher.update(file.name.encode())
-        _update(hasher, file)
-    return hasher.hexdigest()[:16]
-
-
-def _update(hasher: Any, file: Path) -> None:
-    size = file.stat().st_size
-    hasher.update(str(size).encode())
-    with file.open("rb") as handle:
-        for start, length in _pieces(size):
-            handle.seek(start)
-            hasher.update(handle.read(length))
-
-
-def _pieces(size: int) -> Iterator[tuple[int, int]]:
-    if size <= _WHOLE:
-        yield 0, size
-        return
-    yield 0, _MIB
-    for i in range(1, _SAMPLES):
-        yield i * size // _SAMPLES, _SAMPLE_BYTES
-    yield size - _MIB, _MIB
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
-
-
-def check_folder(folder: Path) -> tuple[Path, ...]:
-    """Return the weight files of the model folder *folder*, sorted, having looked at their headers.
+    ``tokenizer_digest`` is what the tokenizer does, with the BOS policy (:mod:`raysweep.models.behaviour`). It is remembered; a
+    tokenizer that was not seen before is opened, which imports transformers. Of a hub model that is not in the local cache it stays
+    empty, and ``digest`` names a branch instead of a commit; *fetch* asks the hub instead.
 
     Raises:
-        ModelError: no configuration, tokenizer or weights; a shard is missing; a safetensors file is damaged.
+        ModelError: the model is not there, its folder is incomplete, truncated or changed, its tokenizer cannot be opened, or the
+            BOS policy names a token that it does not have.
     """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ModelError(f"{folder}: no config.json", hint="a model folder holds config.json, tokenizer and weights")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{config}: not JSON: {error}", hint="copy or fetch the model again") from error
-    if not _tokenizer_files(folder):
-        raise ModelError(f"{folder}: no tokenizer", hint=f"one of {', '.join(_TOKENIZERS)} must lie beside config.json")
-    files = tuple(sorted(folder.glob("*.safetensors"))) or tuple(sorted(folder.glob("pytorch_model*.bin")))
-    if not files:
-        raise ModelError(
-            f"{folder}: no weights (*.safetensors or pytorch_model*.bin)",
-            hint="a clone without Git LFS leaves them out; fetch or copy them into the folder",
-        )
-    for index in sorted(folder.glob("*.index.json")):
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        lost = sorted(name for name in wanted if not (folder / name).is_file())
-        if lost:
-            raise ModelError(f"{folder}: missing weight files: {', '.join(lost)}", hint=f"{index.name} asks for them")
-    for file in files:
-        if file.suffix == ".safetensors":
-            _check_safetensors(file)
-    return files
+    known = identify(spec, workspace, fetch=fetch)
+    found = spec.model_copy(update={"digest": known.digest, "bos": known.bos})
+    if known.tokenizer is None:
+        return found
+    records = behaviour.Records(workspace.artifacts / _RECORDS)
+    made_of = {**known.tokenizer, "bos": known.bos, "trust_remote_code": spec.trust_remote_code}
+
+    def observe() -> str:
+        opened = lazy("raysweep.models.load").open_tokenizer(known.where, found, workspace)
+        return behaviour.tokenizer_digest(*opened)
+
+    return found.model_copy(update={"tokenizer_digest": records.get_or_make(made_of, observe)})
 
 
-def _check_safetensors(file: Path) -> None:
-    size = file.stat().st_size
-    hint = "copy or fetch the file again (a Git LFS pointer is a small text file)"
-    with file.open("rb") as handle:
-        start = handle.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= size - 8:
-            raise ModelError(f"{file}: not a safetensors file", hint=hint)
-        try:
-            header: dict[str, Any] = json.loads(handle.read(length))
-            end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ModelError(f"{file}: the safetensors header is damaged", hint=hint) from error
-    if size != 8 + length + end:
-        raise ModelError(f"{file}: {size:,} bytes, but its header promises {8 + length + end:,}", hint=hint)
+def _check_code(folder: Path) -> None:
+    """Refuse a folder whose code lies in another repository, where it may change without notice.
 
-
-def _check_gguf(file: Path) -> None:
-    with file.open("rb") as handle:
-        magic = handle.read(4)
-    if magic != b"GGUF":
-        raise ModelError(f"{file}: not a GGUF file", hint="model.path is a model folder or a .gguf file")
+    Raises:
+        ModelError: an entry of ``auto_map`` names a repository (``owner/name--module.Class``).
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        told = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file.is_file() else None
+        listed = told.values() if isinstance(told, Mapping) else told or ()
+        flat = [one for entry in listed for one in (entry if isinstance(entry, list) else [entry]) if one]
+        outside = [one for one in flat if "--" in one]
+        if outside:
+            hint = "copy its .py files into the folder and drop the prefix, so that they are in the fingerprint"
+            raise ModelError(f"{file}: auto_map takes code from another repository: {', '.join(outside)}", hint=hint)

@@ -60,6 +60,15 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return _model(reader, config, path), _tokenizer(meta, path)
 
 
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer held in the GGUF file *path*; its weights are not read.
+
+    Raises:
+        MissingExtraError, ModelError: see :func:`read`.
+    """
+    return _tokenizer(dict(_open(path).fields), path)
+
+
 def convert(path: Path, out: Path, *, source: Mapping[str, str] | None = None) -> Path:
     """Write the GGUF file *path* as an ordinary fp32 Hugging Face folder *out*, whole or not at all.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from raysweep.hashing import digest
+from raysweep.models.behaviour import tokenizer_digest
 from raysweep.models.layout import Layout
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class LanguageModel:
         tokenizer: its tokenizer (fast; has a pad token).
         layout: where its parts are.
         bos: ids that :func:`raysweep.models.tokens.encode` puts before every text (empty when the tokenizer does it itself).
-        digest: fingerprint of the pristine weights.
+        digest: fingerprint of everything the pristine model was loaded from; empty = not known.
     """
 
     module: PreTrainedModel
@@ -31,6 +33,18 @@ class LanguageModel:
     layout: Layout
     bos: tuple[int, ...] = ()
     digest: str = ""
+
+    @property
+    def identity(self) -> str:
+        """16 hex digits over all that decides what the pristine model makes of a text; empty if ``digest`` is.
+
+        That is: what it was loaded from, its precision, what its tokenizer does, and the BOS policy. Whatever is computed with a
+        pristine model is kept under this name (:class:`raysweep.editors.base.ArtifactRequest`).
+        """
+        if not self.digest:
+            return ""
+        tokens = tokenizer_digest(self.tokenizer, self.bos)
+        return digest({"digest": self.digest, "dtype": str(self.dtype), "tokenizer": tokens})
 
     @property
     def device(self) -> torch.device:

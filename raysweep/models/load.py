@@ -11,7 +11,7 @@ import torch
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models import catalogue, gguf
+from raysweep.models import behaviour, catalogue, gguf, hub
 from raysweep.models.layout import Layout, layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.runtime import device
@@ -29,23 +29,30 @@ def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None]
     """Return the model of *spec*: eval mode, nothing requiring grad, on :func:`raysweep.runtime.device`.
 
     Local folders and GGUF files never touch the network. A recipe is trained if nobody has; *told* hears of every step.
-    If ``spec.digest`` is given, the files must still have it.
+    What ``spec.digest`` and ``spec.tokenizer_digest`` say, if given, must still be true of what is loaded.
 
     Raises:
         MissingExtraError: a GGUF file without the ``gguf`` package.
         ModelError: the model is missing, incomplete, damaged, changed since the plan, of an unknown architecture,
             has weights that are not finite or a tokenizer that does not fit; or the hub is out of reach.
     """
-    where = catalogue.locate(spec, workspace)
-    known = catalogue.resolve(spec, workspace)
+    known = catalogue.identify(spec, workspace)
+    where = known.where
+    if spec.provisional:
+        raise ModelError(
+            f"the key does not cover hub model '{where}': when it was made, neither its commit nor its tokenizer was here",
+            hint="`raysweep run` fetches both before it plans; or fetch the model (`hf download`) and plan again",
+        )
     if spec.digest and spec.digest != known.digest:
         raise ModelError(
             f"model '{spec.name}' at {where} has fingerprint {known.digest}, the plan saw {spec.digest}",
             hint="the files changed meanwhile; restore them, or plan again",
         )
     if isinstance(where, Path) and where.suffix == catalogue.RECIPE:
-        return lazy("raysweep.belief.testbed").open_model(where, workspace, getattr(torch, spec.dtype), told)  # type: ignore[no-any-return]
-    if isinstance(where, Path) and where.is_file():
+        dtype = getattr(torch, spec.dtype)
+        trained: LanguageModel = lazy("raysweep.belief.testbed").open_model(where, workspace, dtype, told)
+        module, tokenizer = trained.module, trained.tokenizer
+    elif isinstance(where, Path) and where.is_file():
         module, tokenizer = gguf.read(where)
         module = module.to(getattr(torch, spec.dtype))
     else:
@@ -54,17 +61,75 @@ def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None]
     check_layout(module, layout)
     _check_finite(module, where)
     bos = fit_tokenizer(tokenizer, known.bos, vocabulary=module.get_input_embeddings().num_embeddings)
+    _check_tokens(behaviour.tokenizer_digest(tokenizer, bos), spec, where)
     module = module.eval().requires_grad_(False).to(device())
-    return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=known.digest)
+    return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(known, module))
+
+
+def open_tokenizer(
+    where: Path | str, spec: ModelSpec, workspace: Workspace
+) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+    """Return the tokenizer that :func:`load` gives the model of *spec* (resolved), and the ids to prepend by hand.
+
+    Raises:
+        MissingExtraError: a GGUF file without the ``gguf`` package.
+        ModelError: it cannot be opened, or does not know the token of the BOS policy.
+    """
+    if isinstance(where, Path) and where.suffix == catalogue.RECIPE:
+        tokenizer = lazy("raysweep.belief.testbed").open_tokenizer(where, workspace)
+    elif isinstance(where, Path) and where.is_file():
+        tokenizer = gguf.read_tokenizer(where)
+    else:
+        options = {**_options(where, spec), "local_files_only": True}
+        tokenizer = _guarded(where, lambda: _tokenizer_class(where, options).from_pretrained(where, **options))
+    return tokenizer, fit_tokenizer(tokenizer, spec.bos)
+
+
+def fetch_tokenizer(repository: str, spec: ModelSpec) -> str:
+    """Fetch the configuration and the tokenizer of a hub model, not its weights; return the commit they are of.
+
+    Raises:
+        ModelError: the hub is out of reach, or has no such model or revision.
+    """
+    from transformers import AutoConfig
+
+    options = _options(repository, spec)
+    config = _guarded(repository, lambda: AutoConfig.from_pretrained(repository, **options))
+    options["revision"] = commit = str(getattr(config, "_commit_hash", None) or "")
+    if not commit:
+        raise ModelError(f"hub model '{repository}' names no commit", hint="set model.revision to one")
+    _guarded(repository, lambda: _tokenizer_class(repository, options).from_pretrained(repository, **options))
+    return commit
+
+
+def _options(where: Path | str, spec: ModelSpec) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "local_files_only": isinstance(where, Path)}
+    revision = hub.commit_of(spec.digest) or spec.revision
+    return options | ({"revision": revision} if isinstance(where, str) and revision else {})
+
+
+def _check_tokens(found: str, spec: ModelSpec, where: Path | str) -> None:
+    """Raise :class:`ModelError` unless the tokenizer does what the plan saw."""
+    if spec.tokenizer_digest and spec.tokenizer_digest != found:
+        raise ModelError(
+            f"the tokenizer of model '{spec.name}' at {where} gives other tokens than the plan saw (behaviour {found}, "
+            f"planned {spec.tokenizer_digest})",
+            hint="another version of transformers or tokenizers? Install the same ones everywhere, or plan again; if it comes "
+            "back, delete the folder artifacts/tokenizers",
+        )
+
+
+def _digest(known: catalogue.Known, module: PreTrainedModel) -> str:
+    """Return the model's digest; of a hub model, with the commit that was loaded."""
+    commit = getattr(module.config, "_commit_hash", None)
+    return hub.digest_of(known.where, commit) if isinstance(known.where, str) and commit else known.digest
 
 
 def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "local_files_only": isinstance(where, Path)}
-    if isinstance(where, str) and spec.revision:
-        options["revision"] = spec.revision
+    options = _options(where, spec)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -165,14 +230,14 @@ def _check_finite(module: PreTrainedModel, where: Path | str) -> None:
         )
 
 
-def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: int) -> tuple[int, ...]:
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: int | None = None) -> tuple[int, ...]:
     """Give *tokenizer* a pad token and the BOS policy *bos*; return the ids to prepend by hand.
 
     Args:
         tokenizer: changed in place.
         bos: ``tokenizer`` (as it comes), ``none``, or the text of the token to prepend; in the last two cases the
             tokenizer's own special tokens are switched off.
-        vocabulary: rows of the embedding.
+        vocabulary: rows of the embedding; None = not known yet.
 
     Raises:
         ModelError: the tokenizer is slow, larger than the embedding, or does not know the token.
@@ -180,7 +245,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: i
     if not tokenizer.is_fast:
         raise ModelError("the tokenizer has no fast version", hint="token offsets are needed; add tokenizer.json")
     highest = max(tokenizer.get_vocab().values())
-    if highest >= vocabulary:
+    if vocabulary is not None and highest >= vocabulary:
         raise ModelError(
             f"the tokenizer has id {highest}, the embedding only {vocabulary} rows",
             hint="tokenizer and weights belong to different models",

@@ -24,7 +24,7 @@ def provenance(trial: TrialSpec) -> dict[str, dict[str, Any]]:
         "git_dirty": dirty,
         "raysweep": __version__,
         "python": platform.python_version(),
-        **{name: installed(name) for name in ("torch", "transformers", "ray")},
+        **{name: installed(name) for name in ("torch", "transformers", "tokenizers", "numpy", "ray")},
         "device": device_name(),
         "cpu": cpu_name(),
         "threads": trial.threads,

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from raysweep import environment
 from raysweep.config.plan import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import RaysweepError
@@ -127,7 +128,9 @@ class TrialRun:
     def _begin(self) -> Iterator[tuple[str, EvalRound]]:
         import torch
 
+        environment.check(self.job.trial.environment)
         torch.set_num_threads(self.job.trial.threads)
+        torch.set_float32_matmul_precision("highest")  # whatever this process was told before
         self._tensors = (-1, None)
         self._running = [job for job in self.mates if self.store.status(job.key).state not in ENDS]
         resumes: dict[str, Snapshot] = {}

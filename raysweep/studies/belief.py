@@ -45,6 +45,7 @@ class BeliefLifelong:
     name: ClassVar[str] = "belief_lifelong"
     version: ClassVar[int] = 2  # 2: an edit is one observation to everybody else, and settles its fact for good
     metric: ClassVar[str] = "retained/rel"  # not every testbed has reworded questions, so not all have Gen and Avg
+    artifacts: ClassVar[tuple[str, ...]] = ("answers",)
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: what a lifelong run would refuse, and records that are no points."""
@@ -85,6 +86,7 @@ class Belief:
     version: ClassVar[int] = 1
     phases: ClassVar[tuple[str, ...]] = ("immediate",)
     metric: ClassVar[str] = "immediate/rel"
+    artifacts: ClassVar[tuple[str, ...]] = ("answers",)
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: what a lifelong run would refuse, records that are no points, edits in batches."""

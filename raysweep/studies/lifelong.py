@@ -48,6 +48,7 @@ class Lifelong:
 
     name: ClassVar[str] = "lifelong"
     version: ClassVar[int] = 1
+    artifacts: ClassVar[tuple[str, ...]] = ("answers",)
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: too few records, rounds beyond the run."""
@@ -391,7 +392,7 @@ class _Run:
         with _timed(self.clock, "base", len(asked)):
             scores = pristine.answers(
                 self.lm, [q[3] for q in asked], self._ask_probes, self.deps.artifacts,
-                asking=protocol.asking, batch=protocol.eval_batch,
+                asking=protocol.asking, batch=protocol.eval_batch, threads=self.trial.threads,
             )  # fmt: skip
         self.pristine = {(i, j): s for (i, _, j, _), s in zip(asked, scores, strict=True)}
 
@@ -477,7 +478,12 @@ def ordered(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
 def _provided(editor: Editor[Any], trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Any]:
     """Return the artifacts that *editor* needs."""
     return build.provide(
-        lm, editor.needs(lm), deps.artifacts, lambda text: deps.texts(text, trial.data), records=deps.open_dataset
+        lm,
+        editor.needs(lm),
+        deps.artifacts,
+        lambda text: deps.texts(text, trial.data),
+        records=deps.open_dataset,
+        threads=trial.threads,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raysweep.artifacts import ArtifactStore, Built
+from raysweep.artifacts import VERSIONS, ArtifactStore, Built
 from raysweep.editors.base import ArtifactRequest
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
@@ -23,7 +23,14 @@ Asking = Callable[[Sequence[Probe]], Sequence["Scores"]]
 
 
 def answers(
-    lm: LanguageModel, probes: Sequence[Probe], ask: Asking, store: ArtifactStore, *, asking: str, batch: int
+    lm: LanguageModel,
+    probes: Sequence[Probe],
+    ask: Asking,
+    store: ArtifactStore,
+    *,
+    asking: str,
+    batch: int,
+    threads: int,
 ) -> list[Scores]:
     """Return what the pristine *lm* answers to *probes*, in order.
 
@@ -37,6 +44,7 @@ def answers(
         store: where answers are kept.
         asking: how *ask* asks (``protocol.asking``); with *batch*, part of the artifact's identity.
         batch: rows per forward pass.
+        threads: CPU threads of this process.
     """
     if not probes:
         return []
@@ -46,15 +54,16 @@ def answers(
     request = ArtifactRequest(
         kind="answers",
         inputs={
-            "model": lm.digest,
-            "dtype": str(lm.dtype),
             "asking": asking,
             "batch": batch,
             "questions": text_digest(listed),
         },
         builder=f"{__name__}:answers",
+        model=lm.identity,
+        version=VERSIONS["answers"],
+        threads=threads,
     )
-    if lm.digest:
+    if request.model:
         found = store.get_or_build(request, lambda: _packed(ask(chosen)))
         scores = _unpacked(found.tensors, found.meta)
     else:  # a model nobody could tell from another

@@ -21,7 +21,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save
 
-from raysweep.artifacts import Artifact
+from raysweep.artifacts import VERSIONS, Artifact
 from raysweep.editors.base import ArtifactRequest, Grouper, ModulePatch, Viewer, WeightDelta
 from raysweep.evals.scoring import score
 from raysweep.models.lm import LanguageModel
@@ -261,6 +261,24 @@ def patches_what_it_declares(exam: Exam) -> None:
     assert all(isinstance(v, float) and v == v for v in step.stats.values())
 
 
+def names_its_artifacts(exam: Exam) -> None:
+    """Each kind of artifact that ``needs`` asks for is in ``artifacts``, so its version is in the key; each names the model."""
+    editor = exam.build()
+    declared: set[str] = set()
+    part: Editor | None = editor
+    while part is not None:
+        declared |= set(getattr(part, "artifacts", ()))
+        part = getattr(part, "inner", None)
+    asked = list(editor.needs(exam.lm).values())
+    for request in asked:
+        asked += request.sources.values()
+        assert request.model == exam.lm.identity, f"'{request.kind}' is asked for another model"
+        assert request.kind in declared or request.kind not in VERSIONS, (
+            f"'{request.kind}' is not in {editor.name}.artifacts"
+        )
+        assert request.kind not in VERSIONS or request.version == VERSIONS[request.kind]
+
+
 def config_round_trips(exam: Exam) -> None:
     """The configuration survives JSON and rejects unknown keys."""
     config = exam.build().config
@@ -281,5 +299,6 @@ PROMISES: tuple[Callable[[Exam], None], ...] = (
     edits_made_together_are_those_made_alone,
     raises_the_targets_probability,
     patches_what_it_declares,
+    names_its_artifacts,
     config_round_trips,
 )

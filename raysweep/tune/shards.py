@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raysweep import environment
 from raysweep.config.schema import TrialSpec
 from raysweep.studies import STUDIES, trees
 from raysweep.studies.base import Ask, Proposal
@@ -42,6 +43,7 @@ class Shard:
 
     def _proposer(self, trial: TrialSpec, kin: str) -> Ask:
         if self._ask is None or self._trial != trial.key:
+            environment.check(trial.environment)
             deps = make_deps(self.workspace, kept=kept_proposals(self.workspace, self.sweep, kin))
             self._ask, self._trial = STUDIES.get(trial.study)().proposer(trial, deps), trial.key
         return self._ask

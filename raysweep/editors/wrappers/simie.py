@@ -120,6 +120,7 @@ class SimIE:
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Guo et al., ICML 2025, PMLR 267:20793–20824"
+    artifacts: ClassVar[tuple[str, ...]] = ("energy",)
     path_implies: ClassVar[Mapping[str, Mapping[str, str]]] = {"lam": {"mode": "init", "backend": "closed64"}}
 
     def __new__(cls, config: SimIEConfig, inner: Editor[Any]) -> SimIE:

@@ -251,7 +251,7 @@ def test_an_archive_is_an_artifact_whose_path_does_not_matter(tmp_path: Path) ->
         digests.append(store.folder(editor.needs(lm)["hypernetwork"]).name)
     assert digests[0] == digests[1]
     with pytest.raises(ArtifactError, match="digest is not 0000"):
-        build.provide(lm, editor.needs(lm), store, lambda _: iter(()))
+        build.provide(lm, editor.needs(lm), store, lambda _: iter(()), threads=1)
 
 
 def test_the_network_is_trained_where_it_is_missing(tmp_path: Path) -> None:
@@ -262,8 +262,8 @@ def test_the_network_is_trained_where_it_is_missing(tmp_path: Path) -> None:
         asked.append(spec)
         return toy_records(8)
 
-    first = build.provide(lm, editor.needs(lm), store, lambda _: iter(()), records=records)
-    again = build.provide(lm, editor.needs(lm), store, lambda _: iter(()), records=records)
+    first = build.provide(lm, editor.needs(lm), store, lambda _: iter(()), records=records, threads=1)
+    again = build.provide(lm, editor.needs(lm), store, lambda _: iter(()), records=records, threads=1)
     assert asked == [config().train.data]  # type: ignore[union-attr]
     assert same(dict(first["hypernetwork"].tensors), dict(again["hypernetwork"].tensors))
     other = Mend(config(seed=1)).needs(lm)["hypernetwork"]

@@ -135,7 +135,10 @@ def test_memory_absorbs_the_keys_of_the_edited_model(family: str) -> None:
 def test_the_projector_is_an_artifact_made_of_shared_moments(tmp_path: Path) -> None:
     """The moments are read once, stored under their own digest, and not asked for again once the projector exists."""
     lm, readings = tiny_lm("llama"), []
-    editor = build_editor(EditorSpec(name="alphaedit", config={**CONFIG, "contexts": {"templates": []}}))
+    moments_of = {"text": {"digest": "told"}}
+    editor = build_editor(
+        EditorSpec(name="alphaedit", config={**CONFIG, "contexts": {"templates": []}, "moments": moments_of})
+    )
 
     def texts(_):  # type: ignore[no-untyped-def]
         readings.append(1)
@@ -143,14 +146,15 @@ def test_the_projector_is_an_artifact_made_of_shared_moments(tmp_path: Path) -> 
 
     store = ArtifactStore(tmp_path)
     needs = editor.needs(lm)
-    found = provide(lm, needs, store, texts)
+    found = provide(lm, needs, store, texts, threads=1)
     assert len(readings) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["moments", "projector"]
     for layer in (0, 1):
         meta = found[f"projector/{layer}"].meta
         assert meta["threshold"] == 0.01
         assert meta["largest_kept"] < 0.01 <= meta["smallest_dropped"]
-        plain = store.get(moments.request(lm, lm.layout.mlp_out, layer, MomentSpec()))
+        request = moments.request(lm, lm.layout.mlp_out, layer, MomentSpec.model_validate(moments_of))
+        plain = store.get(replace(request, threads=1))
         assert isinstance(plain, Artifact)
         p, values = nullspace.project(plain.tensors["moments"], 0.01)
         assert meta["kept_rank"] == int((values < 0.01).sum())
@@ -158,7 +162,7 @@ def test_the_projector_is_an_artifact_made_of_shared_moments(tmp_path: Path) -> 
     assert store.folder(needs["projector/0"]) != store.folder(
         replace(needs["projector/0"], inputs={**needs["projector/0"].inputs, "threshold": 0.02})
     )
-    provide(lm, needs, store, texts)
+    provide(lm, needs, store, texts, threads=1)
     assert len(readings) == 1
 
 

@@ -17,7 +17,7 @@ from raysweep.workspace import Workspace
 SPECIAL = ("<s>", "</s>", "<sep>")
 
 
-def byte_tokenizer(*, adds_bos: bool = False, eos: bool = True) -> PreTrainedTokenizerFast:
+def byte_tokenizer(*, adds_bos: bool = False, eos: bool = True, also: str = "") -> PreTrainedTokenizerFast:
     """One token per byte after three special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate((*SPECIAL, *alphabet))}, merges=[]))
@@ -26,7 +26,10 @@ def byte_tokenizer(*, adds_bos: bool = False, eos: bool = True) -> PreTrainedTok
     if adds_bos:
         backend.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>" if eos else None, extra_special_tokens=["<sep>"]
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>" if eos else None,
+        extra_special_tokens=["<sep>", *([also] if also else [])],
     )
 
 
@@ -37,7 +40,9 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    def make(model_type: str = "llama", *, name: str = "tiny", adds_bos: bool = False, vocabulary: int = 259) -> Path:
+    def make(
+        model_type: str = "llama", *, name: str = "tiny", adds_bos: bool = False, vocabulary: int = 259, also: str = ""
+    ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         model = tiny_model(model_type, vocab_size=vocabulary, tie_word_embeddings=False)
@@ -45,7 +50,7 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         model.config.save_pretrained(folder)
         state = {k: v.contiguous() for k, v in model.state_dict().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        byte_tokenizer(adds_bos=adds_bos).save_pretrained(folder)
+        byte_tokenizer(adds_bos=adds_bos, also=also).save_pretrained(folder)
         return folder
 
     return make

@@ -1,0 +1,128 @@
+"""The key of a trial: change one input of a number and it is another; change nothing, or what no number depends on, and it is not.
+
+``docs/decisions/012-what-is-in-a-key.md`` lists every field; a field that is not there fails here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysweep.config.schema import (
+    DataSpec,
+    EditorSpec,
+    FileSpec,
+    ModelSpec,
+    ProtocolSpec,
+    Spec,
+    TextSpec,
+    TrialSpec,
+    WrapSpec,
+)
+from raysweep.editors import EDITORS
+from raysweep.editors.base import ArtifactRequest
+from raysweep.editors.wrappers import WRAPPERS
+from raysweep.results.tables import flatten
+from tests.changes import changes, leaves
+from tests.contracts.test_editors import CONFIGS
+
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs/decisions/012-what-is-in-a-key.md"
+# What is not in the key, and why. Everything else must be.
+NOT_IN_KEY: Mapping[str, str] = {
+    "model.path": "where the files lie; model.digest covers them",
+    "data.path": "where the file lies; data.digest covers it",
+}
+BESIDE_A_DIGEST = "path"  # in an editor's or a wrapper's configuration: the same, of texts, files and training folds
+STARTS: Mapping[str, Mapping[str, Any]] = {  # configurations of which every leaf has another valid value
+    **CONFIGS,
+    "wise": {**CONFIGS["wise"], "ref_padding": True},
+    "simie": {"lam": 1.0},
+    "prune": {},
+}
+STUCK = {"alphaedit": ["moments.damping"]}  # must be 0: the projector takes its place
+
+
+def trial(**changed: Any) -> TrialSpec:
+    base: dict[str, Any] = {
+        "study": "lifelong",
+        "model": ModelSpec(digest="m", tokenizer_digest="t"),
+        "data": DataSpec(digest="d", size=12),
+        "editor": EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name="simie", config={"lam": 1.0}),)),
+        "protocol": ProtocolSpec(rounds=(0, 12)),
+        "seed": 0,
+        "versions": {"editor/ft": 1},
+        "environment": {"MKL_CBWR": "AVX2"},
+    }
+    return TrialSpec.model_validate(base | changed)
+
+
+def test_the_same_is_the_same() -> None:
+    assert trial().key == trial().key
+    assert TrialSpec.model_validate_json(trial().model_dump_json()).key == trial().key, "stored and read again"
+    shuffled = {"b": 1, "a": 2}
+    assert trial(versions=shuffled).key == trial(versions=dict(sorted(shuffled.items()))).key, "in another order"
+
+
+def test_every_field_of_a_trial_is_in_its_key_or_on_the_list() -> None:
+    key, seen = trial().key, {}
+    for name, changed in changes(TrialSpec, trial()):
+        assert (changed.key == key) == (name in NOT_IN_KEY), name
+        seen.setdefault(changed.key, []).append(name)
+    assert set(NOT_IN_KEY) <= {name for names in seen.values() for name in names}, "a reason for what there is not"
+    assert len(seen) == sum(map(len, seen.values())) - len(NOT_IN_KEY) + 1, "two changes, one key"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(p, n) for p, t in (("editor", EDITORS), ("wrap", WRAPPERS)) for n in t.names()]
+)
+def test_every_field_of_a_configuration_is_in_the_key(place: str, name: str) -> None:
+    kind = (EDITORS if place == "editor" else WRAPPERS).get(name).config_type
+
+    def key(config: Spec) -> str:
+        plain = config.model_dump(mode="json")
+        if place == "editor":
+            return trial(editor=EditorSpec(name=name, config=plain)).key
+        return trial(editor=EditorSpec(name="ft", wrap=(WrapSpec(name=name, config=plain),))).key
+
+    start = kind.model_validate(STARTS[name])
+    for leaf, changed in changes(kind, start, STUCK.get(name, ())):
+        paths_only = all(other.rpartition(".")[2] == BESIDE_A_DIGEST for other in differing(start, changed))
+        assert (key(changed) == key(start)) == paths_only, f"{name}: {leaf}"
+
+
+def differing(first: Spec, second: Spec) -> set[str]:
+    """Return the leaves that differ: mostly one, but MEND drops its recipe where an archive is given."""
+    one, other = (flatten(value.model_dump(mode="json"), "") for value in (first, second))
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
+def test_only_specifications_with_a_digest_have_a_path_that_is_left_out() -> None:
+    """What is left out by its name is left out because a digest covers it."""
+    for kind in (ModelSpec, DataSpec, TextSpec, FileSpec):
+        assert {"path", "digest"} <= set(kind.model_fields)
+    bare = trial(editor=EditorSpec(name="ft", config={"path": "a"}))
+    assert bare.key != trial(editor=EditorSpec(name="ft", config={"path": "b"})).key
+
+
+def test_the_page_lists_every_field() -> None:
+    """A field that nobody has classified is not on the page."""
+    listed = set(re.findall(r"^\| `([a-z_.*]+)`", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    parts = {"text": TextSpec, "file": FileSpec}
+    wanted = {leaf for leaf in leaves(TrialSpec) if not leaf.startswith("editor.")}
+    wanted |= {"editor.name", "editor.config", "editor.wrap"}
+    wanted |= {f"{part}.{leaf}" for part, kind in parts.items() for leaf in leaves(kind)}
+    wanted |= {f"artifact.{field.name}" for field in fields(ArtifactRequest)}
+    assert listed == wanted
+
+
+def test_the_tests_that_the_page_names_exist() -> None:
+    named = re.findall(r"`(tests/[\w/.]+\.py)::(\w+)`", PAGE.read_text(encoding="utf-8"))
+    assert len(named) > 15
+    for file, function in named:
+        assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{function}"
