@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _TOLD = 100  # steps of pretraining between two lines of the log
-POINTS_VERSION = (
-    2  # of how points come from equal specs; part of their key (2: a fact that cannot be edited is replaced)
-)
+POINTS_VERSION = 2  # of how points come from equal specs; part of their key (2: what no editor takes is replaced)
 _SPARES = 10  # at least; else one in 20
 
 
