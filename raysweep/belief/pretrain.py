@@ -435,7 +435,7 @@ def model_request(spec: BeliefSpec) -> ArtifactRequest:
         "recipe": recipe,
     }
     return ArtifactRequest(
-        kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", model="", version=VERSION
+        kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", model=None, version=VERSION
     )
 
 

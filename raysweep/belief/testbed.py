@@ -105,7 +105,7 @@ class Testbed:
             kind="belief_points",
             inputs=belief_identity(self.spec),
             builder="raysweep.belief.testbed:Testbed.points",
-            model="",
+            model=None,
             version=POINTS_VERSION,
         )
 
