@@ -56,7 +56,8 @@ class ArtifactStore:
     """A folder of artifacts.
 
     Promises: an artifact appears complete or not at all; it is built once however many trials ask at the same time; a
-    file that does not match its recorded hash is refused, never used.
+    file that does not match its recorded hash is refused, never used; what is computed with a model or from a text that nobody
+    can tell from another is not kept.
     """
 
     def __init__(self, root: Path, *, beat: float = 5.0, stale: float = 60.0) -> None:
@@ -88,6 +89,8 @@ class ArtifactStore:
 
     def get_or_build(self, request: ArtifactRequest, build: Callable[[], Built]) -> Artifact:
         """Return the artifact of *request*, building it if nobody has; wait if somebody is building it now."""
+        if not request.known:
+            return Artifact("", *build())
         while True:
             found = self.get(request)
             if found is not None:

@@ -464,7 +464,7 @@ def model_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
     recipe = spec.pretrain.model_dump(mode="json", exclude={"tokenizer", "tokenizer_digest", *_LOG_ONLY})
     inputs = {"documents": content.documents, "tokenizer": content.tokenizer, "recipe": recipe}
     return ArtifactRequest(
-        kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", model="", version=VERSION
+        kind="belief_model", inputs=inputs, builder="raysweep.belief.pretrain", model=None, version=VERSION
     )
 
 

@@ -96,7 +96,7 @@ def graph_request(spec: GraphSpec) -> ArtifactRequest:
         kind="graph",
         inputs=identity(spec),
         builder="raysweep.belief.store:open_graph",
-        model="",
+        model=None,
         version=GRAPH_VERSION,
     )
 

@@ -87,8 +87,13 @@ class Testbed:
         return ArtifactRequest(
             kind="belief_points",
             inputs=belief_identity(self.spec),
+<<<<<<< HEAD
             builder="raysweep.belief.testbed:Testbed.drawn",
             model="",
+=======
+            builder="raysweep.belief.testbed:Testbed.points",
+            model=None,
+>>>>>>> keys
             version=POINTS_VERSION,
         )
 

@@ -202,8 +202,8 @@ class ArtifactRequest:
         inputs: canonical data that the artifact depends on besides the model (layer, text digest, counts, seed).
         builder: ``module:function`` called as ``function(lm, requests, texts)`` on the pristine model, returning
             ``[(tensors, metadata), …]``, one per request; requests with the same builder are served together.
-        model: the model it is computed with (``lm.identity``: weights, precision, tokenizer, BOS policy); empty = with none, or
-            with one that nobody can tell from another, in which case nothing is kept.
+        model: the model it is computed with (``lm.identity``: weights, precision, tokenizer, BOS policy); empty = one that nobody
+            can tell from another; None = it is computed without a model.
         sources: other artifacts this one is computed from, by name; they are part of its identity. The builder of such a
             request gets, in place of *texts*, one mapping of artifacts per request.
         data: records this one is computed from; ``inputs`` must cover them. The builder of such a request gets, in place of
@@ -217,13 +217,19 @@ class ArtifactRequest:
     kind: str
     inputs: Mapping[str, Any]
     builder: str
-    model: str = field(kw_only=True)
+    model: str | None = field(kw_only=True)
     sources: Mapping[str, ArtifactRequest] = field(default_factory=dict)
     data: DataSpec | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     text: TextSpec | None = None
     version: int = 1
     threads: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether everything it is computed from has a digest; if not, it must not be kept."""
+        named = self.model != "" and (self.text is None or bool(self.text.digest))
+        return named and all(source.known for source in self.sources.values())
 
     def identity(self) -> dict[str, Any]:
         """Return everything that the artifact depends on, as plain data, without what is empty; its digest is the hash of it."""

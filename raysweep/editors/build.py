@@ -7,7 +7,6 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, TextSpec
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
@@ -15,7 +14,7 @@ from raysweep.errors import ArtifactError
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
-    from raysweep.artifacts import ArtifactStore, Built
+    from raysweep.artifacts import Artifact, ArtifactStore, Built
     from raysweep.editors.base import ArtifactRequest, Editor
     from raysweep.models.lm import LanguageModel
 
@@ -41,8 +40,7 @@ def provide(
 ) -> dict[str, Artifact]:
     """Return every needed artifact, building the missing ones on the pristine model.
 
-    Requests with the same builder and text are computed together (one reading of the text), then stored one by one; what is
-    computed with a model or from a text that nobody can tell from another is not stored.
+    Requests with the same builder and text are computed together (one reading of the text), then stored one by one.
 
     Args:
         lm: the pristine model.
@@ -76,7 +74,7 @@ def provide(
                 built.update(zip(siblings, made, strict=True))
             return built[name]
 
-        found[name] = store.get_or_build(request, build) if _known(request) else Artifact("", *build())
+        found[name] = store.get_or_build(request, build)
     return found
 
 
@@ -87,12 +85,6 @@ def _complete(request: ArtifactRequest, lm: LanguageModel, threads: int) -> Arti
         raise ArtifactError(said, hint="ArtifactRequest(…, model=lm.identity)")
     sources = {name: _complete(source, lm, threads) for name, source in request.sources.items()}
     return replace(request, threads=threads, sources=sources)
-
-
-def _known(request: ArtifactRequest) -> bool:
-    """Tell whether everything that *request* is computed from has a digest."""
-    named = bool(request.model) and (request.text is None or bool(request.text.digest))
-    return named and all(map(_known, request.sources.values()))
 
 
 def _sources(

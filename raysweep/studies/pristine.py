@@ -63,11 +63,8 @@ def answers(
         version=VERSIONS["answers"],
         threads=threads,
     )
-    if request.model:
-        found = store.get_or_build(request, lambda: _packed(ask(chosen)))
-        scores = _unpacked(found.tensors, found.meta)
-    else:  # a model nobody could tell from another
-        scores = list(ask(chosen))
+    found = store.get_or_build(request, lambda: _packed(ask(chosen)))
+    scores = _unpacked(found.tensors, found.meta)
     kept = dict(zip(sorted(distinct), scores, strict=True))
     return [kept[p.prompt, p.target] for p in probes]
 

@@ -61,7 +61,7 @@ class Recorded:
     def get_or_build(self, request: ArtifactRequest, build: Callable[[], Any]) -> Artifact:
         if request.kind == "answers":  # our own way of asking the pristine model once
             return Artifact("", *build())
-        layer = request.inputs.get("moments", request.inputs).get("layer")
+        layer = request.sources.get("moments", request).inputs.get("layer")
         return self.artifacts[request.kind if layer is None else f"{request.kind}/{layer}"]
 
 
