@@ -1,4 +1,4 @@
-"""From probe rows to Rel, Gen, Loc, Avg, Geo with n and standard error. Pure numpy; used live and by every reader.
+"""From probe rows to Rel, Gen, Loc, Avg, Geo with n, standard error and 95 % interval; used live and by every reader.
 
 Words: *retained* = measured at a round on every record written so far and not superseded; *immediate* = measured while
 ``step - edit_step < batch_size``, over all records written up to the round. Both are differences of columns, not code paths.
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raysweep import intervals
+from raysweep.intervals import Interval
 from raysweep.measures import PHASES as PHASES
 from raysweep.measures import VIEWS as VIEWS
 
@@ -26,11 +28,25 @@ GEO_ALPHA = 2.0  # SimIE paper, Geo = exp(alpha (Loc - 1)) Rel Gen
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over records with its standard error (``nan`` where n = 1) and the number of records."""
+    """A mean over records and seeds.
+
+    Attributes:
+        mean: the mean over seeds of the means over records.
+        se: its standard error; nan where n = 1.
+        n: how many different records there are.
+        low, high: the 95 % interval (:mod:`raysweep.intervals`); nan where there is none.
+    """
 
     mean: float
     se: float
     n: int
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
 
 
 def mean(values: Collection[float]) -> float:
@@ -38,17 +54,20 @@ def mean(values: Collection[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def estimate(values: NDArray[np.float64]) -> Estimate:
-    """Return mean, standard error (ddof 1) and count of *values*.
+def matrix(by_seed: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
+    """Return the values of ``{record_id: value}`` per seed as an array (records, seeds), NaN where a seed lacks a record."""
+    records = {r: i for i, r in enumerate(sorted({r for values in by_seed for r in values}))}
+    out = np.full((len(records), len(by_seed)), math.nan)
+    for j, values in enumerate(by_seed):
+        for record, value in values.items():
+            out[records[record], j] = value
+    return out
 
-    >>> estimate(np.array([0.0, 1.0]))
-    Estimate(mean=0.5, se=0.5, n=2)
-    """
-    n = int(values.size)
-    if n == 0:
-        raise ValueError("no values to average")
-    se = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-    return Estimate(float(values.mean()), se, n)
+
+def estimate(interval: Interval, n: int) -> Estimate:
+    """Return *interval*, of one mean over *n* records, as plain numbers."""
+    se = float(interval.se) if n > 1 else math.nan
+    return Estimate(float(interval.mean), se, n, float(interval.low), float(interval.high))
 
 
 def per_record(columns: Columns, mask: NDArray[np.bool_], view: str) -> dict[str, float]:
@@ -134,14 +153,42 @@ def summary(columns: Columns, step: int, batch_size: int, *, phases: Collection[
     return dict(sorted(out.items()))
 
 
-def pooled(by_seed: Sequence[Mapping[str, float]]) -> Estimate:
-    """Pool one view over seeds: *by_seed* holds ``{record_id: value}`` per seed.
+def pooled(by_seed: Sequence[Mapping[str, float]], view: str = "rel", *, difference: bool = False) -> Estimate:
+    """Pool one *view* over seeds: *by_seed* holds ``{record_id: value}`` per seed, or paired differences of such values.
 
-    The mean is the mean over seeds of the means over records. The variance adds the spread between records (each averaged over
-    its seeds) and the spread between seeds, which counts no source twice when the records are the same under every seed.
+    All is NaN where a value is not finite.
+    A mean of perplexities has no interval: few of them make up most of it, so nothing that holds can be said from a sample.
+    :func:`pooled_median` and :func:`pooled_expmean` have one.
     """
-    means = np.array([np.mean(list(v.values())) for v in by_seed], dtype=np.float64)
-    records = sorted({r for v in by_seed for r in v})
-    averaged = np.array([np.mean([v[r] for v in by_seed if r in v]) for r in records], dtype=np.float64)
-    parts = [a.std(ddof=1) ** 2 / a.size for a in (averaged, means) if a.size > 1]
-    return Estimate(float(means.mean()), math.sqrt(sum(parts)) if parts else math.nan, len(records))
+    values = matrix(by_seed)
+    if not all(math.isfinite(v) for own in by_seed for v in own.values()):
+        return Estimate(math.nan, math.nan, len(values))
+    if view == "ppl":
+        parts = intervals.variance_components(values)
+        none = np.asarray(math.nan)
+        return estimate(Interval(parts.mean, np.sqrt(parts.variance), none, none), len(values))
+    if view == "rel_logprob":
+        found = intervals.unbounded(values) if difference else intervals.unbounded(values, upper=0.0)
+    else:
+        found = intervals.difference(values) if difference else intervals.share(values)
+    return estimate(found, len(values))
+
+
+def pooled_median(by_seed: Sequence[Mapping[str, float]]) -> Estimate:
+    """Return the mean over seeds of the medians over records; it has no standard error."""
+    values = matrix(by_seed)
+    return estimate(intervals.median(values), len(values))
+
+
+def pooled_expmean(by_seed: Sequence[Mapping[str, float]]) -> Estimate:
+    """Return the exponential of the mean logarithm, over seeds and records: of a perplexity, that of the mean loss."""
+    values = matrix(by_seed)
+    return estimate(intervals.log_mean(values), len(values))
+
+
+def pooled_geo(by_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> Estimate:
+    """Return the mean over seeds of Geo, which is a function of a seed's means; *by_seed* holds ``{view: {record: value}}``."""
+    views = ("rel", "gen", "loc")
+    records = sorted({r for values in by_seed for view in views for r in values[view]})
+    shares = [matrix([{**dict.fromkeys(records, math.nan), **values[view]} for values in by_seed]) for view in views]
+    return estimate(intervals.of_shares(geo, shares), len(records))

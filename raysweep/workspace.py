@@ -20,17 +20,27 @@ def package_share() -> Path:
     return wheel if wheel.is_dir() else package.parent
 
 
-def from_here(path: str | Path) -> str:
+VARIABLES = ("RAYSWEEP_ROOT", "RAYSWEEP_STORAGE")
+"""Every environment variable that is read."""
+
+
+def from_here(path: str | Path, *, shipped: bool = False) -> str:
     """Return a path that somebody stated on the command line as an absolute one; a URI stays as it is.
 
-    It counts from the current folder. What is not there, but came with the package (``data/ZsRE/sample.json``), is meant.
+    It counts from the current folder. With *shipped*, what is not there but came with the package is meant
+    (``data/ZsRE/sample.json``).
     """
     if "://" in str(path):
         return str(path)
     given = Path(path).expanduser()
     here = Path(os.path.abspath(given))  # not resolve(): a link is left as it was named
-    shipped = package_share() / given
-    return str(shipped if not here.exists() and not given.is_absolute() and shipped.exists() else here)
+    there = package_share() / given
+    return str(there if shipped and not given.is_absolute() and not here.exists() and there.exists() else here)
+
+
+def unknown_variables() -> list[str]:
+    """Return the environment variables that look like ours and are not."""
+    return sorted(name for name in os.environ if name.startswith("RAYSWEEP_") and name not in VARIABLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +59,10 @@ class Workspace:
 
     @staticmethod
     def here(root: Path | str | None = None) -> Workspace:
-        """Return the workspace at *root*, else at ``$RAYSWEEP_ROOT``, else at the current folder."""
+        """Return the workspace at *root*, else ``$RAYSWEEP_ROOT``, else the current folder; ``$RAYSWEEP_STORAGE`` has results."""
         chosen = Path(root or os.environ.get("RAYSWEEP_ROOT") or Path.cwd())
-        return Workspace(chosen.expanduser().resolve(), storage=os.environ.get("RAYSWEEP_STORAGE", ""))
+        storage = os.environ.get("RAYSWEEP_STORAGE", "")
+        return Workspace(chosen.expanduser().resolve(), storage=from_here(storage) if storage else "")
 
     @property
     def artifacts(self) -> Path:
@@ -109,7 +120,7 @@ class Workspace:
         return dict(sorted(found.items()))
 
     def resolve(self, path: str) -> Path:
-        """Return *path* as an absolute path; a relative one is taken from the root."""
+        """Return *path*, which a file names, as an absolute path; a relative one counts from the root."""
         given = Path(path).expanduser()
         return given if given.is_absolute() else (self.root / given).resolve()
 

@@ -478,7 +478,7 @@ def log_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
 
     inputs = {"model": model_request(spec, content).inputs, **log_inputs(spec)}
     return ArtifactRequest(
-        kind="belief_log", inputs=inputs, builder="raysweep.belief.pretrain", model="", version=VERSION
+        kind="belief_log", inputs=inputs, builder="raysweep.belief.pretrain", model=None, version=VERSION
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raysweep.belief import scores
 from raysweep.belief.asking import Reply, Scoring, coherence
@@ -51,6 +52,7 @@ _RENAMED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "table_all_editing_downstream_implications_results": ("data_type", _GROUPS),
     "table_breaking_vs_fixing_results": ("data_type", _GROUPS),
 }
+CLAIMS = frozenset({"A_TF_case", "B_TF_case", "A_sentence"})  # what logical coherence asks (belief.asking.coherence)
 _BASE = ["A_TF_case", "B_TF_case", "not_A_case", "A_and_B_case", "B_and_A_case", "A_or_B_case", "if_A_then_B_case"]
 
 
@@ -168,58 +170,71 @@ def _line(line: Line) -> dict[str, Cell]:
 
 def pretrained_row(points: Sequence[EvalPoint], replies: Replies, scoring: Sequence[Scoring] | None = None) -> Row:
     """Return the performance of the unedited model: accuracy, distance from the agent, logical errors."""
-    asked = [(p, r["o_given_s_r"]) for p, r in zip(points, replies, strict=True) if "o_given_s_r" in r]
+    where = scores.places(points)
+    asked = [(w, p, r["o_given_s_r"]) for w, p, r in zip(where, points, replies, strict=True) if "o_given_s_r" in r]
     own: list[Numbers] = [
-        {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - believed(p.targets))} for p, r in asked
+        {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - believed(p.targets))} for _, p, r in asked
     ]
-    logical = {
-        n: scores.means([{n: v} for v in values.tolist()])[n]
-        for n, values in coherence(points, replies, scoring=scoring).items()
+    logical, of_logical = _logical(coherence(points, replies, scoring=scoring), where, replies)
+    return {
+        "n": len(points),
+        **scores.means(own, [w for w, *_ in asked]),
+        **scores.means(logical, of_logical),
     }
-    return {"n": len(points), **scores.means(own), **logical}
+
+
+def _logical(
+    errors: Mapping[str, NDArray[np.float64]], where: Sequence[scores.Place], replies: Replies
+) -> tuple[list[Numbers], list[scores.Place]]:
+    """Return the logical *errors* point by point, of the points whose claims were asked, and the places of those."""
+    of = [w for w, own in zip(where, replies, strict=True) if own.keys() >= CLAIMS]
+    return [{name: float(values[i]) for name, values in errors.items()} for i in range(len(of))], of
 
 
 def answer_rows(points: Sequence[EvalPoint], replies: Replies) -> list[Row]:
     """Return the accuracy on each kind of question, beside the share of its commonest label (what a guess scores)."""
     rows: list[Row] = []
     for name in ("o_given_s_r", *_BASE):
-        own = [(p.questions[name], r[name]) for p, r in zip(points, replies, strict=True) if name in r]
+        places = zip(scores.places(points), points, replies, strict=True)
+        own = [(p.questions[name], r[name], w) for w, p, r in places if name in r]
         if not own:
             continue
-        labels = [q.target for q, _ in own]
+        labels = [q.target for q, *_ in own]
         guess = max(labels.count(label) for label in set(labels)) / len(labels)
         numbers: list[Numbers] = [
-            {"accuracy": float(r.correct), "exact": float(r.exact), "p(label)": r.probability} for _, r in own
+            {"accuracy": float(r.correct), "exact": float(r.exact), "p(label)": r.probability} for _, r, _ in own
         ]
-        rows.append({"question": name, "n": len(own), "guess": guess, **scores.means(numbers)})
+        rows.append({"question": name, "n": len(own), "guess": guess, **scores.means(numbers, [w for *_, w in own])})
     return rows
 
 
 def group_rows(points: Sequence[EvalPoint], replies: Replies) -> list[Row]:
     """Return accuracy and distance from the seven targets, by whether the upstream relation is there, and by case seen."""
     rows: list[Row] = []
+    where = scores.places(points)
     for present in (True, False):
         own = [
-            (p, r["o_given_s_r"])
-            for p, r in zip(points, replies, strict=True)
+            (p, r["o_given_s_r"], w)
+            for w, p, r in zip(where, points, replies, strict=True)
             if p.has_relevant_property == present and "o_given_s_r" in r
         ]
         numbers = [
             {"accuracy": float(r.correct)}
             | {f"|p − {n}|": abs(r.probability - v) for n in PROBABILITIES if (v := getattr(p.targets, n)) is not None}
-            for p, r in own
+            for p, r, _ in own
         ]
         if own:
-            rows.append({"group": f"has_relevant_property = {present}", "n": len(own), **scores.means(numbers)})
+            means = scores.means(numbers, [w for *_, w in own])
+            rows.append({"group": f"has_relevant_property = {present}", "n": len(own), **means})
     for name in ("o_given_s_r", *_BASE):
         for seen in (True, False):
             mine = [
-                r[name].correct
-                for p, r in zip(points, replies, strict=True)
+                (r[name].correct, w)
+                for w, p, r in zip(where, points, replies, strict=True)
                 if name in r and p.questions[name].seen == seen
             ]
             if mine:
-                accuracy = scores.means([{"accuracy": float(c)} for c in mine])
+                accuracy = scores.means([{"accuracy": float(c)} for c, _ in mine], [w for _, w in mine])
                 rows.append({"group": f"{name}, {'' if seen else 'not '}seen in training", "n": len(mine), **accuracy})
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return [{key: row.get(key) for key in keys} for row in rows]
@@ -260,12 +275,11 @@ def lifelong_rows(stages: Sequence[Stage]) -> list[Row]:
                 own["changed"] = float(replies[follows].correct)
                 own["kept"] = float(replies[was].correct)
             numbers.append(own)
-        logical = [
-            {name: value}
-            for name, values in coherence(stage.points, stage.replies, scoring=stage.scoring).items()
-            for value in values.tolist()
-        ]
-        means = scores.means([*numbers, *logical])
+        where = scores.places(stage.points)
+        logical, of_logical = _logical(
+            coherence(stage.points, stage.replies, scoring=stage.scoring), where, stage.replies
+        )
+        means = scores.means(numbers, where) | scores.means(logical, of_logical)
         changed = means.get("changed")
         row: Row = {
             **with_state(stage.arm, stages),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-
-import numpy as np
+from dataclasses import asdict, dataclass, replace
 
 from raysweep.belief.asking import Reply, Scoring, coherence, scorings
 from raysweep.belief.metrics import edit_coherence, is_new_request
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.points import MODAL, OBJECTS, ORIGINAL, REQUESTED, SAME_OTHER, SAME_SAME, WATCHED, EvalPoint
 from raysweep.errors import BeliefError
-from raysweep.summarize import Estimate, estimate
+from raysweep.summarize import Estimate, pooled
+
+Place = tuple[str, int]
+"""Which point, and which of an arm's trials it was asked in: points are the same in each, so they count once (``pooled``)."""
 
 Numbers = Mapping[str, float]
 """``req_prob``, ``{watched}_acc``, ``{watched}_coherence`` and the logical errors, those that are defined."""
@@ -24,6 +26,7 @@ class Scored:
 
     Attributes:
         point: its id.
+        place: which point of the arm it is, in which of its trials.
         before, after: the numbers of the unedited and of the edited model.
         new_request: the unedited model did not answer with the requested object.
         correct: it answered with the true object.
@@ -32,6 +35,7 @@ class Scored:
     """
 
     point: int
+    place: Place
     before: Numbers
     after: Numbers
     new_request: bool
@@ -82,12 +86,14 @@ def score(
     how = scorings(points, parity, batch) if scoring is None else scoring
     sides = [_side(points, replies, edited, how) for replies, edited in ((before, False), (after, True))]
     found = []
+    where = places(points)
     for i, (point, first) in enumerate(zip(points, before, strict=True)):
         if point.request is None or point.flags is None:
             raise BeliefError(f"point {point.id} has no edit", hint="points.editing: true")
         found.append(
             Scored(
                 point=point.id,
+                place=where[i],
                 before=sides[0][i],
                 after=sides[1][i],
                 new_request=is_new_request(first["new_fact_case"].output, point.questions["new_fact_case"].target),
@@ -151,14 +157,40 @@ def table(scored: Sequence[Scored], groups: Sequence[str] = tuple(GROUPS)) -> li
             "post-edit": [s.after for s in own],
             "delta": [{n: s.after[n] - v for n, v in s.before.items() if n in s.after} for s in own],
         }
-        lines += [Line(group, time, len(own), means(rows)) for time, rows in times.items()]
+        where = [s.place for s in own]
+        lines += [
+            Line(group, time, len(own), means(rows, where, difference=time == "delta")) for time, rows in times.items()
+        ]
     return lines
 
 
-def means(rows: Sequence[Numbers]) -> dict[str, Estimate]:
-    """Return the mean of each number over the rows that have it, with its standard error."""
-    names = dict.fromkeys(n for row in rows for n in row)
-    return {n: estimate(np.array([row[n] for row in rows if n in row])) for n in names}
+def places(points: Sequence[EvalPoint]) -> list[Place]:
+    """Return the place of each of an arm's *points*, which come trial by trial: the nth time a point comes is its nth trial."""
+    seen = Counter[str]()
+    found = []
+    for point in points:
+        found.append((str(point.id), seen[str(point.id)]))
+        seen[str(point.id)] += 1
+    return found
+
+
+def means(rows: Sequence[Numbers], where: Sequence[Place], *, difference: bool = False) -> dict[str, Estimate]:
+    """Return the mean of each number over the rows that have it, with its 95 % interval.
+
+    Args:
+        rows: numbers in [0, 1], or paired differences of such numbers.
+        where: the place of each row.
+        difference: they are differences.
+    """
+    found = {}
+    for name in dict.fromkeys(n for row in rows for n in row):
+        by_trial: dict[int, dict[str, float]] = {}
+        for row, (point, trial) in zip(rows, where, strict=True):
+            if name in row:
+                by_trial.setdefault(trial, {})[point] = row[name]
+        count = sum(map(len, by_trial.values()))
+        found[name] = replace(pooled(list(by_trial.values()), difference=difference), n=count)
+    return found
 
 
 def fates(
@@ -170,14 +202,16 @@ def fates(
     upstream is given as the downstream answer), ``other``.
     """
     rows: list[Numbers] = []
-    for point, first, last in zip(points, before, after, strict=True):
+    where = []
+    for place, point, first, last in zip(places(points), points, before, after, strict=True):
         if point.flags is None or not point.flags.downstream_answer_changes:
             continue
         roles = {"new": MODAL, "old": ORIGINAL, "leak": REQUESTED}
         said = {name: float(last[f"editing_{SAME_OTHER}_{role}"].correct) for name, role in roles.items()}
         known = float(first[f"editing_{SAME_OTHER}_{ORIGINAL}"].correct)
         rows.append({"known": known, **said, "other": float(not any(said.values()))})
-    return means(rows)
+        where.append(place)
+    return means(rows, where)
 
 
 def flags(scored: Sequence[Scored], points: Sequence[EvalPoint]) -> list[tuple[str, str, dict[str, Estimate]]]:
@@ -185,13 +219,13 @@ def flags(scored: Sequence[Scored], points: Sequence[EvalPoint]) -> list[tuple[s
     found = []
     for correct in (True, False):
         for reinforces in (True, False):
-            rows: list[Numbers] = [
-                {n: float(v) for n, v in asdict(p.flags).items()}
+            chosen = [
+                (s.place, asdict(p.flags))
                 for s, p in zip(scored, points, strict=True)
                 if p.flags is not None and (s.correct, s.reinforces) == (correct, reinforces)
             ]
+            rows: list[Numbers] = [{n: float(v) for n, v in flags.items()} for _, flags in chosen]
             if rows:
-                found.append(
-                    ("right" if correct else "wrong", "reinforcing" if reinforces else "counterfactual", means(rows))
-                )
+                what = ("right" if correct else "wrong", "reinforcing" if reinforces else "counterfactual")
+                found.append((*what, means(rows, [place for place, _ in chosen])))
     return found

@@ -87,13 +87,8 @@ class Testbed:
         return ArtifactRequest(
             kind="belief_points",
             inputs=belief_identity(self.spec),
-<<<<<<< HEAD
             builder="raysweep.belief.testbed:Testbed.drawn",
-            model="",
-=======
-            builder="raysweep.belief.testbed:Testbed.points",
             model=None,
->>>>>>> keys
             version=POINTS_VERSION,
         )
 
@@ -160,7 +155,7 @@ class Testbed:
             kind="belief_content",
             inputs=made_of,
             builder="raysweep.belief.testbed:Testbed.content",
-            model="",
+            model=None,
             version=CONTENT,
         )
         found = self._store.get_or_build(request, build).meta

@@ -11,12 +11,12 @@ from raysweep.cli import notes
 from raysweep.cli.against import beside, measured
 from raysweep.cli.options import Options
 from raysweep.cli.plan import counted
-from raysweep.cli.render import Cell, Format, render
+from raysweep.cli.render import Cell, Format, render, with_interval
 from raysweep.cli.show import AllOption, FormatOption, Phase, PhaseOption, cell, first_non_finite, seeds
 from raysweep.cli.sweeps import opened
 from raysweep.errors import SpecError, nearest
 from raysweep.results.published import open_published
-from raysweep.results.views import Z95, Line, TrialView, groups, lines_of, paired, shared_values, trial_views
+from raysweep.results.views import Line, TrialView, groups, lines_of, paired, shared_values, trial_views
 from raysweep.summarize import Estimate
 from raysweep.workspace import Workspace
 
@@ -40,7 +40,7 @@ def command(
 ) -> None:
     """Compare configurations with the first one: each difference is paired by record and seed, with its 95% interval.
 
-    With `--against`, compare with published numbers: ours ± standard error, theirs, the difference.
+    With `--against`, compare with published numbers: ours with its 95% interval, theirs, the difference.
 
     Example:
 
@@ -59,18 +59,18 @@ def command(
         table, told = beside(
             numbers, measured(sweeps, workspace, at=at, everything=everything), loosely=loosely, plain=plain
         )
-        print(render(table, format_, title=f"retained, mean ± standard error, against {against}"))
+        print(render(table, format_, title=f"retained, mean [95% interval], against {against}"))
         notes.tell(told, format_)
         return
     if loosely:
         raise SpecError("--loosely says how to compare with published numbers", hint="add --against NAME")
     found = compared(sweeps, workspace, by=by, phase=phase.value if phase else None, at=at, everything=everything)
     first = reference(found)
-    what = f"{first.phase} at {first.step} edits; mean ± standard error"
-    title = f"{what}; Δ = difference to {first.label}, paired, with 95% interval"
+    what = f"{first.phase} at {first.step} edits; mean [95% interval]"
+    title = f"{what}; Δ = difference to {first.label}, paired"
     print(render(rows(found, plain=plain), format_, title=title))
     changed = [note for sweep, _ in opened(sweeps, workspace) for note in notes.outdated(sweep)]
-    notes.tell([*notes.missing_rounds(found), *unpaired(found), *changed], format_)
+    notes.tell([*notes.missing_rounds(found), *unpaired(found), *notes.few(found), *changed], format_)
 
 
 def compared(
@@ -121,7 +121,8 @@ def rows(found: Sequence[Line], *, plain: bool = False) -> list[dict[str, Cell]]
         for view in (v for v in VIEWS if any(v in (*x.cells, *x.undefined) for x in found)):
             name = view.capitalize()
             row[name] = cell(line, view, plain=plain)
-            row[f"Δ{name}"] = _signed(None if line is first else paired(first, line, view))
+            difference = _difference(None if line is first else paired(first, line, view), plain=plain)
+            row[f"delta_{view}" if plain else f"Δ{name}"] = difference
         row |= {"n": line.n if line.cells else None, **seeds(line, plain=plain), "status": line.status}
         if plain:
             row["non_finite_step"] = first_non_finite(line)
@@ -150,8 +151,8 @@ def unpaired(found: Sequence[Line]) -> list[str]:
     return told
 
 
-def _signed(difference: Estimate | None) -> str:
-    if difference is None:
-        return "–"
-    low, high = difference.mean - Z95 * difference.se, difference.mean + Z95 * difference.se
-    return f"{difference.mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+def _difference(found: Estimate | None, *, plain: bool) -> Cell:
+    """Return a difference with its sign; the numbers themselves if *plain*."""
+    if plain or found is None:
+        return found if plain else "–"
+    return with_interval(found, sign="+")

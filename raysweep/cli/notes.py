@@ -13,6 +13,7 @@ from raysweep.errors import RaysweepError
 from raysweep.results.tables import Sweep
 from raysweep.results.views import Line, TrialView, groups
 
+PERPLEXITIES = ("ppl", "ppl_median", "ppl_expmean")
 SPACE_KEYS = ("study", "base", "arms", "space")  # what trials and their names follow from
 
 
@@ -43,6 +44,26 @@ def non_finite(trials: Sequence[TrialView]) -> list[str]:
             seeds = [f"{step} (seed {seed})" if len(members) > 1 else str(step) for seed, step in first.items()]
             lost = "; values are undefined" if any(t.undefined for t in members) else ""
             notes.append(f"{label}: weights or logits are not finite from step {', '.join(seeds)} on{lost}")
+    return notes
+
+
+def few(found: Sequence[Line], *, ppl: bool = False) -> list[str]:
+    """Return what a reader must know of the intervals of *found*: what they do not cover, and why there is none."""
+    measured = [line for line in found if line.cells]
+    notes = []
+    if measured and all(len(line.trials) == 1 for line in measured):
+        notes.append("one seed: intervals say what other records would give, not other seeds")
+    shown = [(line, view) for line in measured for view in line.cells if ppl or view not in PERPLEXITIES]
+    alone = dict.fromkeys(line.label for line, view in shown if line.cells[view].n == 1)
+    if alone:
+        notes.append(f"[–]: one record says nothing of others ({', '.join(alone)})")
+    if any(view == "ppl" for _, view in shown):
+        notes.append(
+            "PPL [–]: a few records make up most of a mean of perplexities; the median and exp-mean have intervals"
+        )
+    medians = [line.cells[view] for line, view in shown if view == "ppl_median"]
+    if any(cell.n > 1 and not cell.has_interval for cell in medians):
+        notes.append("PPL median [–]: there are fewer than five records, or few seeds that differ much")
     return notes
 
 

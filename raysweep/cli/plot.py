@@ -9,7 +9,7 @@ from typing import Any
 
 from raysweep.results.rounds import Configuration, status
 from raysweep.results.tables import Sweep
-from raysweep.results.views import Z95, Line, groups, lines, trial_views
+from raysweep.results.views import Line, groups, lines, trial_views
 
 PANELS = {
     "rel": "Rel: the edit itself",
@@ -80,7 +80,5 @@ def _curve(axis: Any, points: list[Line], view: str, label: str, color: str, mar
     steps = [p.step for p in points]
     means = [p.cells[view].mean for p in points]
     axis.plot(steps, means, style, color=color, marker=marker, markersize=4.5, linewidth=1.8, label=label)
-    half = [0.0 if math.isnan(p.cells[view].se) else Z95 * p.cells[view].se for p in points]
-    low = [m - h for m, h in zip(means, half, strict=True)]
-    high = [m + h for m, h in zip(means, half, strict=True)]
-    axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+    limits = [(p.cells[view].low, p.cells[view].high) for p in points]  # NaN, where there is no interval, is a gap
+    axis.fill_between(steps, *zip(*limits, strict=True), color=color, alpha=0.15, linewidth=0) if limits else None

@@ -35,7 +35,7 @@ Row = Mapping[str, Cell]
 
 
 def render(rows: Sequence[Row], how: Format, *, title: str = "") -> str:
-    """Return *rows*, which share their keys, as text; an estimate is ``mean ± se``, or two columns for programs."""
+    """Return *rows*, which share their keys, as text; an estimate is ``mean [low, high]``, or columns for programs."""
     names = list(rows[0]) if rows else []
     if how is Format.TABLE:
         return _table(names, rows, title)
@@ -61,9 +61,34 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, Estimate):
         if math.isnan(cell.mean):
             return UNDEFINED
-        mean = _number(cell.mean)
-        return mean if math.isnan(cell.se) else f"{mean} ± {_number(cell.se)}"
+        return with_interval(cell)
     return _number(cell) if isinstance(cell, float) else str(cell)
+
+
+def with_interval(cell: Estimate, *, sign: str = "") -> str:
+    """Return ``.796 [.74, .84]``; limits have as many digits as their distance deserves, ``[–]`` is no interval.
+
+    Args:
+        cell: what to print.
+        sign: ``+`` prints the sign of positive numbers, too.
+
+    >>> with_interval(Estimate(0.7961, 0.02, 20, 0.741, 0.8402)), with_interval(Estimate(0.25, float("nan"), 1), sign="+")
+    ('.796 [.74, .84]', '+.250 [–]')
+    """
+    if not cell.has_interval:
+        return f"{_bare(cell.mean, 3, sign)} [–]"
+    least = 2 if max(abs(cell.low), abs(cell.high)) <= 1 else 1
+    apart = cell.high - cell.low
+    digits = min(max(least, math.ceil(-math.log10(apart / 5))), 6) if apart > 0 else 3
+    return f"{_bare(cell.mean, 3, sign)} [{_bare(cell.low, digits, sign)}, {_bare(cell.high, digits, sign)}]"
+
+
+def _bare(value: float, digits: int, sign: str) -> str:
+    """Return *value* without the zero before its point."""
+    if abs(value) >= 100:
+        return f"{value:{sign}.4g}"
+    text = f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no minus before a zero
+    return text.replace("0.", ".", 1) if abs(value) < 1 and text.lstrip("+-").startswith("0.") else text
 
 
 def _number(value: float) -> str:
@@ -75,7 +100,8 @@ def _flat(row: Row) -> dict[str, Any]:
     for name, cell in row.items():
         key = name.lower().replace(" ", "_")
         if isinstance(cell, Estimate):
-            found |= {key: _plain(cell.mean), f"{key}_se": _plain(cell.se), f"{key}_n": cell.n}
+            limits = {f"{key}_low": _plain(cell.low), f"{key}_high": _plain(cell.high)}
+            found |= {key: _plain(cell.mean), f"{key}_se": _plain(cell.se), **limits, f"{key}_n": cell.n}
         else:
             found[key] = _plain(cell) if isinstance(cell, float) else cell
     return found

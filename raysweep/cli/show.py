@@ -57,7 +57,7 @@ def command(
     ppl: Annotated[bool, typer.Option("--ppl", help="Perplexity columns too (csv and json always have them).")] = False,
     everything: AllOption = False,
 ) -> None:
-    """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with standard errors, n, seeds, status and time.
+    """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with 95% intervals, n, seeds, status and time.
 
     Round 0 is the unedited model. A time "+ … shared" was spent once, on edits that several trials took from one pass.
     Arms have the names of the latest `raysweep run`.
@@ -73,7 +73,8 @@ def command(
     trials = trial_views(found)
     shown = all_lines(trials, phase=chosen, by=by.value, at=at)
     print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl))
-    told = [*notes.non_finite(trials), *(notes.missing_rounds(shown) if at is not None else []), *notes.outdated(found)]
+    missing = notes.missing_rounds(shown) if at is not None else []
+    told = [*notes.non_finite(trials), *missing, *notes.few(shown, ppl=ppl), *notes.outdated(found)]
     notes.tell(told, format_)
     if plot is not None:
         lazy("raysweep.cli.plot").draw(found, plot, phase=chosen)
@@ -99,7 +100,7 @@ def table(
     done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
     count = len({t.row["trial_key"] for t in trials})
     phases = phase or " and ".join(dict.fromkeys(t.phases[0] for t in trials))
-    title = f"{sweep.name}: {phases}, mean ± standard error; {done} of {count} trials done"
+    title = f"{sweep.name}: {phases}, mean [95% interval]; {done} of {count} trials done"
     if any(t.row["git_dirty"] for t in trials):
         title += "; code had uncommitted changes"
     return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title)

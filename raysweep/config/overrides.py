@@ -18,7 +18,7 @@ from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.precedence import Statement
 from raysweep.config.problems import from_error, problem
 from raysweep.config.space import is_domain
-from raysweep.errors import Problem, SpecError, nearest
+from raysweep.errors import Problem, ProblemsError, SpecError, nearest
 from raysweep.workspace import from_here
 
 BASE_KEYS = ("model", "data", "protocol", "threads", "seed")
@@ -82,14 +82,22 @@ def read_all(overrides: Iterable[str | Override]) -> tuple[list[Override], list[
     return read, problems
 
 
-def contradictions(overrides: Iterable[Override]) -> list[Problem]:
-    """Return a problem for each key that is given two values, and for each that lies within another's value."""
-    found: list[Problem] = []
-    seen: dict[str, Override] = {}
-    for new in overrides:
-        old = seen.setdefault(new.key, new)
-        found += _contradiction(old.value, old.place, new.value, new.place, new.key)
-    return found
+def checked(overrides: Iterable[str | Override]) -> list[Override]:
+    """Return each of *overrides*, for trees that are no search space (a recipe, a belief setting), the broader ones first.
+
+    Raises:
+        ProblemsError: one is not ``key=value``, or a key is given two values.
+    """
+    read, problems = read_all(overrides)
+    said: dict[str, tuple[Any, Place]] = {}
+    read.sort(key=lambda o: o.breadth)
+    for one in read:
+        for leaf in precedence.leaves(one.key, one.value):
+            value, place = said.setdefault(leaf[0], (leaf[1], one.place))
+            problems += _contradiction(value, place, leaf[1], one.place, leaf[0])
+    if problems:
+        raise ProblemsError(problems)
+    return read
 
 
 def _contradiction(old: Any, first: Place, new: Any, second: Place, key: str) -> list[Problem]:
@@ -122,7 +130,7 @@ def from_current_folder(key: str, value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {kind: [from_current_folder(key, v) for v in values] for kind, values in value.items()}
-    return from_here(value) if isinstance(value, str) and value not in ("", "words") else value
+    return from_here(value, shipped=True) if isinstance(value, str) and value not in ("", "words") else value
 
 
 def _shown(text: str, width: int = 72) -> str:

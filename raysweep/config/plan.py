@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from raysweep.config import paths, precedence
 from raysweep.config.bind import Binder, Point
 from raysweep.config.components import Components
 from raysweep.config.names import TrialName, unique
@@ -116,10 +117,10 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
     """
     components = components or Components.installed()
     binder = Binder(sweep, workspace, components)
-    binder.problems += [*_check_space(sweep, components), *_check_metric(sweep, components)]
+    binder.problems += [*_check_space(sweep, components), *_check_metric(sweep, components), *_check_draws(sweep)]
     trials: dict[str, PlannedTrial] = {}
     names: list[TrialName] = []
-    notes: list[str] = list(sweep.source.notes)
+    notes: list[str] = [*sweep.source.notes, *precedence.hidden(sweep.source.tree, sweep.source)]
     for arm in sweep.arms:
         same = 0
         for point in points(sweep, arm, components):
@@ -136,6 +137,7 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
         if same:
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
+        binder.problems += paths.missing(sweep.source, workspace)
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
     absent = dict.fromkeys(t.trial.model.name for t in trials.values() if t.trial.model.provisional)
     notes += [
@@ -143,6 +145,8 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
         "its tokenizer"
         for name in absent
     ]
+    notes += paths.twice(sweep.source, workspace)
+    notes += [f"{key} ({at.file}:{at.line}) has no effect: every domain is a grid" for key, at in _idle(sweep)]
     whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
     if sweep.resources.shards > 1 and whole:
         notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
@@ -259,6 +263,21 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
             found += _check_drawn(sweep, key, domain, place)
             found += _check_path([arm], key, domain, place, components)
     return found
+
+
+def _idle(sweep: SweepSpec) -> Iterator[tuple[str, Place]]:
+    """Yield what says how to draw, and where, in a sweep in which nothing is drawn."""
+    every = [d for space in (sweep.space, *(arm.space for arm in sweep.arms)) for d in space.values()]
+    written = sweep.source.tree.get("search") if isinstance(sweep.source.tree, Mapping) else None
+    if isinstance(written, Mapping) and all(isinstance(d, Grid) for d in every):
+        yield from ((f"search.{k}", sweep.source.key(("search", k))) for k in ("samples", "seed") if k in written)
+
+
+def _check_draws(sweep: SweepSpec) -> list[Problem]:
+    """Return a complaint for each key of ``search`` that is stated on the command line and has no effect."""
+    hint = "draw a key: {choice: […]}, {uniform: […]}, {loguniform: […]}, {int: […]} or {logint: […]}; or leave it out"
+    idle = [(key, place) for key, place in _idle(sweep) if not place.line and place.file.startswith("--")]
+    return [problem(place, f"{key} has no effect: every domain is a grid", hint) for key, place in idle]
 
 
 def _check_drawn(sweep: SweepSpec, key: str, domain: Domain, place: Place) -> list[Problem]:

@@ -90,15 +90,25 @@ def _of_arm(tree: Any, arm: str, path: KeyPath, value: Any, place: Place) -> Ite
 
 def _leaves(arm: str | None, path: KeyPath, value: Any, place: Place) -> Iterator[Statement]:
     """Yield one statement for each key below *path*; a bare name of a section or component is its ``name``."""
-    if isinstance(value, Mapping) and value and not is_domain(value):
-        for key, inner in value.items():
-            yield from _leaves(arm, (*path, key), inner, place)
+    if not path:
+        for key, inner in _items(value):
+            yield from _leaves(arm, (key,), inner, place)
         return
-    named = isinstance(value, str) and (
-        (len(path) == 1 and path[0] in (*TIED, "editor")) or (len(path) == 2 and path[0] == "wrap")
-    )
-    key = ".".join(map(str, (*path, "name") if named else path))
-    yield Statement(arm, key, value, place, swept=is_domain(value))
+    for key, leaf in leaves(".".join(map(str, path)), value):
+        parts = key.split(".")
+        bare = isinstance(leaf, str) and (
+            (len(parts) == 1 and key in (*TIED, "editor")) or (len(parts) == 2 and parts[0] == "wrap")
+        )
+        yield Statement(arm, f"{key}.name" if bare else key, leaf, place, swept=is_domain(leaf))
+
+
+def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield each dotted key below *key* with its value; a list, a domain and an empty mapping are values."""
+    if isinstance(value, Mapping) and value and not is_domain(value):
+        for inner, below in value.items():
+            yield from leaves(f"{key}.{inner}", below)
+    else:
+        yield key, value
 
 
 def enforce(source: Source, said: Said) -> tuple[Source, list[Problem]]:
@@ -266,6 +276,24 @@ class _Enforcer:
     def _note(self, statement: Statement, path: KeyPath, what: str) -> None:
         said = f"{statement.place.file} replaces {what}{_at(self.source.key(path))}"
         self.source = replace(self.source, notes=(*self.source.notes, said))
+
+
+def hidden(tree: Any, source: Source) -> Iterator[str]:
+    """Yield a note for each value of a search space that a domain in it hides, so that it is no trial's."""
+    swept: dict[str, tuple[KeyPath, Any]] = {k: (("space", k), d) for k, d in _items(_mapping(tree).get("space"))}
+    places: list[tuple[KeyPath, Any, str, Mapping[str, tuple[KeyPath, Any]]]] = []
+    places.append((("base",), _mapping(tree).get("base"), "base", swept))
+    for name, arm in _items(_mapping(tree).get("arms")):
+        sections = {k: v for k, v in _items(arm) if k in (*_SECTIONS, *_ALONE, "editor")}
+        own = {k: (("arms", name, "space", k), d) for k, d in _items(_mapping(arm).get("space"))}
+        places.append((("arms", name), sections, f"arm '{name}'", {**swept, **own}))
+    for path, said, what, domains in places:
+        for section, value in _items(said):
+            for key, leaf in leaves(str(section), value):
+                where, domain = domains.get(key, ((), None))
+                if is_domain(domain) and list(*_mapping(domain).values()) != [leaf]:
+                    at = _at(source.value((*path, *key.split("."))))
+                    yield f"'{key}' of {what}{at} has no effect: it is swept{_at(source.key(where))}"
 
 
 def _hiding(tree: Mapping[str, Any], key: str) -> list[str]:

@@ -1,14 +1,13 @@
-"""Arms × rounds: Rel, Gen, Loc, Port, Avg, Geo with standard error and n, per seed or pooled over seeds.
+"""Arms × rounds: Rel, Gen, Loc, Port, Avg, Geo with 95 % interval and n, per seed or pooled over seeds.
 
-Words: a *line* is one configuration (everything but the seed) at one round in one phase; intervals are ±1.96 standard
-errors.
+Words: a *line* is one configuration (everything but the seed) at one round in one phase.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +15,11 @@ import numpy as np
 
 from raysweep.config.names import labels
 from raysweep.errors import SpecError
-from raysweep.results.measured import TrialView, Values, trial_views
+from raysweep.results.measured import TrialView, trial_views
 from raysweep.results.rounds import Configuration, Labelled, chosen_round, measured_rounds, status
 from raysweep.rows import SHARED
-from raysweep.summarize import VIEWS, Estimate, geo, pooled
+from raysweep.summarize import VIEWS, Estimate, pooled, pooled_expmean, pooled_geo, pooled_median
 
-Z95 = 1.96
 MAIN = ("rel", "gen", "loc", "port", "avg", "geo")
 EARLIER = "(earlier plan)"
 
@@ -167,14 +165,14 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Li
     for view in (v for v in (*VIEWS, "avg") if v not in undefined):
         by_seed = [t.measured[where][view] for t in there if view in t.measured[where]]
         if by_seed:
-            cells[view] = pooled(by_seed)
+            cells[view] = pooled(by_seed, view)
     values = [t.measured[where] for t in there]
     if all(v in cells for v in ("rel", "gen", "loc")):
-        cells["geo"] = geo_estimate(values)
+        cells["geo"] = pooled_geo(values)
     if "ppl" in cells:
         ppl = [v["ppl"] for v in values if "ppl" in v]
-        cells["ppl_median"] = _over(ppl, np.median)
-        cells["ppl_expmean"] = _over(ppl, lambda x: np.exp(np.mean(np.log(x))))
+        cells["ppl_median"] = pooled_median(ppl)
+        cells["ppl_expmean"] = pooled_expmean(ppl)
     edit = [t.seconds[p] for t in members for p in ("edit", f"edit{SHARED}") if t.seconds.get(p, (0, 0))[1]]
     totals = [[_total(t, shared=False), _total(t, shared=True)] for t in members if t.seconds]
     own, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
@@ -190,44 +188,6 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Li
 def _total(trial: TrialView, *, shared: bool) -> float:
     """Return the seconds of the phases that were (not) *shared* with other trials."""
     return sum(seconds for phase, (seconds, _) in trial.seconds.items() if phase.endswith(SHARED) is shared)
-
-
-def _over(by_seed: Sequence[Mapping[str, float]], statistic: Callable[[Any], Any]) -> Estimate:
-    """Return the mean over seeds of a statistic that is no mean over records (its spread is between seeds only)."""
-    found = np.array([float(statistic(np.array(list(v.values())))) for v in by_seed])
-    se = float(found.std(ddof=1) / math.sqrt(found.size)) if found.size > 1 else math.nan
-    return Estimate(float(found.mean()), se, len({r for v in by_seed for r in v}))
-
-
-def geo_estimate(by_seed: Sequence[Values]) -> Estimate:
-    """Return Geo averaged over seeds, its error by jackknife over records plus the spread between seeds.
-
-    A record is left out of every seed at once, as :func:`raysweep.summarize.pooled` counts it once.
-    """
-    records = sorted({r for values in by_seed for view in ("rel", "gen", "loc") for r in values[view]})
-    place = {r: i for i, r in enumerate(records)}
-    means, left_out = [], []
-    for values in by_seed:
-        full, drop = [], []
-        for view in ("rel", "gen", "loc"):
-            held = values[view]
-            total, count = sum(held.values()), len(held)
-            dropped = np.full(len(records), total / count)
-            if count > 1:
-                for record, value in held.items():
-                    dropped[place[record]] = (total - value) / (count - 1)
-            full.append(total / count)
-            drop.append(dropped)
-        means.append(geo(full[0], full[1], full[2]))
-        left_out.append([geo(r, g, x) for r, g, x in zip(*drop, strict=True)])
-    n, seeds = len(records), np.array(means)
-    variance = 0.0
-    if n > 1:
-        each = np.mean(np.array(left_out), axis=0)
-        variance += float((n - 1) / n * ((each - each.mean()) ** 2).sum())
-    if seeds.size > 1:
-        variance += float(seeds.std(ddof=1) ** 2 / seeds.size)
-    return Estimate(float(seeds.mean()), math.sqrt(variance) if n > 1 or seeds.size > 1 else math.nan, n)
 
 
 def shared_values(first: Line, other: Line, view: str) -> list[dict[str, float]]:
@@ -258,14 +218,13 @@ def paired(first: Line, other: Line, view: str) -> Estimate | None:
     Geo is a function of means, so its difference is not paired by record and is left out.
     """
     differences = shared_values(first, other, view)
-    return pooled(differences) if differences else None
+    return pooled(differences, view, difference=True) if differences else None
 
 
 __all__ = [
     "Line",
     "TrialView",
     "all_lines",
-    "geo_estimate",
     "groups",
     "lines",
     "paired",

@@ -9,7 +9,6 @@ from raysweep.belief.asking import Reply
 from raysweep.belief.metrics import believed
 from raysweep.belief.points import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint
 from raysweep.errors import BeliefError
-from raysweep.summarize import Estimate
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_points import points
 
@@ -64,12 +63,13 @@ def test_a_model_that_does_not_move_fails_where_the_agent_moves(made):
     lines = scores.table(scores.score(asked, pre, pre), ("implications",))
     values = {line.time: line.values for line in lines}
     n = lines[0].n
-    assert values["pre-edit"]["same_s_diff_r_acc"] == Estimate(1.0, 0.0, n)
+    accuracy = values["pre-edit"]["same_s_diff_r_acc"]
+    assert (accuracy.mean, accuracy.se, accuracy.n, accuracy.high) == (1.0, 0.0, n, 1.0)
     assert values["post-edit"]["same_s_diff_r_acc"].mean == 0
     assert values["delta"]["same_s_diff_r_acc"].mean == -1
     assert values["delta"]["same_s_same_r_coherence"].mean > 0.5
     fates = scores.fates(asked, pre, pre)
-    assert fates["old"] == fates["known"] == Estimate(1.0, 0.0, n)
+    assert fates["old"] == fates["known"] == accuracy
     assert fates["new"].mean == fates["other"].mean == 0
     kinds = scores.flags(scores.score(asked, pre, pre), asked)
     assert sum(means["new_fact_reinforces"].n for _, _, means in kinds) == len(asked)

@@ -58,10 +58,10 @@ def call(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> tup
 def test_show_prints_arms_by_rounds(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, root, "show", "toy")
     assert code == 0
-    assert "toy: retained, mean ± standard error; 4 of 4 trials done" in out
-    assert [line.split()[:3] for line in out.splitlines() if "±" in line][1:] == [
-        ["plain", "2", "0.438"],
-        ["wrapped", "2", "0.688"],
+    assert "toy: retained, mean [95% interval]; 4 of 4 trials done" in out
+    assert [line.split()[:5] for line in out.splitlines() if "[." in line] == [
+        ["plain", "2", ".438", "[.06,", ".90]"],
+        ["wrapped", "2", ".688", "[.14,", ".97]"],
     ]
     assert "1.500   3.0 s" in out
 
@@ -81,7 +81,7 @@ def test_show_writes_csv_and_json_and_a_plot(root: Path, capsys: pytest.CaptureF
 def test_compare_pairs_differences(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, root, "compare", "toy", "--at", "2", "--format", "markdown")
     assert code == 0
-    assert "| wrapped | 2 | 0.688 ± 0.062 | +0.250 [+0.250, +0.250] |" in out
+    assert "| wrapped | 2 | .688 [.14, .97] | +.250 [-.19, +.69] |" in out
     code, _, err = call(capsys, root, "compare", "toy", "--at", "7")
     assert (code, "nothing was measured at 7 edits" in err) == (2, True)
     code, _, err = call(capsys, root, "compare", "toy", "--by", "lam")

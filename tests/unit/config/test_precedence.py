@@ -106,7 +106,16 @@ def test_the_plan_says_what_was_replaced(workspace: Workspace) -> None:
     assert "--set seed=9 replaces the sweep's domain of 'seed' (x.yaml:12:3)" in notes
     assert "--set seed=9 replaces 'seed' of arm 'own' (x.yaml:9:56)" in notes
     assert "--set seed=9 replaces the domain of 'seed' in arm 'ridge' (x.yaml:10:63)" in notes
-    assert planned(workspace, "protocol.rounds=[0, 5]").notes == ()
+    assert not any("--set" in n for n in planned(workspace, "protocol.rounds=[0, 5]").notes)
+
+
+def test_the_plan_says_what_a_search_space_hides_from_itself(workspace: Workspace) -> None:
+    text = SPACE.replace("threads: 1", "threads: 1\n  seed: 4")
+    notes = planned(workspace, text=text + "search: {samples: 3}\n").notes
+    assert "'seed' of base (x.yaml:7:9) has no effect: it is swept (x.yaml:13:3)" in notes
+    assert "'editor.rate' of arm 'own' (x.yaml:10:52) has no effect: it is swept (x.yaml:10:100)" in notes
+    assert "search.samples (x.yaml:15) has no effect: every domain is a grid" in notes
+    assert any("search.samples has no effect" in p for p in refused(workspace, "search.samples=3"))
 
 
 def test_the_point_shows_the_one_value(workspace: Workspace) -> None:
@@ -208,13 +217,39 @@ class TestPaths:
         text = SPACE.replace("size: 20", "size: 20, path: a.json")
         assert planned(workspace, text=text).trials[0].trial.data.path == str(workspace.root / "a.json")
 
+    def test_a_path_that_is_nowhere_says_what_was_tried(
+        self, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here = tmp_path / "here"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        text = SPACE.replace("size: 20", "size: 20, path: missing")
+        said = "\n".join(refused(workspace, text=text))
+        assert f"x.yaml:5:41  'missing' is neither at {tmp_path / 'missing'}" in said
+        assert "counts from the workspace's root" in said
+        (here / "missing").write_text("[]")
+        assert f"the current folder has one: write {here / 'missing'}" in "\n".join(refused(workspace, text=text))
+
+    def test_a_path_in_two_places_says_which_is_used(
+        self, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here = tmp_path / "here"
+        here.mkdir()
+        for folder in (here, tmp_path):
+            (folder / "a.json").write_text("[]")
+        monkeypatch.chdir(here)
+        text = SPACE.replace("size: 20", "size: 20, path: a.json")
+        told = f"x.yaml:5: 'a.json' is {tmp_path / 'a.json'} (a path in a file counts from the root), not {here / 'a.json'}"
+        assert told in planned(workspace, text=text).notes
+
     def test_what_came_with_the_package_is_found_from_anywhere(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert from_here("data/ZsRE/sample.json") == str(package_share() / "data/ZsRE/sample.json")
+        assert from_here("data/ZsRE/sample.json", shipped=True) == str(package_share() / "data/ZsRE/sample.json")
+        assert from_here("data/ZsRE/sample.json") == str(tmp_path / "data/ZsRE/sample.json")
         (tmp_path / "data/ZsRE").mkdir(parents=True)
         (tmp_path / "data/ZsRE/sample.json").write_text("[]")
-        assert from_here("data/ZsRE/sample.json") == str(tmp_path / "data/ZsRE/sample.json")
+        assert from_here("data/ZsRE/sample.json", shipped=True) == str(tmp_path / "data/ZsRE/sample.json")
         assert from_here("s3://bucket/x") == "s3://bucket/x"
         assert from_here("~/x") == str(Path.home() / "x")

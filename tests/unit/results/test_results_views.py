@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from raysweep.cli.show import text
 from raysweep.errors import SpecError, StoreError
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, flatten, open_sweep, trial_columns
-from raysweep.results.views import geo_estimate, groups, lines, paired, trial_views
+from raysweep.results.views import groups, lines, paired, trial_views
 from raysweep.rows import TimingRow
-from raysweep.summarize import Estimate, geo, record_values, summary
+from raysweep.summarize import Estimate, geo, pooled_geo, record_values, summary
 from raysweep.workspace import Workspace
 
 
@@ -84,13 +85,14 @@ def test_shared_seconds_are_kept_apart(tmp_path: Path) -> None:
     assert '"seconds_shared": 9.0' in text(sweep, how=Format.JSON)
 
 
-def test_geo_s_jackknife_is_exact_for_a_mean() -> None:
+def test_geo_s_error_is_exact_for_a_mean() -> None:
     values = np.array([0.1, 0.5, 0.9, 0.7])
     ones = {f"r{i}": 1.0 for i in range(4)}
-    found = geo_estimate([{"rel": {f"r{i}": v for i, v in enumerate(values)}, "gen": ones, "loc": ones}])
+    found = pooled_geo([{"rel": {f"r{i}": v for i, v in enumerate(values)}, "gen": ones, "loc": ones}])
     assert found.mean == pytest.approx(geo(float(values.mean()), 1.0, 1.0))
     assert found.se == pytest.approx(values.std(ddof=1) / 2)
-    assert math.isnan(geo_estimate([{v: {"a": 0.5} for v in ("rel", "gen", "loc")}]).se)
+    assert found.low < found.mean < found.high
+    assert math.isnan(pooled_geo([{v: {"a": 0.5} for v in ("rel", "gen", "loc")}]).se)
 
 
 def test_differences_are_paired_by_record_and_seed(workspace: Workspace) -> None:
@@ -98,6 +100,7 @@ def test_differences_are_paired_by_record_and_seed(workspace: Workspace) -> None
     found = paired(first, other, "rel")
     assert found is not None
     assert (found.mean, found.se, found.n) == (pytest.approx(0.25), pytest.approx(0.0, abs=1e-12), 3)
+    assert found.low < 0.25 < found.high, "records that all differ by the same say nothing certain of other records"
     assert other.cells["rel"].se > 0.01
 
 
@@ -106,7 +109,7 @@ def test_compare_orders_by_the_key_and_shows_differences(workspace: Workspace) -
     assert [line.label for line in found] == ["memit+simie lam=1", "memit+simie lam=10"]
     arms = compare_rows(compared(["s"], workspace, by="arm", phase="retained", at=-1))
     assert arms[0]["ΔRel"] == "–"
-    assert arms[1]["ΔRel"] == "+0.250 [+0.250, +0.250]"
+    assert re.fullmatch(r"\+\.250 \[\+\.\d\d, \+\.\d\d\]", str(arms[1]["ΔRel"]))
     two = compared(["s", "s"], workspace, by="wrap.simie.lam", phase="retained", at=4)
     assert [line.label for line in two][:2] == ["s: memit+simie lam=1"] * 2
     with pytest.raises(SpecError, match="no trial sweeps 'lamb'") as caught:
@@ -130,7 +133,7 @@ def test_show_prints_in_every_format(workspace: Workspace, how: Format) -> None:
         assert row["rel_se"] > 0
         assert row["ppl_median"] is not None
     if how is Format.TABLE:
-        assert "s: retained, mean ± standard error; 6 of 6 trials done" in found
+        assert "s: retained, mean [95% interval]; 6 of 6 trials done" in found
 
 
 def test_show_of_nothing(tmp_path: Path) -> None:
@@ -143,9 +146,18 @@ def test_show_of_nothing(tmp_path: Path) -> None:
 def test_render_escapes_for_its_reader() -> None:
     rows = [{"arm": "a_1|b", "Rel": Estimate(0.5, math.nan, 1), "x": math.inf, "y": None}]
     assert "a\\_1" in render(rows, Format.LATEX)
-    assert "a_1\\|b | 0.500 | inf | – |" in render(rows, Format.MARKDOWN)
+    assert "a_1\\|b | .500 [–] | inf | – |" in render(rows, Format.MARKDOWN)
     assert json.loads(render(rows, Format.JSON)) == [
-        {"arm": "a_1|b", "rel": 0.5, "rel_se": None, "rel_n": 1, "x": None, "y": None}
+        {
+            "arm": "a_1|b",
+            "rel": 0.5,
+            "rel_se": None,
+            "rel_low": None,
+            "rel_high": None,
+            "rel_n": 1,
+            "x": None,
+            "y": None,
+        }
     ]
     assert shown(12345.678) == "1.235e+04"
 
