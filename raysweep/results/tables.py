@@ -50,7 +50,9 @@ class Sweep:
         known = {name.key for name in current}
         self.planned = len(known)
         earlier = [k for k in begun if k not in known] if everything or plan is None else []
-        self.places = (*current, *(_begun_as(store.about(key), planned=plan is None) for key in earlier))
+        begun_as = [_begun_as(store.about(key), planned=plan is None) for key in earlier]
+        # Keys are hashes: in their order the arms would change places with every raised version.
+        self.places = (*current, *sorted(begun_as, key=lambda name: name.arm))
         self.names = tuple(name for name in self.places if name.key in begun)
         self.keys = tuple(dict.fromkeys(name.key for name in self.names))
         self.search: Mapping[str, Any] = self.plan.get("search", {})
