@@ -83,7 +83,7 @@ class Belief:
     """
 
     name: ClassVar[str] = "belief"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: `expected` is filled for sentences, paraphrases and the original answer too
     phases: ClassVar[tuple[str, ...]] = ("immediate",)
     metric: ClassVar[str] = "immediate/rel"
     artifacts: ClassVar[tuple[str, ...]] = ("answers",)

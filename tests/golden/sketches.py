@@ -217,7 +217,7 @@ def _points(root: Path) -> Figures:
 
 def _belief_model(root: Path) -> Figures:
     """Train the model of a tiny setting."""
-    lm = Testbed.open(_setting(root), Workspace(root)).model().lm
+    lm = Testbed.open(_setting(root), Workspace(root)).model()
     return of_tensors(dict(lm.module.named_parameters()))
 
 
