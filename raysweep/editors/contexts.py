@@ -30,6 +30,7 @@ def request(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
             "seed": config.seed,
         },
         "raysweep.editors.contexts:build",
+        version=2,  # 2: without replacement characters
     )
 
 
@@ -37,7 +38,10 @@ def request_continuations(lm: LanguageModel, config: ContextSpec) -> ArtifactReq
     """Return the request for continued openings (§11.2): ``lengths`` counts *new* tokens, and no full stop is added."""
     plain = request(lm, config)
     return ArtifactRequest(
-        plain.kind, {**plain.inputs, "style": "continuations"}, "raysweep.editors.contexts:build_continuations"
+        plain.kind,
+        {**plain.inputs, "style": "continuations"},
+        "raysweep.editors.contexts:build_continuations",
+        version=plain.version,
     )
 
 
@@ -95,5 +99,7 @@ def _continue(lm: LanguageModel, start: str, length: int, rng: torch.Generator) 
 
 
 def _clean(text: str) -> str:
+    """Return *text* on one line, without braces and without the characters that sampling cut in two."""
+    text = text.replace("\ufffd", "")
     flat = unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("\n", " ")
     return flat.replace("{", " ").replace("}", " ").strip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +48,6 @@ def byte_tokenizer(*, bos: bool) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>", clean_up_tokenization_spaces=False
     )
-
-
-def piece_tokenizer(words: Sequence[str]) -> Any:
-    """Return a tokenizer with SentencePiece's habits: a space is put before every text, and stands alone before a space.
-
-    Ids 0 ``<s>`` (prepended), 1 ``</s>`` (also pad), 2 ``<unk>``, 3 the space by itself, then *words* with a space before them,
-    then ASCII.
-    """
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = [(f"▁{w}", -1.0) for w in words] + [(chr(c), -6.0) for c in range(33, 127)]
-    inner = Tokenizer(models.Unigram([("<s>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -3.0), *pieces], unk_id=2))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
 
 
 def tiny_lm(family: str, *, bos: bool = False, seed: int = 0) -> LanguageModel:
