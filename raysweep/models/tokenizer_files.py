@@ -3,8 +3,8 @@
 transformers 5 builds most tokenizers by class and takes little more than the vocabulary from ``tokenizer.json``: Llama-2's then
 loses the stand-alone space piece, Qwen2's class puts its own splitting rule in place of the file's, and ``add_bos_token`` is not
 read. Here ``tokenizer.json`` is read as it is, whatever class is declared, and changed only in what ``tokenizer_config.json``
-decided in transformers 4.44, the version of the published experiments: default special tokens, the BOS and EOS template of some classes,
-and the space before a text. ``tests/tokenizers`` holds the ids that 4.44 gives for many folders.
+decided in transformers 4.44, the version of the published experiments: default special tokens, the BOS and EOS template of some
+classes, and the space before a text. ``tests/tokenizers`` holds the ids that 4.44 gives for many folders.
 """
 
 from __future__ import annotations

@@ -88,6 +88,8 @@ def sentencepiece(name: str, kind: str, size: int, *, legacy: bool, settings: di
         )  # fmt: skip
         proto = import_protobuf().ModelProto()
         proto.ParseFromString(Path(where, "m.model").read_bytes())
+    proto.trainer_spec.ClearField("input")  # the temporary folder
+    proto.trainer_spec.ClearField("model_prefix")
     lowest = min(piece.score for piece in proto.pieces)
     for i, run in enumerate(RUNS):
         proto.pieces.add(piece=run, score=lowest - 1 - i)
