@@ -35,7 +35,9 @@ STYLES = {  # folder, tokenizer.ggml.pre
 Change = Callable[[Any], None]
 
 
-def write(path: Path, lm: LanguageModel, *, change: Change = lambda _: None, without: tuple[str, ...] = (), **has: Any) -> Path:
+def write(
+    path: Path, lm: LanguageModel, *, change: Change = lambda _: None, without: tuple[str, ...] = (), **has: Any
+) -> Path:
     """Write *lm* as GGUF with no more metadata than llama.cpp requires, plus *has* and what *change* adds."""
     from gguf import GGUFWriter
 
@@ -75,7 +77,9 @@ def write(path: Path, lm: LanguageModel, *, change: Change = lambda _: None, wit
         elif stem.endswith("k_proj"):
             data = permute(data, config.num_key_value_heads)
         block = stem.removeprefix("model.layers.").partition(".") if stem.startswith("model.layers.") else None
-        writer.add_tensor(f"{f'blk.{block[0]}.{_NAMES[block[2]]}' if block else _NAMES[stem]}.weight", np.ascontiguousarray(data))
+        writer.add_tensor(
+            f"{f'blk.{block[0]}.{_NAMES[block[2]]}' if block else _NAMES[stem]}.weight", np.ascontiguousarray(data)
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -125,7 +129,8 @@ def test_no_pre_tokenizer_is_the_default_one(tmp_path: Path) -> None:
     """llama.cpp splits punctuation, then as GPT-2 does, then numbers by threes; it is not GPT-2's own rule."""
     folder = loaded(LLAMA_3, tmp_path / "folder")
     absent, named, gpt2 = (
-        opened(write(tmp_path / f"{i}.gguf", folder, **has)) for i, has in enumerate(({}, {"pre": "default"}, {"pre": "gpt-2"}))
+        opened(write(tmp_path / f"{i}.gguf", folder, **has))
+        for i, has in enumerate(({}, {"pre": "default"}, {"pre": "gpt-2"}))
     )
     assert [tokens.encode(absent, t) for t in TEXTS] == [tokens.encode(named, t) for t in TEXTS]
     assert absent.tokenizer("Mars").input_ids == tokens.bare(folder, "Mars"), "no BOS by default"
@@ -151,9 +156,13 @@ def test_bos_is_never_made_up(pre: str, tmp_path: Path) -> None:
     folder = loaded(LLAMA_3, tmp_path / "folder")
     change: Change = lambda w: pre == "llama-bpe" or w.add_add_bos_token(True)  # noqa: E731
     path = write(tmp_path / "m.gguf", folder, pre=pre, change=change, without=("bos_token_id",))
-    with pytest.raises(ModelError, match=r"BOS belongs to every text, but the metadata lack tokenizer.ggml.bos_token_id"):
+    with pytest.raises(
+        ModelError, match=r"BOS belongs to every text, but the metadata lack tokenizer.ggml.bos_token_id"
+    ):
         opened(path)
-    silent = write(tmp_path / "s.gguf", folder, pre=pre, change=lambda w: w.add_add_bos_token(False), without=("bos_token_id",))
+    silent = write(
+        tmp_path / "s.gguf", folder, pre=pre, change=lambda w: w.add_add_bos_token(False), without=("bos_token_id",)
+    )
     assert tokens.encode(opened(silent), "Mars") == tokens.bare(folder, "Mars")
 
 
@@ -162,12 +171,21 @@ UNKNOWN: Mapping[str, tuple[Change, str]] = {
     "the old name of the factor": (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), "scaled rotary"),
     "yarn": (lambda w: w.add_string("llama.rope.scaling.type", "yarn"), "scaled rotary"),
     "scaled attention": (lambda w: w.add_float32("llama.rope.scaling.attn_factor", 1.2), "scaled rotary"),
-    "a window": (lambda w: w.add_uint32("llama.attention.sliding_window", 16), "sliding_window = 16, which this reader"),
+    "a window": (
+        lambda w: w.add_uint32("llama.attention.sliding_window", 16),
+        "sliding_window = 16, which this reader",
+    ),
     "experts": (lambda w: w.add_uint32("llama.expert_count", 8), "expert_count = 8"),
     "scaled logits": (lambda w: w.add_float32("llama.logit_scale", 0.5), "logit_scale = 0.5"),
-    "partial rotary": (lambda w: w.add_uint32("llama.rope.dimension_count", 2), "dimension_count is 2, but heads are 4"),
+    "partial rotary": (
+        lambda w: w.add_uint32("llama.rope.dimension_count", 2),
+        "dimension_count is 2, but heads are 4",
+    ),
     "an encoder": (lambda w: w.add_bool("llama.attention.causal", False), "not causal"),
-    "a token that is not there": (lambda w: w.add_uint32("tokenizer.ggml.padding_token_id", 9999), "is 9999, but there"),
+    "a token that is not there": (
+        lambda w: w.add_uint32("tokenizer.ggml.padding_token_id", 9999),
+        "is 9999, but there",
+    ),
 }
 
 
@@ -180,7 +198,10 @@ def test_what_would_change_the_mathematics_is_refused_by_name(case: str, tmp_pat
 
 
 KNOWN: Mapping[str, Change] = {
-    "no scaling": lambda w: (w.add_string("llama.rope.scaling.type", "none"), w.add_float32("llama.rope.scaling.factor", 8.0)),
+    "no scaling": lambda w: (
+        w.add_string("llama.rope.scaling.type", "none"),
+        w.add_float32("llama.rope.scaling.factor", 8.0),
+    ),
     "a factor of one": lambda w: w.add_float32("llama.rope.scaling.factor", 1.0),
     "no experts": lambda w: w.add_uint32("llama.expert_count", 0),
     "as many heads in every block": lambda w: w.add_array("llama.attention.head_count_kv", [2, 2, 2]),
