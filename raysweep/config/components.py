@@ -25,6 +25,8 @@ class Components:
         studies: study classes (``check``, ``version``).
         model: fills in a model's digest and BOS policy.
         text: fills in a text's digest.
+        row_limit: says how many tokens a row may have, and why (None: any number); raises ``ModelError`` where a model attends
+            in a way that is not modelled.
     """
 
     editors: Registry[Any]
@@ -33,6 +35,7 @@ class Components:
     studies: Registry[Any]
     model: Callable[[ModelSpec, Workspace], ModelSpec]
     text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
+    row_limit: Callable[[ModelSpec, Workspace], tuple[int, str] | None] = lambda spec, workspace: None
 
     @staticmethod
     def installed() -> Components:
@@ -44,4 +47,5 @@ class Components:
             studies=lazy("raysweep.studies").STUDIES,
             model=lambda spec, workspace: lazy("raysweep.models.catalogue").resolve(spec, workspace),
             text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
+            row_limit=lambda spec, workspace: lazy("raysweep.models.attention").examine(spec, workspace),
         )

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     from raysweep.artifacts import Artifact
     from raysweep.editors import mendnet, mendstep
+    from raysweep.models import attention
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
     mendnet, mendstep = lazy("raysweep.editors.mendnet"), lazy("raysweep.editors.mendstep")
+    attention = lazy("raysweep.models.attention")
 
 ARTIFACT = "hypernetwork"
 
@@ -112,7 +114,7 @@ class Mend:
     """One gradient, one pass through the hypernetwork, one low-rank update per matrix. No memory."""
 
     name: ClassVar[str] = "mend"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = MendConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
@@ -145,6 +147,10 @@ class Mend:
         recipe = config.model_dump(mode="json", exclude={"weights"})
         del recipe["train"]["data"]["path"]
         inputs = {"model": lm.digest, "dtype": str(lm.dtype), "bos": list(lm.bos), "config": recipe, "version": 1}
+        if len(set(attention.windows(lm.module.config))) > 1:
+            inputs["blocks"] = (
+                "each with its own window"  # networks of such models were once trained with other blocks' windows
+            )
         return {
             ARTIFACT: ArtifactRequest(ARTIFACT, inputs, "raysweep.editors.mendtrain:build", data=config.train.data),
         }

@@ -128,7 +128,7 @@ class Wise:
     """
 
     name: ClassVar[str] = "wise"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = WiseConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
     paper: ClassVar[str] = "Wang et al. 2024, arXiv 2405.14768"

@@ -11,7 +11,7 @@ import torch
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models import catalogue, gguf
+from raysweep.models import attention, catalogue, gguf
 from raysweep.models.layout import Layout, layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.tokenizer_files import read_tokenizer
@@ -70,6 +70,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
     try:
         config = _guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
         layout_of(config)  # before gigabytes are read
+        attention.windows(config)
         tokenizer = _guarded(where, lambda: read_tokenizer(where, config, options))
         loaded = _guarded(
             where,

@@ -140,9 +140,8 @@ def test_the_plain_implementation_has_the_same_rows(target: str, decoded: bool, 
 
 
 def test_versions_were_raised() -> None:
-    assert {n: EDITORS.get(n).version for n in ("rome", "memit", "alphaedit", "ft")} == {
-        "rome": 2, "memit": 2, "alphaedit": 2, "ft": 2,
-    }  # fmt: skip
+    raised = ("rome", "memit", "alphaedit", "ft", "grace", "wise", "mend")
+    assert all(EDITORS.get(name).version >= 2 for name in raised)
 
 
 def test_sampled_context_templates_are_whole_characters() -> None:
