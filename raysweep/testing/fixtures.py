@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from raysweep.config.schema import ModelSpec
@@ -50,13 +54,29 @@ def byte_tokenizer(*, bos: bool) -> Any:
     )
 
 
+@lru_cache(maxsize=2)
+def _read_tokenizer(bos: bool) -> Any:
+    """Return the byte tokenizer as :func:`load` reads it from a model's folder: a test asks what a run would ask."""
+    with TemporaryDirectory() as root:
+        folder = Path(root, "bytes")
+        module = tiny_model("llama", vocab_size=258)
+        module.config.save_pretrained(folder)
+        state = {name: value.contiguous() for name, value in module.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        byte_tokenizer(bos=bos).save_pretrained(folder)
+        return load_folder(folder).tokenizer
+
+
 def tiny_lm(family: str, *, bos: bool = False, seed: int = 0) -> LanguageModel:
     """Return a random three-block model of *family* with a byte tokenizer, fp32, ready to be edited."""
     torch.set_num_threads(1)
     changes = {"vocab_size": 258, "max_position_embeddings": 256, "n_positions": 256} | dict(FAMILIES[family])
     module = tiny_model(family, seed=seed, **changes)
     return LanguageModel(
-        module=module, tokenizer=byte_tokenizer(bos=bos), layout=layout_of(module.config), digest=f"{family}{seed}"
+        module=module,
+        tokenizer=deepcopy(_read_tokenizer(bos)),
+        layout=layout_of(module.config),
+        digest=f"{family}{seed}",
     )
 
 

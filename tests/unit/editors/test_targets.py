@@ -16,8 +16,9 @@ from raysweep.editors.base import ValueSpec
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
-from raysweep.testing.fixtures import tiny_lm, toy_records
-from tests.tokenizers.models import loaded
+from raysweep.testing.fixtures import toy_records
+from tests.tokenizers.battery import VARIANTS
+from tests.tokenizers.models import folder_of, loaded, opened
 
 PIECES = ("llama-2", "mistral", "unigram")
 FOLDERS = (*PIECES, "llama-3", "qwen2", "gpt2")
@@ -106,7 +107,7 @@ def test_text_that_ends_in_spaces_is_encoded_otherwise(folder: str, tmp_path: Pa
     assert len(published.rows[0]) == len(ours.rows[0]) - 1
 
 
-def test_a_target_that_shares_a_token_with_its_prompt_keeps_its_own_ids() -> None:
+def test_a_target_that_shares_a_token_with_its_prompt_keeps_its_own_ids(tmp_path: Path) -> None:
     """With a tokenizer that joins "is" and the space behind it, and one that joins all of "is x"."""
     vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges = [("i", "s"), ("is", "Ġ"), ("isĠ", "x")]
@@ -115,7 +116,11 @@ def test_a_target_that_shares_a_token_with_its_prompt_keeps_its_own_ids() -> Non
     for n in (2, 3):
         inner = Tokenizer(models.BPE(vocab=vocabulary, merges=merges[:n]))
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        lm = replace(tiny_lm("llama"), tokenizer=PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="!"))
+        folder = folder_of(VARIANTS["gpt2"], tmp_path / str(n))
+        for file in (*folder.glob("*token*"), folder / "vocab.json", folder / "merges.txt"):
+            file.unlink()
+        PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="!").save_pretrained(folder)
+        lm = opened(folder)
         space, x, y, is_ = (vocabulary[t] for t in ("Ġ", "x", "y", "is"))
         one, two = (tokens.target(lm, "is", text) for text in (" x", " xy"))
         assert (one.alone, two.alone) == ((space, x), (space, x, y))
