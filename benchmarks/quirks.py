@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,12 +38,13 @@ from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.rows import EvalRound
 from raysweep.studies.lifelong import Lifelong
 from raysweep.testing.editor_contract import Exam
-from raysweep.testing.fixtures import embedded_lm, piece_tokenizer, tiny_lm
+from raysweep.testing.fixtures import embedded_lm
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from raysweep.world import WorldSpec, build_world, edit_records
 from tests.golden import test_alphaedit, test_prune, test_wise
 from tests.golden.recorded import HERE, Variant, replay
+from tests.tokenizers.models import loaded
 
 TITLE = "quirks: our default beside the published way"
 COLUMNS = ("quirk", "run", "published way", "default", "published", "change")
@@ -187,7 +190,7 @@ def tiny_rows(wanted: Sequence[str]) -> list[Row]:
     made = (
         (("Q3",), torn_splits), (("Q4",), two_spaces), (("Q6",), stand_alone_pieces), (("Q7",), generated),
         (("Q8", "Q44"), beside_the_means), (("Q11",), lazy_moments), (("Q18",), labels_by_mean), (("Q28", "Q31"), side_memories),
-        (("Q32",), first_memory),
+        (("Q32",), first_memory), (("Q50",), replaced_characters),
     )  # fmt: skip
     rows = [row for quirks, make in made if not wanted or set(quirks) & set(wanted) for row in make()]
     flags = (
@@ -312,30 +315,43 @@ def one_edit(variant: Variant, record: EditRecord) -> tuple[Tensor, ...]:
 
 
 def stand_alone_pieces() -> list[Row]:
-    """Targets without SentencePiece's stand-alone piece (Q6), on a random Llama with such a tokenizer."""
-    words = ("The", "pet", "of", "Ana", "Bo", "is", "Mars", "hill", "So", "Yes")
-    lm = replace(tiny_lm("llama"), tokenizer=piece_tokenizer(words))
-    record = EditRecord(id="0", subject="Ana", prompt="The pet of Ana is", target="Mars hill", probes=())
+    """Targets without SentencePiece's stand-alone piece (Q6), on a random Llama with a tokenizer in Llama-2's shape."""
+    flags = [{"strip_dummy_piece": strip} for strip in (True, False)]
+    row = {"quirk": "Q6", "published way": "strip_dummy_piece False (default)", "default": "True"}
+    return [row | {"run": f"llama-2, {name}, one edit", "change": c} for name, c in random_llama("Mars hill", *flags)]
+
+
+def replaced_characters() -> list[Row]:
+    """A target whose last character is several tokens (Q50), on the same model."""
+    row = {"quirk": "Q50", "published way": "ref_decoded_rows True", "default": "–"}
+    found = random_llama("서울", {"ref_decoded_rows": False}, {"ref_decoded_rows": True}, editors=("rome", "memit"))
+    return [row | {"run": f"llama-2, {name}, one edit", "change": c} for name, c in found]
+
+
+def random_llama(
+    target: str, ours: Mapping[str, Any], theirs: Mapping[str, Any], *, editors: Sequence[str] = ("rome", "memit", "ft")
+) -> list[tuple[str, float]]:
+    """Return, for each editor, how far two settings of its value (of itself for FT) differ after one edit."""
+    record = EditRecord(id="0", subject="Ana", prompt="The pet of Ana is", target=target, probes=())
     value = {"steps": 20, "lr": 0.5}
-    rows = []
-    for name, config in (
-        ("rome", {"layers": [1], "value": value}),
-        ("memit", {"layers": [0, 1], "value": value, "moment_weight": 1.0}),
-        ("ft", {"layers": [1], "lr": 1e-3}),
-    ):
-        found = []
-        for strip in (True, False):
-            flag = {"strip_dummy_piece": strip}
-            spec = {**config, **flag} if name == "ft" else {**config, "value": {**value, **flag}}
-            if name != "ft":
-                spec["moments"] = {"damping": 1e-2}
-            editor = build_editor(EditorSpec(name=name, config=spec))
-            artifacts = Exam(build=lambda e=editor: e, lm=lm, fresh=lambda: lm).artifacts(editor, lm)
-            step = editor.edit(lm, [record], None, artifacts=artifacts, rng=torch.Generator())
-            found.append({n: d.dense() for n, d in step.patch.deltas.items()})  # type: ignore[union-attr]
-        row = {"quirk": "Q6", "run": f"pieces, {name}, one edit", "published way": "strip_dummy_piece False (default)"}
-        rows.append(row | {"default": "True", "published": "–", "change": change(*found)})
-    return rows
+    bases: dict[str, dict[str, Any]] = {
+        "rome": {"layers": [1], "value": value, "moments": {"damping": 1e-2}},
+        "memit": {"layers": [0, 1], "value": value, "moment_weight": 1.0, "moments": {"damping": 1e-2}},
+        "ft": {"layers": [1], "lr": 1e-3},
+    }
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        lm = loaded("llama-2", Path(folder, "llama-2"))
+        for name in editors:
+            pair = []
+            for flags in (ours, theirs):
+                spec = {**bases[name], **(flags if name == "ft" else {"value": {**value, **flags}})}
+                editor = build_editor(EditorSpec(name=name, config=spec))
+                artifacts = Exam(build=lambda e=editor: e, lm=lm, fresh=lambda: lm).artifacts(editor, lm)
+                step = editor.edit(lm, [record], None, artifacts=artifacts, rng=torch.Generator())
+                pair.append({n: d.dense() for n, d in step.patch.deltas.items()})  # type: ignore[union-attr]
+            found.append((name, change(*pair)))
+    return found
 
 
 def lazy_moments() -> list[Row]:

@@ -34,7 +34,7 @@ VERSIONS: Mapping[
     str, int
 ] = {  # of the numbers that the editors' and the studies' artifacts hold; a part of trials' keys too
     "answers": 1,
-    "contexts": 1,
+    "contexts": 2,  # 2: without replacement characters
     "energy": 1,
     "hypernetwork": 1,
     "moments": 1,

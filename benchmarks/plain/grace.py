@@ -84,7 +84,8 @@ def place(book: Book, query: Tensor, start: Tensor, target: tuple[list[int], int
     distances = [float((query - key).norm()) for key in book.keys]
     near = min(range(len(distances)), key=distances.__getitem__)
     distance = distances[near]
-    if distance > config.radius + book.radii[near]:
+    known = not config.ref and distance <= 1e-4 * float(query.norm())
+    if distance > config.radius + book.radii[near] and not known:
         return book.add(query, start, config.radius, target)
     if book.same(near, target, ref=config.ref):
         if distance > book.radii[near]:
@@ -92,8 +93,9 @@ def place(book: Book, query: Tensor, start: Tensor, target: tuple[list[int], int
             if config.expand == "moving_average":
                 book.keys[near] = (book.keys[near] + query) / 2
         return near
-    if not config.ref and distance <= 1e-4 * float(query.norm()):
+    if known:
         book.values[near], book.targets[near] = start, target
+        book.radii[near] = max(book.radii[near], distance)
         return near
-    book.radii[near] = distance / 2 - 1e-5
+    book.radii[near] = distance / 2 - (1e-5 if config.ref else min(1e-5, distance / 4))
     return book.add(query, start, distance / 2, target)

@@ -46,7 +46,9 @@ def key(lm: LanguageModel, record: EditRecord, contexts: Sequence[str], layer: i
     return (bare + others.mean(0)) / 2 if len(others) else bare
 
 
-def targets(lm: LanguageModel, record: EditRecord) -> list[int]:
-    """Return the demanded ids."""
-    ids = tokens.bare(lm, tokens.spaced(record.target))
-    return ids[1:] if len(ids) > 1 and ids[0] in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id) else ids
+def targets(lm: LanguageModel, record: EditRecord) -> tokens.Target:
+    """Return what is to be said; a leading BOS or unk is not asked for."""
+    text = tokens.spaced(record.target)
+    ids = tuple(tokens.bare(lm, text))
+    ids = ids[1:] if len(ids) > 1 and ids[0] in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id) else ids
+    return tokens.Target(text, ids, ids)

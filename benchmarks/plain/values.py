@@ -18,19 +18,19 @@ STOP_LOSS = 5e-2
 
 
 def optimise(
-    lm: LanguageModel, record: EditRecord, targets: Sequence[int], contexts: Sequence[str], module: str, spec: ValueSpec
+    lm: LanguageModel, record: EditRecord, target: tokens.Target, contexts: Sequence[str], module: str, spec: ValueSpec
 ) -> Tensor:
     """Return the output of *module* ``[d]`` at the subject's last token, plus the best shift of it.
 
     Args:
         lm: the model; left as it was.
         record: the fact to write.
-        targets: the ids to be said.
+        target: what is to be said.
         contexts: context templates, ``{}`` first.
         module: whose output is shifted: the MLP of a block (ROME) or the block (MEMIT).
         spec: hyper-parameters (``batch`` and ``stop_on_argmax`` mean nothing here).
     """
-    ids, mask, labels, spots = _rows(lm, record, targets, contexts)
+    ids, mask, labels, spots = _rows(lm, record, target, contexts, spec)
     shift = torch.zeros(lm.module.config.hidden_size, device=lm.device, requires_grad=True)
     adam = torch.optim.Adam([shift], lr=spec.lr)
     origin: list[Tensor] = []
@@ -51,7 +51,7 @@ def optimise(
             now = logp[-1, spots[-1]]
             base = now.detach().clone() if base is None else base
             said = logp.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0] * (labels >= 0)
-            nll = -said.sum(1)[:-1] / len(targets)
+            nll = -said.sum(1)[:-1] / len(target.demanded)
             kl = (now.exp() * (now - base)).sum()
             loss = nll.mean() + spec.kl * kl + spec.weight_decay * shift.norm() / origin[0].norm() ** 2
             if float(loss.detach()) < STOP_LOSS or iteration == spec.steps - 1:
@@ -66,16 +66,19 @@ def optimise(
 
 
 def _rows(
-    lm: LanguageModel, record: EditRecord, targets: Sequence[int], contexts: Sequence[str]
+    lm: LanguageModel, record: EditRecord, target: tokens.Target, contexts: Sequence[str], spec: ValueSpec
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]:
     """Return ids, mask, demanded ids (−1 = none) and the look-up index of each row; the last row is ``"{} is a"``."""
     templates = [c.replace("{}", record.template) for c in contexts]
-    begun = tokens.decode(lm, targets[:-1])
-    rows = [tokens.encode(lm, t.replace("{}", record.subject) + begun) for t in templates]
+    prompts = [t.replace("{}", record.subject) for t in templates]
+    if spec.ref_decoded_rows:
+        rows = [tokens.encode(lm, p + tokens.decode(lm, target.alone[:-1])) for p in prompts]
+    else:
+        rows = [tokens.before_last(lm, p, target) for p in prompts]
     rows.append(tokens.encode(lm, f"{record.subject} is a"))
     spots = [tokens.subject_last(lm, t, record.subject) for t in (*templates, "{} is a")]
     ids, mask = tokens.pad(rows, lm.device)
     labels = torch.full_like(ids, -1)
     for i, row in enumerate(rows[:-1]):
-        labels[i, len(row) - len(targets) : len(row)] = torch.tensor(list(targets), device=lm.device)
+        labels[i, len(row) - len(target.demanded) : len(row)] = torch.tensor(target.demanded, device=lm.device)
     return ids, mask, labels, spots

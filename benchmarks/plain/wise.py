@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks.plain import common
 from raysweep.editors import merging, sidetraining
 from raysweep.editors.wise import WiseConfig
-from raysweep.models import packing, sidememory, wrapping
+from raysweep.models import sidememory, wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 
@@ -77,7 +77,7 @@ def _train(
     fact, others = (record.prompt, record.target), [record.unrelated or config.unrelated]
     if config.ref_padding:
         rows = sidetraining.left_rows(lm, contexts, fact, others, ref_labels=config.ref_labels)
-        mask = packing.additive(rows.seen, lm.dtype)
+        mask = rows.mask(lm)
     else:
         rows = sidetraining.right_rows(lm, contexts, fact, others)
         mask = rows.counted.long()

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from raysweep.models import tokens
+    from raysweep.models import attention, tokens
     from raysweep.models.lm import LanguageModel
 else:
-    torch, tokens = lazy("torch"), lazy("raysweep.models.tokens")
+    torch = lazy("torch")
+    attention, tokens = lazy("raysweep.models.attention"), lazy("raysweep.models.tokens")
 
 Select = Callable[["Tensor"], None]
 """Called before each forward pass with the owner of each row, int64 [B]: for models that answer differently by owner."""
@@ -166,6 +167,7 @@ def _greedy(
 def _forward(lm: LanguageModel, rows: Sequence[Sequence[int]], owners: Sequence[int], select: Select | None) -> Tensor:
     """Return the logits of *rows*, [B, T, V]."""
     ids, _ = tokens.pad(rows, lm.device)
+    attention.check_row(lm.module.config, ids.shape[1])
     if select is not None:
         select(torch.tensor(owners, dtype=torch.int64, device=lm.device))
     with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from raysweep.artifacts import VERSIONS as ARTIFACTS
-from raysweep.config import hparams
+from raysweep.config import hparams, rows
 from raysweep.config.components import Components
 from raysweep.config.merge import Merged
 from raysweep.config.places import KeyPath, Place, Source
@@ -29,7 +29,7 @@ from raysweep.config.schema import (
     WrapSpec,
 )
 from raysweep.config.space import Grid, Scalar, ValuePath
-from raysweep.errors import DataError, Problem, RaysweepError, WrapError
+from raysweep.errors import DataError, ModelError, Problem, RaysweepError, WrapError
 from raysweep.evals.metrics import METRICS
 from raysweep.hashing import file_digest
 from raysweep.workspace import Workspace
@@ -79,6 +79,8 @@ class Binder:
         plain = self._plain(arm, point)
         editor = self._editor(_Target(arm, point, model, data))
         study = self._study()
+        if model and data and editor:
+            self._check_rows(model, data, editor, sections["model"])
         if not (data and protocol and study):
             return None
         plain = plain or _Plain()
@@ -365,6 +367,38 @@ class Binder:
         return value.model_copy(
             update={"path": path if value.path else "", "digest": digest, "size": value.size or left}
         )
+
+    def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: Merged) -> None:
+        """Note what may be longer than the model's rows can be (`rope_type` dynamic and longrope)."""
+        place = merged.place(("path",) if model.path else ("name",))
+        limit = self._once(
+            ("rows", model.name, model.path), lambda: self.components.row_limit(model, self.workspace), place
+        )
+        if limit is None:
+            return
+        tokens, why = limit
+        hint = "take shorter records, or a model of another rope_type (default, linear, llama3, yarn)"
+        facts = self._once(("longest", data), lambda: self._longest(data), place)
+        longest, record = facts or (0, "")
+        configs = [editor.config, *(wrap.config for wrap in editor.wrap)]
+        longest += max(rows.context_tokens(config) for config in configs)
+        said = f"model '{model.name}' takes rows of at most {tokens} tokens, because {why}"
+        if longest > tokens:
+            about = f"record {record} of '{data.name}' may have {longest} in the longest context of '{editor.name}'"
+            self.problems.append(problem(place, f"{said}; {about}", hint, ModelError.code))
+        for config in configs:
+            for width, key in rows.text_rows(config):
+                if width > tokens:
+                    less = f"set {key}: {tokens}" if key.endswith("width") else "give λ in absolute units"
+                    self.problems.append(
+                        problem(place, f"{said}; but {key} reads rows of {width}", less, ModelError.code)
+                    )
+
+    def _longest(self, data: DataSpec) -> tuple[int, str]:
+        """Return the most tokens that a text of the chosen records may have, and the record."""
+        dataset = self.components.datasets.get(data.name)()
+        records = dataset.read(dataset.locate(data, self.workspace)).records
+        return rows.longest_text(records[data.skip : data.skip + data.size])
 
     def _study(self) -> Any:
         """Return the study's class, or None after noting that there is none of its name."""

@@ -28,6 +28,8 @@ class Components:
         model: fills in a model's digest and BOS policy.
         text: fills in a text's digest.
         environment: the environment variables that are set and move numbers.
+        row_limit: says how many tokens a row may have, and why (None: any number); raises ``ModelError`` where a model attends
+            in a way that is not modelled.
     """
 
     editors: Registry[Any]
@@ -37,6 +39,7 @@ class Components:
     model: Callable[[ModelSpec, Workspace], ModelSpec]
     text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
     environment: Mapping[str, str] = field(default_factory=dict)
+    row_limit: Callable[[ModelSpec, Workspace], tuple[int, str] | None] = lambda spec, workspace: None
 
     @staticmethod
     def installed(*, fetch: bool = False) -> Components:
@@ -49,4 +52,5 @@ class Components:
             model=lambda spec, workspace: lazy("raysweep.models.catalogue").resolve(spec, workspace, fetch=fetch),
             text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
             environment=environment.stated(),
+            row_limit=lambda spec, workspace: lazy("raysweep.models.attention").examine(spec, workspace),
         )

@@ -83,7 +83,7 @@ class AlphaEdit:
     """
 
     name: ClassVar[str] = "alphaedit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = AlphaEditConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Fang et al. 2025, arXiv 2410.02355"

@@ -91,6 +91,8 @@ class ValueSpec(Spec):
         stop_on_argmax: also stop as soon as the target is the arg-max in every context (ENCORE's MPES; off = published).
         strip_dummy_piece: do not demand the stand-alone space piece that SentencePiece puts before a target encoded by itself
             (quirk Q6; off = published).
+        ref_decoded_rows: the row behind a prompt is the decoded text of all target ids but the last, as published, which breaks
+            characters of several tokens (quirk Q50). Off: rows are cut from the ids of prompt and target.
     """
 
     steps: Count = 20
@@ -101,6 +103,7 @@ class ValueSpec(Spec):
     batch: Count = 1
     stop_on_argmax: bool = False
     strip_dummy_piece: bool = False
+    ref_decoded_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)

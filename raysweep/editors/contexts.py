@@ -91,5 +91,7 @@ def _continue(lm: LanguageModel, start: str, length: int, rng: torch.Generator) 
 
 
 def _clean(text: str) -> str:
+    """Return *text* on one line, without braces and without the characters that sampling cut in two."""
+    text = text.replace("\ufffd", "")
     flat = unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("\n", " ")
     return flat.replace("{", " ").replace("}", " ").strip()

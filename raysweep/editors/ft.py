@@ -65,7 +65,7 @@ class FineTune:
     """Adam on one value matrix until the record is learnt, then hand back the difference."""
 
     name: ClassVar[str] = "ft"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = FineTuneConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
@@ -304,9 +304,12 @@ def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: boo
     for i, record in enumerate(batch):
         prompt = tokens.encode(lm, record.prompt)
         text = tokens.always_spaced(record.target)
-        wanted = lm.tokenizer(text)["input_ids"] if special else tokens.bare(lm, text)
-        if strip and tokens.dummies(lm, record.prompt + text, tokens.bare(lm, text)):
-            wanted.remove(tokens.bare(lm, text)[0])
+        alone = tokens.target(lm, record.prompt, text, strip_dummy_piece=strip)
+        wanted = list(alone.demanded)
+        if special:  # those of the tokenizer's template around them
+            around, n = lm.tokenizer(text)["input_ids"], len(alone.alone)
+            begin = next(i for i in range(len(around)) if tuple(around[i : i + n]) == alone.alone)
+            wanted = [*around[:begin], *wanted, *around[begin + n :]]
         kept = [t for t in wanted if t != lm.tokenizer.unk_token_id]
         rows.append(prompt)
         asks += [(i, len(prompt) - 1, t, 1.0 / (len(kept) * len(batch))) for t in kept]

@@ -27,6 +27,7 @@ else:
 
 _SHRINK = 1e-5  # the older of two neighbours gives way by this much more than half their distance
 _SAME_KEY = 1e-4  # relative distance below which two queries are the same key but for rounding
+_ROUNDING = 1e-5  # relative to a query and its distance: by how much another batch may round the same query otherwise
 
 
 class GraceConfig(EditorConfig):
@@ -45,7 +46,8 @@ class GraceConfig(EditorConfig):
             ``all`` tokens.
         ref: targets are "the same" by the published rule (mean of a label vector that includes the prompt's masked positions,
             and that of the entry mirrored in the table; quirk Q18), and a query that meets a key exactly is a neighbour like
-            any other. Off: targets are compared id by id, and an edit of a known key with another target takes its entry over.
+            any other. Off: targets are compared id by id, an edit of a known key with another target takes its entry over, and what
+            was just written lies inside the radius of its entry, rounding included.
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"num_pert", "reg", "val_reg", "dropout", "dist_fn"})
@@ -69,7 +71,7 @@ class Grace:
     """
 
     name: ClassVar[str] = "grace"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = GraceConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
     paper: ClassVar[str] = "Hartvigsen et al. 2023, arXiv 2211.11031"
@@ -126,7 +128,8 @@ class Grace:
 
     def _module(self, lm: LanguageModel, keys: Tensor, values: Tensor, radii: Tensor) -> codebook.Codebook:
         bare = wrapping.inner(lm.part(self._name(lm)))
-        return codebook.Codebook(bare, keys, values, radii, replace=self.config.replace)
+        rounding = 0.0 if self.config.ref else _ROUNDING
+        return codebook.Codebook(bare, keys, values, radii, replace=self.config.replace, rounding=rounding)
 
     def _write(
         self, lm: LanguageModel, record: EditRecord, state: Mapping[str, Any], rng: torch.Generator
@@ -199,9 +202,10 @@ def place(
     radii = new["radii"]
     if not len(radii):
         return _append(new, query, value, target, config.radius), 0, "added"
-    distance, nearest = (t[0] for t in codebook.distances(query[None], new["keys"]).min(1))
-    i = int(nearest)
-    if float(distance) > config.radius + float(radii[i]):
+    nearest_distance, nearest = (t[0] for t in codebook.distances(query[None], new["keys"]).min(1))
+    i, distance = int(nearest), float(nearest_distance)
+    known = not config.ref and distance <= _SAME_KEY * float(query.norm())
+    if distance > config.radius + float(radii[i]) and not known:
         return _append(new, query, value, target, config.radius), len(radii), "added"
     if _same_target(state, i, target, ref=config.ref):
         if distance > radii[i]:
@@ -210,12 +214,13 @@ def place(
                 new["keys"][i] = (new["keys"][i] + query) / 2
             return new, i, "expanded"
         return new, i, "reused"
-    if not config.ref and float(distance) <= _SAME_KEY * float(query.norm()):
+    if known:
         new["values"][i] = value
         new["labels"][i], new["masked"][i] = list(labels), masked
+        radii[i] = max(float(radii[i]), distance)
         return new, i, "taken_over"
-    radii[i] = distance / 2 - _SHRINK
-    return _append(new, query, value, target, float(distance / 2)), len(radii), "split"
+    radii[i] = distance / 2 - (_SHRINK if config.ref else min(_SHRINK, distance / 4))  # never below 0
+    return _append(new, query, value, target, distance / 2), len(radii), "split"
 
 
 def _append(

@@ -56,7 +56,7 @@ class Memit:
     """``ΔW_l = ρ [(w C_l + K Kᵀ)⁻¹ K]ᵀ``, ``ρ = (z − h) / layers left`` (MEMIT eq. 14–20; editors.md §7)."""
 
     name: ClassVar[str] = "memit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = MemitConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from raysweep.artifacts import Artifact
     from raysweep.editors import mendfile, mendnet, mendstep
+    from raysweep.models import attention
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
     mendfile, mendnet, mendstep = (lazy(f"raysweep.editors.{n}") for n in ("mendfile", "mendnet", "mendstep"))
+    attention = lazy("raysweep.models.attention")
 
 ARTIFACT = "hypernetwork"
 
@@ -114,7 +116,7 @@ class Mend:
     """One gradient, one pass through the hypernetwork, one low-rank update per matrix. No memory."""
 
     name: ClassVar[str] = "mend"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = MendConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
@@ -149,8 +151,12 @@ class Mend:
             )
         recipe = config.model_dump(mode="json", exclude={"weights"})
         del recipe["train"]["data"]["path"]
+        inputs = {"config": recipe}
+        if len(set(attention.windows(lm.module.config))) > 1:
+            # Networks of such models were once trained with other blocks' windows.
+            inputs["blocks"] = "each with its own window"
         builder = "raysweep.editors.mendtrain:build"
-        return {ARTIFACT: ArtifactRequest(ARTIFACT, {"config": recipe}, builder, data=config.train.data, **named)}
+        return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, data=config.train.data, **named)}
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
         """Remember nothing: MEND has no memory."""

@@ -62,7 +62,7 @@ class Rome:
     """``ΔW = r uᵀ`` with ``u ∝ C⁻¹ k̄`` and ``r = (v* − W k) / kᵀu`` (ROME eq. 2; editors.md §6)."""
 
     name: ClassVar[str] = "rome"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[EditorConfig]] = RomeConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
@@ -145,10 +145,9 @@ class Rome:
 
     def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> values.Task:
         texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
-        target = tokens.always_spaced(record.target)
-        ids = tokens.bare(lm, target)
-        skip = tokens.dummies(lm, record.prompt + target, ids) if self.config.value.strip_dummy_piece else 0
-        return values.task(lm, record.template, record.subject, ids, texts, skip=skip)
+        spec, text = self.config.value, tokens.always_spaced(record.target)
+        target = tokens.target(lm, record.prompt, text, strip_dummy_piece=spec.strip_dummy_piece)
+        return values.task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
 
     def _change(
         self, value: values.Value, layer: int, artifacts: Mapping[str, Artifact]

@@ -36,6 +36,11 @@ class Rows:
     counted: Tensor
     answers: tuple[tuple[int, int], ...]
 
+    def mask(self, lm: LanguageModel) -> packing.Mask:
+        """Return what is added to attention scores."""
+        place = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        return packing.attention_mask(lm, self.seen, place, place)
+
 
 def right_rows(lm: LanguageModel, templates: Sequence[str], record: tuple[str, str], others: Sequence[str]) -> Rows:
     """Return rows padded on the right, each with its own answer's columns."""
@@ -171,7 +176,7 @@ class Job:
         sides += [(block, "input"), (block, "output")]
         bare = wrapping.inner(lm.part(self.name))
         with torch.no_grad(), wrapping.installed(lm, {self.name: bare}), hooks.capture(lm, sides) as seen:
-            partial.run(lm, ids=rows.ids, mask=packing.additive(rows.seen, lm.dtype), last=self.config.layer)
+            partial.run(lm, ids=rows.ids, mask=rows.mask(lm), last=self.config.layer)
         keys, outputs, entering, leaving = (seen[side] for side in sides)
         return Scale.of(self, keys, rows.counted), Answers.of(self, rows, outputs, entering, leaving)
 
@@ -189,8 +194,7 @@ class Job:
     def _replayed(self, record: tuple[str, str], side: Tensor) -> Tensor:
         rows = self._rows(record, [])
         with torch.no_grad(), hooks.capture(self.lm, [(self.name, "input")]) as seen:
-            mask = packing.additive(rows.seen, self.lm.dtype)
-            partial.run(self.lm, ids=rows.ids, mask=mask, last=self.config.layer)
+            partial.run(self.lm, ids=rows.ids, mask=rows.mask(self.lm), last=self.config.layer)
         scale = Scale.of(self, seen[self.name, "input"], rows.counted)
         return scale.distance(scale.output(side))
 

@@ -41,7 +41,7 @@ def write_apart(
     solve: Solve,
 ) -> list[Spread]:
     """Find the target hidden states of all *batches* at the last of *layers* together, and spread each batch's with *solve*."""
-    tasks = [_task(lm, r, texts, strip=value.strip_dummy_piece) for batch in batches for r in batch]
+    tasks = [_task(lm, r, texts, value) for batch in batches for r in batch]
     found = iter(values.optimise(lm, tasks, layer=layers[-1], site="block", spec=value))
     return [_spread(lm, batch, layers, texts, [next(found) for _ in batch], solve) for batch in batches]
 
@@ -65,16 +65,19 @@ def _spread(
     return Spread(deltas, stats)
 
 
-def _task(lm: LanguageModel, record: EditRecord, texts: Sequence[str], *, strip: bool) -> values.Task:
-    ids = target_ids(lm, record)
-    skip = tokens.dummies(lm, record.prompt + tokens.spaced(record.target), ids) if strip else 0
-    return values.task(lm, record.template, record.subject, ids, texts, skip=skip)
+def _task(lm: LanguageModel, record: EditRecord, texts: Sequence[str], spec: ValueSpec) -> values.Task:
+    target = demanded(lm, record, strip_dummy_piece=spec.strip_dummy_piece)
+    return values.task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
 
 
-def target_ids(lm: LanguageModel, record: EditRecord) -> list[int]:
-    """Return the demanded ids: a space before the target unless it has one; a leading BOS or unk dropped (quirk Q48)."""
-    ids = tokens.bare(lm, tokens.spaced(record.target))
-    return ids[1:] if ids[0] in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id) and len(ids) > 1 else ids
+def demanded(lm: LanguageModel, record: EditRecord, *, strip_dummy_piece: bool = False) -> tokens.Target:
+    """Return the target with a space before it unless it has one; a leading BOS or unk is not demanded (quirk Q48)."""
+    text = tokens.spaced(record.target)
+    target = tokens.target(lm, record.prompt, text, strip_dummy_piece=strip_dummy_piece)
+    ids = target.alone
+    if len(ids) < 2 or ids[0] not in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id):
+        return target
+    return tokens.Target(text, ids[1:], target.demanded if strip_dummy_piece else ids[1:])
 
 
 def subject_keys(

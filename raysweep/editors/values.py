@@ -59,18 +59,31 @@ class Value:
 
 
 def task(
-    lm: LanguageModel, template: str, subject: str, targets: Sequence[int], contexts: Sequence[str], *, skip: int = 0
+    lm: LanguageModel,
+    template: str,
+    subject: str,
+    target: tokens.Target,
+    contexts: Sequence[str],
+    *,
+    decoded: bool = False,
 ) -> Task:
-    """Build the rows of one record (§6.3, steps 2–4); the first *skip* of *targets* are written but not demanded."""
-    head = tokens.decode(lm, targets[:-1])
+    """Build the rows of one record (§6.3, steps 2–4).
+
+    *decoded*: what comes after the prompt is the text of all target ids but the last, encoded again, as published. Where that cuts
+    a character of several tokens, the row holds a replacement character instead (quirk Q50).
+    """
     rows, lookups = [], []
     for context in contexts:
         whole = context.replace("{}", template)
+        prompt = whole.replace("{}", subject)
         lookups.append(tokens.subject_last(lm, whole, subject))
-        rows.append(tuple(tokens.encode(lm, whole.replace("{}", subject) + head)))
+        if decoded:
+            rows.append(tuple(tokens.encode(lm, prompt + tokens.decode(lm, target.alone[:-1]))))
+        else:
+            rows.append(tuple(tokens.before_last(lm, prompt, target)))
     lookups.append(tokens.subject_last(lm, "{} is a", subject))
     rows.append(tuple(tokens.encode(lm, f"{subject} is a")))
-    return Task(tuple(rows), tuple(lookups), tuple(targets[skip:]))
+    return Task(tuple(rows), tuple(lookups), target.demanded)
 
 
 def optimise(

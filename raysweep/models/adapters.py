@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raysweep.models import attention
 from raysweep.models.lm import LanguageModel
 from raysweep.seeds import derive
 
@@ -135,6 +136,7 @@ def fit(
     for _ in range(steps):
         bank.select(whose)
         with torch.enable_grad(), bank.attached():
+            attention.check_row(bank.lm.module.config, ids.shape[1])
             logits = bank.lm.module(input_ids=ids, use_cache=False).logits[:, :-1].float()
             picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
             losses = -(picked * scored).sum(1) * share

@@ -56,8 +56,7 @@ def _padded(
         with hooks.capture(lm, [(name, "output")]) as seen:
             partial.run_packs(lm, packs, last=first - 1)
         entering = packs.rows(seen[name, "output"])
-    window = getattr(lm.module.config, "sliding_window", None)
-    if not gated.fit(lm, first + 1) or (window is not None and ids.shape[1] > window):
+    if not gated.fit(lm, first + 1):
         with wrapping.asking(lm, last, mask):
             return partial.run(lm, ids=given, states=entering, mask=mask, first=first)[spots]
     name = lm.layout.block.format(first)

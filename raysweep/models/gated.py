@@ -22,10 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raysweep.models import products
+from raysweep.models import attention, products
 from raysweep.models.lm import LanguageModel
 
-KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")  # of transformers: exactly this mathematics
+_OF = "transformers.models.{0}.modeling_{0}"
+KNOWN = {  # exactly this mathematics; another library's class of the same name is none of them
+    (_OF.format("llama"), "LlamaDecoderLayer"),
+    (_OF.format("mistral"), "MistralDecoderLayer"),
+    (_OF.format("qwen2"), "Qwen2DecoderLayer"),
+}
 
 Past = tuple[Tensor, Tensor]  # keys and values [B, k, P, e]
 Turn = tuple[Tensor, Tensor]  # cos and sin [e/2, n]
@@ -34,14 +39,27 @@ Turn = tuple[Tensor, Tensor]  # cos and sin [e/2, n]
 def fit(lm: LanguageModel, first: int, end: int | None = None) -> bool:
     """Tell whether blocks *first* … *end* (left out; None: all) are what :class:`Climb` computes.
 
-    That is: of known kinds, fp32, eval mode, nothing hooked, replaced or trained.
+    That is: of known kinds, fp32, eval mode, one window for all, whole heads rotated, nothing hooked, replaced or trained.
     """
     blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks if end is None else end)]
     if not blocks or lm.dtype != torch.float32 or getattr(lm.module.config, "hidden_act", "") != "silu":
         return False
     final: Any = lm.part(lm.layout.norm)
-    alike = all(type(b).__name__ in KNOWN and type(b.post_attention_layernorm) is type(final) for b in blocks)
-    return alike and all(_linear(block) for block in blocks) and Seen.of(lm, first, end).same()
+    alike = all(_kind(b) in KNOWN and type(b.post_attention_layernorm) is type(final) for b in blocks)
+    if not alike or len(set(attention.windows(lm.module.config))) > 1:
+        return False
+    return all(_linear(b) and _rotated(lm, b) for b in blocks) and Seen.of(lm, first, end).same()
+
+
+def _kind(block: nn.Module) -> tuple[str, str]:
+    return type(block).__module__, type(block).__name__
+
+
+def _rotated(lm: LanguageModel, block: Any) -> bool:
+    """Tell whether scores are divided by ``√e`` and all ``e`` entries of a head are rotated."""
+    body: Any = lm.part(lm.layout.body)
+    width = block.self_attn.head_dim
+    return bool(block.self_attn.scaling == width**-0.5 and 2 * len(body.rotary_emb.inv_freq) == width)
 
 
 def _linear(block: nn.Module) -> bool:

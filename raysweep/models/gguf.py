@@ -2,7 +2,8 @@
 
 A GGUF of the ``llama`` architecture differs from a Hugging Face checkpoint in four ways: names, quantised blocks,
 rows of the query and key maps (stored for interleaved rotary embeddings), and a tokenizer spread over metadata.
-Anything this reader does not know (another architecture, SentencePiece, scaled rotary embeddings) is refused.
+Metadata that are not there take llama.cpp's default, which for BOS depends on the pre-tokenizer. Anything this reader does
+not know (another architecture, SentencePiece, scaled rotary embeddings, a hyper-parameter it has never met) is refused.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,17 +35,43 @@ _BLOCK = {
 }
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
-_CONTROL, _USER_DEFINED = 3, 4  # gguf.TokenType
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # gguf.TokenType
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TIKTOKEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# tokenizer.ggml.pre → (digits one by one, splitting pattern or None for GPT-2's own)
-_PRE: Mapping[str, tuple[bool, str | None]] = {
-    "gpt-2": (False, None),
-    "smollm": (True, None),
-    "qwen2": (False, _TIKTOKEN % ""),
-    "llama-bpe": (False, _TIKTOKEN % "{1,3}"),
+
+
+class PreTokenizer(NamedTuple):
+    """What ``tokenizer.ggml.pre`` stands for.
+
+    Attributes:
+        patterns: what texts are split by, one after the other; matches and what lies between them are pieces.
+        add_bos: llama.cpp's default where ``tokenizer.ggml.add_bos_token`` is not there.
+        ignore_merges: a piece that is a token is one, whatever the merges say.
+        nfc: texts are normalised first (the models' own tokenizers do it; llama.cpp does not).
+    """
+
+    patterns: tuple[str, ...]
+    add_bos: bool = False
+    ignore_merges: bool = False
+    nfc: bool = False
+
+
+_PRE: Mapping[str, PreTokenizer] = {
+    "gpt-2": PreTokenizer((_GPT2,)),
+    "smollm": PreTokenizer((r"\p{N}", _GPT2)),
+    "qwen2": PreTokenizer((_TIKTOKEN % "",), nfc=True),
+    "llama-bpe": PreTokenizer((_TIKTOKEN % "{1,3}",), add_bos=True, ignore_merges=True),
+    "default": PreTokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),  # also where there is no name
 }
+# What is read of ``llama.*`` besides ``rope.scaling``; true but without effect: the two of the last line.
+_HYPER = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "rope.dimension_count", "rope.freq_base", "rope.scale_linear",
+    "tensor_data_layout", "attention.causal",
+}  # fmt: skip
 
 
 def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -137,31 +164,74 @@ def _config(meta: Mapping[str, Any], reader: Any, path: Path) -> Any:
             hint="convert it to a Hugging Face folder and give that as model.path",
         )
     names = {t.name for t in reader.tensors}
-    scaled = [k for k in meta if k.startswith("llama.rope.scaling")]
-    if _value(meta, "llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in names:
-        raise ModelError(
-            f"{path}: scaled rotary embeddings ({', '.join(scaled) or 'rope_freqs'}) are not supported",
-            hint="convert it to a Hugging Face folder and give that as model.path",
-        )
-    heads = _required(meta, "llama.attention.head_count", path)
-    width = _required(meta, "llama.embedding_length", path)
+    _check_known(meta, names, path)
+    heads = int(_one(meta, "llama.attention.head_count", path))
+    width = int(_required(meta, "llama.embedding_length", path))
+    head = int(_value(meta, "llama.attention.key_length", width // heads))
+    for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
+        if _value(meta, key, head) != head:
+            raise ModelError(
+                f"{path}: {key} is {_value(meta, key)}, but heads are {head} wide",
+                hint="convert it to a Hugging Face folder and give that as model.path",
+            )
     return LlamaConfig(
-        vocab_size=len(meta["tokenizer.ggml.tokens"].data) if "tokenizer.ggml.tokens" in meta else 0,
+        vocab_size=len(_required(meta, "tokenizer.ggml.tokens", path)),
         hidden_size=width,
-        intermediate_size=_required(meta, "llama.feed_forward_length", path),
+        intermediate_size=_one(meta, "llama.feed_forward_length", path),
         num_hidden_layers=_required(meta, "llama.block_count", path),
         num_attention_heads=heads,
-        num_key_value_heads=_value(meta, "llama.attention.head_count_kv", heads),
-        head_dim=_value(meta, "llama.rope.dimension_count", width // heads),
+        num_key_value_heads=_one(meta, "llama.attention.head_count_kv", path, heads),
+        head_dim=head,
         max_position_embeddings=_required(meta, "llama.context_length", path),
         rms_norm_eps=_required(meta, "llama.attention.layer_norm_rms_epsilon", path),
         rope_parameters={"rope_type": "default", "rope_theta": _value(meta, "llama.rope.freq_base", 10_000.0)},
         tie_word_embeddings="output.weight" not in names,
-        bos_token_id=_value(meta, "tokenizer.ggml.bos_token_id"),
-        eos_token_id=_value(meta, "tokenizer.ggml.eos_token_id"),
-        pad_token_id=_value(meta, "tokenizer.ggml.padding_token_id"),
+        bos_token_id=_token_id(meta, "bos", path),
+        eos_token_id=_token_id(meta, "eos", path),
+        pad_token_id=_token_id(meta, "padding", path),
         dtype="float32",
     )
+
+
+def _check_known(meta: Mapping[str, Any], names: Collection[str], path: Path) -> None:
+    """Raise :class:`ModelError` for hyper-parameters that would change the mathematics and are not modelled."""
+    hint = "convert it to a Hugging Face folder and give that as model.path"
+    factor = _value(meta, "llama.rope.scaling.factor", _value(meta, "llama.rope.scale_linear", 0.0))
+    kind = _value(meta, "llama.rope.scaling.type", "linear")  # so a factor alone scales
+    scaled = kind not in ("none", "linear") or (kind == "linear" and factor not in (0.0, 1.0))
+    if scaled or _value(meta, "llama.rope.scaling.attn_factor", 1.0) != 1.0 or "rope_freqs.weight" in names:
+        said = [k for k in meta if k.startswith("llama.rope.scal")]
+        raise ModelError(
+            f"{path}: scaled rotary embeddings ({', '.join(said) or 'rope_freqs'}) are not supported", hint=hint
+        )
+    for key in meta:
+        known = key.removeprefix("llama.") in _HYPER or key.startswith("llama.rope.scaling.")
+        if key.startswith("llama.") and not known and _value(meta, key):
+            raise ModelError(
+                f"{path}: the GGUF metadata say {key} = {_value(meta, key)}, which this reader does not know", hint=hint
+            )
+    if not _value(meta, "llama.attention.causal", True):
+        raise ModelError(f"{path}: attention is not causal", hint="edit a decoder, not an encoder")
+
+
+def _token_id(meta: Mapping[str, Any], role: str, path: Path) -> int | None:
+    """Return the id of a special token, None if there is none."""
+    found, count = _value(meta, f"tokenizer.ggml.{role}_token_id"), len(_required(meta, "tokenizer.ggml.tokens", path))
+    if found is not None and not 0 <= found < count:
+        raise ModelError(f"{path}: tokenizer.ggml.{role}_token_id is {found}, but there are {count} tokens")
+    return found  # type: ignore[no-any-return]
+
+
+def _one(meta: Mapping[str, Any], key: str, path: Path, default: Any = None) -> Any:
+    """Return a number that may also be given per block, if it is the same in all of them."""
+    found = _required(meta, key, path) if default is None else _value(meta, key, default)
+    each = set(found) if isinstance(found, list) else {found}
+    if len(each) != 1:
+        raise ModelError(
+            f"{path}: {key} differs from block to block ({sorted(each)})",
+            hint="convert it to a Hugging Face folder and give that as model.path",
+        )
+    return each.pop()
 
 
 def hf_name(name: str) -> str:
@@ -226,7 +296,7 @@ def _model(reader: Any, config: Any, path: Path) -> PreTrainedModel:
 
 
 def _tokenizer(meta: Mapping[str, Any], path: Path) -> PreTrainedTokenizerBase:
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     family = _required(meta, "tokenizer.ggml.model", path)
@@ -238,54 +308,70 @@ def _tokenizer(meta: Mapping[str, Any], path: Path) -> PreTrainedTokenizerBase:
     tokens = _required(meta, "tokenizer.ggml.tokens", path)
     merges = [tuple(m.split(" ", 1)) for m in _required(meta, "tokenizer.ggml.merges", path)]
     kinds = _value(meta, "tokenizer.ggml.token_type", [1] * len(tokens))
-    pre = _value(meta, "tokenizer.ggml.pre", "gpt-2")
+    pre = _pre_tokenizer(meta, path)
     backend = Tokenizer(
-        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, ignore_merges=pre == "llama-bpe")
+        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, ignore_merges=pre.ignore_merges)
     )
-    backend.pre_tokenizer = _pre_tokenizer(pre, bool(_value(meta, "tokenizer.ggml.add_space_prefix", False)), path)
+    if pre.nfc:
+        backend.normalizer = normalizers.NFC()
+    space = bool(_value(meta, "tokenizer.ggml.add_space_prefix", False))
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False)]
+    )
     backend.decoder = decoders.ByteLevel()
-    extra = [(t, k) for t, k in zip(tokens, kinds, strict=True) if k in (_CONTROL, _USER_DEFINED)]
-    backend.add_tokens([AddedToken(t, normalized=False, special=k == _CONTROL) for t, k in extra])
+    for token, kind in zip(tokens, kinds, strict=True):
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
+            added = AddedToken(token, normalized=False, special=kind != _USER_DEFINED)
+            backend.add_special_tokens([added]) if added.special else backend.add_tokens([added])
 
     def named(role: str) -> str | None:
-        number = _value(meta, f"tokenizer.ggml.{role}_token_id")
+        number = _token_id(meta, role, path)
         return None if number is None else str(tokens[number])
 
-    backend.post_processor = _post_processor(meta, named("bos"))
+    ends = {role: named(role) for role in ("bos", "eos")}
+    backend.post_processor = _post_processor(meta, pre, ends, path)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=named("bos"),
-        eos_token=named("eos"),
+        bos_token=ends["bos"],
+        eos_token=ends["eos"],
         unk_token=named("unknown"),
         pad_token=named("padding"),
-        model_max_length=_value(meta, "llama.context_length", 2048),
+        model_max_length=_required(meta, "llama.context_length", path),
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = _value(meta, "tokenizer.chat_template")
     return tokenizer
 
 
-def _pre_tokenizer(pre: str, prefix_space: bool, path: Path) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    if pre not in _PRE:
-        raise ModelError(f"{path}: unknown pre-tokenizer '{pre}'", hint=f"known: {', '.join(sorted(_PRE))}")
-    digits, pattern = _PRE[pre]
-    parts: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
-    if pattern:
-        parts.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False))
-    parts.append(pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=pattern is None))
-    return parts[0] if len(parts) == 1 else pre_tokenizers.Sequence(parts)
+def _pre_tokenizer(meta: Mapping[str, Any], path: Path) -> PreTokenizer:
+    """Return the pre-tokenizer of the metadata; ``default`` if none is named, as in llama.cpp."""
+    name = _value(meta, "tokenizer.ggml.pre", "default")
+    if name not in _PRE:
+        raise ModelError(f"{path}: unknown pre-tokenizer '{name}'", hint=f"known: {', '.join(sorted(_PRE))}")
+    return _PRE[name]
 
 
-def _post_processor(meta: Mapping[str, Any], bos: str | None) -> Any:
+def _post_processor(meta: Mapping[str, Any], pre: PreTokenizer, ends: Mapping[str, str | None], path: Path) -> Any:
+    """Return what puts BOS before a text and EOS behind it: as the metadata say, else as llama.cpp does by default."""
     from tokenizers import processors
 
+    before = after = ""
+    used = []
+    for role, default in (("bos", pre.add_bos), ("eos", False)):
+        if not _value(meta, f"tokenizer.ggml.add_{role}_token", default):
+            continue
+        token = ends[role]
+        if token is None:
+            raise ModelError(
+                f"{path}: {role.upper()} belongs to every text, but the metadata lack tokenizer.ggml.{role}_token_id",
+                hint=f"set it, or tokenizer.ggml.add_{role}_token to false, and convert the model again",
+            )
+        before, after = (f"{token} ", after) if role == "bos" else (before, f" {token}")
+        used.append((token, meta[f"tokenizer.ggml.{role}_token_id"].contents()))
     trim = processors.ByteLevel(trim_offsets=False)
-    if not _value(meta, "tokenizer.ggml.add_bos_token", False) or bos is None:
+    if not used:
         return trim
-    number = _value(meta, "tokenizer.ggml.bos_token_id")
-    template = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, number)]
-    )
+    one, two = f"{before}$A{after}", f"{before}$B{after}"
+    template = processors.TemplateProcessing(single=one, pair=f"{one} {two}", special_tokens=used)
     return processors.Sequence([trim, template])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,9 +11,10 @@ import torch
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models import behaviour, catalogue, gguf, hub
+from raysweep.models import attention, behaviour, catalogue, gguf, hub
 from raysweep.models.layout import Layout, layout_of
 from raysweep.models.lm import LanguageModel
+from raysweep.models.tokenizer_files import read_tokenizer
 from raysweep.runtime import device
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
 T = TypeVar("T")
-_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None] | None = None) -> LanguageModel:
@@ -80,8 +80,11 @@ def open_tokenizer(
     elif isinstance(where, Path) and where.is_file():
         tokenizer = gguf.read_tokenizer(where)
     else:
+        from transformers import AutoConfig
+
         options = {**_options(where, spec), "local_files_only": True}
-        tokenizer = _guarded(where, lambda: _tokenizer_class(where, options).from_pretrained(where, **options))
+        config = _guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
+        tokenizer = _guarded(where, lambda: read_tokenizer(where, config, options))
     return tokenizer, fit_tokenizer(tokenizer, spec.bos)
 
 
@@ -98,7 +101,7 @@ def fetch_tokenizer(repository: str, spec: ModelSpec) -> str:
     options["revision"] = commit = str(getattr(config, "_commit_hash", None) or "")
     if not commit:
         raise ModelError(f"hub model '{repository}' names no commit", hint="set model.revision to one")
-    _guarded(repository, lambda: _tokenizer_class(repository, options).from_pretrained(repository, **options))
+    _guarded(repository, lambda: read_tokenizer(repository, config, options))
     return commit
 
 
@@ -135,7 +138,8 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
     try:
         config = _guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
         layout_of(config)  # before gigabytes are read
-        tokenizer = _guarded(where, lambda: _tokenizer_class(where, options).from_pretrained(where, **options))
+        attention.windows(config)
+        tokenizer = _guarded(where, lambda: read_tokenizer(where, config, options))
         loaded = _guarded(
             where,
             lambda: AutoModelForCausalLM.from_pretrained(
@@ -158,19 +162,6 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
             hint="they would be random numbers; the files belong to another model or are incomplete",
         )
     return module, tokenizer
-
-
-def _tokenizer_class(where: Path | str, options: Mapping[str, Any]) -> Any:
-    """Return what reads the tokenizer.
-
-    A checkpoint that declares a generic class means its ``tokenizer.json`` as it is; ``AutoTokenizer`` would choose
-    by architecture instead, and Qwen2's class then replaces the splitting rule and adds a token.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    declared = get_tokenizer_config(str(where), **options).get("tokenizer_class")
-    return PreTrainedTokenizerFast if declared in _GENERIC else AutoTokenizer
 
 
 def _attention(config: Any) -> str | None:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from raysweep.errors import ModelError
-from raysweep.models import products
+from raysweep.models import attention, products
 from raysweep.models.lm import LanguageModel
 
 WIDTH = 128  # tokens of a pack: attention adds width / (6 d) to a block's products; narrower packs share less
 
 Columns = tuple[int, ...]
+Mask = Tensor | dict[str, Tensor]
 
 
 @dataclass(slots=True)
@@ -103,15 +103,9 @@ def lay(lm: LanguageModel, trees: Sequence[Tree], places: Sequence[tuple[int, Co
     """Lay *trees* flat, one pack each.
 
     Raises:
-        ModelError: a row is longer than the attention of the model reaches back (sliding windows are not modelled).
+        ModelError: a row is longer than the model allows (:func:`raysweep.models.attention.row_limit`).
     """
-    window = getattr(lm.module.config, "sliding_window", None)
-    longest = max(max(tree.depths) for tree in trees) + 1
-    if window is not None and longest > window:
-        raise ModelError(
-            f"a row of {longest} tokens is longer than the model's sliding window of {window}",
-            hint="shorten the prompt or the target",
-        )
+    attention.check_row(lm.module.config, max(max(tree.depths) for tree in trees) + 1)
     width = products.height(max(len(tree.ids) for tree in trees))
     ids = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
@@ -151,6 +145,20 @@ def _fill(rows: Sequence[Sequence[int]], width: int) -> tuple[list[Tree], list[t
             trees.append(Tree())
         places[i] = (len(trees) - 1, trees[-1].add(rows[i]))
     return trees, places
+
+
+def attention_mask(lm: LanguageModel, seen: Tensor, asking: Tensor, positions: Tensor) -> Mask:
+    """Return what is added to the scores of tokens at positions *asking* ``[B, N]`` for those at *positions* ``[B, M]``.
+
+    ``[B, 1, N, M]``: 0 where ``seen [B, N, M]`` and inside the block's window, else the least number. Where blocks differ in their
+    windows, such a table for each of transformers' kinds of attention.
+    """
+    found = set(attention.windows(lm.module.config))
+    tables = {}
+    for window in found:
+        reach = seen if window is None else seen & (asking[:, :, None] - positions[:, None, :] < window)
+        tables[attention.FULL if window is None else attention.SLIDING] = additive(reach, lm.dtype)
+    return tables if len(tables) > 1 else next(iter(tables.values()))
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:

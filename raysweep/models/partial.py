@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from raysweep.models import gated, hooks, packing, products
+from raysweep.models import attention, gated, hooks, packing, products
 from raysweep.models.lm import LanguageModel
 
 
@@ -38,7 +38,13 @@ class _Frozen(DynamicLayer):  # type: ignore[misc]
 
 @contextmanager
 def only_blocks(lm: LanguageModel, first: int, last: int) -> Iterator[nn.ModuleList]:
-    """Let the model consist of blocks *first* … *last* (inclusive) inside the block, under their own names; always undone."""
+    """Let the model consist of blocks *first* … *last* (inclusive) inside the block, under their own names; always undone.
+
+    Where the configuration lists a kind of attention for each block, which transformers looks up by counting blocks, it lists those
+    of the blocks that are left.
+    """
+    config: Any = lm.part(lm.layout.body).config
+    types = getattr(config, "layer_types", None)
     owner_name, _, leaf = lm.layout.blocks.rpartition(".")
     owner = lm.part(owner_name)
     whole = owner._modules[leaf]
@@ -48,10 +54,14 @@ def only_blocks(lm: LanguageModel, first: int, last: int) -> Iterator[nn.ModuleL
         kept._modules[name] = block  # a stand-in may look its block up while it is run
     kept.training = whole.training
     owner._modules[leaf] = kept
+    if types is not None:
+        config.layer_types = types[first : last + 1]
     try:
         yield kept
     finally:
         owner._modules[leaf] = whole
+        if types is not None:
+            config.layer_types = types
 
 
 def run(
@@ -59,7 +69,7 @@ def run(
     *,
     ids: Tensor | None = None,
     states: Tensor | None = None,
-    mask: Tensor,
+    mask: packing.Mask,
     first: int = 0,
     last: int | None = None,
     positions: Tensor | None = None,
@@ -71,7 +81,7 @@ def run(
         lm: the model.
         ids: token ids ``[B, S]`` (only with ``first = 0``).
         states: hidden states ``[B, S, d]`` that enter block *first* (instead of ids).
-        mask: ``[B, P + S]``, 1 = a real token; or ``[B, 1, S, P + S]``, added to the attention scores.
+        mask: ``[B, P + S]``, 1 = a real token; or what :func:`raysweep.models.packing.attention_mask` returns.
         first: first block to run.
         last: last block to run; None = the model's last.
         positions: position ids ``[B, S]``; None = 0, 1, 2, ….
@@ -80,12 +90,17 @@ def run(
     Returns:
         ``[B, S, d]`` after the final norm (meaningful only if *last* is the model's last block; otherwise read what
         is needed with :func:`raysweep.models.hooks.capture`).
+
+    Raises:
+        ModelError: a row is longer than the model allows.
     """
     last = lm.n_blocks - 1 if last is None else last
     source = ids if ids is not None else states
     assert source is not None
     if positions is None:
         positions = torch.arange(source.shape[1], device=source.device).expand(source.shape[0], -1)
+    if attention.is_limited(lm.module.config):
+        attention.check_row(lm.module.config, int(positions.max()) + 1)
     common: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
     common["use_cache"] = cache is not None
     with only_blocks(lm, first, last) as blocks:
@@ -113,8 +128,8 @@ def run_packs(
 
     Without gradient, blocks below *last* that nobody looks into go the short way; what is left of padding is zero there.
     """
-    mask = packing.additive(packs.seen, lm.dtype)
-    if states is None and last and not torch.is_grad_enabled() and gated.fit(lm, 0, last):
+    mask = packing.attention_mask(lm, packs.seen, packs.positions, packs.positions)
+    if isinstance(mask, Tensor) and states is None and last and not torch.is_grad_enabled() and gated.fit(lm, 0, last):
         lower = gated.Climb.of(lm, 0, packs.positions, mask, [None] * last, packs.real, last).apart()
         entering = lm.part(lm.layout.embed)(packs.ids)
         states, first = lower.filled(lower(entering)).reshape(entering.shape), last
@@ -134,14 +149,14 @@ class Upper:
     Attributes:
         first: a block, or the number of blocks: then only the final norm remains.
         positions: ``[B, S]``.
-        mask: ``[B, 1, S, P + S]`` added to attention scores; the ``P`` reused tokens come first.
+        mask: added to attention scores, of the ``P`` reused tokens first, then of the ``S`` own ones.
         cache: keys and values of the reused tokens; None if there are none.
         climb: the short way through these blocks, used while they are fit for it; None if they never were.
     """
 
     first: int
     positions: Tensor
-    mask: Tensor
+    mask: packing.Mask
     cache: Cache | None
     climb: gated.Climb | None
 
@@ -153,11 +168,17 @@ class Upper:
         positions: Tensor,
         seen: Tensor,
         cache: Cache | None = None,
+        reused: Tensor | None = None,
         real: Tensor | None = None,
     ) -> Upper:
-        """Prepare for tokens that see ``seen [B, S, P + S]``; ``real [B, S]``, if given, tells them from padding."""
-        mask, climb = packing.additive(seen, lm.dtype), None
-        if gated.fit(lm, first):
+        """Prepare for tokens that see ``seen [B, S, P + S]``.
+
+        *cache* holds keys and values of tokens at the positions *reused* ``[B, P]``; ``real [B, S]``, if given, tells tokens from
+        padding.
+        """
+        everywhere = positions if reused is None else torch.cat([reused, positions], dim=1)
+        mask, climb = packing.attention_mask(lm, seen, positions, everywhere), None
+        if isinstance(mask, Tensor) and gated.fit(lm, first):
             past: list[gated.Past | None] = [None] * (lm.n_blocks - first)
             if cache is not None:
                 past = [(layer.keys, layer.values) for layer in cache.layers[first:]]
@@ -263,12 +284,11 @@ def tail(lm: LanguageModel, packs: packing.Packs, change: Tensor, *, first: int)
     remains = (packs.seen & change[:, None, :]).any(2)
     kept, kept_real = _columns(~remains)
     rest, rest_real = _columns(remains)
-    cache = None
+    cache, reused, own = None, None, _take(packs.positions, rest)
     if kept.shape[1] and first < lm.n_blocks:
-        store = DynamicCache()
-        mask = packing.additive(_sees(packs.seen, kept, kept, kept_real) | _self(kept), lm.dtype)
-        states, positions = _take(seen[entry], kept), _take(packs.positions, kept)
-        run(lm, states=states, mask=mask, first=first, positions=positions, cache=store)
+        store, reused = DynamicCache(), _take(packs.positions, kept)
+        mask = packing.attention_mask(lm, _sees(packs.seen, kept, kept, kept_real) | _self(kept), reused, reused)
+        run(lm, states=_take(seen[entry], kept), mask=mask, first=first, positions=reused, cache=store)
         cache = Cache(layers=[_Frozen(layer, kept.shape[1]) for layer in store.layers])
     else:
         kept, kept_real = kept[:, :0], kept_real[:, :0]
@@ -276,7 +296,7 @@ def tail(lm: LanguageModel, packs: packing.Packs, change: Tensor, *, first: int)
     sees = torch.cat([_sees(packs.seen, rest, kept, kept_real), among], dim=2)
     column = torch.full_like(packs.ids, -1)
     column[remains] = torch.arange(rest.shape[1], device=column.device).expand_as(rest)[rest_real]
-    upper = Upper.of(lm, first, _take(packs.positions, rest), sees, cache, rest_real if len(rest) > 1 else None)
+    upper = Upper.of(lm, first, own, sees, cache, reused, rest_real if len(rest) > 1 else None)
     return Tail(upper, _take(seen[entry], rest), column, rest)
 
 

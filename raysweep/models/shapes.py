@@ -14,6 +14,31 @@ from raysweep.models.layout import LAYOUTS
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
+# What transformers takes where config.json does not say it.
+_LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
+_QWEN = {**_LLAMA, "intermediate_size": 22016, "num_key_value_heads": 32, "vocab_size": 151_936}
+_ABSENT: Mapping[str, Mapping[str, Any]] = {
+    "gpt2": {
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "vocab_size": 50_257,
+        "n_positions": 1024,
+        "tie_word_embeddings": True,
+    },
+    "gptj": {
+        "n_embd": 4096,
+        "n_layer": 28,
+        "n_head": 16,
+        "vocab_size": 50_400,
+        "rotary_dim": 64,
+        "tie_word_embeddings": False,
+    },
+    "llama": {**_LLAMA, "intermediate_size": 11_008, "vocab_size": 32_000},
+    "mistral": {**_LLAMA, "intermediate_size": 14_336, "num_key_value_heads": 8, "vocab_size": 32_000},
+    "qwen2": _QWEN,
+    "qwen3": {**_QWEN, "head_dim": 128},
+}
 COPY_LIMIT = 4 << 30  # bytes; larger models are loaded again for the next trial instead of restored from a second copy
 
 
@@ -53,10 +78,14 @@ class Shape:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
-    """Return the sizes in a Hugging Face *config*, or None if its architecture is not known."""
+    """Return the sizes in a Hugging Face *config*, or None if its architecture is not known.
+
+    What the configuration does not say is what transformers takes then.
+    """
     kind = str(config.get("model_type", ""))
     if kind not in LAYOUTS:
         return None
+    config = {**_ABSENT.get(kind, {}), **config}
     try:
         hidden = _first(config, "hidden_size", "n_embd")
         heads = _first(config, "num_attention_heads", "n_head")
@@ -69,10 +98,10 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
             attention=heads * head,
             keys=(config.get("num_key_value_heads") or heads) * head,
             gated=len(LAYOUTS.get(kind).mlp_in) == 2,
-            tied=bool(config.get("tie_word_embeddings", "n_embd" in config)),
+            tied=bool(config.get("tie_word_embeddings", False)),
             positions=int(config.get("n_positions", 0)) if "rotary_dim" not in config else 0,
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 

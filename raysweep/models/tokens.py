@@ -59,16 +59,6 @@ def always_spaced(target: str) -> str:
     return target if target == " " else f" {target}"
 
 
-def dummies(lm: LanguageModel, text: str, alone: Sequence[int]) -> int:
-    """Return how many ids of *alone* (a target encoded by itself) are not in *text*, which ends with that target: 0 or 1.
-
-    SentencePiece puts a stand-alone space piece before a text that begins with a space; inside a sentence there is none
-    (quirk Q6).
-    """
-    inside, rest = encode(lm, text), len(alone) - 1
-    return int(rest > 0 and inside[-rest - 1 :] != list(alone) and inside[-rest:] == list(alone[1:]))
-
-
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Ids of ``prompt ⊕ target`` and where its answer begins: labels are ``ids[start:]``."""
@@ -93,6 +83,51 @@ def scored(lm: LanguageModel, prompt: str, text: str) -> Scored:
     whole, part = encode(lm, text), encode(lm, prompt)
     kept = head + sum(i != pad for i in part[head:])
     return Scored(tuple(whole), kept + sum(i == pad for i in whole[head:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target as it is written behind a prompt.
+
+    Attributes:
+        text: the target with its joining space.
+        alone: ``enc-(text)``.
+        demanded: the ids that an editor asks for.
+    """
+
+    text: str
+    alone: tuple[int, ...]
+    demanded: tuple[int, ...]
+
+
+def target(lm: LanguageModel, prompt: str, text: str, *, strip_dummy_piece: bool = False) -> Target:
+    """Return the target *text* (joining space included), which comes behind *prompt*.
+
+    The demanded ids are those of the text by itself, as published. SentencePiece puts a stand-alone space piece before a text
+    that begins with a space, which no sentence has (quirk Q6): with *strip_dummy_piece* the demanded ids are those that the
+    target has in ``prompt + text``.
+    """
+    alone = tuple(bare(lm, text))
+    return Target(text, alone, in_sentence(lm, prompt, text) if strip_dummy_piece else alone)
+
+
+def in_sentence(lm: LanguageModel, prompt: str, text: str) -> tuple[int, ...]:
+    """Return the ids of *text* as ``prompt + text`` has them; its own where the two share all of its tokens."""
+    return scored(lm, prompt, prompt + text).labels or tuple(bare(lm, text))
+
+
+def before_last(lm: LanguageModel, prompt: str, target: Target) -> list[int]:
+    """Return the ids of *prompt* and *target* but for the last one: what the model sees before it says the last demanded id.
+
+    They are cut from one encoding of the whole text, which is what the evaluation asks about, so a character of several tokens
+    stays what it is. Only where prompt and target share a token, and the text does not end with the target's other ids either, do
+    the target's own ids come after the prompt's.
+    """
+    whole, begun, alone = encode(lm, prompt + target.text), encode(lm, prompt), list(target.alone)
+    split = len(whole) > len(begun) and whole[: len(begun)] == begun
+    if split or (len(alone) > 1 and whole[1 - len(alone) :] == alone[1:]):
+        return whole[:-1]
+    return [*begun, *alone[:-1]]
 
 
 def subject_last(lm: LanguageModel, template: str, subject: str) -> int:

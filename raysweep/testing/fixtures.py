@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from raysweep.config.schema import ModelSpec
@@ -50,24 +54,17 @@ def byte_tokenizer(*, bos: bool) -> Any:
     )
 
 
-def piece_tokenizer(words: Sequence[str]) -> Any:
-    """Return a tokenizer with SentencePiece's habits: a space is put before every text, and stands alone before a space.
-
-    Ids 0 ``<s>`` (prepended), 1 ``</s>`` (also pad), 2 ``<unk>``, 3 the space by itself, then *words* with a space before them,
-    then ASCII.
-    """
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = [(f"▁{w}", -1.0) for w in words] + [(chr(c), -6.0) for c in range(33, 127)]
-    inner = Tokenizer(models.Unigram([("<s>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -3.0), *pieces], unk_id=2))
-    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+@lru_cache(maxsize=2)
+def _read_tokenizer(bos: bool) -> Any:
+    """Return the byte tokenizer as :func:`load` reads it from a model's folder: a test asks what a run would ask."""
+    with TemporaryDirectory() as root:
+        folder = Path(root, "bytes")
+        module = tiny_model("llama", vocab_size=258)
+        module.config.save_pretrained(folder)
+        state = {name: value.contiguous() for name, value in module.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        byte_tokenizer(bos=bos).save_pretrained(folder)
+        return load_folder(folder).tokenizer
 
 
 def tiny_lm(family: str, *, bos: bool = False, seed: int = 0) -> LanguageModel:
@@ -76,7 +73,10 @@ def tiny_lm(family: str, *, bos: bool = False, seed: int = 0) -> LanguageModel:
     changes = {"vocab_size": 258, "max_position_embeddings": 256, "n_positions": 256} | dict(FAMILIES[family])
     module = tiny_model(family, seed=seed, **changes)
     return LanguageModel(
-        module=module, tokenizer=byte_tokenizer(bos=bos), layout=layout_of(module.config), digest=f"{family}{seed}"
+        module=module,
+        tokenizer=deepcopy(_read_tokenizer(bos)),
+        layout=layout_of(module.config),
+        digest=f"{family}{seed}",
     )
 
 

@@ -53,8 +53,8 @@ def test_rome_maps_the_subjects_key_to_the_value_found(family: str) -> None:
     lm, record = tiny_lm(family, bos=family == "llama"), toy_records(1)[0]
     editor, artifacts = made("rome", lm)
     texts = contexts.templates(editor.config.contexts, artifacts["contexts"])
-    targets = tokens.bare(lm, tokens.always_spaced(record.target))
-    task = values.task(lm, record.template, record.subject, targets, texts)
+    target = tokens.target(lm, record.prompt, tokens.always_spaced(record.target))
+    task = values.task(lm, record.template, record.subject, target, texts)
     (value,) = values.optimise(lm, [task], layer=1, site="mlp", spec=editor.config.value)
     wanted = value.origin + value.shift
     before, ledger = weights(lm), Ledger(lm)

@@ -64,6 +64,49 @@ def test_a_known_key_with_another_target_is_taken_over() -> None:
     assert place(near, torch.ones(2), torch.ones(3), ([6], 4), ref)[2] == "split"
 
 
+@pytest.mark.parametrize("expand", ["coverage", "moving_average"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("radius", [1e-9, 0.3, 5.0])
+def test_an_entry_reaches_the_query_it_was_written_for(size: float, radius: float, expand: Any) -> None:
+    """Whatever came before: prompts told apart by little, told again, with their own or another target, and rounded anew."""
+    rng, lm = torch.Generator().manual_seed(0), tiny_lm("llama")
+    config = CONFIG.model_copy(update={"radius": radius, "expand": expand})
+    state = {
+        "keys": torch.zeros(0, 24),
+        "values": torch.zeros(0, 3),
+        "radii": torch.zeros(0),
+        "labels": [],
+        "masked": [],
+    }
+    centres, events = torch.randn(5, 24, generator=rng) * size, set()
+    for step in range(300):
+        near = torch.randn(24, generator=rng) * size * 10.0 ** -float(torch.randint(0, 9, (1,), generator=rng))
+        query = centres[step % 5] + near * (step % 3 != 0)
+        target = ([int(torch.randint(0, 3, (1,), generator=rng))], 4)
+        state, chosen, event = place(state, query, torch.ones(3), target, config)
+        events.add(event)
+        noise = torch.randn(24, generator=rng)
+        again = query + noise / noise.norm() * 1e-6 * query.norm()  # as another batch may round it
+        module = Grace(config)._module(lm, *(state[part] for part in ("keys", "values", "radii")))
+        module.values = torch.arange(float(len(state["keys"])))[:, None]
+        assert int(module(again[None, None])[0, 0, 0]) == chosen, (step, event)
+        assert state["labels"][chosen] == target[0]
+        assert bool((state["radii"] > 0).all()), (step, event)
+        if expand == "coverage":  # a key is the query that its entry began with: later ones never shut it out
+            found = module(state["keys"][:, None])[:, 0, 0]
+            assert torch.equal(found, module.values[:, 0]), (step, event)
+    assert {"taken_over", "reused", *(["split"] if radius > 1e-3 * size else [])} <= events
+
+
+def test_as_published_an_entry_may_miss_its_own_query() -> None:
+    """``ref``: a second target for the same query leaves the older key a radius below zero."""
+    ref = CONFIG.model_copy(update={"ref": True})
+    new, i, event = place(book(), torch.zeros(2), torch.ones(3), ([6], 4), ref)
+    assert (event, i) == ("split", 1)
+    assert float(new["radii"][0]) == pytest.approx(-1e-5)
+    assert float(new["radii"][1]) == 0.0
+
+
 def test_the_published_label_rule_compares_means_and_mirrors_the_table() -> None:
     ref = CONFIG.model_copy(update={"ref": True})
     assert at(1.6, ([5], 5), ref=True)[2] == "split"  # the same target after a longer prompt

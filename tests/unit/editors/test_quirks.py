@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,22 +12,23 @@ import torch
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.editors import EDITORS, ft, keys, mendstep, moments, rome, spreading, values
-from raysweep.editors.base import MomentSpec
+from raysweep.editors.base import MomentSpec, ValueSpec
 from raysweep.editors.build import build_editor
 from raysweep.models import sidememory, tokens, wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 from raysweep.testing.editor_contract import Exam
-from raysweep.testing.fixtures import piece_tokenizer, tiny_lm, toy_records
+from raysweep.testing.fixtures import tiny_lm, toy_records
+from tests.tokenizers.models import loaded
 
-WORDS = ("The", "pet", "of", "Ana", "Bo", "is", "Mars", "hill", "So", "a", "said", "it")
 VALUE = {"steps": 4, "lr": 0.5}
 ROME = {"layers": [1], "value": VALUE, "moments": {"damping": 1e-2}}
 
 
-def pieces_lm() -> LanguageModel:
+@pytest.fixture
+def pieces_lm(tmp_path: Path) -> LanguageModel:
     """A random Llama whose tokenizer puts a stand-alone piece before a text that begins with a space."""
-    return replace(tiny_lm("llama"), tokenizer=piece_tokenizer(WORDS))
+    return loaded("llama-2", tmp_path / "llama-2")
 
 
 def record(target: str = "Mars hill") -> EditRecord:
@@ -42,21 +44,24 @@ def proposed(lm: LanguageModel, name: str, config: dict[str, Any], batch: tuple[
 
 
 @pytest.mark.parametrize("target", ["Mars", "Mars hill", " Mars hill"])
-def test_a_stand_alone_piece_is_told_from_a_real_space(target: str) -> None:
+def test_a_stand_alone_piece_is_told_from_a_real_space(target: str, pieces_lm: LanguageModel) -> None:
     """Quirk Q6: in front of a SentencePiece target there is one id that the sentence does not have."""
-    lm, plain, prompt = pieces_lm(), tiny_lm("llama", bos=True), "The pet of Ana is"
+    lm, plain, prompt = pieces_lm, tiny_lm("llama", bos=True), "The pet of Ana is"
     for join in (tokens.spaced, tokens.always_spaced):
-        alone = tokens.bare(lm, join(target))
-        inside = tokens.scored(lm, prompt, prompt + join(target)).labels
-        assert tokens.dummies(lm, prompt + join(target), alone) == 1
-        assert tuple(alone[1:]) == inside
+        published, stripped = (tokens.target(lm, prompt, join(target), strip_dummy_piece=s) for s in (False, True))
+        assert published.demanded == published.alone == tuple(tokens.bare(lm, join(target)))
+        assert stripped.demanded == tokens.scored(lm, prompt, prompt + join(target)).labels
+        assert stripped.demanded != published.demanded
+        assert lm.tokenizer.convert_ids_to_tokens(published.demanded)[0] == ("▁▁" if join(target)[1] == " " else "▁")
         letters = tokens.bare(plain, join(target))  # bytes: the space is a token of the sentence
-        assert tokens.dummies(plain, prompt + join(target), letters) == 0
+        assert tokens.target(plain, prompt, join(target), strip_dummy_piece=True).demanded == tuple(letters)
 
 
-def test_values_demand_the_piece_unless_it_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_demand_the_piece_unless_it_is_stripped(
+    monkeypatch: pytest.MonkeyPatch, pieces_lm: LanguageModel
+) -> None:
     """Quirk Q6: the published targets have one id more, asked for at the last-but-one token of the prompt."""
-    lm, seen = pieces_lm(), []
+    lm, seen = pieces_lm, []
     build = values.task
     monkeypatch.setattr(values, "task", lambda *a, **k: seen.append(build(*a, **k)) or seen[-1])
     for name, config in (("rome", ROME), ("memit", {**ROME, "moment_weight": 1.0})):
@@ -71,9 +76,9 @@ def test_values_demand_the_piece_unless_it_is_stripped(monkeypatch: pytest.Monke
         assert all(not torch.equal(changes[0][n].dense(), changes[1][n].dense()) for n in changes[0])
 
 
-def test_prompt_last_asks_for_bos_and_piece_as_published_or_not() -> None:
+def test_prompt_last_asks_for_bos_and_piece_as_published_or_not(pieces_lm: LanguageModel) -> None:
     """Quirks Q6 and Q13: FT-L's demands at the prompt's last token."""
-    lm = pieces_lm()
+    lm = pieces_lm
     bos, piece, mars, hill = tokens.encode(lm, " Mars hill")
     wanted = {
         (True, False): [bos, piece, mars, hill],
@@ -88,16 +93,23 @@ def test_prompt_last_asks_for_bos_and_piece_as_published_or_not() -> None:
         assert sum(weight for *_, weight in ask.asks) == pytest.approx(1.0)
 
 
-def test_a_leading_unk_is_dropped_by_memit_but_not_by_rome() -> None:
+def test_mends_labels_have_no_stand_alone_piece_unless_published(pieces_lm: LanguageModel) -> None:
+    """Quirks Q6 and Q33."""
+    lm, one = pieces_lm, record()
+    bos, piece, mars, hill = tokens.encode(lm, " Mars hill")
+    assert mendstep.ask(lm, one.prompt, one.target).labels == (mars, hill)
+    assert mendstep.ask(lm, one.prompt, one.target, special=True).labels == (bos, piece, mars, hill)
+
+
+def test_a_leading_unk_is_dropped_by_memit_but_not_by_rome(pieces_lm: LanguageModel) -> None:
     """Quirk Q48; and a piece that is already gone is not stripped a second time."""
-    lm = tiny_lm("llama")
-    lm = replace(lm, tokenizer=piece_tokenizer(WORDS))
+    lm = pieces_lm
     lm.tokenizer.unk_token = "▁"
     ids = tokens.bare(lm, " Mars hill")
     assert ids[0] == lm.tokenizer.unk_token_id
-    assert spreading.target_ids(lm, record()) == ids[1:]
-    task = spreading._task(lm, record(), ["{}"], strip=True)
-    assert list(task.targets) == ids[1:]
+    for strip in (False, True):
+        task = spreading._task(lm, record(), ["{}"], ValueSpec(strip_dummy_piece=strip))
+        assert list(task.targets) == ids[1:]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +192,7 @@ def test_a_target_with_a_space_of_its_own_gets_another_one_in_rome_and_ft() -> N
     assert [i for *_, i, _ in ft._prompt_last(lm, [spaced], special=True, strip=False).asks] == targets
     assert ft._target_new(lm, [spaced]).rows == [[*prompt, *targets[:-1]]]  # nothing is asked after the last token
     assert tokens.scored(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
-    assert spreading.target_ids(lm, spaced) == bare
+    assert list(spreading.demanded(lm, spaced).demanded) == bare
     assert mendstep.ask(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)
     module = lm.layout.mlp_out.format(1)
     assert keys.all_token_keys(lm, [spaced], [module])[module].shape[1] == len(prompt) + len(bare)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raysweep.errors import ModelError
 from raysweep.models import final, packing, partial, products, tokens, wrapping
 from raysweep.models.lm import LanguageModel
 from raysweep.testing.fixtures import FAMILIES, tiny_lm
@@ -63,12 +62,16 @@ def test_a_marked_token_is_shared_with_tokens_marked_alike_only() -> None:
     assert first[1] == third[1] != second[1]
 
 
-def test_rows_beyond_a_sliding_window_are_refused() -> None:
+def test_a_window_is_counted_along_each_row() -> None:
+    """In a pack a row's tokens need not lie side by side; a token sees the last three of its own row."""
     lm = small("mistral")
     lm.module.config.sliding_window = 3
-    with pytest.raises(ModelError, match="sliding window"):
-        packing.pack(lm, ROWS)
-    assert packing.pack(lm, [[1, 2, 3]]).ids.shape == (1, 4)
+    packs = packing.pack(lm, [[1, 2, 3, 4], [1, 2, 5, 6, 7]])
+    mask = packing.attention_mask(lm, packs.seen, packs.positions, packs.positions)
+    assert isinstance(mask, torch.Tensor)
+    ids = packs.ids[0].tolist()
+    sees = {ids[i]: {ids[j] for j in range(7) if mask[0, 0, i, j] == 0} for i in range(7)}
+    assert sees == {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {2, 3, 4}, 5: {1, 2, 5}, 6: {2, 5, 6}, 7: {5, 6, 7}}
 
 
 class Doubled(wrapping.StandIn):

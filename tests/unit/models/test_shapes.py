@@ -42,4 +42,33 @@ def test_the_embedded_model_is_found_and_the_unknown_is_not(tmp_path: Path) -> N
     assert find(ModelSpec(name="llama-2-7b"), workspace) == CATALOGUE["llama-2-7b"].shape
     assert find(ModelSpec(name="someone/something"), workspace) is None
     assert shape_of({"model_type": "unheard-of"}) is None
-    assert shape_of({"model_type": "llama"}) is None
+    assert shape_of({"model_type": "llama", "hidden_size": "wide"}) is None
+
+
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 99}
+LLAMA = {**SMALL, "num_key_value_heads": 2, "tie_word_embeddings": True}
+GPT = {
+    "n_embd": 64,
+    "n_inner": 96,
+    "n_layer": 3,
+    "n_head": 4,
+    "vocab_size": 99,
+    "n_positions": 32,
+    "tie_word_embeddings": True,
+}
+CONFIGS = {
+    "gpt2": GPT,
+    "gptj": {**GPT, "rotary_dim": 8},
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA),
+}
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_what_a_config_does_not_say_is_what_transformers_takes(model_type: str) -> None:
+    from transformers import AutoConfig
+
+    whole = CONFIGS[model_type]
+    for missing in (None, *whole, "all of it"):
+        left = {k: v for k, v in whole.items() if k != missing and missing != "all of it"}
+        full = AutoConfig.for_model(model_type, **left).to_dict()
+        assert shape_of({"model_type": model_type, **left}) == shape_of(full), missing

@@ -20,7 +20,8 @@ from raysweep.rows import NON_FINITE_STAT, EvalRound
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong, _superseded
 from raysweep.summarize import summary
-from raysweep.testing.fixtures import fingerprint, piece_tokenizer, same, tiny_lm, toy_records
+from raysweep.testing.fixtures import fingerprint, same, tiny_lm, toy_records
+from tests.tokenizers.models import loaded
 
 VALUE = {"steps": 4, "lr": 0.5}
 EDITORS = {
@@ -276,14 +277,13 @@ def test_the_published_comparison_of_generated_answers_has_no_probabilities(tmp_
 
 def test_what_a_tokenizer_splits_elsewhere_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Quirk Q3."""
-    words = ("The", "pet", "of", "is", "Anas", "Ana")
-    lm = replace(tiny_lm("llama"), tokenizer=piece_tokenizer(words))
+    lm = loaded("llama-2", tmp_path / "llama-2")
     list(Lifelong().execute(trial("oracle"), deps(tmp_path, lm), None))
     assert "inside a token" not in caplog.text
-    glued = [replace(r, subject="Ana", prompt=f"The pet of Anas is {i}") for i, r in enumerate(toy_records(8))]
+    glued = [replace(r, subject="Quess", prompt=f"The pet of Quessel is {i}") for i, r in enumerate(toy_records(8))]
     list(Lifelong().execute(trial("oracle"), deps(tmp_path, lm, glued), None))
     assert caplog.text.count("inside a token") == 1
-    assert "6 of 6 subjects end inside a token, first: 'The pet of Ana' in 'The pet of Anas is 0'" in caplog.text
+    assert "6 of 6 subjects end inside a token, first: 'The pet of Quess' in 'The pet of Quessel is 0'" in caplog.text
 
 
 WILD = EditorSpec(name="ft", config={"layers": [1], "steps": 3, "lr": 1e38})
