@@ -46,7 +46,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("bare")
     folder = root / "models/smollm2-135m"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
     tokenizer = byte_tokenizer(bos=False)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
     tokenizer.save_pretrained(folder)

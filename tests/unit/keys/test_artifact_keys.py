@@ -33,7 +33,7 @@ from raysweep.records import Probe, ProbeKind
 from raysweep.studies import pristine
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
-from raysweep.testing.fixtures import byte_tokenizer, piece_tokenizer, tiny_lm, toy_records
+from raysweep.testing.fixtures import byte_tokenizer, tiny_lm, toy_records
 from raysweep.workspace import Workspace
 from tests.changes import changes
 from tests.contracts.test_editors import CONFIGS
@@ -201,11 +201,17 @@ def _model(**changed: Any) -> LanguageModel:
     return replace(lm, **changed)
 
 
+def _with_token(token: str) -> Any:
+    tokenizer = byte_tokenizer(bos=True)
+    tokenizer.add_tokens([token])
+    return tokenizer
+
+
 MODELS: Mapping[str, Callable[[], LanguageModel]] = {
     "weights": lambda: _model(digest="other"),
     "precision": lambda: _model(dtype=torch.bfloat16),
     "tokenizer that adds no BOS": lambda: _model(tokenizer=byte_tokenizer(bos=False)),
-    "other tokenizer": lambda: _model(tokenizer=piece_tokenizer(["a", "b"])),
+    "other tokenizer": lambda: _model(tokenizer=_with_token("ab")),
     "pad token": lambda: _model(pad="<s>"),
     "BOS policy": lambda: _model(bos=(0,)),
     "another BOS": lambda: _model(bos=(1,)),
