@@ -24,6 +24,7 @@ BASE = {
     "rows",
     "registry",
     "lazy",
+    "processes",
     "hashing",
     "seeds",
     "workspace",

@@ -12,13 +12,15 @@ from raysweep.config.schema import TrialSpec
 from raysweep.errors import SpecError
 from raysweep.results import published
 from raysweep.results.published import Number, Ours
-from raysweep.results.tables import open_sweep
+from raysweep.results.tables import Sweep, open_sweep
 from raysweep.results.views import lines, trial_views
 from raysweep.summarize import VIEWS
 from raysweep.workspace import Workspace
 
 
-def measured(sweeps: list[str], workspace: Workspace, *, at: int = -1, everything: bool = False) -> list[Ours]:
+def measured(
+    sweeps: Sequence[str | Sweep], workspace: Workspace, *, at: int = -1, everything: bool = False
+) -> list[Ours]:
     """Return what *sweeps* retained, configuration by configuration, at every round, or at the round *at* if it is not -1.
 
     Raises:
@@ -26,7 +28,7 @@ def measured(sweeps: list[str], workspace: Workspace, *, at: int = -1, everythin
     """
     out = []
     for name in sweeps:
-        sweep = open_sweep(name, workspace, everything=everything)
+        sweep = name if isinstance(name, Sweep) else open_sweep(name, workspace, everything=everything)
         for line in lines(trial_views(sweep), at=None if at < 0 else at):
             if line.step and line.trials:
                 trial = TrialSpec.model_validate(sweep.store.about(line.trials[0].row["trial_key"])["trial"])

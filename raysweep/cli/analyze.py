@@ -9,7 +9,7 @@ import typer
 
 from raysweep.cli.options import Options
 from raysweep.cli.render import Cell, Format, render
-from raysweep.cli.show import FormatOption, SweepArgument
+from raysweep.cli.show import FormatOption, SweepArgument, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.results.tables import Sweep, open_sweep
 from raysweep.results.views import TrialView, trial_views
@@ -40,6 +40,7 @@ def command(
     mode = mode or str(found.search.get("mode", "max"))
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
+    found.leave_out_altered()
     seen = analyse(found.store, found.keys, metric=metric, mode=mode)
     rows = ranked(found, seen.rounds, metric=metric, mode=mode, at=at)
     print(render(rows, format_, title=f"{found.name} by {metric} ({mode}), {len(seen.sessions)} Ray sessions"))
@@ -53,6 +54,7 @@ def command(
     if seen.disagreements:
         typer.echo(f"Ray and our tables disagree in {len(seen.disagreements)} values", err=True)
         raise typer.Exit(3)
+    report_left_out(found)
 
 
 def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metric: str, compared: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -10,10 +11,10 @@ import typer
 from raysweep.cli.against import beside, measured
 from raysweep.cli.options import Options
 from raysweep.cli.render import Cell, Format, render
-from raysweep.cli.show import AllOption, FormatOption, Phase
+from raysweep.cli.show import AllOption, FormatOption, Phase, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.results.published import open_published
-from raysweep.results.tables import open_sweep
+from raysweep.results.tables import Sweep, open_sweep
 from raysweep.results.views import Z95, Line, TrialView, lines, paired, trial_views
 from raysweep.summarize import Estimate
 from raysweep.workspace import Workspace
@@ -48,28 +49,31 @@ def command(
         raysweep compare demo --against simie-table1 --loosely
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    opened = [open_sweep(name, workspace, everything=everything) for name in sweeps]
     if against:
         if by != "arm" or phase is not Phase.RETAINED:
             hint = "leave out --by and --phase"
             raise SpecError("published numbers are compared arm by arm, with what is retained", hint=hint)
         numbers = open_published(against, workspace)
-        ours = measured(sweeps, workspace, at=at, everything=everything)
+        ours = measured(opened, workspace, at=at)
         table, notes = beside(numbers, ours, loosely=loosely, plain=format_ in (Format.CSV, Format.JSON))
         print(render(table, format_, title=f"retained, mean ± standard error, against {against}"))
         for note in notes:
             typer.echo(f"note: {note}", err=format_ is not Format.TABLE)
+        report_left_out(*opened)
         return
     if loosely:
         raise SpecError("--loosely says how to compare with published numbers", hint="add --against NAME")
-    found = compared(sweeps, workspace, by=by, phase=phase.value, at=at, everything=everything)
+    found = compared(opened, workspace, by=by, phase=phase.value, at=at)
     if not found:
         raise SpecError(f"nothing was measured at {at} edits", hint="`raysweep show SWEEP` lists the rounds")
     title = f"{phase.value}; mean ± standard error; Δ = difference to the first row, paired, with 95% interval"
     print(render(rows(found), format_, title=title))
+    report_left_out(*opened)
 
 
 def compared(
-    sweeps: list[str], workspace: Workspace, *, by: str, phase: str, at: int, everything: bool = False
+    sweeps: Sequence[str | Sweep], workspace: Workspace, *, by: str, phase: str, at: int, everything: bool = False
 ) -> list[Line]:
     """Return the lines to compare, ordered by the values of *by*, then by configuration.
 
@@ -79,7 +83,7 @@ def compared(
     out: list[tuple[int, tuple[bool, str | float], Line]] = []
     known: set[str] = set()
     for number, name in enumerate(sweeps):
-        sweep = open_sweep(name, workspace, everything=everything)
+        sweep = name if isinstance(name, Sweep) else open_sweep(name, workspace, everything=everything)
         trials = trial_views(sweep)
         known |= {key for t in trials for key in t.point}
         for line in lines(trials, phase=phase, at=at):

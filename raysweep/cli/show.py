@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 
+from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
 from raysweep.cli.render import Cell, Format, render
+from raysweep.cli.standing import left_out_lines, unfinished_line
 from raysweep.lazy import lazy
 from raysweep.results.tables import Sweep, open_sweep
 from raysweep.results.views import MAIN, Line, lines, trial_views
@@ -52,6 +54,7 @@ def command(
     """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with standard errors, n, seeds, status and time.
 
     Round 0 is the unedited model. A time "+ … shared" was spent once, on edits that several trials took from one pass.
+    Trials whose files are damaged are left out and named; the exit code is 3 then.
 
     Example:
 
@@ -61,10 +64,23 @@ def command(
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = open_sweep(sweep, workspace, everything=everything)
     print(text(found, by=by.value, phase=phase.value, at=at, how=format_, ppl=ppl))
+    unfinished = unfinished_line(found)
+    if unfinished:
+        typer.echo(unfinished, err=format_ is not Format.TABLE)
     if plot is not None:
         lazy("raysweep.cli.plot").draw(found, plot)
         if format_ is Format.TABLE:
             print(f"plot: {plot}")
+    report_left_out(found)
+
+
+def report_left_out(*sweeps: Sweep) -> None:
+    """Name the damaged trials of *sweeps* on stderr, and leave with exit code 3 if there are any."""
+    lines = [line for sweep in sweeps for line in left_out_lines(sweep)]
+    for line in lines:
+        typer.echo(line, err=True)
+    if lines:
+        raise typer.Exit(TRIALS_FAILED)
 
 
 def text(
@@ -74,7 +90,7 @@ def text(
     trials = trial_views(sweep)
     found = lines(trials, phase=phase, by=by, at=at)
     done = sum(t.row["status"] == "DONE" for t in trials)
-    title = f"{sweep.name}: {phase}, mean ± standard error; {done} of {sweep.planned or len(trials)} trials done"
+    title = f"{sweep.name}: {phase}, mean ± standard error; {done} of {sweep.planned or len(sweep.records)} trials done"
     if any(t.row["git_dirty"] for t in trials):
         title += "; code had uncommitted changes"
     return (

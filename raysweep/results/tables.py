@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from raysweep.config.schema import TrialSpec
-from raysweep.errors import StoreError, nearest
+from raysweep.errors import DamagedError, NewerFormatError, StoreError, nearest
+from raysweep.results.drivers import drivers_at_work
 from raysweep.results.folder import Folder
 from raysweep.results.schema import (
     BELIEFS,
     POINTS,
     PROBES,
     STATS,
+    TABLES,
     TIMING,
     TRAINING,
     TRIALS,
@@ -27,32 +30,51 @@ from raysweep.results.schema import (
     upgrade,
     version_of,
 )
+from raysweep.results.state import TrialRecord, examine
 from raysweep.results.store import ResultStore
+from raysweep.results.verified import damaged_error, demand_as_written
 from raysweep.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 SUMMARY_COLUMNS = ("step", "edit_step", "superseded_step", "record_id", "probe_kind", "metric", "value")
 TRIALS_FILE = "trials.parquet"
 
 
 class Sweep:
-    """Everything one sweep has measured so far.
+    """Everything one sweep has measured so far, but for trials whose files are damaged: those are named and left out.
 
     Attributes:
         store: where it lies.
-        keys: the trials of the latest plan that have begun (every trial ever begun, if opened with ``everything``).
         planned: how many trials the latest plan has; 0 if there is no plan.
+        records: what the folder of each trial of the latest plan (or ever begun) says about it.
+        damaged: why a trial is left out, by key: its files are damaged, or of a newer raysweep.
+        arms: the arm of each of them.
     """
 
     def __init__(self, store: ResultStore, *, everything: bool = False) -> None:
         self.store = store
         plan = store.plan() or {}
-        begun = store.keys()
         order = [t["key"] for t in plan.get("trials", [])]
         self.planned = len(order)
         self.search: Mapping[str, Any] = plan.get("search", {})
-        known = set(begun)
-        self.keys = tuple(k for k in order if k in known) if order and not everything else begun
+        drivers = drivers_at_work(store.folder)
+        wanted = dict.fromkeys(order) if order and not everything else store.keys()
+        self.records = {key: examine(store.folder, key, drivers=drivers) for key in wanted}
+        self.damaged = {key: r.status.reason for key, r in self.records.items() if r.status.reason}
+        begun = {key: r.about.arm for key, r in self.records.items() if r.about is not None}
+        self.arms: Mapping[str, str] = {**begun, **{t["key"]: t["arm"] for t in plan.get("trials", [])}}
         self.name = str(plan.get("sweep") or store.folder.base.rpartition("/")[2])
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The undamaged trials that have begun, of the latest plan (or ever, if opened with ``everything``)."""
+        return tuple(k for k, r in self.records.items() if r.about is not None and k not in self.damaged)
+
+    def leave_out_altered(self) -> None:
+        """Compare every file of every trial with what was written; the trials whose files were altered go to :attr:`damaged`."""
+        for table in (t for t in TABLES if t is not TRIALS):
+            self._whole_files(table)
 
     def probes(self) -> pa.Table:
         """Return every measured value (schema ``probes``)."""
@@ -80,7 +102,7 @@ class Sweep:
 
     def trials(self) -> pa.Table:
         """Return one row per trial (schema ``trials``), with a column per swept key and per resolved value."""
-        return trials_table(self.store, self.keys)
+        return trials_table(self.store, self.keys, self.records)
 
     def write_trials(self) -> str:
         """Rebuild ``trials.parquet``; return its path."""
@@ -90,7 +112,22 @@ class Sweep:
         return self.store.folder.path(TRIALS_FILE)
 
     def _table(self, table: TableSchema) -> pa.Table:
-        return read_fragments(self.store, table, [n for key in self.keys for n in self.store.fragments(table, key)])
+        files = self._whole_files(table)
+        for key, reason in self.damaged.items():
+            log.warning("trial %s is left out of %s: %s", key, table.name, reason)
+        return _read(self.store, table, files)
+
+    def _whole_files(self, table: TableSchema) -> list[str]:
+        """Return the files of *table* of the trials whose files of it are as written; note the others."""
+        files: list[str] = []
+        for key in self.keys:
+            names = self.store.fragments(table, key)
+            try:
+                demand_as_written(self.store.folder, table, names)
+                files += names
+            except (DamagedError, NewerFormatError) as error:
+                self.damaged[key] = error.message
+        return files
 
 
 def open_sweep(name: str | Path, workspace: Workspace | None = None, *, everything: bool = False) -> Sweep:
@@ -115,8 +152,13 @@ def read_fragments(store: ResultStore, table: TableSchema, names: Sequence[str])
     """Return the fragments *names* as one table, in that order.
 
     Raises:
-        StoreError: a fragment is truncated, or of another table or a newer version.
+        StoreError: a fragment is truncated, of another trial, table or newer version, or not as it was written.
     """
+    demand_as_written(store.folder, table, names)
+    return _read(store, table, names)
+
+
+def _read(store: ResultStore, table: TableSchema, names: Sequence[str]) -> pa.Table:
     filesystem = store.folder.filesystem
     by_version: dict[int, list[str]] = {}
     for name in names:
@@ -151,12 +193,9 @@ def _first_bad(store: ResultStore, names: Sequence[str]) -> str:
 
 
 def _unreadable(store: ResultStore, name: str, error: Exception) -> StoreError:
-    folder = store.folder.path(name.partition("/")[0])
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return StoreError(
-        f"{store.folder.path(name)} is truncated or damaged ({reason})",
-        hint=f"delete {folder} and run the same command again",
-    )
+    key, _, file = name.partition("/")
+    return damaged_error(store.folder, key, [file], f"truncated or damaged ({reason})")
 
 
 def trial_columns(store: ResultStore, key: str) -> dict[str, list[Any]]:
@@ -165,13 +204,18 @@ def trial_columns(store: ResultStore, key: str) -> dict[str, list[Any]]:
     return {name: table.column(name).to_pylist() for name in SUMMARY_COLUMNS}
 
 
-def trials_table(store: ResultStore, keys: Iterable[str]) -> pa.Table:
-    """Return the trials table of *keys*, ordered by arm and key."""
+def trials_table(store: ResultStore, keys: Iterable[str], records: Mapping[str, TrialRecord] | None = None) -> pa.Table:
+    """Return the trials table of *keys*, ordered by arm and key; *records* are what their folders say, if that is known.
+
+    Raises:
+        StoreError: one of them was never begun, or its ``trial.json`` is damaged.
+    """
     rows, extras = [], []
     for key in keys:
-        about = store.about(key)
-        trial = TrialSpec.model_validate(about["trial"])
-        status = store.status(key)
+        record = (records or {}).get(key) or examine(store.folder, key)
+        if record.about is None or record.spec is None:
+            raise StoreError(record.status.reason or f"{store.folder.path(key)} holds no trial")
+        about, trial, status = record.about.model_dump(), record.spec, record.status
         rows.append(
             {**_fixed(trial, about), "status": status.state.value, "step": status.step, "error": status.error or None}
         )

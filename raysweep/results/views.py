@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.results.schema import PROBES, TIMING
 from raysweep.results.tables import Sweep, read_fragments, seconds_by_phase
 from raysweep.rows import SHARED
@@ -76,14 +77,21 @@ class Line:
 
 
 def trial_views(sweep: Sweep) -> list[TrialView]:
-    """Return every trial of *sweep* as measured, in the order of the plan, else by arm."""
+    """Return every trial of *sweep* as measured, in the order of the plan, else by arm.
+
+    A trial whose tables are damaged is left out, and its reason put into ``sweep.damaged``.
+    """
     found = []
     table = {row["trial_key"]: row for row in sweep.trials().to_pylist()}
     for key in sweep.keys if sweep.planned and len(table) <= sweep.planned else table:
         row = table[key]
         store = sweep.store
-        probes = read_fragments(store, PROBES, store.fragments(PROBES, key))
-        timing = read_fragments(store, TIMING, store.fragments(TIMING, key))
+        try:
+            probes = read_fragments(store, PROBES, store.fragments(PROBES, key))
+            timing = read_fragments(store, TIMING, store.fragments(TIMING, key))
+        except (DamagedError, NewerFormatError) as error:
+            sweep.damaged[key] = error.message
+            continue
         rounds = tuple(json.loads(row["spec.protocol.rounds"]))
         measured = measure(probes, rounds, int(row["batch_size"]))
         seen = tuple(r for r in rounds if any(step == r for _, step in measured))

@@ -13,7 +13,8 @@ from raysweep.cli.display import Display
 from raysweep.config.schema import ModelSpec, ResourceSpec
 from raysweep.errors import SpecError
 from raysweep.tune.deps import ModelPool
-from raysweep.tune.launch import Outcome, request
+from raysweep.tune.launch import Outcome
+from raysweep.tune.sessions import request
 
 
 class Toy:
