@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raysweep.errors import BusyError, StoreError
+from raysweep.errors import BusyError, StoreError, UnwritableError
 from raysweep.processes import ProcessId, this_process, user_name
 from raysweep.results.folder import Folder
 
@@ -213,7 +213,12 @@ class DriverLock:
 
     def _write(self, *, running: bool) -> None:
         content: Mapping[str, Any] = {**self._content, "running": running}
-        self.folder.write_json(self._name, content)
+        try:
+            self.folder.write_json(self._name, content)
+        except (
+            UnwritableError
+        ):  # a driver that just ended may have removed the empty folder between two steps of the writing
+            self.folder.write_json(self._name, content)
 
     def _remove(self) -> None:
         with suppress(StoreError, OSError):
