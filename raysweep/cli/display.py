@@ -82,7 +82,10 @@ class Display:
     def round(self, key: str, result: Mapping[str, Any]) -> None:
         """Note a round; print it where there is no live display."""
         row = self.rows[key]
-        row.done, row.summary, row.ended = int(result["step"]), result, bool(result.get("done"))
+        row.done, row.ended = int(result["step"]), bool(result.get("done"))
+        row.summary = {
+            name: result[name] for name in SHOWN if name in result
+        }  # of many trials, so no more than is shown
         if result.get("replayed"):
             row.began = 0.0  # its edits were made in another trial's time
         if self._live is None:

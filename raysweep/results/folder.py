@@ -16,6 +16,8 @@ from pyarrow import fs
 
 from raysweep.errors import StoreError, UnwritableError
 
+_PROBE, _ASIDE = ".probe-", ".deleted-"  # beginnings of names that a reader never lists
+
 
 class Folder:
     """A folder in which every file appears complete or not at all.
@@ -158,9 +160,20 @@ class Folder:
             for name in there:
                 self.filesystem.delete_dir(self.path(name))
         elif there:
-            aside = f".deleted-{uuid.uuid4().hex[:8]}"
+            aside = f"{_ASIDE}{uuid.uuid4().hex[:8]}"
             move_aside([Path(self.path(name)) for name in there], Path(self.path(aside)))
             shutil.rmtree(self.path(aside))
+
+    def drop_drafts(self, name: str = "") -> None:
+        """Delete what a killed process left in the folder *name*: half-written files, and folders it was about to delete."""
+        if self.local is None:
+            return  # an object store shows no half-written file
+        for pattern in (".*.tmp", f"{_PROBE}*", f"{_ASIDE}*"):
+            for path in Path(self.path(name)).glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def drop_if_empty(self, name: str) -> None:
         """Delete the folder *name* if nothing is in it; an object store has no empty folders."""
@@ -175,7 +188,7 @@ class Folder:
 
     def check_writable(self) -> None:
         """Raise :class:`UnwritableError` unless a file can be written here and deleted again."""
-        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        probe = f"{_PROBE}{uuid.uuid4().hex[:8]}"
         self.write(probe, b"raysweep")
         self.delete(probe)
 

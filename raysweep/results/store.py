@@ -238,6 +238,7 @@ class ResultStore:
         self.folder.write_json(f"{key}/{TIMES}", {"format": FORMAT, "files": listed(times)})
         self.folder.write_json(f"{key}/{State.DONE}.json", {"format": FORMAT, "step": step, "files": listed(facts)})
         self._files.pop(key, None)
+        self.folder.drop_drafts(key)
         if not keep_snapshot:
             self.folder.delete(f"{key}/{SNAPSHOT}")
             self._drop_snapshots(key)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from raysweep.config.plan import Plan, PlannedTrial
-from raysweep.errors import RunFailedError, StoreError
+from raysweep.errors import RunFailedError, StoreError, UnwritableError
 from raysweep.lazy import lazy
 from raysweep.results.drivers import DriverLock
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
@@ -128,6 +128,7 @@ def run_sweep(
     halt = threading.Event()
     lock = DriverLock(store.folder, anyway=options.anyway, on_lost=halt.set)
     with lock:
+        store.folder.drop_drafts()
         store.plan()  # one of a newer raysweep is an error, not overwritten
         if options.fresh:
             _forget(store, table.values())
@@ -140,35 +141,59 @@ def _run(
     store: ResultStore, table: Mapping[str, PlannedTrial], plan: Plan, workspace: Workspace, options: Options,
     watcher: Watcher | None, lock: DriverLock,
 ) -> bool:  # fmt: skip
-    """Run what is not done, starting over where Ray gives up; return whether that was interrupted."""
+    """Run what is not done; return whether that was interrupted.
+
+    Once more, in a new Ray, where Ray gave up, or where trials have no end: Tune drops one whose process died while it took that
+    over from another trial.
+    """
     for attempt in range(RESTARTS + 1):
         first = attempt == 0
         todo = pending(store, table, retry=options.retry and first, repair=options.repair and first)
-        if not todo or lock.lost:
+        if not todo or lock.lost or not (first or _is_writable(store)):
             return False
+        if not first:
+            log.warning("%d trials have no end; running them once more", len(todo))
         for key in todo:
             store.reopen(key)
         try:
-            with running_ray(options.address):
-                sessions = lazy("raysweep.tune.sessions").Sessions(
-                    store, table, plan.sweep, workspace, options, watcher, lambda: lock.lost
-                )
-                if watcher is not None:
-                    watcher.begin()
-                try:
-                    return bool(sessions.run(todo))
-                finally:
-                    if watcher is not None:
-                        watcher.end()
+            if _run_in_ray(store, todo, table, plan, workspace, options, watcher, lock):
+                return True
         except RuntimeError as error:
             if not lock.check():
                 return False
             if attempt == RESTARTS:
                 raise RunFailedError(f"Ray gave up: {first_line(error)}", hint="run the same command again") from error
-            log.warning("Ray gave up (%s); going on with what is not done", first_line(error))
+            log.warning("Ray gave up (%s)", first_line(error))
         except KeyboardInterrupt:
             return True
     return False
+
+
+def _run_in_ray(
+    store: ResultStore, todo: Sequence[str], table: Mapping[str, PlannedTrial], plan: Plan, workspace: Workspace,
+    options: Options, watcher: Watcher | None, lock: DriverLock,
+) -> bool:  # fmt: skip
+    """Start or join a Ray and run the trials *todo*; return whether that was interrupted."""
+    with running_ray(options.address):
+        sessions = lazy("raysweep.tune.sessions").Sessions(
+            store, table, plan.sweep, workspace, options, watcher, lambda: lock.lost
+        )
+        if watcher is not None:
+            watcher.begin()
+        try:
+            return bool(sessions.run(todo))
+        finally:
+            if watcher is not None:
+                watcher.end()
+
+
+def _is_writable(store: ResultStore) -> bool:
+    try:
+        store.folder.check_writable()
+    except UnwritableError as error:
+        log.warning("%s", error.message)
+        return False
+    return True
 
 
 def _forget(store: ResultStore, trials: Iterable[PlannedTrial]) -> None:

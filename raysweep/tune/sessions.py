@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
+from ray.util.debug import disable_log_once_globally
 
 from raysweep.config.plan import PlannedTrial
 from raysweep.config.schema import ResourceSpec, SweepSpec
@@ -57,6 +58,7 @@ class Sessions:
         self, store: ResultStore, table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
         options: Options, watcher: Watcher | None, halted: Callable[[], bool],
     ) -> None:  # fmt: skip
+        disable_log_once_globally()  # Ray remembers every line it might log twice, and makes one for each trial
         self.store, self.table, self.resources = store, table, sweep.resources
         self.options, self.watcher, self.halted = options, watcher, halted
         available = ray.cluster_resources()

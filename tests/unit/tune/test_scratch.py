@@ -1,4 +1,4 @@
-"""Ray's scratch folder: private, gone afterwards, and gone at the next start where its driver was killed; strangers' folders stay."""
+"""Ray's scratch folder: private, gone afterwards, and gone at the next start where its driver was killed; others' folders stay."""
 
 from __future__ import annotations
 
