@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 SHARED = "_shared"
 """Ends the name of a phase that several trials went through together: each has its seconds in full, so do not add them up."""
 
+NON_FINITE_STAT = "non_finite/"
+"""Begins the name of a StatRow that counts NaN and infinite entries of a weight; there is none where all are finite."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeRow:
@@ -27,7 +30,7 @@ class ProbeRow:
         probe_name: tells probes of one kind apart (``novel``, ``same_subject``, ``hop2``).
         probe_index: position of the probe in its record.
         metric: name of the metric.
-        value: its value; None = the probe had no scorable position.
+        value: its value; None = the probe had no scorable position; NaN = undefined, the logits were not finite.
         n_tokens: answer positions compared.
         prompt_digest: 16 hex digits over prompt and target.
         answer: what the model answered at the compared positions (arg-max tokens, decoded).

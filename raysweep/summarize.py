@@ -2,6 +2,9 @@
 
 Words: *retained* = measured at a round on every record written so far and not superseded; *immediate* = measured while
 ``step - edit_step < batch_size``, over all records written up to the round. Both are differences of columns, not code paths.
+
+A view is *undefined* in a phase where one of its values is not a finite number (NaN: the logits were not finite; infinity: a
+perplexity that fp64 cannot hold). It then has no mean: the mean of the others would flatter the editor.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ VIEWS: dict[str, tuple[str, str]] = {
     "rel_logprob": ("efficacy", "target_logprob"),
     "ppl": ("efficacy", "ppl"),
 }
+PHASES = ("retained", "immediate")  # of a round after an edit, in the order in which they are looked for
 GEO_ALPHA = 2.0  # SimIE paper, Geo = exp(alpha (Loc - 1)) Rel Gen
 
 
@@ -57,12 +61,16 @@ def estimate(values: NDArray[np.float64]) -> Estimate:
 
 
 def per_record(columns: Columns, mask: NDArray[np.bool_], view: str) -> dict[str, float]:
-    """Return the mean over a record's probes of *view*, for each record in *mask* (missing values left out)."""
+    """Return the mean over a record's probes of *view*, for each record in *mask* (missing values left out).
+
+    It is not finite where a value is not.
+    """
     kind, metric = VIEWS[view]
     kinds = np.asarray(columns["probe_kind"], dtype=object)
     metrics = np.asarray(columns["metric"], dtype=object)
+    missing = np.array([v is None for v in columns["value"]], dtype=bool)
     values = np.array([math.nan if v is None else float(v) for v in columns["value"]], dtype=np.float64)  # type: ignore[arg-type]
-    keep = mask & (kinds == kind) & (metrics == metric) & ~np.isnan(values)
+    keep = mask & (kinds == kind) & (metrics == metric) & ~missing
     records = np.asarray(columns["record_id"], dtype=object)[keep]
     sums: dict[str, list[float]] = {}
     for record, value in zip(records, values[keep], strict=True):
@@ -87,7 +95,7 @@ def phase_masks(columns: Columns, step: int, batch_size: int) -> dict[str, NDArr
 
 
 def record_values(columns: Columns, step: int, batch_size: int) -> dict[str, dict[str, float]]:
-    """Return ``{"retained/rel": {record_id: value}, …}`` at the round at *step*; empty views are left out.
+    """Return ``{"retained/rel": {record_id: value}, …}`` at the round at *step*; empty and undefined views are left out.
 
     ``avg`` is the mean of rel, gen and loc of the records that have all three.
     """
@@ -95,13 +103,17 @@ def record_values(columns: Columns, step: int, batch_size: int) -> dict[str, dic
     for phase, mask in phase_masks(columns, step, batch_size).items():
         for view in VIEWS:
             values = per_record(columns, mask, view)
-            if values:
+            if values and all(map(math.isfinite, values.values())):
                 found[f"{phase}/{view}"] = values
-        triple = [found.get(f"{phase}/{view}", {}) for view in ("rel", "gen", "loc")]
-        both = [r for r in triple[0] if r in triple[1] and r in triple[2]]
-        if both:
-            found[f"{phase}/avg"] = {r: sum(t[r] for t in triple) / 3 for r in both}
+        average = averages(*(found.get(f"{phase}/{view}", {}) for view in ("rel", "gen", "loc")))
+        if average:
+            found[f"{phase}/avg"] = average
     return found
+
+
+def averages(rel: Mapping[str, float], gen: Mapping[str, float], loc: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean of the three values of each record that has all of them."""
+    return {r: sum(part[r] for part in (rel, gen, loc)) / 3 for r in rel if r in gen and r in loc}
 
 
 def geo(rel: float, gen: float, loc: float) -> float:
@@ -109,9 +121,17 @@ def geo(rel: float, gen: float, loc: float) -> float:
     return math.exp(GEO_ALPHA * (loc - 1.0)) * rel * gen
 
 
-def summary(columns: Columns, step: int, batch_size: int) -> dict[str, float]:
-    """Return ``{"retained/rel": mean, …}`` at one round, with ``geo``, and median and exp-mean-nll beside a mean PPL."""
+def summary(columns: Columns, step: int, batch_size: int, *, phases: Collection[str] = PHASES) -> dict[str, float]:
+    """Return ``{"retained/rel": mean, …}`` at one round, with ``geo``, and median and exp-mean-nll beside a mean PPL.
+
+    Args:
+        columns: the trial's probe rows, column by column.
+        step: of the round.
+        batch_size: records per call of the editor.
+        phases: those that the trial's study has (``raysweep.studies.phases``).
+    """
     values = record_values(columns, step, batch_size)
+    values = {name: v for name, v in values.items() if name.partition("/")[0] in {*phases, "pristine"}}
     out = {name: mean(v.values()) for name, v in values.items()}
     for phase in ("retained", "immediate", "pristine"):
         if all(f"{phase}/{v}" in out for v in ("rel", "gen", "loc")):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,12 +39,16 @@ _BASE = ["A_TF_case", "B_TF_case", "not_A_case", "A_and_B_case", "B_and_A_case",
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """The points that one arm edited apart, and what its models answered before and after each edit."""
+    """The points that one arm edited apart, and what its models answered before and after each edit.
+
+    ``state`` says where its trials stand if they are not simply done: what is missing is then missing from the means too.
+    """
 
     name: str
     points: Sequence[EvalPoint]
     before: Replies
     after: Replies
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,7 @@ class Stage:
     Attributes:
         expected: the agent's probabilities by question, point by point, given every edit so far.
         targets: what each question asked for.
+        state: as of :class:`Arm`.
     """
 
     arm: str
@@ -61,16 +67,37 @@ class Stage:
     replies: Replies
     expected: Sequence[Mapping[str, float]]
     targets: Sequence[Mapping[str, str]]
+    state: str = ""
+
+
+def finite(replies: Replies) -> bool:
+    """Tell whether all of *replies* come from finite logits; else what is told by them is undefined."""
+    return not any(math.isnan(reply.probability) for own in replies for reply in own.values())
+
+
+def undefined(row: Row) -> Row:
+    """Return *row* with every mean undefined (NaN): the mean over the others would flatter the editor."""
+    return {name: replace(cell, mean=math.nan) if isinstance(cell, Estimate) else cell for name, cell in row.items()}
+
+
+def with_state(name: str, arms: Sequence[Arm | Stage]) -> dict[str, Cell]:
+    """Return the columns that name an arm; with its state where one of *arms* is not simply done."""
+    named = {arm.arm if isinstance(arm, Stage) else arm.name: arm.state for arm in arms}
+    return {"arm": name, **({"state": named[name] or "done"} if any(named.values()) else {})}
 
 
 def tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
     """Return the tables by the published names of their files (without ending); ours have names of their own."""
     scored = {arm.name: scores.score(arm.points, arm.before, arm.after) for arm in arms}
     first = arms[0]
+    sound = {arm.name: finite(arm.after) for arm in arms}
 
     def edits(groups: Sequence[str], times: Iterable[str] = ("pre-edit", "post-edit", "delta")) -> list[Row]:
         return [
-            {"arm": name, **_line(line)}
+            {
+                **with_state(name, arms),
+                **(_line(line) if sound[name] or line.time == "pre-edit" else undefined(_line(line))),
+            }
             for name, own in scored.items()
             for line in scores.table(own, groups)
             if line.time in times
@@ -94,7 +121,7 @@ def tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
         "fixing_updates_results": edits(("fixing",), two),
         "table_breaking_vs_fixing_results": edits(("breaking", "fixing"), two),
         "downstream_answers": [
-            {"arm": arm.name, "n": fate["known"].n, **fate}
+            {**with_state(arm.name, arms), "n": fate["known"].n, **(fate if sound[arm.name] else undefined(fate))}
             for arm in arms
             if (fate := scores.fates(arm.points, arm.before, arm.after))
         ],
@@ -206,17 +233,16 @@ def lifelong_rows(stages: Sequence[Stage]) -> list[Row]:
         ]
         means = scores.means([*numbers, *logical])
         changed = means.get("changed")
-        rows.append(
-            {
-                "arm": stage.arm,
-                "edits": stage.step,
-                "n": len(stage.points),
-                **{short: means.get(name) for name, short in _SHORT.items() if name != "req_prob"},
-                "n: answer changes": changed.n if changed else 0,
-                "new answer": changed,
-                "old answer": means.get("kept"),
-            }
-        )
+        row: Row = {
+            **with_state(stage.arm, stages),
+            "edits": stage.step,
+            "n": len(stage.points),
+            **{short: means.get(name) for name, short in _SHORT.items() if name != "req_prob"},
+            "n: answer changes": changed.n if changed else 0,
+            "new answer": changed,
+            "old answer": means.get("kept"),
+        }
+        rows.append(row if finite(stage.replies) else undefined(row))
     return rows
 
 

@@ -8,32 +8,37 @@ from dataclasses import replace
 
 from raysweep.cli.render import Cell
 from raysweep.cli.show import NAMES
+from raysweep.cli.sweeps import Prefixed, opened
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import SpecError
 from raysweep.results import published
 from raysweep.results.published import Number, Ours
-from raysweep.results.tables import Sweep, open_sweep
-from raysweep.results.views import lines, trial_views
+from raysweep.results.views import MAIN, lines, trial_views
 from raysweep.summarize import VIEWS
 from raysweep.workspace import Workspace
 
+RETAINED = "retained"
+
 
 def measured(
-    sweeps: Sequence[str | Sweep], workspace: Workspace, *, at: int = -1, everything: bool = False
+    sweeps: Sequence[str | Prefixed], workspace: Workspace, *, at: int = -1, everything: bool = False
 ) -> list[Ours]:
     """Return what *sweeps* retained, configuration by configuration, at every round, or at the round *at* if it is not -1.
 
     Raises:
-        SpecError: nothing was measured.
+        SpecError: nothing was measured, or nothing is retained in the study of a sweep.
     """
     out = []
-    for name in sweeps:
-        sweep = name if isinstance(name, Sweep) else open_sweep(name, workspace, everything=everything)
-        for line in lines(trial_views(sweep), at=None if at < 0 else at):
+    for sweep, prefix in opened(sweeps, workspace, everything=everything):
+        trials = trial_views(sweep)
+        without = next((t.row["study"] for t in trials if RETAINED not in t.phases), None)
+        if without is not None:
+            told = f"published numbers are of what is retained; study '{without}' of '{sweep.name}' retains nothing"
+            raise SpecError(told, hint="name a sweep of a lifelong study")
+        for line in lines(trials, phase=RETAINED, at=None if at < 0 else at):
             if line.step and line.trials:
                 trial = TrialSpec.model_validate(sweep.store.about(line.trials[0].row["trial_key"])["trial"])
-                label = line.label if len(sweeps) == 1 else f"{sweep.name}: {line.label}"
-                out.append(Ours(replace(line, label=label), trial))
+                out.append(Ours(replace(line, label=f"{prefix}{line.label}"), trial))
     if not out:
         raise SpecError("nothing was measured after an edit", hint="`raysweep show SWEEP` lists the rounds")
     return out
@@ -54,7 +59,7 @@ def beside(
         in_common = not loosely and any(published.same_arm(n, o.trial) for n in numbers for o in ours)
         raise SpecError(f"nothing was measured as published; {why}", hint=hint if in_common else "")
     table = [_row(one, number, plain=plain, loosely=loosely) for one, number in found]
-    return table, [*_notes(found, loosely=loosely), *_left_out(found, ours)]
+    return table, [*_notes(found, loosely=loosely), *_left_out(found, ours), *_states(ours)]
 
 
 def _row(one: Ours, number: Number, *, plain: bool, loosely: bool) -> dict[str, Cell]:
@@ -121,6 +126,19 @@ def _lambdas(found: Sequence[tuple[Ours, Number]]) -> list[str]:
 
 def _left_out(found: Sequence[tuple[Ours, Number]], ours: Sequence[Ours]) -> list[str]:
     """Return a note on our configurations that have no published counterpart."""
-    there = {o.line.label for o, _ in found}
+    there = {o.line.label for o, _ in found} | {o.line.label for o in ours if o.line.undefined}
     left = [label for label in dict.fromkeys(o.line.label for o in ours) if label not in there]
     return [f"without a published counterpart: {', '.join(left)}"] if left else []
+
+
+def _states(ours: Sequence[Ours]) -> list[str]:
+    """Return a note per configuration of ours that is not done under every seed, or not in finite numbers."""
+    states = {o.line.label: o.line for o in ours}
+    told = []
+    for label, line in states.items():
+        views = sorted(
+            {NAMES.get(v, v.capitalize()) for o in ours if o.line.label == label for v in o.line.undefined & {*MAIN}}
+        )
+        if line.status != "done":
+            told.append(f"{label}: {line.status}{'; undefined: ' + ', '.join(views) if views else ''}")
+    return told

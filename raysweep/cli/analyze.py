@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
+from raysweep.cli import notes
 from raysweep.cli.options import Options
-from raysweep.cli.render import Cell, Format, render
+from raysweep.cli.plan import counted
+from raysweep.cli.render import UNDEFINED, Cell, Format, render
 from raysweep.cli.show import FormatOption, SweepArgument, report_left_out
 from raysweep.errors import SpecError, nearest
+from raysweep.results.rounds import Labelled, chosen_round, state
 from raysweep.results.tables import Sweep, open_sweep
-from raysweep.results.views import TrialView, trial_views
+from raysweep.results.views import TrialView, groups, trial_views
+from raysweep.studies import default_metric, phases
+
+Logged = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what Ray logged: key → step → values
 
 
 def command(
@@ -20,7 +28,7 @@ def command(
     sweep: SweepArgument,
     metric: Annotated[str, typer.Option("--metric", help="Default: the search space's own.")] = "",
     mode: Annotated[str, typer.Option("--mode", help="max or min; default: the search space's own.")] = "",
-    at: Annotated[int | None, typer.Option("--at", help="Only this round; default: each trial's last.")] = None,
+    at: Annotated[int | None, typer.Option("--at", help="The round; -1 or none = the last one in common.")] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Open every session with ray.tune.ExperimentAnalysis: all trials ranked by a metric, and the best one.
@@ -36,16 +44,22 @@ def command(
 
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = open_sweep(sweep, workspace)
-    metric = metric or str(found.search.get("metric", "retained/avg"))
+    trials = trial_views(found)
+    metric = metric or _metric(found, trials)
     mode = mode or str(found.search.get("mode", "max"))
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
-    found.leave_out_altered()
     seen = analyse(found.store, found.keys, metric=metric, mode=mode)
-    rows = ranked(found, seen.rounds, metric=metric, mode=mode, at=at)
-    print(render(rows, format_, title=f"{found.name} by {metric} ({mode}), {len(seen.sessions)} Ray sessions"))
+    named = groups(trials, by="trial")
+    step = chosen_round(named, -1 if at is None else at)
+    rows, left = ranked(named, seen.rounds, metric=metric, mode=mode, step=step)
+    title = f"{found.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
+    print(render([*rows, *left], format_, title=title))
     if format_ is Format.TABLE:
-        _conclude(rows, seen.best if at is None else None, metric, seen.compared)
+        _conclude(rows, seen.best, metric)
+        if not seen.disagreements:
+            print(f"Ray's log and our tables agree ({seen.compared} values compared)")
+    notes.tell([*unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_)
     missing = [k for k in found.keys if k not in seen.rounds]
     if missing:
         typer.echo(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
@@ -57,38 +71,68 @@ def command(
     report_left_out(found)
 
 
-def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metric: str, compared: int) -> None:
-    if best is not None and best[1] == rows[0][metric]:  # a killed driver's state may lag behind its logs
-        print(f"best trial by ExperimentAnalysis: {best[0]}  {metric} = {best[1]:.4f}")
-    elif rows:
-        print(f"best trial: {rows[0]['trial']}  {metric} = {rows[0][metric]:.4f}")
-    print(f"Ray's log and our tables agree ({compared} values compared)")
+def _metric(sweep: Sweep, trials: Sequence[TrialView]) -> str:
+    """Return what the plan ranks by, if the trials' study has it, else what the study does."""
+    planned, study = str(sweep.search.get("metric", "")), next((str(t.row["study"]) for t in trials), "")
+    return planned if planned.partition("/")[0] in phases(study) else default_metric(study)
 
 
-def ranked(sweep: Sweep, rounds: object, *, metric: str, mode: str, at: int | None) -> list[dict[str, Cell]]:
-    """Return one row per trial of the sweep's latest plan, best first.
+def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metric: str) -> None:
+    if not rows:
+        print(f"best trial: none; {metric} is undefined everywhere")
+        return
+    agreed = best is not None and best[1] == rows[0][metric]  # a killed driver's state may lag behind its logs
+    key = best[0] if best is not None and agreed else rows[0]["trial"]
+    names = " = ".join(str(row["arm"]) for row in rows if row["trial"] == key)  # it may stand at several
+    print(f"best trial{' by ExperimentAnalysis' if agreed else ''}: {key} ({names})  {metric} = {rows[0][metric]:.4f}")
+
+
+def unranked(left: Sequence[Mapping[str, Cell]], metric: str, step: int) -> list[str]:
+    """Return notes on why trials have no rank, besides those that are not finite."""
+    without = {row["trial"] for row in left if row["edits"] is None}
+    unlogged = {row["trial"] for row in left if row["edits"] is not None and row[metric] is None}
+    reasons = {f"have no round {step}": without, f"have no {metric} in Ray's log at round {step}": unlogged}
+    return [f"not ranked: {counted(len(keys), 'trial', 'trials')} that {why}" for why, keys in reasons.items() if keys]
+
+
+def ranked(
+    named: Labelled, rounds: Logged, *, metric: str, mode: str, step: int
+) -> tuple[list[dict[str, Cell]], list[dict[str, Cell]]]:
+    """Return one row per trial of the sweep's latest plan, best first, and apart from them those that have no rank.
+
+    All values are of one round. Without a rank are trials that were not measured there, and those whose metric is undefined
+    because their weights or logits are not finite.
+
+    Args:
+        named: each trial alone, with a label.
+        rounds: what Ray logged, by key and step.
+        metric: the value to rank by.
+        mode: ``max`` or ``min``.
+        step: the round.
 
     Raises:
         SpecError: no trial has the metric.
     """
-    assert isinstance(rounds, dict)
-    trials: dict[str, TrialView] = {t.row["trial_key"]: t for t in trial_views(sweep)}
+    phase, _, view = metric.partition("/")
     out: list[dict[str, Cell]] = []
+    left: list[dict[str, Cell]] = []
     names: set[str] = set()
-    for key, trial in trials.items():
-        steps = rounds.get(key, {})
-        step = at if at is not None else max(steps, default=None)
-        row = steps.get(step, {})
-        names |= {n for n in row if "/" in n and not n.startswith(("point/", "config/"))}
-        if not isinstance(row.get(metric), float) or row[metric] != row[metric]:
-            continue
-        point = " ".join(f"{k}={v}" for k, v in trial.point.items())
-        out.append({
-            "trial": key, "arm": trial.row["arm"], "point": point, "seed": trial.seed, "edits": step,
-            metric: row[metric],
-            "status": str(trial.row["status"]).lower(), "seconds": float(row["time_total_s"]),
-        })  # fmt: skip
-    if not out:
-        raise SpecError(f"no trial has logged '{metric}'" + (f" at {at}" if at is not None else ""),
-                        hint=nearest(metric, names))  # fmt: skip
-    return sorted(out, key=lambda r: -float(r[metric]) if mode == "max" else float(r[metric]))  # type: ignore[arg-type]
+    for _, (trial,) in named:
+        key = str(trial.row["trial_key"])
+        logged = rounds.get(key, {}).get(step, {})
+        names |= {n for n in logged if "/" in n and not n.startswith(("point/", "config/"))}
+        known = step in trial.rounds
+        undefined = view in trial.undefined.get((phase, step), ())
+        value = logged.get(metric)
+        row: dict[str, Cell] = {
+            "trial": key, "arm": trial.row["arm"], "point": " ".join(f"{k}={v}" for k, v in trial.point.items()),
+            "seed": trial.seed, "edits": step if known else None, metric: UNDEFINED if undefined else None,
+            "status": state(trial), "seconds": float(logged.get("time_total_s", math.nan)),
+        }  # fmt: skip
+        if known and not undefined and isinstance(value, float) and math.isfinite(value):
+            out.append({**row, metric: value})
+        else:
+            left.append(row)
+    if not out and not any(row[metric] == UNDEFINED for row in left):
+        raise SpecError(f"no trial has logged '{metric}' at {step}", hint=nearest(metric, names))
+    return sorted(out, key=lambda r: -float(r[metric]) if mode == "max" else float(r[metric])), left  # type: ignore[arg-type]

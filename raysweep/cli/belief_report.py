@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -51,13 +52,15 @@ def command(
     for name in _PRINTED:
         if name in tables:
             print(render([_means(row) for row in tables[name]], Format.TABLE, title=name), end="\n\n")
+    for label, state in beliefs.states(found).items():
+        print(f"note: {label}: {state}")
     print(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
     report_left_out(found)
 
 
 def _means(row: Row) -> Row:
-    """Return *row* for a terminal: means without their errors."""
-    return {name: cell.mean if isinstance(cell, Estimate) else cell for name, cell in row.items()}
+    """Return *row* for a terminal: means without their errors; undefined ones stay, so that they are said."""
+    return {n: c.mean if isinstance(c, Estimate) and not math.isnan(c.mean) else c for n, c in row.items()}
 
 
 def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:

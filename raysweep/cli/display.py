@@ -15,8 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.results.store import HEARTBEAT
+from raysweep.summarize import PHASES
 
-SHOWN = ("retained/rel", "retained/gen", "retained/loc")
+SHOWN = ("rel", "gen", "loc")
 
 
 @dataclass(slots=True)
@@ -83,9 +84,8 @@ class Display:
         """Note a round; print it where there is no live display."""
         row = self.rows[key]
         row.done, row.ended = int(result["step"]), bool(result.get("done"))
-        row.summary = {
-            name: result[name] for name in SHOWN if name in result
-        }  # of many trials, so no more than is shown
+        kept = [name for name in result if name.rpartition("/")[2] in SHOWN or name == "non_finite_step"]
+        row.summary = {name: result[name] for name in kept}  # no more than is shown: there may be many trials
         if result.get("replayed"):
             row.began = 0.0  # its edits were made in another trial's time
         if self._live is None:
@@ -126,6 +126,8 @@ class Display:
             f"trials {ended}/{len(self.rows)}   edits {done}/{total}   {rate:.2f} edits/s   {_clock(seconds)}   {left}"
         )
         table = Table.grid(padding=(0, 2))
+        for _ in range(4):
+            table.add_column(overflow="fold")
         for key in sorted(live):
             row = self.rows[key]
             table.add_row(row.label, f"{live[key]}/{row.total}", _scores(row.summary).strip(), beats[key][1])
@@ -143,8 +145,11 @@ class Display:
 
 
 def _scores(result: Mapping[str, Any]) -> str:
-    names = {k: k.rpartition("/")[2].capitalize() for k in SHOWN}
-    parts = [f"{names[k]} {float(result[k]):.2f}" for k in SHOWN if k in result]
+    """Return a round's Rel, Gen and Loc in the first phase that it has, and from where on it is not finite."""
+    phase = next((p for p in PHASES if any(f"{p}/{view}" in result for view in SHOWN)), "")
+    parts = [f"{v.capitalize()} {float(result[f'{phase}/{v}']):.2f}" for v in SHOWN if f"{phase}/{v}" in result]
+    if result.get("non_finite_step") is not None:
+        parts.append(f"not finite from step {int(result['non_finite_step'])}")
     return "  " + " ".join(parts) if parts else ""
 
 

@@ -8,7 +8,7 @@ import typer
 
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
-from raysweep.cli.run import announce, display
+from raysweep.cli.run import announce, display, labels, summarise
 from raysweep.cli.validate import SetOption
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import sweep_of
@@ -75,10 +75,8 @@ def command(
         missing = _run(found, store, workspace, repair=repair)
     sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
     sweep.write_trials()
-    print()
-    print(lazy("raysweep.cli.show").text(sweep, how=lazy("raysweep.cli.render").Format.TABLE))
-    print(f"results: {store.folder.location}")
-    for line in lazy("raysweep.cli.standing").damage_lines(missing, {t.key: t.arm for t in found.trials}):
+    summarise(sweep, store.folder.location)
+    for line in lazy("raysweep.cli.standing").damage_lines(missing, labels(found.names)):
         typer.echo(line, err=True)
     if missing:
         raise typer.Exit(TRIALS_FAILED)
@@ -89,7 +87,7 @@ def _run(found: Plan, store: ResultStore, workspace: Workspace, *, repair: bool)
     launch, runner, deps = lazy("raysweep.tune.launch"), lazy("raysweep.results.runner"), lazy("raysweep.tune.deps")
     store.plan()  # one of a newer raysweep is an error, not overwritten
     shown = display(found, store, announce(found, store, fresh=False))
-    launch.write_plan(store, found)
+    store.write_plan(found.as_json(), "")
     table = {t.key: t for t in found.trials}
     todo = [key for key in table if key in set(launch.pending(store, table, retry=True, repair=repair))]
     for key in todo:
@@ -105,6 +103,7 @@ def _run(found: Plan, store: ResultStore, workspace: Workspace, *, repair: bool)
             reports = runner.replay(planned.trial, store) if ended else runner.run_trial(planned, effects, store, mates)
             for report in reports:
                 result = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
+                result |= {"non_finite_step": report.non_finite_step}
                 shown.round(planned.key, {**result, "failure": report.error} if report.error else result)
             shown.stopped(planned.key)
     finally:

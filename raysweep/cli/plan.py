@@ -13,7 +13,8 @@ import typer
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, PlannedTrial, plan
+from raysweep.config.names import TrialName
+from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
@@ -77,6 +78,7 @@ def as_json(found: Plan, statuses: Sequence[tuple[str, str]]) -> dict[str, Any]:
                 "key": t.key,
                 "arm": t.arm,
                 "point": dict(t.point),
+                "names": [{"arm": n.arm, "point": dict(n.point)} for n in found.names if n.key == t.key],
                 "share": t.share,
                 "status": status,
                 **({"reason": reason} if reason else {}),
@@ -95,15 +97,21 @@ def _table(found: Plan, statuses: Sequence[tuple[str, str]], workspace: Workspac
     from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table("arm", "point", "key", "status", box=box.SIMPLE_HEAD, title=f"sweep {found.sweep.name}")
+    table = Table(box=box.SIMPLE_HEAD, title=f"sweep {found.sweep.name}")
+    for column in ("arm", "point"):
+        table.add_column(column, overflow="fold")  # nothing is cut: two names may differ in their ends only
+    for column in ("key", "status"):
+        table.add_column(column, no_wrap=True)
     states = [state for state, _ in statuses]
-    for trial, state in zip(found.trials, states, strict=True):
-        table.add_row(Text(trial.arm), Text(_point(trial)), trial.key, state)
+    by_key = dict(zip((t.key for t in found.trials), states, strict=True))
+    for name in found.names:
+        table.add_row(Text(name.arm), Text(_point(name)), name.key, by_key[name.key])
     console.print(table)
     for rounds, batch, arms in _protocols(found):
         console.print(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}", markup=False, soft_wrap=True)
     damaged = {t.key: reason for t, (_, reason) in zip(found.trials, statuses, strict=True) if reason}
-    lines = lazy("raysweep.cli.standing").damage_lines(damaged, {t.key: t.arm for t in found.trials}) if damaged else ()
+    called = {n.key: n.arm for n in reversed(found.names)}
+    lines = lazy("raysweep.cli.standing").damage_lines(damaged, called) if damaged else ()
     for note in (*found.notes, *lines):
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     estimates = lazy("raysweep.cli.estimates")
@@ -129,14 +137,15 @@ def counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
 
 
-def _point(trial: PlannedTrial) -> str:
-    return "  ".join(f"{k}={v}" for k, v in trial.point.items())
+def _point(name: TrialName) -> str:
+    return "  ".join(f"{k}={v}" for k, v in name.point.items())
 
 
 def _protocols(found: Plan) -> list[tuple[list[int], int, list[str]]]:
     """Return each protocol once, with the arms that have it."""
     arms: dict[tuple[tuple[int, ...], int], dict[str, None]] = {}
-    for trial in found.trials:
-        protocol = trial.trial.protocol
-        arms.setdefault((protocol.rounds, protocol.batch_size), {})[trial.arm] = None
+    protocols = {trial.key: trial.trial.protocol for trial in found.trials}
+    for name in found.names:
+        protocol = protocols[name.key]
+        arms.setdefault((protocol.rounds, protocol.batch_size), {})[name.arm] = None
     return [(list(rounds), batch, list(names)) for (rounds, batch), names in arms.items()]

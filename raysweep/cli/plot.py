@@ -1,4 +1,4 @@
-"""Retained Rel, Gen, Loc and Avg over edits, one line per configuration with its 95% band."""
+"""Rel, Gen, Loc and Avg over edits, one line per configuration with its 95% band."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from raysweep.results.rounds import Configuration, status
 from raysweep.results.tables import Sweep
 from raysweep.results.views import Z95, Line, groups, lines, trial_views
 
@@ -20,8 +21,16 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 MARKERS = "osD^vPX*"
 
 
-def draw(sweep: Sweep, path: Path) -> None:
-    """Draw the four panels into *path*; plain editors are dashed, wrapped ones solid."""
+def draw(sweep: Sweep, path: Path, *, phase: str | None = None) -> None:
+    """Draw the four panels into *path*; plain editors are dashed, wrapped ones solid.
+
+    Undefined values leave a gap at the end of a curve; the legend has the state of what is not done, or not finite.
+
+    Args:
+        sweep: what is drawn.
+        path: the picture.
+        phase: as in :func:`raysweep.results.views.lines`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -29,16 +38,18 @@ def draw(sweep: Sweep, path: Path) -> None:
 
     trials = trial_views(sweep)
     found: dict[str, list[Line]] = {label: [] for label, _ in groups(trials)}
-    for line in lines(trials):
-        if line.step > 0:
+    for line in lines(trials, phase=phase):
+        if line.step > 0 and line.trials:
             found[line.label].append(line)
+    legend = {label: _legend(label, members) for label, members in groups(trials)}
     figure, axes = pyplot.subplots(1, 4, figsize=(14, 3.9), sharey=True, sharex=True, dpi=150)
     styles = dict(zip(found, zip(cycle(OKABE_ITO), cycle(MARKERS), strict=False), strict=False))
     for axis, (view, title) in zip(axes, PANELS.items(), strict=True):
         for label, points in found.items():
             color, marker = styles[label]
             wrapped = any("+" in str(t.row["editor"]) for line in points for t in line.trials)
-            _curve(axis, [p for p in points if view in p.cells], view, label, color, marker, "-" if wrapped else "--")
+            shown = [p for p in points if view in p.cells]
+            _curve(axis, shown, view, legend[label], color, marker, "-" if wrapped else "--")
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("edits so far")
         axis.set_ylim(-0.03, 1.03)
@@ -47,14 +58,22 @@ def draw(sweep: Sweep, path: Path) -> None:
             axis.spines[side].set_visible(False)
     axes[0].set_ylabel("mean over records so far")
     handles, labels = axes[0].get_legend_handles_labels()
-    seeds = len({t.seed for t in trials})
+    seeds = len({t.seed for points in found.values() for line in points for t in line.trials})
+    phases = " and ".join(dict.fromkeys(line.phase for points in found.values() for line in points))
     columns = min(max(len(labels), 1), 6)
     figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=10)
-    figure.suptitle(f"{sweep.name}: {seeds} seed{'' if seeds == 1 else 's'}, bands are 95% intervals", fontsize=12)
+    figure.suptitle(
+        f"{sweep.name}, {phases}: {seeds} seed{'' if seeds == 1 else 's'}, bands are 95% intervals", fontsize=12
+    )
     figure.tight_layout(rect=(0, 0.06 + 0.05 * math.ceil(len(labels) / columns), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
     pyplot.close(figure)
+
+
+def _legend(label: str, members: Configuration) -> str:
+    state = status(members)
+    return label if state == "done" else f"{label} [{state}]"
 
 
 def _curve(axis: Any, points: list[Line], view: str, label: str, color: str, marker: str, style: str) -> None:

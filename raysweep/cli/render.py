@@ -28,6 +28,8 @@ class Format(StrEnum):
     LATEX = "latex"
 
 
+UNDEFINED = "undefined"
+WIDEST = 100_000
 Cell = Estimate | float | int | str | None
 Row = Mapping[str, Cell]
 
@@ -57,6 +59,8 @@ def shown(cell: Cell) -> str:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "–"
     if isinstance(cell, Estimate):
+        if math.isnan(cell.mean):
+            return UNDEFINED
         mean = _number(cell.mean)
         return mean if math.isnan(cell.se) else f"{mean} ± {_number(cell.se)}"
     return _number(cell) if isinstance(cell, float) else str(cell)
@@ -89,7 +93,9 @@ def _table(names: Sequence[str], rows: Sequence[Row], title: str) -> str:
     for row in rows:
         table.add_row(*(Text(shown(row[n])) for n in names))
     text = io.StringIO()
-    Console(file=text, width=max(80, sum(len(n) + 18 for n in names)), highlight=False).print(table)
+    console = Console(file=text, width=WIDEST, highlight=False)
+    width = max(80, console.measure(table).maximum)  # nothing is cut: a label without its end may be another's
+    console.print(table, width=width)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))
 
 

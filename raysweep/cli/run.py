@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
+from raysweep.config import names
+from raysweep.config.names import TrialName
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
@@ -17,6 +20,7 @@ from raysweep.workspace import Workspace
 if TYPE_CHECKING:
     from raysweep.cli.display import Display
     from raysweep.results.store import ResultStore
+    from raysweep.results.tables import Sweep
     from raysweep.tune.launch import Outcome
 
 
@@ -64,7 +68,7 @@ def announce(found: Plan, store: ResultStore, *, fresh: bool) -> dict[str, int]:
     states = {t.key: store.status(t.key, t.trial.protocol.rounds) for t in found.trials}
     behind = {} if fresh else {k: s.step for k, s in states.items() if s.step}
     done = 0 if fresh else sum(s.state == "DONE" for s in states.values())
-    arms = lazy("raysweep.cli.plan").counted(len({t.arm for t in found.trials}), "arm", "arms")
+    arms = lazy("raysweep.cli.plan").counted(len({n.arm for n in found.names}), "arm", "arms")
     print(f"sweep {found.sweep.name}: {lazy('raysweep.cli.plan').extent(found)}, {arms}; {done} trials done")
     for note in found.notes:
         print(f"note: {note}")
@@ -76,7 +80,7 @@ def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
     from rich.console import Console
 
     shown: Display = lazy("raysweep.cli.display").Display(
-        {t.key: label(t.arm, t.point) for t in found.trials},
+        labels(found.names),
         {t.key: t.trial.protocol.rounds[-1] for t in found.trials},
         printer=lambda line: print(line, flush=True),
         folder=store.folder.local,
@@ -87,18 +91,32 @@ def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
     return shown
 
 
-def label(arm: str, point: object) -> str:
-    """Return ``memit+simie lam=10 seed=0``."""
-    assert hasattr(point, "items")
-    return " ".join([arm, *(f"{k.rpartition('.')[2]}={v}" for k, v in point.items())])
+def labels(places: Sequence[TrialName]) -> dict[str, str]:
+    """Return what to call each trial, by key: ``memit+simie lam=10 seed=0``, with all names of one that has several."""
+    texts = names.labels([(n.arm, names.without_seed(n.point)) for n in places])
+    by_key: dict[str, list[str]] = {}
+    for name, text in zip(places, texts, strict=True):
+        seed = f" seed={name.point['seed']}" if "seed" in name.point else ""
+        by_key.setdefault(name.key, []).append(f"{text}{seed}")
+    return {key: " = ".join(of) for key, of in by_key.items()}
 
 
-def conclude(outcome: Outcome, found: Plan, workspace: Workspace) -> None:
-    """Print the table, where the results lie, and what is missing."""
-    show, tables, render = lazy("raysweep.cli.show"), lazy("raysweep.results.tables"), lazy("raysweep.cli.render")
-    if outcome.done or len(outcome.absent) < len(found.trials):
-        print()
-        print(show.text(tables.open_sweep(outcome.results, workspace), how=render.Format.TABLE))
-    print(f"results: {outcome.results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
-    for line in lazy("raysweep.cli.standing").missing_lines(outcome, {t.key: t.arm for t in found.trials}):
+def summarise(found: Sweep, results: str) -> None:
+    """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
+    trials = lazy("raysweep.results.views").trial_views(found)
+    print()
+    print(lazy("raysweep.cli.show").text(found, how=lazy("raysweep.cli.render").Format.TABLE, trials=trials))
+    print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
+    for note in lazy("raysweep.cli.notes").non_finite(trials):
+        typer.echo(f"warning: {note}", err=True)
+
+
+def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
+    """Print the table, where the results lie, what is missing and what is no number."""
+    if not (outcome.lost and len(outcome.absent) == len(plan.trials)):
+        summarise(lazy("raysweep.results.tables").open_sweep(outcome.results, workspace), outcome.results)
+    arms: dict[str, str] = {}
+    for name in plan.names:
+        arms.setdefault(name.key, name.arm)
+    for line in lazy("raysweep.cli.standing").missing_lines(outcome, labels(plan.names), arms):
         typer.echo(line, err=True)

@@ -10,20 +10,23 @@ from typing import Annotated
 
 import typer
 
+from raysweep.cli import notes
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
-from raysweep.cli.render import Cell, Format, render
-from raysweep.cli.standing import left_out_lines, unfinished_line
+from raysweep.cli.render import UNDEFINED, Cell, Format, render
+from raysweep.cli.standing import left_out_lines
 from raysweep.lazy import lazy
 from raysweep.results.tables import Sweep, open_sweep
-from raysweep.results.views import MAIN, Line, lines, trial_views
+from raysweep.results.views import MAIN, Line, TrialView, all_lines, trial_views
 
 NAMES = {"ppl": "PPL", "ppl_median": "PPL median", "ppl_expmean": "PPL exp-mean"}
 SweepArgument = Annotated[
     str, typer.Argument(metavar="SWEEP", help="Name of a sweep, or the folder or URI of its results.")
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
-AllOption = Annotated[bool, typer.Option("--all", help="Also trials of earlier versions of the search space.")]
+AllOption = Annotated[
+    bool, typer.Option("--all", help="Also trials of earlier plans, under the names they were begun with.")
+]
 
 
 class By(StrEnum):
@@ -40,12 +43,17 @@ class Phase(StrEnum):
     IMMEDIATE = "immediate"
 
 
+PhaseOption = Annotated[
+    Phase | None, typer.Option("--phase", help="When a record is measured; default: what the study is about.")
+]
+
+
 def command(
     ctx: typer.Context,
     sweep: SweepArgument,
-    at: Annotated[int | None, typer.Option("--at", help="Only this round; -1 = the last.")] = None,
+    at: Annotated[int | None, typer.Option("--at", help="Only this round; -1 = the last one in common.")] = None,
     by: Annotated[By, typer.Option("--by", help="arm pools the seeds; trial does not.")] = By.ARM,
-    phase: Annotated[Phase, typer.Option("--phase", help="When a record is measured.")] = Phase.RETAINED,
+    phase: PhaseOption = None,
     format_: FormatOption = Format.TABLE,
     plot: Annotated[Path | None, typer.Option("--plot", help="Also draw Rel, Gen, Loc, Avg over edits.")] = None,
     ppl: Annotated[bool, typer.Option("--ppl", help="Perplexity columns too (csv and json always have them).")] = False,
@@ -54,7 +62,8 @@ def command(
     """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with standard errors, n, seeds, status and time.
 
     Round 0 is the unedited model. A time "+ … shared" was spent once, on edits that several trials took from one pass.
-    Trials whose files are damaged are left out and named; the exit code is 3 then.
+    Arms have the names of the latest `raysweep run`. Trials whose files are damaged are named and have no numbers; the exit
+    code is 3 then.
 
     Example:
 
@@ -63,12 +72,14 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = open_sweep(sweep, workspace, everything=everything)
-    print(text(found, by=by.value, phase=phase.value, at=at, how=format_, ppl=ppl))
-    unfinished = unfinished_line(found)
-    if unfinished:
-        typer.echo(unfinished, err=format_ is not Format.TABLE)
+    chosen = phase.value if phase else None
+    trials = trial_views(found)
+    shown = all_lines(trials, phase=chosen, by=by.value, at=at)
+    print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl))
+    told = [*notes.non_finite(trials), *(notes.missing_rounds(shown) if at is not None else []), *notes.outdated(found)]
+    notes.tell(told, format_)
     if plot is not None:
-        lazy("raysweep.cli.plot").draw(found, plot)
+        lazy("raysweep.cli.plot").draw(found, plot, phase=chosen)
         if format_ is Format.TABLE:
             print(f"plot: {plot}")
     report_left_out(found)
@@ -84,34 +95,42 @@ def report_left_out(*sweeps: Sweep) -> None:
 
 
 def text(
-    sweep: Sweep, *, by: str = "arm", phase: str = "retained", at: int | None = None, how: Format, ppl: bool = False
+    sweep: Sweep, *, by: str = "arm", phase: str | None = None, at: int | None = None, how: Format, ppl: bool = False,
+    trials: Sequence[TrialView] | None = None,
+) -> str:  # fmt: skip
+    """Return the arms × rounds table of *sweep* as text; *trials* are its own, if they are read already."""
+    trials = trial_views(sweep) if trials is None else trials
+    return table(sweep, trials, all_lines(trials, phase=phase, by=by, at=at), phase=phase, how=how, ppl=ppl)
+
+
+def table(
+    sweep: Sweep, trials: Sequence[TrialView], found: Sequence[Line], *, phase: str | None, how: Format, ppl: bool
 ) -> str:
-    """Return the arms × rounds table of *sweep* as text."""
-    trials = trial_views(sweep)
-    found = lines(trials, phase=phase, by=by, at=at)
-    done = sum(t.row["status"] == "DONE" for t in trials)
-    title = f"{sweep.name}: {phase}, mean ± standard error; {done} of {sweep.planned or len(sweep.records)} trials done"
+    """Return the lines *found* of the *trials* of *sweep* as text."""
+    if not any(line.trials for line in found):
+        return f"{sweep.name}: nothing was measured yet"
+    done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
+    count = len({t.row["trial_key"] for t in trials})
+    phases = phase or " and ".join(dict.fromkeys(t.phases[0] for t in trials))
+    title = f"{sweep.name}: {phases}, mean ± standard error; {done} of {count} trials done"
     if any(t.row["git_dirty"] for t in trials):
         title += "; code had uncommitted changes"
-    return (
-        render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title)
-        if found
-        else f"{sweep.name}: nothing was measured yet"
-    )
+    return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title)
 
 
 def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:
     """Return *found* as rows of a table; views that no line has are left out; *plain* = for a program."""
-    views = [v for v in (*MAIN, *(NAMES if ppl or plain else ())) if any(v in line.cells for line in found)]
+    views = [v for v in (*MAIN, *(NAMES if ppl or plain else ())) if any(v in (*x.cells, *x.undefined) for x in found)]
     return [
         {
             "arm": line.label,
-            "edits": line.step,
+            "edits": line.step if line.trials else None,
             **({"phase": line.phase} if plain else {}),
-            **{NAMES.get(v, v.capitalize()): line.cells.get(v) for v in views},
-            "n": line.n,
-            "seeds": len(line.seeds),
+            **{NAMES.get(v, v.capitalize()): cell(line, v, plain=plain) for v in views},
+            "n": line.n if line.cells else None,
+            **seeds(line, plain=plain),
             "status": line.status,
+            **({"non_finite_step": first_non_finite(line)} if plain else {}),
             **({"seconds_per_edit": line.per_edit} if plain else {"s/edit": line.per_edit}),
             **(
                 {"seconds": line.seconds, "seconds_shared": line.shared}
@@ -121,6 +140,24 @@ def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> li
         }
         for line in found
     ]
+
+
+def cell(line: Line, view: str, *, plain: bool = False) -> Cell:
+    """Return the estimate of *view*; ``undefined``, or nothing for a program, where it is; nothing where there is none."""
+    return UNDEFINED if view in line.undefined and not plain else line.cells.get(view)
+
+
+def seeds(line: Line, *, plain: bool = False) -> dict[str, Cell]:
+    """Return how many seeds were measured, and of how many."""
+    measured = len(line.trials)
+    if plain:
+        return {"seeds": measured, "seeds_planned": line.members}
+    return {"seeds": measured if measured == line.members else f"{measured} of {line.members}"}
+
+
+def first_non_finite(line: Line) -> int | None:
+    """Return the first step at which a trial of *line* was not finite, or None."""
+    return min((t.row["non_finite_step"] for t in line.trials if t.row["non_finite_step"] is not None), default=None)
 
 
 def clock(seconds: float) -> str:

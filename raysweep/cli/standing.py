@@ -14,30 +14,20 @@ if TYPE_CHECKING:
 SHOWN = 10  # lines of one kind; the rest is counted
 
 
-def damage_lines(damaged: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
-    """Return a line per trial that is named with what is wrong with it: its arm, its key, the reason."""
-    lines = [f"damaged: {arms.get(key, 'trial')} {key}: {reason}" for key, reason in damaged.items()]
+def damage_lines(damaged: Mapping[str, str], called: Mapping[str, str]) -> list[str]:
+    """Return a line per trial of *damaged*: what it is *called*, its key, what is wrong with it."""
+    lines = [f"damaged: {called.get(key, 'trial')} {key}: {reason}" for key, reason in damaged.items()]
     return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"… and {len(lines) - SHOWN} more"]
 
 
 def left_out_lines(sweep: Sweep) -> list[str]:
-    """Return what to say of the trials of *sweep* that its tables leave out; empty if there are none."""
+    """Return what to say of the trials of *sweep* whose files are damaged; empty if there are none."""
     if not sweep.damaged:
         return []
+    called = lazy("raysweep.cli.run").labels(sweep.places)
     count = _counted(len(sweep.damaged), "damaged trial is", "damaged trials are")
     cure = f"`raysweep run {sweep.name}` makes what it can, with --repair also what was altered, again"
-    return [*damage_lines(sweep.damaged, sweep.arms), f"{count} left out; {cure}"]
-
-
-def unfinished_line(sweep: Sweep) -> str:
-    """Return which arms of *sweep* have trials that were interrupted or never begun; empty if none has."""
-    states = {key: record.status.state for key, record in sweep.records.items()}
-    parts = []
-    for word, state in (("interrupted", "INTERRUPTED"), ("not begun", "ABSENT")):
-        keys = [key for key in states if states[key] == state]
-        if keys:
-            parts.append(f"{word}: {by_arm(keys, sweep.arms)}")
-    return "; ".join(parts)
+    return [*damage_lines(sweep.damaged, called), f"{count} left out; {cure}"]
 
 
 def by_arm(keys: Iterable[str], arms: Mapping[str, str]) -> str:
@@ -53,16 +43,16 @@ def by_arm(keys: Iterable[str], arms: Mapping[str, str]) -> str:
     return ", ".join(f"{arm} ({_counted(count, 'trial', 'trials')})" for arm, count in counts.items())
 
 
-def missing_lines(outcome: Outcome, arms: Mapping[str, str]) -> list[str]:
+def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
     """Return, for a run that did not do everything, what is missing and what makes it."""
     lines = []
     for key, error in list(outcome.failed.items())[:SHOWN]:
         where = f"{outcome.results}/{key}/FAILED.json"
-        lines.append(f"failed: {key}: {error.splitlines()[0]}  (traceback in {where})")
+        lines.append(f"failed: {called.get(key, key)}: {next(iter(error.splitlines()), '')}  (traceback in {where})")
     if outcome.failed:
         count = _counted(len(outcome.failed), "trial", "trials")
         lines.append(f"{count} failed; mend the cause and add --retry to the same command")
-    lines += damage_lines(outcome.damaged, arms)
+    lines += damage_lines(outcome.damaged, called)
     if outcome.altered:
         count = _counted(len(outcome.altered), "finished trial has", "finished trials have")
         lines.append(f"{count} altered tables; add --repair to the same command to make them again")

@@ -6,12 +6,14 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from raysweep.config.bind import Binder, Point
 from raysweep.config.components import Components
+from raysweep.config.names import TrialName, unique
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
 from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec, without_paths
@@ -31,8 +33,8 @@ class PlannedTrial:
     """One trial and where it came from.
 
     Attributes:
-        arm: the arm's name.
-        point: the swept keys and their values.
+        arm: the name of the first arm that it stands in (``Plan.names`` has them all).
+        point: the swept keys and their values there.
         trial: the trial.
         share: names what its edits depend on: trials with the same may run in one pass; empty = none may.
         kin: the same without seed and order, where each edit is its record's alone: such passes may share single
@@ -61,11 +63,30 @@ class Plan:
         sweep: what was planned.
         trials: the trials.
         notes: what the reader should know (points that came to the same trial).
+        places: every arm and point, with the key of its trial; empty = each trial has one, its own.
     """
 
     sweep: SweepSpec
     trials: tuple[PlannedTrial, ...]
     notes: tuple[str, ...] = ()
+    places: tuple[TrialName, ...] = ()
+
+    @property
+    def names(self) -> tuple[TrialName, ...]:
+        """Every arm and point, in their order; a key comes as often as it has names."""
+        return self.places or tuple(map(name_of, self.trials))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return ``plan.json``: which trials there are, what they are called, and what they were planned from."""
+        source = self.sweep.source
+        return {
+            "sweep": self.sweep.name,
+            "study": self.sweep.study,
+            "search": self.sweep.search.model_dump(mode="json"),
+            "file": str(Path(source.file).absolute()) if source.text else "",
+            "overrides": list(source.overrides),
+            "trials": [name.as_json() for name in self.names],
+        }
 
     @property
     def passes(self) -> tuple[tuple[PlannedTrial, ...], ...]:
@@ -74,6 +95,11 @@ class Plan:
         for trial in self.trials:
             found.setdefault(trial.share or trial.key, []).append(trial)
         return tuple(tuple(group) for group in found.values())
+
+
+def name_of(trial: PlannedTrial) -> TrialName:
+    """Return the arm and point of *trial*."""
+    return TrialName(trial.arm, trial.point, trial.key, trial.trial.seed, trial.trial.protocol.rounds)
 
 
 def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None = None) -> Plan:
@@ -89,8 +115,9 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
     """
     components = components or Components.installed()
     binder = Binder(sweep, workspace, components)
-    binder.problems += [*_check_space(sweep, components), *_check_metric(sweep)]
+    binder.problems += [*_check_space(sweep, components), *_check_metric(sweep, components)]
     trials: dict[str, PlannedTrial] = {}
+    names: list[TrialName] = []
     notes: list[str] = []
     for arm in sweep.arms:
         same = 0
@@ -99,8 +126,10 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
             if trial is None:
                 continue
             same += trial.key in trials
+            planned = PlannedTrial(arm.name, point, trial)
+            names.append(name_of(planned))
             if trial.key not in trials:
-                trials[trial.key] = _with_sharing(PlannedTrial(arm.name, point, trial), components)
+                trials[trial.key] = _with_sharing(planned, components)
                 if not sweep.resources.share:
                     trials[trial.key] = replace(trials[trial.key], share="", kin="")
         if same:
@@ -110,7 +139,8 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
     whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
     if sweep.resources.shards > 1 and whole:
         notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
-    return Plan(sweep, tuple(trials.values()), tuple(notes))
+    search = sweep.search.model_copy(update={"metric": sweep.search.metric or _metrics(sweep, components)[0]})
+    return Plan(sweep.model_copy(update={"search": search}), tuple(trials.values()), tuple(notes), unique(names))
 
 
 def _with_sharing(planned: PlannedTrial, components: Components) -> PlannedTrial:
@@ -245,12 +275,19 @@ def _check_path(
     return [problem(place, said, f"write {{grid: […]}}; keys with a path: {', '.join(known) or 'none'}")]
 
 
-def _check_metric(sweep: SweepSpec) -> list[Problem]:
+def _metrics(sweep: SweepSpec, components: Components) -> list[str]:
+    """Return the values that a round's summary may have in the study of *sweep*, the study's own choice first."""
+    summarize = lazy("raysweep.summarize")
+    study = components.studies.get(sweep.study) if sweep.study in components.studies else None
+    phases = getattr(study, "phases", summarize.PHASES)
+    views = (*summarize.VIEWS, "avg", "geo", "ppl_median", "ppl_expmean")
+    return [getattr(study, "metric", f"{phases[0]}/avg"), *(f"{phase}/{view}" for phase in phases for view in views)]
+
+
+def _check_metric(sweep: SweepSpec, components: Components) -> list[Problem]:
     """Return what is wrong with ``search.metric``: it must be one of the values a round's summary has."""
-    views = (*lazy("raysweep.summarize").VIEWS, "avg", "geo", "ppl_median", "ppl_expmean")
-    known = [f"{phase}/{view}" for phase in ("retained", "immediate") for view in views]
-    metric = sweep.search.metric
-    if metric in known:
+    metric, known = sweep.search.metric, _metrics(sweep, components)
+    if not metric or metric in known:
         return []
     place = sweep.source.value(("search", "metric"))
     return [problem(place, f"search.metric: no round has a value '{metric}'", nearest(metric, known))]

@@ -208,14 +208,14 @@ class SearchSpec(Spec):
         sampler: ``grid`` (only grids) or ``random`` (drawn domains get ``samples`` draws per arm).
         samples: draws per arm that has a drawn domain.
         seed: of the draws.
-        metric: the summary value that ``analyze`` and schedulers rank by.
+        metric: the summary value that ``analyze`` and schedulers rank by; empty = the study's own (the plan resolves it).
         mode: whether more or less of it is better.
     """
 
     sampler: Literal["grid", "random"] = "grid"
     samples: Count = 1
     seed: int = 0
-    metric: str = "retained/avg"
+    metric: str = ""
     mode: Literal["max", "min"] = "max"
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from raysweep.evals.metrics import NON_FINITE
 from raysweep.evals.scoring import Scores, score
 from raysweep.models import final, partial, tokens
 from raysweep.models.lm import LanguageModel
@@ -15,6 +16,8 @@ from raysweep.records import Probe
 
 def generate(lm: LanguageModel, prompts: Sequence[str], lengths: Sequence[int], *, batch: int = 64) -> list[list[int]]:
     """Continue each prompt greedily by at most ``lengths[i]`` tokens; an end-of-text token ends a row early (and is kept).
+
+    So does ``NON_FINITE``, which is written where the logits are not finite.
 
     The whole row is recomputed at each step, so a memory editor sees what it saw when it was written; padding is on the right,
     and a row's result does not depend on its neighbours.
@@ -32,11 +35,13 @@ def _by_length(row: tuple[tuple[int, ...], int]) -> tuple[int, tuple[int, ...], 
 
 
 def _continue(lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], int]]) -> list[list[int]]:
-    end = lm.tokenizer.eos_token_id
+    ends_row = {lm.tokenizer.eos_token_id, NON_FINITE}
     written: list[list[int]] = [[] for _ in rows]
     while True:
         open_rows = [
-            i for i, (_, m) in enumerate(rows) if len(written[i]) < m and not (written[i] and written[i][-1] == end)
+            i
+            for i, (_, m) in enumerate(rows)
+            if len(written[i]) < m and not (written[i] and written[i][-1] in ends_row)
         ]
         if not open_rows:
             return written
@@ -44,9 +49,11 @@ def _continue(lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], int]]) ->
         ends = [(j, len(row) - 1) for j, row in enumerate(asked)]
         with torch.no_grad():
             hidden = final.states(lm, asked, [len(rows[i][0]) - 1 for i in open_rows], ends)
-            best = partial.logits(lm, hidden).argmax(-1).tolist()
-        for i, token in zip(open_rows, best, strict=True):
-            written[i].append(token)
+            logits = partial.logits(lm, hidden)
+            best = logits.argmax(-1)
+            finite = logits.gather(-1, best[:, None])[:, 0].isfinite()  # the arg-max of a row with a NaN is a NaN
+        for i, token, known in zip(open_rows, best.tolist(), finite.tolist(), strict=True):
+            written[i].append(token if known else NON_FINITE)
 
 
 def score_generated(
@@ -55,7 +62,8 @@ def score_generated(
     """Return one :class:`~raysweep.evals.scoring.Scores` per probe whose ``answers`` the model wrote itself.
 
     ``labels`` and ``logprob`` are the teacher-forced ones, so the target's ids carry their joining space. Where a row ended
-    early, the missing answers are -1, which is no token and so never counts as a match with a label.
+    early, the missing answers are -1, which is no token and so never counts as a match with a label. Where logits were not
+    finite, written or teacher-forced, the first answer that cannot be told is ``NON_FINITE``.
 
     Args:
         lm: the model.
@@ -70,9 +78,17 @@ def score_generated(
     scores = score(lm, probes, batch=batch)
     written = generate(lm, [p.prompt for p in probes], [len(s.labels) for s in scores], batch=batch)
     return [
-        replace(s, answers=(*w, *[-1] * (len(s.labels) - len(w))), text=tokens.decode(lm, w))
+        replace(s, answers=_answers(w if s.finite else [NON_FINITE], len(s.labels)), text=_text(lm, w))
         for s, w in zip(scores, written, strict=True)
     ]
+
+
+def _answers(written: Sequence[int], length: int) -> tuple[int, ...]:
+    return (*written, *[-1] * (length - len(written)))
+
+
+def _text(lm: LanguageModel, written: Sequence[int]) -> str:
+    return tokens.decode(lm, [token for token in written if token >= 0])
 
 
 def _published(lm: LanguageModel, probes: Sequence[Probe], batch: int) -> list[Scores]:
@@ -81,5 +97,5 @@ def _published(lm: LanguageModel, probes: Sequence[Probe], batch: int) -> list[S
     out = []
     for probe, wanted, found in zip(probes, labels, written, strict=True):
         answers = [*[-1] * len(wanted), *tokens.encode(lm, probe.prompt), *found][-len(wanted) :]
-        out.append(Scores(tuple(wanted), tuple(answers), float("nan"), tokens.decode(lm, found)))
+        out.append(Scores(tuple(wanted), tuple(answers), float("nan"), _text(lm, found)))
     return out

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 Needs = Literal["target", "base"]
+NON_FINITE = -2
+"""Stands for the answered id where the logits were not finite: the arg-max of NaN or infinity says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a metric sees: ids of the target, ids answered, ids the pristine model answered, log-probability of the target."""
+    """What a metric sees: ids of the target, ids answered, ids the pristine model answered, log-probability of the target.
+
+    An id of -1 stands for an answer that is missing, :data:`NON_FINITE` for one that cannot be told.
+    """
 
     labels: Sequence[int]
     answers: Sequence[int]
@@ -36,9 +41,17 @@ class Metric:
     function: Callable[[Answer], float]
 
     def __call__(self, answer: Answer) -> float | None:
-        """Return the value, or None if no position was compared, or none was asked for its probability."""
-        value = self.function(answer) if answer.labels else None
-        return None if value is None or math.isnan(value) else value
+        """Return the value; None if no position was compared, or none was asked for its probability.
+
+        NaN says that the value is undefined: the logits behind an answer, or behind the pristine answer that it is compared
+        with, were not finite.
+        """
+        if not answer.labels:
+            return None
+        if NON_FINITE in answer.answers or (self.needs == "base" and NON_FINITE in answer.base):
+            return math.nan
+        value = self.function(answer)
+        return None if math.isnan(value) else value
 
 
 METRICS: dict[str, Metric] = {}
@@ -58,31 +71,35 @@ def metric(
     return enter
 
 
-@metric(version=1, needs="target")
+@metric(version=2, needs="target")
 def token_match(answer: Answer) -> float:
     """Share of target tokens that are the arg-max under teacher forcing (SimIE's Rel and Gen; editors.md §3.1)."""
     return sum(a == b for a, b in zip(answer.answers, answer.labels, strict=True)) / len(answer.labels)
 
 
-@metric(version=1, needs="target")
+@metric(version=2, needs="target")
 def exact_match(answer: Answer) -> float:
     """1 if every target token is the arg-max under teacher forcing, else 0 (the paper's indicator; quirk Q44)."""
     return float(tuple(answer.answers) == tuple(answer.labels))
 
 
-@metric(version=1, needs="target", range=(-math.inf, 0.0))
+@metric(version=2, needs="target", range=(-math.inf, 0.0))
 def target_logprob(answer: Answer) -> float:
     """Log-probability of the whole target, nats."""
     return answer.logprob
 
 
-@metric(version=1, needs="target", range=(1.0, math.inf), higher_is_better=False)
+@metric(version=2, needs="target", range=(1.0, math.inf), higher_is_better=False)
 def ppl(answer: Answer) -> float:
-    """Perplexity of the target given the prompt, exp of the mean negative log-probability (editors.md §3.4)."""
-    return math.exp(min(-answer.logprob / len(answer.labels), 700.0))
+    """Perplexity of the target given the prompt, exp of the mean negative log-probability (editors.md §3.4).
+
+    It is infinite where fp64 cannot hold it (above exp(700)).
+    """
+    surprise = -answer.logprob / len(answer.labels)
+    return math.inf if surprise > 700.0 else math.exp(surprise)
 
 
-@metric(version=1, needs="base")
+@metric(version=2, needs="base")
 def agreement(answer: Answer) -> float:
     """Share of positions at which the arg-max is the pristine model's own (SimIE's Loc; editors.md §3.2)."""
     return sum(a == b for a, b in zip(answer.answers, answer.base, strict=True)) / len(answer.labels)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from raysweep.evals.metrics import NON_FINITE
 from raysweep.models import final, logp, tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe
@@ -18,15 +20,20 @@ class Scores:
 
     Attributes:
         labels: ids of the target (teacher-forced).
-        answers: arg-max ids at the same positions.
-        logprob: sum of the log-probabilities of the labels, nats.
-        text: the answers decoded.
+        answers: arg-max ids at the same positions; ``NON_FINITE`` where the logits were not finite.
+        logprob: sum of the log-probabilities of the labels, nats; NaN or infinite where a logit was.
+        text: the answers decoded, without those that are no ids.
     """
 
     labels: tuple[int, ...]
     answers: tuple[int, ...]
     logprob: float
     text: str
+
+    @property
+    def finite(self) -> bool:
+        """Whether the logits behind every answer were finite."""
+        return NON_FINITE not in self.answers
 
 
 def score(lm: LanguageModel, probes: Sequence[Probe], *, batch: int = 64) -> list[Scores]:
@@ -61,7 +68,10 @@ def _forward(lm: LanguageModel, rows: Sequence[tokens.Scored]) -> list[Scores]:
     out, at = [], 0
     for s in rows:
         m = len(s.labels)
-        answers = tuple(best[at : at + m])
-        out.append(Scores(s.labels, answers, float(sum(told[at : at + m])), tokens.decode(lm, answers)))
+        # a label's log-probability is finite only if the row has no NaN and its largest logit is finite
+        pairs = zip(best[at : at + m], told[at : at + m], strict=True)
+        answers = tuple(token if math.isfinite(logprob) else NON_FINITE for token, logprob in pairs)
+        text = tokens.decode(lm, [token for token in answers if token >= 0])
+        out.append(Scores(s.labels, answers, float(sum(told[at : at + m])), text))
         at += m
     return out

@@ -149,3 +149,15 @@ class Ledger:
     def norms(self) -> dict[str, float]:
         """Return the Frobenius norm of the total change of each edited weight."""
         return {n: float((m - self.pristine[n].float()).norm()) for n, m in self.master.items()}
+
+    def non_finite(self) -> dict[str, int]:
+        """Return how many entries are NaN or infinite, of each edited weight and replaced module that has any.
+
+        Looked at is what the model computes with: rounded to its own precision, and inside :meth:`viewed` the view.
+        """
+        tensors = {name: [self.lm.weight(name)] for name in self.master}
+        tensors |= {name: list(self.lm.part(name).parameters()) for name in self.replaced}
+        # a finite sum has finite terms only, and is faster than a look at each; it may overflow, so then each is looked at
+        suspects = {name: [t for t in own if not t.sum().isfinite()] for name, own in tensors.items()}
+        counts = {name: sum(int(t.numel() - t.isfinite().sum()) for t in own) for name, own in suspects.items()}
+        return {name: count for name, count in counts.items() if count}

@@ -12,28 +12,41 @@ from raysweep.belief.asking import Reply
 from raysweep.belief.pointfile import from_line
 from raysweep.belief.points import EvalPoint
 from raysweep.belief.report import Arm, Stage
+from raysweep.config.names import labels, without_seed
+from raysweep.results.rounds import status
 from raysweep.results.tables import Sweep
+from raysweep.results.views import groups, trial_views
 
 APART, LIFELONG = "belief", "belief_lifelong"
 Panel = Mapping[int, Mapping[str, Reply]]  # by inner step, then by question
 
 
 def trials_of(sweep: Sweep, study: str) -> dict[str, list[str]]:
-    """Return the keys of the trials of *study* that have begun, by arm, in the order of the plan."""
+    """Return the keys of the trials of *study* that have begun, by what the latest plan calls them, in its order.
+
+    An arm whose swept keys vary has a name for each of its configurations, as in ``raysweep show``.
+    """
+    studies = {row["trial_key"]: row["study"] for row in sweep.trials().select(["trial_key", "study"]).to_pylist()}
+    names = [name for name in sweep.places if name.planned]
+    texts = labels([(name.arm, without_seed(name.point)) for name in names])
     arms: dict[str, list[str]] = {}
-    order = {key: i for i, key in enumerate(sweep.keys)}
-    for row in sorted(
-        sweep.trials().select(["trial_key", "arm", "study"]).to_pylist(), key=lambda r: order[r["trial_key"]]
-    ):
-        if row["study"] == study:
-            arms.setdefault(row["arm"], []).append(row["trial_key"])
+    for name, text in zip(names, texts, strict=True):
+        if studies.get(name.key) == study:
+            arms.setdefault(text, []).append(name.key)
     return arms
+
+
+def states(sweep: Sweep) -> dict[str, str]:
+    """Return where the trials of each arm stand, by what the latest plan calls it; not those of which all are simply done."""
+    found = {label: status(members) for label, members in groups(trial_views(sweep))}
+    return {label: text for label, text in found.items() if text != "done"}
 
 
 def read_arms(sweep: Sweep) -> list[Arm]:
     """Return what each arm answered before and after each edit, over all its trials; points without an end are left out."""
     beliefs = sweep.beliefs()
     points = _points(sweep)
+    state = states(sweep)
     found = []
     for arm, keys in trials_of(sweep, APART).items():
         asked: list[EvalPoint] = []
@@ -48,7 +61,7 @@ def read_arms(sweep: Sweep) -> list[Arm]:
                     before.append(first[record])
                     after.append(last[record])
         if asked:
-            found.append(Arm(arm, asked, before, after))
+            found.append(Arm(arm, asked, before, after, state.get(arm, "")))
     return found
 
 
@@ -72,6 +85,7 @@ def read_stages(sweep: Sweep) -> list[Stage]:
     """Return what each arm of a lifelong belief sweep answered at each step, about the points edited so far (step 0: about all)."""
     beliefs = sweep.beliefs()
     points = _points(sweep)
+    state = states(sweep)
     found = []
     for arm, keys in trials_of(sweep, LIFELONG).items():
         tables = {key: beliefs.filter(pc.equal(beliefs["trial_key"], key)) for key in keys}
@@ -91,7 +105,7 @@ def read_stages(sweep: Sweep) -> list[Stage]:
                     replies.append({r["question"]: _reply(r) for r in mine})
                     expected.append({r["question"]: r["expected"] for r in mine if r["expected"] is not None})
                     targets.append({r["question"]: r["target"] for r in mine})
-            found.append(Stage(arm, step, asked, replies, expected, targets))
+            found.append(Stage(arm, step, asked, replies, expected, targets, state.get(arm, "")))
     return found
 
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from raysweep.config.plan import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import RaysweepError, StorageLostError, UnwritableError
+from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.provenance import provenance
 from raysweep.results.state import State
 from raysweep.results.store import ResultStore, Tensors
 from raysweep.results.tables import seconds_by_step, trial_columns
 from raysweep.rows import EvalRound, Snapshot
-from raysweep.studies import STUDIES
+from raysweep.studies import STUDIES, phases
 from raysweep.studies.base import Deps, MemberError
 from raysweep.summarize import summary
 
@@ -25,7 +26,8 @@ from raysweep.summarize import summary
 class Report:
     """What one round came to: the step, its summary, whether the trial is done, and the error that ended it.
 
-    ``seconds`` is what the round took by the trial's own timing rows (nan = not known yet).
+    ``seconds`` is what the round took by the trial's own timing rows (nan = not known yet); ``non_finite_step`` is the first
+    step up to this round at which a weight or a logit was not finite (None = none was).
     """
 
     step: int
@@ -33,6 +35,7 @@ class Report:
     done: bool
     error: str = ""
     seconds: float = math.nan
+    non_finite_step: int | None = None
 
 
 class TrialRun:
@@ -52,6 +55,7 @@ class TrialRun:
         self._running: Sequence[PlannedTrial] = ()
         self._rounds: Iterator[tuple[str, EvalRound]] | None = None
         self._tensors: tuple[int, Tensors | None] = (-1, None)
+        self._non_finite: int | None = None
 
     def advance(self) -> Report:
         """Run to the trial's next round and store it."""
@@ -69,7 +73,7 @@ class TrialRun:
                 UnwritableError,
             ) as error:  # no fault of the trial: a run on mended storage goes on
                 self.close()
-                return Report(self.step, {}, True, f"{type(error).__name__}: {error}")
+                return self._ended_by(error)
             except Exception as error:
                 self.close()
                 for job in self._running:
@@ -84,7 +88,10 @@ class TrialRun:
 
     def _failed(self, error: BaseException) -> Report:
         self._fail(self.job.key, self.step, error)
-        return Report(self.step, {}, True, f"{type(error).__name__}: {error}")
+        return self._ended_by(error)
+
+    def _ended_by(self, error: BaseException) -> Report:
+        return Report(self.step, {}, True, f"{type(error).__name__}: {error}", non_finite_step=self._non_finite)
 
     def _fail(self, key: str, step: int, error: BaseException) -> None:
         trace = "".join(traceback.format_exception(error))
@@ -100,13 +107,18 @@ class TrialRun:
             self._keep(key, found, last)
             if key == self.job.key:
                 self.step = found.step
-                report = Report(found.step, dict(found.summary), found.step >= last, seconds=_seconds(found))
+                if self._non_finite is None:
+                    self._non_finite = first_non_finite(found.rows, found.stats)
+                report = Report(
+                    found.step, dict(found.summary), found.step >= last,
+                    seconds=_seconds(found), non_finite_step=self._non_finite,
+                )  # fmt: skip
                 break
         if report is None:
             if self.step != last:
                 raise RaysweepError(f"the study ended at step {self.step}, before its last round at {last}")
             self.store.finish(self.job.key, step=self.step)
-            report = Report(self.step, self._stored_summary(), True)
+            report = Report(self.step, self._stored_summary(), True, non_finite_step=self._non_finite)
         if report.done:
             self.close()
         return report
@@ -143,6 +155,7 @@ class TrialRun:
             resumes[job.key] = found
         own = resumes.get(self.job.key)
         self.step = own.step if own is not None else 0
+        self._non_finite = non_finite_step(self.store, self.job.key) if own is not None else None
         study = STUDIES.get(self.job.trial.study)()
         if not self._running:
             return ((self.job.key, found) for found in study.execute(self.job.trial, self.deps, own))
@@ -153,7 +166,8 @@ class TrialRun:
     def _stored_summary(self) -> dict[str, float]:
         """Return the current step's summary from the store (its last round was written just before a crash)."""
         columns = trial_columns(self.store, self.job.key)
-        return summary(columns, self.step, self.job.trial.protocol.batch_size)
+        trial = self.job.trial
+        return summary(columns, self.step, trial.protocol.batch_size, phases=phases(trial.study))
 
 
 def _seconds(found: EvalRound) -> float:
@@ -185,9 +199,11 @@ def replay(trial: TrialSpec, store: ResultStore) -> Iterator[Report]:
     status = store.status(trial.key)
     columns = trial_columns(store, trial.key)
     timing = seconds_by_step(store, trial.key)
+    first = non_finite_step(store, trial.key)
     for step in (s for s in trial.protocol.rounds if s in timing and s <= status.step):
         done = status.state is State.DONE and step == trial.protocol.rounds[-1]
-        values = summary(columns, step, trial.protocol.batch_size)
-        yield Report(step, values, done, seconds=timing[step])
+        values = summary(columns, step, trial.protocol.batch_size, phases=phases(trial.study))
+        reached = first if first is not None and first <= step else None
+        yield Report(step, values, done, seconds=timing[step], non_finite_step=reached)
     if status.state is State.FAILED:
-        yield Report(status.step, {}, True, status.error)
+        yield Report(status.step, {}, True, status.error, non_finite_step=first)

@@ -53,16 +53,25 @@ class TableFile(BaseModel):
         return file_name(self.table, self.step)
 
 
+class BegunAs(BaseModel):
+    """What a trial was called when it was begun; raysweep 0.1 wrote that at the top level of ``trial.json``."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    arm: str
+    point: dict[str, Any]
+
+
 class TrialFile(_StateFile):
     """``trial.json``: everything a trial's numbers depend on, and where they were computed."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     key: str
-    arm: str
-    point: dict[str, Any]
+    begun_as: BegunAs | None = None
+    arm: str = ""
+    point: dict[str, Any] = {}
     trial: dict[str, Any]
-    group: str
     provenance: dict[str, Any]
     sessions: list[dict[str, Any]]
 
@@ -115,8 +124,10 @@ class PlannedFile(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     key: str
-    arm: str
-    point: dict[str, Any]
+    arm: str | None = None
+    point: dict[str, Any] = {}
+    seed: int | None = None
+    rounds: tuple[int, ...] = ()
 
 
 class PlanFile(_StateFile):

@@ -13,7 +13,6 @@ from pyarrow import fs
 from raysweep.config.schema import TrialSpec
 from raysweep.config.space import Scalar
 from raysweep.errors import DamagedError, NewerFormatError, SnapshotError, StorageLostError, StoreError
-from raysweep.hashing import digest
 from raysweep.results.folder import Folder
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TableSchema
 from raysweep.results.state import ENDS, State, TrialStatus, altered_files, checksum, missing_files, trial_state
@@ -71,7 +70,8 @@ class ResultStore:
 
         A trial that had failed or was stopped goes on from its snapshot too. Beginning afresh removes what an earlier,
         unfinished life of the trial left behind. ``provenance`` in ``trial.json`` is that of the first session; a session
-        that goes on with other code, versions or another machine notes under ``changed`` what is other.
+        that goes on with other code, versions or another machine notes under ``changed`` what is other. What the trial is called
+        now (*arm*, *point*) goes in as history: readers take names from ``plan.json``.
         """
         key = trial.key
         snapshot = self.latest_snapshot(key)
@@ -89,10 +89,8 @@ class ResultStore:
             {
                 "format": FORMAT,
                 "key": key,
-                "arm": arm,
-                "point": dict(point),
+                "begun_as": {"arm": arm, "point": dict(point)},
                 "trial": trial.model_dump(mode="json"),
-                "group": _group(trial),
                 "provenance": first,
                 "sessions": [*sessions, session],
             },
@@ -333,10 +331,3 @@ class ResultStore:
 def _tensor_file(key: str, name: str) -> str:
     """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its pass's."""
     return name if name.startswith(f"{SHARED}/") else f"{key}/{name}"
-
-
-def _group(trial: TrialSpec) -> str:
-    """Return a hash that is equal for trials which differ in nothing but the seed."""
-    identity = trial.identity()
-    del identity["seed"]
-    return digest(identity)

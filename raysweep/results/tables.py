@@ -5,71 +5,84 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from raysweep.config.names import TrialName
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import DamagedError, NewerFormatError, StoreError, nearest
+from raysweep.hashing import digest
 from raysweep.results.drivers import drivers_at_work
+from raysweep.results.finite import non_finite_step
 from raysweep.results.folder import Folder
-from raysweep.results.schema import (
-    BELIEFS,
-    POINTS,
-    PROBES,
-    STATS,
-    TABLES,
-    TIMING,
-    TRAINING,
-    TRIALS,
-    TableSchema,
-    upgrade,
-    version_of,
-)
-from raysweep.results.state import TrialRecord, examine
+from raysweep.results.fragments import read_fragments
+from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS, TableSchema
+from raysweep.results.state import State, TrialRecord, examine
 from raysweep.results.store import ResultStore
-from raysweep.results.verified import damaged_error, demand_as_written
+from raysweep.results.verified import demand_as_written
 from raysweep.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 SUMMARY_COLUMNS = ("step", "edit_step", "superseded_step", "record_id", "probe_kind", "metric", "value")
 TRIALS_FILE = "trials.parquet"
+Content = tuple[
+    dict[str, Any], dict[str, Any]
+]  # columns of the trials table that depend on no name, and resolved values
 
 
 class Sweep:
-    """Everything one sweep has measured so far, but for trials whose files are damaged: those are named and left out.
+    """Everything one sweep has measured so far, under the names of its latest plan.
+
+    Trials whose files are damaged are named and left out.
 
     Attributes:
         store: where it lies.
-        planned: how many trials the latest plan has; 0 if there is no plan.
-        records: what the folder of each trial of the latest plan (or ever begun) says about it.
+        plan: ``plan.json``, as the latest command wrote it; empty if there is none.
+        places: the arms and points of the latest plan, in its order; a trial may stand at several. Opened with
+            ``everything``, the trials of no current plan follow under the names they were begun with, marked by
+            ``planned=False``. Without a plan, those are all.
+        records: what the folder of each trial of ``places`` says about it, by key.
         damaged: why a trial is left out, by key: its files are damaged, or of a newer raysweep.
-        arms: the arm of each of them.
+        planned: how many trials the latest plan has; 0 if there is no plan.
+        search: how the plan draws and ranks its trials.
     """
 
     def __init__(self, store: ResultStore, *, everything: bool = False) -> None:
         self.store = store
-        plan = store.plan() or {}
-        order = [t["key"] for t in plan.get("trials", [])]
-        self.planned = len(order)
-        self.search: Mapping[str, Any] = plan.get("search", {})
+        plan = store.plan()
+        self.plan: Mapping[str, Any] = plan or {}
+        entries = self.plan.get("trials", [])
+        known = dict.fromkeys(str(entry["key"]) for entry in entries)
+        self.planned = len(known)
+        earlier = [key for key in store.keys() if key not in known] if everything or plan is None else []  # noqa: SIM118
         drivers = drivers_at_work(store.folder)
-        wanted = dict.fromkeys(order) if order and not everything else store.keys()
-        self.records = {key: examine(store.folder, key, drivers=drivers) for key in wanted}
+        self.records = {key: examine(store.folder, key, drivers=drivers) for key in (*known, *earlier)}
         self.damaged = {key: r.status.reason for key, r in self.records.items() if r.status.reason}
-        begun = {key: r.about.arm for key, r in self.records.items() if r.about is not None}
-        self.arms: Mapping[str, str] = {**begun, **{t["key"]: t["arm"] for t in plan.get("trials", [])}}
-        self.name = str(plan.get("sweep") or store.folder.base.rpartition("/")[2])
+        current = [_place(self.records[str(entry["key"])], entry) for entry in entries]
+        self.places = (*current, *(_begun_as(self.records[key], key, planned=plan is None) for key in earlier))
+        self.search: Mapping[str, Any] = self.plan.get("search", {})
+        self.name = str(self.plan.get("sweep") or store.folder.base.rpartition("/")[2])
+
+    @property
+    def names(self) -> tuple[TrialName, ...]:
+        """Those of :attr:`places` whose trials have begun and are not damaged."""
+        whole = {key for key, r in self.records.items() if r.about is not None and key not in self.damaged}
+        return tuple(name for name in self.places if name.key in whole)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The undamaged trials that have begun, of the latest plan (or ever, if opened with ``everything``)."""
-        return tuple(k for k, r in self.records.items() if r.about is not None and k not in self.damaged)
+        """The trials of :attr:`names`, each once."""
+        return tuple(dict.fromkeys(name.key for name in self.names))
+
+    def state(self, key: str) -> State:
+        """Return where the trial *key* stands; one whose tables turned out to be altered is DAMAGED."""
+        own = self.records[key].status.state
+        return State.DAMAGED if key in self.damaged and own is not State.NEWER else own
 
     def leave_out_altered(self) -> None:
         """Compare every file of every trial with what was written; the trials whose files were altered go to :attr:`damaged`."""
@@ -101,8 +114,14 @@ class Sweep:
         return self._table(TIMING)
 
     def trials(self) -> pa.Table:
-        """Return one row per trial (schema ``trials``), with a column per swept key and per resolved value."""
-        return trials_table(self.store, self.keys, self.records)
+        """Return one row per name (schema ``trials``), with a column per swept key and per resolved value."""
+        contents = {}
+        for key in self.keys:
+            try:
+                contents[key] = trial_content(self.store, key, self.records[key])
+            except (DamagedError, NewerFormatError) as error:
+                self.damaged[key] = error.message
+        return trials_table(self.names, contents)
 
     def write_trials(self) -> str:
         """Rebuild ``trials.parquet``; return its path."""
@@ -115,7 +134,7 @@ class Sweep:
         files = self._whole_files(table)
         for key, reason in self.damaged.items():
             log.warning("trial %s is left out of %s: %s", key, table.name, reason)
-        return _read(self.store, table, files)
+        return read_fragments(self.store, table, files)
 
     def _whole_files(self, table: TableSchema) -> list[str]:
         """Return the files of *table* of the trials whose files of it are as written; note the others."""
@@ -148,109 +167,86 @@ def open_sweep(name: str | Path, workspace: Workspace | None = None, *, everythi
     return Sweep(ResultStore(folder.base, folder.filesystem), everything=everything)
 
 
-def read_fragments(store: ResultStore, table: TableSchema, names: Sequence[str]) -> pa.Table:
-    """Return the fragments *names* as one table, in that order.
-
-    Raises:
-        StoreError: a fragment is truncated, of another trial, table or newer version, or not as it was written.
-    """
-    demand_as_written(store.folder, table, names)
-    return _read(store, table, names)
-
-
-def _read(store: ResultStore, table: TableSchema, names: Sequence[str]) -> pa.Table:
-    filesystem = store.folder.filesystem
-    by_version: dict[int, list[str]] = {}
-    for name in names:
-        path = store.folder.path(name)
-        by_version.setdefault(version_of(_footer(store, name), table, path), []).append(path)
-    parts = []
-    for version, paths in sorted(by_version.items()):
-        schema = table.arrow if version == table.version else None
-        found = ds.dataset(paths, schema=schema, format="parquet", filesystem=filesystem)
-        try:
-            parts.append(upgrade(found.to_table(), table, version))
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(store, _first_bad(store, names), error) from error
-    whole: pa.Table = pa.concat_tables(parts) if parts else table.arrow.empty_table()
-    return whole
-
-
-def _footer(store: ResultStore, name: str) -> pa.Schema:
-    try:
-        return pq.read_schema(store.folder.path(name), filesystem=store.folder.filesystem)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(store, name, error) from error
-
-
-def _first_bad(store: ResultStore, names: Sequence[str]) -> str:
-    for name in names:
-        try:
-            pq.read_table(store.folder.path(name), filesystem=store.folder.filesystem)
-        except (pa.ArrowException, OSError):
-            return name
-    return names[0]
-
-
-def _unreadable(store: ResultStore, name: str, error: Exception) -> StoreError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    key, _, file = name.partition("/")
-    return damaged_error(store.folder, key, [file], f"truncated or damaged ({reason})")
-
-
 def trial_columns(store: ResultStore, key: str) -> dict[str, list[Any]]:
     """Return the columns that :mod:`raysweep.summarize` reads, of one trial."""
     table = read_fragments(store, PROBES, store.fragments(PROBES, key)).select(list(SUMMARY_COLUMNS))
     return {name: table.column(name).to_pylist() for name in SUMMARY_COLUMNS}
 
 
-def trials_table(store: ResultStore, keys: Iterable[str], records: Mapping[str, TrialRecord] | None = None) -> pa.Table:
-    """Return the trials table of *keys*, ordered by arm and key; *records* are what their folders say, if that is known.
-
-    Raises:
-        StoreError: one of them was never begun, or its ``trial.json`` is damaged.
-    """
+def trials_table(names: Iterable[TrialName], contents: Mapping[str, Content]) -> pa.Table:
+    """Return the trials table of *names*, ordered by arm and key; *contents* has what does not depend on a name, by key."""
     rows, extras = [], []
-    for key in keys:
-        record = (records or {}).get(key) or examine(store.folder, key)
-        if record.about is None or record.spec is None:
-            raise StoreError(record.status.reason or f"{store.folder.path(key)} holds no trial")
-        about, trial, status = record.about.model_dump(), record.spec, record.status
-        rows.append(
-            {**_fixed(trial, about), "status": status.state.value, "step": status.step, "error": status.error or None}
-        )
-        point = {f"point.{k}": v for k, v in about["point"].items()}
-        extras.append({**point, **flatten(about["trial"], "spec.")})
-    order = sorted(range(len(rows)), key=lambda i: (rows[i]["arm"], rows[i]["trial_key"]))
+    for name in names:
+        content, spec = contents[name.key]
+        point = json.dumps(dict(name.point), sort_keys=True)
+        rows.append({**content, "arm": name.arm, "point": point, "planned": name.planned})
+        extras.append({**{f"point.{k}": v for k, v in name.point.items()}, **spec})
+    order = sorted(range(len(rows)), key=lambda i: (rows[i]["arm"], rows[i]["trial_key"], rows[i]["point"]))
     rows, extras = [rows[i] for i in order], [extras[i] for i in order]
     arrays = [_strict([r[c.name] for r in rows], c.type, c.name, c.nullable) for c in TRIALS.columns]
     parts = list(TRIALS.arrow)
-    for name in sorted({n for e in extras for n in e}):
-        array = _inferred([e.get(name) for e in extras])
+    for column in sorted({n for e in extras for n in e}):
+        array = _inferred([e.get(column) for e in extras])
         arrays.append(array)
-        parts.append(pa.field(name, array.type))
+        parts.append(pa.field(column, array.type))
     return pa.Table.from_arrays(arrays, schema=pa.schema(parts, metadata=TRIALS.arrow.metadata))
 
 
-def _fixed(trial: TrialSpec, about: Mapping[str, Any]) -> dict[str, Any]:
+def trial_content(store: ResultStore, key: str, record: TrialRecord) -> Content:
+    """Return the columns of one trial that do not depend on what it is called, and its resolved values by dotted name.
+
+    Raises:
+        DamagedError: its tables are not as they were written.
+    """
+    about, trial, status = record.about, record.spec, record.status
+    assert about is not None, key
+    assert trial is not None, key
     names = ("git_sha", "git_dirty", "raysweep", "python", "torch", "transformers", "ray", "device", "cpu")
-    origin = about["provenance"]
-    return {
-        "trial_key": about["key"],
-        "arm": about["arm"],
+    origin = about.provenance
+    content = {
+        "trial_key": key,
+        "status": status.state.value,
+        "step": status.step,
+        "error": status.error or None,
+        "non_finite_step": non_finite_step(store, key),
         "study": trial.study,
         "model": trial.model.name,
         "editor": trial.editor.label,
         "seed": trial.seed,
         "batch_size": trial.protocol.batch_size,
         "last_round": trial.protocol.rounds[-1],
-        "group": about["group"],
-        "point": json.dumps(about["point"], sort_keys=True),
+        "group": _group(trial),
         **{name: origin.get(name) for name in names},
         "threads": trial.threads,
         "model_digest": trial.model.digest,
         "data_digest": trial.data.digest,
     }
+    return content, flatten(about.trial, "spec.")
+
+
+def _group(trial: TrialSpec) -> str:
+    """Return a hash that is equal for trials which differ in nothing but the seed."""
+    identity = trial.identity()
+    del identity["seed"]
+    return digest(identity)
+
+
+def _place(record: TrialRecord, entry: Mapping[str, Any]) -> TrialName:
+    """Return the name in an entry of ``plan.json``; one without an arm gets the name that the trial was begun with."""
+    key = str(entry["key"])
+    if entry.get("arm") is None:
+        return _begun_as(record, key, planned=True)
+    point = entry.get("point", {})
+    seed = entry.get("seed", point.get("seed"))
+    return TrialName(str(entry["arm"]), point, key, seed, tuple(entry.get("rounds", ())))
+
+
+def _begun_as(record: TrialRecord, key: str, *, planned: bool) -> TrialName:
+    """Return the name that a trial had when it was begun, from its ``trial.json``; its key, where that is damaged."""
+    if record.about is None or record.spec is None:
+        return TrialName(key, {}, key, planned=planned)
+    name, spec = record.about.begun_as or record.about, record.spec
+    return TrialName(name.arm, name.point, key, spec.seed, spec.protocol.rounds, planned=planned)
 
 
 def flatten(value: Any, prefix: str) -> dict[str, Any]:

@@ -6,56 +6,44 @@ errors.
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from raysweep.errors import DamagedError, NewerFormatError
-from raysweep.results.schema import PROBES, TIMING
-from raysweep.results.tables import Sweep, read_fragments, seconds_by_phase
+from raysweep.config.names import labels
+from raysweep.errors import SpecError
+from raysweep.results.measured import TrialView, Values, trial_views
+from raysweep.results.rounds import Configuration, Labelled, chosen_round, measured_rounds, status
 from raysweep.rows import SHARED
 from raysweep.summarize import VIEWS, Estimate, geo, pooled
 
 Z95 = 1.96
 MAIN = ("rel", "gen", "loc", "port", "avg", "geo")
-PHASES = ("retained", "immediate", "pristine")
-OF = {(kind, metric): view for view, (kind, metric) in VIEWS.items()}
-Values = dict[str, dict[str, float]]  # view → record → value
-
-
-@dataclass(frozen=True, slots=True)
-class TrialView:
-    """One trial as measured: its row of the trials table and, per (phase, step), ``{view: {record: value}}``."""
-
-    row: Mapping[str, Any]
-    rounds: tuple[int, ...]
-    measured: Mapping[tuple[str, int], Values]
-    seconds: Mapping[str, tuple[float, int]]
-
-    @property
-    def seed(self) -> int:
-        """The trial's seed."""
-        return int(self.row["seed"])
-
-    @property
-    def point(self) -> dict[str, Any]:
-        """The swept keys and their values, without the seed."""
-        return {k: v for k, v in json.loads(self.row["point"]).items() if k != "seed"}
+EARLIER = "(earlier plan)"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One configuration at one round in one phase.
 
-    ``cells`` maps a view to its estimate; ``per_edit`` is the mean seconds of one edit and ``seconds`` those of a whole
-    trial (nan if not measured) without ``shared``: those of what was done once for several trials.
+    Attributes:
+        label: what to print: the arm, and whichever swept keys vary within it.
+        arm: the arm's name.
+        step: the round.
+        phase: ``retained``, ``immediate`` or, at step 0, ``pristine``.
+        seeds: the seeds that were measured there.
+        cells: the estimate of each view.
+        status: where the configuration's trials stand.
+        seconds: mean seconds of a whole trial, without *shared*; nan if not measured.
+        per_edit: mean seconds of one edit; nan if not measured.
+        shared: seconds of what was done once for several trials.
+        trials: the trials that were measured there; none where the configuration has no such round.
+        undefined: views that are not in *cells* because a value of at least one trial is not a finite number.
+        members: how many trials the configuration has, measured there or not.
     """
 
     label: str
@@ -69,6 +57,8 @@ class Line:
     per_edit: float
     shared: float = 0.0
     trials: Sequence[TrialView] = field(default=(), repr=False)
+    undefined: frozenset[str] = frozenset()
+    members: int = 0
 
     @property
     def n(self) -> int:
@@ -76,139 +66,109 @@ class Line:
         return max((c.n for c in self.cells.values()), default=0)
 
 
-def trial_views(sweep: Sweep) -> list[TrialView]:
-    """Return every trial of *sweep* as measured, in the order of the plan, else by arm.
-
-    A trial whose tables are damaged is left out, and its reason put into ``sweep.damaged``.
-    """
-    found = []
-    table = {row["trial_key"]: row for row in sweep.trials().to_pylist()}
-    for key in sweep.keys if sweep.planned and len(table) <= sweep.planned else table:
-        row = table[key]
-        store = sweep.store
-        try:
-            probes = read_fragments(store, PROBES, store.fragments(PROBES, key))
-            timing = read_fragments(store, TIMING, store.fragments(TIMING, key))
-        except (DamagedError, NewerFormatError) as error:
-            sweep.damaged[key] = error.message
-            continue
-        rounds = tuple(json.loads(row["spec.protocol.rounds"]))
-        measured = measure(probes, rounds, int(row["batch_size"]))
-        seen = tuple(r for r in rounds if any(step == r for _, step in measured))
-        found.append(TrialView(row, seen, measured, seconds_by_phase(timing).get(key, {})))
-    return found
-
-
-def measure(probes: pa.Table, rounds: Sequence[int], batch_size: int) -> dict[tuple[str, int], Values]:
-    """Return one trial's values per (phase, step), as :func:`raysweep.summarize.record_values` defines them."""
-    probes = probes.filter(pc.invert(pc.is_null(probes["value"], nan_is_null=True)))
-    step, edit = probes["step"], probes["edit_step"]
-    gone = pc.fill_null(probes["superseded_step"], 2**62)
-    at_round = pc.is_in(step, pa.array(list(rounds), pa.int64()))
-    kept = _all(at_round, pc.less_equal(edit, step), pc.greater(gone, step), pc.greater(step, 0))
-    fresh = _all(pc.greater_equal(step, edit), pc.less(pc.subtract(step, edit), batch_size), pc.greater(step, 0))
-    found: dict[tuple[str, int], Values] = {}
-    for row in _means(probes.filter(kept)):
-        _put(found, ("retained", row["step_min"]), row)
-    for row in _means(probes.filter(pc.equal(step, 0))):
-        _put(found, ("pristine", 0), row)
-    reached = [r for r in rounds if ("retained", r) in found]
-    for row in _means(probes.filter(fresh), by_step=False):
-        for r in reached:
-            if row["step_min"] <= r:
-                _put(found, ("immediate", r), row)
-    for values in found.values():
-        _add_avg(values)
-    return found
-
-
-def _all(*masks: Any) -> Any:
-    return reduce(pc.and_, masks)
-
-
-def _means(probes: pa.Table, *, by_step: bool = True) -> list[dict[str, Any]]:
-    keys = ["record_id", "probe_kind", "metric"]
-    keyed = probes.append_column("at", probes["step"] if by_step else pa.array(np.zeros(len(probes), np.int64)))
-    grouped = keyed.group_by([*keys, "at"], use_threads=False).aggregate([("value", "mean"), ("step", "min")])
-    rows: list[dict[str, Any]] = grouped.to_pylist()
-    return rows
-
-
-def _put(found: dict[tuple[str, int], Values], where: tuple[str, int], row: Mapping[str, Any]) -> None:
-    view = OF.get((row["probe_kind"], row["metric"]))
-    if view is not None:
-        found.setdefault(where, {}).setdefault(view, {})[row["record_id"]] = row["value_mean"]
-
-
-def _add_avg(values: Values) -> None:
-    parts = [values.get(view, {}) for view in ("rel", "gen", "loc")]
-    both = [r for r in parts[0] if r in parts[1] and r in parts[2]]
-    if both:
-        values["avg"] = {r: sum(p[r] for p in parts) / 3 for r in both}
-
-
 def lines(
-    trials: Sequence[TrialView], *, phase: str = "retained", by: str = "arm", at: int | None = None
+    trials: Sequence[TrialView], *, phase: str | None = None, by: str = "arm", at: int | None = None
 ) -> list[Line]:
     """Return the lines of *phase*, configurations in order of arm and point, rounds rising.
 
     Args:
-        trials: what :func:`trial_views` found.
-        phase: ``retained`` or ``immediate``; round 0 is ``pristine`` in both.
+        trials: what :func:`raysweep.results.measured.trial_views` read.
+        phase: ``retained`` or ``immediate``; None = the one that the trials' study shows; round 0 is ``pristine`` in both.
         by: ``arm`` pools the seeds of a configuration; ``trial`` gives each trial its lines.
-        at: only this round; -1 = each configuration's last.
+        at: only this round; -1 = the last one that the configurations have in common
+            (:func:`raysweep.results.rounds.last_common`). Configurations without it have no line.
+
+    Raises:
+        SpecError: nothing was measured at *at*, or the study has no such phase.
     """
+    found = all_lines(trials, phase=phase, by=by, at=at)
+    return [line for line in found if line.trials or at is None]
+
+
+def all_lines(
+    trials: Sequence[TrialView], *, phase: str | None = None, by: str = "arm", at: int | None = None
+) -> list[Line]:
+    """Return what :func:`lines` does, and a line without cells for each configuration that has no round to show."""
+    return lines_of(groups(trials, by=by), phase=phase, at=at)
+
+
+def lines_of(configurations: Labelled, *, phase: str | None = None, at: int | None = None) -> list[Line]:
+    """Return what :func:`all_lines` does, of labelled *configurations*."""
+    step = None if at is None else chosen_round(configurations, at)
     out = []
-    for label, members in groups(trials, by=by):
-        rounds = sorted({r for t in members for r in t.rounds})
-        if at is not None:
-            rounds = rounds[-1:] if at < 0 else [r for r in rounds if r == at]
-        out += [_line(label, members, step, phase if step else "pristine") for step in rounds]
-        if not rounds and at is None:
-            out.append(_line(label, members, 0, "pristine"))
+    for label, members in configurations:
+        own = phase_of(members, phase)
+        rounds = sorted(measured_rounds(members)) if step is None else [step]
+        out += [_line(label, members, r, own if r else "pristine") for r in rounds or [0]]
     return out
 
 
-def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, list[TrialView]]]:
-    """Return ``(label, trials)`` per configuration: the arm and whichever swept keys vary within it."""
-    found: dict[tuple[str, str], list[TrialView]] = {}
+def phase_of(members: Sequence[TrialView], phase: str | None) -> str:
+    """Return *phase*, or the one that the study of *members* shows by default.
+
+    Raises:
+        SpecError: the study has no such phase.
+    """
+    study, known = str(members[0].row["study"]), members[0].phases
+    if phase is not None and phase not in known:
+        told = f"study '{study}' edits each record from the pristine model, so nothing is {phase}"
+        raise SpecError(told, hint=f"leave out --phase, or use --phase {known[0]}")
+    return phase or known[0]
+
+
+def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, Configuration]]:
+    """Return ``(label, trials)`` per configuration; no two have the same label.
+
+    A label is the arm and whichever swept keys vary within it. Trials of no current plan are marked as such.
+    """
+    found: dict[tuple[Any, ...], list[TrialView]] = {}
     for trial in trials:
-        own = trial.row["trial_key"] if by == "trial" else trial.row["group"]
-        found.setdefault((trial.row["arm"], own), []).append(trial)
-    named = [(_label(m[0], trials, by), m) for m in found.values()]
-    arms = list(dict.fromkeys(t.row["arm"] for t in trials))
-    return sorted(named, key=lambda item: (arms.index(item[1][0].row["arm"]), *_order(item[1][0], by)))
+        own = (trial.row["trial_key"],) if by == "trial" else ()
+        found.setdefault((*trial.configuration, *own), []).append(trial)
+    firsts = [members[0] for members in found.values()]
+    texts = dict(zip(map(id, firsts), _labels(firsts, by), strict=True))
+    arms = list(dict.fromkeys(t.row["arm"] for t in trials if t.row["planned"]))
+    arms += [arm for arm in dict.fromkeys(t.row["arm"] for t in trials) if arm not in arms]
+    order = sorted(
+        found.values(), key=lambda m: (not m[0].row["planned"], arms.index(m[0].row["arm"]), *_order(m[0], by))
+    )
+    return [(texts[id(members[0])], members) for members in order]
 
 
-def _label(trial: TrialView, trials: Sequence[TrialView], by: str) -> str:
-    arm = trial.row["arm"]
-    points = [t.point for t in trials if t.row["arm"] == arm]
-    varying = sorted({k for p in points for k in p if len({repr(q.get(k)) for q in points}) > 1})
-    parts = [f"{k.rpartition('.')[2]}={_short(trial.point[k])}" for k in varying if k in trial.point]
-    if by == "trial":
-        parts.append(f"seed={trial.seed}")
-    return " ".join([arm, *parts])
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _labels(trials: Sequence[TrialView], by: str) -> list[str]:
+    """Return a label for each of *trials*, one of each configuration; a hash tells apart what names do not."""
+    out = [""] * len(trials)
+    for planned in (True, False):
+        which = [i for i, t in enumerate(trials) if t.row["planned"] is planned]
+        places = [(str(trials[i].row["arm"]), trials[i].point) for i in which]
+        for i, label in zip(which, labels(places), strict=True):
+            seed = f" seed={trials[i].seed}" if by == "trial" else ""
+            out[i] = f"{label}{seed}" if planned else f"{label}{seed} {EARLIER}"
+    often = Counter(out)
+    for i, trial in enumerate(trials):
+        if often[out[i]] > 1:
+            content = trial.row["trial_key"] if by == "trial" else trial.row["group"] or trial.row["trial_key"]
+            out[i] = f"{out[i]} {content[:8]}"
+    return out
 
 
 def _order(trial: TrialView, by: str) -> tuple[Any, ...]:
     point = tuple(
         (k, isinstance(v, str), v if isinstance(v, str) else float(v or 0)) for k, v in sorted(trial.point.items())
     )
-    return (point, trial.seed if by == "trial" else 0)
+    return (point, (trial.seed or 0) if by == "trial" else 0)
 
 
 def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Line:
-    there = [t for t in members if (phase, step) in t.measured]
+    where = (phase, step)
+    there = [t for t in members if where in t.measured]
+    undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in there))
     cells = {}
-    for view in (*VIEWS, "avg"):
-        by_seed = [t.measured[phase, step][view] for t in there if view in t.measured[phase, step]]
+    for view in (v for v in (*VIEWS, "avg") if v not in undefined):
+        by_seed = [t.measured[where][view] for t in there if view in t.measured[where]]
         if by_seed:
             cells[view] = pooled(by_seed)
-    values = [t.measured[phase, step] for t in there]
+    values = [t.measured[where] for t in there]
     if all(v in cells for v in ("rel", "gen", "loc")):
         cells["geo"] = geo_estimate(values)
     if "ppl" in cells:
@@ -219,23 +179,17 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Li
     totals = [[_total(t, shared=False), _total(t, shared=True)] for t in members if t.seconds]
     own, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
     return Line(
-        label=label, arm=members[0].row["arm"], step=step, phase=phase, seeds=tuple(sorted({t.seed for t in there})),
-        cells=cells, status=_status(members), seconds=float(own), shared=float(shared),
+        label=label, arm=members[0].row["arm"], step=step, phase=phase,
+        seeds=tuple(sorted({t.seed or 0 for t in there})), cells=cells, status=status(members),
+        seconds=float(own), shared=float(shared),
         per_edit=sum(s for s, _ in edit) / sum(c for _, c in edit) if edit else math.nan, trials=there,
+        undefined=undefined, members=len(members),
     )  # fmt: skip
 
 
 def _total(trial: TrialView, *, shared: bool) -> float:
     """Return the seconds of the phases that were (not) *shared* with other trials."""
     return sum(seconds for phase, (seconds, _) in trial.seconds.items() if phase.endswith(SHARED) is shared)
-
-
-def _status(members: Sequence[TrialView]) -> str:
-    """``done``, or how many trials are in which state."""
-    states = [str(t.row["status"]).lower() for t in members]
-    if len(members) == 1 or set(states) == {"done"}:
-        return states[0] if len(set(states)) == 1 else "mixed"
-    return ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states)))
 
 
 def _over(by_seed: Sequence[Mapping[str, float]], statistic: Callable[[Any], Any]) -> Estimate:
@@ -276,19 +230,45 @@ def geo_estimate(by_seed: Sequence[Values]) -> Estimate:
     return Estimate(float(seeds.mean()), math.sqrt(variance) if n > 1 or seeds.size > 1 else math.nan, n)
 
 
-def paired(first: Line, other: Line, view: str) -> Estimate | None:
-    """Return *other* − *first*, paired by record and seed, or None where they share no seed.
+def shared_values(first: Line, other: Line, view: str) -> list[dict[str, float]]:
+    """Return *other* − *first* per record, one mapping for each seed that both have.
 
-    Geo is a function of means, so its difference is not paired by record and is left out.
+    Only like is taken from like: nothing where the lines are of different rounds or phases, where *view* is undefined in
+    one, or between trials whose records come from different data.
     """
+    if (first.step, first.phase) != (other.step, other.phase) or view in first.undefined | other.undefined:
+        return []
     of = {t.seed: t for t in first.trials}
     differences = []
     for trial in other.trials:
-        if trial.seed not in of:
+        against = of.get(trial.seed)
+        if against is None or against.row["data_digest"] != trial.row["data_digest"]:
             continue
-        a = of[trial.seed].measured[first.phase, first.step].get(view, {})
+        a = against.measured[first.phase, first.step].get(view, {})
         b = trial.measured[other.phase, other.step].get(view, {})
         shared = {r: b[r] - a[r] for r in sorted(a.keys() & b.keys())}
         if shared:
             differences.append(shared)
+    return differences
+
+
+def paired(first: Line, other: Line, view: str) -> Estimate | None:
+    """Return *other* − *first*, paired by record and seed, or None where they share nothing.
+
+    Geo is a function of means, so its difference is not paired by record and is left out.
+    """
+    differences = shared_values(first, other, view)
     return pooled(differences) if differences else None
+
+
+__all__ = [
+    "Line",
+    "TrialView",
+    "all_lines",
+    "geo_estimate",
+    "groups",
+    "lines",
+    "paired",
+    "shared_values",
+    "trial_views",
+]

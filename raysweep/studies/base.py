@@ -96,6 +96,9 @@ class MemberError(Exception):
 class Study(Protocol):
     """A kind of trial. A study that can edit once for several trials has ``together`` as well (:class:`Together`).
 
+    Optional: ``phases``, those of ``raysweep.summarize.PHASES`` that its rounds have, the one shown by default first (else
+    both), and ``metric``, what its trials are ranked by where the search space names nothing (else ``avg`` of that phase).
+
     Promises
         1. ``check`` is cheap and imports no torch.
         2. ``execute`` yields one :class:`EvalRound` per round; with *resume* it yields the rounds after the

@@ -45,6 +45,7 @@ class BeliefLifelong:
 
     name: ClassVar[str] = "belief_lifelong"
     version: ClassVar[int] = 1
+    metric: ClassVar[str] = "retained/rel"  # not every testbed has reworded questions, so not all have Gen and Avg
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: what a lifelong run would refuse, and records that are no points."""
@@ -74,11 +75,14 @@ class BeliefLifelong:
 class Belief:
     """Edit each of T points apart, from the pristine model, and ask about it before, along the way where the editor can, and after.
 
-    Row ``step`` = ``edit_step`` = the point's position; step 0 is the pristine model.
+    Row ``step`` = ``edit_step`` = the point's position; step 0 is the pristine model. No edit outlives its point, so a round
+    has no retained phase: its ``immediate`` values are those of every point edited so far.
     """
 
     name: ClassVar[str] = "belief"
     version: ClassVar[int] = 1
+    phases: ClassVar[tuple[str, ...]] = ("immediate",)
+    metric: ClassVar[str] = "immediate/rel"
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: what a lifelong run would refuse, records that are no points, edits in batches."""
@@ -365,4 +369,4 @@ def _summed(rows: Sequence[TimingRow], step: int) -> tuple[TimingRow, ...]:
 def _immediate(seen: Sequence[ProbeRow], step: int) -> Mapping[str, float]:
     """Return the summary of all points edited so far, each right after its own edit."""
     columns: dict[str, list[object]] = {name: [getattr(r, name) for r in seen] for name in _FIELDS}
-    return {name: value for name, value in summary(columns, step, 1).items() if name.startswith("immediate/")}
+    return summary(columns, step, 1, phases=Belief.phases)

@@ -17,7 +17,7 @@ from raysweep.evals.metrics import METRICS, Answer
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord, Probe
-from raysweep.rows import SHARED, EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
+from raysweep.rows import NON_FINITE_STAT, SHARED, EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
 from raysweep.studies import trees
 from raysweep.studies.base import Ask, Deps, MemberError, Progress, Proposal
@@ -328,6 +328,7 @@ class _Run:
                 ):
                     self._measure(member, questions, step)
                     self._observed(step)
+                    member.note(step, {f"{NON_FINITE_STAT}{n}": float(c) for n, c in self.ledger.non_finite().items()})
             member.note(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
             with _timed(member.clock, "snapshot", 1):
                 if tensors is None:  # after the first view: only a lone member's may persist

@@ -10,7 +10,8 @@ from typing import Any
 from raysweep.errors import StoreError
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import trial_columns
-from raysweep.summarize import summary
+from raysweep.studies import phases
+from raysweep.summarize import PHASES, summary
 from raysweep.tune.launch import RAY_FOLDER
 
 TOLERANCE = 1e-9
@@ -20,7 +21,8 @@ TOLERANCE = 1e-9
 class Analysis:
     """What Ray logged, by trial and step (the latest session counts), and how it compares with our tables.
 
-    ``best`` is the trial that ``ExperimentAnalysis.get_best_trial`` chose, over all sessions.
+    ``best`` is the trial that ``ExperimentAnalysis.get_best_trial`` chose, over all sessions, among those whose last logged
+    round is the highest one and whose metric is a finite number there: values of different rounds are not ranked together.
     """
 
     sessions: tuple[str, ...]
@@ -54,11 +56,16 @@ def analyse(store: ResultStore, keys: Collection[str], *, metric: str, mode: str
             logged.update(
                 {int(row["step"]): row for row in analysis.trial_dataframes[trial.trial_id].to_dict("records")}
             )
-            if trial.last_result:
+            if "step" in trial.last_result:  # not so where a process died before its first round
                 latest[key] = trial
     if not opened:
         raise StoreError(f"no Ray session lies in {store.folder.path(RAY_FOLDER)}", hint="run the sweep first")
-    able = [trial for trial in latest.values() if metric in trial.last_result]
+    last_step = max((int(trial.last_result["step"]) for trial in latest.values()), default=0)
+    able = [
+        trial
+        for trial in latest.values()
+        if int(trial.last_result["step"]) == last_step and is_number(trial.last_result.get(metric))
+    ]
     best = None
     if able:
         last = store.folder.path(opened[-1])
@@ -70,6 +77,11 @@ def analyse(store: ResultStore, keys: Collection[str], *, metric: str, mode: str
     return Analysis(tuple(opened), rounds, best, compared, tuple(wrong))
 
 
+def is_number(value: object) -> bool:
+    """Tell whether *value* is a finite number: a metric that is undefined is missing from what Ray logged, or NaN."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _compare(store: ResultStore, rounds: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> tuple[int, list[str]]:
     """Compare every logged summary value with the one our rows give."""
     compared, wrong = 0, []
@@ -78,17 +90,23 @@ def _compare(store: ResultStore, rounds: Mapping[str, Mapping[int, Mapping[str, 
         if key not in known:
             wrong.append(f"{key}: Ray logged it, our tables do not have it")
             continue
-        columns = trial_columns(store, key)
-        batch = int(store.about(key)["trial"]["protocol"]["batch_size"])
+        columns, trial = trial_columns(store, key), store.about(key)["trial"]
+        batch = int(trial["protocol"]["batch_size"])
         for step, row in steps.items():
             if isinstance(row.get("failure"), str):
                 continue
-            for name, ours in summary(columns, step, batch).items():
-                theirs = row.get(name)
+            own = summary(columns, step, batch, phases=phases(trial["study"]))
+            logged = {n for n, v in row.items() if n.partition("/")[0] in (*PHASES, "pristine") and is_number(v)}
+            for name in sorted(own.keys() | logged):
+                ours, theirs = own.get(name), row.get(name)
                 compared += 1
-                if theirs is None or not _same(ours, float(theirs)):
-                    wrong.append(f"{key} at {step}: {name} is {theirs} for Ray, {ours} in our tables")
+                if ours is None or theirs is None or not _same(ours, float(theirs)):
+                    wrong.append(f"{key} at {step}: {name} is {theirs} for Ray, {_told(ours)} in our tables")
     return compared, wrong
+
+
+def _told(value: float | None) -> str:
+    return "undefined" if value is None else str(value)
 
 
 def _same(a: float, b: float) -> bool:

@@ -132,7 +132,7 @@ def run_sweep(
         store.plan()  # one of a newer raysweep is an error, not overwritten
         if options.fresh:
             _forget(store, table.values())
-        write_plan(store, plan)
+        store.write_plan(plan.as_json(), plan.sweep.source.text)
         interrupted = _run(store, table, plan, workspace, options, watcher, lock)
     return _outcome(store, table, plan, interrupted=interrupted, lost=lock.lost)
 
@@ -204,13 +204,6 @@ def _forget(store: ResultStore, trials: Iterable[PlannedTrial]) -> None:
     store.forget(*(t.key for t in trials), RAY_FOLDER, *shared, *kin)
 
 
-def write_plan(store: ResultStore, plan: Plan) -> None:
-    """Write which trials *plan* has into the results."""
-    listed = [{"key": t.key, "arm": t.arm, "point": dict(t.point)} for t in plan.trials]
-    search = plan.sweep.search.model_dump(mode="json")
-    store.write_plan({"sweep": plan.sweep.name, "search": search, "trials": listed}, plan.sweep.source.text)
-
-
 def pending(
     store: ResultStore, trials: Mapping[str, PlannedTrial], *, retry: bool = False, repair: bool = False
 ) -> list[str]:
@@ -250,7 +243,7 @@ def _outcome(
             store.folder.drop_if_empty(name)
         with suppress(StoreError):  # a disk that is full now has everything but this table, which is rebuilt each time
             if store.plan() is None:
-                write_plan(store, plan)
+                store.write_plan(plan.as_json(), plan.sweep.source.text)
             Sweep(store).write_trials()
     unfinished = {k: s for k, s in states.items() if s.state not in (State.DONE, State.FAILED)}
     return Outcome(

@@ -69,13 +69,17 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         """Run to the next round; a failure is stored as FAILED and ends the trial: Ray retries dead processes only."""
         told = self._ended is not None
         report = next(self._ended) if self._ended is not None else self._run.advance()  # type: ignore[union-attr]
-        point = {f"point/{k}": v for k, v in self.job.point.items()}
+        trial = self.job.trial
         extra: dict[str, Any] = {"failure": report.error} if report.error else {}
+        if report.non_finite_step is not None:
+            extra["non_finite_step"] = report.non_finite_step
         if self.job.share and not math.isnan(report.seconds):
             extra["time_this_iter_s"] = report.seconds  # the trial's own, not those of its pass
         if told:
             extra["replayed"] = True
-        return {**report.summary, "step": report.step, "done": report.done, "arm": self.job.arm, **point, **extra}
+        # no arm and no point: Ray's logs stay as they are when the plan calls the trial something else
+        content = {"editor": trial.editor.label, "seed": trial.seed}
+        return {**report.summary, "step": report.step, "done": report.done, **content, **extra}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: the snapshot is in our store already (Ray insists on the method)."""

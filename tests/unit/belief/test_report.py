@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from raysweep.belief import report
 from raysweep.belief.points import EvalPoint
 from raysweep.cli.main import main
+from raysweep.cli.render import Format, render
 from raysweep.config.plan import PlannedTrial
 from raysweep.results.beliefs import read_arms, read_stages, read_training
 from raysweep.results.runner import run_trial
@@ -107,3 +110,39 @@ def test_a_sweep_without_points_is_refused(workspace: Workspace, capsys: pytest.
     ResultStore(workspace.results("none")).write_plan({"sweep": "none", "trials": []}, "")
     assert main(["--root", str(workspace.root), "belief", "report", "none"]) != 0
     assert "no answers about evaluation points" in capsys.readouterr().err
+
+
+def test_an_arm_of_answers_that_are_not_finite_has_undefined_means(agent: report.Arm) -> None:
+    """One of its models answered NaN: what it came to after the edits is undefined, with its state; before them it is known."""
+    after = [*agent.after]
+    after[0] = {name: replace(reply, probability=math.nan) for name, reply in after[0].items()}
+    wild = replace(agent, name="wild", after=after, state="done (non-finite from 1)")
+    tables = report.tables([agent, wild])
+    for table in ("main_table", "all_data_results", "downstream_answers"):
+        for row in tables[table]:
+            means = [cell.mean for cell in row.values() if isinstance(cell, Estimate)]
+            known = row["arm"] == "agent" or row.get("time") == "pre-edit"
+            assert means
+            assert all(math.isnan(mean) != known for mean in means), (table, row)
+            assert row["state"] == ("done" if row["arm"] == "agent" else wild.state)
+    assert "undefined" in render(tables["main_table"], Format.MARKDOWN)
+    assert all("state" not in row for row in report.tables([agent])["main_table"]), "nothing to say"
+
+
+def test_arms_are_named_by_the_plan_and_unfinished_ones_say_so(workspace: Workspace, tmp_path: Path) -> None:
+    """Configurations of one arm are not pooled, equal arms are both there, and a trial that did not end is marked."""
+    store = ResultStore(workspace.results("tiny"))
+    before = store.plan()
+    assert before is not None
+    lora = next(row["trial_key"] for row in Sweep(store).trials().to_pylist() if row["study"] == "belief")
+    entries = [{"key": lora, "arm": arm, "point": {"editor.lr": lr}} for arm, lr in (("a", 1), ("a", 2), ("b", 1))]
+    try:
+        store.write_plan({**before, "trials": entries}, "")
+        store.reopen(lora)
+        arms = read_arms(Sweep(store))
+    finally:
+        store.finish(lora, step=4)
+        store.write_plan(before, "")
+    assert [(arm.name, len(arm.points), arm.state) for arm in arms] == [
+        ("a lr=1", 4, "interrupted at 0"), ("a lr=2", 4, "interrupted at 0"), ("b", 4, "interrupted at 0"),
+    ]  # fmt: skip

@@ -198,7 +198,7 @@ def test_wrong_use(tmp_path: Path, compare: Compare) -> None:
         (["--against", "simie-tabel1"], "did you mean: simie-table1"),
         (["--against", "simie-table1"], "no arm in common: ours null; published FT-L, MEND"),
         (["--against", "simie-table1", "--loosely"], "no arm in common"),
-        (["--against", "simie-table1", "--at", "7"], "nothing was measured after an edit"),
+        (["--against", "simie-table1", "--at", "7"], "nothing was measured at 7 edits"),
     ):
         code, out, err = compare(*flags)
         assert (code, out, said in err) == (2, "", True), (flags, err)

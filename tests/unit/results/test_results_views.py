@@ -157,7 +157,7 @@ def test_trials_table_has_every_resolved_value(workspace: Workspace) -> None:
     assert {r["point.wrap.simie.lam"] for r in rows} == {None, 1.0, 10.0}
     assert {r["spec.protocol.rounds"] for r in rows} == {"[0, 2, 4]"}
     assert len({r["group"] for r in rows}) == 3
-    assert table.schema.metadata[b"raysweep.schema"] == b"trials/1"
+    assert table.schema.metadata[b"raysweep.schema"] == b"trials/2"
     assert flatten({"a": [{"b": 1}]}, "") == {"a.0.b": 1}
 
 

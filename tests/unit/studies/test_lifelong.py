@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,8 @@ import torch
 from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.records import EditRecord
-from raysweep.rows import EvalRound
+from raysweep.results.finite import first_non_finite
+from raysweep.rows import NON_FINITE_STAT, EvalRound
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong, _superseded
 from raysweep.summarize import summary
@@ -281,3 +284,37 @@ def test_what_a_tokenizer_splits_elsewhere_is_logged_once(tmp_path: Path, caplog
     list(Lifelong().execute(trial("oracle"), deps(tmp_path, lm, glued), None))
     assert caplog.text.count("inside a token") == 1
     assert "6 of 6 subjects end inside a token, first: 'The pet of Ana' in 'The pet of Anas is 0'" in caplog.text
+
+
+WILD = EditorSpec(name="ft", config={"layers": [1], "steps": 3, "lr": 1e38})
+
+
+@pytest.mark.parametrize("immediate", [True, False])
+def test_weights_that_are_not_finite_are_noted_at_their_first_step(tmp_path: Path, immediate: bool) -> None:
+    """What was measured after them is NaN, not 0; the summary leaves it out; a sound run has no such row."""
+    one = trial("ft", rounds=(0, 2, 4), immediate=immediate)
+    wild = TrialSpec.model_validate({**one.model_dump(), "editor": WILD.model_dump()})
+    rounds = list(Lifelong().execute(wild, deps(tmp_path, tiny_lm("llama")), None))
+    assert [first_non_finite(r.rows, r.stats) for r in rounds] == [None, 1 if immediate else 2, 3 if immediate else 4]
+    assert all(math.isnan(row.value) for r in rounds[1:] for row in r.rows if row.value is not None)
+    assert all(row.value is not None for r in rounds[1:] for row in r.rows if row.n_tokens)
+    counts = {(r.step, r.name): r.value for found in rounds for r in found.stats if r.name.startswith(NON_FINITE_STAT)}
+    assert {step for step, _ in counts} == {2, 4}
+    assert all(value > 0 for value in counts.values())
+    assert [bool(r.summary) for r in rounds] == [True, False, False]
+    sound = list(Lifelong().execute(one, deps(tmp_path, tiny_lm("llama")), None))
+    assert not [row for r in sound for row in r.stats if row.name.startswith(NON_FINITE_STAT)]
+
+
+def test_a_collapse_survives_a_resume(tmp_path: Path) -> None:
+    """The snapshot's rows have NaN in them: they come back as they were."""
+    wild = TrialSpec.model_validate({**trial("ft").model_dump(), "editor": WILD.model_dump()})
+    lm = tiny_lm("llama")
+    straight = list(Lifelong().execute(wild, deps(tmp_path, lm), None))
+    snapshot = straight[1].snapshot
+    assert snapshot is not None
+    kept = replace(snapshot, meta=json.loads(json.dumps(snapshot.meta)))
+    resumed = list(Lifelong().execute(wild, deps(tmp_path, lm), kept))
+    assert [(r.step, repr(r.rows), dict(r.summary)) for r in resumed] == [
+        (r.step, repr(r.rows), dict(r.summary)) for r in straight[2:]
+    ]

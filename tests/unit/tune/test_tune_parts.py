@@ -10,7 +10,8 @@ from rich.console import Console
 from torch import nn
 
 from raysweep.cli.display import Display
-from raysweep.config.schema import ModelSpec, ResourceSpec
+from raysweep.config.plan import PlannedTrial
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, ResourceSpec, TrialSpec
 from raysweep.errors import SpecError
 from raysweep.tune.deps import ModelPool
 from raysweep.tune.launch import Outcome
@@ -153,3 +154,38 @@ def test_trials_of_one_pass_wait_for_each_other() -> None:
     search.on_trial_complete("1", error=True)
     assert search.suggest("3") == {"trial": "a2"}
     assert search.suggest("4") == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ({"immediate/rel": 0.5}, "Rel 0.50"),  # a study that retains nothing
+        ({"immediate/rel": 0.5, "retained/rel": 0.25}, "Rel 0.25"),
+        ({"retained/rel": 0.25, "non_finite_step": 3}, "Rel 0.25 not finite from step 3"),
+        ({"non_finite_step": 3}, "not finite from step 3"),
+        ({"non_finite_step": None}, ""),
+    ],
+)
+def test_a_round_s_line_follows_the_study_and_says_what_is_not_finite(result: dict[str, Any], shown: str) -> None:
+    printed: list[str] = []
+    display = Display({"k": "a"}, {"k": 4}, printer=printed.append)
+    display.round("k", {"step": 4, **result})
+    assert printed == [f"[0/1] a: 4/4 edits{'  ' if shown else ''}{shown}"]
+
+
+def test_ray_gets_no_names_that_the_next_plan_may_change() -> None:
+    """Names belong to the plan: what Ray logs says which trial by its key, and what it is made of."""
+    from raysweep.results.runner import Report
+    from raysweep.tune.trainable import Trainable
+
+    trial = TrialSpec(
+        study="lifelong", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name="null"), protocol=ProtocolSpec(), seed=3
+    )  # fmt: skip
+    one = Trainable.__new__(Trainable)
+    one.job = PlannedTrial("an arm", {"seed": 3, "wrap.simie.lam": 10}, trial)
+    one._ended = iter([Report(4, {"retained/rel": 0.5}, False, non_finite_step=2), Report(6, {}, True)])
+    first, second = one.step(), one.step()
+    assert first == {
+        "retained/rel": 0.5, "step": 4, "done": False, "editor": "null", "seed": 3, "non_finite_step": 2, "replayed": True,
+    }  # fmt: skip
+    assert "non_finite_step" not in second
