@@ -108,7 +108,7 @@ def table(
 ) -> str:
     """Return the lines *found* of the *trials* of *sweep* as text."""
     if not any(line.trials for line in found):
-        return f"{sweep.name}: nothing was measured yet"
+        return f"{sweep.name}: {'no undamaged trial has a round' if sweep.damaged else 'nothing was measured yet'}"
     done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
     count = len({t.row["trial_key"] for t in trials})
     phases = phase or " and ".join(dict.fromkeys(t.phases[0] for t in trials))

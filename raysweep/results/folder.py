@@ -233,8 +233,8 @@ def move_aside(folders: Sequence[Path], aside: Path) -> None:
             folder.rename(target)
             moved.append((folder, target))
     except OSError as error:
-        for folder, target in reversed(moved):
-            target.rename(folder)
+        for original, target in reversed(moved):
+            target.rename(original)
         with suppress(OSError):
             aside.rmdir()
         hint = "mend its permissions, or delete it by hand"

@@ -149,7 +149,7 @@ def _run(
     for attempt in range(RESTARTS + 1):
         first = attempt == 0
         todo = pending(store, table, retry=options.retry and first, repair=options.repair and first)
-        if not todo or lock.lost or not (first or _is_writable(store)):
+        if not todo or not lock.check() or not (first or _is_writable(store)):
             return False
         if not first:
             log.warning("%d trials have no end; running them once more", len(todo))
