@@ -89,7 +89,8 @@ def _run(found: Plan, store: ResultStore, workspace: Workspace, *, repair: bool)
     shown = display(found, store, announce(found, store, fresh=False))
     store.write_plan(found.as_json(), "")
     table = {t.key: t for t in found.trials}
-    todo = [key for key in table if key in set(launch.pending(store, table, retry=True, repair=repair))]
+    wanted = set(launch.pending(launch.trial_states(store, table), retry=True, repair=repair))
+    todo = [key for key in table if key in wanted]  # in the order of the plan
     for key in todo:
         store.reopen(key)
     shown.begin()

@@ -1,7 +1,7 @@
 """Who runs a sweep: a file per driver below ``_drivers/``, kept fresh while the driver lives.
 
 A driver on this machine is judged by its process (number and start time, so that a number given to a later process deceives
-nobody); one elsewhere, or in another container, by the age of its file. Ages are differences between times that the storage itself
+nobody); one elsewhere, or in another container, by the age of its file. Whoever takes a lock compares times that the storage itself
 gave, so clocks need not agree. The only thing that the storage has to grant is that a file is seen once it was written: local disks
 and object stores do; NFS does after its attribute cache expires (seconds), so two drivers that start on two NFS clients within
 that time may both go on. Nothing is lost then: equal trials write equal bytes.
@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,22 +74,17 @@ class Driver:
 
 
 def drivers_at_work(folder: Folder) -> tuple[Driver, ...]:
-    """Return the drivers that live and work on the sweep in *folder*; writes nothing."""
-    return tuple(driver for driver, alive in _listed(folder) if alive)
+    """Return the drivers that live and work on the sweep in *folder*, by this machine's clock where it matters."""
+    return tuple(driver for driver, alive in _listed(folder, time.time()) if alive)
 
 
-def _listed(folder: Folder) -> Iterator[tuple[Driver, bool]]:
-    """Yield each driver that has a file, and whether it lives."""
-    now: float | None = None
+def _listed(folder: Folder, now: float) -> Iterator[tuple[Driver, bool]]:
+    """Yield each driver that has a file, and whether it lives at the time *now*."""
     for name, modified in folder.modified(DRIVERS).items():
         driver = _read(folder, name)
-        if driver is None:
-            continue
-        alive = driver.process.is_alive()
-        if alive is None:
-            now = _storage_time(folder) if now is None else now
-            alive = now - modified < STALE
-        yield driver, alive
+        if driver is not None:
+            alive = driver.process.is_alive()
+            yield driver, now - modified < STALE if alive is None else alive
 
 
 def _read(folder: Folder, name: str) -> Driver | None:
@@ -99,19 +94,6 @@ def _read(folder: Folder, name: str) -> Driver | None:
         return None  # it ended just now, or this is no driver's file
     keys = frozenset(file.keys) if file.keys is not None else None
     return Driver(name, file.process, file.user, file.since, file.running, keys)
-
-
-def _storage_time(folder: Folder) -> float:
-    """Return the storage's own present time, or this machine's where nothing can be written."""
-    name = f"{DRIVERS}/.now-{uuid.uuid4().hex[:8]}"
-    try:
-        folder.write(name, b"")
-        return folder.modified_at(name)
-    except (StoreError, OSError):
-        return time.time()
-    finally:
-        with suppress(StoreError, OSError):
-            folder.delete(name)
 
 
 @dataclass
@@ -125,13 +107,11 @@ class DriverLock:
         folder: the sweep's results.
         keys: the trials this driver works on; None = the whole sweep.
         anyway: go on although somebody else runs the sweep.
-        on_lost: called once, from another thread, when the lock is found to be gone.
     """
 
     folder: Folder
     keys: Collection[str] | None = None
     anyway: bool = False
-    on_lost: Callable[[], None] = lambda: None
     lost: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -179,8 +159,6 @@ class DriverLock:
         if not self.lost:
             with suppress(OSError):  # storage out of reach is not storage gone
                 self.lost = not self.folder.exists(self._name)
-            if self.lost:
-                self.on_lost()
         return not self.lost
 
     def _settle(self) -> None:
@@ -190,7 +168,7 @@ class DriverLock:
         """
         while True:
             waiting = False
-            for driver, alive in list(_listed(self.folder)):
+            for driver, alive in list(_listed(self.folder, self.folder.modified_at(self._name))):
                 if driver.name == self._name:
                     continue
                 if not alive:
@@ -203,13 +181,14 @@ class DriverLock:
             if not waiting:
                 return
             time.sleep(_WAIT)
+            self._write(running=False)  # and so ask the storage for the time again
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT):
             if not self.check():
                 return
-            with suppress(StoreError, OSError):  # a full disk does not end a sweep; its trials will tell
-                self._write(running=True)
+            with suppress(OSError):  # the next beat will tell; and a disk that is read-only now does not end a sweep
+                self.folder.touch(self._name)
 
     def _write(self, *, running: bool) -> None:
         content: Mapping[str, Any] = {**self._content, "running": running}

@@ -134,6 +134,17 @@ class Folder:
         """Write *value* as indented JSON."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
+    def touch(self, name: str) -> None:
+        """Make the file *name* count as written now; locally it is not brought back by that if it is just being taken away.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if self.local is None:
+            self._put(name, self.read(name))
+        else:
+            os.utime(self.path(name))
+
     def delete(self, name: str) -> None:
         """Delete the file *name* if it is there."""
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -125,30 +124,33 @@ def run_sweep(
     store = ResultStore(workspace.results(plan.sweep.name))
     store.folder.check_writable()
     table = {t.key: t for t in plan.trials}
-    halt = threading.Event()
-    lock = DriverLock(store.folder, anyway=options.anyway, on_lost=halt.set)
+    lock = DriverLock(store.folder, anyway=options.anyway)
     with lock:
         store.folder.drop_drafts()
         store.plan()  # one of a newer raysweep is an error, not overwritten
         if options.fresh:
             _forget(store, table.values())
         store.write_plan(plan.as_json(), plan.sweep.source.text)
-        interrupted = _run(store, table, plan, workspace, options, watcher, lock)
-    return _outcome(store, table, plan, interrupted=interrupted, lost=lock.lost)
+        states = trial_states(store, table)
+        altered = {k: s for k, s in states.items() if s.altered and not options.repair}
+        interrupted = _run(store, table, states, plan, workspace, options, watcher, lock)
+    return _outcome(store, table, plan, altered, interrupted=interrupted, lost=lock.lost)
 
 
 def _run(
-    store: ResultStore, table: Mapping[str, PlannedTrial], plan: Plan, workspace: Workspace, options: Options,
-    watcher: Watcher | None, lock: DriverLock,
+    store: ResultStore, table: Mapping[str, PlannedTrial], states: Mapping[str, TrialStatus], plan: Plan,
+    workspace: Workspace, options: Options, watcher: Watcher | None, lock: DriverLock,
 ) -> bool:  # fmt: skip
-    """Run what is not done; return whether that was interrupted.
+    """Run what is not done by *states*; return whether that was interrupted.
 
     Once more, in a new Ray, where Ray gave up, or where trials have no end: Tune drops one whose process died while it took that
     over from another trial.
     """
     for attempt in range(RESTARTS + 1):
         first = attempt == 0
-        todo = pending(store, table, retry=options.retry and first, repair=options.repair and first)
+        if not first:
+            states = trial_states(store, table, verify=False)
+        todo = pending(states, retry=options.retry and first, repair=options.repair and first)
         if not todo or not lock.check() or not (first or _is_writable(store)):
             return False
         if not first:
@@ -204,15 +206,12 @@ def _forget(store: ResultStore, trials: Iterable[PlannedTrial]) -> None:
     store.forget(*(t.key for t in trials), RAY_FOLDER, *shared, *kin)
 
 
-def pending(
-    store: ResultStore, trials: Mapping[str, PlannedTrial], *, retry: bool = False, repair: bool = False
-) -> list[str]:
-    """Return the keys of *trials* to run; those already begun come first.
+def pending(states: Mapping[str, TrialStatus], *, retry: bool = False, repair: bool = False) -> list[str]:
+    """Return the keys of the trials to run, by where they stand; those already begun come first.
 
     What is done, stopped or of a newer raysweep is not; what failed only with *retry*; a finished trial whose tables were altered
     only with *repair*. A trial that lacks a file, or whose state files are damaged, is run as if it had not ended.
     """
-    states = trial_states(store, trials)
 
     def wanted(status: TrialStatus) -> bool:
         if status.state is State.FAILED:
@@ -223,18 +222,22 @@ def pending(
     return sorted(todo, key=lambda key: states[key].state is State.ABSENT)
 
 
-def trial_states(store: ResultStore, trials: Mapping[str, PlannedTrial]) -> dict[str, TrialStatus]:
-    """Return where each of *trials* stands; every file of those that are done is compared with what was written."""
+def trial_states(
+    store: ResultStore, trials: Mapping[str, PlannedTrial], *, verify: bool = True
+) -> dict[str, TrialStatus]:
+    """Return where each of *trials* stands; with *verify*, every file of those that are done is compared with what was written."""
     return {
-        key: trial_state(store.folder, key, planned.trial.protocol.rounds, verify=True, drivers=())
+        key: trial_state(store.folder, key, planned.trial.protocol.rounds, verify=verify, drivers=())
         for key, planned in trials.items()
     }
 
 
 def _outcome(
-    store: ResultStore, table: Mapping[str, PlannedTrial], plan: Plan, *, interrupted: bool, lost: bool
-) -> Outcome:
-    states = trial_states(store, table)
+    store: ResultStore, table: Mapping[str, PlannedTrial], plan: Plan, altered: Mapping[str, TrialStatus], *,
+    interrupted: bool, lost: bool,
+) -> Outcome:  # fmt: skip
+    """Return how a run ended; *altered* are trials that were found to be, and left alone."""
+    states = {**trial_states(store, table, verify=False), **altered}
     if not lost or store.folder.exists():
         for kin in {t.kin for t in table.values() if t.kin}:
             if all(states[t.key].state is State.DONE for t in table.values() if t.kin == kin):

@@ -42,7 +42,7 @@ def running_ray(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     with ExitStack() as stack:
         if address is None:
@@ -52,11 +52,14 @@ def running_ray(address: str | None) -> Iterator[None]:
             start(ray, address or "local", options)
             for name in ("ray.tune", "ray.train"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
+            # Tune stops gracefully on SIGUSR1; while no Tuner runs, a KeyboardInterrupt does
+            signal.signal(signal.SIGUSR1, signal.default_int_handler)
             signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
             yield
         finally:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
 
 def start(ray: Any, address: str, options: Mapping[str, Any], attempts: int = 3) -> None:

@@ -143,17 +143,19 @@ class _Interruption:
 
 @contextmanager
 def _watched_signals() -> Iterator[_Interruption]:
-    """Note, when the block ends, whether Tune was interrupted in it, and put the handler of SIGINT back.
+    """Note, when the block ends, whether Tune was interrupted in it, and put the handlers of its signals back.
 
-    Tune tells nobody, but it restores the handler that it found when a signal came, and leaves its own there otherwise.
+    Tune tells nobody, but when a signal came it puts back the handler of SIGINT that it found, and leaves its own there otherwise.
     """
-    interruption, before = _Interruption(), signal.getsignal(signal.SIGINT)
+    interruption = _Interruption()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
         yield interruption
     finally:
         if threading.current_thread() is threading.main_thread():
-            interruption.came = signal.getsignal(signal.SIGINT) is before
-            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+            interruption.came = signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
 
 def request(resources: ResourceSpec, available: Mapping[str, float], shards: int = 1) -> dict[str, float]:

@@ -246,6 +246,25 @@ def test_what_version_0_1_finished_is_done(store: ResultStore, done: str, folder
     assert trial_state(store.folder, done).state is State.DAMAGED
 
 
+def test_what_version_0_1_began_goes_on(store: ResultStore, tmp_path: Path) -> None:
+    trial = make_trial()
+    begin(store, trial)
+    for step in (0, 2):
+        store.write_round(trial.key, make_round(trial, step))
+    path = tmp_path / "s" / trial.key / "snapshot.json"
+    about = json.loads(path.read_text())
+    assert {f["step"] for f in about["files"]} == {0, 2}
+    path.write_text(json.dumps({k: v for k, v in about.items() if k not in ("files", "format")}))
+    other = ResultStore(tmp_path / "s")
+    snapshot = begin(other, trial)
+    assert snapshot is not None
+    assert snapshot.step == 2
+    other.write_round(trial.key, make_round(trial, 4))
+    other.finish(trial.key, step=4)
+    assert trial_state(other.folder, trial.key, verify=True).state is State.DONE
+    assert len(json.loads(other.folder.read(f"{trial.key}/DONE.json"))["files"]) == 6
+
+
 def test_an_unfinished_trial_whose_rounds_were_altered_begins_again(store: ResultStore, tmp_path: Path) -> None:
     trial = make_trial()
     begin(store, trial)
