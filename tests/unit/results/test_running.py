@@ -19,7 +19,7 @@ from raysweep.results.drivers import DriverLock
 from raysweep.results.state import State
 from raysweep.results.store import ResultStore
 from raysweep.tune import launch
-from raysweep.tune.launch import Options, Outcome, pending, run_sweep
+from raysweep.tune.launch import Options, Outcome, pending, run_sweep, trial_states
 from raysweep.workspace import Workspace
 
 SEEDS = range(4)
