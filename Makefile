@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit docs clean
+.PHONY: demo test lint types unit chaos docs clean
 
 demo: $(STAMP)
 	$(BIN)/raysweep run demo
@@ -21,6 +21,9 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/ray/chaos.py --rounds 20
 
 docs: $(STAMP)
 	$(BIN)/python -m raysweep.cli.docs errors > docs/errors.md

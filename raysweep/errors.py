@@ -130,11 +130,61 @@ class SnapshotError(RaysweepError):
 class StoreError(RaysweepError):
     """Results cannot be read or written.
 
-    Cause: the results folder is not writable, or a fragment in it is truncated.
-    Cure: the message names the file; delete that trial's folder and run the same command again.
+    Cause: the results folder is missing or not writable, the disk is full, or the folder was removed or moved while a sweep ran.
+    Cure: the message names the file or folder; mend it or choose another ``--storage``, and run the same command again.
     """
 
     code = "E-STORE"
+
+
+class UnwritableError(StoreError):
+    """Results cannot be written.
+
+    Cause: the folder is read-only, belongs to somebody else, or the disk is full.
+    Cure: mend it or choose another ``--storage``, and run the same command again.
+    """
+
+
+class DamagedError(StoreError):
+    """A trial's files are not as they were written.
+
+    Cause: a file was truncated, altered, replaced, removed, or copied in from another trial; or a state file (``trial.json``,
+    ``DONE.json`` …) is not the JSON that raysweep writes.
+    Cure: such a trial is left out of every table. ``raysweep run`` makes it again at once where a file is missing or a state file
+    is damaged; a finished trial's altered tables it replaces only with ``--repair``.
+    """
+
+    code = "E-DAMAGED"
+
+
+class NewerFormatError(StoreError):
+    """A file was written by a newer raysweep.
+
+    Cause: two versions of raysweep work on the same results.
+    Cure: upgrade raysweep; this version neither reads nor replaces such a trial (``--fresh`` does delete it).
+    """
+
+    code = "E-NEWER"
+
+
+class StorageLostError(StoreError):
+    """The results folder was removed, moved or replaced while a sweep ran.
+
+    Cause: somebody deleted or renamed it, ran the sweep with ``--fresh`` beside this one, or the disk went away.
+    Cure: mend the storage and run the same command again; what is missing is made again.
+    """
+
+    code = "E-LOST"
+
+
+class BusyError(StoreError):
+    """Somebody else runs this sweep.
+
+    Cause: another ``raysweep run`` works on the same results; the message names its host, process, user and start.
+    Cure: wait for it or end it; with ``--anyway`` both run, which costs double work and changes no number.
+    """
+
+    code = "E-BUSY"
 
 
 class RunFailedError(RaysweepError):

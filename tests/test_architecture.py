@@ -26,6 +26,7 @@ BASE = {
     "registry",
     "lazy",
     "environment",
+    "processes",
     "hashing",
     "seeds",
     "workspace",

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from raysweep.cli.render import Cell
 from raysweep.cli.show import NAMES
-from raysweep.cli.sweeps import opened
+from raysweep.cli.sweeps import Prefixed, opened
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import SpecError
 from raysweep.results import published
@@ -20,7 +20,9 @@ from raysweep.workspace import Workspace
 RETAINED = "retained"
 
 
-def measured(sweeps: list[str], workspace: Workspace, *, at: int = -1, everything: bool = False) -> list[Ours]:
+def measured(
+    sweeps: Sequence[str | Prefixed], workspace: Workspace, *, at: int = -1, everything: bool = False
+) -> list[Ours]:
     """Return what *sweeps* retained, configuration by configuration, at every round, or at the round *at* if it is not -1.
 
     Raises:

@@ -13,7 +13,7 @@ from raysweep.cli import notes
 from raysweep.cli.options import Options
 from raysweep.cli.plan import counted
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
-from raysweep.cli.show import FormatOption, SweepArgument
+from raysweep.cli.show import FormatOption, SweepArgument, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.lazy import lazy
 from raysweep.results.rounds import Labelled, chosen_round, state
@@ -74,6 +74,7 @@ def command(
     if seen.disagreements:
         typer.echo(f"Ray and our tables disagree in {len(seen.disagreements)} values", err=True)
         raise typer.Exit(3)
+    report_left_out(found)
 
 
 def _metric(sweep: Sweep, trials: Sequence[TrialView]) -> str:

@@ -19,7 +19,7 @@ from raysweep.belief.report import Row
 from raysweep.cli import belief_plots as plots
 from raysweep.cli.options import Options
 from raysweep.cli.render import Format, render, shown
-from raysweep.cli.show import SweepArgument
+from raysweep.cli.show import SweepArgument, report_left_out
 from raysweep.errors import StoreError
 from raysweep.results import beliefs
 from raysweep.results.tables import Sweep, open_sweep
@@ -50,6 +50,7 @@ def command(
     """
     workspace = (ctx.find_object(Options) or Options()).workspace
     found = open_sweep(sweep, workspace)
+    found.leave_out_altered()
     tables = tables_of(found)
     folder = out or Path(workspace.results(found.name)) / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +70,7 @@ def command(
     print(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
     if written:
         print(f"{written} files as published: {folder / 'published'}")
+    report_left_out(found)
 
 
 def _csv(name: str, rows: Sequence[Row]) -> str:

@@ -12,8 +12,17 @@ from raysweep.cli.against import beside, measured
 from raysweep.cli.options import Options
 from raysweep.cli.plan import counted
 from raysweep.cli.render import Cell, Format, render, with_interval
-from raysweep.cli.show import AllOption, FormatOption, Phase, PhaseOption, cell, first_non_finite, seeds
-from raysweep.cli.sweeps import opened
+from raysweep.cli.show import (
+    AllOption,
+    FormatOption,
+    Phase,
+    PhaseOption,
+    cell,
+    first_non_finite,
+    report_left_out,
+    seeds,
+)
+from raysweep.cli.sweeps import Prefixed, opened
 from raysweep.errors import SpecError, nearest
 from raysweep.results.published import open_published
 from raysweep.results.views import Line, TrialView, groups, lines_of, paired, shared_values, trial_views
@@ -51,30 +60,37 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     plain = format_ in (Format.CSV, Format.JSON)
+    pairs = opened(sweeps, workspace, everything=everything)
     if against:
         if by != "arm" or phase not in (None, Phase.RETAINED):
             hint = "leave out --by and --phase"
             raise SpecError("published numbers are compared arm by arm, with what is retained", hint=hint)
         numbers = open_published(against, workspace)
-        table, told = beside(
-            numbers, measured(sweeps, workspace, at=at, everything=everything), loosely=loosely, plain=plain
-        )
+        table, told = beside(numbers, measured(pairs, workspace, at=at), loosely=loosely, plain=plain)
         print(render(table, format_, title=f"retained, mean [95% interval], against {against}"))
         notes.tell(told, format_)
+        report_left_out(*(sweep for sweep, _ in pairs))
         return
     if loosely:
         raise SpecError("--loosely says how to compare with published numbers", hint="add --against NAME")
-    found = compared(sweeps, workspace, by=by, phase=phase.value if phase else None, at=at, everything=everything)
+    found = compared(pairs, workspace, by=by, phase=phase.value if phase else None, at=at)
     first = reference(found)
     what = f"{first.phase} at {first.step} edits; mean [95% interval]"
     title = f"{what}; Δ = difference to {first.label}, paired"
     print(render(rows(found, plain=plain), format_, title=title))
-    changed = [note for sweep, _ in opened(sweeps, workspace) for note in notes.outdated(sweep)]
+    changed = [note for sweep, _ in pairs for note in notes.outdated(sweep)]
     notes.tell([*notes.missing_rounds(found), *unpaired(found), *notes.few(found), *changed], format_)
+    report_left_out(*(sweep for sweep, _ in pairs))
 
 
 def compared(
-    sweeps: list[str], workspace: Workspace, *, by: str, phase: str | None, at: int, everything: bool = False
+    sweeps: Sequence[str | Prefixed],
+    workspace: Workspace,
+    *,
+    by: str,
+    phase: str | None,
+    at: int,
+    everything: bool = False,
 ) -> list[Line]:
     """Return the lines to compare, all of one round and one phase, ordered by the values of *by*, then by configuration.
 

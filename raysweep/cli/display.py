@@ -83,7 +83,9 @@ class Display:
     def round(self, key: str, result: Mapping[str, Any]) -> None:
         """Note a round; print it where there is no live display."""
         row = self.rows[key]
-        row.done, row.summary, row.ended = int(result["step"]), result, bool(result.get("done"))
+        row.done, row.ended = int(result["step"]), bool(result.get("done"))
+        kept = [name for name in result if name.rpartition("/")[2] in SHOWN or name == "non_finite_step"]
+        row.summary = {name: result[name] for name in kept}  # no more than is shown: there may be many trials
         if result.get("replayed"):
             row.began = 0.0  # its edits were made in another trial's time
         if self._live is None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
-from raysweep.cli.run import announce, display, summarise
+from raysweep.cli.run import announce, display, labels, summarise
 from raysweep.cli.validate import SetOption
 from raysweep.config.components import Components
-from raysweep.config.plan import plan
+from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import sweep_of
 from raysweep.lazy import lazy
+from raysweep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from raysweep.results.store import ResultStore
 
 # The reference's names for one editor with one of its objectives.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,6 +41,7 @@ def command(
     rounds: Annotated[str, typer.Option("--rounds", help="Measure at these steps: 0,10,100; default: five.")] = "",
     seed: Annotated[int, typer.Option("--seed", help="Of the order and of every draw.")] = 0,
     name: Annotated[str, typer.Option("--name", help="Of the results folder.")] = "edit",
+    repair: Annotated[bool, typer.Option("--repair", help="Make trials again whose tables were damaged.")] = False,
     set_: SetOption = None,
 ) -> None:
     """Run one editor over a lifetime of records and show what it keeps. Equal flags continue, and are never run twice.
@@ -63,38 +69,49 @@ def command(
         "arms": {f"{kind}+simie" if simie else kind: arm},
     }
     found = plan(sweep_of(tree, file="flags", overrides=set_ or ()), workspace, Components.installed(fetch=True))
-    store = lazy("raysweep.results.store").ResultStore(workspace.results(name))
+    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(name))
     store.folder.check_writable()
+    keys = [t.key for t in found.trials]
+    with lazy("raysweep.results.drivers").DriverLock(store.folder, keys=keys):
+        missing = _run(found, store, workspace, repair=repair)
+    sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
+    sweep.write_trials()
+    summarise(sweep, store.folder.location)
+    for line in lazy("raysweep.cli.standing").damage_lines(missing, labels(found.names)):
+        typer.echo(line, err=True)
+    if missing:
+        raise typer.Exit(TRIALS_FAILED)
+
+
+def _run(found: Plan, store: ResultStore, workspace: Workspace, *, repair: bool) -> dict[str, str]:
+    """Run what is not done of *found* in this process; return the trials that are not done afterwards, with the reason."""
+    launch, runner, deps = lazy("raysweep.tune.launch"), lazy("raysweep.results.runner"), lazy("raysweep.tune.deps")
+    store.plan()  # one of a newer raysweep is an error, not overwritten
     shown = display(found, store, announce(found, store, fresh=False))
-    runner, deps = lazy("raysweep.results.runner"), lazy("raysweep.tune.deps")
     store.write_plan(found.as_json(), "")
-    before = {t.key for t in found.trials if store.status(t.key).state == "DONE"}
-    for planned in found.trials:
-        if planned.key not in before:
-            store.reopen(planned.key)
-    failed = ""
+    table = {t.key: t for t in found.trials}
+    wanted = set(launch.pending(launch.trial_states(store, table), retry=True, repair=repair))
+    todo = [key for key in table if key in wanted]  # in the order of the plan
+    for key in todo:
+        store.reopen(key)
     shown.begin()
     try:
-        for planned in found.trials:
+        for planned in (table[key] for key in todo):
             shown.started(planned.key)
             local = store.folder.local
             effects = deps.make_deps(workspace, deps.Heartbeat(local / planned.key if local is not None else None))
             mates = [t for t in found.trials if planned.share and t.share == planned.share and t is not planned]
-            ended = planned.key not in before and store.status(planned.key).state in ("DONE", "FAILED")  # by its pass
+            ended = store.status(planned.key, planned.trial.protocol.rounds).state in ("DONE", "FAILED")  # by its pass
             reports = runner.replay(planned.trial, store) if ended else runner.run_trial(planned, effects, store, mates)
             for report in reports:
                 result = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
                 result |= {"non_finite_step": report.non_finite_step}
                 shown.round(planned.key, {**result, "failure": report.error} if report.error else result)
-                failed = report.error or failed
             shown.stopped(planned.key)
     finally:
         shown.end()
-    sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
-    sweep.write_trials()
-    summarise(sweep, store.folder.location)
-    if failed:
-        raise typer.Exit(3)
+    states = launch.trial_states(store, table)
+    return {k: s.error or s.reason or "is unfinished" for k, s in states.items() if s.state != "DONE"}
 
 
 def rounds_of(text: str, edits: int, batch_size: int) -> list[int]:

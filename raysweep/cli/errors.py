@@ -12,7 +12,7 @@ EXIT_CODES = {
     OK: "everything asked for was done",
     UNEXPECTED: "something raysweep did not foresee, or `doctor` found a fault",
     BAD_INPUT: "wrong usage or bad input (a search space, a record, a dataset, a model …); nothing was run",
-    TRIALS_FAILED: "trials failed or are missing; what finished is kept",
+    TRIALS_FAILED: "trials failed, are missing or damaged; what finished is kept",
     INTERRUPTED: "interrupted; the same command again goes on",
 }
 

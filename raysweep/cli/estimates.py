@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from raysweep.config.components import Components
 from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.schema import TrialSpec
+from raysweep.errors import StoreError
 from raysweep.lazy import lazy
 from raysweep.models.shapes import COPY_LIMIT, Shape
 from raysweep.rows import SHARED
@@ -95,12 +97,17 @@ def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
     What a pass does once counts once.
     """
     done = [t for t, state in zip(plan.trials, states, strict=True) if state == "done"]
-    left = [t for t, state in zip(plan.trials, states, strict=True) if state in ("absent", "running")]
+    left = [
+        t
+        for t, state in zip(plan.trials, states, strict=True)
+        if state in ("absent", "running", "interrupted", "damaged")
+    ]
     if not done or not left:
         return ""
     taken: dict[str, list[tuple[float, float]]] = {}
     for trial in done:
-        taken.setdefault(trial.arm, []).append(_per_edit(trial, workspace.results(plan.sweep.name)))
+        with suppress(StoreError):  # damaged: `show` and `run` say so
+            taken.setdefault(trial.arm, []).append(_per_edit(trial, workspace.results(plan.sweep.name)))
     total, passes = 0.0, set()
     for trial in (t for t in left if t.arm in taken):
         own, shared = (sum(found) / len(found) for found in zip(*taken[trial.arm], strict=True))

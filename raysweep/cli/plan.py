@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,26 +48,29 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = plan(open_sweep(file, workspace, set_ or ()), workspace)
-    status = status_reader(workspace, found.sweep.name)
+    statuses = trial_statuses(found, workspace)
     if format_ is Format.JSON:
-        print(json.dumps(as_json(found, status), indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(found, statuses), indent=2, ensure_ascii=False))
     else:
-        _table(found, status, workspace)
+        _table(found, statuses, workspace)
 
 
-def status_reader(workspace: Workspace, sweep: str) -> Callable[[str], str]:
-    """Return a function from a trial's key to ``absent``, ``running``, ``done``, ``failed`` or ``stopped``.
+def trial_statuses(found: Plan, workspace: Workspace) -> list[tuple[str, str]]:
+    """Return for each trial where it stands (``absent``, ``running``, ``done`` …) and, if its files are damaged, the reason.
 
     Where the sweep has no local folder yet, nothing is imported to find that out.
     """
-    where = workspace.results(sweep)
+    where = workspace.results(found.sweep.name)
     if "://" not in where and not Path(where).is_dir():
-        return lambda key: "absent"
-    store = lazy("raysweep.results.store").ResultStore(where)
-    return lambda key: str(store.status(key).state.value).lower()
+        return [("absent", "")] * len(found.trials)
+    folder = lazy("raysweep.results.folder").Folder(where)
+    drivers = lazy("raysweep.results.drivers").drivers_at_work(folder)
+    state = lazy("raysweep.results.state")
+    statuses = [state.trial_state(folder, t.key, t.trial.protocol.rounds, drivers=drivers) for t in found.trials]
+    return [(str(s.state.value).lower(), s.reason) for s in statuses]
 
 
-def as_json(found: Plan, status: Callable[[str], str]) -> dict[str, Any]:
+def as_json(found: Plan, statuses: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return the plan as plain data."""
     return {
         "sweep": found.sweep.model_dump(mode="json"),
@@ -78,16 +81,17 @@ def as_json(found: Plan, status: Callable[[str], str]) -> dict[str, Any]:
                 "point": dict(t.point),
                 "names": [{"arm": n.arm, "point": dict(n.point)} for n in found.names if n.key == t.key],
                 "share": t.share,
-                "status": status(t.key),
+                "status": status,
+                **({"reason": reason} if reason else {}),
                 "trial": t.trial.model_dump(mode="json"),
             }
-            for t in found.trials
+            for t, (status, reason) in zip(found.trials, statuses, strict=True)
         ],
         "notes": list(found.notes),
     }
 
 
-def _table(found: Plan, status: Callable[[str], str], workspace: Workspace) -> None:
+def _table(found: Plan, statuses: Sequence[tuple[str, str]], workspace: Workspace) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -99,21 +103,25 @@ def _table(found: Plan, status: Callable[[str], str], workspace: Workspace) -> N
         table.add_column(column, overflow="fold")  # nothing is cut: two names may differ in their ends only
     for column in ("key", "status"):
         table.add_column(column, no_wrap=True)
-    states = {t.key: status(t.key) for t in found.trials}
+    states = [state for state, _ in statuses]
+    by_key = dict(zip((t.key for t in found.trials), states, strict=True))
     for name in found.names:
-        table.add_row(Text(name.arm), Text(_point(name)), name.key, states[name.key])
+        table.add_row(Text(name.arm), Text(_point(name)), name.key, by_key[name.key])
     console.print(table)
     for rounds, batch, arms in _protocols(found):
         console.print(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}", markup=False, soft_wrap=True)
-    for note in found.notes:
+    damaged = {t.key: reason for t, (_, reason) in zip(found.trials, statuses, strict=True) if reason}
+    called = {n.key: n.arm for n in reversed(found.names)}
+    lines = lazy("raysweep.cli.standing").damage_lines(damaged, called) if damaged else ()
+    for note in (*found.notes, *lines):
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     estimates = lazy("raysweep.cli.estimates")
     for line in estimates.memory_lines(found, workspace, Components.installed()):
         console.print(line, markup=False, soft_wrap=True)
-    said = estimates.time_line(found, workspace, list(states.values()))
+    said = estimates.time_line(found, workspace, states)
     if said:
         console.print(said, markup=False, soft_wrap=True)
-    done = list(states.values()).count("done")
+    done = states.count("done")
     print(f"{extent(found)}; {done} done, {len(found.trials) - done} to run")
 
 

@@ -34,6 +34,8 @@ def command(
     concurrent: Annotated[int, typer.Option("--concurrent", min=0, help="Trials at once; 0 = as many as fit.")] = 0,
     storage: Annotated[str, typer.Option("--storage", help="Folder or URI for results (s3://…, gs://…).")] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of these trials found.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Make trials again whose tables were damaged.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Run although somebody else runs this sweep.")] = False,
 ) -> None:
     """Run a sweep. Run the same command again and it goes on where it stopped; trials that are done are not repeated.
 
@@ -53,16 +55,18 @@ def command(
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()
     skipped = announce(found, store, fresh=fresh)
-    options = launch.Options(address=address, retry=retry, fresh=fresh, concurrent=concurrent)
+    options = launch.Options(
+        address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway
+    )
     outcome = launch.run_sweep(found, workspace, options=options, watcher=display(found, store, skipped))
-    conclude(outcome, found.sweep.name, workspace)
+    conclude(outcome, found, workspace)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
 
 def announce(found: Plan, store: ResultStore, *, fresh: bool) -> dict[str, int]:
     """Print what will be run; return the steps that trials have behind them."""
-    states = {t.key: store.status(t.key) for t in found.trials}
+    states = {t.key: store.status(t.key, t.trial.protocol.rounds) for t in found.trials}
     behind = {} if fresh else {k: s.step for k, s in states.items() if s.step}
     done = 0 if fresh else sum(s.state == "DONE" for s in states.values())
     arms = lazy("raysweep.cli.plan").counted(len({n.arm for n in found.names}), "arm", "arms")
@@ -108,17 +112,12 @@ def summarise(found: Sweep, results: str) -> None:
         typer.echo(f"warning: {note}", err=True)
 
 
-def conclude(outcome: Outcome, sweep: str, workspace: Workspace) -> None:
+def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
     """Print the table, where the results lie, what is missing and what is no number."""
-    found = lazy("raysweep.results.tables").open_sweep(outcome.results, workspace)
-    summarise(found, outcome.results)
-    called = labels(found.names)
-    for key, error in list(outcome.failed.items())[:10]:
-        where = f"(traceback in {outcome.results}/{key}/FAILED.json)"
-        typer.echo(f"failed: {called.get(key, key)}: {next(iter(error.splitlines()), '')}  {where}", err=True)
-    if outcome.failed:
-        typer.echo(f"{len(outcome.failed)} trials failed; mend the cause and add --retry to the same command", err=True)
-    if outcome.interrupted:
-        typer.echo("interrupted; run the same command again to go on", err=True)
-    elif outcome.unfinished:
-        typer.echo(f"{len(outcome.unfinished)} trials are missing; run the same command again", err=True)
+    if not (outcome.lost and len(outcome.absent) == len(plan.trials)):
+        summarise(lazy("raysweep.results.tables").open_sweep(outcome.results, workspace), outcome.results)
+    arms: dict[str, str] = {}
+    for name in plan.names:
+        arms.setdefault(name.key, name.arm)
+    for line in lazy("raysweep.cli.standing").missing_lines(outcome, labels(plan.names), arms):
+        typer.echo(line, err=True)

@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from raysweep.cli import notes
+from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
+from raysweep.cli.standing import left_out_lines
 from raysweep.lazy import lazy
 from raysweep.results.tables import Sweep, open_sweep
 from raysweep.results.views import MAIN, Line, TrialView, all_lines, trial_views
@@ -60,7 +62,8 @@ def command(
     """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with 95% intervals, n, seeds, status and time.
 
     Round 0 is the unedited model. A time "+ … shared" was spent once, on edits that several trials took from one pass.
-    Arms have the names of the latest `raysweep run`.
+    Arms have the names of the latest `raysweep run`. Trials whose files are damaged are named and have no numbers; the exit
+    code is 3 then.
 
     Example:
 
@@ -80,6 +83,16 @@ def command(
         lazy("raysweep.cli.plot").draw(found, plot, phase=chosen)
         if format_ is Format.TABLE:
             print(f"plot: {plot}")
+    report_left_out(found)
+
+
+def report_left_out(*sweeps: Sweep) -> None:
+    """Name the damaged trials of *sweeps* on stderr, and leave with exit code 3 if there are any."""
+    lines = [line for sweep in sweeps for line in left_out_lines(sweep)]
+    for line in lines:
+        typer.echo(line, err=True)
+    if lines:
+        raise typer.Exit(TRIALS_FAILED)
 
 
 def text(
@@ -96,7 +109,7 @@ def table(
 ) -> str:
     """Return the lines *found* of the *trials* of *sweep* as text."""
     if not any(line.trials for line in found):
-        return f"{sweep.name}: nothing was measured yet"
+        return f"{sweep.name}: {'no undamaged trial has a round' if sweep.damaged else 'nothing was measured yet'}"
     done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
     count = len({t.row["trial_key"] for t in trials})
     phases = phase or " and ".join(dict.fromkeys(t.phases[0] for t in trials))

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from raysweep.results.tables import Sweep, open_sweep
 from raysweep.workspace import Workspace
 
+Prefixed = tuple[Sweep, str]  # a sweep, and what goes before its labels
 
-def opened(sweeps: Sequence[str], workspace: Workspace, *, everything: bool = False) -> list[tuple[Sweep, str]]:
-    """Return each of *sweeps* with what goes before its labels, which tells it from the others."""
-    found = [open_sweep(name, workspace, everything=everything) for name in sweeps]
+
+def opened(sweeps: Sequence[str | Prefixed], workspace: Workspace, *, everything: bool = False) -> list[Prefixed]:
+    """Return each of *sweeps* with what goes before its labels, which tells it from the others; what is open stays as it is."""
+    given = [sweep for sweep in sweeps if isinstance(sweep, str)]
+    if len(given) < len(sweeps):
+        return [sweep for sweep in sweeps if not isinstance(sweep, str)]
+    found = [open_sweep(name, workspace, everything=everything) for name in given]
     if len(found) == 1:
         return [(found[0], "")]
     names = [sweep.name for sweep in found]
-    alike = len(set(names)) < len(set(sweeps))  # folders of one name in different places
-    return [(sweep, f"{given if alike else sweep.name}: ") for sweep, given in zip(found, sweeps, strict=True)]
+    alike = len(set(names)) < len(set(given))  # folders of one name in different places
+    return [(sweep, f"{name if alike else sweep.name}: ") for sweep, name in zip(found, given, strict=True)]

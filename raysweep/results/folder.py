@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
-from raysweep.errors import StoreError
+from raysweep.errors import StoreError, UnwritableError
+
+_PROBE, _ASIDE = ".probe-", ".deleted-"  # beginnings of names that a reader never lists
 
 
 class Folder:
@@ -59,10 +63,31 @@ class Folder:
         """Return the folders in *name*, relative to this folder, sorted."""
         return self._list(name, fs.FileType.Directory, False)
 
+    def sizes(self, name: str) -> dict[str, int]:
+        """Return the files in *name*, by their names there, with their bytes."""
+        return {i.base_name: int(i.size) for i in self._infos(name, fs.FileType.File, False)}
+
+    def modified(self, name: str) -> dict[str, float]:
+        """Return the files in *name*, relative to this folder, with the times at which they were written."""
+        return {i.path[len(self.base) + 1 :]: _seconds(i) for i in self._infos(name, fs.FileType.File, False)}
+
+    def modified_at(self, name: str) -> float:
+        """Return when the file *name* was written, in seconds since 1970 by the storage's clock.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        info = self.filesystem.get_file_info(self.path(name))
+        if info.type == fs.FileType.NotFound:
+            raise FileNotFoundError(self.path(name))
+        return _seconds(info)
+
     def _list(self, name: str, kind: fs.FileType, recursive: bool) -> list[str]:
+        return sorted(i.path[len(self.base) + 1 :] for i in self._infos(name, kind, recursive))
+
+    def _infos(self, name: str, kind: fs.FileType, recursive: bool) -> list[fs.FileInfo]:
         chosen = fs.FileSelector(self.path(name), recursive=recursive, allow_not_found=True)
-        found = (i for i in self.filesystem.get_file_info(chosen) if i.type == kind and not i.base_name.startswith("."))
-        return sorted(i.path[len(self.base) + 1 :] for i in found)
+        return [i for i in self.filesystem.get_file_info(chosen) if i.type == kind and not i.base_name.startswith(".")]
 
     def read(self, name: str) -> bytes:
         """Return the bytes of *name*.
@@ -94,7 +119,7 @@ class Folder:
         """Write *data* as *name*, whole or not at all.
 
         Raises:
-            StoreError: the storage cannot be written.
+            UnwritableError: the storage cannot be written.
         """
         try:
             if self.local is None:
@@ -102,11 +127,23 @@ class Folder:
             else:
                 self._replace(Path(self.path(name)), data)
         except OSError as error:
-            raise StoreError(f"cannot write {self.path(name)}: {error}", hint="choose another --storage") from error
+            reason = f"cannot write {self.path(name)}: {error}"
+            raise UnwritableError(reason, hint="choose another --storage") from error
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write *value* as indented JSON."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+    def touch(self, name: str) -> None:
+        """Make the file *name* count as written now; locally it is not brought back by that if it is just being taken away.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if self.local is None:
+            self._put(name, self.read(name))
+        else:
+            os.utime(self.path(name))
 
     def delete(self, name: str) -> None:
         """Delete the file *name* if it is there."""
@@ -120,6 +157,35 @@ class Folder:
         if self.exists(name):
             self.filesystem.delete_dir(self.path(name))
 
+    def delete_folders(self, names: Iterable[str]) -> None:
+        """Delete the folders *names* with everything in them: those that are there, and all of them or none.
+
+        Locally they are first moved aside, which tells whether they can be deleted; an object store has no such step and promises
+        only that an error is raised.
+
+        Raises:
+            StoreError: one of them cannot be deleted; nothing was.
+        """
+        there = [name for name in dict.fromkeys(names) if self.exists(name)]
+        if self.local is None:
+            for name in there:
+                self.filesystem.delete_dir(self.path(name))
+        elif there:
+            aside = f"{_ASIDE}{uuid.uuid4().hex[:8]}"
+            move_aside([Path(self.path(name)) for name in there], Path(self.path(aside)))
+            shutil.rmtree(self.path(aside))
+
+    def drop_drafts(self, name: str = "") -> None:
+        """Delete what a killed process left in the folder *name*: half-written files, and folders it was about to delete."""
+        if self.local is None:
+            return  # an object store shows no half-written file
+        for pattern in (".*.tmp", f"{_PROBE}*", f"{_ASIDE}*"):
+            for path in Path(self.path(name)).glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
     def drop_if_empty(self, name: str) -> None:
         """Delete the folder *name* if nothing is in it; an object store has no empty folders."""
         if self.local is not None:
@@ -132,8 +198,8 @@ class Folder:
             self.filesystem.move(self.path(old), self.path(new))
 
     def check_writable(self) -> None:
-        """Raise :class:`StoreError` unless a file can be written here and deleted again."""
-        probe = f".probe-{uuid.uuid4().hex[:8]}"
+        """Raise :class:`UnwritableError` unless a file can be written here and deleted again."""
+        probe = f"{_PROBE}{uuid.uuid4().hex[:8]}"
         self.write(probe, b"raysweep")
         self.delete(probe)
 
@@ -158,3 +224,38 @@ class Folder:
             os.fsync(parent)
         finally:
             os.close(parent)
+
+
+def move_aside(folders: Sequence[Path], aside: Path) -> None:
+    """Move every one of *folders* into the new folder *aside*, from where it can be deleted, or leave all as they are.
+
+    Raises:
+        StoreError: one of them, or something in it, cannot be deleted.
+    """
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for folder in folders:
+            for inner, _, _ in os.walk(folder, onerror=_raise):
+                if not os.access(inner, os.W_OK | os.X_OK) or (Path(inner) != folder and os.path.ismount(inner)):
+                    raise PermissionError(f"{inner} is read-only or a mount point")
+        aside.mkdir()
+        for number, folder in enumerate(folders):
+            target = aside / str(number)
+            folder.rename(target)
+            moved.append((folder, target))
+    except OSError as error:
+        for original, target in reversed(moved):
+            target.rename(original)
+        with suppress(OSError):
+            aside.rmdir()
+        hint = "mend its permissions, or delete it by hand"
+        raise StoreError(f"cannot delete {folder}: {error}; nothing was deleted", hint=hint) from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _seconds(info: fs.FileInfo) -> float:
+    """Return when a file was written; a storage that does not say counts as saying now."""
+    return info.mtime_ns / 1e9 if info.mtime_ns is not None else time.time()

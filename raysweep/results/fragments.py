@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from raysweep.errors import StoreError
+from raysweep.errors import DamagedError
 from raysweep.results.schema import TableSchema, upgrade, version_of
 from raysweep.results.store import ResultStore
+from raysweep.results.verified import damaged_error, demand_as_written
 
 
 def read_fragments(
@@ -19,8 +20,10 @@ def read_fragments(
     """Return the fragments *names* as one table, in that order; only *columns* of it, if given.
 
     Raises:
-        StoreError: a fragment is truncated, or of another table or a newer version.
+        DamagedError: a fragment is truncated, of another table or trial, or not as it was written.
+        NewerFormatError: it is of a newer version.
     """
+    demand_as_written(store.folder, table, names)
     wanted = list(columns or table.arrow.names)
     by_version: dict[int, list[str]] = {}
     for name in names:
@@ -63,10 +66,7 @@ def _first_bad(store: ResultStore, names: Sequence[str]) -> str:
     return names[0]
 
 
-def _unreadable(store: ResultStore, name: str, error: Exception) -> StoreError:
-    folder = store.folder.path(name.partition("/")[0])
+def _unreadable(store: ResultStore, name: str, error: Exception) -> DamagedError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return StoreError(
-        f"{store.folder.path(name)} is truncated or damaged ({reason})",
-        hint=f"delete {folder} and run the same command again",
-    )
+    key, _, file = name.partition("/")
+    return damaged_error(store.folder, key, [file], f"truncated or damaged ({reason})")

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysweep.config.names import TrialName, without_seed
+from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import PROBES, TIMING, TRIALS
-from raysweep.results.store import State
+from raysweep.results.state import State
 from raysweep.results.tables import Sweep, seconds_by_phase
 from raysweep.studies import phases
 from raysweep.summarize import PHASES, VIEWS, averages
@@ -31,7 +32,7 @@ class TrialView:
     """One trial as measured, at one of its names.
 
     Attributes:
-        row: its row of the trials table; with the state ABSENT and few columns where it has not begun.
+        row: its row of the trials table; few columns of it, and its state, where it has not begun or is damaged.
         rounds: the steps of its rounds that were measured.
         measured: ``{view: {record: value}}`` per (phase, step); undefined views are not in it.
         seconds: seconds and count by timing phase.
@@ -76,7 +77,8 @@ class TrialView:
 def trial_views(sweep: Sweep) -> list[TrialView]:
     """Return every trial of *sweep* as measured, once for each of its names, in the order of the plan.
 
-    Those that have not begun are among them, in the state ABSENT.
+    Those that have not begun are among them, in the state ABSENT; so are those whose files are damaged, in that state and without
+    numbers, with the reason in ``sweep.damaged``.
     """
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
     study = sweep.plan.get("study") or next((row["study"] for row in rows.values()), "")
@@ -84,12 +86,15 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
     found = []
     for name in sweep.places:
         row = rows.get((name.arm, name.key, _point(name)))
-        if row is None:
-            found.append(_absent(name, study))
-            continue
-        if name.key not in read:
-            read[name.key] = _read(sweep, row)
-        found.append(replace(read[name.key], row=row))
+        if row is not None and name.key not in read and name.key not in sweep.damaged:
+            try:
+                read[name.key] = _read(sweep, row)
+            except (DamagedError, NewerFormatError) as error:
+                sweep.damaged[name.key] = error.message
+        if row is None or name.key in sweep.damaged:
+            found.append(_unmeasured(name, study, sweep.state(name.key)))
+        else:
+            found.append(replace(read[name.key], row=row))
     return found
 
 
@@ -109,10 +114,11 @@ def _point(name: TrialName) -> str:
     return json.dumps(dict(name.point), sort_keys=True)
 
 
-def _absent(name: TrialName, study: str) -> TrialView:
+def _unmeasured(name: TrialName, study: str, state: State) -> TrialView:
+    """Return a trial that has not begun, or that cannot be read."""
     given = {"trial_key": name.key, "arm": name.arm, "point": _point(name), "seed": name.seed, "study": study}
     columns = dict.fromkeys(column.name for column in TRIALS.columns)
-    row = {**columns, **given, "planned": True, "status": State.ABSENT.value}
+    row = {**columns, **given, "planned": name.planned, "status": state.value}
     return TrialView(row, (), {}, {}, planned_rounds=name.rounds)
 
 

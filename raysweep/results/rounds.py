@@ -14,7 +14,7 @@ Labelled = Sequence[tuple[str, Configuration]]
 def state(trial: TrialView) -> str:
     """Return where *trial* stands: ``done``, ``failed at 50``, ``absent``, ``done (non-finite from 3)``."""
     word = str(trial.row["status"]).lower()
-    text = word if word in ("done", "absent") else f"{word} at {trial.row['step']}"
+    text = word if word in ("done", "absent") or trial.row["step"] is None else f"{word} at {trial.row['step']}"
     first = trial.row["non_finite_step"]
     return text if first is None else f"{text} (non-finite from {first})"
 

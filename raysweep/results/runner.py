@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from raysweep import environment
 from raysweep.config.plan import PlannedTrial
 from raysweep.config.schema import TrialSpec
-from raysweep.errors import RaysweepError
+from raysweep.errors import RaysweepError, StorageLostError, UnwritableError
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.provenance import provenance
-from raysweep.results.store import ENDS, ResultStore, State, Tensors
+from raysweep.results.state import State
+from raysweep.results.store import ResultStore, Tensors
 from raysweep.results.tables import seconds_by_step, trial_columns
 from raysweep.rows import EvalRound, Snapshot
 from raysweep.studies import STUDIES, phases
@@ -44,7 +46,7 @@ class TrialRun:
     process may serve the next trial); a trial whose rounds are all there is marked DONE before that is reported. Only the
     rounds of the trial of *job* are reported; before each, those of its *mates* at that step are stored, but for mates that
     have ended. Where a mate fails, the others go on; where the trial itself does, its mates stay as they are, for a run of
-    their own.
+    their own. Storage that cannot be written, or was taken away, ends the run but not the trial, which stays unfinished.
     """
 
     def __init__(self, job: PlannedTrial, deps: Deps, store: ResultStore, mates: Sequence[PlannedTrial] = ()) -> None:
@@ -67,6 +69,12 @@ class TrialRun:
                 if error.key == self.job.key:
                     return self._failed(cause)
                 self._fail(error.key, self.store.status(error.key).step, cause)
+            except (
+                StorageLostError,
+                UnwritableError,
+            ) as error:  # no fault of the trial: a run on mended storage goes on
+                self.close()
+                return self._ended_by(error)
             except Exception as error:
                 self.close()
                 for job in self._running:
@@ -81,11 +89,15 @@ class TrialRun:
 
     def _failed(self, error: BaseException) -> Report:
         self._fail(self.job.key, self.step, error)
+        return self._ended_by(error)
+
+    def _ended_by(self, error: BaseException) -> Report:
         return Report(self.step, {}, True, f"{type(error).__name__}: {error}", non_finite_step=self._non_finite)
 
     def _fail(self, key: str, step: int, error: BaseException) -> None:
         trace = "".join(traceback.format_exception(error))
-        self.store.fail(key, step=step, error=type(error).__name__, message=str(error), trace=trace)
+        with suppress(UnwritableError):  # then it stays unfinished
+            self.store.fail(key, step=step, error=type(error).__name__, message=str(error), trace=trace)
 
     def _advance(self) -> Report:
         if self._rounds is None:
@@ -132,7 +144,7 @@ class TrialRun:
         torch.set_num_threads(self.job.trial.threads)
         torch.set_float32_matmul_precision("highest")  # whatever this process was told before
         self._tensors = (-1, None)
-        self._running = [job for job in self.mates if self.store.status(job.key).state not in ENDS]
+        self._running = [job for job in self.mates if not self.store.status(job.key).ended]
         resumes: dict[str, Snapshot] = {}
         for job in (*self._running, self.job):
             found = self.store.begin(job.trial, arm=job.arm, point=job.point, provenance=provenance(job.trial))

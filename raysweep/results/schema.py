@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysweep.errors import StoreError
+from raysweep.errors import DamagedError, NewerFormatError, StoreError
 from raysweep.rows import BeliefRow, PointRow, ProbeRow, StatRow, TimingRow, TrainingRow
 
 VERSION_KEY = b"raysweep.schema"
@@ -161,7 +161,7 @@ TRIALS = TableSchema(
     (
         _KEY,
         Column("arm", pa.string(), "", "the arm that the latest plan puts the trial in"),
-        Column("status", pa.string(), "", "RUNNING, DONE, FAILED or STOPPED"),
+        Column("status", pa.string(), "", "RUNNING, INTERRUPTED, DONE, FAILED or STOPPED"),
         Column("step", pa.int64(), "records", "records edited when the status was written"),
         Column("error", pa.string(), "", "type and message of what ended the trial", "null unless FAILED"),
         Column("non_finite_step", pa.int64(), "records",
@@ -268,14 +268,15 @@ def version_of(schema: pa.Schema, table: TableSchema, where: str) -> int:
     """Return the version under which a file of *table* was written.
 
     Raises:
-        StoreError: the file is of another table, or of a version this raysweep does not know.
+        DamagedError: the file is of another table.
+        NewerFormatError: it is of a version this raysweep does not know.
     """
     tag = (schema.metadata or {}).get(VERSION_KEY, b"").decode()
     name, _, number = tag.partition("/")
     if name != table.name or not number.isdigit():
-        raise StoreError(f"{where} is not a {table.name} file (its schema is {tag or 'missing'!r})")
+        raise DamagedError(f"{where} is not a {table.name} file (its schema is {tag or 'missing'!r})")
     if int(number) > table.version:
-        raise StoreError(
+        raise NewerFormatError(
             f"{where} was written as {tag}; this raysweep reads up to {table.tag}", hint="upgrade raysweep"
         )
     return int(number)

@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from raysweep.config.schema import TrialSpec
 from raysweep.config.space import Scalar
-from raysweep.errors import SnapshotError, StoreError
+from raysweep.errors import DamagedError, NewerFormatError, SnapshotError, StorageLostError, StoreError
 from raysweep.results.folder import Folder
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TableSchema
+from raysweep.results.state import ENDS, State, TrialStatus, altered_files, checksum, missing_files, trial_state
+from raysweep.results.statefiles import (
+    FORMAT,
+    HEARTBEAT,
+    PLAN,
+    SNAPSHOT,
+    TIMES,
+    TRIAL,
+    SnapshotFile,
+    TableFile,
+    listed,
+    read_plan,
+    read_state,
+    read_trial,
+)
+from raysweep.results.tablefiles import described, encoded, scan
 from raysweep.rows import EvalRound, Snapshot
+
+__all__ = ["ENDS", "HEARTBEAT", "PLAN", "SHARED", "SNAPSHOT", "TRIAL", "ResultStore", "State", "Tensors", "TrialStatus"]
 
 log = logging.getLogger(__name__)
 
-TRIAL, SNAPSHOT, HEARTBEAT, PLAN = "trial.json", "snapshot.json", ".heartbeat", "plan.json"
 SHARED = "_passes"  # folder of the tensors that the trials of a pass share
 Tensors = Mapping[str, str]  # where a snapshot's tensors lie, and their checksum
 TRIES = 3  # another process may replace the snapshot between our two reads
-
-
-class State(StrEnum):
-    """Where a trial stands."""
-
-    ABSENT = "ABSENT"
-    RUNNING = "RUNNING"
-    DONE = "DONE"
-    FAILED = "FAILED"
-    STOPPED = "STOPPED"
-
-
-ENDS = (State.DONE, State.FAILED, State.STOPPED)
-
-
-@dataclass(frozen=True, slots=True)
-class TrialStatus:
-    """A trial's state, the step it reached, and what ended it if it failed."""
-
-    state: State
-    step: int = 0
-    error: str = ""
 
 
 class ResultStore:
@@ -61,22 +51,17 @@ class ResultStore:
 
     def __init__(self, root: str | Path, filesystem: fs.FileSystem | None = None) -> None:
         self.folder = Folder(root, filesystem)
+        self._files: dict[
+            str, dict[str, TableFile]
+        ] = {}  # of the trials this process writes: their files so far, by name
 
     def keys(self) -> tuple[str, ...]:
         """Return the keys of all trials ever begun here, sorted."""
         return tuple(n for n in self.folder.folders() if not n.startswith("_") and self.folder.exists(f"{n}/{TRIAL}"))
 
-    def status(self, key: str) -> TrialStatus:
-        """Return where the trial *key* stands."""
-        for state in ENDS:
-            found = self.folder.read_json(f"{key}/{state}.json")
-            if found is not None:
-                error = f"{found['type']}: {found['message']}" if state is State.FAILED else ""
-                return TrialStatus(state, int(found["step"]), error)
-        if not self.folder.exists(f"{key}/{TRIAL}"):
-            return TrialStatus(State.ABSENT)
-        snapshot = self.folder.read_json(f"{key}/{SNAPSHOT}")
-        return TrialStatus(State.RUNNING, int(snapshot["step"]) if snapshot else 0)
+    def status(self, key: str, rounds: Sequence[int] | None = None) -> TrialStatus:
+        """Return where the trial *key* stands (see :func:`raysweep.results.state.trial_state`)."""
+        return trial_state(self.folder, key, rounds)
 
     def begin(
         self, trial: TrialSpec, *, arm: str, point: Mapping[str, Scalar], provenance: Mapping[str, Any]
@@ -90,7 +75,7 @@ class ResultStore:
         """
         key = trial.key
         snapshot = self.latest_snapshot(key)
-        about = self.folder.read_json(f"{key}/{TRIAL}") if snapshot is not None else None
+        about = self.about(key) if snapshot is not None else None
         if snapshot is None:
             self._clear(key)
         sessions = list(about["sessions"]) if about else []
@@ -102,6 +87,7 @@ class ResultStore:
         self.folder.write_json(
             f"{key}/{TRIAL}",
             {
+                "format": FORMAT,
                 "key": key,
                 "begun_as": {"arm": arm, "point": dict(point)},
                 "trial": trial.model_dump(mode="json"),
@@ -115,7 +101,13 @@ class ResultStore:
     def write_round(
         self, key: str, found: EvalRound, *, share: str = "", tensors: Tensors | None = None
     ) -> Tensors | None:
-        """Write the rows of one round, then its snapshot (see :meth:`write_snapshot`); return where its tensors lie."""
+        """Write the rows of one round, then its snapshot (see :meth:`write_snapshot`); return where its tensors lie.
+
+        Raises:
+            StorageLostError: the trial's folder was removed, moved or made anew since the trial began.
+            StoreError: the storage cannot be written.
+        """
+        self._demand_begun(key)
         for table, rows in ((PROBES, found.rows), (STATS, found.stats), (TIMING, found.timing)):
             self._write_rows(key, table, found.step, rows)
         for table, extra in ((BELIEFS, found.beliefs), (POINTS, found.points), (TRAINING, found.training)):
@@ -127,9 +119,10 @@ class ResultStore:
         foreign = {r.trial_key for r in rows} - {key}
         if foreign:
             raise StoreError(f"rows of {', '.join(sorted(foreign))} were handed in for trial {key}")
-        sink = io.BytesIO()
-        pq.write_table(table.build(rows), sink, compression="zstd")
-        self.folder.write(f"{key}/{table.name}-{step:06d}.parquet", sink.getvalue())
+        data = encoded(table, rows)
+        file = described(table, step, len(rows), data)
+        self.folder.write(f"{key}/{file.name}", data)
+        self._files.setdefault(key, {})[file.name] = file
 
     def write_snapshot(
         self, key: str, snapshot: Snapshot, *, share: str = "", tensors: Tensors | None = None
@@ -145,17 +138,30 @@ class ResultStore:
 
             data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
             name = f"snapshot-{snapshot.step:06d}.safetensors"
-            tensors = {"file": f"{SHARED}/{share}/{name}" if share else name, "blake2b": _hash(data)}
-            self.folder.write(_tensor_file(key, tensors), data)
-        self.folder.write_json(f"{key}/{SNAPSHOT}", {"step": snapshot.step, **tensors, "meta": dict(snapshot.meta)})
+            tensors = {"file": f"{SHARED}/{share}/{name}" if share else name, "blake2b": checksum(data)}
+            self.folder.write(_tensor_file(key, tensors["file"]), data)
+        files = [f for f in self._files_of(key, snapshot.step) if f.step <= snapshot.step and f.table != TIMING.name]
+        about = {
+            "format": FORMAT,
+            "step": snapshot.step,
+            **tensors,
+            "meta": dict(snapshot.meta),
+            "files": listed(files),
+        }
+        self.folder.write_json(f"{key}/{SNAPSHOT}", about)
         self._drop_snapshots(key, keep=tensors["file"])
         return tensors
 
     def tidy_shared(self, share: str, keys: Iterable[str]) -> None:
         """Delete the tensors of the pass *share* that the snapshot of none of *keys* names."""
         folder = f"{SHARED}/{share}"
-        abouts = [self.folder.read_json(f"{key}/{SNAPSHOT}") for key in keys]
-        named = {about["file"] for about in abouts if about}
+        named = set()
+        for key in keys:
+            try:
+                about = read_state(self.folder, f"{key}/{SNAPSHOT}", SnapshotFile)
+            except (DamagedError, NewerFormatError):
+                continue  # whoever goes on from it sets it aside
+            named |= {about.file} if about is not None else set()
         kept = [name for name in self.folder.files(folder) if name in named]
         if not kept:
             self.folder.delete_folder(folder)
@@ -194,22 +200,43 @@ class ResultStore:
         from safetensors.torch import load
 
         try:
-            about = self.folder.read_json(f"{key}/{SNAPSHOT}")
-        except StoreError as error:
+            about = read_state(self.folder, f"{key}/{SNAPSHOT}", SnapshotFile)
+            begun = read_trial(self.folder, key) if about is not None else None
+        except DamagedError as error:
             raise SnapshotError(error.message) from error
         if about is None:
             return None
-        if set(about) != {"step", "file", "blake2b", "meta"}:
-            raise SnapshotError(f"{self.folder.path(f'{key}/{SNAPSHOT}')} has other fields than a snapshot")
-        name = _tensor_file(key, about)
+        if begun is None:
+            raise SnapshotError(f"{self.folder.path(f'{key}/{TRIAL}')} is missing")
+        files = about.files if about.files is not None else scan(self.folder, key, about.step)
+        altered = altered_files(self.folder, key, files)
+        if altered:
+            raise SnapshotError(f"{self.folder.path(f'{key}/{altered[0]}')} is not as it was written")
+        name = _tensor_file(key, about.file)
         data = self.folder.read(name)
-        if _hash(data) != about["blake2b"]:
+        if checksum(data) != about.blake2b:
             raise SnapshotError(f"{self.folder.path(name)} does not match its checksum")
-        return Snapshot(step=int(about["step"]), tensors=load(data), meta=about["meta"])
+        times = scan(self.folder, key, about.step, [TIMING])  # these differ between runs, so no snapshot lists them
+        self._files[key] = {file.name: file for file in (*files, *times)}
+        return Snapshot(step=about.step, tensors=load(data), meta=about.meta)
 
     def finish(self, key: str, *, step: int, keep_snapshot: bool = False) -> None:
-        """Mark the trial DONE; its snapshot goes unless *keep_snapshot*."""
-        self.folder.write_json(f"{key}/{State.DONE}.json", {"step": step})
+        """Mark the trial DONE, naming its files; its snapshot goes unless *keep_snapshot*.
+
+        Raises:
+            StorageLostError: not every file of every planned round is there, or the trial's folder is gone.
+        """
+        spec = self._demand_begun(key)
+        files = self._files_of(key, step)
+        missing = missing_files(self.folder.sizes(key), spec.protocol.rounds, files)
+        if missing:
+            raise StorageLostError(f"{self.folder.path(f'{key}/{missing[0]}')} is gone, though this trial wrote it")
+        times = [f for f in files if f.table == TIMING.name]
+        facts = [f for f in files if f.table != TIMING.name]
+        self.folder.write_json(f"{key}/{TIMES}", {"format": FORMAT, "files": listed(times)})
+        self.folder.write_json(f"{key}/{State.DONE}.json", {"format": FORMAT, "step": step, "files": listed(facts)})
+        self._files.pop(key, None)
+        self.folder.drop_drafts(key)
         if not keep_snapshot:
             self.folder.delete(f"{key}/{SNAPSHOT}")
             self._drop_snapshots(key)
@@ -218,37 +245,49 @@ class ResultStore:
     def fail(self, key: str, *, step: int, error: str, message: str, trace: str = "") -> None:
         """Mark the trial FAILED with the type, message and traceback of what ended it."""
         self.folder.delete(f"{key}/{HEARTBEAT}")
-        found = {"step": step, "type": error, "message": message, "traceback": trace}
+        found = {"format": FORMAT, "step": step, "type": error, "message": message, "traceback": trace}
         self.folder.write_json(f"{key}/{State.FAILED}.json", found)
 
     def stop(self, key: str, *, step: int) -> None:
         """Mark the trial STOPPED by a scheduler at *step*; it is never mistaken for DONE."""
-        self.folder.write_json(f"{key}/{State.STOPPED}.json", {"step": step})
+        self.folder.write_json(f"{key}/{State.STOPPED}.json", {"format": FORMAT, "step": step})
 
-    def forget(self, key: str) -> None:
-        """Delete everything about the trial *key*."""
-        self.folder.delete_folder(key)
+    def forget(self, *keys: str) -> None:
+        """Delete everything about the trials *keys*: of all of them, or of none.
+
+        Raises:
+            StoreError: one of their folders cannot be deleted; nothing was.
+        """
+        self.folder.delete_folders(keys)
 
     def write_plan(self, plan: Mapping[str, Any], source: str) -> None:
         """Write which trials the latest command asked for, and the search space as it was written."""
-        self.folder.write_json(PLAN, plan)
+        self.folder.write_json(PLAN, {"format": FORMAT, **plan})
         if source:
             self.folder.write("sweep.yaml", source.encode())
 
     def plan(self) -> dict[str, Any] | None:
-        """Return what :meth:`write_plan` wrote last, or None."""
-        return self.folder.read_json(PLAN)
+        """Return what :meth:`write_plan` wrote last; None if nothing was, or if the file is damaged, which is logged.
+
+        Raises:
+            NewerFormatError: a newer raysweep wrote it.
+        """
+        try:
+            return read_plan(self.folder)
+        except DamagedError as error:
+            log.warning("%s; `raysweep run` writes it anew, until then every trial ever begun counts", error.message)
+            return None
 
     def about(self, key: str) -> dict[str, Any]:
         """Return the contents of the trial's ``trial.json``.
 
         Raises:
-            StoreError: the trial was never begun.
+            StoreError: the trial was never begun, or the file is damaged.
         """
-        found = self.folder.read_json(f"{key}/{TRIAL}")
-        if found is None:
+        begun = read_trial(self.folder, key)
+        if begun is None:
             raise StoreError(f"{self.folder.path(key)} holds no trial")
-        return found
+        return begun[0].model_dump()
 
     def fragments(self, table: TableSchema, key: str) -> list[str]:
         """Return the trial's files of *table*, by rising step, relative to the store's folder."""
@@ -264,18 +303,31 @@ class ResultStore:
             if name.endswith(".safetensors") and not name.endswith(f"/{keep}"):
                 self.folder.delete(name)
 
+    def _files_of(self, key: str, step: int) -> list[TableFile]:
+        """Return the trial's files so far, as this process wrote or checked them, or else as they are."""
+        known = self._files.get(key)
+        return [*known.values()] if known is not None else scan(self.folder, key, step)
+
+    def _demand_begun(self, key: str) -> TrialSpec:
+        """Return the specification of a trial that this process writes, from its ``trial.json``.
+
+        Raises:
+            StorageLostError: it is gone.
+        """
+        begun = read_trial(self.folder, key)
+        if begun is None:
+            wanted = f"{self.folder.path(key)} was removed or moved while its trial ran"
+            raise StorageLostError(wanted, hint="run the same command again; the trial is made anew")
+        return begun[1]
+
     def _clear(self, key: str) -> None:
         """Remove what an earlier, unfinished life of the trial left, but not its ``*.corrupt`` files."""
+        self._files.pop(key, None)
         for name in self.folder.files(key):
             if not name.endswith(".corrupt"):
                 self.folder.delete(name)
 
 
-def _tensor_file(key: str, about: Mapping[str, Any]) -> str:
+def _tensor_file(key: str, name: str) -> str:
     """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its pass's."""
-    name = str(about["file"])
     return name if name.startswith(f"{SHARED}/") else f"{key}/{name}"
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data).hexdigest()[:32]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,31 @@ import pyarrow.parquet as pq
 
 from raysweep.config.names import TrialName
 from raysweep.config.schema import TrialSpec
-from raysweep.errors import StoreError, nearest
+from raysweep.errors import DamagedError, NewerFormatError, StoreError, nearest
 from raysweep.hashing import digest
+from raysweep.results.drivers import drivers_at_work
 from raysweep.results.finite import non_finite_step
 from raysweep.results.folder import Folder
 from raysweep.results.fragments import read_fragments
-from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TRIALS, TableSchema
-from raysweep.results.store import TRIAL, ResultStore
+from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS, TableSchema
+from raysweep.results.state import State, TrialRecord, examine
+from raysweep.results.store import ResultStore
+from raysweep.results.verified import demand_as_written
 from raysweep.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 SUMMARY_COLUMNS = ("step", "edit_step", "superseded_step", "record_id", "probe_kind", "metric", "value")
 TRIALS_FILE = "trials.parquet"
+Content = tuple[
+    dict[str, Any], dict[str, Any]
+]  # columns of the trials table that depend on no name, and resolved values
 
 
 class Sweep:
     """Everything one sweep has measured so far, under the names of its latest plan.
+
+    Trials whose files are damaged are named and left out.
 
     Attributes:
         store: where it lies.
@@ -35,8 +46,8 @@ class Sweep:
         places: the arms and points of the latest plan, in its order; a trial may stand at several. Opened with
             ``everything``, the trials of no current plan follow under the names they were begun with, marked by
             ``planned=False``. Without a plan, those are all.
-        names: those of ``places`` whose trials have begun.
-        keys: the trials of ``names``, each once.
+        records: what the folder of each trial of ``places`` says about it, by key.
+        damaged: why a trial is left out, by key: its files are damaged, or of a newer raysweep.
         planned: how many trials the latest plan has; 0 if there is no plan.
         search: how the plan draws and ranks its trials.
     """
@@ -45,18 +56,40 @@ class Sweep:
         self.store = store
         plan = store.plan()
         self.plan: Mapping[str, Any] = plan or {}
-        begun = dict.fromkeys(store.keys())
-        current = [_place(store, entry) for entry in self.plan.get("trials", [])]
-        known = {name.key for name in current}
+        entries = self.plan.get("trials", [])
+        known = dict.fromkeys(str(entry["key"]) for entry in entries)
         self.planned = len(known)
-        earlier = [k for k in begun if k not in known] if everything or plan is None else []
-        begun_as = [_begun_as(store.about(key), planned=plan is None) for key in earlier]
+        earlier = [key for key in store.keys() if key not in known] if everything or plan is None else []  # noqa: SIM118
+        drivers = drivers_at_work(store.folder)
+        self.records = {key: examine(store.folder, key, drivers=drivers) for key in (*known, *earlier)}
+        self.damaged = {key: r.status.reason for key, r in self.records.items() if r.status.reason}
+        current = [_place(self.records[str(entry["key"])], entry) for entry in entries]
+        begun_as = [_begun_as(self.records[key], key, planned=plan is None) for key in earlier]
         # Keys are hashes: in their order the arms would change places with every raised version.
         self.places = (*current, *sorted(begun_as, key=lambda name: name.arm))
-        self.names = tuple(name for name in self.places if name.key in begun)
-        self.keys = tuple(dict.fromkeys(name.key for name in self.names))
         self.search: Mapping[str, Any] = self.plan.get("search", {})
         self.name = str(self.plan.get("sweep") or store.folder.base.rpartition("/")[2])
+
+    @property
+    def names(self) -> tuple[TrialName, ...]:
+        """Those of :attr:`places` whose trials have begun and are not damaged."""
+        whole = {key for key, r in self.records.items() if r.about is not None and key not in self.damaged}
+        return tuple(name for name in self.places if name.key in whole)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The trials of :attr:`names`, each once."""
+        return tuple(dict.fromkeys(name.key for name in self.names))
+
+    def state(self, key: str) -> State:
+        """Return where the trial *key* stands; one whose tables turned out to be altered is DAMAGED."""
+        own = self.records[key].status.state
+        return State.DAMAGED if key in self.damaged and own is not State.NEWER else own
+
+    def leave_out_altered(self) -> None:
+        """Compare every file of every trial with what was written; the trials whose files were altered go to :attr:`damaged`."""
+        for table in (t for t in TABLES if t is not TRIALS):
+            self._whole_files(table)
 
     def probes(self) -> pa.Table:
         """Return every measured value (schema ``probes``)."""
@@ -84,7 +117,13 @@ class Sweep:
 
     def trials(self) -> pa.Table:
         """Return one row per name (schema ``trials``), with a column per swept key and per resolved value."""
-        return trials_table(self.store, self.names)
+        contents = {}
+        for key in self.keys:
+            try:
+                contents[key] = trial_content(self.store, key, self.records[key])
+            except (DamagedError, NewerFormatError) as error:
+                self.damaged[key] = error.message
+        return trials_table(self.names, contents)
 
     def write_trials(self) -> str:
         """Rebuild ``trials.parquet``; return its path."""
@@ -94,7 +133,22 @@ class Sweep:
         return self.store.folder.path(TRIALS_FILE)
 
     def _table(self, table: TableSchema) -> pa.Table:
-        return read_fragments(self.store, table, [n for key in self.keys for n in self.store.fragments(table, key)])
+        files = self._whole_files(table)
+        for key, reason in self.damaged.items():
+            log.warning("trial %s is left out of %s: %s", key, table.name, reason)
+        return read_fragments(self.store, table, files)
+
+    def _whole_files(self, table: TableSchema) -> list[str]:
+        """Return the files of *table* of the trials whose files of it are as written; note the others."""
+        files: list[str] = []
+        for key in self.keys:
+            names = self.store.fragments(table, key)
+            try:
+                demand_as_written(self.store.folder, table, names)
+                files += names
+            except (DamagedError, NewerFormatError) as error:
+                self.damaged[key] = error.message
+        return files
 
 
 def open_sweep(name: str | Path, workspace: Workspace | None = None, *, everything: bool = False) -> Sweep:
@@ -121,15 +175,11 @@ def trial_columns(store: ResultStore, key: str) -> dict[str, list[Any]]:
     return {name: table.column(name).to_pylist() for name in SUMMARY_COLUMNS}
 
 
-def trials_table(store: ResultStore, names: Iterable[TrialName]) -> pa.Table:
-    """Return the trials table of *names*, ordered by arm and key."""
+def trials_table(names: Iterable[TrialName], contents: Mapping[str, Content]) -> pa.Table:
+    """Return the trials table of *names*, ordered by arm and key; *contents* has what does not depend on a name, by key."""
     rows, extras = [], []
-    measured: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     for name in names:
-        if name.key not in measured:
-            about = store.about(name.key)
-            measured[name.key] = (_content(store, about), flatten(about["trial"], "spec."))
-        content, spec = measured[name.key]
+        content, spec = contents[name.key]
         point = json.dumps(dict(name.point), sort_keys=True)
         rows.append({**content, "arm": name.arm, "point": point, "planned": name.planned})
         extras.append({**{f"point.{k}": v for k, v in name.point.items()}, **spec})
@@ -144,18 +194,23 @@ def trials_table(store: ResultStore, names: Iterable[TrialName]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=pa.schema(parts, metadata=TRIALS.arrow.metadata))
 
 
-def _content(store: ResultStore, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of one trial that do not depend on what it is called."""
-    trial = TrialSpec.model_validate(about["trial"])
-    status = store.status(about["key"])
+def trial_content(store: ResultStore, key: str, record: TrialRecord) -> Content:
+    """Return the columns of one trial that do not depend on what it is called, and its resolved values by dotted name.
+
+    Raises:
+        DamagedError: its tables are not as they were written.
+    """
+    about, trial, status = record.about, record.spec, record.status
+    assert about is not None, key
+    assert trial is not None, key
     names = ("git_sha", "git_dirty", "raysweep", "python", "torch", "transformers", "ray", "device", "cpu")
-    origin = about["provenance"]
-    return {
-        "trial_key": about["key"],
+    origin = about.provenance
+    content = {
+        "trial_key": key,
         "status": status.state.value,
         "step": status.step,
         "error": status.error or None,
-        "non_finite_step": non_finite_step(store, about["key"]),
+        "non_finite_step": non_finite_step(store, key),
         "study": trial.study,
         "model": trial.model.name,
         "editor": trial.editor.label,
@@ -168,6 +223,7 @@ def _content(store: ResultStore, about: Mapping[str, Any]) -> dict[str, Any]:
         "model_digest": trial.model.digest,
         "data_digest": trial.data.digest,
     }
+    return content, flatten(about.trial, "spec.")
 
 
 def _group(trial: TrialSpec) -> str:
@@ -177,22 +233,22 @@ def _group(trial: TrialSpec) -> str:
     return digest(identity)
 
 
-def _place(store: ResultStore, entry: Mapping[str, Any]) -> TrialName:
+def _place(record: TrialRecord, entry: Mapping[str, Any]) -> TrialName:
     """Return the name in an entry of ``plan.json``; one without an arm gets the name that the trial was begun with."""
     key = str(entry["key"])
-    if "arm" not in entry:
-        about = store.folder.read_json(f"{key}/{TRIAL}")
-        return _begun_as(about, planned=True) if about else TrialName(key, {}, key)
+    if entry.get("arm") is None:
+        return _begun_as(record, key, planned=True)
     point = entry.get("point", {})
     seed = entry.get("seed", point.get("seed"))
     return TrialName(str(entry["arm"]), point, key, seed, tuple(entry.get("rounds", ())))
 
 
-def _begun_as(about: Mapping[str, Any], *, planned: bool) -> TrialName:
-    """Return the name that a trial had when it was begun, from its ``trial.json`` (where it once stood at the top level)."""
-    name, trial = about.get("begun_as", about), about["trial"]
-    rounds = tuple(trial["protocol"]["rounds"])
-    return TrialName(name["arm"], name["point"], about["key"], trial["seed"], rounds, planned=planned)
+def _begun_as(record: TrialRecord, key: str, *, planned: bool) -> TrialName:
+    """Return the name that a trial had when it was begun, from its ``trial.json``; its key, where that is damaged."""
+    if record.about is None or record.spec is None:
+        return TrialName(key, {}, key, planned=planned)
+    name, spec = record.about.begun_as or record.about, record.spec
+    return TrialName(name.arm, name.point, key, spec.seed, spec.protocol.rounds, planned=planned)
 
 
 def flatten(value: Any, prefix: str) -> dict[str, Any]:

@@ -1,46 +1,28 @@
-"""From a plan to finished trials: a fresh Tuner each time, over the trials our store does not call DONE."""
+"""From a plan to finished trials: those that our store does not call DONE, in a Ray of their own or a cluster's."""
 
 from __future__ import annotations
 
 import logging
-import os
-import secrets
-import signal
-import sys
-import tempfile
-import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from raysweep.config.plan import Plan, PlannedTrial
-from raysweep.config.schema import ResourceSpec, SweepSpec
-from raysweep.errors import RunFailedError, SpecError, StoreError
+from raysweep.errors import RunFailedError, StoreError, UnwritableError
+from raysweep.lazy import lazy
+from raysweep.results.drivers import DriverLock
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
-from raysweep.results.ray_logs import RAY_FOLDER, TRIAL_KEY
-from raysweep.results.store import SHARED, ResultStore, State
+from raysweep.results.ray_logs import RAY_FOLDER
+from raysweep.results.state import State, TrialStatus, trial_state
+from raysweep.results.store import SHARED, ResultStore
 from raysweep.results.tables import Sweep
+from raysweep.tune.local_ray import first_line, running_ray
 from raysweep.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 RESTARTS = 1  # how often the driver starts over after Ray itself gave up (an out-of-memory kill, a lost node)
-EVERYWHERE = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # JSON and CSV are passed explicitly; TensorBoard is left out
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-LOCAL_ONLY = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: everything listens on loopback
-    "RAY_memory_monitor_refresh_ms": "0",  # its kill would end the whole run
-}
 
 
 class Watcher(Protocol):
@@ -67,13 +49,29 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended, by our store: keys done, errors by key, keys without an end, and whether it was interrupted."""
+    """How a run ended, by our store; each planned trial that is not done stands in one of the others.
+
+    Attributes:
+        done: trials that are done.
+        failed: errors of failed trials, by key.
+        unfinished: trials without an end, whatever the reason: not begun, interrupted, damaged, of a newer raysweep, stopped.
+        interrupted: whether a signal ended the run.
+        results: where the results are.
+        absent: of the unfinished, those that were never begun.
+        damaged: of the unfinished, those whose files are damaged or of a newer raysweep, with the reason.
+        altered: of the damaged, those that are made again with ``--repair`` only.
+        lost: whether the results folder was removed, moved or replaced while the sweep ran.
+    """
 
     done: tuple[str, ...]
     failed: Mapping[str, str]
     unfinished: tuple[str, ...]
     interrupted: bool
     results: str
+    absent: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    altered: tuple[str, ...] = ()
+    lost: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -85,14 +83,23 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to run: on which cluster, failed trials again or not, how many at once, old results forgotten or not.
+    """How to run a sweep.
 
-    ``reuse`` lets a process serve many trials, which saves seconds per trial and changes no number.
+    Attributes:
+        address: the cluster to join; None = a Ray of our own.
+        retry: run failed trials again.
+        repair: make finished trials again whose tables are damaged.
+        fresh: forget what earlier runs of these trials measured.
+        anyway: run although somebody else runs this sweep.
+        concurrent: how many trials at once; 0 = as many as fit.
+        reuse: let a process serve many trials, which saves seconds per trial and changes no number.
     """
 
     address: str | None = None
     retry: bool = False
+    repair: bool = False
     fresh: bool = False
+    anyway: bool = False
     concurrent: int = 0
     reuse: bool = True
 
@@ -109,215 +116,147 @@ def run_sweep(
         watcher: told about every round; None = nothing is shown.
 
     Raises:
+        BusyError: somebody else runs this sweep; nothing was changed.
         StoreError: the storage cannot be written; nothing was started.
         SpecError: no node can give a trial what it asks for.
         RunFailedError: Ray itself gave up twice.
     """
-    sweep = plan.sweep
-    store = ResultStore(workspace.results(sweep.name))
+    store = ResultStore(workspace.results(plan.sweep.name))
     store.folder.check_writable()
     table = {t.key: t for t in plan.trials}
-    if options.fresh:
-        shared = {f"{SHARED}/{t.share}-{t.trial.seed}" for t in plan.trials if t.share}
-        kin = {f"{PROPOSALS}/{t.kin}" for t in plan.trials if t.kin}
-        for key in (*table, RAY_FOLDER, *shared, *kin):
-            store.forget(key)
-    store.write_plan(plan.as_json(), sweep.source.text)
-    interrupted = False
+    lock = DriverLock(store.folder, anyway=options.anyway)
+    with lock:
+        store.folder.drop_drafts()
+        store.plan()  # one of a newer raysweep is an error, not overwritten
+        if options.fresh:
+            _forget(store, table.values())
+        store.write_plan(plan.as_json(), plan.sweep.source.text)
+        states = trial_states(store, table)
+        altered = {k: s for k, s in states.items() if s.altered and not options.repair}
+        interrupted = _run(store, table, states, plan, workspace, options, watcher, lock)
+    return _outcome(store, table, plan, altered, interrupted=interrupted, lost=lock.lost)
+
+
+def _run(
+    store: ResultStore, table: Mapping[str, PlannedTrial], states: Mapping[str, TrialStatus], plan: Plan,
+    workspace: Workspace, options: Options, watcher: Watcher | None, lock: DriverLock,
+) -> bool:  # fmt: skip
+    """Run what is not done by *states*; return whether that was interrupted.
+
+    Once more, in a new Ray, where Ray gave up, or where trials have no end: Tune drops one whose process died while it took that
+    over from another trial.
+    """
     for attempt in range(RESTARTS + 1):
-        todo = pending(store, table, retry=options.retry and attempt == 0)
-        if not todo:
-            break
+        first = attempt == 0
+        if not first:
+            states = trial_states(store, table, verify=False)
+        todo = pending(states, retry=options.retry and first, repair=options.repair and first)
+        if not todo or not lock.check() or not (first or _is_writable(store)):
+            return False
+        if not first:
+            log.warning("%d trials have no end; running them once more", len(todo))
         for key in todo:
             store.reopen(key)
         try:
-            with _ray(options.address):
-                interrupted = _fit(store, todo, table, sweep, workspace, options, watcher)
-            break
+            if _run_in_ray(store, todo, table, plan, workspace, options, watcher, lock):
+                return True
         except RuntimeError as error:
+            if not lock.check():
+                return False
             if attempt == RESTARTS:
-                raise RunFailedError(f"Ray gave up: {_first_line(error)}", hint="run the same command again") from error
-            log.warning("Ray gave up (%s); going on with what is not done", _first_line(error))
+                raise RunFailedError(f"Ray gave up: {first_line(error)}", hint="run the same command again") from error
+            log.warning("Ray gave up (%s)", first_line(error))
         except KeyboardInterrupt:
-            interrupted = True
-            break
-    return _outcome(store, table, interrupted)
+            return True
+    return False
 
 
-def pending(store: ResultStore, keys: Iterable[str], *, retry: bool = False) -> list[str]:
-    """Return the keys to run: not DONE or STOPPED, FAILED only with *retry*; those already begun come first."""
-    skip = {State.DONE, State.STOPPED} | (set() if retry else {State.FAILED})
-    states = {key: store.status(key).state for key in keys}
-    todo = [key for key, state in states.items() if state not in skip]
-    return sorted(todo, key=lambda key: states[key] is State.ABSENT)
-
-
-def _outcome(store: ResultStore, table: Mapping[str, PlannedTrial], interrupted: bool) -> Outcome:
-    found = {key: store.status(key) for key in table}
-    for kin in {t.kin for t in table.values() if t.kin}:
-        if all(found[t.key].state is State.DONE for t in table.values() if t.kin == kin):
-            ProposalFolder(store.folder, kin).forget()
-    for name in (PROPOSALS, SHARED):
-        store.folder.drop_if_empty(name)
-    Sweep(store).write_trials()
-    ended = {State.DONE, State.FAILED, State.STOPPED}
-    return Outcome(
-        done=tuple(k for k, s in found.items() if s.state is State.DONE),
-        failed={k: s.error for k, s in found.items() if s.state is State.FAILED},
-        unfinished=tuple(k for k, s in found.items() if s.state not in ended),
-        interrupted=interrupted and any(s.state not in ended for s in found.values()),
-        results=store.folder.location,
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
-
-
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """Start a Ray of our own on loopback, or join the one at *address*; leave signals as they were."""
-    _set_environment(local=address is None)
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    with tempfile.TemporaryDirectory(prefix="rs", dir="/tmp", ignore_cleanup_errors=True) as scratch:
-        if address is None:
-            options |= {"include_dashboard": False, "object_store_memory": 200 << 20, "_temp_dir": scratch}
-        try:
-            start(ray, address or "local", options)
-            for name in ("ray.tune", "ray.train"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-            signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-            yield
-        finally:
-            ray.shutdown()
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def start(ray: Any, address: str, options: Mapping[str, Any], attempts: int = 3) -> None:
-    """Start or join Ray; a busy machine misses Ray's fixed 30 seconds easily, so a local start is tried again.
-
-    Raises:
-        RunFailedError: Ray did not start, or there is none at *address*.
-    """
-    attempts = attempts if address == "local" else 1
-    for attempt in range(1, attempts + 1):
-        try:
-            ray.init(address=address, **options)
-        except Exception as error:
-            ray.shutdown()
-            if attempt == attempts:
-                busy = "the machine may be busy or short of memory: run the same command again later"
-                there = f"is a cluster running at {address}? `ray status --address {address}` tells"
-                hint = busy if address == "local" else there
-                raise RunFailedError(f"Ray did not start: {_first_line(error)}", hint=hint) from error
-        else:
-            return
-
-
-def _set_environment(*, local: bool) -> None:
-    """Set what Ray reads when it is imported; a user's own settings stand, and so does a Ray imported earlier."""
-    for key, value in EVERYWHERE.items():
-        os.environ.setdefault(key, value)
-    if local and "ray" not in sys.modules:
-        for key, value in LOCAL_ONLY.items():
-            os.environ.setdefault(key, value)
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def request(resources: ResourceSpec, available: Mapping[str, float], shards: int = 1) -> dict[str, float]:
-    """Return what each of the *shards* processes of a trial asks Ray for, given the cluster's totals.
-
-    Raises:
-        SpecError: the cluster can never give it.
-    """
-    gpus = available.get("GPU", 0.0)
-    gpu = (1.0 if gpus >= 1 else 0.0) if resources.gpu == "auto" else float(resources.gpu)
-    asked = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
-    for name, amount in asked.items():
-        there = available.get(name, 0.0)
-        if amount * shards > there:
-            each = f"{amount:g}" if shards == 1 else f"{amount:g} for each of {shards} shards"
-            raise SpecError(
-                f"resources.{name.lower()} = {each}, but the cluster has {there:g}",
-                hint="ask for less, or join a larger cluster with --address",
-            )
-    return {k: v for k, v in asked.items() if v}
-
-
-def _fit(
-    store: ResultStore, todo: Sequence[str], table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
-    options: Options, watcher: Watcher | None,
+def _run_in_ray(
+    store: ResultStore, todo: Sequence[str], table: Mapping[str, PlannedTrial], plan: Plan, workspace: Workspace,
+    options: Options, watcher: Watcher | None, lock: DriverLock,
 ) -> bool:  # fmt: skip
-    """Run one Ray session over the trials *todo* of *table*; return whether it was interrupted."""
-    import ray
-    from ray import tune
-    from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
-
-    from raysweep.tune.passes import InPasses, ray_config
-    from raysweep.tune.progress import Progress
-    from raysweep.tune.trainable import Trainable
-
-    resources = sweep.resources
-    have = ray.cluster_resources()
-    one = request(resources, have)
-    split = (
-        [request(resources, have, resources.shards)] * resources.shards if any(t.apart for t in table.values()) else []
-    )
-
-    def bundles(config: Mapping[str, Any]) -> Any:
-        """One process for a trial, or as many as there are shards where its edits may be computed apart."""
-        return tune.PlacementGroupFactory(split if table[str(config[TRIAL_KEY])].apart else [one])
-
-    bound = tune.with_parameters(Trainable, table=dict(table), workspace=workspace, sweep=sweep.name)
-    session = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    callbacks: list[Any] = [JsonLoggerCallback(), CSVLoggerCallback()]
-    if watcher is not None:
-        callbacks.append(Progress(watcher))
-    tuner = tune.Tuner(
-        tune.with_resources(bound, bundles),
-        tune_config=tune.TuneConfig(
-            search_alg=InPasses(
-                {key: table[key].share or key for key in todo}, {key: ray_config(table[key]) for key in todo}
-            ),
-            num_samples=len(todo),
-            reuse_actors=options.reuse,
-            max_concurrent_trials=options.concurrent or resources.concurrent or None,
-            trial_dirname_creator=lambda t: str(t.config[TRIAL_KEY]),
-            trial_name_creator=lambda t: str(t.config[TRIAL_KEY]),
-        ),
-        run_config=tune.RunConfig(
-            name=session,
-            storage_path=_ray_storage(store),
-            verbose=0,
-            callbacks=callbacks,
-            failure_config=tune.FailureConfig(max_failures=resources.retries),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-        ),
-    )
-    try:
-        found = tuner.fit()
-    finally:
+    """Start or join a Ray and run the trials *todo*; return whether that was interrupted."""
+    with running_ray(options.address):
+        sessions = lazy("raysweep.tune.sessions").Sessions(
+            store, table, plan.sweep, workspace, options, watcher, lambda: lock.lost
+        )
         if watcher is not None:
-            watcher.end()
-    crashed = {str(r.config[TRIAL_KEY]): _first_line(r.error) for r in found if r.error is not None and r.config}
-    for key, error in crashed.items():
-        if store.status(key).state in (State.ABSENT, State.RUNNING):
-            store.fail(key, step=store.status(key).step, error="ProcessDied", message=error)
-    return bool(pending(store, table))
+            watcher.begin()
+        try:
+            return bool(sessions.run(todo))
+        finally:
+            if watcher is not None:
+                watcher.end()
 
 
-def _ray_storage(store: ResultStore) -> str:
-    """Return where Ray keeps its experiment folders: beside our results."""
-    local = store.folder.local
-    if local is not None:
-        return str(Path(local) / RAY_FOLDER)
-    if "://" not in store.folder.location:
-        raise StoreError(f"Ray cannot write to {store.folder.location}")
-    return f"{store.folder.location}/{RAY_FOLDER}"
+def _is_writable(store: ResultStore) -> bool:
+    try:
+        store.folder.check_writable()
+    except UnwritableError as error:
+        log.warning("%s", error.message)
+        return False
+    return True
+
+
+def _forget(store: ResultStore, trials: Iterable[PlannedTrial]) -> None:
+    """Delete what earlier runs left of *trials*, all of it or nothing."""
+    trials = tuple(trials)
+    shared = {f"{SHARED}/{t.share}-{t.trial.seed}" for t in trials if t.share}
+    kin = {f"{PROPOSALS}/{t.kin}" for t in trials if t.kin}
+    store.forget(*(t.key for t in trials), RAY_FOLDER, *shared, *kin)
+
+
+def pending(states: Mapping[str, TrialStatus], *, retry: bool = False, repair: bool = False) -> list[str]:
+    """Return the keys of the trials to run, by where they stand; those already begun come first.
+
+    What is done, stopped or of a newer raysweep is not; what failed only with *retry*; a finished trial whose tables were altered
+    only with *repair*. A trial that lacks a file, or whose state files are damaged, is run as if it had not ended.
+    """
+
+    def wanted(status: TrialStatus) -> bool:
+        if status.state is State.FAILED:
+            return retry
+        return repair if status.altered else not status.ended
+
+    todo = [key for key, status in states.items() if wanted(status)]
+    return sorted(todo, key=lambda key: states[key].state is State.ABSENT)
+
+
+def trial_states(
+    store: ResultStore, trials: Mapping[str, PlannedTrial], *, verify: bool = True
+) -> dict[str, TrialStatus]:
+    """Return where each of *trials* stands; with *verify*, every file of those that are done is compared with what was written."""
+    return {
+        key: trial_state(store.folder, key, planned.trial.protocol.rounds, verify=verify, drivers=())
+        for key, planned in trials.items()
+    }
+
+
+def _outcome(
+    store: ResultStore, table: Mapping[str, PlannedTrial], plan: Plan, altered: Mapping[str, TrialStatus], *,
+    interrupted: bool, lost: bool,
+) -> Outcome:  # fmt: skip
+    """Return how a run ended; *altered* are trials that were found to be, and left alone."""
+    states = {**trial_states(store, table, verify=False), **altered}
+    if not lost or store.folder.exists():
+        for kin in {t.kin for t in table.values() if t.kin}:
+            if all(states[t.key].state is State.DONE for t in table.values() if t.kin == kin):
+                ProposalFolder(store.folder, kin).forget()
+        for name in (PROPOSALS, SHARED):
+            store.folder.drop_if_empty(name)
+        with suppress(StoreError):  # a disk that is full now has everything but this table, which is rebuilt each time
+            if store.plan() is None:
+                store.write_plan(plan.as_json(), plan.sweep.source.text)
+            Sweep(store).write_trials()
+    unfinished = {k: s for k, s in states.items() if s.state not in (State.DONE, State.FAILED)}
+    return Outcome(
+        done=tuple(k for k, s in states.items() if s.state is State.DONE),
+        failed={k: s.error for k, s in states.items() if s.state is State.FAILED},
+        unfinished=tuple(unfinished),
+        interrupted=interrupted and bool(unfinished),
+        results=store.folder.location,
+        absent=tuple(k for k, s in unfinished.items() if s.state is State.ABSENT),
+        damaged={k: s.reason for k, s in unfinished.items() if s.reason},
+        altered=tuple(k for k, s in unfinished.items() if s.altered),
+        lost=lost,
+    )

@@ -6,7 +6,7 @@ The first trial of a pass runs all of it; when Ray starts the others, their roun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -42,18 +42,28 @@ class InPasses(Searcher):  # type: ignore[misc]
     """Suggests the trials of *passes* (key → pass) in order, holding back those whose pass is running.
 
     ``configs`` maps a key to what else Ray's configuration of that trial says (:func:`ray_config`); nothing of it is read back.
+    Once *halted* says so, nothing more is suggested. Ray pickles this object as if it had nothing left to suggest.
     """
 
-    def __init__(self, passes: Mapping[str, str], configs: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        passes: Mapping[str, str],
+        halted: Callable[[], bool] = lambda: False,
+        configs: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         super().__init__()
+        self.halted = halted
         self.passes = dict(passes)
         self.configs = configs or {}
         self.waiting = list(passes)
         self.running: dict[str, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "halted": None, "waiting": [], "configs": {}}
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next trial's configuration, None while all that wait must wait, or that there is no more."""
-        if not self.waiting:
+        if not self.waiting or self.halted():
             return str(self.FINISHED)
         busy = set(self.running.values())
         key = next((k for k in self.waiting if self.passes[k] not in busy), None)

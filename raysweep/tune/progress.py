@@ -19,11 +19,6 @@ class Progress(Callback):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         return {"watcher": None}
 
-    def setup(self, *args: Any, **info: Any) -> None:
-        """Start the clock."""
-        if self.watcher is not None:
-            self.watcher.begin()
-
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note the start."""
         if self.watcher is not None:

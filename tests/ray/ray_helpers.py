@@ -62,6 +62,8 @@ DRIVER = """
 import json, pathlib, sys
 sys.path.insert(0, {here!r})
 from ray_helpers import fake_plan
+from raysweep.cli.errors import report
+from raysweep.errors import RaysweepError
 from raysweep.tune.launch import Options, run_sweep
 from raysweep.cli.display import Display
 from raysweep.workspace import Workspace
@@ -70,7 +72,11 @@ plan = fake_plan(asked["name"], asked["configs"], tuple(asked["seeds"]), **asked
 labels = {{t.key: f"{{t.arm}}/{{t.trial.seed}}" for t in plan.trials}}
 display = Display(labels, {{k: 6 for k in labels}}, printer=lambda line: print(line, flush=True))
 workspace = Workspace(root=pathlib.Path(asked["root"]))
-found = run_sweep(plan, workspace, options=Options(**asked["options"]), watcher=display)
+try:
+    found = run_sweep(plan, workspace, options=Options(**asked["options"]), watcher=display)
+except RaysweepError as error:
+    print(json.dumps({{"error": str(error)}}))
+    sys.exit(report(error, debug=False))
 ends = {{"done": len(found.done), "failed": list(found.failed.values()), "unfinished": len(found.unfinished)}}
 print(json.dumps(ends))
 sys.exit(found.exit_code)
@@ -122,18 +128,23 @@ def table_bytes(root: Path, name: str) -> dict[str, bytes]:
 
 def listening(pid: int) -> set[str]:
     """Return the local addresses, in hexadecimal, on which *pid* and its descendants listen for TCP."""
-    parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
-    family, before = {pid}, 0
-    while len(family) != before:
-        before = len(family)
-        family |= {child for child, parent in parents.items() if parent in family}
     inodes = set()
-    for member in family:
+    for member in {pid, *descendants(pid)}:
         with contextlib.suppress(OSError):
             links = [os.readlink(p) for p in Path(f"/proc/{member}/fd").iterdir()]
             inodes |= {link[8:-1] for link in links if link.startswith("socket:[")}
     rows = [r.split() for name in ("tcp", "tcp6") for r in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes that *pid* started, and those that they did."""
+    parents = {int(p.name): _parent(p) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    family, before = {pid}, 0
+    while len(family) != before:
+        before = len(family)
+        family |= {child for child, parent in parents.items() if parent in family}
+    return family - {pid}
 
 
 def _parent(process: Path) -> int:

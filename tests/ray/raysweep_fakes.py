@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from raysweep.config.schema import TrialSpec
+from raysweep.results.folder import Folder
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
 from raysweep.studies.base import Ask, Deps, Progress, Proposal
@@ -63,6 +65,9 @@ class Fake:
         if "log" in config:
             Path(f"{config['log']}-{os.getpid()}").touch()
 
+        if "fault" in config:
+            _break_storage_on_demand(Path(config["fault"]))
+
         def ask(step: int) -> Proposal:
             time.sleep(config.get("sleep", 0.0))
             if step == config.get("raise_at"):
@@ -107,6 +112,21 @@ class _Member:
         )  # fmt: skip
         self.rows, self.stats = [], []
         return found
+
+
+def _break_storage_on_demand(fault: Path) -> None:
+    """Let every write of this process fail while *fault* is there, with the error that it names."""
+    if getattr(Folder, "breakable", False):
+        return
+    write = Folder._replace
+
+    def replace(self: Folder, path: Path, data: bytes) -> None:
+        if fault.exists():
+            number = getattr(errno, fault.read_text())
+            raise OSError(number, os.strerror(number))
+        write(self, path, data)
+
+    Folder._replace, Folder.breakable = replace, True  # type: ignore[attr-defined, method-assign]
 
 
 def _await_others(trial: TrialSpec) -> None:

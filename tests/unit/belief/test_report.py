@@ -227,7 +227,7 @@ def test_arms_are_named_by_the_plan_and_unfinished_ones_say_so(workspace: Worksp
         store.finish(lora, step=4)
         store.write_plan(before, "")
     assert [(arm.name, len(arm.points), arm.state) for arm in arms] == [
-        ("a lr=1", 4, "running at 0"), ("a lr=2", 4, "running at 0"), ("b", 4, "running at 0"),
+        ("a lr=1", 4, "interrupted at 0"), ("a lr=2", 4, "interrupted at 0"), ("b", 4, "interrupted at 0"),
     ]  # fmt: skip
 
 

@@ -8,7 +8,20 @@ from typing import Any, get_args
 
 import pytest
 
-from benchmarks import belief, editing, lambda_path, measure, quirks, scaling, simie, store, sweep, tracing, whole
+from benchmarks import (
+    belief,
+    driver,
+    editing,
+    lambda_path,
+    measure,
+    quirks,
+    scaling,
+    simie,
+    store,
+    sweep,
+    tracing,
+    whole,
+)
 from raysweep.config.plan import Plan
 from raysweep.errors import ProblemsError, RunFailedError
 from raysweep.results.runner import run_trial
@@ -71,6 +84,23 @@ def test_simie_knows_every_back_end() -> None:
 
     all_of_them = get_args(SimIEConfig.model_fields["backend"].annotation)
     assert set(all_of_them) == {*simie.BACKENDS, "closed64"}  # which makes no updates
+
+
+def test_driver(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def without_ray(plan: Plan, workspace: Workspace, *, options: Any, watcher: Any) -> launch.Outcome:
+        watcher.begin()
+        for trial in plan.trials:
+            watcher.started(trial.key)
+            watcher.round(trial.key, {"step": 1, "done": True})
+            watcher.stopped(trial.key)
+        return launch.Outcome(tuple(t.key for t in plan.trials), {}, (), False, "")
+
+    monkeypatch.setattr(launch, "run_sweep", without_ray)
+    rows = driver.main(["--trials", "3", "--marks", "1,2"])
+    assert [row["trials ended"] for row in rows] == [1, 2, 3]
+    assert rows[0]["driver MB"] > 50
+    assert "MB a trial" in rows[2]
+    assert "| driver MB" in capsys.readouterr().out
 
 
 def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from raysweep.cli.edit import rounds_of
 from raysweep.cli.main import main
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.results.drivers import DriverLock
+from raysweep.results.folder import Folder
 from raysweep.results.store import ResultStore, State
 from raysweep.rows import EvalRound, ProbeRow, TimingRow
 
@@ -91,10 +94,10 @@ def test_compare_pairs_differences(root: Path, capsys: pytest.CaptureFixture[str
 def test_truncated_table_and_unknown_sweep_say_what_to_do(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = next((root / "results" / "toy").glob("*/probes-*.parquet"))
     path.write_bytes(path.read_bytes()[:100])
-    code, _, err = call(capsys, root, "show", "toy")
-    assert code == 2
-    assert f"{path} is truncated or damaged" in err
-    assert f"delete {path.parent} and run the same command again" in err
+    code, out, err = call(capsys, root, "show", "toy")
+    assert (code, "3 of 4 trials done" in out) == (3, True)
+    assert f" {path.parent.name}: {path.parent}: {path.name} is not as written" in err
+    assert "1 damaged trial is left out; `raysweep run toy` makes what it can, with --repair" in err
     code, _, err = call(capsys, root, "show", "tpy")
     assert (code, "did you mean: toy?" in err) == (2, True)
 
@@ -129,6 +132,50 @@ def test_edit_runs_in_process_and_is_never_run_twice(tmp_path: Path, capsys: pyt
     assert store.about(key)["trial"]["seed"] == 1
     code, out, _ = call(capsys, tmp_path, *flags)
     assert (code, "1 trials done" in out, "2/2 edits" in out) == (0, True, False)
+
+
+@pytest.mark.slow
+def test_edit_makes_again_what_is_missing_and_on_demand_what_was_altered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["edit", "--editor", "null", "--edits", "2", "--rounds", "0,2"]
+    assert call(capsys, tmp_path, *flags)[0] == 0
+    (folder,) = (tmp_path / "results" / "edit").glob("*/probes-000002.parquet")
+    whole = folder.read_bytes()
+    folder.unlink()
+    code, out, _ = call(capsys, tmp_path, *flags)
+    assert (code, "0 trials done" in out, folder.read_bytes() == whole) == (0, True, True)
+    folder.write_bytes(whole[:-1] + b"?")
+    code, out, err = call(capsys, tmp_path, *flags)
+    assert (code, "2/2 edits" in out) == (3, False)
+    assert f"damaged: null {folder.parent.name}: {folder.parent}: probes-000002.parquet is not as written" in err
+    code, out, err = call(capsys, tmp_path, "show", "edit")
+    assert (code, out) == (3, "edit: no undamaged trial has a round\n")
+    assert "1 damaged trial is left out" in err
+    assert call(capsys, tmp_path, *flags, "--repair")[0] == 0
+    assert folder.read_bytes() == whole
+    (folder.parent / "trial.json").write_text("{}")
+    assert call(capsys, tmp_path, "show", "edit")[0] == 3
+    assert call(capsys, tmp_path, *flags)[0] == 0
+    with DriverLock(Folder(tmp_path / "results" / "edit")):
+        code, out, err = call(capsys, tmp_path, *flags)
+    assert (code, out) == (2, "")
+    assert "error[E-BUSY] " in err
+    assert f"is being run by process {os.getpid()} of " in err
+
+
+def test_a_second_run_is_told_who_runs_the_sweep(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = root / "tiny.yaml"
+    space.write_text(
+        "sweep: tiny\nbase: {model: embedded, data: {name: world, size: 2}, protocol: {rounds: [0, 2]}}\n"
+        'arms: {none: {editor: "null"}}\n'
+    )
+    with DriverLock(Folder(root / "results" / "tiny")):
+        code, _, err = call(capsys, root, "run", str(space))
+    assert code == 2
+    assert "error[E-BUSY] " in err
+    assert f"tiny is being run by process {os.getpid()} of " in err
+    assert "--anyway" in err
 
 
 def test_edit_runs_a_path_in_one_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from raysweep.cli import docs, doctor
-from raysweep.cli import plan as plan_command
 from raysweep.cli.ls import Kind, listing
+from raysweep.config.schema import TrialSpec
 from raysweep.errors import NameUnknownError, Problem, ProblemsError, SpecError
+from raysweep.results.store import ResultStore
 from raysweep.workspace import Workspace
 from tests.unit.config.fakes import SWEEP
 
@@ -97,13 +98,20 @@ class TestPlan:
         assert "note: arm 'surgeon'" in run("plan", file, "--set", "arms.surgeon={editor: plain}")[1]
 
 
-def test_status_is_the_stores(tmp_path, monkeypatch):
-    assert plan_command.status_reader(Workspace(tmp_path), "x")("k") == "absent"
-    (tmp_path / "results" / "x" / "k").mkdir(parents=True)
-    (tmp_path / "results" / "x" / "k" / "DONE.json").write_text('{"step": 5}')
-    read = plan_command.status_reader(Workspace(tmp_path), "x")
-    assert read("k") == "done"
-    assert read("other") == "absent"
+@pytest.mark.usefixtures("fakes")
+def test_status_is_the_stores(run, file, tmp_path):
+    plan = json.loads(run("plan", file, "--format", "json")[1])
+    assert {t["status"] for t in plan["trials"]} == {"absent"}
+    begun, broken, *rest = plan["trials"]
+    store = ResultStore(tmp_path / "results" / plan["sweep"]["name"])
+    store.begin(TrialSpec.model_validate(begun["trial"]), arm="plain", point={}, provenance={})
+    (tmp_path / "results" / plan["sweep"]["name"] / broken["key"]).mkdir()
+    (tmp_path / "results" / plan["sweep"]["name"] / broken["key"] / "trial.json").write_text("[]")
+    again = json.loads(run("plan", file, "--format", "json")[1])["trials"]
+    assert [t["status"] for t in again] == ["interrupted", "damaged", *("absent" for _ in rest)]
+    assert again[1]["reason"].endswith("trial.json holds a list, not a JSON object")
+    code, out, _ = run("plan", file)
+    assert (code, f"note: damaged: {broken['arm']} {broken['key']}: " in out) == (0, True)
 
 
 class TestLs:

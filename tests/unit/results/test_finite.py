@@ -161,7 +161,7 @@ def test_a_perplexity_that_overflows_is_undefined_but_no_collapse(tmp_path: Path
     store.write_round(trial.key, replace(found, rows=rows))
     (line,) = lines(trial_views(Sweep(store)), at=4)
     assert line.undefined == {"ppl", "ppl_median", "ppl_expmean"}
-    assert ("rel" in line.cells, line.status) == (True, "running at 4")
+    assert ("rel" in line.cells, line.status) == (True, "interrupted at 4")
     assert non_finite_step(store, trial.key) is None
 
 

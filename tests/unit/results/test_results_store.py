@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
 from pyarrow import fs
-from results_helpers import ORIGIN, begin, make_round, make_trial, write_trial
+from results_helpers import ORIGIN, begin, make_round, make_trial
 
-from raysweep.errors import StoreError
+from raysweep.errors import DamagedError, StoreError
+from raysweep.results.drivers import DriverLock
 from raysweep.results.folder import Folder
 from raysweep.results.schema import PROBES
 from raysweep.results.store import ResultStore, State, TrialStatus
@@ -29,10 +31,14 @@ def files(store: ResultStore, key: str) -> dict[str, bytes]:
 def test_life_of_a_trial(store: ResultStore) -> None:
     trial = make_trial()
     assert store.status(trial.key) == TrialStatus(State.ABSENT)
-    assert begin(store, trial) is None
-    assert store.status(trial.key) == TrialStatus(State.RUNNING, 0)
-    store.write_round(trial.key, make_round(trial, 2))
-    assert store.status(trial.key) == TrialStatus(State.RUNNING, 2)
+    with DriverLock(store.folder):
+        assert begin(store, trial) is None
+        assert store.status(trial.key) == TrialStatus(State.RUNNING, 0)
+        store.write_round(trial.key, make_round(trial, 0))
+        store.write_round(trial.key, make_round(trial, 2))
+        assert store.status(trial.key) == TrialStatus(State.RUNNING, 2)
+    assert store.status(trial.key) == TrialStatus(State.INTERRUPTED, 2), "nobody runs the sweep"
+    store.write_round(trial.key, make_round(trial, 4))
     store.finish(trial.key, step=4)
     assert store.status(trial.key) == TrialStatus(State.DONE, 4)
     assert not [n for n in store.folder.files(trial.key) if "snapshot" in n]
@@ -142,7 +148,7 @@ def test_a_failed_trial_goes_on_from_its_snapshot(store: ResultStore) -> None:
     store.fail(trial.key, step=2, error="ValueError", message="boom")
     assert store.status(trial.key) == TrialStatus(State.FAILED, 2, "ValueError: boom")
     assert begin(store, trial) is not None
-    assert store.status(trial.key).state is State.RUNNING
+    assert store.status(trial.key).state is State.INTERRUPTED
 
 
 def test_stopped_is_not_done(store: ResultStore) -> None:
@@ -167,14 +173,19 @@ def test_unwritable_storage_is_an_error_before_work(tmp_path: Path) -> None:
         Folder("nosuch://bucket")
 
 
-def test_truncated_fragment_names_the_file_and_the_cure(store: ResultStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["its end", "its middle"])
+def test_a_truncated_fragment_of_an_unfinished_trial_names_the_file_and_the_cure(
+    store: ResultStore, tmp_path: Path, where: str
+) -> None:
     trial = make_trial()
-    write_trial(store, trial)
+    begin(store, trial)
+    store.write_round(trial.key, replace(make_round(trial, 2), snapshot=None))
     path = tmp_path / "results/s" / trial.key / "probes-000002.parquet"
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(StoreError, match=r"probes-000002\.parquet is truncated or damaged") as caught:
+    data = path.read_bytes()
+    path.write_bytes(data[:-30] if where == "its end" else data[:60] + b"?" * 40 + data[100:])
+    with pytest.raises(DamagedError, match=r"probes-000002\.parquet is truncated or damaged") as caught:
         open_sweep("s", Workspace(root=tmp_path)).probes()
-    assert caught.value.hint == f"delete {path.parent} and run the same command again"
+    assert "--repair" in caught.value.hint
 
 
 def test_object_store_is_the_same_code(tmp_path: Path) -> None:

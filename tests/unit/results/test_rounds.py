@@ -50,7 +50,7 @@ def write_until(store: ResultStore, trial: TrialSpec, arm: str, last: int, end: 
 
 
 def arms(store: ResultStore, **states: str) -> dict[str, TrialSpec]:
-    """Write an arm per name: ``done``, or ``failed 0``, ``running 2`` (the last round measured), or ``absent``."""
+    """Write an arm per name: ``done``, or ``failed 0``, ``interrupted 2`` (the last round measured), or ``absent``."""
     trials = {arm: make_trial(0, float(i + 1)) for i, arm in enumerate(states)}
     for arm, state in states.items():
         word, _, last = state.partition(" ")
@@ -67,10 +67,10 @@ def arms(store: ResultStore, **states: str) -> dict[str, TrialSpec]:
         ({"a": "done", "b": "done"}, 4, ["a", "b"]),
         ({"a": "done", "b": "failed 0", "c": "done"}, 4, ["a", "c"]),  # case 4
         ({"a": "failed 0", "b": "done"}, 4, ["b"]),
-        ({"a": "done", "b": "running 2"}, 4, ["a"]),
-        ({"a": "running 4", "b": "running 2", "c": "absent"}, 2, ["a", "b"]),
-        ({"a": "running 2", "b": "failed 0"}, 2, ["a"]),
-        ({"a": "running 0", "b": "failed 0"}, 0, ["a", "b"]),
+        ({"a": "done", "b": "interrupted 2"}, 4, ["a"]),
+        ({"a": "interrupted 4", "b": "interrupted 2", "c": "absent"}, 2, ["a", "b"]),
+        ({"a": "interrupted 2", "b": "failed 0"}, 2, ["a"]),
+        ({"a": "interrupted 0", "b": "failed 0"}, 0, ["a", "b"]),
         ({"a": "failed 2", "b": "failed 2"}, 2, ["a", "b"]),
     ],
 )

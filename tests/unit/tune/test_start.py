@@ -3,7 +3,7 @@
 import pytest
 
 from raysweep.errors import RunFailedError
-from raysweep.tune.launch import start
+from raysweep.tune.local_ray import start
 
 
 class Stubborn:

@@ -14,7 +14,8 @@ from raysweep.config.plan import PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, ResourceSpec, TrialSpec
 from raysweep.errors import SpecError
 from raysweep.tune.deps import ModelPool
-from raysweep.tune.launch import Outcome, request
+from raysweep.tune.launch import Outcome
+from raysweep.tune.sessions import request
 
 
 class Toy:

@@ -1,0 +1,72 @@
+"""What a reader is told of trials that no table shows: damaged, of a newer raysweep, interrupted, or never begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from raysweep.lazy import lazy
+
+if TYPE_CHECKING:
+    from raysweep.results.tables import Sweep
+    from raysweep.tune.launch import Outcome
+
+SHOWN = 10  # lines of one kind; the rest is counted
+
+
+def damage_lines(damaged: Mapping[str, str], called: Mapping[str, str]) -> list[str]:
+    """Return a line per trial of *damaged*: what it is *called*, its key, what is wrong with it."""
+    lines = [f"damaged: {called.get(key, 'trial')} {key}: {reason}" for key, reason in damaged.items()]
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"… and {len(lines) - SHOWN} more"]
+
+
+def left_out_lines(sweep: Sweep) -> list[str]:
+    """Return what to say of the trials of *sweep* whose files are damaged; empty if there are none."""
+    if not sweep.damaged:
+        return []
+    called = lazy("raysweep.cli.run").labels(sweep.places)
+    count = _counted(len(sweep.damaged), "damaged trial is", "damaged trials are")
+    cure = f"`raysweep run {sweep.name}` makes what it can, with --repair also what was altered, again"
+    return [*damage_lines(sweep.damaged, called), f"{count} left out; {cure}"]
+
+
+def by_arm(keys: Iterable[str], arms: Mapping[str, str]) -> str:
+    """Return the arms of *keys*, each with its number of trials.
+
+    >>> by_arm(["a", "b", "c"], {"a": "rome", "b": "memit", "c": "rome"})
+    'rome (2 trials), memit (1 trial)'
+    """
+    counts: dict[str, int] = {}
+    for key in keys:
+        arm = arms.get(key, key)
+        counts[arm] = counts.get(arm, 0) + 1
+    return ", ".join(f"{arm} ({_counted(count, 'trial', 'trials')})" for arm, count in counts.items())
+
+
+def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
+    """Return, for a run that did not do everything, what is missing and what makes it."""
+    lines = []
+    for key, error in list(outcome.failed.items())[:SHOWN]:
+        where = f"{outcome.results}/{key}/FAILED.json"
+        lines.append(f"failed: {called.get(key, key)}: {next(iter(error.splitlines()), '')}  (traceback in {where})")
+    if outcome.failed:
+        count = _counted(len(outcome.failed), "trial", "trials")
+        lines.append(f"{count} failed; mend the cause and add --retry to the same command")
+    lines += damage_lines(outcome.damaged, called)
+    if outcome.altered:
+        count = _counted(len(outcome.altered), "finished trial has", "finished trials have")
+        lines.append(f"{count} altered tables; add --repair to the same command to make them again")
+    if outcome.lost:
+        lines.append(f"{outcome.results} was removed, moved or replaced while the sweep ran")
+    if outcome.absent:
+        lines.append(f"not begun: {by_arm(outcome.absent, arms)}")
+    if outcome.interrupted:
+        lines.append("interrupted; run the same command again to go on")
+    elif outcome.unfinished:
+        count = _counted(len(outcome.unfinished), "trial is", "trials are")
+        lines.append(f"{count} missing; run the same command again")
+    return lines
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return str(lazy("raysweep.cli.plan").counted(number, one, many))

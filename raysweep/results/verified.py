@@ -1,0 +1,90 @@
+"""Tables are read only as they were written: what is listed is there with its digest, and no row is another trial's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysweep.errors import DamagedError
+from raysweep.results.folder import Folder
+from raysweep.results.schema import TIMING, TableSchema
+from raysweep.results.state import State, altered_files
+from raysweep.results.statefiles import SNAPSHOT, TIMES, DoneFile, SnapshotFile, TableFile, TimesFile, read_state
+
+_READERS = 16  # trials that are checked at once in storage that is not local
+
+
+def demand_as_written(folder: Folder, table: TableSchema, names: Sequence[str]) -> None:
+    """Raise unless the files *names* of *table*, relative to *folder*, hold what their trials wrote.
+
+    Files that a finished trial or a snapshot lists are compared by digest, and nothing may stand beside those of a finished trial;
+    of the others every row must be the trial's.
+
+    Raises:
+        DamagedError: a file is missing, not as it was written, or of another trial; every such file of a trial is named.
+        NewerFormatError: a newer raysweep wrote the list.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.partition("/")[0], []).append(name.partition("/")[2])
+
+    def check(group: tuple[str, list[str]]) -> None:
+        _check_trial(folder, table, *group)
+
+    if folder.local is not None:
+        for group in groups.items():
+            check(group)
+    else:
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(check, groups.items()))
+
+
+def damaged_error(folder: Folder, key: str, files: Sequence[str], reason: str) -> DamagedError:
+    """Return the error that says of *files* of the trial *key* that they are *reason*."""
+    path = folder.path(f"{key}/{files[0]}")
+    more = f" and {len(files) - 1} more files of that trial are" if len(files) > 1 else " is"
+    return DamagedError(f"{path}{more} {reason}", hint="`raysweep run … --repair` makes the trial again")
+
+
+def _check_trial(folder: Folder, table: TableSchema, key: str, names: Sequence[str]) -> None:
+    files, complete = _listed(folder, key, table)
+    listed = {file.name for file in files}
+    altered = altered_files(folder, key, files)
+    if altered:
+        raise damaged_error(folder, key, altered, "missing or not as it was written")
+    others = [name for name in names if name not in listed]
+    if complete and others:
+        raise damaged_error(folder, key, others, "none that the trial wrote")
+    for name in others:
+        foreign = _trial_keys(folder, f"{key}/{name}") - {key}
+        if foreign:
+            raise damaged_error(folder, key, [name], f"of another trial: {', '.join(sorted(map(str, foreign)))}")
+
+
+def _listed(folder: Folder, key: str, table: TableSchema) -> tuple[list[TableFile], bool]:
+    """Return the files of *table* that the trial lists, and whether these are all it has."""
+    if table is TIMING:
+        times = read_state(folder, f"{key}/{TIMES}", TimesFile)
+        return [*times.files] if times is not None else [], times is not None
+    done = read_state(folder, f"{key}/{State.DONE}.json", DoneFile)
+    if done is not None:
+        return [f for f in done.files or () if f.table == table.name], done.files is not None
+    try:
+        snapshot = read_state(folder, f"{key}/{SNAPSHOT}", SnapshotFile)
+    except DamagedError:
+        snapshot = None
+    files: Iterable[TableFile] = snapshot.files or () if snapshot is not None else ()
+    return [f for f in files if f.table == table.name], False
+
+
+def _trial_keys(folder: Folder, name: str) -> set[Any]:
+    """Return the keys of the trials whose rows lie in the file *name*; what cannot be read is its reader's to report."""
+    try:
+        found: Mapping[str, Any] = pq.read_table(folder.path(name), columns=["trial_key"], filesystem=folder.filesystem)
+        return set(found["trial_key"].to_pylist())
+    except (pa.ArrowException, OSError, KeyError):
+        return set()

@@ -1,0 +1,99 @@
+"""Starting a Ray of our own, or joining a cluster's, and leaving this process as it was afterwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from raysweep.errors import RunFailedError
+from raysweep.tune.scratch import scratch_folder
+
+EVERYWHERE = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # JSON and CSV are passed explicitly; TensorBoard is left out
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+LOCAL_ONLY = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: everything listens on loopback
+    "RAY_memory_monitor_refresh_ms": "0",  # its kill would end the whole run
+}
+
+
+@contextmanager
+def running_ray(address: str | None) -> Iterator[None]:
+    """Start a Ray of our own on loopback, or join the one at *address*; leave signals as they were.
+
+    Raises:
+        RunFailedError: Ray did not start, or there is none at *address*.
+    """
+    set_environment(local=address is None)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    with ExitStack() as stack:
+        if address is None:
+            scratch = stack.enter_context(scratch_folder())
+            options |= {"include_dashboard": False, "object_store_memory": 200 << 20, "_temp_dir": str(scratch)}
+        try:
+            start(ray, address or "local", options)
+            for name in ("ray.tune", "ray.train"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+            # Tune stops gracefully on SIGUSR1; while no Tuner runs, a KeyboardInterrupt does
+            signal.signal(signal.SIGUSR1, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+            yield
+        finally:
+            ray.shutdown()
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+
+def start(ray: Any, address: str, options: Mapping[str, Any], attempts: int = 3) -> None:
+    """Start or join Ray; a busy machine misses Ray's fixed 30 seconds easily, so a local start is tried again.
+
+    Raises:
+        RunFailedError: Ray did not start, or there is none at *address*.
+    """
+    attempts = attempts if address == "local" else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(address=address, **options)
+        except Exception as error:
+            ray.shutdown()
+            if attempt == attempts:
+                busy = "the machine may be busy or short of memory: run the same command again later"
+                there = f"is a cluster running at {address}? `ray status --address {address}` tells"
+                hint = busy if address == "local" else there
+                raise RunFailedError(f"Ray did not start: {first_line(error)}", hint=hint) from error
+        else:
+            return
+
+
+def set_environment(*, local: bool) -> None:
+    """Set what Ray reads when it is imported; a user's own settings stand, and so does a Ray imported earlier."""
+    for key, value in EVERYWHERE.items():
+        os.environ.setdefault(key, value)
+    if local and "ray" not in sys.modules:
+        for key, value in LOCAL_ONLY.items():
+            os.environ.setdefault(key, value)
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what *error* says, or its type."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -1,0 +1,192 @@
+"""Trials through Ray Tune, a bounded number in one Tuner.
+
+Tune keeps every trial that a Tuner ever ran, about 0.2 MB of each, and writes all of them into its state file every few seconds,
+30 kB of each. A sweep of many trials therefore runs in sessions, each a Tune experiment of its own below ``_ray/``, after which all
+of that is freed. Importing this imports Ray.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
+from ray.util.debug import disable_log_once_globally
+
+from raysweep.config.plan import PlannedTrial
+from raysweep.config.schema import ResourceSpec, SweepSpec
+from raysweep.errors import SpecError, StoreError, UnwritableError
+from raysweep.results.ray_logs import RAY_FOLDER, TRIAL_KEY
+from raysweep.results.store import ResultStore, State
+from raysweep.tune.local_ray import first_line
+from raysweep.tune.passes import InPasses, ray_config
+from raysweep.tune.progress import Progress
+from raysweep.tune.trainable import Trainable
+from raysweep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from raysweep.tune.launch import Options, Watcher
+
+SESSION = 128  # trials of one session, at least
+WAVES = 16  # and at least so many times as run at once: at a session's end processes wait for its last trial
+
+
+class Sessions:
+    """Runs trials of one sweep in the Ray that this process is connected to.
+
+    Args:
+        store: the sweep's results.
+        table: every planned trial by key.
+        sweep: what is run.
+        workspace: where results go.
+        options: how to run.
+        watcher: told about every round; None = nobody.
+        halted: asked before a trial starts; True = start none any more.
+    """
+
+    def __init__(
+        self, store: ResultStore, table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
+        options: Options, watcher: Watcher | None, halted: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        disable_log_once_globally()  # Ray remembers every line it might log twice, and makes one for each trial
+        self.store, self.table, self.resources = store, table, sweep.resources
+        self.options, self.watcher, self.halted = options, watcher, halted
+        available = ray.cluster_resources()
+        one = request(self.resources, available)
+        shards = self.resources.shards
+        apart = frozenset(key for key, trial in table.items() if trial.apart) if shards > 1 else frozenset()
+        split = [request(self.resources, available, shards)] * shards if apart else []
+        self.concurrent = options.concurrent or self.resources.concurrent
+        fitting = [int(available[name] // amount) for name, amount in one.items() if amount]
+        self.size = max(SESSION, WAVES * (self.concurrent or min(fitting, default=1)))
+
+        def bundles(config: Mapping[str, Any]) -> Any:
+            """One process for a trial, or as many as there are shards where its edits may be computed apart.
+
+            Ray keeps a copy of this function, and of all that it refers to, for each session.
+            """
+            return tune.PlacementGroupFactory(split if config[TRIAL_KEY] in apart else [one])
+
+        bound = tune.with_parameters(Trainable, table=dict(table), workspace=workspace, sweep=sweep.name)
+        self.trainable = tune.with_resources(bound, bundles)
+
+    def run(self, keys: Sequence[str]) -> bool:
+        """Run the trials *keys*, in that order; return whether somebody interrupted that (SIGINT or SIGTERM)."""
+        for begin in range(0, len(keys), self.size):
+            if self.halted():
+                return False
+            if self._fit(keys[begin : begin + self.size]):
+                return True
+            gc.collect()  # a session's trials and dataframes refer to each other
+        return False
+
+    def _fit(self, keys: Sequence[str]) -> bool:
+        """Run one Tune experiment over *keys*; return whether it was interrupted."""
+        callbacks: list[Any] = [JsonLoggerCallback(), CSVLoggerCallback()]
+        if self.watcher is not None:
+            callbacks.append(Progress(self.watcher))
+        tuner = tune.Tuner(
+            self.trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=InPasses(
+                    {key: self.table[key].share or key for key in keys},
+                    self.halted,
+                    {key: ray_config(self.table[key]) for key in keys},
+                ),
+                num_samples=len(keys),
+                reuse_actors=self.options.reuse,
+                max_concurrent_trials=self.concurrent or None,
+                trial_dirname_creator=_name,
+                trial_name_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
+                storage_path=_ray_storage(self.store),
+                verbose=0,
+                callbacks=callbacks,
+                failure_config=tune.FailureConfig(max_failures=self.resources.retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        )
+        with _watched_signals() as interruption:
+            results = tuner.fit()
+        for result in results:
+            if result.error is not None and result.config:
+                self._note_death(str(result.config[TRIAL_KEY]), first_line(result.error))
+        return interruption.came
+
+    def _note_death(self, key: str, error: str) -> None:
+        """Mark a trial FAILED whose process died more often than it may; one that ended by itself has its state already."""
+        status = self.store.status(key)
+        if status.state in (State.ABSENT, State.RUNNING, State.INTERRUPTED) and not self.halted():
+            with suppress(UnwritableError):
+                self.store.fail(key, step=status.step, error="ProcessDied", message=error)
+
+
+def _name(trial: Any) -> str:
+    """Return what Ray calls a trial, and its folder: the trial's key."""
+    return str(trial.config[TRIAL_KEY])
+
+
+@dataclass
+class _Interruption:
+    """Whether a signal asked a Tuner to stop."""
+
+    came: bool = False
+
+
+@contextmanager
+def _watched_signals() -> Iterator[_Interruption]:
+    """Note, when the block ends, whether Tune was interrupted in it, and put the handlers of its signals back.
+
+    Tune tells nobody, but when a signal came it puts back the handler of SIGINT that it found, and leaves its own there otherwise.
+    """
+    interruption = _Interruption()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield interruption
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            interruption.came = signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+
+def request(resources: ResourceSpec, available: Mapping[str, float], shards: int = 1) -> dict[str, float]:
+    """Return what each of the *shards* processes of a trial asks Ray for, given the cluster's totals.
+
+    Raises:
+        SpecError: the cluster can never give it.
+    """
+    gpus = available.get("GPU", 0.0)
+    gpu = (1.0 if gpus >= 1 else 0.0) if resources.gpu == "auto" else float(resources.gpu)
+    asked = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
+    for name, amount in asked.items():
+        there = available.get(name, 0.0)
+        if amount * shards > there:
+            each = f"{amount:g}" if shards == 1 else f"{amount:g} for each of {shards} shards"
+            raise SpecError(
+                f"resources.{name.lower()} = {each}, but the cluster has {there:g}",
+                hint="ask for less, or join a larger cluster with --address",
+            )
+    return {k: v for k, v in asked.items() if v}
+
+
+def _ray_storage(store: ResultStore) -> str:
+    """Return where Ray keeps its experiment folders: beside our results."""
+    local = store.folder.local
+    if local is not None:
+        return str(Path(local) / RAY_FOLDER)
+    if "://" not in store.folder.location:
+        raise StoreError(f"Ray cannot write to {store.folder.location}")
+    return f"{store.folder.location}/{RAY_FOLDER}"
