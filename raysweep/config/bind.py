@@ -371,28 +371,13 @@ class Binder:
     def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: Merged) -> None:
         """Note what may be longer than the model's rows can be (`rope_type` dynamic and longrope)."""
         place = merged.place(("path",) if model.path else ("name",))
-        limit = self._once(
-            ("rows", model.name, model.path), lambda: self.components.row_limit(model, self.workspace), place
-        )
+        ask = lambda: self.components.row_limit(model, self.workspace)  # noqa: E731
+        limit = self._once(("rows", model.name, model.path), ask, place)
         if limit is None:
             return
-        tokens, why = limit
-        hint = "take shorter records, or a model of another rope_type (default, linear, llama3, yarn)"
-        facts = self._once(("longest", data), lambda: self._longest(data), place)
-        longest, record = facts or (0, "")
-        configs = [editor.config, *(wrap.config for wrap in editor.wrap)]
-        longest += max(rows.context_tokens(config) for config in configs)
-        said = f"model '{model.name}' takes rows of at most {tokens} tokens, because {why}"
-        if longest > tokens:
-            about = f"record {record} of '{data.name}' may have {longest} in the longest context of '{editor.name}'"
-            self.problems.append(problem(place, f"{said}; {about}", hint, ModelError.code))
-        for config in configs:
-            for width, key in rows.text_rows(config):
-                if width > tokens:
-                    less = f"set {key}: {tokens}" if key.endswith("width") else "give λ in absolute units"
-                    self.problems.append(
-                        problem(place, f"{said}; but {key} reads rows of {width}", less, ModelError.code)
-                    )
+        longest = self._once(("longest", data), lambda: self._longest(data), place) or (0, "")
+        for said, hint in rows.refusals(model.name, limit, data.name, longest, editor):
+            self.problems.append(problem(place, said, hint, ModelError.code))
 
     def _longest(self, data: DataSpec) -> tuple[int, str]:
         """Return the most tokens that a text of the chosen records may have, and the record."""

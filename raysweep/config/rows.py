@@ -8,10 +8,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from raysweep.config.schema import EditorSpec
 from raysweep.records import EditRecord
 
 ASIDE = 2  # BOS, and the space that SentencePiece puts before a text
 ENERGY_WIDTH = 512  # the longest row from which SimIE's unit of λ is taken
+
+
+def refusals(
+    model: str, limit: tuple[int, str], data: str, longest: tuple[int, str], editor: EditorSpec
+) -> Iterator[tuple[str, str]]:
+    """Yield a message and a hint for everything that may be longer than a row of *model* can be.
+
+    Args:
+        model: its name.
+        limit: the most tokens of a row, and why.
+        data: name of the dataset.
+        longest: the most tokens that one of its texts may have, and the record.
+        editor: with its wrappers; their contexts are put before prompts, and they read texts in rows.
+    """
+    tokens, why = limit
+    configs = [editor.config, *(wrap.config for wrap in editor.wrap)]
+    said = f"model '{model}' takes rows of at most {tokens} tokens, because {why}"
+    size = longest[0] + max(context_tokens(config) for config in configs)
+    if size > tokens:
+        about = f"record {longest[1]} of '{data}' may have {size} in the longest context of '{editor.name}'"
+        yield (
+            f"{said}; {about}",
+            "take shorter records, or a model of another rope_type (default, linear, llama3, yarn)",
+        )
+    for width, key in (row for config in configs for row in text_rows(config)):
+        if width > tokens:
+            yield (
+                f"{said}; but {key} reads rows of {width}",
+                f"set {key}: {tokens}" if key.endswith("width") else "give λ in absolute units",
+            )
 
 
 def longest_text(records: Iterable[EditRecord]) -> tuple[int, str]:

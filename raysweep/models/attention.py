@@ -71,7 +71,7 @@ def row_limit(config: Any) -> tuple[int, str] | None:
         if "dynamic" in kind or kind == "longrope":
             return int(
                 longest
-            ), f"rope_type '{kind}' turns all tokens of longer rows otherwise, and of rows beside them"
+            ), f"rope_type '{kind}' changes the angles of every token of a batch once one row is longer"
     return None
 
 

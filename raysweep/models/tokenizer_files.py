@@ -80,21 +80,23 @@ def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, Any]) -
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     settings = get_tokenizer_config(str(where), **options)
+    if not isinstance(settings, dict):
+        raise ValueError("tokenizer_config.json holds no object")
     code = settings.get("auto_map") or {}
     if options.get("trust_remote_code") and (isinstance(code, list) or "AutoTokenizer" in code):
-        return AutoTokenizer.from_pretrained(where, **options)
+        return _read(AutoTokenizer, where, options)
     # from vocab.json and merges.txt these two build the published ids
     byte_level = {"GPT2Tokenizer": GPT2Tokenizer, "Qwen2Tokenizer": Qwen2Tokenizer}
     declared = _declared(settings, config)
     defaults = _CLASSES.get(declared, ClassDefaults())
     model_file = _file(where, "tokenizer.model", options)
     if _file(where, "tokenizer.json", options):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(where, **options)
+        tokenizer = _read(PreTrainedTokenizerFast, where, options)
         _set_prefix(tokenizer.backend_tokenizer, defaults, settings, sentencepiece=model_file is not None)
     elif declared == "LlamaTokenizer" and model_file:
         tokenizer = _from_sentencepiece(where, model_file, settings, options)
     elif declared in byte_level and all(_file(where, name, options) for name in ("vocab.json", "merges.txt")):
-        return byte_level[declared].from_pretrained(where, **options)
+        return _read(byte_level[declared], where, options)
     else:
         raise ModelError(
             f"{where}: there is no tokenizer.json, and none can be made from the other files with the ids of {declared}",
@@ -106,6 +108,15 @@ def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, Any]) -
     ):  # transformers 5 leaves the settings out: the file says all
         _set_template(tokenizer, settings, defaults.add_bos)
     return tokenizer
+
+
+def _read(kind: Any, where: Path | str, options: Mapping[str, Any]) -> Any:
+    try:
+        return kind.from_pretrained(where, **options)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of a damaged file the tokenizers package says nothing more precise
+        raise ValueError(f"the tokenizer's files cannot be read: {error}") from error
 
 
 def _declared(settings: Mapping[str, Any], config: Any) -> str:

@@ -145,3 +145,21 @@ def test_a_model_file_that_is_not_sentencepiece_is_refused(content: bytes, tmp_p
     (folder / MODEL).write_bytes(content)
     with pytest.raises(ModelError, match="not a SentencePiece file"):
         opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"version": "1.0", "added_tokens": [], "model": {"type": "BPE"}}'),
+        ("tokenizer_config.json", "[1]"),
+        ("tokenizer_config.json", "{"),
+    ],
+)
+@pytest.mark.parametrize("name", ["llama-2", "gpt2"])
+def test_damaged_files_are_an_error_that_names_the_folder(name: str, file: str, content: str, tmp_path: Path) -> None:
+    folder = folder_of(VARIANTS[name], tmp_path / "m")
+    (folder / file).write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"/m: cannot be loaded"):
+        opened(folder)
