@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,12 +51,13 @@ class Source:
     def replaced(self, path: KeyPath, tree: Any, place: Place, override: str) -> Source:
         """Return the source with another whole *tree*, in which everything from *path* on was written at *place*.
 
-        *override* is kept as one of ``overrides``, unless it is empty.
+        What it lies in was written there too where there was nothing yet. *override* is kept as one of ``overrides``, unless it is
+        empty.
         """
         keep = len(path)
         keys = {p: where for p, where in self.keys.items() if p[:keep] != path}
         values = {p: where for p, where in self.values.items() if p[:keep] != path}
-        made = {path[:end]: place for end in range(1, keep + 1)}
+        made = {path[:end]: place for end in range(1, keep + 1) if end == keep or not _has(self.tree, path[:end])}
         return replace(
             self,
             tree=tree,
@@ -78,3 +79,13 @@ class Source:
             if path[:end] in table:
                 return table[path[:end]]
         return Place(self.file)
+
+
+def _has(tree: Any, path: KeyPath) -> bool:
+    """Tell whether there is anything at *path* of *tree*."""
+    for part in path:
+        known: Collection[Any] = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+        if part not in known:
+            return False
+        tree = tree[part]
+    return True

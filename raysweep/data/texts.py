@@ -54,10 +54,18 @@ def resolve(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
 def open_texts(text: TextSpec, data: DataSpec, workspace: Workspace) -> Iterator[str]:
     """Yield the texts of *text*, in an order that depends on nothing else; ``text.tokens`` is the caller's business.
 
+    What is computed from them is kept under ``text.digest``, so with another content nothing is.
+
     Raises:
-        DataError: the text is not there, cannot be read, or no source has this name.
+        DataError: the text is not there, cannot be read, changed since the plan, or no source has this name.
         MissingExtraError: a hub corpus without the ``datasets`` package.
     """
+    here = resolve(text, data, workspace).digest if text.digest else ""
+    if text.digest != here:
+        raise DataError(
+            f"text '{text.path or text.name}': its content has digest {here}, the plan saw {text.digest}",
+            hint="the file changed meanwhile; restore it, or plan again",
+        )
     if not text.path and text.name == "dataset":
         dataset = DATASETS.get(data.name)()
         return dataset.texts(dataset.locate(data, workspace))

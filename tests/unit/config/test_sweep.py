@@ -1,6 +1,7 @@
 import pytest
 
 from raysweep.config.load import parse
+from raysweep.config.places import Place, Source
 from raysweep.config.schema import SweepSpec
 from raysweep.config.space import Grid
 from raysweep.config.sweep import find_file, open_sweep, read_sweep, sweep_of
@@ -189,3 +190,14 @@ def test_every_shipped_space_reads():
         spec = open_sweep(name, workspace)
         assert spec.name == name
         assert spec.source.text.startswith(f"# raysweep run {name}"), "the first line is the command that runs it"
+
+
+def test_what_is_laid_over_one_key_is_not_to_blame_for_its_neighbours():
+    """Flags of ``raysweep edit`` have no places of their own; an error about ``--data`` named ``--set model.name=…``."""
+    tree = {"base": {"model": {"name": "m"}, "data": {"name": "zsre"}}, "arms": {"a": {"editor": "ft"}}}
+    source = Source("flags", tree=tree)
+    laid = source.replaced(("base", "model", "name"), tree, Place("--set model.name=x"), "model.name=x")
+    assert laid.value(("base", "model", "name")).file == "--set model.name=x"
+    assert laid.value(("base", "data", "name")).file == "flags"
+    laid = laid.replaced(("base", "protocol", "rounds"), tree, Place("--set rounds"), "")
+    assert laid.value(("base", "protocol", "batch_size")).file == "--set rounds"

@@ -108,6 +108,26 @@ def test_missing_text_is_refused_by_plan_and_run(tmp_path: Path, workspace: Work
                 function(workspace, **values)
 
 
+@pytest.mark.parametrize("source", ["file", "folder", "dataset"])
+def test_a_text_that_changed_since_the_plan_is_refused(source: str, tmp_path: Path, workspace: Workspace) -> None:
+    """Moments of it would be kept under the digest of the old content, and be served as that for ever."""
+    text, data = TextSpec(name="mine", path="texts"), WORLD
+    (tmp_path / "texts").mkdir()
+    file = tmp_path / "texts" / "a.txt"
+    if source == "dataset":
+        text, data = TextSpec(), DataSpec(name="zsre", path="records.json")
+        file = tmp_path / "records.json"
+        file.write_bytes((package_share() / "data" / "ZsRE" / "sample.json").read_bytes())
+    else:
+        file.write_text("as planned", encoding="utf-8")
+        text = text.model_copy(update={"path": "texts/a.txt"}) if source == "file" else text
+    planned = resolve(text, data, workspace)
+    assert list(open_texts(planned, data, workspace)) == list(open_texts(text, data, workspace)) != []
+    file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=f"the plan saw {planned.digest}"):
+        open_texts(planned, data, workspace)
+
+
 def test_untag_gives_plain_english() -> None:
     tagged = "\tThe/at jury/nn said/vbd (/( in/in term-end/nn )/) ,/, ``/`` no/at evidence/nn ''/'' ./. "
     tagged += ";/. and/or/cc ?/. ?/."
