@@ -21,11 +21,12 @@ from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.store import graph_tokens, open_graph, resolve_graph
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
-from raysweep.config.load import parse_value, read
+from raysweep.config.load import read
+from raysweep.config.overrides import Override, checked
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_validation
 from raysweep.errors import ProblemsError, SpecError
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, from_here
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -145,27 +146,22 @@ def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) ->
 def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> tuple[BeliefSpec, Workspace]:
     """Return the spec as written, with ``--wikidata`` and ``--set`` laid over the file and its files found."""
     workspace = (ctx.find_object(Options) or Options()).workspace
-    source = read(workspace.resolve(file)) if file else Source()
+    source = read(Path(file) if Path(file).is_file() else workspace.resolve(file)) if file else Source()
     if source.tree is not None and not isinstance(source.tree, dict):
         raise SpecError(f"{source.file} holds no mapping", hint="keys: " + ", ".join(BeliefSpec.model_fields))
     tree: dict[str, Any] = dict(source.tree or {})
     written: dict[KeyPath, Place] = {}
-    if wikidata:
-        sets = ("graph.source=wikidata5m", f"graph.path={json.dumps(wikidata)}", *sets)
-    for text in sets:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise SpecError(
-                f"--set {text}: an override is written key=value", hint="for example --set graph.relations=8"
-            )
-        path = tuple(key.strip().split("."))
+    folder = {"graph.source": "wikidata5m", "graph.path": from_here(wikidata, shipped=True)} if wikidata else {}
+    said = [Override(key, value, Place("--wikidata")) for key, value in folder.items()]
+    for one in checked([*said, *sets]):
+        path = tuple(one.key.split("."))
         here = tree
         for part in path[:-1]:
             below = here.get(part)
             here[part] = dict(below) if isinstance(below, dict) else {}
             here = here[part]
-        here[path[-1]] = _whole(parse_value(value, f"--set {text}"))
-        written[path] = Place(f"--set {text}")
+        here[path[-1]] = _whole(one.value)
+        written[path] = one.place
 
     def locate(path: KeyPath, key: bool) -> Place:
         near = next((written[path[:end]] for end in range(len(path), 0, -1) if path[:end] in written), None)

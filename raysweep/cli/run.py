@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raysweep.cli import flags
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config import names
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, from_here
 
 if TYPE_CHECKING:
     from raysweep.cli.display import Display
@@ -43,9 +44,9 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     if storage:
-        where = storage if "://" in storage else str(workspace.resolve(storage))
-        workspace = replace(workspace, storage=where)
-    found = plan(open_sweep(file, workspace, set_ or ()), workspace)
+        workspace = replace(workspace, storage=from_here(storage))
+    stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
+    found = plan(open_sweep(file, workspace, [*stated, *(set_ or ())]), workspace)
     launch = lazy("raysweep.tune.launch")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()

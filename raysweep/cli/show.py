@@ -77,7 +77,7 @@ def command(
     told = [*notes.non_finite(trials), *missing, *notes.few(shown, ppl=ppl), *notes.outdated(found)]
     notes.tell(told, format_)
     if plot is not None:
-        lazy("raysweep.cli.plot").draw(found, plot, phase=chosen)
+        lazy("raysweep.cli.plot").draw(found, plot, phase=chosen, by=by.value)
         if format_ is Format.TABLE:
             print(f"plot: {plot}")
 

@@ -7,6 +7,7 @@ broader key is laid first, and one key may not be given two values.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,13 @@ class Override:
     key: str
     value: Any
     place: Place
+
+    @property
+    def text(self) -> str:
+        """It as ``key=value``, which reads back."""
+        value = self.value
+        bare = isinstance(value, str) and value != "" and parse_value(value, "value") == value
+        return f"{self.key}={value if bare else json.dumps(value, ensure_ascii=False)}"
 
     @property
     def breadth(self) -> tuple[int, bool]:
@@ -151,7 +159,7 @@ def _put_one(source: Source, one: Override) -> tuple[Source, list[Statement]]:
         _drop_tied(tree, str(path[1]), one.value)
     _put(tree, path, one.value, one.key)
     statements = list(precedence.statements(tree, path, one.value, one.place))
-    return source.replaced(path, tree, one.place, f"{one.key}={one.value}"), statements
+    return source.replaced(path, tree, one.place, one.text), statements
 
 
 def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:

@@ -253,3 +253,11 @@ class TestPaths:
         assert from_here("data/ZsRE/sample.json", shipped=True) == str(tmp_path / "data/ZsRE/sample.json")
         assert from_here("s3://bucket/x") == "s3://bucket/x"
         assert from_here("~/x") == str(Path.home() / "x")
+
+
+def test_what_was_laid_over_reads_back(workspace: Workspace) -> None:
+    said = ["seed={grid: [1, 2]}", "protocol.immediate=true", "sweep=y", "arms.own.editor.layers=[1]", 'model.bos="1"']
+    sweep = read_sweep(parse(SPACE, "x.yaml"), said)
+    again = read_sweep(parse(SPACE, "x.yaml"), sweep.source.overrides)
+    assert again.model_dump(mode="json") == sweep.model_dump(mode="json")
+    assert again.base["model"]["bos"] == "1"
