@@ -29,7 +29,8 @@ def written(ctx: typer.Context, parameter: str) -> str:
     """Return *parameter* as it was written, ``--seed 1``."""
     (option,) = (p for p in ctx.command.params if p.name == parameter)
     value = ctx.params[parameter]
-    return option.opts[0] if value is True else f"{option.opts[0]} {value}"
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return option.opts[0] if value is True else f"{option.opts[0]} {shown}"
 
 
 def overrides(ctx: typer.Context, flags: Iterable[Stated]) -> list[Override]:

@@ -98,11 +98,14 @@ def labels(found: Plan) -> dict[str, str]:
 
 def summarise(found: Sweep, results: str) -> None:
     """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
-    trials = lazy("raysweep.results.views").trial_views(found)
+    views, notes = lazy("raysweep.results.views"), lazy("raysweep.cli.notes")
+    trials = views.trial_views(found)
     print()
     print(lazy("raysweep.cli.show").text(found, how=lazy("raysweep.cli.render").Format.TABLE, trials=trials))
     print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
-    for note in lazy("raysweep.cli.notes").non_finite(trials):
+    for note in notes.few(views.all_lines(trials)):
+        print(f"note: {note}")
+    for note in notes.non_finite(trials):
         typer.echo(f"warning: {note}", err=True)
 
 

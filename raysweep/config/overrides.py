@@ -19,7 +19,7 @@ from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.precedence import Statement
 from raysweep.config.problems import from_error, problem
 from raysweep.config.space import is_domain
-from raysweep.errors import Problem, ProblemsError, SpecError, nearest
+from raysweep.errors import Problem, ProblemsError, SpecError, YamlError, nearest
 from raysweep.workspace import from_here
 
 BASE_KEYS = ("model", "data", "protocol", "threads", "seed")
@@ -46,9 +46,7 @@ class Override:
     @property
     def text(self) -> str:
         """It as ``key=value``, which reads back."""
-        value = self.value
-        bare = isinstance(value, str) and value != "" and parse_value(value, "value") == value
-        return f"{self.key}={value if bare else json.dumps(value, ensure_ascii=False)}"
+        return f"{self.key}={self.value if _reads_back(self.value) else json.dumps(self.value, ensure_ascii=False)}"
 
     @property
     def breadth(self) -> tuple[int, bool]:
@@ -139,6 +137,14 @@ def from_current_folder(key: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {kind: [from_current_folder(key, v) for v in values] for kind, values in value.items()}
     return from_here(value, shipped=True) if isinstance(value, str) and value not in ("", "words") else value
+
+
+def _reads_back(value: Any) -> bool:
+    """Tell whether *value* is a text that needs no quotes."""
+    try:
+        return isinstance(value, str) and value != "" and bool(parse_value(value, "value") == value)
+    except YamlError:
+        return False
 
 
 def _shown(text: str, width: int = 72) -> str:
