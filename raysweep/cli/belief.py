@@ -22,11 +22,11 @@ from raysweep.belief.store import graph_tokens, open_graph, resolve_graph
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
 from raysweep.config.load import read
-from raysweep.config.overrides import Override, checked
+from raysweep.config.overrides import Override, parse_overrides
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_validation
 from raysweep.errors import ProblemsError, SpecError
-from raysweep.workspace import Workspace, from_here
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -151,9 +151,9 @@ def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> 
         raise SpecError(f"{source.file} holds no mapping", hint="keys: " + ", ".join(BeliefSpec.model_fields))
     tree: dict[str, Any] = dict(source.tree or {})
     written: dict[KeyPath, Place] = {}
-    folder = {"graph.source": "wikidata5m", "graph.path": from_here(wikidata, shipped=True)} if wikidata else {}
+    folder = {"graph.source": "wikidata5m", "graph.path": resolve_from_cwd(wikidata, shipped=True)} if wikidata else {}
     said = [Override(key, value, Place("--wikidata")) for key, value in folder.items()]
-    for one in checked([*said, *sets]):
+    for one in parse_overrides([*said, *sets]):
         path = tuple(one.key.split("."))
         here = tree
         for part in path[:-1]:

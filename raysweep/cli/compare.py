@@ -70,7 +70,7 @@ def command(
     title = f"{what}; Δ = difference to {first.label}, paired"
     print(render(rows(found, plain=plain), format_, title=title))
     changed = [note for sweep, _ in opened(sweeps, workspace) for note in notes.outdated(sweep)]
-    notes.tell([*notes.missing_rounds(found), *unpaired(found), *notes.few(found), *changed], format_)
+    notes.tell([*notes.missing_rounds(found), *unpaired(found), *notes.about_intervals(found), *changed], format_)
 
 
 def compared(

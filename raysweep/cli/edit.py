@@ -17,7 +17,7 @@ from raysweep.config.problems import problem
 from raysweep.config.sweep import sweep_of
 from raysweep.errors import Problem
 from raysweep.lazy import lazy
-from raysweep.workspace import Workspace, from_here
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 # The reference's names for one editor with one of its objectives.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,7 +62,7 @@ def command(
         arm["wrap"] = {"name": "simie", "lam": lam, "mode": "init" if init_model else "sequential", **backend}
     steps = rounds_of(rounds, edits, batch_size)
     arm_name = f"{kind}+simie" if simie else kind
-    path = {"path": from_here(data_path, shipped=True)} if data_path else {}
+    path = {"path": resolve_from_cwd(data_path, shipped=True)} if data_path else {}
     tree = {
         "sweep": name,
         "base": {

@@ -14,7 +14,7 @@ from raysweep.config.places import Place
 from raysweep.config.problems import problem
 from raysweep.errors import Problem, ProblemsError
 from raysweep.lazy import lazy
-from raysweep.workspace import Workspace, from_here
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 Stated = tuple[str, str, Any]  # a parameter's name, the dotted key that it sets, the value
 
@@ -25,7 +25,7 @@ def is_stated(ctx: typer.Context, parameter: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def written(ctx: typer.Context, parameter: str) -> str:
+def as_typed(ctx: typer.Context, parameter: str) -> str:
     """Return *parameter* as it was written, ``--seed 1``."""
     (option,) = (p for p in ctx.command.params if p.name == parameter)
     value = ctx.params[parameter]
@@ -35,12 +35,12 @@ def written(ctx: typer.Context, parameter: str) -> str:
 
 def overrides(ctx: typer.Context, flags: Iterable[Stated]) -> list[Override]:
     """Return those of *flags* that were written on the command line, as what they lay over a tree."""
-    return [Override(key, value, Place(written(ctx, name))) for name, key, value in flags if is_stated(ctx, name)]
+    return [Override(key, value, Place(as_typed(ctx, name))) for name, key, value in flags if is_stated(ctx, name)]
 
 
 def without_effect(ctx: typer.Context, names: Iterable[str], message: str, hint: str) -> list[Problem]:
     """Return *message* as a problem for each of the parameters *names* that was written on the command line."""
-    return [problem(Place(written(ctx, name)), message, hint) for name in names if is_stated(ctx, name)]
+    return [problem(Place(as_typed(ctx, name)), message, hint) for name in names if is_stated(ctx, name)]
 
 
 def refuse(problems: list[Problem]) -> None:
@@ -65,5 +65,5 @@ def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
                 f"note: '{text}' is the model of that name; write ./{text} for what lies in this folder", err=True
             )
         return {"name": text}
-    where = Path(from_here(text))
+    where = Path(resolve_from_cwd(text))
     return {"name": where.name, "path": str(where)} if where.exists() else {"name": text}

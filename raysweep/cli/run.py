@@ -14,7 +14,7 @@ from raysweep.config import names
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
-from raysweep.workspace import Workspace, from_here
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
     from raysweep.cli.display import Display
@@ -44,7 +44,7 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     if storage:
-        workspace = replace(workspace, storage=from_here(storage))
+        workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
     found = plan(open_sweep(file, workspace, [*stated, *(set_ or ())]), workspace)
     launch = lazy("raysweep.tune.launch")
@@ -103,7 +103,7 @@ def summarise(found: Sweep, results: str) -> None:
     print()
     print(lazy("raysweep.cli.show").text(found, how=lazy("raysweep.cli.render").Format.TABLE, trials=trials))
     print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
-    for note in notes.few(views.all_lines(trials)):
+    for note in notes.about_intervals(views.all_lines(trials)):
         print(f"note: {note}")
     for note in notes.non_finite(trials):
         typer.echo(f"warning: {note}", err=True)

@@ -16,14 +16,14 @@ from rich.console import Console
 from raysweep.cli.flags import model_spec
 from raysweep.cli.options import Options
 from raysweep.config import hparams
-from raysweep.config.overrides import Override, checked
+from raysweep.config.overrides import Override, parse_overrides
 from raysweep.config.places import Place
 from raysweep.config.problems import from_validation
 from raysweep.config.schema import ModelSpec
 from raysweep.editors.mend import Mend, MendConfig
 from raysweep.errors import ProblemsError, SpecError
 from raysweep.lazy import lazy
-from raysweep.workspace import Workspace, from_here
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 REPORT = 5.0  # seconds between two lines of progress
 
@@ -56,10 +56,10 @@ def command(
     """
     workspace = (ctx.find_object(Options) or Options()).workspace
     spec = ModelSpec.model_validate(model_spec(model, workspace))
-    path = from_here(data_path, shipped=True) if data_path else None
+    path = resolve_from_cwd(data_path, shipped=True) if data_path else None
     fold = {"name": data.lower() or None, "path": path, "skip": skip, "size": size}
     config = recipe(spec, workspace, {k: v for k, v in fold.items() if v is not None}, set_ or ())
-    target = Path(from_here(out))
+    target = Path(resolve_from_cwd(out))
     target = target if target.suffix == ".safetensors" else target.with_name(f"{target.name}.safetensors")
     scores = train(config, spec, workspace, target, threads=threads, report=Reporter(Console(stderr=True)))
     print(json.dumps({"file": str(target), **scores}, indent=1))
@@ -84,7 +84,7 @@ def recipe(
     tree.pop("weights", None)
     flags = {"name": "--data", "path": "--data-path", "skip": "--skip", "size": "--size"}
     stated = [Override(f"train.data.{key}", value, Place(f"{flags[key]} {value}")) for key, value in fold.items()]
-    for one in checked([*stated, *overrides]):
+    for one in parse_overrides([*stated, *overrides]):
         *above, last = one.key.split(".")
         here = tree
         for part in above:
@@ -145,12 +145,12 @@ class Reporter:
 
     def __call__(self, row: Mapping[str, float]) -> None:
         """Print *row* if it is a validation or some seconds have passed."""
-        checked = "val_right" in row
-        if not checked and time.monotonic() - self._last < REPORT:
+        parse_overrides = "val_right" in row
+        if not parse_overrides and time.monotonic() - self._last < REPORT:
             return
         self._last = time.monotonic()
         line = f"step {row['step']:.0f}/{row['steps']:.0f}  loss {row['loss']:.3f}"
-        if checked:
+        if parse_overrides:
             line += (
                 f"  held out: edits {row['val_right']:.3f}, locality {row['val_same']:.3f}, loss {row['val_loss']:.3f}"
             )

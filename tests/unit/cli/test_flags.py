@@ -521,5 +521,5 @@ class TestEnvironment:
 
 
 def test_overrides_of_trees_that_are_no_search_space() -> None:
-    found = overrides.checked(["a.b=1", "a={c: 2}"])
+    found = overrides.parse_overrides(["a.b=1", "a={c: 2}"])
     assert [o.key for o in found] == ["a", "a.b"]

@@ -119,9 +119,9 @@ def test_where_there_is_no_interval_it_says_so(tmp_path: Path) -> None:
     one = store_sweep(tmp_path / "results" / "one", {None: np.array([[0.5, 1.0]])})
     (line,) = lines(trial_views(one), at=-1)
     assert shown(line.cells["rel"]) == ".750 [–]"
-    assert notes.few([line]) == ["[–]: one record says nothing of others (memit)"]
+    assert notes.about_intervals([line]) == ["[–]: one record says nothing of others (memit)"]
     seed = store_sweep(tmp_path / "results" / "seed", {None: np.array([[0.5], [1.0], [0.0]])})
-    told = notes.few(lines(trial_views(seed), at=-1), ppl=True)
+    told = notes.about_intervals(lines(trial_views(seed), at=-1), ppl=True)
     assert told[0] == "one seed: intervals say what other records would give, not other seeds"
     assert told[1].startswith("PPL [–]: a few records")
     assert told[2].startswith("PPL median [–]")
