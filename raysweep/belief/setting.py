@@ -12,10 +12,11 @@ from raysweep.belief import wordlevel
 from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.store import resolve_graph
 from raysweep.config.hparams import REMARKS
-from raysweep.config.load import parse_value, read
-from raysweep.config.places import KeyPath, Place, Source
+from raysweep.config.load import read
+from raysweep.config.overrides import Override, parse_overrides
+from raysweep.config.places import KeyPath, Source
 from raysweep.config.problems import from_error, from_validation, problem
-from raysweep.errors import DataError, Problem, ProblemsError, SpecError, YamlError, nearest
+from raysweep.errors import DataError, Problem, ProblemsError, YamlError, nearest
 from raysweep.hashing import file_digest
 from raysweep.workspace import Workspace
 
@@ -49,7 +50,7 @@ def find_setting(text: str, workspace: Workspace) -> Path:
     raise DataError(f"there is no belief setting '{text}'", hint=hint)
 
 
-def read_setting(path: Path | None, overrides: Sequence[str] = ()) -> BeliefSpec:
+def read_setting(path: Path | None, overrides: Sequence[str | Override] = ()) -> BeliefSpec:
     """Return the belief spec written in *path* (None = the defaults) without its remarks, with *overrides* laid over it.
 
     Args:
@@ -59,13 +60,12 @@ def read_setting(path: Path | None, overrides: Sequence[str] = ()) -> BeliefSpec
     Raises:
         YamlError: the file is not well-formed.
         DataError: it holds no mapping.
-        SpecError: an override is not written ``key=value``.
-        ProblemsError: every key that is wrong, with its place.
+        ProblemsError: every key that is wrong, with its place; an override is not written ``key=value``.
     """
     return _spec_of(_source(path, overrides))
 
 
-def open_setting(text: str, overrides: Sequence[str], workspace: Workspace) -> BeliefSpec:
+def open_setting(text: str, overrides: Sequence[str | Override], workspace: Workspace) -> BeliefSpec:
     """Return the spec of the setting *text* (empty = the defaults) with *overrides* laid over it and its graph's files found.
 
     Raises:
@@ -80,12 +80,13 @@ def open_setting(text: str, overrides: Sequence[str], workspace: Workspace) -> B
         raise ProblemsError([from_error(error, source.value(("graph", "source")))]) from error
 
 
-def _source(path: Path | None, overrides: Sequence[str]) -> Source:
+def _source(path: Path | None, overrides: Sequence[str | Override]) -> Source:
     source = Source(tree={}) if path is None else read(path)
     if not isinstance(source.tree, dict):
         raise DataError(f"{source.file} holds no mapping", hint="keys: " + ", ".join(BeliefSpec.model_fields))
-    for text in overrides:
-        source = _laid_over(source, text)
+    for one in parse_overrides(overrides):
+        keys = tuple(one.key.split("."))
+        source = source.replaced(keys, _with(source.tree, keys, _whole(one.value)), one.place, one.text)
     return source
 
 
@@ -114,16 +115,6 @@ def resolve(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
         return found
     file = wordlevel.tokenizer_file(workspace.resolve(recipe.tokenizer))
     return found.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
-
-
-def _laid_over(source: Source, text: str) -> Source:
-    """Return *source* with the override *text* on top."""
-    key, equals, written = text.partition("=")
-    path = tuple(key.strip().split("."))
-    if not equals or not all(path):
-        raise SpecError(f"--set {text}: an override is written key=value", hint="for example --set graph.relations=8")
-    place = f"--set {text}"
-    return source.replaced(path, _with(source.tree, path, _whole(parse_value(written, place))), Place(place), text)
 
 
 def _with(tree: Any, path: Sequence[str], value: Any) -> Any:

@@ -22,6 +22,8 @@ from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.store import graph_tokens, open_graph
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
+from raysweep.config.overrides import Override
+from raysweep.config.places import Place
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(
@@ -167,12 +169,12 @@ def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) ->
     return basis
 
 
-def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> tuple[BeliefSpec, Workspace]:
+def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str | Override]) -> tuple[BeliefSpec, Workspace]:
     """Return the spec as written, with ``--wikidata`` and ``--set`` laid over the file and the graph's files found."""
     workspace = (ctx.find_object(Options) or Options()).workspace
     if wikidata:
-        where = resolve_from_cwd(wikidata, shipped=True)
-        sets = ("graph.source=wikidata5m", f"graph.path={json.dumps(str(where))}", *sets)
+        where, flag = resolve_from_cwd(wikidata, shipped=True), Place("--wikidata")
+        sets = (Override("graph.source", "wikidata5m", flag), Override("graph.path", str(where), flag), *sets)
     return open_setting(file, sets, workspace), workspace
 
 

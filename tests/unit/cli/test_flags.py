@@ -85,7 +85,7 @@ class Bench:
 
     def refuses_edit(self, *flags: str, by: str = "") -> None:
         """Assert that ``raysweep edit`` refuses the last of *flags* by name, before it runs anything."""
-        self.refused(["edit", "--editor", "null", *flags[:-2]], *flags[-2:], by=by or flags[-2])
+        self.refused(["edit", "--editor", "plain", "--data", "hundred", *flags[:-2]], *flags[-2:], by=by or flags[-2])
 
     def trained(self, *flags: str) -> Seen:
         """Return what ``raysweep train-mend`` would train with."""
@@ -127,8 +127,9 @@ def _analyze(b: Bench, *flags: str) -> str:
         key: {2: {"retained/avg": 0.1 * i, "retained/rel": -0.1 * i, "time_total_s": 1.0}} for i, key in enumerate(keys)
     }
 
-    def analyse(store: Any, keys: Any, *, metric: str, mode: str) -> Analysis:
-        return Analysis(("s",), rounds, None, 0, ())
+    def analyse(store: Any, keys: Any, *, metric: str, mode: str, trust: bool) -> Analysis:
+        best = max(((key, own[2][metric]) for key, own in rounds.items()), key=lambda item: item[1]) if trust else None
+        return Analysis(("s",), rounds, best, 0, ())
 
     b.patch.setattr(analysis, "analyse", analyse)
     code, out, err = b.run("analyze", "toy", *flags)
@@ -170,17 +171,23 @@ def _wikidata(command: str) -> Check:
 
 def _belief_set(command: str) -> Check:
     def check(b: Bench) -> None:
-        assert b.basis(command, "--set", "graph.relations=4").relations == 4
-        both = ["belief", command, *(["--out", "o"] if command != "graph" else []), "--set", "graph.relations=4"]
-        b.refused(both, "--set", "graph.relations=6", by="--set graph.relations=6")
+        assert b.basis(command, "--set", "graph.max_object_tokens=5").max_object_tokens == 5
+        both = [
+            "belief",
+            command,
+            *(["--out", "o"] if command != "graph" else []),
+            "--set",
+            "graph.max_object_tokens=5",
+        ]
+        b.refused(both, "--set", "graph.max_object_tokens=6", by="--set graph.max_object_tokens=6")
 
     return check
 
 
 def _belief_file(command: str) -> Check:
     def check(b: Bench) -> None:
-        (b.folder / "s.yaml").write_text("graph: {relations: 6}\n")
-        assert b.basis(command, "s.yaml").relations == 6
+        (b.folder / "s.yaml").write_text("graph: {max_object_tokens: 6}\n")
+        assert b.basis(command, "s.yaml").max_object_tokens == 6
         b.refused(["belief", command, *(["--out", "o"] if command != "graph" else [])], "nowhere.yaml")
 
     return check
@@ -190,7 +197,8 @@ def _out(command: str) -> Check:
     def check(b: Bench) -> None:
         def build(*_: Any) -> Any:
             corpus = SimpleNamespace(documents=list, statistics={})
-            return SimpleNamespace(corpus=corpus, points=list)
+            spec = SimpleNamespace(points=SimpleNamespace(size=0, novel=0))
+            return SimpleNamespace(corpus=corpus, points=lambda passed_over: [], spec=spec)
 
         b.patch.setattr(belief, "build_basis", build)
         assert b.run("belief", command, "--out", "sub/o.jsonl")[0] == 0
@@ -324,6 +332,8 @@ CHECKS: dict[str, Check] = {
     "run --address": _option("address", "here:1", "--address", "here:1"),
     "run --retry": _option("retry", True, "--retry"),
     "run --fresh": _option("fresh", True, "--fresh"),
+    "run --repair": _option("repair", True, "--repair"),
+    "run --anyway": _option("anyway", True, "--anyway"),
     "run --concurrent": _concurrent,
     "run --storage": _storage,
     "plan FILE": _argument(["plan"], "x.yaml", "y.yaml"),
@@ -352,6 +362,7 @@ CHECKS: dict[str, Check] = {
     "analyze --metric": lambda b: _other(b, "--metric", "retained/rel"),
     "analyze --mode": lambda b: _other(b, "--mode", "min"),
     "analyze --at": lambda b: _other(b, "--at", "99"),
+    "analyze --trust": lambda b: _other(b, "--trust"),
     "analyze --format": lambda b: _other(b, "--format", "json"),
     "edit --editor": lambda b: _edit_words(b),
     "edit --model": _model,
@@ -366,6 +377,7 @@ CHECKS: dict[str, Check] = {
     "edit --rounds": lambda b: _equal(b.edit("--rounds", "0,50,100").base["protocol"]["rounds"], [0, 50, 100]),
     "edit --seed": lambda b: _seed(b),
     "edit --name": lambda b: _equal(b.edit("--name", "mine").name, "mine"),
+    "edit --repair": lambda b: _repairs(b),
     "edit --set": lambda b: _edit_set(b),
     "train-mend --out": lambda b: _equal(b.trained().what[3], b.folder / "net.safetensors"),
     "train-mend --model": lambda b: b.refused(["train-mend", "--out", "x"], "--model", "nowhere", by="model 'nowhere'"),
@@ -395,6 +407,8 @@ CHECKS: dict[str, Check] = {
     "data check --path": _data_path,
     "belief report SWEEP": lambda b: b.refused(["belief", "report"], "tpy", by="no results of 'tpy'"),
     "belief report --out": lambda b: _report_out(b),
+    "belief report --published": lambda b: _report_published(b),
+    "belief report --no-published": lambda b: _report_published(b),
     "belief graph --csv": _wrote(["belief", "graph"], "--csv", "cooccurrence_counts.csv"),
     "belief graph --json": _prints(["belief", "graph"], "--json"),
     **{f"belief {c} FILE": _belief_file(c) for c in ("graph", "corpus", "points")},
@@ -463,6 +477,24 @@ def _report_out(b: Bench) -> None:
     b.patch.setattr(belief_report, "draw", lambda *_: [])
     assert b.run("belief", "report", "toy", "--out", "sub")[0] == 0
     assert (b.folder / "sub/t.csv").is_file()
+
+
+def _report_published(b: Bench) -> None:
+    from raysweep.cli import belief_report
+
+    b.patch.setattr(belief_report, "tables_of", lambda sweep: {"t": [{"a": 1}]})
+    b.patch.setattr(belief_report, "draw", lambda *_: [])
+    b.patch.setattr(belief_report, "write_published", lambda sweep, folder: 3)
+    base = ["belief", "report", "toy", "--out", "sub"]
+    assert "3 files as published" in b.run(*base, "--published")[1]
+    assert "files as published" not in b.run(*base, "--no-published")[1]
+
+
+def _repairs(b: Bench) -> None:
+    from raysweep.cli import edit
+
+    base = ["edit", "--editor", "plain", "--data", "hundred"]
+    assert [b.seen(edit, "_run", *base, *more).said["repair"] for more in ((), ("--repair",))] == [False, True]
 
 
 def flags_of(command: Any, path: tuple[str, ...]) -> Iterator[str]:

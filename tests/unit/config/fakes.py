@@ -165,7 +165,7 @@ def text(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
     return text.model_copy(update={"digest": f"t-{text.name}-{data.digest}"})
 
 
-def components() -> Components:
+def components(*, fetch: bool = False) -> Components:
     return Components(
         editors=Table("editor", {"surgeon": Surgeon, "plain": Plain, "memory": Memory}),
         wrappers=Table("wrapper", {"ridge": Ridge, "report": Report}),
