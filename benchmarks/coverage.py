@@ -71,9 +71,9 @@ def shares(
         record = rng.standard_normal((len(p), records, 1))
     if not tokens:
         return (normal(rng, shape, record, consistency) < below).astype(np.float64)
-    own = normal(rng, shape, record, consistency)  # tokens of one answer are more alike than answers
+    answer = normal(rng, shape, record, consistency)  # tokens of one answer are more alike than answers
     count = rng.choice(np.arange(1, 6), p=TOKENS, size=(len(p), records, 1))
-    right = sum((normal(rng, shape, own, 0.5) < below) * (i < count) for i in range(5))
+    right = sum((normal(rng, shape, answer, 0.5) < below) * (i < count) for i in range(5))
     return np.asarray(right / count)
 
 
@@ -126,9 +126,9 @@ class Cell:
 def cell(sample: Sample, interval: Callable[[Array], Interval]) -> Cell:
     """Return what came of *sample*."""
     values, truth = sample
-    found = interval(values)
+    limits = interval(values)
     return Cell(
-        holds(found.low, found.high, truth), holds(*wald(values), truth), float(np.nanmean(found.high - found.low))
+        holds(limits.low, limits.high, truth), holds(*wald(values), truth), float(np.nanmean(limits.high - limits.low))
     )
 
 
@@ -182,10 +182,10 @@ def geo_cells(rng: Generator, repetitions: int, records: int, seeds: int, sds: S
         ps = [true_means(rng, repetitions, 0.3, 0.99) for _ in range(3)]
         record = rng.standard_normal((repetitions, records, 1))
         parts = [shares(rng, p, records, seeds, sd=sd, consistency=alike, tokens=True, record=record) for p in ps]
-        found = [intervals.of_shares(geo, [part[i] for part in parts]) for i in range(repetitions)]
+        results = [intervals.of_shares(geo, [part[i] for part in parts]) for i in range(repetitions)]
         truth = np.array([geo(*(float(p[i]) for p in ps)) for i in range(repetitions)])
         low, mean, se, high = (
-            np.array([float(getattr(f, name)) for f in found]) for name in ("low", "mean", "se", "high")
+            np.array([float(getattr(r, name)) for r in results]) for name in ("low", "mean", "se", "high")
         )
         yield Cell(
             holds(low, high, truth), holds(mean - 1.96 * se, mean + 1.96 * se, truth), float(np.mean(high - low))
@@ -196,8 +196,8 @@ def one_by_one(function: Callable[[Array], Interval]) -> Callable[[Array], Inter
     """Return *function*, which takes values (records, seeds), for values (repetitions, records, seeds)."""
 
     def whole(values: Array) -> Interval:
-        found = [function(v) for v in values]
-        return Interval(*(np.array([float(f[k]) for f in found]) for k in range(4)))
+        results = [function(v) for v in values]
+        return Interval(*(np.array([float(r[k]) for r in results]) for k in range(4)))
 
     return whole
 
@@ -251,28 +251,28 @@ def table(scale: float = 1.0, rows: Sequence[tuple[str, int, int, tuple[float, .
     yield f"|{'---|' * len(COLUMNS)}"
     for number, (values, records, seeds, sds, gaps) in enumerate(rows):
         repetitions = max(int(scale * min(20_000, 6_000_000 / (records * seeds))), 20)
-        found = cells(np.random.default_rng(number), values, records, seeds, sds, gaps, repetitions=repetitions)
-        held = [c.coverage for c in found]
+        results = cells(np.random.default_rng(number), values, records, seeds, sds, gaps, repetitions=repetitions)
+        held = [c.coverage for c in results]
         name = f"{values}, {gaps}" if gaps else values
         about = [name, records, seeds, ", ".join(f"{sd:g}" for sd in sds) if seeds > 1 else "–"]
         numbers = [
             np.mean(held),
             min(held),
             max(held),
-            np.mean([c.wald for c in found]),
-            np.mean([c.width for c in found]),
+            np.mean([c.wald for c in results]),
+            np.mean([c.width for c in results]),
         ]
         yield f"| {' | '.join([*map(str, about), *(f'{x:.3f}' for x in numbers)])} |"
 
 
 def by_mean(records: int, repetitions: int, rng: Generator) -> list[tuple[float, float]]:
     """Return ``(p, coverage)`` of 0/1 values under one seed at single true means: Wilson's interval jumps with p."""
-    found = []
+    held = []
     for p in np.arange(0.05, 0.96, 0.05):
         truth = np.full(repetitions, p)
         values = shares(rng, truth, records, 1)
-        found.append((float(p), cell((values, truth), intervals.share).coverage))
-    return found
+        held.append((float(p), cell((values, truth), intervals.share).coverage))
+    return held
 
 
 def main(argv: list[str] | None = None) -> list[str]:

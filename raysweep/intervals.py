@@ -148,7 +148,9 @@ def share(values: Array) -> Interval:
     ratio = np.where(outcome > TINY, ratio, _t(np.inf) ** 2 / c.n_records)
     middle = (c.mean + ratio / 2.0) / (1.0 + ratio)
     half = np.sqrt(ratio * (outcome + ratio / 4.0)) / (1.0 + ratio)
-    return _interval(c, np.maximum(middle - half, 0.0), np.minimum(middle + half, 1.0))
+    low = np.where(outcome > TINY, np.maximum(middle - half, 0.0), np.minimum(middle - half, c.mean))
+    high = np.where(outcome > TINY, np.minimum(middle + half, 1.0), np.maximum(middle + half, c.mean))
+    return _interval(c, np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0))
 
 
 def difference(values: Array) -> Interval:

@@ -24,7 +24,7 @@ VARIABLES = ("RAYSWEEP_ROOT", "RAYSWEEP_STORAGE")
 """Every environment variable that is read."""
 
 
-def from_here(path: str | Path, *, shipped: bool = False) -> str:
+def resolve_from_cwd(path: str | Path, *, shipped: bool = False) -> str:
     """Return a path that somebody stated on the command line as an absolute one; a URI stays as it is.
 
     It counts from the current folder. With *shipped*, what is not there but came with the package is meant
@@ -62,7 +62,7 @@ class Workspace:
         """Return the workspace at *root*, else ``$RAYSWEEP_ROOT``, else the current folder; ``$RAYSWEEP_STORAGE`` has results."""
         chosen = Path(root or os.environ.get("RAYSWEEP_ROOT") or Path.cwd())
         storage = os.environ.get("RAYSWEEP_STORAGE", "")
-        return Workspace(chosen.expanduser().resolve(), storage=from_here(storage) if storage else "")
+        return Workspace(chosen.expanduser().resolve(), storage=resolve_from_cwd(storage) if storage else "")
 
     @property
     def artifacts(self) -> Path:

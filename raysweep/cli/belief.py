@@ -22,7 +22,7 @@ from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.store import graph_tokens, open_graph
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -171,8 +171,7 @@ def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> 
     """Return the spec as written, with ``--wikidata`` and ``--set`` laid over the file and the graph's files found."""
     workspace = (ctx.find_object(Options) or Options()).workspace
     if wikidata:
-        folder = Path(wikidata).expanduser()
-        where = folder.absolute() if folder.is_dir() else workspace.resolve(wikidata)
+        where = resolve_from_cwd(wikidata, shipped=True)
         sets = ("graph.source=wikidata5m", f"graph.path={json.dumps(str(where))}", *sets)
     return open_setting(file, sets, workspace), workspace
 

@@ -79,7 +79,7 @@ def command(
     title = f"{what}; Δ = difference to {first.label}, paired"
     print(render(rows(found, plain=plain), format_, title=title))
     changed = [note for sweep, _ in pairs for note in notes.outdated(sweep)]
-    notes.tell([*notes.missing_rounds(found), *unpaired(found), *notes.few(found), *changed], format_)
+    notes.tell([*notes.missing_rounds(found), *unpaired(found), *notes.about_intervals(found), *changed], format_)
     report_left_out(*(sweep for sweep, _ in pairs))
 
 

@@ -15,7 +15,7 @@ from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
 from raysweep.data.texts import SOURCES, brown_folder
 from raysweep.errors import DataError, ProblemsError, nearest
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="List, fetch and check datasets."
@@ -108,7 +108,8 @@ def check(
     Example: `raysweep data check zsre --path data/ZsRE/sample.json`
     """
     dataset = DATASETS.get(name)()
-    where = dataset.locate(DataSpec(name=name, path=path), _workspace(ctx))
+    stated = resolve_from_cwd(path, shipped=True) if path else ""
+    where = dataset.locate(DataSpec(name=name, path=stated), _workspace(ctx))
     reading = dataset.read(where)
     for warning in reading.warnings[:_SHOWN]:
         print(f"warning: {warning}")

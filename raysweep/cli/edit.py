@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raysweep.cli import flags
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
 from raysweep.cli.run import announce, display, labels, summarise
 from raysweep.cli.validate import SetOption
 from raysweep.config.components import Components
+from raysweep.config.places import Source
 from raysweep.config.plan import Plan, plan
+from raysweep.config.problems import problem
 from raysweep.config.sweep import sweep_of
+from raysweep.errors import Problem
 from raysweep.lazy import lazy
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
     from raysweep.results.store import ResultStore
@@ -33,9 +38,13 @@ def command(
     data: Annotated[str, typer.Option("--data", help="ZsRE, CounterFact, hallucination, world.")] = "world",
     data_path: Annotated[str, typer.Option("--data-path", help="The dataset's file.")] = "",
     simie: Annotated[bool, typer.Option("--simie", help="Wrap the editor in SimIE.")] = False,
-    lam: Annotated[float, typer.Option("--lam", help="SimIE's λ.")] = 10.0,
-    init_model: Annotated[bool, typer.Option("--init-model", help="SimIE on the unedited weights each time.")] = False,
-    solver: Annotated[str, typer.Option("--solver", help="SimIE's back end; default: the exact fast one.")] = "",
+    lam: Annotated[float, typer.Option("--lam", help="SimIE's λ (with --simie).")] = 10.0,
+    init_model: Annotated[
+        bool, typer.Option("--init-model", help="SimIE (with --simie) on the unedited weights.")
+    ] = False,
+    solver: Annotated[
+        str, typer.Option("--solver", help="SimIE's back end (with --simie); default: the exact fast one.")
+    ] = "",
     edits: Annotated[int, typer.Option("--edits", min=1, help="How many records to write.")] = 100,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Records per call of the editor.")] = 1,
     rounds: Annotated[str, typer.Option("--rounds", help="Measure at these steps: 0,10,100; default: five.")] = "",
@@ -57,18 +66,20 @@ def command(
     if simie:
         backend = {"backend": solver} if solver else {}
         arm["wrap"] = {"name": "simie", "lam": lam, "mode": "init" if init_model else "sequential", **backend}
-    is_path = workspace.resolve(model).exists()
+    steps = rounds_of(rounds, edits, batch_size)
+    arm_name = f"{kind}+simie" if simie else kind
+    path = {"path": resolve_from_cwd(data_path, shipped=True)} if data_path else {}
     tree = {
         "sweep": name,
         "base": {
-            "model": {"name": workspace.resolve(model).name, "path": model} if is_path else {"name": model},
-            "data": {"name": data.lower(), "size": edits, **({"path": data_path} if data_path else {})},
-            "protocol": {"batch_size": batch_size, "rounds": rounds_of(rounds, edits, batch_size)},
+            "model": flags.model_spec(model, workspace),
+            "data": {"name": data.lower(), "size": edits, **path},
+            "protocol": {"batch_size": batch_size, "rounds": steps},
             "seed": seed,
         },
-        "arms": {f"{kind}+simie" if simie else kind: arm},
+        "arms": {arm_name: arm},
     }
-    found = plan(sweep_of(tree, file="flags", overrides=set_ or ()), workspace, Components.installed(fetch=True))
+    found = _planned(ctx, tree, arm_name, set_ or (), workspace)
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(name))
     store.folder.check_writable()
     keys = [t.key for t in found.trials]
@@ -112,6 +123,57 @@ def _run(found: Plan, store: ResultStore, workspace: Workspace, *, repair: bool)
         shown.end()
     states = launch.trial_states(store, table)
     return {k: s.error or s.reason or "is unfinished" for k, s in states.items() if s.state != "DONE"}
+
+
+def _planned(
+    ctx: typer.Context, tree: Mapping[str, Any], arm: str, overrides: Iterable[str], workspace: Workspace
+) -> Plan:
+    """Return the plan of *tree* with what was stated on the command line laid over it.
+
+    Raises:
+        ProblemsError: something is wrong with it, or a flag would have no effect.
+    """
+    ends = "is of SimIE, which is not asked for"
+    idle = (
+        [] if ctx.params["simie"] else flags.without_effect(ctx, ("lam", "init_model", "solver"), ends, "add --simie")
+    )
+    sweep = sweep_of(tree, file="flags", overrides=[*flags.overrides(ctx, _stated(tree, arm)), *overrides])
+    flags.refuse([*idle, *_needs_ray(sweep.source)])
+    found = plan(sweep, workspace, Components.installed(fetch=True))
+    last = {t.trial.protocol.rounds[-1] for t in found.trials}
+    if last != {ctx.params["edits"]}:
+        ends = f"editing ends at the last round, {', '.join(map(str, sorted(last)))}"
+        flags.refuse(flags.without_effect(ctx, ["edits"], ends, "--edits, --rounds and --batch-size must agree"))
+    return found
+
+
+def _stated(tree: Mapping[str, Any], arm: str) -> Iterator[flags.Stated]:
+    """Yield each flag with the key that it sets in *tree*."""
+    base, own = tree["base"], tree["arms"][arm]
+    yield from (("model", f"model.{key}", value) for key, value in base["model"].items())
+    yield from (("editor", f"arms.{arm}.editor.{key}", value) for key, value in own["editor"].items())
+    yield "data", "data.name", base["data"]["name"]
+    yield "data_path", "data.path", base["data"].get("path", "")
+    yield "edits", "data.size", base["data"]["size"]
+    yield "batch_size", "protocol.batch_size", base["protocol"]["batch_size"]
+    yield "rounds", "protocol.rounds", base["protocol"]["rounds"]
+    yield "seed", "seed", base["seed"]
+    yield "name", "sweep", tree["sweep"]
+    wrap = own.get("wrap", {})
+    for name, key in (("simie", "name"), ("lam", "lam"), ("init_model", "mode"), ("solver", "backend")):
+        if key in wrap:
+            yield name, f"arms.{arm}.wrap.simie.{key}", wrap[key]
+
+
+def _needs_ray(source: Source) -> list[Problem]:
+    """Return a problem for each resource that was stated: there is one process, and no Ray to give it any."""
+    written = source.tree.get("resources") or {}
+    hint = "write a search space, and raysweep run"
+    return [
+        problem(source.key(("resources", key)), f"resources.{key} has no effect on raysweep edit", hint)
+        for key in written
+        if key not in ("share",)
+    ]
 
 
 def rounds_of(text: str, edits: int, batch_size: int) -> list[int]:

@@ -14,7 +14,8 @@ from typer.core import TyperCommand, TyperGroup
 from raysweep import __version__
 from raysweep.cli.errors import BAD_INPUT, EXIT_CODES, report
 from raysweep.cli.options import Options
-from raysweep.errors import RaysweepError
+from raysweep.errors import RaysweepError, SpecError, nearest
+from raysweep.workspace import VARIABLES, unknown_variables
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("raysweep.cli.run:command", "Run a sweep; run it again to go on where it stopped."),
@@ -98,7 +99,7 @@ def options(
         Path | None,
         typer.Option(
             envvar="RAYSWEEP_ROOT",
-            help="Workspace: results/, artifacts/, models/, data/ lie here.",
+            help="Workspace: results/, artifacts/, models/, data/ lie here; stands above RAYSWEEP_ROOT.",
             show_default="the current folder",
         ),
     ] = None,
@@ -111,6 +112,10 @@ def options(
 
     Example: `raysweep run demo`, then `raysweep show demo`.
     """
+    unknown = unknown_variables()
+    if unknown:
+        hints = [f"{name}: {nearest(name, VARIABLES)}" for name in unknown]
+        raise SpecError(f"unknown environment variable {', '.join(unknown)}", hint="; ".join(hints))
     ctx.obj = Options(root=root, debug=debug)
 
 

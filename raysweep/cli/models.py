@@ -15,7 +15,7 @@ from raysweep.cli.options import Options
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
 from raysweep.models import catalogue
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -111,7 +111,7 @@ def info(
     Example: `raysweep models info smollm2-135m`
     """
     workspace = _workspace(ctx)
-    spec = catalogue.resolve(ModelSpec(name=name, path=path), workspace)
+    spec = catalogue.resolve(ModelSpec(name=name, path=resolve_from_cwd(path) if path else ""), workspace)
     where = catalogue.locate(spec, workspace)
     facts = {
         "name": name,

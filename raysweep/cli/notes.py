@@ -47,7 +47,7 @@ def non_finite(trials: Sequence[TrialView]) -> list[str]:
     return notes
 
 
-def few(found: Sequence[Line], *, ppl: bool = False) -> list[str]:
+def about_intervals(found: Sequence[Line], *, ppl: bool = False) -> list[str]:
     """Return what a reader must know of the intervals of *found*: what they do not cover, and why there is none."""
     measured = [line for line in found if line.cells]
     notes = []

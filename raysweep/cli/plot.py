@@ -21,7 +21,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 MARKERS = "osD^vPX*"
 
 
-def draw(sweep: Sweep, path: Path, *, phase: str | None = None) -> None:
+def draw(sweep: Sweep, path: Path, *, phase: str | None = None, by: str = "arm") -> None:
     """Draw the four panels into *path*; plain editors are dashed, wrapped ones solid.
 
     Undefined values leave a gap at the end of a curve; the legend has the state of what is not done, or not finite.
@@ -29,7 +29,7 @@ def draw(sweep: Sweep, path: Path, *, phase: str | None = None) -> None:
     Args:
         sweep: what is drawn.
         path: the picture.
-        phase: as in :func:`raysweep.results.views.lines`.
+        phase, by: as in :func:`raysweep.results.views.lines`.
     """
     import matplotlib
 
@@ -37,11 +37,11 @@ def draw(sweep: Sweep, path: Path, *, phase: str | None = None) -> None:
     from matplotlib import pyplot
 
     trials = trial_views(sweep)
-    found: dict[str, list[Line]] = {label: [] for label, _ in groups(trials)}
-    for line in lines(trials, phase=phase):
+    found: dict[str, list[Line]] = {label: [] for label, _ in groups(trials, by=by)}
+    for line in lines(trials, phase=phase, by=by):
         if line.step > 0 and line.trials:
             found[line.label].append(line)
-    legend = {label: _legend(label, members) for label, members in groups(trials)}
+    legend = {label: _legend(label, members) for label, members in groups(trials, by=by)}
     figure, axes = pyplot.subplots(1, 4, figsize=(14, 3.9), sharey=True, sharex=True, dpi=150)
     styles = dict(zip(found, zip(cycle(OKABE_ITO), cycle(MARKERS), strict=False), strict=False))
     for axis, (view, title) in zip(axes, PANELS.items(), strict=True):

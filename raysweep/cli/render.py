@@ -80,7 +80,8 @@ def with_interval(cell: Estimate, *, sign: str = "") -> str:
     least = 2 if max(abs(cell.low), abs(cell.high)) <= 1 else 1
     apart = cell.high - cell.low
     digits = min(max(least, math.ceil(-math.log10(apart / 5))), 6) if apart > 0 else 3
-    return f"{_bare(cell.mean, 3, sign)} [{_bare(cell.low, digits, sign)}, {_bare(cell.high, digits, sign)}]"
+    low, high = (f"{x:{sign}g}" if x in (-1.0, 0.0, 1.0) else _bare(x, digits, sign) for x in (cell.low, cell.high))
+    return f"{_bare(cell.mean, 3, sign)} [{low}, {high}]"  # the ends of a range are exact
 
 
 def _bare(value: float, digits: int, sign: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raysweep.cli import flags
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config import names
@@ -16,7 +17,7 @@ from raysweep.config.names import TrialName
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
     from raysweep.cli.display import Display
@@ -48,9 +49,9 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     if storage:
-        where = storage if "://" in storage else str(workspace.resolve(storage))
-        workspace = replace(workspace, storage=where)
-    found = plan(open_sweep(file, workspace, set_ or ()), workspace, Components.installed(fetch=True))
+        workspace = replace(workspace, storage=resolve_from_cwd(storage))
+    stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
+    found = plan(open_sweep(file, workspace, [*stated, *(set_ or ())]), workspace, Components.installed(fetch=True))
     launch = lazy("raysweep.tune.launch")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()
@@ -104,11 +105,14 @@ def labels(places: Sequence[TrialName]) -> dict[str, str]:
 
 def summarise(found: Sweep, results: str) -> None:
     """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
-    trials = lazy("raysweep.results.views").trial_views(found)
+    views, notes = lazy("raysweep.results.views"), lazy("raysweep.cli.notes")
+    trials = views.trial_views(found)
     print()
     print(lazy("raysweep.cli.show").text(found, how=lazy("raysweep.cli.render").Format.TABLE, trials=trials))
     print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
-    for note in lazy("raysweep.cli.notes").non_finite(trials):
+    for note in notes.about_intervals(views.all_lines(trials)):
+        print(f"note: {note}")
+    for note in notes.non_finite(trials):
         typer.echo(f"warning: {note}", err=True)
 
 

@@ -77,10 +77,10 @@ def command(
     shown = all_lines(trials, phase=chosen, by=by.value, at=at)
     print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl))
     missing = notes.missing_rounds(shown) if at is not None else []
-    told = [*notes.non_finite(trials), *missing, *notes.few(shown, ppl=ppl), *notes.outdated(found)]
+    told = [*notes.non_finite(trials), *missing, *notes.about_intervals(shown, ppl=ppl), *notes.outdated(found)]
     notes.tell(told, format_)
     if plot is not None:
-        lazy("raysweep.cli.plot").draw(found, plot, phase=chosen)
+        lazy("raysweep.cli.plot").draw(found, plot, phase=chosen, by=by.value)
         if format_ is Format.TABLE:
             print(f"plot: {plot}")
     report_left_out(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,16 +13,17 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from raysweep.cli.flags import model_spec
 from raysweep.cli.options import Options
 from raysweep.config import hparams
-from raysweep.config.load import parse_value
+from raysweep.config.overrides import Override, parse_overrides
 from raysweep.config.places import Place
 from raysweep.config.problems import from_validation
 from raysweep.config.schema import ModelSpec
 from raysweep.editors.mend import Mend, MendConfig
 from raysweep.errors import ProblemsError, SpecError
 from raysweep.lazy import lazy
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, resolve_from_cwd
 
 REPORT = 5.0  # seconds between two lines of progress
 
@@ -54,24 +55,24 @@ def command(
         raysweep train-mend --model embedded --data world --skip 300 --size 230 --out mend.safetensors
     """
     workspace = (ctx.find_object(Options) or Options()).workspace
-    is_path = workspace.resolve(model).exists()
-    spec = ModelSpec(name=workspace.resolve(model).name, path=model) if is_path else ModelSpec(name=model)
-    fold = {"name": data.lower() or None, "path": data_path or None, "skip": skip, "size": size}
+    spec = ModelSpec.model_validate(model_spec(model, workspace))
+    path = resolve_from_cwd(data_path, shipped=True) if data_path else None
+    fold = {"name": data.lower() or None, "path": path, "skip": skip, "size": size}
     config = recipe(spec, workspace, {k: v for k, v in fold.items() if v is not None}, set_ or ())
-    target = workspace.resolve(str(out))
+    target = Path(resolve_from_cwd(out))
     target = target if target.suffix == ".safetensors" else target.with_name(f"{target.name}.safetensors")
     scores = train(config, spec, workspace, target, threads=threads, report=Reporter(Console(stderr=True)))
     print(json.dumps({"file": str(target), **scores}, indent=1))
 
 
 def recipe(
-    model: ModelSpec, workspace: Workspace, fold: Mapping[str, Any], overrides: list[str] | tuple[str, ...]
+    model: ModelSpec, workspace: Workspace, fold: Mapping[str, Any], overrides: Sequence[str | Override]
 ) -> MendConfig:
-    """Return the configuration to train with: hyper-parameter file, then *fold*, then *overrides*.
+    """Return the configuration to train with: the hyper-parameter file, with *fold* and *overrides* laid over it.
 
     Raises:
-        ProblemsError: a key is unknown or a value does not fit.
-        SpecError: there is no recipe, or an override is not ``key=value``.
+        ProblemsError: an override is not ``key=value``, a key is unknown or has two values, or a value does not fit.
+        SpecError: there is no recipe.
     """
     found = hparams.find(Mend.name, model, workspace)
     if found is None:
@@ -81,17 +82,14 @@ def recipe(
         )
     tree = copy.deepcopy(found.tree)
     tree.pop("weights", None)
-    said = {f"train.data.{key}": value for key, value in fold.items()}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise SpecError(f"--set {text}: an override is written key=value", hint="for example --set train.lr=1e-4")
-        said[key.strip()] = parse_value(value, "value")
-    for key, value in said.items():
-        here, *rest = [tree, *key.split(".")]
-        for part in rest[:-1]:
+    flags = {"name": "--data", "path": "--data-path", "skip": "--skip", "size": "--size"}
+    stated = [Override(f"train.data.{key}", value, Place(f"{flags[key]} {value}")) for key, value in fold.items()]
+    for one in parse_overrides([*stated, *overrides]):
+        *above, last = one.key.split(".")
+        here = tree
+        for part in above:
             here = here.setdefault(part, {})
-        here[rest[-1]] = value
+        here[last] = one.value
     try:
         return MendConfig.model_validate({**tree, "train": tree.get("train") or {}})
     except ValidationError as error:
@@ -147,12 +145,12 @@ class Reporter:
 
     def __call__(self, row: Mapping[str, float]) -> None:
         """Print *row* if it is a validation or some seconds have passed."""
-        checked = "val_right" in row
-        if not checked and time.monotonic() - self._last < REPORT:
+        parse_overrides = "val_right" in row
+        if not parse_overrides and time.monotonic() - self._last < REPORT:
             return
         self._last = time.monotonic()
         line = f"step {row['step']:.0f}/{row['steps']:.0f}  loss {row['loss']:.3f}"
-        if checked:
+        if parse_overrides:
             line += (
                 f"  held out: edits {row['val_right']:.3f}, locality {row['val_same']:.3f}, loss {row['val_loss']:.3f}"
             )

@@ -7,6 +7,7 @@ broader key is laid first, and one key may not be given two values.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,8 @@ from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.precedence import Statement
 from raysweep.config.problems import from_error, problem
 from raysweep.config.space import is_domain
-from raysweep.errors import Problem, ProblemsError, SpecError, nearest
-from raysweep.workspace import from_here
+from raysweep.errors import Problem, ProblemsError, SpecError, YamlError, nearest
+from raysweep.workspace import resolve_from_cwd
 
 BASE_KEYS = ("model", "data", "protocol", "threads", "seed")
 TOP_KEYS = ("sweep", "study", "base", "arms", "space", "search", "resources")
@@ -43,6 +44,11 @@ class Override:
     place: Place
 
     @property
+    def text(self) -> str:
+        """It as ``key=value``, which reads back."""
+        return f"{self.key}={self.value if _reads_back(self.value) else json.dumps(self.value, ensure_ascii=False)}"
+
+    @property
     def breadth(self) -> tuple[int, bool]:
         """Sorts broader keys first, and a section's name before its other keys, which are said of what is so named."""
         key = self.key.removeprefix("base.")
@@ -51,22 +57,22 @@ class Override:
 
 def apply(source: Source, overrides: Iterable[str | Override]) -> tuple[Source, list[Problem]]:
     """Return *source* with each override laid over it, and what is wrong with those that cannot be."""
-    read, problems = read_all(overrides)
-    said: dict[tuple[str | None, str], Statement] = {}
+    read, problems = _parse_all(overrides)
+    statements: dict[tuple[str | None, str], Statement] = {}
     for one in sorted(read, key=lambda o: o.breadth):
         try:
-            source, statements = _put_one(source, one)
+            source, new_statements = _put_one(source, one)
         except SpecError as error:
             problems.append(from_error(error, one.place))
             continue
-        for new in statements:
-            old = said.setdefault(new.target, new)
+        for new in new_statements:
+            old = statements.setdefault(new.target, new)
             problems += _contradiction(old.value, old.place, new.value, new.place, new.key)
-    source, refused = precedence.enforce(source, said)
+    source, refused = precedence.enforce(source, statements)
     return source, problems + refused
 
 
-def read_all(overrides: Iterable[str | Override]) -> tuple[list[Override], list[Problem]]:
+def _parse_all(overrides: Iterable[str | Override]) -> tuple[list[Override], list[Problem]]:
     """Return each ``key=value`` of *overrides* as it is read, and what is wrong with those that are not of that form."""
     read: list[Override] = []
     problems: list[Problem] = []
@@ -82,18 +88,18 @@ def read_all(overrides: Iterable[str | Override]) -> tuple[list[Override], list[
     return read, problems
 
 
-def checked(overrides: Iterable[str | Override]) -> list[Override]:
+def parse_overrides(overrides: Iterable[str | Override]) -> list[Override]:
     """Return each of *overrides*, for trees that are no search space (a recipe, a belief setting), the broader ones first.
 
     Raises:
         ProblemsError: one is not ``key=value``, or a key is given two values.
     """
-    read, problems = read_all(overrides)
-    said: dict[str, tuple[Any, Place]] = {}
+    read, problems = _parse_all(overrides)
+    values: dict[str, tuple[Any, Place]] = {}
     read.sort(key=lambda o: o.breadth)
     for one in read:
         for leaf in precedence.leaves(one.key, one.value):
-            value, place = said.setdefault(leaf[0], (leaf[1], one.place))
+            value, place = values.setdefault(leaf[0], (leaf[1], one.place))
             problems += _contradiction(value, place, leaf[1], one.place, leaf[0])
     if problems:
         raise ProblemsError(problems)
@@ -117,20 +123,28 @@ def _split(text: str) -> tuple[str, Any]:
     key = key.strip()
     if not equals or not key:
         raise SpecError("an override is written key=value", hint="for example --set data.size=50")
-    return key, from_current_folder(key, parse_value(written, "value"))
+    return key, absolute_paths(key, parse_value(written, "value"))
 
 
-def from_current_folder(key: str, value: Any) -> Any:
+def absolute_paths(key: str, value: Any) -> Any:
     """Return the *value* of a dotted *key* with each relative path in it made absolute, from the current folder."""
     if isinstance(value, Mapping) and not is_domain(value):
-        return {k: from_current_folder(str(k), v) for k, v in value.items()}
+        return {k: absolute_paths(str(k), v) for k, v in value.items()}
     if isinstance(value, list):
-        return [from_current_folder("", v) for v in value]
+        return [absolute_paths("", v) for v in value]
     if key.rpartition(".")[2] not in FILE_KEYS:
         return value
     if isinstance(value, Mapping):
-        return {kind: [from_current_folder(key, v) for v in values] for kind, values in value.items()}
-    return from_here(value, shipped=True) if isinstance(value, str) and value not in ("", "words") else value
+        return {kind: [absolute_paths(key, v) for v in values] for kind, values in value.items()}
+    return resolve_from_cwd(value, shipped=True) if isinstance(value, str) and value not in ("", "words") else value
+
+
+def _reads_back(value: Any) -> bool:
+    """Tell whether *value* is a text that needs no quotes."""
+    try:
+        return isinstance(value, str) and value != "" and bool(parse_value(value, "value") == value)
+    except YamlError:
+        return False
 
 
 def _shown(text: str, width: int = 72) -> str:
@@ -151,7 +165,7 @@ def _put_one(source: Source, one: Override) -> tuple[Source, list[Statement]]:
         _drop_tied(tree, str(path[1]), one.value)
     _put(tree, path, one.value, one.key)
     statements = list(precedence.statements(tree, path, one.value, one.place))
-    return source.replaced(path, tree, one.place, f"{one.key}={one.value}"), statements
+    return source.replaced(path, tree, one.place, one.text), statements
 
 
 def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:

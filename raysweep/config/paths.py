@@ -13,7 +13,7 @@ from raysweep.errors import DataError, Problem
 from raysweep.workspace import Workspace
 
 
-def relative(tree: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def relative_paths(tree: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Yield place and text of each relative path in *tree*; those from the command line are absolute already."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
@@ -21,15 +21,15 @@ def relative(tree: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
                 if value not in ("", "words") and "://" not in value and not Path(value).expanduser().is_absolute():
                     yield (*path, key), value
             else:
-                yield from relative(value, (*path, key))
+                yield from relative_paths(value, (*path, key))
     elif isinstance(tree, list):
         for i, value in enumerate(tree):
-            yield from relative(value, (*path, i))
+            yield from relative_paths(value, (*path, i))
 
 
-def missing(source: Source, workspace: Workspace) -> Iterator[Problem]:
+def missing_paths(source: Source, workspace: Workspace) -> Iterator[Problem]:
     """Yield a problem for each relative path with nothing at it, with the places that were tried."""
-    for path, text in relative(source.tree):
+    for path, text in relative_paths(source.tree):
         if workspace.resolve(text).exists() or workspace.find(text) is not None:
             continue
         tried = " and ".join(dict.fromkeys((str(workspace.resolve(text)), str(workspace.share / text))))
@@ -39,9 +39,9 @@ def missing(source: Source, workspace: Workspace) -> Iterator[Problem]:
         yield problem(source.value(path), f"'{text}' is neither at {tried}", hint, DataError.code)
 
 
-def twice(source: Source, workspace: Workspace) -> Iterator[str]:
+def ambiguous_paths(source: Source, workspace: Workspace) -> Iterator[str]:
     """Yield a note for each relative path with something at it in the root and in the current folder, which are two places."""
-    for path, text in relative(source.tree):
+    for path, text in relative_paths(source.tree):
         used, here = workspace.resolve(text), (Path.cwd() / text).resolve()
         if used != here and used.exists() and here.exists():
             at = source.value(path)

@@ -120,7 +120,7 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
     binder.problems += [*_check_space(sweep, components), *_check_metric(sweep, components), *_check_draws(sweep)]
     trials: dict[str, PlannedTrial] = {}
     names: list[TrialName] = []
-    notes: list[str] = [*sweep.source.notes, *precedence.hidden(sweep.source.tree, sweep.source)]
+    notes: list[str] = [*sweep.source.notes, *precedence.hidden_values(sweep.source.tree, sweep.source)]
     for arm in sweep.arms:
         same = 0
         for point in points(sweep, arm, components):
@@ -137,7 +137,7 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
         if same:
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
-        binder.problems += paths.missing(sweep.source, workspace)
+        binder.problems += paths.missing_paths(sweep.source, workspace)
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
     absent = dict.fromkeys(t.trial.model.name for t in trials.values() if t.trial.model.provisional)
     notes += [
@@ -145,7 +145,7 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
         "its tokenizer"
         for name in absent
     ]
-    notes += paths.twice(sweep.source, workspace)
+    notes += paths.ambiguous_paths(sweep.source, workspace)
     notes += [f"{key} ({at.file}:{at.line}) has no effect: every domain is a grid" for key, at in _idle(sweep)]
     whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
     if sweep.resources.shards > 1 and whole:

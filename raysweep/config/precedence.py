@@ -8,7 +8,7 @@ arm, ``base``, hyper-parameter files, defaults. A stated value stands above all 
 * a domain takes the place of a domain in the same way,
 * of two statements the arm's own is the narrower one, and holds in that arm.
 
-What is replaced is told in the notes of a plan. What cannot win is refused, with the name and place of what hides it.
+The notes of a plan name what is replaced. What cannot win is refused, with the name and place of what hides it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Statement:
         return (self.arm, self.key)
 
 
-Said = Mapping[tuple[str | None, str], Statement]
+Statements = Mapping[tuple[str | None, str], Statement]
 
 
 def statements(tree: Any, path: KeyPath, value: Any, place: Place) -> Iterator[Statement]:
@@ -111,16 +111,16 @@ def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def enforce(source: Source, said: Said) -> tuple[Source, list[Problem]]:
+def enforce(source: Source, statements: Statements) -> tuple[Source, list[Problem]]:
     """Return *source* with everything removed or replaced that would hide a statement; and those that cannot win.
 
     Args:
         source: in which the statements stand already.
-        said: the statements.
+        statements: by what each is about.
     """
-    enforcer = _Enforcer(source, said)
+    enforcer = _Enforcer(source, statements)
     if isinstance(source.tree, dict):
-        for statement in sorted(said.values(), key=lambda s: s.arm is not None):
+        for statement in sorted(statements.values(), key=lambda s: s.arm is not None):
             if statement.key.partition(".")[0] in (*_SECTIONS, *_ALONE, *_PARTS):
                 enforcer.win(statement)
     return enforcer.source, enforcer.problems
@@ -129,9 +129,9 @@ def enforce(source: Source, said: Said) -> tuple[Source, list[Problem]]:
 class _Enforcer:
     """Changes one source, statement by statement."""
 
-    def __init__(self, source: Source, said: Said) -> None:
+    def __init__(self, source: Source, statements: Statements) -> None:
         self.source = replace(source, tree=copy.deepcopy(source.tree))
-        self.said = said
+        self.statements = statements
         self.problems: list[Problem] = []
 
     def win(self, statement: Statement) -> None:
@@ -160,10 +160,10 @@ class _Enforcer:
     def _over_arm(self, statement: Statement, name: str, arm: dict[str, Any]) -> None:
         """Let a statement about all arms take the place of what one arm says, but for statements about that arm."""
         for key in _hiding(arm, statement.key):
-            if (name, key) not in self.said:
+            if (name, key) not in self.statements:
                 self._note(statement, ("arms", name, "space", key), f"the domain of '{key}' in arm '{name}'")
                 del arm["space"][key]
-        if (name, statement.key) in self.said:
+        if (name, statement.key) in self.statements:
             return
         head, _, below = statement.key.partition(".")
         if head in TIED and below == "name":
@@ -175,14 +175,14 @@ class _Enforcer:
             self._drop_path(arm, statement.key)
 
     def _rename(self, statement: Statement, name: str, arm: dict[str, Any], section: str) -> None:
-        """Let one model or dataset of all arms take the place of an arm's own, with what was said of that."""
-        said = arm.get(section)
-        before = said.get("name") if isinstance(said, dict) else said
+        """Let one model or dataset of all arms take the place of an arm's own, with what the arm says of that."""
+        replaced = arm.get(section)
+        before = _name(replaced)
         if before is None or before == statement.value:
             return
         self._note(statement, ("arms", name, section), f"{section} '{before}' of arm '{name}'")
-        tied = {k for k in TIED[section] if (name, f"{section}.{k}") not in self.said}
-        kept = {k: v for k, v in _items(said) if k != "name" and k not in tied}
+        tied = {k for k in TIED[section] if (name, f"{section}.{k}") not in self.statements}
+        kept = {k: v for k, v in _items(replaced) if k != "name" and k not in tied}
         arm.pop(section)
         if kept:
             arm[section] = kept
@@ -202,8 +202,10 @@ class _Enforcer:
                 self._pin(("arms", name, "space", key), statement)
                 continue
             where = self.source.key(("space", key))
-            said = f"'{statement.key}' of arm '{name}' is hidden by the sweep's domain of '{key}'{_at(where)}"
-            self.problems.append(problem(statement.place, said, f"remove '{key}' from space, or set it for all arms"))
+            message = f"'{statement.key}' of arm '{name}' is hidden by the sweep's domain of '{key}'{_at(where)}"
+            self.problems.append(
+                problem(statement.place, message, f"remove '{key}' from space, or set it for all arms")
+            )
 
     def _check_tied(self, statement: Statement) -> None:
         """Note where a key of one model or dataset (``data.path``) is not used, as another is named; refuse it if everywhere."""
@@ -213,13 +215,13 @@ class _Enforcer:
         tree = self.source.tree
         base = _name(_mapping(tree.get("base")).get(section))
         used, others = False, dict[str, None]()
-        for arm, said in _items(tree.get("arms")):
-            if statement.arm not in (None, arm) or (statement.arm is None and (arm, statement.key) in self.said):
+        for arm, tree_of_arm in _items(tree.get("arms")):
+            if statement.arm not in (None, arm) or (statement.arm is None and (arm, statement.key) in self.statements):
                 continue
-            own = _name(_mapping(said).get(section))
-            wanted = own if statement.arm is not None and own is not None else base
-            if own not in (None, wanted):
-                others[f"arm '{arm}' has {section} '{own}'{_at(self.source.value(('arms', arm, section)))}"] = None
+            arm_name = _name(_mapping(tree_of_arm).get(section))
+            wanted = arm_name if statement.arm is not None and arm_name is not None else base
+            if arm_name not in (None, wanted):
+                others[f"arm '{arm}' has {section} '{arm_name}'{_at(self.source.value(('arms', arm, section)))}"] = None
                 continue
             names, path = _swept_names(tree, arm, f"{section}.name")
             used |= wanted is None or not names or wanted in names
@@ -227,8 +229,8 @@ class _Enforcer:
                 there = _at(self.source.value(path))
                 others |= dict.fromkeys(f"{section}.name is swept over '{n}'{there}" for n in names if n != wanted)
         if others and used:
-            said = f"{statement.place.file} is of {section} '{base}' alone: {'; '.join(others)}"
-            self.source = replace(self.source, notes=(*self.source.notes, said))
+            note = f"{statement.place.file} is of {section} '{base}' alone: {'; '.join(others)}"
+            self.source = replace(self.source, notes=(*self.source.notes, note))
         elif others:
             message = f"'{statement.key}' has no effect: {'; '.join(others)}"
             self.problems.append(problem(statement.place, message, f"set {section}.name, too, or the arm's own key"))
@@ -274,21 +276,21 @@ class _Enforcer:
                 del here[last]
 
     def _note(self, statement: Statement, path: KeyPath, what: str) -> None:
-        said = f"{statement.place.file} replaces {what}{_at(self.source.key(path))}"
-        self.source = replace(self.source, notes=(*self.source.notes, said))
+        note = f"{statement.place.file} replaces {what}{_at(self.source.key(path))}"
+        self.source = replace(self.source, notes=(*self.source.notes, note))
 
 
-def hidden(tree: Any, source: Source) -> Iterator[str]:
+def hidden_values(tree: Any, source: Source) -> Iterator[str]:
     """Yield a note for each value of a search space that a domain in it hides, so that it is no trial's."""
     swept: dict[str, tuple[KeyPath, Any]] = {k: (("space", k), d) for k, d in _items(_mapping(tree).get("space"))}
     places: list[tuple[KeyPath, Any, str, Mapping[str, tuple[KeyPath, Any]]]] = []
     places.append((("base",), _mapping(tree).get("base"), "base", swept))
     for name, arm in _items(_mapping(tree).get("arms")):
         sections = {k: v for k, v in _items(arm) if k in (*_SECTIONS, *_ALONE, "editor")}
-        own = {k: (("arms", name, "space", k), d) for k, d in _items(_mapping(arm).get("space"))}
-        places.append((("arms", name), sections, f"arm '{name}'", {**swept, **own}))
-    for path, said, what, domains in places:
-        for section, value in _items(said):
+        of_arm = {k: (("arms", name, "space", k), d) for k, d in _items(_mapping(arm).get("space"))}
+        places.append((("arms", name), sections, f"arm '{name}'", {**swept, **of_arm}))
+    for path, values, what, domains in places:
+        for section, value in _items(values):
             for key, leaf in leaves(str(section), value):
                 where, domain = domains.get(key, ((), None))
                 if is_domain(domain) and list(*_mapping(domain).values()) != [leaf]:
@@ -308,12 +310,12 @@ def _name(section: Any) -> Any:
 
 def _swept_names(tree: Mapping[str, Any], arm: str, key: str) -> tuple[list[Any], KeyPath]:
     """Return the values over which *key* is swept in *arm*, none if it is not, and where that is written."""
-    own: KeyPath = ("arms", arm, "space", key)
-    for path, space in ((own, _mapping(tree["arms"][arm]).get("space")), (("space", key), tree.get("space"))):
+    in_arm: KeyPath = ("arms", arm, "space", key)
+    for path, space in ((in_arm, _mapping(tree["arms"][arm]).get("space")), (("space", key), tree.get("space"))):
         if key in _mapping(space):
             domain = _mapping(space)[key]
             return (list(*domain.values()), path) if is_domain(domain) else ([], path)
-    return [], own
+    return [], in_arm
 
 
 def _overlap(swept: str, key: str) -> bool:

@@ -206,12 +206,13 @@ def test_edit_speaks_the_reference_s_words(
         raise StopError
 
     monkeypatch.setattr(edit, "sweep_of", keep)
+    monkeypatch.chdir(tmp_path)
     words = "--data ZsRE --data-path z.json --simie --lam 5 --init-model --solver chol64 --edits 20 --batch-size 4"
     call(capsys, tmp_path, "edit", "--editor", "FT-M", *words.split())
     (tree,) = trees
     wrap = {"name": "simie", "lam": 5.0, "mode": "init", "backend": "chol64"}
     assert tree["arms"] == {"ft+simie": {"editor": {"name": "ft", "objective": "target_new"}, "wrap": wrap}}
-    assert tree["base"]["data"] == {"name": "zsre", "size": 20, "path": "z.json"}
+    assert tree["base"]["data"] == {"name": "zsre", "size": 20, "path": str(tmp_path / "z.json")}
     assert tree["base"]["protocol"] == {"batch_size": 4, "rounds": [0, 4, 8, 12, 16, 20]}
 
 

@@ -11,7 +11,7 @@ from raysweep.config.load import parse
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import read_sweep
 from raysweep.errors import ProblemsError
-from raysweep.workspace import Workspace, from_here, package_share
+from raysweep.workspace import Workspace, package_share, resolve_from_cwd
 from tests.unit.config.fakes import components
 
 SPACE = """
@@ -129,7 +129,7 @@ def test_the_narrower_of_two_statements_holds_in_its_arm_in_either_order(workspa
         ("seed={grid: [8, 9]}", "arms.ridge.seed=3", "seed", {"plain": {8, 9}, "own": {8, 9}, "ridge": {3}}),
         ("data.size=15", "arms.own.data.size=12", "data.size", {"plain": {15}, "own": {12}}),
         ("base={data: hundred, model: tiny, seed: 1}", "data.size=12", "data.size", {"plain": {12}, "own": {12}}),
-        ("data=other", "data.path=a.json", "data.path", {"plain": {from_here("a.json")}}),
+        ("data=other", "data.path=a.json", "data.path", {"plain": {resolve_from_cwd("a.json")}}),
     ]:
         both = (narrow, broad) if swap else (broad, narrow)
         found = planned(workspace, *both)
@@ -192,7 +192,7 @@ def test_a_path_of_one_dataset_says_where_another_is_used(workspace: Workspace) 
     text = SPACE.replace("plain: {editor: plain}", "plain: {editor: plain, data: {name: other, path: b.json}}")
     found = planned(workspace, "data.path=a.json", text=text)
     paths = {t.arm: t.trial.data.path for t in found.trials}
-    assert paths["ridge"] == from_here("a.json")
+    assert paths["ridge"] == resolve_from_cwd("a.json")
     assert any(
         "--set data.path=a.json is of data 'hundred' alone: arm 'plain' has data 'other'" in n for n in found.notes
     )
@@ -246,10 +246,18 @@ class TestPaths:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert from_here("data/ZsRE/sample.json", shipped=True) == str(package_share() / "data/ZsRE/sample.json")
-        assert from_here("data/ZsRE/sample.json") == str(tmp_path / "data/ZsRE/sample.json")
+        assert resolve_from_cwd("data/ZsRE/sample.json", shipped=True) == str(package_share() / "data/ZsRE/sample.json")
+        assert resolve_from_cwd("data/ZsRE/sample.json") == str(tmp_path / "data/ZsRE/sample.json")
         (tmp_path / "data/ZsRE").mkdir(parents=True)
         (tmp_path / "data/ZsRE/sample.json").write_text("[]")
-        assert from_here("data/ZsRE/sample.json", shipped=True) == str(tmp_path / "data/ZsRE/sample.json")
-        assert from_here("s3://bucket/x") == "s3://bucket/x"
-        assert from_here("~/x") == str(Path.home() / "x")
+        assert resolve_from_cwd("data/ZsRE/sample.json", shipped=True) == str(tmp_path / "data/ZsRE/sample.json")
+        assert resolve_from_cwd("s3://bucket/x") == "s3://bucket/x"
+        assert resolve_from_cwd("~/x") == str(Path.home() / "x")
+
+
+def test_what_was_laid_over_reads_back(workspace: Workspace) -> None:
+    said = ["seed={grid: [1, 2]}", "protocol.immediate=true", "sweep=y", "arms.own.editor.layers=[1]", 'model.bos="1"']
+    sweep = read_sweep(parse(SPACE, "x.yaml"), said)
+    again = read_sweep(parse(SPACE, "x.yaml"), sweep.source.overrides)
+    assert again.model_dump(mode="json") == sweep.model_dump(mode="json")
+    assert again.base["model"]["bos"] == "1"

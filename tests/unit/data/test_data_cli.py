@@ -34,7 +34,10 @@ def test_check_counts_records_probes_and_warnings(capsys: pytest.CaptureFixture[
     assert "6 records, 22 probes, 1 warnings" in out
 
 
-def test_check_prints_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_every_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     rows = json.loads(SAMPLE.read_text(encoding="utf-8"))
     rows[0]["alt"] = ""
     rows[3]["subject"] = "Nobody"

@@ -353,7 +353,9 @@ def test_train_mend_resumes_and_writes_an_archive(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     with pytest.raises(ProblemsError, match="stepps"):
         train_mend.recipe(model, workspace, {}, ["train.stepps=3"])
-    with pytest.raises(SpecError, match="key=value"):
+    with pytest.raises(ProblemsError, match="key=value"):
         train_mend.recipe(model, workspace, {}, ["train.steps"])
+    with pytest.raises(ProblemsError, match=r"'train\.data\.size' is given two values"):
+        train_mend.recipe(model, workspace, {"size": 40}, ["train.data.size=41"])
     with pytest.raises(SpecError, match="no recipe"):
         train_mend.recipe(ModelSpec(name="other"), workspace, {}, [])

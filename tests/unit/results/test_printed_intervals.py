@@ -112,16 +112,16 @@ def test_all_right_is_not_certainly_right(tmp_path: Path) -> None:
     difference = paired(plain, wrapped, "rel")
     assert difference is not None
     assert difference.low < -0.1 < 0.1 < difference.high
-    assert "1.000 [.57, 1.00]" in text(sweep, how=Format.TABLE, at=-1)
+    assert "1.000 [.57, 1]" in text(sweep, how=Format.TABLE, at=-1)
 
 
 def test_where_there_is_no_interval_it_says_so(tmp_path: Path) -> None:
     one = store_sweep(tmp_path / "results" / "one", {None: np.array([[0.5, 1.0]])})
     (line,) = lines(trial_views(one), at=-1)
     assert shown(line.cells["rel"]) == ".750 [–]"
-    assert notes.few([line]) == ["[–]: one record says nothing of others (memit)"]
+    assert notes.about_intervals([line]) == ["[–]: one record says nothing of others (memit)"]
     seed = store_sweep(tmp_path / "results" / "seed", {None: np.array([[0.5], [1.0], [0.0]])})
-    told = notes.few(lines(trial_views(seed), at=-1), ppl=True)
+    told = notes.about_intervals(lines(trial_views(seed), at=-1), ppl=True)
     assert told[0] == "one seed: intervals say what other records would give, not other seeds"
     assert told[1].startswith("PPL [–]: a few records")
     assert told[2].startswith("PPL median [–]")
@@ -193,8 +193,8 @@ def test_pooling_holds_what_it_promises() -> None:
     [
         (Estimate(0.7961, 0.02, 20, 0.741, 0.8402), ".796 [.74, .84]"),
         (Estimate(0.7961, 0.02, 2000, 0.7911, 0.8011), ".796 [.791, .801]"),
-        (Estimate(1.0, 0.0, 20, 0.839, 1.0), "1.000 [.84, 1.00]"),
-        (Estimate(0.0, 0.0, 5, 0.0, 0.434), ".000 [.00, .43]"),
+        (Estimate(1.0, 0.0, 20, 0.839, 1.0), "1.000 [.84, 1]"),
+        (Estimate(0.0, 0.0, 5, 0.0, 0.434), ".000 [0, .43]"),
         (Estimate(20.237, 5.6, 10, 12.34, 33.2), "20.237 [12.3, 33.2]"),
         (Estimate(1234.5, 5.6, 10, 900.4, 1700.0), "1234 [900.4, 1700]"),
         (Estimate(-3.2, 0.5, 10, -4.3, -2.1), "-3.200 [-4.3, -2.1]"),

@@ -1,0 +1,69 @@
+"""Flags that say what ``--set`` can say, too: both are laid over the same tree, so neither can hide the other unseen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from raysweep.config.overrides import Override
+from raysweep.config.places import Place
+from raysweep.config.problems import problem
+from raysweep.errors import Problem, ProblemsError
+from raysweep.lazy import lazy
+from raysweep.workspace import Workspace, resolve_from_cwd
+
+Stated = tuple[str, str, Any]  # a parameter's name, the dotted key that it sets, the value
+
+
+def is_stated(ctx: typer.Context, parameter: str) -> bool:
+    """Tell whether *parameter* was written on the command line."""
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def as_typed(ctx: typer.Context, parameter: str) -> str:
+    """Return *parameter* as it was written, ``--seed 1``."""
+    (option,) = (p for p in ctx.command.params if p.name == parameter)
+    value = ctx.params[parameter]
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return option.opts[0] if value is True else f"{option.opts[0]} {shown}"
+
+
+def overrides(ctx: typer.Context, flags: Iterable[Stated]) -> list[Override]:
+    """Return those of *flags* that were written on the command line, as what they lay over a tree."""
+    return [Override(key, value, Place(as_typed(ctx, name))) for name, key, value in flags if is_stated(ctx, name)]
+
+
+def without_effect(ctx: typer.Context, names: Iterable[str], message: str, hint: str) -> list[Problem]:
+    """Return *message* as a problem for each of the parameters *names* that was written on the command line."""
+    return [problem(Place(as_typed(ctx, name)), message, hint) for name in names if is_stated(ctx, name)]
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Raise *problems* if there are any.
+
+    Raises:
+        ProblemsError: there are.
+    """
+    if problems:
+        raise ProblemsError(problems)
+
+
+def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
+    """Return the ``model`` section that ``--model`` means: a name, or a path, which counts from the current folder.
+
+    A bare name that is known is that model, whatever lies in the current folder; ``./name`` is the folder.
+    """
+    bare = not text.startswith("~") and os.sep not in text and "/" not in text
+    if bare and (text in lazy("raysweep.models.catalogue").CATALOGUE or workspace.find("models", text) is not None):
+        if Path(text).exists():
+            typer.echo(
+                f"note: '{text}' is the model of that name; write ./{text} for what lies in this folder", err=True
+            )
+        return {"name": text}
+    where = Path(resolve_from_cwd(text))
+    return {"name": where.name, "path": str(where)} if where.exists() else {"name": text}
