@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -17,9 +17,11 @@ from raysweep.cli.show import FormatOption, SweepArgument, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.lazy import lazy
 from raysweep.results.rounds import Labelled, chosen_round, state
-from raysweep.results.tables import Sweep, open_sweep
+from raysweep.results.store import ResultStore
+from raysweep.results.tables import Sweep, open_sweep, trial_columns
 from raysweep.results.views import TrialView, groups, trial_views
 from raysweep.studies import default_metric, phases
+from raysweep.summarize import summary
 
 Logged = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what Ray logged: key → step → values
 
@@ -58,14 +60,19 @@ def command(
     seen = analyse(found.store, found.keys, metric=metric, mode=mode, trust=trust)
     named = groups(trials, by="trial")
     step = chosen_round(named, -1 if at is None else at)
-    rows, left = ranked(named, seen.rounds, metric=metric, mode=mode, step=step)
+    own = unlogged(found.store, named, seen.rounds, metric=metric, step=step)
+    rounds = {**seen.rounds, **{key: {**seen.rounds.get(key, {}), step: values} for key, values in own.items()}}
+    rows, left = ranked(named, rounds, metric=metric, mode=mode, step=step)
     title = f"{found.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
-    print(render([*rows, *left], format_, title=title))
+    plain = format_ in (Format.CSV, Format.JSON)
+    print(render([for_program(row, trials) if plain else row for row in (*rows, *left)], format_, title=title))
     if format_ is Format.TABLE:
         _conclude(rows, seen.best if trust else None, metric)
         if not seen.disagreements:
             print(f"Ray's log and our tables agree ({seen.compared} values compared)")
-    notes.tell([*unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_)
+    notes.tell(
+        [*taken(own, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_
+    )
     missing = [k for k in found.keys if k not in seen.rounds]
     if missing:
         typer.echo(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
@@ -93,6 +100,41 @@ def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metri
     print(f"best trial{' by ExperimentAnalysis' if agreed else ''}: {key} ({names})  {metric} = {rows[0][metric]:.4f}")
 
 
+def unlogged(
+    store: ResultStore, named: Labelled, rounds: Logged, *, metric: str, step: int
+) -> dict[str, Mapping[str, Any]]:
+    """Return our own values of the round at *step*, by key, of the trials that were measured there without Ray's log knowing.
+
+    So it is after a driver was killed, and of a trial that failed later (its failure is logged over its last round). Left out of
+    the ranking, the best trial would not be named.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for _, (trial,) in named:
+        key, logged = str(trial.row["trial_key"]), rounds.get(str(trial.row["trial_key"]), {}).get(step, {})
+        if step not in trial.rounds or metric in logged:
+            continue
+        values = summary(
+            trial_columns(store, key), step, int(trial.row["batch_size"]), phases=phases(str(trial.row["study"]))
+        )
+        if metric in values:
+            found[key] = {**logged, **values}
+    return found
+
+
+def taken(own: Collection[str], step: int) -> list[str]:
+    """Return a note on the trials whose values are our tables' because Ray's log has none."""
+    which = f"{counted(len(own), 'trial', 'trials')} whose values at round {step} are not in Ray's log"
+    return [f"ranked by our tables: {which}"] if own else []
+
+
+def for_program(row: Mapping[str, Cell], trials: Sequence[TrialView]) -> dict[str, Cell]:
+    """Return *row* with null for what is undefined, and the first step that is not finite, as ``show`` has it."""
+    first = next((t.row["non_finite_step"] for t in trials if t.row["trial_key"] == row["trial"]), None)
+    plain: dict[str, Cell] = {name: None if value == UNDEFINED else value for name, value in row.items()}
+    status = list(plain).index("status") + 1
+    return dict([*list(plain.items())[:status], ("non_finite_step", first), *list(plain.items())[status:]])
+
+
 def unranked(left: Sequence[Mapping[str, Cell]], metric: str, step: int) -> list[str]:
     """Return notes on why trials have no rank, besides those that are not finite."""
     without = {row["trial"] for row in left if row["edits"] is None}
@@ -111,7 +153,7 @@ def ranked(
 
     Args:
         named: each trial alone, with a label.
-        rounds: what Ray logged, by key and step.
+        rounds: what Ray logged, by key and step; with what :func:`unlogged` adds.
         metric: the value to rank by.
         mode: ``max`` or ``min``.
         step: the round.

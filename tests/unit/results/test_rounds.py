@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
 
-from raysweep.cli.analyze import ranked, unranked
+from raysweep.cli.analyze import for_program, ranked, taken, unlogged, unranked
 from raysweep.cli.compare import compared, reference, unpaired
 from raysweep.cli.compare import rows as compare_rows
 from raysweep.cli.main import main
@@ -20,8 +20,9 @@ from raysweep.config.schema import DataSpec, TrialSpec
 from raysweep.errors import SpecError
 from raysweep.results.rounds import last_common
 from raysweep.results.store import ResultStore
-from raysweep.results.tables import Sweep
+from raysweep.results.tables import Sweep, trial_columns
 from raysweep.results.views import groups, lines, shared_values, trial_views
+from raysweep.summarize import summary
 from raysweep.workspace import Workspace
 
 ROUNDS = (0, 2, 4)
@@ -177,6 +178,33 @@ def test_ranks_are_of_one_round(workspace: Workspace) -> None:
     assert [(r["arm"], r["edits"], r["status"]) for r in rows] == [("c", 4, "done"), ("a", 4, "done")]
     assert [(r["arm"], r["edits"], r["status"]) for r in left] == [("b", None, "failed at 2"), ("d", None, "absent")]
     assert unranked(left, "retained/avg", 4) == ["not ranked: 2 trials that have no round 4"]
+
+
+def test_the_best_trial_is_the_best_though_ray_did_not_log_it(workspace: Workspace) -> None:
+    """A killed driver's log ends before our tables do, and a failure is logged over the last round: both have a value there."""
+    store = store_of(workspace)
+    trials = arms(store, a="done", b="done", c="failed 4")
+    named = groups(trial_views(Sweep(store)), by="trial")
+    own = {arm: summary(trial_columns(store, t.key), 4, 1)["retained/avg"] for arm, t in trials.items()}
+    logged = {trials["a"].key: {4: {"retained/avg": own["a"]}}, trials["c"].key: {4: {"failure": "OSError: full"}}}
+    found = unlogged(store, named, logged, metric="retained/avg", step=4)
+    assert found.keys() == {trials["b"].key, trials["c"].key}
+    assert taken(found, 4) == ["ranked by our tables: 2 trials whose values at round 4 are not in Ray's log"]
+    rounds = logged | {key: {4: values} for key, values in found.items()}
+    rows, left = ranked(named, rounds, metric="retained/avg", mode="max", step=4)
+    assert {r["arm"]: r["retained/avg"] for r in rows} == own
+    assert not left
+    assert unlogged(store, named, rounds, metric="retained/avg", step=4) == {}
+    assert unlogged(store, named, logged, metric="retained/nothing", step=4) == {}
+
+
+def test_a_program_is_given_null_for_what_is_undefined(workspace: Workspace) -> None:
+    """A word in a column of numbers would be read as text, by whatever reads the file."""
+    arms(store_of(workspace), a="done")
+    trials = trial_views(Sweep(store_of(workspace)))
+    row = {"trial": trials[0].row["trial_key"], "retained/avg": "undefined", "status": "done", "seconds": 1.0}
+    assert for_program(row, trials) == {**row, "retained/avg": None, "non_finite_step": None}
+    assert list(for_program(row, trials)) == ["trial", "retained/avg", "status", "non_finite_step", "seconds"]
 
 
 def test_a_plot_s_legend_has_the_states(workspace: Workspace, tmp_path: Path) -> None:
