@@ -124,6 +124,8 @@ class Display:
             f"trials {ended}/{len(self.rows)}   edits {done}/{total}   {rate:.2f} edits/s   {_clock(seconds)}   {left}"
         )
         table = Table.grid(padding=(0, 2))
+        for _ in range(4):
+            table.add_column(overflow="fold")
         for key in sorted(live):
             row = self.rows[key]
             table.add_row(row.label, f"{live[key]}/{row.total}", _scores(row.summary).strip(), beats[key][1])

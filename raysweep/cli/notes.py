@@ -42,9 +42,8 @@ def non_finite(trials: Sequence[TrialView]) -> list[str]:
         first = {t.seed: t.row["non_finite_step"] for t in members if t.row["non_finite_step"] is not None}
         if first:
             seeds = [f"{step} (seed {seed})" if len(members) > 1 else str(step) for seed, step in first.items()]
-            notes.append(
-                f"{label}: weights or logits are not finite from step {', '.join(seeds)} on; values are undefined"
-            )
+            lost = "; values are undefined" if any(t.undefined for t in members) else ""
+            notes.append(f"{label}: weights or logits are not finite from step {', '.join(seeds)} on{lost}")
     return notes
 
 

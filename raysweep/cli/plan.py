@@ -93,7 +93,11 @@ def _table(found: Plan, status: Callable[[str], str], workspace: Workspace) -> N
     from rich.text import Text
 
     console = Console(highlight=False)
-    table = Table("arm", "point", "key", "status", box=box.SIMPLE_HEAD, title=f"sweep {found.sweep.name}")
+    table = Table(box=box.SIMPLE_HEAD, title=f"sweep {found.sweep.name}")
+    for column in ("arm", "point"):
+        table.add_column(column, overflow="fold")  # nothing is cut: two names may differ in their ends only
+    for column in ("key", "status"):
+        table.add_column(column, no_wrap=True)
     states = {t.key: status(t.key) for t in found.trials}
     for name in found.names:
         table.add_row(Text(name.arm), Text(_point(name)), name.key, states[name.key])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from raysweep.cli import flags
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config import names
+from raysweep.config.names import TrialName
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
 from raysweep.lazy import lazy
@@ -75,7 +77,7 @@ def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
     from rich.console import Console
 
     shown: Display = lazy("raysweep.cli.display").Display(
-        labels(found),
+        labels(found.names),
         {t.key: t.trial.protocol.rounds[-1] for t in found.trials},
         printer=lambda line: print(line, flush=True),
         folder=store.folder.local,
@@ -86,11 +88,11 @@ def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
     return shown
 
 
-def labels(found: Plan) -> dict[str, str]:
-    """Return what to call each trial of *found*, by key: ``memit+simie lam=10 seed=0``, with all names of one that has several."""
-    texts = names.labels([(n.arm, names.without_seed(n.point)) for n in found.names])
+def labels(places: Sequence[TrialName]) -> dict[str, str]:
+    """Return what to call each trial, by key: ``memit+simie lam=10 seed=0``, with all names of one that has several."""
+    texts = names.labels([(n.arm, names.without_seed(n.point)) for n in places])
     by_key: dict[str, list[str]] = {}
-    for name, text in zip(found.names, texts, strict=True):
+    for name, text in zip(places, texts, strict=True):
         seed = f" seed={name.point['seed']}" if "seed" in name.point else ""
         by_key.setdefault(name.key, []).append(f"{text}{seed}")
     return {key: " = ".join(of) for key, of in by_key.items()}
@@ -111,11 +113,12 @@ def summarise(found: Sweep, results: str) -> None:
 
 def conclude(outcome: Outcome, sweep: str, workspace: Workspace) -> None:
     """Print the table, where the results lie, what is missing and what is no number."""
-    summarise(lazy("raysweep.results.tables").open_sweep(outcome.results, workspace), outcome.results)
+    found = lazy("raysweep.results.tables").open_sweep(outcome.results, workspace)
+    summarise(found, outcome.results)
+    called = labels(found.names)
     for key, error in list(outcome.failed.items())[:10]:
-        typer.echo(
-            f"failed: {key}: {error.splitlines()[0]}  (traceback in {outcome.results}/{key}/FAILED.json)", err=True
-        )
+        where = f"(traceback in {outcome.results}/{key}/FAILED.json)"
+        typer.echo(f"failed: {called.get(key, key)}: {next(iter(error.splitlines()), '')}  {where}", err=True)
     if outcome.failed:
         typer.echo(f"{len(outcome.failed)} trials failed; mend the cause and add --retry to the same command", err=True)
     if outcome.interrupted:

@@ -157,5 +157,7 @@ class Ledger:
         """
         tensors = {name: [self.lm.weight(name)] for name in self.master}
         tensors |= {name: list(self.lm.part(name).parameters()) for name in self.replaced}
-        counts = {n: sum(int(t.numel() - t.isfinite().sum()) for t in own) for n, own in tensors.items()}
+        # a finite sum has finite terms only, and is faster than a look at each; it may overflow, so then each is looked at
+        suspects = {name: [t for t in own if not t.sum().isfinite()] for name, own in tensors.items()}
+        counts = {name: sum(int(t.numel() - t.isfinite().sum()) for t in own) for name, own in suspects.items()}
         return {name: count for name, count in counts.items() if count}

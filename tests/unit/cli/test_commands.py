@@ -52,6 +52,23 @@ class TestValidate:
 
 @pytest.mark.usefixtures("fakes")
 class TestPlan:
+    def test_every_arm_is_listed_and_nothing_is_cut(self, run, tmp_path, monkeypatch):
+        """Two arms of one trial are two rows; on a narrow terminal two names that differ at their ends still differ."""
+        monkeypatch.setenv("COLUMNS", "80")
+        arms = [f"an_arm_with_a_name_that_is_longer_than_its_column_{end}" for end in "ab"]
+        listed = "".join(f"  {arm}: {{editor: plain}}\n" for arm in arms)
+        space = "space: {seed: {grid: [0]}, protocol.eval_batch: {grid: [1234567891, 1234567892]}}\n"
+        (tmp_path / "long.yaml").write_text(SWEEP + listed + space)
+        code, out, _ = run("plan", "long.yaml")
+        assert code == 0
+        assert "…" not in out
+        monkeypatch.setenv("COLUMNS", "300")
+        code, out, _ = run("plan", "long.yaml")
+        rows = [line.split() for line in out.splitlines() if line.strip().startswith("an_arm")]
+        assert [(row[0], row[2][-1]) for row in rows] == [(arm, end) for arm in arms for end in "12"]
+        assert [row[3] for row in rows[:2]] == [row[3] for row in rows[2:]], "equal content, equal keys"
+        assert "6 trials, 120 edits in all" in out
+
     def test_table(self, run, file):
         code, out, _ = run("plan", file)
         assert code == 0

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 
-from raysweep.editors.base import Dense, LowRank
+from raysweep.editors.base import Dense, LowRank, ModulePatch, WeightDelta
 from raysweep.models import patching
+from raysweep.testing.fixtures import tiny_lm
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -22,3 +26,30 @@ def test_a_low_rank_change_in_blocks_is_the_dense_one(monkeypatch: pytest.Monkey
     patching.accumulate(wanted, Dense(delta.dense()))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert not torch.equal(found, weight)
+
+
+def test_entries_that_are_not_finite_are_counted_in_what_the_model_computes_with() -> None:
+    """Of edited weights: rounded to the model's precision, and inside a view; in replaced modules; a sum that overflows is none."""
+    lm = tiny_lm("llama")
+    lm.module.to(torch.float16)
+    name = f"{lm.layout.mlp_out.format(1)}.weight"
+    ledger = patching.Ledger(lm)
+    change = torch.zeros_like(lm.weight(name), dtype=torch.float32)
+    assert ledger.non_finite() == {}
+    change[0] = 30000.0  # the row adds up to more than half precision holds
+    ledger.apply(WeightDelta({name: Dense(change)}))
+    assert ledger.non_finite() == {}
+    with ledger.viewed({name: Dense(torch.full_like(change, math.nan))}):
+        assert ledger.non_finite() == {name: change.numel()}
+    assert ledger.non_finite() == {}
+    change[0], change[1, 0] = 0.0, 70000.0  # finite in the ledger's fp32, not in the model
+    ledger.apply(WeightDelta({name: Dense(change)}))
+    assert ledger.master[name].isfinite().all()
+    assert ledger.non_finite() == {name: 1}
+    ledger.restore()
+    broken = copy.deepcopy(lm.part(lm.layout.mlp_out.format(0)))
+    with torch.no_grad():
+        broken.weight[0, :2] = -math.inf
+    ledger.apply(ModulePatch({lm.layout.mlp_out.format(0): broken}))
+    assert ledger.non_finite() == {lm.layout.mlp_out.format(0): 2}
+    ledger.restore()
