@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,7 +173,8 @@ def perplexity_cells(rng: Generator, repetitions: int, records: int, seeds: int,
     values = np.exp(2.0 + rng.standard_normal((repetitions, records, 1)) + 0.3 * rng.standard_normal((repetitions, records, seeds))
                     + (0.2 * rng.standard_normal((repetitions, 1, seeds)) if seeds > 1 else 0.0))  # fmt: skip
     truth = np.full(repetitions, np.exp(2.0))
-    yield cell((values, truth), one_by_one(intervals.median) if middle else intervals.log_mean)
+    result = cell((values, truth), one_by_one(intervals.median) if middle else intervals.log_mean)
+    yield replace(result, wald=np.nan)  # the mean's standard error is of another quantity
 
 
 def geo_cells(rng: Generator, repetitions: int, records: int, seeds: int, sds: Sequence[float]) -> Iterator[Cell]:
@@ -262,7 +263,7 @@ def table(scale: float = 1.0, rows: Sequence[tuple[str, int, int, tuple[float, .
             np.mean([c.wald for c in results]),
             np.mean([c.width for c in results]),
         ]
-        yield f"| {' | '.join([*map(str, about), *(f'{x:.3f}' for x in numbers)])} |"
+        yield f"| {' | '.join([*map(str, about), *('–' if np.isnan(x) else f'{x:.3f}' for x in numbers)])} |"
 
 
 def by_mean(records: int, repetitions: int, rng: Generator) -> list[tuple[float, float]]:

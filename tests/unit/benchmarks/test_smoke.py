@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import (
     belief,
+    coverage,
     driver,
     editing,
     lambda_path,
@@ -207,3 +208,12 @@ def test_quirks(tmp_path: Path) -> None:
     for _, editor, wrap, point in quirks.WORLD:
         lam = {k: v for k, v in point.items() if k.endswith(".lam")}
         assert world.trial(editor, wrap, point).key != world.trial(editor, wrap, lam).key
+
+
+def test_coverage_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = coverage.main(["--scale", "0.001"])
+    assert capsys.readouterr().out == "\n".join(lines) + "\n"
+    assert [line.count("|") for line in lines[:3]] == [len(coverage.COLUMNS) + 1] * 3
+    assert len(lines) == 2 + len(coverage.ROWS) + 4
+    with pytest.raises(ValueError, match="no population is called 'x'"):
+        coverage.cells(coverage.np.random.default_rng(0), "x", 5, 1, (0.0,), repetitions=1)
