@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from raysweep.config.schema import Positive
+from raysweep.config.schema import Blocks, Positive
 from raysweep.editors.base import (
     ArtifactRequest,
     ContextSpec,
@@ -55,7 +55,7 @@ class AlphaEditConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"mom2_update_weight"})
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     value: ValueSpec = ValueSpec(clamp=0.75)
     threshold: Positive = 2e-2
     ridge: Positive = 10.0

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from raysweep.config.schema import Positive
+from raysweep.config.schema import Blocks, Positive
 from raysweep.editors.base import (
     ArtifactRequest,
     ContextSpec,
@@ -45,7 +43,7 @@ class MemitConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"layer_selection", "mom2_adjustment"})
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     value: ValueSpec = ValueSpec()
     moment_weight: Positive = 15_000.0
     moments: MomentSpec = MomentSpec()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raysweep.config.schema import Count, DataSpec, FileSpec, NonNegative, Positive, Spec
+from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
 from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, WeightDelta
 from raysweep.errors import SpecError
 from raysweep.lazy import lazy
@@ -88,7 +88,7 @@ class MendConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"lr_scale", "act", "hidden_dim", "cbase"})
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     modules: tuple[Literal["mlp_in", "mlp_out"], ...] = Field(("mlp_in", "mlp_out"), min_length=1)
     weights: FileSpec = FileSpec()
     train: MendTraining | None = None

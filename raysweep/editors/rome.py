@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
+from raysweep.config.schema import Blocks
 from raysweep.editors.base import (
     ArtifactRequest,
     ContextSpec,
@@ -50,7 +49,7 @@ class RomeConfig(EditorConfig):
         contexts: context templates, in one flat group.
     """
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     value: ValueSpec = ValueSpec()
     adjust: bool = True
     inverse: Literal["cholesky64", "ref_fp32_inverse"] = "cholesky64"

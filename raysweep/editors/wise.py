@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raysweep.config.schema import Count, NonNegative, Positive, Spec
+from raysweep.config.schema import Block, Count, NonNegative, Positive, Spec
 from raysweep.editors.base import ArtifactRequest, ContextSpec, EditorConfig, EditStep, ModulePatch
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
@@ -89,7 +89,7 @@ class WiseConfig(EditorConfig):
         ref_padding: pad on the left, without position ids, and count pads in activation distances, as published (quirk Q31).
     """
 
-    layer: int = Field(ge=0)
+    layer: Block
     matrix: Literal["in", "out"] = "out"
     steps: Count = 70
     lr: Positive = 1.0
