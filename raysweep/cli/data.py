@@ -13,8 +13,10 @@ from raysweep.belief.wikidata import FILES
 from raysweep.cli.options import Options
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
+from raysweep.data.base import Reading
 from raysweep.data.texts import SOURCES, brown_folder
-from raysweep.errors import DataError, ProblemsError, nearest
+from raysweep.errors import DataError, Problem, ProblemsError, nearest
+from raysweep.records import EditRecord, subject_error
 from raysweep.workspace import Workspace
 
 app = typer.Typer(
@@ -114,10 +116,32 @@ def check(
         print(f"warning: {warning}")
     if len(reading.warnings) > _SHOWN:
         print(f"… and {len(reading.warnings) - _SHOWN} more warnings")
-    if reading.problems:
-        raise ProblemsError(reading.problems)
+    problems = [*reading.problems, *_subject_problems(reading, where)]
+    if problems:
+        raise ProblemsError(sorted(problems, key=_row_number))
     probes = sum(len(record.probes) for record in reading.records)
     digest = dataset.digest(where)
+    bare = sum(not record.subject.strip() for record in reading.records)
+    if bare:
+        print(f"note: {bare} of the records name no subject; editors that look it up refuse them, the others run")
     print(
         f"{where or name}: {len(reading.records)} records, {probes} probes, {len(reading.warnings)} warnings, {digest}"
     )
+
+
+def _subject_problems(reading: Reading, where: Path | None) -> list[Problem]:
+    """Return what is wrong with subjects that are given; a record without one is no mistake."""
+    found = []
+    for index, record in enumerate(reading.every):
+        error = subject_error(record) if isinstance(record, EditRecord) and record.subject.strip() else None
+        if error is not None:
+            message = f"{error.message.partition(': ')[2]} (only editors that look it up need it)"
+            place = f"{where}:{index}" if where else ""
+            message = f"({record.id}): {message}"  # type: ignore[union-attr]
+            found.append(Problem(code=error.code, message=message, file=place, hint=error.hint))
+    return found
+
+
+def _row_number(problem: Problem) -> int:
+    number = problem.file.rpartition(":")[2]
+    return int(number) if number.isdecimal() else -1

@@ -14,6 +14,8 @@ from pydantic import (
     GetCoreSchemaHandler,
     PlainSerializer,
     PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema
@@ -116,7 +118,11 @@ class DataSpec(Spec):
         size: how many records; 0 = all that are left after ``skip``.
         skip: how many records of the file to leave out first (a fold for choosing λ, say).
         order: ``file`` keeps the file's order; ``seeded`` permutes the chosen records with the trial's seed.
+        invalid: what becomes of a chosen row that the editor cannot write (an empty target, a subject that is not there, a text
+            longer than the model's positions): ``refuse`` the trial, or ``skip`` the row as if it were not in the file, so that
+            ``skip`` and ``size`` count the others. Rows that are not chosen may be anything.
         digest: hash of the dataset's content, filled in by the plan.
+        left_out: the rows skipped on the way, counted from 0, filled in by the plan.
     """
 
     name: str = "world"
@@ -124,7 +130,15 @@ class DataSpec(Spec):
     size: Natural = 0
     skip: Natural = 0
     order: Literal["file", "seeded"] = "seeded"
+    invalid: Literal["refuse", "skip"] = "refuse"
     digest: str = ""
+    left_out: tuple[Natural, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what only ``invalid: skip`` adds, so that trials that refuse keep the key they always had."""
+        tree: dict[str, Any] = handler(self)
+        return tree if self.invalid == "skip" else {k: v for k, v in tree.items() if k not in ("invalid", "left_out")}
 
 
 class ProtocolSpec(Spec):
