@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -124,3 +125,35 @@ def _spelling(subject: str, prompt: str, count: int) -> str:
     if folded[0] in folded[1]:
         return "it is there with other capitals or spaces: spell it as the prompt does"
     return "the subject must occur exactly once, spelled the same"
+
+
+_SPECIAL = 8  # tokens that a tokenizer may put around a text
+
+
+def length_error(
+    record: EditRecord, positions: int, count: Callable[[str], int] | None, *, before: int = 0
+) -> RecordError | None:
+    """Return why *record* is too long for a model; None if it is not, or if nobody can tell.
+
+    A row longer than the positions that a model was made for either breaks it or gives numbers that mean nothing.
+
+    Args:
+        record: its edit and every probe are looked at, each as prompt, space and target.
+        positions: the longest row in tokens; 0 = not known.
+        count: counts the tokens of a text, with special ones; None = cannot be counted here.
+        before: tokens that the editor puts before the prompt.
+    """
+    if not positions:
+        return None
+    asked = [("its edit", f"{record.prompt} {record.target}", before)]
+    asked += [(f"its {probe.kind} probe", f"{probe.prompt} {probe.target}", 0) for probe in record.probes]
+    for what, text, extra in asked:
+        if len(text.encode(errors="replace")) + extra + _SPECIAL <= positions:
+            continue  # a token is at least a byte, so there is nothing to count
+        length = (count(text) if count else 0) + extra
+        if length > positions:
+            return RecordError(
+                f"{record.id}: {what} is {length:,} tokens long, the model has {positions:,} positions",
+                hint="shorten or drop the record, or use a model with more positions",
+            )
+    return None

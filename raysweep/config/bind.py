@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raysweep.config import hparams
-from raysweep.config.components import Components
+from raysweep.config import hparams, limits
+from raysweep.config.checks import missing_blocks, refusal
+from raysweep.config.components import Components, ModelFacts
 from raysweep.config.merge import Merged
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_error, from_validation, problem
 from raysweep.config.schema import (
     ArmSpec,
-    Count,
     DataSpec,
     EditorSpec,
     FileSpec,
@@ -24,13 +24,15 @@ from raysweep.config.schema import (
     Spec,
     SweepSpec,
     TextSpec,
+    Threads,
     TrialSpec,
     WrapSpec,
 )
+from raysweep.config.selection import Row, Selection, first_few, select
 from raysweep.config.space import Grid, Scalar, ValuePath
 from raysweep.errors import DataError, Problem, RaysweepError, WrapError
 from raysweep.evals.metrics import METRICS
-from raysweep.hashing import file_digest
+from raysweep.hashing import canonical_json, file_digest
 from raysweep.workspace import Workspace
 
 P = TypeVar("P", bound=BaseModel)
@@ -42,7 +44,7 @@ class _Plain(Spec):
     """The keys of a trial that stand alone."""
 
     seed: int = 0
-    threads: Count = 1
+    threads: Threads = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,48 +54,75 @@ class _Target:
     arm: ArmSpec
     point: Point
     model: ModelSpec | None
+    facts: ModelFacts
     data: DataSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """The data section of a trial.
+
+    Attributes:
+        spec: as written, with path and digest filled in where the file could be read.
+        rows: of the file; None = it could not be read, or too few are left in it, which was noted.
+        where: the file, for messages.
+        count: of its rows; 0 = not known.
+    """
+
+    spec: DataSpec
+    rows: Sequence[Row] | None
+    where: str = ""
+    count: int = 0
 
 
 @dataclass(slots=True)
 class Binder:
     """Binds points of one sweep; what it learns about files is asked once and kept for its own life.
 
-    ``problems`` collects what :meth:`bind` found wrong; :meth:`bind` returns None where there was something.
+    ``problems`` collects what :meth:`bind` found wrong; :meth:`bind` returns None where there was something. ``left_out`` holds,
+    by arm, the rows that ``data.invalid: skip`` passed over.
     """
 
     sweep: SweepSpec
     workspace: Workspace
     components: Components
     problems: list[Problem] = field(default_factory=list)
+    left_out: dict[str, Selection] = field(default_factory=dict)
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     def bind(self, arm: ArmSpec, point: Point) -> TrialSpec | None:
         """Return the trial of *point* in *arm*, or None after noting what is wrong."""
         before = len(self.problems)
         sections = {s: self._section(arm, point, s) for s in ("model", "data", "protocol")}
-        model = self._model(sections["model"])
-        data, available = self._data(sections["data"])
-        protocol = self._validated(sections["protocol"], ProtocolSpec, "protocol")
+        model = None if self._unread(arm, "model") else self._model(sections["model"])
+        facts = self._facts(model, sections["model"]) if model else None
+        data = None if self._unread(arm, "data") else self._data(sections["data"])
+        protocol = None if self._unread(arm, "protocol") else self._protocol(sections["protocol"])
         plain = self._plain(arm, point)
-        editor = self._editor(_Target(arm, point, model, data))
+        known = data.spec if data and data.rows is not None else None
+        editor = self._editor(_Target(arm, point, model, facts or ModelFacts(), known))
         study = self._study()
         if not (data and protocol and study):
             return None
+        chosen = self._chosen(data, arm, editor, facts or ModelFacts(), sections["data"])
         plain = plain or _Plain()
-        sound = model and editor and len(self.problems) == before
+        sound = model and facts and editor and len(self.problems) == before
         trial = TrialSpec.model_construct(
             study=self.sweep.study,
             model=model or ModelSpec(),
-            data=data,
+            data=chosen,
             editor=editor or EditorSpec(name=arm.editor.name),
-            protocol=protocol,
+            protocol=_with_rounds(protocol, chosen.size),
             seed=plain.seed,
             threads=plain.threads,
-            versions=self._versions(editor, data.name, study) if editor else {},
+            versions=self._versions(editor, chosen.name, study) if editor else {},
         )
-        fits = self._fits(trial, available, study, sections)
+        fits = self._fits(trial, chosen.size or limits.LARGEST, study, sections)
         return trial if sound and fits else None
+
+    def _unread(self, arm: ArmSpec, section: str) -> bool:
+        """Tell whether the form of a *section* was so wrong that its defaults would only breed more complaints."""
+        return section in self.sweep.unread and section not in arm.base
 
     def _section(self, arm: ArmSpec, point: Point, section: str) -> Merged:
         """Return one section of the trial: base, then arm, then point."""
@@ -160,32 +189,83 @@ class Binder:
         )
         return found
 
-    def _data(self, merged: Merged) -> tuple[DataSpec | None, int]:
-        """Return the data with digest and size filled in, and how many records there are from ``skip`` on."""
+    def _facts(self, model: ModelSpec, merged: Merged) -> ModelFacts | None:
+        """Return what is known of *model* before it is loaded; None after noting why it cannot be used."""
+        place = merged.place(("path",) if model.path else ("name",))
+        question = ("facts", model.name, model.path, model.bos, model.trust_remote_code)
+        found: ModelFacts | None = self._once(question, lambda: self.components.facts(model, self.workspace), place)
+        return found
+
+    def _protocol(self, merged: Merged) -> ProtocolSpec | None:
+        """Return the protocol; without ``rounds`` its rounds are those at 0 and at the end, once the end is known."""
+        spec = self._validated(merged, ProtocolSpec, "protocol")
+        return spec.model_copy(update={"rounds": ()}) if spec and "rounds" not in merged.tree else spec
+
+    def _data(self, merged: Merged) -> _Data | None:
+        """Return the data section with path and digest filled in; None after noting that it is no data section."""
         spec = self._validated(merged, DataSpec, "data")
         if spec is None:
-            return None, 0
+            return None
+        return self._opened(spec, merged)
+
+    def _opened(self, spec: DataSpec, merged: Merged) -> _Data:
+        """Return what the file of *spec* holds."""
         place = merged.place(("path",) if spec.path else ("name",))
         facts = self._once(("data", spec.name, spec.path), lambda: self._data_facts(spec), place)
         if facts is None:
-            return None, 0
-        path, count, digest = facts
-        available = count - spec.skip
-        if available < max(spec.size, 1):
-            left = f"data.skip = {spec.skip} leaves {max(0, available)} of the {count} records of '{spec.name}'"
-            said = f"{left}, but data.size = {spec.size}" if spec.size else left
-            place = merged.place(("size",) if spec.size and available > 0 else ("skip",))
-            self.problems.append(problem(place, said, "lower them, or use a larger file", DataError.code))
-            return None, 0
-        where = path if spec.path else ""
-        return spec.model_copy(update={"path": where, "digest": digest, "size": spec.size or available}), available
+            return _Data(spec, None)
+        path, count, digest, rows = facts
+        spec = spec.model_copy(update={"path": path if spec.path else "", "digest": digest})
+        where = path or spec.name
+        if self._too_few(count, spec, merged, f"the {count} records"):
+            return _Data(spec, None, where)
+        return _Data(spec, rows, where, count)
 
-    def _data_facts(self, spec: DataSpec) -> tuple[str, int, str]:
-        """Return where the data lie, how many records there are, and their digest; note what is wrong with a record."""
+    def _too_few(self, count: int, spec: DataSpec, merged: Merged, what: str) -> bool:
+        """Tell whether *count* records are too few for *spec*, having noted it."""
+        available = count - spec.skip
+        if available >= max(spec.size, 1):
+            return False
+        left = f"data.skip = {spec.skip} leaves {max(0, available)} of {what} of '{spec.name}'"
+        said = f"{left}, but data.size = {spec.size}" if spec.size else left
+        place = merged.place(("size",) if spec.size and available > 0 else ("skip",))
+        self.problems.append(problem(place, said, "lower them, or use a larger file", DataError.code))
+        return True
+
+    def _data_facts(self, spec: DataSpec) -> tuple[str, int, str, Sequence[Row]]:
+        """Return where the data lie, how many rows there are, their digest, and the rows."""
         dataset = self.components.datasets.get(spec.name)()
         path = dataset.locate(spec, self.workspace)
-        self.problems.extend(dataset.read(path).problems)
-        return str(path or ""), dataset.count(path), dataset.digest(path)
+        reading = dataset.read(path)
+        return str(path or ""), dataset.count(path), dataset.digest(path), reading.every
+
+    def _chosen(
+        self, data: _Data, arm: ArmSpec, editor: EditorSpec | None, facts: ModelFacts, merged: Merged
+    ) -> DataSpec:
+        """Return the data section with ``size`` and ``left_out`` filled in, having noted the rows that cannot be used.
+
+        Where nobody knows how many rows there are, ``size`` stays as written.
+        """
+        spec = data.spec
+        if data.rows is None:
+            return spec
+        if spec.invalid == "refuse" and not spec.size:
+            spec = spec.model_copy(update={"size": data.count - spec.skip})
+        question = ("rows", spec, editor and (editor.name, canonical_json(editor.config)), facts.positions)
+        if question not in self._kept:
+            kind = self.components.editors.get(editor.name) if editor else None
+            config = kind.config_type.model_validate(dict(editor.config)) if editor and kind else None
+            self._kept[question] = select(data.rows, spec, refusal(kind, config, facts), data.where)
+        found: Selection = self._kept[question]
+        if spec.invalid == "refuse":
+            self.problems += first_few(found.problems, data.where)
+            return spec
+        usable = spec.skip + len(found.records)
+        if self._too_few(usable, spec, merged, f"the {usable} records that arm '{arm.name}' can use"):
+            self.problems += first_few(found.reasons, data.where)
+            return spec
+        self.left_out[arm.name] = found
+        return spec.model_copy(update={"size": len(found.records), "left_out": found.left_out})
 
     def _editor(self, target: _Target) -> EditorSpec | None:
         """Return the editor and its wrappers with every configuration key filled in."""
@@ -271,7 +351,10 @@ class Binder:
             if missing and ignore and model:
                 self.problems.append(self._no_hparams(name, model, missing, place))
             return None
-        return self._with_texts(config, target.data, merged) if target.data else None
+        for path, said in missing_blocks(config, target.facts):
+            hint = f"see hparams/{name}/ for the layers of other models" if defaults is None else ""
+            self.problems.append(problem(merged.place(path), f"'{name}': {said}", hint))
+        return self._with_texts(config, target.data, merged, kind) if target.data else None
 
     def _put_implied(
         self, merged: Merged, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: _Target
@@ -307,13 +390,13 @@ class Binder:
         hint = f"write {wanted}, or give {', '.join(missing)} in the arm, or model.hparams; files of '{name}': {files}"
         return problem(place, f"'{name}' has no hyper-parameters for model '{model.name}': {wanted} is missing", hint)
 
-    def _with_texts(self, config: Spec, data: DataSpec, merged: Merged) -> dict[str, Any] | None:
-        """Return *config* as plain data, with the digest of every text it names."""
+    def _with_texts(self, config: Spec, data: DataSpec, merged: Merged, kind: Any) -> dict[str, Any] | None:
+        """Return *config*, the configuration of *kind*, as plain data, with the digest of every text it names."""
         before = len(self.problems)
-        resolved = self._texts(config, data, merged, ())
+        resolved = self._texts(config, data, merged, (), kind)
         return resolved.model_dump(mode="json") if len(self.problems) == before else None
 
-    def _texts(self, value: Any, data: DataSpec, merged: Merged, path: KeyPath) -> Any:
+    def _texts(self, value: Any, data: DataSpec, merged: Merged, path: KeyPath, kind: Any) -> Any:
         if isinstance(value, TextSpec):
             question = ("text", value, data.digest, data.path, data.name)
             ask = lambda: self.components.text(value, data, self.workspace)  # noqa: E731
@@ -322,12 +405,14 @@ class Binder:
         if isinstance(value, FileSpec):
             return self._file(value, merged.place((*path, "path"))) if value.path else value
         if isinstance(value, DataSpec):
-            return self._fold(value, data, merged.place(path)) or value
+            return self._fold(value, data, merged.place(path), kind) or value
         if isinstance(value, tuple):
-            return tuple(self._texts(v, data, merged, (*path, i)) for i, v in enumerate(value))
+            return tuple(self._texts(v, data, merged, (*path, i), kind) for i, v in enumerate(value))
         if isinstance(value, BaseModel):
             below = {k: getattr(value, k) for k in type(value).model_fields}
-            return value.model_copy(update={k: self._texts(v, data, merged, (*path, k)) for k, v in below.items()})
+            return value.model_copy(
+                update={k: self._texts(v, data, merged, (*path, k), kind) for k, v in below.items()}
+            )
         return value
 
     def _file(self, value: FileSpec, place: Place) -> FileSpec:
@@ -344,8 +429,8 @@ class Binder:
         found = self._once(("file", where), digest, place)
         return value.model_copy(update={"path": str(where), "digest": found or ""})
 
-    def _fold(self, value: DataSpec, data: DataSpec, place: Place) -> DataSpec | None:
-        """Return the data a component itself reads, with digest and size filled in; None after noting what is wrong.
+    def _fold(self, value: DataSpec, data: DataSpec, place: Place, kind: Any) -> DataSpec | None:
+        """Return the data that component *kind* itself reads, with digest and size filled in; None after noting what is wrong.
 
         Without a path of its own it is read from the trial's file if it is of the same dataset.
         """
@@ -354,15 +439,19 @@ class Binder:
         facts = self._once(("data", value.name, value.path), lambda: self._data_facts(value), place)
         if facts is None:
             return None
-        path, count, digest = facts
-        left = count - value.skip
+        path, count, digest, rows = facts
+        found = select(rows, value, lambda record: None, path or value.name)
+        left = count - value.skip if value.invalid == "refuse" else len(found.records)
         if left < max(value.size, 1):
             said = f"'{value.name}' has {count} records, too few for size = {value.size} after skip = {value.skip}"
             self.problems.append(problem(place, said, "lower them, or use a larger file", DataError.code))
             return None
-        return value.model_copy(
-            update={"path": path if value.path else "", "digest": digest, "size": value.size or left}
-        )
+        self.problems += first_few(found.problems, path or value.name)
+        error = kind.fold_error(found.records) if hasattr(kind, "fold_error") and found.records else None
+        if error is not None:
+            self.problems.append(from_error(error, place))
+        resolved = {"path": path if value.path else "", "digest": digest, "size": value.size or left}
+        return value.model_copy(update={**resolved, "left_out": found.left_out})
 
     def _study(self) -> Any:
         """Return the study's class, or None after noting that there is none of its name."""
@@ -391,3 +480,11 @@ class Binder:
             place = sections[section].place((key,))
             self.problems.append(one if one.file else problem(place, one.message, one.hint, one.code))
         return not found
+
+
+def _with_rounds(protocol: ProtocolSpec, size: int) -> ProtocolSpec:
+    """Return *protocol* with the rounds it does not name: before the first edit, and after the last whole batch."""
+    if protocol.rounds:
+        return protocol
+    last = size - size % protocol.batch_size
+    return protocol.model_copy(update={"rounds": (0, last) if last else (0,)})

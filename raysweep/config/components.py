@@ -12,6 +12,26 @@ from raysweep.registry import Registry
 from raysweep.workspace import Workspace
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a plan knows of a model that is not loaded.
+
+    Attributes:
+        blocks: how many it has; 0 = not known.
+        positions: the longest row in tokens; 0 = not known.
+        count: counts the tokens of a text, with special ones; None = not known before the model is loaded.
+    """
+
+    blocks: int = 0
+    positions: int = 0
+    count: Callable[[str], int] | None = None
+
+
+def _nothing(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
+    """Know nothing of a model."""
+    return ModelFacts()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
     """The tables and look-ups that turn names into facts; none of them loads torch.
@@ -25,6 +45,7 @@ class Components:
         studies: study classes (``check``, ``version``).
         model: fills in a model's digest and BOS policy.
         text: fills in a text's digest.
+        facts: what is known of a model before it is loaded; refuses one that cannot be loaded or edited.
     """
 
     editors: Registry[Any]
@@ -33,6 +54,7 @@ class Components:
     studies: Registry[Any]
     model: Callable[[ModelSpec, Workspace], ModelSpec]
     text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
+    facts: Callable[[ModelSpec, Workspace], ModelFacts] = _nothing
 
     @staticmethod
     def installed() -> Components:
@@ -44,4 +66,5 @@ class Components:
             studies=lazy("raysweep.studies").STUDIES,
             model=lambda spec, workspace: lazy("raysweep.models.catalogue").resolve(spec, workspace),
             text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
+            facts=lambda spec, workspace: lazy("raysweep.models.facts").facts(spec, workspace),
         )

@@ -348,6 +348,7 @@ class SweepSpec(Spec):
         search: how points are drawn and ranked.
         resources: what a trial gets.
         source: the text this came from, for messages; not part of the dump.
+        unread: sections of ``base`` that are written, but in no form that could be read; not part of the dump.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -360,6 +361,7 @@ class SweepSpec(Spec):
     search: SearchSpec = SearchSpec()
     resources: ResourceSpec = ResourceSpec()
     source: Source = Field(default_factory=Source, exclude=True, repr=False)
+    unread: frozenset[str] = Field(default=frozenset(), exclude=True, repr=False)
 
     def arm(self, name: str) -> ArmSpec:
         """Return the arm called *name*.

@@ -18,8 +18,9 @@ from raysweep.editors.base import (
     ValueSpec,
     WeightDelta,
 )
+from raysweep.errors import RecordError
 from raysweep.lazy import lazy
-from raysweep.records import EditRecord
+from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +88,11 @@ class AlphaEdit:
     config_type: ClassVar[type[EditorConfig]] = AlphaEditConfig
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Fang et al. 2025, arXiv 2410.02355"
+
+    @staticmethod
+    def record_error(config: AlphaEditConfig, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
+        return subject_error(record)
 
     def __init__(self, config: AlphaEditConfig) -> None:
         self.config = config

@@ -15,8 +15,9 @@ from raysweep.editors.base import (
     ValueSpec,
     WeightDelta,
 )
+from raysweep.errors import RecordError
 from raysweep.lazy import lazy
-from raysweep.records import EditRecord
+from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,11 @@ class Memit:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2023, arXiv 2210.07229"
+
+    @staticmethod
+    def record_error(config: MemitConfig, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
+        return subject_error(record)
 
     def __init__(self, config: MemitConfig) -> None:
         self.config = config

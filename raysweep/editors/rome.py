@@ -18,8 +18,9 @@ from raysweep.editors.base import (
     WeightDelta,
     plus,
 )
+from raysweep.errors import RecordError
 from raysweep.lazy import lazy
-from raysweep.records import EditRecord
+from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,11 @@ class Rome:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2022, arXiv 2202.05262"
+
+    @staticmethod
+    def record_error(config: RomeConfig, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
+        return subject_error(record)
 
     def __init__(self, config: RomeConfig) -> None:
         self.config = config

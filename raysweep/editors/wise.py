@@ -133,6 +133,16 @@ class Wise:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
     paper: ClassVar[str] = "Wang et al. 2024, arXiv 2405.14768"
 
+    @staticmethod
+    def record_error(config: WiseConfig, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written: there is no text that must stay as it is."""
+        if (record.unrelated or config.unrelated).strip():
+            return None
+        return RecordError(
+            f"{record.id}: no unrelated text to keep out of the side memory",
+            hint="give records a locality question, or set the editor's 'unrelated' to a sentence",
+        )
+
     def __init__(self, config: WiseConfig) -> None:
         self.config = config
 
@@ -181,12 +191,10 @@ class Wise:
         templates = contexts.templates(self.config.contexts, artifacts.get("contexts"))
         stats: dict[str, float] = {}
         for record in batch:
+            error = self.record_error(self.config, record)
+            if error is not None:
+                raise error
             unrelated = record.unrelated or self.config.unrelated
-            if not unrelated.strip():
-                raise RecordError(
-                    f"{record.id}: no unrelated text to keep out of the side memory",
-                    hint="fill EditRecord.unrelated in the dataset, or set the editor's 'unrelated' to a sentence",
-                )
             state, stats = self._write(lm, record, unrelated, templates, state, rng)
         return EditStep(self.patch_of(lm, state), state, stats)
 

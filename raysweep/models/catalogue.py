@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,8 @@ from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.hashing import canonical_json
 from raysweep.lazy import lazy
+from raysweep.models.folder import TOKENIZERS, read_json
+from raysweep.models.folder import check_folder as check_folder
 from raysweep.models.shapes import Shape
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ _WHOLE = 16 * _MIB  # smaller files are hashed whole
 _SAMPLES, _SAMPLE_BYTES = 1024, 4096
 _VOLATILE = ("transformers_version", "_name_or_path")  # config keys that say nothing about the weights
 RECIPE = ".yaml"  # a model that is trained when it is first needed: the file says on what and how
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +217,7 @@ def fingerprint(path: Path) -> str:
         _update(hasher, path)
         return hasher.hexdigest()[:16]
     files = check_folder(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(path / "config.json")
     kept = {k: v for k, v in config.items() if k not in _VOLATILE}
     hasher.update(canonical_json(kept).encode())
     for file in (*_tokenizer_files(path), *files):
@@ -247,56 +246,7 @@ def _pieces(size: int) -> Iterator[tuple[int, int]]:
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
-
-
-def check_folder(folder: Path) -> tuple[Path, ...]:
-    """Return the weight files of the model folder *folder*, sorted, having looked at their headers.
-
-    Raises:
-        ModelError: no configuration, tokenizer or weights; a shard is missing; a safetensors file is damaged.
-    """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ModelError(f"{folder}: no config.json", hint="a model folder holds config.json, tokenizer and weights")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{config}: not JSON: {error}", hint="copy or fetch the model again") from error
-    if not _tokenizer_files(folder):
-        raise ModelError(f"{folder}: no tokenizer", hint=f"one of {', '.join(_TOKENIZERS)} must lie beside config.json")
-    files = tuple(sorted(folder.glob("*.safetensors"))) or tuple(sorted(folder.glob("pytorch_model*.bin")))
-    if not files:
-        raise ModelError(
-            f"{folder}: no weights (*.safetensors or pytorch_model*.bin)",
-            hint="a clone without Git LFS leaves them out; fetch or copy them into the folder",
-        )
-    for index in sorted(folder.glob("*.index.json")):
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        lost = sorted(name for name in wanted if not (folder / name).is_file())
-        if lost:
-            raise ModelError(f"{folder}: missing weight files: {', '.join(lost)}", hint=f"{index.name} asks for them")
-    for file in files:
-        if file.suffix == ".safetensors":
-            _check_safetensors(file)
-    return files
-
-
-def _check_safetensors(file: Path) -> None:
-    size = file.stat().st_size
-    hint = "copy or fetch the file again (a Git LFS pointer is a small text file)"
-    with file.open("rb") as handle:
-        start = handle.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= size - 8:
-            raise ModelError(f"{file}: not a safetensors file", hint=hint)
-        try:
-            header: dict[str, Any] = json.loads(handle.read(length))
-            end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ModelError(f"{file}: the safetensors header is damaged", hint=hint) from error
-    if size != 8 + length + end:
-        raise ModelError(f"{file}: {size:,} bytes, but its header promises {8 + length + end:,}", hint=hint)
+    return [folder / name for name in TOKENIZERS if (folder / name).is_file()]
 
 
 def _check_gguf(file: Path) -> None:

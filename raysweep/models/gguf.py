@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep.errors import MissingExtraError, ModelError
+from raysweep.models import ggufheader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,9 +103,10 @@ def _open(path: Path) -> Any:
     except ImportError as error:
         message = "reading GGUF files needs the 'gguf' package"
         raise MissingExtraError(message, hint="pip install 'raysweep[gguf]'") from error
+    ggufheader.read_header(path)  # the library's reader believes every count that it reads
     try:
         return GGUFReader(path)
-    except (ValueError, OSError, IndexError) as error:
+    except Exception as error:
         raise ModelError(f"{path}: not a readable GGUF file: {error}", hint="fetch or download it again") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,7 +71,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
             tied=bool(config.get("tie_word_embeddings", "n_embd" in config)),
             positions=int(config.get("n_positions", 0)) if "rotary_dim" not in config else 0,
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
 
 
@@ -86,6 +85,7 @@ def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -
 def find(spec: ModelSpec, workspace: Workspace) -> Shape | None:
     """Return the sizes of the model of *spec*: from its folder, else from the catalogue; None where neither knows."""
     from raysweep.models.catalogue import CATALOGUE, locate
+    from raysweep.models.folder import read_json
 
     try:
         where = locate(spec, workspace)
@@ -93,8 +93,8 @@ def find(spec: ModelSpec, workspace: Workspace) -> Shape | None:
         return None
     if not isinstance(where, str) and (where / "config.json").is_file():
         try:
-            return shape_of(json.loads((where / "config.json").read_text(encoding="utf-8")))
-        except ValueError:
+            return shape_of(read_json(where / "config.json"))
+        except ModelError:
             return None
     entry = None if spec.path else CATALOGUE.get(spec.name)
     return entry.shape if entry is not None else None

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import open_sweep
@@ -45,8 +46,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("bare")
     folder = root / "models/smollm2-135m"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "tokenizer.json").write_text("{}")
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    sizes |= {"num_hidden_layers": 30, "vocab_size": 49152, "max_position_embeddings": 8192}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    tokenizer = Tokenizer(models.WordLevel({"x": 0}, unk_token="x"))
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return Workspace(root)
 
