@@ -14,7 +14,7 @@ from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models import catalogue, folder, ggufheader
+from raysweep.models import catalogue, folder, gguf, ggufheader
 from raysweep.models.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -46,10 +46,8 @@ def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
 
 def _of_gguf(file: Path) -> ModelFacts:
     header = ggufheader.read_header(file)
-    kind = header.values.get("general.architecture")
-    if not isinstance(kind, str):
-        raise ModelError(f"{file}: the GGUF metadata lacks 'general.architecture'", hint="fetch or download it again")
-    return ModelFacts(header.number(f"{kind}.block_count"), header.number(f"{kind}.context_length"))
+    gguf.check_header(header, file)
+    return ModelFacts(header.number("llama.block_count"), header.number("llama.context_length"))
 
 
 def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:

@@ -35,6 +35,15 @@ _BLOCK = {
 }
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
+_NEEDED = (
+    *("llama.attention.head_count", "llama.embedding_length", "llama.feed_forward_length", "llama.block_count"),
+    *(
+        "llama.context_length",
+        "llama.attention.layer_norm_rms_epsilon",
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.merges",
+    ),
+)
 _CONTROL, _USER_DEFINED = 3, 4  # gguf.TokenType
 _TIKTOKEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -55,6 +64,7 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         MissingExtraError: the ``gguf`` package is not installed.
         ModelError: the file is not GGUF, is truncated, or is of a kind this reader does not know.
     """
+    check_header(ggufheader.read_header(path), path)
     reader = _open(path)
     meta = dict(reader.fields)
     config = _config(meta, reader, path)
@@ -103,11 +113,35 @@ def _open(path: Path) -> Any:
     except ImportError as error:
         message = "reading GGUF files needs the 'gguf' package"
         raise MissingExtraError(message, hint="pip install 'raysweep[gguf]'") from error
-    ggufheader.read_header(path)  # the library's reader believes every count that it reads
     try:
         return GGUFReader(path)
     except Exception as error:
         raise ModelError(f"{path}: not a readable GGUF file: {error}", hint="fetch or download it again") from error
+
+
+def check_header(header: ggufheader.Header, path: Path) -> None:
+    """Refuse a GGUF file of a kind that this reader does not know; its bytes are not looked at.
+
+    Raises:
+        ModelError: another architecture or tokenizer, or scaled rotary embeddings.
+    """
+    convert = "convert it to a Hugging Face folder and give that as model.path"
+    told = header.values
+    kind, family, pre = (told.get(k) for k in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre"))
+    if kind != "llama":
+        raise ModelError(f"{path}: GGUF architecture {kind!r} is not supported, only 'llama'", hint=convert)
+    scaled = [k for k in (*told, *header.lengths) if k.startswith("llama.rope.scaling")]
+    if told.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in header.tensors:
+        said = f"scaled rotary embeddings ({', '.join(scaled) or 'rope_freqs'}) are not supported"
+        raise ModelError(f"{path}: {said}", hint=convert)
+    if family != "gpt2":
+        said = f"GGUF tokenizer {family!r} is not supported, only byte-level BPE ('gpt2')"
+        raise ModelError(f"{path}: {said}", hint=convert)
+    if pre is not None and pre not in _PRE:
+        raise ModelError(f"{path}: unknown pre-tokenizer {pre!r}", hint=f"known: {', '.join(sorted(_PRE))}")
+    lost = [k for k in _NEEDED if k not in told and k not in header.lengths]
+    if lost:
+        raise ModelError(f"{path}: the GGUF metadata lacks '{lost[0]}'", hint="this reader knows Llama-type GGUF files")
 
 
 def _value(meta: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -123,19 +157,7 @@ def _required(meta: Mapping[str, Any], key: str, path: Path) -> Any:
 def _config(meta: Mapping[str, Any], reader: Any, path: Path) -> Any:
     from transformers import LlamaConfig
 
-    kind = _required(meta, "general.architecture", path)
-    if kind != "llama":
-        raise ModelError(
-            f"{path}: GGUF architecture '{kind}' is not supported, only 'llama'",
-            hint="convert it to a Hugging Face folder and give that as model.path",
-        )
     names = {t.name for t in reader.tensors}
-    scaled = [k for k in meta if k.startswith("llama.rope.scaling")]
-    if _value(meta, "llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in names:
-        raise ModelError(
-            f"{path}: scaled rotary embeddings ({', '.join(scaled) or 'rope_freqs'}) are not supported",
-            hint="convert it to a Hugging Face folder and give that as model.path",
-        )
     heads = _required(meta, "llama.attention.head_count", path)
     width = _required(meta, "llama.embedding_length", path)
     return LlamaConfig(

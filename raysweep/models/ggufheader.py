@@ -61,9 +61,7 @@ def read_header(file: Path) -> Header:
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error}", hint=_AGAIN) from error
     except _NotGgufError as error:
-        raise ModelError(
-            f"{file}: not a GGUF file{error}", hint="model.path is a model folder or a .gguf file"
-        ) from error
+        raise ModelError(f"{file}: not a readable GGUF file: {error}", hint=_OTHER) from error
     except (ValueError, struct.error, UnicodeDecodeError) as error:
         raise ModelError(f"{file}: not a readable GGUF file: {error}", hint=_AGAIN) from error
     parts, named = header.number("split.count"), _SPLIT.search(file.name)
@@ -82,7 +80,7 @@ def read_header(file: Path) -> Header:
 def _block_sizes() -> Mapping[int, tuple[int, int]]:
     """Return, for each type of tensor, how many numbers a block of it holds in how many bytes."""
     try:
-        from gguf.constants import GGML_QUANT_SIZES
+        from gguf import GGML_QUANT_SIZES
     except ImportError as error:
         message = "reading GGUF files needs the 'gguf' package"
         raise MissingExtraError(message, hint="pip install 'raysweep[gguf]'") from error
