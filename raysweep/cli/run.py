@@ -9,8 +9,7 @@ import typer
 
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
-from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.plan import Plan, open_plan
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
 
@@ -43,7 +42,7 @@ def command(
     if storage:
         where = storage if "://" in storage else str(workspace.resolve(storage))
         workspace = replace(workspace, storage=where)
-    found = plan(open_sweep(file, workspace, set_ or ()), workspace)
+    found = open_plan(file, workspace, set_ or ())
     launch = lazy("raysweep.tune.launch")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()

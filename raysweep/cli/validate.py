@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from raysweep.cli.options import Options
-from raysweep.config.plan import plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.plan import open_plan
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A search space: a path, or a name in search_spaces/.", show_default=False)
@@ -35,7 +34,7 @@ def command(ctx: typer.Context, file: FileArgument, set_: SetOption = None) -> N
         raysweep validate search_spaces/smoke.yaml --set data.size=20
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = plan(open_sweep(file, workspace, set_ or ()), workspace)
+    found = open_plan(file, workspace, set_ or ())
     for note in found.notes:
         print(f"note: {note}")
     count = len(found.trials)

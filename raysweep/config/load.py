@@ -193,6 +193,7 @@ class _Reader:
     def mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         """Return a mapping without the keys that are not scalars or come twice, which are noted."""
         found: dict[str, Any] = {}
+        inherited: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
                 self.note(key_node, "a key must be plain text, not a list or mapping")
@@ -200,6 +201,8 @@ class _Reader:
             key = self.text(key_node)
             if key == "<<":
                 self.note(key_node, "merge keys ('<<') are not YAML 1.2", "arms already inherit everything in base")
+                merged = self.value(value_node, (*path, key))  # as meant, so that no key is missed for this reason
+                inherited |= merged if isinstance(merged, dict) else {}
                 continue
             here = (*path, key)
             if key in found:
@@ -209,7 +212,7 @@ class _Reader:
                 continue
             self.keys[here] = self.place(key_node)
             found[key] = self.value(value_node, here)
-        return found
+        return {**inherited, **found}
 
     def scalar(self, node: ScalarNode) -> Any:
         """Return a scalar of one of the plain types; None after noting that it is none."""

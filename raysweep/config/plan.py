@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,12 +11,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from raysweep.config import limits
 from raysweep.config.bind import Binder, Point
 from raysweep.config.components import Components
+from raysweep.config.load import examine
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
 from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec, without_paths
 from raysweep.config.space import Domain, Grid, ValuePath
+from raysweep.config.sweep import examine_sweep, find_file
 from raysweep.errors import Problem, ProblemsError, nearest
 from raysweep.hashing import digest
 from raysweep.lazy import lazy
@@ -76,25 +80,48 @@ class Plan:
         return tuple(tuple(group) for group in found.values())
 
 
-def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None = None) -> Plan:
+def open_plan(
+    file: str, workspace: Workspace, overrides: Iterable[str] = (), components: Components | None = None
+) -> Plan:
+    """Return every trial of the search space in *file*, a path or the name of one in ``search_spaces/``.
+
+    Raises:
+        NameUnknownError: there is no such file and no such name.
+        YamlError: the file is not well-formed.
+        ProblemsError: every other mistake, of form or of content, each with its place.
+    """
+    source, noted = examine(find_file(file, workspace))
+    sweep, noted = examine_sweep(source, noted, overrides)
+    if sweep is None:
+        raise ProblemsError(noted)
+    return plan(sweep, workspace, components, noted=noted)
+
+
+def plan(
+    sweep: SweepSpec, workspace: Workspace, components: Components | None = None, *, noted: Iterable[Problem] = ()
+) -> Plan:
     """Return every trial of *sweep*.
 
     Args:
         sweep: from :func:`raysweep.config.sweep.open_sweep`.
         workspace: where hyper-parameters, data and models are found.
         components: tables to resolve names with; None = what is installed.
+        noted: mistakes of form, to be reported with those of content.
 
     Raises:
         ProblemsError: every mistake in the sweep, with its place.
     """
     components = components or Components.installed()
     binder = Binder(sweep, workspace, components)
-    binder.problems += [*_check_space(sweep, components), *_check_metric(sweep)]
+    binder.problems += [*noted, *_check_space(sweep, components), *_check_metric(sweep)]
+    counts = {arm.name: count_points(sweep, arm, components) for arm in sweep.arms}
+    binder.problems += _check_count(sweep, sum(counts.values()))
+    few = sum(counts.values()) <= limits.POINTS
     trials: dict[str, PlannedTrial] = {}
     notes: list[str] = []
     for arm in sweep.arms:
         same = 0
-        for point in points(sweep, arm, components):
+        for point in points(sweep, arm, components) if few else itertools.islice(points(sweep, arm, components), 1):
             trial = binder.bind(arm, point)
             if trial is None:
                 continue
@@ -107,6 +134,7 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
+    notes += _left_out(binder)
     whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
     if sweep.resources.shards > 1 and whole:
         notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
@@ -178,6 +206,31 @@ def points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None)
             yield {**draw, **dict(zip(grids, combination, strict=True))}
 
 
+def count_points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None) -> int:
+    """Return how many points :func:`points` yields, without making one."""
+    found = domains(sweep, arm, components).values()
+    draws = 1 if all(isinstance(d, Grid) for d in found) else sweep.search.samples
+    return draws * math.prod(len(d.values) for d in found if isinstance(d, Grid))
+
+
+def _check_count(sweep: SweepSpec, count: int) -> list[Problem]:
+    """Return a complaint if the sweep has more points than a plan may have."""
+    if count <= limits.POINTS:
+        return []
+    place = sweep.source.key(("space",))
+    said = f"the arms have {count:,} points in all; a sweep has at most {limits.POINTS:,}"
+    return [problem(place, said, "shorten the grids (they are crossed), lower search.samples, or write several sweeps")]
+
+
+def _left_out(binder: Binder) -> Iterator[str]:
+    """Yield a note for each arm whose data section skips rows."""
+    for arm, found in binder.left_out.items():
+        if found.left_out:
+            first = found.reasons[0]
+            why = f"first {first.file}: {first.message}"
+            yield f"arm '{arm}' leaves out {len(found.left_out)} rows of its data (data.invalid: skip), {why}"
+
+
 def swept_keys(arm: ArmSpec, components: Components) -> tuple[str, ...]:
     """Return every key that *arm* could sweep."""
     keys = ["seed", "threads"]
@@ -208,7 +261,7 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
     found: list[Problem] = []
     for key, domain in sweep.space.items():
         place = sweep.source.key(("space", key))
-        if not any(_applies(arm, key, components) for arm in sweep.arms):
+        if not any(_applies(arm, key, components) for arm in sweep.arms) and not _lost_arms(sweep):
             every = {k for arm in sweep.arms for k in swept_keys(arm, components)}
             found.append(problem(place, f"'{key}' applies to no arm", _near(key, every)))
         found += _check_drawn(sweep, key, domain, place)
@@ -222,6 +275,13 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
             found += _check_drawn(sweep, key, domain, place)
             found += _check_path([arm], key, domain, place, components)
     return found
+
+
+def _lost_arms(sweep: SweepSpec) -> bool:
+    """Tell whether arms are written that could not be read: a key that applies to none of the others may be theirs."""
+    tree = sweep.source.tree if isinstance(sweep.source.tree, Mapping) else {}
+    written = tree.get("arms")
+    return not isinstance(written, Mapping) or len(written) > len(sweep.arms)
 
 
 def _check_drawn(sweep: SweepSpec, key: str, domain: Domain, place: Place) -> list[Problem]:
