@@ -15,7 +15,7 @@ from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
 from raysweep.models import catalogue, folder, gguf, ggufheader
-from raysweep.models.shapes import shape_of
+from raysweep.models.shapes import positions_of, shape_of
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
@@ -63,7 +63,7 @@ def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
         )
     tokenizer = where / "tokenizer.json"
     count = token_counter(tokenizer, shape.vocab, bos) if tokenizer.is_file() else None
-    return ModelFacts(shape.layers, shape.positions or int(config.get("max_position_embeddings") or 0), count)
+    return ModelFacts(shape.layers, positions_of(config), count)
 
 
 def check_sizes(config: Mapping[str, Any], file: Path) -> None:

@@ -75,6 +75,14 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         return None
 
 
+def positions_of(config: Mapping[str, Any]) -> int:
+    """Return the longest row in tokens that a model of *config* was made for; 0 = not known.
+
+    Learnt positions end there. Rotary ones do not, but beyond it a model was never trained, and its answers mean nothing.
+    """
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
+
+
 def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
     found = next((config[n] for n in names if config.get(n) is not None), default)
     if found is None:

@@ -26,6 +26,7 @@ from raysweep.rows import BeliefRow, EvalRound, PointRow, ProbeRow, Snapshot, St
 from raysweep.seeds import derive
 from raysweep.studies.base import Deps, Progress
 from raysweep.studies.lifelong import Lifelong, ordered, probe_rows
+from raysweep.studies.refusals import check_records
 from raysweep.summarize import summary
 
 if TYPE_CHECKING:
@@ -268,6 +269,7 @@ class _Apart:
         self.deps.progress(Progress(positions.start, trial.protocol.rounds[-1], "edit"))
         torch.set_num_threads(trial.threads)
         lm = self.deps.load_model(trial.model)
+        check_records(lm, editor, records)
         began = perf_counter()
         questions = [
             [(i, r, j, p) for j, p in enumerate(r.probes) if p.kind in trial.protocol.probes]

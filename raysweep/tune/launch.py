@@ -22,6 +22,7 @@ from raysweep.errors import RunFailedError, SpecError, StoreError
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
 from raysweep.results.store import SHARED, ResultStore, State
 from raysweep.results.tables import Sweep
+from raysweep.tune import cluster
 from raysweep.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -110,9 +111,10 @@ def run_sweep(
 
     Raises:
         StoreError: the storage cannot be written; nothing was started.
-        SpecError: no node can give a trial what it asks for.
-        RunFailedError: Ray itself gave up twice.
+        SpecError: no node can give a trial what it asks for, or ``options.address`` is malformed.
+        RunFailedError: no cluster answers at ``options.address``, or Ray itself gave up twice.
     """
+    cluster.check(options.address)
     sweep = plan.sweep
     store = ResultStore(workspace.results(sweep.name))
     store.folder.check_writable()
@@ -133,7 +135,7 @@ def run_sweep(
         for key in todo:
             store.reopen(key)
         try:
-            with _ray(options.address):
+            with _ray(cluster.wanted(options.address)):
                 interrupted = _fit(store, todo, table, sweep, workspace, options, watcher)
             break
         except RuntimeError as error:
