@@ -54,7 +54,7 @@ def command(
         raysweep train-mend --model embedded --data world --skip 300 --size 230 --out mend.safetensors
     """
     workspace = (ctx.find_object(Options) or Options()).workspace
-    is_path = workspace.resolve(model).exists()
+    is_path = workspace.holds(model)
     spec = ModelSpec(name=workspace.resolve(model).name, path=model) if is_path else ModelSpec(name=model)
     fold = {"name": data.lower() or None, "path": data_path or None, "skip": skip, "size": size}
     config = recipe(spec, workspace, {k: v for k, v in fold.items() if v is not None}, set_ or ())

@@ -174,6 +174,12 @@ class Binder:
                 self._kept[question] = (ask(), None)
             except RaysweepError as error:
                 self._kept[question] = (None, error)
+            except (OSError, ValueError, RuntimeError) as error:  # a path that no file can have, say
+                said = " ".join(str(error).split()) or type(error).__name__
+                self._kept[question] = (
+                    None,
+                    DataError(f"cannot be looked up: {said}", hint="see what is written here"),
+                )
         answer, complaint = self._kept[question]
         if complaint is not None:
             self.problems.append(from_error(complaint, place))

@@ -287,4 +287,5 @@ def _syntax(error: MarkedYAMLError, file: str, text: str) -> YamlError:
         found = f"noticed at line {mark.line + 1}, column {mark.column + 1}: {problem}"
         return _at(place, f"this {what} is not closed, or holds something that does not fit", found)
     where = f"{context}: " if context else ""
-    return _at(Place(file, mark.line + 1, mark.column + 1), f"{where}{problem}")
+    hint = "quote a value that holds ': '" if "mapping values are not allowed" in problem else ""
+    return _at(Place(file, mark.line + 1, mark.column + 1), f"{where}{problem}", hint)

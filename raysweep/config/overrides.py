@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
+from raysweep.config import limits
 from raysweep.config.load import parse_value
 from raysweep.config.merge import TIED
 from raysweep.config.places import KeyPath, Place, Source
@@ -50,7 +52,9 @@ def _apply_one(source: Source, text: str, place: Place) -> Source:
     key = key.strip()
     if not equals or not key:
         raise _MisplacedError("an override is written key=value", "for example --set data.size=50")
-    value = parse_value(written, "value")
+    if key.count(".") >= limits.DEPTH:
+        raise _MisplacedError(f"a key has at most {limits.DEPTH} parts")
+    value = _value(key, written)
     tree = copy.deepcopy(source.tree) if isinstance(source.tree, dict) else {}
     swept = key.partition(".")[0] in ("editor", "wrap") and is_domain(value)
     path: KeyPath = ("space", key) if swept else _path(tree, key)
@@ -59,6 +63,13 @@ def _apply_one(source: Source, text: str, place: Place) -> Source:
         path = (*path, "name")
     _put(tree, path, value, key)
     return source.replaced(path, tree, place, text)
+
+
+def _value(key: str, written: str) -> Any:
+    """Return the value of an override: YAML, but a path is taken as it stands, since it may hold ``: `` or `` #``."""
+    if key.rpartition(".")[2] == "path" and written.strip()[:1] not in ("'", '"', "{", "["):
+        return written.strip()
+    return parse_value(written, "value")
 
 
 def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:
@@ -101,6 +112,11 @@ def _arm_path(tree: dict[str, Any], rest: str) -> KeyPath:
     if not isinstance(arms, dict):
         arms = {}
     names = list(arms)
+    if not any(rest == n or rest.startswith(f"{n}.") for n in names):  # another Unicode form of a name is that name
+        composed = unicodedata.normalize("NFC", rest)
+        forms = {unicodedata.normalize("NFC", n): n for n in names}
+        twin = next((f for f in sorted(forms, key=len) if composed == f or composed.startswith(f"{f}.")), None)
+        rest = rest if twin is None else forms[twin] + composed[len(twin) :]
     fitting = [n for n in names if rest == n or rest.startswith(f"{n}.")]
     if not fitting:
         raise _MisplacedError(f"unknown arm '{rest.partition('.')[0]}'", nearest(rest.partition(".")[0], names))

@@ -134,7 +134,7 @@ def plan(
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
-    notes += _left_out(binder)
+    notes += [*_left_out(binder), *_unwritten(sweep, trials.values())]
     whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
     if sweep.resources.shards > 1 and whole:
         notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
@@ -220,6 +220,22 @@ def _check_count(sweep: SweepSpec, count: int) -> list[Problem]:
     place = sweep.source.key(("space",))
     said = f"the arms have {count:,} points in all; a sweep has at most {limits.POINTS:,}"
     return [problem(place, said, "shorten the grids (they are crossed), lower search.samples, or write several sweeps")]
+
+
+def _unwritten(sweep: SweepSpec, trials: Iterable[PlannedTrial]) -> Iterator[str]:
+    """Yield a note for each arm whose last round comes before the records end that ``data.size`` asks for."""
+    told: dict[tuple[int, int], dict[str, None]] = {}
+    for planned in trials:
+        arm = sweep.arm(planned.arm)
+        layers: list[Any] = [sweep.base.get("data"), arm.base.get("data")]
+        stated = (
+            any(isinstance(layer, Mapping) and layer.get("size") for layer in layers) or "data.size" in planned.point
+        )
+        last, size = planned.trial.protocol.rounds[-1], planned.trial.data.size
+        if stated and 0 < last < size:
+            told.setdefault((last, size), {})[planned.arm] = None
+    for (last, size), arms in told.items():
+        yield f"the last round is at {last} edits, so {size - last} of the {size} records are not written: {', '.join(arms)}"
 
 
 def _left_out(binder: Binder) -> Iterator[str]:

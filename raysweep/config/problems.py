@@ -72,15 +72,19 @@ def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what
     found = "" if own else f", got {_short(details[0]['input'])}"
     code = ProtocolError.code if own and "rounds" in said else SpecError.code
     blamed = path or tuple(f for f in fields_at(spec, ()) if said.startswith(f"{f} "))[:1]
-    hint = "" if own else _number_hint(details)
+    hint = "" if own else _hint(details)
     return problem(locate(blamed, False), f"{what}: {f'{dotted}: ' if dotted else ''}{said}{found}", hint, code)
 
 
-def _number_hint(details: list[ErrorDetails]) -> str:
-    """Return how to write the number that a value looks like, or where a domain belongs; empty if it looks like neither."""
+def _hint(details: list[ErrorDetails]) -> str:
+    """Return how to write what a value looks like: a number, a text, or a domain, which belongs elsewhere; empty if nothing."""
     value, kinds = details[0]["input"], {detail["type"] for detail in details}
     if is_domain(value):
         return "to sweep it, write it into the arm's 'space', under its dotted key: editor.… or wrap.<wrapper>.…"
+    if "string_type" in kinds and isinstance(value, Mapping):
+        return "quote text that holds ': '"
+    if "string_type" in kinds and isinstance(value, bool | int | float):
+        return f'quote it, so that YAML takes it for text: "{str(value).lower() if isinstance(value, bool) else value}"'
     if not kinds & {"int_type", "float_type"}:
         return ""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:

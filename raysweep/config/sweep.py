@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,13 +57,13 @@ def find_file(file: str, workspace: Workspace) -> Path:
     Raises:
         NameUnknownError: there is none.
     """
-    path = workspace.resolve(file)
-    for given in (Path(file), path):
-        if given.is_file():
-            return given
-    found = workspace.find_space(file.removesuffix(".yaml"))
-    if found is not None:
-        return found
+    with suppress(OSError, ValueError, RuntimeError):  # a name too long, a NUL, the home of a user who is not
+        for given in (Path(file), workspace.resolve(file)):
+            if given.is_file():
+                return given
+        found = workspace.find_space(file.removesuffix(".yaml"))
+        if found is not None:
+            return found
     raise NameUnknownError(
         f"no search space '{file}': neither a file nor a name in search_spaces/",
         hint=nearest(Path(file).name.removesuffix(".yaml"), workspace.spaces()),
@@ -160,6 +161,12 @@ class _Reader:
         arms = self.mapping(tree, ("arms",))
         if not arms and not isinstance(tree.get("arms"), str | int | float | list):
             self.say(("arms",), "a search space needs at least one arm", "arms: {rome: {editor: rome}}")
+        shown: dict[str, str] = {}
+        for name in arms:
+            twin = shown.setdefault(unicodedata.normalize("NFC", name), name)
+            if twin != name:
+                said = f"arms '{twin}' and '{name}' have the same name in two Unicode forms"
+                self.say(("arms", name), said, "give them names that can be told apart", key=True)
         found = (self.arm(name, arms[name], ("arms", name)) for name in arms)
         return tuple(arm for arm in found if arm is not None)
 

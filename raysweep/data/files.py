@@ -16,6 +16,7 @@ from raysweep.data.jsonrows import check_keys, read_rows, type_name
 from raysweep.errors import DataError, Problem, ProblemsError, RecordError
 from raysweep.hashing import digest, file_digest
 from raysweep.records import EditRecord, Probe, ProbeKind, check_record
+from raysweep.workspace import near_names
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
@@ -77,7 +78,8 @@ class JsonDataset:
         if path.is_file():
             return path
         if not path.is_dir():
-            raise DataError(f"data.path '{path}' does not exist", hint="give a .json or .jsonl file, or its folder")
+            hint = near_names(path) or "give a .json or .jsonl file, or its folder"
+            raise DataError(f"data.path '{path}' does not exist", hint=hint)
         for place in self.places:
             candidate = path / place.rpartition("/")[2]
             if candidate.is_file():

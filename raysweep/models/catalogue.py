@@ -15,6 +15,7 @@ from raysweep.lazy import lazy
 from raysweep.models.folder import TOKENIZERS, read_json
 from raysweep.models.folder import check_folder as check_folder
 from raysweep.models.shapes import Shape
+from raysweep.workspace import near_names
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
@@ -155,7 +156,7 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     if spec.path:
         path = workspace.resolve(spec.path)
         if not path.exists():
-            hint = "give a model folder, a .gguf file, or a belief setting (.yaml) that trains one"
+            hint = near_names(path) or "give a model folder, a .gguf file, or a belief setting (.yaml) that trains one"
             raise ModelError(f"model.path '{path}' does not exist", hint=hint)
         return path
     if spec.name == "embedded":
