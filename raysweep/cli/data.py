@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from raysweep.belief.wikidata import FILES
 from raysweep.cli.options import Options
@@ -43,19 +44,19 @@ def ls(ctx: typer.Context) -> None:
         dataset = DATASETS.get(name)()
         try:
             path = dataset.locate(DataSpec(name=name), workspace)
-            table.add_row(name, dataset.about, str(dataset.count(path)), str(path or "in the package"))
+            table.add_row(name, dataset.about, str(dataset.count(path)), Text(str(path or "in the package")))
         except DataError as error:
-            table.add_row(name, dataset.about, "-", error.hint)
+            table.add_row(name, dataset.about, "-", Text(error.hint))
     Console().print(table)
     texts = Table("text", Column("where", overflow="fold"), box=None)
     for source in SOURCES:
-        texts.add_row(source, _text_place(source, workspace))
+        texts.add_row(source, Text(_text_place(source, workspace)))
     Console().print(texts)
     graphs = Table("graph", Column("where", overflow="fold"), box=None)
     graphs.add_row("world", "in the package")
     folder = workspace.data / "wikidata5m"
     there = all((folder / name).is_file() for name in FILES)
-    graphs.add_row("wikidata5m", str(folder) if there else "raysweep data fetch wikidata5m")
+    graphs.add_row("wikidata5m", Text(str(folder)) if there else "raysweep data fetch wikidata5m")
     Console().print(graphs)
 
 
@@ -64,7 +65,7 @@ def _text_place(source: str, workspace: Workspace) -> str:
         return "the dataset's own texts"
     if source == "brown":
         return str(brown_folder(workspace) or "raysweep data fetch brown")
-    return "Hugging Face hub; needs a network and: pip install 'raysweep\\[datasets]'"
+    return "Hugging Face hub; needs a network and: pip install 'raysweep[datasets]'"
 
 
 @app.command("fetch")
@@ -96,7 +97,11 @@ def fetch(
         print(fetching.fetch_brown(_workspace(ctx), archive=archive))
     else:
         err = Console(stderr=True)
-        print(fetching.fetch_wikidata5m(_workspace(ctx), archive=archive, report=lambda line: err.print(line)))
+        print(
+            fetching.fetch_wikidata5m(
+                _workspace(ctx), archive=archive, report=lambda line: err.print(line, markup=False)
+            )
+        )
 
 
 @app.command("check")

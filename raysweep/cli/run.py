@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raysweep.cli.errors import brief
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.plan import Plan, open_plan
@@ -95,9 +96,10 @@ def conclude(outcome: Outcome, sweep: str, workspace: Workspace) -> None:
     print(show.text(tables.open_sweep(outcome.results, workspace), how=render.Format.TABLE))
     print(f"results: {outcome.results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
     for key, error in list(outcome.failed.items())[:10]:
-        typer.echo(
-            f"failed: {key}: {error.splitlines()[0]}  (traceback in {outcome.results}/{key}/FAILED.json)", err=True
-        )
+        head, _, hint = brief(error).partition("\n")
+        typer.echo(f"failed: {key}: {head}  (traceback in {outcome.results}/{key}/FAILED.json)", err=True)
+        if hint:
+            typer.echo(hint, err=True)
     if outcome.failed:
         typer.echo(f"{len(outcome.failed)} trials failed; mend the cause and add --retry to the same command", err=True)
     if outcome.interrupted:

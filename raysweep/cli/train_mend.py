@@ -156,4 +156,4 @@ class Reporter:
             line += (
                 f"  held out: edits {row['val_right']:.3f}, locality {row['val_same']:.3f}, loss {row['val_loss']:.3f}"
             )
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False)
