@@ -10,6 +10,7 @@ import typer
 from raysweep.cli.errors import brief
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
+from raysweep.config.components import Components
 from raysweep.config.plan import Plan, open_plan
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
@@ -43,7 +44,9 @@ def command(
     if storage:
         where = storage if "://" in storage else str(workspace.resolve(storage))
         workspace = replace(workspace, storage=where)
-    found = open_plan(file, workspace, set_ or ())
+    components = Components.installed()
+    found = open_plan(file, workspace, set_ or (), components)
+    lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
     launch = lazy("raysweep.tune.launch")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()
