@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit docs clean
+.PHONY: demo test lint types unit fuzz docs clean
 
 demo: $(STAMP)
 	$(BIN)/raysweep run demo
@@ -21,6 +21,10 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# 5,000 odd inputs, new ones each time; about ten minutes. `make test` tries 120, always the same ones.
+fuzz: $(STAMP)
+	RAYSWEEP_FUZZ=5000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -p no:randomly --timeout 3600
 
 docs: $(STAMP)
 	$(BIN)/python -m raysweep.cli.docs errors > docs/errors.md

@@ -257,11 +257,13 @@ class Binder:
             return spec
         if spec.invalid == "refuse" and not spec.size:
             spec = spec.model_copy(update={"size": data.count - spec.skip})
-        question = ("rows", spec, editor and (editor.name, canonical_json(editor.config)), facts.positions)
+        kind = self.components.editors.get(editor.name) if editor else None
+        matters = editor is not None and (hasattr(kind, "record_error") or "contexts" in editor.config)
+        config = canonical_json(editor.config) if editor and matters else ""
+        question = ("rows", spec, editor and editor.name, config, facts.positions)
         if question not in self._kept:
-            kind = self.components.editors.get(editor.name) if editor else None
-            config = kind.config_type.model_validate(dict(editor.config)) if editor and kind else None
-            self._kept[question] = select(data.rows, spec, refusal(kind, config, facts), data.where)
+            resolved = kind.config_type.model_validate(dict(editor.config)) if editor and kind else None
+            self._kept[question] = select(data.rows, spec, refusal(kind, resolved, facts), data.where)
         found: Selection = self._kept[question]
         if spec.invalid == "refuse":
             self.problems += first_few(found.problems, data.where)
