@@ -280,7 +280,7 @@ class _Reader:
             try:
                 found[key] = parse(value)
             except ValueError as error:
-                nested = list(nested_domains(value, key))
+                nested = [] if is_domain(value) else list(nested_domains(value, key))
                 hint = f"keys of a space are dotted: {', '.join(nested[:3])}" if nested else ""
                 said = f"{key}: {'a mapping, not a domain' if nested else error}"
                 self.say((*path, key), said, hint)

@@ -74,7 +74,7 @@ def at(tree: Any, path: Path) -> Any:
 def trees(draw: Draw, good: Any, most: int = 4) -> Any:
     """A copy of *good* with up to *most* things replaced, removed, renamed, doubled or wrapped."""
     tree = copy.deepcopy(good)
-    for _ in range(draw(st.integers(1, most))):
+    for _ in range(draw(st.integers(0, most))):
         places = [p for p in paths(tree) if p]
         if not places:
             break

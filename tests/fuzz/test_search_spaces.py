@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ space:
 """
 
 
+HPARAMS: dict[str, Any] = {
+    "layers": [1],
+    "steps": 5,
+    "for": [{"editor": "ft", "lr": 1e-3}, {"data": "zsre", "steps": 3}],
+    "source": "x",
+}
+
+
 def bomb(levels: int, width: int) -> str:
     lines = ["sweep: bomb", "a0: &a0 [x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels)]
@@ -77,6 +86,15 @@ HUGE = st.one_of(
         ["!!binary x", "!!set {a}", "!!timestamp x", "!x y", "!!float x", "!!int 9e9", "0b2", "0o9", "9" * 5000]
     ).map(lambda value: YAML.replace("size: 4", f"size: {value}")),
 )
+
+
+def test_the_good_ones_are_good(root: Path, tally: Tally) -> None:
+    """A mutation of a file that was refused anyway would try little."""
+    (root / "hparams/ft").mkdir(parents=True)
+    (root / "hparams/ft/embedded.yaml").write_text(json.dumps(HPARAMS))
+    for text in (json.dumps(GOOD), YAML):
+        (root / "fuzz.yaml").write_text(text)
+        assert "ok: " in tally.command("good ones", "validate", "fuzz.yaml")
 
 
 @given(data=st.data())
@@ -130,7 +148,7 @@ def test_odd_overrides(argv: list[str], root: Path, tally: Tally) -> None:
 
 
 @given(
-    tree=trees({"layers": [1], "value": {"steps": 5}, "for": [{"editor": "rome", "lam": 3}], "source": "x"}),
+    tree=trees(HPARAMS),
     data=st.data(),
 )
 @share(0.05)
