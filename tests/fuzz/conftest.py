@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -32,16 +31,18 @@ def _hypothesis_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
-@pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """Count what came of the inputs of a module; a long run prints it."""
-    found = Tally()
-    yield found
-    if LONG:
-        reporter = request.config.pluginmanager.getplugin("terminalreporter")
-        reporter.write_line("")
-        for line in found.lines():
-            reporter.write_line(line)
+TALLY = pytest.StashKey[Tally]()
+
+
+@pytest.fixture(scope="session")
+def tally(request: pytest.FixtureRequest) -> Tally:
+    """Count what came of the inputs of all tests; a long run prints it."""
+    return request.config.stash.setdefault(TALLY, Tally())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(TALLY, Tally()).lines() if LONG else ():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -58,9 +58,13 @@ class Tally:
     def lines(self) -> list[str]:
         """Return a line per kind."""
         kinds = sorted({kind for kind, _ in self.outcomes})
+        total = sum(self.outcomes.values())
         return [
-            f"{kind}: {self.outcomes[kind, ACCEPTED] + self.outcomes[kind, REFUSED]:,} inputs, "
-            f"{self.outcomes[kind, ACCEPTED]:,} accepted, {self.outcomes[kind, REFUSED]:,} refused in words, "
-            f"slowest {self.slowest[kind]:.1f} s"
-            for kind in kinds
+            f"{total:,} answers in words, each within {SECONDS:g} s:",
+            *(
+                f"{kind}: {self.outcomes[kind, ACCEPTED] + self.outcomes[kind, REFUSED]:,} inputs, "
+                f"{self.outcomes[kind, ACCEPTED]:,} accepted, {self.outcomes[kind, REFUSED]:,} refused in words, "
+                f"slowest {self.slowest[kind]:.1f} s"
+                for kind in kinds
+            ),
         ]
