@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from raysweep.cli.leftout import left_out
 from raysweep.cli.options import Options
 from raysweep.cli.render import Cell, Format, render
 from raysweep.lazy import lazy
@@ -61,6 +62,8 @@ def command(
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = open_sweep(sweep, workspace, everything=everything)
     print(text(found, by=by.value, phase=phase.value, at=at, how=format_, ppl=ppl))
+    for note in left_out(found.trials().to_pylist()):
+        typer.echo(f"note: {note}", err=format_ is not Format.TABLE)
     if plot is not None:
         lazy("raysweep.cli.plot").draw(found, plot)
         if format_ is Format.TABLE:

@@ -51,7 +51,9 @@ def refusal(editor: Any, config: BaseModel | None, facts: ModelFacts) -> Callabl
 
     def why(record: EditRecord) -> RecordError | None:
         found: RecordError | None = needs(config, record) if needs is not None else None
-        return found or length_error(record, facts.positions, facts.count, before=before)
+        if found is not None:
+            return RecordError(f"{editor.name} cannot write {found.message}", hint=found.hint)
+        return length_error(record, facts.positions, facts.count, before=before)
 
     return why
 

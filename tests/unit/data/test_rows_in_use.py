@@ -93,7 +93,7 @@ def test_wise_needs_a_text_that_must_stay(workspace: Workspace) -> None:
     rows = [{**BARE, "src": f"Who sails {i}?"} for i in range(3)]
     found = complaints(workspace, rows, {"wise": wise})
     assert len(found) == 3
-    assert "no unrelated text to keep out of the side memory" in found[0]
+    assert "wise cannot write zsre/000000: no unrelated text to keep out of the side memory" in found[0]
     assert planned(workspace, rows, {"wise": {**wise, "unrelated": "The sky is blue"}}).trials
     assert planned(workspace, [named(0), named(1) | {"loc": "another"}], {"wise": wise}).trials
 
