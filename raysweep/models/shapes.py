@@ -69,7 +69,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
             keys=(config.get("num_key_value_heads") or heads) * head,
             gated=len(LAYOUTS.get(kind).mlp_in) == 2,
             tied=bool(config.get("tie_word_embeddings", "n_embd" in config)),
-            positions=int(config.get("n_positions", 0)) if "rotary_dim" not in config else 0,
+            positions=int(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
