@@ -37,7 +37,8 @@ class Components:
     """The tables and look-ups that turn names into facts; none of them loads torch.
 
     Attributes:
-        editors: editor classes (``config_type``, ``patch_kind``, ``version``).
+        editors: editor classes (``config_type``, ``patch_kind``, ``version``; optional: ``record_error(config, record)``, why a
+            record cannot be written, and ``fold_error(records)``, why records cannot be trained on, each an error or None).
         wrappers: wrapper classes (``config_type``, ``accepts``, ``version``; optional: ``gives``, what the wrapped editor is
             to a wrapper around it, or a function of its configuration, else ``weights``; ``unfit(config, wrapped)``, why it cannot
             wrap a wrapped editor; ``path_implies``, which of its keys may be a path of values, and the configuration that implies).
