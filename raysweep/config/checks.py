@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from raysweep.config.components import ModelFacts
 from raysweep.config.places import KeyPath
-from raysweep.config.schema import BlockNumber
+from raysweep.config.values import BlockNumber
 from raysweep.errors import RecordError
 from raysweep.records import EditRecord, length_error
 

@@ -113,9 +113,9 @@ def plan(
     """
     components = components or Components.installed()
     binder = Binder(sweep, workspace, components)
-    binder.problems += [*noted, *_check_space(sweep, components), *_check_metric(sweep)]
+    binder.problems.extend([*noted, *_check_space(sweep, components), *_check_metric(sweep)])
     counts = {arm.name: count_points(sweep, arm, components) for arm in sweep.arms}
-    binder.problems += _check_count(sweep, sum(counts.values()))
+    binder.problems.extend(_check_count(sweep, sum(counts.values())))
     few = sum(counts.values()) <= limits.POINTS
     trials: dict[str, PlannedTrial] = {}
     notes: list[str] = []

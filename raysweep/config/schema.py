@@ -7,81 +7,30 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
-    GetCoreSchemaHandler,
     PlainSerializer,
     PlainValidator,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
-from pydantic_core import CoreSchema
 
 from raysweep.config import limits
 from raysweep.config.places import Source
 from raysweep.config.space import Domain, as_tree, parse
 from raysweep.config.space import Scalar as Scalar
+from raysweep.config.values import Block as Block
+from raysweep.config.values import Blocks as Blocks
+from raysweep.config.values import Count as Count
+from raysweep.config.values import Natural as Natural
+from raysweep.config.values import NonNegative as NonNegative
+from raysweep.config.values import Positive as Positive
+from raysweep.config.values import Spec as Spec
+from raysweep.config.values import Threads as Threads
 from raysweep.errors import NameUnknownError, nearest
 from raysweep.hashing import digest
 from raysweep.records import ProbeKind
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Threads = Annotated[int, Field(ge=1, le=limits.THREADS)]
-
-
-class BlockNumber:
-    """Marks a field that names blocks of the model, so that a plan can ask whether the model has them."""
-
-
-def _each_once(blocks: tuple[int, ...]) -> tuple[int, ...]:
-    again = sorted({b for b in blocks if blocks.count(b) > 1})
-    if again:
-        raise ValueError(f"names each block once, but repeats {', '.join(map(str, again))}")
-    return blocks
-
-
-Block = Annotated[int, Field(ge=0), BlockNumber()]
-Blocks = Annotated[tuple[Natural, ...], Field(min_length=1), AfterValidator(_each_once), BlockNumber()]
-
-
-def _numbers_as_written(node: Any) -> None:
-    """Make each number in the schema *node* strict, and keep its whole numbers within 64 bits, in place."""
-    if isinstance(node, dict):
-        if node.get("type") in ("int", "float"):
-            node["strict"] = True
-        if node.get("type") == "int":
-            node.setdefault("le", limits.LARGEST)
-            if "ge" not in node and "gt" not in node:
-                node["ge"] = limits.SMALLEST
-        for below in node.values():
-            _numbers_as_written(below)
-    elif isinstance(node, list | tuple):
-        for below in node:
-            _numbers_as_written(below)
-
-
-class Spec(BaseModel):
-    """A frozen value that rejects unknown keys and takes a number as written.
-
-    Of ``5``, ``5.0``, ``"5"`` and ``true`` only the first is a whole number here, and only the first two are numbers: a value
-    that has to be converted is a slip of the pen more often than a wish. Whole numbers fit into 64 bits with their sign, which
-    is what a column of the results holds.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Return pydantic's schema with every number in it strict and every whole number bounded, however deep."""
-        schema = handler(source)
-        _numbers_as_written(schema)
-        return schema
 
 
 class ModelSpec(Spec):
