@@ -91,6 +91,8 @@ def recipe(
         here, *rest = [tree, *key.split(".")]
         for part in rest[:-1]:
             here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise SpecError(f"--set {key}: '{part}' is no mapping", hint="for example --set train.lr=1e-4")
         here[rest[-1]] = value
     try:
         return MendConfig.model_validate({**tree, "train": tree.get("train") or {}})

@@ -115,7 +115,10 @@ def open_published(name: str, workspace: Workspace) -> tuple[Number, ...]:
     known = names(workspace)
     if name not in known:
         raise NameUnknownError(f"no published numbers called '{name}'", hint=nearest(name, known))
-    return read(known[name])
+    try:
+        return read(known[name])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{known[name]}: cannot be read: {error}", hint="published numbers are UTF-8 CSV") from error
 
 
 def read(path: Path) -> tuple[Number, ...]:

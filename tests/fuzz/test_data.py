@@ -9,7 +9,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysweep.workspace import package_share
+from raysweep.config.schema import DataSpec, TextSpec
+from raysweep.data.texts import open_texts, resolve
+from raysweep.workspace import Workspace, package_share
 from tests.fuzz.conftest import share
 from tests.fuzz.mutate import damaged, trees, written
 from tests.fuzz.oracle import Tally
@@ -51,7 +53,7 @@ def tried(name: str, text: bytes, ending: str, how: str, root: Path, tally: Tall
     ending=st.sampled_from([".json", ".jsonl"]),
     how=st.sampled_from(["refuse", "skip"]),
 )
-@share(0.09)
+@share(0.08)
 def test_odd_rows(name: str, data: st.DataObject, ending: str, how: str, root: Path, tally: Tally) -> None:
     tree = data.draw(trees(ROWS[name]))
     if data.draw(st.booleans()) and isinstance(tree, list):
@@ -72,3 +74,17 @@ def test_damaged_files(name: str, data: st.DataObject, ending: str, root: Path, 
 @share(0.02)
 def test_files_without_bound(count: int, part: str, root: Path, tally: Tally) -> None:
     tried("zsre", (part * count).encode(), ".json", "skip", root, tally, "records, without bound")
+
+
+@given(
+    ending=st.sampled_from([".txt", ".jsonl"]),
+    text=damaged(b'{"text": "one"}\n{"text": "two \\u00e9"}\n\n"three"\n', most=4),
+)
+@share(0.01)
+def test_damaged_texts(ending: str, text: bytes, root: Path, tally: Tally) -> None:
+    """Text for second moments: the plan reads the first one, the run all of them."""
+    (root / f"text{ending}").write_bytes(text)
+    spec = TextSpec(name="mine", path=f"text{ending}")
+    workspace = Workspace(root)
+    tally.call("texts, plan", lambda: resolve(spec, DataSpec(), workspace))
+    tally.call("texts, run", lambda: [text.encode() for text in open_texts(spec, DataSpec(), workspace)])
