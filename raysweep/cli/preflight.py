@@ -16,7 +16,7 @@ from raysweep.cli.estimates import amount, memory
 from raysweep.config.components import Components
 from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.problems import problem
-from raysweep.errors import Problem, ProblemsError
+from raysweep.errors import Problem, ProblemsError, StoreError
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
 
@@ -55,10 +55,22 @@ def check(plan: Plan, workspace: Workspace, components: Components, *, address: 
     """
     if address is not None and address not in ("", "local"):
         return
-    machine = this_machine(workspace.results(plan.sweep.name))
-    problems = [*_resources(plan, machine), *_needs(plan, workspace, components, machine)]
+    results = workspace.results(plan.sweep.name)
+    machine = this_machine(results)
+    problems = [*_storage(results), *_resources(plan, machine), *_needs(plan, workspace, components, machine)]
     if problems:
         raise ProblemsError(dict.fromkeys(problems))
+
+
+def _storage(results: str) -> Iterator[Problem]:
+    """Yield why nothing can be written to *results*, a folder that need not be there yet; a URI is asked when it is used."""
+    there = None if "://" in results else next((p for p in (Path(results), *Path(results).parents) if p.exists()), None)
+    if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "cannot be written" if there.is_dir() else "is no folder"
+        said = f"results belong into {results}, but {there} {why}"
+        yield Problem(
+            code=StoreError.code, message=said, hint="--storage, --root or RAYSWEEP_ROOT choose another place"
+        )
 
 
 def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:

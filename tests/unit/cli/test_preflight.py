@@ -77,6 +77,15 @@ def test_a_cluster_is_not_this_machine(tmp_path: Path, monkeypatch: pytest.Monke
         check(found, Workspace(tmp_path), Components.installed(), address="local")
 
 
+def test_storage_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = planned(tmp_path)
+    (tmp_path / "results").write_text("no folder")
+    assert any("is no folder" in one for one in refused(found, tmp_path, ROOMY, monkeypatch))
+    monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
+    (tmp_path / "results").unlink()
+    assert any("cannot be written" in one for one in refused(found, tmp_path, ROOMY, monkeypatch))
+
+
 def test_a_machine_knows_itself(tmp_path: Path) -> None:
     here = this_machine(str(tmp_path / "not" / "yet"))
     assert here.cpus
