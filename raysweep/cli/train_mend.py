@@ -54,7 +54,7 @@ def command(
         raysweep train-mend --model embedded --data world --skip 300 --size 230 --out mend.safetensors
     """
     workspace = (ctx.find_object(Options) or Options()).workspace
-    is_path = workspace.resolve(model).exists()
+    is_path = workspace.holds(model)
     spec = ModelSpec(name=workspace.resolve(model).name, path=model) if is_path else ModelSpec(name=model)
     fold = {"name": data.lower() or None, "path": data_path or None, "skip": skip, "size": size}
     config = recipe(spec, workspace, {k: v for k, v in fold.items() if v is not None}, set_ or ())
@@ -91,6 +91,8 @@ def recipe(
         here, *rest = [tree, *key.split(".")]
         for part in rest[:-1]:
             here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise SpecError(f"--set {key}: '{part}' is no mapping", hint="for example --set train.lr=1e-4")
         here[rest[-1]] = value
     try:
         return MendConfig.model_validate({**tree, "train": tree.get("train") or {}})
@@ -156,4 +158,4 @@ class Reporter:
             line += (
                 f"  held out: edits {row['val_right']:.3f}, locality {row['val_same']:.3f}, loss {row['val_loss']:.3f}"
             )
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False)
