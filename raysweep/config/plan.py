@@ -156,7 +156,7 @@ def plan(
             if trial is None:
                 continue
             same += trial.key in trials
-            planned = PlannedTrial(arm.name, _with_seed_of(trial, point), trial)
+            planned = PlannedTrial(arm.name, point, trial)
             names.append(name_of(planned))
             if trial.key not in trials:
                 trials[trial.key] = _with_sharing(planned, components)
@@ -175,11 +175,6 @@ def plan(
         notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
     search = sweep.search.model_copy(update={"metric": sweep.search.metric or _metrics(sweep, components)[0]})
     return Plan(sweep.model_copy(update={"search": search}), tuple(trials.values()), tuple(notes), unique(names))
-
-
-def _with_seed_of(trial: TrialSpec, point: Point) -> Point:
-    """Return *point* with its seed as *trial* has it: a seed written as ``"1"`` or ``1.0`` is seed 1, not another one."""
-    return {**point, "seed": trial.seed} if "seed" in point else point
 
 
 def _with_sharing(planned: PlannedTrial, components: Components) -> PlannedTrial:

@@ -14,7 +14,7 @@ from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models import catalogue, folder, gguf, ggufheader
+from raysweep.models import catalogue, folder, ggufheader
 from raysweep.models.shapes import positions_of, shape_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 _SIZES = (
     *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "vocab_size"),
     *("intermediate_size", "n_inner", "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions"),
+)
+# Of each of these one must be stated: what transformers would take instead is another model's size.
+_STATED = (
+    ("hidden_size", "n_embd"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+    ("vocab_size",),
 )
 _LARGEST = 1 << 31  # of any size in a configuration; more is a slip of the pen or an attack
 
@@ -46,7 +53,7 @@ def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
 
 def _of_gguf(file: Path) -> ModelFacts:
     header = ggufheader.read_header(file)
-    gguf.check_header(header, file)
+    lazy("raysweep.models.gguf").check_header(header, file)
     return ModelFacts(header.number("llama.block_count"), header.number("llama.context_length"))
 
 
@@ -56,7 +63,7 @@ def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
     folder.check_kind(where, config, trusted=trusted)
     check_sizes(config, where / "config.json")
     shape = shape_of(config)
-    if shape is None:
+    if shape is None or not all(any(config.get(name) is not None for name in names) for names in _STATED):
         raise ModelError(
             f"{where / 'config.json'}: the sizes of the model are missing (hidden_size, num_hidden_layers, vocab_size …)",
             hint="copy or fetch the model again",

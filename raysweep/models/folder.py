@@ -6,7 +6,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from raysweep.errors import ModelError, nearest
@@ -122,7 +122,7 @@ def _named_by(index: Path, folder: Path) -> set[Path]:
     if not isinstance(table, dict) or not all(isinstance(name, str) and name for name in table.values()):
         raise ModelError(f"{index}: no table 'weight_map' of file names", hint=_AGAIN)
     names = set(table.values())
-    outside = sorted(name for name in names if Path(name).name != name)
+    outside = sorted(name for name in names if PurePath(name).is_absolute() or ".." in PurePath(name).parts)
     if outside:
         raise ModelError(f"{index}: names a file outside the folder: {outside[0]!r}", hint="do not use this folder")
     lost = sorted(name for name in names if not (folder / name).is_file())

@@ -223,7 +223,8 @@ def _config(meta: Mapping[str, Any], reader: Any, path: Path) -> Any:
 def _check_known(told: Mapping[str, Any], names: Collection[str], path: Path) -> None:
     """Raise :class:`ModelError` for hyper-parameters that would change the mathematics and are not modelled."""
     hint = "convert it to a Hugging Face folder and give that as model.path"
-    factor = told.get("llama.rope.scaling.factor", told.get("llama.rope.scale_linear", 0.0))
+    stated = "llama.rope.scaling.type" in told  # then a factor belongs to it
+    factor = told.get("llama.rope.scaling.factor", told.get("llama.rope.scale_linear", None if stated else 0.0))
     kind = told.get("llama.rope.scaling.type", "linear")  # so a factor alone scales
     scaled = kind not in ("none", "linear") or (kind == "linear" and factor not in (0.0, 1.0))
     if scaled or told.get("llama.rope.scaling.attn_factor", 1.0) != 1.0 or "rope_freqs.weight" in names:

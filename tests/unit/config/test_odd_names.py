@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -90,7 +91,7 @@ def test_a_path_is_taken_as_it_stands() -> None:
     assert spec.base["data"]["path"] == "/tmp/a: b #1/rows.json"
     assert spec.base["model"]["path"] == "/m x"
     swept = read_sweep(source, ["space.data.path={grid: [a.json, b.json]}"])
-    assert swept.space["data.path"].values == ("a.json", "b.json")
+    assert swept.space["data.path"].values == tuple(str(Path.cwd() / name) for name in ("a.json", "b.json"))
 
 
 def test_an_override_has_an_end() -> None:
