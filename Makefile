@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit chaos docs clean
+.PHONY: demo test lint types unit chaos fuzz docs clean
 
 demo: $(STAMP)
 	$(BIN)/raysweep run demo
@@ -24,6 +24,10 @@ unit: $(STAMP)
 
 chaos: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/ray/chaos.py --rounds 20
+
+# 5,000 odd inputs, new ones each time; about ten minutes. `make test` tries 120, always the same ones.
+fuzz: $(STAMP)
+	RAYSWEEP_FUZZ=5000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -p no:randomly --timeout 3600
 
 docs: $(STAMP)
 	$(BIN)/python -m raysweep.cli.docs errors > docs/errors.md

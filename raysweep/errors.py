@@ -78,10 +78,11 @@ class WrapError(SpecError):
 
 
 class RecordError(RaysweepError):
-    """A record of a dataset breaks a rule.
+    """A record of a dataset cannot be used.
 
-    Cause: an empty field, a brace in the prompt, or a subject that does not occur exactly once in its prompt.
-    Cure: correct or drop the quoted record; the message names file and index.
+    Cause: an empty prompt or target, a field that is not text, a question without its answer, or what this editor needs is missing:
+    a subject that occurs exactly once in the prompt, unrelated text, room in the model's positions.
+    Cure: correct or drop the quoted record (the message names file and index), or leave such records out: ``data.invalid: skip``.
     """
 
     code = "E-RECORD"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -38,8 +40,9 @@ class Probe:
 class EditRecord:
     """One fact to write.
 
-    ``subject`` occurs exactly once in ``prompt``; ``target`` is kept as the dataset has it (joining rules live
-    in ``models/tokens.py``). ``unrelated`` is text some editors need as a negative; empty if there is none.
+    ``subject`` is a part of ``prompt``, or empty where the dataset names none; editors that look it up need it exactly once
+    (:func:`subject_error`). ``target`` is kept as the dataset has it (joining rules live in ``models/tokens.py``). ``unrelated``
+    is text some editors need as a negative; empty if there is none.
     """
 
     id: str
@@ -51,34 +54,31 @@ class EditRecord:
 
     @property
     def template(self) -> str:
-        """The prompt with its subject replaced by ``{}``."""
+        """The prompt with its subject replaced by ``{}``.
+
+        Raises:
+            RecordError: the subject cannot be located.
+        """
+        error = subject_error(self)
+        if error is not None:
+            raise error
         return self.prompt.replace(self.subject, "{}")
 
 
 def check_record(record: EditRecord, *, where: str = "") -> tuple[str, ...]:
-    """Raise :class:`RecordError` if *record* breaks a rule (editors.md §1.5); return warnings.
+    """Raise :class:`RecordError` if no editor could write *record* (editors.md §1.5); return warnings.
 
     Args:
         record: the record to examine.
         where: ``file:index`` for the message.
 
     Raises:
-        RecordError: empty prompt, subject, target or probe field; a brace in prompt or subject; the subject
-            does not occur exactly once in the prompt.
+        RecordError: empty prompt, target or probe field.
     """
     at = f"{where} ({record.id})" if where else record.id
-    for field in ("prompt", "subject", "target"):
+    for field in ("prompt", "target"):
         if not getattr(record, field).strip():
-            raise RecordError(f"{at}: {field} is empty", hint="every record needs prompt, subject and target")
-    for field in ("prompt", "subject"):
-        if "{" in getattr(record, field) or "}" in getattr(record, field):
-            raise RecordError(f"{at}: {field} contains a brace: {getattr(record, field)!r}", hint="templates use '{}'")
-    count = record.prompt.count(record.subject)
-    if count != 1:
-        raise RecordError(
-            f"{at}: subject {record.subject!r} occurs {count} times in prompt {record.prompt!r}",
-            hint="the subject must occur exactly once, spelled the same",
-        )
+            raise RecordError(f"{at}: {field} is empty", hint="every record needs prompt and target")
     for probe in record.probes:
         for field in ("prompt", "target"):
             if not getattr(probe, field).strip():
@@ -89,3 +89,71 @@ def check_record(record: EditRecord, *, where: str = "") -> tuple[str, ...]:
     if record.prompt[-1:].isspace():
         warnings.append(f"{at}: prompt ends with a space")
     return tuple(warnings)
+
+
+def subject_error(record: EditRecord) -> RecordError | None:
+    """Return why the subject of *record* cannot be located in its prompt; None if it can.
+
+    An editor that reads the model at the subject's last token needs the subject exactly once, and no brace, since a template
+    marks its place by ``{}``.
+    """
+    at, subject, prompt = record.id, record.subject, record.prompt
+    if not subject.strip():
+        return RecordError(
+            f"{at}: there is no subject",
+            hint="name the part of the prompt that the fact is about, or use an editor that needs no subject",
+        )
+    for field in ("prompt", "subject"):
+        if "{" in getattr(record, field) or "}" in getattr(record, field):
+            return RecordError(f"{at}: {field} contains a brace: {getattr(record, field)!r}", hint="templates use '{}'")
+    count = prompt.count(subject)
+    if count == 1:
+        return None
+    return RecordError(
+        f"{at}: subject {subject!r} occurs {count} times in prompt {prompt!r}", hint=_spelling(subject, prompt, count)
+    )
+
+
+def _spelling(subject: str, prompt: str, count: int) -> str:
+    """Return what to do about a *subject* that occurs *count* times in *prompt*: often it is there, spelled otherwise."""
+    if count:
+        return "the subject must occur exactly once: reword the prompt, or make the subject longer"
+    one_form = [unicodedata.normalize("NFC", text) for text in (subject, prompt)]
+    if one_form[0] in one_form[1]:
+        return "both spell it alike, but in different Unicode forms: convert the file to NFC"
+    folded = [" ".join(text.casefold().split()) for text in one_form]
+    if folded[0] in folded[1]:
+        return "it is there with other capitals or spaces: spell it as the prompt does"
+    return "the subject must occur exactly once, spelled the same"
+
+
+_SPECIAL = 8  # tokens that a tokenizer may put around a text
+
+
+def length_error(
+    record: EditRecord, positions: int, count: Callable[[str], int] | None, *, before: int = 0
+) -> RecordError | None:
+    """Return why *record* is too long for a model; None if it is not, or if nobody can tell.
+
+    A row longer than the positions that a model was made for either breaks it or gives numbers that mean nothing.
+
+    Args:
+        record: its edit and every probe are looked at, each as prompt, space and target.
+        positions: the longest row in tokens; 0 = not known.
+        count: counts the tokens of a text, with special ones; None = cannot be counted here.
+        before: tokens that the editor puts before the prompt.
+    """
+    if not positions:
+        return None
+    asked = [("its edit", f"{record.prompt} {record.target}", before)]
+    asked += [(f"its {probe.kind} probe", f"{probe.prompt} {probe.target}", 0) for probe in record.probes]
+    for what, text, extra in asked:
+        if len(text.encode(errors="replace")) + extra + _SPECIAL <= positions:
+            continue  # a token is at least a byte, so there is nothing to count
+        length = (count(text) if count else 0) + extra
+        if length > positions:
+            return RecordError(
+                f"{record.id}: {what} is {length:,} tokens long, the model has {positions:,} positions",
+                hint="shorten or drop the record, or use a model with more positions",
+            )
+    return None

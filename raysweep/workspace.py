@@ -7,10 +7,12 @@ Written things (results, artifacts, models, fetched data) go below the root.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from unicodedata import normalize
 
 
 def package_share() -> Path:
@@ -41,6 +43,22 @@ def resolve_from_cwd(path: str | Path, *, shipped: bool = False) -> str:
 def unknown_variables() -> list[str]:
     """Return the environment variables that look like ours and are not."""
     return sorted(name for name in os.environ if name.startswith("RAYSWEEP_") and name not in VARIABLES)
+
+
+def near_names(path: Path, *, count: int = 3) -> str:
+    """Return what lies beside the missing *path* under a like name, for a hint; empty if nothing does.
+
+    A name may also be there in another Unicode form: ``é`` is one character or two, and most file systems tell them apart.
+    """
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except (OSError, ValueError):
+        return ""
+    same = [name for name in names if normalize("NFC", name) == normalize("NFC", path.name)]
+    if same:
+        return f"'{same[0]}' is there, the same name in another Unicode form: copy it from the folder's listing"
+    close = difflib.get_close_matches(path.name, names, n=count)
+    return f"did you mean: {', '.join(close)}?" if close else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +141,13 @@ class Workspace:
         """Return *path*, which a file names, as an absolute path; a relative one counts from the root."""
         given = Path(path).expanduser()
         return given if given.is_absolute() else (self.root / given).resolve()
+
+    def holds(self, path: str) -> bool:
+        """Tell whether something is at *path* (relative paths count from the root); no where there can be nothing."""
+        try:
+            return bool(path) and self.resolve(path).exists()
+        except (OSError, ValueError, RuntimeError):  # a name too long, a NUL, the home of a user who is not
+            return False
 
     def _bases(self) -> tuple[Path, ...]:
         return (self.root,) if self.root == self.share else (self.root, self.share)

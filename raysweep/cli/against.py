@@ -69,7 +69,12 @@ def _row(one: Ours, number: Number, *, plain: bool, loosely: bool) -> dict[str, 
     model, data, edits = one.trial.model.name, one.trial.data.name, one.line.step
     row: dict[str, Cell] = {"arm": one.line.label}
     if plain or loosely:
-        row |= {"model": model, "data": data, "edits": edits, **({"lam": one.lam} if plain else {})}
+        row |= {
+            "model": model,
+            "data": data,
+            "edits": edits,
+            **({"lam": one.lam if one.lam is not None else one.lam_text or None} if plain else {}),
+        }
         row |= {"published arm": number.arm, "their model": number.model, "their data": number.dataset}
         row |= {"their edits": number.edits, **({"their lam": number.lam} if plain else {})}
     else:
@@ -115,13 +120,13 @@ def _notes(found: Sequence[tuple[Ours, Number]], *, loosely: bool) -> list[str]:
 
 def _lambdas(found: Sequence[tuple[Ours, Number]]) -> list[str]:
     """Return a note per configuration of ours whose λ is not the published one."""
-    theirs: dict[tuple[str, float], dict[str, None]] = {}
+    theirs: dict[tuple[str, str], dict[str, None]] = {}
     for one, number in found:
-        if one.lam is not None and number.lam != one.lam:
+        if one.lam_text and (one.lam is None or number.lam != one.lam):
             said = "not published" if number.lam is None else f"{number.lam:g}"
-            known = theirs.setdefault((one.line.label, one.lam), {})
+            known = theirs.setdefault((one.line.label, one.lam_text), {})
             known[f"{said} ({number.model}, {number.dataset})"] = None
-    return [f"{label}: our λ is {lam:g}, theirs {', '.join(said)}" for (label, lam), said in theirs.items()]
+    return [f"{label}: our λ is {lam}, theirs {', '.join(said)}" for (label, lam), said in theirs.items()]
 
 
 def _left_out(found: Sequence[tuple[Ours, Number]], ours: Sequence[Ours]) -> list[str]:

@@ -8,13 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from raysweep.belief.wikidata import FILES
 from raysweep.cli.options import Options
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
+from raysweep.data.base import Reading
 from raysweep.data.texts import SOURCES, brown_folder
-from raysweep.errors import DataError, ProblemsError, nearest
+from raysweep.errors import DataError, Problem, ProblemsError, nearest
+from raysweep.records import EditRecord, subject_error
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(
@@ -41,19 +44,19 @@ def ls(ctx: typer.Context) -> None:
         dataset = DATASETS.get(name)()
         try:
             path = dataset.locate(DataSpec(name=name), workspace)
-            table.add_row(name, dataset.about, str(dataset.count(path)), str(path or "in the package"))
+            table.add_row(name, dataset.about, str(dataset.count(path)), Text(str(path or "in the package")))
         except DataError as error:
-            table.add_row(name, dataset.about, "-", error.hint)
+            table.add_row(name, dataset.about, "-", Text(error.hint))
     Console().print(table)
     texts = Table("text", Column("where", overflow="fold"), box=None)
     for source in SOURCES:
-        texts.add_row(source, _text_place(source, workspace))
+        texts.add_row(source, Text(_text_place(source, workspace)))
     Console().print(texts)
     graphs = Table("graph", Column("where", overflow="fold"), box=None)
     graphs.add_row("world", "in the package")
     folder = workspace.data / "wikidata5m"
     there = all((folder / name).is_file() for name in FILES)
-    graphs.add_row("wikidata5m", str(folder) if there else "raysweep data fetch wikidata5m")
+    graphs.add_row("wikidata5m", Text(str(folder)) if there else "raysweep data fetch wikidata5m")
     Console().print(graphs)
 
 
@@ -62,7 +65,7 @@ def _text_place(source: str, workspace: Workspace) -> str:
         return "the dataset's own texts"
     if source == "brown":
         return str(brown_folder(workspace) or "raysweep data fetch brown")
-    return "Hugging Face hub; needs a network and: pip install 'raysweep\\[datasets]'"
+    return "Hugging Face hub; needs a network and: pip install 'raysweep[datasets]'"
 
 
 @app.command("fetch")
@@ -94,7 +97,11 @@ def fetch(
         print(fetching.fetch_brown(_workspace(ctx), archive=archive))
     else:
         err = Console(stderr=True)
-        print(fetching.fetch_wikidata5m(_workspace(ctx), archive=archive, report=lambda line: err.print(line)))
+        print(
+            fetching.fetch_wikidata5m(
+                _workspace(ctx), archive=archive, report=lambda line: err.print(line, markup=False)
+            )
+        )
 
 
 @app.command("check")
@@ -115,10 +122,32 @@ def check(
         print(f"warning: {warning}")
     if len(reading.warnings) > _SHOWN:
         print(f"… and {len(reading.warnings) - _SHOWN} more warnings")
-    if reading.problems:
-        raise ProblemsError(reading.problems)
+    problems = [*reading.problems, *_subject_problems(reading, where)]
+    if problems:
+        raise ProblemsError(sorted(problems, key=_row_number))
     probes = sum(len(record.probes) for record in reading.records)
     digest = dataset.digest(where)
+    bare = sum(not record.subject.strip() for record in reading.records)
+    if bare:
+        print(f"note: {bare} of the records name no subject; editors that look it up refuse them, the others run")
     print(
         f"{where or name}: {len(reading.records)} records, {probes} probes, {len(reading.warnings)} warnings, {digest}"
     )
+
+
+def _subject_problems(reading: Reading, where: Path | None) -> list[Problem]:
+    """Return what is wrong with subjects that are given; a record without one is no mistake."""
+    found = []
+    for index, record in enumerate(reading.every):
+        error = subject_error(record) if isinstance(record, EditRecord) and record.subject.strip() else None
+        if error is not None:
+            message = f"{error.message.partition(': ')[2]} (only editors that look it up need it)"
+            place = f"{where}:{index}" if where else ""
+            message = f"({record.id}): {message}"  # type: ignore[union-attr]
+            found.append(Problem(code=error.code, message=message, file=place, hint=error.hint))
+    return found
+
+
+def _row_number(problem: Problem) -> int:
+    number = problem.file.rpartition(":")[2]
+    return int(number) if number.isdecimal() else -1

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raysweep.cli.errors import brief
 from raysweep.results.store import HEARTBEAT
 from raysweep.summarize import PHASES
 
@@ -88,8 +89,9 @@ class Display:
         row.summary = {name: result[name] for name in kept}  # no more than is shown: there may be many trials
         if result.get("replayed"):
             row.began = 0.0  # its edits were made in another trial's time
-        if self._live is None:
-            self.printer(self.line(row, str(result.get("failure", ""))))
+        failure = str(result.get("failure", ""))
+        if self._live is None or failure:
+            self.printer(self.line(row, failure))
 
     def lost(self, key: str, retried: bool) -> None:
         """Note that a trial's process died."""
@@ -102,7 +104,7 @@ class Display:
     def line(self, row: Row, failure: str = "") -> str:
         """Return one round as a plain line."""
         if failure:
-            return f"{row.label}: FAILED at {row.done}/{row.total}: {failure.splitlines()[0]}"
+            return f"{row.label}: FAILED at {row.done}/{row.total}: {brief(failure)}"
         ended = sum(r.ended for r in self.rows.values())
         head = f"[{ended}/{len(self.rows)}] {row.label}: {row.done}/{row.total} edits"
         return f"{head}{_scores(row.summary)}{self._pace(row)}"
@@ -130,7 +132,9 @@ class Display:
             table.add_column(overflow="fold")
         for key in sorted(live):
             row = self.rows[key]
-            table.add_row(row.label, f"{live[key]}/{row.total}", _scores(row.summary).strip(), beats[key][1])
+            table.add_row(
+                Text(row.label), f"{live[key]}/{row.total}", _scores(row.summary).strip(), Text(beats[key][1])
+            )
         return Group(Text(head, style="bold"), table)
 
     def _beat(self, key: str) -> tuple[int, str]:

@@ -13,11 +13,12 @@ from raysweep.cli.options import Options
 from raysweep.cli.run import announce, display, labels, summarise
 from raysweep.cli.validate import SetOption
 from raysweep.config.components import Components
+from raysweep.config.limits import LARGEST
 from raysweep.config.places import Source
 from raysweep.config.plan import Plan, plan
 from raysweep.config.problems import problem
 from raysweep.config.sweep import sweep_of
-from raysweep.errors import Problem
+from raysweep.errors import Problem, SpecError
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
@@ -45,8 +46,10 @@ def command(
     solver: Annotated[
         str, typer.Option("--solver", help="SimIE's back end (with --simie); default: the exact fast one.")
     ] = "",
-    edits: Annotated[int, typer.Option("--edits", min=1, help="How many records to write.")] = 100,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Records per call of the editor.")] = 1,
+    edits: Annotated[int, typer.Option("--edits", min=1, max=LARGEST, help="How many records to write.")] = 100,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=LARGEST, help="Records per call of the editor.")
+    ] = 1,
     rounds: Annotated[str, typer.Option("--rounds", help="Measure at these steps: 0,10,100; default: five.")] = "",
     seed: Annotated[int, typer.Option("--seed", help="Of the order and of every draw.")] = 0,
     name: Annotated[str, typer.Option("--name", help="Of the results folder.")] = "edit",
@@ -61,6 +64,10 @@ def command(
         raysweep edit --editor MEMIT --model gpt2-xl --data ZsRE --data-path zsre.json --simie --lam 10 --edits 100
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    if edits % batch_size:
+        below, above = edits - edits % batch_size, edits - edits % batch_size + batch_size
+        near = " or ".join(f"--edits {number}" for number in (below, above) if number)
+        raise SpecError(f"--edits {edits} is no multiple of --batch-size {batch_size}; every batch is whole", hint=near)
     kind, config = ALIASES.get(editor.lower(), (editor.lower(), {}))
     arm: dict[str, Any] = {"editor": {"name": kind, **config}}
     if simie:

@@ -116,7 +116,11 @@ def _each(rows: Sequence[Any], attribute: str) -> str:
 
 def _question(path: Path) -> str:
     """Return the ``# Question:`` line of a search space, else its first comment."""
-    lines = [line.lstrip("# ").strip() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "#"]
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    lines = [line.lstrip("# ").strip() for line in text.splitlines() if line[:1] == "#"]
     asked = [line.removeprefix("Question:").strip() for line in lines if line.startswith("Question:")]
     return (asked or lines or [""])[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,6 +123,9 @@ def options(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; ``--debug`` may stand anywhere."""
     given = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # half a character, in a file or an argument, must not end a message
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in given
     if debug:
         given = ["--debug", *(a for a in given if a != "--debug")]

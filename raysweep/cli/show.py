@@ -12,6 +12,7 @@ import typer
 
 from raysweep.cli import notes
 from raysweep.cli.errors import TRIALS_FAILED
+from raysweep.cli.leftout import left_out
 from raysweep.cli.options import Options
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
 from raysweep.cli.standing import left_out_lines
@@ -77,7 +78,9 @@ def command(
     shown = all_lines(trials, phase=chosen, by=by.value, at=at)
     print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl))
     missing = notes.missing_rounds(shown) if at is not None else []
-    told = [*notes.non_finite(trials), *missing, *notes.about_intervals(shown, ppl=ppl), *notes.outdated(found)]
+    passed_over = left_out(found.trials().to_pylist())
+    intervals = notes.about_intervals(shown, ppl=ppl)
+    told = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(found)]
     notes.tell(told, format_)
     if plot is not None:
         lazy("raysweep.cli.plot").draw(found, plot, phase=chosen, by=by.value)

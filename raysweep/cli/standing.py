@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from raysweep.cli.errors import brief
 from raysweep.lazy import lazy
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str
     lines = []
     for key, error in list(outcome.failed.items())[:SHOWN]:
         where = f"{outcome.results}/{key}/FAILED.json"
-        lines.append(f"failed: {called.get(key, key)}: {next(iter(error.splitlines()), '')}  (traceback in {where})")
+        head, _, hint = brief(error).partition("\n")
+        lines.append(f"failed: {called.get(key, key)}: {head}  (traceback in {where})")
+        lines += [hint] if hint else []
     if outcome.failed:
         count = _counted(len(outcome.failed), "trial", "trials")
         lines.append(f"{count} failed; mend the cause and add --retry to the same command")

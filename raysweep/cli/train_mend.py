@@ -89,6 +89,9 @@ def recipe(
         here = tree
         for part in above:
             here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                said = f"{one.place.file}: '{part}' is no mapping"
+                raise SpecError(said, hint="for example --set train.lr=1e-4")
         here[last] = one.value
     try:
         return MendConfig.model_validate({**tree, "train": tree.get("train") or {}})
@@ -154,4 +157,4 @@ class Reporter:
             line += (
                 f"  held out: edits {row['val_right']:.3f}, locality {row['val_same']:.3f}, loss {row['val_loss']:.3f}"
             )
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False)

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from raysweep.cli.options import Options
-from raysweep.config.plan import plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.components import Components
+from raysweep.config.plan import open_plan
+from raysweep.lazy import lazy
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A search space: a path, or a name in search_spaces/.", show_default=False)
@@ -24,10 +25,21 @@ SetOption = Annotated[
 ]
 
 
-def command(ctx: typer.Context, file: FileArgument, set_: SetOption = None) -> None:
+def command(
+    ctx: typer.Context,
+    file: FileArgument,
+    set_: SetOption = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", help="The cluster it will run on: then this machine's memory and disk do not matter."
+        ),
+    ] = None,
+) -> None:
     """Check a search space and everything it names; report every mistake at once with file, line and column.
 
-    Needs neither torch nor Ray, but for a model whose tokenizer was never planned with. Exit code 2 if anything is wrong.
+    It asks what `run` asks. Needs neither torch nor Ray, but for a model whose tokenizer was never planned with. Exit code 2 if
+    anything is wrong.
 
     Example:
 
@@ -35,7 +47,9 @@ def command(ctx: typer.Context, file: FileArgument, set_: SetOption = None) -> N
         raysweep validate search_spaces/smoke.yaml --set data.size=20
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = plan(open_sweep(file, workspace, set_ or ()), workspace)
+    components = Components.installed()
+    found = open_plan(file, workspace, set_ or (), components)
+    lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
     for note in found.notes:
         print(f"note: {note}")
     count = len(found.trials)

@@ -13,12 +13,33 @@ from raysweep.registry import Registry
 from raysweep.workspace import Workspace
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a plan knows of a model that is not loaded.
+
+    Attributes:
+        blocks: how many it has; 0 = not known.
+        positions: the longest row in tokens; 0 = not known.
+        count: counts the tokens of a text, with special ones; None = not known before the model is loaded.
+    """
+
+    blocks: int = 0
+    positions: int = 0
+    count: Callable[[str], int] | None = None
+
+
+def _nothing(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
+    """Know nothing of a model."""
+    return ModelFacts()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
     """The tables and look-ups that turn names into facts; none of them loads torch.
 
     Attributes:
-        editors: editor classes (``config_type``, ``patch_kind``, ``version``).
+        editors: editor classes (``config_type``, ``patch_kind``, ``version``; optional: ``record_error(config, record)``, why a
+            record cannot be written, and ``fold_error(records)``, why records cannot be trained on, each an error or None).
         wrappers: wrapper classes (``config_type``, ``accepts``, ``version``; optional: ``gives``, what the wrapped editor is
             to a wrapper around it, or a function of its configuration, else ``weights``; ``unfit(config, wrapped)``, why it cannot
             wrap a wrapped editor; ``path_implies``, which of its keys may be a path of values, and the configuration that implies).
@@ -30,6 +51,7 @@ class Components:
         environment: the environment variables that are set and move numbers.
         row_limit: says how many tokens a row may have, and why (None: any number); raises ``ModelError`` where a model attends
             in a way that is not modelled.
+        facts: what is known of a model before it is loaded; refuses one that cannot be loaded or edited.
     """
 
     editors: Registry[Any]
@@ -40,6 +62,7 @@ class Components:
     text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
     environment: Mapping[str, str] = field(default_factory=dict)
     row_limit: Callable[[ModelSpec, Workspace], tuple[int, str] | None] = lambda spec, workspace: None
+    facts: Callable[[ModelSpec, Workspace], ModelFacts] = _nothing
 
     @staticmethod
     def installed(*, fetch: bool = False) -> Components:
@@ -53,4 +76,5 @@ class Components:
             text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
             environment=environment.stated(),
             row_limit=lambda spec, workspace: lazy("raysweep.models.attention").examine(spec, workspace),
+            facts=lambda spec, workspace: lazy("raysweep.models.facts").facts(spec, workspace),
         )

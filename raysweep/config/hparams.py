@@ -79,5 +79,5 @@ def _check_for(found: Source, known: Mapping[str, Registry[Any]]) -> None:
             raise YamlError(f"{at}  'for' is a list of mappings, each with 'editor' or 'data' and keys", hint=hint)
         for kind in (k for k in FITS if k in entry):
             name = entry[kind]
-            if kind in known and name not in known[kind]:
+            if kind in known and (not isinstance(name, str) or name not in known[kind]):
                 raise YamlError(f"{at}  for: unknown {kind} {name!r}", hint=nearest(str(name), known[kind]))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 import json
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raysweep.config import precedence
+from raysweep.config import limits, precedence
 from raysweep.config.load import parse_value
 from raysweep.config.merge import TIED
 from raysweep.config.places import KeyPath, Place, Source
@@ -123,7 +124,9 @@ def _split(text: str) -> tuple[str, Any]:
     key = key.strip()
     if not equals or not key:
         raise SpecError("an override is written key=value", hint="for example --set data.size=50")
-    return key, absolute_paths(key, parse_value(written, "value"))
+    if key.count(".") >= limits.DEPTH:
+        raise SpecError(f"a key has at most {limits.DEPTH} parts")
+    return key, absolute_paths(key, _value(key, written))
 
 
 def absolute_paths(key: str, value: Any) -> Any:
@@ -168,6 +171,13 @@ def _put_one(source: Source, one: Override) -> tuple[Source, list[Statement]]:
     return source.replaced(path, tree, one.place, one.text), statements
 
 
+def _value(key: str, written: str) -> Any:
+    """Return the value of an override: YAML, but a path is taken as it stands, since it may hold ``: `` or `` #``."""
+    if key.rpartition(".")[2] == "path" and written.strip()[:1] not in ("'", '"', "{", "["):
+        return written.strip()
+    return parse_value(written, "value")
+
+
 def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:
     """Forget what was said of another model or dataset."""
     base = tree.get("base")
@@ -207,6 +217,11 @@ def _arm_path(tree: dict[str, Any], rest: str, *, swept: bool) -> KeyPath:
     if not isinstance(arms, dict):
         arms = {}
     names = list(arms)
+    if not any(rest == n or rest.startswith(f"{n}.") for n in names):  # another Unicode form of a name is that name
+        composed = unicodedata.normalize("NFC", rest)
+        forms = {unicodedata.normalize("NFC", n): n for n in names}
+        twin = next((f for f in sorted(forms, key=len) if composed == f or composed.startswith(f"{f}.")), None)
+        rest = rest if twin is None else forms[twin] + composed[len(twin) :]
     fitting = [n for n in names if rest == n or rest.startswith(f"{n}.")]
     if not fitting:
         hint = nearest(rest.partition(".")[0], names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,14 +12,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from raysweep.config import paths, precedence
+from raysweep.config import limits, paths, precedence
 from raysweep.config.bind import Binder, Point
 from raysweep.config.components import Components
+from raysweep.config.load import examine
 from raysweep.config.names import TrialName, unique
+from raysweep.config.overrides import Override
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
 from raysweep.config.schema import ArmSpec, DataSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec, without_paths
 from raysweep.config.space import Domain, Grid, ValuePath
+from raysweep.config.sweep import examine_sweep, find_file
 from raysweep.errors import Problem, ProblemsError, nearest
 from raysweep.hashing import digest
 from raysweep.measures import DERIVED, PHASES, VIEWS
@@ -104,31 +108,55 @@ def name_of(trial: PlannedTrial) -> TrialName:
     return TrialName(trial.arm, trial.point, trial.key, trial.trial.seed, trial.trial.protocol.rounds)
 
 
-def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None = None) -> Plan:
+def open_plan(
+    file: str, workspace: Workspace, overrides: Iterable[str | Override] = (), components: Components | None = None
+) -> Plan:
+    """Return every trial of the search space in *file*, a path or the name of one in ``search_spaces/``.
+
+    Raises:
+        NameUnknownError: there is no such file and no such name.
+        YamlError: the file is not well-formed.
+        ProblemsError: every other mistake, of form or of content, each with its place.
+    """
+    source, noted = examine(find_file(file, workspace))
+    sweep, noted = examine_sweep(source, noted, overrides)
+    if sweep is None:
+        raise ProblemsError(noted)
+    return plan(sweep, workspace, components, noted=noted)
+
+
+def plan(
+    sweep: SweepSpec, workspace: Workspace, components: Components | None = None, *, noted: Iterable[Problem] = ()
+) -> Plan:
     """Return every trial of *sweep*.
 
     Args:
         sweep: from :func:`raysweep.config.sweep.open_sweep`.
         workspace: where hyper-parameters, data and models are found.
         components: tables to resolve names with; None = what is installed.
+        noted: mistakes of form, to be reported with those of content.
 
     Raises:
         ProblemsError: every mistake in the sweep, with its place.
     """
     components = components or Components.installed()
     binder = Binder(sweep, workspace, components)
-    binder.problems += [*_check_space(sweep, components), *_check_metric(sweep, components), *_check_draws(sweep)]
+    binder.problems.extend([*noted, *_check_space(sweep, components), *_check_metric(sweep, components)])
+    binder.problems.extend(_check_draws(sweep))
+    counts = {arm.name: count_points(sweep, arm, components) for arm in sweep.arms}
+    binder.problems.extend(_check_count(sweep, sum(counts.values())))
+    few = sum(counts.values()) <= limits.POINTS
     trials: dict[str, PlannedTrial] = {}
     names: list[TrialName] = []
     notes: list[str] = [*sweep.source.notes, *precedence.hidden_values(sweep.source.tree, sweep.source)]
     for arm in sweep.arms:
         same = 0
-        for point in points(sweep, arm, components):
+        for point in points(sweep, arm, components) if few else itertools.islice(points(sweep, arm, components), 1):
             trial = binder.bind(arm, point)
             if trial is None:
                 continue
             same += trial.key in trials
-            planned = PlannedTrial(arm.name, _with_seed_of(trial, point), trial)
+            planned = PlannedTrial(arm.name, point, trial)
             names.append(name_of(planned))
             if trial.key not in trials:
                 trials[trial.key] = _with_sharing(planned, components)
@@ -137,26 +165,16 @@ def plan(sweep: SweepSpec, workspace: Workspace, components: Components | None =
         if same:
             notes.append(f"arm '{arm.name}': {same} of its points are trials already in the plan; they run once")
     if binder.problems:
-        binder.problems += paths.missing_paths(sweep.source, workspace)
+        binder.problems.extend(paths.missing_paths(sweep.source, workspace))
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
-    absent = dict.fromkeys(t.trial.model.name for t in trials.values() if t.trial.model.provisional)
-    notes += [
-        f"model '{name}' is not here: its keys will be others once `raysweep run` has fetched it, since they cover its commit and "
-        "its tokenizer"
-        for name in absent
-    ]
-    notes += paths.ambiguous_paths(sweep.source, workspace)
+    notes += _absent(trials.values())
+    notes += [*_left_out(binder), *_unwritten(sweep, trials.values()), *paths.ambiguous_paths(sweep.source, workspace)]
     notes += [f"{key} ({at.file}:{at.line}) has no effect: every domain is a grid" for key, at in _idle(sweep)]
     whole = dict.fromkeys(t.arm for t in trials.values() if not t.apart)
     if sweep.resources.shards > 1 and whole:
         notes.append(f"resources.shards has no effect on {', '.join(whole)}: their edits depend on each other")
     search = sweep.search.model_copy(update={"metric": sweep.search.metric or _metrics(sweep, components)[0]})
     return Plan(sweep.model_copy(update={"search": search}), tuple(trials.values()), tuple(notes), unique(names))
-
-
-def _with_seed_of(trial: TrialSpec, point: Point) -> Point:
-    """Return *point* with its seed as *trial* has it: a seed written as ``"1"`` or ``1.0`` is seed 1, not another one."""
-    return {**point, "seed": trial.seed} if "seed" in point else point
 
 
 def _with_sharing(planned: PlannedTrial, components: Components) -> PlannedTrial:
@@ -224,6 +242,56 @@ def points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None)
             yield {**draw, **dict(zip(grids, combination, strict=True))}
 
 
+def count_points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None) -> int:
+    """Return how many points :func:`points` yields, without making one."""
+    found = domains(sweep, arm, components).values()
+    draws = 1 if all(isinstance(d, Grid) for d in found) else sweep.search.samples
+    return draws * math.prod(len(d.values) for d in found if isinstance(d, Grid))
+
+
+def _check_count(sweep: SweepSpec, count: int) -> list[Problem]:
+    """Return a complaint if the sweep has more points than a plan may have."""
+    if count <= limits.POINTS:
+        return []
+    place = sweep.source.key(("space",))
+    said = f"the arms have {count:,} points in all; a sweep has at most {limits.POINTS:,}"
+    return [problem(place, said, "shorten the grids (they are crossed), lower search.samples, or write several sweeps")]
+
+
+def _unwritten(sweep: SweepSpec, trials: Iterable[PlannedTrial]) -> Iterator[str]:
+    """Yield a note for each arm whose last round comes before the records end that ``data.size`` asks for."""
+    told: dict[tuple[int, int], dict[str, None]] = {}
+    for planned in trials:
+        arm = sweep.arm(planned.arm)
+        layers: list[Any] = [sweep.base.get("data"), arm.base.get("data")]
+        stated = (
+            any(isinstance(layer, Mapping) and layer.get("size") for layer in layers) or "data.size" in planned.point
+        )
+        last, size = planned.trial.protocol.rounds[-1], planned.trial.data.size
+        if stated and 0 < last < size:
+            told.setdefault((last, size), {})[planned.arm] = None
+    for (last, size), arms in told.items():
+        yield f"the last round is at {last} edits, so {size - last} of the {size} records are not written: {', '.join(arms)}"
+
+
+def _absent(trials: Iterable[PlannedTrial]) -> Iterator[str]:
+    """Yield a note for each model that is not here, so that the keys of its trials are not final."""
+    for name in dict.fromkeys(t.trial.model.name for t in trials if t.trial.model.provisional):
+        yield (
+            f"model '{name}' is not here: its keys will be others once `raysweep run` has fetched it, since they cover its "
+            "commit and its tokenizer"
+        )
+
+
+def _left_out(binder: Binder) -> Iterator[str]:
+    """Yield a note for each arm whose data section skips rows."""
+    for arm, found in binder.left_out.items():
+        if found.left_out:
+            first = found.reasons[0]
+            why = f"first {first.file}: {first.message}"
+            yield f"arm '{arm}' leaves out {len(found.left_out)} rows of its data (data.invalid: skip), {why}"
+
+
 def swept_keys(arm: ArmSpec, components: Components) -> tuple[str, ...]:
     """Return every key that *arm* could sweep."""
     keys = ["seed", "threads"]
@@ -254,7 +322,7 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
     found: list[Problem] = []
     for key, domain in sweep.space.items():
         place = sweep.source.key(("space", key))
-        if not any(_applies(arm, key, components) for arm in sweep.arms):
+        if not any(_applies(arm, key, components) for arm in sweep.arms) and not _lost_arms(sweep):
             every = {k for arm in sweep.arms for k in swept_keys(arm, components)}
             found.append(problem(place, f"'{key}' applies to no arm", _near(key, every)))
         found += _check_drawn(sweep, key, domain, place)
@@ -283,6 +351,13 @@ def _check_draws(sweep: SweepSpec) -> list[Problem]:
     hint = "draw a key: {choice: […]}, {uniform: […]}, {loguniform: […]}, {int: […]} or {logint: […]}; or leave it out"
     idle = [(key, place) for key, place in _idle(sweep) if not place.line and place.file.startswith("--")]
     return [problem(place, f"{key} has no effect: every domain is a grid", hint) for key, place in idle]
+
+
+def _lost_arms(sweep: SweepSpec) -> bool:
+    """Tell whether arms are written that could not be read: a key that applies to none of the others may be theirs."""
+    tree = sweep.source.tree if isinstance(sweep.source.tree, Mapping) else {}
+    written = tree.get("arms")
+    return not isinstance(written, Mapping) or len(written) > len(sweep.arms)
 
 
 def _check_drawn(sweep: SweepSpec, key: str, domain: Domain, place: Place) -> list[Problem]:

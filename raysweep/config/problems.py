@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from raysweep.config.places import KeyPath, Place
+from raysweep.config.space import is_domain
 from raysweep.errors import Problem, ProtocolError, RaysweepError, SpecError, nearest
 
 Locate = Callable[[KeyPath, bool], Place]
@@ -44,8 +46,12 @@ def from_validation(
         ignore: a type of complaint to leave out (``missing`` where defaults could not be looked up).
     """
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
-    for detail in error.errors(include_url=False, include_context=True):
-        if detail["type"] == ignore:
+    details = error.errors(include_url=False, include_context=True)
+    for detail in details:
+        below = any(
+            len(d["loc"]) > len(detail["loc"]) and d["loc"][: len(detail["loc"])] == detail["loc"] for d in details
+        )
+        if detail["type"] == ignore or (detail["type"] == "too_short" and below):  # its items were wrong, not too few
             continue
         named = detail["type"] == "extra_forbidden"  # only then is the last part a key of the file, known or not
         grouped.setdefault(_known_part(spec, detail["loc"], named), []).append(detail)
@@ -63,10 +69,38 @@ def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what
         return problem(locate(path[:-1], True), f"{what} needs the key '{dotted}'")
     said = " or ".join(dict.fromkeys(_sentence(d) for d in details))
     own = kind == "value_error"
-    found = "" if own else f", got {details[0]['input']!r}"
+    found = "" if own else f", got {_short(details[0]['input'])}"
     code = ProtocolError.code if own and "rounds" in said else SpecError.code
     blamed = path or _first_named(spec, said)
-    return problem(locate(blamed, False), f"{what}: {f'{dotted}: ' if dotted else ''}{said}{found}", code=code)
+    hint = "" if own else _hint(details)
+    return problem(locate(blamed, False), f"{what}: {f'{dotted}: ' if dotted else ''}{said}{found}", hint, code)
+
+
+def _hint(details: list[ErrorDetails]) -> str:
+    """Return how to write what a value looks like: a number, a text, or a domain, which belongs elsewhere; empty if nothing."""
+    value, kinds = details[0]["input"], {detail["type"] for detail in details}
+    if is_domain(value):
+        return "to sweep it, write it into the arm's 'space', under its dotted key: editor.… or wrap.<wrapper>.…"
+    if "string_type" in kinds and isinstance(value, Mapping):
+        return "quote text that holds ': '"
+    if "string_type" in kinds and isinstance(value, bool | int | float):
+        return f'quote it, so that YAML takes it for text: "{str(value).lower() if isinstance(value, bool) else value}"'
+    if not kinds & {"int_type", "float_type"}:
+        return ""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"write {int(value)}: a whole number has no point and no exponent"
+    if isinstance(value, str):
+        with suppress(ValueError):
+            number = float(value)
+            whole = number.is_integer() and abs(number) < 1e15
+            return f"write {int(number) if whole and 'int_type' in kinds else value.strip()}, without quotes"
+    return ""
+
+
+def _short(value: Any, width: int = 200) -> str:
+    """Return *value* as a message shows it: never more than a line or two."""
+    shown = repr(value)
+    return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
 def _first_named(spec: type[BaseModel], said: str) -> KeyPath:

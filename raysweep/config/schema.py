@@ -6,24 +6,31 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from raysweep.config import limits
 from raysweep.config.places import Source
 from raysweep.config.space import Domain, as_tree, parse
 from raysweep.config.space import Scalar as Scalar
+from raysweep.config.values import Block as Block
+from raysweep.config.values import Blocks as Blocks
+from raysweep.config.values import Count as Count
+from raysweep.config.values import Natural as Natural
+from raysweep.config.values import NonNegative as NonNegative
+from raysweep.config.values import Positive as Positive
+from raysweep.config.values import Spec as Spec
+from raysweep.config.values import Threads as Threads
 from raysweep.errors import NameUnknownError, nearest
 from raysweep.hashing import digest
 from raysweep.records import ProbeKind
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Spec(BaseModel):
-    """A frozen value that rejects unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSpec(Spec):
@@ -67,15 +74,27 @@ class DataSpec(Spec):
         size (records): how many records; 0 = all that are left after ``skip``.
         skip (records): how many records of the file to leave out first (a fold for choosing λ, say).
         order: ``file`` keeps the file's order; ``seeded`` permutes the chosen records with the trial's seed.
+        invalid: what becomes of a chosen row that the editor cannot write (an empty target, a subject that is not there, a text
+            longer than the model's positions): ``refuse`` the trial, or ``skip`` the row as if it were not in the file, so that
+            ``skip`` and ``size`` count the others. Rows that are not chosen may be anything.
         digest: hash of the dataset's content, filled in by the plan.
+        left_out: the rows skipped on the way, counted from 0, filled in by the plan.
     """
 
     name: str = "world"
     path: str = ""
-    size: Annotated[int, Field(ge=0)] = 0
-    skip: Annotated[int, Field(ge=0)] = 0
+    size: Natural = 0
+    skip: Natural = 0
     order: Literal["file", "seeded"] = "seeded"
+    invalid: Literal["refuse", "skip"] = "refuse"
     digest: str = ""
+    left_out: tuple[Natural, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what only ``invalid: skip`` adds, so that trials that refuse keep the key they always had."""
+        tree: dict[str, Any] = handler(self)
+        return tree if self.invalid == "skip" else {k: v for k, v in tree.items() if k not in ("invalid", "left_out")}
 
 
 class ProtocolSpec(Spec):
@@ -96,7 +115,7 @@ class ProtocolSpec(Spec):
     version: ClassVar[int] = 1
 
     batch_size: Count = 1
-    rounds: tuple[Annotated[int, Field(ge=0)], ...] = (0,)
+    rounds: tuple[Natural, ...] = (0,)
     probes: tuple[ProbeKind, ...] = (
         ProbeKind.EFFICACY,
         ProbeKind.PARAPHRASE,
@@ -133,7 +152,7 @@ class TextSpec(Spec):
 
     name: str = "dataset"
     path: str = ""
-    tokens: Annotated[int, Field(ge=0)] = 100_000
+    tokens: Natural = 100_000
     digest: str = ""
 
 
@@ -182,7 +201,7 @@ class TrialSpec(Spec):
     editor: EditorSpec
     protocol: ProtocolSpec
     seed: int
-    threads: Count = 1
+    threads: Threads = 1
     versions: Mapping[str, int] = {}
     environment: Mapping[str, str] = {}
 
@@ -244,11 +263,11 @@ class ResourceSpec(Spec):
 
     cpu: Positive = 1.0
     gpu: Literal["auto"] | NonNegative = "auto"
-    memory: Annotated[int, Field(ge=0)] = 0
-    concurrent: Annotated[int, Field(ge=0)] = 0
-    retries: Annotated[int, Field(ge=0)] = 2
+    memory: Natural = 0
+    concurrent: Natural = 0
+    retries: Natural = 2
     share: bool = True
-    shards: Count = 1
+    shards: Annotated[int, Field(ge=1, le=limits.SHARDS)] = 1
 
 
 def _domain(value: Any) -> Domain:
@@ -287,6 +306,7 @@ class SweepSpec(Spec):
         search: how points are drawn and ranked.
         resources: what a trial gets.
         source: the text this came from, for messages; not part of the dump.
+        unread: sections of ``base`` that are written, but in no form that could be read; not part of the dump.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -299,6 +319,7 @@ class SweepSpec(Spec):
     search: SearchSpec = SearchSpec()
     resources: ResourceSpec = ResourceSpec()
     source: Source = Field(default_factory=Source, exclude=True, repr=False)
+    unread: frozenset[str] = Field(default=frozenset(), exclude=True, repr=False)
 
     def arm(self, name: str) -> ArmSpec:
         """Return the arm called *name*.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from raysweep.config import limits
 from raysweep.errors import nearest
 
 Scalar = bool | int | float | str | None
@@ -156,10 +157,14 @@ def _bounds(kind: str, argument: list[Any], types: tuple[type, ...]) -> tuple[An
         what = "whole numbers" if types == (int,) else "numbers"
         raise ValueError(f"'{kind}' takes two {what}, [low, high], got {_flow(argument)}")
     low, high = argument
+    if types == (int,) and not all(limits.SMALLEST <= v < limits.LARGEST for v in argument):
+        raise ValueError(f"'{kind}' takes whole numbers of 64 bits, got {_flow(argument)}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"'{kind}' needs low < high, got {_flow(argument)}")
     if kind.startswith("log") and low <= 0:
         raise ValueError(f"'{kind}' needs low > 0, got {_flow(argument)}")
+    if not math.isfinite(high - low):
+        raise ValueError(f"'{kind}' spans more than a number can hold, got {_flow(argument)}")
     return low, high
 
 

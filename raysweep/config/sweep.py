@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from raysweep.config.load import read
+from raysweep.config import limits
+from raysweep.config.load import codepoint, examine
 from raysweep.config.overrides import BASE_KEYS, TOP_KEYS, Override, apply
 from raysweep.config.places import KeyPath, Source
 from raysweep.config.problems import from_validation, problem, unknown_keys
@@ -20,6 +23,10 @@ from raysweep.errors import NameUnknownError, Problem, ProblemsError, nearest
 from raysweep.workspace import Workspace
 
 ARM_KEYS = ("editor", "wrap", "space", *BASE_KEYS)
+_SECTIONS = ("model", "data", "protocol")
+_TURNS = frozenset(
+    "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u061c"
+)  # turn the writing's direction
 _NAME = re.compile(r"\w[\w.+-]*")
 
 P = TypeVar("P", bound=Spec)
@@ -38,7 +45,10 @@ def open_sweep(file: str, workspace: Workspace, overrides: Iterable[str | Overri
         YamlError: the file is not well-formed.
         ProblemsError: it is, but says things it may not say.
     """
-    return read_sweep(read(find_file(file, workspace)), overrides)
+    spec, problems = examine_sweep(*examine(find_file(file, workspace)), overrides)
+    if problems or spec is None:
+        raise ProblemsError(problems)
+    return spec
 
 
 def find_file(file: str, workspace: Workspace) -> Path:
@@ -47,13 +57,13 @@ def find_file(file: str, workspace: Workspace) -> Path:
     Raises:
         NameUnknownError: there is none.
     """
-    path = workspace.resolve(file)
-    for given in (Path(file), path):
-        if given.is_file():
-            return given
-    found = workspace.find_space(file.removesuffix(".yaml"))
-    if found is not None:
-        return found
+    with suppress(OSError, ValueError, RuntimeError):  # a name too long, a NUL, the home of a user who is not
+        for given in (Path(file), workspace.resolve(file)):
+            if given.is_file():
+                return given
+        found = workspace.find_space(file.removesuffix(".yaml"))
+        if found is not None:
+            return found
     raise NameUnknownError(
         f"no search space '{file}': neither a file nor a name in search_spaces/",
         hint=nearest(Path(file).name.removesuffix(".yaml"), workspace.spaces()),
@@ -66,13 +76,29 @@ def read_sweep(source: Source, overrides: Iterable[str | Override] = ()) -> Swee
     Raises:
         ProblemsError: every mistake of form, with its place.
     """
-    source, problems = apply(source, overrides)
-    reader = _Reader(source)
-    spec = reader.sweep()
-    problems += reader.problems
+    spec, problems = examine_sweep(source, (), overrides)
     if problems or spec is None:
         raise ProblemsError(problems)
     return spec
+
+
+def examine_sweep(
+    source: Source, noted: Iterable[Problem] = (), overrides: Iterable[str | Override] = ()
+) -> tuple[SweepSpec | None, list[Problem]]:
+    """Return what can be read of *source* with *overrides* laid over it, and every mistake of form.
+
+    With mistakes, what cannot be read is missing from the sweep (an arm, a swept key), so that a plan can look for further
+    mistakes in the rest; None if there is no rest.
+
+    Args:
+        source: the file.
+        noted: what was found wrong with its YAML.
+        overrides: ``key=value`` texts.
+    """
+    source, problems = apply(source, overrides)
+    reader = _Reader(source)
+    spec = reader.sweep()
+    return spec, [*noted, *problems, *reader.problems]
 
 
 def sweep_of(tree: Mapping[str, Any], *, file: str = "", overrides: Iterable[str | Override] = ()) -> SweepSpec:
@@ -86,9 +112,10 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.problems: list[Problem] = []
+        self.unread: set[str] = set()
 
     def sweep(self) -> SweepSpec | None:
-        """Return the sweep, or None if it cannot even be put together."""
+        """Return the sweep as far as it can be read, or None if nothing of it can."""
         tree = self.source.tree
         if not isinstance(tree, dict):
             hint = "a search space starts with 'sweep: name'; see search_spaces/README.md"
@@ -104,17 +131,16 @@ class _Reader:
         space = self.space(tree, ("space",))
         search = self.part(tree, "search", SearchSpec)
         resources = self.part(tree, "resources", ResourceSpec)
-        if self.problems:
-            return None
         return SweepSpec(
             name=name,
-            study=study,
+            study=study if isinstance(study, str) else "lifelong",
             base=base,
             arms=arms,
             space=space,
             search=search or SearchSpec(),
             resources=resources or ResourceSpec(),
             source=replace(self.source, tree=tree),
+            unread=frozenset(self.unread),
         )
 
     def name(self, tree: dict[str, Any]) -> str:
@@ -122,20 +148,31 @@ class _Reader:
         name = tree.get("sweep")
         if name is None:
             self.say((), "a search space needs the key 'sweep' (its name, and that of its results folder)")
-        elif not isinstance(name, str) or not _NAME.fullmatch(name):
+        elif not isinstance(name, str):
+            self.say(("sweep",), f"sweep: {name!r} is no folder name: a name is text", quoted("sweep", name))
+        elif not _NAME.fullmatch(name):
             self.say(("sweep",), f"sweep: {name!r} is no folder name", "use letters, digits, '_', '-', '+' and '.'")
+        elif len(name.encode()) > limits.NAME_BYTES:
+            self.say(("sweep",), f"sweep: a name has at most {limits.NAME_BYTES} bytes, this one {len(name.encode())}")
         return str(name)
 
     def arms(self, tree: dict[str, Any]) -> tuple[ArmSpec, ...]:
         """Return the arms that can be read."""
         arms = self.mapping(tree, ("arms",))
-        if not arms and not self.problems:
+        if not arms and not isinstance(tree.get("arms"), str | int | float | list):
             self.say(("arms",), "a search space needs at least one arm", "arms: {rome: {editor: rome}}")
+        shown: dict[str, str] = {}
+        for name in arms:
+            twin = shown.setdefault(unicodedata.normalize("NFC", name), name)
+            if twin != name:
+                said = f"arms '{twin}' and '{name}' have the same name in two Unicode forms"
+                self.say(("arms", name), said, "give them names that can be told apart", key=True)
         found = (self.arm(name, arms[name], ("arms", name)) for name in arms)
         return tuple(arm for arm in found if arm is not None)
 
     def arm(self, name: str, tree: Any, path: KeyPath) -> ArmSpec | None:
-        """Return one arm, or None if its editor cannot be told."""
+        """Return one arm, or None if its editor or a section of it cannot be told."""
+        self.arm_name(name, path)
         if not isinstance(tree, dict):
             self.say(path, f"arm '{name}' must be a mapping", f"{name}: {{editor: {tree or '…'}}}")
             return None
@@ -159,11 +196,22 @@ class _Reader:
             w and self.without_paths(w, here, f"wrap.{w['name']}.", space)
             for (here, _), w in zip(listed, wrappers, strict=True)
         ]
-        if editor is None:
+        if editor is None or None in wrappers or any(tree.get(k) is not None and k not in base for k in _SECTIONS):
             return None
         around = tuple(WrapSpec(name=w["name"], config=_rest(w)) for w in wrappers if w)
         spec = EditorSpec(name=editor["name"], config=_rest(editor), wrap=around)
         return ArmSpec(name=name, editor=spec, base=base, space=space)
+
+    def arm_name(self, name: str, path: KeyPath) -> None:
+        """Note a name that a table or a message cannot show as it is."""
+        odd = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _TURNS), "")
+        if not any(c.isprintable() and not c.isspace() for c in name):
+            self.say(path, "an arm needs a name that can be seen", "rome: {editor: rome}", key=True)
+        elif odd:
+            self.say(path, f"the name of an arm holds the character {codepoint(odd)}, which cannot be shown", key=True)
+        elif len(name.encode()) > limits.NAME_BYTES:
+            said = f"the name of an arm has at most {limits.NAME_BYTES} bytes, this one {len(name.encode())}"
+            self.say(path, said, key=True)
 
     def without_paths(
         self, tree: dict[str, Any], path: KeyPath, prefix: str, space: dict[str, Domain]
@@ -200,11 +248,13 @@ class _Reader:
             elif section == "protocol" and not isinstance(value, dict):
                 hint = "protocol: {rounds: [0, 10], batch_size: 1}"
                 self.say(here, f"protocol must be a mapping, got {value!r}", hint)
-                continue
+                value = None
             if isinstance(value, dict) and "digest" in value:
                 self.say((*here, "digest"), f"'{section}.digest' is filled in by the plan", "remove it", key=True)
             if value is not None:
                 found[section] = value
+            elif report and tree[section] is not None:
+                self.unread.add(section)
         return found
 
     def named(self, value: Any, path: KeyPath, what: str, *, need_name: bool = True) -> dict[str, Any] | None:
@@ -216,9 +266,10 @@ class _Reader:
         if isinstance(value, dict) and "name" not in value:
             self.say(path, f"this {what} needs the key 'name'", f"{{name: …, {', '.join(value)}}}")
         elif isinstance(value, dict):
-            self.say((*path, "name"), f"the name of this {what} must be text, got {value['name']!r}")
+            said = f"the name of this {what} must be text, got {value['name']!r}"
+            self.say((*path, "name"), said, quoted("name", value["name"]))
         else:
-            hint = 'in YAML null means nothing; quote the name: "null"' if value is None else ""
+            hint = quoted(what, value)
             self.say(path, f"this {what} must be a name or a mapping with one, got {value!r}", hint)
         return None
 
@@ -229,7 +280,11 @@ class _Reader:
             try:
                 found[key] = parse(value)
             except ValueError as error:
-                self.say((*path, key), f"{key}: {error}")
+                nested = [] if is_domain(value) else list(nested_domains(value, key))
+                hint = f"keys of a space are dotted: {', '.join(nested[:3])}" if nested else ""
+                said = f"{key}: {'a mapping, not a domain' if nested else error}"
+                self.say((*path, key), said, hint)
+                self.unread.add("space")
         return found
 
     def part(self, tree: dict[str, Any], key: str, spec: type[P]) -> P | None:
@@ -264,3 +319,33 @@ class _Reader:
 
 def _rest(named: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in named.items() if k != "name"}
+
+
+def quoted(key: str, value: Any) -> str:
+    """Return how to write *value*, which YAML takes for something else, as a name; empty if it can be none.
+
+    >>> quoted("sweep", 20240101)
+    'quote it, so that YAML takes it for text: sweep: "20240101"'
+    """
+    if value is None:
+        return 'in YAML null means nothing; quote the name: "null"'
+    if isinstance(value, bool):
+        return f'quote it, so that YAML takes it for text: {key}: "{str(value).lower()}"'
+    if isinstance(value, int | float):
+        return f'quote it, so that YAML takes it for text: {key}: "{value}"'
+    return ""
+
+
+def nested_domains(tree: Any, key: str) -> Iterator[str]:
+    """Yield, for each domain inside the mapping *tree* at *key*, the line that should stand in its place.
+
+    >>> list(nested_domains({"simie": {"lam": {"grid": [1, 10]}}}, "wrap"))
+    ['wrap.simie.lam: {grid: [1, 10]}']
+    """
+    if is_domain(tree):
+        ((kind, values),) = tree.items()
+        shown = ", ".join(map(str, values[:4])) + (", …" if len(values) > 4 else "")
+        yield f"{key}: {{{kind}: [{shown}]}}"
+    elif isinstance(tree, Mapping):
+        for name, below in tree.items():
+            yield from nested_domains(below, f"{key}.{name}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from raysweep.config.schema import DataSpec
+from raysweep.config.selection import chosen, select
 from raysweep.data.base import Dataset, Reading
-from raysweep.errors import DataError
+from raysweep.errors import DataError, ProblemsError
 from raysweep.records import EditRecord
 from raysweep.registry import Registry
 
@@ -31,23 +31,30 @@ DATASETS: Registry[type[Dataset]] = Registry(
 def resolve(spec: DataSpec, workspace: Workspace) -> DataSpec:
     """Return *spec* with ``digest`` filled in and ``size: 0`` replaced by the number of records left after ``skip``.
 
+    With ``invalid: skip``, the rows that no editor could write are noted in ``left_out``.
+
     Raises:
         NameUnknownError: no such dataset.
         DataError: its file is missing or unreadable, or holds fewer records than asked for.
     """
     dataset = DATASETS.get(spec.name)()
     path = dataset.locate(spec, workspace)
-    size = _size(spec, dataset.count(path), str(path or spec.name))
-    return spec.model_copy(update={"digest": dataset.digest(path), "size": size})
+    where = str(path or spec.name)
+    found = {"digest": dataset.digest(path)}
+    if spec.invalid == "refuse":
+        return spec.model_copy(update={**found, "size": _size(spec, dataset.count(path), where)})
+    selection = select(dataset.read(path).every, spec, lambda record: None, where)
+    size = _size(spec, spec.skip + len(selection.records), where)
+    return spec.model_copy(update={**found, "size": size, "left_out": selection.left_out})
 
 
 def open_dataset(spec: DataSpec, workspace: Workspace) -> tuple[EditRecord, ...]:
-    """Return the records that *spec* chooses, in file order.
+    """Return the records that *spec* chooses, in file order; rows that it does not choose may be anything.
 
     Raises:
         NameUnknownError: no such dataset.
         DataError: its file is missing or unreadable, changed since the plan, or holds fewer records than asked for.
-        ProblemsError: records break rules; every one of the file's is listed as ``file:index``.
+        ProblemsError: rows that were to be used break rules; every one is listed as ``file:index``.
     """
     dataset = DATASETS.get(spec.name)()
     path = dataset.locate(spec, workspace)
@@ -58,8 +65,12 @@ def open_dataset(spec: DataSpec, workspace: Workspace) -> tuple[EditRecord, ...]
             f"{where}: its content has digest {found}, the plan saw {spec.digest}",
             hint="the file changed meanwhile; restore it, or plan again",
         )
-    size = _size(spec, dataset.count(path), where)
-    return tuple(islice(dataset.load(path), spec.skip, spec.skip + size))
+    reading = dataset.read(path) if dataset.count(path) else Reading(())
+    selection = chosen(reading.every, spec)
+    if selection.problems:
+        raise ProblemsError(selection.problems)
+    _size(spec, dataset.count(path) if spec.invalid == "refuse" else spec.skip + len(selection.records), where)
+    return selection.records
 
 
 def _size(spec: DataSpec, count: int, where: str) -> int:
@@ -67,5 +78,6 @@ def _size(spec: DataSpec, count: int, where: str) -> int:
     left = count - spec.skip
     if left < max(spec.size, 1):
         asked = f"data.size = {spec.size} after data.skip = {spec.skip}" if spec.size else f"data.skip = {spec.skip}"
-        raise DataError(f"{where} holds {count} records, too few for {asked}", hint="lower them, or use a larger file")
+        kind = "records" if spec.invalid == "refuse" else "records that can be used"
+        raise DataError(f"{where} holds {count} {kind}, too few for {asked}", hint="lower them, or use a larger file")
     return spec.size or left

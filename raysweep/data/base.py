@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -17,11 +17,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A whole dataset, examined: sound records in file order, every problem, every warning."""
+    """A whole dataset, examined.
+
+    Attributes:
+        records: the sound records, in file order.
+        problems: the rows that no editor could write, in file order.
+        warnings: what is odd, but no mistake.
+        rows: every row in file order, a record or what is wrong with it; empty = the records are all there is.
+    """
 
     records: tuple[EditRecord, ...]
     problems: tuple[Problem, ...] = ()
     warnings: tuple[str, ...] = ()
+    rows: tuple[EditRecord | Problem, ...] = ()
+
+    @property
+    def every(self) -> tuple[EditRecord | Problem, ...]:
+        """Every row, in file order."""
+        return self.rows or self.records
+
+    @staticmethod
+    def of(rows: Sequence[EditRecord | Problem], warnings: tuple[str, ...] = ()) -> Reading:
+        """Return the reading of a file with these *rows*."""
+        records = tuple(row for row in rows if isinstance(row, EditRecord))
+        return Reading(records, tuple(row for row in rows if isinstance(row, Problem)), warnings, tuple(rows))
 
 
 class Dataset(Protocol):
@@ -58,5 +77,5 @@ class Dataset(Protocol):
         ...
 
     def texts(self, path: Path | None) -> Iterator[str]:
-        """Yield the dataset's own texts, for second moments of keys."""
+        """Yield the dataset's own texts, for second moments of keys; those of unsound rows are left out."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from raysweep.data.files import JsonDataset, Row, field, optional, standard_probes
+from raysweep.data.files import JsonDataset, Row, field, locality_probe, optional, standard_probes
 from raysweep.errors import RecordError
 from raysweep.records import EditRecord, Probe, ProbeKind
 
@@ -28,7 +28,7 @@ class Counterfact(JsonDataset):
         "counterfact/multi_counterfact.json",
     )
     required: ClassVar[tuple[frozenset[str], ...]] = (
-        frozenset({"prompt", "target_new", "subject", "locality_prompt", "locality_ground_truth"}),
+        frozenset({"prompt", "target_new"}),
         frozenset({_ORIGINAL}),
     )
 
@@ -41,10 +41,9 @@ class Counterfact(JsonDataset):
             prompt,
             target,
             optional(row, "rephrase_prompt"),
-            field(row, "locality_prompt"),
-            field(row, "locality_ground_truth"),
+            locality_probe(row, "locality_prompt", "locality_ground_truth"),
         )
-        return EditRecord(id=uid, subject=field(row, "subject"), prompt=prompt, target=target, probes=probes)
+        return EditRecord(id=uid, subject=optional(row, "subject"), prompt=prompt, target=target, probes=probes)
 
 
 def _original(row: Row, uid: str) -> EditRecord:
@@ -65,4 +64,4 @@ def _strings(row: Row, name: str) -> Sequence[str]:
     value: Any = row.get(name, [])
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise RecordError(f"field '{name}' must be a list of texts")
-    return value
+    return [field({name: text}, name) for text in value]

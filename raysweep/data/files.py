@@ -1,19 +1,22 @@
-"""Datasets that are one JSON array or JSONL file: finding it, reading it, reporting what is wrong with it."""
+"""Datasets that are one file of JSON: finding it, turning its rows into records, reporting what is wrong with them."""
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysweep.config.schema import DataSpec
+from raysweep.data import foreign
 from raysweep.data.base import Reading
+from raysweep.data.jsonrows import check_keys, read_rows, type_name
 from raysweep.errors import DataError, Problem, ProblemsError, RecordError
 from raysweep.hashing import digest, file_digest
 from raysweep.records import EditRecord, Probe, ProbeKind, check_record
+from raysweep.workspace import near_names
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
@@ -22,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 _SUFFIXES = (".json", ".jsonl")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TEXT_KINDS = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
 
 
@@ -74,7 +78,8 @@ class JsonDataset:
         if path.is_file():
             return path
         if not path.is_dir():
-            raise DataError(f"data.path '{path}' does not exist", hint="give a .json or .jsonl file, or its folder")
+            hint = near_names(path) or "give a .json or .jsonl file, or its folder"
+            raise DataError(f"data.path '{path}' does not exist", hint=hint)
         for place in self.places:
             candidate = path / place.rpartition("/")[2]
             if candidate.is_file():
@@ -109,35 +114,50 @@ class JsonDataset:
             DataError: the file cannot be read, is empty, or has another dataset's fields.
         """
         file = _mark(path)[0]
-        rows = read_rows(file)
-        self._check_fields(rows, file)
-        records: list[EditRecord] = []
-        problems: list[Problem] = []
+        found = read_rows(file)
+        self._check_fields(found, file)
+        rows: list[EditRecord | Problem] = []
         warnings: list[str] = []
-        for index, row in enumerate(rows):
+        for index, row in enumerate(found):
             where = f"{file}:{index}"
             try:
-                if not isinstance(row, Mapping):
-                    raise RecordError(f"a row must be an object with named fields, got {type(row).__name__}")
-                record = self.record(row, f"{self.name}/{index:06d}")
+                record = self._record(row, f"{self.name}/{index:06d}")
                 warnings += check_record(record, where=where)
-                records.append(record)
+                rows.append(record)
             except RecordError as error:
                 message = error.message.removeprefix(f"{where} ")
-                problems.append(Problem(code=error.code, message=message, file=where, hint=error.hint))
-        warnings += _contradictions(records, file)
+                rows.append(Problem(code=error.code, message=message, file=where, hint=error.hint))
+        warnings += _contradictions([r for r in rows if isinstance(r, EditRecord)], file)
         if warnings:
             logger.info("%s: %d warnings, first: %s", file, len(warnings), warnings[0])
-        return Reading(self._with_unrelated(records, file), tuple(problems), tuple(warnings))
+        return Reading.of(self._with_unrelated(rows, file), tuple(warnings))
 
-    def _with_unrelated(self, records: Sequence[EditRecord], file: Path) -> tuple[EditRecord, ...]:
-        """Fill in the text that some editors need as a negative."""
+    def _record(self, row: Any, uid: str) -> EditRecord:
+        """Return the record of one element of the file.
+
+        Raises:
+            RecordError: it is not an object, or says something twice, or a field of it cannot be used.
+        """
+        if not isinstance(row, Mapping):
+            raise RecordError(f"a row must be an object with named fields, got {type_name(row)}")
+        check_keys(row)
+        layout = foreign.layout_of(row)
+        if layout is not None:
+            raise RecordError(f"the row has the layout of {layout.name}, which is not read here", hint=layout.cure)
+        return self.record(row, uid)
+
+    def _with_unrelated(self, rows: Sequence[EditRecord | Problem], file: Path) -> tuple[EditRecord | Problem, ...]:
+        """Fill in the text that some editors need as a negative; a row that is no record lends none."""
         train = train_file(file)
-        texts = [_locality_text(r) for r in (records if train is None else self._lenient(train))]
-        out = []
-        for i, record in enumerate(records):
+        lenders = rows if train is None else self._lenient(train)
+        texts = [_locality_text(r) if isinstance(r, EditRecord) else "" for r in lenders]
+        out: list[EditRecord | Problem] = []
+        for i, record in enumerate(rows):
+            if isinstance(record, Problem):
+                out.append(record)
+                continue
             own = {f"{p.prompt} {p.target}" for p in record.probes}
-            begin = i if train is not None else i + len(records) // 2
+            begin = i if train is not None else i + len(rows) // 2
             turns = (texts[(begin + k) % len(texts)] for k in range(len(texts)))
             out.append(replace(record, unrelated=next((t for t in turns if t and t not in own), "")))
         return tuple(out)
@@ -147,7 +167,7 @@ class JsonDataset:
         found = []
         for index, row in enumerate(read_rows(file)):
             try:
-                found.append(self.record(row if isinstance(row, Mapping) else {}, f"{self.name}/train/{index:06d}"))
+                found.append(self._record(row, f"{self.name}/train/{index:06d}"))
             except RecordError:
                 logger.info("%s:%d: left out: not a record of dataset '%s'", file, index, self.name)
         return found
@@ -165,8 +185,8 @@ class JsonDataset:
         return iter(reading.records)
 
     def texts(self, path: Path | None) -> Iterator[str]:
-        """Yield prompt, paraphrases and locality prompts of every record, each followed by its target."""
-        for record in self.load(path):
+        """Yield prompt, paraphrases and locality prompts of every sound record, each followed by its target."""
+        for record in self.read(path).records:
             for probe in record.probes:
                 if probe.kind in _TEXT_KINDS:
                     yield f"{probe.prompt} {probe.target}"
@@ -175,9 +195,14 @@ class JsonDataset:
         """Refuse a file none of whose rows has the fields of any format of this dataset."""
         if not rows:
             raise DataError(f"{file}: no records", hint="the file must hold a JSON array of objects, or JSONL")
+        layout = foreign.layout_of(rows[0])
+        if layout is not None and all(foreign.layout_of(row) is not None for row in rows):
+            raise DataError(
+                f"{file}: these are rows of {layout.name}, a layout that is not read here", hint=layout.cure
+            )
         fitting = any(isinstance(row, Mapping) and any(f <= row.keys() for f in self.required) for row in rows)
         if not fitting:
-            found = sorted(rows[0]) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+            found = sorted(map(str, rows[0])) if isinstance(rows[0], Mapping) else type_name(rows[0])
             wanted = " or ".join(str(sorted(fields)) for fields in self.required)
             raise DataError(
                 f"{file}: no row has the fields of dataset '{self.name}': wanted {wanted}, found {found}",
@@ -198,42 +223,18 @@ def _mark(path: Path | None) -> tuple[Path, int, int]:
 
 
 def train_file(path: Path) -> Path | None:
-    """Return the train file beside an edit file (``x-edit.json`` → ``x-train.json``), or None."""
-    other = path.with_name(path.name.replace("edit", "train"))
+    """Return the train file beside an edit file (``x-edit.json`` → ``x-train.json``), or None.
+
+    Only the last ``edit`` of a name says which of the two a file is: ``knowedit_edit.json`` goes with ``knowedit_train.json``.
+    """
+    head, edit, tail = path.name.rpartition("edit")
+    other = path.with_name(f"{head}train{tail}") if edit else path
     return other if other != path and other.is_file() else None
 
 
 def _locality_text(record: EditRecord) -> str:
     """Return prompt and target of the first locality probe, joined; "" if there is none."""
     return next((f"{p.prompt} {p.target}" for p in record.probes if p.kind is ProbeKind.LOCALITY), "")
-
-
-def read_rows(path: Path) -> list[Any]:
-    """Return the elements of a JSON array, or the lines of a JSONL file.
-
-    Raises:
-        DataError: the file is not UTF-8, not JSON, or not an array.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}", hint="data files are UTF-8 text") from error
-    if path.suffix == ".jsonl":
-        return [_parse(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows = _parse(text, path)
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: a JSON array is needed, got {type(rows).__name__}", hint="one object per record")
-    return rows
-
-
-def _parse(text: str, path: Path, first_line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        line = first_line + getattr(error, "lineno", 1) - 1
-        column = getattr(error, "colno", 1)
-        detail = getattr(error, "msg", str(error))
-        raise DataError(f"{path}:{line}:{column}: not JSON: {detail}", hint="was the file cut short?") from error
 
 
 def _contradictions(records: Sequence[EditRecord], file: Path) -> list[str]:
@@ -251,7 +252,7 @@ def field(row: Row, *path: str) -> str:
     """Return the text at *path* in *row*.
 
     Raises:
-        RecordError: it is missing, or not text.
+        RecordError: it is missing, not text, or text that cannot be encoded.
     """
     value: Any = row
     for key in path:
@@ -259,7 +260,13 @@ def field(row: Row, *path: str) -> str:
             raise RecordError(f"field '{'.'.join(path)}' is missing", hint=f"the row has: {', '.join(map(str, row))}")
         value = value[key]
     if not isinstance(value, str):
-        raise RecordError(f"field '{'.'.join(path)}' must be text, got {type(value).__name__}")
+        raise RecordError(f"field '{'.'.join(path)}' must be text, got {type_name(value)}")
+    odd = _SURROGATE.search(value)
+    if odd is not None:
+        raise RecordError(
+            f"field '{'.'.join(path)}' holds U+{ord(odd[0]):04X}, half of a character",
+            hint="the text was cut or damaged",
+        )
     return value
 
 
@@ -271,10 +278,27 @@ def optional(row: Row, *path: str) -> str:
     return "" if value is None else field(row, *path)
 
 
-def standard_probes(prompt: str, target: str, rephrase: str, loc_prompt: str, loc_target: str) -> tuple[Probe, ...]:
-    """Return the efficacy probe, the paraphrase probe unless *rephrase* is empty, and the locality probe."""
+def standard_probes(prompt: str, target: str, rephrase: str, locality: Probe | None) -> tuple[Probe, ...]:
+    """Return the efficacy probe, the paraphrase probe unless *rephrase* is empty, and the locality probe if there is one."""
     probes = [Probe(kind=ProbeKind.EFFICACY, prompt=prompt, target=target)]
-    if rephrase:
+    if rephrase.strip():
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=rephrase, target=target))
-    probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=loc_prompt, target=loc_target, against="base"))
-    return tuple(probes)
+    return (*probes, *([locality] if locality else []))
+
+
+def locality_probe(row: Row, question: str, answer: str) -> Probe | None:
+    """Return the locality probe in the fields *question* and *answer*; None where a row has neither.
+
+    Raises:
+        RecordError: the row has only one of the two.
+    """
+    texts = {name: optional(row, name) for name in (question, answer)}
+    given = [name for name, text in texts.items() if text.strip()]
+    if not given:
+        return None
+    if len(given) == 1:
+        lost = answer if given == [question] else question
+        raise RecordError(
+            f"the locality probe has '{given[0]}' but no '{lost}'", hint="give both, or neither: then it is not asked"
+        )
+    return Probe(kind=ProbeKind.LOCALITY, prompt=texts[question], target=texts[answer], against="base")

@@ -22,6 +22,7 @@ _HUB: Mapping[str, tuple[str, str]] = {
     "wikitext": ("Salesforce/wikitext", "wikitext-103-raw-v1"),
 }
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BROWN_FILES = 500
 _PASSAGE_WORDS = 100
 SOURCES = ("dataset", "brown", *_HUB)
@@ -45,10 +46,19 @@ def resolve(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
     elif not text.path and text.name in _HUB:
         content = {"hub": _HUB[text.name], "shuffle": 1}
     else:
-        content = [
-            (file.suffix, file_digest(file)) for file in _files(text, workspace)
-        ]  # the suffix says how it is cut
+        files = _files(text, workspace)
+        if text.path:
+            _check_first(files)
+        content = [(file.suffix, file_digest(file)) for file in files]  # the suffix says how it is cut
     return text.model_copy(update={"digest": digest({"texts": _VERSION, "source": content})})
+
+
+def _check_first(files: list[Path]) -> None:
+    """Raise :class:`DataError` unless the first text can be read: what is wrong with a file mostly is so from the start."""
+    for file in files:
+        if next(_file(file), None) is not None:
+            return
+    raise DataError(f"{files[0]}: holds no text", hint="paragraphs, or rows with a field 'text'")
 
 
 def open_texts(text: TextSpec, data: DataSpec, workspace: Workspace) -> Iterator[str]:
@@ -118,17 +128,25 @@ def _given(path: Path) -> list[Path]:
 
 
 def _file(path: Path) -> Iterator[str]:
-    """Yield the paragraphs of a text file (split at blank lines), or the ``text`` fields of JSONL or Parquet rows."""
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-    elif path.suffix == ".jsonl":
-        yield from _jsonl(path)
-    else:
-        try:
-            whole = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: cannot be read: {error}", hint="text files are UTF-8") from error
-        yield from (p.strip() for p in re.split(r"\n\s*\n", whole) if p.strip())
+    """Yield the paragraphs of a text file (split at blank lines), or the ``text`` fields of JSONL or Parquet rows.
+
+    Raises:
+        DataError: the file cannot be read, or a text cannot be encoded.
+    """
+    kinds = {".parquet": _parquet, ".jsonl": _jsonl}
+    try:
+        for number, text in enumerate(kinds.get(path.suffix, _paragraphs)(path), 1):
+            odd = _SURROGATE.search(text)
+            if odd is not None:
+                said = f"text {number} holds U+{ord(odd[0]):04X}, half of a character"
+                raise DataError(f"{path}: {said}", hint="the text was cut or damaged")
+            yield text
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}", hint="text files are UTF-8") from error
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    yield from (p.strip() for p in re.split(r"\n\s*\n", path.read_text(encoding="utf-8-sig")) if p.strip())
 
 
 def _jsonl(path: Path) -> Iterator[str]:
@@ -138,7 +156,9 @@ def _jsonl(path: Path) -> Iterator[str]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, UnicodeDecodeError):
+                    raise
                 raise DataError(f"{path}:{number}: not JSON", hint="one JSON object or string per line") from error
             value = row.get("text") if isinstance(row, dict) else row
             if not isinstance(value, str):
@@ -156,9 +176,12 @@ def _parquet(path: Path) -> Iterator[str]:
         columns = file.schema_arrow.names
         if "text" not in columns:
             raise DataError(f"{path}: no column 'text'", hint=f"columns: {', '.join(columns)}")
+        kind = file.schema_arrow.field("text").type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise DataError(f"{path}: the column 'text' holds {kind}, not text", hint="cast it to string")
         for batch in file.iter_batches(columns=["text"]):
             yield from (value for value in batch.column(0).to_pylist() if value and value.strip())
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}", hint="was it cut short?") from error
 
 

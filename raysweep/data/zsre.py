@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from raysweep.data.files import JsonDataset, Row, field, optional, standard_probes
+from raysweep.data.files import JsonDataset, Row, field, locality_probe, optional, standard_probes
 from raysweep.records import EditRecord, Probe, ProbeKind
 
 
@@ -15,14 +15,14 @@ class Zsre(JsonDataset):
     version: ClassVar[int] = 1
     about: ClassVar[str] = "ZsRE questions (SimIE/EasyEdit JSON)"
     places: ClassVar[tuple[str, ...]] = ("ZsRE/zsre_mend_edit.json", "zsre/zsre_mend_edit.json")
-    required: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"src", "alt", "subject", "loc", "loc_ans"}),)
+    required: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"src", "alt"}),)
 
     def record(self, row: Row, uid: str) -> EditRecord:
-        """Map ``src, alt, subject, rephrase?, loc, loc_ans, portability?``."""
+        """Map ``src, alt, subject?, rephrase?, loc?, loc_ans?, portability?``."""
         prompt, target = field(row, "src"), field(row, "alt")
-        probes = standard_probes(prompt, target, optional(row, "rephrase"), field(row, "loc"), field(row, "loc_ans"))
+        probes = standard_probes(prompt, target, optional(row, "rephrase"), locality_probe(row, "loc", "loc_ans"))
         question = optional(row, "portability", "New Question")
         answer = optional(row, "portability", "New Answer")
         if question.strip() and answer.strip():
             probes += (Probe(kind=ProbeKind.PORTABILITY, prompt=question, target=answer),)
-        return EditRecord(id=uid, subject=field(row, "subject"), prompt=prompt, target=target, probes=probes)
+        return EditRecord(id=uid, subject=optional(row, "subject"), prompt=prompt, target=target, probes=probes)

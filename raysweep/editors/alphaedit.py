@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from raysweep.config.schema import Positive
+from raysweep.config.schema import Blocks, Positive
 from raysweep.editors.base import (
     ArtifactRequest,
     ContextSpec,
@@ -18,8 +18,9 @@ from raysweep.editors.base import (
     ValueSpec,
     WeightDelta,
 )
+from raysweep.errors import RecordError
 from raysweep.lazy import lazy
-from raysweep.records import EditRecord
+from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ class AlphaEditConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"mom2_update_weight"})
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     value: ValueSpec = ValueSpec(clamp=0.75)
     threshold: Positive = 2e-2
     ridge: Positive = 10.0
@@ -88,6 +89,11 @@ class AlphaEdit:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Fang et al. 2025, arXiv 2410.02355"
     artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments", "projector")
+
+    @staticmethod
+    def record_error(config: AlphaEditConfig, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
+        return subject_error(record)
 
     def __init__(self, config: AlphaEditConfig) -> None:
         self.config = config

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from raysweep.config.schema import Count, NonNegative, Positive
+from raysweep.config.schema import Blocks, Count, NonNegative, Positive
 from raysweep.editors.base import ArtifactRequest, Delta, Dense, EditorConfig, EditStep, WeightDelta
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -48,7 +46,7 @@ class FineTuneConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"kl_factor"})
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     objective: Literal["prompt_last", "target_new"] = "prompt_last"
     steps: Count = 25
     lr: Positive = 5e-4

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
-
-from raysweep.config.schema import Count, Positive
+from raysweep.config.schema import Block, Count, Positive
 from raysweep.editors.base import ArtifactRequest, EditorConfig, EditStep, ModulePatch
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -52,7 +50,7 @@ class GraceConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"num_pert", "reg", "val_reg", "dropout", "dist_fn"})
 
-    layer: int = Field(ge=0)
+    layer: Block
     matrix: Literal["in", "out"] = "out"
     steps: Count = 50
     lr: Positive = 1.0

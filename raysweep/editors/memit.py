@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from raysweep.config.schema import Positive
+from raysweep.config.schema import Blocks, Positive
 from raysweep.editors.base import (
     ArtifactRequest,
     ContextSpec,
@@ -17,8 +15,9 @@ from raysweep.editors.base import (
     ValueSpec,
     WeightDelta,
 )
+from raysweep.errors import RecordError
 from raysweep.lazy import lazy
-from raysweep.records import EditRecord
+from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +44,7 @@ class MemitConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"layer_selection", "mom2_adjustment"})
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     value: ValueSpec = ValueSpec()
     moment_weight: Positive = 15_000.0
     moments: MomentSpec = MomentSpec()
@@ -62,6 +61,11 @@ class Memit:
     memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2023, arXiv 2210.07229"
     artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments")
+
+    @staticmethod
+    def record_error(config: MemitConfig, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
+        return subject_error(record)
 
     def __init__(self, config: MemitConfig) -> None:
         self.config = config

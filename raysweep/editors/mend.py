@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from raysweep.artifacts import VERSIONS
-from raysweep.config.schema import Count, DataSpec, FileSpec, NonNegative, Positive, Spec
+from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
 from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, WeightDelta
-from raysweep.errors import SpecError
+from raysweep.errors import DataError, SpecError
 from raysweep.lazy import lazy
-from raysweep.records import EditRecord
+from raysweep.records import EditRecord, Probe, ProbeKind
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ class MendConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"lr_scale", "act", "hidden_dim", "cbase"})
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     modules: tuple[Literal["mlp_in", "mlp_out"], ...] = Field(("mlp_in", "mlp_out"), min_length=1)
     weights: FileSpec = FileSpec()
     train: MendTraining | None = None
@@ -112,6 +112,9 @@ class MendConfig(EditorConfig):
         return data
 
 
+MIN_FOLD = 2  # records with something that must stay: one to learn from, one to validate on
+
+
 class Mend:
     """One gradient, one pass through the hypernetwork, one low-rank update per matrix. No memory."""
 
@@ -122,6 +125,17 @@ class Mend:
     memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Mitchell et al., ICLR 2022, arXiv 2110.11309"
     artifacts: ClassVar[tuple[str, ...]] = ("hypernetwork",)
+
+    @staticmethod
+    def fold_error(records: Sequence[EditRecord]) -> DataError | None:
+        """Return why the network cannot be trained on *records*; None if it can."""
+        usable = sum(bool(kept_probes(record)) for record in records)
+        if usable >= MIN_FOLD:
+            return None
+        return DataError(
+            f"{len(records)} records, {usable} of them with a locality probe, are too few to train on",
+            hint="use a larger training fold (train.data, or --skip and --size)",
+        )
 
     def __init__(self, config: MendConfig) -> None:
         self.config = config
@@ -208,3 +222,12 @@ def matrices(lm: LanguageModel, config: MendConfig) -> list[mendnet.Matrix]:
     """Return the edited matrices with their logical shapes."""
     shapes = ((name, lm.logical(name).shape) for name in edited(lm, config))
     return [mendnet.Matrix(name, shape[1], shape[0]) for name, shape in shapes]
+
+
+def kept_probes(record: EditRecord) -> list[Probe]:
+    """Return what must stay when *record* is written: its locality probes, else its unrelated text."""
+    found = [p for p in record.probes if p.kind is ProbeKind.LOCALITY]
+    head, _, tail = record.unrelated.rpartition(" ")
+    if not found and head and tail:
+        return [Probe(kind=ProbeKind.LOCALITY, prompt=head, target=tail)]
+    return found

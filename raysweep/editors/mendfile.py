@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,7 +108,7 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             return tensors, json.loads((file.metadata() or {}).get(METADATA, "{}"))
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a safetensors file: {error}", hint="was it cut short?") from error
 
 
@@ -122,7 +121,7 @@ def _published(path: Path) -> dict[str, Tensor]:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Ignored, name) for name in unsafe]):
             whole = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # an archive of a stranger's: torch and pickle raise whatever they stumble over
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"{path}: cannot be read safely: {first}", hint="is it an archive of MEND?") from error
     part = whole.get("model", whole) if isinstance(whole, Mapping) else {}

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from raysweep.editors import mendnet, mendstep
 from raysweep.editors.base import ArtifactRequest
-from raysweep.editors.mend import MendConfig, matrices
+from raysweep.editors.mend import Mend, MendConfig, kept_probes, matrices
 from raysweep.errors import DataError
 from raysweep.hashing import digest
 from raysweep.models import partial
 from raysweep.models.lm import LanguageModel
-from raysweep.records import EditRecord, Probe, ProbeKind
+from raysweep.records import EditRecord, ProbeKind
 from raysweep.seeds import derive
 
 if TYPE_CHECKING:
@@ -61,13 +61,11 @@ class Trainer:
     def __init__(self, lm: LanguageModel, config: MendConfig, records: Sequence[EditRecord]) -> None:
         assert config.train is not None
         self.lm, self.config, self.how = lm, config, config.train
-        usable = [r for r in records if _kept_probes(r)]
+        error = Mend.fold_error(records)
+        if error is not None:
+            raise error
+        usable = [r for r in records if kept_probes(r)]
         held = min(self.how.validation, max(1, len(usable) // 4))
-        if len(usable) - held < 1:
-            raise DataError(
-                f"{len(records)} records, {len(usable)} of them with a locality probe, are too few to train on",
-                hint="use a larger training fold (train.data, or --skip and --size)",
-            )
         self.records, self.validation = usable[: len(usable) - held], usable[len(usable) - held :]
         self.matrices = matrices(lm, config)
         self.modules = [m.name.rpartition(".")[0] for m in self.matrices]
@@ -208,7 +206,7 @@ class Trainer:
         paraphrases = [p for p in record.probes if p.kind is ProbeKind.PARAPHRASE]
         if not plain and paraphrases and rng.random() < self.how.paraphrase:
             prompt = rng.choice(paraphrases).prompt
-        kept = rng.choice(_kept_probes(record))
+        kept = rng.choice(kept_probes(record))
         special = self.config.ref_labels
         edited = mendstep.ask(self.lm, record.prompt, target, special=special)
         asked = edited if prompt == record.prompt else mendstep.ask(self.lm, prompt, target, special=special)
@@ -263,15 +261,6 @@ class Saver:
         if time.monotonic() - self._last >= self.seconds:
             self.save(self.trainer.state())
             self._last = time.monotonic()
-
-
-def _kept_probes(record: EditRecord) -> list[Probe]:
-    """Return what must stay when *record* is written: its locality probes, else its unrelated text."""
-    found = [p for p in record.probes if p.kind is ProbeKind.LOCALITY]
-    head, _, tail = record.unrelated.rpartition(" ")
-    if not found and head and tail:
-        return [Probe(kind=ProbeKind.LOCALITY, prompt=head, target=tail)]
-    return found
 
 
 def _later(rows: mendstep.Rows, count: int) -> mendstep.Rows:

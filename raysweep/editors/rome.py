@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
+from raysweep.config.schema import Blocks
 from raysweep.editors.base import (
     ArtifactRequest,
     ContextSpec,
@@ -19,8 +18,9 @@ from raysweep.editors.base import (
     WeightDelta,
     plus,
 )
+from raysweep.errors import RecordError
 from raysweep.lazy import lazy
-from raysweep.records import EditRecord
+from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ class RomeConfig(EditorConfig):
         contexts: context templates, in one flat group.
     """
 
-    layers: tuple[int, ...] = Field(min_length=1)
+    layers: Blocks
     value: ValueSpec = ValueSpec()
     adjust: bool = True
     inverse: Literal["cholesky64", "ref_fp32_inverse"] = "cholesky64"
@@ -68,6 +68,11 @@ class Rome:
     memoryless: ClassVar[bool] = True
     paper: ClassVar[str] = "Meng et al. 2022, arXiv 2202.05262"
     artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments")
+
+    @staticmethod
+    def record_error(config: RomeConfig, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
+        return subject_error(record)
 
     def __init__(self, config: RomeConfig) -> None:
         self.config = config

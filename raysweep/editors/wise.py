@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raysweep.config.schema import Count, NonNegative, Positive, Spec
+from raysweep.config.schema import Block, Count, NonNegative, Positive, Spec
 from raysweep.editors.base import ArtifactRequest, ContextSpec, EditorConfig, EditStep, ModulePatch
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
@@ -89,7 +89,7 @@ class WiseConfig(EditorConfig):
         ref_padding: pad on the left, without position ids, and count pads in activation distances, as published (quirk Q31).
     """
 
-    layer: int = Field(ge=0)
+    layer: Block
     matrix: Literal["in", "out"] = "out"
     steps: Count = 70
     lr: Positive = 1.0
@@ -133,6 +133,16 @@ class Wise:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
     paper: ClassVar[str] = "Wang et al. 2024, arXiv 2405.14768"
     artifacts: ClassVar[tuple[str, ...]] = ("contexts",)
+
+    @staticmethod
+    def record_error(config: WiseConfig, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written: there is no text that must stay as it is."""
+        if (record.unrelated or config.unrelated).strip():
+            return None
+        return RecordError(
+            f"{record.id}: no unrelated text to keep out of the side memory",
+            hint="give records a locality question, or set the editor's 'unrelated' to a sentence",
+        )
 
     def __init__(self, config: WiseConfig) -> None:
         self.config = config
@@ -182,12 +192,10 @@ class Wise:
         templates = contexts.templates(self.config.contexts, artifacts.get("contexts"))
         stats: dict[str, float] = {}
         for record in batch:
+            error = self.record_error(self.config, record)
+            if error is not None:
+                raise error
             unrelated = record.unrelated or self.config.unrelated
-            if not unrelated.strip():
-                raise RecordError(
-                    f"{record.id}: no unrelated text to keep out of the side memory",
-                    hint="fill EditRecord.unrelated in the dataset, or set the editor's 'unrelated' to a sentence",
-                )
             state, stats = self._write(lm, record, unrelated, templates, state, rng)
         return EditStep(self.patch_of(lm, state), state, stats)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
-from raysweep.records import EditRecord, Probe
+from raysweep.records import EditRecord, Probe, subject_error
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,8 @@ def report(lm: LanguageModel, records: Sequence[EditRecord], probes: Sequence[Pr
         probes: what is asked.
     """
     answers = _different((p.prompt, tokens.join(p.prompt, p.target)) for p in probes)
-    subjects = _different((r.prompt.partition(r.subject)[0] + r.subject, r.prompt) for r in records)
+    located = (r for r in records if subject_error(r) is None)
+    subjects = _different((r.prompt.partition(r.subject)[0] + r.subject, r.prompt) for r in located)
     torn = []
     for what, pairs in (("answers begin", answers), ("subjects end", subjects)):
         found = split_elsewhere(lm, pairs)

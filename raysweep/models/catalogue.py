@@ -12,9 +12,10 @@ from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
 from raysweep.models import behaviour, hub
-from raysweep.models.fingerprint import check_folder as check_folder
 from raysweep.models.fingerprint import fingerprint
+from raysweep.models.folder import check_folder as check_folder
 from raysweep.models.shapes import Shape
+from raysweep.workspace import near_names
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
@@ -152,7 +153,7 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     if spec.path:
         path = workspace.resolve(spec.path)
         if not path.exists():
-            hint = "give a model folder, a .gguf file, or a belief setting (.yaml) that trains one"
+            hint = near_names(path) or "give a model folder, a .gguf file, or a belief setting (.yaml) that trains one"
             raise ModelError(f"model.path '{path}' does not exist", hint=hint)
         return path
     if spec.name == "embedded":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import time
 import uuid
 from collections.abc import Mapping
@@ -18,8 +17,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from raysweep.errors import ModelError
 from raysweep.hashing import canonical_json, digest, file_digest, text_digest
+from raysweep.models.folder import check_folder, check_magic, read_json
 
 VOLATILE = ("transformers_version", "_name_or_path")  # keys of config.json that say nothing about the numbers
 NEVER_READ = (
@@ -38,7 +37,6 @@ NEVER_READ = (
 )
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
 _BELOW = ("*.py", "*.jinja")  # what is read out of sub-folders: code, and chat templates
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _LARGE = 16 << 20  # bytes; the hash of a larger file is remembered
 _SETTLED = 2.0  # seconds; a file changed less long ago may change again within one tick of the clock
 
@@ -68,13 +66,13 @@ def fingerprint(path: Path, memory: Path | None = None) -> Fingerprint:
     """
     hashes = FileHashes(memory)
     if path.is_file():
-        _check_gguf(path)
+        check_magic(path)
         whole = digest({"gguf": hashes.of(path)})
         return Fingerprint(whole, whole)
     weights = check_folder(path)
     found = {file.relative_to(path).as_posix(): file for file in (*inputs(path), *weights)}
     hashed = {name: hashes.of(file) for name, file in found.items()}
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config = read_json(path / "config.json")
     kept = canonical_json({key: value for key, value in config.items() if key not in VOLATILE})
     text = {name: hash_ for name, hash_ in hashed.items() if found[name] not in weights}
     return Fingerprint(digest({**hashed, "config.json": text_digest(kept)}), digest(text))
@@ -148,69 +146,3 @@ def _remember(place: Path, value: Mapping[str, Any]) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(draft, place)
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
-
-
-def check_folder(folder: Path) -> tuple[Path, ...]:
-    """Return the weight files of the model folder *folder*, sorted, having looked at their headers.
-
-    Raises:
-        ModelError: no configuration, tokenizer or weights; a shard is missing; a safetensors file is damaged.
-    """
-    config = folder / "config.json"
-    if (folder / "adapter_config.json").is_file():
-        said = f"{folder}: holds an adapter (adapter_config.json), whose base model lies elsewhere"
-        raise ModelError(said, hint="merge it into the weights (peft: merge_and_unload) and save the whole model")
-    if not config.is_file():
-        raise ModelError(f"{folder}: no config.json", hint="a model folder holds config.json, tokenizer and weights")
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{config}: not JSON: {error}", hint="copy or fetch the model again") from error
-    if not _tokenizer_files(folder):
-        raise ModelError(f"{folder}: no tokenizer", hint=f"one of {', '.join(_TOKENIZERS)} must lie beside config.json")
-    files = tuple(sorted(folder.glob("*.safetensors"))) or tuple(sorted(folder.glob("pytorch_model*.bin")))
-    if not files:
-        raise ModelError(
-            f"{folder}: no weights (*.safetensors or pytorch_model*.bin)",
-            hint="a clone without Git LFS leaves them out; fetch or copy them into the folder",
-        )
-    named: set[Path] = set()
-    for index in sorted(folder.glob("*.index.json")):
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        lost = sorted(name for name in wanted if not (folder / name).is_file())
-        if lost:
-            raise ModelError(f"{folder}: missing weight files: {', '.join(lost)}", hint=f"{index.name} asks for them")
-        named |= {folder / name for name in wanted if Path(name).suffix == files[0].suffix}
-    files = tuple(sorted({*files, *named}))
-    for file in files:
-        if file.suffix == ".safetensors":
-            _check_safetensors(file)
-    return files
-
-
-def _check_safetensors(file: Path) -> None:
-    size = file.stat().st_size
-    hint = "copy or fetch the file again (a Git LFS pointer is a small text file)"
-    with file.open("rb") as handle:
-        start = handle.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= size - 8:
-            raise ModelError(f"{file}: not a safetensors file", hint=hint)
-        try:
-            header: dict[str, Any] = json.loads(handle.read(length))
-            end = max((v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise ModelError(f"{file}: the safetensors header is damaged", hint=hint) from error
-    if size != 8 + length + end:
-        raise ModelError(f"{file}: {size:,} bytes, but its header promises {8 + length + end:,}", hint=hint)
-
-
-def _check_gguf(file: Path) -> None:
-    with file.open("rb") as handle:
-        magic = handle.read(4)
-    if magic != b"GGUF":
-        raise ModelError(f"{file}: not a GGUF file", hint="model.path is a model folder or a .gguf file")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from raysweep.errors import MissingExtraError, ModelError
+from raysweep.models import ggufheader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +36,15 @@ _BLOCK = {
 }
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
+_NEEDED = (
+    *("llama.attention.head_count", "llama.embedding_length", "llama.feed_forward_length", "llama.block_count"),
+    *(
+        "llama.context_length",
+        "llama.attention.layer_norm_rms_epsilon",
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.merges",
+    ),
+)
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # gguf.TokenType
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TIKTOKEN = (
@@ -81,6 +91,7 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         MissingExtraError: the ``gguf`` package is not installed.
         ModelError: the file is not GGUF, is truncated, or is of a kind this reader does not know.
     """
+    check_header(ggufheader.read_header(path), path)
     reader = _open(path)
     meta = dict(reader.fields)
     config = _config(meta, reader, path)
@@ -93,6 +104,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     Raises:
         MissingExtraError, ModelError: see :func:`read`.
     """
+    check_header(ggufheader.read_header(path), path)
     return _tokenizer(dict(_open(path).fields), path)
 
 
@@ -140,8 +152,30 @@ def _open(path: Path) -> Any:
         raise MissingExtraError(message, hint="pip install 'raysweep[gguf]'") from error
     try:
         return GGUFReader(path)
-    except (ValueError, OSError, IndexError) as error:
+    except Exception as error:
         raise ModelError(f"{path}: not a readable GGUF file: {error}", hint="fetch or download it again") from error
+
+
+def check_header(header: ggufheader.Header, path: Path) -> None:
+    """Refuse a GGUF file of a kind that this reader does not know; its bytes are not looked at.
+
+    Raises:
+        ModelError: another architecture or tokenizer, or scaled rotary embeddings.
+    """
+    convert = "convert it to a Hugging Face folder and give that as model.path"
+    told = header.values
+    kind, family, pre = (told.get(k) for k in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre"))
+    if kind != "llama":
+        raise ModelError(f"{path}: GGUF architecture {kind!r} is not supported, only 'llama'", hint=convert)
+    _check_known({**dict.fromkeys(header.lengths, True), **told}, header.tensors, path)
+    if family != "gpt2":
+        said = f"GGUF tokenizer {family!r} is not supported, only byte-level BPE ('gpt2')"
+        raise ModelError(f"{path}: {said}", hint=convert)
+    if pre is not None and pre not in _PRE:
+        raise ModelError(f"{path}: unknown pre-tokenizer {pre!r}", hint=f"known: {', '.join(sorted(_PRE))}")
+    lost = [k for k in _NEEDED if k not in told and k not in header.lengths]
+    if lost:
+        raise ModelError(f"{path}: the GGUF metadata lacks '{lost[0]}'", hint="this reader knows Llama-type GGUF files")
 
 
 def _value(meta: Mapping[str, Any], key: str, default: Any = None) -> Any:
@@ -157,14 +191,7 @@ def _required(meta: Mapping[str, Any], key: str, path: Path) -> Any:
 def _config(meta: Mapping[str, Any], reader: Any, path: Path) -> Any:
     from transformers import LlamaConfig
 
-    kind = _required(meta, "general.architecture", path)
-    if kind != "llama":
-        raise ModelError(
-            f"{path}: GGUF architecture '{kind}' is not supported, only 'llama'",
-            hint="convert it to a Hugging Face folder and give that as model.path",
-        )
     names = {t.name for t in reader.tensors}
-    _check_known(meta, names, path)
     heads = int(_one(meta, "llama.attention.head_count", path))
     width = int(_required(meta, "llama.embedding_length", path))
     head = int(_value(meta, "llama.attention.key_length", width // heads))
@@ -193,24 +220,25 @@ def _config(meta: Mapping[str, Any], reader: Any, path: Path) -> Any:
     )
 
 
-def _check_known(meta: Mapping[str, Any], names: Collection[str], path: Path) -> None:
+def _check_known(told: Mapping[str, Any], names: Collection[str], path: Path) -> None:
     """Raise :class:`ModelError` for hyper-parameters that would change the mathematics and are not modelled."""
     hint = "convert it to a Hugging Face folder and give that as model.path"
-    factor = _value(meta, "llama.rope.scaling.factor", _value(meta, "llama.rope.scale_linear", 0.0))
-    kind = _value(meta, "llama.rope.scaling.type", "linear")  # so a factor alone scales
+    stated = "llama.rope.scaling.type" in told  # then a factor belongs to it
+    factor = told.get("llama.rope.scaling.factor", told.get("llama.rope.scale_linear", None if stated else 0.0))
+    kind = told.get("llama.rope.scaling.type", "linear")  # so a factor alone scales
     scaled = kind not in ("none", "linear") or (kind == "linear" and factor not in (0.0, 1.0))
-    if scaled or _value(meta, "llama.rope.scaling.attn_factor", 1.0) != 1.0 or "rope_freqs.weight" in names:
-        said = [k for k in meta if k.startswith("llama.rope.scal")]
+    if scaled or told.get("llama.rope.scaling.attn_factor", 1.0) != 1.0 or "rope_freqs.weight" in names:
+        said = [k for k in told if k.startswith("llama.rope.scal")]
         raise ModelError(
             f"{path}: scaled rotary embeddings ({', '.join(said) or 'rope_freqs'}) are not supported", hint=hint
         )
-    for key in meta:
+    for key in told:
         known = key.removeprefix("llama.") in _HYPER or key.startswith("llama.rope.scaling.")
-        if key.startswith("llama.") and not known and _value(meta, key):
+        if key.startswith("llama.") and not known and told.get(key):
             raise ModelError(
-                f"{path}: the GGUF metadata say {key} = {_value(meta, key)}, which this reader does not know", hint=hint
+                f"{path}: the GGUF metadata say {key} = {told.get(key)}, which this reader does not know", hint=hint
             )
-    if not _value(meta, "llama.attention.causal", True):
+    if not told.get("llama.attention.causal", True):
         raise ModelError(f"{path}: attention is not causal", hint="edit a decoder, not an encoder")
 
 

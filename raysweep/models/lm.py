@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from raysweep.hashing import digest
 from raysweep.models.behaviour import tokenizer_digest
 from raysweep.models.layout import Layout
+from raysweep.models.shapes import positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +61,11 @@ class LanguageModel:
     def n_blocks(self) -> int:
         """How many blocks the model has."""
         return len(self.part(self.layout.blocks))  # type: ignore[arg-type]
+
+    @property
+    def positions(self) -> int:
+        """The longest row in tokens that the model was made for; 0 = not known."""
+        return positions_of(self.module.config.to_dict())
 
     def part(self, name: str) -> nn.Module:
         """Return the submodule called *name*."""

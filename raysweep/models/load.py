@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from raysweep.config.schema import ModelSpec
-from raysweep.errors import ModelError, nearest
+from raysweep.errors import ModelError, RaysweepError, nearest
 from raysweep.lazy import lazy
 from raysweep.models import attention, behaviour, catalogue, gguf, hub
 from raysweep.models.layout import Layout, layout_of
 from raysweep.models.lm import LanguageModel
+from raysweep.models.rowless import drop_rowless
 from raysweep.models.tokenizer_files import read_tokenizer
 from raysweep.runtime import device
 
@@ -53,15 +55,17 @@ def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None]
         trained: LanguageModel = lazy("raysweep.belief.testbed").open_model(where, workspace, dtype, told)
         module, tokenizer = trained.module, trained.tokenizer
     elif isinstance(where, Path) and where.is_file():
-        module, tokenizer = gguf.read(where)
+        module, tokenizer = _guarded(where, lambda: gguf.read(where))
         module = module.to(getattr(torch, spec.dtype))
     else:
         module, tokenizer = _from_pretrained(where, spec)
     layout = layout_of(module.config)
     check_layout(module, layout)
     _check_finite(module, where)
+    # The plan saw the tokenizer without the weights; tokens without a row follow from both, which the key covers.
+    planned = fit_tokenizer(tokenizer, known.bos)
+    _check_tokens(behaviour.tokenizer_digest(tokenizer, planned), spec, where)
     bos = fit_tokenizer(tokenizer, known.bos, vocabulary=module.get_input_embeddings().num_embeddings)
-    _check_tokens(behaviour.tokenizer_digest(tokenizer, bos), spec, where)
     module = module.eval().requires_grad_(False).to(device())
     return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(known, module))
 
@@ -174,25 +178,46 @@ def _attention(config: Any) -> str | None:
 
 
 def _guarded(where: Path | str, call: Callable[[], T]) -> T:
-    """Run *call*; turn what transformers and safetensors raise into a :class:`ModelError` that says what to do."""
-    from safetensors import SafetensorError
-
+    """Run *call*; turn whatever a third party's loader raises into a :class:`ModelError` that says what to do."""
     try:
         return call()
-    except ModelError:
+    except RaysweepError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        text = str(error).strip() or type(error).__name__
-        if isinstance(where, Path):
-            raise ModelError(f"{where}: cannot be loaded: {text}", hint="copy or fetch the model again") from error
+    except ImportError as error:
+        package = error.name or next(iter(re.findall(r"pip install ([\w.\[\]-]+)", str(error))), "")
+        hint = f"pip install {package}" if package else "install the package it names"
+        raise ModelError(
+            f"{where}: loading it needs a package that is not installed: {_line(error)}", hint=hint
+        ) from error
+    except MemoryError as error:
+        hint = "a smaller model.dtype, a smaller model, or a larger machine"
+        raise ModelError(f"{where}: there is not enough memory to load it", hint=hint) from error
+    except BaseException as error:  # Rust's panics are no Exceptions
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise _unloadable(where, error) from error
+
+
+def _unloadable(where: Path | str, error: BaseException) -> ModelError:
+    text = _line(error)
+    if "trust_remote_code" in text:
+        hint = "set model.trust_remote_code: true if you trust the code that comes with it"
+    elif isinstance(where, Path):
+        hint = "copy or fetch the model again"
+    elif "gated" in text.lower():
+        hint = "accept the model's licence on the hub and run `hf auth login`"
+    else:
         hint = (
             "offline models: 'embedded', and what `raysweep models ls` shows as fetched; or give a folder as model.path"
         )
-        if "gated" in text.lower():
-            hint = "accept the model's licence on the hub and run `hf auth login`"
-        elif "trust_remote_code" in text:
-            hint = "set model.trust_remote_code: true if you trust that code"
-        raise ModelError(f"hub model '{where}' cannot be loaded: {text}", hint=hint) from error
+    what = f"{where}: cannot be loaded" if isinstance(where, Path) else f"hub model '{where}' cannot be loaded"
+    return ModelError(f"{what}: {text}", hint=hint)
+
+
+def _line(error: BaseException) -> str:
+    """Return what *error* says, on one line; its type too where that is not one of ours to read."""
+    said = " ".join(str(error).split())
+    return said if said and isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {said}"
 
 
 def check_layout(module: PreTrainedModel, layout: Layout) -> None:
@@ -235,12 +260,8 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: i
     """
     if not tokenizer.is_fast:
         raise ModelError("the tokenizer has no fast version", hint="token offsets are needed; add tokenizer.json")
-    highest = max(tokenizer.get_vocab().values())
-    if vocabulary is not None and highest >= vocabulary:
-        raise ModelError(
-            f"the tokenizer has id {highest}, the embedding only {vocabulary} rows",
-            hint="tokenizer and weights belong to different models",
-        )
+    if vocabulary is not None:
+        drop_rowless(tokenizer, vocabulary)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ModelError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,10 +98,18 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
             keys=(config.get("num_key_value_heads") or heads) * head,
             gated=len(LAYOUTS.get(kind).mlp_in) == 2,
             tied=bool(config.get("tie_word_embeddings", False)),
-            positions=int(config.get("n_positions", 0)) if "rotary_dim" not in config else 0,
+            positions=int(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
+
+
+def positions_of(config: Mapping[str, Any]) -> int:
+    """Return the longest row in tokens that a model of *config* was made for; 0 = not known.
+
+    Learnt positions end there. Rotary ones do not, but beyond it a model was never trained, and its answers mean nothing.
+    """
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
 
 
 def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
@@ -115,6 +122,7 @@ def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -
 def find(spec: ModelSpec, workspace: Workspace) -> Shape | None:
     """Return the sizes of the model of *spec*: from its folder, else from the catalogue; None where neither knows."""
     from raysweep.models.catalogue import CATALOGUE, locate
+    from raysweep.models.folder import read_json
 
     try:
         where = locate(spec, workspace)
@@ -122,8 +130,8 @@ def find(spec: ModelSpec, workspace: Workspace) -> Shape | None:
         return None
     if not isinstance(where, str) and (where / "config.json").is_file():
         try:
-            return shape_of(json.loads((where / "config.json").read_text(encoding="utf-8")))
-        except ValueError:
+            return shape_of(read_json(where / "config.json"))
+        except ModelError:
             return None
     entry = None if spec.path else CATALOGUE.get(spec.name)
     return entry.shape if entry is not None else None

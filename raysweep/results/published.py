@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import DataError, NameUnknownError, nearest
 from raysweep.workspace import Workspace
@@ -84,9 +84,20 @@ class Ours:
 
     @property
     def lam(self) -> float | None:
-        """λ of the outermost wrapper that has one."""
-        found = [w.config["lam"] for w in self.trial.editor.wrap if "lam" in w.config]
-        return float(found[-1]) if found else None
+        """λ of the outermost wrapper that has one, in absolute units; None where there is none, or it is given otherwise."""
+        found = self._written_lam()
+        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+    @property
+    def lam_text(self) -> str:
+        """λ as written: a number, ``0.1 mean energies`` (``{energy: 0.1}``), or ``gcv``; empty where there is none."""
+        found = self._written_lam()
+        if isinstance(found, Mapping):
+            return f"{found.get('energy'):g} mean energies" if "energy" in found else str(dict(found))
+        return "" if found is None else found if isinstance(found, str) else f"{found:g}"
+
+    def _written_lam(self) -> Any:
+        return next((w.config["lam"] for w in reversed(self.trial.editor.wrap) if "lam" in w.config), None)
 
 
 def names(workspace: Workspace) -> Mapping[str, Path]:
@@ -104,7 +115,10 @@ def open_published(name: str, workspace: Workspace) -> tuple[Number, ...]:
     known = names(workspace)
     if name not in known:
         raise NameUnknownError(f"no published numbers called '{name}'", hint=nearest(name, known))
-    return read(known[name])
+    try:
+        return read(known[name])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{known[name]}: cannot be read: {error}", hint="published numbers are UTF-8 CSV") from error
 
 
 def read(path: Path) -> tuple[Number, ...]:
@@ -206,7 +220,7 @@ def unlike(numbers: Sequence[Number], ours: Sequence[Ours]) -> str:
         theirs = ", ".join(dict.fromkeys(n.arm for n in numbers))
         labels = ", ".join(dict.fromkeys(o.trial.editor.label for o in ours))
         return f"no arm in common: ours {labels}; published {theirs}"
-    both = [(f"{o.lam:g}", f"{n.lam:g}") for o, n in arms if o.lam is not None and n.lam is not None]
+    both = [(o.lam_text, f"{n.lam:g}") for o, n in arms if o.lam_text and n.lam is not None]
     sides = {
         "model": ([o.model for o, _ in arms], [n.model for _, n in arms]),
         "data": ([o.trial.data.name for o, _ in arms], [n.dataset for _, n in arms]),

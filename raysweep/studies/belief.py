@@ -23,6 +23,7 @@ from raysweep.seeds import derive
 from raysweep.studies.asker import Asker
 from raysweep.studies.base import Deps, Progress
 from raysweep.studies.lifelong import Lifelong, probe_rows
+from raysweep.studies.refusals import check_records
 
 if TYPE_CHECKING:
     import torch
@@ -198,8 +199,11 @@ class _OneModel:
         Raises:
             RecordError: it is not about a record that was to be edited.
         """
-        batch = range(self.begun, self.begun + self.trial.protocol.batch_size) if self.begun >= 0 else range(0)
-        named = [i for i in batch if len(batch) == 1 or self.asker.records[i].id in error.message]
+        if self.begun < 0:  # before the first edit every record is looked at, and the message names the one refused
+            named = [i for i in range(self.asker.size) if f" {self.asker.records[i].id}: " in f" {error.message}"]
+        else:
+            batch = range(self.begun, self.begun + self.trial.protocol.batch_size)
+            named = [i for i in batch if len(batch) == 1 or self.asker.records[i].id in error.message]
         if not named:
             raise error
         return named
@@ -283,6 +287,7 @@ class _Apart:
         self.deps.progress(Progress(positions.start, trial.protocol.rounds[-1], "edit"))
         torch.set_num_threads(trial.threads)
         lm = self.deps.load_model(trial.model)
+        check_records(lm, editor, records)
         began = perf_counter()
         questions = [
             [(i, r, j, p) for j, p in enumerate(r.probes) if p.kind in trial.protocol.probes]

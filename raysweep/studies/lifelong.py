@@ -21,6 +21,7 @@ from raysweep.rows import NON_FINITE_STAT, SHARED, EvalRound, ProbeRow, Snapshot
 from raysweep.seeds import derive
 from raysweep.studies import trees
 from raysweep.studies.base import Ask, Deps, MemberError, Progress, Proposal
+from raysweep.studies.refusals import check_records
 
 if TYPE_CHECKING:
     import torch
@@ -168,6 +169,7 @@ class _Run:
         loaded = perf_counter()
         records = ordered(trial, deps)
         members = [_Member(t, build.build_editor(t.editor)) for t in trials]
+        check_records(lm, members[0].editor, records[: trial.protocol.rounds[-1]])
         deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
         run = cls(
             members, deps, lm, records, _superseded(records), _provided(members[0].editor, trial, lm, deps),

@@ -17,6 +17,7 @@ from raysweep.results.ray_logs import RAY_FOLDER
 from raysweep.results.state import State, TrialStatus, trial_state
 from raysweep.results.store import SHARED, ResultStore
 from raysweep.results.tables import Sweep
+from raysweep.tune import cluster
 from raysweep.tune.local_ray import first_line, running_ray
 from raysweep.workspace import Workspace
 
@@ -118,9 +119,10 @@ def run_sweep(
     Raises:
         BusyError: somebody else runs this sweep; nothing was changed.
         StoreError: the storage cannot be written; nothing was started.
-        SpecError: no node can give a trial what it asks for.
-        RunFailedError: Ray itself gave up twice.
+        SpecError: no node can give a trial what it asks for, or ``options.address`` is malformed.
+        RunFailedError: no cluster answers at ``options.address``, or Ray itself gave up twice.
     """
+    cluster.check(options.address)
     store = ResultStore(workspace.results(plan.sweep.name))
     store.folder.check_writable()
     table = {t.key: t for t in plan.trials}
@@ -176,7 +178,7 @@ def _run_in_ray(
     options: Options, watcher: Watcher | None, lock: DriverLock,
 ) -> bool:  # fmt: skip
     """Start or join a Ray and run the trials *todo*; return whether that was interrupted."""
-    with running_ray(options.address):
+    with running_ray(cluster.wanted(options.address)):
         sessions = lazy("raysweep.tune.sessions").Sessions(
             store, table, plan.sweep, workspace, options, watcher, lambda: lock.lost
         )

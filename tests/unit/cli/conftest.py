@@ -30,4 +30,4 @@ def run(capsys, tmp_path, monkeypatch) -> Run:
 @pytest.fixture
 def fakes(monkeypatch) -> None:
     """Plan with components that need no files."""
-    monkeypatch.setattr(Components, "installed", staticmethod(components))
+    monkeypatch.setattr(Components, "installed", staticmethod(lambda *, fetch=False: components()))

@@ -26,7 +26,7 @@ def write(
     arm: str,
     editor: str,
     *,
-    lam: float | None = None,
+    lam: Any = None,
     model: str = "llama-2-7b",
     data: str = "zsre",
     steps: tuple[int, ...] = (1000,),
@@ -211,3 +211,17 @@ def test_they_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     out = capsys.readouterr().out
     (line,) = (x for x in out.splitlines() if "simie-table4" in x)
     assert line.split() == ["simie-table4", "104", "SimIE", "Table", "4", "gpt2-xl", "zsre,", "counterfact"]
+
+
+@pytest.mark.parametrize(
+    ("lam", "text"), [({"energy": 0.1}, "0.1 mean energies"), ("gcv", "gcv"), ({"energy": 2.0}, "2 mean energies")]
+)
+def test_a_lambda_in_other_units_is_said_not_compared(lam: Any, text: str, tmp_path: Path, compare: Compare) -> None:
+    """It was a TypeError, or for ``gcv`` a ValueError, for the whole table."""
+    write(tmp_path, "rome+simie", "rome", lam=lam)
+    code, _, err = compare("--against", "simie-table1")
+    assert (code, f"λ: ours {text}, published 50" in err) == (2, True), err
+    code, out, _ = compare("--against", "simie-table1", "--loosely")
+    assert (code, f"note: rome+simie: our λ is {text}, theirs 50" in out) == (0, True), out
+    code, out, _ = compare("--against", "simie-table1", "--loosely", "--format", "csv")
+    assert (code, {row["lam"] for row in table(out)}) == (0, {text})

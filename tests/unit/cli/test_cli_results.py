@@ -116,8 +116,8 @@ def test_run_refuses_unwritable_storage_before_any_work(root: Path, capsys: pyte
     )
     code, out, err = call(capsys, root, "run", str(space), "--storage", str(root / "full"))
     assert (code, out) == (2, "")
-    assert "error[E-STORE] cannot write" in err
-    assert "choose another --storage" in err
+    assert f"error[E-STORE] results belong into {root / 'full' / 'tiny'}, but {root / 'full'} is no folder" in err
+    assert "--storage, --root or RAYSWEEP_ROOT choose another place" in err
 
 
 @pytest.mark.slow

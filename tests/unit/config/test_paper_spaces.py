@@ -46,7 +46,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("bare")
     folder = root / "models/smollm2-135m"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    sizes |= {"num_hidden_layers": 30, "vocab_size": 49152, "max_position_embeddings": 8192}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
     tokenizer = byte_tokenizer(bos=False)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
     tokenizer.save_pretrained(folder)

@@ -84,12 +84,18 @@ def test_what_is_always_short_enough_is_accepted(
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("mistral", {"sliding_window": 4}),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "max_position_embeddings": 8}),
+        ("mistral", {"sliding_window": 4, "max_position_embeddings": 300}),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "max_position_embeddings": 300},
+        ),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "max_position_embeddings": 300}),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}, "max_position_embeddings": 8},
+            {
+                "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4},
+                "max_position_embeddings": 300,
+            },
         ),
     ],
 )

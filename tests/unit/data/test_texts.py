@@ -244,3 +244,33 @@ print(json.dumps([m for m in ("torch", "ray", "pyarrow", "transformers", "gguf")
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("t.jsonl", b'{"text": "a"}\n{"text": "\xff"}', "cannot be read"),
+        ("t.jsonl", b'{"text": "a\\ud800"}', "text 1 holds U+D800, half of a character"),
+        ("t.jsonl", b"[" * 100_000, "t.jsonl:1: not JSON"),
+        ("t.jsonl", b'{"text": NaN}', "t.jsonl:1: no field 'text'"),
+        ("t.jsonl", b"9" * 5000, "t.jsonl:1: not JSON"),
+        ("t.txt", b" \n\n ", "holds no text"),
+        ("t.jsonl", b"", "holds no text"),
+        ("t.parquet", b"PAR1 and no more", "not a readable Parquet file"),
+    ],
+)
+def test_a_damaged_text_is_refused_while_planning(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        resolve(TextSpec(name="mine", path=name), DataSpec(), Workspace(tmp_path, share=tmp_path))
+    assert said in caught.value.message
+
+
+def test_a_column_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="the column 'text' holds int64, not text"):
+        resolve(TextSpec(name="mine", path="t.parquet"), DataSpec(), Workspace(tmp_path, share=tmp_path))

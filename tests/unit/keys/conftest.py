@@ -35,7 +35,7 @@ OTHER = {
 def write_model(folder: Path) -> Path:
     """Write a tiny Llama with a byte tokenizer, and files of every kind that a loader may read."""
     folder.mkdir(parents=True)
-    model = tiny_model("llama", vocab_size=258, tie_word_embeddings=False)
+    model = tiny_model("llama", vocab_size=258, tie_word_embeddings=False, max_position_embeddings=256)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}

@@ -126,7 +126,11 @@ SCENES: Mapping[str, Scene] = {
     "hypernetwork": Scene(
         EditorSpec(
             name="mend",
-            config={**CONFIGS["mend"], "train": {"steps": 2, "data": {"digest": "d"}}, "weights": {"digest": "w"}},
+            config={
+                **CONFIGS["mend"],
+                "train": {"steps": 2, "data": {"digest": "d", "invalid": "skip"}},
+                "weights": {"digest": "w"},
+            },
         ),
         depends=("*",),
         apart={"train.data.path": WHERE, "weights.digest": "of an archive; this network is trained"},

@@ -42,6 +42,7 @@ BESIDE_A_DIGEST = "path"  # in an editor's or a wrapper's configuration: the sam
 STARTS: Mapping[str, Mapping[str, Any]] = {  # configurations of which every leaf has another valid value
     **CONFIGS,
     "wise": {**CONFIGS["wise"], "ref_padding": True},
+    "mend": {**CONFIGS["mend"], "train": {**CONFIGS["mend"]["train"], "data": {"invalid": "skip"}}},
     "simie": {"lam": 1.0},
     "prune": {},
 }
@@ -52,7 +53,7 @@ def trial(**changed: Any) -> TrialSpec:
     base: dict[str, Any] = {
         "study": "lifelong",
         "model": ModelSpec(digest="m", tokenizer_digest="t"),
-        "data": DataSpec(digest="d", size=12),
+        "data": DataSpec(digest="d", size=12, invalid="skip", left_out=(3,)),
         "editor": EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name="simie", config={"lam": 1.0}),)),
         "protocol": ProtocolSpec(rounds=(0, 12)),
         "seed": 0,

@@ -38,19 +38,23 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path, share=tmp_path / "share")
 
 
+def save_tiny(folder: Path, model_type: str, *, adds_bos: bool = False, vocabulary: int = 259, also: str = "") -> Path:
+    """Write a tiny model of *model_type* with a tokenizer of bytes; return its folder."""
+    folder.mkdir()
+    model = tiny_model(model_type, vocab_size=vocabulary, tie_word_embeddings=False)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    byte_tokenizer(adds_bos=adds_bos, also=also).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
     def make(
         model_type: str = "llama", *, name: str = "tiny", adds_bos: bool = False, vocabulary: int = 259, also: str = ""
     ) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        model = tiny_model(model_type, vocab_size=vocabulary, tie_word_embeddings=False)
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(folder)
-        state = {k: v.contiguous() for k, v in model.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        byte_tokenizer(adds_bos=adds_bos, also=also).save_pretrained(folder)
-        return folder
+        return save_tiny(tmp_path / name, model_type, adds_bos=adds_bos, vocabulary=vocabulary, also=also)
 
     return make

@@ -1,0 +1,132 @@
+"""Whether this machine can give a sweep what it asks for: processors, accelerators, memory, disk. Asked by `validate` and `run`.
+
+A sweep that joins a cluster is not asked: what other machines have is known to them only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysweep.cli.estimates import amount, memory
+from raysweep.config.components import Components
+from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.problems import problem
+from raysweep.errors import Problem, ProblemsError, StoreError
+from raysweep.lazy import lazy
+from raysweep.workspace import Workspace
+
+ELSEWHERE = "ask for less, or join a larger cluster: --address"
+SPARE = 64 << 20  # bytes on disk for tables, logs and Ray's own files
+_ON_DISK = ("edited matrices", "second moments")  # parts of a trial's memory that are also written: snapshot, artifacts
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a machine has; None = not known.
+
+    Attributes:
+        cpus: processors.
+        memory: bytes.
+        gpus: accelerators.
+        free: bytes free where results go.
+    """
+
+    cpus: int | None
+    memory: int | None
+    gpus: int | None
+    free: int | None
+
+
+def this_machine(results: str) -> Machine:
+    """Return what this machine has, and what is free where *results* will lie (a folder, or a URI)."""
+    return Machine(os.cpu_count(), _memory(), _gpus(), None if "://" in results else _free(Path(results)))
+
+
+def check(plan: Plan, workspace: Workspace, components: Components, *, address: str | None = None) -> None:
+    """Return if this machine has what *plan* asks for, or if it will run at *address*.
+
+    Raises:
+        ProblemsError: everything it lacks.
+    """
+    if address is not None and address not in ("", "local"):
+        return
+    results = workspace.results(plan.sweep.name)
+    machine = this_machine(results)
+    problems = [*_storage(results), *_resources(plan, machine), *_needs(plan, workspace, components, machine)]
+    if problems:
+        raise ProblemsError(dict.fromkeys(problems))
+
+
+def _storage(results: str) -> Iterator[Problem]:
+    """Yield why nothing can be written to *results*, a folder that need not be there yet; a URI is asked when it is used."""
+    there = None if "://" in results else next((p for p in (Path(results), *Path(results).parents) if p.exists()), None)
+    if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        why = "cannot be written" if there.is_dir() else "is no folder"
+        said = f"results belong into {results}, but {there} {why}"
+        yield Problem(
+            code=StoreError.code, message=said, hint="--storage, --root or RAYSWEEP_ROOT choose another place"
+        )
+
+
+def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
+    """Yield what ``resources`` asks for and nobody here has; each process of a trial gets as much."""
+    asked = plan.sweep.resources
+    processes = asked.shards if any(t.apart for t in plan.trials) else 1
+    gpu = 0.0 if asked.gpu == "auto" else float(asked.gpu)
+    have = {"cpu": (asked.cpu, machine.cpus), "gpu": (gpu, machine.gpus), "memory": (asked.memory, machine.memory)}
+    for name, (each, there) in have.items():
+        if there is not None and each * processes > there:
+            said = f"{each:g}" if processes == 1 else f"{each:g} for each of {processes} shards"
+            place = plan.sweep.source.value(("resources", name))
+            yield problem(place, f"resources.{name} = {said}, but this machine has {there:g}", ELSEWHERE)
+
+
+def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Machine) -> Iterator[Problem]:
+    """Yield the arms of which one trial takes more memory or disk than there is."""
+    for planned in {(t.arm, t.trial.model): t for t in plan.trials}.values():
+        shape = lazy("raysweep.models.shapes").find(planned.trial.model, workspace)
+        if shape is None:
+            continue
+        parts = memory(planned.trial, shape, components).parts
+        total, written = sum(parts.values()), SPARE + sum(parts.get(name, 0) for name in _ON_DISK)
+        if machine.memory is not None and not machine.gpus and total > machine.memory:
+            smaller = "a smaller model.dtype or model, fewer layers, or a larger machine: --address"
+            yield _lack(plan, planned, "memory", total, machine.memory, smaller)
+        if machine.free is not None and written > machine.free:
+            where = workspace.results_root
+            yield _lack(
+                plan, planned, f"disk below {where}", written, machine.free, "free some, or --storage elsewhere"
+            )
+
+
+def _lack(plan: Plan, planned: PlannedTrial, what: str, needed: int, there: int, hint: str) -> Problem:
+    said = f"a trial of arm '{planned.arm}' takes about {amount(needed)} of {what}, this machine has {amount(there)}"
+    return problem(plan.sweep.source.key(("arms", planned.arm)), said, hint)
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # not on this system
+        return None
+
+
+def _gpus() -> int | None:
+    """Return how many NVIDIA devices there are; None where another kind may be (or on another system than Linux)."""
+    devices = Path("/dev")
+    if sys.platform != "linux" or (devices / "kfd").exists() or (devices / "accel").exists():
+        return None
+    return len(list(devices.glob("nvidia[0-9]*")))
+
+
+def _free(folder: Path) -> int | None:
+    try:
+        there = next(p for p in (folder, *folder.parents) if p.is_dir())
+        return shutil.disk_usage(there).free
+    except (OSError, StopIteration):
+        return None

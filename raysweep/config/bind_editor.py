@@ -1,0 +1,233 @@
+"""The editor of a trial and its wrappers: defaults filled in, files read, digests taken, every mistake located."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from raysweep.config import hparams
+from raysweep.config.checks import missing_blocks
+from raysweep.config.components import ModelFacts
+from raysweep.config.lookups import Lookups, Point
+from raysweep.config.merge import Merged
+from raysweep.config.places import KeyPath, Place, Source
+from raysweep.config.problems import from_error, from_validation
+from raysweep.config.schema import ArmSpec, DataSpec, EditorSpec, FileSpec, ModelSpec, Spec, TextSpec, WrapSpec
+from raysweep.config.selection import Selection, first_few, select
+from raysweep.config.space import ValuePath
+from raysweep.errors import DataError, WrapError
+from raysweep.hashing import file_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What an editor is configured for; None = not known, which was noted."""
+
+    arm: ArmSpec
+    point: Point
+    model: ModelSpec | None
+    facts: ModelFacts
+    data: DataSpec | None
+
+
+@dataclass(slots=True)
+class EditorBinder:
+    """Fills in the configuration of an editor and of the wrappers around it."""
+
+    lookups: Lookups
+
+    def editor(self, target: Target) -> EditorSpec | None:
+        """Return the editor and its wrappers with every configuration key filled in."""
+        editor = target.arm.editor
+        where: KeyPath = ("arms", target.arm.name, "editor")
+        kind = self._component("editors", editor.name, where)
+        config = None if kind is None else self._config(kind, editor, where, "editor.", target)
+        wraps: list[WrapSpec | None] = []
+        for i in range(len(editor.wrap)):
+            wraps.append(self._wrap(i, kind, target, wraps[-1] if wraps else None))
+        sound = tuple(w for w in wraps if w is not None)
+        if config is None or len(sound) < len(wraps):
+            return None
+        return EditorSpec(name=editor.name, config=config, wrap=sound)
+
+    def _wrap(self, index: int, editor: Any, target: Target, below: WrapSpec | None) -> WrapSpec | None:
+        """Return wrapper number *index* with its configuration, having checked that it can wrap what is *below*."""
+        arm, written = target.arm, target.arm.editor.wrap[index]
+        where = self._wrap_path(arm, index)
+        kind = self._component("wrappers", written.name, where)
+        if kind is None:
+            return None
+        inner, given = self._inside(arm, index, editor, below)
+        if given and given not in kind.accepts:
+            wanted = " or ".join(kind.accepts)
+            said = f"{written.name} cannot wrap '{inner}': it changes {given}, not {wanted}"
+            hint = f"remove 'wrap: {written.name}', or wrap an editor whose patch is {wanted} (raysweep ls editors)"
+            self.lookups.note(self.lookups.sweep.source.value(where), said, hint, WrapError.code)
+        config = self._config(kind, written, where, f"wrap.{written.name}.", target)
+        if config is None:
+            return None
+        why = kind.unfit(kind.config_type.model_validate(config), index > 0) if hasattr(kind, "unfit") else ""
+        if why:
+            said = f"{written.name} around '{inner}': {why}"
+            hint = f"change its configuration, or remove 'wrap: {inner}'"
+            self.lookups.note(self.lookups.sweep.source.value(where), said, hint, WrapError.code)
+        return WrapSpec(name=written.name, config=config)
+
+    def _inside(self, arm: ArmSpec, index: int, editor: Any, below: WrapSpec | None) -> tuple[str, str]:
+        """Return the name of what wrapper number *index* wraps, and what that gives (empty = not known)."""
+        if index == 0:
+            return arm.editor.name, "" if editor is None else editor.patch_kind
+        name = arm.editor.wrap[index - 1].name
+        known = self.lookups.answer(("wrappers", name))
+        if known is None or below is None:
+            return name, ""
+        gives = getattr(known, "gives", "weights")
+        return name, gives(known.config_type.model_validate(below.config)) if callable(gives) else gives
+
+    def _component(self, table: str, name: str, path: KeyPath) -> Any:
+        source = self.lookups.sweep.source
+        place = source.value((*path, "name"))
+        return self.lookups.once((table, name), lambda: getattr(self.lookups.components, table).get(name), place)
+
+    def _wrap_path(self, arm: ArmSpec, index: int) -> KeyPath:
+        """Return where the wrapper number *index* of *arm* was written: ``wrap`` is one or a list."""
+        listed: KeyPath = ("arms", arm.name, "wrap", index)
+        return listed if listed in self.lookups.sweep.source.values else listed[:-1]
+
+    def _config(
+        self, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: Target
+    ) -> dict[str, Any] | None:
+        """Return one component's configuration: class defaults, hparams file, arm, point.
+
+        Without a model only what the arm and the point say is checked.
+        """
+        place, name, model = self.lookups.sweep.source.value(where), written.name, target.model
+        defaults = self._defaults(name, model, place) if model else None
+        merged = Merged(place)
+        if defaults is not None:
+            of = {"editor": target.arm.editor.name, "data": target.data.name if target.data else ""}
+            for tree, path in hparams.layers(defaults, **of):
+                merged.put(tree, defaults, path)
+        merged.put(written.config, self.lookups.sweep.source, where)
+        self.lookups.put_points(merged, target.arm, target.point, prefix)
+        self._put_implied(merged, kind, written, where, prefix, target)
+        try:
+            config = kind.config_type.model_validate(merged.tree)
+        except ValidationError as error:
+            missing = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "missing"]
+            ignore = "missing" if defaults is None else ""
+            self.lookups.problems += from_validation(error, kind.config_type, f"'{name}'", merged.place, ignore=ignore)
+            if missing and ignore and model:
+                self._no_hparams(name, model, missing, place)
+            return None
+        for path, said in missing_blocks(config, target.facts):
+            hint = f"see hparams/{name}/ for the layers of other models" if defaults is None else ""
+            self.lookups.note(merged.place(path), f"'{name}': {said}", hint)
+        return self._with_texts(config, target.data, merged, kind) if target.data else None
+
+    def _put_implied(
+        self, merged: Merged, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: Target
+    ) -> None:  # fmt: skip
+        """Set what a path of values implies, having noted where the arm or the point says otherwise."""
+        arm, source = target.arm, self.lookups.sweep.source
+        for key in (k for k in target.point if k.startswith(prefix)):
+            if not isinstance(arm.space.get(key, self.lookups.sweep.space.get(key)), ValuePath):
+                continue
+            field = key.removeprefix(prefix)
+            for name, value in getattr(kind, "path_implies", {}).get(field.partition(".")[0], {}).items():
+                swept = target.point.get(f"{prefix}{name}", value)
+                said = written.config.get(name, value)
+                at = self.lookups.written(arm, key, target.point[key])
+                if swept == said == value:
+                    merged.put_at((name,), value, source, at)
+                    continue
+                place = self.lookups.written(arm, f"{prefix}{name}", swept) if swept != value else (*where, name)
+                told = f"a path of '{field}' implies {name}: {value}, but here {name} is {swept if swept != value else said}"
+                hint = f"remove '{name}', or write {field}: {{grid: […]}} for one run per value"
+                self.lookups.note(source.value(place), told, hint)
+
+    def _defaults(self, name: str, model: ModelSpec, place: Place) -> Source | None:
+        """Return the hyper-parameter file of *name* on *model*; None without one, or after noting what is wrong."""
+        question = ("hparams", name, hparams.stem(model))
+        known = {"editor": self.lookups.components.editors, "data": self.lookups.components.datasets}
+        found: Source | None = self.lookups.once(
+            question, lambda: hparams.find(name, model, self.lookups.workspace, known), place
+        )
+        return found
+
+    def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> None:
+        """Note that *name* lacks values on *model*, and where they could stand."""
+        files = ", ".join(self.lookups.workspace.hparams(name)) or "(none)"
+        wanted = f"hparams/{name}/{hparams.stem(model)}.yaml"
+        hint = f"write {wanted}, or give {', '.join(missing)} in the arm, or model.hparams; files of '{name}': {files}"
+        said = f"'{name}' has no hyper-parameters for model '{model.name}': {wanted} is missing"
+        self.lookups.note(place, said, hint)
+
+    def _with_texts(self, config: Spec, data: DataSpec, merged: Merged, kind: Any) -> dict[str, Any] | None:
+        """Return *config*, the configuration of *kind*, as plain data, with the digest of every text it names."""
+        before = len(self.lookups.problems)
+        resolved = self._texts(config, data, merged, (), kind)
+        return resolved.model_dump(mode="json") if len(self.lookups.problems) == before else None
+
+    def _texts(self, value: Any, data: DataSpec, merged: Merged, path: KeyPath, kind: Any) -> Any:
+        if isinstance(value, TextSpec):
+            question = ("text", value, data.digest, data.path, data.name)
+            ask = lambda: self.lookups.components.text(value, data, self.lookups.workspace)  # noqa: E731
+            place = merged.place((*path, "path" if value.path else "name"))
+            return self.lookups.once(question, ask, place) or value
+        if isinstance(value, FileSpec):
+            return self._file(value, merged.place((*path, "path"))) if value.path else value
+        if isinstance(value, DataSpec):
+            return self._fold(value, data, merged.place(path), kind) or value
+        if isinstance(value, tuple):
+            return tuple(self._texts(v, data, merged, (*path, i), kind) for i, v in enumerate(value))
+        if isinstance(value, BaseModel):
+            below = {k: getattr(value, k) for k in type(value).model_fields}
+            return value.model_copy(
+                update={k: self._texts(v, data, merged, (*path, k), kind) for k, v in below.items()}
+            )
+        return value
+
+    def _file(self, value: FileSpec, place: Place) -> FileSpec:
+        """Return *value* with its path made absolute and its digest filled in."""
+
+        def ask() -> tuple[str, str]:
+            where = self.lookups.workspace.resolve(value.path)
+            if not where.is_file():
+                raise DataError(
+                    f"file '{value.path}' does not exist ({where})", hint="make or copy it, or leave it out"
+                )
+            return str(where), file_digest(where)
+
+        found: tuple[str, str] | None = self.lookups.once(("file", value.path), ask, place)
+        return value if found is None else value.model_copy(update={"path": found[0], "digest": found[1]})
+
+    def _fold(self, value: DataSpec, data: DataSpec, place: Place, kind: Any) -> DataSpec | None:
+        """Return the data that component *kind* itself reads, with digest and size filled in; None after noting what is wrong.
+
+        Without a path of its own it is read from the trial's file if it is of the same dataset.
+        """
+        if not value.path and value.name == data.name:
+            value = value.model_copy(update={"path": data.path})
+        facts = self.lookups.data(value, place)
+        if facts is None:
+            return None
+        rows, where = facts.rows, facts.path or value.name
+        found: Selection = self.lookups.once(
+            ("fold", value), lambda: select(rows, value, lambda record: None, where), place
+        )
+        left = facts.count - value.skip if value.invalid == "refuse" else len(found.records)
+        if left < max(value.size, 1):
+            said = (
+                f"'{value.name}' has {facts.count} records, too few for size = {value.size} after skip = {value.skip}"
+            )
+            self.lookups.note(place, said, "lower them, or use a larger file", DataError.code)
+            return None
+        self.lookups.problems += first_few(found.problems, where)
+        error = kind.fold_error(found.records) if hasattr(kind, "fold_error") and found.records else None
+        if error is not None:
+            self.lookups.problems.append(from_error(error, place))
+        resolved = {"path": facts.path if value.path else "", "digest": facts.digest, "size": value.size or left}
+        return value.model_copy(update={**resolved, "left_out": found.left_out})

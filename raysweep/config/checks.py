@@ -1,0 +1,65 @@
+"""What a run will ask of an editor, a model and records, asked while planning; pure, of values in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from raysweep.config.components import ModelFacts
+from raysweep.config.places import KeyPath
+from raysweep.config.values import BlockNumber
+from raysweep.errors import RecordError
+from raysweep.records import EditRecord, length_error
+
+
+def blocks_of(config: BaseModel, path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
+    """Yield every block that *config* names, with the path of the key that names it."""
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if any(isinstance(mark, BlockNumber) for mark in info.metadata):
+            if isinstance(value, tuple):
+                yield from (((*path, name, i), number) for i, number in enumerate(value))
+            else:
+                yield (*path, name), value
+        elif isinstance(value, BaseModel):
+            yield from blocks_of(value, (*path, name))
+
+
+def missing_blocks(config: BaseModel, facts: ModelFacts) -> Iterator[tuple[KeyPath, str]]:
+    """Yield what is wrong with each block that *config* names and the model does not have."""
+    for path, number in blocks_of(config):
+        if facts.blocks and number >= facts.blocks:
+            dotted = ".".join(map(str, path))
+            yield (
+                path,
+                f"{dotted}: there is no block {number}; the model has {facts.blocks}, from 0 to {facts.blocks - 1}",
+            )
+
+
+def refusal(editor: Any, config: BaseModel | None, facts: ModelFacts) -> Callable[[EditRecord], RecordError | None]:
+    """Return what tells why *editor* cannot write a record on a model; what it returns is None where it can.
+
+    Args:
+        editor: the editor's class; None = not known, which was noted elsewhere.
+        config: its configuration; None likewise.
+        facts: of the model.
+    """
+    needs = getattr(editor, "record_error", None) if config is not None else None
+    before = _context_tokens(config)
+
+    def why(record: EditRecord) -> RecordError | None:
+        found: RecordError | None = needs(config, record) if needs is not None else None
+        if found is not None:
+            return RecordError(f"{editor.name} cannot write {found.message}", hint=found.hint)
+        return length_error(record, facts.positions, facts.count, before=before)
+
+    return why
+
+
+def _context_tokens(config: BaseModel | None) -> int:
+    """Return about how many tokens of context an editor puts before a prompt, at most."""
+    contexts = getattr(config, "contexts", None)
+    lengths = getattr(contexts, "lengths", ()) if getattr(contexts, "templates", None) is None else ()
+    return max((length for length, _ in lengths), default=0)

@@ -1,0 +1,121 @@
+"""What the parts of a binder share: the sweep, the answers to questions about files, and the list of what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from raysweep.config.components import Components
+from raysweep.config.merge import Merged
+from raysweep.config.places import KeyPath, Place
+from raysweep.config.problems import from_error, from_validation, problem
+from raysweep.config.schema import ArmSpec, DataSpec, SweepSpec
+from raysweep.config.selection import Row
+from raysweep.config.space import Grid, Scalar
+from raysweep.errors import DataError, Problem, RaysweepError, SpecError
+from raysweep.workspace import Workspace
+
+P = TypeVar("P", bound=BaseModel)
+Point = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """What the file of a dataset holds.
+
+    Attributes:
+        path: the file; empty = there is none.
+        count: of its rows.
+        digest: of its content.
+        rows: each a record or what is wrong with it.
+    """
+
+    path: str
+    count: int
+    digest: str
+    rows: Sequence[Row]
+
+
+@dataclass(slots=True)
+class Lookups:
+    """Answers to questions about files, each asked once and kept for this object's own life; ``problems`` collects mistakes."""
+
+    sweep: SweepSpec
+    workspace: Workspace
+    components: Components
+    problems: list[Problem] = field(default_factory=list)
+    _kept: dict[Any, Any] = field(default_factory=dict)
+
+    def note(self, place: Place, message: str, hint: str = "", code: str = SpecError.code) -> None:
+        """Keep the problem *message* at *place*."""
+        self.problems.append(problem(place, message, hint, code))
+
+    def once(self, question: Any, ask: Callable[[], Any], place: Place) -> Any:
+        """Return the answer to *question*, asking only the first time; None after noting why there is none."""
+        if question not in self._kept:
+            try:
+                self._kept[question] = (ask(), None)
+            except RaysweepError as error:
+                self._kept[question] = (None, error)
+            except (OSError, ValueError, RuntimeError) as error:  # a path that no file can have, say
+                said = " ".join(str(error).split()) or type(error).__name__
+                hint = "see what is written here"
+                self._kept[question] = (None, DataError(f"cannot be looked up: {said}", hint=hint))
+        answer, complaint = self._kept[question]
+        if complaint is not None:
+            self.problems.append(from_error(complaint, place))
+        return answer
+
+    def answer(self, question: Any) -> Any:
+        """Return the answer to a *question* that was asked before; None if it was not, or had none."""
+        return self._kept.get(question, (None, None))[0]
+
+    def data(self, spec: DataSpec, place: Place) -> DataFacts | None:
+        """Return what the file of *spec* holds; None after noting why it cannot be read."""
+
+        def ask() -> DataFacts:
+            dataset = self.components.datasets.get(spec.name)()
+            path = dataset.locate(spec, self.workspace)
+            reading = dataset.read(path)
+            return DataFacts(str(path or ""), dataset.count(path), dataset.digest(path), reading.every)
+
+        found: DataFacts | None = self.once(("data", spec.name, spec.path), ask, place)
+        return found
+
+    def validated(self, merged: Merged, spec: type[P], what: str) -> P | None:
+        """Return *merged* as a *spec*; None after noting what is wrong with it."""
+        try:
+            return spec.model_validate(merged.tree)
+        except ValidationError as error:
+            self.problems += from_validation(error, spec, what, merged.place)
+            return None
+
+    def section(self, arm: ArmSpec, point: Point, section: str) -> Merged:
+        """Return one section of the trial: base, then arm, then point."""
+        source = self.sweep.source
+        merged = Merged(source.key(("base", section)), section=section)
+        merged.put(self.sweep.base.get(section, {}), source, ("base", section))
+        merged.put(arm.base.get(section, {}), source, ("arms", arm.name, section))
+        self.put_points(merged, arm, point, f"{section}.")
+        return merged
+
+    def put_points(self, merged: Merged, arm: ArmSpec, point: Point, prefix: str) -> None:
+        """Lay the values of *point* whose keys begin with *prefix* on *merged*."""
+        names_first = sorted(point, key=lambda k: k != f"{prefix}name")
+        for key in (k for k in names_first if k.startswith(prefix)):
+            path = tuple(key.removeprefix(prefix).split("."))
+            merged.put_at(path, point[key], self.sweep.source, self.written(arm, key, point[key]))
+
+    def written(self, arm: ArmSpec, key: str, value: Scalar) -> KeyPath:
+        """Return where the domain of *key* was written; in a grid, where *value* was."""
+        own = key in arm.space
+        path: KeyPath = ("arms", arm.name, "space", key) if own else ("space", key)
+        domain = arm.space.get(key, self.sweep.space.get(key))
+        if isinstance(domain, Grid):
+            for i, candidate in enumerate(domain.values):
+                if candidate == value and type(candidate) is type(value):
+                    return (*path, domain.kind, i)
+        return path

@@ -1,0 +1,65 @@
+"""What values of a specification may be: numbers as written and within bounds, and the frozen model that holds them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+
+from raysweep.config import limits
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Threads = Annotated[int, Field(ge=1, le=limits.THREADS)]
+
+
+class BlockNumber:
+    """Marks a field that names blocks of the model, so that a plan can ask whether the model has them."""
+
+
+def _each_once(blocks: tuple[int, ...]) -> tuple[int, ...]:
+    again = sorted({b for b in blocks if blocks.count(b) > 1})
+    if again:
+        raise ValueError(f"names each block once, but repeats {', '.join(map(str, again))}")
+    return blocks
+
+
+Block = Annotated[int, Field(ge=0), BlockNumber()]
+Blocks = Annotated[tuple[Natural, ...], Field(min_length=1), AfterValidator(_each_once), BlockNumber()]
+
+
+def _numbers_as_written(node: Any) -> None:
+    """Make each number in the schema *node* strict, and keep its whole numbers within 64 bits, in place."""
+    if isinstance(node, dict):
+        if node.get("type") in ("int", "float"):
+            node["strict"] = True
+        if node.get("type") == "int":
+            node.setdefault("le", limits.LARGEST)
+            if "ge" not in node and "gt" not in node:
+                node["ge"] = limits.SMALLEST
+        for below in node.values():
+            _numbers_as_written(below)
+    elif isinstance(node, list | tuple):
+        for below in node:
+            _numbers_as_written(below)
+
+
+class Spec(BaseModel):
+    """A frozen value that rejects unknown keys and takes a number as written.
+
+    Of ``5``, ``5.0``, ``"5"`` and ``true`` only the first is a whole number here, and only the first two are numbers: a value
+    that has to be converted is a slip of the pen more often than a wish. Whole numbers fit into 64 bits with their sign, which
+    is what a column of the results holds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return pydantic's schema with every number in it strict and every whole number bounded, however deep."""
+        schema = handler(source)
+        _numbers_as_written(schema)
+        return schema

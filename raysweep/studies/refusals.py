@@ -1,0 +1,38 @@
+"""What a plan asks of records, asked again of the model in hand: its own tokenizer counts, where a plan may not have had one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from raysweep.config.checks import refusal
+from raysweep.config.components import ModelFacts
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord
+
+if TYPE_CHECKING:
+    from raysweep.models import tokens
+    from raysweep.models.lm import LanguageModel
+else:
+    tokens = lazy("raysweep.models.tokens")
+
+
+def check_records(lm: LanguageModel, editor: Any, records: Iterable[EditRecord]) -> None:
+    """Raise before the first edit what would end a trial in the middle.
+
+    Args:
+        lm: the model that is edited.
+        editor: with its wrappers.
+        records: those that are written.
+
+    Raises:
+        RecordError: the editor cannot write a record, or the record is longer than the model's positions; it is named.
+    """
+    while hasattr(editor, "inner"):
+        editor = editor.inner
+    facts = ModelFacts(lm.n_blocks, lm.positions, lambda text: len(tokens.encode(lm, text)))
+    why = refusal(type(editor), editor.config, facts)
+    for record in records:
+        error = why(record)
+        if error is not None:
+            raise error
