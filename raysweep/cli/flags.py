@@ -66,4 +66,4 @@ def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
             )
         return {"name": text}
     where = Path(resolve_from_cwd(text))
-    return {"name": where.name, "path": str(where)} if where.exists() else {"name": text}
+    return {"name": where.name, "path": str(where)} if workspace.holds(str(where)) else {"name": text}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from raysweep.cli import belief, main, train_mend
+from raysweep.cli import belief, main, preflight, train_mend
 from raysweep.config import overrides
 from raysweep.data import fetch as data_fetch
 from raysweep.models import embedded
@@ -341,6 +341,9 @@ CHECKS: dict[str, Check] = {
     "plan --format": _prints(PLAN, "--format", "json"),
     "validate FILE": _argument(["validate"], "x.yaml", "y.yaml"),
     "validate --set": _set(VALIDATE),
+    "validate --address": lambda b: _equal(
+        b.seen(preflight, "check", *VALIDATE, "--address", "here:1").said["address"], "here:1"
+    ),
     "ls KIND": _argument(["ls"], "metrics", "layouts"),
     "show SWEEP": lambda b: b.refused(["show"], "tpy", by="no results of 'tpy'"),
     "show --at": lambda b: b.refused(SHOW, "--at", "99", by="99"),
