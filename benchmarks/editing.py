@@ -134,7 +134,9 @@ def prepare(trial: TrialSpec, workspace: Workspace) -> Bench:
     lm = deps.load_model(trial.model)
     records = order(deps.open_dataset(trial.data), derive(trial.seed, "order"))
     editor = build_editor(trial.editor)
-    artifacts = provide(lm, editor.needs(lm), deps.artifacts, lambda text: deps.texts(text, trial.data))
+    artifacts = provide(
+        lm, editor.needs(lm), deps.artifacts, lambda text: deps.texts(text, trial.data), threads=trial.threads
+    )
     return Bench(trial, lm, records, artifacts, editor.edited(lm))
 
 
