@@ -108,7 +108,7 @@ class Workspace:
 
     def find(self, *parts: str) -> Path | None:
         """Return ``root/parts`` if it exists, else ``share/parts`` if that does, else None."""
-        return next((p for p in (base.joinpath(*parts) for base in self._bases()) if p.exists()), None)
+        return next((p for p in (base.joinpath(*parts) for base in self._bases()) if self.holds(str(p))), None)
 
     def find_space(self, name: str) -> Path | None:
         """Return the search space called *name* (``demo`` → ``search_spaces/demo.yaml``), or None."""

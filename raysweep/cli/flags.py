@@ -60,7 +60,7 @@ def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
     """
     bare = not text.startswith("~") and os.sep not in text and "/" not in text
     if bare and (text in lazy("raysweep.models.catalogue").CATALOGUE or workspace.find("models", text) is not None):
-        if Path(text).exists():
+        if workspace.holds(str(Path(text).absolute())):
             typer.echo(
                 f"note: '{text}' is the model of that name; write ./{text} for what lies in this folder", err=True
             )
