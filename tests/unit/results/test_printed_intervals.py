@@ -40,7 +40,7 @@ def store_sweep(folder: Path, values: dict[float | None, np.ndarray], *, logs: b
             begin(store, trial)
             rows = [
                 ProbeRow(
-                    trial_key=trial.key, step=2, record_id=f"r{i}", edit_step=1, superseded_step=None, probe_kind=kind,
+                    trial_key=trial.key, step=trial.protocol.rounds[-1], record_id=f"r{i}", edit_step=1, superseded_step=None, probe_kind=kind,
                     probe_name="", probe_index=j, metric=metric, n_tokens=1, prompt_digest="", answer="",
                     value=float({"ppl": math.exp(v), "target_logprob": -v}.get(metric, v)),
                 )
@@ -48,8 +48,10 @@ def store_sweep(folder: Path, values: dict[float | None, np.ndarray], *, logs: b
                 for j, (kind, metric) in enumerate(KINDS)
                 if logs or metric not in ("ppl", "target_logprob")
             ]  # fmt: skip
-            store.write_round(trial.key, EvalRound(step=2, rows=rows))
-            store.finish(trial.key, step=2)
+            last = trial.protocol.rounds[-1]
+            for step in trial.protocol.rounds:  # all of them, or the trial is not done; only the last one has rows
+                store.write_round(trial.key, EvalRound(step=step, rows=rows if step == last else ()))
+            store.finish(trial.key, step=last)
     return Sweep(store)
 
 
