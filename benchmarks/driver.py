@@ -4,7 +4,7 @@
 
 Trials of the editor that does nothing, through Ray, one at a time, with the plain display of ``raysweep run``. The driver is this
 process; the trials' own process and Ray's are not in the figures. ``MB a trial`` counts from the first mark, so that what is
-loaded once is not in it.
+loaded once is not in it. The last row is that of the end, when the table of trials has been written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raysweep.tune import launch
 from raysweep.workspace import Workspace
 
 TITLE = "the driver of a long sweep"
-COLUMNS = ("trials ended", "driver MB", "MB a trial", "driver cpu s", "cpu s a trial", "wall s", "objects")
+COLUMNS = ("trials ended", "driver MB", "peak MB", "MB a trial", "driver cpu s", "cpu s a trial", "wall s", "objects")
 
 
 class Observed(Display):
@@ -46,14 +46,15 @@ class Observed(Display):
         super().stopped(key)
         self.ended += 1
         if self.ended in self.marks:
-            self.measured.append(self._row())
+            self.measured.append(self.row())
 
-    def _row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
         memory, first = resident(), self.measured[0] if self.measured else None
         row = {
             "trials ended": self.ended,
             "driver MB": memory,
+            "peak MB": resident("VmHWM"),
             "driver cpu s": cpu,
             "wall s": wall,
             "objects": len(gc.get_objects()),
@@ -67,10 +68,10 @@ class Observed(Display):
         return row
 
 
-def resident() -> float:
-    """Return the megabytes (10^6 bytes) of this process that lie in memory."""
+def resident(field: str = "VmRSS") -> float:
+    """Return the megabytes (10^6 bytes) of this process that lie in memory, or with ``VmHWM`` the most that ever did."""
     fields: Mapping[str, str] = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024 / 1e6
+    return int(fields[field].split()[0]) * 1024 / 1e6
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -94,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         )
         if len(outcome.done) != options.trials:
             raise RunFailedError(f"{len(outcome.done)} of {options.trials} trials done: {dict(outcome.failed)}")
+        shown.measured.append(shown.row())
     measure.show(TITLE, about, COLUMNS, shown.measured)
     measure.write_json(options.json, TITLE, about, vars(options), shown.measured)
     return shown.measured

@@ -80,12 +80,23 @@ class TrialStatus:
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """What a trial's folder says about it: its state, its ``trial.json`` if that is valid, and the files it lists."""
+    """What a trial's folder says about it: its state, and its ``trial.json`` if that is valid.
+
+    A sweep may have many, so ``trial.json`` is kept as text.
+    """
 
     status: TrialStatus
-    about: TrialFile | None = None
-    spec: TrialSpec | None = None
-    files: tuple[TableFile, ...] | None = None
+    text: str = ""
+
+    @property
+    def begun(self) -> bool:
+        """Whether the trial has a valid ``trial.json``."""
+        return bool(self.text)
+
+    def about(self) -> tuple[TrialFile, TrialSpec]:
+        """Return the ``trial.json`` of a trial that has begun, and the specification in it."""
+        about = TrialFile.model_validate_json(self.text)
+        return about, TrialSpec.model_validate(about.trial)
 
 
 def trial_state(
@@ -116,14 +127,14 @@ def examine(
             return TrialRecord(_not_begun(folder, key, sizes))
         about, spec = begun
         try:
-            status, files = _status(folder, key, sizes, tuple(rounds or spec.protocol.rounds), verify)
+            status = _status(folder, key, sizes, tuple(rounds or spec.protocol.rounds), verify)
         except DamagedError as error:
-            status, files = TrialStatus(State.DAMAGED, reason=error.message), None
+            status = TrialStatus(State.DAMAGED, reason=error.message)
         if status.state is State.RUNNING:
             drivers = drivers_at_work(folder) if drivers is None else drivers
             if not any(driver.works_on(key) for driver in drivers):
                 status = TrialStatus(State.INTERRUPTED, status.step)
-        return TrialRecord(status, about, spec, files)
+        return TrialRecord(status, about.model_dump_json())
     except NewerFormatError as error:
         return TrialRecord(TrialStatus(State.NEWER, reason=error.message))
     except DamagedError as error:
@@ -142,10 +153,8 @@ def _not_begun(folder: Folder, key: str, names: Collection[str]) -> TrialStatus:
     return TrialStatus(State.ABSENT)
 
 
-def _status(
-    folder: Folder, key: str, sizes: Mapping[str, int], rounds: Sequence[int], verify: bool
-) -> tuple[TrialStatus, tuple[TableFile, ...] | None]:
-    """Return the state of a trial whose ``trial.json`` is valid, and the files it lists.
+def _status(folder: Folder, key: str, sizes: Mapping[str, int], rounds: Sequence[int], verify: bool) -> TrialStatus:
+    """Return the state of a trial whose ``trial.json`` is valid.
 
     Raises:
         DamagedError: one of its other state files is not valid.
@@ -153,16 +162,15 @@ def _status(
     """
     done = read_state(folder, f"{key}/{State.DONE}.json", DoneFile)
     if done is not None:
-        return _finished(folder, key, sizes, rounds, done, verify), done.files
-    snapshot = _snapshot(folder, key)
-    files = snapshot.files if snapshot is not None else None
+        return _finished(folder, key, sizes, rounds, done, verify)
     failed = read_state(folder, f"{key}/{State.FAILED}.json", FailedFile)
     if failed is not None:
-        return TrialStatus(State.FAILED, failed.step, f"{failed.type}: {failed.message}"), files
+        return TrialStatus(State.FAILED, failed.step, f"{failed.type}: {failed.message}")
     stopped = read_state(folder, f"{key}/{State.STOPPED}.json", EndFile)
     if stopped is not None:
-        return TrialStatus(State.STOPPED, stopped.step), files
-    return TrialStatus(State.RUNNING, snapshot.step if snapshot is not None else 0), files
+        return TrialStatus(State.STOPPED, stopped.step)
+    snapshot = _snapshot(folder, key)
+    return TrialStatus(State.RUNNING, snapshot.step if snapshot is not None else 0)
 
 
 def _snapshot(folder: Folder, key: str) -> SnapshotFile | None:

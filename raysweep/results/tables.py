@@ -73,7 +73,7 @@ class Sweep:
     @property
     def names(self) -> tuple[TrialName, ...]:
         """Those of :attr:`places` whose trials have begun and are not damaged."""
-        whole = {key for key, r in self.records.items() if r.about is not None and key not in self.damaged}
+        whole = {key for key, r in self.records.items() if r.begun and key not in self.damaged}
         return tuple(name for name in self.places if name.key in whole)
 
     @property
@@ -200,9 +200,7 @@ def trial_content(store: ResultStore, key: str, record: TrialRecord) -> Content:
     Raises:
         DamagedError: its tables are not as they were written.
     """
-    about, trial, status = record.about, record.spec, record.status
-    assert about is not None, key
-    assert trial is not None, key
+    (about, trial), status = record.about(), record.status
     names = ("git_sha", "git_dirty", "raysweep", "python", "torch", "transformers", "ray", "device", "cpu")
     origin = about.provenance
     content = {
@@ -245,9 +243,10 @@ def _place(record: TrialRecord, entry: Mapping[str, Any]) -> TrialName:
 
 def _begun_as(record: TrialRecord, key: str, *, planned: bool) -> TrialName:
     """Return the name that a trial had when it was begun, from its ``trial.json``; its key, where that is damaged."""
-    if record.about is None or record.spec is None:
+    if not record.begun:
         return TrialName(key, {}, key, planned=planned)
-    name, spec = record.about.begun_as or record.about, record.spec
+    about, spec = record.about()
+    name = about.begun_as or about
     return TrialName(name.arm, name.point, key, spec.seed, spec.protocol.rounds, planned=planned)
 
 

@@ -7,6 +7,7 @@ of that is freed. Importing this imports Ray.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import signal
 import threading
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import ray
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
@@ -87,7 +89,7 @@ class Sessions:
                 return False
             if self._fit(keys[begin : begin + self.size]):
                 return True
-            gc.collect()  # a session's trials and dataframes refer to each other
+            release_memory()
         return False
 
     def _fit(self, keys: Sequence[str]) -> bool:
@@ -131,6 +133,14 @@ class Sessions:
         if status.state in (State.ABSENT, State.RUNNING, State.INTERRUPTED) and not self.halted():
             with suppress(UnwritableError):
                 self.store.fail(key, step=status.step, error="ProcessDied", message=error)
+
+
+def release_memory() -> None:
+    """Give back what a session held: its trials and tables refer to each other, and the allocators keep what they had."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    with suppress(OSError, AttributeError):  # other systems' C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _name(trial: Any) -> str:

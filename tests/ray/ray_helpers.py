@@ -68,6 +68,9 @@ from raysweep.tune.launch import Options, run_sweep
 from raysweep.cli.display import Display
 from raysweep.workspace import Workspace
 asked = json.loads(sys.argv[1])
+if asked["session"]:
+    from raysweep.tune import sessions
+    sessions.SESSION, sessions.WAVES = asked["session"], 0
 plan = fake_plan(asked["name"], asked["configs"], tuple(asked["seeds"]), **asked["resources"])
 labels = {{t.key: f"{{t.arm}}/{{t.trial.seed}}" for t in plan.trials}}
 display = Display(labels, {{k: 6 for k in labels}}, printer=lambda line: print(line, flush=True))
@@ -85,15 +88,16 @@ sys.exit(found.exit_code)
 
 def start(
     root: Path, name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), *,
-    options: dict[str, Any] | None = None, plugins: Path, **resources: Any,
+    options: dict[str, Any] | None = None, plugins: Path, session: int = 0, **resources: Any,
 ) -> subprocess.Popen[str]:  # fmt: skip
-    """Start a driver process over a fake plan."""
+    """Start a driver process over a fake plan; *session* = trials of one Ray session, 0 = as usual."""
     asked = {
         "root": str(root),
         "name": name,
         "configs": configs,
         "seeds": seeds,
         "options": options or {},
+        "session": session,
         "resources": resources,
     }
     environment = {**os.environ, "PYTHONPATH": str(plugins), "PYTHONDONTWRITEBYTECODE": "1"}

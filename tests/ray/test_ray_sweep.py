@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -200,6 +201,21 @@ def test_a_pass_survives_its_worker_ctrl_c_and_its_driver(passes: Passes) -> Non
     code, outcome, lines = finish(passes.start("hurt"))
     assert (code, outcome["done"]) == (0, 8), lines
     assert passes.bytes("hurt") == passes.bytes("alone")
+
+
+def test_a_sweep_in_many_sessions_is_as_one(passes: Passes) -> None:
+    """So that Tune, and with it the driver, never holds more than a session's trials; passes are cut by sessions too."""
+    passes.log.unlink(missing_ok=True)
+    code, outcome, lines = finish(passes.start("sessions", session=3))
+    assert (code, outcome) == (0, {"done": 8, "failed": [], "unfinished": 0}), lines
+    assert sorted(passes.edits()) == [f"{seed} {step}" for seed in (0, 1) for step in range(1, 7)]
+    assert passes.bytes("sessions") == passes.bytes("alone")
+    sessions = sorted((passes.base / "sessions/results/s/_ray").iterdir())
+    counts = [len(json.loads(next(s.glob("experiment_state-*.json")).read_text())["trial_data"]) for s in sessions]
+    assert counts == [3, 3, 2]
+    sweep = open_sweep("s", Workspace(root=passes.base / "sessions"))
+    found = analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max")
+    assert (found.disagreements, found.rounds.keys()) == ((), set(sweep.keys))
 
 
 def test_a_trial_added_to_a_finished_pass_edits_anew_and_leaves_the_others_alone(passes: Passes) -> None:

@@ -98,7 +98,7 @@ def test_driver(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
     monkeypatch.setattr(launch, "run_sweep", without_ray)
     rows = driver.main(["--trials", "3", "--marks", "1,2"])
-    assert [row["trials ended"] for row in rows] == [1, 2, 3]
+    assert [row["trials ended"] for row in rows] == [1, 2, 3, 3]
     assert rows[0]["driver MB"] > 50
     assert "MB a trial" in rows[2]
     assert "| driver MB" in capsys.readouterr().out
