@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
@@ -142,8 +143,12 @@ def test_an_arm_with_some_of_its_seeds_says_so(workspace: Workspace) -> None:
 
 def test_rounds_without_one_in_common_are_refused_with_the_rounds_there_are(workspace: Workspace) -> None:
     store = store_of(workspace)
+    listed: list[dict[str, Any]] = []
     for arm, rounds in (("a", (0, 2)), ("b", (0, 4))):
-        write_trial(store, make_trial(0, rounds=rounds), arm)
+        trial = make_trial(0, rounds=rounds)
+        write_trial(store, trial, arm)
+        listed.append({"key": trial.key, "arm": arm, "point": {}, "seed": 0, "rounds": rounds})
+    store.write_plan({"sweep": "s", "study": "lifelong", "trials": listed}, "")  # else the order is that of the keys
     with pytest.raises(SpecError, match="no round in common but 0") as caught:
         compared(["s"], workspace, by="arm", phase=None, at=-1)
     assert "0, 2 (a); 0, 4 (b)" in caught.value.hint
