@@ -27,10 +27,14 @@ from raysweep.workspace import Workspace
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     store = ResultStore(tmp_path / "results" / "s")
-    for seed in (0, 1):
-        write_trial(store, make_trial(seed), "memit")
-        for lam in (1.0, 10.0):
-            write_trial(store, make_trial(seed, lam), "memit+simie", shift=0.25)
+    listed: list[dict[str, Any]] = []
+    for lam in (None, 1.0, 10.0):
+        for seed in (0, 1):
+            trial, arm = make_trial(seed, lam), "memit" if lam is None else "memit+simie"
+            write_trial(store, trial, arm, shift=0.0 if lam is None else 0.25)
+            point = {"seed": seed, **({} if lam is None else {"wrap.simie.lam": lam})}
+            listed.append({"key": trial.key, "arm": arm, "point": point, "rounds": [0, 2, 4]})
+    store.write_plan({"sweep": "s", "trials": listed}, "")  # without one, the order is that of the keys
     return Workspace(root=tmp_path)
 
 
