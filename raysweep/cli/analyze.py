@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli import notes
+from raysweep.cli.fit import terminal_width
 from raysweep.cli.options import Options
 from raysweep.cli.plan import counted
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
-from raysweep.cli.show import FormatOption, SweepArgument
+from raysweep.cli.show import FormatOption, SweepArgument, WideOption
 from raysweep.errors import SpecError, nearest
 from raysweep.lazy import lazy
 from raysweep.results.rounds import Labelled, chosen_round, state
@@ -35,6 +36,7 @@ def command(
         typer.Option("--trust", help="Let Ray's own analysis choose the best; it opens pickles, which can run code."),
     ] = False,
     format_: FormatOption = Format.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Rank all trials by a metric, as Ray logged them over every session, and name the best one.
 
@@ -60,7 +62,7 @@ def command(
     step = chosen_round(named, -1 if at is None else at)
     rows, left = ranked(named, seen.rounds, metric=metric, mode=mode, step=step)
     title = f"{found.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
-    print(render([*rows, *left], format_, title=title))
+    print(render([*rows, *left], format_, title=title, width=terminal_width(wide=wide)))
     if format_ is Format.TABLE:
         _conclude(rows, seen.best if trust else None, metric)
         if not seen.disagreements:

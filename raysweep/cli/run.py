@@ -102,7 +102,8 @@ def summarise(found: Sweep, results: str) -> None:
     """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
     trials = lazy("raysweep.results.views").trial_views(found)
     print()
-    print(lazy("raysweep.cli.show").text(found, how=lazy("raysweep.cli.render").Format.TABLE, trials=trials))
+    how, width = lazy("raysweep.cli.render").Format.TABLE, lazy("raysweep.cli.fit").terminal_width()
+    print(lazy("raysweep.cli.show").text(found, how=how, trials=trials, width=width))
     print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
     for note in lazy("raysweep.cli.notes").non_finite(trials):
         typer.echo(f"warning: {note}", err=True)
