@@ -44,8 +44,8 @@ def ls(ctx: typer.Context) -> None:
             rows.append((name, dataset.about, str(dataset.count(path)), str(path or "in the package")))
         except DataError as error:
             rows.append((name, dataset.about, "-", error.hint))
-    print(fit.listing(("dataset", "what", "records", "where"), rows))
-    print(fit.listing(("text", "where"), [(source, _text_place(source, workspace)) for source in SOURCES]))
+    print(fit.listing(("dataset", "what", "records", "where"), rows), end="\n\n")
+    print(fit.listing(("text", "where"), [(source, _text_place(source, workspace)) for source in SOURCES]), end="\n\n")
     folder = workspace.data / "wikidata5m"
     there = all((folder / name).is_file() for name in FILES)
     where = str(folder) if there else "raysweep data fetch wikidata5m"

@@ -60,6 +60,11 @@ class Column:
         """How many characters it takes."""
         return max(map(cell_len, (self.name, *self.cells)))
 
+    @property
+    def narrowest(self) -> int:
+        """How narrow it may be if it is folded: no word of its heading is."""
+        return max(NARROWEST, *map(cell_len, self.name.split()))
+
     def without_intervals(self) -> Column:
         """Return it without intervals."""
         return self if self.short is None else replace(self, cells=self.short, short=None)
@@ -68,8 +73,9 @@ class Column:
 def table(columns: Sequence[Column], *, title: str = "", width: int | None = None) -> str:
     """Return a table as text, at most *width* characters wide where that can be had; a last line says what was left out.
 
-    In this order it gives up: seconds; columns with one value, which the note then has; intervals of what has a difference beside
-    it; all intervals; the reference's name, which the title explains; and at last it folds columns of text. Seconds come back where there is room without intervals.
+    In this order it gives up: seconds; columns with one value, which the note then has; intervals of what has a difference
+    beside it; all intervals; the reference's name, which the title explains. Then it folds columns of text, and at last it
+    leaves out means beside their differences. Seconds come back where there is room without intervals.
     """
     columns = list(columns)
     if width is None or _width(columns) + len(columns) + 1 <= width:
@@ -80,7 +86,7 @@ def table(columns: Sequence[Column], *, title: str = "", width: int | None = Non
 
 
 def listing(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> str:
-    """Return a table of names and what is to be said of them; texts are folded where the terminal is narrow, nothing is left out."""
+    """Return a table of names and what is to be said of them; where the terminal is narrow, texts are folded, nothing is cut."""
     columns = [Column(name, [row[i] for row in rows], name_column=i == 0) for i, name in enumerate(headings)]
     return _drawn(columns, title, terminal_width())
 
@@ -97,8 +103,14 @@ def _fitted(columns: Sequence[Column], width: int) -> tuple[list[Column], list[s
             drops.append([*drops[-1], column])
         choices += [([levels[level](c) for c in columns if c not in drop], drop, level) for drop in drops]
     last, drop, level = choices[-1]
-    choices.append(([c for c in last if c.name != "to"], [*drop, *(c for c in last if c.name == "to")], level))
-    kept, drop, level = next((x for x in choices if _width(x[0]) <= width), choices[-1])
+    means = {c.name.removeprefix("Δ") for c in last if c.name.startswith("Δ")}
+    for names in ({"to"}, {"to"} | means):
+        choices.append(
+            ([c for c in last if c.name not in names], [*drop, *(c for c in last if c.name in names)], level)
+        )
+    fitting = (x for x in choices[:-1] if _width(x[0]) <= width)
+    foldable = (x for x in choices[-3:] if sum(_widths(x[0], width)) + GAP * (len(x[0]) - 1) <= width)
+    kept, drop, level = next(fitting, None) or next(foldable, choices[-1])
     notes = []
     gone = [c.name for c in drop if c not in constant]
     if gone:
@@ -143,7 +155,7 @@ def _widths(columns: Sequence[Column], width: int | None) -> list[int]:
     widths = [c.width for c in columns]
     over = sum(widths) + GAP * max(len(columns) - 1, 0) - (width or WIDEST)
     while over > 0:
-        texts = [i for i, c in enumerate(columns) if not c.number and widths[i] > max(NARROWEST, cell_len(c.name))]
+        texts = [i for i, c in enumerate(columns) if not c.number and widths[i] > c.narrowest]
         texts = [i for i in texts if not columns[i].name_column] or texts
         if not texts:
             break

@@ -46,6 +46,9 @@ LOCAL_ONLY = {
 class Watcher(Protocol):
     """Is told how a sweep goes (``raysweep.cli.display.Display`` is one)."""
 
+    def connecting(self, address: str | None) -> None:
+        """Ray is about to be started, or joined at *address*; that takes seconds."""
+
     def begin(self) -> None:
         """The trials are about to start."""
 
@@ -130,6 +133,8 @@ def run_sweep(
             break
         for key in todo:
             store.reopen(key)
+        if watcher is not None:
+            watcher.connecting(options.address)
         try:
             with _ray(options.address):
                 interrupted = _fit(store, todo, table, sweep, workspace, options, watcher)
