@@ -59,7 +59,7 @@ def draw_over(sweep: Sweep, path: Path, key: str, *, phase: str | None = None, a
     """Draw the four panels over the swept *key* at one round into *path*, a line per arm (and per value of its other swept keys).
 
     The axis is logarithmic where the values span a factor of ten or more; values that are no numbers stand side by side. Arms
-    without the key are level lines, for comparison.
+    that sweep nothing are level lines, for comparison; arms that sweep other keys only are left out.
 
     Args:
         sweep: what is drawn.
@@ -75,7 +75,7 @@ def draw_over(sweep: Sweep, path: Path, key: str, *, phase: str | None = None, a
     values = swept_values(trials, key)
     configurations = groups(trials)
     measured = {line.label: line for line in lines_of(configurations, phase=phase, at=at)}
-    curves = _curves(configurations, key)
+    curves = _curves([(label, m) for label, m in configurations if key in m[0].point or not m[0].point], key)
     look = plot_style.styles({name: _editor(members[0][1]) for name, members in curves.items()})
     level = [name for name, members in curves.items() if key not in members[0][1][0].point]
     look |= {name: replace(look[name], marker="") for name in level}

@@ -293,6 +293,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_a_metric_over_a_swept_key(call: Call, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = drawn(monkeypatch)
+    write(root, "elsewhere", 0.5, layer=3, point={"editor.layer": 3})
     code, out, _ = call("show", "toy", "--plot", str(root / "p.png"), "--over", "wrap.simie.lam")
     assert (code, f"plot: {root / 'p.png'}" in out) == (0, True)
     axis = figures[0].axes[0]
