@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli import notes
+from raysweep.cli.fit import terminal_width
 from raysweep.cli.options import Options
 from raysweep.cli.plan import counted
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
-from raysweep.cli.show import FormatOption, SweepArgument, report_left_out
+from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.lazy import lazy
 from raysweep.results.rounds import Labelled, chosen_round, state
@@ -37,6 +38,7 @@ def command(
         typer.Option("--trust", help="Let Ray's own analysis choose the best; it opens pickles, which can run code."),
     ] = False,
     format_: FormatOption = Format.TABLE,
+    wide: WideOption = False,
 ) -> None:
     """Rank all trials by a metric, as Ray logged them over every session, and name the best one.
 
@@ -64,8 +66,9 @@ def command(
     rounds = {**seen.rounds, **{key: {**seen.rounds.get(key, {}), step: values} for key, values in own.items()}}
     rows, left = ranked(named, rounds, metric=metric, mode=mode, step=step)
     title = f"{found.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
-    plain = format_ in (Format.CSV, Format.JSON)
-    print(render([for_program(row, trials) if plain else row for row in (*rows, *left)], format_, title=title))
+    plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
+    listed = [for_program(row, trials) if plain else row for row in (*rows, *left)]
+    print(render(listed, format_, title=title, width=width))
     if format_ is Format.TABLE:
         _conclude(rows, seen.best if trust else None, metric)
         if not seen.disagreements:

@@ -13,7 +13,7 @@ from raysweep.belief.metrics import truth_probability
 from raysweep.belief.points import MODAL, OTHER_OTHER, OTHER_SAME, REQUESTED, SAME_OTHER, SAME_SAME, EvalPoint
 from raysweep.belief.revision import expectations
 from raysweep.belief.statements import read_label
-from raysweep.cli.plot import MARKERS, OKABE_ITO
+from raysweep.cli.plot_style import COLOURS, MARKERS
 from raysweep.lazy import lazy
 
 np = lazy("numpy")
@@ -40,7 +40,7 @@ def training(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path:
     """Draw the numbers *names* of a training log against tokens."""
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(5, 3.4), dpi=130)
-    for (name, label), color, marker in zip(names.items(), cycle(OKABE_ITO), cycle(MARKERS), strict=False):
+    for (name, label), color, marker in zip(names.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         rows = [(row["n_tokens"] / 1e3, row[name]) for row in log if name in row]
         if rows:
             axis.plot(*zip(*rows, strict=True), color=color, marker=marker, markersize=4, label=label)
@@ -53,7 +53,7 @@ def training(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path:
 def deltas(values: Sequence[float], path: Path) -> None:
     """Draw the histogram of how far the agent's belief in the requested object rises."""
     figure, axis = _pyplot().subplots(figsize=(5, 3.2), dpi=130)
-    axis.hist(values, bins=20, range=(0, 1), color=OKABE_ITO[0])
+    axis.hist(values, bins=20, range=(0, 1), color=COLOURS[0])
     axis.set_xlabel("rise of the agent's probability of the requested object")
     axis.set_ylabel("points")
     _finish(figure, axis, path)
@@ -146,7 +146,7 @@ def lifelong(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, axes = _pyplot().subplots(1, len(shown), figsize=(3.4 * len(shown), 3.4), dpi=110, sharex=True, sharey=True)
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     for axis, (column, title) in zip(axes, shown.items(), strict=True):
-        for arm, color, marker in zip(arms, cycle(OKABE_ITO), cycle(MARKERS), strict=False):
+        for arm, color, marker in zip(arms, cycle(COLOURS), cycle(MARKERS), strict=False):
             own = [(r["edits"], r[column].mean) for r in rows if r["arm"] == arm and r.get(column) is not None]
             if own:
                 axis.plot(*zip(*own, strict=True), color=color, marker=marker, markersize=4, label=arm)

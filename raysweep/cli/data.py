@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from raysweep.belief.wikidata import FILES
+from raysweep.cli import fit
 from raysweep.cli.options import Options
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
@@ -39,25 +38,20 @@ def ls(ctx: typer.Context) -> None:
     Example: `raysweep data ls`
     """
     workspace = _workspace(ctx)
-    table = Table("dataset", "what", "records", Column("where", overflow="fold"), box=None)
+    rows = []
     for name in DATASETS.names():
         dataset = DATASETS.get(name)()
         try:
             path = dataset.locate(DataSpec(name=name), workspace)
-            table.add_row(name, dataset.about, str(dataset.count(path)), Text(str(path or "in the package")))
+            rows.append((name, dataset.about, str(dataset.count(path)), str(path or "in the package")))
         except DataError as error:
-            table.add_row(name, dataset.about, "-", Text(error.hint))
-    Console().print(table)
-    texts = Table("text", Column("where", overflow="fold"), box=None)
-    for source in SOURCES:
-        texts.add_row(source, Text(_text_place(source, workspace)))
-    Console().print(texts)
-    graphs = Table("graph", Column("where", overflow="fold"), box=None)
-    graphs.add_row("world", "in the package")
+            rows.append((name, dataset.about, "-", error.hint))
+    print(fit.listing(("dataset", "what", "records", "where"), rows), end="\n\n")
+    print(fit.listing(("text", "where"), [(source, _text_place(source, workspace)) for source in SOURCES]), end="\n\n")
     folder = workspace.data / "wikidata5m"
     there = all((folder / name).is_file() for name in FILES)
-    graphs.add_row("wikidata5m", Text(str(folder)) if there else "raysweep data fetch wikidata5m")
-    Console().print(graphs)
+    where = str(folder) if there else "raysweep data fetch wikidata5m"
+    print(fit.listing(("graph", "where"), [("world", "in the package"), ("wikidata5m", where)]))
 
 
 def _text_place(source: str, workspace: Workspace) -> str:

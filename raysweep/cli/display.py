@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,21 @@ from raysweep.results.store import HEARTBEAT
 from raysweep.summarize import PHASES
 
 SHOWN = ("rel", "gen", "loc")
+POLL = 1.0  # seconds between two looks at the heartbeats, without a live display
+QUIET = 30.0  # seconds without a line after which there is one
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A trial's last sign of life: edits made, what it is doing, and how many steps of how many of that (None = not counted)."""
+
+    done: int = 0
+    doing: str = ""
+    steps: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        """Return ``training the model, step 3 of 9``."""
+        return f"{self.doing}, step {self.steps[0]} of {self.steps[1]}" if self.steps else self.doing
 
 
 @dataclass(slots=True)
@@ -32,6 +48,16 @@ class Row:
     began_at: int = 0
     summary: Mapping[str, Any] = field(default_factory=dict)
     ended: bool = False
+
+
+@dataclass(slots=True)
+class Counted:
+    """Something counted in steps, as first seen and as last told."""
+
+    doing: str
+    began: float
+    began_at: int
+    told: float
 
 
 class Display:
@@ -61,20 +87,68 @@ class Display:
             self.rows[key].done, self.rows[key].ended = step, step >= self.rows[key].total
             self.before += step
         self._running: set[str] = set()
+        self._counted: dict[str, Counted] = {}
+        self._told = self.began
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
         self._live: Live | None = None
         if console is not None and console.is_terminal:
             self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
+    def connecting(self, address: str | None) -> None:
+        """Say that Ray is being started, or joined."""
+        self._print("starting Ray …" if address is None else f"joining Ray at {address} …")
+
     def begin(self) -> None:
-        """Start the clock and the live display."""
+        """Start the clock and the live display; without one, look for news now and then."""
         self.began = time.monotonic()
         if self._live is not None:
             self._live.start()
+        elif self.folder is not None and self._thread is None:
+            self._ended.clear()
+            self._thread = threading.Thread(target=self._watch, name="raysweep-display", daemon=True)
+            self._thread.start()
 
     def end(self) -> None:
-        """Take the live display down."""
+        """Take the live display down, or stop looking for news."""
         if self._live is not None:
             self._live.stop()
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _watch(self) -> None:
+        while not self._ended.wait(POLL):
+            for line in self.news(time.monotonic()):
+                self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._told = time.monotonic()
+        self.printer(line)
+
+    def news(self, now: float) -> list[str]:
+        """Return what is to be said at *now* without a live display.
+
+        That is what running trials count in steps, such as the training of a model: at once, then every ``QUIET`` seconds. Where
+        nothing was said for so long, it is how far the sweep is.
+        """
+        lines = []
+        for key in sorted(self._running.copy()):
+            beat = self._beat(key)
+            seen = self._counted.get(key)
+            if beat.steps is None:
+                self._counted.pop(key, None)
+            elif seen is None or seen.doing != beat.doing:
+                self._counted[key] = Counted(beat.doing, now, beat.steps[0], now)
+                lines.append(f"{self.rows[key].label}: {beat}")
+            elif now - seen.told >= QUIET:
+                seen.told = now
+                lines.append(f"{self.rows[key].label}: {beat}, {_eta(beat.steps, seen, now)}")
+        if not lines and now - self._told >= QUIET:
+            lines.append(self._head({key: self._beat(key) for key in self._running.copy()}))
+        self._told = now if lines else self._told
+        return lines
 
     def started(self, key: str) -> None:
         """Note that a trial runs."""
@@ -91,11 +165,11 @@ class Display:
             row.began = 0.0  # its edits were made in another trial's time
         failure = str(result.get("failure", ""))
         if self._live is None or failure:
-            self.printer(self.line(row, failure))
+            self._print(self.line(row, failure))
 
     def lost(self, key: str, retried: bool) -> None:
         """Note that a trial's process died."""
-        self.printer(f"{self.rows[key].label}: its process died; {'going on' if retried else 'given up'}")
+        self._print(f"{self.rows[key].label}: its process died; {'going on' if retried else 'given up'}")
 
     def stopped(self, key: str) -> None:
         """Note that a trial no longer runs."""
@@ -115,37 +189,45 @@ class Display:
 
     def render(self) -> Group:
         """Return the live display: one line for the sweep, one per running trial."""
-        beats = {key: self._beat(key) for key in self._running}
-        live = {key: max(self.rows[key].done, done) for key, (done, _) in beats.items()}
-        moving = {self.passes.get(key, key): done for key, done in live.items()}
+        beats = {key: self._beat(key) for key in self._running.copy()}
+        table = Table.grid(padding=(0, 2))
+        for _ in range(4):
+            table.add_column(overflow="fold")
+        for key in sorted(beats):
+            row = self.rows[key]
+            done = max(row.done, beats[key].done)
+            table.add_row(Text(row.label), f"{done}/{row.total}", _scores(row.summary).strip(), Text(str(beats[key])))
+        return Group(Text(self._head(beats), style="bold"), table)
+
+    def _head(self, beats: Mapping[str, Beat]) -> str:
+        """Return the line for the sweep: trials, edits, pace, and when it will be done."""
+        moving = {self.passes.get(key, key): max(self.rows[key].done, beat.done) for key, beat in beats.items()}
         done = sum(max(row.done, moving.get(self.passes.get(key, key), 0)) for key, row in self.rows.items())
         total = sum(row.total for row in self.rows.values())
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (done - self.before) / seconds
         left = f"ETA {_clock((total - done) / rate)}" if rate > 0 and done > self.before else "ETA –"
         ended = sum(row.ended for row in self.rows.values())
-        head = (
+        return (
             f"trials {ended}/{len(self.rows)}   edits {done}/{total}   {rate:.2f} edits/s   {_clock(seconds)}   {left}"
         )
-        table = Table.grid(padding=(0, 2))
-        for _ in range(4):
-            table.add_column(overflow="fold")
-        for key in sorted(live):
-            row = self.rows[key]
-            table.add_row(
-                Text(row.label), f"{live[key]}/{row.total}", _scores(row.summary).strip(), Text(beats[key][1])
-            )
-        return Group(Text(head, style="bold"), table)
 
-    def _beat(self, key: str) -> tuple[int, str]:
-        """Return how many edits a running trial has made, and what it is doing."""
+    def _beat(self, key: str) -> Beat:
+        """Return the last sign of life of a running trial."""
         if self.folder is None:
-            return 0, ""
+            return Beat()
         try:
             found = json.loads((self.folder / key / HEARTBEAT).read_text())
-            return int(found["done"]), str(found["doing"])
-        except (OSError, ValueError, KeyError):
-            return 0, ""
+            steps = found.get("steps")
+            return Beat(int(found["done"]), str(found["doing"]), (int(steps[0]), int(steps[1])) if steps else None)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return Beat()
+
+
+def _eta(steps: tuple[int, int], seen: Counted, now: float) -> str:
+    """Return when what is counted will be done, by its pace since it was first seen."""
+    made, seconds = steps[0] - seen.began_at, now - seen.began
+    return f"ETA {_clock((steps[1] - steps[0]) * seconds / made)}" if made > 0 else "ETA –"
 
 
 def _scores(result: Mapping[str, Any]) -> str:

@@ -152,12 +152,5 @@ _TABLES: Mapping[Kind, tuple[Sequence[str], Callable[[Workspace], Rows]]] = {
 
 
 def _print(title: str, headings: Sequence[str], rows: Rows) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    """Print a table; text is folded where the terminal is narrow, and nothing is ever cut."""
+    print(lazy("raysweep.cli.fit").listing(headings, rows, title=title), end="\n\n")

@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
+from raysweep.cli import fit
 from raysweep.cli.options import Options
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
@@ -49,15 +48,13 @@ def ls(ctx: typer.Context) -> None:
     Example: `raysweep models ls`
     """
     workspace = _workspace(ctx)
-    table = Table("name", "what", "licence", "bos", Column("where, or how to get it", overflow="fold"), box=None)
-    for entry in catalogue.CATALOGUE.values():
-        table.add_row(entry.name, entry.about, entry.licence, entry.bos, Text(_state(entry, workspace)))
+    rows = [(e.name, e.about, e.licence, e.bos, _state(e, workspace)) for e in catalogue.CATALOGUE.values()]
     if workspace.models.is_dir():
         for folder in sorted(workspace.models.iterdir()):
             hidden = folder.name.startswith(".") or folder.name in catalogue.CATALOGUE
             if folder.is_dir() and not hidden:
-                table.add_row(Text(folder.name), "local folder", "", "tokenizer", Text(str(folder)))
-    Console().print(table)
+                rows.append((folder.name, "local folder", "", "tokenizer", str(folder)))
+    print(fit.listing(("name", "what", "licence", "bos", "where, or how to get it"), rows))
 
 
 @app.command("fetch")

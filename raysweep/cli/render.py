@@ -10,11 +10,7 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from raysweep.cli import fit
 from raysweep.summarize import Estimate
 
 
@@ -29,16 +25,34 @@ class Format(StrEnum):
 
 
 UNDEFINED = "undefined"
-WIDEST = 100_000
+
+
+class Difference(Estimate):
+    """A paired difference: printed with its sign."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """Return it with its interval."""
+        return with_interval(self, sign="+")
+
+
 Cell = Estimate | float | int | str | None
 Row = Mapping[str, Cell]
 
 
-def render(rows: Sequence[Row], how: Format, *, title: str = "") -> str:
-    """Return *rows*, which share their keys, as text; an estimate is ``mean [low, high]``, or columns for programs."""
+def render(rows: Sequence[Row], how: Format, *, title: str = "", width: int | None = None) -> str:
+    """Return *rows*, which share their keys, as text; an estimate is ``mean [low, high]``, or columns for programs.
+
+    Args:
+        rows: the table.
+        how: the format.
+        title: above the table (``table``), or a comment (``latex``).
+        width: of the terminal, in characters; ``table`` alone is made to fit it (:mod:`raysweep.cli.fit`). None = in full.
+    """
     names = list(rows[0]) if rows else []
     if how is Format.TABLE:
-        return _table(names, rows, title)
+        return fit.table(_columns(names, rows), title=title, width=width)
     if how is Format.MARKDOWN:
         lines = [names, ["---"] * len(names), *([shown(r[n]).replace("|", "\\|") for n in names] for r in rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -61,7 +75,7 @@ def shown(cell: Cell) -> str:
     if isinstance(cell, Estimate):
         if math.isnan(cell.mean):
             return UNDEFINED
-        return with_interval(cell)
+        return str(cell) if isinstance(cell, Difference) else with_interval(cell)
     return _number(cell) if isinstance(cell, float) else str(cell)
 
 
@@ -112,18 +126,25 @@ def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _table(names: Sequence[str], rows: Sequence[Row], title: str) -> str:
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+def _columns(names: Sequence[str], rows: Sequence[Row]) -> list[fit.Column]:
+    """Return the columns of *rows* for a terminal: in full, and an estimate also without its interval."""
+    out = []
     for name in names:
-        number = any(isinstance(r[name], Estimate | float | int) for r in rows)
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(shown(row[n])) for n in names))
-    text = io.StringIO()
-    console = Console(file=text, width=WIDEST, highlight=False)
-    width = max(80, console.measure(table).maximum)  # nothing is cut: a label without its end may be another's
-    console.print(table, width=width)
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip("\n").split("\n"))
+        cells = [row[name] for row in rows]
+        estimates = any(isinstance(cell, Estimate) for cell in cells)
+        short = [_short(cell) for cell in cells] if estimates else None
+        number = any(isinstance(cell, Estimate | float | int) for cell in cells)
+        out.append(fit.Column(name, [shown(cell) for cell in cells], short, number=number))
+    return out
+
+
+def _short(cell: Cell) -> str:
+    """Return *cell* without its interval; a difference whose interval does not hold 0 has a star."""
+    if not isinstance(cell, Estimate) or math.isnan(cell.mean):
+        return shown(cell)
+    if not isinstance(cell, Difference):
+        return _bare(cell.mean, 3, "")
+    return _bare(cell.mean, 3, "+") + ("*" if cell.low > 0 or cell.high < 0 else "")
 
 
 def _latex(names: Sequence[str], rows: Sequence[Row], title: str) -> str:

@@ -109,7 +109,8 @@ def summarise(found: Sweep, results: str) -> None:
     views, notes = lazy("raysweep.results.views"), lazy("raysweep.cli.notes")
     trials = views.trial_views(found)
     print()
-    print(lazy("raysweep.cli.show").text(found, how=lazy("raysweep.cli.render").Format.TABLE, trials=trials))
+    how, width = lazy("raysweep.cli.render").Format.TABLE, lazy("raysweep.cli.fit").terminal_width()
+    print(lazy("raysweep.cli.show").text(found, how=how, trials=trials, width=width))
     print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
     for note in notes.about_intervals(views.all_lines(trials)):
         print(f"note: {note}")

@@ -12,13 +12,15 @@ import typer
 
 from raysweep.cli import notes
 from raysweep.cli.errors import TRIALS_FAILED
+from raysweep.cli.fit import terminal_width
 from raysweep.cli.leftout import left_out
 from raysweep.cli.options import Options
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
 from raysweep.cli.standing import left_out_lines
+from raysweep.errors import SpecError
 from raysweep.lazy import lazy
 from raysweep.results.tables import Sweep, open_sweep
-from raysweep.results.views import MAIN, Line, TrialView, all_lines, trial_views
+from raysweep.results.views import MAIN, Line, TrialView, all_lines, swept_values, trial_views
 
 NAMES = {"ppl": "PPL", "ppl_median": "PPL median", "ppl_expmean": "PPL exp-mean"}
 SweepArgument = Annotated[
@@ -27,6 +29,9 @@ SweepArgument = Annotated[
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print it.")]
 AllOption = Annotated[
     bool, typer.Option("--all", help="Also trials of earlier plans, under the names they were begun with.")
+]
+WideOption = Annotated[
+    bool, typer.Option("--wide", help="Every column and interval, however narrow the terminal (csv, json … always).")
 ]
 
 
@@ -56,9 +61,19 @@ def command(
     by: Annotated[By, typer.Option("--by", help="arm pools the seeds; trial does not.")] = By.ARM,
     phase: PhaseOption = None,
     format_: FormatOption = Format.TABLE,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Also draw Rel, Gen, Loc, Avg over edits.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Also draw Rel, Gen, Loc, Avg over edits, or over KEY."),
+    ] = None,
+    over: Annotated[
+        str,
+        typer.Option(
+            "--over", metavar="KEY", help="With --plot: over a swept key, at one round (--at; default: last)."
+        ),
+    ] = "",
     ppl: Annotated[bool, typer.Option("--ppl", help="Perplexity columns too (csv and json always have them).")] = False,
     everything: AllOption = False,
+    wide: WideOption = False,
 ) -> None:
     """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with 95% intervals, n, seeds, status and time.
 
@@ -70,20 +85,29 @@ def command(
 
         raysweep show demo
         raysweep show demo --at -1 --format markdown --plot demo.png
+        raysweep show lambda_units --plot lambda.png --over wrap.simie.lam
     """
+    if over and plot is None:
+        raise SpecError("--over says over which key to draw", hint="add --plot FILE")
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     found = open_sweep(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
     trials = trial_views(found)
     shown = all_lines(trials, phase=chosen, by=by.value, at=at)
-    print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl))
+    if over:
+        swept_values(trials, over)
+    print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
     missing = notes.missing_rounds(shown) if at is not None else []
     passed_over = left_out(found.trials().to_pylist())
     intervals = notes.about_intervals(shown, ppl=ppl)
     told = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(found)]
     notes.tell(told, format_)
     if plot is not None:
-        lazy("raysweep.cli.plot").draw(found, plot, phase=chosen, by=by.value)
+        draw = lazy("raysweep.cli.plot")
+        if over:
+            draw.draw_over(found, plot, over, phase=chosen, at=-1 if at is None else at)
+        else:
+            draw.draw(found, plot, phase=chosen, by=by.value)
         if format_ is Format.TABLE:
             print(f"plot: {plot}")
     report_left_out(found)
@@ -100,17 +124,19 @@ def report_left_out(*sweeps: Sweep) -> None:
 
 def text(
     sweep: Sweep, *, by: str = "arm", phase: str | None = None, at: int | None = None, how: Format, ppl: bool = False,
-    trials: Sequence[TrialView] | None = None,
+    trials: Sequence[TrialView] | None = None, width: int | None = None,
 ) -> str:  # fmt: skip
     """Return the arms × rounds table of *sweep* as text; *trials* are its own, if they are read already."""
     trials = trial_views(sweep) if trials is None else trials
-    return table(sweep, trials, all_lines(trials, phase=phase, by=by, at=at), phase=phase, how=how, ppl=ppl)
+    found = all_lines(trials, phase=phase, by=by, at=at)
+    return table(sweep, trials, found, phase=phase, how=how, ppl=ppl, width=width)
 
 
 def table(
-    sweep: Sweep, trials: Sequence[TrialView], found: Sequence[Line], *, phase: str | None, how: Format, ppl: bool
-) -> str:
-    """Return the lines *found* of the *trials* of *sweep* as text."""
+    sweep: Sweep, trials: Sequence[TrialView], found: Sequence[Line], *, phase: str | None, how: Format, ppl: bool,
+    width: int | None = None,
+) -> str:  # fmt: skip
+    """Return the lines *found* of the *trials* of *sweep* as text; a table fits *width*, None = in full."""
     if not any(line.trials for line in found):
         return f"{sweep.name}: {'no undamaged trial has a round' if sweep.damaged else 'nothing was measured yet'}"
     done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
@@ -119,7 +145,7 @@ def table(
     title = f"{sweep.name}: {phases}, mean [95% interval]; {done} of {count} trials done"
     if any(t.row["git_dirty"] for t in trials):
         title += "; code had uncommitted changes"
-    return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title)
+    return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title, width=width)
 
 
 def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from raysweep.config.names import labels
-from raysweep.errors import SpecError
+from raysweep.errors import SpecError, nearest
 from raysweep.results.measured import TrialView, trial_views
 from raysweep.results.rounds import Configuration, Labelled, chosen_round, measured_rounds, status
 from raysweep.rows import SHARED
@@ -133,6 +133,24 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, C
     return [(texts[id(members[0])], members) for members in order]
 
 
+def swept_values(trials: Sequence[TrialView], key: str) -> list[Any]:
+    """Return the values of the swept *key*, each once: numbers in order, then all others.
+
+    Raises:
+        SpecError: no trial has the key.
+    """
+    found = {repr(t.point[key]): t.point[key] for t in trials if key in t.point}
+    if not found:
+        known = {name for t in trials for name in t.point}
+        raise SpecError(f"no trial sweeps '{key}'", hint=nearest(key, known))
+    return sorted(found.values(), key=lambda v: (not is_number(v), v if is_number(v) else 0.0, str(v)))
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a swept value is a number, which truth values are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _labels(trials: Sequence[TrialView], by: str) -> list[str]:
     """Return a label for each of *trials*, one of each configuration; a hash tells apart what names do not."""
     out = [""] * len(trials)
@@ -226,8 +244,10 @@ __all__ = [
     "TrialView",
     "all_lines",
     "groups",
+    "is_number",
     "lines",
     "paired",
     "shared_values",
+    "swept_values",
     "trial_views",
 ]

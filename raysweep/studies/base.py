@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A sign of life: *done* of *total* edits, doing *doing* (``edit``, ``round``, ``artifacts``)."""
+    """A sign of life: *done* of *total* edits, doing *doing* (``edit``, ``round``, ``artifacts``, ``training the model``).
+
+    ``steps`` are those done and those in all of what it is doing, where that is counted.
+    """
 
     done: int
     total: int
     doing: str
+    steps: tuple[int, int] | None = None
 
 
 def _silent(progress: Progress) -> None:

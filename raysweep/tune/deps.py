@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,7 @@ class Heartbeat:
         self._last = now
         try:
             draft = self._path.with_name(f"{HEARTBEAT}.tmp")
-            draft.write_text(json.dumps({"done": progress.done, "total": progress.total, "doing": progress.doing}))
+            draft.write_text(json.dumps(asdict(progress)))
             draft.replace(self._path)
         except OSError:
             self._path = None
@@ -167,7 +168,7 @@ def make_deps(
 
     def told(done: int, total: int) -> None:
         if progress is not None:
-            progress(Progress(0, 0, f"training the model, step {done} of {total}"))
+            progress(Progress(0, 0, "training the model", (done, total)))
 
     return Deps(
         load_model=lambda spec: pool_of(workspace).get(spec, told),

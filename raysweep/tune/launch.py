@@ -29,6 +29,9 @@ RESTARTS = 1  # how often the driver starts over after Ray itself gave up (an ou
 class Watcher(Protocol):
     """Is told how a sweep goes (``raysweep.cli.display.Display`` is one)."""
 
+    def connecting(self, address: str | None) -> None:
+        """Ray is about to be started, or joined at *address*; that takes seconds."""
+
     def begin(self) -> None:
         """The trials are about to start."""
 
@@ -159,6 +162,8 @@ def _run(
             log.warning("%d trials have no end; running them once more", len(todo))
         for key in todo:
             store.reopen(key)
+        if watcher is not None:
+            watcher.connecting(options.address)
         try:
             if _run_in_ray(store, todo, table, plan, workspace, options, watcher, lock):
                 return True

@@ -38,9 +38,10 @@ def store_sweep(folder: Path, values: dict[float | None, np.ndarray], *, logs: b
         for seed in range(table.shape[1]):
             trial = make_trial(seed, lam=lam)
             begin(store, trial)
+            last = trial.protocol.rounds[-1]
             rows = [
                 ProbeRow(
-                    trial_key=trial.key, step=trial.protocol.rounds[-1], record_id=f"r{i}", edit_step=1, superseded_step=None, probe_kind=kind,
+                    trial_key=trial.key, step=last, record_id=f"r{i}", edit_step=1, superseded_step=None, probe_kind=kind,
                     probe_name="", probe_index=j, metric=metric, n_tokens=1, prompt_digest="", answer="",
                     value=float({"ppl": math.exp(v), "target_logprob": -v}.get(metric, v)),
                 )
@@ -48,7 +49,6 @@ def store_sweep(folder: Path, values: dict[float | None, np.ndarray], *, logs: b
                 for j, (kind, metric) in enumerate(KINDS)
                 if logs or metric not in ("ppl", "target_logprob")
             ]  # fmt: skip
-            last = trial.protocol.rounds[-1]
             for step in trial.protocol.rounds:  # all of them, or the trial is not done; only the last one has rows
                 store.write_round(trial.key, EvalRound(step=step, rows=rows if step == last else ()))
             store.finish(trial.key, step=last)
