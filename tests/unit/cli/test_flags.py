@@ -351,12 +351,17 @@ CHECKS: dict[str, Check] = {
     "show --phase": _prints(SHOW, "--phase", "immediate"),
     "show --format": _prints(SHOW, "--format", "csv"),
     "show --plot": _plot,
+    "show --over": lambda b: b.refused(SHOW, "--over", "lam", by="--over says over which key to draw"),
+    "show --wide": lambda b: _wider(b, SHOW),
     "show --ppl": lambda b: _passed(b, ["show", "toy"], "--ppl", "ppl"),
     "show --all": lambda b: _everything(b, "show"),
     "compare SWEEPS": lambda b: b.refused(["compare"], "tpy", by="no results of 'tpy'"),
     "compare --by": lambda b: b.refused(COMPARE, "--by", "lam", by="no trial sweeps 'lam'"),
     "compare --at": lambda b: b.refused(COMPARE, "--at", "99", by="99"),
     "compare --phase": _prints(COMPARE, "--phase", "immediate"),
+    "compare --to": lambda b: b.refused(COMPARE, "--to", "nobody", by="nobody"),
+    "compare --pair": lambda b: b.refused([*COMPARE, "--by", "seed"], "--pair", "wrap"),
+    "compare --wide": lambda b: _wider(b, COMPARE),
     "compare --format": _prints(COMPARE, "--format", "latex"),
     "compare --against": _against,
     "compare --loosely": _against,
@@ -366,6 +371,7 @@ CHECKS: dict[str, Check] = {
     "analyze --mode": lambda b: _other(b, "--mode", "min"),
     "analyze --at": lambda b: _other(b, "--at", "99"),
     "analyze --trust": lambda b: _other(b, "--trust"),
+    "analyze --wide": lambda b: _wider(b, None),
     "analyze --format": lambda b: _other(b, "--format", "json"),
     "edit --editor": lambda b: _edit_words(b),
     "edit --model": _model,
@@ -441,6 +447,13 @@ def _passed(b: Bench, base: list[str], flag: str, name: str) -> None:
 
     assert b.seen(show, "table", *base, flag).said[name] is True
     assert b.seen(show, "table", *base).said[name] is False
+
+
+def _wider(b: Bench, base: list[str] | None) -> None:
+    """A narrow terminal takes columns away, unless everything is asked for; None = of ``analyze``."""
+    b.patch.setenv("COLUMNS", "40")
+    before, after = (b.run(*base, *more)[1] if base else _analyze(b, *more) for more in ((), ("--wide",)))
+    assert max(map(len, before.splitlines())) < max(map(len, after.splitlines()))
 
 
 def _everything(b: Bench, command: str) -> None:
