@@ -21,6 +21,6 @@ def _own_loggers_speak() -> None:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unset what would stand in every key."""
-    for name in VARIABLES:
+    """Unset what would stand in every key, and what makes tables narrow: workers of pytest-xdist set COLUMNS."""
+    for name in (*VARIABLES, "COLUMNS"):
         monkeypatch.delenv(name, raising=False)

@@ -398,7 +398,7 @@ def test_the_driver_is_told_before_ray_starts(tmp_path: Path, monkeypatch: pytes
     def no_ray(address: str | None) -> Any:
         raise StartedError
 
-    monkeypatch.setattr(launch, "_ray", no_ray)
+    monkeypatch.setattr(launch, "running_ray", no_ray)
     tree = {"sweep": "t", "base": {"data": {"name": "world", "size": 2}}, "arms": {"n": {"editor": "null"}}}
     workspace, printed = Workspace(tmp_path), []
     planned = plan(sweep_of(tree, file="test"), workspace)
