@@ -140,7 +140,7 @@ class Display:
         try:
             found = json.loads((self.folder / key / HEARTBEAT).read_text())
             return int(found["done"]), str(found["doing"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return 0, ""
 
 
