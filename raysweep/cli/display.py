@@ -220,7 +220,7 @@ class Display:
             found = json.loads((self.folder / key / HEARTBEAT).read_text())
             steps = found.get("steps")
             return Beat(int(found["done"]), str(found["doing"]), (int(steps[0]), int(steps[1])) if steps else None)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
             return Beat()
 
 

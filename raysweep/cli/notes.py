@@ -76,7 +76,7 @@ def outdated(sweep: Sweep) -> list[str]:
     if not file or not Path(file).is_file() or not folder.exists("sweep.yaml"):
         return []
     try:
-        then, now = parse(folder.read("sweep.yaml").decode()).tree, read(Path(file)).tree
+        then, now = parse(folder.read("sweep.yaml").decode(errors="replace")).tree, read(Path(file)).tree
     except RaysweepError:
         then = now = None
     if isinstance(then, dict) and isinstance(now, dict) and all(now.get(k) == then.get(k) for k in SPACE_KEYS):

@@ -18,7 +18,7 @@ from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, trial_columns
 from raysweep.results.views import trial_views
 
-STATE_FILES = ("trial.json", "DONE.json", "FAILED.json", "STOPPED.json")
+STATE_FILES = ("trial.json", "DONE.json", "timing.json", "FAILED.json", "STOPPED.json")
 WRONG = {
     "empty object": "{}",
     "null": "null",
@@ -112,7 +112,7 @@ def test_json_that_is_nearly_right_is_damaged_too(store: ResultStore, done: str,
 def test_a_newer_raysweep_s_files_are_named_and_left_alone(
     store: ResultStore, done: str, folder: Path, name: str
 ) -> None:
-    if name != "trial.json":
+    if name not in ("trial.json", "timing.json"):
         (folder / "DONE.json").unlink()
     path = folder.parent / name if name == "plan.json" else folder / name
     path.write_text(json.dumps({"format": FORMAT + 1, "surprise": True}))

@@ -129,6 +129,15 @@ def test_display_shows_heartbeats_on_a_terminal(tmp_path: Path) -> None:
     assert "Rel 0.50" in text
 
 
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"done": null, "doing": 1}', "7"])
+def test_display_survives_any_heartbeat(tmp_path: Path, text: str) -> None:
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k" / ".heartbeat").write_text(text)
+    display = Display({"k": "memit"}, {"k": 10}, printer=lambda line: None, folder=tmp_path)
+    display.started("k")
+    display.render()
+
+
 def test_display_lets_a_pass_get_on_together(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".heartbeat").write_text(json.dumps({"done": 4, "total": 10, "doing": "edit"}))
