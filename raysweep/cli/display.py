@@ -120,8 +120,11 @@ class Display:
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL):
-            for line in self.news(time.monotonic()):
-                self._print(line)
+            try:
+                for line in self.news(time.monotonic()):
+                    self._print(line)
+            except BrokenPipeError:  # nobody reads what is printed any more; the main thread ends on it by itself
+                return
 
     def _print(self, line: str) -> None:
         self._told = time.monotonic()
