@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from raysweep.belief.agent import fit
-from raysweep.belief.corpus import build_corpus
-from raysweep.belief.generative import build_generative
-from raysweep.belief.pairing import pair_graph
-from raysweep.belief.pointfile import to_line
-from raysweep.belief.points import build_points
+from raysweep.belief.agent.agent import fit
+from raysweep.belief.corpus.generative import build_generative
+from raysweep.belief.corpus.writer import build_corpus
+from raysweep.belief.graph.dependencies import pair_graph
+from raysweep.belief.graph.name_length import WordTokens
+from raysweep.belief.graph.synthetic import SyntheticSpec
+from raysweep.belief.graph.wikidata import TRAIN, read_wikidata
+from raysweep.belief.points.build import build_points
+from raysweep.belief.points.jsonl import to_line
 from raysweep.belief.spec import AgentSpec, CorpusSpec, GenerativeSpec, GraphSpec, PointSpec
-from raysweep.belief.synthetic import SyntheticSpec
-from raysweep.belief.tokens import WordTokens
-from raysweep.belief.wikidata import TRAIN, read_wikidata
 
 TITLE = "belief testbed"
 COLUMNS = ("stage", "what", "wall s", "cpu s", "peak MiB so far")
@@ -36,7 +36,7 @@ _LINES_PER_SUBJECT = 4.2
 _WRITE = """
 import sys
 from pathlib import Path
-from raysweep.belief.synthetic import SyntheticSpec, write_wikidata
+from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
 write_wikidata(Path(sys.argv[1]), SyntheticSpec.model_validate_json(sys.argv[2]))
 """
 

@@ -37,13 +37,13 @@ from raysweep.config.plan import plan
 from raysweep.config.schema import TrialSpec
 from raysweep.config.sweep import sweep_of
 from raysweep.data.sampling import order
-from raysweep.editors import contexts
 from raysweep.editors.base import Grouper, WeightDelta
 from raysweep.editors.build import build_editor, provide
+from raysweep.editors.locate import contexts
 from raysweep.evals import scoring
-from raysweep.models import wrapping
+from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
-from raysweep.models.patching import Ledger
+from raysweep.models.modules import replacement
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.seeds import derive
 from raysweep.tune.deps import make_deps
@@ -232,7 +232,7 @@ def plain_codebook(bench: Bench, lm: LanguageModel) -> Side:
     """Return the plain GRACE with an empty codebook."""
     config: Any = build_editor(bench.trial.editor).config  # type: ignore[attr-defined]
     book = plain_grace.Book()
-    width = len(lm.logical(f"{wrapping.linear_name(lm, config.layer, config.matrix)}.weight"))
+    width = len(lm.logical(f"{replacement.linear_name(lm, config.layer, config.matrix)}.weight"))
 
     def edit(records: Sequence[EditRecord]) -> float:
         (record,) = records

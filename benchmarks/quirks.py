@@ -28,12 +28,14 @@ from raysweep.artifacts import Artifact
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TrialSpec
 from raysweep.config.sweep import sweep_of
-from raysweep.editors import merging, moments
 from raysweep.editors.base import MomentSpec
 from raysweep.editors.build import build_editor
+from raysweep.editors.locate import second_moments
+from raysweep.editors.wise import merging
 from raysweep.evals import boundaries, generation, scoring
-from raysweep.models import patching, wrapping
-from raysweep.models.patching import Ledger
+from raysweep.models import ledger as weight_ledger
+from raysweep.models.ledger import Ledger
+from raysweep.models.modules import replacement
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.rows import EvalRound
 from raysweep.studies.lifelong import Lifelong
@@ -128,7 +130,7 @@ class World:
             changes = {n: tensors[f"weights/{n}"] - lm.weight(n).float() for n in names}
             if "state/side" in tensors:
                 config = trial.editor.config
-                name = wrapping.linear_name(lm, config["layer"], config["matrix"])
+                name = replacement.linear_name(lm, config["layer"], config["matrix"])
                 changes["side"] = tensors["state/side"] - lm.logical(f"{name}.weight").float()
             self.done[trial.key] = (last, changes)
         return self.done[trial.key]
@@ -364,10 +366,10 @@ def lazy_moments() -> list[Row]:
         editor = build_editor(variant.spec())
         step = editor.edit(lm, variant.records[:1], None, artifacts=artifacts, rng=torch.Generator())
         lower = dict(list(step.patch.deltas.items())[:1])  # type: ignore[union-attr]
-        asked = moments.request(lm, lm.layout.mlp_out, 2, MomentSpec())
+        asked = second_moments.request(lm, lm.layout.mlp_out, 2, MomentSpec())
         asked = replace(asked, inputs={**asked.inputs, "text": {"tokens": 0}})
-        with patching.applied(lm, lower):
-            ((tensors, _),) = moments.build(lm, [asked], iter(texts))
+        with weight_ledger.applied(lm, lower):
+            ((tensors, _),) = second_moments.build(lm, [asked], iter(texts))
         early = {**artifacts, "moments/2": Artifact("lazy", tensors, {})}
         again = build_editor(variant.spec())
         other = again.edit(lm, variant.records[:1], None, artifacts=early, rng=torch.Generator())

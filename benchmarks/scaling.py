@@ -31,7 +31,7 @@ from raysweep.config.sweep import sweep_of
 from raysweep.editors.base import EditStep
 from raysweep.editors.build import build_editor
 from raysweep.errors import RunFailedError
-from raysweep.models.patching import Ledger
+from raysweep.models.ledger import Ledger
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, seconds_by_phase
 from raysweep.studies.base import Deps

@@ -23,8 +23,8 @@ from torch import Tensor
 from benchmarks import measure
 from raysweep.editors.base import LowRank
 from raysweep.editors.null import Null, NullConfig
-from raysweep.editors.wrappers.simie import SimIE, SimIEConfig, _advanced, _share
-from raysweep.models.patching import accumulate
+from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced, _share
+from raysweep.models.ledger import accumulate
 from raysweep.runtime import device
 
 TITLE = "one SimIE update"

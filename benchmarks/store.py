@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 
 from benchmarks import measure
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.reports.views import lines, trial_views
 from raysweep.results.provenance import provenance
 from raysweep.results.schema import PROBES
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import open_sweep
-from raysweep.results.views import lines, trial_views
 from raysweep.rows import EvalRound, ProbeRow, Snapshot
 
 TITLE = "the results store"

@@ -15,7 +15,7 @@ _PUBLIC = {
     "Probe": "raysweep.records",
     "TrialSpec": "raysweep.config.schema",
     "Workspace": "raysweep.workspace",
-    "load_model": "raysweep.models.load:load",
+    "load_model": "raysweep.models.sources.load:load",
     "open_dataset": "raysweep.data",
     "open_sweep": "raysweep.results.tables",
     "plan": "raysweep.config.plan",

@@ -192,7 +192,7 @@ def modules_after(*argv: str, root: Path = ROOT) -> set[str]:
 def root(tmp_path_factory):
     """A workspace that knows the embedded model's tokenizer: it is opened, with transformers, by the first plan with a model."""
     from raysweep.config.schema import ModelSpec
-    from raysweep.models.catalogue import resolve
+    from raysweep.models.sources.catalogue import resolve
     from raysweep.workspace import Workspace
 
     folder = tmp_path_factory.mktemp("root")

@@ -27,7 +27,7 @@ def test_the_wheel_has_the_model_the_spaces_and_the_hyper_parameters(names: set[
     share |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "data/published").glob("*.csv")}
     missing = {f"raysweep/_share/{s}" for s in share} - names
     assert not missing
-    for wanted in ("raysweep/py.typed", "raysweep/models/_embedded/model.safetensors"):
+    for wanted in ("raysweep/py.typed", "raysweep/models/sources/_embedded/model.safetensors"):
         assert wanted in names
 
 

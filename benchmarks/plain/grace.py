@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from benchmarks.plain import common
 from raysweep.editors.grace import GraceConfig
-from raysweep.models import tokens, wrapping
+from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
+from raysweep.models.modules import replacement
 from raysweep.records import EditRecord
 
 
@@ -54,7 +55,7 @@ def edit(lm: LanguageModel, record: EditRecord, config: GraceConfig, book: Book,
         book: what was written before.
         start: ``[d_out]`` where a new value starts.
     """
-    name = wrapping.linear_name(lm, config.layer, config.matrix)
+    name = replacement.linear_name(lm, config.layer, config.matrix)
     asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
     ids, mask = tokens.pad([asked.ids], lm.device)
     last, labels = asked.start - 1, torch.tensor(asked.labels, device=lm.device)

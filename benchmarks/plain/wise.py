@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.plain import common
-from raysweep.editors import merging, sidetraining
-from raysweep.editors.wise import WiseConfig
-from raysweep.models import sidememory, wrapping
+from raysweep.editors.wise import merging, training
+from raysweep.editors.wise.editor import WiseConfig
 from raysweep.models.lm import LanguageModel
+from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
 
 
@@ -23,7 +23,7 @@ class Memory:
 
     side: Tensor
     mask: Tensor
-    act: float = sidetraining.FAR
+    act: float = training.FAR
     finished: list[tuple[Tensor, float]] = field(default_factory=list)
     edits: int = 0
 
@@ -36,7 +36,7 @@ def begin(lm: LanguageModel, config: WiseConfig) -> Memory:
 
 def original(lm: LanguageModel, config: WiseConfig) -> Tensor:
     """Return the edited map's weight ``[d_out, d_in]``."""
-    return wrapping.linear(lm.part(wrapping.linear_name(lm, config.layer, config.matrix)))[0]
+    return replacement.linear(lm.part(replacement.linear_name(lm, config.layer, config.matrix)))[0]
 
 
 def edit(
@@ -59,7 +59,7 @@ def edit(
     memory.side, memory.act, memory.edits = side, min(memory.act, act), memory.edits + 1
     if memory.edits % config.shard == 0:
         memory.finished.append((memory.side, memory.act))
-        memory.side, memory.act = frozen.clone(), sidetraining.FAR
+        memory.side, memory.act = frozen.clone(), training.FAR
     if memory.edits % config.merge_every == 0:
         n, spec = config.merge_every // config.shard, config.merge
         weights, acts = zip(*memory.finished[-n:], strict=True)
@@ -73,15 +73,15 @@ def edit(
 def _train(
     lm: LanguageModel, record: EditRecord, config: WiseConfig, contexts: Sequence[str], memory: Memory, frozen: Tensor
 ) -> tuple[Tensor, float]:
-    name, n = wrapping.linear_name(lm, config.layer, config.matrix), len(contexts)
+    name, n = replacement.linear_name(lm, config.layer, config.matrix), len(contexts)
     fact, others = (record.prompt, record.target), [record.unrelated or config.unrelated]
     if config.ref_padding:
-        rows = sidetraining.left_rows(lm, contexts, fact, others, ref_labels=config.ref_labels)
+        rows = training.left_rows(lm, contexts, fact, others, ref_labels=config.ref_labels)
         mask = rows.mask(lm)
     else:
-        rows = sidetraining.right_rows(lm, contexts, fact, others)
+        rows = training.right_rows(lm, contexts, fact, others)
         mask = rows.counted.long()
-    act, (_, bias) = sidememory.activation(lm), wrapping.linear(lm.part(name))
+    act, (_, bias) = side_memory.activation(lm), replacement.linear(lm.part(name))
     side = memory.side.clone().requires_grad_(True)
     sgd = torch.optim.SGD([side], lr=config.lr, weight_decay=config.weight_decay)
     outputs: list[Tensor] = []
@@ -90,12 +90,12 @@ def _train(
         outputs[:] = [output, F.linear(arguments[0], side, bias)]
         return outputs[1]
 
-    earlier, found = [sidetraining.FAR, sidetraining.FAR], 0.0
+    earlier, found = [training.FAR, training.FAR], 0.0
     with common.hooked(lm, name, hook), torch.enable_grad():
         for _ in range(config.steps):
             logits = common.logits(lm, rows.ids, mask)
-            moved = sidememory.mean_change(sidememory.change(act, *outputs), rows.counted)
-            loss = _answers(logits[:n], rows) + sidetraining.activation_loss(moved[:n], moved[n:], config.margins)
+            moved = side_memory.mean_change(side_memory.change(act, *outputs), rows.counted)
+            loss = _answers(logits[:n], rows) + training.activation_loss(moved[:n], moved[n:], config.margins)
             found = float(moved[:n].detach().mean())
             if abs(earlier[1] - earlier[0]) <= config.stop_change and earlier[1] <= config.stop_loss:
                 break
@@ -108,7 +108,7 @@ def _train(
     return side.detach(), found
 
 
-def _answers(logits: Tensor, rows: sidetraining.Rows) -> Tensor:
+def _answers(logits: Tensor, rows: training.Rows) -> Tensor:
     """Return the mean over rows of ``Σ CE / (m + 1)``."""
     losses = []
     for i, (first, end) in enumerate(rows.answers):

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raysweep.belief.agent import Agent, fit
-from raysweep.belief.corpus import Corpus, build_corpus
-from raysweep.belief.generative import GenerativeModel, build_generative
-from raysweep.belief.graph import KnowledgeGraph
-from raysweep.belief.pairing import Arrows, pair_graph
-from raysweep.belief.points import EvalPoint, build_points
+from raysweep.belief.agent.agent import Agent, fit
+from raysweep.belief.corpus.generative import GenerativeModel, build_generative
+from raysweep.belief.corpus.writer import Corpus, build_corpus
+from raysweep.belief.graph.dependencies import Arrows, pair_graph
+from raysweep.belief.graph.graph import KnowledgeGraph
+from raysweep.belief.points.build import EvalPoint, build_points
 from raysweep.belief.spec import BeliefSpec
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raysweep.belief import wordlevel
+from raysweep.belief.graph.artifact import resolve_graph
+from raysweep.belief.lm import tokenizer
 from raysweep.belief.spec import BeliefSpec
-from raysweep.belief.store import resolve_graph
 from raysweep.config.hparams import REMARKS
 from raysweep.config.load import read
 from raysweep.config.overrides import Override, parse_overrides
@@ -113,7 +113,7 @@ def resolve(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
     recipe = found.pretrain
     if recipe is None or recipe.tokenizer == "words":
         return found
-    file = wordlevel.tokenizer_file(workspace.resolve(recipe.tokenizer))
+    file = tokenizer.tokenizer_file(workspace.resolve(recipe.tokenizer))
     return found.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
 
 

@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysweep.artifacts import ArtifactStore
-from raysweep.belief import pointfile, pretrain, traininglog, wordlevel
 from raysweep.belief.basis import Basis, build_basis
-from raysweep.belief.content import VERSION as CONTENT
-from raysweep.belief.content import documents_digest
-from raysweep.belief.graph import KnowledgeGraph
-from raysweep.belief.points import EvalPoint
-from raysweep.belief.pretrain import Content, Measured, model_request
+from raysweep.belief.graph.artifact import belief_identity, measured_identity, open_graph
+from raysweep.belief.graph.graph import KnowledgeGraph
+from raysweep.belief.lm import pretrain
+from raysweep.belief.lm import tokenizer as belief_tokenizer
+from raysweep.belief.lm import training_log as traininglog
+from raysweep.belief.lm.pretrain import Content, Measured, model_request
+from raysweep.belief.lm.training_data import VERSION as CONTENT
+from raysweep.belief.lm.training_data import documents_digest
+from raysweep.belief.lm.training_log import REPLIES
+from raysweep.belief.points import jsonl
+from raysweep.belief.points.build import EvalPoint
 from raysweep.belief.setting import read_setting, resolve
 from raysweep.belief.spec import BeliefSpec
-from raysweep.belief.store import belief_identity, measured_identity, open_graph
-from raysweep.belief.traininglog import REPLIES
 from raysweep.hashing import digest
 
 if TYPE_CHECKING:
@@ -112,12 +115,12 @@ class Testbed:
             points = list(self.basis.points(spares=spares, passed_over=counted))
             count = min(size, sum(p.known for p in points)) + self.spec.points.novel
             parts = {"points": points[:count], "spares": points[count:]}
-            tensors = {n: _bytes("\n".join(map(pointfile.to_line, own))) for n, own in parts.items()}
+            tensors = {n: _bytes("\n".join(map(jsonl.to_line, own))) for n, own in parts.items()}
             return tensors, {"passed_over": dict(counted), "relations": len(self.basis.graph.relations)}
 
         found = self._store.get_or_build(self.points_request, build)
         points, spares = (
-            tuple(map(pointfile.from_line, filter(None, found.tensors[n].numpy().tobytes().decode().split("\n"))))
+            tuple(map(jsonl.from_line, filter(None, found.tensors[n].numpy().tobytes().decode().split("\n"))))
             for n in ("points", "spares")
         )
         if len(points) < self.spec.points.size + self.spec.points.novel:
@@ -147,7 +150,7 @@ class Testbed:
 
         def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
             corpus = self.basis.corpus
-            words = wordlevel.words_of(corpus.model.graph)
+            words = belief_tokenizer.words_of(corpus.model.graph)
             return {}, {"documents": documents_digest(corpus), "words": digest(words)}
 
         made_of = {k: v for k, v in belief_identity(self.spec).items() if k not in ("agent", "points")}
@@ -214,8 +217,8 @@ class Testbed:
         """Return the tokenizer of the model that the setting trains on what is written about *graph*."""
         recipe = self.spec.pretrain
         if recipe is None or recipe.tokenizer == "words":
-            return wordlevel.word_tokenizer(graph)
-        return wordlevel.file_tokenizer(self.workspace.resolve(recipe.tokenizer))
+            return belief_tokenizer.word_tokenizer(graph)
+        return belief_tokenizer.file_tokenizer(self.workspace.resolve(recipe.tokenizer))
 
     @property
     def _store(self) -> ArtifactStore:
@@ -230,12 +233,12 @@ def _bytes(text: str) -> torch.Tensor:
 
 
 def model_digest(path: Path, workspace: Workspace) -> str:
-    """Return the digest of the model that the setting in *path* trains; for :mod:`raysweep.models.catalogue`."""
+    """Return the digest of the model that the setting in *path* trains; for :mod:`raysweep.models.sources.catalogue`."""
     return Testbed.open(path, workspace).model_digest
 
 
 def open_tokenizer(path: Path, workspace: Workspace) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the model that the setting in *path* trains; for :mod:`raysweep.models.load`."""
+    """Return the tokenizer of the model that the setting in *path* trains; for :mod:`raysweep.models.sources.load`."""
     testbed = Testbed.open(path, workspace)
     return testbed.tokenizer(open_graph(testbed.spec.graph, workspace, log.info))
 
@@ -243,7 +246,7 @@ def open_tokenizer(path: Path, workspace: Workspace) -> PreTrainedTokenizerFast:
 def open_model(
     path: Path, workspace: Workspace, dtype: torch.dtype, told: Callable[[int, int], None] | None = None
 ) -> LanguageModel:
-    """Return the model that the setting in *path* trains, trained if need be; for :mod:`raysweep.models.load`."""
+    """Return the model that the setting in *path* trains, trained if need be; for :mod:`raysweep.models.sources.load`."""
     lm = Testbed.open(path, workspace).model(told)
     lm.module.to(dtype)
     return lm

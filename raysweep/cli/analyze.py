@@ -9,18 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from raysweep.cli import notes
-from raysweep.cli.fit import terminal_width
 from raysweep.cli.options import Options
 from raysweep.cli.plan import counted
-from raysweep.cli.render import UNDEFINED, Cell, Format, render
 from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.lazy import lazy
-from raysweep.results.rounds import Labelled, chosen_round, state
+from raysweep.reports import notes
+from raysweep.reports.fit import terminal_width
+from raysweep.reports.render import UNDEFINED, Cell, Format, render
+from raysweep.reports.rounds import Labelled, chosen_round, state
+from raysweep.reports.views import TrialView, groups, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, open_sweep, trial_columns
-from raysweep.results.views import TrialView, groups, trial_views
 from raysweep.studies import default_metric, phases
 from raysweep.summarize import summary
 

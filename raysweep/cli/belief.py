@@ -13,13 +13,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raysweep.belief import pointfile
 from raysweep.belief.basis import Basis, build_basis
-from raysweep.belief.graph import KnowledgeGraph, describe, normalised
-from raysweep.belief.pairing import pair_graph
+from raysweep.belief.graph.artifact import graph_tokens, open_graph
+from raysweep.belief.graph.dependencies import pair_graph
+from raysweep.belief.graph.graph import KnowledgeGraph, describe, normalised
+from raysweep.belief.points import jsonl
 from raysweep.belief.setting import open_setting
 from raysweep.belief.spec import BeliefSpec
-from raysweep.belief.store import graph_tokens, open_graph
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
 from raysweep.config.overrides import Override
@@ -135,7 +135,7 @@ def points(
     passed_over: Counter[str] = Counter()
     with _open(out) as lines:
         for point in basis.points(passed_over=passed_over):
-            lines.write(pointfile.to_line(point) + "\n")
+            lines.write(jsonl.to_line(point) + "\n")
             counts["points"] += 1
             counts["novel"] += not point.known
             if point.flags:

@@ -13,15 +13,15 @@ from typing import Annotated
 
 import typer
 
-from raysweep.belief import notebook
-from raysweep.belief import report as belief
-from raysweep.belief.report import Row
-from raysweep.cli import belief_plots as plots
+from raysweep.belief.report import published_files
+from raysweep.belief.report import tables as belief
+from raysweep.belief.report.tables import Row
 from raysweep.cli.options import Options
-from raysweep.cli.render import Format, render, shown
 from raysweep.cli.show import SweepArgument, report_left_out
 from raysweep.errors import StoreError
-from raysweep.results import beliefs
+from raysweep.reports import belief_plots as plots
+from raysweep.reports import belief_rows
+from raysweep.reports.render import Format, render, shown
 from raysweep.results.tables import Sweep, open_sweep
 from raysweep.summarize import Estimate
 
@@ -64,7 +64,7 @@ def command(
     for name in _PRINTED:
         if name in tables:
             print(render([_means(row) for row in tables[name]], Format.TABLE, title=name), end="\n\n")
-    for label, state in beliefs.states(found).items():
+    for label, state in belief_rows.states(found).items():
         print(f"note: {label}: {state}")
     written = write_published(found, folder / "published") if published else 0
     print(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
@@ -94,12 +94,12 @@ def _is_of(cell: str, column: str) -> bool:
 
 def write_published(sweep: Sweep, folder: Path) -> int:
     """Write the files of the published code below *folder*, a folder per run; return how many."""
-    runs, count = beliefs.read_runs(sweep), 0
+    runs, count = belief_rows.read_runs(sweep), 0
     for run in runs:
         alone = sum(other.arm == run.arm for other in runs) == 1
         below = folder / (run.arm if alone else f"{run.arm}-{run.key}")
-        name = notebook.experiment(run.spec, run.model, run.relations)
-        for file in notebook.files(name, run.spec, run.points, run.steps, run.scoring, run.log):
+        name = published_files.experiment(run.spec, run.model, run.relations)
+        for file in published_files.files(name, run.spec, run.points, run.steps, run.scoring, run.log):
             path = below / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", encoding="utf-8", newline="") as lines:
@@ -126,7 +126,7 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
     Raises:
         StoreError: nobody has asked a point yet.
     """
-    arms, stages = beliefs.read_arms(sweep), beliefs.read_stages(sweep)
+    arms, stages = belief_rows.read_arms(sweep), belief_rows.read_stages(sweep)
     if not arms and not stages:
         raise StoreError(
             f"'{sweep.name}' has no answers about evaluation points yet", hint="run a sweep with study: belief first"
@@ -136,8 +136,8 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
         tables["prob_delta"] = belief.histogram(belief.probability_deltas(arms[0].points))
     if stages:
         tables["lifelong"] = belief.lifelong_rows(stages)
-    tables["points"] = beliefs.read_choice(sweep)
-    for number, log in enumerate(beliefs.read_training(sweep).values()):
+    tables["points"] = belief_rows.read_choice(sweep)
+    for number, log in enumerate(belief_rows.read_training(sweep).values()):
         names = list(dict.fromkeys(name for row in log for name in row))
         tables[f"training{number or ''}"] = [{name: row.get(name) for name in names} for row in log]
     return {name: rows for name, rows in tables.items() if rows}
@@ -151,15 +151,15 @@ def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> lis
         found.append(folder / f"{name}.png")
         return found[-1]
 
-    for number, log in enumerate(beliefs.read_training(sweep).values()):
+    for number, log in enumerate(belief_rows.read_training(sweep).values()):
         plots.training(log, plots.LOSSES, path(f"LM_pretraining_loss{number or ''}"), "loss per token, nats")
         plots.training(log, plots.ACCURACIES, path(f"LM_pretraining_acc{number or ''}"), "accuracy")
-    arms = beliefs.read_arms(sweep)
+    arms = belief_rows.read_arms(sweep)
     if arms:
         plots.deltas(belief.probability_deltas(arms[0].points), path("prob_delta"))
     for arm in arms:
         chosen = belief.examples(arm.points)
-        for i, replies in zip(chosen, beliefs.read_panels(sweep, arm, chosen), strict=True):
+        for i, replies in zip(chosen, belief_rows.read_panels(sweep, arm, chosen), strict=True):
             if len(replies) > 2:  # an edit that was asked along the way
                 plots.panels(arm.points[i], replies, path(f"{arm.points[i].id}_all_plots_{arm.name}"))
     if "lifelong" in tables:

@@ -8,12 +8,8 @@ from typing import Annotated
 
 import typer
 
-from raysweep.cli import notes
-from raysweep.cli.against import beside, measured
-from raysweep.cli.fit import terminal_width
 from raysweep.cli.options import Options
 from raysweep.cli.plan import counted
-from raysweep.cli.render import Cell, Difference, Format, render
 from raysweep.cli.show import (
     AllOption,
     FormatOption,
@@ -27,10 +23,14 @@ from raysweep.cli.show import (
 )
 from raysweep.cli.sweeps import Prefixed, opened
 from raysweep.errors import SpecError, nearest
-from raysweep.results.pairs import Entry, Pair, by_value, by_wrapper, contents, first_measured, to_one
-from raysweep.results.published import open_published
+from raysweep.reports import notes
+from raysweep.reports.fit import terminal_width
+from raysweep.reports.pairs import Entry, Pair, by_value, by_wrapper, contents, first_measured, to_one
+from raysweep.reports.published import beside, measured
+from raysweep.reports.published_numbers import open_published
+from raysweep.reports.render import Cell, Difference, Format, render
+from raysweep.reports.views import Line, TrialView, groups, lines_of, paired, shared_values, trial_views
 from raysweep.results.tables import Sweep
-from raysweep.results.views import Line, TrialView, groups, lines_of, paired, shared_values, trial_views
 from raysweep.workspace import Workspace
 
 VIEWS = ("rel", "gen", "loc", "avg")

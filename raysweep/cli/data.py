@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysweep.belief.wikidata import FILES
-from raysweep.cli import fit
+from raysweep.belief.graph.wikidata import FILES
 from raysweep.cli.options import Options
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
@@ -17,6 +16,7 @@ from raysweep.data.base import Reading
 from raysweep.data.texts import SOURCES, brown_folder
 from raysweep.errors import DataError, Problem, ProblemsError, nearest
 from raysweep.records import EditRecord, subject_error
+from raysweep.reports import fit
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(

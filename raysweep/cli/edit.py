@@ -95,7 +95,7 @@ def command(
     sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
     sweep.write_trials()
     summarise(sweep, store.folder.location)
-    for line in lazy("raysweep.cli.standing").damage_lines(missing, labels(found.names)):
+    for line in lazy("raysweep.reports.standing").damage_lines(missing, labels(found.names)):
         typer.echo(line, err=True)
     if missing:
         raise typer.Exit(TRIALS_FAILED)

@@ -59,7 +59,9 @@ def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
     A bare name that is known is that model, whatever lies in the current folder; ``./name`` is the folder.
     """
     bare = not text.startswith("~") and os.sep not in text and "/" not in text
-    if bare and (text in lazy("raysweep.models.catalogue").CATALOGUE or workspace.find("models", text) is not None):
+    if bare and (
+        text in lazy("raysweep.models.sources.catalogue").CATALOGUE or workspace.find("models", text) is not None
+    ):
         if workspace.holds(str(Path(text).absolute())):
             typer.echo(
                 f"note: '{text}' is the model of that name; write ./{text} for what lies in this folder", err=True

@@ -79,7 +79,7 @@ def _keys(component: Any) -> str:
 
 
 def _models(workspace: Workspace) -> Rows:
-    catalogue = lazy("raysweep.models.catalogue").CATALOGUE
+    catalogue = lazy("raysweep.models.sources.catalogue").CATALOGUE
     known: Rows = [(entry.name, entry.kind, entry.about) for entry in catalogue.values()]
     local = sorted(p.name for p in workspace.models.iterdir()) if workspace.models.is_dir() else []
     return known + [(name, "local", "") for name in local if name not in catalogue and not name.startswith(".")]
@@ -102,8 +102,8 @@ def _spaces(workspace: Workspace) -> Rows:
 
 
 def _published(workspace: Workspace) -> Rows:
-    published = lazy("raysweep.results.published")
-    found = {name: published.read(path) for name, path in published.names(workspace).items()}
+    published_numbers = lazy("raysweep.reports.published_numbers")
+    found = {name: published_numbers.read(path) for name, path in published_numbers.names(workspace).items()}
     return [
         (name, str(len(n)), *(_each(n, of) for of in ("paper", "table", "model", "dataset")))
         for name, n in found.items()
@@ -153,4 +153,4 @@ _TABLES: Mapping[Kind, tuple[Sequence[str], Callable[[Workspace], Rows]]] = {
 
 def _print(title: str, headings: Sequence[str], rows: Rows) -> None:
     """Print a table; text is folded where the terminal is narrow, and nothing is ever cut."""
-    print(lazy("raysweep.cli.fit").listing(headings, rows, title=title), end="\n\n")
+    print(lazy("raysweep.reports.fit").listing(headings, rows, title=title), end="\n\n")

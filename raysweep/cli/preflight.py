@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysweep.cli.estimates import amount, memory
 from raysweep.config.components import Components
 from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.problems import problem
 from raysweep.errors import Problem, ProblemsError, StoreError
 from raysweep.lazy import lazy
+from raysweep.reports.estimates import amount, memory
 from raysweep.workspace import Workspace
 
 ELSEWHERE = "ask for less, or join a larger cluster: --address"
@@ -89,7 +89,7 @@ def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
 def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Machine) -> Iterator[Problem]:
     """Yield the arms of which one trial takes more memory or disk than there is."""
     for planned in {(t.arm, t.trial.model): t for t in plan.trials}.values():
-        shape = lazy("raysweep.models.shapes").find(planned.trial.model, workspace)
+        shape = lazy("raysweep.models.sizes").find(planned.trial.model, workspace)
         if shape is None:
             continue
         parts = memory(planned.trial, shape, components).parts

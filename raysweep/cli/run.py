@@ -106,10 +106,10 @@ def labels(places: Sequence[TrialName]) -> dict[str, str]:
 
 def summarise(found: Sweep, results: str) -> None:
     """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
-    views, notes = lazy("raysweep.results.views"), lazy("raysweep.cli.notes")
+    views, notes = lazy("raysweep.reports.views"), lazy("raysweep.reports.notes")
     trials = views.trial_views(found)
     print()
-    how, width = lazy("raysweep.cli.render").Format.TABLE, lazy("raysweep.cli.fit").terminal_width()
+    how, width = lazy("raysweep.reports.render").Format.TABLE, lazy("raysweep.reports.fit").terminal_width()
     print(lazy("raysweep.cli.show").text(found, how=how, trials=trials, width=width))
     print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
     for note in notes.about_intervals(views.all_lines(trials)):
@@ -125,5 +125,5 @@ def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
     arms: dict[str, str] = {}
     for name in plan.names:
         arms.setdefault(name.key, name.arm)
-    for line in lazy("raysweep.cli.standing").missing_lines(outcome, labels(plan.names), arms):
+    for line in lazy("raysweep.reports.standing").missing_lines(outcome, labels(plan.names), arms):
         typer.echo(line, err=True)

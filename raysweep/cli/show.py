@@ -10,17 +10,17 @@ from typing import Annotated
 
 import typer
 
-from raysweep.cli import notes
 from raysweep.cli.errors import TRIALS_FAILED
-from raysweep.cli.fit import terminal_width
-from raysweep.cli.leftout import left_out
 from raysweep.cli.options import Options
-from raysweep.cli.render import UNDEFINED, Cell, Format, render
-from raysweep.cli.standing import left_out_lines
 from raysweep.errors import SpecError
 from raysweep.lazy import lazy
+from raysweep.reports import notes
+from raysweep.reports.fit import terminal_width
+from raysweep.reports.left_out import left_out
+from raysweep.reports.render import UNDEFINED, Cell, Format, render
+from raysweep.reports.standing import left_out_lines
+from raysweep.reports.views import MAIN, Line, TrialView, all_lines, swept_values, trial_views
 from raysweep.results.tables import Sweep, open_sweep
-from raysweep.results.views import MAIN, Line, TrialView, all_lines, swept_values, trial_views
 
 NAMES = {"ppl": "PPL", "ppl_median": "PPL median", "ppl_expmean": "PPL exp-mean"}
 SweepArgument = Annotated[
@@ -103,7 +103,7 @@ def command(
     told = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(found)]
     notes.tell(told, format_)
     if plot is not None:
-        draw = lazy("raysweep.cli.plot")
+        draw = lazy("raysweep.reports.plot")
         if over:
             draw.draw_over(found, plot, over, phase=chosen, at=-1 if at is None else at)
         else:

@@ -20,7 +20,7 @@ from raysweep.config.overrides import Override, parse_overrides
 from raysweep.config.places import Place
 from raysweep.config.problems import from_validation
 from raysweep.config.schema import ModelSpec
-from raysweep.editors.mend import Mend, MendConfig
+from raysweep.editors.mend.editor import Mend, MendConfig
 from raysweep.errors import ProblemsError, SpecError
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
@@ -110,19 +110,19 @@ def train(
     report: Callable[[Mapping[str, float]], None],
 ) -> dict[str, Any]:
     """Train, or go on from ``FILE.resume``, and write the archive; return its scores and the seconds it took."""
-    torch, mendtrain = lazy("torch"), lazy("raysweep.editors.mendtrain")
-    archive, datasets = lazy("raysweep.editors.mendfile"), lazy("raysweep.data")
+    torch, training = lazy("torch"), lazy("raysweep.editors.mend.training")
+    archive, datasets = lazy("raysweep.editors.mend.archive"), lazy("raysweep.data")
     assert config.train is not None
     fold = datasets.resolve(config.train.data, workspace)
     config = config.model_copy(update={"train": config.train.model_copy(update={"data": fold})})
     torch.set_num_threads(threads)
-    lm = lazy("raysweep.models.load").load(model, workspace)
-    trainer = mendtrain.Trainer(lm, config, datasets.open_dataset(fold, workspace))
+    lm = lazy("raysweep.models.sources.load").load(model, workspace)
+    trainer = training.Trainer(lm, config, datasets.open_dataset(fold, workspace))
     paused = out.with_name(f"{out.name}.resume")
     if paused.is_file():
         tensors, meta = archive.unpack(paused)
         trainer.load(tensors, meta)
-    saver = mendtrain.Saver(trainer, lambda state: archive.pack(paused, *state))
+    saver = training.Saver(trainer, lambda state: archive.pack(paused, *state))
 
     def progress(row: Mapping[str, float]) -> None:
         report({**row, "steps": trainer.how.steps})

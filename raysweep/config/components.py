@@ -72,9 +72,11 @@ class Components:
             wrappers=lazy("raysweep.editors.wrappers").WRAPPERS,
             datasets=lazy("raysweep.data").DATASETS,
             studies=lazy("raysweep.studies").STUDIES,
-            model=lambda spec, workspace: lazy("raysweep.models.catalogue").resolve(spec, workspace, fetch=fetch),
+            model=lambda spec, workspace: lazy("raysweep.models.sources.catalogue").resolve(
+                spec, workspace, fetch=fetch
+            ),
             text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
             environment=environment.stated(),
             row_limit=lambda spec, workspace: lazy("raysweep.models.attention").examine(spec, workspace),
-            facts=lambda spec, workspace: lazy("raysweep.models.facts").facts(spec, workspace),
+            facts=lambda spec, workspace: lazy("raysweep.models.sources.facts").facts(spec, workspace),
         )

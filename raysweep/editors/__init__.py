@@ -14,10 +14,10 @@ EDITORS: Registry[Any] = Registry(
         "grace": "raysweep.editors.grace:Grace",
         "lora": "raysweep.editors.lora:Lora",
         "memit": "raysweep.editors.memit:Memit",
-        "mend": "raysweep.editors.mend:Mend",
+        "mend": "raysweep.editors.mend.editor:Mend",
         "null": "raysweep.editors.null:Null",
         "oracle": "raysweep.editors.oracle:Oracle",
         "rome": "raysweep.editors.rome:Rome",
-        "wise": "raysweep.editors.wise:Wise",
+        "wise": "raysweep.editors.wise.editor:Wise",
     },
 )

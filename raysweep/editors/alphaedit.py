@@ -27,15 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors import contexts, leastsq, nullspace, spreading
-    from raysweep.models import patching
+    from raysweep.editors.linalg import least_squares
+    from raysweep.editors.locate import contexts, null_space
+    from raysweep.editors.locate import layers as locate_layers
+    from raysweep.models import ledger
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    contexts, leastsq, nullspace, spreading = (
-        lazy(f"raysweep.editors.{n}") for n in ("contexts", "leastsq", "nullspace", "spreading")
-    )
-    patching = lazy("raysweep.models.patching")
+    contexts = lazy("raysweep.editors.locate.contexts")
+    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    null_space = lazy("raysweep.editors.locate.null_space")
+    locate_layers = lazy("raysweep.editors.locate.layers")
+    ledger = lazy("raysweep.models.ledger")
 
 
 class AlphaEditConfig(EditorConfig):
@@ -107,7 +110,7 @@ class AlphaEdit:
         """Ask for a null-space projector per layer and, unless given, context templates."""
         c = self.config
         wanted = {
-            f"projector/{layer}": nullspace.request(
+            f"projector/{layer}": null_space.request(
                 lm, lm.layout.mlp_out, layer, c.moments, threshold=c.threshold, method=c.projection
             )
             for layer in c.layers
@@ -144,8 +147,8 @@ class AlphaEdit:
         after = state
         if state is not None:
             layers, texts = self.config.layers, contexts.templates(self.config.contexts, artifacts.get("contexts"))
-            with patching.applied(lm, deltas):
-                written = spreading.subject_keys(lm, batch, layers, texts)
+            with ledger.applied(lm, deltas):
+                written = locate_layers.subject_keys(lm, batch, layers, texts)
             after = {str(layer): self._remember(state[str(layer)], written[layer]) for layer in layers}
         return EditStep(WeightDelta(deltas), after, stats)
 
@@ -179,7 +182,7 @@ class AlphaEdit:
             memory = None if state is None else state[str(layer)]
             return self._solve(artifacts[f"projector/{layer}"], memory, columns)
 
-        found = spreading.write_apart(lm, batches, layers=layers, value=self.config.value, texts=texts, solve=solve)
+        found = locate_layers.write_apart(lm, batches, layers=layers, value=self.config.value, texts=texts, solve=solve)
         kept = {f"kept_rank/{layer}": float(artifacts[f"projector/{layer}"].meta["kept_rank"]) for layer in layers}
         return [(f.deltas, f.stats | kept) for f in found]
 
@@ -193,13 +196,13 @@ class AlphaEdit:
             return solved.double()
         if memory is None:
             projected = self._projector(artifact, columns.device) @ columns
-            return leastsq.push_through(projected, columns, self.config.ridge)
-        return leastsq.push_through(memory @ columns, columns, 1.0)
+            return least_squares.push_through(projected, columns, self.config.ridge)
+        return least_squares.push_through(memory @ columns, columns, 1.0)
 
     def _remember(self, memory: Tensor, columns: Tensor) -> Tensor:
         if self.config.backend == "ref_fp32_lu":
             return memory + columns.float() @ columns.float().T
-        return leastsq.downdate(memory, columns)
+        return least_squares.downdate(memory, columns)
 
     def _projector(self, artifact: Artifact, device: torch.device) -> Tensor:
         """Return ``P`` in fp64 on *device*."""

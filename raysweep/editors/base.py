@@ -2,7 +2,7 @@
 
 Shape legend of this package: ``d_in`` width of a key (input of the edited linear map), ``d_out`` width of a value,
 ``n`` records of a batch, ``k`` keys (columns). Deltas are in the *logical* orientation ``[d_out, d_in]``; only
-``models/patching.py`` knows how a parameter is stored.
+``models/ledger.py`` knows how a parameter is stored.
 """
 
 from __future__ import annotations

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import hooks, logp, packing, partial, patching, tokens
+    from raysweep.models import hooks, ledger, tokens
+    from raysweep.models.forward import blocks, head, prefix_tree
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    hooks, logp, packing, partial, patching, tokens = (
-        lazy(f"raysweep.models.{n}") for n in ("hooks", "logp", "packing", "partial", "patching", "tokens")
-    )
+    hooks = lazy("raysweep.models.hooks")
+    head = lazy("raysweep.models.forward.head")
+    prefix_tree = lazy("raysweep.models.forward.prefix_tree")
+    blocks = lazy("raysweep.models.forward.blocks")
+    ledger = lazy("raysweep.models.ledger")
+    tokens = lazy("raysweep.models.tokens")
 
 
 class FineTuneConfig(EditorConfig):
@@ -107,20 +111,20 @@ class FineTune:
         master = {n: w.float().clone() for n, w in start.items()}
         below = min(self.config.layers)
         block, matrix = lm.layout.block.format(below), lm.layout.mlp_out.format(below)
-        packs = packing.pack(lm, ask.rows)
+        packs = prefix_tree.pack(lm, ask.rows)
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
-            partial.run_packs(lm, packs, last=below)
+            blocks.run_packs(lm, packs, last=below)
             keys, beside = seen[matrix, "input"], seen[block, "output"] - seen[matrix, "output"]
         adam = torch.optim.Adam(
             list(master.values()), lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
         )
         demand = ask.on(packs)
         losses: list[float] = []
-        with patching.substituted(lm, {n: w.clone() for n, w in start.items()}) as live:
+        with ledger.substituted(lm, {n: w.clone() for n, w in start.items()}) as live:
             for parameter in live.values():
                 parameter.requires_grad_(True)
-            upper = partial.Upper.of(lm, below + 1, packs.positions, packs.seen).at(demand.pack, demand.column)
+            upper = blocks.Upper.of(lm, below + 1, packs.positions, packs.seen).at(demand.pack, demand.column)
             for _ in range(self.config.steps):
                 with torch.enable_grad():
                     loss = demand.loss(lm, upper.hidden(lm, beside + lm.part(matrix)(keys)))
@@ -212,7 +216,7 @@ class _Ask:
     rows: list[list[int]]
     asks: list[tuple[int, int, int, float]]
 
-    def on(self, packs: packing.Packs) -> _Demand:
+    def on(self, packs: prefix_tree.Packs) -> _Demand:
         """Find the demanded positions in *packs*."""
         places = [(packs.places[row][0], packs.places[row][1][position]) for row, position, _, _ in self.asks]
         spots = list(dict.fromkeys(places))
@@ -235,7 +239,7 @@ class _Demand:
 
     def each(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         """Return ``weight · (−log p(id))`` of each demanded id, given the normed states at the places ``[k, d]``."""
-        return -logp.of(lm, hidden, self.which, self.wanted) * self.weight
+        return -head.of(lm, hidden, self.which, self.wanted) * self.weight
 
     def loss(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         """Return their sum."""
@@ -255,28 +259,28 @@ class _Together:
 
     keys: Tensor
     beside: Tensor
-    spots: partial.Spots
+    spots: blocks.Spots
     demand: _Demand
     record: Tensor
 
     @classmethod
     def of(cls, lm: LanguageModel, layer: int, asks: Sequence[_Ask]) -> _Together:
         """Run the records up to block *layer*."""
-        trees, places = [packing.Tree() for _ in asks], []
+        trees, places = [prefix_tree.Tree() for _ in asks], []
         for i, (tree, ask) in enumerate(zip(trees, asks, strict=True)):
             places += [(i, tree.add(row)) for row in ask.rows]
-        packs = packing.lay(lm, trees, places)
+        packs = prefix_tree.lay(lm, trees, places)
         block, matrix = lm.layout.block.format(layer), lm.layout.mlp_out.format(layer)
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
-            partial.run_packs(lm, packs, last=layer)
+            blocks.run_packs(lm, packs, last=layer)
         bias = getattr(lm.part(matrix), "bias", None)
         beside = seen[block, "output"] - seen[matrix, "output"] + (0 if bias is None else bias.detach())
         demand = _joined(asks).on(packs)
         record = [i for i, ask in enumerate(asks) for _ in ask.asks]
         sizes = torch.tensor([len(tree.ids) for tree in trees], device=lm.device)
         real = torch.arange(packs.ids.shape[1], device=lm.device) < sizes[:, None]
-        upper = partial.Upper.of(lm, layer + 1, packs.positions, packs.seen, real=real)
+        upper = blocks.Upper.of(lm, layer + 1, packs.positions, packs.seen, real=real)
         keys, spots = seen[matrix, "input"], upper.at(demand.pack, demand.column)
         return cls(keys, beside, spots, demand, torch.tensor(record, device=lm.device))
 

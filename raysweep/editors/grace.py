@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import codebook, hooks, logp, packing, partial, tokens, wrapping
+    from raysweep.models import hooks, tokens
+    from raysweep.models.forward import blocks, head, prefix_tree
     from raysweep.models.lm import LanguageModel
+    from raysweep.models.modules import codebook, replacement
 else:
     torch = lazy("torch")
-    codebook, hooks, logp, packing, partial, tokens, wrapping = (
-        lazy(f"raysweep.models.{n}") for n in ("codebook", "hooks", "logp", "packing", "partial", "tokens", "wrapping")
-    )
+    codebook = lazy("raysweep.models.modules.codebook")
+    hooks = lazy("raysweep.models.hooks")
+    head = lazy("raysweep.models.forward.head")
+    prefix_tree = lazy("raysweep.models.forward.prefix_tree")
+    blocks = lazy("raysweep.models.forward.blocks")
+    tokens = lazy("raysweep.models.tokens")
+    replacement = lazy("raysweep.models.modules.replacement")
 
 _SHRINK = 1e-5  # the older of two neighbours gives way by this much more than half their distance
 _SAME_KEY = 1e-4  # relative distance below which two queries are the same key but for rounding
@@ -87,7 +93,7 @@ class Grace:
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """Return an empty codebook."""
-        d_out, d_in = wrapping.linear(wrapping.inner(lm.part(self._name(lm))))[0].shape
+        d_out, d_in = replacement.linear(replacement.inner(lm.part(self._name(lm))))[0].shape
         empty = torch.zeros(0, device=lm.device)
         return {
             "keys": empty.reshape(0, d_in),
@@ -122,10 +128,10 @@ class Grace:
         return torch.rand(width, generator=rng)
 
     def _name(self, lm: LanguageModel) -> str:
-        return wrapping.linear_name(lm, self.config.layer, self.config.matrix)
+        return replacement.linear_name(lm, self.config.layer, self.config.matrix)
 
     def _module(self, lm: LanguageModel, keys: Tensor, values: Tensor, radii: Tensor) -> codebook.Codebook:
-        bare = wrapping.inner(lm.part(self._name(lm)))
+        bare = replacement.inner(lm.part(self._name(lm)))
         rounding = 0.0 if self.config.ref else _ROUNDING
         return codebook.Codebook(bare, keys, values, radii, replace=self.config.replace, rounding=rounding)
 
@@ -135,15 +141,15 @@ class Grace:
         name, config = self._name(lm), self.config
         asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
         last, n = asked.start - 1, len(asked.ids) - 1  # nothing is asked after the last token
-        packs = packing.pack(lm, [asked.ids[:n]])
-        bare, above = wrapping.inner(lm.part(name)), config.matrix == "out"
+        packs = prefix_tree.pack(lm, [asked.ids[:n]])
+        bare, above = replacement.inner(lm.part(name)), config.matrix == "out"
         change = torch.arange(packs.ids.shape[1], device=lm.device)[None] >= (last if config.replace == "last" else 0)
         sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
-        with torch.no_grad(), wrapping.installed(lm, {name: bare}), hooks.capture(lm, sides) as seen:
-            rest = partial.tail(lm, packs, change, first=config.layer + 1)
+        with torch.no_grad(), replacement.installed(lm, {name: bare}), hooks.capture(lm, sides) as seen:
+            rest = blocks.tail(lm, packs, change, first=config.layer + 1)
         if not above:  # a value of the first map goes through its own block
-            with torch.no_grad(), wrapping.installed(lm, {name: bare}):
-                rest = partial.tail(lm, packs, change, first=config.layer)
+            with torch.no_grad(), replacement.installed(lm, {name: bare}):
+                rest = blocks.tail(lm, packs, change, first=config.layer)
         query, output = (seen[name, side][0, last].float() for _, side in sides)
         value = output if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
         new, chosen, did = place(state, query, value, (list(asked.labels), asked.start), config)
@@ -158,14 +164,14 @@ class Grace:
         spots = rest.upper.at(torch.zeros_like(ends), ends)
         losses: list[float] = []
         with (
-            wrapping.installed(lm, {} if above else {name: module}),
-            wrapping.asking(lm, [here], torch.ones_like(rest.index)),
+            replacement.installed(lm, {} if above else {name: module}),
+            replacement.asking(lm, [here], torch.ones_like(rest.index)),
         ):
             for _ in range(config.steps):
                 module.values = leaf[None]
                 with torch.enable_grad():
                     moved = torch.where(replaced, beside + leaf.to(beside.dtype), rest.states) if above else rest.states
-                    loss = -logp.of(
+                    loss = -head.of(
                         lm, spots.hidden(lm, moved), torch.arange(n - last, device=lm.device), labels
                     ).mean()
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import adapters, tokens
+    from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
+    from raysweep.models.modules import lora
 else:
     torch = lazy("torch")
-    adapters, tokens = lazy("raysweep.models.adapters"), lazy("raysweep.models.tokens")
+    lora, tokens = lazy("raysweep.models.modules.lora"), lazy("raysweep.models.tokens")
 
 
 class LoraConfig(EditorConfig):
@@ -82,7 +83,7 @@ class Lora:
     ) -> EditStep[None]:
         """Train one adapter on the whole batch."""
         seed = derive(int(torch.randint(2**31 - 1, (1,), generator=rng)), "adapter")
-        bank = adapters.Bank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
+        bank = lora.Bank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
         losses = [sum(found) for found in self._train(bank, batch, [0] * len(batch))]
         deltas: dict[str, Delta] = {n: LowRank(left, right) for n, (left, right) in bank.factors(0).items()}
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(self.config.steps)}
@@ -95,19 +96,19 @@ class Lora:
 
     def along(self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]) -> Iterator[Along]:
         """Train an adapter for each record and yield every ``eval_every`` steps and after the last."""
-        bank = adapters.Bank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
+        bank = lora.Bank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
         for step, losses in enumerate(self._train(bank, records, range(len(records))), 1):
             last = step == self.config.steps
             if last or step % self.config.eval_every == 0:
                 yield Along(step, last, losses, bank.attached, bank.select)
 
-    def _train(self, bank: adapters.Bank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
+    def _train(self, bank: lora.Bank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
         """Train the owners on their records; yield the loss of each record, step by step."""
         own, lm = self.config, bank.lm
         rows = [tokens.scored(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in batch]
         head = len(tokens.encode(lm, ""))
         sizes = [len(r.ids) - head if own.published_divisor else len(r.labels) for r in rows]
-        return adapters.fit(
+        return lora.fit(
             bank,
             [r.ids for r in rows],
             [r.start for r in rows],

@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors import contexts, leastsq, moments, spreading
+    from raysweep.editors.linalg import least_squares
+    from raysweep.editors.locate import contexts
+    from raysweep.editors.locate import layers as locate_layers
+    from raysweep.editors.locate import second_moments as moments
     from raysweep.models.lm import LanguageModel
 else:
-    contexts, leastsq, moments, spreading = (
-        lazy(f"raysweep.editors.{n}") for n in ("contexts", "leastsq", "moments", "spreading")
-    )
+    contexts = lazy("raysweep.editors.locate.contexts")
+    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    moments = lazy("raysweep.editors.locate.second_moments")
+    locate_layers = lazy("raysweep.editors.locate.layers")
 
 
 class MemitConfig(EditorConfig):
@@ -69,7 +73,7 @@ class Memit:
 
     def __init__(self, config: MemitConfig) -> None:
         self.config = config
-        self._factors: dict[str, leastsq.Factor] = {}  # memo by artifact digest: a pure function's values
+        self._factors: dict[str, least_squares.Factor] = {}  # memo by artifact digest: a pure function's values
 
     def edited(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
@@ -114,20 +118,20 @@ class Memit:
         rngs: Sequence[torch.Generator],
     ) -> list[EditStep[None]]:
         """Look for the values of all *batches* together, then write each on its own."""
-        found = spreading.write_apart(
+        found = locate_layers.write_apart(
             lm,
             batches,
             layers=self.config.layers,
             value=self.config.value,
             texts=contexts.templates(self.config.contexts, artifacts.get("contexts")),
-            solve=lambda layer, columns: leastsq.spread(
+            solve=lambda layer, columns: least_squares.spread(
                 self._factor(artifacts[f"moments/{layer}"], columns.device), self.config.moment_weight, columns
             ),
         )
         return [EditStep(WeightDelta(f.deltas), None, f.stats) for f in found]
 
-    def _factor(self, artifact: Artifact, device: torch.device) -> leastsq.Factor:
+    def _factor(self, artifact: Artifact, device: torch.device) -> least_squares.Factor:
         if artifact.digest not in self._factors:
             matrix = artifact.tensors["moments"].to(device)
-            self._factors[artifact.digest] = leastsq.factor(matrix, damping=self.config.moments.damping)
+            self._factors[artifact.digest] = least_squares.factor(matrix, damping=self.config.moments.damping)
         return self._factors[artifact.digest]

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import partial, tablehead, tokens
+    from raysweep.models import tokens
+    from raysweep.models.forward import blocks
     from raysweep.models.lm import LanguageModel
+    from raysweep.models.modules import table_head
 else:
     torch = lazy("torch")
-    partial, tablehead, tokens = (lazy(f"raysweep.models.{n}") for n in ("partial", "tablehead", "tokens"))
+    blocks = lazy("raysweep.models.forward.blocks")
+    table_head = lazy("raysweep.models.modules.table_head")
+    tokens = lazy("raysweep.models.tokens")
 
 
 class OracleConfig(EditorConfig):
@@ -71,7 +75,7 @@ class Oracle:
         ]
         ids, mask = tokens.pad([s.ids for s in asked], lm.device)
         with torch.no_grad():
-            hidden = partial.run(lm, ids=ids, mask=mask).float()
+            hidden = blocks.run(lm, ids=ids, mask=mask).float()
         keys, answers = [state["keys"]], [state["ids"]]
         for i, s in enumerate(asked):
             keys.append(hidden[i, s.start - 1 : len(s.ids) - 1])
@@ -81,5 +85,5 @@ class Oracle:
 
     def patch_of(self, lm: LanguageModel, state: dict[str, Any]) -> ModulePatch:
         """Return the patch that *state* stands for."""
-        head = tablehead.inner(lm.part(lm.layout.head))
-        return ModulePatch({lm.layout.head: tablehead.TableHead(head, state["keys"], state["ids"])})
+        head = table_head.inner(lm.part(lm.layout.head))
+        return ModulePatch({lm.layout.head: table_head.TableHead(head, state["keys"], state["ids"])})

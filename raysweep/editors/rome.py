@@ -27,15 +27,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors import contexts, leastsq, moments, values
-    from raysweep.models import patching, tokens
+    from raysweep.editors.linalg import least_squares
+    from raysweep.editors.locate import contexts, target_value
+    from raysweep.editors.locate import second_moments as moments
+    from raysweep.models import ledger, tokens
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    contexts, leastsq, moments, values = (
-        lazy(f"raysweep.editors.{n}") for n in ("contexts", "leastsq", "moments", "values")
-    )
-    patching, tokens = lazy("raysweep.models.patching"), lazy("raysweep.models.tokens")
+    contexts = lazy("raysweep.editors.locate.contexts")
+    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    moments = lazy("raysweep.editors.locate.second_moments")
+    target_value = lazy("raysweep.editors.locate.target_value")
+    ledger, tokens = lazy("raysweep.models.ledger"), lazy("raysweep.models.tokens")
 
 
 class RomeConfig(EditorConfig):
@@ -76,7 +79,7 @@ class Rome:
 
     def __init__(self, config: RomeConfig) -> None:
         self.config = config
-        self._factors: dict[str, leastsq.Factor] = {}  # memo by artifact digest: a pure function's values
+        self._factors: dict[str, least_squares.Factor] = {}  # memo by artifact digest: a pure function's values
 
     def edited(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
@@ -110,7 +113,7 @@ class Rome:
         for record in batch:
             for layer in self.config.layers:
                 name = f"{lm.layout.mlp_out.format(layer)}.weight"
-                with patching.applied(lm, deltas):
+                with ledger.applied(lm, deltas):
                     delta, found = self._one(lm, record, layer, artifacts)
                 deltas[name] = plus(deltas.get(name), delta)
                 stats |= {f"{key}/{layer}": value for key, value in found.items()}
@@ -135,7 +138,7 @@ class Rome:
         (layer,) = self.config.layers
         name, steps = f"{lm.layout.mlp_out.format(layer)}.weight", []
         tasks = [self._task(lm, record, artifacts) for (record,) in batches]
-        for value in values.optimise(lm, tasks, layer=layer, site="mlp", spec=self.config.value):
+        for value in target_value.optimise(lm, tasks, layer=layer, site="mlp", spec=self.config.value):
             delta, found = self._change(value, layer, artifacts)
             stats = {f"{key}/{layer}": v for key, v in found.items()}
             steps.append(EditStep(WeightDelta({name: delta}), None, stats))
@@ -145,17 +148,17 @@ class Rome:
         self, lm: LanguageModel, record: EditRecord, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
         task = self._task(lm, record, artifacts)
-        (value,) = values.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
+        (value,) = target_value.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
         return self._change(value, layer, artifacts)
 
-    def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> values.Task:
+    def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.Task:
         texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
         spec, text = self.config.value, tokens.always_spaced(record.target)
         target = tokens.target(lm, record.prompt, text, strip_dummy_piece=spec.strip_dummy_piece)
-        return values.task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
+        return target_value.task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
 
     def _change(
-        self, value: values.Value, layer: int, artifacts: Mapping[str, Artifact]
+        self, value: target_value.Value, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
         mean_key = value.keys.double().mean(0)
         if self.config.adjust:
@@ -181,8 +184,8 @@ class Rome:
             return solved.double()
         return self._factor(artifact, key.device).solve(key[:, None])[:, 0]
 
-    def _factor(self, artifact: Artifact, device: torch.device) -> leastsq.Factor:
+    def _factor(self, artifact: Artifact, device: torch.device) -> least_squares.Factor:
         if artifact.digest not in self._factors:
             matrix = artifact.tensors["moments"].to(device)
-            self._factors[artifact.digest] = leastsq.factor(matrix, damping=self.config.moments.damping)
+            self._factors[artifact.digest] = least_squares.factor(matrix, damping=self.config.moments.damping)
         return self._factors[artifact.digest]

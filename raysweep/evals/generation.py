@@ -9,7 +9,8 @@ import torch
 
 from raysweep.evals.metrics import NON_FINITE
 from raysweep.evals.scoring import Scores, score
-from raysweep.models import final, partial, tokens
+from raysweep.models import tokens
+from raysweep.models.forward import blocks, positions
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe
 
@@ -48,8 +49,8 @@ def _continue(lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], int]]) ->
         asked = [[*rows[i][0], *written[i]] for i in open_rows]
         ends = [(j, len(row) - 1) for j, row in enumerate(asked)]
         with torch.no_grad():
-            hidden = final.states(lm, asked, [len(rows[i][0]) - 1 for i in open_rows], ends)
-            logits = partial.logits(lm, hidden)
+            hidden = positions.states(lm, asked, [len(rows[i][0]) - 1 for i in open_rows], ends)
+            logits = blocks.logits(lm, hidden)
             best = logits.argmax(-1)
             finite = logits.gather(-1, best[:, None])[:, 0].isfinite()  # the arg-max of a row with a NaN is a NaN
         for i, token, known in zip(open_rows, best.tolist(), finite.tolist(), strict=True):

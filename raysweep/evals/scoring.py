@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from raysweep.evals.metrics import NON_FINITE
-from raysweep.models import final, logp, tokens
+from raysweep.models import tokens
+from raysweep.models.forward import head, positions
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe
 
@@ -62,9 +63,9 @@ def _forward(lm: LanguageModel, rows: Sequence[tokens.Scored]) -> list[Scores]:
     if not spots:
         return [Scores((), (), 0.0, "") for _ in rows]
     with torch.no_grad():
-        hidden = final.states(lm, [s.ids for s in rows], [s.start - 1 for s in rows], spots)
+        hidden = positions.states(lm, [s.ids for s in rows], [s.start - 1 for s in rows], spots)
         labels = torch.tensor([rows[i].ids[j + 1] for i, j in spots], device=lm.device)
-        best, told = (found.tolist() for found in logp.answered(lm, hidden, labels))
+        best, told = (found.tolist() for found in head.answered(lm, hidden, labels))
     out, at = [], 0
     for s in rows:
         m = len(s.labels)

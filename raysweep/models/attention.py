@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
-from raysweep.models.catalogue import locate
+from raysweep.models.sources.catalogue import locate
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace

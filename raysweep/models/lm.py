@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from raysweep.hashing import digest
-from raysweep.models.behaviour import tokenizer_digest
 from raysweep.models.layout import Layout
-from raysweep.models.shapes import positions_of
+from raysweep.models.sizes import positions_of
+from raysweep.models.sources.tokenizer_behaviour import tokenizer_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

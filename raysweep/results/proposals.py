@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 
+from raysweep import pytree
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
 from raysweep.results.folder import Folder
-from raysweep.studies import trees
 from raysweep.studies.base import Proposal
 
 PROPOSALS = "_proposals"
@@ -40,14 +40,14 @@ class ProposalFolder:
         )
         if _hash(body) != sealed:
             return None
-        found: Proposal = trees.unflatten("p", load(body[size:]), json.loads(body[:size]), torch.device("cpu"))
+        found: Proposal = pytree.unflatten("p", load(body[size:]), json.loads(body[:size]), torch.device("cpu"))
         return found
 
     def put(self, record: str, proposal: Proposal) -> None:
         """Keep the proposal of *record*."""
         from safetensors.torch import save
 
-        tensors, plain = trees.flatten("p", proposal)
+        tensors, plain = pytree.flatten("p", proposal)
         head = json.dumps(plain).encode()
         body = head + save({k: v.cpu().contiguous() for k, v in tensors.items()})
         self.folder.write(self._file(record), _hash(body).encode() + len(head).to_bytes(8) + body)

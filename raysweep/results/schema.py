@@ -227,7 +227,7 @@ POINTS = TableSchema(
         Column("reinforces", pa.bool_(), "", "whether that is the true object already"),
         Column("has_relevant_property", pa.bool_(), "", "whether the subject also has the upstream relation"),
         Column("downstream_answer_changes", pa.bool_(), "", "whether the update changes the agent's answer downstream"),
-        Column("point", pa.string(), "JSON", "the whole point, a line of points/2 (raysweep/belief/pointfile.py)"),
+        Column("point", pa.string(), "JSON", "the whole point, a line of points/2 (raysweep/belief/points/jsonl.py)"),
         Column("replaces", pa.string(), "", "the record in whose place this one came", "null = this one was planned"),
         Column("refusal", pa.string(), "", "why that record could not be edited", "null = this one was planned"),
         Column("testbed", pa.string(), "JSON",

@@ -11,8 +11,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import __version__
-from raysweep.belief.asking import Select, ask_points
-from raysweep.belief.revision import expectations, revised, revisions
+from raysweep.belief.lm.asking import Select, ask_points
+from raysweep.belief.points.expected import expectations, revised, revisions
 from raysweep.config.schema import ProtocolSpec, TrialSpec
 from raysweep.editors.base import Stepwise
 from raysweep.errors import Problem, RecordError
@@ -20,8 +20,8 @@ from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies.asker import Asker
 from raysweep.studies.base import Deps, Progress
+from raysweep.studies.belief_points import Asker
 from raysweep.studies.lifelong import Lifelong, probe_rows
 from raysweep.studies.refusals import check_records
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep import summarize
-    from raysweep.belief.agent import Agent
+    from raysweep.belief.agent.agent import Agent
     from raysweep.editors import build
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel

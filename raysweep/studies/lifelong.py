@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysweep import __version__
+from raysweep import __version__, pytree
 from raysweep.config.schema import TrialSpec
 from raysweep.data.sampling import order
 from raysweep.editors.base import GroupProposer, Proposer, Viewer
@@ -19,7 +19,6 @@ from raysweep.lazy import lazy
 from raysweep.records import EditRecord, Probe
 from raysweep.rows import NON_FINITE_STAT, SHARED, EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies import trees
 from raysweep.studies.base import Ask, Deps, MemberError, Progress, Proposal
 from raysweep.studies.refusals import check_records
 
@@ -31,14 +30,15 @@ if TYPE_CHECKING:
     from raysweep.editors import build
     from raysweep.editors.base import Editor
     from raysweep.evals import boundaries, generation, scoring
-    from raysweep.models import patching
+    from raysweep.models import ledger as weight_ledger
     from raysweep.models.lm import LanguageModel
-    from raysweep.studies import pristine
+    from raysweep.studies import baseline as pristine
 else:
     torch, build = lazy("torch"), lazy("raysweep.editors.build")
-    scoring, patching = lazy("raysweep.evals.scoring"), lazy("raysweep.models.patching")
-    boundaries, generation = (lazy(f"raysweep.evals.{n}") for n in ("boundaries", "generation"))
-    pristine, summarize = lazy("raysweep.studies.pristine"), lazy("raysweep.summarize")
+    scoring, weight_ledger = lazy("raysweep.evals.scoring"), lazy("raysweep.models.ledger")
+    boundaries = lazy("raysweep.evals.boundaries")
+    generation = lazy("raysweep.evals.generation")
+    pristine, summarize = lazy("raysweep.studies.baseline"), lazy("raysweep.summarize")
 
 Clock = dict[str, list[float]]  # seconds and count by phase
 Question = tuple[int, EditRecord, int, Probe]  # position in the run, record, index of the probe, probe
@@ -156,7 +156,7 @@ class _Run:
     records: Sequence[EditRecord]
     superseded: Mapping[int, int]
     artifacts: Mapping[str, Any]
-    ledger: patching.Ledger
+    ledger: weight_ledger.Ledger
     pristine: dict[tuple[int, int], scoring.Scores] = field(default_factory=dict)
     clock: Clock = field(default_factory=dict)
 
@@ -173,7 +173,7 @@ class _Run:
         deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
         run = cls(
             members, deps, lm, records, _superseded(records), _provided(members[0].editor, trial, lm, deps),
-            patching.Ledger(lm),
+            weight_ledger.Ledger(lm),
         )  # fmt: skip
         run.clock["load"] = [loaded - began, 1]
         run.clock["artifacts"] = [perf_counter() - loaded, 1]
@@ -237,7 +237,7 @@ class _Run:
         self.deps.progress(Progress(step - len(batch), self.trial.protocol.rounds[-1], "edit"))
         with _timed(self.clock, "edit", len(batch)):
             if proposals is not None:
-                proposal = trees.moved(next(proposals), self.lm.device)
+                proposal = pytree.moved(next(proposals), self.lm.device)
                 done = self.editor.absorb(self.lm, state, proposal)  # type: ignore[attr-defined]
             else:
                 done = self.editor.edit(self.lm, batch, state, artifacts=self.artifacts, rng=self._rng(step))
@@ -335,7 +335,7 @@ class _Run:
             member.note(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
             with _timed(member.clock, "snapshot", 1):
                 if tensors is None:  # after the first view: only a lone member's may persist
-                    kept, plain = trees.flatten("state", state)
+                    kept, plain = pytree.flatten("state", state)
                     tensors = {f"weights/{n}": t for n, t in self.ledger.tensors().items()} | kept
                     meta = {"version": __version__, "state": plain}
             yield member.trial.key, member.hand_over(step, shared, tensors, meta)
@@ -419,7 +419,7 @@ class _Run:
     def _wake(self, resume: Snapshot) -> Any:
         """Bring weights and editor state of *resume* back; return the state."""
         self.ledger.load({n[8:]: t.to(self.lm.device) for n, t in resume.tensors.items() if n.startswith("weights/")})
-        state = trees.unflatten("state", resume.tensors, resume.meta["state"], self.lm.device)
+        state = pytree.unflatten("state", resume.tensors, resume.meta["state"], self.lm.device)
         if self.editor.patch_kind == "modules":
             self.ledger.apply(self.editor.patch_of(self.lm, state))  # type: ignore[attr-defined]
         return state

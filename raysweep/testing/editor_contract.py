@@ -24,10 +24,10 @@ from safetensors.torch import load, save
 from raysweep.artifacts import VERSIONS, Artifact
 from raysweep.editors.base import ArtifactRequest, Grouper, ModulePatch, Viewer, WeightDelta
 from raysweep.evals.scoring import score
+from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
-from raysweep.models.patching import Ledger
+from raysweep.pytree import flatten, unflatten
 from raysweep.records import EditRecord, ProbeKind
-from raysweep.studies.trees import flatten, unflatten
 from raysweep.testing.fixtures import embedded_lm, fingerprint, same, toy_records
 
 Editor = Any

@@ -16,7 +16,7 @@ from torch import Tensor
 from raysweep.config.schema import ModelSpec
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
-from raysweep.models.load import load
+from raysweep.models.sources.load import load
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.testing.layout_contract import tiny_model
 from raysweep.workspace import Workspace

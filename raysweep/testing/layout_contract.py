@@ -12,7 +12,7 @@ from torch import Tensor
 from raysweep.models.hooks import capture, first
 from raysweep.models.layout import Layout
 from raysweep.models.lm import LanguageModel
-from raysweep.models.load import check_layout
+from raysweep.models.sources.load import check_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

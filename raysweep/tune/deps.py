@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import ModelSpec
 from raysweep.lazy import lazy
-from raysweep.models.shapes import COPY_LIMIT
+from raysweep.models.sizes import COPY_LIMIT
 from raysweep.results.proposals import ProposalFolder
 from raysweep.results.store import HEARTBEAT, ResultStore
 from raysweep.studies.base import Deps, Kept, Progress, Spread
@@ -122,7 +122,7 @@ def pool_of(workspace: Workspace) -> ModelPool:
     """Return this process's pool for *workspace*; it hands out restored, hash-checked models only."""
 
     def load(spec: ModelSpec, told: Told) -> LanguageModel:
-        from raysweep.models.load import load as load_model
+        from raysweep.models.sources.load import load as load_model
 
         return load_model(spec, workspace, told)
 

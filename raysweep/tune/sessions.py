@@ -30,10 +30,10 @@ from raysweep.config.schema import ResourceSpec, SweepSpec
 from raysweep.errors import SpecError, StoreError, UnwritableError
 from raysweep.results.ray_logs import RAY_FOLDER, TRIAL_KEY
 from raysweep.results.store import ResultStore, State
+from raysweep.tune.callbacks import Progress
 from raysweep.tune.local_ray import first_line
-from raysweep.tune.passes import InPasses, ray_config
-from raysweep.tune.progress import Progress
 from raysweep.tune.trainable import Trainable
+from raysweep.tune.trial_order import InPasses, ray_config
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:

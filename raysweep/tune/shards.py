@@ -15,11 +15,11 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysweep import environment
+from raysweep import environment, pytree
 from raysweep.config.schema import TrialSpec
-from raysweep.studies import STUDIES, trees
+from raysweep.studies import STUDIES
 from raysweep.studies.base import Ask, Proposal
-from raysweep.studies.spreading import Helper, in_order
+from raysweep.studies.ordered_results import Helper, in_order
 from raysweep.tune.deps import kept_proposals, make_deps
 from raysweep.workspace import Workspace
 
@@ -34,7 +34,7 @@ class Shard:
 
     def propose(self, trial: TrialSpec, kin: str, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds, on the CPU."""
-        found: Proposal = trees.moved(self._proposer(trial, kin)(step), "cpu")
+        found: Proposal = pytree.moved(self._proposer(trial, kin)(step), "cpu")
         return found
 
     def prepare(self, trial: TrialSpec, kin: str) -> None:

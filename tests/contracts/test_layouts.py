@@ -10,7 +10,7 @@ import torch
 from raysweep.errors import ModelError
 from raysweep.models.layout import LAYOUTS, layout_of
 from raysweep.models.lm import LanguageModel
-from raysweep.models.load import check_layout
+from raysweep.models.sources.load import check_layout
 from raysweep.testing.layout_contract import check_layout_contract, tiny_model
 
 

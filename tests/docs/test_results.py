@@ -9,10 +9,10 @@ import pytest
 
 from raysweep.config.plan import plan
 from raysweep.config.sweep import sweep_of
+from raysweep.reports.views import lines, trial_views
 from raysweep.results.runner import run_trial
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import open_sweep
-from raysweep.results.views import lines, trial_views
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from tests.docs.pages import ROOT, blocks

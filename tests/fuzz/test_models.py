@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysweep.config.schema import ModelSpec
-from raysweep.models.load import load
+from raysweep.models.sources.load import load
 from raysweep.workspace import Workspace
 from tests.fuzz.conftest import share
 from tests.fuzz.mutate import damaged, trees, written

@@ -27,7 +27,9 @@ from pathlib import Path
 import torch
 
 from raysweep.artifacts import VERSIONS as ARTIFACTS
-from raysweep.belief import pretrain, store, testbed
+from raysweep.belief import testbed
+from raysweep.belief.graph import artifact
+from raysweep.belief.lm import pretrain
 from raysweep.config.schema import ProtocolSpec
 from raysweep.data import DATASETS, texts
 from raysweep.editors import EDITORS
@@ -68,7 +70,7 @@ def versions() -> dict[str, int]:
         found |= {f"{kind}/{name}": table.get(name).version for name in table.names()}
     found |= {f"metric/{name}": metric.version for name, metric in METRICS.items()}
     made = {
-        "belief/graph": store.GRAPH_VERSION,
+        "belief/graph": artifact.GRAPH_VERSION,
         "belief/points": testbed.POINTS_VERSION,
         "belief/model": pretrain.VERSION,
     }
@@ -137,9 +139,9 @@ def where(component: str) -> str:
         return f"{tables[kind].origin(name).replace(':', '.')}.version"
     own = {
         "belief/points": "raysweep.belief.testbed.POINTS_VERSION",
-        "belief/model": "raysweep.belief.pretrain.VERSION",
+        "belief/model": "raysweep.belief.lm.pretrain.VERSION",
     }
-    own |= {"belief/graph": "raysweep.belief.store.GRAPH_VERSION"}
+    own |= {"belief/graph": "raysweep.belief.graph.artifact.GRAPH_VERSION"}
     own |= {"protocol": "raysweep.config.schema.ProtocolSpec.version", "texts": "raysweep.data.texts._VERSION"}
     listed = {
         "artifact": f"raysweep.artifacts.VERSIONS['{name}']",

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from raysweep.config.schema import EditorSpec
-from raysweep.editors import keys
 from raysweep.editors.base import LowRank
 from raysweep.editors.build import build_editor
-from raysweep.models import patching
-from raysweep.models.patching import Ledger
+from raysweep.editors.locate import keys
+from raysweep.models import ledger as weight_ledger
+from raysweep.models.ledger import Ledger
 from tests.golden.recorded import Variant
 
 Pieces = dict[str, dict[str, Tensor]]
@@ -76,7 +76,7 @@ def replay(variant: Variant, spec: EditorSpec, *, rehearse: bool = False) -> tup
 def _note(found: Pieces, group: str, lm: Any, batch: Any, step: Any, *, wrapped: bool) -> None:
     """Note what the base editor proposes, on the model as it found it."""
     for name, delta in step.patch.deltas.items():
-        change = patching.stored(lm, name, delta.dense().float())
+        change = weight_ledger.stored(lm, name, delta.dense().float())
         found[f"{group}.after_base"][name] = lm.weight(name).detach() + change
         found[f"{group}.upd"][name] = change
         if isinstance(delta, LowRank) and delta.left.shape[1] == 1:

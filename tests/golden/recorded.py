@@ -15,8 +15,8 @@ from torch import Tensor
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
+from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
-from raysweep.models.patching import Ledger
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.testing.fixtures import load_folder
 

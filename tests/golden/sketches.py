@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raysweep import pytree
 from raysweep.artifacts import ArtifactStore
-from raysweep.belief.graph import to_arrays
+from raysweep.belief.graph.artifact import open_graph
+from raysweep.belief.graph.graph import to_arrays
 from raysweep.belief.spec import GraphSpec
-from raysweep.belief.store import open_graph
 from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TextSpec, TrialSpec, WrapSpec
 from raysweep.data import DATASETS
@@ -24,10 +25,10 @@ from raysweep.editors.wrappers import WRAPPERS
 from raysweep.evals.metrics import METRICS, Answer
 from raysweep.evals.scoring import score
 from raysweep.hashing import digest
-from raysweep.models import catalogue
 from raysweep.models.lm import LanguageModel
+from raysweep.models.sources import catalogue
 from raysweep.rows import EvalRound
-from raysweep.studies import STUDIES, pristine, trees
+from raysweep.studies import STUDIES, baseline
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
 from raysweep.testing.editor_contract import Exam
@@ -135,7 +136,7 @@ def _edited(spec: EditorSpec, family: str) -> Figures:
     ledger, state = exam.run(lm, editor, stop=EDITS)
     found = of_tensors(ledger.totals())
     if editor.patch_kind == "modules":
-        memories = trees.flatten("state", state)[0]
+        memories = pytree.flatten("state", state)[0]
         found |= of_tensors({name: value for name, value in memories.items() if value.is_floating_point()})
     if isinstance(editor, Viewer):
         ledger.apply(editor.view(lm, ledger.totals(), state).patch)
@@ -301,7 +302,7 @@ def _hypernetwork(root: Path) -> Figures:
 def _answers(root: Path) -> Figures:
     lm = embedded_lm()
     probes = [probe for record in Exam.world_records() for probe in record.probes]
-    found = pristine.answers(
+    found = baseline.answers(
         lm, probes, lambda some: score(lm, some), ArtifactStore(root), asking="teacher_forced", batch=64, threads=1
     )
     return {"answers": digest([s.answers for s in found]), "logprob": [s.logprob for s in found]}

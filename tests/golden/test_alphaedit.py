@@ -15,10 +15,10 @@ from torch import Tensor
 
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import EditorSpec
-from raysweep.editors import nullspace
 from raysweep.editors.base import EditStep
 from raysweep.editors.build import build_editor
-from raysweep.models.patching import Ledger
+from raysweep.editors.locate import null_space
+from raysweep.models.ledger import Ledger
 from raysweep.records import EditRecord
 from tests.golden.recorded import FOLDERS, HERE, Variant, replay, variants
 from tests.golden.test_parity import check_answers, weight_errors
@@ -101,13 +101,13 @@ def test_memory_is_the_recorded_one(name: str) -> None:
 
 @pytest.mark.parametrize("method", ["eigh64", "ref_fp32_svd"])
 @pytest.mark.parametrize("name", sorted(FOLDERS))
-def test_projectors_span_the_recorded_subspaces(name: str, method: nullspace.Method) -> None:
+def test_projectors_span_the_recorded_subspaces(name: str, method: null_space.Method) -> None:
     variant = Variant(f"{name}/alphaedit")
     recorded = load_file(HERE / name / "alphaedit_P.safetensors")["P"].double()
     threshold = variant.data["hparams"]["nullspace_threshold"]
     for layer, theirs in zip(variant.data["hparams"]["layers"], recorded, strict=True):
         moments = variant.artifacts()[f"moments/{layer}"].tensors["moments"]
-        ours, values = nullspace.project(moments, threshold, method)
+        ours, values = null_space.project(moments, threshold, method)
         assert int((values < threshold).sum()) == round(float(theirs.trace()))
         low, high = values[values < threshold].max(), values[values >= threshold].min()
         bound = torch.finfo(torch.float32).eps * float(values[-1] / (high - low))  # of an fp32 subspace (Davis-Kahan)
@@ -126,7 +126,7 @@ def test_our_projector_gives_the_published_edits(name: str) -> None:
     ours = {}
     for layer in variant.data["hparams"]["layers"]:
         request = editor.needs(variant.lm)[f"projector/{layer}"]
-        ((tensors, meta),) = nullspace.build(variant.lm, [request], [{"moments": recorded[f"moments/{layer}"]}])
+        ((tensors, meta),) = null_space.build(variant.lm, [request], [{"moments": recorded[f"moments/{layer}"]}])
         assert meta["kept_rank"] == recorded[f"projector/{layer}"].meta["kept_rank"]
         ours[f"projector_{layer}"] = Artifact(f"ours{layer}", tensors, meta)
     history, _ = run(variant, spec_of(variant), **ours)

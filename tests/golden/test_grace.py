@@ -11,7 +11,7 @@ from torch import Tensor
 from raysweep.editors.grace import Grace, GraceConfig
 from raysweep.evals.generation import generate, score_generated
 from raysweep.models import tokens
-from raysweep.models.patching import Ledger
+from raysweep.models.ledger import Ledger
 from raysweep.records import Probe, ProbeKind
 from tests.golden.recorded import Variant, variants
 

@@ -36,7 +36,7 @@ def test_a_moved_number_says_what_to_do() -> None:
     assert not ledger.complaint("editor/wise", 2, entries, {"a": [1.0, 100.04], "b": "text"}), "another processor"
     for now in ({"a": [1.0, 100.06], "b": "text"}, {"a": [1.0], "b": "text"}, {"a": [1.0, 100.0], "b": "other"}):
         said = ledger.complaint("editor/wise", 2, entries, now)
-        assert "raise raysweep.editors.wise.Wise.version" in said
+        assert "raise raysweep.editors.wise.editor.Wise.version" in said
         assert "'Numbers changed' in CHANGELOG.md" in said
         assert ledger.RECORD in said
     assert "no longer made" in ledger.complaint("editor/wise", 2, entries, {"a": [1.0, 100.0]})

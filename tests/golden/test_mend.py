@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raysweep.config.schema import EditorSpec
-from raysweep.editors import mend, mendnet, mendstep
+from raysweep.editors.mend import editor, factors, network
 from tests.golden.recorded import Variant, replay, variants
 from tests.golden.test_parity import check_answers, weight_errors
 
@@ -28,21 +28,21 @@ def close(variant: Variant, group: str, name: str, ours: torch.Tensor) -> None:
 def test_factors_and_transformed_factors_are_the_published_ones(name: str) -> None:
     variant = Variant(name)
     lm, record = variant.lm, variant.records[0]
-    config = mend.MendConfig.model_validate(variant.spec().config)
-    asked = mendstep.ask(lm, record.prompt, record.target, special=True)
+    config = editor.MendConfig.model_validate(variant.spec().config)
+    asked = factors.ask(lm, record.prompt, record.target, special=True)
     tokens = variant.data["meta"]["edit_tokens"]["edit0"]
     assert [list(asked.ids)] == tokens["input_ids"]
     assert [list(asked.labels)] == tokens["labels"]
-    names = mend.edited(lm, config)
+    names = editor.edited(lm, config)
     assert list(names) == variant.data["hparams"]["inner_params"]
     modules = [n.removesuffix(".weight") for n in names]
-    found = mendstep.factors(lm, mendstep.rows(lm, [asked], min(config.layers)), modules)
-    net = mendnet.Hypernetwork.load(mend.matrices(lm, config), variant.artifacts()["hypernetwork"].tensors)
+    found = factors.factors(lm, factors.rows(lm, [asked], min(config.layers)), modules)
+    net = network.Hypernetwork.load(editor.matrices(lm, config), variant.artifacts()["hypernetwork"].tensors)
     for number, (weight, module) in enumerate(zip(names, modules, strict=True)):
         x, delta = found.pairs[module]
         close(variant, "edit0.x", weight, x)
         close(variant, "edit0.delta", weight, delta)
-        kept = mendnet.alive(x, delta)
+        kept = network.alive(x, delta)
         left, right = net(weight, x[kept], delta[kept])
         assert left.shape == variant.tensors[f"edit0.x_transformed.{weight}"].shape
         close(variant, "edit0.x_transformed", weight, left)
@@ -66,8 +66,8 @@ def test_labels_without_special_tokens_give_another_update(name: str) -> None:
     """FIX against REF (quirk Q33): BOS is not demanded."""
     variant = Variant(name)
     record = variant.records[0]
-    fixed = mendstep.ask(variant.lm, record.prompt, record.target)
-    assert fixed.labels == mendstep.ask(variant.lm, record.prompt, record.target, special=True).labels[1:]
+    fixed = factors.ask(variant.lm, record.prompt, record.target)
+    assert fixed.labels == factors.ask(variant.lm, record.prompt, record.target, special=True).labels[1:]
     spec = variant.spec()
     other = replay(variant, EditorSpec(name=spec.name, config={**spec.config, "ref_labels": False}))
     published = replay(variant)

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.evals.metrics import METRICS, Answer
 from raysweep.evals.scoring import score
-from raysweep.models import partial, tokens
-from raysweep.models.patching import Ledger
+from raysweep.models import tokens
+from raysweep.models.forward import blocks
+from raysweep.models.ledger import Ledger
 from raysweep.records import Probe, ProbeKind
 from tests.golden.recorded import FOLDERS, HERE, Variant, model, replay, variants
 
@@ -118,5 +119,5 @@ def test_logits_of_the_unedited_model(name: str) -> None:
         r = requests[int("".join(c for c in key if c.isdigit()))]
         ids, mask = tokens.pad([tokens.encode(lm, tokens.join(r["prompt"], r["target_new"]))], lm.device)
         with torch.no_grad():
-            ours = partial.logits(lm, partial.run(lm, ids=ids, mask=mask))[0]
+            ours = blocks.logits(lm, blocks.run(lm, ids=ids, mask=mask))[0]
         torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)

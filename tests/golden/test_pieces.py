@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from raysweep.editors import moments
 from raysweep.editors.base import MomentSpec
+from raysweep.editors.locate import second_moments
 from tests.golden import pieces, test_prune
 from tests.golden.recorded import FOLDERS, HERE, Variant, variants
 from tests.golden.test_alphaedit import REHEARSED, spec_of
@@ -76,9 +76,11 @@ def test_second_moments_are_the_recorded_ones(name: str) -> None:
     for ref in (False, True):
         requests = []
         for layer in (1, 2):
-            request = moments.request(lm, lm.layout.mlp_out, layer, MomentSpec(ref_fp32=ref))
+            request = second_moments.request(lm, lm.layout.mlp_out, layer, MomentSpec(ref_fp32=ref))
             requests.append(replace(request, inputs={**request.inputs, "text": {"tokens": 0}}))
-        for request, (tensors, meta) in zip(requests, moments.build(lm, requests, iter(about["texts"])), strict=True):
+        for request, (tensors, meta) in zip(
+            requests, second_moments.build(lm, requests, iter(about["texts"])), strict=True
+        ):
             module = str(request.inputs["module"])
             theirs = recorded[module]
             assert meta["tokens"] == about[module]["count"]

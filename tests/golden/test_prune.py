@@ -13,7 +13,7 @@ from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.editors.base import ArtifactRequest
 from raysweep.editors.build import build_editor
-from raysweep.models.patching import Ledger
+from raysweep.models.ledger import Ledger
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
 from tests.golden.recorded import Variant, variants

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.editors.wise import MarginSpec, MergeSpec, Wise, WiseConfig
+from raysweep.editors.wise.editor import MarginSpec, MergeSpec, Wise, WiseConfig
 from raysweep.evals.scoring import score
-from raysweep.models.patching import Ledger
+from raysweep.models.ledger import Ledger
 from raysweep.records import EditRecord, Probe, ProbeKind
 from tests.golden.recorded import HERE, Variant, variants
 from tests.golden.test_grace import layer_of

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from raysweep.config.schema import ModelSpec
 from raysweep.models.lm import LanguageModel
-from raysweep.models.load import load
+from raysweep.models.sources.load import load
 from raysweep.testing.layout_contract import tiny_model
 from raysweep.workspace import Workspace
 from tests.tokenizers.battery import VARIANTS, Variant

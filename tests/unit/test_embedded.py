@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from raysweep.hashing import canonical, file_digest  # noqa: E402
-from raysweep.models import embedded  # noqa: E402
+from raysweep.models.sources import embedded_recipe  # noqa: E402
 from raysweep.world import WorldSpec, build_world  # noqa: E402
 
-TINY = embedded.EmbeddedSpec(
+TINY = embedded_recipe.EmbeddedSpec(
     world=WorldSpec(people=8, cities=6, companies=4, countries=2, rivers=3, languages=3, currencies=2),
     vocab=400,
     hidden=16,
@@ -30,23 +30,23 @@ TINY = embedded.EmbeddedSpec(
 
 @pytest.fixture(scope="module")
 def shipped():
-    folder = embedded.path()
+    folder = embedded_recipe.path()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), tokenizer
 
 
 def test_folder_is_small() -> None:
-    assert sum(p.stat().st_size for p in embedded.path().iterdir()) <= 6_000_000
+    assert sum(p.stat().st_size for p in embedded_recipe.path().iterdir()) <= 6_000_000
 
 
 def test_manifest_matches_the_files() -> None:
-    manifest = json.loads((embedded.path() / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((embedded_recipe.path() / "manifest.json").read_text(encoding="utf-8"))
     for name, entry in manifest["files"].items():
-        assert file_digest(embedded.path() / name, length=32) == entry["blake2b"]
-        assert (embedded.path() / name).stat().st_size == entry["bytes"]
+        assert file_digest(embedded_recipe.path() / name, length=32) == entry["blake2b"]
+        assert (embedded_recipe.path() / name).stat().st_size == entry["bytes"]
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(manifest["files"])
-    assert manifest["spec"] == canonical(embedded.EMBEDDED_SPEC)
+    assert manifest["spec"] == canonical(embedded_recipe.EMBEDDED_SPEC)
 
 
 def test_tokenizer_is_llama_like(shipped) -> None:
@@ -64,16 +64,16 @@ def test_tokenizer_is_llama_like(shipped) -> None:
 
 def test_shipped_model_knows_its_world(shipped) -> None:
     model, tokenizer = shipped
-    world = build_world(embedded.EMBEDDED_SPEC.world)
+    world = build_world(embedded_recipe.EMBEDDED_SPEC.world)
     rng = Random(0)
     facts = rng.sample(world.facts, 100)
     asked = [(rng.choice(world.wordings_of(f)).replace("{}", f.subject), f.object) for f in facts]
-    assert sum(embedded.answers(model, tokenizer, asked)) >= 99
+    assert sum(embedded_recipe.answers(model, tokenizer, asked)) >= 99
 
 
 def test_objects_are_short(shipped) -> None:
     _, tokenizer = shipped
-    world = build_world(embedded.EMBEDDED_SPEC.world)
+    world = build_world(embedded_recipe.EMBEDDED_SPEC.world)
     lengths = [len(tokenizer(o, add_special_tokens=False).input_ids) for o in world.objects]
     assert max(lengths) <= 2
 
@@ -82,7 +82,7 @@ def test_tiny_recipe_builds(tmp_path: Path) -> None:
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     seen: list[int] = []
     found = [
-        embedded.build(tmp_path / name, spec=TINY, progress=lambda step, steps, loss: seen.append(step))
+        embedded_recipe.build(tmp_path / name, spec=TINY, progress=lambda step, steps, loss: seen.append(step))
         for name in ("a", "b")
     ]
     assert seen == [1, 3, 1, 3]

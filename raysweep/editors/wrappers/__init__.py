@@ -10,6 +10,6 @@ WRAPPERS: Registry[Any] = Registry(
     "wrapper",
     {
         "prune": "raysweep.editors.wrappers.prune:Prune",
-        "simie": "raysweep.editors.wrappers.simie:SimIE",
+        "simie": "raysweep.editors.wrappers.simie.wrapper:SimIE",
     },
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysweep.belief.evidence import Evidence
+from raysweep.belief.corpus.evidence import Evidence
 
 
 class Dense:

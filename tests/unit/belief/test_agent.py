@@ -8,9 +8,9 @@ from math import gamma
 import numpy as np
 import pytest
 
-from raysweep.belief.agent import Agent, Reading, fit
-from raysweep.belief.evidence import Evidence, table
-from raysweep.belief.pairing import Arrows
+from raysweep.belief.agent.agent import Agent, Reading, fit
+from raysweep.belief.corpus.evidence import Evidence, table
+from raysweep.belief.graph.dependencies import Arrows
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import AgentSpec
 from raysweep.errors import BeliefError

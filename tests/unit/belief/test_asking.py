@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from raysweep.belief import asking, pretrain, wordlevel
-from raysweep.belief.asking import Asked
-from raysweep.belief.points import EvalPoint
-from raysweep.belief.pretrain import Special
+from raysweep.belief.lm import asking, pretrain
+from raysweep.belief.lm import tokenizer as belief_tokenizer
+from raysweep.belief.lm.asking import Asked
+from raysweep.belief.lm.pretrain import Special
+from raysweep.belief.points.build import EvalPoint
 from raysweep.belief.spec import ShapeSpec
 from raysweep.errors import BeliefError
 from raysweep.models.lm import LanguageModel
@@ -20,7 +21,7 @@ from tests.unit.belief.test_points import points
 @pytest.fixture(scope="module")
 def made() -> tuple[LanguageModel, list[EvalPoint], tuple[str, ...]]:
     written = corpus(generative(people()), **HEADLINE)
-    tokenizer = wordlevel.word_tokenizer(written.model.graph)
+    tokenizer = belief_tokenizer.word_tokenizer(written.model.graph)
     shape = ShapeSpec(hidden=16, mlp=24, heads=2, layers=2, positions=128)
     config = pretrain.config_of(shape, len(tokenizer), Special.of(tokenizer))
     config.initializer_range = 0.3  # so that answers differ

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from raysweep.belief.basis import build_basis
-from raysweep.belief.pointfile import read_points
+from raysweep.belief.graph.artifact import belief_identity, graph_request, identity, open_graph, resolve_graph
+from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
+from raysweep.belief.graph.wikidata import ENTITY, FILES
+from raysweep.belief.points.jsonl import read_points
 from raysweep.belief.spec import BeliefSpec, GraphSpec
-from raysweep.belief.store import belief_identity, graph_request, identity, open_graph, resolve_graph
-from raysweep.belief.synthetic import SyntheticSpec, write_wikidata
-from raysweep.belief.wikidata import ENTITY, FILES
 from raysweep.cli.main import main
 from raysweep.errors import ArtifactError, DataError
-from raysweep.models.catalogue import embedded_folder
+from raysweep.models.sources.catalogue import embedded_folder
 from raysweep.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[3]

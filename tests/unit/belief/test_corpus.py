@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from raysweep.belief.corpus import Corpus, build_corpus
-from raysweep.belief.evidence import Triple, table
-from raysweep.belief.generative import GenerativeModel, build_generative
-from raysweep.belief.graph import KnowledgeGraph, graph_from_names
-from raysweep.belief.pairing import pair_graph
+from raysweep.belief.corpus.evidence import Triple, table
+from raysweep.belief.corpus.generative import GenerativeModel, build_generative
+from raysweep.belief.corpus.statements import WEIGHTS, Kind, Statement, columns, label_word, read_label
+from raysweep.belief.corpus.writer import Corpus, build_corpus
+from raysweep.belief.graph.dependencies import pair_graph
+from raysweep.belief.graph.graph import KnowledgeGraph, graph_from_names
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import CorpusSpec, GenerativeSpec
-from raysweep.belief.statements import WEIGHTS, Kind, Statement, columns, label_word, read_label
 from raysweep.errors import BeliefError
 
 HEADLINE = {

@@ -13,17 +13,17 @@ ROOT = Path(__file__).resolve().parents[3]
 CODE = """
 import hashlib, tempfile
 from pathlib import Path
-from raysweep.belief.agent import fit
-from raysweep.belief.corpus import build_corpus
-from raysweep.belief.generative import build_generative
-from raysweep.belief.graph import world_graph
-from raysweep.belief.pairing import pair_graph
-from raysweep.belief.pointfile import to_line
-from raysweep.belief.points import build_points
+from raysweep.belief.agent.agent import fit
+from raysweep.belief.corpus.writer import build_corpus
+from raysweep.belief.corpus.generative import build_generative
+from raysweep.belief.graph.graph import world_graph
+from raysweep.belief.graph.dependencies import pair_graph
+from raysweep.belief.points.jsonl import to_line
+from raysweep.belief.points.build import build_points
 from raysweep.belief.spec import CorpusSpec, GenerativeSpec, GraphSpec, PointSpec
-from raysweep.belief.synthetic import SyntheticSpec, write_wikidata
-from raysweep.belief.tokens import WordTokens
-from raysweep.belief.wikidata import read_wikidata
+from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
+from raysweep.belief.graph.name_length import WordTokens
+from raysweep.belief.graph.wikidata import read_wikidata
 from raysweep.world import WorldSpec, build_world
 
 folder = Path(tempfile.mkdtemp())

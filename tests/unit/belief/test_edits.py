@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysweep.belief.agent import Agent, fit
-from raysweep.belief.evidence import Evidence, Triple, table
-from raysweep.belief.pairing import Arrows
+from raysweep.belief.agent.agent import Agent, fit
+from raysweep.belief.corpus.evidence import Evidence, Triple, table
+from raysweep.belief.graph.dependencies import Arrows
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.revision import edit_evidence
+from raysweep.belief.points.expected import edit_evidence
 from raysweep.belief.spec import AgentSpec
 from raysweep.errors import BeliefError
 from tests.unit.belief.dense import Dense

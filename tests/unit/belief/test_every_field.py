@@ -15,18 +15,20 @@ from typing import Any
 import pytest
 import torch
 
-from raysweep.belief import batches, pretrain, testbed, traininglog, wordlevel
-from raysweep.belief.asking import Reply
-from raysweep.belief.pointfile import to_line
-from raysweep.belief.points import build_points
-from raysweep.belief.revision import expectations, revisions
-from raysweep.belief.scores import score
+from raysweep.belief import testbed
+from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
+from raysweep.belief.lm import batches, pretrain, training_log
+from raysweep.belief.lm import tokenizer as belief_tokenizer
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.points.build import build_points
+from raysweep.belief.points.expected import expectations, revisions
+from raysweep.belief.points.jsonl import to_line
+from raysweep.belief.report.edit_scores import score
 from raysweep.belief.setting import read_setting, resolve
 from raysweep.belief.spec import BeliefSpec, ShapeSpec
-from raysweep.belief.synthetic import SyntheticSpec, write_wikidata
 from raysweep.errors import RaysweepError
 from raysweep.hashing import digest
-from raysweep.models.catalogue import embedded_folder
+from raysweep.models.sources.catalogue import embedded_folder
 from raysweep.workspace import Workspace
 
 Tree = dict[str, Any]
@@ -185,7 +187,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("fields")
     write_wikidata(root / "files", SyntheticSpec(subjects=150))
     graph = testbed.Testbed(BeliefSpec(), Workspace(root)).basis.graph
-    wordlevel.word_tokenizer(graph).backend_tokenizer.save(str(root / "tokenizer.json"))
+    belief_tokenizer.word_tokenizer(graph).backend_tokenizer.save(str(root / "tokenizer.json"))
     return Workspace(root)
 
 
@@ -209,21 +211,21 @@ class Made:
         assert spec.pretrain is not None
         points = list(build_points(corpus, agent, spec.points, spec.seed))
         edited = [p for p in points if p.request is not None]
-        log = traininglog.log_points(bed.basis, spec.pretrain)
+        log = training_log.log_points(bed.basis, spec.pretrain)
         answers = [random_replies(p.questions) for p in log]
-        asked = [own[name] for p, own in zip(log, answers, strict=True) for name in traininglog._asked(p)]
+        asked = [own[name] for p, own in zip(log, answers, strict=True) for name in training_log._asked(p)]
         tensor = torch.tensor([[r.probability, r.correct, r.exact] for r in asked], dtype=torch.float64).T
         times = spec.pretrain.evals
         agents = list(revisions(agent, edited[:6], spec.points.target)) if edited else []
         self.parts = {
             "graph": bed.basis.graph.digest,
             "documents": hashed("\x1e".join(f"{d.text}\x1f{d.sentences}{d.answers}" for d in corpus.documents())),
-            "words": hashed("\x1e".join(wordlevel.words_of(bed.basis.graph))),
+            "words": hashed("\x1e".join(belief_tokenizer.words_of(bed.basis.graph))),
             "points": hashed("\n".join(map(to_line, points))),
             "expected": digest([expectations(p, "target") for p in edited]),
             "lifelong": digest([beliefs_of(a, edited) for a in agents[1:]]),
             "scores": self._scores(edited),
-            "log": digest(traininglog.log_rows([{}] * times, [tensor] * times, log, spec.parity)),
+            "log": digest(training_log.log_rows([{}] * times, [tensor] * times, log, spec.parity)),
             "answers": digest(spec.graph.max_object_tokens),
         }
         self.model, self.trial = bed.model_digest, (bed.digest, bed.model_digest)

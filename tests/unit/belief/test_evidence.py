@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysweep.belief.evidence import Evidence, encode, table
+from raysweep.belief.corpus.evidence import Evidence, encode, table
 from raysweep.errors import BeliefError
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep.belief.generative import (
+from raysweep.belief.corpus.generative import (
     Distributions,
     GenerativeModel,
     build_generative,
     least_counts,
     least_percent,
 )
-from raysweep.belief.graph import KnowledgeGraph, world_graph
-from raysweep.belief.pairing import Arrows, pair_graph
+from raysweep.belief.graph.dependencies import Arrows, pair_graph
+from raysweep.belief.graph.graph import KnowledgeGraph, world_graph
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import GenerativeSpec
 from raysweep.errors import BeliefError

@@ -7,11 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from raysweep.belief import graph as graphs
-from raysweep.belief.graph import KnowledgeGraph, graph_from_names, world_graph
-from raysweep.belief.tokens import FileTokens, WordTokens, open_tokens
+from raysweep.belief.graph import graph as graphs
+from raysweep.belief.graph.graph import KnowledgeGraph, graph_from_names, world_graph
+from raysweep.belief.graph.name_length import FileTokens, WordTokens, open_tokens
 from raysweep.errors import DataError, GraphError
-from raysweep.models.catalogue import embedded_folder
+from raysweep.models.sources.catalogue import embedded_folder
 from raysweep.world import build_world
 from tests.unit.belief.wiki import graph, names
 

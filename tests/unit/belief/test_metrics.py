@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysweep.belief import metrics
-from raysweep.belief.evidence import Triple
+from raysweep.belief.corpus.evidence import Triple
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points import MODAL, OBJECTS, ORIGINAL, REQUESTED, WATCHED, EvalPoint, Target, Watched
+from raysweep.belief.points.build import MODAL, OBJECTS, ORIGINAL, REQUESTED, WATCHED, EvalPoint, Target, Watched
+from raysweep.belief.report import metrics
 from raysweep.errors import BeliefError
 
 CASES = ("A_TF_case", "B_TF_case", "A_and_B_case", "B_and_A_case", "A_or_B_case", "not_A_case", "if_A_then_B_case")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from raysweep.belief import notebook, report
-from raysweep.belief.asking import Reply, scorings
+from raysweep.belief.lm.asking import Reply, scorings
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points import OBJECTS, WATCHED, EvalPoint
+from raysweep.belief.points.build import OBJECTS, WATCHED, EvalPoint
+from raysweep.belief.report import published_files
+from raysweep.belief.report import tables as belief_tables
 from raysweep.belief.setting import read_setting
 from raysweep.belief.spec import BeliefSpec, PointSpec
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
@@ -43,7 +44,7 @@ LOGGED = {
 
 
 @pytest.fixture(scope="module")
-def arm() -> report.Arm:
+def arm() -> belief_tables.Arm:
     """What the agent itself says before and after each update, as a model would; half of it before the first."""
     written = corpus(generative(people()), **HEADLINE)
     asked: list[EvalPoint] = points(written, size=40)
@@ -54,30 +55,32 @@ def arm() -> report.Arm:
         return {**found, "o_given_s_r": found["new_fact_case"]}
 
     pre, post = ([said(p, state) for p in asked] for state in ("pre", "target"))
-    return report.Arm("agent", asked, pre, post)
+    return belief_tables.Arm("agent", asked, pre, post)
 
 
-def rows_of(arm: report.Arm, parity: ParitySpec | None = None, target: float = 0.95) -> list[notebook.Row]:
+def rows_of(
+    arm: belief_tables.Arm, parity: ParitySpec | None = None, target: float = 0.95
+) -> list[published_files.Row]:
     steps = [{0: a, 40: b} for a, b in zip(arm.before, arm.after, strict=True)]
-    return list(notebook.editing_rows(arm.points, steps, scorings(arm.points, parity, 8), target))
+    return list(published_files.editing_rows(arm.points, steps, scorings(arm.points, parity, 8), target))
 
 
 def test_runs_have_their_published_names() -> None:
     paper, small = (read_setting(ROOT / f"hparams/belief/belief-{name}.yaml") for name in ("100k", "10k"))
-    assert notebook.experiment(paper, "x", 10) == (
+    assert published_files.experiment(paper, "x", 10) == (
         "mistral-83m_clm_100000-facts_10-rels_tb-1.0e+09_bs-128_mgtp-0.6_s-10_b-10_c-20_TF-a-o-n_ho-5_he-0_sd0"
     )
-    assert notebook.experiment(small, "x", 10) == (
+    assert published_files.experiment(small, "x", 10) == (
         "mistral-83m_clm_10000-facts_10-rels_tb-5.0e+07_bs-128_mgtp-0.6_s-1_b-10_c-5_ho-1_he-0_sd0"
     )
-    assert notebook.experiment(BeliefSpec(), "owner/model", 15).startswith("model_clm_1000-facts_15-rels_")
+    assert published_files.experiment(BeliefSpec(), "owner/model", 15).startswith("model_clm_1000-facts_15-rels_")
 
 
-def test_the_notebook_finds_every_column(arm: report.Arm) -> None:
+def test_the_notebook_finds_every_column(arm: belief_tables.Arm) -> None:
     spec = BeliefSpec(points=PointSpec(size=40))
     steps = [{0: a, 40: b} for a, b in zip(arm.before, arm.after, strict=True)]
-    log = [dict.fromkeys((*notebook.LOG_COLUMNS, "o_given_s_r_prob"), 1.0)]
-    made = {f.path: f for f in notebook.files("run", spec, arm.points, steps, scorings(arm.points), log)}
+    log = [dict.fromkeys((*published_files.LOG_COLUMNS, "o_given_s_r_prob"), 1.0)]
+    made = {f.path: f for f in published_files.files("run", spec, arm.points, steps, scorings(arm.points), log)}
     assert set(made) == {
         "outputs/editing_stats_run.csv", "outputs/editing_summary_run.csv", "outputs/eval_stats_run.csv",
         "outputs/eval_summary_run.csv", "training_logs/log_run.csv",
@@ -96,13 +99,13 @@ def test_the_notebook_finds_every_column(arm: report.Arm) -> None:
         assert all(set(row) <= set(file.columns) for row in file.rows)
 
 
-def test_targets_carry_the_probability_that_was_asked_for(arm: report.Arm) -> None:
+def test_targets_carry_the_probability_that_was_asked_for(arm: belief_tables.Arm) -> None:
     row = rows_of(arm, target=0.9)[0]
     assert "editing_same_s_same_r_fact_requested_obj_post_update_probs_p=90_posterior_prob_o_given_s_r" in row
     assert not any("p=95" in name for name in row)
 
 
-def test_a_row_says_who_is_meant(arm: report.Arm) -> None:
+def test_a_row_says_who_is_meant(arm: belief_tables.Arm) -> None:
     for point, row in zip(arm.points, rows_of(arm)[::2], strict=True):
         asked = point.questions
         for name in WATCHED[1:]:
@@ -113,17 +116,17 @@ def test_a_row_says_who_is_meant(arm: report.Arm) -> None:
         assert row["diff_s_same_r_rel"] == row["rel"]
 
 
-def published_main_table(rows: list[notebook.Row]) -> dict[tuple[str, str], dict[str, Any]]:
+def published_main_table(rows: list[published_files.Row]) -> dict[tuple[str, str], dict[str, Any]]:
     """The notebook's main table, from the columns of the file and nothing else (§9.4, §9.6)."""
     post = "post_update_probs_p=95"
     first = {row["id"]: row for row in rows if row["step"] == 0}
 
-    def target(row: notebook.Row, case: str, state: str) -> float:
+    def target(row: published_files.Row, case: str, state: str) -> float:
         marginal = row[f"{case}_{state}_posterior_prob_marginalized"]
         pair: float = row[f"{case}_{state}_posterior_prob_o_given_s_r"]
         return pair if marginal is None else marginal
 
-    def values(row: notebook.Row, edited: bool) -> dict[str, float]:
+    def values(row: published_files.Row, edited: bool) -> dict[str, float]:
         found = {"req_prob": row["editing_same_s_same_r_fact_requested_obj_prob"]}
         for name in WATCHED:
             same = name == "same_s_same_r"
@@ -135,7 +138,7 @@ def published_main_table(rows: list[notebook.Row]) -> dict[tuple[str, str], dict
             found[f"{name}_coherence"] = abs(row[f"{case}_prob"] - wanted)
         return found | {name: row[name] for name in ("TF_coherence", "negation", "multiplication", "disjunction")}
 
-    def belongs(row: notebook.Row, group: str) -> bool:
+    def belongs(row: published_files.Row, group: str) -> bool:
         start = first[row["id"]]
         new = row["requested_obj"].lower() not in start["o_given_s_r_output"].lower()
         if group == "updating":
@@ -152,11 +155,11 @@ def published_main_table(rows: list[notebook.Row]) -> dict[tuple[str, str], dict
 
 
 @pytest.mark.parametrize("parity", [{}, {"mult_label_prob": True}, {"labels_of_first_point": True}])
-def test_the_published_main_table_comes_from_the_file_alone(arm: report.Arm, parity: dict[str, bool]) -> None:
+def test_the_published_main_table_comes_from_the_file_alone(arm: belief_tables.Arm, parity: dict[str, bool]) -> None:
     switches = ParitySpec(**parity)
     theirs = published_main_table(rows_of(arm, switches))
-    scored = report.Arm("agent", arm.points, arm.before, arm.after, scoring=scorings(arm.points, switches, 8))
-    ours = report.published("main_table", report.tables([scored])["main_table"])
+    scored = belief_tables.Arm("agent", arm.points, arm.before, arm.after, scoring=scorings(arm.points, switches, 8))
+    ours = belief_tables.published("main_table", belief_tables.tables([scored])["main_table"])
     assert [row["group"] for row in ours if row["condition"] == "delta"] == ["updating", "implications"]
     for row in (row for row in ours if row["condition"] != "delta"):
         wanted = theirs[row["group"], row["condition"]]
@@ -165,7 +168,7 @@ def test_the_published_main_table_comes_from_the_file_alone(arm: report.Arm, par
             assert row[name].mean == pytest.approx(value, abs=1e-12), name
 
 
-def test_probabilities_are_turned_by_the_labels_they_are_scored_with(arm: report.Arm) -> None:
+def test_probabilities_are_turned_by_the_labels_they_are_scored_with(arm: belief_tables.Arm) -> None:
     ours, theirs = rows_of(arm), rows_of(arm, ParitySpec(labels_of_first_point=True))
     first = arm.points[0].questions["A_TF_case"].target
     for point, mine, other in zip(arm.points[:8], ours[::2], theirs[::2], strict=False):
@@ -174,20 +177,21 @@ def test_probabilities_are_turned_by_the_labels_they_are_scored_with(arm: report
         assert other["A_TF_case_prob"] == (p if first == "true" else 1 - p)
 
 
-def test_published_tables_have_published_columns(arm: report.Arm) -> None:
-    tables = report.tables([arm])
+def test_published_tables_have_published_columns(arm: belief_tables.Arm) -> None:
+    tables = belief_tables.tables([arm])
     wanted = {f"{name}_{what}" for name in WATCHED for what in ("acc", "coherence")}
     wanted |= {"n", "req_prob", "TF_coherence", "negation", "multiplication", "disjunction"}
     for name in (
         "main_table", "table_counterfactual_editing_results", "table_all_editing_downstream_implications_results",
         "breaking_updates_results", "table_breaking_vs_fixing_results",
     ):  # fmt: skip
-        for row in report.published(name, tables[name]):
+        for row in belief_tables.published(name, tables[name]):
             assert set(row) >= wanted | {"condition"}, name
-    groups = {r["data_type"] for r in report.published("table_all_editing_downstream_implications_results",
+    groups = {r["data_type"] for r in belief_tables.published("table_all_editing_downstream_implications_results",
               tables["table_all_editing_downstream_implications_results"])}  # fmt: skip
     assert groups == {"No Downstream Implications", "Has Downstream Implications"}
     changes = [
-        r["same_s_diff_r_changes"] for r in report.published("edit_generalization", tables["edit_generalization"])
+        r["same_s_diff_r_changes"]
+        for r in belief_tables.published("edit_generalization", tables["edit_generalization"])
     ]
     assert changes == ["FALSE", "TRUE"]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from raysweep.belief.graph import world_graph
-from raysweep.belief.pairing import Arrows, pair_graph, pair_relations
+from raysweep.belief.graph.dependencies import Arrows, pair_graph, pair_relations
+from raysweep.belief.graph.graph import world_graph
 from raysweep.errors import BeliefError
 from raysweep.world import build_world
 from tests.unit.belief.wiki import graph

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep.belief.agent import fit
-from raysweep.belief.corpus import Corpus, _Planner, _stale
-from raysweep.belief.evidence import Evidence, Triple
+from raysweep.belief.agent.agent import fit
+from raysweep.belief.corpus.evidence import Evidence, Triple
+from raysweep.belief.corpus.statements import Kind, Statement, columns
+from raysweep.belief.corpus.writer import Corpus, _Planner, _stale
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points import MODAL, SAME_OTHER
+from raysweep.belief.points.build import MODAL, SAME_OTHER
 from raysweep.belief.spec import CorpusSpec
-from raysweep.belief.statements import Kind, Statement, columns
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_points import points
 

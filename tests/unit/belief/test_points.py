@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep.belief.agent import Agent, fit
-from raysweep.belief.corpus import Corpus
-from raysweep.belief.evidence import Evidence
-from raysweep.belief.graph import graph_from_names
+from raysweep.belief.agent.agent import Agent, fit
+from raysweep.belief.corpus.evidence import Evidence
+from raysweep.belief.corpus.statements import read_label
+from raysweep.belief.corpus.writer import Corpus
+from raysweep.belief.graph.graph import graph_from_names
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.pointfile import from_line, read_points, to_line
-from raysweep.belief.points import (
+from raysweep.belief.points.build import (
     MODAL,
     OBJECTS,
     ORIGINAL,
@@ -31,8 +31,8 @@ from raysweep.belief.points import (
     build_points,
     refusal,
 )
+from raysweep.belief.points.jsonl import from_line, read_points, to_line
 from raysweep.belief.spec import PointSpec
-from raysweep.belief.statements import read_label
 from raysweep.errors import BeliefError, DataError
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 

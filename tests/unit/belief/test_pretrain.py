@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from raysweep.artifacts import ArtifactStore
-from raysweep.belief import batches, pretrain, wordlevel
-from raysweep.belief.corpus import Corpus
-from raysweep.belief.pretrain import Special, Trainer
+from raysweep.belief.corpus.writer import Corpus
+from raysweep.belief.lm import batches, pretrain
+from raysweep.belief.lm import tokenizer as belief_tokenizer
+from raysweep.belief.lm.pretrain import Special, Trainer
 from raysweep.belief.spec import BeliefSpec, PretrainSpec, ShapeSpec
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ArtifactError, DataError, SpecError
-from raysweep.models.load import load
+from raysweep.models.sources.load import load
 from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 
@@ -36,7 +37,7 @@ def recipe(**changes: Any) -> PretrainSpec:
 
 
 def trainer(made: Corpus, spec: PretrainSpec) -> Trainer:
-    tokenizer = wordlevel.word_tokenizer(made.model.graph)
+    tokenizer = belief_tokenizer.word_tokenizer(made.model.graph)
     special = Special.of(tokenizer)
     module = pretrain.initial(pretrain.config_of(spec.model, len(tokenizer), special), spec.seed)
     return Trainer(module, batches.encode(made.documents(), tokenizer), spec, special)
@@ -56,16 +57,16 @@ def test_published_sizes():
 
 
 def test_words_become_tokens_and_come_back(made: Corpus):
-    tokenizer = wordlevel.word_tokenizer(made.model.graph)
+    tokenizer = belief_tokenizer.word_tokenizer(made.model.graph)
     texts = [d.text for d in made.documents()]
     for text in texts[:50]:
         ids = tokenizer(text)["input_ids"]
         assert ids[0] == tokenizer.bos_token_id == 1
         assert tokenizer.unk_token_id not in ids
-    again = wordlevel.from_json(tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token)
+    again = belief_tokenizer.from_json(tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token)
     assert again(texts[0])["input_ids"] == tokenizer(texts[0])["input_ids"]
     with pytest.raises(DataError, match="does not exist"):
-        wordlevel.file_tokenizer(Path("nowhere.json"))
+        belief_tokenizer.file_tokenizer(Path("nowhere.json"))
 
 
 @pytest.mark.parametrize("bucketed", [False, True])
@@ -163,7 +164,7 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(made: Corpus, tmp_path: P
 
 def test_answers_are_objects_and_labels_and_may_count_more(made: Corpus):
     run = trainer(made, recipe(text_weight=0.25, extension=0))
-    tokenizer = wordlevel.word_tokenizer(made.model.graph)
+    tokenizer = belief_tokenizer.word_tokenizer(made.model.graph)
     written = list(made.documents())
     for number in range(0, len(written), 7):
         document = written[number]
@@ -216,7 +217,7 @@ def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_pat
             BeliefSpec(pretrain=spec),
             CONTENT,
             store,
-            tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
+            tokenizer=lambda corpus: belief_tokenizer.word_tokenizer(corpus.model.graph),
             **options,
         )
 
@@ -252,7 +253,7 @@ def test_a_model_is_not_trained_again_for_another_log(made: Corpus, tmp_path: Pa
             BeliefSpec(pretrain=spec),
             CONTENT,
             store,
-            tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
+            tokenizer=lambda corpus: belief_tokenizer.word_tokenizer(corpus.model.graph),
             evaluate=lambda lm: {"eval_loss": 1.0, "replies": torch.ones(3, 2)},
             progress=lambda done, _: steps.append(done),
         )
@@ -282,5 +283,5 @@ def test_documents_longer_than_the_model_reads_are_refused(made: Corpus, tmp_pat
             BeliefSpec(pretrain=recipe(model=short)),
             CONTENT,
             ArtifactStore(tmp_path),
-            tokenizer=lambda corpus: wordlevel.word_tokenizer(corpus.model.graph),
+            tokenizer=lambda corpus: belief_tokenizer.word_tokenizer(corpus.model.graph),
         )

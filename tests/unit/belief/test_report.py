@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.belief import report
-from raysweep.belief.agent import Agent
-from raysweep.belief.asking import Reply, scorings
-from raysweep.belief.evidence import Evidence, Triple
+from raysweep.belief.agent.agent import Agent
+from raysweep.belief.corpus.evidence import Evidence, Triple
+from raysweep.belief.lm.asking import Reply, scorings
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.pointfile import from_line, to_line
-from raysweep.belief.points import OBJECTS, WATCHED, EvalPoint
-from raysweep.cli import belief_plots
+from raysweep.belief.points.build import OBJECTS, WATCHED, EvalPoint
+from raysweep.belief.points.jsonl import from_line, to_line
+from raysweep.belief.report import tables as belief_tables
 from raysweep.cli.belief_report import tables_of
 from raysweep.cli.main import main
-from raysweep.cli.render import Format, render
 from raysweep.config.plan import PlannedTrial
 from raysweep.config.schema import TrialSpec
-from raysweep.results.beliefs import read_arms, read_stages, read_training
+from raysweep.reports import belief_plots
+from raysweep.reports.belief_rows import read_arms, read_stages, read_training
+from raysweep.reports.render import Format, render
 from raysweep.results.runner import run_trial
 from raysweep.results.schema import POINTS, upgrade
 from raysweep.results.store import ResultStore
@@ -43,16 +43,16 @@ PUBLISHED = {
 
 
 @pytest.fixture(scope="module")
-def agent() -> report.Arm:
+def agent() -> belief_tables.Arm:
     written = corpus(generative(people()), **HEADLINE)
     asked: list[EvalPoint] = points(written, size=40)
     objects = written.model.graph.objects
     pre, post = ([replies(p, objects, state) for p in asked] for state in ("pre", "target"))
-    return report.Arm("agent", asked, pre, post)
+    return belief_tables.Arm("agent", asked, pre, post)
 
 
-def test_the_agent_reports_no_error(agent: report.Arm) -> None:
-    tables = report.tables([agent])
+def test_the_agent_reports_no_error(agent: belief_tables.Arm) -> None:
+    tables = belief_tables.tables([agent])
     post = [row for row in tables["main_table"] if row["time"] == "post-edit"]
     assert [row["group"] for row in post] == ["updating", "implications"]
     for row in post:
@@ -65,11 +65,11 @@ def test_the_agent_reports_no_error(agent: report.Arm) -> None:
     assert not tables["fixing_updates_results"]
     rows = tables["pretrained_model_by_group"]
     assert all(row.keys() == rows[0].keys() for row in rows)
-    chosen = report.examples(agent.points)
+    chosen = belief_tables.examples(agent.points)
     assert 0 < len(chosen) <= 3
     assert all(agent.points[i].flags.downstream_answer_changes for i in chosen)
-    assert report.probability_deltas(agent.points)[chosen[0]] > 0.2
-    counts = report.histogram([0.0, 0.49, 1.0], bins=2)
+    assert belief_tables.probability_deltas(agent.points)[chosen[0]] > 0.2
+    counts = belief_tables.histogram([0.0, 0.49, 1.0], bins=2)
     assert [row["n"] for row in counts] == [2, 1]
 
 
@@ -104,7 +104,7 @@ def test_each_panel_shows_the_agents_own_answers() -> None:
     before = agent_of(written)
     some = points(written, size=40)
     objects = written.model.graph.objects
-    for point in some[:12] + [some[i] for i in report.examples(some)]:
+    for point in some[:12] + [some[i] for i in belief_tables.examples(some)]:
         assert point.request is not None
         update = point.request.updates["target"]
         learnt = Evidence(point.fact.subject, point.fact.relation, point.request.object, update.amount, kind="mass")
@@ -195,12 +195,12 @@ def test_a_sweep_without_points_is_refused(workspace: Workspace, capsys: pytest.
     assert "no answers about evaluation points" in capsys.readouterr().err
 
 
-def test_an_arm_of_answers_that_are_not_finite_has_undefined_means(agent: report.Arm) -> None:
+def test_an_arm_of_answers_that_are_not_finite_has_undefined_means(agent: belief_tables.Arm) -> None:
     """One of its models answered NaN: what it came to after the edits is undefined, with its state; before them it is known."""
     after = [*agent.after]
     after[0] = {name: replace(reply, probability=math.nan) for name, reply in after[0].items()}
     wild = replace(agent, name="wild", after=after, state="done (non-finite from 1)")
-    tables = report.tables([agent, wild])
+    tables = belief_tables.tables([agent, wild])
     for table in ("main_table", "all_data_results", "downstream_answers"):
         for row in tables[table]:
             means = [cell.mean for cell in row.values() if isinstance(cell, Estimate)]
@@ -209,7 +209,7 @@ def test_an_arm_of_answers_that_are_not_finite_has_undefined_means(agent: report
             assert all(math.isnan(mean) != known for mean in means), (table, row)
             assert row["state"] == ("done" if row["arm"] == "agent" else wild.state)
     assert "undefined" in render(tables["main_table"], Format.MARKDOWN)
-    assert all("state" not in row for row in report.tables([agent])["main_table"]), "nothing to say"
+    assert all("state" not in row for row in belief_tables.tables([agent])["main_table"]), "nothing to say"
 
 
 def test_arms_are_named_by_the_plan_and_unfinished_ones_say_so(workspace: Workspace, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def switched(workspace: Workspace) -> dict[str, Sweep]:
     return found
 
 
-def differ(one: report.Cell, two: report.Cell) -> bool:
+def differ(one: belief_tables.Cell, two: belief_tables.Cell) -> bool:
     """Say whether two cells differ by more than rounding."""
     if isinstance(one, Estimate) and isinstance(two, Estimate):
         return one.mean != pytest.approx(two.mean, abs=1e-9)
@@ -289,7 +289,8 @@ def test_lifelong_tables_are_scored_as_the_setting_says(workspace: Workspace) ->
     (stage, *_) = [s for s in read_stages(Sweep(ResultStore(workspace.results("tiny")))) if s.step == 4]
     parity = ParitySpec(mult_label_prob=True, labels_of_first_point=True)
     ours, theirs = (
-        report.lifelong_rows([replace(stage, scoring=scorings(stage.points, p, 4))])[0] for p in (ParitySpec(), parity)
+        belief_tables.lifelong_rows([replace(stage, scoring=scorings(stage.points, p, 4))])[0]
+        for p in (ParitySpec(), parity)
     )
     assert {key for key in ours if differ(ours[key], theirs[key])} == {"TF", "and", "or"}
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysweep.belief.agent import Agent
-from raysweep.belief.asking import Reply
+from raysweep.belief.agent.agent import Agent
 from raysweep.belief.basis import Basis, build_basis
-from raysweep.belief.evidence import Evidence
-from raysweep.belief.graph import KnowledgeGraph, world_graph
-from raysweep.belief.metrics import answers, answers_exactly
+from raysweep.belief.corpus.evidence import Evidence
+from raysweep.belief.graph.graph import KnowledgeGraph, world_graph
+from raysweep.belief.lm.asking import Reply
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points import MODAL, ORIGINAL, REQUESTED, SAME_SAME, WATCHED, EvalPoint
-from raysweep.belief.report import Stage, lifelong_rows
-from raysweep.belief.revision import edit_evidence, expectations, revised, revisions
+from raysweep.belief.points.build import MODAL, ORIGINAL, REQUESTED, SAME_SAME, WATCHED, EvalPoint
+from raysweep.belief.points.expected import edit_evidence, expectations, revised, revisions
+from raysweep.belief.report.metrics import answers, answers_exactly
+from raysweep.belief.report.tables import Stage, lifelong_rows
 from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.testbed import read_setting
 from raysweep.errors import BeliefError

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raysweep.belief.graph import normalised
+from raysweep.belief.graph.graph import normalised
+from raysweep.belief.graph.name_length import WordTokens
+from raysweep.belief.graph.synthetic import ARROWS, SyntheticSpec, write_wikidata
+from raysweep.belief.graph.wikidata import ENTITY, RELATION, TRAIN, find_files, read_wikidata
 from raysweep.belief.spec import GraphSpec
-from raysweep.belief.synthetic import ARROWS, SyntheticSpec, write_wikidata
-from raysweep.belief.tokens import WordTokens
-from raysweep.belief.wikidata import ENTITY, RELATION, TRAIN, find_files, read_wikidata
 from raysweep.errors import DataError, GraphError, SpecError
 from tests.unit.belief.wiki import ENTITIES, FACTS, RELATIONS, names, read, spec, write
 

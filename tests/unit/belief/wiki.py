@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raysweep.belief.graph import KnowledgeGraph, graph_from_names
+from raysweep.belief.graph.graph import KnowledgeGraph, graph_from_names
+from raysweep.belief.graph.name_length import WordTokens
+from raysweep.belief.graph.wikidata import ENTITY, RELATION, TRAIN, read_wikidata
 from raysweep.belief.spec import GraphSpec
-from raysweep.belief.tokens import WordTokens
-from raysweep.belief.wikidata import ENTITY, RELATION, TRAIN, read_wikidata
 
 ENTITIES = """\
 Q1\tAda Kern\tA. Kern

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from raysweep.cli.estimates import memory, memory_lines, time_line
 from raysweep.config.components import Components
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import sweep_of
 from raysweep.editors.wrappers.prune import Prune
-from raysweep.editors.wrappers.simie import SimIE, SimIEConfig
-from raysweep.models.catalogue import CATALOGUE
+from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig
+from raysweep.models.sources.catalogue import CATALOGUE
+from raysweep.reports.estimates import memory, memory_lines, time_line
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound, TimingRow
 from raysweep.workspace import Workspace

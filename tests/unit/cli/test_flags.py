@@ -18,8 +18,8 @@ import typer
 from raysweep.cli import belief, main, preflight, train_mend
 from raysweep.config import overrides
 from raysweep.data import fetch as data_fetch
-from raysweep.models import embedded
-from raysweep.models import fetch as model_fetch
+from raysweep.models.sources import embedded_recipe
+from raysweep.models.sources import wheel as model_fetch
 from raysweep.tune import analysis, launch
 from raysweep.tune.analysis import Analysis
 from raysweep.workspace import VARIABLES, Workspace, package_share
@@ -306,7 +306,7 @@ def _against(b: Bench) -> None:
 
 def _built(flag: str, value: Any) -> Check:
     def check(b: Bench) -> None:
-        found = b.seen(embedded, "build", "models", "build", "embedded", "--out", "m", flag, str(value))
+        found = b.seen(embedded_recipe, "build", "models", "build", "embedded", "--out", "m", flag, str(value))
         assert found.said[flag.removeprefix("--")] == value
 
     return check
@@ -402,7 +402,7 @@ CHECKS: dict[str, Check] = {
     ),
     "models build NAME": lambda b: b.refused(["models", "build", "--out", "m"], "gpt2", by="cannot build 'gpt2'"),
     "models build --out": lambda b: _equal(
-        b.seen(embedded, "build", "models", "build", "embedded", "--out", "m").what[0], Path("m")
+        b.seen(embedded_recipe, "build", "models", "build", "embedded", "--out", "m").what[0], Path("m")
     ),
     "models build --seed": _built("--seed", 3),
     "models build --threads": _built("--threads", 2),

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from raysweep.cli import fit, plot_style
 from raysweep.cli.display import QUIET, Display
 from raysweep.cli.main import main
-from raysweep.cli.render import Difference, Format, render
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
+from raysweep.reports import fit, plot_style
+from raysweep.reports.render import Difference, Format, render
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound, ProbeRow, TimingRow
 from raysweep.summarize import Estimate

@@ -12,7 +12,7 @@ from rich.console import Console
 from raysweep.cli.display import Display
 from raysweep.cli.edit import rounds_of
 from raysweep.cli.errors import brief
-from raysweep.cli.leftout import left_out
+from raysweep.reports.left_out import left_out
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.belief import wordlevel
-from raysweep.belief.graph import graph_from_names
-from raysweep.belief.pretrain import SHAPES
+from raysweep.belief.graph.graph import graph_from_names
+from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
+from raysweep.belief.lm import tokenizer
+from raysweep.belief.lm.pretrain import SHAPES
 from raysweep.belief.spec import PretrainSpec
-from raysweep.belief.synthetic import SyntheticSpec, write_wikidata
 from raysweep.belief.testbed import read_setting
 from raysweep.config.plan import plan
 from raysweep.config.sweep import open_sweep
@@ -67,7 +67,7 @@ def test_where_the_files_lie_the_large_spaces_plan(name: str, arms: int, tmp_pat
             plan(open_sweep(name, workspace), workspace)
         folder = tmp_path / "models/mistral-7b"
         folder.mkdir(parents=True)
-        words = wordlevel.word_tokenizer(graph_from_names([("a", "b", "c"), ("a", "d", "e")]))
+        words = tokenizer.word_tokenizer(graph_from_names([("a", "b", "c"), ("a", "d", "e")]))
         words.backend_tokenizer.save(str(folder / "tokenizer.json"))
     planned = plan(open_sweep(name, workspace), workspace)
     assert len(planned.trials) == arms

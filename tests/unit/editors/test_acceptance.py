@@ -11,11 +11,13 @@ from torch import Tensor
 
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import EditorSpec, WrapSpec
-from raysweep.editors import contexts, keys, leastsq, values
 from raysweep.editors.build import build_editor
-from raysweep.models import hooks, partial, tokens
+from raysweep.editors.linalg import least_squares
+from raysweep.editors.locate import contexts, keys, target_value
+from raysweep.models import hooks, tokens
+from raysweep.models.forward import blocks
+from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
-from raysweep.models.patching import Ledger
 from raysweep.records import EditRecord
 from raysweep.testing.editor_contract import Exam
 from raysweep.testing.fixtures import embedded_lm, same, tiny_lm, toy_records
@@ -54,8 +56,8 @@ def test_rome_maps_the_subjects_key_to_the_value_found(family: str) -> None:
     editor, artifacts = made("rome", lm)
     texts = contexts.templates(editor.config.contexts, artifacts["contexts"])
     target = tokens.target(lm, record.prompt, tokens.always_spaced(record.target))
-    task = values.task(lm, record.template, record.subject, target, texts)
-    (value,) = values.optimise(lm, [task], layer=1, site="mlp", spec=editor.config.value)
+    task = target_value.task(lm, record.template, record.subject, target, texts)
+    (value,) = target_value.optimise(lm, [task], layer=1, site="mlp", spec=editor.config.value)
     wanted = value.origin + value.shift
     before, ledger = weights(lm), Ledger(lm)
     step = edit(editor, artifacts, lm, record)
@@ -65,7 +67,7 @@ def test_rome_maps_the_subjects_key_to_the_value_found(family: str) -> None:
     module = name.removesuffix(".weight")
     ids, mask = tokens.pad([tokens.encode(lm, record.prompt)], lm.device)
     with torch.no_grad(), hooks.capture(lm, [(module, "output")]) as seen:
-        partial.run(lm, ids=ids, mask=mask)
+        blocks.run(lm, ids=ids, mask=mask)
     at = tokens.subject_last(lm, record.template, record.subject)
     after = weights(lm)
     ledger.restore()
@@ -146,6 +148,6 @@ def test_one_accumulation_serves_every_ridge_and_horizon(name: str, family: str)
             ledger.apply(step.patch)
             if t in (1, 3, 5):
                 for n in names:
-                    closed = leastsq.closed_form(sums[t][0][n], sums[t][1][n], lam)
+                    closed = least_squares.closed_form(sums[t][0][n], sums[t][1][n], lam)
                     assert float((ledger.totals()[n] - closed).norm() / closed.norm()) < 2e-5, (lam, t, n)
         ledger.restore()

@@ -13,9 +13,12 @@ from torch import Tensor
 from raysweep.editors.grace import Grace, GraceConfig, place
 from raysweep.evals.generation import generate, score_generated
 from raysweep.evals.scoring import score
-from raysweep.models import codebook, partial, tokens, wrapping
+from raysweep.models import tokens
+from raysweep.models.forward import blocks
+from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
-from raysweep.models.patching import Ledger
+from raysweep.models.modules import codebook
+from raysweep.models.modules import replacement as replacement_module
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.testing.fixtures import embedded_lm, tiny_lm, toy_records
 from raysweep.world import WorldSpec, build_world, edit_records
@@ -152,7 +155,7 @@ def world_record() -> EditRecord:
 def logits(lm: LanguageModel, text: str) -> Tensor:
     ids, mask = tokens.pad([tokens.encode(lm, text)], lm.device)
     with torch.no_grad():
-        return partial.logits(lm, partial.run(lm, ids=ids, mask=mask))
+        return blocks.logits(lm, blocks.run(lm, ids=ids, mask=mask))
 
 
 @pytest.mark.parametrize("replacement", ["last", "prompt", "all"])
@@ -165,7 +168,7 @@ def test_each_row_has_its_own_key_position(replacement: Any) -> None:
     module = codebook.Codebook(inner, keys, torch.full((2, 3), 9.0), torch.full((2,), 0.1), replace=replacement)
     lm = tiny_lm("llama")
     name = lm.layout.mlp_out.format(1)
-    with wrapping.installed(lm, {name: module}), wrapping.asking(lm, last, torch.ones(3, 6)):
+    with replacement_module.installed(lm, {name: module}), replacement_module.asking(lm, last, torch.ones(3, 6)):
         out = module(states)
     plain = inner(states)
     for row, q in enumerate(last):

@@ -15,11 +15,14 @@ from raysweep.cli import train_mend
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, ModelSpec
 from raysweep.config.sweep import sweep_of
-from raysweep.editors import build, mend, mendfile, mendnet, mendstep
-from raysweep.editors.mend import Mend, MendConfig
-from raysweep.editors.mendtrain import Trainer
+from raysweep.editors import build
+from raysweep.editors.mend import archive, factors, network
+from raysweep.editors.mend import editor as mend_editor
+from raysweep.editors.mend.editor import Mend, MendConfig
+from raysweep.editors.mend.training import Trainer
 from raysweep.errors import ArtifactError, DataError, ProblemsError, SpecError
-from raysweep.models import partial, patching, tokens
+from raysweep.models import ledger, tokens
+from raysweep.models.forward import blocks
 from raysweep.testing.fixtures import fingerprint, same, tiny_lm, toy_records
 from raysweep.workspace import Workspace
 
@@ -32,7 +35,7 @@ def config(**train: Any) -> MendConfig:
 
 
 def test_one_layer_by_hand() -> None:
-    layer = mendnet.Residual(2, 1, 1, torch.Generator())
+    layer = network.Residual(2, 1, 1, torch.Generator())
     with torch.no_grad():
         layer.u.copy_(torch.tensor([[0.5], [-0.2]]))
         layer.v.copy_(torch.tensor([[1.0, -1.0]]))
@@ -44,7 +47,7 @@ def test_one_layer_by_hand() -> None:
 
 
 def test_the_clamp_lets_gradients_through_at_zero() -> None:
-    layer = mendnet.Residual(3, 2, 1, torch.Generator().manual_seed(0))
+    layer = network.Residual(3, 2, 1, torch.Generator().manual_seed(0))
     layer(torch.ones(1, 3), 0).sum().backward()
     assert layer.u.grad is not None
     assert float(layer.u.grad.abs().sum()) > 0
@@ -52,7 +55,7 @@ def test_the_clamp_lets_gradients_through_at_zero() -> None:
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_running_statistics_by_hand(cut: int) -> None:
-    net = mendnet.FactorNet(2, 2, rank=1, matrices=1, depth=2, rng=torch.Generator())
+    net = network.FactorNet(2, 2, rank=1, matrices=1, depth=2, rng=torch.Generator())
     rows = torch.tensor([[1.0, 2.0], [3.0, 1.0], [2.0, 6.0]])
     for part in (rows[:cut], rows[cut:]):
         net.absorb(part, 10 * part)
@@ -64,8 +67,8 @@ def test_running_statistics_by_hand(cut: int) -> None:
 
 def test_an_untrained_network_multiplies_normalised_factors() -> None:
     """§17.2 item 9: the identity at initialisation, zero tokens dropped, and the sign of η."""
-    matrices = [mendnet.Matrix("a.weight", 3, 2), mendnet.Matrix("b.weight", 3, 2)]
-    net = mendnet.Hypernetwork(matrices, rank=2, edit_lr=0.5).train()
+    matrices = [network.Matrix("a.weight", 3, 2), network.Matrix("b.weight", 3, 2)]
+    net = network.Hypernetwork(matrices, rank=2, edit_lr=0.5).train()
     rng = torch.Generator().manual_seed(1)
     x, delta = torch.randn(6, 3, generator=rng), torch.randn(6, 2, generator=rng)
     x[2] = 0
@@ -83,39 +86,39 @@ def test_an_untrained_network_multiplies_normalised_factors() -> None:
 
 
 def test_networks_are_shared_by_shape_or_not_at_all() -> None:
-    matrices = [mendnet.Matrix("a.weight", 3, 2), mendnet.Matrix("b.weight", 2, 3), mendnet.Matrix("c.weight", 3, 2)]
-    shared = mendnet.Hypernetwork(matrices, rank=2, edit_lr=1.0)
+    matrices = [network.Matrix("a.weight", 3, 2), network.Matrix("b.weight", 2, 3), network.Matrix("c.weight", 3, 2)]
+    shared = network.Hypernetwork(matrices, rank=2, edit_lr=1.0)
     assert list(shared.mend) == ["(3, 2)", "(2, 3)"]
     assert [shared.net(m.name)[1] for m in matrices] == [0, 0, 1]
-    alone = mendnet.Hypernetwork(matrices, rank=2, edit_lr=1.0, shared=False)
+    alone = network.Hypernetwork(matrices, rank=2, edit_lr=1.0, shared=False)
     assert list(alone.mend) == ["a#weight", "b#weight", "c#weight"]
     for net in (shared, alone):
-        again = mendnet.Hypernetwork.load(matrices, net.state_dict())
+        again = network.Hypernetwork.load(matrices, net.state_dict())
         assert same(dict(again.state_dict()), dict(net.state_dict()))
     with pytest.raises(ArtifactError, match="does not fit"):
-        mendnet.Hypernetwork.load(matrices[:1], shared.state_dict())
+        network.Hypernetwork.load(matrices[:1], shared.state_dict())
 
 
 def test_factors_give_the_weights_gradient_and_leave_the_model_alone() -> None:
     for family in ("gpt2", "llama", "qwen2"):
         lm, records = tiny_lm(family), toy_records(3)
         before = fingerprint(lm)
-        names = mend.edited(lm, MendConfig.model_validate({**TINY, "train": {}}))
-        asks = [mendstep.ask(lm, r.prompt, r.target) for r in records]
-        found = mendstep.factors(lm, mendstep.rows(lm, asks, 1), [n.removesuffix(".weight") for n in names])
+        names = mend_editor.edited(lm, MendConfig.model_validate({**TINY, "train": {}}))
+        asks = [factors.ask(lm, r.prompt, r.target) for r in records]
+        found = factors.factors(lm, factors.rows(lm, asks, 1), [n.removesuffix(".weight") for n in names])
         assert same(before, fingerprint(lm))
         stand_ins = {n: lm.weight(n).detach().clone() for n in names}
-        with patching.substituted(lm, stand_ins) as live:
+        with ledger.substituted(lm, stand_ins) as live:
             for parameter in live.values():
                 parameter.requires_grad_(True)
             ids, mask = tokens.pad([asks[1].ids], lm.device)
-            logp = partial.logits(lm, partial.run(lm, ids=ids, mask=mask))[0].log_softmax(-1)
+            logp = blocks.logits(lm, blocks.run(lm, ids=ids, mask=mask))[0].log_softmax(-1)
             loss = -sum(logp[t, y] for t, y in zip(asks[1].spots, asks[1].labels, strict=True)) / len(asks[1].labels)
             gradients = torch.autograd.grad(loss, list(live.values()))
         torch.testing.assert_close(found.loss[1], loss.detach(), rtol=1e-5, atol=1e-6)
         for name, gradient in zip(names, gradients, strict=True):
             x, delta = found.pairs[name.removesuffix(".weight")]
-            wanted = patching.stored(lm, name, gradient)
+            wanted = ledger.stored(lm, name, gradient)
             torch.testing.assert_close(delta[1].T @ x[1], wanted, rtol=1e-3, atol=1e-6)
 
 
@@ -125,19 +128,19 @@ def test_a_row_computed_with_its_update_is_the_edited_model() -> None:
     trainer = Trainer(lm, config(), toy_records(10))
     trainer._warm_up()
     trainer.net.eval()
-    asks = [mendstep.ask(lm, r.prompt, r.target) for r in records]
-    rows = mendstep.rows(lm, asks, 1)
-    with torch.no_grad(), mendstep.shifted(lm, trainer._shifts(asks)):
-        together = rows.nll(partial.logits(lm, rows.hidden(lm)))
+    asks = [factors.ask(lm, r.prompt, r.target) for r in records]
+    rows = factors.rows(lm, asks, 1)
+    with torch.no_grad(), factors.shifted(lm, trainer._shifts(asks)):
+        together = rows.nll(blocks.logits(lm, rows.hidden(lm)))
     tensors, meta = trainer.result()
     editor = Mend(config())
     for i, record in enumerate(records):
         step = editor.edit(
             lm, [record], None, artifacts={"hypernetwork": Artifact("x", tensors, meta)}, rng=torch.Generator()
         )
-        with torch.no_grad(), patching.applied(lm, step.patch.deltas):  # type: ignore[union-attr]
-            one = mendstep.rows(lm, asks[i : i + 1], 1)
-            alone = one.nll(partial.logits(lm, one.hidden(lm)))
+        with torch.no_grad(), ledger.applied(lm, step.patch.deltas):  # type: ignore[union-attr]
+            one = factors.rows(lm, asks[i : i + 1], 1)
+            alone = one.nll(blocks.logits(lm, one.hidden(lm)))
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
@@ -168,7 +171,7 @@ def test_training_lowers_the_loss_and_keeps_the_best() -> None:
     assert trainer._rank(trainer.scores) == max(ranks)
     tensors, meta = trainer.result()
     assert meta["scores"]["step"] == trainer.history[ranks.index(max(ranks))]["step"]
-    again = mendnet.Hypernetwork.load(trainer.matrices, tensors)
+    again = network.Hypernetwork.load(trainer.matrices, tensors)
     trainer.net.load_state_dict(again.state_dict())
     assert trainer.validate()["val_loss"] == pytest.approx(trainer.scores["val_loss"])
 
@@ -188,14 +191,14 @@ def test_resumed_training_is_straight_training_bit_for_bit(tmp_path: Path) -> No
     straight.run()
     first = Trainer(tiny_lm("gpt2"), config(), records)
     first.run(until=7)
-    mendfile.pack(tmp_path / "state", *first.state())
+    archive.pack(tmp_path / "state", *first.state())
     second = Trainer(tiny_lm("gpt2"), config(), records)
-    second.load(*mendfile.unpack(tmp_path / "state"))
+    second.load(*archive.unpack(tmp_path / "state"))
     second.run()
     assert same(straight.state()[0], second.state()[0])
     assert straight.state()[1] == second.state()[1]
     with pytest.raises(DataError, match="another model, recipe or fold"):
-        Trainer(tiny_lm("gpt2"), config(lr=1e-2), records).load(*mendfile.unpack(tmp_path / "state"))
+        Trainer(tiny_lm("gpt2"), config(lr=1e-2), records).load(*archive.unpack(tmp_path / "state"))
 
 
 def test_reference_flags_change_what_they_say() -> None:
@@ -223,26 +226,26 @@ class Config:
 
 
 def test_published_archives_are_read_without_running_them(tmp_path: Path) -> None:
-    tensors = {**mendnet.Hypernetwork([mendnet.Matrix("a.weight", 3, 2)], rank=2, edit_lr=1e-4).state_dict()}
+    tensors = {**network.Hypernetwork([network.Matrix("a.weight", 3, 2)], rank=2, edit_lr=1e-4).state_dict()}
     torch.save({"model": {**tensors, "model_config": Config()}, "step": 3}, tmp_path / "MEND")
-    found, meta = mendfile.read(tmp_path / "MEND")
+    found, meta = archive.read(tmp_path / "MEND")
     assert same(found, tensors)
     assert meta == {"source": "MEND"}
     (tmp_path / "broken").write_bytes(b"nothing")
     with pytest.raises(ArtifactError, match="cannot be read safely"):
-        mendfile.read(tmp_path / "broken")
+        archive.read(tmp_path / "broken")
     with pytest.raises(ArtifactError, match="no such archive"):
-        mendfile.read(tmp_path / "gone")
+        archive.read(tmp_path / "gone")
     torch.save({"other": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(ArtifactError, match="holds no 'edit_lrs'"):
-        mendfile.read(tmp_path / "other")
+        archive.read(tmp_path / "other")
 
 
 def test_an_archive_is_an_artifact_whose_path_does_not_matter(tmp_path: Path) -> None:
     lm = tiny_lm("llama")
     tensors, meta = Trainer(lm, config(), toy_records(8)).result()
     for folder in ("a", "b"):
-        mendfile.write(tmp_path / folder / "net.safetensors", tensors, meta)
+        archive.write(tmp_path / folder / "net.safetensors", tensors, meta)
     assert json.loads((tmp_path / "a" / "net.json").read_text())["model"] == lm.digest
     store, digests = ArtifactStore(tmp_path / "store"), []
     for folder in ("a", "b"):

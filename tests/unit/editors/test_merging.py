@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.editors.merging import ALGORITHMS, Algorithm, is_random, merge, slerp
+from raysweep.editors.wise.merging import ALGORITHMS, Algorithm, is_random, merge, slerp
 
 ONE, TWO = torch.tensor([0.4, -0.3, 0.1, 0.0]), torch.tensor([0.2, 0.5, -0.6, 0.05])
 BASE = torch.tensor([1.0, -2.0, 0.5, 3.0])

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from raysweep.artifacts import Artifact, ArtifactStore
 from raysweep.config.schema import EditorSpec
-from raysweep.editors import leastsq, moments, nullspace, spreading
 from raysweep.editors.base import MomentSpec
 from raysweep.editors.build import build_editor, provide
+from raysweep.editors.linalg import least_squares
+from raysweep.editors.locate import layers, null_space, second_moments
 from raysweep.errors import ArtifactError
-from raysweep.models import patching
+from raysweep.models import ledger
 from raysweep.testing.editor_contract import Exam
 from raysweep.testing.fixtures import tiny_lm, toy_records
 
@@ -41,28 +42,28 @@ def solve(projector: Tensor, gram: Tensor, ridge: float, columns: Tensor) -> Ten
 
 def test_projector_is_the_null_space() -> None:
     c = spd(24)
-    p, values = nullspace.project(c, 0.05)
+    p, values = null_space.project(c, 0.05)
     kept = int((values < 0.05).sum())
     assert 0 < kept < 24
     torch.testing.assert_close(p @ p, p, rtol=0, atol=1e-14)
     assert torch.equal(p, p.T)
     assert float(p.trace()) == pytest.approx(kept)
     assert float(torch.linalg.eigvalsh(p @ c @ p)[-1]) < 0.05
-    published, same = nullspace.project(c, 0.05, "ref_fp32_svd")
+    published, same = null_space.project(c, 0.05, "ref_fp32_svd")
     torch.testing.assert_close(published.double(), p, rtol=0, atol=1e-4)
     torch.testing.assert_close(same, values, rtol=1e-4, atol=1e-6)
 
 
 def test_an_empty_null_space_is_an_error() -> None:
     with pytest.raises(ArtifactError, match="below 1e-09; they run from"):
-        nullspace.project(spd(8), 1e-9)
+        null_space.project(spd(8), 1e-9)
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_without_memory_the_shortcut_is_the_solve(n: int) -> None:
-    p, _ = nullspace.project(spd(24), 0.05)
+    p, _ = null_space.project(spd(24), 0.05)
     k = keys(24, n, 1)
-    ours = leastsq.push_through(p @ k, k, 10.0)
+    ours = least_squares.push_through(p @ k, k, 10.0)
     torch.testing.assert_close(ours, solve(p, torch.zeros_like(p), 10.0, k), rtol=1e-12, atol=1e-14)
     if n == 1:  # ΔW = ρ (Pk)ᵀ / (L2 + kᵀPk)
         torch.testing.assert_close(ours, p @ k / (10.0 + k.T @ p @ k), rtol=0, atol=1e-14)
@@ -71,14 +72,14 @@ def test_without_memory_the_shortcut_is_the_solve(n: int) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_with_memory_the_shortcut_is_the_solve_over_many_edits(n: int) -> None:
     """Keys before and after an edit differ: the solve uses the former, the memory absorbs the latter."""
-    p, _ = nullspace.project(spd(24), 0.05)
+    p, _ = null_space.project(spd(24), 0.05)
     memory, gram = p / 10.0, torch.zeros_like(p)
     for edit in range(50):
         before = keys(24, n, edit)
         after = before + 0.1 * keys(24, n, 1000 + edit)
-        ours = leastsq.push_through(memory @ before, before, 1.0)
+        ours = least_squares.push_through(memory @ before, before, 1.0)
         torch.testing.assert_close(ours, solve(p, gram, 10.0, before), rtol=1e-10, atol=1e-13)
-        memory, gram = leastsq.downdate(memory, after), gram + after @ after.T
+        memory, gram = least_squares.downdate(memory, after), gram + after @ after.T
     assert float((memory - memory.T).norm()) < 1e-14
     torch.testing.assert_close(
         memory, torch.linalg.solve(p @ gram + 10.0 * torch.eye(24).double(), p), rtol=0, atol=1e-14
@@ -87,7 +88,7 @@ def test_with_memory_the_shortcut_is_the_solve_over_many_edits(n: int) -> None:
 
 def test_the_memit_shortcut_is_the_solve() -> None:
     c, k = spd(24) + 0.1 * torch.eye(24), keys(24, 1, 2)
-    ours = leastsq.spread(leastsq.factor(c), 15.0, k)
+    ours = least_squares.spread(least_squares.factor(c), 15.0, k)
     torch.testing.assert_close(ours, torch.linalg.solve(15.0 * c + k @ k.T, k), rtol=0, atol=1e-14)
 
 
@@ -122,9 +123,9 @@ def test_memory_absorbs_the_keys_of_the_edited_model(family: str) -> None:
     artifacts = Exam(build=lambda: editor, lm=lm, fresh=lambda: lm).artifacts(editor, lm)
     step = editor.edit(lm, records, editor.begin(lm, artifacts), artifacts=artifacts, rng=torch.Generator())
     texts = ["{}", *artifacts["contexts"].meta["templates"]]
-    bare = spreading.subject_keys(lm, records, [0, 1], texts)
-    with patching.applied(lm, step.patch.deltas):
-        edited = spreading.subject_keys(lm, records, [0, 1], texts)
+    bare = layers.subject_keys(lm, records, [0, 1], texts)
+    with ledger.applied(lm, step.patch.deltas):
+        edited = layers.subject_keys(lm, records, [0, 1], texts)
     assert torch.equal(bare[0], edited[0])  # the lowest layer's keys do not see the edit
     assert not torch.equal(bare[1], edited[1])
     for layer in (0, 1):
@@ -153,10 +154,10 @@ def test_the_projector_is_an_artifact_made_of_shared_moments(tmp_path: Path) -> 
         meta = found[f"projector/{layer}"].meta
         assert meta["threshold"] == 0.01
         assert meta["largest_kept"] < 0.01 <= meta["smallest_dropped"]
-        request = moments.request(lm, lm.layout.mlp_out, layer, MomentSpec.model_validate(moments_of))
+        request = second_moments.request(lm, lm.layout.mlp_out, layer, MomentSpec.model_validate(moments_of))
         plain = store.get(replace(request, threads=1))
         assert isinstance(plain, Artifact)
-        p, values = nullspace.project(plain.tensors["moments"], 0.01)
+        p, values = null_space.project(plain.tensors["moments"], 0.01)
         assert meta["kept_rank"] == int((values < 0.01).sum())
         assert torch.equal(found[f"projector/{layer}"].tensors["projector"], p.float())
     assert store.folder(needs["projector/0"]) != store.folder(

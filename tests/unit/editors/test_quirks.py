@@ -11,11 +11,14 @@ import torch
 
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
-from raysweep.editors import EDITORS, ft, keys, mendstep, moments, rome, spreading, values
+from raysweep.editors import EDITORS, ft, rome
 from raysweep.editors.base import MomentSpec, ValueSpec
 from raysweep.editors.build import build_editor
-from raysweep.models import sidememory, tokens, wrapping
+from raysweep.editors.locate import keys, layers, second_moments, target_value
+from raysweep.editors.mend import factors
+from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
+from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
 from raysweep.testing.editor_contract import Exam
 from raysweep.testing.fixtures import tiny_lm, toy_records
@@ -62,8 +65,8 @@ def test_values_demand_the_piece_unless_it_is_stripped(
 ) -> None:
     """Quirk Q6: the published targets have one id more, asked for at the last-but-one token of the prompt."""
     lm, seen = pieces_lm, []
-    build = values.task
-    monkeypatch.setattr(values, "task", lambda *a, **k: seen.append(build(*a, **k)) or seen[-1])
+    build = target_value.task
+    monkeypatch.setattr(target_value, "task", lambda *a, **k: seen.append(build(*a, **k)) or seen[-1])
     for name, config in (("rome", ROME), ("memit", {**ROME, "moment_weight": 1.0})):
         changes = []
         for strip in (False, True):
@@ -97,8 +100,8 @@ def test_mends_labels_have_no_stand_alone_piece_unless_published(pieces_lm: Lang
     """Quirks Q6 and Q33."""
     lm, one = pieces_lm, record()
     bos, piece, mars, hill = tokens.encode(lm, " Mars hill")
-    assert mendstep.ask(lm, one.prompt, one.target).labels == (mars, hill)
-    assert mendstep.ask(lm, one.prompt, one.target, special=True).labels == (bos, piece, mars, hill)
+    assert factors.ask(lm, one.prompt, one.target).labels == (mars, hill)
+    assert factors.ask(lm, one.prompt, one.target, special=True).labels == (bos, piece, mars, hill)
 
 
 def test_a_leading_unk_is_dropped_by_memit_but_not_by_rome(pieces_lm: LanguageModel) -> None:
@@ -108,7 +111,7 @@ def test_a_leading_unk_is_dropped_by_memit_but_not_by_rome(pieces_lm: LanguageMo
     ids = tokens.bare(lm, " Mars hill")
     assert ids[0] == lm.tokenizer.unk_token_id
     for strip in (False, True):
-        task = spreading._task(lm, record(), ["{}"], ValueSpec(strip_dummy_piece=strip))
+        task = layers._task(lm, record(), ["{}"], ValueSpec(strip_dummy_piece=strip))
         assert list(task.targets) == ids[1:]
 
 
@@ -157,11 +160,11 @@ def test_moments_may_be_added_up_in_fp32() -> None:
     lm = tiny_lm("gpt2")
     found, asked = [], []
     for ref in (False, True):
-        request = moments.request(lm, lm.layout.mlp_out, 1, MomentSpec(ref_fp32=ref))
+        request = second_moments.request(lm, lm.layout.mlp_out, 1, MomentSpec(ref_fp32=ref))
         asked.append(request.inputs)
         texts = (f"{p.prompt} {p.target}" for r in toy_records(12) for p in r.probes)
         request = replace(request, inputs={**request.inputs, "text": {"tokens": 0}})
-        found.append(moments.build(lm, [request], texts)[0][0]["moments"])
+        found.append(second_moments.build(lm, [request], texts)[0][0]["moments"])
     assert asked[1] == {**asked[0], "ref_fp32": True}
     difference = float((found[0] - found[1]).norm() / found[0].norm())
     assert 0 < difference < 1e-5
@@ -192,8 +195,8 @@ def test_a_target_with_a_space_of_its_own_gets_another_one_in_rome_and_ft() -> N
     assert [i for *_, i, _ in ft._prompt_last(lm, [spaced], special=True, strip=False).asks] == targets
     assert ft._target_new(lm, [spaced]).rows == [[*prompt, *targets[:-1]]]  # nothing is asked after the last token
     assert tokens.scored(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
-    assert list(spreading.demanded(lm, spaced).demanded) == bare
-    assert mendstep.ask(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)
+    assert list(layers.demanded(lm, spaced).demanded) == bare
+    assert factors.ask(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)
     module = lm.layout.mlp_out.format(1)
     assert keys.all_token_keys(lm, [spaced], [module])[module].shape[1] == len(prompt) + len(bare)
 
@@ -213,11 +216,11 @@ def test_a_memory_is_applied_as_its_layer_is(family: str) -> None:
     """Quirk Q30: in the layer's own orientation, with its bias; a memory equal to the frozen weight changes nothing."""
     lm = tiny_lm(family)
     for matrix in ("in", "out"):
-        module = lm.part(wrapping.linear_name(lm, 1, matrix))  # type: ignore[arg-type]
-        weight, bias = wrapping.linear(module)
+        module = lm.part(replacement.linear_name(lm, 1, matrix))  # type: ignore[arg-type]
+        weight, bias = replacement.linear(module)
         if bias is not None:
             module.bias.data.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
-        side = sidememory.SideMemory(module, sidememory.activation(lm), lambda w=weight: (w,), [0.0])  # type: ignore[misc]
+        side = side_memory.SideMemory(module, side_memory.activation(lm), lambda w=weight: (w,), [0.0])  # type: ignore[misc]
         states = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(side(states), module(states))
         assert (bias is not None) == (family == "gpt2")

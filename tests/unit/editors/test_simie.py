@@ -15,13 +15,14 @@ from torch import Tensor
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TextSpec, WrapSpec
 from raysweep.config.sweep import open_sweep
-from raysweep.editors import keys, leastsq, moments
 from raysweep.editors.base import Sharer, Viewer
 from raysweep.editors.build import build_editor
-from raysweep.editors.wrappers.simie import CANDIDATES, Energy, SimIE, SimIEConfig
+from raysweep.editors.linalg import least_squares
+from raysweep.editors.locate import keys, second_moments
+from raysweep.editors.wrappers.simie.wrapper import CANDIDATES, Energy, SimIE, SimIEConfig
 from raysweep.errors import ArtifactError, SpecError
-from raysweep.models.patching import Ledger
-from raysweep.studies.trees import flatten
+from raysweep.models.ledger import Ledger
+from raysweep.pytree import flatten
 from raysweep.testing.editor_contract import Exam
 from raysweep.testing.fixtures import same, tiny_lm, toy_records
 from raysweep.workspace import Workspace
@@ -73,13 +74,13 @@ def test_mean_energy_is_that_of_every_token_of_the_text(family: str) -> None:
     module = lm.layout.mlp_out.format(1)
     records = toy_records(5)
     texts = [f"{r.prompt} {r.target}" for r in records]
-    request = moments.energy_request(lm, module, TextSpec(tokens=0))
-    ((_, meta),) = moments.build_energy(lm, [request], iter(texts))
+    request = second_moments.energy_request(lm, module, TextSpec(tokens=0))
+    ((_, meta),) = second_moments.build_energy(lm, [request], iter(texts))
     columns = keys.all_token_keys(lm, records, [module])[module].double()
     assert meta["tokens"] == columns.shape[1]
     assert meta["energy"] == pytest.approx(float(columns.square().sum(0).mean()), rel=1e-6)
     with pytest.raises(ArtifactError, match="over 0 tokens"):
-        moments.build_energy(lm, [request], iter([]))
+        second_moments.build_energy(lm, [request], iter([]))
 
 
 @pytest.mark.parametrize("backend", ["woodbury64", "chol64", "svd", "ref_fp32_lu"])
@@ -216,7 +217,7 @@ def test_only_the_closed_form_is_a_view() -> None:
 
 
 def test_keys_too_large_for_the_ridge_are_an_error() -> None:
-    normal = leastsq.Normal.dual(torch.tensor([[1.0, 0], [2.0, 0]]).double(), torch.eye(2).double())
+    normal = least_squares.Normal.dual(torch.tensor([[1.0, 0], [2.0, 0]]).double(), torch.eye(2).double())
     with pytest.raises(SpecError, match="λ = 1e-30 is too small beside keys of energy 4"):
         normal.solve(1e-30)
     assert bool(torch.isfinite(normal.solve(1.0)).all())

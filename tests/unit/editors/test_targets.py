@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.plain import values as plain
-from raysweep.editors import EDITORS, contexts, rome, spreading, values
+from raysweep.editors import EDITORS, rome
 from raysweep.editors.base import ValueSpec
+from raysweep.editors.locate import contexts, layers, target_value
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
@@ -38,12 +39,12 @@ def record(target: str) -> EditRecord:
     return replace(toy_records(1)[0], target=target)
 
 
-def tasks(lm: LanguageModel, one: EditRecord, spec: ValueSpec) -> list[tuple[str, values.Task]]:
+def tasks(lm: LanguageModel, one: EditRecord, spec: ValueSpec) -> list[tuple[str, target_value.Task]]:
     """Return the text of the target and the rows of ROME, then those of MEMIT and AlphaEdit."""
     writer = rome.Rome(ROME.config.model_copy(update={"value": spec}))
     return [
         (tokens.always_spaced(one.target), writer._task(lm, one, {})),
-        (tokens.spaced(one.target), spreading._task(lm, one, TEXTS, spec)),
+        (tokens.spaced(one.target), layers._task(lm, one, TEXTS, spec)),
     ]
 
 

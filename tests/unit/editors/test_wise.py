@@ -10,13 +10,14 @@ import torch
 from pydantic import ValidationError
 
 from raysweep.artifacts import Artifact
-from raysweep.editors import contexts, sidetraining
 from raysweep.editors.base import ContextSpec
-from raysweep.editors.wise import MarginSpec, MergeSpec, Wise, WiseConfig
+from raysweep.editors.locate import contexts
+from raysweep.editors.wise import training
+from raysweep.editors.wise.editor import MarginSpec, MergeSpec, Wise, WiseConfig
 from raysweep.errors import RecordError
 from raysweep.evals.scoring import score
-from raysweep.models import sidememory, wrapping
-from raysweep.models.patching import Ledger
+from raysweep.models.ledger import Ledger
+from raysweep.models.modules import replacement, side_memory
 from raysweep.testing.fixtures import FAMILIES, tiny_lm, toy_records
 
 SMALL: dict[str, Any] = {
@@ -79,7 +80,7 @@ def test_shards_and_mergers_in_retrieve_mode() -> None:
     states, _ = run(editor, lm, 5)
     assert [len(s["memories"]) for s in states] == [1, 1, 2, 2, 3]
     assert [s["mergers"] for s in states] == [0, 1, 1, 2, 2]
-    assert [s["act"] for s in states] == [sidetraining.FAR] * 5
+    assert [s["act"] for s in states] == [training.FAR] * 5
     assert states[1]["acts"] == [min(states[0]["acts"][0], states[1]["acts"][0])]
     assert all(torch.equal(s["side"], states[0]["side"]) for s in states)
 
@@ -90,7 +91,7 @@ def test_merge_mode_keeps_one_weight_and_measures_what_is_pending() -> None:
     states, _ = run(editor, lm, 3)
     assert [len(s["memories"]) for s in states] == [1, 0, 1]
     assert states[0]["merged"] is None
-    assert states[2]["act"] <= states[0]["act"] < sidetraining.FAR  # merge mode has one statistic
+    assert states[2]["act"] <= states[0]["act"] < training.FAR  # merge mode has one statistic
     frozen, merged, memory = states[0]["side"], states[1]["merged"], states[2]["memories"][0]
     torch.testing.assert_close(editor._final(lm, states[2]), frozen + 0.4 * (memory - frozen) + 0.6 * (merged - frozen))
     assert torch.equal(states[2]["merged"], merged)  # asking merges for the occasion only
@@ -115,16 +116,16 @@ def test_routing_by_hand() -> None:
     inner = torch.nn.Linear(2, 2, bias=False)
     torch.nn.init.zeros_(inner.weight).requires_grad_(False)
     eye = torch.eye(2)
-    module = sidememory.SideMemory(inner, lambda x: x, lambda: (eye, 3 * eye), (1.0, 4.0))
+    module = side_memory.SideMemory(inner, lambda x: x, lambda: (eye, 3 * eye), (1.0, 4.0))
     states = torch.zeros(3, 4, 2)
     states[:, :, 0] = torch.tensor([0.5, 1.1, 2.0])[:, None]  # moved by 0.5, 1.1, 2.0 and three times that
     assert module(states)[:, 0, 0].tolist() == pytest.approx([0.0, 1.1, 6.0])
     short = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]])
     states[2, 1:] = 100.0  # padding must not count
     states[2, 0, 0] = 0.5
-    module.question = wrapping.Question(torch.zeros(3, dtype=torch.int64), short)
+    module.question = replacement.Question(torch.zeros(3, dtype=torch.int64), short)
     assert module(states)[:, 0, 0].tolist() == pytest.approx([0.0, 1.1, 0.0])
-    long = torch.zeros(1, sidememory.LONG + 1, 2)
+    long = torch.zeros(1, side_memory.LONG + 1, 2)
     long[0, 7, 0] = 1.5  # long rows are judged by their largest token
     module.question = None
     assert float(module(long)[0, 7, 0]) == pytest.approx(4.5)
@@ -155,14 +156,14 @@ def test_published_rows_pad_left_and_may_ask_too_much() -> None:
     """Quirk Q28: an unrelated text that is the longest row turns prompt tokens into labels; ours never does."""
     lm = tiny_lm("llama", bos=True)
     record, long = ("The pet of Bo is", "cat"), "x" * 60
-    ours = sidetraining.right_rows(lm, ["{}", "So, {}"], record, [long])
+    ours = training.right_rows(lm, ["{}", "So, {}"], record, [long])
     assert [end - first for first, end in ours.answers] == [4, 4]  # " cat"
-    correct = sidetraining.left_rows(lm, ["{}", "So, {}"], record, [long], ref_labels=False)
-    published = sidetraining.left_rows(lm, ["{}", "So, {}"], record, [long], ref_labels=True)
+    correct = training.left_rows(lm, ["{}", "So, {}"], record, [long], ref_labels=False)
+    published = training.left_rows(lm, ["{}", "So, {}"], record, [long], ref_labels=True)
     assert [end - first for first, end in correct.answers] == [4, 4]
     assert all(end - first > 4 for first, end in published.answers)
     assert bool(published.counted.all())
-    fits = sidetraining.left_rows(lm, ["{}", "So, {}"], record, ["x"], ref_labels=True)
+    fits = training.left_rows(lm, ["{}", "So, {}"], record, ["x"], ref_labels=True)
     assert [end - first for first, end in fits.answers] == [4, 4]
 
 
@@ -170,8 +171,8 @@ def test_margins_by_hand() -> None:
     margins = MarginSpec(alpha=5, beta=20, gamma=10)
     edits, other = torch.tensor([0.0, 30.0]), torch.tensor([6.0])
     # (6 - 0 + 10), (6 - 30 + 10 < 0) -> 16; 6 - 5 = 1; 20 - 0 = 20 (20 - 30 < 0)
-    assert float(sidetraining.activation_loss(edits, other, margins)) == pytest.approx(16 + 1 + 20)
-    assert float(sidetraining.positive_mean(torch.tensor([-1.0]))) == 0.0
+    assert float(training.activation_loss(edits, other, margins)) == pytest.approx(16 + 1 + 20)
+    assert float(training.positive_mean(torch.tensor([-1.0]))) == 0.0
 
 
 def test_mergers_must_fall_on_shards() -> None:

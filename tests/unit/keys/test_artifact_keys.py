@@ -20,8 +20,8 @@ from ruamel.yaml import YAML
 
 from raysweep.artifacts import VERSIONS, ArtifactStore
 from raysweep.belief import testbed
+from raysweep.belief.graph.artifact import graph_request
 from raysweep.belief.spec import BeliefSpec, GraphSpec
-from raysweep.belief.store import graph_request
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TextSpec, TrialSpec, WrapSpec
 from raysweep.editors import EDITORS
 from raysweep.editors.base import ArtifactRequest
@@ -30,7 +30,7 @@ from raysweep.editors.wrappers import WRAPPERS
 from raysweep.errors import ArtifactError
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe, ProbeKind
-from raysweep.studies import pristine
+from raysweep.studies import baseline
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
 from raysweep.testing.fixtures import byte_tokenizer, tiny_lm, toy_records
@@ -253,7 +253,7 @@ def _answers(root: Path, **changed: Any) -> str:
     real = store.get_or_build
     store.get_or_build = lambda request, build: seen.append(store.folder(request).name) or real(request, build)  # type: ignore[method-assign]
     with pytest.raises(LookupError):
-        pristine.answers(
+        baseline.answers(
             asked["lm"], [probe], ask, store, asking=asked["asking"], batch=asked["batch"], threads=asked["threads"]
         )
     return str(seen[0])

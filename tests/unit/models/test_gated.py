@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from raysweep.models import gated, hooks, packing, partial, patching, products, wrapping
+from raysweep.models import hooks, ledger
+from raysweep.models.forward import blocks, llama_fused, matmul, prefix_tree
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
+from raysweep.models.modules import replacement
 from raysweep.testing.layout_contract import tiny_model
 
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -19,7 +21,7 @@ ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
 @pytest.fixture(params=["all padding left out", "as many as products like"])
 def padding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param.startswith("all"):
-        monkeypatch.setattr(products, "height", lambda n: n)
+        monkeypatch.setattr(matmul, "height", lambda n: n)
 
 
 def small(family: str, **changes: Any) -> LanguageModel:
@@ -27,11 +29,11 @@ def small(family: str, **changes: Any) -> LanguageModel:
     return LanguageModel(module=module, tokenizer=None, layout=layout_of(module.config))  # type: ignore[arg-type]
 
 
-def prepared(lm: LanguageModel, first: int, start: int) -> partial.Tail:
+def prepared(lm: LanguageModel, first: int, start: int) -> blocks.Tail:
     """Two packs of unequal size; tokens from *start* on may change."""
-    packs = packing.pack(lm, ROWS, width=9)
+    packs = prefix_tree.pack(lm, ROWS, width=9)
     with torch.no_grad():
-        return partial.tail(lm, packs, packs.positions >= start, first=first)
+        return blocks.tail(lm, packs, packs.positions >= start, first=first)
 
 
 @pytest.mark.usefixtures("padding")
@@ -47,7 +49,7 @@ def test_states_and_gradients_are_those_of_the_modules(family: str, start: int) 
         real = upper.climb.everyone.laid.used.bool().view(real.shape)
     weights = torch.randn(rest.states.shape, generator=torch.Generator().manual_seed(0)) * real[..., None]
     found = []
-    for way in (upper.hidden, partial.Upper(1, upper.positions, upper.mask, upper.cache, None).hidden):
+    for way in (upper.hidden, blocks.Upper(1, upper.positions, upper.mask, upper.cache, None).hidden):
         leaf = rest.states.clone().requires_grad_(True)
         hidden = way(lm, leaf)
         (gradient,) = torch.autograd.grad((hidden * weights).sum(), leaf)
@@ -89,16 +91,16 @@ def test_what_is_read_at_some_places_is_what_all_of_them_hold(threads: int, star
 @pytest.mark.parametrize("width", [9, 64])
 def test_what_is_read_once_goes_pack_by_pack_and_is_what_the_modules_say(family: str, width: int) -> None:
     lm = small(family)
-    packs = packing.pack(lm, ROWS, width=width)
+    packs = prefix_tree.pack(lm, ROWS, width=width)
     asked = [(packs.places[i][0], packs.places[i][1][-1]) for i in (2, 0, 2)]
     rows, columns = (torch.tensor(c) for c in zip(*asked, strict=True))
     with torch.no_grad():
         climb = (
-            partial.Upper.of(lm, 0, packs.positions, packs.seen, real=packs.real)
+            blocks.Upper.of(lm, 0, packs.positions, packs.seen, real=packs.real)
             .at(rows, columns, once=True)
             .upper.climb
         )
-        found, wished = partial.at(lm, packs, rows, columns), partial.run_packs(lm, packs)[rows, columns]
+        found, wished = blocks.at(lm, packs, rows, columns), blocks.run_packs(lm, packs)[rows, columns]
     assert climb is not None
     assert bool(climb.last.packs) == (len(packs.ids) > 1)
     torch.testing.assert_close(found, wished, rtol=1e-4, atol=1e-5)
@@ -109,21 +111,21 @@ def test_what_is_read_once_goes_pack_by_pack_and_is_what_the_modules_say(family:
 @pytest.mark.parametrize("width", [9, 64])
 def test_blocks_below_the_last_that_is_asked_go_the_short_way(family: str, width: int) -> None:
     lm = small(family)
-    packs = packing.pack(lm, ROWS, width=width)
+    packs = prefix_tree.pack(lm, ROWS, width=width)
     name = lm.layout.block.format(2)
     entering: list[torch.Tensor] = []
     with torch.no_grad(), hooks.capture(lm, [(name, "input")]) as seen:
-        partial.run_packs(lm, packs, last=2)
+        blocks.run_packs(lm, packs, last=2)
         entering.append(seen[name, "input"][packs.real])
         with hooks.capture(lm, [(lm.layout.block.format(0), "output")]) as below:  # somebody looks: the ordinary way
-            partial.run_packs(lm, packs, last=2)
+            blocks.run_packs(lm, packs, last=2)
         entering.append(seen[name, "input"][packs.real])
     assert below
     torch.testing.assert_close(*entering, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "height", lambda n: n)
+    monkeypatch.setattr(matmul, "height", lambda n: n)
     lm = small("llama")
     rest = prepared(lm, 2, 2)
     upper = rest.upper
@@ -135,7 +137,7 @@ def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> 
     mask = torch.where(upper.mask == least, -1e30, 0.0).double()
     real = torch.ones(rest.states.shape[:2], dtype=torch.bool)
     real[-1, -1] = False
-    exact = gated.Climb.of(lm, 2, upper.positions, mask, past, real)
+    exact = llama_fused.Climb.of(lm, 2, upper.positions, mask, past, real)
     made = torch.Generator().manual_seed(0)
     states = torch.randn(rest.states.shape, generator=made, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(exact, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
@@ -150,14 +152,14 @@ def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_models_it_does_not_know_go_the_ordinary_way() -> None:
-    assert not gated.fit(small("gpt2"), 1)
-    assert not gated.fit(small("qwen3"), 1)  # norms of queries and keys
-    assert not gated.fit(small("llama", hidden_act="gelu"), 1)
+    assert not llama_fused.fit(small("gpt2"), 1)
+    assert not llama_fused.fit(small("qwen3"), 1)  # norms of queries and keys
+    assert not llama_fused.fit(small("llama", hidden_act="gelu"), 1)
     lm = small("llama")
-    assert gated.fit(lm, 1)
-    assert not gated.fit(lm, lm.n_blocks)
+    assert llama_fused.fit(lm, 1)
+    assert not llama_fused.fit(lm, lm.n_blocks)
     lm.module.to(torch.bfloat16)
-    assert not gated.fit(lm, 1)
+    assert not llama_fused.fit(lm, 1)
 
 
 def test_what_is_hooked_replaced_or_trained_is_seen() -> None:
@@ -167,25 +169,25 @@ def test_what_is_hooked_replaced_or_trained_is_seen() -> None:
     with torch.no_grad():
         plain = rest.hidden(lm, rest.states)
     with hooks.capture(lm, [(name, "input")]) as seen:
-        assert not gated.fit(lm, 1)
+        assert not llama_fused.fit(lm, 1)
         rest.hidden(lm, rest.states)
     assert seen
-    with wrapping.installed(lm, {name: Silent(lm.part(name))}):
-        assert not gated.fit(lm, 1)
+    with replacement.installed(lm, {name: Silent(lm.part(name))}):
+        assert not llama_fused.fit(lm, 1)
         with torch.no_grad():
             assert not torch.allclose(rest.hidden(lm, rest.states), plain)
     weight = {f"{name}.weight": torch.zeros_like(lm.weight(f"{name}.weight"))}
-    with patching.substituted(lm, weight) as live:
+    with ledger.substituted(lm, weight) as live:
         with torch.no_grad():
             assert not torch.allclose(rest.hidden(lm, rest.states), plain)
         (parameter,) = (p.requires_grad_(True) for p in live.values())
-        assert not gated.fit(lm, 1)
+        assert not llama_fused.fit(lm, 1)
         torch.autograd.grad(rest.hidden(lm, rest.states).sum(), [parameter])
     with torch.no_grad():
         torch.testing.assert_close(rest.hidden(lm, rest.states), plain)
 
 
-class Silent(wrapping.StandIn):
+class Silent(replacement.StandIn):
     """Returns nothing but zeros."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:

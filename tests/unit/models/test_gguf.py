@@ -14,8 +14,8 @@ import torch
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import MissingExtraError, ModelError
-from raysweep.models import gguf
-from raysweep.models.load import load
+from raysweep.models.sources import gguf
+from raysweep.models.sources.load import load
 from raysweep.models.tokens import encode
 from raysweep.testing.layout_contract import tiny_model
 from raysweep.workspace import Workspace, package_share

@@ -17,7 +17,7 @@ from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
-from raysweep.models.load import load
+from raysweep.models.sources.load import load
 from raysweep.workspace import Workspace
 from tests.tokenizers.battery import TEXTS, Variant
 from tests.tokenizers.models import loaded

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raysweep.cli.main import main
-from raysweep.models import embedded
+from raysweep.models.sources import embedded_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_build_hands_its_options_on(
         progress(1, 2, 0.5)
         return {"trained": 1.0}
 
-    monkeypatch.setattr(embedded, "build", build)
+    monkeypatch.setattr(embedded_recipe, "build", build)
     assert main(["models", "build", "embedded", "--out", str(tmp_path / "e"), "--seed", "3"]) == 0
     assert asked == {"out": tmp_path / "e", "seed": 3, "threads": 1}
     captured = capsys.readouterr()

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from raysweep.editors.base import Dense, LowRank, WeightDelta
-from raysweep.models import hooks, packing, partial, patching, tokens
+from raysweep.models import hooks, tokens
+from raysweep.models import ledger as weight_ledger
+from raysweep.models.forward import blocks, prefix_tree
 from raysweep.testing.fixtures import FAMILIES, fingerprint, same, tiny_lm
 
 ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
@@ -17,7 +19,7 @@ def test_run_is_the_models_own_forward(family: str) -> None:
     lm = tiny_lm(family)
     ids, mask = tokens.pad(ROWS, lm.device)
     with torch.no_grad():
-        ours = partial.logits(lm, partial.run(lm, ids=ids, mask=mask))
+        ours = blocks.logits(lm, blocks.run(lm, ids=ids, mask=mask))
         theirs = lm.module(input_ids=ids, attention_mask=mask).logits
     keep = mask.bool()
     torch.testing.assert_close(ours[keep], theirs[keep], rtol=1e-5, atol=1e-6)
@@ -36,9 +38,9 @@ def test_tail_equals_the_whole_model_under_a_change(
     lm = tiny_lm(family)
     ids, mask = tokens.pad(ROWS, lm.device)
     shift = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-    trees = [packing.Tree()] * 3 if together else [packing.Tree() for _ in ROWS]
+    trees = [prefix_tree.Tree()] * 3 if together else [prefix_tree.Tree() for _ in ROWS]
     places = [(0 if together else i, trees[i].add(row, mark=start[i])) for i, row in enumerate(ROWS)]
-    packs = packing.lay(lm, trees[:1] if together else trees, places)
+    packs = prefix_tree.lay(lm, trees[:1] if together else trees, places)
     at = [(packs.places[i][0], packs.places[i][1][s]) for i, s in enumerate(start)]
     pack, node = torch.tensor(at).T
     change = torch.zeros_like(packs.ids, dtype=torch.bool)
@@ -46,11 +48,11 @@ def test_tail_equals_the_whole_model_under_a_change(
     entry = (lm.layout.block.format(max(first - 1, 0)), "output" if first else "input")
     with torch.no_grad():
         with hooks.capture(lm, [entry]) as seen:  # type: ignore[list-item]
-            partial.run(lm, ids=ids, mask=mask, last=max(first - 1, 0))
+            blocks.run(lm, ids=ids, mask=mask, last=max(first - 1, 0))
         moved = seen[entry].clone()  # type: ignore[index]
         moved[range(3), start] += shift
-        whole = partial.run(lm, states=moved, mask=mask, first=first)
-        rest = partial.tail(lm, packs, change, first=first)
+        whole = blocks.run(lm, states=moved, mask=mask, first=first)
+        rest = blocks.tail(lm, packs, change, first=first)
         states = rest.states.index_put((pack, rest.column[pack, node]), shift, accumulate=True)
         ours = rest.hidden(lm, states)
     assert int((rest.column >= 0).sum()) == sum(len(row) - s for row, s in zip(ROWS, start, strict=True))
@@ -65,14 +67,14 @@ def test_instruments_leave_no_trace() -> None:
     before = fingerprint(lm)
     ids, mask = tokens.pad(ROWS, lm.device)
     with torch.no_grad(), hooks.capture(lm, [(lm.layout.mlp_out.format(1), "input")]) as seen:
-        partial.run(lm, ids=ids, mask=mask, last=1)
+        blocks.run(lm, ids=ids, mask=mask, last=1)
     assert seen[lm.layout.mlp_out.format(1), "input"].shape == (3, 8, 24)
-    with pytest.raises(RuntimeError, match="on purpose"), partial.only_blocks(lm, 1, 1):
+    with pytest.raises(RuntimeError, match="on purpose"), blocks.only_blocks(lm, 1, 1):
         raise RuntimeError("on purpose")
     name = f"{lm.layout.mlp_out.format(0)}.weight"
-    with pytest.raises(RuntimeError, match="on purpose"), patching.substituted(lm, {name: torch.zeros(16, 24)}):
+    with pytest.raises(RuntimeError, match="on purpose"), weight_ledger.substituted(lm, {name: torch.zeros(16, 24)}):
         raise RuntimeError("on purpose")
-    with patching.substituted(lm, {name: torch.zeros(16, 24)}):
+    with weight_ledger.substituted(lm, {name: torch.zeros(16, 24)}):
         assert float(lm.weight(name).sum()) == 0
     assert same(before, fingerprint(lm))
 
@@ -84,7 +86,7 @@ def test_ledger_writes_logical_changes_and_undoes_them(family: str) -> None:
     name = f"{lm.layout.mlp_out.format(1)}.weight"
     old = lm.logical(name).clone()
     change = LowRank(torch.ones(16, 1), torch.arange(24.0)[None])
-    ledger = patching.Ledger(lm)
+    ledger = weight_ledger.Ledger(lm)
     ledger.apply(WeightDelta({name: change}))
     ledger.apply(WeightDelta({name: Dense(torch.ones(16, 24))}))
     torch.testing.assert_close(lm.logical(name), old + change.dense() + 1)
@@ -93,7 +95,7 @@ def test_ledger_writes_logical_changes_and_undoes_them(family: str) -> None:
     ledger.restore()
     assert same(before, fingerprint(lm))
     ledger.load(saved)
-    assert torch.equal(lm.logical(name), patching.stored(lm, name, saved[name]))
+    assert torch.equal(lm.logical(name), weight_ledger.stored(lm, name, saved[name]))
     ledger.restore()
 
 
@@ -103,7 +105,7 @@ def test_small_changes_add_up_in_half_precision() -> None:
     lm.module.to(torch.bfloat16)
     name = f"{lm.layout.mlp_out.format(0)}.weight"
     lm.weight(name).fill_(1.0)
-    ledger = patching.Ledger(lm)
+    ledger = weight_ledger.Ledger(lm)
     for _ in range(1000):
         ledger.apply(WeightDelta({name: Dense(torch.full((16, 24), 1e-4))}))
     assert float(lm.weight(name)[0, 0]) == pytest.approx(1.1, abs=0.01)
@@ -114,7 +116,7 @@ def test_blocks_keep_their_names_while_only_some_of_them_run(family: str) -> Non
     """A stand-in that looks its own block up while it is asked finds that block, not another one's weights."""
     lm = tiny_lm(family)
     whole = [lm.part(lm.layout.block.format(i)) for i in range(lm.n_blocks)]
-    with partial.only_blocks(lm, 1, 2) as kept:
+    with blocks.only_blocks(lm, 1, 2) as kept:
         assert list(kept) == whole[1:3]
         assert [lm.part(lm.layout.block.format(i)) for i in (1, 2)] == whole[1:3]
     assert [lm.part(lm.layout.block.format(i)) for i in range(lm.n_blocks)] == whole

@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from raysweep.editors.base import Dense, LowRank, ModulePatch, WeightDelta
-from raysweep.models import patching
+from raysweep.models import ledger as weight_ledger
 from raysweep.testing.fixtures import tiny_lm
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_low_rank_change_in_blocks_is_the_dense_one(monkeypatch: pytest.MonkeyPatch, transposed: bool) -> None:
-    monkeypatch.setattr(patching, "BLOCK", 100)
+    monkeypatch.setattr(weight_ledger, "BLOCK", 100)
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(31, 17, generator=rng)
     delta = LowRank(
         torch.randn(31, 3, generator=rng, dtype=torch.float64), torch.randn(3, 17, generator=rng, dtype=torch.float64)
     )
     found, wanted = (weight.T.clone().T if transposed else weight.clone() for _ in range(2))
-    patching.accumulate(found, delta)
-    patching.accumulate(wanted, Dense(delta.dense()))
+    weight_ledger.accumulate(found, delta)
+    weight_ledger.accumulate(wanted, Dense(delta.dense()))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert not torch.equal(found, weight)
 
@@ -33,7 +33,7 @@ def test_entries_that_are_not_finite_are_counted_in_what_the_model_computes_with
     lm = tiny_lm("llama")
     lm.module.to(torch.float16)
     name = f"{lm.layout.mlp_out.format(1)}.weight"
-    ledger = patching.Ledger(lm)
+    ledger = weight_ledger.Ledger(lm)
     change = torch.zeros_like(lm.weight(name), dtype=torch.float32)
     assert ledger.non_finite() == {}
     change[0] = 30000.0  # the row adds up to more than half precision holds

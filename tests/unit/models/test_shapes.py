@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from raysweep.config.schema import ModelSpec
-from raysweep.models.catalogue import CATALOGUE
-from raysweep.models.shapes import find, shape_of
+from raysweep.models.sizes import find, shape_of
+from raysweep.models.sources.catalogue import CATALOGUE
 from raysweep.workspace import Workspace
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/recorded/models"

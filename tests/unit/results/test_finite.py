@@ -17,15 +17,15 @@ from raysweep.cli.analyze import ranked
 from raysweep.cli.compare import compared, reference
 from raysweep.cli.compare import rows as compare_rows
 from raysweep.cli.main import main
-from raysweep.cli.notes import non_finite
-from raysweep.cli.render import Format
 from raysweep.cli.show import text
 from raysweep.config.schema import TrialSpec
+from raysweep.reports.notes import non_finite
+from raysweep.reports.render import Format
+from raysweep.reports.views import groups, lines, trial_views
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.runner import replay
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, trial_columns
-from raysweep.results.views import groups, lines, trial_views
 from raysweep.rows import NON_FINITE_STAT, EvalRound, ProbeRow, StatRow
 from raysweep.summarize import record_values, summary
 from raysweep.workspace import Workspace

@@ -9,13 +9,13 @@ import pytest
 from results_helpers import begin, make_trial, write_trial
 
 from raysweep.cli.compare import compared
-from raysweep.cli.notes import outdated
-from raysweep.cli.render import Format, render
 from raysweep.cli.show import text
 from raysweep.config.schema import TrialSpec
+from raysweep.reports.notes import outdated
+from raysweep.reports.render import Format, render
+from raysweep.reports.views import Line, groups, lines, trial_views
 from raysweep.results.store import TRIAL, ResultStore
 from raysweep.results.tables import Sweep, open_sweep
-from raysweep.results.views import Line, groups, lines, trial_views
 from raysweep.workspace import Workspace
 
 Place = tuple[str, TrialSpec] | tuple[str, TrialSpec, dict[str, Any]]

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from raysweep import intervals, summarize
-from raysweep.belief.scores import means
-from raysweep.cli import notes
+from raysweep.belief.report.edit_scores import means
 from raysweep.cli.compare import compared
 from raysweep.cli.compare import rows as compare_rows
-from raysweep.cli.render import Format, render, shown, with_interval
 from raysweep.cli.show import text
 from raysweep.evals.metrics import METRICS
+from raysweep.reports import notes
+from raysweep.reports.render import Format, render, shown, with_interval
+from raysweep.reports.views import lines, paired, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, open_sweep
-from raysweep.results.views import lines, paired, trial_views
 from raysweep.rows import EvalRound, ProbeRow
 from raysweep.summarize import VIEWS, Estimate, pooled, pooled_expmean, pooled_geo, pooled_median
 from raysweep.workspace import Workspace
@@ -134,7 +134,7 @@ def test_the_plot_s_bands_are_the_intervals(
 ) -> None:
     from matplotlib.axes import Axes
 
-    from raysweep.cli.plot import draw
+    from raysweep.reports.plot import draw
 
     bands: list[tuple[float, float]] = []
     monkeypatch.setattr(Axes, "fill_between", lambda self, x, low, high, **_: bands.append((low[0], high[0])))

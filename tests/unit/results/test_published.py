@@ -12,8 +12,8 @@ from raysweep.data import DATASETS
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.errors import DataError, NameUnknownError
-from raysweep.models.catalogue import CATALOGUE
-from raysweep.results.published import Number, names, open_published, read, sweeps_lambda
+from raysweep.models.sources.catalogue import CATALOGUE
+from raysweep.reports.published_numbers import Number, names, open_published, read, sweeps_lambda
 from raysweep.summarize import VIEWS, geo
 from raysweep.workspace import Workspace, package_share
 

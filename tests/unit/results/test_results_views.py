@@ -13,12 +13,12 @@ from results_helpers import begin, make_round, make_trial, write_trial
 
 from raysweep.cli.compare import compared
 from raysweep.cli.compare import rows as compare_rows
-from raysweep.cli.render import Format, render, shown
 from raysweep.cli.show import text
 from raysweep.errors import SpecError, StoreError
+from raysweep.reports.render import Format, render, shown
+from raysweep.reports.views import groups, lines, paired, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, flatten, open_sweep, trial_columns
-from raysweep.results.views import groups, lines, paired, trial_views
 from raysweep.rows import TimingRow
 from raysweep.summarize import Estimate, geo, pooled_geo, record_values, summary
 from raysweep.workspace import Workspace
@@ -191,7 +191,7 @@ def test_unknown_sweep_names_the_nearest(workspace: Workspace) -> None:
 
 
 def test_plot_is_written(workspace: Workspace, tmp_path: Path) -> None:
-    from raysweep.cli.plot import draw
+    from raysweep.reports.plot import draw
 
     draw(open_sweep("s", workspace), tmp_path / "deep" / "p.png")
     assert (tmp_path / "deep" / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -15,14 +15,14 @@ from raysweep.cli.analyze import for_program, ranked, taken, unlogged, unranked
 from raysweep.cli.compare import compared, reference, unpaired
 from raysweep.cli.compare import rows as compare_rows
 from raysweep.cli.main import main
-from raysweep.cli.notes import missing_rounds
-from raysweep.cli.plot import draw
 from raysweep.config.schema import DataSpec, TrialSpec
 from raysweep.errors import SpecError
-from raysweep.results.rounds import last_common
+from raysweep.reports.notes import missing_rounds
+from raysweep.reports.plot import draw
+from raysweep.reports.rounds import last_common
+from raysweep.reports.views import groups, lines, shared_values, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, trial_columns
-from raysweep.results.views import groups, lines, shared_values, trial_views
 from raysweep.summarize import summary
 from raysweep.workspace import Workspace
 
@@ -213,7 +213,7 @@ def test_a_program_is_given_null_for_what_is_undefined(workspace: Workspace) -> 
 
 
 def test_a_plot_s_legend_has_the_states(workspace: Workspace, tmp_path: Path) -> None:
-    from raysweep.cli import plot
+    from raysweep.reports import plot
 
     arms(store_of(workspace), a="done", b="failed 2")
     sweep = Sweep(store_of(workspace))

@@ -11,12 +11,12 @@ import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
 
 from raysweep.errors import DamagedError, NewerFormatError, StorageLostError
+from raysweep.reports.views import trial_views
 from raysweep.results.schema import PROBES, STATS, TIMING
 from raysweep.results.state import State, trial_state
 from raysweep.results.statefiles import FORMAT
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, trial_columns
-from raysweep.results.views import trial_views
 
 STATE_FILES = ("trial.json", "DONE.json", "timing.json", "FAILED.json", "STOPPED.json")
 WRONG = {

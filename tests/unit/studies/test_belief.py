@@ -9,22 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from raysweep.belief import pretrain
-from raysweep.belief.pointfile import from_line
-from raysweep.belief.points import MODAL, REQUESTED, SAME_OTHER, SAME_SAME
-from raysweep.belief.revision import revisions
+from raysweep.belief.lm import pretrain
+from raysweep.belief.points.build import MODAL, REQUESTED, SAME_OTHER, SAME_SAME
+from raysweep.belief.points.expected import revisions
+from raysweep.belief.points.jsonl import from_line
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.data.belief import Belief as BeliefData
 from raysweep.data.belief import open_testbed, record_id, record_of
 from raysweep.editors import ft, lora
 from raysweep.editors.build import build_editor
 from raysweep.errors import DataError, ModelError, ProblemsError, RecordError
-from raysweep.models import catalogue, tokens
-from raysweep.models.load import load
+from raysweep.models import tokens
+from raysweep.models.sources import catalogue
+from raysweep.models.sources.load import load
 from raysweep.records import EditRecord, ProbeKind
 from raysweep.rows import BeliefRow, EvalRound
 from raysweep.seeds import derive
-from raysweep.studies import asker
+from raysweep.studies import belief_points
 from raysweep.studies.base import Deps
 from raysweep.studies.belief import Belief, BeliefLifelong
 from raysweep.studies.lifelong import Lifelong
@@ -351,9 +352,9 @@ def test_answers_without_a_token_are_replaced_before_any_work(
 ) -> None:
     own, have = trial(workspace, "ft"), deps(workspace)
     planned = [row.record_id for row in next(iter(Belief().execute(own, have, None))).points]
-    plain = asker._unanswerable
+    plain = belief_points._unanswerable
     monkeypatch.setattr(
-        asker, "_unanswerable", lambda lm, p: "no token" if record_id(p) == planned[2] else plain(lm, p)
+        belief_points, "_unanswerable", lambda lm, p: "no token" if record_id(p) == planned[2] else plain(lm, p)
     )
     first = next(iter(Belief().execute(own, have, None)))
     new = {row.edit_step: row for row in first.points if row.replaces}

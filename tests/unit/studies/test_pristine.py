@@ -12,7 +12,7 @@ from raysweep.artifacts import ArtifactStore
 from raysweep.evals import scoring
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe, ProbeKind
-from raysweep.studies import pristine
+from raysweep.studies import baseline
 from raysweep.testing.fixtures import embedded_lm, toy_records
 
 
@@ -31,7 +31,7 @@ def test_asked_once_in_any_order(lm: LanguageModel, tmp_path: Path) -> None:
         return scoring.score(lm, some, batch=8)
 
     def answered(some: Sequence[Probe], batch: int = 8) -> list[scoring.Scores]:
-        return pristine.answers(lm, some, ask, ArtifactStore(tmp_path), asking="teacher_forced", batch=batch, threads=1)
+        return baseline.answers(lm, some, ask, ArtifactStore(tmp_path), asking="teacher_forced", batch=batch, threads=1)
 
     first = answered(probes)
     assert asked == [len({(p.prompt, p.target) for p in probes})]
@@ -51,5 +51,5 @@ def test_a_model_without_a_fingerprint_keeps_nothing(lm: LanguageModel, tmp_path
     probes = toy_records()[0].probes
     store = ArtifactStore(tmp_path)
     ask = lambda some: scoring.score(nobody, some)  # noqa: E731
-    assert pristine.answers(nobody, probes, ask, store, asking="teacher_forced", batch=8, threads=1)
+    assert baseline.answers(nobody, probes, ask, store, asking="teacher_forced", batch=8, threads=1)
     assert list(tmp_path.iterdir()) == []

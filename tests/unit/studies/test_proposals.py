@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from raysweep import pytree
 from raysweep.results.folder import Folder
 from raysweep.results.proposals import ProposalFolder
-from raysweep.studies import trees
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
-from raysweep.studies.spreading import in_order
+from raysweep.studies.ordered_results import in_order
 from raysweep.testing.fixtures import same, tiny_lm
 from tests.unit.studies.closed import Closed, closed, install
 from tests.unit.studies.test_lifelong import deps, facts
@@ -149,7 +149,7 @@ def test_a_kept_proposal_comes_back_bit_for_bit_and_a_damaged_one_not_at_all(tmp
     kept.put("r/1", given)
     back = kept.get("r/1")
     assert back is not None
-    assert same(trees.flatten("p", back), trees.flatten("p", given))
+    assert same(pytree.flatten("p", back), pytree.flatten("p", given))
     (name,) = folder.files("_proposals/kin")
     data = folder.read(name)
     for harm in (data[: len(data) // 2], data[:-1] + bytes([data[-1] ^ 1]), b""):

@@ -10,7 +10,7 @@ import pytest
 
 from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
-from raysweep.editors import moments
+from raysweep.editors.locate import second_moments
 from raysweep.errors import RecordError
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.studies.base import Deps
@@ -67,7 +67,7 @@ def test_a_record_beyond_the_positions_is_named(family: str, tmp_path: Path) -> 
 
 
 def test_second_moments_end_where_learnt_positions_do() -> None:
-    batches = list(moments._batches(tiny_lm("gpt2"), iter(["x" * 600]), width=512, budget=0))
+    batches = list(second_moments._batches(tiny_lm("gpt2"), iter(["x" * 600]), width=512, budget=0))
     assert [len(row) for batch in batches for row in batch] == [256]
-    batches = list(moments._batches(tiny_lm("llama"), iter(["x" * 600]), width=512, budget=0))
+    batches = list(second_moments._batches(tiny_lm("llama"), iter(["x" * 600]), width=512, budget=0))
     assert [len(row) for batch in batches for row in batch] == [512], "rotary positions are cut where they always were"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raysweep.studies.spreading import AHEAD, QUEUED, Helper, in_order
+from raysweep.studies.ordered_results import AHEAD, QUEUED, Helper, in_order
 
 STEPS = list(range(1, 41))
 

@@ -152,7 +152,7 @@ def test_display_lets_a_pass_get_on_together(tmp_path: Path) -> None:
 
 
 def test_trials_of_one_pass_wait_for_each_other() -> None:
-    from raysweep.tune.passes import InPasses
+    from raysweep.tune.trial_order import InPasses
 
     search = InPasses({"a1": "a", "a2": "a", "b": "b"})
     assert search.suggest("1") == {"trial": "a1"}

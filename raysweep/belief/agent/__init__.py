@@ -1,0 +1,1 @@
+"""The exact Bayesian agent that a model's beliefs are judged against."""

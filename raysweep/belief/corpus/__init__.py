@@ -1,0 +1,1 @@
+"""Sentences about facts, and the documents that a model is trained on."""

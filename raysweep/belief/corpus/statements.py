@@ -1,0 +1,269 @@
+"""A sentence and its evidence are one value (§4.1, §4.5): a statement renders to text and says what may be learnt from it.
+
+``WEIGHTS`` is the only table of evidence weights. The fractions come from two independent propositions with prior ½:
+P(A | A∨B) = ½ / ¾, P(A | ¬(A∧B)) = ¼ / ¾, and of the three rows that make "if A then B" true, A holds in one, B in two.
+
+Shapes: N statements, U distinct ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysweep.belief.corpus.evidence import Evidence, EvidenceTable, Triple, group
+from raysweep.belief.graph.graph import Floats, Ints, KnowledgeGraph
+from raysweep.errors import BeliefError
+
+
+class Kind(IntEnum):
+    """What a sentence says of its facts."""
+
+    ATOMIC = 0
+    TRUE_FALSE = 1
+    NOT = 2
+    OR = 3
+    AND = 4
+    IF = 5
+
+
+WEIGHTS: Mapping[tuple[Kind, bool | None], tuple[float, ...]] = {
+    (Kind.ATOMIC, None): (1.0,),
+    (Kind.TRUE_FALSE, True): (1.0,),
+    (Kind.TRUE_FALSE, False): (-1.0,),
+    (Kind.NOT, True): (-1.0,),
+    (Kind.NOT, False): (1.0,),
+    (Kind.OR, True): (2 / 3, 2 / 3),
+    (Kind.OR, False): (-1.0, -1.0),
+    (Kind.AND, True): (1.0, 1.0),
+    (Kind.AND, False): (1 / 3, 1 / 3),
+    (Kind.IF, True): (1 / 3, 2 / 3),
+    (Kind.IF, False): (1.0, -1.0),
+}
+_WORDS = {True: "true", False: "false"}
+# What stands before the first fact, between the two, and behind; by kind.
+_FRAMES = (("", "", ""), ('"', "", '" is'), ('"not ', "", '" is'), ('"', " or ", '" is'), ('"', " and ", '" is'),
+           ('"if ', " then ", '" is'))  # fmt: skip
+_UNLABELLED = -1
+
+
+def label_word(label: bool) -> str:
+    """Return the word a label is written as."""
+    return _WORDS[label]
+
+
+def read_label(word: str) -> bool:
+    """Return the label written as *word*.
+
+    Raises:
+        BeliefError: it is neither ``true`` nor ``false``.
+    """
+    for label, known in _WORDS.items():
+        if word == known:
+            return label
+    raise BeliefError(f"{word!r} is no label", hint="a label is 'true' or 'false'")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One sentence.
+
+    Attributes:
+        kind: what it says of its facts.
+        label: whether it says ``is true`` or ``is false``; None for an atomic sentence.
+        first: its fact; in OR, AND and IF the one written first.
+        second: the other fact of OR, AND and IF.
+        wording: which name of the relation an atomic sentence uses (0 = the relation's own).
+
+    Raises:
+        BeliefError: label or second fact do not fit the kind.
+    """
+
+    kind: Kind
+    label: bool | None
+    first: Triple
+    second: Triple | None = None
+    wording: int = 0
+
+    def __post_init__(self) -> None:
+        weights = WEIGHTS.get((self.kind, self.label))
+        if weights is None or (len(weights) == 2) != (self.second is not None):
+            raise BeliefError(f"no sentence of kind {self.kind.name} has label {self.label} and second {self.second}")
+
+    @property
+    def facts(self) -> tuple[Triple, ...]:
+        """The facts in the order in which they are written."""
+        return (self.first,) if self.second is None else (self.first, self.second)
+
+    def evidence(self) -> tuple[Evidence, ...]:
+        """Return what is learnt from it, one item per fact."""
+        weights = WEIGHTS[self.kind, self.label]
+        return tuple(Evidence(*fact, weight) for fact, weight in zip(self.facts, weights, strict=True))
+
+    def truth(self, first: bool, second: bool | None = None) -> bool:
+        """Return whether the quoted part is true if its facts are as given (an atomic sentence: its fact)."""
+        if self.kind in (Kind.ATOMIC, Kind.TRUE_FALSE):
+            return first
+        if self.kind is Kind.NOT:
+            return not first
+        if self.kind is Kind.OR:
+            return first or bool(second)
+        if self.kind is Kind.AND:
+            return first and bool(second)
+        return not first or bool(second)
+
+    def prompt(self, names: Namer) -> str:
+        """Return the sentence without its last word (atomic: without its object)."""
+        if self.kind is Kind.ATOMIC:
+            return names.asked(self.first, self.wording)
+        head, middle, tail = _FRAMES[self.kind]
+        return f"{head}{names.atomic(self.first)}{middle}{names.atomic(self.second) if self.second else ''}{tail}"
+
+    def text(self, names: Namer) -> str:
+        """Return the whole sentence."""
+        if self.label is None:
+            return names.atomic(self.first, self.wording)
+        return f"{self.prompt(names)} {_WORDS[self.label]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Namer:
+    """Names of facts, with the wordings of relations and with novel subjects behind the graph's own."""
+
+    graph: KnowledgeGraph
+    novel: tuple[str, ...] = ()
+
+    @cached_property
+    def subjects(self) -> tuple[str, ...]:
+        """The graph's subjects, then the novel ones."""
+        return self.graph.subjects + self.novel
+
+    def relation(self, relation: int, wording: int = 0) -> str:
+        """Return the relation's name, or its *wording*-th other one."""
+        return self.graph.wordings[relation][wording - 1] if wording else self.graph.relations[relation]
+
+    def asked(self, fact: Sequence[int], wording: int = 0) -> str:
+        """Return subject and relation, joined by a space."""
+        return f"{self.subjects[fact[0]]} {self.relation(fact[1], wording)}"
+
+    def atomic(self, fact: Sequence[int], wording: int = 0) -> str:
+        """Return the three names, joined by single spaces."""
+        return f"{self.asked(fact, wording)} {self.graph.objects[fact[2]]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Statements:
+    """Statements as columns, grouped by the subject they were written for.
+
+    Attributes:
+        owner: int32 [N]: that subject; never falls.
+        kind: int8 [N].
+        label: int8 [N]: 1, 0, or −1 for none.
+        wording: int16 [N].
+        first: int32 [N, 3].
+        second: int32 [N, 3], −1 where there is none.
+    """
+
+    owner: NDArray[np.int32]
+    kind: NDArray[np.int8]
+    label: NDArray[np.int8]
+    wording: NDArray[np.int16]
+    first: NDArray[np.int32]
+    second: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def __getitem__(self, index: int) -> Statement:
+        second = tuple(self.second[index].tolist())
+        return Statement(
+            kind=Kind(int(self.kind[index])),
+            label=None if self.label[index] < 0 else bool(self.label[index]),
+            first=Triple(*self.first[index].tolist()),
+            second=None if second[0] < 0 else Triple(*second),
+            wording=int(self.wording[index]),
+        )
+
+    def texts(self, names: Namer, start: int = 0, stop: int | None = None) -> list[str]:
+        """Return the sentences *start* to *stop*."""
+        part = slice(start, stop)
+        rows = zip(
+            self.kind[part].tolist(),
+            self.label[part].tolist(),
+            self.wording[part].tolist(),
+            self.first[part].tolist(),
+            self.second[part].tolist(),
+            strict=True,
+        )
+        return list(_rendered(rows, names))
+
+    def answers(self, names: Namer, start: int = 0, stop: int | None = None) -> list[int]:
+        """Return how many characters at the end of each sentence answer its prompt: the object, or the label."""
+        objects = names.graph.objects
+        part = slice(start, stop)
+        rows = zip(self.label[part].tolist(), self.first[part, 2].tolist(), strict=True)
+        return [len(objects[obj]) if label < 0 else len(_WORDS[bool(label)]) for label, obj in rows]
+
+    def evidence(self, relations: int, objects: int, times: Ints | None = None) -> EvidenceTable:
+        """Return the evidence of all statements, equal items grouped.
+
+        Args:
+            relations: R.
+            objects: K.
+            times: int64 [N], how often each statement counts (0 = not at all); once if None.
+        """
+        weights = np.zeros((len(Kind), 3, 2), dtype=np.float64)
+        for (kind, label), own in WEIGHTS.items():
+            weights[kind, (_UNLABELLED if label is None else int(label)) + 1, : len(own)] = own
+        own_weights: Floats = weights[self.kind, self.label.astype(np.int64) + 1]
+        count = np.ones(len(self), dtype=np.int64) if times is None else times
+        keep, both = count > 0, (count > 0) & (self.second[:, 0] >= 0)
+        facts = np.concatenate([self.first[keep], self.second[both]]).astype(np.int64)
+        weight = np.concatenate([own_weights[keep, 0], own_weights[both, 1]])
+        return group(facts[:, 0], facts[:, 1], facts[:, 2], weight, np.concatenate([count[keep], count[both]]))
+
+    def keys(self, relations: int, objects: int) -> Ints:
+        """Return int64 [U, 3], the distinct statements as sorted rows of :func:`key_of`."""
+        rows = np.empty((len(self), 3), dtype=np.int64)
+        for column, facts in enumerate((self.first.astype(np.int64), self.second.astype(np.int64))):
+            number = (facts[:, 0] * relations + facts[:, 1]) * objects + facts[:, 2]
+            rows[:, column] = np.where(facts[:, 0] < 0, -1, number)
+        rows[:, 2] = (self.wording.astype(np.int64) * 3 + self.label + 1) * len(Kind) + self.kind
+        rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
+        new = np.ones(len(rows), dtype=np.bool_)
+        new[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+        return np.asarray(rows[new])
+
+
+def key_of(statement: Statement, relations: int, objects: int) -> tuple[int, int, int]:
+    """Return three numbers that tell statements apart: first fact, second fact (−1 if there is none), the rest."""
+    first, second = ((f.subject * relations + f.relation) * objects + f.object if f else -1
+                     for f in (statement.first, statement.second))  # fmt: skip
+    label = _UNLABELLED if statement.label is None else int(statement.label)
+    return first, second, (statement.wording * 3 + label + 1) * len(Kind) + statement.kind
+
+
+def _rendered(rows: Iterable[tuple[int, int, int, list[int], list[int]]], names: Namer) -> Iterator[str]:
+    for kind, label, wording, first, second in rows:
+        head, middle, tail = _FRAMES[kind]
+        other = names.atomic(second) if second[0] >= 0 else ""
+        end = "" if label < 0 else " true" if label else " false"
+        yield f"{head}{names.atomic(first, wording)}{middle}{other}{tail}{end}"
+
+
+def columns(statements: Sequence[Statement]) -> Statements:
+    """Return statements as columns, each owned by the subject of its first fact, in the order given."""
+    none = (-1, -1, -1)
+    return Statements(
+        owner=np.array([s.first.subject for s in statements], dtype=np.int32),
+        kind=np.array([s.kind for s in statements], dtype=np.int8),
+        label=np.array([_UNLABELLED if s.label is None else int(s.label) for s in statements], dtype=np.int8),
+        wording=np.array([s.wording for s in statements], dtype=np.int16),
+        first=np.array([s.first for s in statements], dtype=np.int32).reshape(-1, 3),
+        second=np.array([s.second or none for s in statements], dtype=np.int32).reshape(-1, 3),
+    )

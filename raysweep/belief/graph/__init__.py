@@ -1,0 +1,1 @@
+"""Facts: where they come from, how they depend on each other, how they are kept."""

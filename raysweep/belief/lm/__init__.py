@@ -1,0 +1,1 @@
+"""The small language model of the testbed: its tokenizer, its training, its answers."""

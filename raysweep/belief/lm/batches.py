@@ -1,0 +1,216 @@
+"""Which documents make up which training step: a pure function of lengths, spec and seed (§7.3, §7.5).
+
+Shapes: D documents, B documents of one batch, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysweep.belief.corpus.writer import Document
+from raysweep.belief.graph.graph import Ints
+from raysweep.errors import BeliefError
+from raysweep.seeds import derive
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_READ = 8192
+_POOL = 50  # batches that are sorted by length together
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Documents as ids, one after the other, without begin and end.
+
+    Attributes:
+        ids: int32, all tokens.
+        starts: int64 [D + 1]: document d is ``ids[starts[d]:starts[d + 1]]``.
+        sentences: int64 [D]: sentences of each document.
+        answers: bool, of each token: it belongs to what a sentence answers, its object or its label.
+    """
+
+    ids: NDArray[np.int32]
+    starts: Ints
+    sentences: Ints
+    answers: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    @property
+    def lengths(self) -> Ints:
+        """int64 [D]: tokens of each document; what the budget counts."""
+        return np.diff(self.starts)
+
+
+def encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast) -> Encoded:
+    """Return *documents* as ids.
+
+    Raises:
+        BeliefError: there is none, or one has no token.
+    """
+    pieces: list[NDArray[np.int32]] = []
+    lengths: list[int] = []
+    sentences: list[int] = []
+    answers: list[bool] = []
+    source = iter(documents)
+    while part := list(itertools.islice(source, _READ)):
+        found = tokenizer.backend_tokenizer.encode_batch([d.text for d in part], add_special_tokens=False)
+        pieces.append(np.array([i for e in found for i in e.ids], dtype=np.int32))
+        lengths += [len(e.ids) for e in found]
+        sentences += [d.sentences for d in part]
+        for document, encoding in zip(part, found, strict=True):
+            answers += _answering(encoding.offsets, document.answers)
+    if not lengths or not min(lengths):
+        raise BeliefError("a corpus without documents, or with an empty one", hint="raise num_atomic_facts")
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Encoded(
+        np.concatenate(pieces), starts, np.array(sentences, dtype=np.int64), np.array(answers, dtype=np.bool_)
+    )
+
+
+def _answering(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Say of each token whether it overlaps a span; both rise."""
+    found = []
+    at = 0
+    for start, stop in offsets:
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        found.append(at < len(spans) and spans[at][0] < stop)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step: its epoch, its number within the epoch, and the documents of each of its batches."""
+
+    epoch: int
+    number: int
+    batches: tuple[Ints, ...]
+
+
+def steps_of(epoch: int, lengths: Ints, *, batch: int, accumulation: int, bucketed: bool, seed: int) -> Iterator[Step]:
+    """Yield the steps of one epoch; the last may be smaller.
+
+    Args:
+        epoch: from 0; each has its own order.
+        lengths: int64 [D].
+        batch: documents per batch.
+        accumulation: batches per step.
+        bucketed: sort pools of some batches by length, so that little is padded; the batches of a pool are shuffled.
+        seed: root of the order.
+    """
+    rng = np.random.default_rng(derive(seed, "pretrain", "order", epoch))
+    order = rng.permutation(len(lengths))
+    if bucketed:
+        order = _bucketed(order, lengths, batch, rng)
+    batches = [order[i : i + batch] for i in range(0, len(order), batch)]
+    for number, start in enumerate(range(0, len(batches), accumulation)):
+        yield Step(epoch, number, tuple(batches[start : start + accumulation]))
+
+
+def _bucketed(order: Ints, lengths: Ints, batch: int, rng: np.random.Generator) -> Ints:
+    full = len(order) // batch * batch
+    parts: list[Ints] = []
+    for start in range(0, full, batch * _POOL):
+        pool = order[start : min(start + batch * _POOL, full)]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        parts.append(rng.permutation(pool.reshape(-1, batch)).reshape(-1))
+    return np.concatenate([*parts, order[full:]])
+
+
+def every_step(
+    lengths: Ints, tokens: int, *, batch: int, accumulation: int, bucketed: bool, seed: int
+) -> Iterator[tuple[Step, int]]:
+    """Yield steps, each with the tokens seen after it, until *tokens* are reached (rulings F3, F7)."""
+    seen = 0
+    for epoch in itertools.count():
+        for step in steps_of(epoch, lengths, batch=batch, accumulation=accumulation, bucketed=bucketed, seed=seed):
+            seen += sum(int(lengths[own].sum()) for own in step.batches)
+            yield step, seen
+            if seen >= tokens:
+                return
+
+
+def rows_of(encoded: Encoded, chosen: Sequence[int] | Ints, bos: int, eos: int) -> list[NDArray[np.int32]]:
+    """Return begin, document, end for each chosen document."""
+    head, tail = np.array([bos], dtype=np.int32), np.array([eos], dtype=np.int32)
+    return [
+        np.concatenate([head, encoded.ids[encoded.starts[d] : encoded.starts[d + 1]], tail]) for d in map(int, chosen)
+    ]
+
+
+def weights_of(encoded: Encoded, chosen: Sequence[int] | Ints, text: float) -> list[NDArray[np.float32]]:
+    """Return the weight of each token of :func:`rows_of` in the loss: 0 for the begin, 1 for answers and the end, else *text*."""
+    rows = []
+    for d in map(int, chosen):
+        own = encoded.answers[encoded.starts[d] : encoded.starts[d + 1]]
+        inner = np.where(own, 1.0, text)
+        rows.append(np.concatenate([[0.0], inner, [1.0]]).astype(np.float32))
+    return rows
+
+
+def padded(
+    rows: Sequence[NDArray[np.int32]], pad: int, *, left: bool, extension: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ids and mask (1 = a real token), int64 [B, T + extension].
+
+    Args:
+        rows: ids of each row.
+        pad: id that fills up.
+        left: pad before the row, else behind.
+        extension: columns beyond the longest row.
+    """
+    width = max(len(row) for row in rows) + extension
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=np.int64)
+    for i, row in enumerate(rows):
+        part = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, part], mask[i, part] = row, 1
+    return ids, mask
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Documents laid one after the other into rows.
+
+    Attributes:
+        ids: int64 [R, W].
+        segments: int64 [R, W]: which document a token is of, from 1; 0 = padding.
+        positions: int64 [R, W], from 0 in each document.
+        weights: fp32 [R, W], of each token in the loss.
+    """
+
+    ids: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+def packed(rows: Sequence[NDArray[np.int32]], weights: Sequence[NDArray[np.float32]], pad: int, width: int) -> Packed:
+    """Lay *rows* in their order into rows of *width* tokens, or of the longest one's; one that does not fit begins a new row."""
+    width = max(width, *(len(row) for row in rows))
+    places, at, line = [], width, -1
+    for row in rows:
+        if at + len(row) > width:
+            at, line = 0, line + 1
+        places.append((line, slice(at, at + len(row))))
+        at += len(row)
+    shape = (line + 1, width)
+    found = Packed(
+        np.full(shape, pad, dtype=np.int64),
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(shape, dtype=np.int64),
+        np.zeros(shape, dtype=np.float32),
+    )
+    for number, (place, row, weight) in enumerate(zip(places, rows, weights, strict=True), start=1):
+        found.ids[place], found.segments[place], found.weights[place] = row, number, weight
+        found.positions[place] = np.arange(len(row))
+    return found

@@ -1,0 +1,100 @@
+"""Tokenizers of the belief models: one token per word of the graph's names (§12.1), or the ids of a ``tokenizer.json`` (§7.2)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raysweep.belief.graph.graph import KnowledgeGraph
+from raysweep.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+_PIECE = r"\w+|[^\w\s]"
+_FRAME = 'is true false not and or if then " .'
+
+
+def words_of(graph: KnowledgeGraph) -> list[str]:
+    """Return every word and mark that a sentence about *graph* can hold, sorted."""
+    names = (*graph.subjects, *graph.relations, *graph.objects, *(w for own in graph.wordings for w in own), _FRAME)
+    return sorted({piece for name in names for piece in re.findall(_PIECE, name)})
+
+
+def word_tokenizer(graph: KnowledgeGraph) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per word: pad, begin, end and unknown are ids 0 to 3; a text gets its begin.
+
+    Raises:
+        SpecError: a name of the graph holds nothing but white space.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    names = (*graph.subjects, *graph.relations, *graph.objects)
+    if not all(name.split() for name in names):
+        raise SpecError("a name of the graph is empty", hint="mend the graph's files")
+    table = {token: i for i, token in enumerate([PAD, BOS, EOS, UNK, *words_of(graph)])}
+    core = Tokenizer(models.WordLevel(table, unk_token=UNK))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="removed", invert=True)
+    return _wrapped(core, PAD)
+
+
+def tokenizer_file(path: Path) -> Path:
+    """Return the ``tokenizer.json`` that *path* is, or that lies in it.
+
+    Raises:
+        DataError: there is none.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"tokenizer '{file}' does not exist",
+            hint=f"give 'words', or a tokenizer.json or its folder; the published one is mistralai/Mistral-7B-v0.1's "
+            f"tokenizer.json, from its hub page: put it at {file}",
+        )
+    return file
+
+
+def file_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a ``tokenizer.json`` (or of a folder with one) that has ``<s>``, ``</s>`` and ``<unk>``.
+
+    Padding is ``<unk>``, as published (Mistral's has no pad token).
+
+    Raises:
+        DataError: the file is missing or has no such tokens.
+    """
+    from tokenizers import Tokenizer
+
+    file = tokenizer_file(path)
+    core = Tokenizer.from_file(str(file))
+    lost = [token for token in (BOS, EOS, UNK) if core.token_to_id(token) is None]
+    if lost:
+        raise DataError(f"{file} lacks the tokens {', '.join(lost)}", hint="give a Llama or Mistral tokenizer")
+    return _wrapped(core, UNK)
+
+
+def from_json(text: str, pad: str) -> PreTrainedTokenizerFast:
+    """Return the tokenizer whose core was written as *text*, padding with *pad*."""
+    from tokenizers import Tokenizer
+
+    return _wrapped(Tokenizer.from_str(text), pad)
+
+
+def _wrapped(core: object, pad: str) -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    assert isinstance(core, Tokenizer)
+    begin = (BOS, core.token_to_id(BOS))
+    core.post_processor = TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[begin])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        pad_token=pad,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )

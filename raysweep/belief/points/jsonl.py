@@ -1,0 +1,105 @@
+"""Evaluation points as JSON lines (``points/2``): one point per line, numbers that are not defined are null.
+
+A target is a list in the order of ``Target``'s fields; facts and objects are indices into the graph's tables, with the names
+beside them where a reader needs them. Lines of ``points/1`` are read too; they say nothing of the claims A and B.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from raysweep.belief.agent.claims import Claim
+from raysweep.belief.corpus.evidence import Triple
+from raysweep.belief.points.build import EvalPoint, Flags, Question, Request, Target, Update, Watched
+from raysweep.errors import DataError
+
+SCHEMA = "points/2"
+_READ = ("points/1", SCHEMA)
+
+
+def to_line(point: EvalPoint) -> str:
+    """Return *point* as one line of JSON."""
+    data: dict[str, Any] = {
+        "schema": SCHEMA,
+        "id": point.id,
+        "fact": point.fact,
+        "names": point.names,
+        "known": point.known,
+        "has_relevant_property": point.has_relevant_property,
+        "targets": point.targets,
+        "questions": {name: asdict(question) for name, question in point.questions.items()},
+        "sentences": point.sentences,
+        "claims": {name: asdict(claim) for name, claim in point.claims.items()},
+    }
+    if point.request and point.watched and point.flags:
+        data["request"] = asdict(point.request)
+        data["watched"] = {
+            name: {"fact": w.fact, "objects": w.objects, "targets": w.targets} for name, w in point.watched.items()
+        }
+        data["flags"] = asdict(point.flags)
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
+def from_line(line: str) -> EvalPoint:
+    """Return the point written as *line*.
+
+    Raises:
+        DataError: the line is no point of this schema.
+    """
+    try:
+        data: Mapping[str, Any] = json.loads(line)
+        if data["schema"] not in _READ:
+            raise DataError(
+                f"evaluation points of schema {data['schema']!r}, expected {SCHEMA!r}", hint="build them again"
+            )
+        edited = "request" in data
+        return EvalPoint(
+            id=data["id"],
+            fact=Triple(*data["fact"]),
+            names=tuple(data["names"]),
+            known=data["known"],
+            has_relevant_property=data["has_relevant_property"],
+            targets=Target(*data["targets"]),
+            questions={name: Question(**own) for name, own in data["questions"].items()},
+            sentences=tuple(data["sentences"]),
+            request=_request(data["request"]) if edited else None,
+            watched={name: _watched(own) for name, own in data["watched"].items()} if edited else None,
+            flags=Flags(**data["flags"]) if edited else None,
+            claims={name: _claim(own) for name, own in data.get("claims", {}).items()},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"not an evaluation point: {line[:60]!r}", hint=f"build them again ({error})") from error
+
+
+def _claim(data: Mapping[str, Any]) -> Claim:
+    return Claim(Triple(*data["fact"]), data["truth"], data["beliefs"])
+
+
+def _request(data: Mapping[str, Any]) -> Request:
+    updates = {state: Update(**own) for state, own in data["updates"].items()}
+    return Request(data["object"], data["reinforces"], updates)
+
+
+def _watched(data: Mapping[str, Any]) -> Watched:
+    targets = {s: {name: Target(*own) for name, own in roles.items()} for s, roles in data["targets"].items()}
+    return Watched(Triple(*data["fact"]), data["objects"], targets)
+
+
+def read_points(path: Path) -> Iterator[EvalPoint]:
+    """Yield the points of a file.
+
+    Raises:
+        DataError: it is missing, or a line is no point.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist", hint="raysweep belief points writes it")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield from_line(line)
+            except DataError as error:
+                raise DataError(f"{path}:{number}: {error.message}", hint=error.hint) from error

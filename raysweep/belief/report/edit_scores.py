@@ -1,0 +1,231 @@
+"""What edits come to: each point before and after its edit (§9.4), and the published tables (§9.6), deltas from raw values (G2)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from raysweep.belief.lm.asking import Reply, Scoring, coherence, scorings
+from raysweep.belief.parity import ParitySpec
+from raysweep.belief.points.build import MODAL, OBJECTS, ORIGINAL, REQUESTED, SAME_OTHER, SAME_SAME, WATCHED, EvalPoint
+from raysweep.belief.report.metrics import edit_coherence, is_new_request
+from raysweep.errors import BeliefError
+from raysweep.summarize import Estimate, pooled
+
+Place = tuple[str, int]
+"""Which point, and which of an arm's trials it was asked in: points are the same in each, so they count once (``pooled``)."""
+
+Numbers = Mapping[str, float]
+"""``req_prob``, ``{watched}_acc``, ``{watched}_coherence`` and the logical errors, those that are defined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One edited point.
+
+    Attributes:
+        point: its id.
+        place: which point of the arm it is, in which of its trials.
+        before, after: the numbers of the unedited and of the edited model.
+        new_request: the unedited model did not answer with the requested object.
+        correct: it answered with the true object.
+        reinforces: the true object is requested.
+        implies: the agent's downstream answer changes.
+    """
+
+    point: int
+    place: Place
+    before: Numbers
+    after: Numbers
+    new_request: bool
+    correct: bool
+    reinforces: bool
+    implies: bool
+
+
+GROUPS: Mapping[str, Callable[[Scored], bool]] = {
+    "all": lambda s: True,
+    "updating": lambda s: s.new_request,
+    "no implications": lambda s: not s.implies,
+    "implications": lambda s: s.implies,
+    "updating without implications": lambda s: s.new_request and not s.implies,
+    "updating with implications": lambda s: s.new_request and s.implies,
+    "breaking": lambda s: s.new_request and s.correct and not s.reinforces,
+    "fixing": lambda s: s.new_request and not s.correct and s.reinforces,
+}
+"""Which points a table is about. The published "implications" are not restricted to new requests; the intersection is ours (G1)."""
+
+MAIN = ("updating", "implications", "fixing")
+
+
+def score(
+    points: Sequence[EvalPoint],
+    before: Sequence[Mapping[str, Reply]],
+    after: Sequence[Mapping[str, Reply]],
+    *,
+    parity: ParitySpec | None = None,
+    batch: int = 0,
+    scoring: Sequence[Scoring] | None = None,
+) -> list[Scored]:
+    """Return each point's scores.
+
+    Args:
+        points: with edits.
+        before: the unedited model's replies, by question, one mapping per point.
+        after: the edited model's.
+        parity: published metrics (§9.3).
+        batch: points per batch, for ``labels_of_first_point``.
+        scoring: how each point is scored, instead of what *parity* and *batch* say.
+
+    Raises:
+        BeliefError: a point has no edit, or numbers of replies differ.
+    """
+    if not len(points) == len(before) == len(after):
+        raise BeliefError(f"{len(points)} points, {len(before)} replies before and {len(after)} after")
+    how = scorings(points, parity, batch) if scoring is None else scoring
+    sides = [_side(points, replies, edited, how) for replies, edited in ((before, False), (after, True))]
+    found = []
+    where = places(points)
+    for i, (point, first) in enumerate(zip(points, before, strict=True)):
+        if point.request is None or point.flags is None:
+            raise BeliefError(f"point {point.id} has no edit", hint="points.editing: true")
+        found.append(
+            Scored(
+                point=point.id,
+                place=where[i],
+                before=sides[0][i],
+                after=sides[1][i],
+                new_request=is_new_request(first["new_fact_case"].output, point.questions["new_fact_case"].target),
+                correct=first[f"editing_{SAME_SAME}_{ORIGINAL}"].correct,
+                reinforces=point.request.reinforces,
+                implies=point.flags.downstream_answer_changes,
+            )
+        )
+    return found
+
+
+def _side(
+    points: Sequence[EvalPoint],
+    replies: Sequence[Mapping[str, Reply]],
+    edited: bool,
+    scoring: Sequence[Scoring],
+) -> list[dict[str, float]]:
+    """Return the numbers before an edit (against the original objects) or after it (requested and new modal ones)."""
+    sides: list[dict[str, float]] = []
+    for point, own in zip(points, replies, strict=True):
+        numbers = {"req_prob": own[f"editing_{SAME_SAME}_{REQUESTED}"].probability}
+        for name in WATCHED:
+            role = (REQUESTED if name == SAME_SAME else MODAL) if edited else ORIGINAL
+            numbers[f"{name}_acc"] = float(own[f"editing_{name}_{role}"].correct)
+            distance = edit_coherence(point, name, {o: own[f"editing_{name}_{o}"].probability for o in OBJECTS})
+            key = {ORIGINAL: "coherence_orig", REQUESTED: "coherence_requested", MODAL: "coherence_new_modal"}[role]
+            numbers[f"{name}_coherence"] = distance[key]
+        sides.append(numbers)
+    rows = [i for i, own in enumerate(replies) if {"A_TF_case", "B_TF_case", "A_sentence"} <= own.keys()]
+    for error, values in coherence(points, replies, scoring=scoring).items():
+        for i, value in zip(rows, values.tolist(), strict=True):
+            sides[i][error] = value
+    return sides
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Means over the *n* points of one group, at one time (``pre-edit``, ``post-edit`` or ``delta``)."""
+
+    group: str
+    time: str
+    n: int
+    values: Mapping[str, Estimate]
+
+
+def table(scored: Sequence[Scored], groups: Sequence[str] = tuple(GROUPS)) -> list[Line]:
+    """Return three lines for each group that has points: before, after, and after − before, point by point.
+
+    Raises:
+        BeliefError: there is no group of that name.
+    """
+    lines = []
+    for group in groups:
+        if group not in GROUPS:
+            raise BeliefError(f"no group '{group}'", hint=f"one of {', '.join(GROUPS)}")
+        own = [s for s in scored if GROUPS[group](s)]
+        if not own:
+            continue
+        times: dict[str, list[Numbers]] = {
+            "pre-edit": [s.before for s in own],
+            "post-edit": [s.after for s in own],
+            "delta": [{n: s.after[n] - v for n, v in s.before.items() if n in s.after} for s in own],
+        }
+        where = [s.place for s in own]
+        lines += [
+            Line(group, time, len(own), means(rows, where, difference=time == "delta")) for time, rows in times.items()
+        ]
+    return lines
+
+
+def places(points: Sequence[EvalPoint]) -> list[Place]:
+    """Return the place of each of an arm's *points*, which come trial by trial: the nth time a point comes is its nth trial."""
+    seen = Counter[str]()
+    found = []
+    for point in points:
+        found.append((str(point.id), seen[str(point.id)]))
+        seen[str(point.id)] += 1
+    return found
+
+
+def means(rows: Sequence[Numbers], where: Sequence[Place], *, difference: bool = False) -> dict[str, Estimate]:
+    """Return the mean of each number over the rows that have it, with its 95 % interval.
+
+    Args:
+        rows: numbers in [0, 1], or paired differences of such numbers.
+        where: the place of each row.
+        difference: they are differences.
+    """
+    found = {}
+    for name in dict.fromkeys(n for row in rows for n in row):
+        by_trial: dict[int, dict[str, float]] = {}
+        for row, (point, trial) in zip(rows, where, strict=True):
+            if name in row:
+                by_trial.setdefault(trial, {})[point] = row[name]
+        count = sum(map(len, by_trial.values()))
+        found[name] = replace(pooled(list(by_trial.values()), difference=difference), n=count)
+    return found
+
+
+def fates(
+    points: Sequence[EvalPoint], before: Sequence[Mapping[str, Reply]], after: Sequence[Mapping[str, Reply]]
+) -> dict[str, Estimate]:
+    """Return what became of the downstream answer where the agent changes it: "wrong" hides different failures (§12.3).
+
+    ``known``: the old answer before the edit. After it: ``new`` answer, ``old`` answer kept, ``leak`` (the object requested
+    upstream is given as the downstream answer), ``other``.
+    """
+    rows: list[Numbers] = []
+    where = []
+    for place, point, first, last in zip(places(points), points, before, after, strict=True):
+        if point.flags is None or not point.flags.downstream_answer_changes:
+            continue
+        roles = {"new": MODAL, "old": ORIGINAL, "leak": REQUESTED}
+        said = {name: float(last[f"editing_{SAME_OTHER}_{role}"].correct) for name, role in roles.items()}
+        known = float(first[f"editing_{SAME_OTHER}_{ORIGINAL}"].correct)
+        rows.append({"known": known, **said, "other": float(not any(said.values()))})
+        where.append(place)
+    return means(rows, where)
+
+
+def flags(scored: Sequence[Scored], points: Sequence[EvalPoint]) -> list[tuple[str, str, dict[str, Estimate]]]:
+    """Return, by whether the model was right and whether the request reinforces, the means of the points' flags (§9.6)."""
+    found = []
+    for correct in (True, False):
+        for reinforces in (True, False):
+            chosen = [
+                (s.place, asdict(p.flags))
+                for s, p in zip(scored, points, strict=True)
+                if p.flags is not None and (s.correct, s.reinforces) == (correct, reinforces)
+            ]
+            rows: list[Numbers] = [{n: float(v) for n, v in flags.items()} for _, flags in chosen]
+            if rows:
+                what = ("right" if correct else "wrong", "reinforcing" if reinforces else "counterfactual")
+                found.append((*what, means(rows, [place for place, _ in chosen])))
+    return found

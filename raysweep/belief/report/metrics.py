@@ -1,0 +1,217 @@
+"""How well a model's answers and probabilities fit the truth, the agent, and each other (§9); plain arrays, no model.
+
+Shapes: N points. Probabilities are fp64; NaN (or None) marks a target that is not defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from raysweep.belief.corpus.statements import read_label
+from raysweep.belief.graph.graph import Bools, Floats
+from raysweep.belief.parity import ParitySpec
+from raysweep.belief.points.build import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint, Target
+from raysweep.errors import BeliefError
+
+PROBABILITIES = Target._fields[:7]
+"""The seven targets of probabilistic coherence."""
+
+
+# ------------------------------------------------------------------------------------------ generative accuracy
+
+
+def plain(text: str) -> str:
+    """Return *text* in lower case, without outer white space and without any full stop (§9.1)."""
+    return text.lower().strip().replace(".", "")
+
+
+def answers(output: str, label: str) -> bool:
+    """Say whether a generated *output* (prompt removed) contains *label*: the published, lenient accuracy.
+
+    >>> answers(" Southland and more", "southland")
+    True
+    """
+    return plain(label) in plain(output)
+
+
+def answers_exactly(output: str, label: str) -> bool:
+    """Say whether *output* up to its first full stop is *label* (ruling C3).
+
+    >>> answers_exactly(" Southland. Ada", "Southland"), answers_exactly("Southland and more", "Southland")
+    (True, False)
+    """
+    return output.partition(".")[0].strip().lower() == label.strip().lower()
+
+
+def is_new_request(output: str, requested: str) -> bool:
+    """Say whether the unedited *output* lacks the requested object, parentheses left out of account (ruling G7)."""
+    bare = str.maketrans("", "", "()")
+    return plain(requested.translate(bare)) not in plain(output.translate(bare))
+
+
+# --------------------------------------------------------------------------------------- probabilistic coherence
+
+
+def probabilistic_errors(model: Floats, targets: Sequence[Target]) -> dict[str, Floats]:
+    """Return model − target, signed, for each of the seven targets; NaN where a target is not defined (§9.2).
+
+    Args:
+        model: the model's probability of each point's true object, [N].
+        targets: what is to be believed of it.
+    """
+    if len(model) != len(targets):
+        raise BeliefError(f"{len(model)} probabilities for {len(targets)} points")
+    found = {}
+    for i, name in enumerate(PROBABILITIES):
+        wanted = np.array([np.nan if t[i] is None else t[i] for t in targets], dtype=np.float64)
+        found[name] = model - wanted
+    return found
+
+
+def mean_absolute(errors: Floats) -> float | None:
+    """Return the mean of \\|errors\\|, NaN left out; None if nothing is left (ruling C6)."""
+    kept = np.abs(errors[~np.isnan(errors)])
+    return float(kept.mean()) if len(kept) else None
+
+
+# --------------------------------------------------------------------------------------------- logical coherence
+
+
+def truth_probability(label_probability: Floats, label: Bools) -> Floats:
+    """Return p("true") from the probability of each point's label: p, or 1 − p where the label is ``false``."""
+    return np.where(label, label_probability, 1 - label_probability)
+
+
+def labels_of(words: Sequence[str]) -> Bools:
+    """Return label words as booleans.
+
+    Raises:
+        BeliefError: one is neither ``true`` nor ``false``.
+    """
+    return np.array([read_label(word) for word in words], dtype=np.bool_)
+
+
+def logical_errors(
+    object_probability: Floats,
+    label_probability: Mapping[str, Floats],
+    labels: Mapping[str, Bools],
+    *,
+    parity: ParitySpec | None = None,
+    batch: int = 0,
+) -> dict[str, Floats]:
+    """Return the absolute errors of logical coherence for the cases at hand (§9.3); 0 is coherent.
+
+    ==================  ==========================================================================
+    ``TF_coherence``    | p(object of A | S R) − pT(A) |
+    ``negation``        | pT(A) − (1 − pT(¬A)) |
+    ``commutation``     | pT(B∧A) − pT(A∧B) |
+    ``multiplication``  | pT(A∧B) − pT(A) pT(B) |, independence assumed
+    ``disjunction``     | pT(A∨B) − (pT(A) + pT(B) − pT(A) pT(B)) |, independence assumed
+    ``implication``     | pT(A→B) − (1 − pT(A) + pT(A) pT(B)) |, independence assumed; not published
+    ==================  ==========================================================================
+
+    Args:
+        object_probability: p(object of A | S R), [N].
+        label_probability: by case name (``A_TF_case`` …), the probability of the case's label, [N].
+        labels: by case name, whether the label is ``true``, [N].
+        parity: ``mult_label_prob`` and ``labels_of_first_point`` score as published.
+        batch: points per batch; needed for ``labels_of_first_point`` only.
+
+    Raises:
+        BeliefError: there are no true/false cases, lengths differ, or parity needs a batch size.
+    """
+    parity = parity or ParitySpec()
+    if not {"A_TF_case", "B_TF_case"} <= label_probability.keys():
+        raise BeliefError("logical coherence needs the cases A_TF_case and B_TF_case", hint="corpus.true_false: true")
+    count = len(object_probability)
+    for case, values in label_probability.items():
+        if case not in labels or not len(values) == len(labels[case]) == count:
+            raise BeliefError(
+                f"case {case}: {len(values)} probabilities, {len(labels.get(case, ()))} labels, {count} points"
+            )
+    order = np.arange(count)
+    if parity.labels_of_first_point:
+        if batch < 1:
+            raise BeliefError("labels_of_first_point needs the batch size")
+        order = order // batch * batch
+    p = {case: truth_probability(values, labels[case][order]) for case, values in label_probability.items()}
+    a, b = p["A_TF_case"], p["B_TF_case"]
+    found = {"TF_coherence": np.abs(object_probability - a)}
+    if "not_A_case" in p:
+        found["negation"] = np.abs(a - (1 - p["not_A_case"]))
+    if "A_and_B_case" in p:
+        factor = label_probability["A_TF_case"] if parity.mult_label_prob else a
+        found["multiplication"] = np.abs(p["A_and_B_case"] - factor * b)
+        if "B_and_A_case" in p:
+            found["commutation"] = np.abs(p["B_and_A_case"] - p["A_and_B_case"])
+    if "A_or_B_case" in p:
+        found["disjunction"] = np.abs(p["A_or_B_case"] - (a + b - a * b))
+    if "if_A_then_B_case" in p:
+        found["implication"] = np.abs(p["if_A_then_B_case"] - (1 - a + a * b))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- edits
+
+
+def believed(target: Target) -> float:
+    """Return the marginal posterior, or the pair posterior where there is no parent (§9.4)."""
+    marginal = target.posterior_prob_marginalized
+    return target.posterior_prob_o_given_s_r if marginal is None else marginal
+
+
+def edit_targets(point: EvalPoint) -> dict[str, tuple[float, float]]:
+    """Return, for each watched fact, what the model should believe before and after the edit (§9.4).
+
+    Before: of the original object. After: of the requested object by the pair posterior for the edited fact (the marginal would
+    dilute it, ruling B5), of the new modal object for the others.
+
+    Raises:
+        BeliefError: the point has no edit.
+    """
+    if point.watched is None:
+        raise BeliefError(f"point {point.id} has no edit", hint="points.editing: true")
+    found = {}
+    for name, watch in point.watched.items():
+        after = watch.targets["target"]
+        edited = after[REQUESTED].posterior_prob_o_given_s_r
+        found[name] = (
+            believed(watch.targets["pre"][ORIGINAL]),
+            edited if name == SAME_SAME else believed(after[MODAL]),
+        )
+    return found
+
+
+def edit_coherence(point: EvalPoint, name: str, probability: Mapping[str, float]) -> dict[str, float]:
+    """Return the distances of §9.4 for one watched fact.
+
+    Args:
+        point: with an edit.
+        name: of the watched fact.
+        probability: the model's, by name of the object (``orig_GT_obj``, ``requested_obj``, ``new_modal_obj``).
+
+    Returns:
+        ``coherence_new_modal``, ``coherence_requested`` and ``coherence_orig``.
+    """
+    before, after = edit_targets(point)[name]
+    return {
+        "coherence_new_modal": abs(probability[MODAL] - after),
+        "coherence_requested": abs(probability[REQUESTED] - after),
+        "coherence_orig": abs(probability[ORIGINAL] - before),
+    }
+
+
+def probability_delta(point: EvalPoint) -> float:
+    """Return by how much the targeted update lifts the requested object's pair posterior.
+
+    Raises:
+        BeliefError: the point has no edit.
+    """
+    if point.watched is None:
+        raise BeliefError(f"point {point.id} has no edit", hint="points.editing: true")
+    targets = point.watched[SAME_SAME].targets
+    return (
+        targets["target"][REQUESTED].posterior_prob_o_given_s_r - targets["pre"][REQUESTED].posterior_prob_o_given_s_r
+    )

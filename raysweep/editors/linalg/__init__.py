@@ -1,0 +1,1 @@
+"""Least squares in float64, as the editors need it."""

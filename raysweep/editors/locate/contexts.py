@@ -1,0 +1,98 @@
+"""Context templates: short texts sampled from the pristine model, put before a prompt to average over contexts (§4.2)."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from raysweep.artifacts import VERSIONS, Artifact, Built
+from raysweep.editors.base import ArtifactRequest, ContextSpec
+from raysweep.models import tokens
+from raysweep.models.forward import blocks
+from raysweep.models.lm import LanguageModel
+from raysweep.seeds import derive
+
+STARTS = ("The", "Therefore", "Because", "I", "You")
+OPENINGS = ("I", "You", "Because", "Yes", "Q: ")
+
+
+def request(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
+    """Return the request for sampled templates of the pristine model."""
+    return ArtifactRequest(
+        "contexts",
+        {"lengths": config.lengths, "seed": config.seed},
+        "raysweep.editors.locate.contexts:build",
+        model=lm.identity,
+        version=VERSIONS["contexts"],
+    )
+
+
+def request_continuations(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
+    """Return the request for continued openings (§11.2): ``lengths`` counts *new* tokens, and no full stop is added."""
+    plain = request(lm, config)
+    inputs = {**plain.inputs, "style": "continuations"}
+    return replace(plain, inputs=inputs, builder="raysweep.editors.locate.contexts:build_continuations")
+
+
+def templates(config: ContextSpec, artifact: Artifact | None) -> tuple[str, ...]:
+    """Return ``("{}", sampled…)``: the given templates, or those of the artifact."""
+    if config.templates is not None:
+        return ("{}", *(t for t in config.templates if t != "{}"))
+    assert artifact is not None
+    return ("{}", *artifact.meta["templates"])
+
+
+def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
+    """Sample the templates of each request by ancestral top-5 sampling from the pristine model."""
+    return [({"none": torch.zeros(1)}, {"templates": _sample(lm, r.inputs)}) for r in requests]
+
+
+def build_continuations(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
+    """Continue the openings of each request, sampled like the other templates (the published ones depend on the model's
+    generation config; quirk Q26)."""
+    return [({"none": torch.zeros(1)}, {"templates": _continuations(lm, r.inputs)}) for r in requests]
+
+
+def _continuations(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
+    found = []
+    for number, (length, count) in enumerate(inputs["lengths"]):
+        for start in OPENINGS[: int(count)]:
+            rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "continuations", number, start, 0))
+            ids = _continue(lm, start, len(tokens.encode(lm, start)) + int(length), rng)
+            found.append(_clean(tokens.decode(lm, ids)) + " {}")
+    return found
+
+
+def _sample(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
+    found = []
+    for number, (length, count) in enumerate(inputs["lengths"]):
+        each = max(1, count // len(STARTS))
+        for start in STARTS[: min(count, len(STARTS))]:
+            for sample in range(each):
+                rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "contexts", number, start, sample))
+                found.append(_clean(tokens.decode(lm, _continue(lm, start, int(length), rng))) + ". {}")
+    return found
+
+
+def _continue(lm: LanguageModel, start: str, length: int, rng: torch.Generator) -> list[int]:
+    """Continue *start* to *length* tokens in all, each drawn from the renormalised top 5."""
+    ids = tokens.encode(lm, start)
+    special = set(lm.tokenizer.all_special_ids)
+    while len(ids) < length:
+        with torch.no_grad():
+            row, mask = tokens.pad([ids], lm.device)
+            top = blocks.logits(lm, blocks.run(lm, ids=row, mask=mask)[0, -1]).topk(5)
+        chances = top.values.softmax(0).cpu()
+        ids.append(int(top.indices[int(torch.multinomial(chances, 1, generator=rng))]))
+    return [i for i in ids if i not in special]
+
+
+def _clean(text: str) -> str:
+    """Return *text* on one line, without braces and without the characters that sampling cut in two."""
+    text = text.replace("\ufffd", "")
+    flat = unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("\n", " ")
+    return flat.replace("{", " ").replace("}", " ").strip()

@@ -1,0 +1,47 @@
+"""Keys: what enters the edited linear map, at the subject's last token or at every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from raysweep.models import hooks, tokens
+from raysweep.models.forward import blocks
+from raysweep.models.lm import LanguageModel
+from raysweep.records import EditRecord
+
+
+def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Sequence[str]) -> dict[str, Tensor]:
+    """Return the inputs of *modules* at every token of ``prompt + target``, as columns (SimIE; editors.md §13.3).
+
+    BOS, all prompt tokens and all target tokens count; a space is put before the target unless it begins with one.
+
+    Returns:
+        ``{module: [d_in, k]}`` with ``k`` the number of tokens of all records, in the model's dtype.
+    """
+    rows = [tokens.encode(lm, r.prompt + tokens.spaced(r.target)) for r in records]
+    ids, mask = tokens.pad(rows, lm.device)
+    with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
+        blocks.run(lm, ids=ids, mask=mask, last=blocks.last_block(lm, modules))
+    keep = mask.bool()
+    return {m: seen[m, "input"][keep].T for m in modules}
+
+
+def context_rows(lm: LanguageModel, record: EditRecord, contexts: Sequence[str]) -> list[list[int]]:
+    """Return, for each context, the ids of the prompt up to the subject's last token.
+
+    By causality nothing after that token matters to its key.
+    """
+    rows = []
+    for context in contexts:
+        template = context.replace("{}", record.template)
+        last = tokens.subject_last(lm, template, record.subject)
+        rows.append(tokens.encode(lm, template.replace("{}", record.subject))[: last + 1])
+    return rows
+
+
+def grouped_mean(keys: Tensor) -> Tensor:
+    """Return ``½ (k(bare) + mean k(contexts))`` of keys ``[1 + c, d]`` whose first row is the bare prompt (MEMIT §7.2)."""
+    return keys[0] if keys.shape[0] == 1 else (keys[0] + keys[1:].mean(0)) / 2

@@ -1,0 +1,84 @@
+"""Null-space projectors of second moments: ``P = U₀ U₀ᵀ``, ``U₀`` the eigenvectors of ``C`` below a threshold (§8.1).
+
+A change ``Δ P`` leaves alone what the weight does to the keys that the text is full of (AlphaEdit eq. 6–8). Computed from the
+pristine model's moments, once; the moments themselves are an artifact of their own, shared with every other editor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raysweep.artifacts import VERSIONS, Artifact, Built
+from raysweep.editors.base import ArtifactRequest, MomentSpec
+from raysweep.editors.locate import second_moments as moments
+from raysweep.errors import ArtifactError
+from raysweep.models.lm import LanguageModel
+
+Method = Literal["eigh64", "ref_fp32_svd"]
+
+
+def request(
+    lm: LanguageModel, module: str, layer: int, config: MomentSpec, *, threshold: float, method: Method
+) -> ArtifactRequest:
+    """Return the request for the projector of the input of *module* (a name with ``{}``) at *layer*."""
+    source = moments.request(lm, module, layer, config)
+    return ArtifactRequest(
+        "projector",
+        {"threshold": threshold, "method": method},
+        "raysweep.editors.locate.null_space:build",
+        model=lm.identity,
+        sources={"moments": source},
+        version=VERSIONS["projector"],
+    )
+
+
+def build(
+    lm: LanguageModel, requests: Sequence[ArtifactRequest], sources: Sequence[Mapping[str, Artifact]]
+) -> list[Built]:
+    """Compute the projector of each request from its moments, on the model's device."""
+    made: list[Built] = []
+    for wanted, given in zip(requests, sources, strict=True):
+        matrix = given["moments"].tensors["moments"].to(lm.device)
+        threshold = float(wanted.inputs["threshold"])
+        projector, values = project(matrix, threshold, wanted.inputs["method"])
+        below = values < threshold
+        meta = {
+            "kept_rank": int(below.sum()),
+            "width": matrix.shape[0],
+            "threshold": threshold,
+            "largest_kept": float(values[below].max()) if bool(below.any()) else 0.0,
+            "smallest_dropped": float(values[~below].min()) if bool((~below).any()) else 0.0,
+        }
+        made.append(({"projector": projector.float(), "eigenvalues": values}, meta))
+    return made
+
+
+def project(moments: Tensor, threshold: float, method: Method = "eigh64") -> tuple[Tensor, Tensor]:
+    """Return ``(P, eigenvalues)``, the eigenvalues (fp64, rising) of symmetric *moments* ``[d, d]``.
+
+    Args:
+        moments: ``C``.
+        threshold: eigenvalues below it belong to the null space.
+        method: ``eigh64`` (fp64, symmetric), or ``ref_fp32_svd``: singular vectors in fp32 as published (quirk Q10).
+
+    Raises:
+        ArtifactError: every eigenvalue reaches the threshold, so nothing could ever be edited.
+    """
+    if method == "ref_fp32_svd":
+        vectors, values, _ = torch.linalg.svd(moments.float(), full_matrices=False)
+        vectors, values = vectors.flip(1), values.double().flip(0)
+    else:
+        full = moments.double()
+        values, vectors = torch.linalg.eigh((full + full.T) / 2)
+    kept = vectors[:, values < threshold]
+    if kept.shape[1] == 0:
+        raise ArtifactError(
+            f"no eigenvalue of the second moments [{moments.shape[0]} x {moments.shape[0]}] is below {threshold:g}; "
+            f"they run from {float(values[0]):.3g} to {float(values[-1]):.3g}",
+            hint="raise the threshold of the null space",
+        )
+    return kept @ kept.T, values

@@ -1,0 +1,146 @@
+"""Second moments of keys, ``C = (1/N) Σ k kᵀ``, uncentred, over every token of a text (§4.1; ROME §3.1, MEMIT §4.2).
+
+Computed on the pristine model before any edit (quirk Q11), accumulated in fp64 (quirk Q10), stored in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from raysweep.artifacts import VERSIONS, Built
+from raysweep.config.schema import TextSpec
+from raysweep.editors.base import ArtifactRequest, MomentSpec
+from raysweep.errors import ArtifactError
+from raysweep.models import hooks, tokens
+from raysweep.models.forward import blocks
+from raysweep.models.lm import LanguageModel
+from raysweep.models.sizes import shape_of
+
+
+def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> ArtifactRequest:
+    """Return the request for the moments of the input of *module* (a name with ``{}``) at *layer*."""
+    text = {"name": config.text.name, "digest": config.text.digest, "tokens": config.text.tokens}
+    inputs = {
+        "module": module.format(layer),
+        "layer": layer,
+        "text": text,
+        "width": config.width,
+        "skip": config.skip,
+    }
+    if config.ref_fp32:
+        inputs["ref_fp32"] = True
+    return ArtifactRequest(
+        "moments",
+        inputs,
+        "raysweep.editors.locate.second_moments:build",
+        model=lm.identity,
+        text=config.text,
+        version=VERSIONS["moments"],
+    )
+
+
+def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
+    """Compute the moments of several layers in one reading of the text.
+
+    All requests must agree on text, width and skip (they do: the caller groups them).
+    """
+    inputs = requests[0].inputs
+    modules = [str(r.inputs["module"]) for r in requests]
+    last = max(int(r.inputs["layer"]) for r in requests)
+    budget, skip = int(inputs["text"]["tokens"]), int(inputs["skip"])
+    dtype = torch.float32 if inputs.get("ref_fp32") else torch.float64
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for rows in _batches(lm, texts, width=int(inputs["width"]), budget=budget):
+        ids, mask = tokens.pad(rows, lm.device)
+        with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
+            blocks.run(lm, ids=ids, mask=mask, last=last)
+        keep = mask.bool()
+        keep[:, :skip] = False
+        count += int(keep.sum())
+        for module in modules:
+            keys = seen[module, "input"][keep].to(dtype)
+            sums[module] = sums.get(module, keys.new_zeros(keys.shape[1], keys.shape[1])).addmm_(keys.T, keys)
+    return [({"moments": (sums[m] / count).float()}, {"tokens": count}) for m in modules]
+
+
+def energy_request(lm: LanguageModel, module: str, text: TextSpec) -> ArtifactRequest:
+    """Return the request for the mean energy ``E‖k‖²`` of what enters *module*, over every token of *text*.
+
+    It is the trace of the second moments, without the ``d x d`` matrix.
+    """
+    inputs = {
+        "module": module,
+        "layer": next(int(part) for part in module.split(".") if part.isdigit()),
+        "text": {"name": text.name, "digest": text.digest, "tokens": text.tokens},
+        "width": MomentSpec().width,
+    }
+    return ArtifactRequest(
+        "energy",
+        inputs,
+        "raysweep.editors.locate.second_moments:build_energy",
+        model=lm.identity,
+        text=text,
+        version=VERSIONS["energy"],
+    )
+
+
+def build_energy(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
+    """Compute the mean energies (fp64) of several modules' inputs in one reading of the text.
+
+    Raises:
+        ArtifactError: the text holds no tokens, or a mean is not a positive finite number.
+    """
+    inputs = requests[0].inputs
+    modules = [str(r.inputs["module"]) for r in requests]
+    last = max(int(r.inputs["layer"]) for r in requests)
+    sums = dict.fromkeys(modules, 0.0)
+    count = 0
+    for rows in _batches(lm, texts, width=int(inputs["width"]), budget=int(inputs["text"]["tokens"])):
+        ids, mask = tokens.pad(rows, lm.device)
+        with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
+            blocks.run(lm, ids=ids, mask=mask, last=last)
+        count += int(mask.sum())
+        for module in modules:
+            sums[module] += float(seen[module, "input"][mask.bool()].double().square().sum())
+    found = {m: total / max(count, 1) for m, total in sums.items()}
+    for module, energy in found.items():
+        if not 0 < energy < float("inf"):
+            hint = "take another text (text.name, text.tokens), or give λ in absolute units"
+            raise ArtifactError(f"the mean energy of the keys of {module} is {energy:g} over {count} tokens", hint=hint)
+    return [({}, {"energy": found[m], "tokens": count}) for m in modules]
+
+
+def _batches(lm: LanguageModel, texts: Iterator[str], *, width: int, budget: int) -> Iterator[list[list[int]]]:
+    """Yield batches of rows of similar length, at most 4096 tokens each, until *budget* tokens (0 = all)."""
+    shape = shape_of(lm.module.config.to_dict())
+    if shape is not None and shape.positions:  # learnt positions end: a longer row would be an error
+        width = min(width, shape.positions)
+    used, pool = 0, list[list[int]]()
+    for text in texts:
+        row = tokens.encode(lm, text)[:width]
+        if len(row) < 2:
+            continue
+        pool.append(row)
+        used += len(row)
+        full = bool(budget) and used >= budget
+        if len(pool) >= 256 or full:
+            yield from _packed(pool)
+            pool = []
+        if full:
+            return
+    yield from _packed(pool)
+
+
+def _packed(pool: list[list[int]]) -> Iterator[list[list[int]]]:
+    batch: list[list[int]] = []
+    for row in sorted(pool, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > 4096:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

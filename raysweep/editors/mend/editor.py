@@ -1,0 +1,236 @@
+"""MEND: a hypernetwork turns the gradient of one edit into a low-rank update (Mitchell et al., ICLR 2022; editors.md §12).
+
+For each edited matrix the loss on the record gives, per token, an input ``x`` and an output gradient ``δ``; the network maps them
+to ``x̃, δ̃``, and the update is ``W + η Σ δ̃ x̃ᵀ``. The network is an artifact: trained when it is first needed, or read from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from raysweep.artifacts import VERSIONS
+from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
+from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, WeightDelta
+from raysweep.errors import DataError, SpecError
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord, Probe, ProbeKind
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.artifacts import Artifact
+    from raysweep.editors.mend import archive as mend_archive
+    from raysweep.editors.mend import factors, network
+    from raysweep.models import attention
+    from raysweep.models.lm import LanguageModel
+else:
+    torch = lazy("torch")
+    mend_archive = lazy("raysweep.editors.mend.archive")
+    network = lazy("raysweep.editors.mend.network")
+    factors = lazy("raysweep.editors.mend.factors")
+    attention = lazy("raysweep.models.attention")
+
+ARTIFACT = "hypernetwork"
+
+
+class MendTraining(Spec):
+    """How the hypernetwork is trained (editors.md §12.6).
+
+    Attributes:
+        data: the training fold; must not overlap the records that are edited.
+        validation (records): how many records at the fold's end are kept for choosing the best network.
+        steps (updates): optimiser steps.
+        batch (records): records per step (the published ``accumulate_bs``).
+        lr: of Adam over the networks.
+        lr_lr: of Adam over the step sizes η.
+        clip: norm to which the whole gradient is clipped.
+        cedit: weight of the edit loss.
+        cloc: weight of the locality loss.
+        paraphrase: share of records whose edit loss is asked of a paraphrase instead of the edited text itself (0 = published).
+        swap: share of records written with another record's target, so that targets do not give records away (0 = published).
+        every (updates): validate after this many steps and keep the best network.
+        select: what is best: ``edit`` accuracy on held-out records, or the mean of edit accuracy and locality (``both``); ties go
+            to the smaller loss; ``last`` keeps the newest, as published (quirk Q36).
+        seed: of initialisation and of every draw.
+        ref_kl: measure locality over the last m positions instead of those that predict the answer (quirk Q34).
+        ref_lr: η learns at ``lr``; ``lr_lr`` does nothing (quirk Q35).
+    """
+
+    data: DataSpec = DataSpec()
+    validation: Count = 30
+    steps: Annotated[int, Field(ge=0)] = 10_000
+    batch: Count = 10
+    lr: Positive = 1e-6
+    lr_lr: NonNegative = 1e-4
+    clip: Positive = 100.0
+    cedit: NonNegative = 0.1
+    cloc: NonNegative = 1.0
+    paraphrase: Annotated[float, Field(ge=0, le=1)] = 0.0
+    swap: Annotated[float, Field(ge=0, le=1)] = 0.0
+    every: Count = 100
+    select: Literal["edit", "both", "last"] = "edit"
+    seed: int = 0
+    ref_kl: bool = False
+    ref_lr: bool = False
+
+
+class MendConfig(EditorConfig):
+    """Hyper-parameters of MEND.
+
+    Attributes:
+        layers: blocks whose MLP is edited.
+        modules: which of its matrices, in this order within each block (the order is the published archives' ``inner_params``).
+        weights: an archive of ``raysweep train-mend``, or a published one; without ``path`` the network is trained.
+        train: the recipe; dropped where ``weights.path`` is given, since the numbers then do not depend on it.
+        rank: of the networks' layers, at most their width.
+        edit_lr: start of every η. A negative one goes down the gradient from the first step on (the published is positive: the
+            update is added, so the network has to learn the sign).
+        shared: one network per shape (published) or per matrix.
+        ref_labels: demand BOS (and SentencePiece's stand-alone space) too, as published archives were trained (quirk Q33).
+    """
+
+    dropped: ClassVar[frozenset[str]] = frozenset({"lr_scale", "act", "hidden_dim", "cbase"})
+
+    layers: Blocks
+    modules: tuple[Literal["mlp_in", "mlp_out"], ...] = Field(("mlp_in", "mlp_out"), min_length=1)
+    weights: FileSpec = FileSpec()
+    train: MendTraining | None = None
+    rank: Count = 1920
+    edit_lr: float = 1e-4
+    shared: bool = True
+    ref_labels: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_or_archive(cls, data: Any) -> Any:
+        weights = data.get("weights") if isinstance(data, Mapping) else None
+        path = weights.get("path") if isinstance(weights, Mapping) else getattr(weights, "path", "")
+        if path and data.get("train") is not None:
+            MendTraining.model_validate(data["train"])
+            return {key: value for key, value in data.items() if key != "train"}
+        return data
+
+
+MIN_FOLD = 2  # records with something that must stay: one to learn from, one to validate on
+
+
+class Mend:
+    """One gradient, one pass through the hypernetwork, one low-rank update per matrix. No memory."""
+
+    name: ClassVar[str] = "mend"
+    version: ClassVar[int] = 2
+    config_type: ClassVar[type[EditorConfig]] = MendConfig
+    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
+    memoryless: ClassVar[bool] = True
+    paper: ClassVar[str] = "Mitchell et al., ICLR 2022, arXiv 2110.11309"
+    artifacts: ClassVar[tuple[str, ...]] = ("hypernetwork",)
+
+    @staticmethod
+    def fold_error(records: Sequence[EditRecord]) -> DataError | None:
+        """Return why the network cannot be trained on *records*; None if it can."""
+        usable = sum(bool(kept_probes(record)) for record in records)
+        if usable >= MIN_FOLD:
+            return None
+        return DataError(
+            f"{len(records)} records, {usable} of them with a locality probe, are too few to train on",
+            hint="use a larger training fold (train.data, or --skip and --size)",
+        )
+
+    def __init__(self, config: MendConfig) -> None:
+        self.config = config
+        self._loaded: tuple[str, torch.device, network.Hypernetwork] | None = None  # derived from the artifact alone
+
+    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return the edited matrices in the order of their step sizes."""
+        return edited(lm, self.config)
+
+    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Ask for the hypernetwork: read from the given archive, or trained on the training fold.
+
+        Raises:
+            SpecError: neither an archive nor a recipe is configured.
+        """
+        config = self.config
+        named: dict[str, Any] = {"model": lm.identity, "version": VERSIONS[ARTIFACT]}
+        if config.weights.path:
+            archive = config.weights.digest or mend_archive.digest_of(Path(config.weights.path))
+            inputs: dict[str, Any] = {"archive": archive, "matrices": self.edited(lm)}
+            builder = "raysweep.editors.mend.archive:build"
+            return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, where={"path": config.weights.path}, **named)}
+        if config.train is None:
+            raise SpecError(
+                "MEND has no hypernetwork for this model",
+                hint="train one (raysweep train-mend … --out FILE) and give weights.path: FILE, or give a 'train:' recipe",
+            )
+        recipe = config.model_dump(mode="json", exclude={"weights"})
+        del recipe["train"]["data"]["path"]
+        inputs = {"config": recipe}
+        if len(set(attention.windows(lm.module.config))) > 1:
+            # Networks of such models were once trained with other blocks' windows.
+            inputs["blocks"] = "each with its own window"
+        builder = "raysweep.editors.mend.training:build"
+        return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, data=config.train.data, **named)}
+
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
+        """Remember nothing: MEND has no memory."""
+
+    def edit(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        state: None,
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> EditStep[None]:
+        """Transform the gradient factors of each record's own loss on the model as it stands, and sum over records."""
+        net = self._net(lm, artifacts[ARTIFACT])
+        names = self.edited(lm)
+        modules = [n.rpartition(".")[0] for n in names]
+        asks = [factors.ask(lm, r.prompt, r.target, special=self.config.ref_labels) for r in batch]
+        found = factors.factors(lm, factors.rows(lm, asks, min(self.config.layers)), modules)
+        deltas: dict[str, Delta] = {}
+        stats = {"loss": float(found.loss.mean())}
+        with torch.no_grad():
+            for name, module in zip(names, modules, strict=True):
+                x, delta = found.pairs[module]
+                kept = network.alive(x, delta)
+                right, left = net(name, x[kept], delta[kept])
+                change = LowRank(left.T, right)
+                deltas[name] = change
+                stats[f"norm/{name}"] = float(((left @ left.T) * (right @ right.T)).sum().clamp(min=0).sqrt())
+        return EditStep(WeightDelta(deltas), state, stats)
+
+    def _net(self, lm: LanguageModel, artifact: Artifact) -> network.Hypernetwork:
+        """Return the artifact's network on the model's device; kept while the same artifact is asked for."""
+        if self._loaded is None or self._loaded[:2] != (artifact.digest, lm.device):
+            net = network.Hypernetwork.load(matrices(lm, self.config), artifact.tensors).to(lm.device)
+            self._loaded = (artifact.digest, lm.device, net)
+        return self._loaded[2]
+
+
+def edited(lm: LanguageModel, config: MendConfig) -> tuple[str, ...]:
+    """Return the names of the edited matrices: block by block, in the order of ``modules``."""
+    parts = {"mlp_in": lm.layout.mlp_in, "mlp_out": (lm.layout.mlp_out,)}
+    return tuple(
+        f"{part.format(layer)}.weight" for layer in config.layers for kind in config.modules for part in parts[kind]
+    )
+
+
+def matrices(lm: LanguageModel, config: MendConfig) -> list[network.Matrix]:
+    """Return the edited matrices with their logical shapes."""
+    shapes = ((name, lm.logical(name).shape) for name in edited(lm, config))
+    return [network.Matrix(name, shape[1], shape[0]) for name, shape in shapes]
+
+
+def kept_probes(record: EditRecord) -> list[Probe]:
+    """Return what must stay when *record* is written: its locality probes, else its unrelated text."""
+    found = [p for p in record.probes if p.kind is ProbeKind.LOCALITY]
+    head, _, tail = record.unrelated.rpartition(" ")
+    if not found and head and tail:
+        return [Probe(kind=ProbeKind.LOCALITY, prompt=head, target=tail)]
+    return found

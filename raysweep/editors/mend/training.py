@@ -1,0 +1,273 @@
+"""Training of MEND's hypernetwork: batched, resumable to the step, deterministic (editors.md §12.6).
+
+All records of a step are edited and measured in one forward pass, each row with its own update: the sum the published code
+accumulates record by record. Nothing is drawn from a stream, so step t is the same however often training was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from raysweep.editors.base import ArtifactRequest
+from raysweep.editors.mend import factors, network
+from raysweep.editors.mend.editor import Mend, MendConfig, kept_probes, matrices
+from raysweep.errors import DataError
+from raysweep.hashing import digest
+from raysweep.models.forward import blocks
+from raysweep.models.lm import LanguageModel
+from raysweep.records import EditRecord, ProbeKind
+from raysweep.seeds import derive
+
+if TYPE_CHECKING:
+    from raysweep.artifacts import Built
+
+Progress = Callable[[Mapping[str, float]], None]
+State = tuple[dict[str, Tensor], dict[str, Any]]
+_ROWS = 32  # records validated at once
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One record as it is used once: what is edited, what is asked afterwards, and what must stay."""
+
+    edited: factors.Ask
+    asked: factors.Ask
+    kept: factors.Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """One value per record, ``[B]``: edit loss, locality loss, all labels right, share of kept predictions unchanged."""
+
+    edit: Tensor
+    locality: Tensor
+    right: Tensor
+    same: Tensor
+
+
+class Trainer:
+    """Trains one hypernetwork on one fold of records.
+
+    Promises: the model is left as it was; equal arguments give equal networks; ``load(state())`` goes on bit for bit.
+    """
+
+    def __init__(self, lm: LanguageModel, config: MendConfig, records: Sequence[EditRecord]) -> None:
+        assert config.train is not None
+        self.lm, self.config, self.how = lm, config, config.train
+        error = Mend.fold_error(records)
+        if error is not None:
+            raise error
+        usable = [r for r in records if kept_probes(r)]
+        held = min(self.how.validation, max(1, len(usable) // 4))
+        self.records, self.validation = usable[: len(usable) - held], usable[len(usable) - held :]
+        self.matrices = matrices(lm, config)
+        self.modules = [m.name.rpartition(".")[0] for m in self.matrices]
+        self.net = network.Hypernetwork(
+            self.matrices,
+            rank=config.rank,
+            edit_lr=config.edit_lr,
+            shared=config.shared,
+            seed=derive(self.how.seed, "net"),
+        ).to(lm.device)
+        networks = [p for n, p in self.net.named_parameters() if n != "edit_lrs"]
+        rates = [self.net.edit_lrs]
+        lr_lr = self.how.lr if self.how.ref_lr else self.how.lr_lr
+        self.adam = torch.optim.Adam([{"params": networks, "lr": self.how.lr}, {"params": rates, "lr": lr_lr}])
+        self.step = self.skipped = 0
+        self.best: dict[str, Tensor] = {}
+        self.scores: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+
+    def run(self, until: int | None = None, progress: Progress | None = None) -> None:
+        """Train up to step *until* (None = the end); validate on the way and at the end."""
+        end = self.how.steps if until is None else min(until, self.how.steps)
+        if self.step == 0 and not self.history:
+            self._warm_up()
+        while self.step < end:
+            row = self.advance()
+            if self.step % self.how.every == 0 or self.step == self.how.steps:
+                row |= self.validate()
+            if progress is not None:
+                progress(row)
+
+    def _warm_up(self) -> None:
+        """Fill the statistics from a first batch, and measure the untrained network."""
+        self.net.train()
+        with torch.no_grad():
+            self._shifts([lesson.edited for lesson in self._lessons(0)])
+        self.validate()
+
+    def advance(self) -> dict[str, float]:
+        """Make one optimiser step and return its losses; a step whose gradient is not finite is skipped and counted."""
+        self.net.train()
+        losses = self._losses(self._lessons(self.step))
+        total = (self.how.cedit * losses.edit + self.how.cloc * losses.locality).mean()
+        self.adam.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.how.clip)
+        if bool(torch.isfinite(norm)):
+            self.adam.step()
+        else:
+            self.skipped += 1
+        self.step += 1
+        return {"step": self.step, "loss": float(total.detach()), **_means(losses), "skipped": self.skipped}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Measure single edits of the held-out records and keep the network if none was better."""
+        self.net.eval()
+        parts = [self.validation[i : i + _ROWS] for i in range(0, len(self.validation), _ROWS)]
+        found = [self._losses([self._lesson(r, Random(0), plain=True) for r in part]) for part in parts]
+        each = [torch.cat([getattr(f, n) for f in found]) for n in ("edit", "locality", "right", "same")]
+        losses = Losses(*each)
+        score = {f"val_{n}": v for n, v in _means(losses).items()}
+        score["val_loss"] = float((self.how.cedit * losses.edit + self.how.cloc * losses.locality).mean())
+        if not self.scores or self.how.select == "last" or self._rank(score) > self._rank(self.scores):
+            self.best = {n: t.detach().clone() for n, t in self.net.state_dict().items()}
+            self.scores = {"step": self.step, **score}
+        self.history.append({"step": self.step, **score})
+        return score
+
+    def state(self) -> State:
+        """Return everything needed to go on: network, best network, moments of Adam, counters."""
+        tensors = {f"net/{n}": t.detach().clone() for n, t in self.net.state_dict().items()}
+        tensors |= {f"best/{n}": t.clone() for n, t in self.best.items()}
+        for number, slot in self.adam.state_dict()["state"].items():
+            tensors |= {f"adam/{number}/{n}": t.clone() for n, t in slot.items()}
+        meta = {"recipe": self._recipe(), "step": self.step, "skipped": self.skipped}
+        return tensors, {**meta, "scores": self.scores, "history": self.history}
+
+    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`.
+
+        Raises:
+            DataError: it belongs to another model, recipe or fold.
+        """
+        if meta["recipe"] != self._recipe():
+            raise DataError("the interrupted training had another model, recipe or fold", hint="give another --out")
+        self.net.load_state_dict({n[4:]: t for n, t in tensors.items() if n.startswith("net/")})
+        self.best = {n[5:]: t.to(self.lm.device) for n, t in tensors.items() if n.startswith("best/")}
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("adam/"):
+                _, number, part = name.split("/")
+                slots.setdefault(int(number), {})[part] = tensor
+        self.adam.load_state_dict({"state": slots, "param_groups": self.adam.state_dict()["param_groups"]})
+        self.step, self.skipped = int(meta["step"]), int(meta["skipped"])
+        self.scores, self.history = dict(meta["scores"]), [dict(row) for row in meta["history"]]
+
+    def result(self) -> Built:
+        """Return the best network so far and what is known of it."""
+        if not self.best:
+            self._warm_up()
+        meta = {
+            "model": self.lm.digest,
+            "matrices": [m.name for m in self.matrices],
+            "config": self.config.model_dump(mode="json", exclude={"weights"}),
+            "records": digest([r.id for r in self.records]),
+            "scores": self.scores,
+        }
+        return self.best, meta
+
+    def _rank(self, score: Mapping[str, float]) -> tuple[float, float]:
+        """Order networks: by accuracy, then by loss."""
+        first = score["val_right"] + (score["val_same"] if self.how.select == "both" else 0.0)
+        return first, -score["val_loss"]
+
+    def _recipe(self) -> str:
+        fold = [[r.id, r.prompt, r.target] for r in (*self.records, *self.validation)]
+        return digest(
+            [self.lm.identity, torch.get_num_threads(), self.config.model_dump(mode="json", exclude={"weights"}), fold]
+        )
+
+    def _lessons(self, step: int) -> list[Lesson]:
+        """Return the lessons of one step: records without replacement, epoch by epoch."""
+        size, count = self.how.batch, len(self.records)
+        found = []
+        for number in range(step * size, (step + 1) * size):
+            order = list(range(count))
+            Random(derive(self.how.seed, "epoch", number // count)).shuffle(order)
+            rng = Random(derive(self.how.seed, "lesson", number))
+            found.append(self._lesson(self.records[order[number % count]], rng))
+        return found
+
+    def _lesson(self, record: EditRecord, rng: Random, *, plain: bool = False) -> Lesson:
+        """Return *record* as a lesson; *plain* = as it is edited later, without swapped targets or paraphrases."""
+        target, prompt = record.target, record.prompt
+        if not plain and rng.random() < self.how.swap:
+            target = rng.choice(self.records).target
+        paraphrases = [p for p in record.probes if p.kind is ProbeKind.PARAPHRASE]
+        if not plain and paraphrases and rng.random() < self.how.paraphrase:
+            prompt = rng.choice(paraphrases).prompt
+        kept = rng.choice(kept_probes(record))
+        special = self.config.ref_labels
+        edited = factors.ask(self.lm, record.prompt, target, special=special)
+        asked = edited if prompt == record.prompt else factors.ask(self.lm, prompt, target, special=special)
+        return Lesson(edited, asked, factors.ask(self.lm, kept.prompt, kept.target, special=special))
+
+    def _shifts(self, asks: Sequence[factors.Ask]) -> factors.Shifts:
+        """Return the update of each record, as the network stands."""
+        rows = factors.rows(self.lm, asks, min(self.config.layers))
+        pairs = factors.factors(self.lm, rows, self.modules).pairs
+        return {m: self.net(f"{m}.weight", *pairs[m]) for m in self.modules}
+
+    def _losses(self, lessons: Sequence[Lesson]) -> Losses:
+        """Edit with every lesson by itself and measure all of them in one forward pass."""
+        count = len(lessons)
+        shifts = self._shifts([lesson.edited for lesson in lessons])
+        first = min(self.config.layers)
+        rows = factors.rows(self.lm, [x.asked for x in lessons] + [x.kept for x in lessons], first)
+        if self.how.ref_kl:
+            rows = _later(rows, count)
+        with torch.no_grad():
+            base = blocks.logits(self.lm, rows.hidden(self.lm))
+        with factors.shifted(self.lm, factors.repeated(shifts, [*range(count)] * 2)):
+            logits = blocks.logits(self.lm, rows.hidden(self.lm))
+        kl = nn.functional.kl_div(logits.log_softmax(-1), base.log_softmax(-1), reduction="none", log_target=True).sum(
+            -1
+        )
+        right, same = (rows.mean((logits.argmax(-1) == x).float()) for x in (rows.label, base.argmax(-1)))
+        return Losses(rows.nll(logits)[:count], rows.mean(kl)[count:], (right[:count] > 1 - 1e-6).float(), same[count:])
+
+
+def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], records: Sequence[EditRecord]) -> list[Built]:
+    """Train the hypernetwork of each request on *records* (the artifact builder)."""
+    made = []
+    for request in requests:
+        trainer = Trainer(lm, MendConfig.model_validate(request.inputs["config"]), records)
+        trainer.run()
+        made.append(trainer.result())
+    return made
+
+
+@dataclass(slots=True)
+class Saver:
+    """Calls *save* with the trainer's state at most every *seconds*."""
+
+    trainer: Trainer
+    save: Callable[[State], None]
+    seconds: float = 20.0
+    _last: float = field(default_factory=time.monotonic)
+
+    def __call__(self, row: Mapping[str, float]) -> None:
+        """Save if it is time."""
+        if time.monotonic() - self._last >= self.seconds:
+            self.save(self.trainer.state())
+            self._last = time.monotonic()
+
+
+def _later(rows: factors.Rows, count: int) -> factors.Rows:
+    """Return *rows* whose second half is compared one position later, at the end of the text (quirk Q34)."""
+    column = rows.column + (rows.row >= count).to(rows.column.dtype)
+    return factors.Rows(rows.mask, rows.states, rows.first, rows.row, column, rows.label, rows.share)
+
+
+def _means(losses: Losses) -> dict[str, float]:
+    return {n: float(getattr(losses, n).detach().mean()) for n in ("edit", "locality", "right", "same")}

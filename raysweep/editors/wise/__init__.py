@@ -1,0 +1,1 @@
+"""WISE: side memories trained on random masks, merged, and chosen by activation."""

@@ -1,0 +1,1 @@
+"""SimIE: a recursive least-squares correction that makes an editor lifelong."""

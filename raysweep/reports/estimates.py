@@ -1,0 +1,130 @@
+"""What a trial will need, before it runs: memory from sizes, time from what the sweep has measured already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from raysweep.config.components import Components
+from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.schema import TrialSpec
+from raysweep.errors import StoreError
+from raysweep.lazy import lazy
+from raysweep.models.sizes import COPY_LIMIT, Shape
+from raysweep.rows import SHARED
+from raysweep.workspace import Workspace
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TOKENS = 20  # of prompt and target, about: keys per edit
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """About how many bytes a trial takes, by part, and of which parts nothing is known."""
+
+    parts: Mapping[str, int]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """The sum of what is known."""
+        return sum(self.parts.values())
+
+
+def memory(trial: TrialSpec, shape: Shape, components: Components) -> Memory:
+    """Return what *trial* takes in this process or on its device; activations and the libraries come on top.
+
+    Second moments count twice, for themselves and their factors. A component's own state counts if its class has
+    ``footprint(config, matrices, columns)``; without it, only bare editors are taken to have none.
+    """
+    size = BYTES[trial.model.dtype]
+    weights = shape.parameters * size
+    parts = {"weights": weights, "pristine copy": weights if weights <= COPY_LIMIT else 0}
+    config = dict(trial.editor.config)
+    kind = components.editors.get(trial.editor.name)
+    layers = config.get("layers")
+    matrices: list[tuple[int, int]] = []
+    if isinstance(layers, list) and kind.patch_kind == "weights":
+        matrices = [(shape.hidden, shape.inner)] * len(layers)
+        parts["edited matrices"] = sum(a * b for a, b in matrices) * (4 + size)
+        if "moments" in config:
+            parts["second moments"] = 2 * 8 * len(layers) * shape.inner**2
+    columns = TOKENS * trial.protocol.rounds[-1]
+    unknown = []
+    wraps = [(components.wrappers.get(w.name), w.name, dict(w.config)) for w in trial.editor.wrap]
+    for one, name, given in ((kind, trial.editor.name, config), *wraps):
+        if hasattr(one, "footprint"):
+            found = one.footprint(one.config_type.model_validate(given), matrices, columns)
+            parts |= {f"{name} {part}": count for part, count in found.items()}
+        elif one is not kind or not matrices:
+            unknown.append(name)
+    return Memory({k: v for k, v in parts.items() if v}, tuple(unknown))
+
+
+def memory_lines(plan: Plan, workspace: Workspace, components: Components) -> list[str]:
+    """Return a line per arm and model: what one of its trials takes."""
+    said: dict[str, list[str]] = {}
+    for trial in {(t.arm, t.trial.model): t for t in plan.trials}.values():
+        shape = lazy("raysweep.models.sizes").find(trial.trial.model, workspace)
+        said.setdefault(_memory_text(trial, shape, components), []).append(trial.arm)
+    return [f"memory per trial, about: {text} ({', '.join(dict.fromkeys(arms))})" for text, arms in said.items()]
+
+
+def _memory_text(planned: PlannedTrial, shape: Shape | None, components: Components) -> str:
+    if shape is None:
+        return f"not known, the sizes of {planned.trial.model.name} are not here"
+    found = memory(planned.trial, shape, components)
+    parts = " + ".join(f"{part} {amount(count)}" for part, count in found.parts.items())
+    return f"{amount(found.total)} = {parts}{''.join(f' + state of {name}: not known' for name in found.unknown)}"
+
+
+def amount(count: float) -> str:
+    """Return bytes for a reader.
+
+    >>> amount(5_400_000), amount(13.5e9)
+    ('5.4 MB', '13.5 GB')
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
+    """Return about how long what is left will take one process, by what its arms' done trials took; empty if none is done.
+
+    What a pass does once counts once.
+    """
+    done = [t for t, state in zip(plan.trials, states, strict=True) if state == "done"]
+    left = [
+        t
+        for t, state in zip(plan.trials, states, strict=True)
+        if state in ("absent", "running", "interrupted", "damaged")
+    ]
+    if not done or not left:
+        return ""
+    taken: dict[str, list[tuple[float, float]]] = {}
+    for trial in done:
+        with suppress(StoreError):  # damaged: `show` and `run` say so
+            taken.setdefault(trial.arm, []).append(_per_edit(trial, workspace.results(plan.sweep.name)))
+    total, passes = 0.0, set()
+    for trial in (t for t in left if t.arm in taken):
+        own, shared = (sum(found) / len(found) for found in zip(*taken[trial.arm], strict=True))
+        name = trial.share or trial.key
+        total += trial.trial.protocol.rounds[-1] * (own + (shared if name not in passes else 0.0))
+        passes.add(name)
+    others = dict.fromkeys(t.arm for t in left if t.arm not in taken)
+    rest = f"; nothing known yet of {', '.join(others)}" if others else ""
+    return f"time left for one process, about: {lazy('raysweep.cli.show').clock(total)}, by {len(done)} done{rest}"
+
+
+def _per_edit(trial: PlannedTrial, results: str) -> tuple[float, float]:
+    """Return the seconds per edit of a done trial: its own, and what its pass did once."""
+    tables, schema = lazy("raysweep.results.tables"), lazy("raysweep.results.schema")
+    store = lazy("raysweep.results.store").ResultStore(results)
+    timing = tables.read_fragments(store, schema.TIMING, store.fragments(schema.TIMING, trial.key))
+    phases = tables.seconds_by_phase(timing).get(trial.key, {})
+    edits = max(trial.trial.protocol.rounds[-1], 1)
+    shared = sum(seconds for phase, (seconds, _) in phases.items() if phase.endswith(SHARED))
+    return sum(seconds for seconds, _ in phases.values()) / edits - shared / edits, shared / edits

@@ -1,0 +1,188 @@
+"""Rel, Gen, Loc and Avg over edits, or over a swept key: one line per configuration with its 95% band."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raysweep.config import names
+from raysweep.reports import plot_style
+from raysweep.reports.plot_style import Style
+from raysweep.reports.rounds import Configuration, status
+from raysweep.reports.views import EARLIER, Line, groups, is_number, lines, lines_of, swept_values, trial_views
+from raysweep.results.tables import Sweep
+
+PANELS = {
+    "rel": "Rel: the edit itself",
+    "gen": "Gen: reworded",
+    "loc": "Loc: unrelated facts kept",
+    "avg": "Avg of the three",
+}
+DECADES = 10.0  # the largest over the smallest value from which on an axis is logarithmic
+
+
+def draw(sweep: Sweep, path: Path, *, phase: str | None = None, by: str = "arm") -> None:
+    """Draw the four panels over edits into *path*; colours stand for editors, plain ones are dashed.
+
+    Undefined values leave a gap at the end of a curve; the legend has the state of what is not done, or not finite.
+
+    Args:
+        sweep: what is drawn.
+        path: the picture.
+        phase, by: as in :func:`raysweep.reports.views.lines`.
+    """
+    trials = trial_views(sweep)
+    configurations = groups(trials, by=by)
+    found: dict[str, list[Line]] = {label: [] for label, _ in configurations}
+    for line in lines(trials, phase=phase, by=by):
+        if line.step > 0 and line.trials:
+            found[line.label].append(line)
+    look = plot_style.styles({label: _editor(members) for label, members in configurations})
+    figure, axes = plot_style.panels(len(found), list(PANELS.values()))
+    alpha = plot_style.band_alpha(len(found))
+    for axis, view in zip(axes, PANELS, strict=True):
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        for label, points in found.items():
+            shown = [p for p in points if view in p.cells]
+            _curve(axis, [p.step for p in shown], shown, view, look[label], alpha)
+    _finish(
+        figure, axes, look, {label: _legend(label, members) for label, members in configurations}, x="edits so far",
+        title=f"{sweep.name}, {_extent([line for points in found.values() for line in points])}",
+    )  # fmt: skip
+    plot_style.save(figure, path)
+
+
+def draw_over(sweep: Sweep, path: Path, key: str, *, phase: str | None = None, at: int = -1) -> None:
+    """Draw the four panels over the swept *key* at one round into *path*, a line per arm (and per value of its other swept keys).
+
+    The axis is logarithmic where the values span a factor of ten or more; values that are no numbers stand side by side. Arms
+    that sweep nothing are level lines, for comparison; arms that sweep other keys only are left out.
+
+    Args:
+        sweep: what is drawn.
+        path: the picture.
+        key: the swept key.
+        phase: as in :func:`raysweep.reports.views.lines`.
+        at: the round; -1 = the last one in common.
+
+    Raises:
+        SpecError: no trial has the key, or nothing was measured at *at*.
+    """
+    trials = trial_views(sweep)
+    values = swept_values(trials, key)
+    configurations = groups(trials)
+    measured = {line.label: line for line in lines_of(configurations, phase=phase, at=at)}
+    curves = _curves([(label, m) for label, m in configurations if key in m[0].point or not m[0].point], key)
+    look = plot_style.styles({name: _editor(members[0][1]) for name, members in curves.items()})
+    level = [name for name, members in curves.items() if key not in members[0][1][0].point]
+    look |= {name: replace(look[name], marker="") for name in level}
+    figure, axes = plot_style.panels(len(curves), list(PANELS.values()))
+    alpha = plot_style.band_alpha(len(curves))
+    places = _axis(axes, values)
+    for axis, view in zip(axes, PANELS, strict=True):
+        for name, members in curves.items():
+            shown = [(t[0].point.get(key), measured[label]) for label, t in members if view in measured[label].cells]
+            points = sorted(((places[repr(v)], line) for v, line in shown if repr(v) in places), key=lambda p: p[0])
+            if points:
+                _curve(axis, [x for x, _ in points], [line for _, line in points], view, look[name], alpha)
+            elif shown:
+                _level(axis, shown[0][1], view, look[name], alpha)
+    texts = {name: _legend(name, [t for _, own in members for t in own]) for name, members in curves.items()}
+    line = next(line for line in measured.values() if line.trials)
+    _finish(
+        figure, axes, look, texts, x=key,
+        title=f"{sweep.name} at {line.step} edits, {_extent(list(measured.values()))}",
+    )  # fmt: skip
+    plot_style.save(figure, path)
+
+
+def _curves(
+    configurations: Sequence[tuple[str, Configuration]], key: str
+) -> dict[str, list[tuple[str, Configuration]]]:
+    """Return the labelled configurations that differ in nothing but *key*, by what to call them."""
+    found: dict[tuple[bool, str, str], list[tuple[str, Configuration]]] = {}
+    for label, members in configurations:
+        first = members[0]
+        rest = {k: v for k, v in first.point.items() if k != key}
+        where = (bool(first.row["planned"]), str(first.row["arm"]), json.dumps(rest, sort_keys=True))
+        found.setdefault(where, []).append((label, members))
+    out: dict[str, list[tuple[str, Configuration]]] = {}
+    for planned in (True, False):
+        alike = {(arm, rest): members for (current, arm, rest), members in found.items() if current is planned}
+        texts = names.labels([(arm, json.loads(rest)) for arm, rest in alike])
+        marked = [text if planned else f"{text} {EARLIER}" for text in texts]
+        out |= dict(zip(marked, alike.values(), strict=True))
+    return out
+
+
+def _axis(axes: Sequence[Any], values: Sequence[Any]) -> dict[str, float]:
+    """Set the scale of *axes* for *values*; return where each stands, by its ``repr``."""
+    if not all(map(is_number, values)):
+        for axis in axes:
+            axis.set_xticks(range(len(values)), [str(v) for v in values])
+        return {repr(v): float(i) for i, v in enumerate(values)}
+    positive = [float(v) for v in values if v > 0]
+    if positive and max(positive) >= DECADES * min(positive):
+        for axis in axes:
+            if min(values) > 0:
+                axis.set_xscale("log")
+            else:  # 0 has no logarithm: linear up to the smallest value
+                axis.set_xscale("symlog", linthresh=min(positive))
+    return {repr(v): float(v) for v in values}
+
+
+def _editor(members: Configuration) -> str:
+    """Return the editor of a configuration with its wrappers; the arm's name if no trial has begun."""
+    return next((str(t.row["editor"]) for t in members if t.row["editor"]), str(members[0].row["arm"]))
+
+
+def _legend(label: str, members: Configuration) -> str:
+    state = status(members)
+    return label if state == "done" else f"{label} [{state}]"
+
+
+def _extent(shown: Sequence[Line]) -> str:
+    """Return which phase and how many seeds are drawn."""
+    seeds = len({t.seed for line in shown for t in line.trials})
+    phases = " and ".join(dict.fromkeys(line.phase for line in shown if line.trials))
+    return f"{phases}: {seeds} seed{'' if seeds == 1 else 's'}, bands are 95% intervals"
+
+
+def _finish(
+    figure: Any, axes: Sequence[Any], look: Mapping[str, Style], texts: Mapping[str, str], *, x: str, title: str
+) -> None:
+    """Write what stands around the panels, and the legend."""
+    from matplotlib.lines import Line2D
+
+    for axis in axes:
+        if axis.get_subplotspec().is_first_col():
+            axis.set_ylabel("mean over records so far")
+        if axis.get_subplotspec().is_last_row():
+            axis.set_xlabel(x)
+    figure.suptitle(title, fontsize=12).set_parse_math(False)
+    handles = [
+        Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, markersize=4.5, linewidth=1.8)
+        for s in look.values()
+    ]
+    plot_style.legend(figure, handles, [texts[label] for label in look])
+
+
+def _curve(axis: Any, x: Sequence[float], points: Sequence[Line], view: str, style: Style, alpha: float) -> None:
+    means = [p.cells[view].mean for p in points]
+    axis.plot(x, means, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5, linewidth=1.8)
+    limits = [(p.cells[view].low, p.cells[view].high) for p in points]  # NaN, where there is no interval, is a gap
+    if limits:
+        axis.fill_between(x, *zip(*limits, strict=True), color=style.colour, alpha=alpha, linewidth=0)
+    if len(limits) == 1:  # a band of one point is not seen
+        axis.vlines(x, *zip(*limits, strict=True), color=style.colour, alpha=min(1.0, 4 * alpha), linewidth=2)
+
+
+def _level(axis: Any, line: Line, view: str, style: Style, alpha: float) -> None:
+    """Draw what does not depend on the axis as a level line."""
+    cell = line.cells[view]
+    axis.axhline(cell.mean, color=style.colour, linestyle=style.line, linewidth=1.8)
+    if cell.has_interval:
+        axis.axhspan(cell.low, cell.high, color=style.colour, alpha=alpha / 2, linewidth=0)

@@ -1,0 +1,232 @@
+"""The points of a trial of a belief study, in its order: what takes the place of one that cannot be edited, what was answered."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from raysweep.belief.graph.artifact import without_places
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.points.build import EvalPoint, Question
+from raysweep.belief.points.jsonl import to_line
+from raysweep.belief.testbed import Testbed
+from raysweep.config.schema import TrialSpec
+from raysweep.data.belief import record_id, record_of
+from raysweep.errors import RecordError
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord
+from raysweep.rows import BeliefRow, EvalRound, PointRow, Snapshot, TrainingRow
+from raysweep.studies.base import Deps
+from raysweep.studies.lifelong import ordered
+
+if TYPE_CHECKING:
+    from raysweep.models import tokens
+    from raysweep.models.lm import LanguageModel
+else:
+    tokens = lazy("raysweep.models.tokens")
+
+log = logging.getLogger(__name__)
+_REPLACED = "replaced"  # key of a snapshot's meta
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A point that was put in the place of another: its position, the records of both, and why."""
+
+    position: int
+    refused: str
+    chosen: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Asker:
+    """The points of a trial and what was answered about them since the last round.
+
+    A point that the model's tokenizer or the editor refuses is replaced by the testbed's next spare one, so that the planned number
+    of edits is the number made. Which spare comes where depends on the trial alone; a resumed trial learns it from its snapshot.
+
+    Attributes:
+        trial: whose points they are.
+        testbed: where they come from.
+        records: the records in the trial's order.
+        points: the same as points.
+        spares: those that are left.
+        replacements: in the order in which they came.
+        rows: the answers since the last round.
+    """
+
+    trial: TrialSpec
+    testbed: Testbed
+    records: list[EditRecord]
+    points: list[EvalPoint]
+    spares: list[EvalPoint]
+    replacements: list[Replacement] = field(default_factory=list)
+    rows: list[BeliefRow] = field(default_factory=list)
+    _told: int = 0  # replacements whose points are in a round already
+
+    @classmethod
+    def open(cls, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Asker:
+        """Return the points of *trial*, as they were when *resume* was written."""
+        testbed = deps.open_testbed(trial.data)
+        by_record = {record_id(point): point for point in testbed.points}
+        records = list(ordered(trial, deps))
+        asker = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.drawn.spares))
+        for made in resume.meta.get(_REPLACED, ()) if resume is not None else ():
+            asker._put(Replacement(**made))
+        asker._told = len(asker.replacements)
+        return asker
+
+    @property
+    def size(self) -> int:
+        """How many points are edited."""
+        return self.trial.protocol.rounds[-1] or len(self.records)
+
+    @property
+    def new_tokens(self) -> int:
+        """How many tokens an answer may have."""
+        return self.testbed.spec.graph.max_object_tokens
+
+    @property
+    def batch(self) -> int:
+        """Rows per forward pass."""
+        return self.trial.protocol.eval_batch
+
+    # -- points that cannot be edited
+
+    def check(self, lm: LanguageModel) -> None:
+        """Replace every point with a question that *lm* cannot be asked: its answer has no token.
+
+        Raises:
+            RecordError: there are not enough spare points.
+        """
+        for position in range(self.size):
+            while reason := _unanswerable(lm, self.points[position]):
+                self.replace(position, reason)
+
+    def replace(self, position: int, reason: str) -> None:
+        """Put the next spare point in the place of the one at *position*, which cannot be edited for that *reason*.
+
+        Raises:
+            RecordError: there is no spare point left.
+        """
+        refused = self.records[position].id
+        if not self.spares:
+            count = len(self.replacements) + 1
+            raise RecordError(
+                f"{count} points of {self.trial.data.path or 'the testbed'} cannot be edited, and of the {self.size} that are "
+                f"planned the one at step {position + 1} cannot be replaced: no other is left ({reason})",
+                hint=f"plan fewer: data.size ≤ {max(0, self.size - count)}; or ask for more with points.size",
+            )
+        self.rows = [row for row in self.rows if row.record_id != refused]
+        self._put(Replacement(position, refused, record_id(self.spares[0]), reason))
+        log.warning("step %d: %s takes the place of %s: %s", position + 1, self.records[position].id, refused, reason)
+
+    def _put(self, made: Replacement) -> None:
+        point = next(p for p in self.spares if record_id(p) == made.chosen)
+        self.spares.remove(point)
+        self.points[made.position], self.records[made.position] = point, record_of(point)
+        self.replacements.append(made)
+
+    # -- answers
+
+    def note(
+        self,
+        position: int,
+        questions: Mapping[str, Question],
+        replies: Mapping[str, Reply],
+        expected: Mapping[str, float],
+        *,
+        step: int,
+        inner: int,
+        last: bool,
+    ) -> None:
+        """Keep the replies about one point."""
+        self.rows += [
+            BeliefRow(
+                trial_key=self.trial.key,
+                step=step,
+                record_id=self.records[position].id,
+                edit_step=position + 1,
+                inner_step=inner,
+                last_step=last,
+                question=name,
+                target=questions[name].target,
+                probability=reply.probability,
+                expected=expected.get(name),
+                correct=reply.correct,
+                exact=reply.exact,
+                output=reply.output,
+            )
+            for name, reply in replies.items()
+        ]
+
+    def joined(self, found: EvalRound, before: Sequence[EvalRound] = ()) -> EvalRound:
+        """Return *found* with the answers since the last round, the points that are new, and, the first time, the model's log.
+
+        *before* are rounds of points that have come since: what the pristine model made of them.
+        """
+        rows, self.rows = self.rows, []
+        first = found.step == self.trial.protocol.rounds[0]
+        snapshot = found.snapshot
+        if snapshot is not None and self.replacements:
+            made = [asdict(r) for r in self.replacements]
+            snapshot = replace(snapshot, meta={**snapshot.meta, _REPLACED: made})
+        new, self._told = self.replacements[self._told :], len(self.replacements)
+        positions = range(self.size) if first else sorted({r.position for r in new})
+        here = {record.id for record in self.records}
+        return replace(
+            found,
+            rows=(*(row for part in before for row in part.rows if row.record_id in here), *found.rows),
+            timing=(*(row for part in before for row in part.timing), *found.timing),
+            beliefs=tuple(rows),
+            points=self._points(positions),
+            training=self._training() if first else (),
+            snapshot=snapshot,
+        )
+
+    def _points(self, positions: Sequence[int]) -> tuple[PointRow, ...]:
+        drawn = self.testbed.drawn
+        about = {"spec": without_places(self.testbed.spec), "passed_over": dict(drawn.passed_over)}
+        testbed = json.dumps({**about, "relations": drawn.relations}, sort_keys=True, ensure_ascii=False)
+        came = {r.position: r for r in reversed(self.replacements)}  # whom the first one replaced was planned
+        return tuple(
+            PointRow(
+                trial_key=self.trial.key,
+                record_id=self.records[i].id,
+                edit_step=i + 1,
+                subject=point.names[0],
+                relation=point.names[1],
+                object=point.names[2],
+                requested=self.records[i].target,
+                reinforces=bool(point.request and point.request.reinforces),
+                has_relevant_property=point.has_relevant_property,
+                downstream_answer_changes=bool(point.flags and point.flags.downstream_answer_changes),
+                point=to_line(point),
+                replaces=came[i].refused if i in came else None,
+                refusal=came[i].reason if i in came else None,
+                testbed=testbed,
+            )
+            for i in positions
+            for point in [self.points[i]]
+        )
+
+    def _training(self) -> tuple[TrainingRow, ...]:
+        if self.testbed.spec.pretrain is None or self.trial.model.digest != self.testbed.model_digest:
+            return ()
+        return tuple(
+            TrainingRow(trial_key=self.trial.key, row=i, n_tokens=int(row["n_tokens"]), name=name, value=float(value))
+            for i, row in enumerate(self.testbed.training_log())
+            for name, value in row.items()
+        )
+
+
+def _unanswerable(lm: LanguageModel, point: EvalPoint) -> str:
+    """Return why *lm* cannot be asked one of the point's questions, or nothing."""
+    for question in point.questions.values():
+        if not tokens.scored(lm, question.prompt, tokens.join(question.prompt, question.target)).labels:
+            return f"the answer {question.target!r} has no token of this model"
+    return ""
