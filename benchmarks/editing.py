@@ -37,7 +37,8 @@ from raysweep.config.plan import plan
 from raysweep.config.schema import TrialSpec
 from raysweep.config.sweep import sweep_of
 from raysweep.data.sampling import order
-from raysweep.editors.base import Grouper, WeightDelta
+from raysweep.editors.base import Grouper
+from raysweep.models.patches import WeightDelta
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.locate import contexts
 from raysweep.evals import scoring

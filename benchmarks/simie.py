@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from raysweep.editors.base import LowRank
+from raysweep.models.patches import LowRank
 from raysweep.editors.null import Null, NullConfig
 from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced, _share
 from raysweep.models.ledger import accumulate

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from raysweep.hashing import canonical, digest, file_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raysweep.editors.base import ArtifactRequest
+    from raysweep.config.schema import DataSpec, TextSpec
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,52 @@ VERSIONS: Mapping[
     "projector": 1,
 }
 Built = tuple[Mapping[str, "Tensor"], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRequest:
+    """An expensive input, named by everything it depends on.
+
+    Attributes:
+        kind: ``moments``, ``projector``, ``contexts``, …; the folder name in the artifact store.
+        inputs: canonical data that the artifact depends on besides the model (layer, text digest, counts, seed).
+        builder: ``module:function`` called as ``function(lm, requests, texts)`` on the pristine model, returning
+            ``[(tensors, metadata), …]``, one per request; requests with the same builder are served together.
+        model: the model it is computed with (``lm.identity``: weights, precision, tokenizer, BOS policy); empty = one that nobody
+            can tell from another; None = it is computed without a model.
+        sources: other artifacts this one is computed from, by name; they are part of its identity. The builder of such a
+            request gets, in place of *texts*, one mapping of artifacts per request.
+        data: records this one is computed from; ``inputs`` must cover them. The builder of such a request gets, in place of
+            *texts*, the records.
+        where: how to find what ``inputs`` names (paths); not part of the artifact's identity.
+        text: the text whose iterator the builder gets as *texts*; ``inputs`` must cover it.
+        version: of the builder's numbers; part of the identity. Raise it when they change (``raysweep/artifacts.py``: VERSIONS).
+        threads: CPU threads it is computed with, which move the last bits; filled in by who computes it.
+    """
+
+    kind: str
+    inputs: Mapping[str, Any]
+    builder: str
+    model: str | None = field(kw_only=True)
+    sources: Mapping[str, ArtifactRequest] = field(default_factory=dict)
+    data: DataSpec | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    text: TextSpec | None = None
+    version: int = 1
+    threads: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether everything it is computed from has a digest; if not, it must not be kept."""
+        named = self.model != "" and (self.text is None or bool(self.text.digest))
+        return named and all(source.known for source in self.sources.values())
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything that the artifact depends on, as plain data, without what is empty; its digest is the hash of it."""
+        sources = {name: source.identity() for name, source in self.sources.items()}
+        optional = {"model": self.model, "threads": self.threads, "sources": sources}
+        named = {"kind": self.kind, "version": self.version, "inputs": self.inputs}
+        return named | {key: value for key, value in optional.items() if value}
 
 
 @dataclass(frozen=True, slots=True)

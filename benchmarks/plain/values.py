@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain import common
-from raysweep.editors.base import ValueSpec
+from raysweep.editors.specs import ValueSpec
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord

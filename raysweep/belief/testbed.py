@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from raysweep.editors.base import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest
     from raysweep.models.lm import LanguageModel
     from raysweep.workspace import Workspace
 
@@ -85,7 +85,7 @@ class Testbed:
     @property
     def points_request(self) -> ArtifactRequest:
         """The request of the evaluation points."""
-        from raysweep.editors.base import ArtifactRequest
+        from raysweep.artifacts import ArtifactRequest
 
         return ArtifactRequest(
             kind="belief_points",
@@ -146,7 +146,7 @@ class Testbed:
     @cached_property
     def content(self) -> Content:
         """Digests of the documents and of the tokenizer; the corpus is planned for it once and never written."""
-        from raysweep.editors.base import ArtifactRequest
+        from raysweep.artifacts import ArtifactRequest
 
         def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
             corpus = self.basis.corpus

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import field_validator
 
 from raysweep.config.schema import Blocks, Positive
-from raysweep.editors.base import (
-    ArtifactRequest,
-    ContextSpec,
-    Delta,
-    EditorConfig,
-    EditStep,
-    MomentSpec,
-    ValueSpec,
-    WeightDelta,
-)
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
+from raysweep.models.patches import Delta, WeightDelta
+from raysweep.editors.base import EditorConfig, EditStep
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord, subject_error

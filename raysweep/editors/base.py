@@ -1,5 +1,22 @@
 """What an editor is: it proposes a patch for a batch of records and leaves the model bit-identical.
 
+**The life of an editor.** A trial builds its editor from the configuration, which touches no model. On the unedited model it
+asks :meth:`BaseEditor.artifact_requests` for what must be computed or read first (second moments, context templates, a trained
+network), has it made or found, and calls :meth:`BaseEditor.begin` once for the state of an editor that has edited nothing. Then,
+batch after batch, :meth:`BaseEditor.edit` gets the model as it stands and the state, and returns an :class:`EditStep`: a patch, the
+new state, and numbers for the table ``editor_stats``. The study applies the patch; the editor itself writes nothing. Between
+batches the study may measure the model, write the state to disk, and go on in another process from what was written: so all memory
+is in the state, and all randomness comes from the generator that is handed in.
+
+**What else an editor can do** are methods with a default, which the study calls without asking what kind of editor it has:
+
+* *Edits that do not depend on each other* (:attr:`~BaseEditor.is_stateless`, :meth:`~BaseEditor.can_propose`,
+  :meth:`~BaseEditor.edit_many`): they may be computed together, elsewhere, in any order.
+* *A report that is not the model as it stands* (:meth:`~BaseEditor.report_view`): PRUNE restrains the weights before they are
+  measured, SimIE's closed form computes them only then.
+* *Edits shared by several trials* (:meth:`~BaseEditor.edit_dependencies`): trials that differ only in what the report depends on.
+* *Answers while an edit is under way* (:meth:`~BaseEditor.edit_with_checkpoints`), which the belief study asks for.
+
 Shape legend of this package: ``d_in`` width of a key (input of the edited linear map), ``d_out`` width of a value,
 ``n`` records of a batch, ``k`` keys (columns). Deltas are in the *logical* orientation ``[d_out, d_in]``; only
 ``models/ledger.py`` knows how a parameter is stored.
@@ -7,27 +24,29 @@ Shape legend of this package: ``d_in`` width of a key (input of the edited linea
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from raysweep.config.schema import Count, DataSpec, NonNegative, Positive, Spec, TextSpec
-from raysweep.lazy import lazy
+from raysweep.config.schema import Spec
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from raysweep.artifacts import Artifact
+    from raysweep.artifacts import Artifact, ArtifactRequest
+    from raysweep.errors import DataError, RecordError
     from raysweep.models.lm import LanguageModel
+    from raysweep.models.patches import ModulePatch, Patch, WeightDelta
 
-S = TypeVar("S")
-_torch = lazy("torch")
+PatchKind = Literal["weights", "modules"]
+Proposal = Mapping[str, Any]
+"""What a batch adds to a state: a nested dict of tensors and plain JSON values, like a state."""
 
 
 class EditorConfig(Spec):
@@ -44,145 +63,12 @@ class EditorConfig(Spec):
         return {k: v for k, v in data.items() if k not in cls.dropped} if isinstance(data, Mapping) else data
 
 
-class ContextSpec(Spec):
-    """Which context templates to put before a prompt (§4.2 of editors.md).
-
-    Attributes:
-        lengths (tokens, texts): pairs (tokens per text, number of texts) to sample; ROME uses ``[[5, 10], [10,
-            10]]``, MEMIT ``[[10, 5]]``.
-        seed: of the sampling.
-        templates: use these instead of sampling (``{}`` is always first).
-    """
-
-    lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
-    seed: int = 0
-    templates: tuple[str, ...] | None = None
-
-
-class MomentSpec(Spec):
-    """How to estimate second moments of keys (§4.1 of editors.md).
-
-    Attributes:
-        text: where the tokens come from, and how many.
-        width (tokens): longest row in tokens; longer texts are cut.
-        skip (tokens): leading tokens of each row to leave out (1 for models whose position 0 is an attention sink; 0 = published).
-        damping (mean diagonal of C): added to the diagonal, in units of its mean, before factoring (0 = published).
-        ref_fp32: add the products up in fp32, as published (quirk Q10).
-    """
-
-    text: TextSpec = TextSpec()
-    width: Count = 512
-    skip: Annotated[int, Field(ge=0)] = 0
-    damping: NonNegative = 0.0
-    ref_fp32: bool = False
-
-
-class ValueSpec(Spec):
-    """How the value is optimised.
-
-    Attributes:
-        steps (passes): loop length; at most ``steps - 1`` updates are made (the last pass only measures).
-        lr: of Adam.
-        weight_decay: factor of ``‖δ‖ / ‖v₀‖²``.
-        clamp (norm of v₀): ``‖δ‖ ≤ clamp · ‖v₀‖`` after each update.
-        kl: factor of ``KL(P_δ ‖ P_0)`` at the subject in ``"{subject} is a"``.
-        batch (records): records optimised at once: those of a batch (MEMIT, AlphaEdit), or of that many steps where
-            edits do not see each other (SimIE in ``init`` mode with ``closed64``). The same numbers but for rounding.
-        stop_on_argmax: also stop as soon as the target is the arg-max in every context (ENCORE's MPES; off = published).
-        strip_dummy_piece: do not demand the stand-alone space piece that SentencePiece puts before a target encoded by itself
-            (quirk Q6; off = published).
-        ref_decoded_rows: the row behind a prompt is the decoded text of all target ids but the last, as published, which breaks
-            characters of several tokens (quirk Q50). Off: rows are cut from the ids of prompt and target.
-    """
-
-    steps: Count = 20
-    lr: Positive = 0.5
-    weight_decay: NonNegative = 0.5
-    clamp: Positive = 4.0
-    kl: NonNegative = 0.0625
-    batch: Count = 1
-    stop_on_argmax: bool = False
-    strip_dummy_piece: bool = False
-    ref_decoded_rows: bool = False
+ConfigT = TypeVar("ConfigT", bound=EditorConfig)
+StateT = TypeVar("StateT")
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """``left @ right``: a change of a weight in logical orientation.
-
-    Shape: left ``[d_out, r]``, right ``[r, d_in]``, in fp32 or fp64 on the model's device.
-    """
-
-    left: Tensor
-    right: Tensor
-
-    def dense(self) -> Tensor:
-        """Return the full ``[d_out, d_in]`` change in the factors' dtype."""
-        return self.left @ self.right
-
-    def norm(self) -> float:
-        """Return the Frobenius norm without forming the product: ``√⟨LᵀL, RRᵀ⟩``."""
-        left, right = self.left.double(), self.right.double()
-        square = float(((left.T @ left) * (right @ right.T)).sum())
-        return math.sqrt(max(square, 0.0))
-
-    def times(self, keys: Tensor) -> Tensor:
-        """Return ``Δ K`` for keys ``[d_in, k]`` without forming ``Δ``, in the keys' dtype."""
-        return self.left.to(keys.dtype) @ (self.right.to(keys.dtype) @ keys)
-
-
-@dataclass(frozen=True, slots=True)
-class Dense:
-    """A full change of a weight (``[d_out, d_in]``, logical orientation) or of a bias (``[d_out]``)."""
-
-    value: Tensor
-
-    def dense(self) -> Tensor:
-        """Return the change itself."""
-        return self.value
-
-    def norm(self) -> float:
-        """Return the Frobenius norm."""
-        return float(self.value.norm())
-
-    def times(self, keys: Tensor) -> Tensor:
-        """Return ``Δ K`` for keys ``[d_in, k]`` in the keys' dtype."""
-        return self.value.to(keys.dtype) @ keys
-
-
-Delta = LowRank | Dense
-
-
-def plus(first: Delta | None, second: Delta) -> Delta:
-    """Return the sum of two changes of one weight, low-rank where both are."""
-    if first is None:
-        return second
-    if isinstance(first, LowRank) and isinstance(second, LowRank):
-        left = [f.left.double() for f in (first, second)]
-        right = [f.right.double() for f in (first, second)]
-        return LowRank(_torch.cat(left, dim=1), _torch.cat(right, dim=0))
-    return Dense(first.dense().float() + second.dense().float())
-
-
-@dataclass(frozen=True, slots=True)
-class WeightDelta:
-    """Additive changes by parameter name (``"model.layers.3.mlp.down_proj.weight"``)."""
-
-    deltas: Mapping[str, Delta]
-
-
-@dataclass(frozen=True, slots=True)
-class ModulePatch:
-    """Submodules that take the place of others while they are applied (memory editors)."""
-
-    modules: Mapping[str, torch.nn.Module]
-
-
-Patch = WeightDelta | ModulePatch
-
-
-@dataclass(frozen=True, slots=True)
-class EditStep(Generic[S]):
+class EditStep(Generic[StateT]):
     """What one call of an editor proposes.
 
     Attributes:
@@ -192,58 +78,12 @@ class EditStep(Generic[S]):
     """
 
     patch: Patch
-    state: S
+    state: StateT
     stats: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class ArtifactRequest:
-    """An expensive input, named by everything it depends on.
-
-    Attributes:
-        kind: ``moments``, ``projector``, ``contexts``, …; the folder name in the artifact store.
-        inputs: canonical data that the artifact depends on besides the model (layer, text digest, counts, seed).
-        builder: ``module:function`` called as ``function(lm, requests, texts)`` on the pristine model, returning
-            ``[(tensors, metadata), …]``, one per request; requests with the same builder are served together.
-        model: the model it is computed with (``lm.identity``: weights, precision, tokenizer, BOS policy); empty = one that nobody
-            can tell from another; None = it is computed without a model.
-        sources: other artifacts this one is computed from, by name; they are part of its identity. The builder of such a
-            request gets, in place of *texts*, one mapping of artifacts per request.
-        data: records this one is computed from; ``inputs`` must cover them. The builder of such a request gets, in place of
-            *texts*, the records.
-        where: how to find what ``inputs`` names (paths); not part of the artifact's identity.
-        text: the text whose iterator the builder gets as *texts*; ``inputs`` must cover it.
-        version: of the builder's numbers; part of the identity. Raise it when they change (``raysweep/artifacts.py``: VERSIONS).
-        threads: CPU threads it is computed with, which move the last bits; filled in by who computes it.
-    """
-
-    kind: str
-    inputs: Mapping[str, Any]
-    builder: str
-    model: str | None = field(kw_only=True)
-    sources: Mapping[str, ArtifactRequest] = field(default_factory=dict)
-    data: DataSpec | None = None
-    where: Mapping[str, Any] = field(default_factory=dict)
-    text: TextSpec | None = None
-    version: int = 1
-    threads: int = 0
-
-    @property
-    def known(self) -> bool:
-        """Whether everything it is computed from has a digest; if not, it must not be kept."""
-        named = self.model != "" and (self.text is None or bool(self.text.digest))
-        return named and all(source.known for source in self.sources.values())
-
-    def identity(self) -> dict[str, Any]:
-        """Return everything that the artifact depends on, as plain data, without what is empty; its digest is the hash of it."""
-        sources = {name: source.identity() for name, source in self.sources.items()}
-        optional = {"model": self.model, "threads": self.threads, "sources": sources}
-        named = {"kind": self.kind, "version": self.version, "inputs": self.inputs}
-        return named | {key: value for key, value in optional.items() if value}
-
-
-@dataclass(frozen=True, slots=True)
-class View:
+class ReportView:
     """What an editor reports instead of the model as it stands.
 
     Attributes:
@@ -255,42 +95,9 @@ class View:
     stats: Mapping[str, float] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Viewer(Protocol):
-    """An editor that reports a reduced model (optional, beside :class:`Editor`).
-
-    The study calls :meth:`view` before each measurement. ``persists = False``: the change is taken back afterwards, so
-    measuring changes nothing. ``persists = True``: at the protocol's rounds the change stays and later edits start from
-    it, so the result depends on the schedule of rounds (quirk Q23).
-    """
-
-    @property
-    def persists(self) -> bool:
-        """Tell whether rounds write the view into the model."""
-        ...
-
-    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: Any) -> View:
-        """Return the view, given the total change of each edited weight since the pristine model (fp32, logical)."""
-        ...
-
-
-@runtime_checkable
-class Sharer(Protocol):
-    """An editor whose edits and state do not depend on all of its hyper-parameters (optional, beside Viewer)."""
-
-    def shared(self) -> Mapping[str, Any] | None:
-        """Return the part of the composed configuration that determines `begin` and `edit` (None: all of it; nothing can be
-        shared).
-
-        Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one pass; each asks its own
-        editor for its view of the shared state.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class Along:
-    """Records edited apart and at once, after ``step`` steps of their edits.
+class Checkpoint:
+    """Records edited apart from each other and at once, after ``step`` steps of their edits.
 
     Attributes:
         step: steps taken; from 1.
@@ -307,47 +114,139 @@ class Along:
     select: Callable[[Tensor], None]
 
 
-@runtime_checkable
-class Stepwise(Protocol):
-    """An editor that can edit many records apart at once, each from the model as it stands, and be asked along the way (optional).
+class BaseEditor(ABC, Generic[ConfigT, StateT]):
+    """Proposes patches for batches of records.
 
-    Promise: the model is bit-identical afterwards, and no record's edit depends on which others are edited with it but for
-    rounding.
+    A subclass sets :attr:`name`, :attr:`version` and :attr:`config_type` and writes :meth:`edited_parameters` and :meth:`edit`;
+    everything else has a default. ``raysweep/testing/editor_contract.py`` examines the promises.
+
+    Promises
+        1. :meth:`edit` leaves ``lm`` bit-identical: weights, buffers, hooks, requires_grad, train/eval mode.
+        2. All memory is in the state; two editors in one process never influence each other.
+        3. Randomness comes only from ``rng``; the global generators are neither read nor advanced.
+        4. The state is ``None`` or a dict of tensors and plain JSON values, so a snapshot is safetensors + JSON.
+        5. Construction is cheap and touches no model.
+
+    Attributes:
+        name: what a search space calls it.
+        version: of its numbers, a part of every trial's key; raise it when they change.
+        config_type: the class of its configuration.
+        patch_kind: what :meth:`edit` proposes, changes of ``weights`` or ``modules`` that take the place of others.
+        artifact_kinds: kinds of artifacts (``raysweep/artifacts.py``) that it may ask for; their versions join the key.
+        paper: the source of the method.
+        config: what it was built from.
     """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    config_type: ClassVar[type[EditorConfig]]
+    patch_kind: ClassVar[PatchKind] = "weights"
+    artifact_kinds: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = "–"
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    # What a plan asks of the class, before anything is built.
+
+    @staticmethod
+    def record_error(config: Any, record: EditRecord) -> RecordError | None:
+        """Return why *record* cannot be written with *config*, as an error; None where it can."""
+        return None
+
+    @staticmethod
+    def train_split_error(records: Sequence[EditRecord]) -> DataError | None:
+        """Return why *records* cannot be trained on, as an error; None where they can, or where nothing is trained."""
+        return None
+
+    @classmethod
+    def state_bytes(
+        cls, config: Any, matrices: Sequence[tuple[int, int]], columns: int
+    ) -> Mapping[str, int] | None:
+        """Return what the state takes, in bytes by part, for ``raysweep plan``; None = not known.
+
+        Args:
+            config: of the component.
+            matrices: shapes ``(d_out, d_in)`` of the edited matrices.
+            columns: keys that the run adds, about.
+        """
+        return {} if matrices else None
+
+    # The edit.
+
+    @abstractmethod
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return the names of the parameters that this editor may change, ``"model.layers.5.mlp.down_proj.weight"`` say."""
+
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Return the artifacts that must exist before :meth:`begin`, by name."""
+        return {}
+
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> StateT:
+        """Return the state of an editor that has edited nothing; called once, on the unedited model."""
+        return None  # type: ignore[return-value]  # an editor with another state overrides this
+
+    @abstractmethod
+    def edit(
+        self,
+        lm: LanguageModel,
+        batch: Sequence[EditRecord],
+        state: StateT,
+        *,
+        artifacts: Mapping[str, Artifact],
+        rng: torch.Generator,
+    ) -> EditStep[StateT]:
+        """Propose a patch that writes *batch* into the model as it stands.
+
+        Args:
+            lm: the model, with all earlier patches applied.
+            batch: records to write together, one or more.
+            state: what :meth:`begin` or the last :meth:`edit` returned; must not be changed in place.
+            artifacts: those of :meth:`artifact_requests`, by name.
+            rng: a generator on the CPU, seeded by the trial's seed and the step.
+        """
+
+    def module_patch(self, lm: LanguageModel, state: StateT) -> ModulePatch:
+        """Return the patch that *state* stands for; a run that goes on from a snapshot applies it (``patch_kind = "modules"``)."""
+        raise NotImplementedError(f"{self.name} patches modules and has no module_patch")
+
+    # Edits that do not depend on each other.
 
     @property
-    def at_once(self) -> int:
-        """How many records to edit together."""
-        ...
+    def is_stateless(self) -> bool:
+        """Whether the state is always None, so that an edit depends on the model and its batch alone."""
+        return False
 
-    def along(self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]) -> Iterator[Along]:
-        """Yield after the steps at which the edits are to be asked about, and after the last one."""
-        ...
+    @property
+    def group_size(self) -> int:
+        """How many batches of one record :meth:`edit_many` or :meth:`propose_many` takes together; 1 = none."""
+        return 1
 
+    def edit_many(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[EditStep[Any]]:
+        """Return the edit of each of *batches*, each from the model as it stands; only of an editor without state.
 
-def composed(editor: Any) -> dict[str, Any]:
-    """Return name and configuration of *editor* and, if it is a wrapper, of all editors inside it, as plain data."""
-    found = {"name": editor.name, "config": editor.config.model_dump(mode="json")}
-    return {**found, "inner": composed(editor.inner)} if hasattr(editor, "inner") else found
-
-
-@runtime_checkable
-class Proposer(Protocol[S]):
-    """An editor whose edits may be computed apart from each other, anywhere and in any order (optional, beside Editor).
-
-    Promises, where :meth:`apart` is true
-        1. ``propose`` depends on the pristine model, the batch, the artifacts and *rng* alone; ``lm`` stays bit-identical.
-        2. A proposal is a dict (nested) of tensors and plain JSON values, like a state.
-        3. ``edit(lm, batch, state, …)`` is ``absorb(lm, state, propose(lm, batch, …))``, bit for bit; so it matters in which
-           order proposals are absorbed, never where or when they were computed.
-    """
-
-    def apart(self) -> bool:
-        """Tell whether this configuration keeps the promises.
-
-        A wrapper asks the wrapped editor's ``memoryless`` (absent = False): its state is always None.
+        Promise: the model is bit-identical afterwards, and each edit is what :meth:`edit` proposes, but for rounding. The default
+        makes them one by one.
         """
-        ...
+        state = self.begin(lm, artifacts)
+        return [self.edit(lm, b, state, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
+
+    def can_propose(self) -> bool:
+        """Whether edits may be computed apart from each other, anywhere and in any order, by :meth:`propose`.
+
+        Promises, where it is true
+            1. :meth:`propose` depends on the pristine model, the batch, the artifacts and *rng* alone.
+            2. ``edit(lm, batch, state, …)`` is ``absorb(lm, state, propose(lm, batch, …))``, bit for bit; so it matters in which
+               order proposals are absorbed, never where or when they were computed.
+        """
+        return False
 
     def propose(
         self,
@@ -356,105 +255,129 @@ class Proposer(Protocol[S]):
         *,
         artifacts: Mapping[str, Artifact],
         rng: torch.Generator,
-    ) -> Mapping[str, Any]:
-        """Return what *batch* adds: the expensive part of an edit."""
-        ...
+    ) -> Proposal:
+        """Return what *batch* adds: the expensive part of an edit. ``lm`` stays bit-identical."""
+        raise NotImplementedError(f"{self.name} cannot propose")
 
-    def absorb(self, lm: LanguageModel, state: S, proposal: Mapping[str, Any]) -> EditStep[S]:
+    def propose_many(
+        self,
+        lm: LanguageModel,
+        batches: Sequence[Sequence[EditRecord]],
+        *,
+        artifacts: Mapping[str, Artifact],
+        rngs: Sequence[torch.Generator],
+    ) -> list[Proposal]:
+        """Return a proposal per batch; *rngs* has one generator for each.
+
+        Promise: each is what :meth:`propose` returns, but for rounding; so a study must always take the same batches together.
+        """
+        return [self.propose(lm, b, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
+
+    def absorb(self, lm: LanguageModel, state: StateT, proposal: Proposal) -> EditStep[StateT]:
         """Take in one proposal: the cheap part of an edit."""
-        ...
+        raise NotImplementedError(f"{self.name} cannot absorb")
 
-
-@runtime_checkable
-class GroupProposer(Protocol):
-    """A Proposer that can compute several proposals together (optional).
-
-    Promise: each is what :meth:`Proposer.propose` returns, but for rounding; so a study must always take the same batches
-    together.
-    """
+    # What is measured.
 
     @property
-    def group(self) -> int:
-        """How many batches of one record to take together; 1 = none."""
-        ...
+    def view_persists(self) -> bool:
+        """Whether the protocol's rounds write the view into the model, so that the result depends on them (quirk Q23)."""
+        return False
 
-    def propose_group(
-        self,
-        lm: LanguageModel,
-        batches: Sequence[Sequence[EditRecord]],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rngs: Sequence[torch.Generator],
-    ) -> list[dict[str, Any]]:
-        """Return a proposal per batch; *rngs* has one generator for each."""
-        ...
+    def report_view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: StateT) -> ReportView | None:
+        """Return what to measure instead of the model as it stands; None = the model as it stands.
 
+        Args:
+            lm: the model with all patches applied.
+            totals: the change of each edited weight since the pristine model, fp32, ``[d_out, d_in]``.
+            state: of the editor.
+        """
+        return None
 
-@runtime_checkable
-class Grouper(Protocol):
-    """An editor that can find the edits of several batches together, each on the model as it stands (optional, beside Editor).
+    def edit_dependencies(self) -> Mapping[str, Any] | None:
+        """Return the part of the configuration that determines :meth:`begin` and :meth:`edit`; None = all of it.
 
-    Promise: the model is bit-identical afterwards, and each edit is what :meth:`Editor.edit` proposes without memory, but for
-    rounding.
-    """
+        Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one run over the records;
+        each asks its own editor for its view of the shared state.
+        """
+        return None
+
+    # Answers while an edit is under way.
 
     @property
-    def group(self) -> int:
-        """How many batches of one record to take together; 1 = none."""
-        ...
+    def checkpoint_batch(self) -> int:
+        """How many records :meth:`edit_with_checkpoints` edits together; 0 = the editor cannot be asked along the way."""
+        return 0
 
-    def edit_apart(
-        self,
-        lm: LanguageModel,
-        batches: Sequence[Sequence[EditRecord]],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rngs: Sequence[torch.Generator],
-    ) -> list[EditStep[Any]]:
-        """Return one step per batch; *rngs* has one generator for each."""
-        ...
+    def edit_with_checkpoints(
+        self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]
+    ) -> Iterator[Checkpoint]:
+        """Edit *records* apart from each other and at once; yield after the steps at which they are to be asked, and after the last.
+
+        Promise: the model is bit-identical afterwards, and no record's edit depends on which others are edited with it but for
+        rounding.
+        """
+        raise NotImplementedError(f"{self.name} cannot be asked along the way")
+
+    # How it is made of others.
+
+    def description(self) -> dict[str, Any]:
+        """Return name and configuration, and those of the editors inside, as plain data."""
+        return {"name": self.name, "config": self.config.model_dump(mode="json")}
+
+    def innermost(self) -> BaseEditor[Any, Any]:
+        """Return the editor inside all wrappers: this one, if it wraps none."""
+        return self
 
 
-class Editor(Protocol[S]):
-    """Proposes patches for batches of records.
+class BaseWrapper(BaseEditor[ConfigT, StateT]):
+    """An editor made of another editor.
 
-    Promises
-        1. ``edit`` leaves ``lm`` bit-identical: weights, buffers, hooks, requires_grad, train/eval mode.
-        2. All memory is in ``S``; two editors in one process never influence each other.
-        3. Randomness comes only from ``rng``; the global generators are neither read nor advanced.
-        4. ``S`` is ``None`` or a dict of tensors and plain JSON values, so a snapshot is safetensors + JSON.
-        5. Construction is cheap and touches no model.
+    What it changes and what it needs first are the inner editor's by default. It is taken to have a memory of its own: what an
+    editor can do apart from others is not handed through.
+
+    Attributes:
+        accepts: kinds of patches that it can wrap.
+        shareable: keys whose values can share edits (``path`` in a search space), each with the configuration that this takes.
+        inner: the editor it wraps.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[int]
-    config_type: ClassVar[type[EditorConfig]]
-    patch_kind: ClassVar[Literal["weights", "modules"]]
-    paper: ClassVar[str]
-    artifacts: ClassVar[
-        tuple[str, ...]
-    ] = ()  # kinds (raysweep/artifacts.py) it may ask for; their versions join the key
+    accepts: ClassVar[tuple[str, ...]] = ("weights",)
+    shareable: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Return the artifacts that must exist before :meth:`begin`, by name."""
-        ...
+    def __init__(self, config: ConfigT, inner: BaseEditor[Any, Any]) -> None:
+        super().__init__(config)
+        self.inner = inner
 
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> S:
-        """Return the memory of an editor that has edited nothing; called once, on the unedited model."""
-        ...
+    @classmethod
+    def output_kind(cls, config: Any) -> str:
+        """Return what the wrapped editor is to a wrapper around it: its patches are ``weights``, or it reports ``views``."""
+        return "weights"
 
-    def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: S,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
-    ) -> EditStep[S]:
-        """Propose a patch that writes *batch*."""
-        ...
+    @classmethod
+    def incompatible_with(cls, config: Any, *, wrapped: bool) -> str:
+        """Return why this cannot wrap an editor that is itself *wrapped*; empty = it can."""
+        return ""
 
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
-        """Return the names of the parameters this editor may change."""
-        ...
+    @classmethod
+    def state_bytes(
+        cls, config: Any, matrices: Sequence[tuple[int, int]], columns: int
+    ) -> Mapping[str, int] | None:
+        """Return None: what a wrapper remembers is not known unless it says so."""
+        return None
+
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
+        """Return the inner editor's parameters."""
+        return self.inner.edited_parameters(lm)
+
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Ask for what the inner editor asks for."""
+        return self.inner.artifact_requests(lm)
+
+    def description(self) -> dict[str, Any]:
+        """Return name and configuration, and those of the editors inside, as plain data."""
+        return {**super().description(), "inner": self.inner.description()}
+
+    def innermost(self) -> BaseEditor[Any, Any]:
+        """Return the editor inside all wrappers."""
+        return self.inner.innermost()

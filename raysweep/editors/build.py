@@ -15,14 +15,15 @@ from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     from raysweep.artifacts import Artifact, ArtifactStore, Built
-    from raysweep.editors.base import ArtifactRequest, Editor
+    from raysweep.artifacts import ArtifactRequest
+    from raysweep.editors.base import BaseEditor
     from raysweep.models.lm import LanguageModel
 
 
-def build_editor(spec: EditorSpec) -> Editor[Any]:
+def build_editor(spec: EditorSpec) -> BaseEditor[Any]:
     """Return the editor of *spec* with its wrappers around it, innermost first."""
     kind = EDITORS.get(spec.name)
-    editor: Editor[Any] = kind(kind.config_type.model_validate(dict(spec.config)))
+    editor: BaseEditor[Any] = kind(kind.config_type.model_validate(dict(spec.config)))
     for wrap in spec.wrap:
         wrapper = WRAPPERS.get(wrap.name)
         editor = wrapper(wrapper.config_type.model_validate(dict(wrap.config)), editor)

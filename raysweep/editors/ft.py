@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raysweep.config.schema import Blocks, Count, NonNegative, Positive
-from raysweep.editors.base import ArtifactRequest, Delta, Dense, EditorConfig, EditStep, WeightDelta
+from raysweep.artifacts import ArtifactRequest
+from raysweep.models.patches import Delta, Dense, WeightDelta
+from raysweep.editors.base import EditorConfig, EditStep
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 

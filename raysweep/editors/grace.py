@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from raysweep.config.schema import Block, Count, Positive
-from raysweep.editors.base import ArtifactRequest, EditorConfig, EditStep, ModulePatch
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.base import EditorConfig, EditStep
+from raysweep.models.patches import ModulePatch
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 

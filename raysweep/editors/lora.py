@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raysweep.config.schema import Count, NonNegative, Positive
-from raysweep.editors.base import Along, ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, WeightDelta
+from raysweep.editors.base import Checkpoint, EditorConfig, EditStep
+from raysweep.artifacts import ArtifactRequest
+from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 from raysweep.seeds import derive
@@ -94,13 +96,13 @@ class Lora:
         """How many records to edit together."""
         return self.config.at_once
 
-    def along(self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]) -> Iterator[Along]:
+    def along(self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]) -> Iterator[Checkpoint]:
         """Train an adapter for each record and yield every ``eval_every`` steps and after the last."""
         bank = lora.Bank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
         for step, losses in enumerate(self._train(bank, records, range(len(records))), 1):
             last = step == self.config.steps
             if last or step % self.config.eval_every == 0:
-                yield Along(step, last, losses, bank.attached, bank.select)
+                yield Checkpoint(step, last, losses, bank.attached, bank.select)
 
     def _train(self, bank: lora.Bank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
         """Train the owners on their records; yield the loss of each record, step by step."""

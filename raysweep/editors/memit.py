@@ -6,15 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raysweep.config.schema import Blocks, Positive
-from raysweep.editors.base import (
-    ArtifactRequest,
-    ContextSpec,
-    EditorConfig,
-    EditStep,
-    MomentSpec,
-    ValueSpec,
-    WeightDelta,
-)
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
+from raysweep.editors.base import EditorConfig, EditStep
+from raysweep.models.patches import WeightDelta
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord, subject_error

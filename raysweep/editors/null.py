@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from raysweep.editors.base import ArtifactRequest, EditorConfig, EditStep, WeightDelta
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.base import EditorConfig, EditStep
+from raysweep.models.patches import WeightDelta
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:

@@ -6,18 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raysweep.config.schema import Blocks
-from raysweep.editors.base import (
-    ArtifactRequest,
-    ContextSpec,
-    Delta,
-    EditorConfig,
-    EditStep,
-    LowRank,
-    MomentSpec,
-    ValueSpec,
-    WeightDelta,
-    plus,
-)
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
+from raysweep.models.patches import Delta, LowRank, WeightDelta, add_deltas
+from raysweep.editors.base import EditorConfig, EditStep
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord, subject_error
@@ -115,7 +107,7 @@ class Rome:
                 name = f"{lm.layout.mlp_out.format(layer)}.weight"
                 with ledger.applied(lm, deltas):
                     delta, found = self._one(lm, record, layer, artifacts)
-                deltas[name] = plus(deltas.get(name), delta)
+                deltas[name] = add_deltas(deltas.get(name), delta)
                 stats |= {f"{key}/{layer}": value for key, value in found.items()}
         return EditStep(WeightDelta(deltas), state, stats)
 

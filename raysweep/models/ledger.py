@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from raysweep.editors.base import Delta, LowRank, ModulePatch, Patch, WeightDelta
+from raysweep.models.patches import Delta, LowRank, ModulePatch, Patch, WeightDelta
 from raysweep.models.lm import LanguageModel
 
 

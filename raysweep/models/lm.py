@@ -40,7 +40,7 @@ class LanguageModel:
         """16 hex digits over all that decides what the pristine model makes of a text; empty if ``digest`` is.
 
         That is: what it was loaded from, its precision, what its tokenizer does, and the BOS policy. Whatever is computed with a
-        pristine model is kept under this name (:class:`raysweep.editors.base.ArtifactRequest`).
+        pristine model is kept under this name (:class:`raysweep.artifacts.ArtifactRequest`).
         """
         if not self.digest:
             return ""

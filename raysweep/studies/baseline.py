@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysweep.artifacts import VERSIONS, ArtifactStore, Built
-from raysweep.editors.base import ArtifactRequest
+from raysweep.artifacts import ArtifactRequest
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
 from raysweep.records import Probe

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from raysweep import summarize
     from raysweep.editors import build
-    from raysweep.editors.base import Editor
+    from raysweep.editors.base import BaseEditor
     from raysweep.evals import boundaries, generation, scoring
     from raysweep.models import ledger as weight_ledger
     from raysweep.models.lm import LanguageModel
@@ -105,7 +105,7 @@ class _Member:
     """
 
     trial: TrialSpec
-    editor: Editor[Any]
+    editor: BaseEditor[Any]
     behind: int = -1
     rows: list[ProbeRow] = field(default_factory=list)
     seen: list[ProbeRow] = field(default_factory=list)
@@ -184,7 +184,7 @@ class _Run:
         return self.members[0].trial
 
     @property
-    def editor(self) -> Editor[Any]:
+    def editor(self) -> BaseEditor[Any]:
         return self.members[0].editor
 
     def rounds(self, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[str, EvalRound]]:
@@ -477,7 +477,7 @@ def ordered(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
     return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records
 
 
-def _provided(editor: Editor[Any], trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Any]:
+def _provided(editor: BaseEditor[Any], trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Any]:
     """Return the artifacts that *editor* needs."""
     return build.provide(
         lm,

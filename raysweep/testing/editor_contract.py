@@ -1,4 +1,4 @@
-"""The exam every editor and wrapper sits: the promises of :class:`raysweep.editors.base.Editor`, one function each.
+"""The exam every editor and wrapper sits: the promises of :class:`raysweep.editors.base.BaseEditor`, one function each.
 
 Use it for your own editor::
 
@@ -22,7 +22,9 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from raysweep.artifacts import VERSIONS, Artifact
-from raysweep.editors.base import ArtifactRequest, Grouper, ModulePatch, Viewer, WeightDelta
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.base import Grouper, Viewer
+from raysweep.models.patches import ModulePatch, WeightDelta
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raysweep.config.schema import EditorSpec
-from raysweep.editors.base import LowRank
+from raysweep.models.patches import LowRank
 from raysweep.editors.build import build_editor
 from raysweep.editors.locate import keys
 from raysweep.models import ledger as weight_ledger

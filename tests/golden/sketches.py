@@ -19,7 +19,8 @@ from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec
 from raysweep.data import DATASETS
 from raysweep.data.texts import open_texts
 from raysweep.editors import EDITORS
-from raysweep.editors.base import ArtifactRequest, Viewer
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.base import Viewer
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.evals.metrics import METRICS, Answer

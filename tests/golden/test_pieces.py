@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from raysweep.editors.base import MomentSpec
+from raysweep.editors.specs import MomentSpec
 from raysweep.editors.locate import second_moments
 from tests.golden import pieces, test_prune
 from tests.golden.recorded import FOLDERS, HERE, Variant, variants

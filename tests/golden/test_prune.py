@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
-from raysweep.editors.base import ArtifactRequest
+from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.build import build_editor
 from raysweep.models.ledger import Ledger
 from raysweep.studies.base import Deps

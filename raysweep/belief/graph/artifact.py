@@ -16,7 +16,7 @@ from raysweep.hashing import digest, file_digest
 from raysweep.world import WORLD_VERSION, WorldSpec, build_world
 
 if TYPE_CHECKING:
-    from raysweep.editors.base import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest
     from raysweep.workspace import Workspace
 
 GRAPH_VERSION = 1  # of what the reader makes of the same files; part of the artifact's key
@@ -90,7 +90,7 @@ def without_places(spec: BeliefSpec) -> dict[str, Any]:
 
 def graph_request(spec: GraphSpec) -> ArtifactRequest:
     """Return the request of a Wikidata5m graph; *spec* is resolved."""
-    from raysweep.editors.base import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest
 
     return ArtifactRequest(
         kind="graph",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from raysweep.editors.base import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest
     from raysweep.models.lm import LanguageModel
     from raysweep.models.sources import embedded_recipe
 else:
@@ -460,7 +460,7 @@ def model_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
     Raises:
         SpecError: the spec trains none.
     """
-    from raysweep.editors.base import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest
 
     if spec.pretrain is None:
         raise SpecError("the belief spec trains no model", hint="give it a 'pretrain:' section")
@@ -477,7 +477,7 @@ def log_request(spec: BeliefSpec, content: Content) -> ArtifactRequest:
     Raises:
         SpecError: the spec trains none.
     """
-    from raysweep.editors.base import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest
 
     inputs = {"model": model_request(spec, content).inputs, **log_inputs(spec)}
     return ArtifactRequest(

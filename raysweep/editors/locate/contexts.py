@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from raysweep.artifacts import VERSIONS, Artifact, Built
-from raysweep.editors.base import ArtifactRequest, ContextSpec
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.specs import ContextSpec
 from raysweep.models import tokens
 from raysweep.models.forward import blocks
 from raysweep.models.lm import LanguageModel

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raysweep.editors.base import Delta, LowRank, ValueSpec
+from raysweep.models.patches import Delta, LowRank
+from raysweep.editors.specs import ValueSpec
 from raysweep.editors.locate import keys, target_value
 from raysweep.models import hooks, ledger, tokens
 from raysweep.models.forward import blocks, prefix_tree

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from raysweep.artifacts import VERSIONS, Artifact, Built
-from raysweep.editors.base import ArtifactRequest, MomentSpec
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.specs import MomentSpec
 from raysweep.editors.locate import second_moments as moments
 from raysweep.errors import ArtifactError
 from raysweep.models.lm import LanguageModel

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from raysweep.artifacts import VERSIONS, Built
 from raysweep.config.schema import TextSpec
-from raysweep.editors.base import ArtifactRequest, MomentSpec
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.specs import MomentSpec
 from raysweep.errors import ArtifactError
 from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks

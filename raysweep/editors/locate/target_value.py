@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raysweep.editors.base import ValueSpec
+from raysweep.editors.specs import ValueSpec
 from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks, head, prefix_tree
 from raysweep.models.lm import LanguageModel

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from raysweep.editors.base import ArtifactRequest
+from raysweep.artifacts import ArtifactRequest
 from raysweep.errors import ArtifactError
 from raysweep.hashing import canonical, canonical_json, file_digest
 

@@ -14,7 +14,9 @@ from pydantic import Field, model_validator
 
 from raysweep.artifacts import VERSIONS
 from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
-from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, WeightDelta
+from raysweep.artifacts import ArtifactRequest
+from raysweep.models.patches import Delta, LowRank, WeightDelta
+from raysweep.editors.base import EditorConfig, EditStep
 from raysweep.errors import DataError, SpecError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord, Probe, ProbeKind

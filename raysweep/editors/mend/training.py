@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from raysweep.editors.base import ArtifactRequest
+from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.mend import factors, network
 from raysweep.editors.mend.editor import Mend, MendConfig, kept_probes, matrices
 from raysweep.errors import DataError

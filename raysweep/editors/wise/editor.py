@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from raysweep.config.schema import Block, Count, NonNegative, Positive, Spec
-from raysweep.editors.base import ArtifactRequest, ContextSpec, EditorConfig, EditStep, ModulePatch
+from raysweep.artifacts import ArtifactRequest
+from raysweep.editors.specs import ContextSpec
+from raysweep.editors.base import EditorConfig, EditStep
+from raysweep.models.patches import ModulePatch
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord

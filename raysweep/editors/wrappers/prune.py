@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from raysweep.editors.base import ArtifactRequest, Delta, EditorConfig, EditStep, LowRank, View, WeightDelta, composed
+from raysweep.artifacts import ArtifactRequest
+from raysweep.models.patches import Delta, LowRank, WeightDelta
+from raysweep.editors.base import EditorConfig, EditStep, ReportView, composed
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.base import Editor
+    from raysweep.editors.base import BaseEditor
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
@@ -68,7 +70,7 @@ class Prune:
     patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
     paper: ClassVar[str] = "Ma et al. 2025, arXiv 2405.16821"
 
-    def __init__(self, config: PruneConfig, inner: Editor[Any]) -> None:
+    def __init__(self, config: PruneConfig, inner: BaseEditor[Any]) -> None:
         said = self.unfit(config, hasattr(inner, "inner"))
         if said:
             raise WrapError(said, hint=f"set {self.name}.persist: false, or remove the inner wrapper")
@@ -131,7 +133,7 @@ class Prune:
         found = composed(self)
         return {**found, "config": {k: v for k, v in found["config"].items() if k != "base"}}
 
-    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:
+    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> ReportView:
         """Return the change from the edited to the restrained weights."""
         deltas: dict[str, Delta] = {}
         stats: dict[str, float] = {}
@@ -143,7 +145,7 @@ class Prune:
                 deltas[name] = found
             stats[f"pruned/{name}"] = float(len(values))
             stats[f"pruned_up/{name}"] = float((after > values).sum())
-        return View(WeightDelta(deltas), stats)
+        return ReportView(WeightDelta(deltas), stats)
 
 
 def restrain(values: Tensor, largest: float, base: str) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.editors.base import Dense, LowRank, plus
+from raysweep.models.patches import Dense, LowRank, add_deltas
 from raysweep.editors.linalg import least_squares
 from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced
 from raysweep.errors import ArtifactError, SpecError
@@ -286,12 +286,12 @@ def test_singular_moments_are_refused_with_the_cure() -> None:
 def test_low_rank_changes_add_up() -> None:
     rng = torch.Generator().manual_seed(2)
     a, b = (LowRank(torch.randn(4, 1, generator=rng), torch.randn(1, 6, generator=rng)) for _ in range(2))
-    total = plus(plus(None, a), b)
+    total = add_deltas(add_deltas(None, a), b)
     assert isinstance(total, LowRank)
     torch.testing.assert_close(total.dense().float(), a.dense() + b.dense())
     keys = torch.randn(6, 3, generator=rng, dtype=torch.float64)
     torch.testing.assert_close(total.times(keys), total.dense() @ keys)
-    mixed = plus(a, Dense(b.dense()))
+    mixed = add_deltas(a, Dense(b.dense()))
     torch.testing.assert_close(mixed.dense(), a.dense() + b.dense())
 
 

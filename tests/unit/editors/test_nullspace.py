@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raysweep.artifacts import Artifact, ArtifactStore
 from raysweep.config.schema import EditorSpec
-from raysweep.editors.base import MomentSpec
+from raysweep.editors.specs import MomentSpec
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.linalg import least_squares
 from raysweep.editors.locate import layers, null_space, second_moments

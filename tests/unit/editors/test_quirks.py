@@ -12,7 +12,7 @@ import torch
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.editors import EDITORS, ft, rome
-from raysweep.editors.base import MomentSpec, ValueSpec
+from raysweep.editors.specs import MomentSpec, ValueSpec
 from raysweep.editors.build import build_editor
 from raysweep.editors.locate import keys, layers, second_moments, target_value
 from raysweep.editors.mend import factors

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from raysweep.artifacts import Artifact
-from raysweep.editors.base import ContextSpec
+from raysweep.editors.specs import ContextSpec
 from raysweep.editors.locate import contexts
 from raysweep.editors.wise import training
 from raysweep.editors.wise.editor import MarginSpec, MergeSpec, Wise, WiseConfig

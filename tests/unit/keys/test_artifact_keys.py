@@ -24,7 +24,7 @@ from raysweep.belief.graph.artifact import graph_request
 from raysweep.belief.spec import BeliefSpec, GraphSpec
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TextSpec, TrialSpec, WrapSpec
 from raysweep.editors import EDITORS
-from raysweep.editors.base import ArtifactRequest
+from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.errors import ArtifactError

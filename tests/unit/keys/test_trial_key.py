@@ -25,7 +25,7 @@ from raysweep.config.schema import (
     WrapSpec,
 )
 from raysweep.editors import EDITORS
-from raysweep.editors.base import ArtifactRequest
+from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.results.tables import flatten
 from tests.changes import changes, leaves

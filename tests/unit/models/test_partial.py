@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raysweep.editors.base import Dense, LowRank, WeightDelta
+from raysweep.models.patches import Dense, LowRank, WeightDelta
 from raysweep.models import hooks, tokens
 from raysweep.models import ledger as weight_ledger
 from raysweep.models.forward import blocks, prefix_tree

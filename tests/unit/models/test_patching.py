@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from raysweep.editors.base import Dense, LowRank, ModulePatch, WeightDelta
+from raysweep.models.patches import Dense, LowRank, ModulePatch, WeightDelta
 from raysweep.models import ledger as weight_ledger
 from raysweep.testing.fixtures import tiny_lm
 

@@ -9,7 +9,8 @@ import torch
 
 from raysweep.config.schema import EditorSpec, Positive, TrialSpec, WrapSpec
 from raysweep.editors import build
-from raysweep.editors.base import Dense, EditorConfig, EditStep, View, WeightDelta, composed
+from raysweep.models.patches import Dense, WeightDelta
+from raysweep.editors.base import EditorConfig, EditStep, ReportView, composed
 from tests.unit.studies.test_lifelong import trial
 
 
@@ -61,10 +62,10 @@ class Closed:
     def edit(self, lm: Any, batch: Sequence[Any], state: Any, *, artifacts: Any, rng: torch.Generator) -> EditStep[Any]:
         return self.absorb(lm, state, self.propose(lm, batch, artifacts=artifacts, rng=rng))
 
-    def view(self, lm: Any, totals: Mapping[str, Any], state: Any) -> View:
+    def view(self, lm: Any, totals: Mapping[str, Any], state: Any) -> ReportView:
         assert not totals, "the weights themselves stay pristine"
         changes = {n: Dense((s / (1 + self.config.lam)).float()) for n, s in state["sums"].items()}
-        return View(WeightDelta(changes), {f"drift/{n}": c.norm() for n, c in changes.items()})
+        return ReportView(WeightDelta(changes), {f"drift/{n}": c.norm() for n, c in changes.items()})
 
 
 def install(monkeypatch: Any) -> list[Closed]:

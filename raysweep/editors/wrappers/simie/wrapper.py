@@ -19,17 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Tag, model_validator
 
 from raysweep.config.schema import Count, Positive, Spec, TextSpec
-from raysweep.editors.base import (
-    ArtifactRequest,
-    Delta,
-    Dense,
-    EditorConfig,
-    EditStep,
-    LowRank,
-    View,
-    WeightDelta,
-    composed,
-)
+from raysweep.artifacts import ArtifactRequest
+from raysweep.models.patches import Delta, Dense, LowRank, WeightDelta
+from raysweep.editors.base import EditorConfig, EditStep, ReportView, composed
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 
@@ -38,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.base import Editor
+    from raysweep.editors.base import BaseEditor
     from raysweep.editors.linalg import least_squares
     from raysweep.editors.locate import keys, second_moments
     from raysweep.models import ledger
@@ -126,11 +118,11 @@ class SimIE:
     artifacts: ClassVar[tuple[str, ...]] = ("energy",)
     path_implies: ClassVar[Mapping[str, Mapping[str, str]]] = {"lam": {"mode": "init", "backend": "closed64"}}
 
-    def __new__(cls, config: SimIEConfig, inner: Editor[Any]) -> SimIE:
+    def __new__(cls, config: SimIEConfig, inner: BaseEditor[Any]) -> SimIE:
         """Return the kind of SimIE that *config* asks for."""
         return super().__new__(ClosedSimIE if config.backend == "closed64" else cls)
 
-    def __init__(self, config: SimIEConfig, inner: Editor[Any]) -> None:
+    def __init__(self, config: SimIEConfig, inner: BaseEditor[Any]) -> None:
         self.config = config
         self.inner = inner
 
@@ -448,7 +440,7 @@ class ClosedSimIE(SimIE):
         after = {"inner": inner, "inputs": inputs, "matrices": matrices}
         return EditStep(WeightDelta({}), after, proposal["stats"])
 
-    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> View:
+    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> ReportView:
         """Return ``A (λI + C)⁻¹`` of each matrix."""
         deltas: dict[str, Delta] = {}
         stats: dict[str, float] = {}
@@ -469,7 +461,7 @@ class ClosedSimIE(SimIE):
                 deltas[name] = Dense(found) if normal.keys is None else LowRank(found, normal.keys)
                 stats[f"drift/{name}"] = deltas[name].norm()
                 start = stop
-        return View(WeightDelta(deltas), stats)
+        return ReportView(WeightDelta(deltas), stats)
 
 
 def _taken(kept: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
