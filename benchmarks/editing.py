@@ -37,14 +37,13 @@ from raysweep.config.plan import plan
 from raysweep.config.schema import TrialSpec
 from raysweep.config.sweep import sweep_of
 from raysweep.data.sampling import order
-from raysweep.editors.base import Grouper
-from raysweep.models.patches import WeightDelta
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.locate import contexts
 from raysweep.evals import scoring
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement
+from raysweep.models.patches import WeightDelta
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.seeds import derive
 from raysweep.tune.deps import make_deps
@@ -136,9 +135,13 @@ def prepare(trial: TrialSpec, workspace: Workspace) -> Bench:
     records = order(deps.open_dataset(trial.data), derive(trial.seed, "order"))
     editor = build_editor(trial.editor)
     artifacts = provide(
-        lm, editor.needs(lm), deps.artifacts, lambda text: deps.texts(text, trial.data), threads=trial.threads
+        lm,
+        editor.artifact_requests(lm),
+        deps.artifacts,
+        lambda text: deps.texts(text, trial.data),
+        threads=trial.threads,
     )
-    return Bench(trial, lm, records, artifacts, editor.edited(lm))
+    return Bench(trial, lm, records, artifacts, editor.edited_parameters(lm))
 
 
 def ours(bench: Bench, lm: LanguageModel, together: int) -> Side:
@@ -152,9 +155,8 @@ def ours(bench: Bench, lm: LanguageModel, together: int) -> Side:
     def edit(records: Sequence[EditRecord]) -> float:
         nonlocal state
         if together > 1:
-            assert isinstance(editor, Grouper)
             batches, rngs = [[r] for r in records], [fresh_rng() for _ in records]
-            steps = editor.edit_apart(lm, batches, artifacts=bench.artifacts, rngs=rngs)
+            steps = editor.edit_many(lm, batches, artifacts=bench.artifacts, rngs=rngs)
             later.extend(s.patch for s in steps if isinstance(s.patch, WeightDelta))
         else:
             steps = [editor.edit(lm, records, state, artifacts=bench.artifacts, rng=fresh_rng())]

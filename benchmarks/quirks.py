@@ -28,9 +28,9 @@ from raysweep.artifacts import Artifact
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TrialSpec
 from raysweep.config.sweep import sweep_of
-from raysweep.editors.specs import MomentSpec
 from raysweep.editors.build import build_editor
 from raysweep.editors.locate import second_moments
+from raysweep.editors.specs import MomentSpec
 from raysweep.editors.wise import merging
 from raysweep.evals import boundaries, generation, scoring
 from raysweep.models import ledger as weight_ledger

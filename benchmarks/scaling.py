@@ -35,7 +35,7 @@ from raysweep.models.ledger import Ledger
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, seconds_by_phase
 from raysweep.studies.base import Deps
-from raysweep.studies.lifelong import _provided, ordered
+from raysweep.studies.edit_group import needed_artifacts, ordered_records
 from raysweep.tune import launch
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
@@ -106,10 +106,10 @@ def growth(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, 
     (job,) = planned(options, options.wrap, written + options.window, workspace).trials
     deps: Deps = make_deps(workspace)
     lm, editor = deps.load_model(job.trial.model), build_editor(job.trial.editor)
-    records = ordered(job.trial, deps)
-    artifacts = _provided(editor, job.trial, lm, deps)
+    records = ordered_records(job.trial, deps)
+    artifacts = needed_artifacts(editor, job.trial, lm, deps)
     ledger, state = Ledger(lm), editor.begin(lm, artifacts)
-    names = editor.edited(lm)
+    names = editor.edited_parameters(lm)
     kept: dict[int, tuple[dict[str, torch.Tensor], Any, float]] = {}
     try:
         for i, record in enumerate(islice(cycle(records[:written]), points[-1]), start=1):

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from raysweep.models.patches import LowRank
 from raysweep.editors.null import Null, NullConfig
 from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced, _share
 from raysweep.models.ledger import accumulate
+from raysweep.models.patches import LowRank
 from raysweep.runtime import device
 
 TITLE = "one SimIE update"
@@ -84,7 +84,7 @@ def edits(case: Case) -> Iterator[tuple[LowRank, Tensor]]:
 def run(backend: str, case: Case) -> tuple[Tensor, dict[str, Any]]:
     """Make the updates; return the weight's change (fp32) after the first few, and the row."""
     config = {"lam": case.lam, "backend": backend, "mode": case.mode}
-    simie = SimIE(SimIEConfig.model_validate(config), Null(NullConfig()))
+    simie = SimIE.around(SimIEConfig.model_validate(config), Null(NullConfig()))
     weight = torch.zeros(case.d_out, case.d_in, device=device())
     memory = simie._started(case.lam, weight)
     if case.held:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHARED = "_shared"
+SHARED_PHASE_SUFFIX = "_shared"
 """Ends the name of a phase that several trials went through together: each has its seconds in full, so do not add them up."""
 
 NON_FINITE_STAT = "non_finite/"

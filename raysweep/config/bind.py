@@ -166,7 +166,7 @@ class Binder:
             "protocol": ProtocolSpec,
             **{f"metric/{name}": metric for name, metric in METRICS.items()},
         }
-        kinds = {kind for component in named.values() for kind in getattr(component, "artifacts", ())}
+        kinds = {kind for component in named.values() for kind in getattr(component, "artifact_kinds", ())}
         versions = {name: component.version for name, component in named.items()}
         versions |= {f"artifact/{kind}": ARTIFACTS[kind] for kind in kinds}
         return dict(sorted(versions.items()))

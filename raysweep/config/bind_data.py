@@ -77,9 +77,10 @@ class DataBinder:
         if spec.invalid == "refuse" and not spec.size:
             spec = spec.model_copy(update={"size": data.count - spec.skip})
         kind = self.lookups.components.editors.get(editor.name) if editor else None
-        matters = editor is not None and (hasattr(kind, "record_error") or "contexts" in editor.config)
+        resolved = kind.config_type.model_validate(dict(editor.config)) if editor and kind else None
+        # Of the configuration only what may refuse a record or make a row longer joins the question: a λ sweep asks once.
+        matters = kind is not None and (kind.record_check(resolved) is not None or hasattr(resolved, "contexts"))
         config = canonical_json(editor.config) if editor and matters else ""
-        resolved = kind.config_type.model_validate(dict(editor.config)) if editor and kind and matters else None
         found: Selection = self.lookups.once(
             ("rows", spec, editor and editor.name, config, facts.positions),
             lambda: select(data.rows or (), spec, refusal(kind, resolved, facts), data.where),

@@ -68,7 +68,7 @@ class EditorBinder:
         config = self._config(kind, written, where, f"wrap.{written.name}.", target)
         if config is None:
             return None
-        why = kind.unfit(kind.config_type.model_validate(config), index > 0) if hasattr(kind, "unfit") else ""
+        why = kind.incompatible_with(kind.config_type.model_validate(config), wrapped=index > 0)
         if why:
             said = f"{written.name} around '{inner}': {why}"
             hint = f"change its configuration, or remove 'wrap: {inner}'"
@@ -83,8 +83,7 @@ class EditorBinder:
         known = self.lookups.answer(("wrappers", name))
         if known is None or below is None:
             return name, ""
-        gives = getattr(known, "gives", "weights")
-        return name, gives(known.config_type.model_validate(below.config)) if callable(gives) else gives
+        return name, known.output_kind(known.config_type.model_validate(below.config))
 
     def _component(self, table: str, name: str, path: KeyPath) -> Any:
         source = self.lookups.sweep.source
@@ -136,7 +135,7 @@ class EditorBinder:
             if not isinstance(arm.space.get(key, self.lookups.sweep.space.get(key)), ValuePath):
                 continue
             field = key.removeprefix(prefix)
-            for name, value in getattr(kind, "path_implies", {}).get(field.partition(".")[0], {}).items():
+            for name, value in getattr(kind, "shareable", {}).get(field.partition(".")[0], {}).items():
                 swept = target.point.get(f"{prefix}{name}", value)
                 said = written.config.get(name, value)
                 at = self.lookups.written(arm, key, target.point[key])
@@ -226,7 +225,7 @@ class EditorBinder:
             self.lookups.note(place, said, "lower them, or use a larger file", DataError.code)
             return None
         self.lookups.problems += first_few(found.problems, where)
-        error = kind.fold_error(found.records) if hasattr(kind, "fold_error") and found.records else None
+        error = kind.train_split_error(found.records) if found.records else None
         if error is not None:
             self.lookups.problems.append(from_error(error, place))
         resolved = {"path": facts.path if value.path else "", "digest": facts.digest, "size": value.size or left}

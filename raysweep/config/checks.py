@@ -46,11 +46,11 @@ def refusal(editor: Any, config: BaseModel | None, facts: ModelFacts) -> Callabl
         config: its configuration; None likewise.
         facts: of the model.
     """
-    needs = getattr(editor, "record_error", None) if config is not None else None
+    check = editor.record_check(config) if editor is not None and config is not None else None
     before = _context_tokens(config)
 
     def why(record: EditRecord) -> RecordError | None:
-        found: RecordError | None = needs(config, record) if needs is not None else None
+        found: RecordError | None = check(record) if check is not None else None
         if found is not None:
             return RecordError(f"{editor.name} cannot write {found.message}", hint=found.hint)
         return length_error(record, facts.positions, facts.count, before=before)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep import environment
-from raysweep.config.schema import DataSpec, ModelSpec, TextSpec
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, TextSpec
 from raysweep.lazy import lazy
 from raysweep.registry import Registry
 from raysweep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from raysweep.editors.base import BaseEditor, BaseWrapper
+    from raysweep.studies.base import Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +42,10 @@ class Components:
     """The tables and look-ups that turn names into facts; none of them loads torch.
 
     Attributes:
-        editors: editor classes (``config_type``, ``patch_kind``, ``version``; optional: ``record_error(config, record)``, why a
-            record cannot be written, and ``fold_error(records)``, why records cannot be trained on, each an error or None).
-        wrappers: wrapper classes (``config_type``, ``accepts``, ``version``; optional: ``gives``, what the wrapped editor is
-            to a wrapper around it, or a function of its configuration, else ``weights``; ``unfit(config, wrapped)``, why it cannot
-            wrap a wrapped editor; ``path_implies``, which of its keys may be a path of values, and the configuration that implies).
-            Editors, wrappers and studies may have ``artifacts``, the kinds of artifacts they ask for.
+        editors: subclasses of :class:`raysweep.editors.base.BaseEditor`.
+        wrappers: subclasses of :class:`raysweep.editors.base.BaseWrapper`.
         datasets: datasets (``locate``, ``count``, ``digest``, ``version``).
-        studies: study classes (``check``, ``version``).
+        studies: subclasses of :class:`raysweep.studies.base.Study`.
         model: fills in a model's digest and BOS policy.
         text: fills in a text's digest.
         environment: the environment variables that are set and move numbers.
@@ -54,10 +54,10 @@ class Components:
         facts: what is known of a model before it is loaded; refuses one that cannot be loaded or edited.
     """
 
-    editors: Registry[Any]
-    wrappers: Registry[Any]
+    editors: Registry[type[BaseEditor[Any, Any]]]
+    wrappers: Registry[type[BaseWrapper[Any, Any]]]
     datasets: Registry[Any]
-    studies: Registry[Any]
+    studies: Registry[type[Study]]
     model: Callable[[ModelSpec, Workspace], ModelSpec]
     text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -80,3 +80,15 @@ class Components:
             row_limit=lambda spec, workspace: lazy("raysweep.models.attention").examine(spec, workspace),
             facts=lambda spec, workspace: lazy("raysweep.models.sources.facts").facts(spec, workspace),
         )
+
+
+def assemble(
+    spec: EditorSpec, editors: Registry[type[BaseEditor[Any, Any]]], wrappers: Registry[type[BaseWrapper[Any, Any]]]
+) -> BaseEditor[Any, Any]:
+    """Return the editor of *spec* with its wrappers around it, innermost first; the classes come from the two tables."""
+    kind = editors.get(spec.name)
+    editor = kind(kind.config_type.model_validate(dict(spec.config)))
+    for wrap in spec.wrap:
+        wrapper = wrappers.get(wrap.name)
+        editor = wrapper.around(wrapper.config_type.model_validate(dict(wrap.config)), editor)
+    return editor

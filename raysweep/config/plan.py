@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from raysweep.config import limits, paths, precedence
 from raysweep.config.bind import Binder, Point
-from raysweep.config.components import Components
+from raysweep.config.components import Components, assemble
 from raysweep.config.load import examine
 from raysweep.config.names import TrialName, unique
 from raysweep.config.overrides import Override
@@ -184,15 +184,10 @@ def _with_sharing(planned: PlannedTrial, components: Components) -> PlannedTrial
     in it: trials of one pass are measured at the same steps.
     """
     trial, spec = planned.trial, planned.trial.editor
-    if not hasattr(components.studies.get(trial.study), "together"):
+    if not components.studies.get(trial.study).shares_edits:
         return planned
-    kind = components.editors.get(spec.name)
-    editor = kind(kind.config_type.model_validate(dict(spec.config)))
-    for wrap in spec.wrap:
-        kind = components.wrappers.get(wrap.name)
-        editor = kind(kind.config_type.model_validate(dict(wrap.config)), editor)
-    shared = editor.shared() if hasattr(editor, "shared") else None
-    apart = bool(editor.apart()) if hasattr(editor, "apart") else False
+    editor = assemble(spec, components.editors, components.wrappers)
+    shared, apart = editor.edit_dependencies(), editor.can_propose()
     edits = without_paths({**trial.identity(), "editor": spec.model_dump(mode="json") if shared is None else shared})
     share = "" if shared is None else digest(edits)
     del edits["seed"]
@@ -374,7 +369,7 @@ def _check_path(
     if not isinstance(domain, ValuePath) or not any(_applies(arm, key, components) for arm in arms):
         return []
     table = components.wrappers
-    known = [f"wrap.{n}.{f}" for n in table.names() for f in getattr(table.get(n), "path_implies", {})]
+    known = [f"wrap.{n}.{f}" for n in table.names() for f in table.get(n).shareable]
     if any(key == k or key.startswith(f"{k}.") for k in known):
         return []
     said = f"'{key}' has no path: edits depend on it"
@@ -384,9 +379,10 @@ def _check_path(
 def _metrics(sweep: SweepSpec, components: Components) -> list[str]:
     """Return the values that a round's summary may have in the study of *sweep*, the study's own choice first."""
     study = components.studies.get(sweep.study) if sweep.study in components.studies else None
-    phases = getattr(study, "phases", PHASES)
+    phases = PHASES if study is None else study.phases
     views = (*VIEWS, *DERIVED)
-    return [getattr(study, "metric", f"{phases[0]}/avg"), *(f"{phase}/{view}" for phase in phases for view in views)]
+    first = f"{phases[0]}/avg" if study is None else study.default_metric()
+    return [first, *(f"{phase}/{view}" for phase in phases for view in views)]
 
 
 def _check_metric(sweep: SweepSpec, components: Components) -> list[Problem]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.registry import Registry
 
-EDITORS: Registry[Any] = Registry(
+if TYPE_CHECKING:
+    from raysweep.editors.base import BaseEditor
+
+EDITORS: Registry[type[BaseEditor[Any, Any]]] = Registry(
     "editor",
     {
         "alphaedit": "raysweep.editors.alphaedit:AlphaEdit",

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import field_validator
 
-from raysweep.config.schema import Blocks, Positive
 from raysweep.artifacts import ArtifactRequest
+from raysweep.config.schema import Blocks, Positive
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep, RecordCheck
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
-from raysweep.models.patches import Delta, WeightDelta
-from raysweep.editors.base import EditorConfig, EditStep
-from raysweep.errors import RecordError
 from raysweep.lazy import lazy
+from raysweep.models.patches import Delta, WeightDelta
 from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class AlphaEditConfig(EditorConfig):
         return moments
 
 
-class AlphaEdit:
+class AlphaEdit(BaseEditor[AlphaEditConfig, dict[str, Any] | None]):
     """``ΔW_l = ρ [(P (K Kᵀ + C_p) + L2 I)⁻¹ P K]ᵀ`` (AlphaEdit eq. 11–13; editors.md §8.3), ``C_p`` the keys of earlier edits.
 
     With ``R = (P C_p + L2 I)⁻¹ P`` this is ``ρ [R K (I + Kᵀ R K)⁻¹]ᵀ``: without memory ``R = P / L2`` for ever; with it
@@ -80,27 +79,26 @@ class AlphaEdit:
     the published code's also holds the keys of a throwaway edit when a wrapper is around it (quirk Q17).
     """
 
-    name: ClassVar[str] = "alphaedit"
-    version: ClassVar[int] = 2
-    config_type: ClassVar[type[EditorConfig]] = AlphaEditConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    paper: ClassVar[str] = "Fang et al. 2025, arXiv 2410.02355"
-    artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments", "projector")
+    name = "alphaedit"
+    version = 2
+    config_type = AlphaEditConfig
+    paper = "Fang et al. 2025, arXiv 2410.02355"
+    artifact_kinds = ("contexts", "moments", "projector")
 
-    @staticmethod
-    def record_error(config: AlphaEditConfig, record: EditRecord) -> RecordError | None:
-        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
-        return subject_error(record)
+    @classmethod
+    def record_check(cls, config: AlphaEditConfig) -> RecordCheck:
+        """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
+        return subject_error
 
     def __init__(self, config: AlphaEditConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self._projectors: dict[str, Tensor] = {}  # memo by artifact digest: a pure function's values
 
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
         return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
 
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for a null-space projector per layer and, unless given, context templates."""
         c = self.config
         wanted = {
@@ -114,7 +112,7 @@ class AlphaEdit:
         return wanted
 
     @property
-    def memoryless(self) -> bool:
+    def is_stateless(self) -> bool:
         """Tell whether each edit forgets those before (``pre: 0``)."""
         return not self.config.pre
 
@@ -147,11 +145,11 @@ class AlphaEdit:
         return EditStep(WeightDelta(deltas), after, stats)
 
     @property
-    def group(self) -> int:
+    def group_size(self) -> int:
         """``value.batch``, unless edits remember those before."""
-        return self.config.value.batch if self.memoryless else 1
+        return self.config.value.batch if self.is_stateless else 1
 
-    def edit_apart(
+    def edit_many(
         self,
         lm: LanguageModel,
         batches: Sequence[Sequence[EditRecord]],

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from raysweep.models.patches import ModulePatch, Patch, WeightDelta
 
 PatchKind = Literal["weights", "modules"]
+RecordCheck = Callable[[EditRecord], "RecordError | None"]
+"""What tells why a record cannot be written, as an error; None where it can."""
 Proposal = Mapping[str, Any]
 """What a batch adds to a state: a nested dict of tensors and plain JSON values, like a state."""
 
@@ -149,9 +151,9 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
 
     # What a plan asks of the class, before anything is built.
 
-    @staticmethod
-    def record_error(config: Any, record: EditRecord) -> RecordError | None:
-        """Return why *record* cannot be written with *config*, as an error; None where it can."""
+    @classmethod
+    def record_check(cls, config: Any) -> RecordCheck | None:
+        """Return what tells, of a record, why it cannot be written with *config*; None = every record can."""
         return None
 
     @staticmethod
@@ -160,9 +162,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         return None
 
     @classmethod
-    def state_bytes(
-        cls, config: Any, matrices: Sequence[tuple[int, int]], columns: int
-    ) -> Mapping[str, int] | None:
+    def state_bytes(cls, config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int] | None:
         """Return what the state takes, in bytes by part, for ``raysweep plan``; None = not known.
 
         Args:
@@ -284,12 +284,14 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         """Whether the protocol's rounds write the view into the model, so that the result depends on them (quirk Q23)."""
         return False
 
-    def report_view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: StateT) -> ReportView | None:
+    def report_view(
+        self, lm: LanguageModel, totals: Callable[[], Mapping[str, Tensor]], state: StateT
+    ) -> ReportView | None:
         """Return what to measure instead of the model as it stands; None = the model as it stands.
 
         Args:
             lm: the model with all patches applied.
-            totals: the change of each edited weight since the pristine model, fp32, ``[d_out, d_in]``.
+            totals: returns the change of each edited weight since the pristine model, fp32, ``[d_out, d_in]``.
             state: of the editor.
         """
         return None
@@ -312,10 +314,10 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
     def edit_with_checkpoints(
         self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]
     ) -> Iterator[Checkpoint]:
-        """Edit *records* apart from each other and at once; yield after the steps at which they are to be asked, and after the last.
+        """Edit *records* apart from each other and at once, and yield where they are to be asked.
 
-        Promise: the model is bit-identical afterwards, and no record's edit depends on which others are edited with it but for
-        rounding.
+        It yields after steps of its choice, and after the last one. Promise: the model is bit-identical afterwards, and no record's
+        edit depends on which others are edited with it but for rounding.
         """
         raise NotImplementedError(f"{self.name} cannot be asked along the way")
 
@@ -350,6 +352,11 @@ class BaseWrapper(BaseEditor[ConfigT, StateT]):
         self.inner = inner
 
     @classmethod
+    def around(cls, config: Any, inner: BaseEditor[Any, Any]) -> BaseWrapper[Any, Any]:
+        """Return this wrapper around *inner*; a wrapper with several implementations chooses one here."""
+        return cls(config, inner)
+
+    @classmethod
     def output_kind(cls, config: Any) -> str:
         """Return what the wrapped editor is to a wrapper around it: its patches are ``weights``, or it reports ``views``."""
         return "weights"
@@ -360,9 +367,7 @@ class BaseWrapper(BaseEditor[ConfigT, StateT]):
         return ""
 
     @classmethod
-    def state_bytes(
-        cls, config: Any, matrices: Sequence[tuple[int, int]], columns: int
-    ) -> Mapping[str, int] | None:
+    def state_bytes(cls, config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int] | None:
         """Return None: what a wrapper remembers is not known unless it says so."""
         return None
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from raysweep.config.components import assemble
 from raysweep.config.schema import DataSpec, EditorSpec, TextSpec
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
@@ -14,20 +15,14 @@ from raysweep.errors import ArtifactError
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
-    from raysweep.artifacts import Artifact, ArtifactStore, Built
-    from raysweep.artifacts import ArtifactRequest
+    from raysweep.artifacts import Artifact, ArtifactRequest, ArtifactStore, Built
     from raysweep.editors.base import BaseEditor
     from raysweep.models.lm import LanguageModel
 
 
-def build_editor(spec: EditorSpec) -> BaseEditor[Any]:
+def build_editor(spec: EditorSpec) -> BaseEditor[Any, Any]:
     """Return the editor of *spec* with its wrappers around it, innermost first."""
-    kind = EDITORS.get(spec.name)
-    editor: BaseEditor[Any] = kind(kind.config_type.model_validate(dict(spec.config)))
-    for wrap in spec.wrap:
-        wrapper = WRAPPERS.get(wrap.name)
-        editor = wrapper(wrapper.config_type.model_validate(dict(wrap.config)), editor)
-    return editor
+    return assemble(spec, EDITORS, WRAPPERS)
 
 
 def provide(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from raysweep.config.schema import Blocks, Count, NonNegative, Positive
-from raysweep.artifacts import ArtifactRequest
-from raysweep.models.patches import Delta, Dense, WeightDelta
-from raysweep.editors.base import EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.lazy import lazy
+from raysweep.models.patches import Delta, Dense, WeightDelta
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
@@ -65,33 +64,22 @@ class FineTuneConfig(EditorConfig):
     batch: Count = 1
 
 
-class FineTune:
+class FineTune(BaseEditor[FineTuneConfig, None]):
     """Adam on one value matrix until the record is learnt, then hand back the difference."""
 
-    name: ClassVar[str] = "ft"
-    version: ClassVar[int] = 2
-    config_type: ClassVar[type[EditorConfig]] = FineTuneConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    memoryless: ClassVar[bool] = True
-    paper: ClassVar[str] = "Zhu et al. 2020, arXiv 2012.00363 (FT-L); Zhang et al. 2024, arXiv 2401.01286 (FT-M)"
+    name = "ft"
+    version = 2
+    config_type = FineTuneConfig
+    is_stateless = True
+    paper = "Zhu et al. 2020, arXiv 2012.00363 (FT-L); Zhang et al. 2024, arXiv 2401.01286 (FT-M)"
 
-    def __init__(self, config: FineTuneConfig) -> None:
-        self.config = config
-
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the trained parameters."""
         modules = [lm.layout.mlp_out.format(layer) for layer in self.config.layers]
         names = [f"{m}.weight" for m in modules]
         if self.config.train_bias:
             names += [f"{m}.bias" for m in modules if getattr(lm.part(m), "bias", None) is not None]
         return tuple(names)
-
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for nothing."""
-        return {}
-
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
-        """Remember nothing: FT has no memory."""
 
     def edit(
         self,
@@ -108,7 +96,7 @@ class FineTune:
         beside it, and the blocks above.
         """
         ask = self._ask(lm, batch)
-        names = self.edited(lm)
+        names = self.edited_parameters(lm)
         start = {n: lm.weight(n).detach() for n in names}
         master = {n: w.float().clone() for n, w in start.items()}
         below = min(self.config.layers)
@@ -143,11 +131,11 @@ class FineTune:
         return EditStep(WeightDelta(deltas), state, stats)
 
     @property
-    def group(self) -> int:
+    def group_size(self) -> int:
         """``batch`` where one matrix alone is trained."""
         return self.config.batch if len(self.config.layers) == 1 and not self.config.train_bias else 1
 
-    def edit_apart(
+    def edit_many(
         self,
         lm: LanguageModel,
         batches: Sequence[Sequence[EditRecord]],
@@ -156,9 +144,9 @@ class FineTune:
         rngs: Sequence[torch.Generator],
     ) -> list[EditStep[None]]:
         """Train a copy of the matrix for each of *batches*, of one record each; the blocks above run for all at once."""
-        if self.group == 1 or any(len(batch) != 1 for batch in batches):
+        if self.group_size == 1 or any(len(batch) != 1 for batch in batches):
             return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
-        (layer,), (name,) = self.config.layers, self.edited(lm)
+        (layer,), (name,) = self.config.layers, self.edited_parameters(lm)
         asks = [self._ask(lm, batch) for batch in batches]
         together = _Together.of(lm, layer, asks)
         start = lm.logical(name).detach().float()

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from raysweep.config.schema import Block, Count, Positive
-from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.base import EditorConfig, EditStep
-from raysweep.models.patches import ModulePatch
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.lazy import lazy
+from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
@@ -69,29 +68,22 @@ class GraceConfig(EditorConfig):
     ref: bool = False
 
 
-class Grace:
+class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
     """Writes each record into a codebook; the model's weights stay as they are.
 
     State: ``keys [n, d_in]``, ``values [n, d_out]``, ``radii [n]`` (fp32) and per entry the target's ids (``labels``) and the
     number of prompt tokens before them (``masked``).
     """
 
-    name: ClassVar[str] = "grace"
-    version: ClassVar[int] = 2
-    config_type: ClassVar[type[EditorConfig]] = GraceConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
-    paper: ClassVar[str] = "Hartvigsen et al. 2023, arXiv 2211.11031"
+    name = "grace"
+    version = 2
+    config_type = GraceConfig
+    patch_kind = "modules"
+    paper = "Hartvigsen et al. 2023, arXiv 2211.11031"
 
-    def __init__(self, config: GraceConfig) -> None:
-        self.config = config
-
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return nothing: no weight changes."""
         return ()
-
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for nothing."""
-        return {}
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """Return an empty codebook."""
@@ -118,9 +110,9 @@ class Grace:
         stats: dict[str, float] = {}
         for record in batch:
             state, stats = self._write(lm, record, state, rng)
-        return EditStep(self.patch_of(lm, state), state, stats)
+        return EditStep(self.module_patch(lm, state), state, stats)
 
-    def patch_of(self, lm: LanguageModel, state: Mapping[str, Any]) -> ModulePatch:
+    def module_patch(self, lm: LanguageModel, state: Mapping[str, Any]) -> ModulePatch:
         """Return the patch that *state* stands for."""
         name = self._name(lm)
         return ModulePatch({name: self._module(lm, state["keys"], state["values"], state["radii"])})

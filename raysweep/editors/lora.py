@@ -4,13 +4,12 @@ block's last MLP map, trained on the records alone and folded into the weights."
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING
 
 from raysweep.config.schema import Count, NonNegative, Positive
-from raysweep.editors.base import Checkpoint, EditorConfig, EditStep
-from raysweep.artifacts import ArtifactRequest
-from raysweep.models.patches import Delta, LowRank, WeightDelta
+from raysweep.editors.base import BaseEditor, Checkpoint, EditorConfig, EditStep
 from raysweep.lazy import lazy
+from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.records import EditRecord
 from raysweep.seeds import derive
 
@@ -51,28 +50,17 @@ class LoraConfig(EditorConfig):
     at_once: Count = 64
 
 
-class Lora:
+class Lora(BaseEditor[LoraConfig, None]):
     """One adapter per batch of records; the loss is the mean over records of the mean over target tokens."""
 
-    name: ClassVar[str] = "lora"
-    version: ClassVar[int] = 1
-    config_type: ClassVar[type[EditorConfig]] = LoraConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    paper: ClassVar[str] = "Hu et al. 2021, arXiv 2106.09685; Hase et al. 2024, arXiv 2406.19354"
+    name = "lora"
+    version = 1
+    config_type = LoraConfig
+    paper = "Hu et al. 2021, arXiv 2106.09685; Hase et al. 2024, arXiv 2406.19354"
 
-    def __init__(self, config: LoraConfig) -> None:
-        self.config = config
-
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the last MLP map of every block."""
         return tuple(f"{lm.layout.mlp_out.format(i)}.weight" for i in range(lm.n_blocks))
-
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for nothing."""
-        return {}
-
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
-        """Remember nothing: every batch gets a fresh adapter."""
 
     def edit(
         self,
@@ -92,11 +80,13 @@ class Lora:
         return EditStep(WeightDelta(deltas), state, stats)
 
     @property
-    def at_once(self) -> int:
+    def checkpoint_batch(self) -> int:
         """How many records to edit together."""
         return self.config.at_once
 
-    def along(self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]) -> Iterator[Checkpoint]:
+    def edit_with_checkpoints(
+        self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]
+    ) -> Iterator[Checkpoint]:
         """Train an adapter for each record and yield every ``eval_every`` steps and after the last."""
         bank = lora.Bank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
         for step, losses in enumerate(self._train(bank, records, range(len(records))), 1):

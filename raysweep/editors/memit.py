@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from raysweep.config.schema import Blocks, Positive
 from raysweep.artifacts import ArtifactRequest
+from raysweep.config.schema import Blocks, Positive
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep, RecordCheck
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
-from raysweep.editors.base import EditorConfig, EditStep
-from raysweep.models.patches import WeightDelta
-from raysweep.errors import RecordError
 from raysweep.lazy import lazy
+from raysweep.models.patches import WeightDelta
 from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
@@ -50,31 +49,30 @@ class MemitConfig(EditorConfig):
     contexts: ContextSpec = ContextSpec(lengths=((10, 5),))
 
 
-class Memit:
+class Memit(BaseEditor[MemitConfig, None]):
     """``ΔW_l = ρ [(w C_l + K Kᵀ)⁻¹ K]ᵀ``, ``ρ = (z − h) / layers left`` (MEMIT eq. 14–20; editors.md §7)."""
 
-    name: ClassVar[str] = "memit"
-    version: ClassVar[int] = 2
-    config_type: ClassVar[type[EditorConfig]] = MemitConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    memoryless: ClassVar[bool] = True
-    paper: ClassVar[str] = "Meng et al. 2023, arXiv 2210.07229"
-    artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments")
+    name = "memit"
+    version = 2
+    config_type = MemitConfig
+    is_stateless = True
+    paper = "Meng et al. 2023, arXiv 2210.07229"
+    artifact_kinds = ("contexts", "moments")
 
-    @staticmethod
-    def record_error(config: MemitConfig, record: EditRecord) -> RecordError | None:
-        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
-        return subject_error(record)
+    @classmethod
+    def record_check(cls, config: MemitConfig) -> RecordCheck:
+        """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
+        return subject_error
 
     def __init__(self, config: MemitConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self._factors: dict[str, least_squares.Factor] = {}  # memo by artifact digest: a pure function's values
 
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
         return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
 
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for second moments per layer and, unless given, context templates."""
         wanted = {
             f"moments/{layer}": moments.request(lm, lm.layout.mlp_out, layer, self.config.moments)
@@ -83,9 +81,6 @@ class Memit:
         if self.config.contexts.templates is None:
             wanted["contexts"] = contexts.request(lm, self.config.contexts)
         return wanted
-
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
-        """Remember nothing: MEMIT has no memory."""
 
     def edit(
         self,
@@ -97,14 +92,14 @@ class Memit:
         rng: torch.Generator,
     ) -> EditStep[None]:
         """Write the whole batch with one solve per layer."""
-        return self.edit_apart(lm, [batch], artifacts=artifacts, rngs=[rng])[0]
+        return self.edit_many(lm, [batch], artifacts=artifacts, rngs=[rng])[0]
 
     @property
-    def group(self) -> int:
+    def group_size(self) -> int:
         """``value.batch``."""
         return self.config.value.batch
 
-    def edit_apart(
+    def edit_many(
         self,
         lm: LanguageModel,
         batches: Sequence[Sequence[EditRecord]],

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING
 
-from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.base import EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.models.patches import WeightDelta
 from raysweep.records import EditRecord
 
@@ -21,28 +20,16 @@ class NullConfig(EditorConfig):
     """No hyper-parameters."""
 
 
-class Null:
+class Null(BaseEditor[NullConfig, None]):
     """Proposes an empty patch."""
 
-    name: ClassVar[str] = "null"
-    version: ClassVar[int] = 1
-    config_type: ClassVar[type[EditorConfig]] = NullConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    paper: ClassVar[str] = "–"
+    name = "null"
+    version = 1
+    config_type = NullConfig
 
-    def __init__(self, config: NullConfig) -> None:
-        self.config = config
-
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return nothing."""
         return ()
-
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for nothing."""
-        return {}
-
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
-        """Remember nothing."""
 
     def edit(
         self,

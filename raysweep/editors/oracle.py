@@ -7,12 +7,11 @@ hidden state of each asked prefix. Rel, Gen and Loc are 1 by construction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any
 
-from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.base import EditorConfig, EditStep
-from raysweep.models.patches import ModulePatch
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.lazy import lazy
+from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
@@ -34,25 +33,17 @@ class OracleConfig(EditorConfig):
     """No hyper-parameters."""
 
 
-class Oracle:
+class Oracle(BaseEditor[OracleConfig, dict[str, Any]]):
     """Remembers ``final hidden state → next id`` for every position of the records' own answers."""
 
-    name: ClassVar[str] = "oracle"
-    version: ClassVar[int] = 1
-    config_type: ClassVar[type[EditorConfig]] = OracleConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
-    paper: ClassVar[str] = "–"
+    name = "oracle"
+    version = 1
+    config_type = OracleConfig
+    patch_kind = "modules"
 
-    def __init__(self, config: OracleConfig) -> None:
-        self.config = config
-
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return nothing: no weight changes."""
         return ()
-
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for nothing."""
-        return {}
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """Return an empty table."""
@@ -83,9 +74,9 @@ class Oracle:
             keys.append(hidden[i, s.start - 1 : len(s.ids) - 1])
             answers.append(torch.tensor(s.labels))
         new = {"keys": torch.cat(keys), "ids": torch.cat(answers)}
-        return EditStep(self.patch_of(lm, new), new, {"entries": float(len(new["ids"]))})
+        return EditStep(self.module_patch(lm, new), new, {"entries": float(len(new["ids"]))})
 
-    def patch_of(self, lm: LanguageModel, state: dict[str, Any]) -> ModulePatch:
+    def module_patch(self, lm: LanguageModel, state: dict[str, Any]) -> ModulePatch:
         """Return the patch that *state* stands for."""
         head = table_head.inner(lm.part(lm.layout.head))
         return ModulePatch({lm.layout.head: table_head.TableHead(head, state["keys"], state["ids"])})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from raysweep.config.schema import Blocks
 from raysweep.artifacts import ArtifactRequest
+from raysweep.config.schema import Blocks
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep, RecordCheck
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
-from raysweep.models.patches import Delta, LowRank, WeightDelta, add_deltas
-from raysweep.editors.base import EditorConfig, EditStep
-from raysweep.errors import RecordError
 from raysweep.lazy import lazy
+from raysweep.models.patches import Delta, LowRank, WeightDelta, add_deltas
 from raysweep.records import EditRecord, subject_error
 
 if TYPE_CHECKING:
@@ -53,31 +52,30 @@ class RomeConfig(EditorConfig):
     contexts: ContextSpec = ContextSpec()
 
 
-class Rome:
+class Rome(BaseEditor[RomeConfig, None]):
     """``ΔW = r uᵀ`` with ``u ∝ C⁻¹ k̄`` and ``r = (v* − W k) / kᵀu`` (ROME eq. 2; editors.md §6)."""
 
-    name: ClassVar[str] = "rome"
-    version: ClassVar[int] = 2
-    config_type: ClassVar[type[EditorConfig]] = RomeConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    memoryless: ClassVar[bool] = True
-    paper: ClassVar[str] = "Meng et al. 2022, arXiv 2202.05262"
-    artifacts: ClassVar[tuple[str, ...]] = ("contexts", "moments")
+    name = "rome"
+    version = 2
+    config_type = RomeConfig
+    is_stateless = True
+    paper = "Meng et al. 2022, arXiv 2202.05262"
+    artifact_kinds = ("contexts", "moments")
 
-    @staticmethod
-    def record_error(config: RomeConfig, record: EditRecord) -> RecordError | None:
-        """Return why *record* cannot be written: the method reads the model at the subject's last token."""
-        return subject_error(record)
+    @classmethod
+    def record_check(cls, config: RomeConfig) -> RecordCheck:
+        """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
+        return subject_error
 
     def __init__(self, config: RomeConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self._factors: dict[str, least_squares.Factor] = {}  # memo by artifact digest: a pure function's values
 
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
         return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
 
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for second moments per layer and, unless given, context templates."""
         wanted: dict[str, ArtifactRequest] = {}
         if self.config.adjust:
@@ -86,9 +84,6 @@ class Rome:
         if self.config.contexts.templates is None:
             wanted["contexts"] = contexts.request(lm, self.config.contexts)
         return wanted
-
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
-        """Remember nothing: ROME has no memory."""
 
     def edit(
         self,
@@ -112,11 +107,11 @@ class Rome:
         return EditStep(WeightDelta(deltas), state, stats)
 
     @property
-    def group(self) -> int:
+    def group_size(self) -> int:
         """``value.batch`` where there is one layer: further ones start from the model with the first one's change in place."""
         return self.config.value.batch if len(self.config.layers) == 1 else 1
 
-    def edit_apart(
+    def edit_many(
         self,
         lm: LanguageModel,
         batches: Sequence[Sequence[EditRecord]],
@@ -125,7 +120,7 @@ class Rome:
         rngs: Sequence[torch.Generator],
     ) -> list[EditStep[None]]:
         """Find the values of all *batches*, of one record each, together."""
-        if self.group == 1 or any(len(batch) != 1 for batch in batches):
+        if self.group_size == 1 or any(len(batch) != 1 for batch in batches):
             return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
         (layer,) = self.config.layers
         name, steps = f"{lm.layout.mlp_out.format(layer)}.weight", []

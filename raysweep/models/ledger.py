@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from raysweep.models.patches import Delta, LowRank, ModulePatch, Patch, WeightDelta
 from raysweep.models.lm import LanguageModel
+from raysweep.models.patches import Delta, LowRank, ModulePatch, Patch, WeightDelta
 
 
 def stored(lm: LanguageModel, name: str, logical: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from raysweep.config.schema import TrialSpec
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
 from raysweep.models.sizes import COPY_LIMIT, Shape
-from raysweep.rows import SHARED
+from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.workspace import Workspace
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -35,8 +35,8 @@ class Memory:
 def memory(trial: TrialSpec, shape: Shape, components: Components) -> Memory:
     """Return what *trial* takes in this process or on its device; activations and the libraries come on top.
 
-    Second moments count twice, for themselves and their factors. A component's own state counts if its class has
-    ``footprint(config, matrices, columns)``; without it, only bare editors are taken to have none.
+    Second moments count twice, for themselves and their factors. A component's own state counts where its
+    class knows it (``state_bytes``).
     """
     size = BYTES[trial.model.dtype]
     weights = shape.parameters * size
@@ -54,11 +54,11 @@ def memory(trial: TrialSpec, shape: Shape, components: Components) -> Memory:
     unknown = []
     wraps = [(components.wrappers.get(w.name), w.name, dict(w.config)) for w in trial.editor.wrap]
     for one, name, given in ((kind, trial.editor.name, config), *wraps):
-        if hasattr(one, "footprint"):
-            found = one.footprint(one.config_type.model_validate(given), matrices, columns)
-            parts |= {f"{name} {part}": count for part, count in found.items()}
-        elif one is not kind or not matrices:
+        state = one.state_bytes(one.config_type.model_validate(given), matrices, columns)
+        if state is None:
             unknown.append(name)
+        else:
+            parts |= {f"{name} {part}": count for part, count in state.items()}
     return Memory({k: v for k, v in parts.items() if v}, tuple(unknown))
 
 
@@ -126,5 +126,5 @@ def _per_edit(trial: PlannedTrial, results: str) -> tuple[float, float]:
     timing = tables.read_fragments(store, schema.TIMING, store.fragments(schema.TIMING, trial.key))
     phases = tables.seconds_by_phase(timing).get(trial.key, {})
     edits = max(trial.trial.protocol.rounds[-1], 1)
-    shared = sum(seconds for phase, (seconds, _) in phases.items() if phase.endswith(SHARED))
+    shared = sum(seconds for phase, (seconds, _) in phases.items() if phase.endswith(SHARED_PHASE_SUFFIX))
     return sum(seconds for seconds, _ in phases.values()) / edits - shared / edits, shared / edits

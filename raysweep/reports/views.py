@@ -17,7 +17,7 @@ from raysweep.config.names import labels
 from raysweep.errors import SpecError, nearest
 from raysweep.reports.measured import TrialView, trial_views
 from raysweep.reports.rounds import Configuration, Labelled, chosen_round, measured_rounds, status
-from raysweep.rows import SHARED
+from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.summarize import VIEWS, Estimate, pooled, pooled_expmean, pooled_geo, pooled_median
 
 MAIN = ("rel", "gen", "loc", "port", "avg", "geo")
@@ -191,7 +191,9 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Li
         ppl = [v["ppl"] for v in values if "ppl" in v]
         cells["ppl_median"] = pooled_median(ppl)
         cells["ppl_expmean"] = pooled_expmean(ppl)
-    edit = [t.seconds[p] for t in members for p in ("edit", f"edit{SHARED}") if t.seconds.get(p, (0, 0))[1]]
+    edit = [
+        t.seconds[p] for t in members for p in ("edit", f"edit{SHARED_PHASE_SUFFIX}") if t.seconds.get(p, (0, 0))[1]
+    ]
     totals = [[_total(t, shared=False), _total(t, shared=True)] for t in members if t.seconds]
     own, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
     return Line(
@@ -205,7 +207,9 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Li
 
 def _total(trial: TrialView, *, shared: bool) -> float:
     """Return the seconds of the phases that were (not) *shared* with other trials."""
-    return sum(seconds for phase, (seconds, _) in trial.seconds.items() if phase.endswith(SHARED) is shared)
+    return sum(
+        seconds for phase, (seconds, _) in trial.seconds.items() if phase.endswith(SHARED_PHASE_SUFFIX) is shared
+    )
 
 
 def shared_values(first: Line, other: Line, view: str) -> list[dict[str, float]]:

@@ -6,10 +6,10 @@ import hashlib
 import json
 
 from raysweep import pytree
+from raysweep.editors.base import Proposal
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
 from raysweep.results.folder import Folder
-from raysweep.studies.base import Proposal
 
 PROPOSALS = "_proposals"
 _HASH = 32

@@ -19,7 +19,7 @@ from raysweep.results.store import ResultStore, Tensors
 from raysweep.results.tables import seconds_by_step, trial_columns
 from raysweep.rows import EvalRound, Snapshot
 from raysweep.studies import STUDIES, phases
-from raysweep.studies.base import Deps, MemberError
+from raysweep.studies.base import Deps, GroupMemberError
 from raysweep.summarize import summary
 
 
@@ -63,7 +63,7 @@ class TrialRun:
         while True:
             try:
                 return self._advance()
-            except MemberError as error:
+            except GroupMemberError as error:
                 self.close()
                 cause = error.__cause__ or error
                 if error.key == self.job.key:
@@ -163,7 +163,7 @@ class TrialRun:
         if not self._running:
             return ((self.job.key, found) for found in study.execute(self.job.trial, self.deps, own))
         trials = [job.trial for job in (*self._running, self.job)]
-        together: Iterator[tuple[str, EvalRound]] = iter(study.together(trials, self.deps, resumes))
+        together: Iterator[tuple[str, EvalRound]] = iter(study.execute_group(trials, self.deps, resumes))
         return together
 
     def _stored_summary(self) -> dict[str, float]:

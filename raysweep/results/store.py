@@ -33,11 +33,22 @@ from raysweep.results.statefiles import (
 from raysweep.results.tablefiles import described, encoded, scan
 from raysweep.rows import EvalRound, Snapshot
 
-__all__ = ["ENDS", "HEARTBEAT", "PLAN", "SHARED", "SNAPSHOT", "TRIAL", "ResultStore", "State", "Tensors", "TrialStatus"]
+__all__ = [
+    "ENDS",
+    "GROUP_SNAPSHOTS",
+    "HEARTBEAT",
+    "PLAN",
+    "SNAPSHOT",
+    "TRIAL",
+    "ResultStore",
+    "State",
+    "Tensors",
+    "TrialStatus",
+]
 
 log = logging.getLogger(__name__)
 
-SHARED = "_passes"  # folder of the tensors that the trials of a pass share
+GROUP_SNAPSHOTS = "_passes"  # folder of the tensors that the trials of a pass share
 Tensors = Mapping[str, str]  # where a snapshot's tensors lie, and their checksum
 TRIES = 3  # another process may replace the snapshot between our two reads
 
@@ -138,7 +149,7 @@ class ResultStore:
 
             data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
             name = f"snapshot-{snapshot.step:06d}.safetensors"
-            tensors = {"file": f"{SHARED}/{share}/{name}" if share else name, "blake2b": checksum(data)}
+            tensors = {"file": f"{GROUP_SNAPSHOTS}/{share}/{name}" if share else name, "blake2b": checksum(data)}
             self.folder.write(_tensor_file(key, tensors["file"]), data)
         files = [f for f in self._files_of(key, snapshot.step) if f.step <= snapshot.step and f.table != TIMING.name]
         about = {
@@ -154,7 +165,7 @@ class ResultStore:
 
     def tidy_shared(self, share: str, keys: Iterable[str]) -> None:
         """Delete the tensors of the pass *share* that the snapshot of none of *keys* names."""
-        folder = f"{SHARED}/{share}"
+        folder = f"{GROUP_SNAPSHOTS}/{share}"
         named = set()
         for key in keys:
             try:
@@ -330,4 +341,4 @@ class ResultStore:
 
 def _tensor_file(key: str, name: str) -> str:
     """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its pass's."""
-    return name if name.startswith(f"{SHARED}/") else f"{key}/{name}"
+    return name if name.startswith(f"{GROUP_SNAPSHOTS}/") else f"{key}/{name}"

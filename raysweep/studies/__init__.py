@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raysweep.errors import NameUnknownError
 from raysweep.measures import PHASES
 from raysweep.registry import Registry
 
-STUDIES: Registry[Any] = Registry(
+if TYPE_CHECKING:
+    from raysweep.studies.base import Study
+
+STUDIES: Registry[type[Study]] = Registry(
     "study",
     {
         "belief": "raysweep.studies.belief:Belief",
@@ -23,17 +26,17 @@ def phases(study: str) -> tuple[str, ...]:
 
     A study that does not say, or is not installed here, has both.
     """
-    found: tuple[str, ...] = getattr(_installed(study), "phases", PHASES)
-    return found
+    kind = _installed(study)
+    return PHASES if kind is None else kind.phases
 
 
 def default_metric(study: str) -> str:
     """Return the value by which trials of *study* are ranked where the search space names none."""
-    found: str = getattr(_installed(study), "metric", f"{phases(study)[0]}/avg")
-    return found
+    kind = _installed(study)
+    return f"{PHASES[0]}/avg" if kind is None else kind.default_metric()
 
 
-def _installed(study: str) -> Any:
+def _installed(study: str) -> type[Study] | None:
     try:
         return STUDIES.get(study)
     except NameUnknownError:

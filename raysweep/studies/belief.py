@@ -8,21 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysweep import __version__
 from raysweep.belief.lm.asking import Select, ask_points
 from raysweep.belief.points.expected import expectations, revised, revisions
 from raysweep.config.schema import ProtocolSpec, TrialSpec
-from raysweep.editors.base import Stepwise
 from raysweep.errors import Problem, RecordError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies.base import Deps, Progress
+from raysweep.studies.base import Deps, Progress, Study
 from raysweep.studies.belief_points import Asker
-from raysweep.studies.lifelong import Lifelong, probe_rows
+from raysweep.studies.lifelong import Lifelong
+from raysweep.studies.measuring import Question, probe_rows
 from raysweep.studies.refusals import check_records
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raysweep import summarize
     from raysweep.belief.agent.agent import Agent
     from raysweep.editors import build
+    from raysweep.editors.base import BaseEditor
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
 else:
@@ -40,13 +41,13 @@ else:
 _FIELDS = tuple(ProbeRow.__dataclass_fields__)
 
 
-class BeliefLifelong:
+class BeliefLifelong(Study):
     """Edit T points one after the other in one model; at each round ask about them, beside the agent given all edits so far."""
 
     name: ClassVar[str] = "belief_lifelong"
     version: ClassVar[int] = 2  # 2: an edit is one observation to everybody else, and settles its fact for good
     metric: ClassVar[str] = "retained/rel"  # not every testbed has reworded questions, so not all have Gen and Avg
-    artifacts: ClassVar[tuple[str, ...]] = ("answers",)
+    artifact_kinds: ClassVar[tuple[str, ...]] = ("answers",)
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: what a lifelong run would refuse, and records that are no points."""
@@ -76,7 +77,7 @@ class BeliefLifelong:
                     came += run.asked_before(position)
 
 
-class Belief:
+class Belief(Study):
     """Edit each of T points apart, from the pristine model, and ask about it before, along the way where the editor can, and after.
 
     Row ``step`` = ``edit_step`` = the point's position; step 0 is the pristine model. No edit outlives its point, so a round
@@ -87,7 +88,7 @@ class Belief:
     version: ClassVar[int] = 2  # 2: `expected` is filled for sentences, paraphrases and the original answer too
     phases: ClassVar[tuple[str, ...]] = ("immediate",)
     metric: ClassVar[str] = "immediate/rel"
-    artifacts: ClassVar[tuple[str, ...]] = ("answers",)
+    artifact_kinds: ClassVar[tuple[str, ...]] = ("answers",)
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: what a lifelong run would refuse, records that are no points, edits in batches."""
@@ -238,9 +239,9 @@ class _Apart:
     def edited(self, positions: range) -> list[EvalRound]:
         """Edit and ask the points at *positions*."""
         editor = build.build_editor(self.trial.editor)
-        if isinstance(editor, Stepwise):
-            starts = range(positions.start, positions.stop, editor.at_once)
-            groups = [range(s, min(s + editor.at_once, positions.stop)) for s in starts]
+        if editor.checkpoint_batch:
+            starts = range(positions.start, positions.stop, editor.checkpoint_batch)
+            groups = [range(s, min(s + editor.checkpoint_batch, positions.stop)) for s in starts]
             return [part for group in groups for part in self._tried(group, lambda own: self._together(editor, own))]
         return [part for i in positions for part in self._tried(range(i, i + 1), self._one)]
 
@@ -281,7 +282,7 @@ class _Apart:
 
         return _moved(_alone(self.trial, self.deps, self.asker.records[i : i + 1], 1, observe), i + 1)
 
-    def _together(self, editor: Stepwise, positions: range) -> EvalRound:
+    def _together(self, editor: BaseEditor[Any, Any], positions: range) -> EvalRound:
         """Edit the points at *positions* at once, each apart, and ask along the way."""
         trial, records = self.trial, [self.asker.records[i] for i in positions]
         self.deps.progress(Progress(positions.start, trial.protocol.rounds[-1], "edit"))
@@ -290,22 +291,22 @@ class _Apart:
         check_records(lm, editor, records)
         began = perf_counter()
         questions = [
-            [(i, r, j, p) for j, p in enumerate(r.probes) if p.kind in trial.protocol.probes]
+            [Question(i, r, j, p) for j, p in enumerate(r.probes) if p.kind in trial.protocol.probes]
             for i, r in zip(positions, records, strict=True)
         ]
-        asked = {(i, j): p for own in questions for i, _, j, p in own if p.against == "base"}
+        asked = {q.place: q.probe for own in questions for q in own if q.probe.against == "base"}
         plain = scoring.score(lm, list(asked.values()), batch=trial.protocol.eval_batch)
         base = {at: found.answers for at, found in zip(asked, plain, strict=True)}
         rows: list[ProbeRow] = []
         stats: list[StatRow] = []
-        for now in editor.along(lm, records, seeds=[derive(trial.seed, "edit", r.id) for r in records]):
+        for now in editor.edit_with_checkpoints(lm, records, seeds=[derive(trial.seed, "edit", r.id) for r in records]):
             with now.attached():
                 self._ask(lm, positions, "target", now.step, now.last, now.select)
                 if not now.last:
                     continue
                 for at, (i, own) in enumerate(zip(positions, questions, strict=True)):
                     now.select(torch.tensor([at], device=lm.device))
-                    scores = scoring.score(lm, [q[3] for q in own], batch=trial.protocol.eval_batch)
+                    scores = scoring.score(lm, [q.probe for q in own], batch=trial.protocol.eval_batch)
                     rows += probe_rows(trial.key, i + 1, own, scores, base, {})
             stats = [
                 StatRow(trial_key=trial.key, step=i + 1, name="loss", value=loss)
@@ -364,8 +365,8 @@ def _alone(
         deps,
         open_dataset=lambda spec: records if spec == own.data else deps.open_dataset(spec),
         progress=lambda progress: None,
-        spread=None,
-        kept=None,
+        proposal_scheduler=None,
+        proposal_cache=None,
         observe=observe,
     )
     (found,) = Lifelong().execute(own, own_deps, None)

@@ -20,7 +20,7 @@ from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 from raysweep.rows import BeliefRow, EvalRound, PointRow, Snapshot, TrainingRow
 from raysweep.studies.base import Deps
-from raysweep.studies.lifelong import ordered
+from raysweep.studies.edit_group import ordered_records
 
 if TYPE_CHECKING:
     from raysweep.models import tokens
@@ -73,7 +73,7 @@ class Asker:
         """Return the points of *trial*, as they were when *resume* was written."""
         testbed = deps.open_testbed(trial.data)
         by_record = {record_id(point): point for point in testbed.points}
-        records = list(ordered(trial, deps))
+        records = list(ordered_records(trial, deps))
         asker = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.drawn.spares))
         for made in resume.meta.get(_REPLACED, ()) if resume is not None else ():
             asker._put(Replacement(**made))

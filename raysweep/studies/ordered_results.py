@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from raysweep.studies.base import Ask, Proposal
+from raysweep.editors.base import Proposal
+from raysweep.studies.base import ComputeProposal
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ Helper = Callable[[int], "Future[Proposal]"]
 
 def in_order(
     steps: Sequence[int],
-    here: Ask,
+    here: ComputeProposal,
     helpers: Sequence[Helper],
     *,
     lost: type[BaseException],

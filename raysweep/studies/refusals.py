@@ -11,13 +11,14 @@ from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
+    from raysweep.editors.base import BaseEditor
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
 else:
     tokens = lazy("raysweep.models.tokens")
 
 
-def check_records(lm: LanguageModel, editor: Any, records: Iterable[EditRecord]) -> None:
+def check_records(lm: LanguageModel, editor: BaseEditor[Any, Any], records: Iterable[EditRecord]) -> None:
     """Raise before the first edit what would end a trial in the middle.
 
     Args:
@@ -28,8 +29,7 @@ def check_records(lm: LanguageModel, editor: Any, records: Iterable[EditRecord])
     Raises:
         RecordError: the editor cannot write a record, or the record is longer than the model's positions; it is named.
     """
-    while hasattr(editor, "inner"):
-        editor = editor.inner
+    editor = editor.innermost()
     facts = ModelFacts(lm.n_blocks, lm.positions, lambda text: len(tokens.encode(lm, text)))
     why = refusal(type(editor), editor.config, facts)
     for record in records:

@@ -21,18 +21,15 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save
 
-from raysweep.artifacts import VERSIONS, Artifact
-from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.base import Grouper, Viewer
-from raysweep.models.patches import ModulePatch, WeightDelta
+from raysweep.artifacts import VERSIONS, Artifact, ArtifactRequest
+from raysweep.editors.base import BaseEditor, BaseWrapper
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
+from raysweep.models.patches import ModulePatch, WeightDelta
 from raysweep.pytree import flatten, unflatten
 from raysweep.records import EditRecord, ProbeKind
 from raysweep.testing.fixtures import embedded_lm, fingerprint, same, toy_records
-
-Editor = Any
 
 
 @dataclass(frozen=True)
@@ -48,16 +45,16 @@ class Exam:
         records: what to write (at least ten).
     """
 
-    build: Callable[[], Editor]
+    build: Callable[[], BaseEditor[Any, Any]]
     lm: LanguageModel
     fresh: Callable[[], LanguageModel]
-    learner: Callable[[], Editor] | None = None
+    learner: Callable[[], BaseEditor[Any, Any]] | None = None
     records: Sequence[EditRecord] = field(default_factory=toy_records)
 
-    def artifacts(self, editor: Editor, lm: LanguageModel) -> dict[str, Artifact]:
+    def artifacts(self, editor: BaseEditor[Any, Any], lm: LanguageModel) -> dict[str, Artifact]:
         """Return what *editor* needs: moments of the records' own texts, two fixed templates."""
         found = {}
-        for name, request in editor.needs(lm).items():
+        for name, request in editor.artifact_requests(lm).items():
             if name == "contexts":
                 found[name] = Artifact("contexts", {}, {"templates": ["Yes. {}", "So, {}"]})
             else:
@@ -87,7 +84,14 @@ class Exam:
         return edit_records(build_world(WorldSpec()))[-10:]
 
     def run(
-        self, lm: LanguageModel, editor: Editor, *, start: int = 0, stop: int = 3, state: Any = None, seed: int = 0
+        self,
+        lm: LanguageModel,
+        editor: BaseEditor[Any, Any],
+        *,
+        start: int = 0,
+        stop: int = 3,
+        state: Any = None,
+        seed: int = 0,
     ) -> tuple[Ledger, Any]:
         """Edit records ``start … stop − 1`` one by one; return the ledger (not restored) and the state."""
         artifacts = self.artifacts(editor, lm)
@@ -143,8 +147,8 @@ def state_is_not_modified(exam: Exam) -> None:
     before = flatten("state", state)
     editor.edit(exam.lm, exam.records[:1], state, artifacts=artifacts, rng=torch.Generator())
     assert same(before, flatten("state", state))
-    if getattr(exam.build(), "memoryless", False):
-        assert state is None, "it says that it is memoryless"
+    if editor.is_stateless:
+        assert state is None, "it says that it is stateless"
 
 
 def state_survives_storage(exam: Exam) -> None:
@@ -172,7 +176,7 @@ def resume_equals_straight(exam: Exam) -> None:
     ledger = Ledger(lm)
     ledger.load(weights)
     if editor.patch_kind == "modules":
-        ledger.apply(editor.patch_of(lm, state))
+        ledger.apply(editor.module_patch(lm, state))
     step = editor.edit(lm, [exam.records[2]], state, artifacts=artifacts, rng=torch.Generator().manual_seed(2))
     ledger.apply(step.patch)
     assert same(wanted, (ledger.tensors(), _outcome(lm, exam.records[:3]), flatten("state", step.state)))
@@ -200,22 +204,22 @@ def two_models_in_one_process(exam: Exam) -> None:
 
 
 def edits_made_together_are_those_made_alone(exam: Exam) -> None:
-    """``edit_apart`` proposes what ``edit`` proposes without memory, up to rounding, and leaves the model bit-identical."""
+    """``edit_many`` proposes what ``edit`` proposes without memory, up to rounding, and leaves the model bit-identical."""
     editor = exam.build()
-    if not isinstance(editor, Grouper) or not getattr(editor, "memoryless", False):
+    if not editor.is_stateless:
         return
-    single: Editor = editor
-    artifacts = exam.artifacts(single, exam.lm)
-    single.begin(exam.lm, artifacts)
+    artifacts = exam.artifacts(editor, exam.lm)
+    editor.begin(exam.lm, artifacts)
     before = fingerprint(exam.lm)
     batches = [[record] for record in exam.records[:5]]
     rngs = [torch.Generator() for _ in batches]
-    steps = editor.edit_apart(exam.lm, batches, artifacts=artifacts, rngs=rngs)
+    steps = editor.edit_many(exam.lm, batches, artifacts=artifacts, rngs=rngs)
     assert same(before, fingerprint(exam.lm))
     assert len(steps) == len(batches)
     for batch, step in zip(batches, steps, strict=True):
-        alone = single.edit(exam.lm, batch, None, artifacts=artifacts, rng=torch.Generator()).patch
+        alone = editor.edit(exam.lm, batch, None, artifacts=artifacts, rng=torch.Generator()).patch
         assert isinstance(step.patch, WeightDelta)
+        assert isinstance(alone, WeightDelta)
         assert step.patch.deltas.keys() == alone.deltas.keys()
         for name, delta in step.patch.deltas.items():
             wanted = alone.deltas[name].dense().double()
@@ -238,8 +242,9 @@ def raises_the_targets_probability(exam: Exam) -> None:
         step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
         ledger = Ledger(lm)
         ledger.apply(step.patch)
-        if isinstance(editor, Viewer):
-            ledger.apply(editor.view(lm, ledger.totals(), step.state).patch)
+        view = editor.report_view(lm, ledger.totals, step.state)
+        if view is not None:
+            ledger.apply(view.patch)
         better += score(lm, probes)[0].logprob > before.logprob
         ledger.restore()
     assert better >= 9, f"only {better} of 10 targets became more probable"
@@ -254,7 +259,7 @@ def patches_what_it_declares(exam: Exam) -> None:
     )
     if editor.patch_kind == "weights":
         assert isinstance(step.patch, WeightDelta)
-        assert set(step.patch.deltas) <= set(editor.edited(exam.lm))
+        assert set(step.patch.deltas) <= set(editor.edited_parameters(exam.lm))
         for name, delta in step.patch.deltas.items():
             assert delta.dense().shape == exam.lm.logical(name).shape
             assert bool(torch.isfinite(delta.dense()).all())
@@ -264,19 +269,23 @@ def patches_what_it_declares(exam: Exam) -> None:
 
 
 def names_its_artifacts(exam: Exam) -> None:
-    """Each kind of artifact that ``needs`` asks for is in ``artifacts``, so its version is in the key; each names the model."""
+    """Each kind of artifact that ``artifact_requests`` asks for is in ``artifact_kinds``, so its version is in the key.
+
+    Each request names the model.
+    """
     editor = exam.build()
     declared: set[str] = set()
-    part: Editor | None = editor
-    while part is not None:
-        declared |= set(getattr(part, "artifacts", ()))
-        part = getattr(part, "inner", None)
-    asked = list(editor.needs(exam.lm).values())
+    part: BaseEditor[Any, Any] = editor
+    while isinstance(part, BaseWrapper):
+        declared |= set(part.artifact_kinds)
+        part = part.inner
+    declared |= set(part.artifact_kinds)
+    asked = list(editor.artifact_requests(exam.lm).values())
     for request in asked:
         asked += request.sources.values()
         assert request.model == exam.lm.identity, f"'{request.kind}' is asked for another model"
         assert request.kind in declared or request.kind not in VERSIONS, (
-            f"'{request.kind}' is not in {editor.name}.artifacts"
+            f"'{request.kind}' is not in {editor.name}.artifact_kinds"
         )
         assert request.kind not in VERSIONS or request.version == VERSIONS[request.kind]
 

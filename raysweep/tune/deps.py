@@ -17,7 +17,7 @@ from raysweep.lazy import lazy
 from raysweep.models.sizes import COPY_LIMIT
 from raysweep.results.proposals import ProposalFolder
 from raysweep.results.store import HEARTBEAT, ResultStore
-from raysweep.studies.base import Deps, Kept, Progress, Spread
+from raysweep.studies.base import Deps, Progress, ProposalCache, ProposalScheduler
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Heartbeat:
             self._path = None
 
 
-def kept_proposals(workspace: Workspace, sweep: str, kin: str) -> Kept | None:
+def kept_proposals(workspace: Workspace, sweep: str, kin: str) -> ProposalCache | None:
     """Return where the passes of *sweep* that are *kin* keep the proposals they share; None without kin."""
     return ProposalFolder(ResultStore(workspace.results(sweep)).folder, kin) if kin else None
 
@@ -159,8 +159,8 @@ def make_deps(
     workspace: Workspace,
     progress: Callable[[Progress], None] | None = None,
     *,
-    spread: Spread | None = None,
-    kept: Kept | None = None,
+    proposal_scheduler: ProposalScheduler | None = None,
+    proposal_cache: ProposalCache | None = None,
 ) -> Deps:
     """Return the effects a study may use, rooted at *workspace*."""
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
@@ -176,7 +176,7 @@ def make_deps(
         artifacts=ArtifactStore(workspace.artifacts),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),
         open_testbed=lambda spec: lazy("raysweep.data.belief").open_testbed(spec, workspace),
-        spread=spread,
-        kept=kept,
+        proposal_scheduler=proposal_scheduler,
+        proposal_cache=proposal_cache,
         **options,
     )

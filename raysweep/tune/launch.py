@@ -15,7 +15,7 @@ from raysweep.results.drivers import DriverLock
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
 from raysweep.results.ray_logs import RAY_FOLDER
 from raysweep.results.state import State, TrialStatus, trial_state
-from raysweep.results.store import SHARED, ResultStore
+from raysweep.results.store import GROUP_SNAPSHOTS, ResultStore
 from raysweep.results.tables import Sweep
 from raysweep.tune import cluster
 from raysweep.tune.local_ray import first_line, running_ray
@@ -208,7 +208,7 @@ def _is_writable(store: ResultStore) -> bool:
 def _forget(store: ResultStore, trials: Iterable[PlannedTrial]) -> None:
     """Delete what earlier runs left of *trials*, all of it or nothing."""
     trials = tuple(trials)
-    shared = {f"{SHARED}/{t.share}-{t.trial.seed}" for t in trials if t.share}
+    shared = {f"{GROUP_SNAPSHOTS}/{t.share}-{t.trial.seed}" for t in trials if t.share}
     kin = {f"{PROPOSALS}/{t.kin}" for t in trials if t.kin}
     store.forget(*(t.key for t in trials), RAY_FOLDER, *shared, *kin)
 
@@ -249,7 +249,7 @@ def _outcome(
         for kin in {t.kin for t in table.values() if t.kin}:
             if all(states[t.key].state is State.DONE for t in table.values() if t.kin == kin):
                 ProposalFolder(store.folder, kin).forget()
-        for name in (PROPOSALS, SHARED):
+        for name in (PROPOSALS, GROUP_SNAPSHOTS):
             store.folder.drop_if_empty(name)
         with suppress(StoreError):  # a disk that is full now has everything but this table, which is rebuilt each time
             if store.plan() is None:

@@ -17,8 +17,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysweep import environment, pytree
 from raysweep.config.schema import TrialSpec
+from raysweep.editors.base import Proposal
 from raysweep.studies import STUDIES
-from raysweep.studies.base import Ask, Proposal
+from raysweep.studies.base import ComputeProposal
 from raysweep.studies.ordered_results import Helper, in_order
 from raysweep.tune.deps import kept_proposals, make_deps
 from raysweep.workspace import Workspace
@@ -30,7 +31,7 @@ class Shard:
     def __init__(self, workspace: Workspace, sweep: str) -> None:
         self.workspace, self.sweep = workspace, sweep
         self._trial = ""
-        self._ask: Ask | None = None
+        self._ask: ComputeProposal | None = None
 
     def propose(self, trial: TrialSpec, kin: str, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds, on the CPU."""
@@ -41,11 +42,11 @@ class Shard:
         """Load what *trial* needs, before it is asked for proposals."""
         self._proposer(trial, kin)
 
-    def _proposer(self, trial: TrialSpec, kin: str) -> Ask:
+    def _proposer(self, trial: TrialSpec, kin: str) -> ComputeProposal:
         if self._ask is None or self._trial != trial.key:
             environment.check(trial.environment)
-            deps = make_deps(self.workspace, kept=kept_proposals(self.workspace, self.sweep, kin))
-            self._ask, self._trial = STUDIES.get(trial.study)().proposer(trial, deps), trial.key
+            deps = make_deps(self.workspace, proposal_cache=kept_proposals(self.workspace, self.sweep, kin))
+            self._ask, self._trial = STUDIES.get(trial.study)().proposal_function(trial, deps), trial.key
         return self._ask
 
 
@@ -67,7 +68,7 @@ class Shards:
             trial.key: [(a.prepare.remote(trial, self.kin).future(), self._helper(a, trial)) for a in self._actors]
         }
 
-    def __call__(self, trial: TrialSpec, steps: Sequence[int], here: Ask) -> Iterator[Proposal]:
+    def __call__(self, trial: TrialSpec, steps: Sequence[int], here: ComputeProposal) -> Iterator[Proposal]:
         """Yield the proposals of *steps* in that order, computed here and by the helpers."""
         if trial.key not in self._begun:
             self.begin(trial)

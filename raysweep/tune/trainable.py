@@ -60,8 +60,8 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         deps = make_deps(
             self.workspace,
             Heartbeat(local / key if local is not None else None),
-            spread=self.shards if job.apart else None,
-            kept=kept_proposals(self.workspace, self.sweep, self.shards.kin),
+            proposal_scheduler=self.shards if job.apart else None,
+            proposal_cache=kept_proposals(self.workspace, self.sweep, self.shards.kin),
         )
         self._run = TrialRun(job, deps, self.store, mates)
 

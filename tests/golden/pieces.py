@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from raysweep.config.schema import EditorSpec
-from raysweep.models.patches import LowRank
 from raysweep.editors.build import build_editor
 from raysweep.editors.locate import keys
 from raysweep.models import ledger as weight_ledger
 from raysweep.models.ledger import Ledger
+from raysweep.models.patches import LowRank
 from tests.golden.recorded import Variant
 
 Pieces = dict[str, dict[str, Tensor]]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raysweep import pytree
-from raysweep.artifacts import ArtifactStore
+from raysweep.artifacts import ArtifactRequest, ArtifactStore
 from raysweep.belief.graph.artifact import open_graph
 from raysweep.belief.graph.graph import to_arrays
 from raysweep.belief.spec import GraphSpec
@@ -19,8 +19,6 @@ from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec
 from raysweep.data import DATASETS
 from raysweep.data.texts import open_texts
 from raysweep.editors import EDITORS
-from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.base import Viewer
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.evals.metrics import METRICS, Answer
@@ -139,8 +137,9 @@ def _edited(spec: EditorSpec, family: str) -> Figures:
     if editor.patch_kind == "modules":
         memories = pytree.flatten("state", state)[0]
         found |= of_tensors({name: value for name, value in memories.items() if value.is_floating_point()})
-    if isinstance(editor, Viewer):
-        ledger.apply(editor.view(lm, ledger.totals(), state).patch)
+    view = editor.report_view(lm, ledger.totals, state)
+    if view is not None:
+        ledger.apply(view.patch)
     answers = score(lm, [probe for record in exam.records[:EDITS] for probe in record.probes])
     return {**found, "logprob": [s.logprob for s in answers]}
 
@@ -260,7 +259,7 @@ def _deps(root: Path, lm: LanguageModel | None = None) -> Deps:
 
 def _made(spec: EditorSpec, root: Path, kind: str, lm: LanguageModel) -> Figures:
     """Build what *spec* asks for; return figures of the artifacts of *kind*."""
-    needs: Mapping[str, ArtifactRequest] = build_editor(spec).needs(lm)
+    needs: Mapping[str, ArtifactRequest] = build_editor(spec).artifact_requests(lm)
     made = provide(lm, needs, ArtifactStore(root), _toy_texts, records=lambda _: toy_records(12), threads=1)
     found: Figures = {}
     for name, artifact in made.items():

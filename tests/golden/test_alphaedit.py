@@ -125,7 +125,7 @@ def test_our_projector_gives_the_published_edits(name: str) -> None:
     editor = build_editor(spec_of(variant))
     ours = {}
     for layer in variant.data["hparams"]["layers"]:
-        request = editor.needs(variant.lm)[f"projector/{layer}"]
+        request = editor.artifact_requests(variant.lm)[f"projector/{layer}"]
         ((tensors, meta),) = null_space.build(variant.lm, [request], [{"moments": recorded[f"moments/{layer}"]}])
         assert meta["kept_rank"] == recorded[f"projector/{layer}"].meta["kept_rank"]
         ours[f"projector_{layer}"] = Artifact(f"ours{layer}", tensors, meta)

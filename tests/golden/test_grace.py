@@ -106,7 +106,7 @@ def check_answers(variant: Variant, editor: Recorded, states: list[dict[str, Any
         rows = [e for e in variant.data["evals"] if e["after_edits"] == step]
         probes = [Probe(kind=ProbeKind.EFFICACY, prompt=e["prompt"], target=e["target"]) for e in rows]
         if step:
-            ledger.apply(editor.patch_of(lm, states[step - 1]))
+            ledger.apply(editor.module_patch(lm, states[step - 1]))
         try:
             found = score_generated(lm, probes, published=True)
         finally:
@@ -136,7 +136,7 @@ def test_a_batch_of_prompts_generates_what_single_prompts_do() -> None:
     editor, states, _ = replay(variant)
     prompts = [p.prompt for r in variant.records for p in r.probes]
     ledger = Ledger(variant.lm)
-    ledger.apply(editor.patch_of(variant.lm, states[-1]))
+    ledger.apply(editor.module_patch(variant.lm, states[-1]))
     try:
         together = generate(variant.lm, prompts, [4] * len(prompts))
         alone = [generate(variant.lm, [p], [4])[0] for p in prompts]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from raysweep.editors.specs import MomentSpec
 from raysweep.editors.locate import second_moments
+from raysweep.editors.specs import MomentSpec
 from tests.golden import pieces, test_prune
 from tests.golden.recorded import FOLDERS, HERE, Variant, variants
 from tests.golden.test_alphaedit import REHEARSED, spec_of

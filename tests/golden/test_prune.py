@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.artifacts import Artifact
+from raysweep.artifacts import Artifact, ArtifactRequest
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
-from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.build import build_editor
 from raysweep.models.ledger import Ledger
 from raysweep.studies.base import Deps
@@ -44,7 +43,7 @@ def replay(variant: Variant) -> dict[str, dict[str, Tensor]]:
             state = step.state
             found[f"edit{i}"] = ledger.tensors()
             if i + 1 in ROUNDS:
-                view = editor.view(lm, ledger.totals(), state)
+                view = editor.report_view(lm, ledger.totals, state)
                 ledger.apply(view.patch)
                 found[f"round{i + 1}"] = ledger.tensors()
     finally:

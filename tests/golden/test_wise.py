@@ -138,7 +138,7 @@ def test_answers_are_the_published_ones(name: str) -> None:
         rows = [e for e in variant.data["evals"] if e["after_edits"] == step]
         probes = [Probe(kind=ProbeKind.EFFICACY, prompt=e["prompt"], target=e["target"]) for e in rows]
         if step:
-            ledger.apply(editor.patch_of(lm, states[step - 1]))
+            ledger.apply(editor.module_patch(lm, states[step - 1]))
         try:
             found = score(lm, probes)
         finally:

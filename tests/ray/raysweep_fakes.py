@@ -13,29 +13,31 @@ from typing import Any
 import torch
 
 from raysweep.config.schema import TrialSpec
+from raysweep.editors.base import Proposal
 from raysweep.results.folder import Folder
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies.base import Ask, Deps, Progress, Proposal
+from raysweep.studies.base import ComputeProposal, Deps, Progress, Study
 from raysweep.summarize import summary
 
 KINDS = (("efficacy", "token_match"), ("paraphrase", "token_match"), ("locality", "agreement"))
 
 
-class Fake:
+class Fake(Study):
     """Counts: its state is a running sum that only an uninterrupted or rightly resumed run gets right."""
 
     name = "fake"
     version = 1
+    shares_edits = True
 
     def check(self, trial: TrialSpec, available: int) -> list[Any]:
         return []
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
-        for _, found in self.together([trial], deps, {trial.key: resume} if resume else {}):
+        for _, found in self.execute_group([trial], deps, {trial.key: resume} if resume else {}):
             yield found
 
-    def together(
+    def execute_group(
         self, trials: Sequence[TrialSpec], deps: Deps, resumes: Mapping[str, Snapshot]
     ) -> Iterator[tuple[str, EvalRound]]:
         """One running sum for all; each trial reports it times its own ``scale``."""
@@ -49,9 +51,9 @@ class Fake:
         elif 0 in rounds:
             yield from ((m.trial.key, EvalRound(step=0, rows=[])) for m in members if m.behind < 0)
         steps = list(range(step + 1, rounds[-1] + 1))
-        ask = self.proposer(first, deps)
+        ask = self.proposal_function(first, deps)
         _await_others(first)
-        proposals = map(ask, steps) if deps.spread is None else deps.spread(first, steps, ask)
+        proposals = map(ask, steps) if deps.proposal_scheduler is None else deps.proposal_scheduler(first, steps, ask)
         for step in steps:
             deps.progress(Progress(step, rounds[-1], "edit"))
             total += next(proposals)["sum"]
@@ -60,7 +62,7 @@ class Fake:
                 if found is not None:
                     yield member.trial.key, found
 
-    def proposer(self, trial: TrialSpec, deps: Deps) -> Ask:
+    def proposal_function(self, trial: TrialSpec, deps: Deps) -> ComputeProposal:
         config = trial.editor.config
         if "log" in config:
             Path(f"{config['log']}-{os.getpid()}").touch()

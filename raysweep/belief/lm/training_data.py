@@ -20,7 +20,7 @@ def documents_digest(corpus: Corpus) -> str:
     """Return 16 hex digits that are equal for equal documents, and differ where a text, an answer or the layout does.
 
     A document is a part of an order of sentences, and the orders are drawn from the corpus' seed over each subject's sentences
-    (:meth:`raysweep.belief.corpus.writer.Corpus.documents`). So the sentences by subject, the seed, the number of orders and the length of
+    (:meth:`.Corpus.documents`). So the sentences by subject, the seed, the number of orders and the length of
     a part say everything. A part longer than whatever it could hold is as good as one that just holds it.
     """
     spec, statements, hasher = corpus.spec, corpus.statements, hashlib.blake2b()

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from raysweep.artifacts import VERSIONS, Artifact, Built
-from raysweep.artifacts import ArtifactRequest
+from raysweep.artifacts import VERSIONS, Artifact, ArtifactRequest, Built
 from raysweep.editors.specs import ContextSpec
 from raysweep.models import tokens
 from raysweep.models.forward import blocks

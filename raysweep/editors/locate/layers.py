@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raysweep.models.patches import Delta, LowRank
-from raysweep.editors.specs import ValueSpec
 from raysweep.editors.locate import keys, target_value
+from raysweep.editors.specs import ValueSpec
 from raysweep.models import hooks, ledger, tokens
 from raysweep.models.forward import blocks, prefix_tree
 from raysweep.models.lm import LanguageModel
+from raysweep.models.patches import Delta, LowRank
 from raysweep.records import EditRecord
 
 Solve = Callable[[int, Tensor], Tensor]  # layer, K [d_in, n] fp64 → X [d_in, n] fp64

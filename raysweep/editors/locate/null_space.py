@@ -12,10 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raysweep.artifacts import VERSIONS, Artifact, Built
-from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.specs import MomentSpec
+from raysweep.artifacts import VERSIONS, Artifact, ArtifactRequest, Built
 from raysweep.editors.locate import second_moments as moments
+from raysweep.editors.specs import MomentSpec
 from raysweep.errors import ArtifactError
 from raysweep.models.lm import LanguageModel
 

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from raysweep.artifacts import VERSIONS, Built
+from raysweep.artifacts import VERSIONS, ArtifactRequest, Built
 from raysweep.config.schema import TextSpec
-from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.specs import MomentSpec
 from raysweep.errors import ArtifactError
 from raysweep.models import hooks, tokens

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raysweep.artifacts import VERSIONS
+from raysweep.artifacts import VERSIONS, ArtifactRequest
 from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
-from raysweep.artifacts import ArtifactRequest
-from raysweep.models.patches import Delta, LowRank, WeightDelta
-from raysweep.editors.base import EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.errors import DataError, SpecError
 from raysweep.lazy import lazy
+from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.records import EditRecord, Probe, ProbeKind
 
 if TYPE_CHECKING:
@@ -120,19 +119,18 @@ class MendConfig(EditorConfig):
 MIN_FOLD = 2  # records with something that must stay: one to learn from, one to validate on
 
 
-class Mend:
+class Mend(BaseEditor[MendConfig, None]):
     """One gradient, one pass through the hypernetwork, one low-rank update per matrix. No memory."""
 
-    name: ClassVar[str] = "mend"
-    version: ClassVar[int] = 2
-    config_type: ClassVar[type[EditorConfig]] = MendConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    memoryless: ClassVar[bool] = True
-    paper: ClassVar[str] = "Mitchell et al., ICLR 2022, arXiv 2110.11309"
-    artifacts: ClassVar[tuple[str, ...]] = ("hypernetwork",)
+    name = "mend"
+    version = 2
+    config_type = MendConfig
+    is_stateless = True
+    paper = "Mitchell et al., ICLR 2022, arXiv 2110.11309"
+    artifact_kinds = ("hypernetwork",)
 
     @staticmethod
-    def fold_error(records: Sequence[EditRecord]) -> DataError | None:
+    def train_split_error(records: Sequence[EditRecord]) -> DataError | None:
         """Return why the network cannot be trained on *records*; None if it can."""
         usable = sum(bool(kept_probes(record)) for record in records)
         if usable >= MIN_FOLD:
@@ -143,14 +141,14 @@ class Mend:
         )
 
     def __init__(self, config: MendConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self._loaded: tuple[str, torch.device, network.Hypernetwork] | None = None  # derived from the artifact alone
 
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the edited matrices in the order of their step sizes."""
         return edited(lm, self.config)
 
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for the hypernetwork: read from the given archive, or trained on the training fold.
 
         Raises:
@@ -160,7 +158,7 @@ class Mend:
         named: dict[str, Any] = {"model": lm.identity, "version": VERSIONS[ARTIFACT]}
         if config.weights.path:
             archive = config.weights.digest or mend_archive.digest_of(Path(config.weights.path))
-            inputs: dict[str, Any] = {"archive": archive, "matrices": self.edited(lm)}
+            inputs: dict[str, Any] = {"archive": archive, "matrices": self.edited_parameters(lm)}
             builder = "raysweep.editors.mend.archive:build"
             return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, where={"path": config.weights.path}, **named)}
         if config.train is None:
@@ -177,9 +175,6 @@ class Mend:
         builder = "raysweep.editors.mend.training:build"
         return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, data=config.train.data, **named)}
 
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> None:
-        """Remember nothing: MEND has no memory."""
-
     def edit(
         self,
         lm: LanguageModel,
@@ -191,7 +186,7 @@ class Mend:
     ) -> EditStep[None]:
         """Transform the gradient factors of each record's own loss on the model as it stands, and sum over records."""
         net = self._net(lm, artifacts[ARTIFACT])
-        names = self.edited(lm)
+        names = self.edited_parameters(lm)
         modules = [n.rpartition(".")[0] for n in names]
         asks = [factors.ask(lm, r.prompt, r.target, special=self.config.ref_labels) for r in batch]
         found = factors.factors(lm, factors.rows(lm, asks, min(self.config.layers)), modules)

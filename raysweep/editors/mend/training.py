@@ -61,7 +61,7 @@ class Trainer:
     def __init__(self, lm: LanguageModel, config: MendConfig, records: Sequence[EditRecord]) -> None:
         assert config.train is not None
         self.lm, self.config, self.how = lm, config, config.train
-        error = Mend.fold_error(records)
+        error = Mend.train_split_error(records)
         if error is not None:
             raise error
         usable = [r for r in records if kept_probes(r)]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raysweep.config.schema import Block, Count, NonNegative, Positive, Spec
 from raysweep.artifacts import ArtifactRequest
+from raysweep.config.schema import Block, Count, NonNegative, Positive, Spec
+from raysweep.editors.base import BaseEditor, EditorConfig, EditStep, RecordCheck
 from raysweep.editors.specs import ContextSpec
-from raysweep.editors.base import EditorConfig, EditStep
-from raysweep.models.patches import ModulePatch
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
+from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
@@ -126,38 +126,39 @@ class WiseConfig(EditorConfig):
         return self
 
 
-class Wise:
+class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
     """Trains a copy of one weight on each record and routes each question to the frozen weight or to a copy.
 
     State: ``side`` (the copy being written), ``memories`` (finished copies), ``merged`` (merge mode), all ``[d_out, d_in]`` in
     fp32; ``mask``; ``act`` and ``acts`` (least activation of their edits); counters; past edits if they are replayed.
     """
 
-    name: ClassVar[str] = "wise"
-    version: ClassVar[int] = 2
-    config_type: ClassVar[type[EditorConfig]] = WiseConfig
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "modules"
-    paper: ClassVar[str] = "Wang et al. 2024, arXiv 2405.14768"
-    artifacts: ClassVar[tuple[str, ...]] = ("contexts",)
+    name = "wise"
+    version = 2
+    config_type = WiseConfig
+    patch_kind = "modules"
+    paper = "Wang et al. 2024, arXiv 2405.14768"
+    artifact_kinds = ("contexts",)
 
-    @staticmethod
-    def record_error(config: WiseConfig, record: EditRecord) -> RecordError | None:
-        """Return why *record* cannot be written: there is no text that must stay as it is."""
-        if (record.unrelated or config.unrelated).strip():
-            return None
-        return RecordError(
-            f"{record.id}: no unrelated text to keep out of the side memory",
-            hint="give records a locality question, or set the editor's 'unrelated' to a sentence",
-        )
+    @classmethod
+    def record_check(cls, config: WiseConfig) -> RecordCheck:
+        """Refuse records without a text that must stay as it is."""
 
-    def __init__(self, config: WiseConfig) -> None:
-        self.config = config
+        def check(record: EditRecord) -> RecordError | None:
+            if (record.unrelated or config.unrelated).strip():
+                return None
+            return RecordError(
+                f"{record.id}: no unrelated text to keep out of the side memory",
+                hint="give records a locality question, or set the editor's 'unrelated' to a sentence",
+            )
 
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
+        return check
+
+    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return nothing: no weight changes."""
         return ()
 
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for context templates unless they are given."""
         if self.config.contexts.templates is not None:
             return {}
@@ -198,14 +199,14 @@ class Wise:
         templates = contexts.templates(self.config.contexts, artifacts.get("contexts"))
         stats: dict[str, float] = {}
         for record in batch:
-            error = self.record_error(self.config, record)
+            error = self.record_check(self.config)(record)
             if error is not None:
                 raise error
             unrelated = record.unrelated or self.config.unrelated
             state, stats = self._write(lm, record, unrelated, templates, state, rng)
-        return EditStep(self.patch_of(lm, state), state, stats)
+        return EditStep(self.module_patch(lm, state), state, stats)
 
-    def patch_of(self, lm: LanguageModel, state: Mapping[str, Any]) -> ModulePatch:
+    def module_patch(self, lm: LanguageModel, state: Mapping[str, Any]) -> ModulePatch:
         """Return the patch that *state* stands for."""
         bare, act, ratio = replacement.inner(lm.part(self._name(lm))), side_memory.activation(lm), self.config.act_ratio
         if self.config.retrieve:

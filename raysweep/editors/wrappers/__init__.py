@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.registry import Registry
 
-WRAPPERS: Registry[Any] = Registry(
+if TYPE_CHECKING:
+    from raysweep.editors.base import BaseWrapper
+
+WRAPPERS: Registry[type[BaseWrapper[Any, Any]]] = Registry(
     "wrapper",
     {
         "prune": "raysweep.editors.wrappers.prune:Prune",

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from raysweep.artifacts import ArtifactRequest
-from raysweep.models.patches import Delta, LowRank, WeightDelta
-from raysweep.editors.base import EditorConfig, EditStep, ReportView, composed
+from raysweep.editors.base import BaseWrapper, EditorConfig, EditStep, ReportView
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
+from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
@@ -58,27 +57,28 @@ class PruneConfig(EditorConfig):
     persist: bool = False
 
 
-class Prune:
+class Prune(BaseWrapper[PruneConfig, dict[str, Any]]):
     """An editor made of a weight editor: it edits as the inner one does and reports a restrained model."""
 
-    name: ClassVar[str] = "prune"
-    version: ClassVar[int] = 1
-    config_type: ClassVar[type[EditorConfig]] = PruneConfig
-    accepts: ClassVar[tuple[str, ...]] = ("weights",)
-    path_implies: ClassVar[Mapping[str, Mapping[str, Any]]] = {"base": {"persist": False}}
-    gives: ClassVar[str] = "views"  # nothing that corrects changes can wrap it: its reports are not changes (quirk Q42)
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    paper: ClassVar[str] = "Ma et al. 2025, arXiv 2405.16821"
+    name = "prune"
+    version = 1
+    config_type = PruneConfig
+    shareable: ClassVar[Mapping[str, Mapping[str, Any]]] = {"base": {"persist": False}}
+    paper = "Ma et al. 2025, arXiv 2405.16821"
 
-    def __init__(self, config: PruneConfig, inner: BaseEditor[Any]) -> None:
-        said = self.unfit(config, hasattr(inner, "inner"))
-        if said:
-            raise WrapError(said, hint=f"set {self.name}.persist: false, or remove the inner wrapper")
-        self.config = config
-        self.inner = inner
+    def __init__(self, config: PruneConfig, inner: BaseEditor[Any, Any]) -> None:
+        reason = self.incompatible_with(config, wrapped=isinstance(inner, BaseWrapper))
+        if reason:
+            raise WrapError(reason, hint=f"set {self.name}.persist: false, or remove the inner wrapper")
+        super().__init__(config, inner)
 
-    @staticmethod
-    def unfit(config: PruneConfig, wrapped: bool) -> str:
+    @classmethod
+    def output_kind(cls, config: PruneConfig) -> str:
+        """Return ``views``: nothing that corrects changes can wrap it, since its reports are not changes (quirk Q42)."""
+        return "views"
+
+    @classmethod
+    def incompatible_with(cls, config: PruneConfig, *, wrapped: bool) -> str:
         """Return why this cannot wrap an editor that is itself *wrapped*, or nothing.
 
         A wrapper that corrects changes remembers its own weights; rounds that write others under it break its recursion.
@@ -88,22 +88,14 @@ class Prune:
         return ""
 
     @property
-    def persists(self) -> bool:
+    def view_persists(self) -> bool:
         """Tell whether rounds write the view into the model."""
         return self.config.persist
-
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
-        """Return the inner editor's parameters."""
-        return self.inner.edited(lm)
-
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for what the inner editor asks for."""
-        return self.inner.needs(lm)
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """Remember ``M = σ_max(W_0)`` of each matrix."""
         state: dict[str, Any] = {"inner": self.inner.begin(lm, artifacts), "largest": {}}
-        for name in self.edited(lm):
+        for name in self.edited_parameters(lm):
             weight = lm.logical(name)
             if weight.dim() == 2:
                 largest = state["largest"][name] = float(_spectrum(weight)[0][-1])
@@ -126,18 +118,20 @@ class Prune:
         step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
         return EditStep(step.patch, {**state, "inner": step.state}, step.stats)
 
-    def shared(self) -> Mapping[str, Any] | None:
+    def edit_dependencies(self) -> Mapping[str, Any] | None:
         """Return everything but the restraint's base, which only the view knows; nothing is shared if rounds write the view."""
-        if self.persists:
+        if self.view_persists:
             return None
-        found = composed(self)
+        found = self.description()
         return {**found, "config": {k: v for k, v in found["config"].items() if k != "base"}}
 
-    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> ReportView:
+    def report_view(
+        self, lm: LanguageModel, totals: Callable[[], Mapping[str, Tensor]], state: dict[str, Any]
+    ) -> ReportView:
         """Return the change from the edited to the restrained weights."""
         deltas: dict[str, Delta] = {}
         stats: dict[str, float] = {}
-        for name, total in totals.items():
+        for name, total in totals().items():
             if name not in state["largest"]:
                 continue
             found, values, after = restrained(total, state["largest"][name], self.config.base)

@@ -18,8 +18,8 @@ def states(
 ) -> Tensor:
     """Return the normed final states ``[n, d]`` at *spots*. Call it without gradient.
 
-    What rows begin with in common is computed once (:mod:`raysweep.models.forward.prefix_tree`), up to the first block with a stand-in:
-    those look at whole rows, so that block sees padded rows; above it, padding and what comes after a row's last spot are left out.
+    What rows begin with in common is computed once (:mod:`.prefix_tree`), up to the first block with a stand-in: those look at
+    whole rows, so that block sees padded rows; above it, padding and what comes after a row's last spot are left out.
 
     Args:
         lm: the model.

@@ -232,7 +232,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
 def resolve(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> ModelSpec:
     """Return *spec* with both digests filled in and ``bos: auto`` replaced by what it means for this model.
 
-    ``tokenizer_digest`` is what the tokenizer does, with the BOS policy (:mod:`raysweep.models.sources.tokenizer_behaviour`). It is remembered; a
+    ``tokenizer_digest`` is what the tokenizer does, with the BOS policy (:mod:`.tokenizer_behaviour`). It is remembered; a
     tokenizer that was not seen before is opened, which imports transformers. Of a hub model that is not in the local cache it stays
     empty, and ``digest`` names a branch instead of a commit; *fetch* asks the hub instead.
 

@@ -1,6 +1,6 @@
 """What a plan has to know of a model before it is loaded: how many blocks and positions, and how many tokens a text has.
 
-Nothing of torch is imported. :func:`facts` asks what :func:`raysweep.models.sources.load.load` will ask, and refuses what that would
+Nothing of torch is imported. :func:`facts` asks what loading (:mod:`.load`) will ask, and refuses what that would
 refuse: an architecture that is not known, packed weights, a tokenizer of another model.
 """
 

@@ -1,7 +1,7 @@
 """What a tokenizer does with a fixed battery of texts, as a digest: equal files may still be tokenised otherwise.
 
 The class that reads the files, the version of a library and the BOS policy all decide which ids a model sees. So the ids
-themselves are hashed, beside the files (``raysweep/models/sources/fingerprint.py``). The plan does it once per tokenizer and keeps the
+themselves are hashed, beside the files (:mod:`.fingerprint`). The plan does it once per tokenizer and keeps the
 digest (:class:`Records`); whoever loads the model compares.
 """
 

@@ -27,7 +27,7 @@ from raysweep.results.runner import run_trial
 from raysweep.results.schema import POINTS, upgrade
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
-from raysweep.studies.lifelong import ordered
+from raysweep.studies.edit_group import ordered_records
 from raysweep.summarize import Estimate
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
@@ -325,7 +325,7 @@ def test_the_published_files_lie_in_a_folder_per_run(
 def test_points_that_took_anothers_place_are_counted(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     own = trial(workspace, "ft", rounds=(0, 4))
     job = PlannedTrial("ft", {}, own)
-    planned = [r.id for r in ordered(own, make_deps(workspace))]
+    planned = [r.id for r in ordered_records(own, make_deps(workspace))]
     refuse(monkeypatch, {planned[1]})
     store = ResultStore(workspace.results("refused"))
     assert [r.error for r in run_trial(job, make_deps(workspace), store)][-1] == ""

@@ -46,11 +46,11 @@ def test_a_wrapper_s_state_is_told_or_said_to_be_unknown(tmp_path: Path, monkeyp
     assert lines[0].endswith(" + state of prune: not known (rome)")
     assert lines[1].endswith(" + state of grace: not known (memory)")
 
-    def footprint(config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
+    def state_bytes(config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
         assert (config.base, columns) == ("1.5", 200)
         return {"copy": 4 * sum(a * b for a, b in matrices)}
 
-    monkeypatch.setattr(Prune, "footprint", staticmethod(footprint), raising=False)
+    monkeypatch.setattr(Prune, "state_bytes", staticmethod(state_bytes), raising=False)
     assert memory_lines(found, workspace, Components.installed())[0].endswith(" + prune copy 262 kB (rome)")
 
 
@@ -82,4 +82,4 @@ def test_time_is_that_of_the_arm_s_done_trials_and_a_pass_counts_once(tmp_path: 
     ],
 )
 def test_simie_says_what_its_memory_takes(config: dict[str, Any], keys: int, totals: int) -> None:
-    assert SimIE.footprint(SimIEConfig(**config), [(20, 40)], 30) == {"keys": keys, "totals": totals}
+    assert SimIE.state_bytes(SimIEConfig(**config), [(20, 40)], 30) == {"keys": keys, "totals": totals}

@@ -13,8 +13,10 @@ from raysweep.config.load import parse
 from raysweep.config.schema import DataSpec, ModelSpec, Positive, Spec, SweepSpec, TextSpec, TrialSpec
 from raysweep.config.sweep import read_sweep
 from raysweep.data.base import Reading
+from raysweep.editors.base import BaseEditor, BaseWrapper, EditorConfig
 from raysweep.errors import DataError, ModelError, Problem
 from raysweep.registry import Registry
+from raysweep.studies.base import Study
 from raysweep.workspace import Workspace
 
 
@@ -36,24 +38,27 @@ class MomentsConfig(Spec):
     samples: int = 10
 
 
-class SurgeonConfig(Spec):
+class SurgeonConfig(EditorConfig):
     layers: tuple[int, ...] = Field(min_length=1)
     rate: Positive = 1.0
     moments: MomentsConfig = MomentsConfig()
 
 
-class Surgeon:
+class Surgeon(BaseEditor[Any, None]):
     name: ClassVar[str] = "surgeon"
     version: ClassVar[int] = 3
-    config_type: ClassVar[type[Spec]] = SurgeonConfig
+    config_type: ClassVar[type[EditorConfig]] = SurgeonConfig
     patch_kind: ClassVar[str] = "weights"
     paper: ClassVar[str] = "–"
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    def edited_parameters(self, lm: Any) -> tuple[str, ...]:
+        return ()
+
+    def edit(self, lm: Any, batch: Any, state: Any, *, artifacts: Any, rng: Any) -> Any:
+        raise NotImplementedError
 
 
-class PlainConfig(Spec):
+class PlainConfig(EditorConfig):
     pass
 
 
@@ -72,51 +77,53 @@ class BlurConfig(Spec):
     width: Positive = 1.0
 
 
-class RidgeConfig(Spec):
+class RidgeConfig(EditorConfig):
     lam: Positive = 1.0
     blur: BlurConfig = BlurConfig()
     mode: Literal["sequential", "init"] = "sequential"
 
 
-class Ridge:
+class Ridge(BaseWrapper[Any, Any]):
     name: ClassVar[str] = "ridge"
     version: ClassVar[int] = 2
-    config_type: ClassVar[type[Spec]] = RidgeConfig
+    config_type: ClassVar[type[EditorConfig]] = RidgeConfig
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
-    path_implies: ClassVar[Mapping[str, Mapping[str, Any]]] = {"lam": {"mode": "init"}, "blur": {"mode": "init"}}
+    shareable: ClassVar[Mapping[str, Mapping[str, Any]]] = {"lam": {"mode": "init"}, "blur": {"mode": "init"}}
 
-    def __init__(self, config: Any, inner: Any) -> None:
-        self.config, self.inner = config, inner
+    def edit(self, lm: Any, batch: Any, state: Any, *, artifacts: Any, rng: Any) -> Any:
+        raise NotImplementedError
 
-    def shared(self) -> Mapping[str, Any] | None:
+    def edit_dependencies(self) -> Mapping[str, Any] | None:
         """In ``init`` mode everything but λ."""
         inner = self.inner.config.model_dump(mode="json")
         return {"inner": inner} if self.config.mode == "init" else None
 
-    def apart(self) -> bool:
+    def can_propose(self) -> bool:
         """In ``init`` mode edits do not see each other."""
         return bool(self.config.mode == "init")
 
 
-class ReportConfig(Spec):
+class ReportConfig(EditorConfig):
     keep: bool = False
 
 
-class Report:
+class Report(BaseWrapper[Any, Any]):
     """Wraps anything that gives weights, gives none itself."""
 
     name: ClassVar[str] = "report"
     version: ClassVar[int] = 2
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
-    config_type: ClassVar[type[Spec]] = ReportConfig
+    config_type: ClassVar[type[EditorConfig]] = ReportConfig
 
-    def __init__(self, config: Any, inner: Any) -> None:
-        self.config, self.inner = config, inner
+    def edit(self, lm: Any, batch: Any, state: Any, *, artifacts: Any, rng: Any) -> Any:
+        raise NotImplementedError
 
-    gives: ClassVar[str] = "views"
+    @classmethod
+    def output_kind(cls, config: ReportConfig) -> str:
+        return "views"
 
-    @staticmethod
-    def unfit(config: ReportConfig, wrapped: bool) -> str:
+    @classmethod
+    def incompatible_with(cls, config: ReportConfig, *, wrapped: bool) -> str:
         return "keep: true needs a bare editor" if config.keep and wrapped else ""
 
 
@@ -141,7 +148,7 @@ class Hundred:
         return Reading(())
 
 
-class Lifelong:
+class Lifelong(Study):
     name: ClassVar[str] = "lifelong"
     version: ClassVar[int] = 7
 
@@ -149,8 +156,10 @@ class Lifelong:
         beyond = [r for r in trial.protocol.rounds if r > trial.data.size]
         return [Problem(code="E-PROTOCOL", message=f"rounds beyond the data: {beyond}")] if beyond else []
 
-    def together(self) -> None:
-        """Trials may share their edits."""
+    shares_edits = True
+
+    def execute(self, trial: TrialSpec, deps: Any, resume: Any) -> Any:
+        raise NotImplementedError
 
 
 def model(spec: ModelSpec, workspace: Workspace) -> ModelSpec:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.models.patches import Dense, LowRank, add_deltas
 from raysweep.editors.linalg import least_squares
 from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced
 from raysweep.errors import ArtifactError, SpecError
+from raysweep.models.patches import Dense, LowRank, add_deltas
 
 W0 = torch.tensor([[1.0, 0, 2], [0, 1, -1]], dtype=torch.float64)
 KEYS = [

@@ -251,10 +251,10 @@ def test_an_archive_is_an_artifact_whose_path_does_not_matter(tmp_path: Path) ->
     for folder in ("a", "b"):
         weights = {"path": str(tmp_path / folder / "net.safetensors"), "digest": "0" * 16}
         editor = Mend(MendConfig.model_validate({**TINY, "weights": weights}))
-        digests.append(store.folder(editor.needs(lm)["hypernetwork"]).name)
+        digests.append(store.folder(editor.artifact_requests(lm)["hypernetwork"]).name)
     assert digests[0] == digests[1]
     with pytest.raises(ArtifactError, match="digest is not 0000"):
-        build.provide(lm, editor.needs(lm), store, lambda _: iter(()), threads=1)
+        build.provide(lm, editor.artifact_requests(lm), store, lambda _: iter(()), threads=1)
 
 
 def test_the_network_is_trained_where_it_is_missing(tmp_path: Path) -> None:
@@ -265,17 +265,17 @@ def test_the_network_is_trained_where_it_is_missing(tmp_path: Path) -> None:
         asked.append(spec)
         return toy_records(8)
 
-    first = build.provide(lm, editor.needs(lm), store, lambda _: iter(()), records=records, threads=1)
-    again = build.provide(lm, editor.needs(lm), store, lambda _: iter(()), records=records, threads=1)
+    first = build.provide(lm, editor.artifact_requests(lm), store, lambda _: iter(()), records=records, threads=1)
+    again = build.provide(lm, editor.artifact_requests(lm), store, lambda _: iter(()), records=records, threads=1)
     assert asked == [config().train.data]  # type: ignore[union-attr]
     assert same(dict(first["hypernetwork"].tensors), dict(again["hypernetwork"].tensors))
-    other = Mend(config(seed=1)).needs(lm)["hypernetwork"]
-    assert store.folder(other) != store.folder(editor.needs(lm)["hypernetwork"])
+    other = Mend(config(seed=1)).artifact_requests(lm)["hypernetwork"]
+    assert store.folder(other) != store.folder(editor.artifact_requests(lm)["hypernetwork"])
 
 
 def test_neither_recipe_nor_archive() -> None:
     with pytest.raises(SpecError, match="no hypernetwork"):
-        Mend(MendConfig.model_validate(TINY)).needs(tiny_lm("llama"))
+        Mend(MendConfig.model_validate(TINY)).artifact_requests(tiny_lm("llama"))
 
 
 def test_an_archive_makes_the_recipe_moot() -> None:
@@ -303,8 +303,8 @@ def test_simie_keeps_one_inverse_per_input() -> None:
     assert sorted(step.state["inputs"]) == sorted(
         f"model.layers.{i}.mlp{part}" for i in (1, 2) for part in ("", ".down_proj")
     )
-    assert set(step.state["matrices"]) == set(wrapped.edited(lm))
-    assert len(wrapped.edited(lm)) == 6
+    assert set(step.state["matrices"]) == set(wrapped.edited_parameters(lm))
+    assert len(wrapped.edited_parameters(lm)) == 6
 
 
 def test_the_plan_covers_the_archive_and_the_fold(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from raysweep.artifacts import Artifact, ArtifactStore
 from raysweep.config.schema import EditorSpec
-from raysweep.editors.specs import MomentSpec
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.linalg import least_squares
 from raysweep.editors.locate import layers, null_space, second_moments
+from raysweep.editors.specs import MomentSpec
 from raysweep.errors import ArtifactError
 from raysweep.models import ledger
 from raysweep.testing.editor_contract import Exam
@@ -146,7 +146,7 @@ def test_the_projector_is_an_artifact_made_of_shared_moments(tmp_path: Path) -> 
         return (f"{p.prompt} {p.target}" for r in toy_records(8) for p in r.probes)
 
     store = ArtifactStore(tmp_path)
-    needs = editor.needs(lm)
+    needs = editor.artifact_requests(lm)
     found = provide(lm, needs, store, texts, threads=1)
     assert len(readings) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["moments", "projector"]

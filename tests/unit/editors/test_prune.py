@@ -71,7 +71,7 @@ def test_a_base_that_enlarges_is_warned_about(caplog: pytest.LogCaptureFixture) 
             state = editor.begin(lm, {})
         assert ("enlarges singular values" in caplog.text) is said
         caplog.clear()
-        (name,) = editor.edited(lm)
+        (name,) = editor.edited_parameters(lm)
         assert state["largest"][name] == pytest.approx(float(torch.linalg.svdvals(lm.logical(name))[0]), rel=1e-6)
 
 

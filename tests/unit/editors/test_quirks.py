@@ -12,10 +12,10 @@ import torch
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.editors import EDITORS, ft, rome
-from raysweep.editors.specs import MomentSpec, ValueSpec
 from raysweep.editors.build import build_editor
 from raysweep.editors.locate import keys, layers, second_moments, target_value
 from raysweep.editors.mend import factors
+from raysweep.editors.specs import MomentSpec, ValueSpec
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
@@ -177,11 +177,11 @@ def test_simie_around_an_editor_that_trains_a_bias() -> None:
     config = {"layers": [1], "steps": 3, "train_bias": True}
     editor = build_editor(EditorSpec(name="ft", config=config, wrap=wrap))
     step = editor.edit(lm, toy_records(1), editor.begin(lm, {}), artifacts={}, rng=torch.Generator())
-    assert set(editor.edited(lm)) == {f"transformer.h.1.mlp.c_proj.{part}" for part in ("weight", "bias")}
+    assert set(editor.edited_parameters(lm)) == {f"transformer.h.1.mlp.c_proj.{part}" for part in ("weight", "bias")}
     assert set(step.patch.deltas) == {"transformer.h.1.mlp.c_proj.weight"}
     bare = build_editor(EditorSpec(name="ft", config=config))
     assert set(bare.edit(lm, toy_records(1), None, artifacts={}, rng=torch.Generator()).patch.deltas) == set(
-        editor.edited(lm)
+        editor.edited_parameters(lm)
     )
 
 

@@ -15,11 +15,10 @@ from torch import Tensor
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TextSpec, WrapSpec
 from raysweep.config.sweep import open_sweep
-from raysweep.editors.base import Sharer, Viewer
 from raysweep.editors.build import build_editor
 from raysweep.editors.linalg import least_squares
 from raysweep.editors.locate import keys, second_moments
-from raysweep.editors.wrappers.simie.wrapper import CANDIDATES, Energy, SimIE, SimIEConfig
+from raysweep.editors.wrappers.simie.wrapper import CANDIDATES, ClosedSimIE, Energy, SimIE, SimIEConfig
 from raysweep.errors import ArtifactError, SpecError
 from raysweep.models.ledger import Ledger
 from raysweep.pytree import flatten
@@ -151,7 +150,7 @@ def closed_and_recursive(
             step = editors[j].edit(subject.lm, [exam.records[i]], states[j], artifacts=artifacts, rng=rng)
             ledgers[j].apply(step.patch)
             states[j] = step.state
-        view = editors[0].view(lm, ledgers[0].totals(), states[0]).patch.deltas
+        view = editors[0].report_view(lm, ledgers[0].totals, states[0]).patch.deltas
         assert all(not bool(total.any()) for total in ledgers[0].totals().values())
         yield {n: d.dense().float() for n, d in view.items()}, ledgers[1].totals(), states[0]
     for ledger in ledgers:
@@ -182,11 +181,11 @@ def test_the_state_of_the_closed_form_serves_every_lambda() -> None:
     runs = [s.run(s.lm, e) for s, e in zip(subjects, editors, strict=True)]
     assert same(flatten("state", runs[0][1]), flatten("state", runs[1][1]))
     before = flatten("state", runs[0][1])
-    views = [editors[1].view(s.lm, {}, state) for s, (_, state) in zip(subjects, runs, strict=True)]
+    views = [editors[1].report_view(s.lm, dict, state) for s, (_, state) in zip(subjects, runs, strict=True)]
     assert views[0].stats == views[1].stats
     assert same(*({n: d.dense() for n, d in v.patch.deltas.items()} for v in views))
     assert same(before, flatten("state", runs[0][1]))
-    other = editors[0].view(subjects[0].lm, {}, runs[0][1])
+    other = editors[0].report_view(subjects[0].lm, dict, runs[0][1])
     norms = [sum(v for k, v in found.stats.items() if k.startswith("drift/")) for found in (other, views[0])]
     assert norms[0] > 1.5 * norms[1]
 
@@ -194,7 +193,7 @@ def test_the_state_of_the_closed_form_serves_every_lambda() -> None:
 def test_what_the_closed_form_shares() -> None:
     def shared(config: dict[str, Any], **options: Any) -> Any:
         editor = built(config, **options)
-        return editor.shared() if isinstance(editor, Sharer) else None
+        return editor.edit_dependencies()
 
     first = shared({"lam": 1, **CLOSED})
     assert first == shared({"lam": {"energy": 0.1}, **CLOSED})
@@ -208,10 +207,11 @@ def test_what_the_closed_form_shares() -> None:
 
 def test_only_the_closed_form_is_a_view() -> None:
     closed, recursive = built(CLOSED), built({"mode": "init"})
-    assert isinstance(closed, Viewer)
+    assert isinstance(closed, ClosedSimIE)
     assert isinstance(closed, SimIE)
-    assert closed.persists is False
-    assert not isinstance(recursive, Viewer)
+    assert closed.view_persists is False
+    lm = tiny_lm("llama")
+    assert recursive.report_view(lm, dict, recursive.begin(lm, {})) is None
     with pytest.raises(ValidationError, match="mode must be init"):
         SimIEConfig.model_validate({"backend": "closed64"})
 
@@ -226,7 +226,7 @@ def test_keys_too_large_for_the_ridge_are_an_error() -> None:
 def test_what_prune_shares() -> None:
     def shared(config: dict[str, Any]) -> Any:
         spec = EditorSpec(name="ft", config=FT, wrap=(WrapSpec(name="prune", config=config),))
-        return build_editor(spec).shared()  # type: ignore[attr-defined]
+        return build_editor(spec).edit_dependencies()  # type: ignore[attr-defined]
 
     assert shared({"base": 2}) == shared({"base": "e"})
     assert "base" not in shared({"base": 2})["config"]
@@ -239,12 +239,12 @@ def test_gcv_chooses_one_lambda_per_input_from_the_candidates(edits: int) -> Non
     editor = subject.build()
     ledger, state = subject.run(subject.lm, editor, stop=edits)
     ledger.restore()
-    view = editor.view(subject.lm, {}, state)
+    view = editor.report_view(subject.lm, dict, state)
     chosen = {k.partition("/")[2]: v for k, v in view.stats.items() if k.startswith("simie_lambda/")}
     assert set(chosen) == set(state["inputs"]) == {k[10:] for k in view.stats if k.startswith("simie_gcv/")}
     for source, lam in chosen.items():
         assert lam in [c * state["inputs"][source]["energy"] for c in CANDIDATES]
-        fixed = built({"lam": lam, **CLOSED}, "mend", INNER["mend"][1]).view(subject.lm, {}, state).patch.deltas
+        fixed = built({"lam": lam, **CLOSED}, "mend", INNER["mend"][1]).report_view(subject.lm, dict, state).patch.deltas
         for name, delta in view.patch.deltas.items():
             if subject.lm.layout.input_of(name.rpartition(".")[0]) == source:
                 assert torch.equal(delta.dense(), fixed[name].dense())

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.plain import values as plain
 from raysweep.editors import EDITORS, rome
-from raysweep.editors.specs import ValueSpec
 from raysweep.editors.locate import contexts, layers, target_value
+from raysweep.editors.specs import ValueSpec
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord

@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from raysweep.artifacts import Artifact
-from raysweep.editors.specs import ContextSpec
 from raysweep.editors.locate import contexts
+from raysweep.editors.specs import ContextSpec
 from raysweep.editors.wise import training
 from raysweep.editors.wise.editor import MarginSpec, MergeSpec, Wise, WiseConfig
 from raysweep.errors import RecordError
@@ -51,7 +51,7 @@ def test_without_a_statistic_the_frozen_map_answers(family: str) -> None:
     ledger = Ledger(lm)
     answers = {}
     for act in (1e9, 0.0):
-        ledger.apply(editor.patch_of(lm, {**states[0], "act": act}))
+        ledger.apply(editor.module_patch(lm, {**states[0], "act": act}))
         answers[act] = score(lm, probes)
         ledger.restore()
     assert [s.answers for s in answers[1e9]] == [s.answers for s in before]
@@ -185,7 +185,7 @@ def test_mergers_must_fall_on_shards() -> None:
 def test_templates_continue_the_openings() -> None:
     lm = tiny_lm("llama", bos=True)
     editor = Wise(WiseConfig(layer=1))
-    request = editor.needs(lm)["contexts"]
+    request = editor.artifact_requests(lm)["contexts"]
     assert request != contexts.request(lm, editor.config.contexts)
     ((tensors, meta),) = contexts.build_continuations(lm, [request], iter(()))
     found = contexts.templates(editor.config.contexts, Artifact("x", tensors, meta))

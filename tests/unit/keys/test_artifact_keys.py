@@ -18,13 +18,12 @@ import torch
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from raysweep.artifacts import VERSIONS, ArtifactStore
+from raysweep.artifacts import VERSIONS, ArtifactRequest, ArtifactStore
 from raysweep.belief import testbed
 from raysweep.belief.graph.artifact import graph_request
 from raysweep.belief.spec import BeliefSpec, GraphSpec
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TextSpec, TrialSpec, WrapSpec
 from raysweep.editors import EDITORS
-from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.errors import ArtifactError
@@ -155,7 +154,7 @@ ELSEWHERE = {"answers", "graph", "belief_points", "belief_content", "belief_mode
 def folders(spec: EditorSpec, kind: str, lm: LanguageModel, *, threads: int = 1) -> frozenset[str]:
     """Return the digests of the artifacts of *kind* that *spec* asks for (no artifact: none)."""
     store, found = ArtifactStore(Path("nowhere")), set()
-    asked = [replace(request, threads=threads) for request in build_editor(spec).needs(lm).values()]
+    asked = [replace(request, threads=threads) for request in build_editor(spec).artifact_requests(lm).values()]
     for request in asked:
         asked += request.sources.values()
         if request.kind == kind:
@@ -381,7 +380,9 @@ def test_what_nobody_can_tell_from_another_is_not_kept(tmp_path: Path) -> None:
         (tiny_lm("llama"), known, 1),
     ):
         texts = (f"{r.prompt} {r.target}" for r in toy_records(9))
-        provide(lm, build_editor(editor).needs(lm), ArtifactStore(tmp_path), lambda _, t=texts: t, threads=1)
+        provide(
+            lm, build_editor(editor).artifact_requests(lm), ArtifactStore(tmp_path), lambda _, t=texts: t, threads=1
+        )
         assert sum(1 for _ in tmp_path.glob("moments/*/COMPLETE")) == kept
 
 

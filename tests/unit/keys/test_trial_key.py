@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import (
     DataSpec,
     EditorSpec,
@@ -25,7 +26,6 @@ from raysweep.config.schema import (
     WrapSpec,
 )
 from raysweep.editors import EDITORS
-from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.results.tables import flatten
 from tests.changes import changes, leaves

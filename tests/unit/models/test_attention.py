@@ -26,7 +26,7 @@ from raysweep.models import attention, hooks, tokens
 from raysweep.models.forward import blocks, llama_fused, positions, prefix_tree
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
-from raysweep.models.modules import codebook, replacement
+from raysweep.models.modules import codebook, replacement, side_memory
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.testing.fixtures import byte_tokenizer, toy_records
 from raysweep.testing.layout_contract import tiny_model
@@ -219,7 +219,7 @@ def test_fine_tuning_is_that_of_the_whole_model(name: str, objective: str) -> No
     config = FineTuneConfig.model_validate({"layers": [1], "objective": objective, "steps": 3, "lr": 1e-3})
     step = FineTune(config).edit(lm, [record], None, artifacts={}, rng=torch.Generator())
     close(step.patch.deltas, ft.edit(lm, record, config), lm)
-    together = FineTune(config.model_copy(update={"batch": 2})).edit_apart(
+    together = FineTune(config.model_copy(update={"batch": 2})).edit_many(
         lm, [[record], [toy_records(3)[2]]], artifacts={}, rngs=[torch.Generator()] * 2
     )
     close(together[0].patch.deltas, ft.edit(lm, record, config), lm)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raysweep.models.patches import Dense, LowRank, WeightDelta
 from raysweep.models import hooks, tokens
 from raysweep.models import ledger as weight_ledger
 from raysweep.models.forward import blocks, prefix_tree
+from raysweep.models.patches import Dense, LowRank, WeightDelta
 from raysweep.testing.fixtures import FAMILIES, fingerprint, same, tiny_lm
 
 ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])

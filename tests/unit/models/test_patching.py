@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from raysweep.models.patches import Dense, LowRank, ModulePatch, WeightDelta
 from raysweep.models import ledger as weight_ledger
+from raysweep.models.patches import Dense, LowRank, ModulePatch, WeightDelta
 from raysweep.testing.fixtures import tiny_lm
 
 

@@ -14,7 +14,7 @@ from raysweep.results import runner
 from raysweep.results.runner import TrialRun, replay, run_trial
 from raysweep.results.store import ResultStore, State
 from raysweep.rows import EvalRound, Snapshot
-from raysweep.studies.base import MemberError
+from raysweep.studies.base import GroupMemberError
 
 DEPS: Any = None
 
@@ -105,7 +105,7 @@ class Pass(Study):
     fail: tuple[str, int] = ("", -1)
     edits: ClassVar[list[int]] = []
 
-    def together(
+    def execute_group(
         self, trials: Sequence[TrialSpec], deps: Any, resumes: Mapping[str, Snapshot]
     ) -> Iterator[tuple[str, EvalRound]]:
         start = min((s.step for s in resumes.values()), default=0) if len(resumes) == len(trials) else -1
@@ -118,7 +118,7 @@ class Pass(Study):
                 if own is not None and step <= own.step:
                     continue
                 if (trial.key, step) == Pass.fail:
-                    raise MemberError(trial.key) from ValueError("mine")
+                    raise GroupMemberError(trial.key) from ValueError("mine")
                 if step == Study.fail_at:
                     raise RuntimeError("ours")
                 found = make_round(trial, step)

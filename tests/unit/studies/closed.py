@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from raysweep.config.schema import EditorSpec, Positive, TrialSpec, WrapSpec
 from raysweep.editors import build
+from raysweep.editors.base import BaseWrapper, EditorConfig, EditStep, ReportView
 from raysweep.models.patches import Dense, WeightDelta
-from raysweep.editors.base import EditorConfig, EditStep, ReportView, composed
 from tests.unit.studies.test_lifelong import trial
 
 
@@ -19,7 +19,7 @@ class ClosedConfig(EditorConfig):
     jitter: float = 0.0
 
 
-class Closed:
+class Closed(BaseWrapper[ClosedConfig, Any]):
     """Reports ``W_0 + Σ Δ_t / (1 + λ)``; with *jitter* a proposal takes something from its generator."""
 
     name: ClassVar[str] = "closed"
@@ -27,25 +27,27 @@ class Closed:
     config_type: ClassVar[type[EditorConfig]] = ClosedConfig
     patch_kind: ClassVar[str] = "weights"
     paper: ClassVar[str] = "–"
-    persists = False
 
     def __init__(self, config: ClosedConfig, inner: Any) -> None:
-        self.config, self.inner = config, inner
+        super().__init__(config, inner)
         self.proposed: list[str] = []
 
-    def edited(self, lm: Any) -> tuple[str, ...]:
-        return tuple(self.inner.edited(lm))
+    def edited_parameters(self, lm: Any) -> tuple[str, ...]:
+        return tuple(self.inner.edited_parameters(lm))
 
-    def needs(self, lm: Any) -> Mapping[str, Any]:
-        return dict(self.inner.needs(lm))
+    def artifact_requests(self, lm: Any) -> Mapping[str, Any]:
+        return dict(self.inner.artifact_requests(lm))
 
     def begin(self, lm: Any, artifacts: Any) -> dict[str, Any]:
-        return {"sums": {n: torch.zeros_like(lm.logical(n), dtype=torch.float64) for n in self.edited(lm)}, "count": 0}
+        return {
+            "sums": {n: torch.zeros_like(lm.logical(n), dtype=torch.float64) for n in self.edited_parameters(lm)},
+            "count": 0,
+        }
 
-    def shared(self) -> Mapping[str, Any]:
-        return {"jitter": self.config.jitter, "inner": composed(self.inner)}
+    def edit_dependencies(self) -> Mapping[str, Any]:
+        return {"jitter": self.config.jitter, "inner": self.inner.description()}
 
-    def apart(self) -> bool:
+    def can_propose(self) -> bool:
         return True
 
     def propose(self, lm: Any, batch: Sequence[Any], *, artifacts: Any, rng: torch.Generator) -> dict[str, Any]:
@@ -62,8 +64,8 @@ class Closed:
     def edit(self, lm: Any, batch: Sequence[Any], state: Any, *, artifacts: Any, rng: torch.Generator) -> EditStep[Any]:
         return self.absorb(lm, state, self.propose(lm, batch, artifacts=artifacts, rng=rng))
 
-    def view(self, lm: Any, totals: Mapping[str, Any], state: Any) -> ReportView:
-        assert not totals, "the weights themselves stay pristine"
+    def report_view(self, lm: Any, totals: Callable[[], Mapping[str, Any]], state: Any) -> ReportView:
+        assert not totals(), "the weights themselves stay pristine"
         changes = {n: Dense((s / (1 + self.config.lam)).float()) for n, s in state["sums"].items()}
         return ReportView(WeightDelta(changes), {f"drift/{n}": c.norm() for n, c in changes.items()})
 

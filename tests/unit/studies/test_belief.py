@@ -149,7 +149,7 @@ def test_one_record_edited_along_is_the_record_edited(workspace: Workspace) -> N
     editor = build_editor(own.editor)
     done = editor.edit(lm, records, None, artifacts={}, rng=torch.Generator().manual_seed(3))
     drawn = int(torch.randint(2**31 - 1, (1,), generator=torch.Generator().manual_seed(3)))
-    along = list(editor.along(lm, records, seeds=[derive(drawn, "adapter")]))
+    along = list(editor.edit_with_checkpoints(lm, records, seeds=[derive(drawn, "adapter")]))
     assert [(a.step, a.last) for a in along] == [(2, False), (4, True)]
     assert along[-1].losses == [done.stats["loss"]]
 
@@ -253,9 +253,9 @@ def test_the_published_loss_is_divided_by_prompt_and_target(workspace: Workspace
     lm, records = have.load_model(own.model), have.open_dataset(own.data)[:4]
     losses = [
         next(
-            build_editor(EditorSpec(name="lora", config={**LORA, "steps": 1, "published_divisor": published})).along(
-                lm, records, seeds=[0] * 4
-            )
+            build_editor(
+                EditorSpec(name="lora", config={**LORA, "steps": 1, "published_divisor": published})
+            ).edit_with_checkpoints(lm, records, seeds=[0] * 4)
         ).losses
         for published in (False, True)
     ]
@@ -281,12 +281,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, refused: set[str]) -> None:
         choosy(batch)
         return plain(self, lm, batch, state, artifacts=artifacts, rng=rng)
 
-    def along(self, lm, records, *, seeds, plain=lora.Lora.along):  # type: ignore[no-untyped-def]
+    def edit_with_checkpoints(self, lm, records, *, seeds, plain=lora.Lora.edit_with_checkpoints):  # type: ignore[no-untyped-def]
         choosy(records)
         return plain(self, lm, records, seeds=seeds)
 
     monkeypatch.setattr(ft.FineTune, "edit", edit)
-    monkeypatch.setattr(lora.Lora, "along", along)
+    monkeypatch.setattr(lora.Lora, "edit_with_checkpoints", edit_with_checkpoints)
 
 
 @pytest.mark.parametrize(

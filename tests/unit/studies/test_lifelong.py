@@ -18,7 +18,8 @@ from raysweep.records import EditRecord
 from raysweep.results.finite import first_non_finite
 from raysweep.rows import NON_FINITE_STAT, EvalRound
 from raysweep.studies.base import Deps
-from raysweep.studies.lifelong import Lifelong, _superseded
+from raysweep.studies.lifelong import Lifelong
+from raysweep.studies.measuring import superseded_steps
 from raysweep.summarize import summary
 from raysweep.testing.fixtures import fingerprint, same, tiny_lm, toy_records
 from tests.tokenizers.models import loaded
@@ -229,9 +230,9 @@ def test_a_contradicted_record_is_superseded() -> None:
     a, b, c = toy_records(3)
     again = replace(a, id="toy/9", target="zz")
     same_again = replace(a, id="toy/8")
-    assert _superseded([a, b, again, c]) == {0: 3}
-    assert _superseded([a, b, same_again, again]) == {0: 4, 2: 4}
-    assert _superseded([a, b, same_again]) == {}
+    assert superseded_steps([a, b, again, c]) == {0: 3}
+    assert superseded_steps([a, b, same_again, again]) == {0: 4, 2: 4}
+    assert superseded_steps([a, b, same_again]) == {}
 
 
 def test_global_generators_are_left_alone(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from raysweep.config.schema import EditorSpec, TrialSpec, WrapSpec
 from raysweep.editors.wrappers.prune import Prune
 from raysweep.rows import EvalRound, Snapshot
-from raysweep.studies.base import MemberError
+from raysweep.studies.base import GroupMemberError
 from raysweep.studies.lifelong import Lifelong
 from raysweep.testing.fixtures import fingerprint, same, tiny_lm
 from tests.unit.studies.test_lifelong import deps, facts, trial
@@ -28,7 +28,7 @@ def pruned(base: str, **protocol: Any) -> TrialSpec:
 
 def together(trials: Sequence[TrialSpec], effects: Any, resumes: dict[str, Snapshot]) -> dict[str, list[EvalRound]]:
     found: dict[str, list[EvalRound]] = {t.key: [] for t in trials}
-    for key, one in Lifelong().together(trials, effects, resumes):
+    for key, one in Lifelong().execute_group(trials, effects, resumes):
         found[key].append(one)
     return found
 
@@ -104,16 +104,16 @@ def test_only_what_is_shared_is_timed_as_shared(tmp_path: Path, always: None) ->
 
 
 def test_an_error_of_one_member_names_it(tmp_path: Path, always: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    view = Prune.view
+    view = Prune.report_view
 
     def broken(self: Prune, *given: Any) -> Any:
         if self.config.base == "2":
             raise ValueError("no view")
         return view(self, *given)
 
-    monkeypatch.setattr(Prune, "view", broken)
+    monkeypatch.setattr(Prune, "report_view", broken)
     trials = [pruned(b) for b in BASES]
-    with pytest.raises(MemberError) as caught:
+    with pytest.raises(GroupMemberError) as caught:
         together(trials, deps(tmp_path, tiny_lm("llama")), {})
     assert caught.value.key == trials[1].key
     assert str(caught.value.__cause__) == "no view"
@@ -126,7 +126,7 @@ def test_prune_shares_its_edits_unless_rounds_keep_the_view() -> None:
 
     def shared(**config: Any) -> Any:
         spec = EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name="prune", config=config),))
-        return build_editor(spec).shared()  # type: ignore[attr-defined]
+        return build_editor(spec).edit_dependencies()  # type: ignore[attr-defined]
 
     assert shared(base="2") == shared(base="e")
     assert shared(base="2")["inner"]["config"]["layers"] == [1] or shared(base="2")["inner"]["config"]["layers"] == (1,)

@@ -48,7 +48,7 @@ def test_shards_change_no_bit(tmp_path: Path, built: list[Closed], batch: int, j
     """The helper has a model and a generator of its own; what it sends has been on the wire."""
     one = closed(jitter=jitter, rounds=(0, 2, 4, 6), batch_size=batch)
     straight = executed(one, deps(tmp_path, tiny_lm("llama")))
-    ask = Lifelong().proposer(one, deps(tmp_path, tiny_lm("llama")))
+    ask = Lifelong().proposal_function(one, deps(tmp_path, tiny_lm("llama")))
 
     with ThreadPoolExecutor(1) as pool:
 
@@ -56,7 +56,7 @@ def test_shards_change_no_bit(tmp_path: Path, built: list[Closed], batch: int, j
             assert trial == one
             return in_order(steps, here, [lambda step: pool.submit(ask, step)], lost=ZeroDivisionError)
 
-        assert same(executed(one, replace(deps(tmp_path, tiny_lm("llama")), spread=spread)), straight)
+        assert same(executed(one, replace(deps(tmp_path, tiny_lm("llama")), proposal_scheduler=spread)), straight)
     helper, ours = built[-2:]
     assert sorted(helper.proposed + ours.proposed) == sorted(built[0].proposed)
     assert helper.proposed
@@ -68,7 +68,7 @@ def test_groups_are_the_same_wherever_they_are_computed_and_after_a_resume(tmp_p
     one = by_threes("memit+closed simie, by threes", rounds=(0, 2, 4, 7))
     rounds = list(Lifelong().execute(one, deps(tmp_path, tiny_lm("llama")), None))
     asked: list[int] = []
-    ask = Lifelong().proposer(one, deps(tmp_path, tiny_lm("llama")))
+    ask = Lifelong().proposal_function(one, deps(tmp_path, tiny_lm("llama")))
 
     with ThreadPoolExecutor(1) as pool:
 
@@ -76,7 +76,7 @@ def test_groups_are_the_same_wherever_they_are_computed_and_after_a_resume(tmp_p
             asked.extend(steps)
             return in_order(steps, here, [lambda step: pool.submit(ask, step)], lost=ZeroDivisionError)
 
-        effects = replace(deps(tmp_path, tiny_lm("llama")), spread=spread)
+        effects = replace(deps(tmp_path, tiny_lm("llama")), proposal_scheduler=spread)
         snapshot = None if behind is None else rounds[behind].snapshot
         found = list(Lifelong().execute(one, effects, snapshot))
     assert asked == {None: [3, 6, 7], 1: [3, 6, 7], 2: [6, 7]}[behind]
@@ -97,7 +97,7 @@ def test_a_group_is_not_kept_for_other_orders(tmp_path: Path) -> None:
     """What a record's proposal is depends, by rounding, on the others of its group."""
     kept = ProposalFolder(Folder(tmp_path / "results"), "kin")
     one = by_threes("memit+closed simie, by threes", rounds=(0, 3))
-    list(Lifelong().execute(one, replace(deps(tmp_path, tiny_lm("llama")), kept=kept), None))
+    list(Lifelong().execute(one, replace(deps(tmp_path, tiny_lm("llama")), proposal_cache=kept), None))
     assert not Folder(tmp_path / "results").exists("_proposals/kin")
 
 
@@ -110,7 +110,7 @@ def test_a_resumed_trial_asks_only_for_what_is_missing(tmp_path: Path, built: li
         asked.extend(steps)
         return map(here, steps)
 
-    effects = replace(deps(tmp_path, tiny_lm("llama")), spread=spread)
+    effects = replace(deps(tmp_path, tiny_lm("llama")), proposal_scheduler=spread)
     resumed = list(Lifelong().execute(one, effects, rounds[1].snapshot))
     assert asked == [3, 4]
     assert same(facts(resumed), facts(rounds[2:]))
@@ -123,7 +123,7 @@ def test_seeds_share_the_proposals_of_their_records(tmp_path: Path, built: list[
     orders = [tuple(e.proposed) for e in built]
     assert orders[0] != orders[1]
     assert set(orders[0]) == set(orders[1])
-    found = [executed(t, replace(deps(tmp_path, tiny_lm("llama")), kept=kept)) for t in trials]
+    found = [executed(t, replace(deps(tmp_path, tiny_lm("llama")), proposal_cache=kept)) for t in trials]
     assert same(found, alone)
     assert [len(e.proposed) for e in built[2:]] == [8, 0]
     assert len(Folder(tmp_path / "results").files("_proposals/kin")) == 8
@@ -135,7 +135,7 @@ def test_what_took_from_its_generator_is_not_kept(tmp_path: Path, built: list[Cl
     kept = ProposalFolder(Folder(tmp_path / "results"), "kin")
     one = closed(jitter=0.5)
     straight = executed(one, deps(tmp_path, tiny_lm("llama")))
-    assert same(executed(one, replace(deps(tmp_path, tiny_lm("llama")), kept=kept)), straight)
+    assert same(executed(one, replace(deps(tmp_path, tiny_lm("llama")), proposal_cache=kept)), straight)
     assert not Folder(tmp_path / "results").exists("_proposals/kin")
 
 

@@ -12,17 +12,17 @@ one pass over the edits then serves every λ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Tag, model_validator
 
-from raysweep.config.schema import Count, Positive, Spec, TextSpec
 from raysweep.artifacts import ArtifactRequest
-from raysweep.models.patches import Delta, Dense, LowRank, WeightDelta
-from raysweep.editors.base import EditorConfig, EditStep, ReportView, composed
+from raysweep.config.schema import Count, Positive, Spec, TextSpec
+from raysweep.editors.base import BaseWrapper, EditorConfig, EditStep, Proposal, ReportView
 from raysweep.lazy import lazy
+from raysweep.models.patches import Delta, Dense, LowRank, WeightDelta
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
@@ -106,33 +106,28 @@ class SimIEConfig(EditorConfig):
         return self
 
 
-class SimIE:
+class SimIE(BaseWrapper[SimIEConfig, dict[str, Any]]):
     """An editor made of a weight editor: the inner one proposes, the ridge regression over all edits so far disposes."""
 
-    name: ClassVar[str] = "simie"
-    version: ClassVar[int] = 2
-    config_type: ClassVar[type[EditorConfig]] = SimIEConfig
-    accepts: ClassVar[tuple[str, ...]] = ("weights",)
-    patch_kind: ClassVar[Literal["weights", "modules"]] = "weights"
-    paper: ClassVar[str] = "Guo et al., ICML 2025, PMLR 267:20793–20824"
-    artifacts: ClassVar[tuple[str, ...]] = ("energy",)
-    path_implies: ClassVar[Mapping[str, Mapping[str, str]]] = {"lam": {"mode": "init", "backend": "closed64"}}
+    name = "simie"
+    version = 2
+    config_type = SimIEConfig
+    paper = "Guo et al., ICML 2025, PMLR 267:20793–20824"
+    artifact_kinds = ("energy",)
+    shareable: ClassVar[Mapping[str, Mapping[str, str]]] = {"lam": {"mode": "init", "backend": "closed64"}}
 
-    def __new__(cls, config: SimIEConfig, inner: BaseEditor[Any]) -> SimIE:
-        """Return the kind of SimIE that *config* asks for."""
-        return super().__new__(ClosedSimIE if config.backend == "closed64" else cls)
+    @classmethod
+    def around(cls, config: SimIEConfig, inner: BaseEditor[Any, Any]) -> SimIE:
+        """Return the closed form or the recursion around *inner*, as ``config.backend`` says."""
+        return ClosedSimIE(config, inner) if config.backend == "closed64" else SimIE(config, inner)
 
-    def __init__(self, config: SimIEConfig, inner: BaseEditor[Any]) -> None:
-        self.config = config
-        self.inner = inner
-
-    @staticmethod
-    def gives(config: SimIEConfig) -> str:
+    @classmethod
+    def output_kind(cls, config: SimIEConfig) -> str:
         """Return what the wrapped editor is to a wrapper around it."""
         return "views" if config.backend == "closed64" else "weights"
 
-    @staticmethod
-    def footprint(config: SimIEConfig, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
+    @classmethod
+    def state_bytes(cls, config: SimIEConfig, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
         """Return the bytes of the memory after *columns* keys, each matrix ``[d_out, d_in]`` with an input of its own."""
         keys, totals = 0, 0
         for out, width in matrices:
@@ -148,21 +143,9 @@ class SimIE:
             totals += 4 * out * width if config.backend != "closed64" else 0
         return {"keys": keys, "totals": totals if config.mode == "init" else 0}
 
-    def shared(self) -> Mapping[str, Any] | None:
-        """Return nothing: the weights, and so the edits that follow, depend on λ."""
-        return None
-
-    def apart(self) -> bool:
-        """Tell that edits depend on the memory of those before."""
-        return False
-
-    def edited(self, lm: LanguageModel) -> tuple[str, ...]:
-        """Return the inner editor's parameters."""
-        return self.inner.edited(lm)
-
-    def needs(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for what the inner editor asks for and, if λ is in its units, for the mean energy of each input's keys."""
-        found = dict(self.inner.needs(lm))
+        found = dict(self.inner.artifact_requests(lm))
         if isinstance(self.config.lam, Energy) or self.config.backend == "closed64":
             inputs = {_input(lm, n): n.rpartition(".")[0] for n in self._matrices(lm)}
             found |= {f"energy/{i}": second_moments.energy_request(lm, m, self.config.text) for i, m in inputs.items()}
@@ -234,7 +217,7 @@ class SimIE:
             return keys.all_token_keys(lm, batch, modules) if modules else {}
 
     def _matrices(self, lm: LanguageModel) -> list[str]:
-        return [n for n in self.inner.edited(lm) if lm.weight(n).dim() == 2]
+        return [n for n in self.inner.edited_parameters(lm) if lm.weight(n).dim() == 2]
 
     def _energies(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
         """Return the mean energy of the keys of each input for which it was asked."""
@@ -334,11 +317,9 @@ class ClosedSimIE(SimIE):
     rows since the last sum; of each matrix the values ``Δ K`` likewise, then ``Aᵀ``; all in fp64.
     """
 
-    persists: ClassVar[bool] = False
-
-    def shared(self) -> Mapping[str, Any] | None:
+    def edit_dependencies(self) -> Mapping[str, Any] | None:
         """Return everything but λ."""
-        found = composed(self)
+        found = self.description()
         return {**found, "config": {k: v for k, v in found["config"].items() if k != "lam"}}
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -362,9 +343,9 @@ class ClosedSimIE(SimIE):
         """Let the inner editor propose on the pristine weights; remember keys and values, change nothing."""
         return self._taken_in(lm, state, *self._proposed(lm, batch, state["inner"], artifacts=artifacts, rng=rng))
 
-    def apart(self) -> bool:
+    def can_propose(self) -> bool:
         """Tell whether edits may be computed apart: the wrapped editor must have no memory."""
-        return bool(getattr(self.inner, "memoryless", False))
+        return self.inner.is_stateless
 
     def propose(
         self,
@@ -378,21 +359,20 @@ class ClosedSimIE(SimIE):
         return self._proposed(lm, batch, None, artifacts=artifacts, rng=rng)[0]
 
     @property
-    def group(self) -> int:
+    def group_size(self) -> int:
         """That of the wrapped editor."""
-        return int(getattr(self.inner, "group", 1))
+        return self.inner.group_size
 
-    def propose_group(
+    def propose_many(
         self,
         lm: LanguageModel,
         batches: Sequence[Sequence[EditRecord]],
         *,
         artifacts: Mapping[str, Artifact],
         rngs: Sequence[torch.Generator],
-    ) -> list[dict[str, Any]]:
+    ) -> list[Proposal]:
         """Return a proposal per batch; the wrapped editor finds all edits together."""
-        inner: Any = self.inner
-        steps = inner.edit_apart(lm, batches, artifacts=artifacts, rngs=rngs)
+        steps = self.inner.edit_many(lm, batches, artifacts=artifacts, rngs=rngs)
         return [self._gathered(lm, batch, step) for batch, step in zip(batches, steps, strict=True)]
 
     def absorb(self, lm: LanguageModel, state: dict[str, Any], proposal: Mapping[str, Any]) -> EditStep[dict[str, Any]]:
@@ -440,7 +420,9 @@ class ClosedSimIE(SimIE):
         after = {"inner": inner, "inputs": inputs, "matrices": matrices}
         return EditStep(WeightDelta({}), after, proposal["stats"])
 
-    def view(self, lm: LanguageModel, totals: Mapping[str, Tensor], state: dict[str, Any]) -> ReportView:
+    def report_view(
+        self, lm: LanguageModel, totals: Callable[[], Mapping[str, Tensor]], state: dict[str, Any]
+    ) -> ReportView:
         """Return ``A (λI + C)⁻¹`` of each matrix."""
         deltas: dict[str, Delta] = {}
         stats: dict[str, float] = {}

@@ -1,0 +1,299 @@
+"""An edit group: trials that take their edits from one run over the records, each measured through its own view.
+
+Trials may share their edits where their editors say so (``BaseEditor.edit_dependencies``): a whole path of λ of SimIE's closed form
+comes out of one run, since λ enters only when the weights are reported. A trial that shares with nobody is a group of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from raysweep import __version__, pytree
+from raysweep.data.sampling import order
+from raysweep.lazy import lazy
+from raysweep.rows import NON_FINITE_STAT, EvalRound, ProbeRow, Snapshot, StatRow
+from raysweep.seeds import derive
+from raysweep.studies.base import GroupMemberError, Progress
+from raysweep.studies.clock import Clock
+from raysweep.studies.measuring import Question, Questionnaire
+from raysweep.studies.proposals import ProposalSource
+from raysweep.studies.refusals import check_records
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from raysweep import summarize
+    from raysweep.config.schema import TrialSpec
+    from raysweep.editors import build
+    from raysweep.editors.base import BaseEditor, EditStep
+    from raysweep.models import ledger
+    from raysweep.models.lm import LanguageModel
+    from raysweep.records import EditRecord
+    from raysweep.studies.base import Deps
+else:
+    torch, build = lazy("torch"), lazy("raysweep.editors.build")
+    ledger, summarize = lazy("raysweep.models.ledger"), lazy("raysweep.summarize")
+
+_PROBE_COLUMNS = tuple(ProbeRow.__dataclass_fields__)
+_WEIGHTS = "weights/"  # prefix of the edited weights among a snapshot's tensors
+
+
+@dataclass(slots=True)
+class GroupMember:
+    """One trial of a group: its own editor, for its view of the shared state, and what it has measured since its last round.
+
+    Attributes:
+        trial: it.
+        editor: built from its configuration.
+        measured_to: the step up to which its rounds are known; −1 = none are.
+        rows: measured since the last round.
+        immediate: rows about records right after their own edit, of the whole run: what the immediate summary needs.
+        stats: numbers of the editor since the last round.
+        clock: what it spent since the last round.
+    """
+
+    trial: TrialSpec
+    editor: BaseEditor[Any, Any]
+    measured_to: int = -1
+    rows: list[ProbeRow] = field(default_factory=list)
+    immediate: list[ProbeRow] = field(default_factory=list)
+    stats: list[StatRow] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+
+    def add_stats(self, step: int, stats: Mapping[str, float]) -> None:
+        """Add *stats* as rows of this trial."""
+        key = self.trial.key
+        self.stats += [StatRow(trial_key=key, step=step, name=n, value=float(v)) for n, v in sorted(stats.items())]
+
+    def add_rows(self, rows: Sequence[ProbeRow]) -> None:
+        """Add what was measured."""
+        batch_size = self.trial.protocol.batch_size
+        self.rows += rows
+        self.immediate += [r for r in rows if r.step and 0 <= r.step - r.edit_step < batch_size]
+
+    def resume_from(self, snapshot: Snapshot) -> None:
+        """Take over what was measured up to *snapshot*."""
+        self.measured_to = snapshot.step
+        self.immediate = [ProbeRow(**dict(zip(_PROBE_COLUMNS, row, strict=True))) for row in snapshot.meta["immediate"]]
+
+    def finish_round(
+        self, step: int, shared: Clock, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, alone: bool
+    ) -> EvalRound:
+        """Return the round of *step* with everything that has accumulated since the last one.
+
+        Args:
+            step: records edited so far.
+            shared: what the group spent together.
+            tensors, meta: of the snapshot, equal for all members.
+            alone: the group has no other member, so nothing is marked as shared.
+        """
+        key = self.trial.key
+        immediate = [[getattr(row, name) for name in _PROBE_COLUMNS] for row in self.immediate]
+        snapshot = Snapshot(step=step, tensors=tensors, meta={**meta, "immediate": immediate})
+        own = {row.phase: row for row in self.clock.rows(key, step)}
+        together = {row.phase: row for row in shared.rows(key, step, shared=not alone)}
+        timing = {**together, **own}
+        measured = EvalRound(
+            step=step,
+            rows=tuple(self.rows),
+            stats=tuple(self.stats),
+            timing=tuple(timing[phase] for phase in sorted(timing)),
+            summary=summarize.summary(_columns([*self.immediate, *self.rows]), step, self.trial.protocol.batch_size),
+            snapshot=snapshot if step else None,
+        )
+        self.rows, self.stats, self.clock = [], [], Clock()
+        return measured
+
+
+@dataclass(slots=True)
+class EditGroup:
+    """The members of a group, and what they share: model, records, artifacts, weights and the editor that writes.
+
+    All members are equal but for what their editors declare as not shared, so the first one's trial and editor edit.
+    """
+
+    members: Sequence[GroupMember]
+    deps: Deps
+    lm: LanguageModel
+    records: Sequence[EditRecord]
+    artifacts: Mapping[str, Any]
+    ledger: ledger.Ledger
+    proposals: ProposalSource
+    questionnaire: Questionnaire
+    clock: Clock
+
+    @classmethod
+    def open(cls, trials: Sequence[TrialSpec], deps: Deps) -> EditGroup:
+        """Load the model, the records and the artifacts of *trials*; refuse records that the editor cannot write."""
+        trial, clock = trials[0], Clock()
+        torch.set_num_threads(trial.threads)
+        began = perf_counter()
+        lm = deps.load_model(trial.model)
+        loaded = perf_counter()
+        records = ordered_records(trial, deps)
+        members = [GroupMember(t, build.build_editor(t.editor)) for t in trials]
+        editor = members[0].editor
+        check_records(lm, editor, records[: trial.protocol.rounds[-1]])
+        deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
+        artifacts = needed_artifacts(editor, trial, lm, deps)
+        clock.add("load", loaded - began, 1)
+        clock.add("artifacts", perf_counter() - loaded, 1)
+        return cls(
+            members=members,
+            deps=deps,
+            lm=lm,
+            records=records,
+            artifacts=artifacts,
+            ledger=ledger.Ledger(lm),
+            proposals=ProposalSource(trial, deps, editor, lm, records, artifacts),
+            questionnaire=Questionnaire(trial, lm, records),
+            clock=clock,
+        )
+
+    @property
+    def trial(self) -> TrialSpec:
+        """The trial whose edits are everybody's."""
+        return self.members[0].trial
+
+    @property
+    def editor(self) -> BaseEditor[Any, Any]:
+        """The editor that writes."""
+        return self.members[0].editor
+
+    def due(self, step: int) -> list[GroupMember]:
+        """Return the members that have not measured *step* yet."""
+        return [member for member in self.members if member.measured_to < step]
+
+    def restore(self, snapshot: Snapshot) -> Any:
+        """Bring weights and editor state of *snapshot* back; return the state."""
+        device = self.lm.device
+        weights = {
+            n.removeprefix(_WEIGHTS): t.to(device) for n, t in snapshot.tensors.items() if n.startswith(_WEIGHTS)
+        }
+        self.ledger.load(weights)
+        state = pytree.unflatten("state", snapshot.tensors, snapshot.meta["state"], device)
+        if self.editor.patch_kind == "modules":
+            self.ledger.apply(self.editor.module_patch(self.lm, state))
+        return state
+
+    def apply(self, step: int, edit: EditStep[Any]) -> Any:
+        """Write the patch of *edit* into the model; return the editor's new state."""
+        with self.clock.measure("apply", self.trial.protocol.batch_size):
+            self.ledger.apply(edit.patch)
+        for member in self.due(step):
+            member.add_stats(step, edit.stats)
+        return edit.state
+
+    def measure_immediate(self, step: int, state: Any) -> None:
+        """Let each member ask about the batch that was just written."""
+        batch = self.trial.protocol.batch_size
+        questions = self.questionnaire.questions(range(step - batch, step))
+        for member in self.due(step):
+            with (
+                self._blaming(member),
+                member.clock.measure("immediate", batch),
+                self._viewed(member, state, step, at_round=False),
+            ):
+                member.add_rows(self.questionnaire.rows(member.trial.key, questions, step))
+
+    def measure_round(self, step: int, state: Any) -> Iterator[tuple[str, EvalRound]]:
+        """Let each member ask everything in scope; yield its round with its trial's key."""
+        protocol, size = self.trial.protocol, self.questionnaire.size
+        self.deps.progress(Progress(step, protocol.rounds[-1], "round"))
+        count = size if step == 0 or protocol.scope == "all" else step
+        questions, due = self.questionnaire.questions(range(count)), self.due(step)
+        if step == 0:
+            self._measure_unedited(questions, due, count)
+        shared = self.clock.take()
+        tensors: dict[str, Tensor] | None = None
+        for member in due:
+            if step:
+                with (
+                    self._blaming(member),
+                    member.clock.measure("round", count),
+                    self._viewed(member, state, step, at_round=True),
+                ):
+                    member.add_rows(self.questionnaire.rows(member.trial.key, questions, step))
+                    self._observe(step)
+                    non_finite = {f"{NON_FINITE_STAT}{n}": float(c) for n, c in self.ledger.non_finite().items()}
+                    member.add_stats(step, non_finite)
+            member.add_stats(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
+            with member.clock.measure("snapshot", 1):
+                if tensors is None:  # after the first view, since that of a member without company may persist
+                    state_tensors, plain = pytree.flatten("state", state)
+                    weights = {f"{_WEIGHTS}{name}": t for name, t in self.ledger.tensors().items()}
+                    tensors, meta = weights | state_tensors, {"version": __version__, "state": plain}
+            yield member.trial.key, member.finish_round(step, shared, tensors, meta, alone=len(self.members) == 1)
+
+    def _measure_unedited(self, questions: Sequence[Question], due: Sequence[GroupMember], count: int) -> None:
+        """Measure round 0, where the model is the same for all members: the first one asks."""
+        if not due:
+            return
+        first, *others = due
+        with (self.clock if others else first.clock).measure("round", count):
+            first.add_rows(self.questionnaire.rows(first.trial.key, questions, 0))
+            self._observe(0)
+        for member in others:
+            member.add_rows([replace(row, trial_key=member.trial.key) for row in first.rows])
+
+    def _observe(self, step: int) -> None:
+        if self.deps.observe is not None:
+            self.deps.observe(self.lm, step)
+
+    @contextmanager
+    def _blaming(self, member: GroupMember) -> Iterator[None]:
+        """Tell the other members of a group whose error it was."""
+        try:
+            yield
+        except Exception as error:
+            if len(self.members) == 1:
+                raise
+            raise GroupMemberError(member.trial.key) from error
+
+    @contextmanager
+    def _viewed(self, member: GroupMember, state: Any, step: int, *, at_round: bool) -> Iterator[None]:
+        """Let the model be what *member* reports inside the block; at a round, a view that persists stays."""
+        view = member.editor.report_view(self.lm, self.ledger.totals, state)
+        if view is None:
+            yield
+            return
+        member.add_stats(step, view.stats)
+        if at_round and member.editor.view_persists:
+            self.ledger.apply(view.patch)
+            yield
+        else:
+            with self.ledger.viewed(view.patch.deltas):
+                yield
+
+
+def ordered_records(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
+    """Return the records of *trial* in its order."""
+    if deps.chosen is not None:
+        return deps.chosen
+    records = tuple(deps.open_dataset(trial.data))
+    return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records
+
+
+def needed_artifacts(
+    editor: BaseEditor[Any, Any], trial: TrialSpec, lm: LanguageModel, deps: Deps
+) -> Mapping[str, Any]:
+    """Return the artifacts that *editor* asks for, by name, found or built."""
+    return build.provide(
+        lm,
+        editor.artifact_requests(lm),
+        deps.artifacts,
+        lambda text: deps.texts(text, trial.data),
+        records=deps.open_dataset,
+        threads=trial.threads,
+    )
+
+
+def _columns(rows: Sequence[ProbeRow]) -> dict[str, list[object]]:
+    """Return *rows* as columns, each question and metric of a step once."""
+    unique = {(r.step, r.record_id, r.probe_index, r.metric): r for r in rows}
+    return {name: [getattr(r, name) for r in unique.values()] for name in _PROBE_COLUMNS}

@@ -1,0 +1,174 @@
+"""What is asked of the model at a round, and the rows that come of it.
+
+A *question* is one probe of one record. At a round every question in scope is asked of the model as it stands; the answers of the
+unedited model are asked once, at the start, since some metrics compare with them (locality) and since round 0 is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from raysweep.evals.metrics import METRICS, Answer
+from raysweep.hashing import text_digest
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord, Probe
+from raysweep.rows import ProbeRow
+
+if TYPE_CHECKING:
+    from raysweep.artifacts import ArtifactStore
+    from raysweep.config.schema import TrialSpec
+    from raysweep.evals import generation, scoring
+    from raysweep.models.lm import LanguageModel
+    from raysweep.studies import baseline
+else:
+    scoring, generation = lazy("raysweep.evals.scoring"), lazy("raysweep.evals.generation")
+    baseline = lazy("raysweep.studies.baseline")
+
+
+class Question(NamedTuple):
+    """One probe of one record.
+
+    Attributes:
+        position: of the record in the run, from 0.
+        record: it.
+        probe_index: which of the record's probes.
+        probe: it.
+    """
+
+    position: int
+    record: EditRecord
+    probe_index: int
+    probe: Probe
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Position of the record and index of the probe."""
+        return self.position, self.probe_index
+
+
+@dataclass(slots=True)
+class Questionnaire:
+    """Asks the questions of a run, the way its protocol says.
+
+    Attributes:
+        trial: whose protocol, probes and batch size.
+        lm: the model that is asked, as it stands.
+        records: of the run, in its order.
+        unedited: what the unedited model answered, by :attr:`Question.place`.
+        superseded: by position, the step at which a later record overwrites this one.
+    """
+
+    trial: TrialSpec
+    lm: LanguageModel
+    records: Sequence[EditRecord]
+    unedited: dict[tuple[int, int], scoring.Scores] = field(default_factory=dict)
+    superseded: Mapping[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.superseded = superseded_steps(self.records)
+
+    @property
+    def size(self) -> int:
+        """How many records the run edits or, without edits, asks about."""
+        return self.trial.protocol.rounds[-1] or len(self.records)
+
+    def questions(self, positions: Iterable[int]) -> list[Question]:
+        """Return the questions about the records at *positions*, of the kinds that the protocol asks."""
+        kinds = set(self.trial.protocol.probes)
+        return [
+            Question(i, self.records[i], j, probe)
+            for i in positions
+            for j, probe in enumerate(self.records[i].probes)
+            if probe.kind in kinds
+        ]
+
+    def baseline_questions(self) -> list[Question]:
+        """Return what the unedited model is asked: everything of round 0, or what is compared with its own answers."""
+        everything = 0 in self.trial.protocol.rounds
+        return [q for q in self.questions(range(self.size)) if everything or q.probe.against == "base"]
+
+    def ask_baseline(self, questions: Sequence[Question], artifacts: ArtifactStore) -> None:
+        """Ask the unedited model *questions*, or find its answers in the store; they are kept for all rounds."""
+        protocol = self.trial.protocol
+        scores = baseline.answers(
+            self.lm, [q.probe for q in questions], self.ask, artifacts,
+            asking=protocol.asking, batch=protocol.eval_batch, threads=self.trial.threads,
+        )  # fmt: skip
+        self.unedited = {q.place: s for q, s in zip(questions, scores, strict=True)}
+
+    def ask(self, probes: Sequence[Probe]) -> list[scoring.Scores]:
+        """Ask *probes* of the model as it stands."""
+        protocol = self.trial.protocol
+        if protocol.asking == "teacher_forced":
+            return scoring.score(self.lm, probes, batch=protocol.eval_batch)
+        published = protocol.asking == "generation_ref"
+        return generation.score_generated(self.lm, probes, batch=protocol.eval_batch, published=published)
+
+    def rows(self, key: str, questions: Sequence[Question], step: int) -> list[ProbeRow]:
+        """Return the rows of trial *key* about *questions*, asked of the model as it stands after *step* records."""
+        scores = self.ask([q.probe for q in questions]) if step else [self.unedited[q.place] for q in questions]
+        unedited = {place: found.answers for place, found in self.unedited.items()}
+        return probe_rows(key, step, questions, scores, unedited, self.superseded)
+
+
+def probe_rows(
+    key: str,
+    step: int,
+    questions: Sequence[Question],
+    scores: Sequence[scoring.Scores],
+    unedited: Mapping[tuple[int, int], tuple[int, ...]],
+    superseded: Mapping[int, int],
+) -> list[ProbeRow]:
+    """Return one row per question and metric.
+
+    Args:
+        key: of the trial.
+        step: records edited so far.
+        questions: what was asked.
+        scores: what came back, question by question.
+        unedited: the unedited model's answers (token ids), by position of the record and index of the probe.
+        superseded: see :class:`raysweep.rows.ProbeRow`, by position.
+    """
+    rows = []
+    for question, score in zip(questions, scores, strict=True):
+        probe = question.probe
+        answer = Answer(score.labels, score.answers, unedited.get(question.place, ()), score.logprob)
+        for name, metric in METRICS.items():
+            if metric.needs != probe.against:
+                continue
+            rows.append(
+                ProbeRow(
+                    trial_key=key,
+                    step=step,
+                    record_id=question.record.id,
+                    edit_step=question.position + 1,
+                    superseded_step=superseded.get(question.position),
+                    probe_kind=str(probe.kind),
+                    probe_name=probe.name,
+                    probe_index=question.probe_index,
+                    metric=name,
+                    value=metric(answer),
+                    n_tokens=len(score.labels),
+                    prompt_digest=text_digest(f"{probe.prompt}\x1f{probe.target}"),
+                    answer=score.text,
+                )
+            )
+    return rows
+
+
+def superseded_steps(records: Sequence[EditRecord]) -> dict[int, int]:
+    """Return, by position, the step at which a later record with the same prompt and another target is written."""
+    later: dict[str, int] = {}  # the nearest record behind with that prompt
+    steps: dict[int, int] = {}
+    for i in range(len(records) - 1, -1, -1):
+        record = records[i]
+        j = later.get(record.prompt)
+        if j is not None:
+            if records[j].target != record.target:
+                steps[i] = j + 1
+            elif j in steps:  # the same answer once more: it holds until that one is overwritten
+                steps[i] = steps[j]
+        later[record.prompt] = i
+    return steps

@@ -1,0 +1,114 @@
+"""Proposals: the expensive part of an edit, computed here or by helpers, one by one or in groups, or found in a cache.
+
+An editor whose edits do not depend on each other (``BaseEditor.can_propose``) splits an edit in two: ``propose``, which needs
+only the unedited model, and ``absorb``, which is cheap and must go in order. So proposals may come from anywhere; they only have
+to be the same ones. Two rules see to that: the generator of a batch is seeded by the trial's seed and the batch's step, and which
+batches are proposed together depends on the step alone, never on who asks or when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raysweep.editors.base import Proposal
+from raysweep.lazy import lazy
+from raysweep.records import EditRecord
+from raysweep.seeds import derive
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.config.schema import TrialSpec
+    from raysweep.editors.base import BaseEditor
+    from raysweep.models.lm import LanguageModel
+    from raysweep.studies.base import Deps
+else:
+    torch = lazy("torch")
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalSource:
+    """Computes the proposals of a trial, in the order in which they are absorbed.
+
+    Attributes:
+        trial: whose.
+        deps: its scheduler and its cache.
+        editor: proposes.
+        lm: the unedited model.
+        records: of the run, in its order.
+        artifacts: of the editor, by name.
+    """
+
+    trial: TrialSpec
+    deps: Deps
+    editor: BaseEditor[Any, Any]
+    lm: LanguageModel
+    records: Sequence[EditRecord]
+    artifacts: Mapping[str, Any]
+
+    def batch(self, step: int) -> Sequence[EditRecord]:
+        """Return the records that reach *step*."""
+        return self.records[step - self.trial.protocol.batch_size : step]
+
+    def generator(self, step: int) -> torch.Generator:
+        """Return the generator of the batch that reaches *step*; on the CPU, so that every device draws the same numbers."""
+        return torch.Generator(device="cpu").manual_seed(derive(self.trial.seed, "edit", step))
+
+    def in_order(self, steps: Sequence[int]) -> Iterator[Proposal] | None:
+        """Return the proposals of *steps*, or None where the editor has none or nobody would gain by them."""
+        if not self.editor.can_propose():
+            return None
+        grouped = self._group_size > 1
+        # A group is asked for once, by the last of its steps.
+        asked = list(dict.fromkeys(self._group_of(step)[-1] for step in steps)) if grouped else steps
+        if self.deps.proposal_scheduler is not None:
+            proposals = self.deps.proposal_scheduler(self.trial, asked, self.compute)
+        elif grouped or self.deps.proposal_cache is not None:
+            proposals = map(self.compute, asked)
+        else:
+            return None
+        return self._ungrouped(proposals, asked, steps) if grouped else proposals
+
+    def compute(self, step: int) -> Proposal:
+        """Return what the batch that reaches *step* adds; of a group, what each of its batches adds, by step.
+
+        A proposal of one record that took nothing from its generator depends on neither step nor seed, so it is kept. In a group it
+        depends, by rounding, on the other members, and is not.
+        """
+        if self._group_size > 1:
+            steps = self._group_of(step)
+            batches, rngs = [self.batch(s) for s in steps], [self.generator(s) for s in steps]
+            each = self.editor.propose_many(self.lm, batches, artifacts=self.artifacts, rngs=rngs)
+            return {str(s): proposal for s, proposal in zip(steps, each, strict=True)}
+        batch, cache = self.batch(step), self.deps.proposal_cache
+        if cache is None or len(batch) != 1:
+            return self.editor.propose(self.lm, batch, artifacts=self.artifacts, rng=self.generator(step))
+        known = cache.get(batch[0].id)
+        if known is not None:
+            return known
+        rng = self.generator(step)
+        before = rng.get_state()
+        proposal = self.editor.propose(self.lm, batch, artifacts=self.artifacts, rng=rng)
+        if torch.equal(before, rng.get_state()):
+            cache.put(batch[0].id, proposal)
+        return proposal
+
+    @property
+    def _group_size(self) -> int:
+        """How many steps' proposals are computed together."""
+        return self.editor.group_size if self.trial.protocol.batch_size == 1 else 1
+
+    def _group_of(self, step: int) -> range:
+        """Return the steps whose proposals are computed with that of *step*: the same ones wherever and whenever asked for."""
+        size, last = self._group_size, self.trial.protocol.rounds[-1]
+        first = (step - 1) // size * size + 1
+        return range(first, min(first + size, last + 1))
+
+    def _ungrouped(self, groups: Iterator[Proposal], asked: Sequence[int], steps: Sequence[int]) -> Iterator[Proposal]:
+        """Yield the proposals of *steps* out of those of their groups."""
+        wanted = set(steps)
+        for end in asked:
+            group = next(groups)
+            yield from (group[str(step)] for step in self._group_of(end) if step in wanted)
