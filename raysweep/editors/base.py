@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from pydantic import model_validator
 
@@ -327,9 +327,13 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         """Return name and configuration, and those of the editors inside, as plain data."""
         return {"name": self.name, "config": self.config.model_dump(mode="json")}
 
-    def innermost(self) -> BaseEditor[Any, Any]:
+    def innermost(self) -> AnyEditor:
         """Return the editor inside all wrappers: this one, if it wraps none."""
         return self
+
+
+AnyEditor: TypeAlias = BaseEditor[Any, Any]
+"""An editor of whatever configuration and state: what a study or a wrapper holds."""
 
 
 class BaseWrapper(BaseEditor[ConfigT, StateT]):
@@ -347,12 +351,12 @@ class BaseWrapper(BaseEditor[ConfigT, StateT]):
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
     shareable: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
-    def __init__(self, config: ConfigT, inner: BaseEditor[Any, Any]) -> None:
+    def __init__(self, config: ConfigT, inner: AnyEditor) -> None:
         super().__init__(config)
         self.inner = inner
 
     @classmethod
-    def around(cls, config: Any, inner: BaseEditor[Any, Any]) -> BaseWrapper[Any, Any]:
+    def around(cls, config: Any, inner: AnyEditor) -> BaseWrapper[Any, Any]:
         """Return this wrapper around *inner*; a wrapper with several implementations chooses one here."""
         return cls(config, inner)
 
@@ -383,6 +387,6 @@ class BaseWrapper(BaseEditor[ConfigT, StateT]):
         """Return name and configuration, and those of the editors inside, as plain data."""
         return {**super().description(), "inner": self.inner.description()}
 
-    def innermost(self) -> BaseEditor[Any, Any]:
+    def innermost(self) -> AnyEditor:
         """Return the editor inside all wrappers."""
         return self.inner.innermost()

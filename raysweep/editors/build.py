@@ -16,11 +16,11 @@ from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     from raysweep.artifacts import Artifact, ArtifactRequest, ArtifactStore, Built
-    from raysweep.editors.base import BaseEditor
+    from raysweep.editors.base import AnyEditor
     from raysweep.models.lm import LanguageModel
 
 
-def build_editor(spec: EditorSpec) -> BaseEditor[Any, Any]:
+def build_editor(spec: EditorSpec) -> AnyEditor:
     """Return the editor of *spec* with its wrappers around it, innermost first."""
     return assemble(spec, EDITORS, WRAPPERS)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import __version__
 from raysweep.belief.lm.asking import Select, ask_points
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raysweep import summarize
     from raysweep.belief.agent.agent import Agent
     from raysweep.editors import build
-    from raysweep.editors.base import BaseEditor
+    from raysweep.editors.base import AnyEditor
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
 else:
@@ -282,7 +282,7 @@ class _Apart:
 
         return _moved(_alone(self.trial, self.deps, self.asker.records[i : i + 1], 1, observe), i + 1)
 
-    def _together(self, editor: BaseEditor[Any, Any], positions: range) -> EvalRound:
+    def _together(self, editor: AnyEditor, positions: range) -> EvalRound:
         """Edit the points at *positions* at once, each apart, and ask along the way."""
         trial, records = self.trial, [self.asker.records[i] for i in positions]
         self.deps.progress(Progress(positions.start, trial.protocol.rounds[-1], "edit"))

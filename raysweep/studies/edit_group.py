@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from raysweep import summarize
     from raysweep.config.schema import TrialSpec
     from raysweep.editors import build
-    from raysweep.editors.base import BaseEditor, EditStep
+    from raysweep.editors.base import AnyEditor, EditStep
     from raysweep.models import ledger
     from raysweep.models.lm import LanguageModel
     from raysweep.records import EditRecord
@@ -58,7 +58,7 @@ class GroupMember:
     """
 
     trial: TrialSpec
-    editor: BaseEditor[Any, Any]
+    editor: AnyEditor
     measured_to: int = -1
     rows: list[ProbeRow] = field(default_factory=list)
     immediate: list[ProbeRow] = field(default_factory=list)
@@ -161,7 +161,7 @@ class EditGroup:
         return self.members[0].trial
 
     @property
-    def editor(self) -> BaseEditor[Any, Any]:
+    def editor(self) -> AnyEditor:
         """The editor that writes."""
         return self.members[0].editor
 
@@ -279,9 +279,7 @@ def ordered_records(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
     return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records
 
 
-def needed_artifacts(
-    editor: BaseEditor[Any, Any], trial: TrialSpec, lm: LanguageModel, deps: Deps
-) -> Mapping[str, Any]:
+def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Any]:
     """Return the artifacts that *editor* asks for, by name, found or built."""
     return build.provide(
         lm,

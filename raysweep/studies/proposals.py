@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep.config.schema import TrialSpec
-    from raysweep.editors.base import BaseEditor
+    from raysweep.editors.base import AnyEditor
     from raysweep.models.lm import LanguageModel
     from raysweep.studies.base import Deps
 else:
@@ -43,7 +43,7 @@ class ProposalSource:
 
     trial: TrialSpec
     deps: Deps
-    editor: BaseEditor[Any, Any]
+    editor: AnyEditor
     lm: LanguageModel
     records: Sequence[EditRecord]
     artifacts: Mapping[str, Any]

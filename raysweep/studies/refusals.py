@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.config.checks import refusal
 from raysweep.config.components import ModelFacts
@@ -11,14 +11,14 @@ from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
-    from raysweep.editors.base import BaseEditor
+    from raysweep.editors.base import AnyEditor
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
 else:
     tokens = lazy("raysweep.models.tokens")
 
 
-def check_records(lm: LanguageModel, editor: BaseEditor[Any, Any], records: Iterable[EditRecord]) -> None:
+def check_records(lm: LanguageModel, editor: AnyEditor, records: Iterable[EditRecord]) -> None:
     """Raise before the first edit what would end a trial in the middle.
 
     Args:

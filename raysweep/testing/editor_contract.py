@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from raysweep.artifacts import VERSIONS, Artifact, ArtifactRequest
-from raysweep.editors.base import BaseEditor, BaseWrapper
+from raysweep.editors.base import AnyEditor, BaseWrapper
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
@@ -45,13 +45,13 @@ class Exam:
         records: what to write (at least ten).
     """
 
-    build: Callable[[], BaseEditor[Any, Any]]
+    build: Callable[[], AnyEditor]
     lm: LanguageModel
     fresh: Callable[[], LanguageModel]
-    learner: Callable[[], BaseEditor[Any, Any]] | None = None
+    learner: Callable[[], AnyEditor] | None = None
     records: Sequence[EditRecord] = field(default_factory=toy_records)
 
-    def artifacts(self, editor: BaseEditor[Any, Any], lm: LanguageModel) -> dict[str, Artifact]:
+    def artifacts(self, editor: AnyEditor, lm: LanguageModel) -> dict[str, Artifact]:
         """Return what *editor* needs: moments of the records' own texts, two fixed templates."""
         found = {}
         for name, request in editor.artifact_requests(lm).items():
@@ -86,7 +86,7 @@ class Exam:
     def run(
         self,
         lm: LanguageModel,
-        editor: BaseEditor[Any, Any],
+        editor: AnyEditor,
         *,
         start: int = 0,
         stop: int = 3,
@@ -275,7 +275,7 @@ def names_its_artifacts(exam: Exam) -> None:
     """
     editor = exam.build()
     declared: set[str] = set()
-    part: BaseEditor[Any, Any] = editor
+    part: AnyEditor = editor
     while isinstance(part, BaseWrapper):
         declared |= set(part.artifact_kinds)
         part = part.inner

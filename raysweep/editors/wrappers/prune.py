@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.base import BaseEditor
+    from raysweep.editors.base import AnyEditor
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
@@ -66,7 +66,7 @@ class Prune(BaseWrapper[PruneConfig, dict[str, Any]]):
     shareable: ClassVar[Mapping[str, Mapping[str, Any]]] = {"base": {"persist": False}}
     paper = "Ma et al. 2025, arXiv 2405.16821"
 
-    def __init__(self, config: PruneConfig, inner: BaseEditor[Any, Any]) -> None:
+    def __init__(self, config: PruneConfig, inner: AnyEditor) -> None:
         reason = self.incompatible_with(config, wrapped=isinstance(inner, BaseWrapper))
         if reason:
             raise WrapError(reason, hint=f"set {self.name}.persist: false, or remove the inner wrapper")

@@ -126,7 +126,7 @@ def test_one_accumulation_serves_every_ridge_and_horizon(name: str, family: str)
     """§17.2.10a: W_0 + A_T (λI + C_T)⁻¹ for λ and T of choice, from one pass over the pristine model, is what SimIE does."""
     lm, records = tiny_lm(family, bos=family == "llama"), toy_records(5)
     bare, artifacts = made(name, lm)
-    names = [n for n in bare.edited(lm) if n.endswith(".weight")]
+    names = [n for n in bare.edited_parameters(lm) if n.endswith(".weight")]
     modules = [n.removesuffix(".weight") for n in names]
     a = {n: torch.zeros(lm.logical(n).shape, dtype=torch.float64) for n in names}
     c = {n: torch.zeros(lm.logical(n).shape[1], lm.logical(n).shape[1], dtype=torch.float64) for n in names}

@@ -244,7 +244,9 @@ def test_gcv_chooses_one_lambda_per_input_from_the_candidates(edits: int) -> Non
     assert set(chosen) == set(state["inputs"]) == {k[10:] for k in view.stats if k.startswith("simie_gcv/")}
     for source, lam in chosen.items():
         assert lam in [c * state["inputs"][source]["energy"] for c in CANDIDATES]
-        fixed = built({"lam": lam, **CLOSED}, "mend", INNER["mend"][1]).report_view(subject.lm, dict, state).patch.deltas
+        fixed = (
+            built({"lam": lam, **CLOSED}, "mend", INNER["mend"][1]).report_view(subject.lm, dict, state).patch.deltas
+        )
         for name, delta in view.patch.deltas.items():
             if subject.lm.layout.input_of(name.rpartition(".")[0]) == source:
                 assert torch.equal(delta.dense(), fixed[name].dense())

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.base import BaseEditor
+    from raysweep.editors.base import AnyEditor
     from raysweep.editors.linalg import least_squares
     from raysweep.editors.locate import keys, second_moments
     from raysweep.models import ledger
@@ -117,7 +117,7 @@ class SimIE(BaseWrapper[SimIEConfig, dict[str, Any]]):
     shareable: ClassVar[Mapping[str, Mapping[str, str]]] = {"lam": {"mode": "init", "backend": "closed64"}}
 
     @classmethod
-    def around(cls, config: SimIEConfig, inner: BaseEditor[Any, Any]) -> SimIE:
+    def around(cls, config: SimIEConfig, inner: AnyEditor) -> SimIE:
         """Return the closed form or the recursion around *inner*, as ``config.backend`` says."""
         return ClosedSimIE(config, inner) if config.backend == "closed64" else SimIE(config, inner)
 
