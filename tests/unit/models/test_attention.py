@@ -423,6 +423,6 @@ def test_side_memories_replay_with_the_window() -> None:
     with torch.no_grad():
         moved = job._replayed((record.prompt, record.target), side)
     keys = seen[name, "input"][0]
-    act = side_memory.activation(lm)
+    act = training.sidememory.activation(lm)
     wanted = (act(keys @ side.T) - act(keys @ frozen.T)).norm(dim=-1).mean()
     assert float(moved[0]) == pytest.approx(float(wanted), rel=1e-4)
