@@ -27,6 +27,7 @@ BASE = {
     "lazy",
     "environment",
     "processes",
+    "packageindex",
     "hashing",
     "seeds",
     "workspace",
@@ -57,7 +58,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
     "testing": ({"*"}, {"ray", "torch", "transformers", "pyarrow", "safetensors"}),
 }
-HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas", "scipy"}
+HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "networkx", "pandas", "scipy"}
 NAMED = {table.origin(n).partition(":")[0] for table in (EDITORS, WRAPPERS) for n in table.names()}
 VOCABULARY = {PACKAGE / "cli/edit.py"}  # translates the reference's own words (FT-L, --simie) into ours
 
@@ -205,7 +206,10 @@ def root(tmp_path_factory):
     [
         ("import raysweep.studies, raysweep.studies.base, raysweep.studies.lifelong", {"torch", "ray", "pyarrow"}),
         ("import raysweep.config.plan, raysweep.config.sweep", {"torch", "ray", "pyarrow", "rich", "typer"}),
-        ("from raysweep.cli.main import main; main(['ls'])", {"torch", "ray", "pyarrow", "scipy", "matplotlib"}),
+        (
+            "from raysweep.cli.main import main; main(['ls'])",
+            {"torch", "ray", "pyarrow", "numpy", "scipy", "matplotlib"},
+        ),
         (
             "from raysweep.cli.main import main; assert main(['validate', 'smoke']) in (0, 2)",
             {"torch", "ray", "pyarrow", "numpy", "transformers", "scipy", "pandas", "matplotlib", "networkx"},
@@ -213,6 +217,11 @@ def root(tmp_path_factory):
         (
             "from raysweep.cli.main import main; assert main(['plan', 'smoke']) in (0, 2)",
             {"torch", "ray", "numpy", "transformers", "scipy", "pandas", "matplotlib", "networkx"},
+        ),
+        (  # where a plot is drawn and relations are paired, but nobody has asked for it yet
+            "import raysweep.reports.plot, raysweep.reports.plot_style, raysweep.reports.belief_plots, "
+            "raysweep.belief.graph.dependencies",
+            {"matplotlib", "networkx"},
         ),
         ("from raysweep.cli.main import main; main(['--help'])", {"torch", "ray", "pyarrow", "numpy"}),
     ],

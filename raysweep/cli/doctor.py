@@ -19,6 +19,7 @@ from raysweep.cli.docs import explain as explained
 from raysweep.cli.errors import UNEXPECTED
 from raysweep.cli.options import Options
 from raysweep.lazy import lazy
+from raysweep.reports.prose import say
 from raysweep.workspace import Workspace
 
 REQUIRED = (
@@ -33,7 +34,7 @@ REQUIRED = (
     "rich",
     "safetensors",
 )
-OPTIONAL = {"gguf": "gguf", "datasets": "datasets"}
+OPTIONAL = {"gguf": "gguf", "accelerate": "gguf", "datasets": "datasets"}  # package → extra
 MIN_FREE = 2 * 2**30  # bytes: snapshots, artifacts and Ray's spill need room
 
 
@@ -61,13 +62,13 @@ def command(
         raysweep doctor --explain E-NAME
     """
     if explain is not None:
-        print(explained(explain))
+        say(explained(explain))
         return
     findings = list(check(ctx.find_object(Options).workspace))  # type: ignore[union-attr]
     for one in findings:
-        print(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.found}")
+        say(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.found}", hang=21)
         if one.cure:
-            print(f"      {'':<14} {one.cure}")
+            say(f"      {'':<14} {one.cure}", hang=0)
     faults = sum(not one.good for one in findings)
     print(f"{faults} fault{'' if faults == 1 else 's'}" if faults else "all good")
     if faults:
@@ -80,7 +81,7 @@ def check(workspace: Workspace, find_version: Callable[[str], str] = version) ->
     yield Finding("python", python, sys.version_info >= (3, 11), "" if sys.version_info >= (3, 11) else "use 3.11+")
     for package in REQUIRED:
         yield _package(package, find_version, f"pip install {package}", needed=True)
-    for extra, package in OPTIONAL.items():
+    for package, extra in OPTIONAL.items():
         yield _package(package, find_version, f"optional: pip install 'raysweep[{extra}]'", needed=False)
     yield _device()
     yield _cpus()

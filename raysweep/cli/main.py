@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from inspect import cleandoc
 from pathlib import Path
+from textwrap import dedent
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +19,7 @@ from raysweep import __version__
 from raysweep.cli.errors import BAD_INPUT, EXIT_CODES, report
 from raysweep.cli.options import Options
 from raysweep.errors import RaysweepError, SpecError, nearest
+from raysweep.lazy import without_collection
 from raysweep.workspace import VARIABLES, unknown_variables
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -60,7 +64,8 @@ def load(name: str) -> Any:
     origin, _ = COMMANDS[name]
     module, _, attribute = origin.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with without_collection():
+            found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
@@ -74,7 +79,18 @@ def load(name: str) -> Any:
         sub.command(name)(found)
     made = typer.main.get_command(sub)
     made.name = name
+    for command in (made, *getattr(made, "commands", {}).values()):
+        command.help = fenced(command.help or "")
     return made
+
+
+def fenced(text: str) -> str:
+    """Return *text* with its indented blocks, examples to copy, between fences.
+
+    Typer removes the indentation of what follows the first paragraph: an indented block right below would be run together.
+    """
+    blocks = re.compile(r"(?:^    .*(?:\n|$))+", re.MULTILINE)
+    return blocks.sub(lambda block: f"```text\n{dedent(block[0]).rstrip()}\n```\n", cleandoc(text))
 
 
 def _version(wanted: bool) -> None:

@@ -17,6 +17,7 @@ from raysweep.lazy import lazy
 from raysweep.reports import notes
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.left_out import left_out
+from raysweep.reports.prose import say
 from raysweep.reports.render import UNDEFINED, Cell, Format, render
 from raysweep.reports.standing import left_out_lines
 from raysweep.reports.views import MAIN, Line, TrialView, all_lines, swept_values, trial_views
@@ -105,11 +106,11 @@ def command(
     if plot is not None:
         draw = lazy("raysweep.reports.plot")
         if over:
-            draw.draw_over(found, plot, over, phase=chosen, at=-1 if at is None else at)
+            draw.draw_over(found, plot, over, phase=chosen, at=-1 if at is None else at, trials=trials)
         else:
-            draw.draw(found, plot, phase=chosen, by=by.value)
+            draw.draw(found, plot, phase=chosen, by=by.value, trials=trials)
         if format_ is Format.TABLE:
-            print(f"plot: {plot}")
+            say(f"plot: {plot}")
     report_left_out(found)
 
 
@@ -117,7 +118,7 @@ def report_left_out(*sweeps: Sweep) -> None:
     """Name the damaged trials of *sweeps* on stderr, and leave with exit code 3 if there are any."""
     lines = [line for sweep in sweeps for line in left_out_lines(sweep)]
     for line in lines:
-        typer.echo(line, err=True)
+        say(line, err=True)
     if lines:
         raise typer.Exit(TRIALS_FAILED)
 

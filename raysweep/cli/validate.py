@@ -10,6 +10,7 @@ from raysweep.cli.options import Options
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
 from raysweep.lazy import lazy
+from raysweep.reports.prose import say
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A search space: a path, or a name in search_spaces/.", show_default=False)
@@ -51,6 +52,6 @@ def command(
     found = open_plan(file, workspace, set_ or (), components)
     lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
     for note in found.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     count = len(found.trials)
     print(f"ok: {count} trial{'' if count == 1 else 's'} in {len(found.sweep.arms)} arms")

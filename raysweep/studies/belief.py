@@ -11,8 +11,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import __version__
-from raysweep.belief.lm.asking import Select, ask_points
-from raysweep.belief.points.expected import expectations, revised, revisions
 from raysweep.config.schema import ProtocolSpec, TrialSpec
 from raysweep.errors import Problem, RecordError
 from raysweep.lazy import lazy
@@ -30,12 +28,16 @@ if TYPE_CHECKING:
 
     from raysweep import summarize
     from raysweep.belief.agent.agent import Agent
+    from raysweep.belief.lm import asking
+    from raysweep.belief.lm.asking import Select
+    from raysweep.belief.points import expected as expected_answers
     from raysweep.editors import build
     from raysweep.editors.base import AnyEditor
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
 else:
     torch, build, scoring = lazy("torch"), lazy("raysweep.editors.build"), lazy("raysweep.evals.scoring")
+    asking, expected_answers = lazy("raysweep.belief.lm.asking"), lazy("raysweep.belief.points.expected")
     summarize = lazy("raysweep.summarize")
 
 _FIELDS = tuple(ProbeRow.__dataclass_fields__)
@@ -169,7 +171,9 @@ class _OneModel:
         """Return the effects of the run, with the asker's records, and with somebody who looks at each round."""
         asker = self.asker
         agents = list(
-            revisions(asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target)
+            expected_answers.revisions(
+                asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target
+            )
         )
 
         def observe(lm: LanguageModel, step: int) -> None:
@@ -186,11 +190,11 @@ class _OneModel:
 
     def _ask(self, lm: LanguageModel, positions: Sequence[int], agent: Agent, step: int) -> None:
         asker, objects = self.asker, self.asker.testbed.basis.graph.objects
-        told = [revised(asker.points[i], agent, objects) for i in positions]
+        told = [expected_answers.revised(asker.points[i], agent, objects) for i in positions]
         points = [
             replace(asker.points[i], questions=questions) for i, (questions, _) in zip(positions, told, strict=True)
         ]
-        replies = ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch)
+        replies = asking.ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch)
         for i, point, said, (_, expected) in zip(positions, points, replies, told, strict=True):
             asker.note(i, point.questions, said, expected, step=step, inner=int(i < step), last=i < step)
 
@@ -329,10 +333,12 @@ class _Apart:
         """Ask about the points at *positions* after *inner* steps of their edits; none: of the pristine model."""
         asker = self.asker
         points = [asker.points[i] for i in positions]
-        replies = ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch, select=select)
+        replies = asking.ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch, select=select)
         for i, point, said in zip(positions, points, replies, strict=True):
             step = i + 1 if inner else 0
-            asker.note(i, point.questions, said, expectations(point, state), step=step, inner=inner, last=last)
+            asker.note(
+                i, point.questions, said, expected_answers.expectations(point, state), step=step, inner=inner, last=last
+            )
 
 
 def pristine_round(

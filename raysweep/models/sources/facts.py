@@ -15,7 +15,7 @@ from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
 from raysweep.models.sizes import positions_of, shape_of
-from raysweep.models.sources import catalogue, folder, gguf_header
+from raysweep.models.sources import catalogue, folder, gguf_check, gguf_header
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
@@ -53,8 +53,9 @@ def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
 
 def _of_gguf(file: Path) -> ModelFacts:
     header = gguf_header.read_header(file)
-    lazy("raysweep.models.sources.gguf").check_header(header, file)
-    return ModelFacts(header.number("llama.block_count"), header.number("llama.context_length"))
+    gguf_check.check_header(header, file)
+    kind = header.values["general.architecture"]
+    return ModelFacts(header.number(f"{kind}.block_count"), header.number(f"{kind}.context_length"))
 
 
 def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
