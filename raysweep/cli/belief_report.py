@@ -65,7 +65,8 @@ def command(
     (folder / "report.html").write_text(page(found.name, tables, figures), encoding="utf-8")
     for name in _PRINTED:
         if name in tables:
-            print(complete([_means(row) for row in tables[name]], title=name, width=terminal_width()), end="\n\n")
+            rows = [_means(row) for row in tables[name]]
+            print(complete(rows, title=name, width=terminal_width()).rstrip(), end="\n\n")
     for label, state in beliefs.states(found).items():
         say(f"note: {label}: {state}")
     written = write_published(found, folder / "published") if published else 0

@@ -202,3 +202,14 @@ def test_help_fits(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
             code, out, _ = call(*name.split(), "--help")
             assert code == 0
             assert not too_wide(out, 80), name
+
+
+def test_each_example_of_a_help_stands_on_a_line_of_its_own(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands in one line, run together, cannot be copied."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for top in COMMANDS:
+        for name in names_of(load(top), top):
+            _, out, _ = call(*name.split(), "--help")
+            lines = [line for line in out.splitlines() if f"raysweep {name} " in line]
+            assert all(line.count("raysweep ") == 1 for line in lines if "│" not in line), name
+            assert not re.search(r"`", out), name
