@@ -13,6 +13,7 @@ from raysweep.cli import notes
 from raysweep.cli.fit import terminal_width
 from raysweep.cli.options import Options
 from raysweep.cli.plan import counted
+from raysweep.cli.prose import say
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
 from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
 from raysweep.errors import SpecError, nearest
@@ -72,17 +73,17 @@ def command(
     if format_ is Format.TABLE:
         _conclude(rows, seen.best if trust else None, metric)
         if not seen.disagreements:
-            print(f"Ray's log and our tables agree ({seen.compared} values compared)")
+            say(f"Ray's log and our tables agree ({seen.compared} values compared)")
     notes.tell(
         [*taken(own, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_
     )
     missing = [k for k in found.keys if k not in seen.rounds]
     if missing:
-        typer.echo(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
+        say(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
     for line in seen.disagreements[:20]:
-        typer.echo(line, err=True)
+        say(line, err=True)
     if seen.disagreements:
-        typer.echo(f"Ray and our tables disagree in {len(seen.disagreements)} values", err=True)
+        say(f"Ray and our tables disagree in {len(seen.disagreements)} values", err=True)
         raise typer.Exit(3)
     report_left_out(found)
 
@@ -95,12 +96,12 @@ def _metric(sweep: Sweep, trials: Sequence[TrialView]) -> str:
 
 def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metric: str) -> None:
     if not rows:
-        print(f"best trial: none; {metric} is undefined everywhere")
+        say(f"best trial: none; {metric} is undefined everywhere")
         return
     agreed = best is not None and best[1] == rows[0][metric]  # a killed driver's state may lag behind its logs
     key = best[0] if best is not None and agreed else rows[0]["trial"]
     names = " = ".join(str(row["arm"]) for row in rows if row["trial"] == key)  # it may stand at several
-    print(f"best trial{' by ExperimentAnalysis' if agreed else ''}: {key} ({names})  {metric} = {rows[0][metric]:.4f}")
+    say(f"best trial{' by ExperimentAnalysis' if agreed else ''}: {key} ({names})  {metric} = {rows[0][metric]:.4f}")
 
 
 def unlogged(

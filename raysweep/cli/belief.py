@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from raysweep.belief import pointfile
 from raysweep.belief.basis import Basis, build_basis
@@ -20,8 +19,10 @@ from raysweep.belief.pairing import pair_graph
 from raysweep.belief.setting import open_setting
 from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.store import graph_tokens, open_graph
+from raysweep.cli import fit
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
 from raysweep.workspace import Workspace, resolve_from_cwd
@@ -152,7 +153,7 @@ def _beside(file: str, what: str) -> Path:
 
 
 def _report(line: str) -> None:
-    Console(stderr=True).print(line, highlight=False)
+    say(line, err=True)
 
 
 def _open(path: Path) -> Any:
@@ -185,13 +186,23 @@ def _print_graph(told: Mapping[str, Any], found: KnowledgeGraph) -> None:
             print(name.replace("_", " "))
             for key, inner in value.items():
                 shown = inner if not isinstance(inner, Mapping) else ", ".join(f"{k} ({v})" for k, v in inner.items())
-                print(f"    {key.replace('_', ' '):30} {f'{shown:.2f}' if isinstance(shown, float) else shown}")
+                text = f"{shown:.2f}" if isinstance(shown, float) else shown
+                say(f"    {key.replace('_', ' '):30} {text}", hang=31)
         else:
-            print(f"{name.replace('_', ' '):34} {', '.join(value) or '-' if isinstance(value, list) else value}")
+            text = ", ".join(value) or "-" if isinstance(value, list) else value
+            say(f"{name.replace('_', ' '):34} {text}", hang=35)
     for title, matrix in _matrices(found):
-        print(f"co-occurrence, {title}")
-        for relation, row in zip(found.relations, matrix, strict=True):
-            print(f"    {relation[:28]:28} " + " ".join(f"{value:8g}" for value in row))
+        print(f"\n{_matrix(f'co-occurrence, {title}', found.relations, matrix)}")
+
+
+def _matrix(title: str, relations: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
+    """Return a square matrix as text: rows are numbered, and columns have the numbers of the rows."""
+    columns = [
+        fit.Column("", [str(i + 1) for i in range(len(relations))]),
+        fit.Column("relation", relations, name_column=True),
+        *(fit.Column(str(i + 1), [f"{v:g}" for v in c], number=True) for i, c in enumerate(zip(*matrix, strict=True))),
+    ]
+    return fit.complete(columns, title=title, width=fit.terminal_width())
 
 
 def _matrices(found: KnowledgeGraph) -> tuple[tuple[str, list[list[float]]], ...]:

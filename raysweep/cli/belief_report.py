@@ -17,8 +17,10 @@ from raysweep.belief import notebook
 from raysweep.belief import report as belief
 from raysweep.belief.report import Row
 from raysweep.cli import belief_plots as plots
+from raysweep.cli.fit import terminal_width
 from raysweep.cli.options import Options
-from raysweep.cli.render import Format, render, shown
+from raysweep.cli.prose import say
+from raysweep.cli.render import Format, complete, render, shown
 from raysweep.cli.show import SweepArgument, report_left_out
 from raysweep.errors import StoreError
 from raysweep.results import beliefs
@@ -63,13 +65,14 @@ def command(
     (folder / "report.html").write_text(page(found.name, tables, figures), encoding="utf-8")
     for name in _PRINTED:
         if name in tables:
-            print(render([_means(row) for row in tables[name]], Format.TABLE, title=name), end="\n\n")
+            rows = [_means(row) for row in tables[name]]
+            print(complete(rows, title=name, width=terminal_width()).rstrip(), end="\n\n")
     for label, state in beliefs.states(found).items():
-        print(f"note: {label}: {state}")
+        say(f"note: {label}: {state}")
     written = write_published(found, folder / "published") if published else 0
-    print(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
+    say(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
     if written:
-        print(f"{written} files as published: {folder / 'published'}")
+        say(f"{written} files as published: {folder / 'published'}")
     report_left_out(found)
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raysweep.belief.wikidata import FILES
 from raysweep.cli import fit
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
 from raysweep.data.base import Reading
@@ -90,12 +90,7 @@ def fetch(
     if name == "brown":
         print(fetching.fetch_brown(_workspace(ctx), archive=archive))
     else:
-        err = Console(stderr=True)
-        print(
-            fetching.fetch_wikidata5m(
-                _workspace(ctx), archive=archive, report=lambda line: err.print(line, markup=False)
-            )
-        )
+        print(fetching.fetch_wikidata5m(_workspace(ctx), archive=archive, report=lambda line: say(line, err=True)))
 
 
 @app.command("check")
@@ -113,7 +108,7 @@ def check(
     where = dataset.locate(DataSpec(name=name, path=stated), _workspace(ctx))
     reading = dataset.read(where)
     for warning in reading.warnings[:_SHOWN]:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     if len(reading.warnings) > _SHOWN:
         print(f"… and {len(reading.warnings) - _SHOWN} more warnings")
     problems = [*reading.problems, *_subject_problems(reading, where)]
@@ -123,10 +118,8 @@ def check(
     digest = dataset.digest(where)
     bare = sum(not record.subject.strip() for record in reading.records)
     if bare:
-        print(f"note: {bare} of the records name no subject; editors that look it up refuse them, the others run")
-    print(
-        f"{where or name}: {len(reading.records)} records, {probes} probes, {len(reading.warnings)} warnings, {digest}"
-    )
+        say(f"note: {bare} of the records name no subject; editors that look it up refuse them, the others run")
+    say(f"{where or name}: {len(reading.records)} records, {probes} probes, {len(reading.warnings)} warnings, {digest}")
 
 
 def _subject_problems(reading: Reading, where: Path | None) -> list[Problem]:

@@ -40,7 +40,7 @@ def explain(code: str) -> str:
     kind = known.get(code.upper())
     if kind is None:
         raise NameUnknownError(f"unknown error code '{code}'", hint=nearest(code.upper(), known))
-    return f"{kind.code}  {inspect.getdoc(kind)}"
+    return f"{kind.code}  {inspect.getdoc(kind)}".replace("``", "`")
 
 
 def errors_page() -> str:

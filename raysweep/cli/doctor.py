@@ -18,6 +18,7 @@ import typer
 from raysweep.cli.docs import explain as explained
 from raysweep.cli.errors import UNEXPECTED
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
 
@@ -61,13 +62,13 @@ def command(
         raysweep doctor --explain E-NAME
     """
     if explain is not None:
-        print(explained(explain))
+        say(explained(explain))
         return
     findings = list(check(ctx.find_object(Options).workspace))  # type: ignore[union-attr]
     for one in findings:
-        print(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.found}")
+        say(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.found}", hang=21)
         if one.cure:
-            print(f"      {'':<14} {one.cure}")
+            say(f"      {'':<14} {one.cure}", hang=0)
     faults = sum(not one.good for one in findings)
     print(f"{faults} fault{'' if faults == 1 else 's'}" if faults else "all good")
     if faults:

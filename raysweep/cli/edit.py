@@ -10,15 +10,16 @@ import typer
 from raysweep.cli import flags
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.cli.run import announce, display, labels, summarise
 from raysweep.cli.validate import SetOption
 from raysweep.config.components import Components
 from raysweep.config.limits import LARGEST
-from raysweep.config.places import Source
+from raysweep.config.places import Place, Source
 from raysweep.config.plan import Plan, plan
-from raysweep.config.problems import problem
-from raysweep.config.sweep import sweep_of
-from raysweep.errors import Problem, SpecError
+from raysweep.config.problems import from_error, problem
+from raysweep.config.sweep import examine_sweep
+from raysweep.errors import Problem, ProblemsError, SpecError
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
@@ -64,30 +65,55 @@ def command(
         raysweep edit --editor MEMIT --model gpt2-xl --data ZsRE --data-path zsre.json --simie --lam 10 --edits 100
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    if edits % batch_size:
-        below, above = edits - edits % batch_size, edits - edits % batch_size + batch_size
-        near = " or ".join(f"--edits {number}" for number in (below, above) if number)
-        raise SpecError(f"--edits {edits} is no multiple of --batch-size {batch_size}; every batch is whole", hint=near)
-    kind, config = ALIASES.get(editor.lower(), (editor.lower(), {}))
-    arm: dict[str, Any] = {"editor": {"name": kind, **config}}
-    if simie:
-        backend = {"backend": solver} if solver else {}
-        arm["wrap"] = {"name": "simie", "lam": lam, "mode": "init" if init_model else "sequential", **backend}
-    steps = rounds_of(rounds, edits, batch_size)
-    arm_name = f"{kind}+simie" if simie else kind
+    steps, mistakes = _steps(rounds, edits, batch_size)
+    arm_name, arm = _arm(editor, {"lam": lam, "init_model": init_model, "solver": solver} if simie else None)
     path = {"path": resolve_from_cwd(data_path, shipped=True)} if data_path else {}
     tree = {
         "sweep": name,
         "base": {
             "model": flags.model_spec(model, workspace),
             "data": {"name": data.lower(), "size": edits, **path},
-            "protocol": {"batch_size": batch_size, "rounds": steps},
+            "protocol": {"batch_size": batch_size if edits % batch_size == 0 else 1, "rounds": steps},
             "seed": seed,
         },
         "arms": {arm_name: arm},
     }
-    found = _planned(ctx, tree, arm_name, set_ or (), workspace)
-    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(name))
+    _make(_planned(ctx, tree, arm_name, set_ or (), workspace, mistakes), workspace, repair=repair)
+
+
+def _steps(rounds: str, edits: int, batch_size: int) -> tuple[list[int], list[Problem]]:
+    """Return the steps to measure at, and what is wrong with the flags they follow from.
+
+    With a mistake the steps are such that the rest of the flags can be checked, as for single records.
+    """
+    mistakes = []
+    if edits % batch_size:
+        below, above = edits - edits % batch_size, edits - edits % batch_size + batch_size
+        near = " or ".join(f"--edits {number}" for number in (below, above) if number)
+        message = f"--edits {edits} is no multiple of --batch-size {batch_size}; every batch is whole"
+        mistakes.append(Problem(code=SpecError.code, message=message, hint=near))
+        batch_size = 1
+    try:
+        return rounds_of(rounds, edits, batch_size), mistakes
+    except SpecError as error:
+        return rounds_of("", edits, batch_size), [*mistakes, from_error(error, Place(""))]
+
+
+def _arm(editor: str, simie: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """Return the name and the section of the one arm; *simie* holds the flags of SimIE, if it is asked for."""
+    kind, config = ALIASES.get(editor.lower(), (editor.lower(), {}))
+    arm: dict[str, Any] = {"editor": {"name": kind, **config}}
+    if simie is None:
+        return kind, arm
+    backend = {"backend": simie["solver"]} if simie["solver"] else {}
+    mode = "init" if simie["init_model"] else "sequential"
+    arm["wrap"] = {"name": "simie", "lam": simie["lam"], "mode": mode, **backend}
+    return f"{kind}+simie", arm
+
+
+def _make(found: Plan, workspace: Workspace, *, repair: bool) -> None:
+    """Make what is missing of *found*, print the table, and say what is missing still; exit code 3 if anything is."""
+    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()
     keys = [t.key for t in found.trials]
     with lazy("raysweep.results.drivers").DriverLock(store.folder, keys=keys):
@@ -96,7 +122,7 @@ def command(
     sweep.write_trials()
     summarise(sweep, store.folder.location)
     for line in lazy("raysweep.cli.standing").damage_lines(missing, labels(found.names)):
-        typer.echo(line, err=True)
+        say(line, err=True)
     if missing:
         raise typer.Exit(TRIALS_FAILED)
 
@@ -133,24 +159,38 @@ def _run(found: Plan, store: ResultStore, workspace: Workspace, *, repair: bool)
 
 
 def _planned(
-    ctx: typer.Context, tree: Mapping[str, Any], arm: str, overrides: Iterable[str], workspace: Workspace
-) -> Plan:
-    """Return the plan of *tree* with what was stated on the command line laid over it.
+    ctx: typer.Context, tree: Mapping[str, Any], arm: str, overrides: Iterable[str], workspace: Workspace,
+    mistakes: Iterable[Problem],
+) -> Plan:  # fmt: skip
+    """Return the plan of *tree* with what was stated on the command line laid over it; this machine has what it takes.
+
+    Args:
+        ctx: of the command.
+        tree: the search space.
+        arm: its one arm.
+        overrides: the texts of ``--set``.
+        workspace: where hyper-parameters, data and models are found, and where results go.
+        mistakes: what is wrong with the flags, to be reported with everything else.
 
     Raises:
-        ProblemsError: something is wrong with it, or a flag would have no effect.
+        ProblemsError: everything that is wrong: what `run` would refuse, and flags that would have no effect.
     """
     ends = "is of SimIE, which is not asked for"
     idle = (
         [] if ctx.params["simie"] else flags.without_effect(ctx, ("lam", "init_model", "solver"), ends, "add --simie")
     )
-    sweep = sweep_of(tree, file="flags", overrides=[*flags.overrides(ctx, _stated(tree, arm)), *overrides])
-    flags.refuse([*idle, *_needs_ray(sweep.source)])
-    found = plan(sweep, workspace, Components.installed(fetch=True))
+    stated = flags.overrides(ctx, _stated(tree, arm))
+    sweep, noted = examine_sweep(Source("flags", tree=dict(tree)), [*mistakes, *idle], [*stated, *overrides])
+    if sweep is None:
+        raise ProblemsError(noted)
+    components = Components.installed(fetch=True)
+    found = plan(sweep, workspace, components, noted=[*noted, *_needs_ray(sweep.source)])
     last = {t.trial.protocol.rounds[-1] for t in found.trials}
+    early: list[Problem] = []
     if last != {ctx.params["edits"]}:
         ends = f"editing ends at the last round, {', '.join(map(str, sorted(last)))}"
-        flags.refuse(flags.without_effect(ctx, ["edits"], ends, "--edits, --rounds and --batch-size must agree"))
+        early = flags.without_effect(ctx, ["edits"], ends, "--edits, --rounds and --batch-size must agree")
+    lazy("raysweep.cli.preflight").check(found, workspace, components, noted=early)
     return found
 
 
@@ -174,7 +214,8 @@ def _stated(tree: Mapping[str, Any], arm: str) -> Iterator[flags.Stated]:
 
 def _needs_ray(source: Source) -> list[Problem]:
     """Return a problem for each resource that was stated: there is one process, and no Ray to give it any."""
-    written = source.tree.get("resources") or {}
+    resources = source.tree.get("resources")
+    written = resources if isinstance(resources, dict) else {}  # what is no mapping is refused by who reads it
     hint = "write a search space, and raysweep run"
     return [
         problem(source.key(("resources", key)), f"resources.{key} has no effect on raysweep edit", hint)
@@ -186,6 +227,9 @@ def _needs_ray(source: Source) -> list[Problem]:
 def rounds_of(text: str, edits: int, batch_size: int) -> list[int]:
     """Return the steps to measure at: those given, or 0 and up to five more, spread evenly.
 
+    Raises:
+        SpecError: *text* is no list of numbers.
+
     >>> rounds_of("", 100, 1), rounds_of("0,10,100", 100, 1)
     ([0, 20, 40, 60, 80, 100], [0, 10, 100])
     """
@@ -193,7 +237,7 @@ def rounds_of(text: str, edits: int, batch_size: int) -> list[int]:
         try:
             return [int(part) for part in text.replace(" ", "").split(",")]
         except ValueError as error:
-            raise typer.BadParameter(f"--rounds is a list of steps such as 0,10,100; got {text!r}") from error
+            raise SpecError(f"--rounds is a list of steps such as 0,10,100; got {text!r}") from error
     calls = max(edits // batch_size, 1)
     steps = {round(calls * part / 5) * batch_size for part in range(1, 6)}
     return sorted({0, *(s for s in steps if s > 0)})

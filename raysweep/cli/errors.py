@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from raysweep.errors import ProblemsError, RaysweepError, RunFailedError
+from raysweep.lazy import lazy
 
 OK, UNEXPECTED, BAD_INPUT, TRIALS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = {
@@ -25,7 +26,7 @@ def report(error: BaseException, *, debug: bool) -> int:
         print("interrupted; the same command again goes on", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, RaysweepError):
-        print(describe(error), file=sys.stderr)
+        lazy("raysweep.cli.prose").say(describe(error), err=True, hang=2)
         return TRIALS_FAILED if isinstance(error, RunFailedError) else BAD_INPUT
     print(f"unexpected {type(error).__name__}: {error}", file=sys.stderr)
     print("    this is a fault of raysweep; please report it with the output of --debug", file=sys.stderr)

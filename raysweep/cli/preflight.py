@@ -1,6 +1,6 @@
-"""Whether this machine can give a sweep what it asks for: processors, accelerators, memory, disk. Asked by `validate` and `run`.
+"""Whether this machine can give a sweep what it asks for: processors, accelerators, memory, disk. Asked before anything runs.
 
-A sweep that joins a cluster is not asked: what other machines have is known to them only.
+`validate`, `run` and `edit` ask it. A sweep that joins a cluster is not asked: what other machines have is known to them only.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,17 +47,27 @@ def this_machine(results: str) -> Machine:
     return Machine(os.cpu_count(), _memory(), _gpus(), None if "://" in results else _free(Path(results)))
 
 
-def check(plan: Plan, workspace: Workspace, components: Components, *, address: str | None = None) -> None:
+def check(
+    plan: Plan, workspace: Workspace, components: Components, *, address: str | None = None,
+    noted: Iterable[Problem] = (),
+) -> None:  # fmt: skip
     """Return if this machine has what *plan* asks for, or if it will run at *address*.
 
+    Args:
+        plan: what will be run.
+        workspace: where models are found, and where results go.
+        components: tables to resolve names with.
+        address: a Ray cluster to run on; its machines are not asked.
+        noted: other mistakes, to be reported with what is lacking.
+
     Raises:
-        ProblemsError: everything it lacks.
+        ProblemsError: everything that is lacking, and *noted*.
     """
-    if address is not None and address not in ("", "local"):
-        return
-    results = workspace.results(plan.sweep.name)
-    machine = this_machine(results)
-    problems = [*_storage(results), *_resources(plan, machine), *_needs(plan, workspace, components, machine)]
+    problems = list(noted)
+    if address in (None, "", "local"):
+        results = workspace.results(plan.sweep.name)
+        machine = this_machine(results)
+        problems += [*_storage(results), *_resources(plan, machine), *_needs(plan, workspace, components, machine)]
     if problems:
         raise ProblemsError(dict.fromkeys(problems))
 
@@ -69,7 +79,7 @@ def _storage(results: str) -> Iterator[Problem]:
         why = "cannot be written" if there.is_dir() else "is no folder"
         said = f"results belong into {results}, but {there} {why}"
         yield Problem(
-            code=StoreError.code, message=said, hint="--storage, --root or RAYSWEEP_ROOT choose another place"
+            code=StoreError.code, message=said, hint="--root, RAYSWEEP_ROOT or `run --storage` choose another place"
         )
 
 
@@ -95,12 +105,12 @@ def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Ma
         parts = memory(planned.trial, shape, components).parts
         total, written = sum(parts.values()), SPARE + sum(parts.get(name, 0) for name in _ON_DISK)
         if machine.memory is not None and not machine.gpus and total > machine.memory:
-            smaller = "a smaller model.dtype or model, fewer layers, or a larger machine: --address"
+            smaller = "a smaller model.dtype or model, fewer layers, or a larger machine: `run --address`"
             yield _lack(plan, planned, "memory", total, machine.memory, smaller)
         if machine.free is not None and written > machine.free:
             where = workspace.results_root
             yield _lack(
-                plan, planned, f"disk below {where}", written, machine.free, "free some, or --storage elsewhere"
+                plan, planned, f"disk below {where}", written, machine.free, "free some, or `run --storage` elsewhere"
             )
 
 

@@ -68,6 +68,11 @@ def render(rows: Sequence[Row], how: Format, *, title: str = "", width: int | No
     return text.getvalue().rstrip("\n")
 
 
+def complete(rows: Sequence[Row], *, title: str = "", width: int | None = None) -> str:
+    """Return *rows* as a table for a terminal that leaves nothing out (:func:`raysweep.cli.fit.complete`)."""
+    return fit.complete(_columns(list(rows[0]) if rows else [], rows), title=title, width=width)
+
+
 def shown(cell: Cell) -> str:
     """Return *cell* for a reader."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):

@@ -10,6 +10,7 @@ import typer
 
 from raysweep.cli import flags
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config import names
 from raysweep.config.components import Components
@@ -72,9 +73,9 @@ def announce(found: Plan, store: ResultStore, *, fresh: bool) -> dict[str, int]:
     behind = {} if fresh else {k: s.step for k, s in states.items() if s.step}
     done = 0 if fresh else sum(s.state == "DONE" for s in states.values())
     arms = lazy("raysweep.cli.plan").counted(len({n.arm for n in found.names}), "arm", "arms")
-    print(f"sweep {found.sweep.name}: {lazy('raysweep.cli.plan').extent(found)}, {arms}; {done} trials done")
+    say(f"sweep {found.sweep.name}: {lazy('raysweep.cli.plan').extent(found)}, {arms}; {done} trials done")
     for note in found.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return behind
 
 
@@ -85,7 +86,7 @@ def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
     shown: Display = lazy("raysweep.cli.display").Display(
         labels(found.names),
         {t.key: t.trial.protocol.rounds[-1] for t in found.trials},
-        printer=lambda line: print(line, flush=True),
+        printer=say,
         folder=store.folder.local,
         console=Console(),
         finished=behind,
@@ -111,11 +112,11 @@ def summarise(found: Sweep, results: str) -> None:
     print()
     how, width = lazy("raysweep.cli.render").Format.TABLE, lazy("raysweep.cli.fit").terminal_width()
     print(lazy("raysweep.cli.show").text(found, how=how, trials=trials, width=width))
-    print(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
+    say(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
     for note in notes.about_intervals(views.all_lines(trials)):
-        print(f"note: {note}")
+        say(f"note: {note}")
     for note in notes.non_finite(trials):
-        typer.echo(f"warning: {note}", err=True)
+        say(f"warning: {note}", err=True)
 
 
 def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
@@ -126,4 +127,4 @@ def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
     for name in plan.names:
         arms.setdefault(name.key, name.arm)
     for line in lazy("raysweep.cli.standing").missing_lines(outcome, labels(plan.names), arms):
-        typer.echo(line, err=True)
+        say(line, err=True)

@@ -15,6 +15,7 @@ from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.fit import terminal_width
 from raysweep.cli.leftout import left_out
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.cli.render import UNDEFINED, Cell, Format, render
 from raysweep.cli.standing import left_out_lines
 from raysweep.errors import SpecError
@@ -109,7 +110,7 @@ def command(
         else:
             draw.draw(found, plot, phase=chosen, by=by.value)
         if format_ is Format.TABLE:
-            print(f"plot: {plot}")
+            say(f"plot: {plot}")
     report_left_out(found)
 
 
@@ -117,7 +118,7 @@ def report_left_out(*sweeps: Sweep) -> None:
     """Name the damaged trials of *sweeps* on stderr, and leave with exit code 3 if there are any."""
     lines = [line for sweep in sweeps for line in left_out_lines(sweep)]
     for line in lines:
-        typer.echo(line, err=True)
+        say(line, err=True)
     if lines:
         raise typer.Exit(TRIALS_FAILED)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from raysweep.cli.options import Options
+from raysweep.cli.prose import say
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
 from raysweep.lazy import lazy
@@ -51,6 +52,6 @@ def command(
     found = open_plan(file, workspace, set_ or (), components)
     lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
     for note in found.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     count = len(found.trials)
     print(f"ok: {count} trial{'' if count == 1 else 's'} in {len(found.sweep.arms)} arms")

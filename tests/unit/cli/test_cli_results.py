@@ -117,7 +117,7 @@ def test_run_refuses_unwritable_storage_before_any_work(root: Path, capsys: pyte
     code, out, err = call(capsys, root, "run", str(space), "--storage", str(root / "full"))
     assert (code, out) == (2, "")
     assert f"error[E-STORE] results belong into {root / 'full' / 'tiny'}, but {root / 'full'} is no folder" in err
-    assert "--storage, --root or RAYSWEEP_ROOT choose another place" in err
+    assert "--root, RAYSWEEP_ROOT or `run --storage` choose another place" in err
 
 
 @pytest.mark.slow
@@ -201,11 +201,11 @@ def test_edit_speaks_the_reference_s_words(
 
     trees: list[dict[str, Any]] = []
 
-    def keep(tree: dict[str, Any], **_: Any) -> None:
-        trees.append(tree)
+    def keep(source: Any, *_: Any) -> None:
+        trees.append(source.tree)
         raise StopError
 
-    monkeypatch.setattr(edit, "sweep_of", keep)
+    monkeypatch.setattr(edit, "examine_sweep", keep)
     monkeypatch.chdir(tmp_path)
     words = "--data ZsRE --data-path z.json --simie --lam 5 --init-model --solver chol64 --edits 20 --batch-size 4"
     call(capsys, tmp_path, "edit", "--editor", "FT-M", *words.split())
