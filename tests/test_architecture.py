@@ -27,6 +27,7 @@ BASE = {
     "lazy",
     "environment",
     "processes",
+    "packageindex",
     "hashing",
     "seeds",
     "workspace",

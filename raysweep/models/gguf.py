@@ -27,6 +27,8 @@ from raysweep.models.ggufcheck import check_header, config_values
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_AGAIN = "fetch or download it again"
+
 
 def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model (fp32, eval mode) and the tokenizer held in the GGUF file *path*.
@@ -35,13 +37,16 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         MissingExtraError: the ``gguf`` or the ``accelerate`` package is not installed.
         ModelError: the file is not GGUF, is truncated, or is of a kind this reader does not know.
     """
+    from transformers import AutoConfig
+
     header = ggufheader.read_header(path)
     check_header(header, path)
     if find_spec("accelerate") is None:
         raise MissingExtraError(
             "reading GGUF files needs the 'accelerate' package", hint="pip install 'raysweep[gguf]'"
         )
-    config = _config(header, path)
+    values = config_values(header, path)
+    config = AutoConfig.for_model(values.pop("model_type"), **values)
     _check_tensors(header, config, path)
     return _model(header, config, path), _tokenizer(header, path)
 
@@ -93,13 +98,6 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
 
 
-def _config(header: ggufheader.Header, path: Path) -> Any:
-    from transformers import AutoConfig
-
-    values = config_values(header, path)
-    return AutoConfig.for_model(values.pop("model_type"), **values)
-
-
 def _check_tensors(header: ggufheader.Header, config: Any, path: Path) -> None:
     """Refuse a file whose tensors are not those of a model of *config*, or cannot be unpacked; no weight is read.
 
@@ -123,11 +121,8 @@ def _check_tensors(header: ggufheader.Header, config: Any, path: Path) -> None:
     for name, shape in wanted.items():
         # ggml counts axes from the fastest one; GPT-2 keeps its maps the other way round.
         if name not in header.tensors or header.tensors[name].shape not in (shape, shape[::-1]):
-            there = header.tensors[name].shape if name in header.tensors else "not there"
-            raise ModelError(
-                f"{path}: the tensors do not fit the metadata: '{name}' should be {shape}, and is {there}",
-                hint="fetch or download it again",
-            )
+            what = f"'{name}' should be {shape}, and is {getattr(header.tensors.get(name), 'shape', 'not there')}"
+            raise ModelError(f"{path}: the tensors do not fit the metadata: {what}", hint=_AGAIN)
     for kind, name in {tensor.kind: name for name, tensor in header.tensors.items()}.items():
         try:
             dequantize(ggufheader.empty_block(kind), GGMLQuantizationType(kind))
@@ -151,7 +146,7 @@ def _model(header: ggufheader.Header, config: Any, path: Path) -> PreTrainedMode
                 folder, gguf_file="model.gguf", config=config, dtype=torch.float32, local_files_only=True
             )
         except (RuntimeError, ValueError) as error:
-            raise ModelError(f"{path}: not a readable GGUF file: {error}", hint="fetch or download it again") from error
+            raise ModelError(f"{path}: not a readable GGUF file: {error}", hint=_AGAIN) from error
     _unmark(module)
     if permuted:
         _unpermute(module, config)
@@ -181,10 +176,8 @@ def _unmark(module: PreTrainedModel) -> None:
     """Take off the marks of a quantised model: its weights are plain fp32 numbers, and it is to be saved and cast as any other."""
     del module.config.quantization_config
     module.config.name_or_path = ""
-    for name in ("hf_quantizer", "quantization_method"):
-        if hasattr(module, name):
-            delattr(module, name)
-    module.is_quantized = False
+    for name in {"hf_quantizer", "quantization_method", "is_quantized"} & set(vars(module)):
+        delattr(module, name)
 
 
 def _unpermute(module: PreTrainedModel, config: Any) -> None:
@@ -200,9 +193,7 @@ def _tokenizer(header: ggufheader.Header, path: Path) -> PreTrainedTokenizerBase
     from gguf import GGUFReader
 
     try:
-        fields = GGUFReader(path).fields
-        meta = {key: field.contents() for key, field in fields.items() if key.startswith("tokenizer.")}
+        meta = {key: field.contents() for key, field in GGUFReader(path).fields.items() if key.startswith("tokenizer.")}
     except Exception as error:
-        raise ModelError(f"{path}: not a readable GGUF file: {error}", hint="fetch or download it again") from error
-    architecture = header.values["general.architecture"]
-    return gguftokenizer.build(meta, header.number(f"{architecture}.context_length"), path)
+        raise ModelError(f"{path}: not a readable GGUF file: {error}", hint=_AGAIN) from error
+    return gguftokenizer.build(meta, header.number(f"{header.values['general.architecture']}.context_length"), path)
