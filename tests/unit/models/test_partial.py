@@ -12,7 +12,10 @@ from transformers.cache_utils import DynamicCache
 
 from raysweep.editors.base import Dense, LowRank, WeightDelta
 from raysweep.models import hooks, packing, partial, patching, tokens
+from raysweep.models.layout import LAYOUTS, layout_of
+from raysweep.models.lm import LanguageModel
 from raysweep.testing.fixtures import FAMILIES, fingerprint, same, tiny_lm
+from raysweep.testing.layout_contract import tiny_model
 
 ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
 
@@ -87,10 +90,11 @@ def strict() -> Iterator[logging.Handler]:
     logger.setLevel(before)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", LAYOUTS.names())
 def test_a_cache_is_handed_over_in_a_way_that_stays(family: str, strict: logging.Handler) -> None:
     """No deprecated argument; and none that a model has stopped to know, which it would swallow without a word."""
-    lm = tiny_lm(family)
+    module = tiny_model(family)
+    lm = LanguageModel(module=module, tokenizer=tiny_lm("llama").tokenizer, layout=layout_of(module.config), digest="")
     ids, mask = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.ones(1, 6, dtype=torch.long)
     with torch.no_grad():
         whole = partial.run(lm, ids=ids, mask=mask)
