@@ -78,8 +78,7 @@ def convert(path: Path, out: Path, *, source: Mapping[str, str] | None = None) -
         _save(model, partial)
         tokenizer.save_pretrained(partial)
         (partial / "source.json").write_text(json.dumps(dict(source or {}), indent=1, sort_keys=True) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -145,7 +144,7 @@ def _model(header: ggufheader.Header, config: Any, path: Path) -> PreTrainedMode
             module = AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file="model.gguf", config=config, dtype=torch.float32, local_files_only=True
             )
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:
             raise ModelError(f"{path}: not a readable GGUF file: {error}", hint=_AGAIN) from error
     _unmark(module)
     if permuted:
@@ -173,8 +172,9 @@ def _place(path: Path, header: ggufheader.Header, place: Path) -> bool:
 
 
 def _unmark(module: PreTrainedModel) -> None:
-    """Take off the marks of a quantised model: its weights are plain fp32 numbers, and it is to be saved and cast as any other."""
-    del module.config.quantization_config
+    """Take off the marks of a quantised model: its weights are plain fp32 numbers, to be saved and cast as any other."""
+    if hasattr(module.config, "quantization_config"):
+        del module.config.quantization_config
     module.config.name_or_path = ""
     for name in {"hf_quantizer", "quantization_method", "is_quantized"} & set(vars(module)):
         delattr(module, name)
