@@ -27,6 +27,7 @@ BASE = {
     "lazy",
     "environment",
     "processes",
+    "packageindex",
     "hashing",
     "seeds",
     "workspace",
@@ -57,7 +58,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "__main__": ({"cli"}, set()),
     "testing": ({"*"}, {"ray", "torch", "transformers", "pyarrow", "safetensors"}),
 }
-HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas", "scipy"}
+HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "networkx", "pandas", "scipy"}
 NAMED = {table.origin(n).partition(":")[0] for table in (EDITORS, WRAPPERS) for n in table.names()}
 VOCABULARY = {PACKAGE / "cli/edit.py"}  # translates the reference's own words (FT-L, --simie) into ours
 
@@ -213,6 +214,10 @@ def root(tmp_path_factory):
         (
             "from raysweep.cli.main import main; assert main(['plan', 'smoke']) in (0, 2)",
             {"torch", "ray", "numpy", "transformers", "scipy", "pandas", "matplotlib", "networkx"},
+        ),
+        (  # where a plot is drawn and relations are paired, but nobody has asked for it yet
+            "import raysweep.cli.plot, raysweep.cli.plot_style, raysweep.cli.belief_plots, raysweep.belief.pairing",
+            {"matplotlib", "networkx"},
         ),
         ("from raysweep.cli.main import main; main(['--help'])", {"torch", "ray", "pyarrow", "numpy"}),
     ],

@@ -34,7 +34,7 @@ REQUIRED = (
     "rich",
     "safetensors",
 )
-OPTIONAL = {"gguf": "gguf", "datasets": "datasets"}
+OPTIONAL = {"gguf": "gguf", "accelerate": "gguf", "datasets": "datasets"}  # package → extra
 MIN_FREE = 2 * 2**30  # bytes: snapshots, artifacts and Ray's spill need room
 
 
@@ -81,7 +81,7 @@ def check(workspace: Workspace, find_version: Callable[[str], str] = version) ->
     yield Finding("python", python, sys.version_info >= (3, 11), "" if sys.version_info >= (3, 11) else "use 3.11+")
     for package in REQUIRED:
         yield _package(package, find_version, f"pip install {package}", needed=True)
-    for extra, package in OPTIONAL.items():
+    for package, extra in OPTIONAL.items():
         yield _package(package, find_version, f"optional: pip install 'raysweep[{extra}]'", needed=False)
     yield _device()
     yield _cpus()

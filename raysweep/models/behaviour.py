@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BATTERY_VERSION = 1  # of the texts, and of what is looked at; raise it when either changes
 _PACKAGES = ("transformers", "tokenizers", "sentencepiece", "tiktoken", "protobuf", "mistral-common", "gguf")
-_CODE = ("behaviour.py", "gguf.py", "load.py", "tokenizer_files.py")  # what opens a tokenizer
+_CODE = ("behaviour.py", "gguf.py", "gguftokenizer.py", "load.py", "tokenizer_files.py")  # what opens a tokenizer
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _WRITTEN_OUT = 64  # added tokens that are tried inside a text, those with the lowest ids
 

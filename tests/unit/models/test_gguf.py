@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -196,19 +195,6 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingExtraError, match="'gguf' package") as caught:
         gguf.read(tmp_path / "m.gguf")
     assert "raysweep[gguf]" in caught.value.hint
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("accelerate") is None, reason="transformers reads GGUF with accelerate only"
-)
-def test_agrees_with_transformers(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    write_gguf(tmp_path / "m.gguf")
-    other = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf")
-    found, _ = gguf.read(tmp_path / "m.gguf")
-    for name, value in other.state_dict().items():
-        assert torch.equal(found.state_dict()[name], value), name
 
 
 _SMOLLM2 = package_share() / "models" / "smollm2-135m"

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
 from raysweep.editors.base import Dense, LowRank, WeightDelta
 from raysweep.models import hooks, packing, partial, patching, tokens
+from raysweep.models.layout import LAYOUTS, layout_of
+from raysweep.models.lm import LanguageModel
 from raysweep.testing.fixtures import FAMILIES, fingerprint, same, tiny_lm
+from raysweep.testing.layout_contract import tiny_model
 
 ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
 
@@ -58,6 +66,47 @@ def test_tail_equals_the_whole_model_under_a_change(
         for j in range(start[i], len(row)):
             found = ours[packs.places[i][0], rest.column[packs.places[i][0], packs.places[i][1][j]]]
             torch.testing.assert_close(found, whole[i, j], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def strict() -> Iterator[logging.Handler]:
+    """Make an error of every warning that transformers gives, in Python's way or through its logger."""
+    from transformers.utils import logging as theirs
+
+    class Refuse(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise AssertionError(record.getMessage())
+
+    handler = Refuse(logging.WARNING)
+    logger = theirs.get_logger("transformers")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    logger.addHandler(handler)
+    theirs.warning_once.cache_clear()  # of what another test heard
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+@pytest.mark.parametrize("family", LAYOUTS.names())
+def test_a_cache_is_handed_over_in_a_way_that_stays(family: str, strict: logging.Handler) -> None:
+    """No deprecated argument; and none that a model has stopped to know, which it would swallow without a word."""
+    module = tiny_model(family)
+    lm = LanguageModel(module=module, tokenizer=tiny_lm("llama").tokenizer, layout=layout_of(module.config), digest="")
+    ids, mask = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.ones(1, 6, dtype=torch.long)
+    with torch.no_grad():
+        whole = partial.run(lm, ids=ids, mask=mask)
+        cache = DynamicCache()
+        partial.run(lm, ids=ids[:, :4], mask=mask[:, :4], cache=cache)
+        assert cache.get_seq_length() == 4
+        rest = partial.run(lm, ids=ids[:, 4:], mask=mask, positions=torch.tensor([[4, 5]]), cache=cache)
+        states = lm.part(lm.layout.embed)(ids)
+        partial.run(lm, states=states, mask=mask, first=1)
+    torch.testing.assert_close(rest, whole[:, 4:], rtol=1e-4, atol=1e-5)
+    with pytest.raises(AssertionError, match="is deprecated"):
+        logging.getLogger(f"transformers.models.{family}").warning("`x` is deprecated")
 
 
 def test_instruments_leave_no_trace() -> None:
