@@ -144,10 +144,8 @@ def measure(
     kept = _all(at_round, pc.less_equal(edit, step), pc.greater(gone, step), pc.greater(step, 0))
     fresh = _all(pc.greater_equal(step, edit), pc.less(pc.subtract(step, edit), batch_size), pc.greater(step, 0))
     found: dict[Where, Values] = {}
-    for row in _means(probes.filter(kept)):
-        _put(found, (PHASES[0], row["step_min"]), row)
-    for row in _means(probes.filter(pc.equal(step, 0))):
-        _put(found, ("pristine", 0), row)
+    for row in _means(probes.filter(pc.or_(kept, pc.equal(step, 0)))):
+        _put(found, (PHASES[0], row["step_min"]) if row["step_min"] else ("pristine", 0), row)
     reached = [r for r in rounds if (PHASES[0], r) in found]
     for row in _means(probes.filter(fresh), by_step=False):
         for r in reached:
