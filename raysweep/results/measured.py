@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from raysweep.config.names import TrialName, without_seed
 from raysweep.errors import DamagedError, NewerFormatError
+from raysweep.lazy import without_collection
 from raysweep.results.finite import STAT_COLUMNS, first_non_finite_of
 from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import PROBES, STATS, TIMING, TRIALS
@@ -77,6 +78,7 @@ class TrialView:
         return phases(str(self.row["study"]))
 
 
+@without_collection()
 def trial_views(sweep: Sweep) -> list[TrialView]:
     """Return every trial of *sweep* as measured, once for each of its names, in the order of the plan.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from results_helpers import make_trial, write_trial
 
 from raysweep.cli.main import main
 from raysweep.errors import DamagedError
-from raysweep.results import fragments
+from raysweep.results import fragments, measured
 from raysweep.results.folder import Folder
 from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import PROBES
@@ -151,3 +152,27 @@ def test_the_trials_table_is_made_of_one_look_at_the_files(store: ResultStore, r
     after = reads.copy()
     assert sweep.trials().equals(first)
     assert reads == after
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_rests_while_trials_are_read_and_is_as_before_afterwards(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch, enabled: bool
+) -> None:
+    seen: list[bool] = []
+    read = fragments._decoded
+
+    def watched(*arguments: object) -> pa.Table:
+        seen.append(gc.isenabled())
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fragments, "_decoded", watched)
+    monkeypatch.setattr(measured, "seconds_by_phase", lambda timing: {} if len(seen) < 20 else 1 / 0)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(ZeroDivisionError):
+            measured.trial_views(open_sweep(store.folder.base))
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert set(seen) == {False}
