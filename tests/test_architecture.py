@@ -206,7 +206,10 @@ def root(tmp_path_factory):
     [
         ("import raysweep.studies, raysweep.studies.base, raysweep.studies.lifelong", {"torch", "ray", "pyarrow"}),
         ("import raysweep.config.plan, raysweep.config.sweep", {"torch", "ray", "pyarrow", "rich", "typer"}),
-        ("from raysweep.cli.main import main; main(['ls'])", {"torch", "ray", "pyarrow", "scipy", "matplotlib"}),
+        (
+            "from raysweep.cli.main import main; main(['ls'])",
+            {"torch", "ray", "pyarrow", "numpy", "scipy", "matplotlib"},
+        ),
         (
             "from raysweep.cli.main import main; assert main(['validate', 'smoke']) in (0, 2)",
             {"torch", "ray", "pyarrow", "numpy", "transformers", "scipy", "pandas", "matplotlib", "networkx"},

@@ -150,8 +150,9 @@ def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str
     known: set[str] = set()
     content: dict[str, dict[str, dict[str, object]]] = {}
     for sweep, prefix in sweeps:
+        trials = trial_views(sweep)  # before the rows, which then are there without another look at the files
         content[prefix] = contents(sweep)
-        for label, members in groups(trial_views(sweep)):
+        for label, members in groups(trials):
             known |= set(members[0].point)
             if by == "arm" or by in members[0].point:
                 found.append((prefix, f"{prefix}{label}", members))

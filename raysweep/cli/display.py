@@ -177,6 +177,7 @@ class Display:
     def stopped(self, key: str) -> None:
         """Note that a trial no longer runs."""
         self._running.discard(key)
+        self._counted.pop(key, None)  # there may be many trials, and each may have trained something
 
     def line(self, row: Row, failure: str = "") -> str:
         """Return one round as a plain line."""

@@ -19,6 +19,7 @@ from raysweep import __version__
 from raysweep.cli.errors import BAD_INPUT, EXIT_CODES, report
 from raysweep.cli.options import Options
 from raysweep.errors import RaysweepError, SpecError, nearest
+from raysweep.lazy import without_collection
 from raysweep.workspace import VARIABLES, unknown_variables
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -63,7 +64,8 @@ def load(name: str) -> Any:
     origin, _ = COMMANDS[name]
     module, _, attribute = origin.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with without_collection():
+            found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise

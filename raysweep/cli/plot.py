@@ -11,6 +11,7 @@ from typing import Any
 from raysweep.cli import plot_style
 from raysweep.cli.plot_style import Style
 from raysweep.config import names
+from raysweep.results.measured import TrialView
 from raysweep.results.rounds import Configuration, status
 from raysweep.results.tables import Sweep
 from raysweep.results.views import EARLIER, Line, groups, is_number, lines, lines_of, swept_values, trial_views
@@ -24,7 +25,9 @@ PANELS = {
 DECADES = 10.0  # the largest over the smallest value from which on an axis is logarithmic
 
 
-def draw(sweep: Sweep, path: Path, *, phase: str | None = None, by: str = "arm") -> None:
+def draw(
+    sweep: Sweep, path: Path, *, phase: str | None = None, by: str = "arm", trials: Sequence[TrialView] | None = None
+) -> None:
     """Draw the four panels over edits into *path*; colours stand for editors, plain ones are dashed.
 
     Undefined values leave a gap at the end of a curve; the legend has the state of what is not done, or not finite.
@@ -33,8 +36,9 @@ def draw(sweep: Sweep, path: Path, *, phase: str | None = None, by: str = "arm")
         sweep: what is drawn.
         path: the picture.
         phase, by: as in :func:`raysweep.results.views.lines`.
+        trials: those of *sweep*, if they are read already.
     """
-    trials = trial_views(sweep)
+    trials = trial_views(sweep) if trials is None else trials
     configurations = groups(trials, by=by)
     found: dict[str, list[Line]] = {label: [] for label, _ in configurations}
     for line in lines(trials, phase=phase, by=by):
@@ -55,7 +59,10 @@ def draw(sweep: Sweep, path: Path, *, phase: str | None = None, by: str = "arm")
     plot_style.save(figure, path)
 
 
-def draw_over(sweep: Sweep, path: Path, key: str, *, phase: str | None = None, at: int = -1) -> None:
+def draw_over(
+    sweep: Sweep, path: Path, key: str, *, phase: str | None = None, at: int = -1,
+    trials: Sequence[TrialView] | None = None,
+) -> None:  # fmt: skip
     """Draw the four panels over the swept *key* at one round into *path*, a line per arm (and per value of its other swept keys).
 
     The axis is logarithmic where the values span a factor of ten or more; values that are no numbers stand side by side. Arms
@@ -67,11 +74,12 @@ def draw_over(sweep: Sweep, path: Path, key: str, *, phase: str | None = None, a
         key: the swept key.
         phase: as in :func:`raysweep.results.views.lines`.
         at: the round; -1 = the last one in common.
+        trials: those of *sweep*, if they are read already.
 
     Raises:
         SpecError: no trial has the key, or nothing was measured at *at*.
     """
-    trials = trial_views(sweep)
+    trials = trial_views(sweep) if trials is None else trials
     values = swept_values(trials, key)
     configurations = groups(trials)
     measured = {line.label: line for line in lines_of(configurations, phase=phase, at=at)}

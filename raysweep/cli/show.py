@@ -106,9 +106,9 @@ def command(
     if plot is not None:
         draw = lazy("raysweep.cli.plot")
         if over:
-            draw.draw_over(found, plot, over, phase=chosen, at=-1 if at is None else at)
+            draw.draw_over(found, plot, over, phase=chosen, at=-1 if at is None else at, trials=trials)
         else:
-            draw.draw(found, plot, phase=chosen, by=by.value)
+            draw.draw(found, plot, phase=chosen, by=by.value, trials=trials)
         if format_ is Format.TABLE:
             say(f"plot: {plot}")
     report_left_out(found)

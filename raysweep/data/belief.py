@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from raysweep.belief.points import MODAL, ORIGINAL, OTHER_OTHER, OTHER_SAME, SAME_OTHER, EvalPoint
-from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import DataSpec
 from raysweep.data.base import Reading
 from raysweep.errors import DataError, Problem, ProblemsError, RecordError
+from raysweep.lazy import lazy
 from raysweep.records import EditRecord, Probe, ProbeKind, check_record
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
+    from raysweep.belief import points, testbed
     from raysweep.belief.corpus import Corpus
+    from raysweep.belief.points import EvalPoint
+    from raysweep.belief.testbed import Testbed
+else:
+    points, testbed = lazy("raysweep.belief.points"), lazy("raysweep.belief.testbed")
 
 SMALL = ("hparams", "belief", "belief-small.yaml")
 
@@ -54,7 +58,7 @@ class Belief:
         """Return the testbed of the setting in *path*."""
         if path not in self._opened:
             file = path or self.locate(DataSpec(name=self.name), self._workspace)
-            self._opened[path] = Testbed.open(file, self._workspace)
+            self._opened[path] = testbed.Testbed.open(file, self._workspace)
         return self._opened[path]
 
     def count(self, path: Path | None) -> int:
@@ -126,14 +130,14 @@ def record_of(point: EvalPoint) -> EditRecord:
         reworded = asked["paraphrase_case"].prompt
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=reworded, target=update.target))
     if point.flags.downstream_answer_changes:
-        follows = asked[f"editing_{SAME_OTHER}_{MODAL}"]
+        follows = asked[f"editing_{points.SAME_OTHER}_{points.MODAL}"]
         probes.append(
             Probe(kind=ProbeKind.PORTABILITY, prompt=follows.prompt, target=follows.target, name="downstream")
         )
-    for name in (OTHER_SAME, OTHER_OTHER):
+    for name in (points.OTHER_SAME, points.OTHER_OTHER):
         watch = point.watched[name]
-        if watch.objects[MODAL] == watch.objects[ORIGINAL]:
-            stays = asked[f"editing_{name}_{ORIGINAL}"]
+        if watch.objects[points.MODAL] == watch.objects[points.ORIGINAL]:
+            stays = asked[f"editing_{name}_{points.ORIGINAL}"]
             probes.append(
                 Probe(kind=ProbeKind.LOCALITY, prompt=stays.prompt, target=stays.target, name=name, against="base")
             )

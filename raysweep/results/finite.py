@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysweep.results.fragments import read_fragments
@@ -12,6 +13,7 @@ from raysweep.results.schema import PROBES, STATS
 from raysweep.results.store import ResultStore
 from raysweep.rows import NON_FINITE_STAT, ProbeRow, StatRow
 
+STAT_COLUMNS = ("step", "name", "value")
 DRIFT = (
     "drift/"  # norms of the change of a weight: NaN where an entry is (but infinite also where their squares overflow)
 )
@@ -35,8 +37,13 @@ def _tells(name: str, value: float) -> bool:
 def non_finite_step(store: ResultStore, key: str) -> int | None:
     """Return the first non-finite step of the trial *key* by its stored rows, or None."""
     probes = read_fragments(store, PROBES, store.fragments(PROBES, key), columns=("step", "value"))
+    stats = read_fragments(store, STATS, store.fragments(STATS, key), columns=STAT_COLUMNS)
+    return first_non_finite_of(probes, stats)
+
+
+def first_non_finite_of(probes: pa.Table, stats: pa.Table) -> int | None:
+    """Return what :func:`first_non_finite` does, of the stored columns ``step`` and ``value``, and ``STAT_COLUMNS``."""
     undefined = probes.filter(pc.is_nan(probes["value"]))["step"]
-    stats = read_fragments(store, STATS, store.fragments(STATS, key))
     named = pc.or_(
         pc.starts_with(stats["name"], NON_FINITE_STAT),
         pc.and_(pc.starts_with(stats["name"], DRIFT), pc.is_nan(stats["value"])),

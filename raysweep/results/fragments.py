@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from raysweep.errors import DamagedError
 from raysweep.results.schema import TableSchema, upgrade, version_of
 from raysweep.results.store import ResultStore
-from raysweep.results.verified import damaged_error, demand_as_written
+from raysweep.results.verified import damaged_error, read_as_written
+
+_MANY = 64  # files from which on they are decoded by several threads
 
 
 def read_fragments(
@@ -19,51 +21,51 @@ def read_fragments(
 ) -> pa.Table:
     """Return the fragments *names* as one table, in that order; only *columns* of it, if given.
 
+    A trial has few files, of few rows each, so each is read once and decoded by one thread: a ``pyarrow.dataset`` over them takes
+    several times as long.
+
     Raises:
         DamagedError: a fragment is truncated, of another table or trial, or not as it was written.
         NewerFormatError: it is of a newer version.
     """
-    demand_as_written(store.folder, table, names)
+    data = read_as_written(store.folder, table, names)
     wanted = list(columns or table.arrow.names)
-    by_version: dict[int, list[str]] = {}
-    for name in names:
-        path = store.folder.path(name)
-        by_version.setdefault(version_of(_footer(store, name), table, path), []).append(path)
-    parts = []
-    for version, paths in sorted(by_version.items()):
-        try:
-            parts.append(_read(store, table, version, paths, wanted))
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(store, _first_bad(store, names), error) from error
+
+    def read(name: str) -> pa.Table:
+        return _decoded(store, table, name, data.pop(name), wanted)
+
+    if len(names) < _MANY:
+        parts = [read(name) for name in names]
+    else:
+        with ThreadPoolExecutor() as pool:
+            parts = list(pool.map(read, names))
     whole: pa.Table = pa.concat_tables(parts) if parts else table.arrow.empty_table().select(wanted)
     return whole
 
 
-def _read(store: ResultStore, table: TableSchema, version: int, paths: Sequence[str], columns: list[str]) -> pa.Table:
-    """Return *columns* of files of one *version*, brought to the current one."""
-    current = version == table.version
-    found = ds.dataset(
-        paths, schema=table.arrow if current else None, format="parquet", filesystem=store.folder.filesystem
-    )
-    if current:
-        return found.to_table(columns=columns)
-    return upgrade(found.to_table(), table, version).select(columns)
-
-
-def _footer(store: ResultStore, name: str) -> pa.Schema:
+def _decoded(store: ResultStore, table: TableSchema, name: str, data: bytes, columns: Sequence[str]) -> pa.Table:
+    """Return *columns* of the file *name*, which holds *data*, brought to the current version of *table*."""
     try:
-        return pq.read_schema(store.folder.path(name), filesystem=store.folder.filesystem)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            schema = file.schema_arrow
+            version = version_of(schema, table, store.folder.path(name))
+            if version < table.version:
+                return upgrade(file.read(use_threads=False), table, version).select(columns)
+            if schema.equals(table.arrow):
+                return file.read(columns=columns, use_threads=False).select(columns)
+            return _conformed(file.read(use_threads=False), table).select(columns)
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: nulls, or no column, where a value is a must
         raise _unreadable(store, name, error) from error
 
 
-def _first_bad(store: ResultStore, names: Sequence[str]) -> str:
-    for name in names:
-        try:
-            pq.read_table(store.folder.path(name), filesystem=store.folder.filesystem)
-        except (pa.ArrowException, OSError):
-            return name
-    return names[0]
+def _conformed(data: pa.Table, table: TableSchema) -> pa.Table:
+    """Return *data* with the columns and types of *table*: a column that is missing is null, a further one is dropped."""
+    merged = pa.concat_tables([table.arrow.empty_table(), data], promote_options="permissive")
+    return merged.select(table.arrow.names).cast(table.arrow)
 
 
 def _unreadable(store: ResultStore, name: str, error: Exception) -> DamagedError:

@@ -15,13 +15,17 @@ import pyarrow.compute as pc
 
 from raysweep.config.names import TrialName, without_seed
 from raysweep.errors import DamagedError, NewerFormatError
+from raysweep.lazy import without_collection
+from raysweep.results.finite import STAT_COLUMNS, first_non_finite_of
 from raysweep.results.fragments import read_fragments
-from raysweep.results.schema import PROBES, TIMING, TRIALS
+from raysweep.results.schema import PROBES, STATS, TIMING, TRIALS
 from raysweep.results.state import State
-from raysweep.results.tables import Sweep, seconds_by_phase
+from raysweep.results.store import files_of_table
+from raysweep.results.tables import SUMMARY_COLUMNS, Sweep, seconds_by_phase
 from raysweep.studies import phases
 from raysweep.summarize import PHASES, VIEWS, averages
 
+TIMING_COLUMNS = ("trial_key", "phase", "seconds", "count")
 VIEW_OF = {(kind, metric): view for view, (kind, metric) in VIEWS.items()}
 Values = dict[str, dict[str, float]]  # view → record → value
 Where = tuple[str, int]  # phase and step
@@ -74,23 +78,24 @@ class TrialView:
         return phases(str(self.row["study"]))
 
 
+@without_collection()
 def trial_views(sweep: Sweep) -> list[TrialView]:
     """Return every trial of *sweep* as measured, once for each of its names, in the order of the plan.
 
     Those that have not begun are among them, in the state ABSENT; so are those whose files are damaged, in that state and without
     numbers, with the reason in ``sweep.damaged``.
     """
+    read: dict[str, TrialView] = {}
+    for key in sweep.keys:
+        try:
+            read[key] = _read(sweep, key)
+        except (DamagedError, NewerFormatError) as error:
+            sweep.damaged[key] = error.message
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
     study = sweep.plan.get("study") or next((row["study"] for row in rows.values()), "")
-    read: dict[str, TrialView] = {}
     found = []
     for name in sweep.places:
         row = rows.get((name.arm, name.key, _point(name)))
-        if row is not None and name.key not in read and name.key not in sweep.damaged:
-            try:
-                read[name.key] = _read(sweep, row)
-            except (DamagedError, NewerFormatError) as error:
-                sweep.damaged[name.key] = error.message
         if row is None or name.key in sweep.damaged:
             found.append(_unmeasured(name, study, sweep.state(name.key)))
         else:
@@ -98,16 +103,21 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
     return found
 
 
-def _read(sweep: Sweep, row: Mapping[str, Any]) -> TrialView:
-    store, key = sweep.store, row["trial_key"]
-    probes = read_fragments(store, PROBES, store.fragments(PROBES, key))
-    timing = read_fragments(store, TIMING, store.fragments(TIMING, key))
-    rounds = tuple(json.loads(row["spec.protocol.rounds"]))
-    measured, undefined = measure(probes, rounds, int(row["batch_size"]))
-    kept = {*phases(str(row["study"])), "pristine"}
+def _read(sweep: Sweep, key: str) -> TrialView:
+    """Return the trial *key* as measured, without a row; each of its files is read once, whatever is taken from it."""
+    names = sweep.store.folder.files(key)
+    probes, stats, timing = (
+        read_fragments(sweep.store, table, files_of_table(names, table), columns=columns)
+        for table, columns in ((PROBES, SUMMARY_COLUMNS), (STATS, STAT_COLUMNS), (TIMING, TIMING_COLUMNS))
+    )
+    sweep.note(key, first_non_finite_of(probes, stats))
+    spec = sweep.records[key].about()[1]
+    rounds = spec.protocol.rounds
+    measured, undefined = measure(probes, rounds, spec.protocol.batch_size)
+    kept = {*phases(spec.study), "pristine"}
     measured = {where: values for where, values in measured.items() if where[0] in kept}
     seen = tuple(r for r in rounds if any(step == r for _, step in measured))
-    return TrialView(row, seen, measured, seconds_by_phase(timing).get(key, {}), undefined, rounds)
+    return TrialView({}, seen, measured, seconds_by_phase(timing).get(key, {}), undefined, rounds)
 
 
 def _point(name: TrialName) -> str:
@@ -136,10 +146,8 @@ def measure(
     kept = _all(at_round, pc.less_equal(edit, step), pc.greater(gone, step), pc.greater(step, 0))
     fresh = _all(pc.greater_equal(step, edit), pc.less(pc.subtract(step, edit), batch_size), pc.greater(step, 0))
     found: dict[Where, Values] = {}
-    for row in _means(probes.filter(kept)):
-        _put(found, (PHASES[0], row["step_min"]), row)
-    for row in _means(probes.filter(pc.equal(step, 0))):
-        _put(found, ("pristine", 0), row)
+    for row in _means(probes.filter(pc.or_(kept, pc.equal(step, 0)))):
+        _put(found, (PHASES[0], row["step_min"]) if row["step_min"] else ("pristine", 0), row)
     reached = [r for r in rounds if (PHASES[0], r) in found]
     for row in _means(probes.filter(fresh), by_step=False):
         for r in reached:

@@ -228,15 +228,32 @@ def altered_files(folder: Folder, key: str, files: Iterable[TableFile]) -> list[
     files = tuple(files)
 
     def is_altered(file: TableFile) -> bool:
-        try:
-            return checksum(folder.read(f"{key}/{file.name}")) != file.blake2b
-        except OSError:
-            return True
+        data = _bytes_of(folder, f"{key}/{file.name}")
+        return data is None or checksum(data) != file.blake2b
 
     if folder.local is not None:
         return [file.name for file in files if is_altered(file)]
     with ThreadPoolExecutor(_READERS) as pool:
         return [file.name for file, bad in zip(files, pool.map(is_altered, files), strict=True) if bad]
+
+
+def read_files(folder: Folder, key: str, names: Iterable[str]) -> dict[str, bytes]:
+    """Return the bytes of the files *names* of the trial *key*, by name; those that are gone or cannot be read are left out."""
+    names = tuple(names)
+    paths = [f"{key}/{name}" for name in names]
+    if folder.local is not None:
+        found = [_bytes_of(folder, path) for path in paths]
+    else:
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = list(pool.map(lambda path: _bytes_of(folder, path), paths))
+    return {name: data for name, data in zip(names, found, strict=True) if data is not None}
+
+
+def _bytes_of(folder: Folder, path: str) -> bytes | None:
+    try:
+        return folder.read(path)
+    except OSError:
+        return None
 
 
 def checksum(data: bytes) -> str:

@@ -291,8 +291,7 @@ class ResultStore:
 
     def fragments(self, table: TableSchema, key: str) -> list[str]:
         """Return the trial's files of *table*, by rising step, relative to the store's folder."""
-        names = self.folder.files(key)
-        return [n for n in names if n.rpartition("/")[2].startswith(f"{table.name}-") and n.endswith(".parquet")]
+        return files_of_table(self.folder.files(key), table)
 
     def _snapshot_files(self, key: str) -> list[str]:
         names = self.folder.files(key)
@@ -326,6 +325,11 @@ class ResultStore:
         for name in self.folder.files(key):
             if not name.endswith(".corrupt"):
                 self.folder.delete(name)
+
+
+def files_of_table(names: Iterable[str], table: TableSchema) -> list[str]:
+    """Return those of the files *names* of one trial that hold rows of *table*."""
+    return [n for n in names if n.rpartition("/")[2].startswith(f"{table.name}-") and n.endswith(".parquet")]
 
 
 def _tensor_file(key: str, name: str) -> str:

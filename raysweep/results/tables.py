@@ -23,7 +23,7 @@ from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS, TableSchema
 from raysweep.results.state import State, TrialRecord, examine
 from raysweep.results.store import ResultStore
-from raysweep.results.verified import demand_as_written
+from raysweep.results.verified import read_as_written
 from raysweep.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Sweep:
         self.places = (*current, *sorted(begun_as, key=lambda name: name.arm))
         self.search: Mapping[str, Any] = self.plan.get("search", {})
         self.name = str(self.plan.get("sweep") or store.folder.base.rpartition("/")[2])
+        self._contents: dict[str, Content] = {}  # what the trials table has of each trial, as read from its files once
 
     @property
     def names(self) -> tuple[TrialName, ...]:
@@ -117,13 +118,17 @@ class Sweep:
 
     def trials(self) -> pa.Table:
         """Return one row per name (schema ``trials``), with a column per swept key and per resolved value."""
-        contents = {}
         for key in self.keys:
             try:
-                contents[key] = trial_content(self.store, key, self.records[key])
+                if key not in self._contents:
+                    self.note(key, non_finite_step(self.store, key))
             except (DamagedError, NewerFormatError) as error:
                 self.damaged[key] = error.message
-        return trials_table(self.names, contents)
+        return trials_table(self.names, self._contents)
+
+    def note(self, key: str, first_non_finite: int | None) -> None:
+        """Keep the trial's part of the trials table, given its first non-finite step, so that its files are read once."""
+        self._contents[key] = trial_content(key, self.records[key], first_non_finite)
 
     def write_trials(self) -> str:
         """Rebuild ``trials.parquet``; return its path."""
@@ -144,7 +149,7 @@ class Sweep:
         for key in self.keys:
             names = self.store.fragments(table, key)
             try:
-                demand_as_written(self.store.folder, table, names)
+                read_as_written(self.store.folder, table, names)
                 files += names
             except (DamagedError, NewerFormatError) as error:
                 self.damaged[key] = error.message
@@ -194,12 +199,8 @@ def trials_table(names: Iterable[TrialName], contents: Mapping[str, Content]) ->
     return pa.Table.from_arrays(arrays, schema=pa.schema(parts, metadata=TRIALS.arrow.metadata))
 
 
-def trial_content(store: ResultStore, key: str, record: TrialRecord) -> Content:
-    """Return the columns of one trial that do not depend on what it is called, and its resolved values by dotted name.
-
-    Raises:
-        DamagedError: its tables are not as they were written.
-    """
+def trial_content(key: str, record: TrialRecord, first_non_finite: int | None) -> Content:
+    """Return the columns of one trial that do not depend on what it is called, and its resolved values by dotted name."""
     (about, trial), status = record.about(), record.status
     names = ("git_sha", "git_dirty", "raysweep", "python", "torch", "transformers", "ray", "device", "cpu")
     origin = about.provenance
@@ -208,7 +209,7 @@ def trial_content(store: ResultStore, key: str, record: TrialRecord) -> Content:
         "status": status.state.value,
         "step": status.step,
         "error": status.error or None,
-        "non_finite_step": non_finite_step(store, key),
+        "non_finite_step": first_non_finite,
         "study": trial.study,
         "model": trial.model.name,
         "editor": trial.editor.label,
@@ -300,8 +301,12 @@ def _step_of(fragment: str) -> int:
 
 def seconds_by_phase(timing: pa.Table) -> dict[str, dict[str, tuple[float, int]]]:
     """Return ``{trial_key: {phase: (seconds, count)}}``."""
-    sums = timing.group_by(["trial_key", "phase"]).aggregate([("seconds", "sum"), ("count", "sum")])
     found: dict[str, dict[str, tuple[float, int]]] = {}
-    for row in sums.to_pylist():
-        found.setdefault(row["trial_key"], {})[row["phase"]] = (row["seconds_sum"], row["count_sum"])
+    columns = (timing[name].to_pylist() for name in ("trial_key", "phase", "seconds", "count"))
+    for key, phase, seconds, count in zip(
+        *columns, strict=True
+    ):  # few rows: Arrow's grouping takes longer to begin with
+        own = found.setdefault(key, {})
+        before = own.get(phase, (0.0, 0))
+        own[phase] = (before[0] + seconds, before[1] + count)
     return found

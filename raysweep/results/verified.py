@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 from raysweep.errors import DamagedError
 from raysweep.results.folder import Folder
 from raysweep.results.schema import TIMING, TableSchema
-from raysweep.results.state import State, altered_files
+from raysweep.results.state import State, checksum, read_files
 from raysweep.results.statefiles import SNAPSHOT, TIMES, DoneFile, SnapshotFile, TableFile, TimesFile, read_state
 
 _READERS = 16  # trials that are checked at once in storage that is not local
 
 
-def demand_as_written(folder: Folder, table: TableSchema, names: Sequence[str]) -> None:
-    """Raise unless the files *names* of *table*, relative to *folder*, hold what their trials wrote.
+def read_as_written(folder: Folder, table: TableSchema, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the bytes of the files *names* of *table*, relative to *folder*, after a check that they are what their trials wrote.
 
     Files that a finished trial or a snapshot lists are compared by digest, and nothing may stand beside those of a finished trial;
-    of the others every row must be the trial's.
+    of the others every row must be the trial's. Each file is read once, so what is checked is what is returned.
 
     Raises:
         DamagedError: a file is missing, not as it was written, or of another trial; every such file of a trial is named.
@@ -32,15 +32,15 @@ def demand_as_written(folder: Folder, table: TableSchema, names: Sequence[str]) 
     for name in names:
         groups.setdefault(name.partition("/")[0], []).append(name.partition("/")[2])
 
-    def check(group: tuple[str, list[str]]) -> None:
-        _check_trial(folder, table, *group)
+    def read(group: tuple[str, list[str]]) -> dict[str, bytes]:
+        return _read_trial_files(folder, table, *group)
 
     if folder.local is not None:
-        for group in groups.items():
-            check(group)
+        parts = [read(group) for group in groups.items()]
     else:
         with ThreadPoolExecutor(_READERS) as pool:
-            list(pool.map(check, groups.items()))
+            parts = list(pool.map(read, groups.items()))
+    return {name: data for part in parts for name, data in part.items()}
 
 
 def damaged_error(folder: Folder, key: str, files: Sequence[str], reason: str) -> DamagedError:
@@ -50,19 +50,23 @@ def damaged_error(folder: Folder, key: str, files: Sequence[str], reason: str) -
     return DamagedError(f"{path}{more} {reason}", hint="`raysweep run … --repair` makes the trial again")
 
 
-def _check_trial(folder: Folder, table: TableSchema, key: str, names: Sequence[str]) -> None:
+def _read_trial_files(folder: Folder, table: TableSchema, key: str, names: Sequence[str]) -> dict[str, bytes]:
     files, complete = _listed(folder, key, table)
-    listed = {file.name for file in files}
-    altered = altered_files(folder, key, files)
+    listed = {file.name: file.blake2b for file in files}
+    data = read_files(folder, key, dict.fromkeys((*listed, *names)))
+    altered = [name for name, digest in listed.items() if name not in data or checksum(data[name]) != digest]
     if altered:
         raise damaged_error(folder, key, altered, "missing or not as it was written")
     others = [name for name in names if name not in listed]
     if complete and others:
         raise damaged_error(folder, key, others, "none that the trial wrote")
     for name in others:
-        foreign = _trial_keys(folder, f"{key}/{name}") - {key}
+        if name not in data:
+            raise damaged_error(folder, key, [name], "gone, or cannot be read")
+        foreign = _trial_keys(data[name]) - {key}
         if foreign:
             raise damaged_error(folder, key, [name], f"of another trial: {', '.join(sorted(map(str, foreign)))}")
+    return {f"{key}/{name}": data[name] for name in names}
 
 
 def _listed(folder: Folder, key: str, table: TableSchema) -> tuple[list[TableFile], bool]:
@@ -81,10 +85,10 @@ def _listed(folder: Folder, key: str, table: TableSchema) -> tuple[list[TableFil
     return [f for f in files if f.table == table.name], False
 
 
-def _trial_keys(folder: Folder, name: str) -> set[Any]:
-    """Return the keys of the trials whose rows lie in the file *name*; what cannot be read is its reader's to report."""
+def _trial_keys(data: bytes) -> set[Any]:
+    """Return the keys of the trials whose rows lie in a file that holds *data*; what is no Parquet is its reader's to report."""
     try:
-        found: Mapping[str, Any] = pq.read_table(folder.path(name), columns=["trial_key"], filesystem=folder.filesystem)
-        return set(found["trial_key"].to_pylist())
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            return set(file.read(columns=["trial_key"], use_threads=False)["trial_key"].to_pylist())
     except (pa.ArrowException, OSError, KeyError):
         return set()

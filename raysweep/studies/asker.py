@@ -8,11 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from raysweep.belief.asking import Reply
-from raysweep.belief.pointfile import to_line
-from raysweep.belief.points import EvalPoint, Question
-from raysweep.belief.store import without_places
-from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import TrialSpec
 from raysweep.data.belief import record_id, record_of
 from raysweep.errors import RecordError
@@ -23,9 +18,14 @@ from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import ordered
 
 if TYPE_CHECKING:
+    from raysweep.belief import pointfile, store
+    from raysweep.belief.asking import Reply
+    from raysweep.belief.points import EvalPoint, Question
+    from raysweep.belief.testbed import Testbed
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
 else:
+    pointfile, store = lazy("raysweep.belief.pointfile"), lazy("raysweep.belief.store")
     tokens = lazy("raysweep.models.tokens")
 
 log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ class Asker:
 
     def _points(self, positions: Sequence[int]) -> tuple[PointRow, ...]:
         drawn = self.testbed.drawn
-        about = {"spec": without_places(self.testbed.spec), "passed_over": dict(drawn.passed_over)}
+        about = {"spec": store.without_places(self.testbed.spec), "passed_over": dict(drawn.passed_over)}
         testbed = json.dumps({**about, "relations": drawn.relations}, sort_keys=True, ensure_ascii=False)
         came = {r.position: r for r in reversed(self.replacements)}  # whom the first one replaced was planned
         return tuple(
@@ -205,7 +205,7 @@ class Asker:
                 reinforces=bool(point.request and point.request.reinforces),
                 has_relevant_property=point.has_relevant_property,
                 downstream_answer_changes=bool(point.flags and point.flags.downstream_answer_changes),
-                point=to_line(point),
+                point=pointfile.to_line(point),
                 replaces=came[i].refused if i in came else None,
                 refusal=came[i].reason if i in came else None,
                 testbed=testbed,

@@ -11,8 +11,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import __version__
-from raysweep.belief.asking import Select, ask_points
-from raysweep.belief.revision import expectations, revised, revisions
 from raysweep.config.schema import ProtocolSpec, TrialSpec
 from raysweep.editors.base import Stepwise
 from raysweep.errors import Problem, RecordError
@@ -29,12 +27,15 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep import summarize
+    from raysweep.belief import asking, revision
     from raysweep.belief.agent import Agent
+    from raysweep.belief.asking import Select
     from raysweep.editors import build
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
 else:
     torch, build, scoring = lazy("torch"), lazy("raysweep.editors.build"), lazy("raysweep.evals.scoring")
+    asking, revision = lazy("raysweep.belief.asking"), lazy("raysweep.belief.revision")
     summarize = lazy("raysweep.summarize")
 
 _FIELDS = tuple(ProbeRow.__dataclass_fields__)
@@ -168,7 +169,7 @@ class _OneModel:
         """Return the effects of the run, with the asker's records, and with somebody who looks at each round."""
         asker = self.asker
         agents = list(
-            revisions(asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target)
+            revision.revisions(asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target)
         )
 
         def observe(lm: LanguageModel, step: int) -> None:
@@ -185,11 +186,11 @@ class _OneModel:
 
     def _ask(self, lm: LanguageModel, positions: Sequence[int], agent: Agent, step: int) -> None:
         asker, objects = self.asker, self.asker.testbed.basis.graph.objects
-        told = [revised(asker.points[i], agent, objects) for i in positions]
+        told = [revision.revised(asker.points[i], agent, objects) for i in positions]
         points = [
             replace(asker.points[i], questions=questions) for i, (questions, _) in zip(positions, told, strict=True)
         ]
-        replies = ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch)
+        replies = asking.ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch)
         for i, point, said, (_, expected) in zip(positions, points, replies, told, strict=True):
             asker.note(i, point.questions, said, expected, step=step, inner=int(i < step), last=i < step)
 
@@ -328,10 +329,10 @@ class _Apart:
         """Ask about the points at *positions* after *inner* steps of their edits; none: of the pristine model."""
         asker = self.asker
         points = [asker.points[i] for i in positions]
-        replies = ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch, select=select)
+        replies = asking.ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch, select=select)
         for i, point, said in zip(positions, points, replies, strict=True):
             step = i + 1 if inner else 0
-            asker.note(i, point.questions, said, expectations(point, state), step=step, inner=inner, last=last)
+            asker.note(i, point.questions, said, revision.expectations(point, state), step=step, inner=inner, last=last)
 
 
 def pristine_round(

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import (
     belief,
+    commands,
     coverage,
     driver,
     editing,
@@ -102,6 +103,14 @@ def test_driver(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert rows[0]["driver MB"] > 50
     assert "MB a trial" in rows[2]
     assert "| driver MB" in capsys.readouterr().out
+
+
+def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(commands, "COMMANDS", ("--version",))
+    rows = commands.main(["--trials", "2", "--rounds", "1", "--records", "3", "--repeats", "1"])
+    assert [row["command"] for row in rows] == ["--version", "show many", "show many", "compare many"]
+    assert [row["files"] for row in rows[1:]] == [3, 6, 6]
+    assert "| command" in capsys.readouterr().out
 
 
 def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
