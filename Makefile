@@ -30,6 +30,7 @@ fuzz: $(STAMP)
 	RAYSWEEP_FUZZ=5000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -p no:randomly --timeout 3600
 
 docs: $(STAMP)
+	$(BIN)/python -m raysweep.cli.docs architecture > docs/architecture.svg
 	$(BIN)/python -m raysweep.cli.docs errors > docs/errors.md
 	$(BIN)/python -m raysweep.cli.docs keys > docs/keys.md
 	$(BIN)/python -m raysweep.results.schema

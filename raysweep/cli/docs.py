@@ -69,7 +69,13 @@ def keys_page() -> str:
     return page
 
 
-PAGES = {"errors": errors_page, "keys": keys_page}
+def architecture_picture() -> str:
+    """Return ``docs/architecture.svg``."""
+    svg: str = lazy("raysweep.testing.architecture").picture()
+    return svg
+
+
+PAGES = {"architecture": architecture_picture, "errors": errors_page, "keys": keys_page}
 
 
 def main(argv: Sequence[str]) -> int:
