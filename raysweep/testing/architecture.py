@@ -36,7 +36,18 @@ class Layer:
 LAYERS: tuple[Layer, ...] = (
     Layer(("errors", "lazy", "hashing", "runtime", "measures", "processes"), "one idea each, nothing of ours below"),
     Layer(
-        ("atomic", "environment", "intervals", "pytree", "records", "registry", "rows", "seeds", "workspace", "packageindex"),
+        (
+            "atomic",
+            "environment",
+            "intervals",
+            "pytree",
+            "records",
+            "registry",
+            "rows",
+            "seeds",
+            "workspace",
+            "packageindex",
+        ),
         "what everything is told in: records, rows, names, seeds, folders",
     ),
     Layer(("summarize", "world"), "from rows to Rel, Gen, Loc; the made-up world"),
@@ -152,9 +163,7 @@ def picture() -> str:
     for number, layer in enumerate(reversed(LAYERS)):
         y = 10 + number * row
         names = ", ".join(layer.packages)
-        inside = sorted(
-            {m.split(".")[2] for m in known if m.count(".") >= 2 and m.split(".")[1] in layer.packages}
-        )
+        inside = sorted({m.split(".")[2] for m in known if m.count(".") >= 2 and m.split(".")[1] in layer.packages})
         detail = " ".join(inside) if len(layer.packages) == 1 or inside else ""
         detail = detail if len(detail) <= 118 else f"{detail[:116].rpartition(' ')[0]} …"
         rows.append(

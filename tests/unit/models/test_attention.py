@@ -26,7 +26,7 @@ from raysweep.models import attention, hooks, tokens
 from raysweep.models.forward import blocks, llama_fused, positions, prefix_tree
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
-from raysweep.models.modules import codebook, replacement
+from raysweep.models.modules import codebook, replacement, side_memory
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.testing.fixtures import byte_tokenizer, toy_records
 from raysweep.testing.layout_contract import tiny_model
@@ -423,6 +423,6 @@ def test_side_memories_replay_with_the_window() -> None:
     with torch.no_grad():
         moved = job._replayed((record.prompt, record.target), side)
     keys = seen[name, "input"][0]
-    act = training.sidememory.activation(lm)
+    act = side_memory.activation(lm)
     wanted = (act(keys @ side.T) - act(keys @ frozen.T)).norm(dim=-1).mean()
     assert float(moved[0]) == pytest.approx(float(wanted), rel=1e-4)
