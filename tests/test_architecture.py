@@ -20,6 +20,7 @@ PACKAGE = ROOT / "raysweep"
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if "_share" not in p.parts)
 
 BASE = {
+    "atomic",
     "errors",
     "records",
     "rows",

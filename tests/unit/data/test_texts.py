@@ -225,7 +225,7 @@ from pathlib import Path
 from raysweep.config.schema import DataSpec, ModelSpec, TextSpec
 from raysweep.data import resolve as resolve_data
 from raysweep.data.texts import resolve
-from raysweep.models import catalogue
+from raysweep.models.sources import catalogue
 from raysweep.workspace import Workspace
 
 workspace = Workspace(Path(sys.argv[1]))
