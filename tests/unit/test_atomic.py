@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_file_and_a_folder_have_the_modes_of_the_umask(tmp_path: Path) -> None
 
 def test_after_an_error_the_former_file_is_there(tmp_path: Path) -> None:
     write_file(tmp_path / "f", b"old")
-    with pytest.raises(KeyboardInterrupt), file_draft(tmp_path / "f") as draft:
+    with suppress(KeyboardInterrupt), file_draft(tmp_path / "f") as draft:
         draft.write_bytes(b"ha")
         raise KeyboardInterrupt
     assert (tmp_path / "f").read_bytes() == b"old"
@@ -56,7 +57,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path: Path, only_writer: bool) 
 def test_after_an_error_the_former_folder_is_there(tmp_path: Path, only_writer: bool) -> None:
     with write_folder(tmp_path / "d") as draft:
         (draft / "old").touch()
-    with pytest.raises(ValueError, match="no"), write_folder(tmp_path / "d", only_writer=only_writer) as draft:
+    with suppress(ValueError), write_folder(tmp_path / "d", only_writer=only_writer) as draft:
         (draft / "new").touch()
         raise ValueError("no")
     assert names(tmp_path / "d") == ["old"]

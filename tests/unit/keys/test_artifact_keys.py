@@ -398,7 +398,7 @@ def test_every_kind_of_artifact_is_examined() -> None:
     scenes = {scene.partition(",")[0] for scene in SCENES}
     assert found == scenes | ELSEWHERE
     assert set(VERSIONS) == scenes | {"answers"}
-    declared = {k for t in (EDITORS, WRAPPERS) for n in t.names() for k in getattr(t.get(n), "artifacts", ())}
+    declared = {k for t in (EDITORS, WRAPPERS) for n in t.names() for k in getattr(t.get(n), "artifact_kinds", ())}
     assert declared == scenes
 
 
