@@ -35,7 +35,7 @@ from raysweep.artifacts import Artifact
 from raysweep.cli.edit import ALIASES
 from raysweep.config.plan import plan
 from raysweep.config.schema import TrialSpec
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.data.sampling import order
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.locate import contexts
@@ -125,7 +125,7 @@ def trials(options: argparse.Namespace, workspace: Workspace) -> dict[str, Trial
         },
         "arms": arms(options.editor or EDITORS, options.wrap or ("none", "simie"), options.together),
     }
-    return {t.arm: t.trial for t in plan(sweep_of(tree, file="flags"), workspace).trials}
+    return {t.arm: t.trial for t in plan(parse_search_space(tree, file="flags"), workspace).trials}
 
 
 def prepare(trial: TrialSpec, workspace: Workspace) -> Bench:

@@ -20,7 +20,7 @@ import torch
 from benchmarks import measure
 from raysweep.config.load import parse_value
 from raysweep.config.plan import PlannedTrial, plan
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.errors import RunFailedError
 from raysweep.results import runner
 from raysweep.results.schema import PROBES
@@ -65,7 +65,7 @@ def planned(options: argparse.Namespace, editor: str, workspace: Workspace) -> t
         },
         "arms": {"path": {"editor": editor, "wrap": {"name": wrapper, key: {"path": values}}}},
     }
-    found = plan(sweep_of(tree, file="flags", overrides=options.set or ()), workspace)
+    found = plan(parse_search_space(tree, file="flags", overrides=options.set or ()), workspace)
     if len(found.passes) != 1:
         raise RunFailedError(f"{options.path} is no path: {len(found.trials)} trials in {len(found.passes)} passes")
     return found.trials

@@ -27,7 +27,7 @@ from benchmarks import measure
 from raysweep.artifacts import Artifact
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TrialSpec
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.editors.build import build_editor
 from raysweep.editors.locate import second_moments
 from raysweep.editors.specs import MomentSpec
@@ -115,7 +115,7 @@ class World:
             "arms": {"a": {"editor": tree_of(editor)} | ({"wrap": wrap} if wrap else {})},
             "space": {k: {"grid": [v]} for k, v in point.items()},
         }
-        (found,) = plan(sweep_of(tree, file="quirks"), self.workspace).trials
+        (found,) = plan(parse_search_space(tree, file="quirks"), self.workspace).trials
         return found.trial
 
     def run(self, editor: Mapping[str, Any], wrap: str, point: Mapping[str, Any]) -> tuple[EvalRound, Weights]:

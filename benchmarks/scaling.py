@@ -27,7 +27,7 @@ from benchmarks import measure
 from benchmarks.lambda_path import same_rows
 from raysweep.config.load import parse_value
 from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.editors.base import EditStep
 from raysweep.editors.build import build_editor
 from raysweep.errors import RunFailedError
@@ -64,7 +64,7 @@ def planned(options: argparse.Namespace, wrap: str, edits: int, workspace: Works
         "arms": {"one": {"editor": options.editor, **({"wrap": parse_value(wrap, "--wrap")} if wrap else {})}},
         "resources": {"cpu": options.threads, "gpu": "auto", "shards": shards},
     }
-    return plan(sweep_of(tree, file="flags", overrides=options.set or ()), workspace)
+    return plan(parse_search_space(tree, file="flags", overrides=options.set or ()), workspace)
 
 
 def spread(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from raysweep.reports.views import lines, trial_views
 from raysweep.results.provenance import provenance
 from raysweep.results.schema import PROBES
 from raysweep.results.store import ResultStore
-from raysweep.results.tables import open_sweep
+from raysweep.results.tables import open_results
 from raysweep.rows import EvalRound, ProbeRow, Snapshot
 
 TITLE = "the results store"
@@ -99,13 +99,13 @@ def measured(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     ]
     read, plain, view, status = (measure.Clock() for _ in range(4))
     with read.timed():
-        total = open_sweep(folder / "results").probes().num_rows
+        total = open_results(folder / "results").probes().num_rows
     with plain.timed():
         same = ds.dataset([str(p) for p in folder.glob("plain-*.parquet")]).to_table().num_rows
     if total != same:
         raise AssertionError(f"the store has {total} rows, the yardstick {same}")
     with view.timed():
-        lines(trial_views(open_sweep(folder / "results")))
+        lines(trial_views(open_results(folder / "results")))
     for one in trials:
         with status.timed():
             store.status(one.key)

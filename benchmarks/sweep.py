@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import measure
 from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.errors import RunFailedError
 from raysweep.results import runner
 from raysweep.results.store import ResultStore
@@ -40,7 +40,7 @@ def planned(count: int, edits: int, threads: int, workspace: Workspace) -> Plan:
         "space": {"seed": {"grid": list(range(count))}},
         "resources": {"cpu": 1, "gpu": 0},
     }
-    return plan(sweep_of(tree, file="flags"), workspace)
+    return plan(parse_search_space(tree, file="flags"), workspace)
 
 
 def in_process(count: int, edits: int, threads: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks import measure
 from raysweep.config.plan import plan
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     data = {"name": options.data, "size": options.records, **({"path": options.data_path} if options.data_path else {})}
     base = {"model": options.model, "data": data, "protocol": {"rounds": [options.records]}}
     tree = {"sweep": "tracing", "base": base, "arms": {"one": {"editor": "null"}}}
-    trial = plan(sweep_of(tree, file="flags"), workspace).trials[0].trial
+    trial = plan(parse_search_space(tree, file="flags"), workspace).trials[0].trial
     deps = make_deps(workspace)
     about, lm = measure.machine(), deps.load_model(trial.model)
     rows = traced(lm, list(deps.open_dataset(trial.data))[: options.records])

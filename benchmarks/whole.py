@@ -31,7 +31,7 @@ from benchmarks.plain import common, evaluate
 from benchmarks.plain import simie as plain_simie
 from raysweep.config.plan import Plan, plan
 from raysweep.config.schema import TrialSpec
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.errors import RunFailedError
 from raysweep.tune import launch
 from raysweep.workspace import Workspace
@@ -63,7 +63,7 @@ def planned(options: argparse.Namespace, lams: Sequence[float], workspace: Works
         "arms": arms,
         "resources": {"cpu": max(1, options.threads // options.concurrent), "gpu": "auto"},
     }
-    return plan(sweep_of(tree, file="flags", overrides=options.set or ()), workspace)
+    return plan(parse_search_space(tree, file="flags", overrides=options.set or ()), workspace)
 
 
 def ours(options: argparse.Namespace, lams: Sequence[float], root: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.atomic import write_folder
 from raysweep.errors import ArtifactError
 from raysweep.hashing import canonical, digest, file_digest
 
@@ -155,19 +155,12 @@ class ArtifactStore:
     ) -> None:
         from safetensors.torch import save_file
 
-        draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-        draft.mkdir()
-        try:
+        with write_folder(folder) as draft:
             spec = {**canonical(request.identity()), "builder": request.builder}
             (draft / "spec.json").write_text(json.dumps(spec, indent=1, sort_keys=True))
             (draft / "meta.json").write_text(json.dumps(canonical(meta), indent=1, sort_keys=True))
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / "data.safetensors")
             (draft / "COMPLETE").write_text(file_digest(draft / "data.safetensors"))
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(draft, folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
     @contextmanager
     def _claim(self, folder: Path) -> Iterator[bool]:

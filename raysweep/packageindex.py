@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
+from raysweep.atomic import file_draft
+
 PYPI = "https://pypi.org/simple"
 NPM = "https://registry.npmjs.org"
 _JSON = "application/vnd.pypi.simple.v1+json"
@@ -165,7 +167,7 @@ class _Anchors(HTMLParser):
 
 
 def _save(url: str, place: Path) -> Path:
-    with _open(url) as answer, place.open("wb") as file:
+    with _open(url) as answer, file_draft(place, sync=False) as draft, draft.open("wb") as file:
         shutil.copyfileobj(answer, file, _CHUNK)
     return place
 

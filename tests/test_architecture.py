@@ -21,7 +21,7 @@ PACKAGE = ROOT / "raysweep"
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if "_share" not in p.parts)
 
 # Which heavy packages the modules of a package may load at once; the others load them where they are used.
-HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "pandas", "scipy"}
+HEAVY = {"torch", "transformers", "ray", "pyarrow", "safetensors", "matplotlib", "networkx", "pandas", "scipy"}
 LOADS: dict[str, set[str]] = {
     "runtime": {"torch"},
     "models": {"torch", "transformers", "safetensors"},

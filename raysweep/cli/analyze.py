@@ -21,7 +21,7 @@ from raysweep.reports.render import UNDEFINED, Cell, Format, render
 from raysweep.reports.rounds import Labelled, chosen_round, state
 from raysweep.reports.views import TrialView, groups, trial_views
 from raysweep.results.store import ResultStore
-from raysweep.results.tables import Sweep, open_sweep, trial_columns
+from raysweep.results.tables import Sweep, open_results, trial_columns
 from raysweep.studies import default_metric, phases
 from raysweep.summarize import summary
 
@@ -54,7 +54,7 @@ def command(
     analyse = lazy("raysweep.tune.analysis").analyse
 
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = open_sweep(sweep, workspace)
+    found = open_results(sweep, workspace)
     trials = trial_views(found)
     metric = metric or _metric(found, trials)
     mode = mode or str(found.search.get("mode", "max"))

@@ -24,7 +24,7 @@ from raysweep.reports import belief_rows
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.prose import say
 from raysweep.reports.render import Format, complete, render, shown
-from raysweep.results.tables import Sweep, open_sweep
+from raysweep.results.tables import Sweep, open_results
 from raysweep.summarize import Estimate
 
 _ENDINGS = {Format.CSV: "csv", Format.MARKDOWN: "md", Format.LATEX: "tex"}
@@ -51,7 +51,7 @@ def command(
     Example: `raysweep belief report belief_demo --out report`
     """
     workspace = (ctx.find_object(Options) or Options()).workspace
-    found = open_sweep(sweep, workspace)
+    found = open_results(sweep, workspace)
     found.leave_out_altered()
     tables = tables_of(found)
     folder = out or Path(workspace.results(found.name)) / "report"

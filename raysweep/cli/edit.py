@@ -118,7 +118,7 @@ def _make(found: Plan, workspace: Workspace, *, repair: bool) -> None:
     keys = [t.key for t in found.trials]
     with lazy("raysweep.results.drivers").DriverLock(store.folder, keys=keys):
         missing = _run(found, store, workspace, repair=repair)
-    sweep = lazy("raysweep.results.tables").open_sweep(store.folder.location, workspace)
+    sweep = lazy("raysweep.results.tables").open_results(store.folder.location, workspace)
     sweep.write_trials()
     summarise(sweep, store.folder.location)
     for line in lazy("raysweep.reports.standing").damage_lines(missing, labels(found.names)):

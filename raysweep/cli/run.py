@@ -122,7 +122,7 @@ def summarise(found: Sweep, results: str) -> None:
 def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
     """Print the table, where the results lie, what is missing and what is no number."""
     if not (outcome.lost and len(outcome.absent) == len(plan.trials)):
-        summarise(lazy("raysweep.results.tables").open_sweep(outcome.results, workspace), outcome.results)
+        summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)
     arms: dict[str, str] = {}
     for name in plan.names:
         arms.setdefault(name.key, name.arm)

@@ -21,7 +21,7 @@ from raysweep.reports.prose import say
 from raysweep.reports.render import UNDEFINED, Cell, Format, render
 from raysweep.reports.standing import left_out_lines
 from raysweep.reports.views import MAIN, Line, TrialView, all_lines, swept_values, trial_views
-from raysweep.results.tables import Sweep, open_sweep
+from raysweep.results.tables import Sweep, open_results
 
 NAMES = {"ppl": "PPL", "ppl_median": "PPL median", "ppl_expmean": "PPL exp-mean"}
 SweepArgument = Annotated[
@@ -91,7 +91,7 @@ def command(
     if over and plot is None:
         raise SpecError("--over says over which key to draw", hint="add --plot FILE")
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = open_sweep(sweep, workspace, everything=everything)
+    found = open_results(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
     trials = trial_views(found)
     shown = all_lines(trials, phase=chosen, by=by.value, at=at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raysweep.results.tables import Sweep, open_sweep
+from raysweep.results.tables import Sweep, open_results
 from raysweep.workspace import Workspace
 
 Prefixed = tuple[Sweep, str]  # a sweep, and what goes before its labels
@@ -15,7 +15,7 @@ def opened(sweeps: Sequence[str | Prefixed], workspace: Workspace, *, everything
     given = [sweep for sweep in sweeps if isinstance(sweep, str)]
     if len(given) < len(sweeps):
         return [sweep for sweep in sweeps if not isinstance(sweep, str)]
-    found = [open_sweep(name, workspace, everything=everything) for name in given]
+    found = [open_results(name, workspace, everything=everything) for name in given]
     if len(found) == 1:
         return [(found[0], "")]
     names = [sweep.name for sweep in found]

@@ -87,7 +87,7 @@ class Binder:
             protocol=_with_rounds(protocol, chosen.size),
             seed=plain.seed,
             threads=plain.threads,
-            versions=self._versions(editor, chosen.name, study) if editor else {},
+            versions=self._versions(editor, chosen.name, study, protocol) if editor else {},
             environment=dict(self.components.environment),
         )
         fits = self._fits(trial, chosen.size or limits.LARGEST, study, sections)
@@ -155,8 +155,8 @@ class Binder:
         place = self.sweep.source.value(("study",))
         return self._lookups.once(("studies", name), lambda: self.components.studies.get(name), place)
 
-    def _versions(self, editor: EditorSpec, data: str, study: Any) -> dict[str, int]:
-        """Return the version of every component the trial names, and of the artifacts they may ask for."""
+    def _versions(self, editor: EditorSpec, data: str, study: Any, protocol: ProtocolSpec) -> dict[str, int]:
+        """Return the version of every component and metric the trial names, and of the artifacts they may ask for."""
         have = self.components
         named = {
             f"editor/{editor.name}": have.editors.get(editor.name),
@@ -164,7 +164,7 @@ class Binder:
             f"dataset/{data}": have.datasets.get(data),
             f"study/{self.sweep.study}": study,
             "protocol": ProtocolSpec,
-            **{f"metric/{name}": metric for name, metric in METRICS.items()},
+            **{f"metric/{name}": METRICS[name] for name in protocol.metrics},
         }
         kinds = {kind for component in named.values() for kind in getattr(component, "artifact_kinds", ())}
         versions = {name: component.version for name, component in named.items()}

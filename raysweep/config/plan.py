@@ -131,7 +131,7 @@ def plan(
     """Return every trial of *sweep*.
 
     Args:
-        sweep: from :func:`raysweep.config.sweep.open_sweep`.
+        sweep: from :func:`raysweep.config.sweep.load_search_space`.
         workspace: where hyper-parameters, data and models are found.
         components: tables to resolve names with; None = what is installed.
         noted: mistakes of form, to be reported with those of content.

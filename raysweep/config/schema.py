@@ -12,6 +12,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -29,6 +30,7 @@ from raysweep.config.values import Positive as Positive
 from raysweep.config.values import Spec as Spec
 from raysweep.config.values import Threads as Threads
 from raysweep.errors import NameUnknownError, nearest
+from raysweep.evals.metrics import DEFAULT_METRICS, METRICS
 from raysweep.hashing import digest
 from raysweep.records import ProbeKind
 
@@ -110,6 +112,7 @@ class ProtocolSpec(Spec):
         asking: ``teacher_forced`` asks for each target token given the ones before it; ``generation`` lets the model write as
             many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced);
             ``generation_ref`` compares what it wrote as published (quirk Q7; no log-probabilities).
+        metrics: what is computed of each answer (``raysweep ls metrics``); no other metric is in the key.
     """
 
     version: ClassVar[int] = 1
@@ -126,6 +129,25 @@ class ProtocolSpec(Spec):
     immediate: bool = True
     eval_batch: Count = 64
     asking: Literal["teacher_forced", "generation", "generation_ref"] = "teacher_forced"
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_METRICS
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return *names* in the order of the table of metrics, so that the same set is the same key."""
+        for name in names:
+            if name not in METRICS:
+                hint = nearest(name, METRICS)
+                raise ValueError(f"unknown metric '{name}'{f'; {hint}' if hint else ''}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"a metric is named twice: {', '.join(names)}")
+        return tuple(name for name in METRICS if name in names)
+
+    @model_serializer(mode="wrap")
+    def _without_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the default metrics, so that trials planned before there was a choice keep their key."""
+        tree: dict[str, Any] = handler(self)
+        return {k: v for k, v in tree.items() if k != "metrics"} if self.metrics == DEFAULT_METRICS else tree
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ProtocolSpec:

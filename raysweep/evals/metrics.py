@@ -55,6 +55,8 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {}
+DEFAULT_METRICS = ("token_match", "exact_match", "target_logprob", "ppl", "agreement")
+"""What a protocol measures that names no metrics. It must not grow: every past trial would get another key and not be done."""
 
 
 def metric(

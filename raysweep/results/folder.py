@@ -14,6 +14,7 @@ from typing import Any
 
 from pyarrow import fs
 
+from raysweep.atomic import write_file
 from raysweep.errors import StoreError, UnwritableError
 
 _PROBE, _ASIDE = ".probe-", ".deleted-"  # beginnings of names that a reader never lists
@@ -125,7 +126,7 @@ class Folder:
             if self.local is None:
                 self._put(name, data)
             else:
-                self._replace(Path(self.path(name)), data)
+                write_file(Path(self.path(name)), data)
         except OSError as error:
             reason = f"cannot write {self.path(name)}: {error}"
             raise UnwritableError(reason, hint="choose another --storage") from error
@@ -207,23 +208,6 @@ class Folder:
         self.filesystem.create_dir(self.path(name).rpartition("/")[0], recursive=True)
         with self.filesystem.open_output_stream(self.path(name)) as stream:
             stream.write(data)
-
-    def _replace(self, path: Path, data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            with draft.open("wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
-        parent = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
 
 
 def move_aside(folders: Sequence[Path], aside: Path) -> None:

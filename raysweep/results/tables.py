@@ -156,7 +156,7 @@ class Sweep:
         return files
 
 
-def open_sweep(name: str | Path, workspace: Workspace | None = None, *, everything: bool = False) -> Sweep:
+def open_results(name: str | Path, workspace: Workspace | None = None, *, everything: bool = False) -> Sweep:
     """Open a sweep by name, folder or URI.
 
     Raises:

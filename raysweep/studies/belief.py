@@ -311,7 +311,7 @@ class _Apart:
                 for at, (i, own) in enumerate(zip(positions, questions, strict=True)):
                     now.select(torch.tensor([at], device=lm.device))
                     scores = scoring.score(lm, [q.probe for q in own], batch=trial.protocol.eval_batch)
-                    rows += probe_rows(trial.key, i + 1, own, scores, base, {})
+                    rows += probe_rows(trial.key, i + 1, own, scores, base, {}, trial.protocol.metrics)
             stats = [
                 StatRow(trial_key=trial.key, step=i + 1, name="loss", value=loss)
                 for i, loss in zip(positions, now.losses, strict=True)

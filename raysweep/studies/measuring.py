@@ -110,7 +110,8 @@ class Questionnaire:
         """Return the rows of trial *key* about *questions*, asked of the model as it stands after *step* records."""
         scores = self.ask([q.probe for q in questions]) if step else [self.unedited[q.place] for q in questions]
         unedited = {place: found.answers for place, found in self.unedited.items()}
-        return probe_rows(key, step, questions, scores, unedited, self.superseded)
+        metrics = self.trial.protocol.metrics
+        return probe_rows(key, step, questions, scores, unedited, self.superseded, metrics)
 
 
 def probe_rows(
@@ -120,6 +121,7 @@ def probe_rows(
     scores: Sequence[scoring.Scores],
     unedited: Mapping[tuple[int, int], tuple[int, ...]],
     superseded: Mapping[int, int],
+    metrics: Sequence[str],
 ) -> list[ProbeRow]:
     """Return one row per question and metric.
 
@@ -130,12 +132,13 @@ def probe_rows(
         scores: what came back, question by question.
         unedited: the unedited model's answers (token ids), by position of the record and index of the probe.
         superseded: see :class:`raysweep.rows.ProbeRow`, by position.
+        metrics: names of those to compute; each applies to the probes that are compared with what it needs.
     """
     rows = []
     for question, score in zip(questions, scores, strict=True):
         probe = question.probe
         answer = Answer(score.labels, score.answers, unedited.get(question.place, ()), score.logprob)
-        for name, metric in METRICS.items():
+        for metric in (METRICS[name] for name in metrics):
             if metric.needs != probe.against:
                 continue
             rows.append(
@@ -148,7 +151,7 @@ def probe_rows(
                     probe_kind=str(probe.kind),
                     probe_name=probe.name,
                     probe_index=question.probe_index,
-                    metric=name,
+                    metric=metric.name,
                     value=metric(answer),
                     n_tokens=len(score.labels),
                     prompt_digest=text_digest(f"{probe.prompt}\x1f{probe.target}"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.artifacts import ArtifactStore
+from raysweep.atomic import write_file
 from raysweep.config.schema import ModelSpec
 from raysweep.lazy import lazy
 from raysweep.models.sizes import COPY_LIMIT
@@ -143,9 +144,9 @@ class Heartbeat:
             return
         self._last = now
         try:
-            draft = self._path.with_name(f"{HEARTBEAT}.tmp")
-            draft.write_text(json.dumps(asdict(progress)))
-            draft.replace(self._path)
+            if not self._path.parent.is_dir():  # Ray has removed the trial's folder; it must not come back
+                raise FileNotFoundError(self._path)
+            write_file(self._path, json.dumps(asdict(progress)), sync=False)
         except OSError:
             self._path = None
 

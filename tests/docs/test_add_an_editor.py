@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from raysweep.config.components import Components
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, WrapSpec
-from raysweep.config.sweep import open_sweep
+from raysweep.config.sweep import load_search_space
 from raysweep.editors import EDITORS, build
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.registry import Registry
@@ -103,7 +103,7 @@ def test_the_sweep_plans(folder: Path) -> None:
     editors: Registry[Any] = Registry("editor", {"nudge": "nudge:Nudge"})
     components = replace(Components.installed(), editors=editors, wrappers=WRAPPERS)
     workspace = Workspace(folder)
-    found = plan(open_sweep("nudge_size", workspace), workspace, components)
+    found = plan(load_search_space("nudge_size", workspace), workspace, components)
     assert len(found.trials) == 2 * 2 * 3
     assert {t.trial.editor.config["layer"] for t in found.trials} == {1}
     assert YAML(typ="safe", pure=True).load(folder / "hparams/nudge/embedded.yaml")["source"]

@@ -14,7 +14,7 @@ from raysweep.cli.errors import EXIT_CODES
 from raysweep.cli.main import COMMANDS, app
 from raysweep.config.components import Components
 from raysweep.config.plan import plan
-from raysweep.config.sweep import find_file, open_sweep
+from raysweep.config.sweep import find_file, load_search_space
 from raysweep.workspace import Workspace
 from tests.docs.pages import PAGES, ROOT, SPACES, blocks, commands, prose, spans
 
@@ -70,7 +70,7 @@ def test_overrides_of_embedded_sweeps_plan(tmp_path: Path) -> None:
         if path not in SPACES and argv[0] in ("run", "plan", "validate") and len(argv) > 1:
             values = parse(argv)[-1][1]
             if values["set_"] and "smollm2" not in values["file"]:
-                seen += bool(plan(open_sweep(values["file"], workspace, values["set_"]), workspace).trials)
+                seen += bool(plan(load_search_space(values["file"], workspace, values["set_"]), workspace).trials)
     assert seen
 
 
@@ -78,7 +78,7 @@ def test_the_example_search_space_plans(tmp_path: Path) -> None:
     (text,) = (b.text for b in blocks(ROOT / "search_spaces/README.md") if "sweep: my_sweep" in b.text)
     (tmp_path / "my_sweep.yaml").write_text(text, encoding="utf-8")
     workspace = Workspace(tmp_path)
-    found = plan(open_sweep("my_sweep.yaml", workspace), workspace, Components.installed())
+    found = plan(load_search_space("my_sweep.yaml", workspace), workspace, Components.installed())
     assert {t.arm for t in found.trials} == {a.name for a in found.sweep.arms}
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from raysweep.config.plan import plan
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.reports.views import lines, trial_views
 from raysweep.results.runner import run_trial
 from raysweep.results.store import ResultStore
-from raysweep.results.tables import open_sweep
+from raysweep.results.tables import open_results
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from tests.docs.pages import ROOT, blocks
@@ -30,14 +30,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         "arms": {"floor": {"editor": "null"}, "ceiling": {"editor": "oracle"}},
         "space": {"seed": {"grid": [0, 1]}},
     }
-    planned = plan(sweep_of(tree, file="test"), found)
+    planned = plan(parse_search_space(tree, file="test"), found)
     store, deps = ResultStore(found.results("demo")), make_deps(found)
     listed = [{"key": t.key, "arm": t.arm, "point": dict(t.point)} for t in planned.trials]
     store.write_plan({"sweep": "demo", "search": {}, "trials": listed}, "")
     for trial in planned.trials:
         for report in run_trial(trial, deps, store):
             assert not report.error
-    open_sweep("demo", found).write_trials()
+    open_results("demo", found).write_trials()
     return found
 
 
@@ -49,7 +49,7 @@ def test_examples_run_and_agree_with_show(workspace: Workspace, monkeypatch: pyt
     for one in blocks(PAGE):
         if one.language == "python":
             exec(compile(one.text, str(PAGE), "exec"), space)
-    shown = lines(trial_views(open_sweep("demo", workspace)), at=-1)
+    shown = lines(trial_views(open_results("demo", workspace)), at=-1)
     rel = {row["arm"]: row["value_mean_mean_mean"] for row in space["rel"].to_pylist()}
     assert rel == pytest.approx({line.label: line.cells["rel"].mean for line in shown})
     assert rel["ceiling"] == 1.0 > rel["floor"]

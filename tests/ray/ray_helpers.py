@@ -24,7 +24,7 @@ from raysweep.config.schema import (
     SweepSpec,
     TrialSpec,
 )
-from raysweep.results.tables import open_sweep
+from raysweep.results.tables import open_results
 from raysweep.workspace import Workspace
 
 HERE = Path(__file__).resolve().parent
@@ -124,7 +124,7 @@ def table_bytes(root: Path, name: str) -> dict[str, bytes]:
     keep = [p for p in folder.glob("*/*.parquet") if not p.name.startswith("timing")]
     left = [p for p in folder.glob("*/snapshot*") if not (p.parent / "FAILED.json").exists()]
     assert not left + list(folder.glob("_passes/*")), "a trial that is done keeps no snapshot"
-    assert open_sweep(name, Workspace(root=root)).probes().num_rows
+    assert open_results(name, Workspace(root=root)).probes().num_rows
     sink = io.BytesIO()
     pq.write_table(pq.read_table(folder / "trials.parquet").drop_columns(["git_sha", "git_dirty"]), sink)
     return {"trials.parquet": sink.getvalue(), **{str(p.relative_to(folder)): p.read_bytes() for p in sorted(keep)}}

@@ -14,7 +14,7 @@ from ray_helpers import finish, install_fakes, listening, start, table_bytes
 
 from raysweep.results.ray_logs import sessions
 from raysweep.results.store import ResultStore, State
-from raysweep.results.tables import open_sweep
+from raysweep.results.tables import open_results
 from raysweep.tune.analysis import analyse
 from raysweep.workspace import Workspace
 
@@ -62,7 +62,7 @@ def test_rerun_is_no_work_and_needs_no_ray(bench: Bench) -> None:
 
 
 def test_ray_s_own_analysis_agrees(bench: Bench) -> None:
-    sweep = open_sweep("s", Workspace(root=bench.base / "undisturbed"))
+    sweep = open_results("s", Workspace(root=bench.base / "undisturbed"))
     found = analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max")
     assert (found.disagreements, found.rounds.keys()) == ((), set(sweep.keys))
     assert found.compared > 50
@@ -75,7 +75,7 @@ def test_ray_s_own_analysis_agrees(bench: Bench) -> None:
 
 
 def test_ray_s_own_configuration_names_arm_point_and_hyper_parameters(bench: Bench) -> None:
-    sweep = open_sweep("s", Workspace(root=bench.base / "undisturbed"))
+    sweep = open_results("s", Workspace(root=bench.base / "undisturbed"))
     (session,) = sessions(sweep.store)
     analysis = ExperimentAnalysis(sweep.store.folder.path(session))
     best = analysis.get_best_config(metric="retained/avg", mode="max")
@@ -128,7 +128,7 @@ def test_interrupted_then_killed_driver_changes_nothing(bench: Bench) -> None:
     code, outcome, _ = finish(bench.start("driver"))
     assert (code, outcome["done"]) == (0, 4)
     assert bench.bytes("driver") == bench.bytes("undisturbed")
-    sweep = open_sweep("s", Workspace(root=bench.base / "driver"))
+    sweep = open_results("s", Workspace(root=bench.base / "driver"))
     assert analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max").disagreements == ()
 
 
@@ -180,7 +180,7 @@ def test_a_pass_edits_once_and_stores_what_separate_trials_do(passes: Passes) ->
     assert sorted(passes.edits()) == [f"{seed} {step}" for seed in (0, 1) for step in range(1, 7)]
     assert passes.bytes("together") == passes.bytes("alone")
     assert sum(": 6/6 edits" in line for line in lines) == 8, "every trial is reported"
-    sweep = open_sweep("s", Workspace(root=passes.base / "together"))
+    sweep = open_results("s", Workspace(root=passes.base / "together"))
     found = analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max")
     assert (found.disagreements, found.rounds.keys()) == ((), set(sweep.keys))
     assert all(sorted(steps) == [0, 2, 4, 6] for steps in found.rounds.values())
@@ -213,7 +213,7 @@ def test_a_sweep_in_many_sessions_is_as_one(passes: Passes) -> None:
     sessions = sorted((passes.base / "sessions/results/s/_ray").iterdir())
     counts = [len(json.loads(next(s.glob("experiment_state-*.json")).read_text())["trial_data"]) for s in sessions]
     assert counts == [3, 3, 2]
-    sweep = open_sweep("s", Workspace(root=passes.base / "sessions"))
+    sweep = open_results("s", Workspace(root=passes.base / "sessions"))
     found = analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max")
     assert (found.disagreements, found.rounds.keys()) == ((), set(sweep.keys))
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import raysweep
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", sorted(set(raysweep.__all__) - {"__version__"}))
@@ -23,3 +26,34 @@ def test_unknown_name_is_an_attribute_error() -> None:
 def test_importing_raysweep_is_light() -> None:
     code = "import raysweep, sys; assert not {'torch', 'ray', 'pyarrow', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_dir_lists_the_public_names() -> None:
+    assert set(raysweep.__all__) <= set(dir(raysweep))
+
+
+@pytest.mark.parametrize(("old", "new"), [("read_sweep", "load_search_space"), ("open_sweep", "open_results")])
+def test_a_former_name_works_and_says_what_it_is_now(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(raysweep, old) is getattr(raysweep, new)
+
+
+SNIPPET = """\
+import raysweep
+reveal_type(raysweep.load_model)
+reveal_type(raysweep.open_results)
+raysweep.nonexistent
+"""
+
+
+def test_a_type_checker_sees_the_public_names(tmp_path: Path) -> None:
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(SNIPPET)
+    # From the root, with its configuration: so it shares the cache of `make lint` and takes half a second.
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", str(snippet)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    load_model, open_results, missing = answer.stdout.splitlines()
+    assert "ModelSpec" in load_model
+    assert load_model.endswith('-> raysweep.models.lm.LanguageModel"')
+    assert open_results.endswith('-> raysweep.results.tables.Sweep"')
+    assert 'Module has no attribute "nonexistent"' in missing

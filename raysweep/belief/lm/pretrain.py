@@ -7,13 +7,13 @@ step, so a snapshot holds weights, moments and counters, and no generator.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep import atomic
 from raysweep.artifacts import Artifact, ArtifactStore
 from raysweep.belief.corpus.writer import Corpus
 from raysweep.belief.lm import batches
@@ -393,17 +393,9 @@ def write_snapshot(folder: Path, trainer: Trainer) -> None:
     from safetensors.torch import save_file
 
     tensors, meta = trainer.snapshot()
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_file(tensors, draft / "state.safetensors")
-    (draft / "state.json").write_text(json.dumps(meta), encoding="utf-8")
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(draft, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with atomic.write_folder(folder, only_writer=True) as draft:
+        save_file(tensors, draft / "state.safetensors")
+        (draft / "state.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

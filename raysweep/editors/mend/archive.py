@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raysweep.artifacts import ArtifactRequest
+from raysweep.atomic import file_draft, write_file
 from raysweep.errors import ArtifactError
 from raysweep.hashing import canonical, canonical_json, file_digest
 
@@ -82,18 +83,16 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     """Write an archive in one move; *meta* becomes its metadata and ``FILE.json`` beside it."""
     pack(path, tensors, meta)
     text = json.dumps(canonical(meta), indent=1, ensure_ascii=False)
-    path.with_suffix(".json").write_text(f"{text}\n", encoding="utf-8")
+    write_file(path.with_suffix(".json"), f"{text}\n")
 
 
 def pack(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and JSON as one safetensors file, in one move."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
     header = {METADATA: canonical_json(meta)}
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft, header)
-    draft.replace(path)
+    with file_draft(path) as draft:
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft, header)
 
 
 def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -7,9 +7,7 @@ another key, not another model under the old one.
 from __future__ import annotations
 
 import json
-import os
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from raysweep.atomic import write_file
 from raysweep.hashing import canonical_json, digest, file_digest, text_digest
 from raysweep.models.sources.folder import check_folder, check_magic, read_json
 
@@ -141,8 +140,5 @@ class FileHashes:
 
 
 def _remember(place: Path, value: Mapping[str, Any]) -> None:
-    draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     with suppress(OSError):  # a folder that cannot be written remembers nothing
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(draft, place)
+        write_file(place, json.dumps(value, indent=1, sort_keys=True) + "\n", sync=False)

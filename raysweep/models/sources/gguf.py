@@ -12,7 +12,6 @@ import contextlib
 import io
 import json
 import mmap
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.atomic import write_folder
 from raysweep.errors import MissingExtraError, ModelError
 from raysweep.models.sources import gguf_header, gguf_tokenizer
 from raysweep.models.sources.gguf_check import check_header, config_values
@@ -71,17 +71,10 @@ def convert(path: Path, out: Path, *, source: Mapping[str, str] | None = None) -
         source: where the file came from, kept as ``source.json``.
     """
     model, tokenizer = read(path)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _save(model, partial)
-        tokenizer.save_pretrained(partial)
-        (partial / "source.json").write_text(json.dumps(dict(source or {}), indent=1, sort_keys=True) + "\n")
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with write_folder(out) as draft:
+        _save(model, draft)
+        tokenizer.save_pretrained(draft)
+        (draft / "source.json").write_text(json.dumps(dict(source or {}), indent=1, sort_keys=True) + "\n")
     return out
 
 

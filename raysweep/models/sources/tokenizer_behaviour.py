@@ -8,14 +8,13 @@ digest (:class:`Records`); whoever loads the model compares.
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.atomic import write_file
 from raysweep.hashing import digest, file_digest, text_digest
 
 if TYPE_CHECKING:
@@ -142,14 +141,8 @@ class Records:
         return made
 
     def _keep(self, file: Path, value: Mapping[str, Any]) -> None:
-        draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(draft, file)
-        except OSError:
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written keeps nothing
+            write_file(file, json.dumps(value, indent=1, sort_keys=True) + "\n", sync=False)
 
 
 def packages() -> dict[str, str | None]:

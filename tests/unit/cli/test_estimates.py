@@ -8,7 +8,7 @@ import pytest
 
 from raysweep.config.components import Components
 from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.editors.wrappers.prune import Prune
 from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig
 from raysweep.models.sources.catalogue import CATALOGUE
@@ -21,7 +21,7 @@ from raysweep.workspace import Workspace
 def planned(root: Path, **arms: Any) -> tuple[Plan, Workspace]:
     workspace = Workspace(root)
     base = {"model": "embedded", "data": {"name": "world", "size": 10}, "protocol": {"rounds": [10]}}
-    return plan(sweep_of({"sweep": "s", "base": base, "arms": arms}, file="test"), workspace), workspace
+    return plan(parse_search_space({"sweep": "s", "base": base, "arms": arms}, file="test"), workspace), workspace
 
 
 def test_memory_of_a_published_setting(tmp_path: Path) -> None:

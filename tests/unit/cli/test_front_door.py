@@ -388,7 +388,7 @@ def test_news_stop_with_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_the_driver_is_told_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raysweep.config.plan import plan
-    from raysweep.config.sweep import sweep_of
+    from raysweep.config.sweep import parse_search_space
     from raysweep.tune import launch
     from raysweep.workspace import Workspace
 
@@ -401,7 +401,7 @@ def test_the_driver_is_told_before_ray_starts(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(launch, "running_ray", no_ray)
     tree = {"sweep": "t", "base": {"data": {"name": "world", "size": 2}}, "arms": {"n": {"editor": "null"}}}
     workspace, printed = Workspace(tmp_path), []
-    planned = plan(sweep_of(tree, file="test"), workspace)
+    planned = plan(parse_search_space(tree, file="test"), workspace)
     display = Display({t.key: "n" for t in planned.trials}, {t.key: 2 for t in planned.trials}, printer=printed.append)
     with pytest.raises(StartedError):
         launch.run_sweep(planned, workspace, watcher=display)

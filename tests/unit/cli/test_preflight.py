@@ -11,7 +11,7 @@ from raysweep.cli import preflight
 from raysweep.cli.preflight import Machine, check, this_machine
 from raysweep.config.components import Components
 from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.errors import ProblemsError
 from raysweep.workspace import Workspace
 
@@ -24,7 +24,7 @@ def planned(root: Path, **resources: Any) -> Plan:
         "resources": resources,
     }
     tree["arms"]["init"]["wrap"]["backend"] = "closed64"
-    return plan(sweep_of(tree, file="s.yaml"), Workspace(root))
+    return plan(parse_search_space(tree, file="s.yaml"), Workspace(root))
 
 
 def refused(found: Plan, root: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from raysweep.config.components import Components
 from raysweep.config.load import parse
 from raysweep.config.schema import DataSpec, ModelSpec, Positive, Spec, SweepSpec, TextSpec, TrialSpec
-from raysweep.config.sweep import read_sweep
+from raysweep.config.sweep import parse_search_space
 from raysweep.data.base import Reading
 from raysweep.editors.base import BaseEditor, BaseWrapper, EditorConfig
 from raysweep.errors import DataError, ModelError, Problem
@@ -199,7 +199,7 @@ arms:
 
 
 def sweep(text: str = SWEEP, *overrides: str) -> SweepSpec:
-    return read_sweep(parse(text, "x.yaml"), overrides)
+    return parse_search_space(parse(text, "x.yaml"), overrides)
 
 
 def with_space(space: str, search: str = "{sampler: random, samples: 4, seed: 7}") -> SweepSpec:

@@ -14,7 +14,7 @@ from raysweep.belief.lm.pretrain import SHAPES
 from raysweep.belief.spec import PretrainSpec
 from raysweep.belief.testbed import read_setting
 from raysweep.config.plan import plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.sweep import load_search_space
 from raysweep.errors import ProblemsError
 from raysweep.workspace import Workspace
 
@@ -33,7 +33,7 @@ SMALLER = {
 @pytest.mark.parametrize(("name", "arms"), [("belief_demo", 5), ("belief_lifelong", 4)])
 def test_spaces_of_the_embedded_world_plan(name: str, arms: int, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    planned = plan(open_sweep(name, workspace), workspace)
+    planned = plan(load_search_space(name, workspace), workspace)
     assert len(planned.trials) == arms
     assert len({trial.trial.model.digest for trial in planned.trials}) == 1, "all arms share one trained model"
 
@@ -42,7 +42,7 @@ def test_spaces_of_the_embedded_world_plan(name: str, arms: int, tmp_path: Path)
 def test_missing_files_are_named_before_anything_starts(name: str, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with pytest.raises(ProblemsError) as told:
-        plan(open_sweep(name, workspace), workspace)
+        plan(load_search_space(name, workspace), workspace)
     said = {p.message for p in told.value.problems}
     assert any(m.startswith(f"Wikidata5m: {tmp_path / 'data' / 'wikidata5m'} lacks wikidata5m") for m in said), said
     assert all("raysweep data fetch wikidata5m" in p.hint for p in told.value.problems)
@@ -64,12 +64,12 @@ def test_where_the_files_lie_the_large_spaces_plan(name: str, arms: int, tmp_pat
     write_wikidata(tmp_path / "data/wikidata5m", SyntheticSpec(subjects=120, arrows=5))
     if "one_gpu" not in name:
         with pytest.raises(ProblemsError, match="tokenizer"):
-            plan(open_sweep(name, workspace), workspace)
+            plan(load_search_space(name, workspace), workspace)
         folder = tmp_path / "models/mistral-7b"
         folder.mkdir(parents=True)
         words = tokenizer.word_tokenizer(graph_from_names([("a", "b", "c"), ("a", "d", "e")]))
         words.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    planned = plan(open_sweep(name, workspace), workspace)
+    planned = plan(load_search_space(name, workspace), workspace)
     assert len(planned.trials) == arms
     assert {t.trial.data.size for t in planned.trials} == {12}
 

@@ -8,7 +8,7 @@ import pytest
 
 from raysweep.config.names import TrialName, labels, unique
 from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import read_sweep
+from raysweep.config.sweep import parse_search_space
 from raysweep.errors import ProblemsError
 from raysweep.registry import Registry
 from raysweep.studies import STUDIES, default_metric, phases
@@ -60,7 +60,7 @@ def workspace(tmp_path):
 
 
 def planned(text: str, workspace: Workspace, *overrides: str) -> Plan:
-    return plan(read_sweep(sweep(text).source, overrides), workspace, components())
+    return plan(parse_search_space(sweep(text).source, overrides), workspace, components())
 
 
 def test_every_arm_of_equal_content_has_its_names_and_runs_once(workspace):
@@ -95,5 +95,5 @@ def test_the_default_metric_follows_the_study(workspace):
 def test_a_metric_that_the_study_does_not_have_is_refused(workspace):
     kinds = replace(components(), studies=Registry("study", {"lifelong": "raysweep.studies.belief:Belief"}))
     with pytest.raises(ProblemsError) as caught:
-        plan(read_sweep(sweep(SWEEP).source, ["search.metric=retained/rel"]), workspace, kinds)
+        plan(parse_search_space(sweep(SWEEP).source, ["search.metric=retained/rel"]), workspace, kinds)
     assert any("no round has a value 'retained/rel'" in p.message for p in caught.value.problems)

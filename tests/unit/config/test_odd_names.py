@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.config.load import parse
-from raysweep.config.sweep import examine_sweep, read_sweep
+from raysweep.config.sweep import examine_sweep, parse_search_space
 from raysweep.errors import ProblemsError
 
 ARM = "sweep: x\narms: {{{name}: {{editor: plain}}}}\n"
@@ -38,7 +38,7 @@ def test_an_arm_s_name_can_be_shown(name: str, said: str) -> None:
 
 @pytest.mark.parametrize("name", ["[red]", "a b", "é", "💥", "1e3", "on", "'a: b'", "[/]"])
 def test_other_names_stay_as_they_are(name: str) -> None:
-    spec = read_sweep(parse(f"sweep: x\narms: {{'{name.strip(chr(39))}': {{editor: plain}}}}\n"))
+    spec = parse_search_space(parse(f"sweep: x\narms: {{'{name.strip(chr(39))}': {{editor: plain}}}}\n"))
     assert spec.arms[0].name == name.strip("'")
 
 
@@ -50,7 +50,9 @@ def test_two_unicode_forms_of_one_name_are_two_arms_nobody_can_tell_apart() -> N
 
 def test_an_override_finds_an_arm_in_either_form() -> None:
     one, two = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    spec = read_sweep(parse(f"sweep: x\narms: {{{one}: {{editor: plain}}}}\n"), [f"arms.{two}.editor.layers=[3]"])
+    spec = parse_search_space(
+        parse(f"sweep: x\narms: {{{one}: {{editor: plain}}}}\n"), [f"arms.{two}.editor.layers=[3]"]
+    )
     assert dict(spec.arms[0].editor.config) == {"layers": [3]}
 
 
@@ -87,13 +89,13 @@ def test_a_nested_space_is_told_its_dotted_keys(space: str, line: str) -> None:
 def test_a_path_is_taken_as_it_stands() -> None:
     """YAML would make a mapping of ``: `` and cut a path at `` #``."""
     source = parse("sweep: x\nbase: {data: {name: d}}\narms: {a: {editor: plain}}\n")
-    spec = read_sweep(source, ["data.path=/tmp/a: b #1/rows.json", 'model.path="/m x"'])
+    spec = parse_search_space(source, ["data.path=/tmp/a: b #1/rows.json", 'model.path="/m x"'])
     assert spec.base["data"]["path"] == "/tmp/a: b #1/rows.json"
     assert spec.base["model"]["path"] == "/m x"
-    swept = read_sweep(source, ["space.data.path={grid: [a.json, b.json]}"])
+    swept = parse_search_space(source, ["space.data.path={grid: [a.json, b.json]}"])
     assert swept.space["data.path"].values == tuple(str(Path.cwd() / name) for name in ("a.json", "b.json"))
 
 
 def test_an_override_has_an_end() -> None:
     with pytest.raises(ProblemsError, match="a key has at most 32 parts"):
-        read_sweep(parse("sweep: x\narms: {a: {editor: plain}}\n"), [".".join("a" * 5000) + "=1"])
+        parse_search_space(parse("sweep: x\narms: {a: {editor: plain}}\n"), [".".join("a" * 5000) + "=1"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.sweep import load_search_space
 from raysweep.testing.fixtures import byte_tokenizer
 from raysweep.workspace import Workspace, package_share
 
@@ -72,7 +72,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def planned(name: str, workspace: Workspace, sets: list[str] | None = None) -> Plan:
-    return plan(open_sweep(name, workspace, sets or []), workspace)
+    return plan(load_search_space(name, workspace, sets or []), workspace)
 
 
 def test_there_is_one_file_per_table() -> None:

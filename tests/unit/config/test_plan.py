@@ -3,7 +3,7 @@ import pytest
 from raysweep.config.load import parse
 from raysweep.config.plan import bind, domains, plan
 from raysweep.config.space import Grid
-from raysweep.config.sweep import read_sweep
+from raysweep.config.sweep import parse_search_space
 from raysweep.errors import NameUnknownError, ProblemsError
 from raysweep.evals.metrics import METRICS
 from raysweep.workspace import Workspace
@@ -131,7 +131,7 @@ class TestPoints:
 
     def test_swept_dataset_does_not_inherit_the_path(self, workspace):
         spec = with_space("{data.name: {grid: [hundred, other]}}")
-        spec = read_sweep(spec.source, ["data.path=a.json"])
+        spec = parse_search_space(spec.source, ["data.path=a.json"])
         found = planned(spec, workspace).trials
         assert [bool(t.trial.data.path) for t in found[:2]] == [True, False]
 
@@ -384,7 +384,7 @@ arms:
   c: {editor: memory, wrap: [{name: ridge, lamb: 1}]}
 search: {metric: retained/rle}
 """
-        found = complaints(read_sweep(parse(text, "x.yaml")), workspace)
+        found = complaints(parse_search_space(parse(text, "x.yaml")), workspace)
         expected = [
             ("x.yaml:2:8  unknown study 'lifelog'", "did you mean: lifelong"),
             ("x.yaml:4:26  unknown key 'dtyp' in model", "did you mean: dtype"),
@@ -465,6 +465,6 @@ search: {metric: retained/rle}
 
     def test_swept_editor_key_with_an_unknown_editor_is_one_problem(self, workspace):
         text = "sweep: x\nbase: {data: hundred}\narms: {a: {editor: surgon}}\nspace: {editor.rate: {grid: [1]}}"
-        found = complaints(read_sweep(parse(text, "x.yaml")), workspace)
+        found = complaints(parse_search_space(parse(text, "x.yaml")), workspace)
         assert len(found) == 1
         assert "unknown editor 'surgon'" in found[0]

@@ -9,7 +9,7 @@ import pytest
 
 from raysweep.config.load import parse
 from raysweep.config.plan import Plan, plan
-from raysweep.config.sweep import read_sweep
+from raysweep.config.sweep import parse_search_space
 from raysweep.errors import ProblemsError
 from raysweep.workspace import Workspace, package_share, resolve_from_cwd
 from tests.unit.config.fakes import components
@@ -31,7 +31,7 @@ space:
 
 
 def planned(workspace: Workspace, *overrides: str, text: str = SPACE) -> Plan:
-    return plan(read_sweep(parse(text, "x.yaml"), overrides), workspace, components())
+    return plan(parse_search_space(parse(text, "x.yaml"), overrides), workspace, components())
 
 
 def refused(workspace: Workspace, *overrides: str, text: str = SPACE) -> list[str]:
@@ -257,7 +257,7 @@ class TestPaths:
 
 def test_what_was_laid_over_reads_back(workspace: Workspace) -> None:
     said = ["seed={grid: [1, 2]}", "protocol.immediate=true", "sweep=y", "arms.own.editor.layers=[1]", 'model.bos="1"']
-    sweep = read_sweep(parse(SPACE, "x.yaml"), said)
-    again = read_sweep(parse(SPACE, "x.yaml"), sweep.source.overrides)
+    sweep = parse_search_space(parse(SPACE, "x.yaml"), said)
+    again = parse_search_space(parse(SPACE, "x.yaml"), sweep.source.overrides)
     assert again.model_dump(mode="json") == sweep.model_dump(mode="json")
     assert again.base["model"]["bos"] == "1"

@@ -11,7 +11,7 @@ from raysweep.belief.spec import BeliefSpec
 from raysweep.config.hparams import layers
 from raysweep.config.load import read
 from raysweep.config.plan import plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.sweep import load_search_space
 from raysweep.data import DATASETS
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
@@ -54,7 +54,7 @@ def test_simie_around_memit_takes_its_keys_after_the_edit_on_smollm2() -> None:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_shipped_spaces_on_the_embedded_model_plan(name: str, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    assert plan(open_sweep(name, workspace), workspace).trials
+    assert plan(load_search_space(name, workspace), workspace).trials
 
 
 def test_every_space_says_how_to_run_it() -> None:

@@ -4,7 +4,7 @@ from raysweep.config.load import parse
 from raysweep.config.places import Place, Source
 from raysweep.config.schema import SweepSpec
 from raysweep.config.space import Grid
-from raysweep.config.sweep import find_file, open_sweep, read_sweep, sweep_of
+from raysweep.config.sweep import find_file, load_search_space, parse_search_space
 from raysweep.errors import NameUnknownError, ProblemsError
 from raysweep.workspace import Workspace, package_share
 from tests.unit.config.fakes import SWEEP, sweep
@@ -12,7 +12,7 @@ from tests.unit.config.fakes import SWEEP, sweep
 
 def complaints(text, *overrides):
     with pytest.raises(ProblemsError) as caught:
-        read_sweep(parse(text, "x.yaml"), overrides)
+        parse_search_space(parse(text, "x.yaml"), overrides)
     return [str(p) for p in caught.value.problems]
 
 
@@ -37,7 +37,7 @@ def test_dump_reads_back():
 
 
 def test_a_tree_without_a_file():
-    spec = sweep_of({"sweep": "e", "arms": {"a": {"editor": "plain"}}}, overrides=["seed=3"])
+    spec = parse_search_space({"sweep": "e", "arms": {"a": {"editor": "plain"}}}, overrides=["seed=3"])
     assert spec.base == {"seed": 3}
 
 
@@ -169,25 +169,25 @@ class TestFinding:
         workspace = Workspace(tmp_path)
         assert find_file(str(file), workspace) == file
         assert find_file("x", workspace) == find_file("x.yaml", workspace) == file
-        assert open_sweep("search_spaces/x.yaml", workspace).name == "x"
+        assert load_search_space("search_spaces/x.yaml", workspace).name == "x"
 
     def test_unknown_name(self, tmp_path):
         (tmp_path / "search_spaces").mkdir()
         (tmp_path / "search_spaces" / "demo.yaml").write_text(SWEEP)
         with pytest.raises(NameUnknownError, match=r"no search space 'dmo'.*\n    did you mean: demo"):
-            open_sweep("dmo", Workspace(tmp_path, share=tmp_path))
+            load_search_space("dmo", Workspace(tmp_path, share=tmp_path))
 
 
 def test_the_readmes_example_reads():
     text = (package_share() / "search_spaces" / "README.md").read_text(encoding="utf-8")
     example = text.split("```yaml\n")[1].split("```")[0]
-    assert len(read_sweep(parse(example)).arms) == 4
+    assert len(parse_search_space(parse(example)).arms) == 4
 
 
 def test_every_shipped_space_reads():
     workspace = Workspace(package_share())
     for name in workspace.spaces():
-        spec = open_sweep(name, workspace)
+        spec = load_search_space(name, workspace)
         assert spec.name == name
         assert spec.source.text.startswith(f"# raysweep run {name}"), "the first line is the command that runs it"
 

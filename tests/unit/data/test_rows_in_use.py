@@ -12,7 +12,7 @@ import pytest
 from raysweep.cli.main import main
 from raysweep.config.plan import Plan, plan
 from raysweep.config.schema import DataSpec
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.data import open_dataset, resolve
 from raysweep.data.files import train_file
 from raysweep.data.zsre import Zsre
@@ -54,7 +54,7 @@ def planned(workspace: Workspace, rows: Any, arms: dict[str, Any], **data: Any) 
         "base": {"model": "embedded", "data": {"name": "zsre", "path": path, **data}},
         "arms": {name: {"editor": editor} for name, editor in arms.items()},
     }
-    return plan(sweep_of(tree, file="s.yaml"), workspace)
+    return plan(parse_search_space(tree, file="s.yaml"), workspace)
 
 
 def complaints(workspace: Workspace, rows: Any, arms: dict[str, Any], **data: Any) -> list[str]:

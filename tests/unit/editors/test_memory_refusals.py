@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.config.plan import plan
-from raysweep.config.sweep import open_sweep
+from raysweep.config.sweep import load_search_space
 from raysweep.errors import ProblemsError
 from raysweep.workspace import Workspace
 
@@ -28,7 +28,7 @@ def test_simie_around_a_memory_editor_is_refused_at_validation(editor: str, tmp_
     file.write_text(SPACE.format(editor=editor))
     workspace = Workspace(Path(__file__).parents[3])
     with pytest.raises(ProblemsError) as caught:
-        plan(open_sweep(str(file), workspace), workspace)
+        plan(load_search_space(str(file), workspace), workspace)
     found = [p for p in caught.value.problems if p.code == "E-WRAP"]
     assert len(found) == 1
     assert f"simie cannot wrap '{editor}': it changes modules, not weights" in found[0].message

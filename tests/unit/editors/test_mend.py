@@ -14,7 +14,7 @@ from raysweep.artifacts import Artifact, ArtifactStore
 from raysweep.cli import train_mend
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, ModelSpec
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.editors import build
 from raysweep.editors.mend import archive, factors, network
 from raysweep.editors.mend import editor as mend_editor
@@ -317,7 +317,7 @@ def test_the_plan_covers_the_archive_and_the_fold(tmp_path: Path) -> None:
             "base": {"data": {"name": "world", "size": 2}},
             "arms": {"a": {"editor": {"name": "mend", **editor}}},
         }
-        return plan(sweep_of(tree, file="t.yaml"), workspace).trials[0].trial
+        return plan(parse_search_space(tree, file="t.yaml"), workspace).trials[0].trial
 
     trained = trial()
     assert trained.editor.config["train"]["data"]["digest"] == trained.data.digest

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TextSpec, WrapSpec
-from raysweep.config.sweep import open_sweep
+from raysweep.config.sweep import load_search_space
 from raysweep.editors.build import build_editor
 from raysweep.editors.linalg import least_squares
 from raysweep.editors.locate import keys, second_moments
@@ -119,7 +119,7 @@ arms:
 def test_lambda_in_units_of_energy_is_written_and_swept_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "units.yaml").write_text(SWEEP)
     workspace = Workspace(tmp_path)
-    found = plan(open_sweep("units.yaml", workspace), workspace).trials
+    found = plan(load_search_space("units.yaml", workspace), workspace).trials
     assert [t.trial.editor.wrap[0].config["lam"] for t in found] == [{"energy": x} for x in (0.1, 0.01, 1.0)]
     assert all(t.trial.editor.wrap[0].config["text"]["digest"] for t in found)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from raysweep.config.plan import plan
 from raysweep.config.schema import TrialSpec
-from raysweep.config.sweep import sweep_of
+from raysweep.config.sweep import parse_search_space
 from raysweep.testing.fixtures import byte_tokenizer
 from raysweep.testing.layout_contract import tiny_model
 from raysweep.workspace import Workspace, package_share
@@ -86,7 +86,7 @@ def planned(root: Path) -> Planned:
             "base": base | changed,
             "arms": {"a": {"editor": {"name": "rome", **text}, "wrap": "simie"}},
         }
-        (found,) = plan(sweep_of(json.loads(json.dumps(tree)), file="flags"), Workspace(root)).trials
+        (found,) = plan(parse_search_space(json.loads(json.dumps(tree)), file="flags"), Workspace(root)).trials
         return found.trial
 
     return one

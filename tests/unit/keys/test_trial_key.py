@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,11 @@ from raysweep.config.schema import (
 )
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
+from raysweep.evals.metrics import DEFAULT_METRICS, METRICS, Answer, metric
+from raysweep.evals.scoring import Scores
+from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.results.tables import flatten
+from raysweep.studies.measuring import Question, probe_rows
 from tests.changes import changes, leaves
 from tests.contracts.test_editors import CONFIGS
 
@@ -49,13 +53,26 @@ STARTS: Mapping[str, Mapping[str, Any]] = {  # configurations of which every lea
 STUCK = {"alphaedit": ["moments.damping"]}  # must be 0: the projector takes its place
 
 
+@pytest.fixture
+def added_metric() -> Iterator[str]:
+    """The name of a metric that somebody adds."""
+
+    @metric(version=7, needs="target", range=(0.0, 100.0))
+    def n_answered(answer: Answer) -> float:
+        """How many tokens were answered."""
+        return float(len(answer.answers))
+
+    yield "n_answered"
+    del METRICS["n_answered"]
+
+
 def trial(**changed: Any) -> TrialSpec:
     base: dict[str, Any] = {
         "study": "lifelong",
         "model": ModelSpec(digest="m", tokenizer_digest="t"),
         "data": DataSpec(digest="d", size=12, invalid="skip", left_out=(3,)),
         "editor": EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name="simie", config={"lam": 1.0}),)),
-        "protocol": ProtocolSpec(rounds=(0, 12)),
+        "protocol": ProtocolSpec(rounds=(0, 12), metrics=("token_match", "ppl")),
         "seed": 0,
         "versions": {"editor/ft": 1},
         "environment": {"MKL_CBWR": "AVX2"},
@@ -127,3 +144,41 @@ def test_the_tests_that_the_page_names_exist() -> None:
     assert len(named) > 15
     for file, function in named:
         assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{function}"
+
+
+def test_a_metric_added_to_the_table_moves_no_key(planned: Callable[..., TrialSpec], added_metric: str) -> None:
+    now = planned()
+    assert f"metric/{added_metric}" not in now.versions
+    assert "metrics" not in now.identity()["protocol"]
+    assert TrialSpec.model_validate(now.model_dump(mode="json")) == now
+
+
+def test_a_protocol_that_asks_for_a_metric_has_another_key_and_its_rows(
+    planned: Callable[..., TrialSpec], added_metric: str
+) -> None:
+    trial = planned(protocol={"rounds": [0, 3], "metrics": [added_metric, "token_match"]})
+    assert trial.protocol.metrics == ("token_match", added_metric)  # in the table's order
+    assert {n for n in trial.versions if n.startswith("metric/")} == {"metric/token_match", f"metric/{added_metric}"}
+    assert trial.key != planned().key
+    probe = Probe(kind=ProbeKind.EFFICACY, prompt="p", target="t")
+    record = EditRecord(id="r", prompt="p", subject="p", target="t", probes=(probe,))
+    question = Question(0, record, 0, probe)
+    score = Scores(labels=(1, 2), answers=(1, 3), logprob=-1.0, text="")
+    rows = probe_rows(trial.key, 1, [question], [score], {}, {}, trial.protocol.metrics)
+    assert [(row.metric, row.value) for row in rows] == [("token_match", 0.5), (added_metric, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [(["token_mtch"], "did you mean: token_match"), (["ppl", "ppl"], "twice"), ([], "at least 1")],
+)
+def test_metrics_that_cannot_be_computed_are_refused(metrics: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProtocolSpec(metrics=tuple(metrics))
+
+
+def test_the_default_metrics_are_those_that_past_keys_hold() -> None:
+    assert DEFAULT_METRICS == ("token_match", "exact_match", "target_logprob", "ppl", "agreement")
+    everything = ProtocolSpec(metrics=tuple(reversed(DEFAULT_METRICS)))
+    assert everything == ProtocolSpec()
+    assert "metrics" not in everything.model_dump()

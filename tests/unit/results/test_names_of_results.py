@@ -15,7 +15,7 @@ from raysweep.reports.notes import outdated
 from raysweep.reports.render import Format, render
 from raysweep.reports.views import Line, groups, lines, trial_views
 from raysweep.results.store import TRIAL, ResultStore
-from raysweep.results.tables import Sweep, open_sweep
+from raysweep.results.tables import Sweep, open_results
 from raysweep.workspace import Workspace
 
 Place = tuple[str, TrialSpec] | tuple[str, TrialSpec, dict[str, Any]]
@@ -144,7 +144,7 @@ def test_a_space_that_changed_after_its_run_is_said(tmp_path: Path, store: Resul
     file.write_text("sweep: s\narms: {one: {editor: x}, two: {editor: y}}\n")
     begin(store, make_trial())
     write_plan(store, ("one", make_trial()), file=str(file), text=file.read_text())
-    sweep = open_sweep("s", Workspace(root=tmp_path))
+    sweep = open_results("s", Workspace(root=tmp_path))
     assert outdated(sweep) == []
     file.write_text("# a remark\n" + file.read_text())
     assert outdated(sweep) == [], "it says the same"

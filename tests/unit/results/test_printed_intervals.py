@@ -22,7 +22,7 @@ from raysweep.reports import notes
 from raysweep.reports.render import Format, render, shown, with_interval
 from raysweep.reports.views import lines, paired, trial_views
 from raysweep.results.store import ResultStore
-from raysweep.results.tables import Sweep, open_sweep
+from raysweep.results.tables import Sweep, open_results
 from raysweep.rows import EvalRound, ProbeRow
 from raysweep.summarize import VIEWS, Estimate, pooled, pooled_expmean, pooled_geo, pooled_median
 from raysweep.workspace import Workspace
@@ -139,7 +139,7 @@ def test_the_plot_s_bands_are_the_intervals(
     bands: list[tuple[float, float]] = []
     monkeypatch.setattr(Axes, "fill_between", lambda self, x, low, high, **_: bands.append((low[0], high[0])))
     store_sweep(tmp_path / "results" / "s", values)
-    draw(open_sweep("s", Workspace(root=tmp_path)), tmp_path / "p.png")
+    draw(open_results("s", Workspace(root=tmp_path)), tmp_path / "p.png")
     found = intervals.share(values[None])
     assert bands[0] == (pytest.approx(float(found.low)), pytest.approx(float(found.high)))
 

@@ -20,7 +20,7 @@ from raysweep.results.folder import Folder
 from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import PROBES
 from raysweep.results.store import ResultStore
-from raysweep.results.tables import open_sweep
+from raysweep.results.tables import open_results
 
 SEEDS, STATE_READS = range(3), 8  # state files read per trial, at most
 
@@ -148,7 +148,7 @@ def test_a_file_of_another_shape_is_brought_to_the_schema_or_damaged(tmp_path: P
 
 
 def test_the_trials_table_is_made_of_one_look_at_the_files(store: ResultStore, reads: Counter[str]) -> None:
-    sweep = open_sweep(store.folder.base)
+    sweep = open_results(store.folder.base)
     first = sweep.trials()
     after = reads.copy()
     assert sweep.trials().equals(first)
@@ -172,7 +172,7 @@ def test_the_garbage_collector_rests_while_trials_are_read_and_is_as_before_afte
     try:
         (gc.enable if enabled else gc.disable)()
         with pytest.raises(ZeroDivisionError):
-            measured.trial_views(open_sweep(store.folder.base))
+            measured.trial_views(open_results(store.folder.base))
         assert gc.isenabled() is enabled
     finally:
         (gc.enable if before else gc.disable)()

@@ -15,7 +15,7 @@ from raysweep.results.drivers import DriverLock
 from raysweep.results.folder import Folder
 from raysweep.results.schema import PROBES
 from raysweep.results.store import ResultStore, State, TrialStatus
-from raysweep.results.tables import open_sweep
+from raysweep.results.tables import open_results
 from raysweep.workspace import Workspace
 
 
@@ -184,7 +184,7 @@ def test_a_truncated_fragment_of_an_unfinished_trial_names_the_file_and_the_cure
     data = path.read_bytes()
     path.write_bytes(data[:-30] if where == "its end" else data[:60] + b"?" * 40 + data[100:])
     with pytest.raises(DamagedError, match=r"probes-000002\.parquet is truncated or damaged") as caught:
-        open_sweep("s", Workspace(root=tmp_path)).probes()
+        open_results("s", Workspace(root=tmp_path)).probes()
     assert "--repair" in caught.value.hint
 
 
@@ -199,7 +199,7 @@ def test_object_store_is_the_same_code(tmp_path: Path) -> None:
     snapshot = begin(store, trial)
     assert snapshot is not None
     assert snapshot.step == 2
-    assert isinstance(open_sweep(tmp_path / "bucket/s").probes(), pa.Table)
+    assert isinstance(open_results(tmp_path / "bucket/s").probes(), pa.Table)
     store.forget(trial.key)
     assert store.status(trial.key).state is State.ABSENT
 

@@ -18,7 +18,7 @@ from raysweep.errors import SpecError, StoreError
 from raysweep.reports.render import Format, render, shown
 from raysweep.reports.views import groups, lines, paired, trial_views
 from raysweep.results.store import ResultStore
-from raysweep.results.tables import Sweep, flatten, open_sweep, trial_columns
+from raysweep.results.tables import Sweep, flatten, open_results, trial_columns
 from raysweep.rows import TimingRow
 from raysweep.summarize import Estimate, geo, pooled_geo, record_values, summary
 from raysweep.workspace import Workspace
@@ -39,7 +39,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def test_measure_is_what_summarize_says(workspace: Workspace) -> None:
-    sweep = open_sweep("s", workspace)
+    sweep = open_results("s", workspace)
     for trial in trial_views(sweep):
         columns = trial_columns(sweep.store, trial.row["trial_key"])
         for step in (0, 2, 4):
@@ -51,18 +51,18 @@ def test_measure_is_what_summarize_says(workspace: Workspace) -> None:
 
 
 def test_superseded_and_missing_values_are_left_out(workspace: Workspace) -> None:
-    trial = trial_views(open_sweep("s", workspace))[0]
+    trial = trial_views(open_results("s", workspace))[0]
     assert set(trial.measured["retained", 4]["rel"]) == {"r2", "r3", "r4"}  # r1 was superseded at 3
     assert set(trial.measured["retained", 4]["gen"]) == {"r3", "r4"}  # r2's paraphrase had no position
     assert set(trial.measured["immediate", 4]["rel"]) == {"r1", "r2", "r3", "r4"}
 
 
 def test_lines_pool_seeds_and_keep_configurations_apart(workspace: Workspace) -> None:
-    trials = trial_views(open_sweep("s", workspace))
+    trials = trial_views(open_results("s", workspace))
     assert [label for label, _ in groups(trials)] == ["memit", "memit+simie lam=1", "memit+simie lam=10"]
     found = lines(trials, at=4)
     assert [(line.seeds, line.status, line.per_edit) for line in found] == [((0, 1), "done", 0.75)] * 3
-    means = [summary(trial_columns(open_sweep("s", workspace).store, make_trial(s).key), 4, 1) for s in (0, 1)]
+    means = [summary(trial_columns(open_results("s", workspace).store, make_trial(s).key), 4, 1) for s in (0, 1)]
     for view in ("rel", "gen", "loc", "avg", "geo"):
         assert found[0].cells[view].mean == pytest.approx(np.mean([m[f"retained/{view}"] for m in means]))
         assert found[0].cells[view].se > 0
@@ -100,7 +100,7 @@ def test_geo_s_error_is_exact_for_a_mean() -> None:
 
 
 def test_differences_are_paired_by_record_and_seed(workspace: Workspace) -> None:
-    first, other, _ = lines(trial_views(open_sweep("s", workspace)), at=4)
+    first, other, _ = lines(trial_views(open_results("s", workspace)), at=4)
     found = paired(first, other, "rel")
     assert found is not None
     assert (found.mean, found.se, found.n) == (pytest.approx(0.25), pytest.approx(0.0, abs=1e-12), 3)
@@ -123,7 +123,7 @@ def test_compare_orders_by_the_key_and_shows_differences(workspace: Workspace) -
 
 @pytest.mark.parametrize("how", list(Format))
 def test_show_prints_in_every_format(workspace: Workspace, how: Format) -> None:
-    found = text(open_sweep("s", workspace), how=how, at=4)
+    found = text(open_results("s", workspace), how=how, at=4)
     assert "memit" in found
     if how is Format.JSON:
         row = json.loads(found)[0]
@@ -142,7 +142,7 @@ def test_show_prints_in_every_format(workspace: Workspace, how: Format) -> None:
 
 def test_show_of_nothing(tmp_path: Path) -> None:
     ResultStore(tmp_path / "results/e").write_plan({"sweep": "e", "trials": []}, "")
-    found = open_sweep("e", Workspace(root=tmp_path))
+    found = open_results("e", Workspace(root=tmp_path))
     assert text(found, how=Format.TABLE) == "e: nothing was measured yet"
     assert found.probes().num_rows == found.timing().num_rows == found.stats().num_rows == 0
 
@@ -167,7 +167,7 @@ def test_render_escapes_for_its_reader() -> None:
 
 
 def test_trials_table_has_every_resolved_value(workspace: Workspace) -> None:
-    table = open_sweep("s", workspace).trials()
+    table = open_results("s", workspace).trials()
     assert table.num_rows == 6
     rows = table.to_pylist()
     assert {r["point.wrap.simie.lam"] for r in rows} == {None, 1.0, 10.0}
@@ -180,18 +180,18 @@ def test_trials_table_has_every_resolved_value(workspace: Workspace) -> None:
 def test_a_plan_limits_what_is_shown(workspace: Workspace) -> None:
     store = ResultStore(workspace.results("s"))
     store.write_plan({"sweep": "s", "trials": [{"key": make_trial(0).key, "arm": "memit", "point": {}}]}, "")
-    assert open_sweep("s", workspace).trials().num_rows == 1
-    assert open_sweep("s", workspace, everything=True).trials().num_rows == 6
+    assert open_results("s", workspace).trials().num_rows == 1
+    assert open_results("s", workspace, everything=True).trials().num_rows == 6
 
 
 def test_unknown_sweep_names_the_nearest(workspace: Workspace) -> None:
     with pytest.raises(StoreError, match="no results of 'ss'") as caught:
-        open_sweep("ss", workspace)
+        open_results("ss", workspace)
     assert caught.value.hint.startswith("did you mean: s?")
 
 
 def test_plot_is_written(workspace: Workspace, tmp_path: Path) -> None:
     from raysweep.reports.plot import draw
 
-    draw(open_sweep("s", workspace), tmp_path / "deep" / "p.png")
+    draw(open_results("s", workspace), tmp_path / "deep" / "p.png")
     assert (tmp_path / "deep" / "p.png").read_bytes().startswith(b"\x89PNG")
