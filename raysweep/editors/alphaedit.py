@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.linalg import least_squares
+    from raysweep.editors.linalg import cholesky
     from raysweep.editors.locate import contexts, null_space
     from raysweep.editors.locate import layers as locate_layers
     from raysweep.models import ledger
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
     contexts = lazy("raysweep.editors.locate.contexts")
-    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    cholesky = lazy("raysweep.editors.linalg.cholesky")
     null_space = lazy("raysweep.editors.locate.null_space")
     locate_layers = lazy("raysweep.editors.locate.layers")
     ledger = lazy("raysweep.models.ledger")
@@ -188,13 +188,13 @@ class AlphaEdit(BaseEditor[AlphaEditConfig, dict[str, Any] | None]):
             return solved.double()
         if memory is None:
             projected = self._projector(artifact, columns.device) @ columns
-            return least_squares.push_through(projected, columns, self.config.ridge)
-        return least_squares.push_through(memory @ columns, columns, 1.0)
+            return cholesky.push_through(projected, columns, self.config.ridge)
+        return cholesky.push_through(memory @ columns, columns, 1.0)
 
     def _remember(self, memory: Tensor, columns: Tensor) -> Tensor:
         if self.config.backend == "ref_fp32_lu":
             return memory + columns.float() @ columns.float().T
-        return least_squares.downdate(memory, columns)
+        return cholesky.downdate(memory, columns)
 
     def _projector(self, artifact: Artifact, device: torch.device) -> Tensor:
         """Return ``P`` in fp64 on *device*."""

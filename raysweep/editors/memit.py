@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.linalg import least_squares
+    from raysweep.editors.linalg import cholesky
     from raysweep.editors.locate import contexts
     from raysweep.editors.locate import layers as locate_layers
     from raysweep.editors.locate import second_moments as moments
     from raysweep.models.lm import LanguageModel
 else:
     contexts = lazy("raysweep.editors.locate.contexts")
-    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    cholesky = lazy("raysweep.editors.linalg.cholesky")
     moments = lazy("raysweep.editors.locate.second_moments")
     locate_layers = lazy("raysweep.editors.locate.layers")
 
@@ -66,7 +66,7 @@ class Memit(BaseEditor[MemitConfig, None]):
 
     def __init__(self, config: MemitConfig) -> None:
         super().__init__(config)
-        self._factors: dict[str, least_squares.Factor] = {}  # memo by artifact digest: a pure function's values
+        self._factors: dict[str, cholesky.Factor] = {}  # memo by artifact digest: a pure function's values
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
@@ -114,14 +114,14 @@ class Memit(BaseEditor[MemitConfig, None]):
             layers=self.config.layers,
             value=self.config.value,
             texts=contexts.templates(self.config.contexts, artifacts.get("contexts")),
-            solve=lambda layer, columns: least_squares.spread(
+            solve=lambda layer, columns: cholesky.low_rank_update(
                 self._factor(artifacts[f"moments/{layer}"], columns.device), self.config.moment_weight, columns
             ),
         )
         return [EditStep(WeightDelta(f.deltas), None, f.stats) for f in found]
 
-    def _factor(self, artifact: Artifact, device: torch.device) -> least_squares.Factor:
+    def _factor(self, artifact: Artifact, device: torch.device) -> cholesky.Factor:
         if artifact.digest not in self._factors:
             matrix = artifact.tensors["moments"].to(device)
-            self._factors[artifact.digest] = least_squares.factor(matrix, damping=self.config.moments.damping)
+            self._factors[artifact.digest] = cholesky.factor(matrix, damping=self.config.moments.damping)
         return self._factors[artifact.digest]

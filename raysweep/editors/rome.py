@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.linalg import least_squares
+    from raysweep.editors.linalg import cholesky
     from raysweep.editors.locate import contexts, target_value
     from raysweep.editors.locate import second_moments as moments
     from raysweep.models import ledger, tokens
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 else:
     torch = lazy("torch")
     contexts = lazy("raysweep.editors.locate.contexts")
-    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    cholesky = lazy("raysweep.editors.linalg.cholesky")
     moments = lazy("raysweep.editors.locate.second_moments")
     target_value = lazy("raysweep.editors.locate.target_value")
     ledger, tokens = lazy("raysweep.models.ledger"), lazy("raysweep.models.tokens")
@@ -69,7 +69,7 @@ class Rome(BaseEditor[RomeConfig, None]):
 
     def __init__(self, config: RomeConfig) -> None:
         super().__init__(config)
-        self._factors: dict[str, least_squares.Factor] = {}  # memo by artifact digest: a pure function's values
+        self._factors: dict[str, cholesky.Factor] = {}  # memo by artifact digest: a pure function's values
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
@@ -171,8 +171,8 @@ class Rome(BaseEditor[RomeConfig, None]):
             return solved.double()
         return self._factor(artifact, key.device).solve(key[:, None])[:, 0]
 
-    def _factor(self, artifact: Artifact, device: torch.device) -> least_squares.Factor:
+    def _factor(self, artifact: Artifact, device: torch.device) -> cholesky.Factor:
         if artifact.digest not in self._factors:
             matrix = artifact.tensors["moments"].to(device)
-            self._factors[artifact.digest] = least_squares.factor(matrix, damping=self.config.moments.damping)
+            self._factors[artifact.digest] = cholesky.factor(matrix, damping=self.config.moments.damping)
         return self._factors[artifact.digest]

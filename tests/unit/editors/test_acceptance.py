@@ -12,7 +12,7 @@ from torch import Tensor
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
-from raysweep.editors.linalg import least_squares
+from raysweep.editors.linalg import ridge
 from raysweep.editors.locate import contexts, keys, target_value
 from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks
@@ -148,6 +148,6 @@ def test_one_accumulation_serves_every_ridge_and_horizon(name: str, family: str)
             ledger.apply(step.patch)
             if t in (1, 3, 5):
                 for n in names:
-                    closed = least_squares.closed_form(sums[t][0][n], sums[t][1][n], lam)
+                    closed = ridge.closed_form(sums[t][0][n], sums[t][1][n], lam)
                     assert float((ledger.totals()[n] - closed).norm() / closed.norm()) < 2e-5, (lam, t, n)
         ledger.restore()

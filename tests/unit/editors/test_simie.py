@@ -16,7 +16,7 @@ from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TextSpec, WrapSpec
 from raysweep.config.sweep import open_sweep
 from raysweep.editors.build import build_editor
-from raysweep.editors.linalg import least_squares
+from raysweep.editors.linalg import ridge
 from raysweep.editors.locate import keys, second_moments
 from raysweep.editors.wrappers.simie.wrapper import CANDIDATES, ClosedSimIE, Energy, SimIE, SimIEConfig
 from raysweep.errors import ArtifactError, SpecError
@@ -217,7 +217,7 @@ def test_only_the_closed_form_is_a_view() -> None:
 
 
 def test_keys_too_large_for_the_ridge_are_an_error() -> None:
-    normal = least_squares.Normal.dual(torch.tensor([[1.0, 0], [2.0, 0]]).double(), torch.eye(2).double())
+    normal = ridge.NormalEquations.dual(torch.tensor([[1.0, 0], [2.0, 0]]).double(), torch.eye(2).double())
     with pytest.raises(SpecError, match="λ = 1e-30 is too small beside keys of energy 4"):
         normal.solve(1e-30)
     assert bool(torch.isfinite(normal.solve(1.0)).all())

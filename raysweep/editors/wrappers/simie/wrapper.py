@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 
     from raysweep.artifacts import Artifact
     from raysweep.editors.base import AnyEditor
-    from raysweep.editors.linalg import least_squares
+    from raysweep.editors.linalg import chunks, ridge
     from raysweep.editors.locate import keys, second_moments
     from raysweep.models import ledger
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
     keys = lazy("raysweep.editors.locate.keys")
-    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    chunks = lazy("raysweep.editors.linalg.chunks")
+    ridge = lazy("raysweep.editors.linalg.ridge")
     second_moments = lazy("raysweep.editors.locate.second_moments")
     ledger = lazy("raysweep.models.ledger")
 
@@ -85,7 +86,7 @@ class SimIEConfig(EditorConfig):
         keys: take keys ``before`` the base edit (published) or ``after`` it.
         refresh (updates): recompute the inverse from P after this many updates (woodbury64).
         tolerance: recompute it when the drift exceeds this (woodbury64): the relative error of the regression's last solution,
-            looked at every eighth update (:func:`raysweep.editors.linalg.least_squares.woodbury`).
+            looked at every eighth update (:func:`raysweep.editors.linalg.ridge.woodbury`).
         text: where the mean energy of keys is taken from, if λ is in its units.
     """
 
@@ -232,7 +233,7 @@ class SimIE(BaseWrapper[SimIEConfig, dict[str, Any]]):
     def _started(self, lam: float, weight: Tensor) -> dict[str, Any]:
         """Return the memory of the input of *weight* before the first edit: λ and, unless it is left implicit, ``P = λI``."""
         if self.config.backend == "woodbury64":
-            return _kept(least_squares.Inverse(lam))
+            return _kept(ridge.RidgeInverse(lam))
         dtype = torch.float32 if self.config.backend == "ref_fp32_lu" else torch.float64
         return {"lam": lam, "gram": lam * torch.eye(weight.shape[1], dtype=dtype, device=weight.device)}
 
@@ -245,8 +246,8 @@ class SimIE(BaseWrapper[SimIEConfig, dict[str, Any]]):
         """
         if self.config.backend == "woodbury64":
             refresh, tolerance = self.config.refresh, self.config.tolerance
-            state, gain, drift = least_squares.woodbury(
-                least_squares.Inverse(**kept), columns, refresh=refresh, tolerance=tolerance
+            state, gain, drift = ridge.woodbury(
+                ridge.RidgeInverse(**kept), columns, refresh=refresh, tolerance=tolerance
             )
             return _kept(state), (columns.double(), gain, drift)
         if self.config.backend == "ref_fp32_lu":
@@ -254,7 +255,7 @@ class SimIE(BaseWrapper[SimIEConfig, dict[str, Any]]):
             gram = kept["gram"] + columns @ columns.T
             return {**kept, "gram": gram}, (columns, gram, None)
         columns = columns.double()
-        solve = least_squares.cholesky_gain if self.config.backend == "chol64" else least_squares.pinv_gain
+        solve = ridge.cholesky_gain if self.config.backend == "chol64" else ridge.pinv_gain
         gram, gain = solve(kept["gram"], columns)
         return {**kept, "gram": gram}, (columns, gain, None)
 
@@ -272,7 +273,7 @@ class SimIE(BaseWrapper[SimIEConfig, dict[str, Any]]):
         elif "left" in part:
             rows = columns.T
             before = rows @ part["base"].T if "base" in part else rows.new_zeros(len(rows), len(values))
-            values = values - least_squares.through(before, rows, part["right"], part["left"]).T
+            values = values - chunks.add_gram_product(before, rows, part["right"], part["left"]).T
         return LowRank(values, gain.T)
 
 
@@ -281,7 +282,7 @@ def _input(lm: LanguageModel, name: str) -> str:
     return lm.layout.input_of(name.rpartition(".")[0])
 
 
-def _kept(state: least_squares.Inverse) -> dict[str, Any]:
+def _kept(state: ridge.RidgeInverse) -> dict[str, Any]:
     """Return *state* as plain data."""
     found = {f.name: getattr(state, f.name) for f in fields(state)}
     return {k: list(v) if isinstance(v, Sequence) else v for k, v in found.items() if v is not None}
@@ -297,11 +298,11 @@ def _advanced(part: Mapping[str, Any], change: Delta) -> dict[str, Any]:
     if "left" not in part:
         return dict(part)
     assert isinstance(change, LowRank)
-    left, right = least_squares.pushed(part["left"], change.left.T), least_squares.pushed(part["right"], change.right)
+    left, right = chunks.append_chunk(part["left"], change.left.T), chunks.append_chunk(part["right"], change.right)
     rows = change.left.shape[0] * change.right.shape[1] // (change.left.shape[0] + change.right.shape[1])
-    if least_squares.length(left) < (rows // 4 if "base" in part else rows):
+    if chunks.n_rows(left) < (rows // 4 if "base" in part else rows):
         return {**part, "left": left, "right": right}
-    return {**part, "base": least_squares.folded(part.get("base"), left, right), "left": [], "right": []}
+    return {**part, "base": chunks.fold_chunks(part.get("base"), left, right), "left": [], "right": []}
 
 
 def _share(corrected: Delta, proposed: Delta) -> float:
@@ -415,7 +416,7 @@ class ClosedSimIE(SimIE):
         }
         for source, kept in inputs.items():
             if _full(kept):
-                gram = least_squares.squared(kept.get("gram"), kept["keys"])
+                gram = chunks.add_gram(kept.get("gram"), kept["keys"])
                 inputs[source] = {**kept, "gram": gram, "keys": []}
         after = {"inner": inner, "inputs": inputs, "matrices": matrices}
         return EditStep(WeightDelta({}), after, proposal["stats"])
@@ -448,28 +449,28 @@ class ClosedSimIE(SimIE):
 
 def _taken(kept: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
     """Return the memory of one input with the keys *rows* ``[k, d]`` in it."""
-    return {**kept, "count": kept["count"] + len(rows), "keys": least_squares.pushed(kept["keys"], rows)}
+    return {**kept, "count": kept["count"] + len(rows), "keys": chunks.append_chunk(kept["keys"], rows)}
 
 
 def _full(kept: Mapping[str, Any]) -> bool:
     """Tell whether the keys held as rows should be summed: all d of them, later every d / 8."""
-    held = least_squares.length(kept["keys"])
+    held = chunks.n_rows(kept["keys"])
     return bool(held) and held >= kept["keys"][0].shape[1] // (8 if "gram" in kept else 1)
 
 
 def _summed(part: Mapping[str, Any], rows: Tensor, kept: Mapping[str, Any]) -> dict[str, Any]:
     """Return the memory of one matrix with the values *rows* ``[k, d_out]`` in it, summed when the keys of its input will be."""
-    values = least_squares.pushed(part["values"], rows)
+    values = chunks.append_chunk(part["values"], rows)
     part = {**part, "values": values, "square": part["square"] + float(rows.square().sum())}
     if not _full(kept):
         return part
-    return {**part, "sums": least_squares.folded(part.get("sums"), kept["keys"], values), "values": []}
+    return {**part, "sums": chunks.fold_chunks(part.get("sums"), kept["keys"], values), "values": []}
 
 
-def _normal(kept: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> least_squares.Normal:
+def _normal(kept: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> ridge.NormalEquations:
     """Return the normal equations of the matrices *parts*, side by side, that read the input *kept*."""
     rows = kept["keys"]
     if "gram" not in kept:
-        return least_squares.Normal.dual(torch.cat(rows), torch.cat([torch.cat(p["values"]) for p in parts], dim=1))
-    sums = torch.cat([least_squares.folded(p["sums"], rows, p["values"]) for p in parts], dim=1)
-    return least_squares.Normal(least_squares.squared(kept["gram"], rows), sums)
+        return ridge.NormalEquations.dual(torch.cat(rows), torch.cat([torch.cat(p["values"]) for p in parts], dim=1))
+    sums = torch.cat([chunks.fold_chunks(p["sums"], rows, p["values"]) for p in parts], dim=1)
+    return ridge.NormalEquations(chunks.add_gram(kept["gram"], rows), sums)
