@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.plain import common
 from raysweep.editors.wise import merging, training
-from raysweep.editors.wise.editor import WiseConfig
+from raysweep.editors.wise.config import WiseConfig
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raysweep.editors.wise.config import MarginSpec, WiseConfig
 from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks, head, prefix_tree
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
-
-if TYPE_CHECKING:
-    from raysweep.editors.wise.editor import MarginSpec, WiseConfig
 
 FAR = 1e9  # the activation statistic of a memory without edits, and the first losses of the stopping rule
 

@@ -13,7 +13,8 @@ from raysweep.artifacts import Artifact
 from raysweep.editors.locate import contexts
 from raysweep.editors.specs import ContextSpec
 from raysweep.editors.wise import training
-from raysweep.editors.wise.editor import MarginSpec, MergeSpec, Wise, WiseConfig
+from raysweep.editors.wise.config import MarginSpec, MergeSpec, WiseConfig
+from raysweep.editors.wise.editor import Wise
 from raysweep.errors import RecordError
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger

@@ -18,7 +18,8 @@ from raysweep.editors.memit import Memit, MemitConfig
 from raysweep.editors.mend import factors
 from raysweep.editors.rome import Rome, RomeConfig
 from raysweep.editors.wise import training
-from raysweep.editors.wise.editor import Wise, WiseConfig
+from raysweep.editors.wise.config import WiseConfig
+from raysweep.editors.wise.editor import Wise
 from raysweep.errors import ModelError
 from raysweep.evals.generation import generate
 from raysweep.evals.scoring import score
