@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from raysweep.editors.linalg import cholesky, chunks, ridge
-from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced
+from raysweep.editors.wrappers.simie.config import SimIEConfig
+from raysweep.editors.wrappers.simie.recursive import advance_total
+from raysweep.editors.wrappers.simie.wrapper import SimIE
 from raysweep.errors import ArtifactError, SpecError
 from raysweep.models.patches import Dense, LowRank, add_deltas
 
@@ -34,16 +36,16 @@ BACKENDS = ("woodbury64", "chol64", "svd", "ref_fp32_lu")
 def run(lam: float, mode: str, backend: str, w0: Tensor, keys: list[Tensor], deltas: list[Tensor]) -> list[Tensor]:
     """Return W_t after each edit, driving the wrapper's own steps: absorb the keys, correct the change, remember it."""
     simie = SimIE(SimIEConfig(lam=lam, mode=mode, backend=backend), inner=None)  # type: ignore[arg-type]
-    memory = simie._started(lam, w0)
+    memory = simie.initial_memory(lam, w0)
     weight, out = w0.clone(), []
     part: dict[str, Any] = {"left": [], "right": []} if mode == "init" and backend == "woodbury64" else {}
     for k, d in zip(keys, deltas, strict=True):
-        memory, (columns, gain, _) = simie._absorb(memory, k)
+        memory, absorbed = simie.absorb_keys(memory, k)
         if mode == "init" and backend != "woodbury64":
             # the wrapper keeps the total in fp32; here we want the algebra itself
             part = {"total": (weight - w0).to(memory["gram"].dtype)}
-        change = simie._correct(part, Dense(d), columns, gain)
-        part = _advanced(part, change)
+        change = simie.correct(part, Dense(d), absorbed)
+        part = advance_total(part, change)
         weight = weight + change.dense().double()
         out.append(weight)
     return out

@@ -18,7 +18,9 @@ from raysweep.config.sweep import open_sweep
 from raysweep.editors.build import build_editor
 from raysweep.editors.linalg import ridge
 from raysweep.editors.locate import keys, second_moments
-from raysweep.editors.wrappers.simie.wrapper import CANDIDATES, ClosedSimIE, Energy, SimIE, SimIEConfig
+from raysweep.editors.wrappers.simie.closed_form import ClosedFormSimIE
+from raysweep.editors.wrappers.simie.common import BaseSimIE
+from raysweep.editors.wrappers.simie.config import CANDIDATES, Energy, SimIEConfig
 from raysweep.errors import ArtifactError, SpecError
 from raysweep.models.ledger import Ledger
 from raysweep.pytree import flatten
@@ -207,8 +209,8 @@ def test_what_the_closed_form_shares() -> None:
 
 def test_only_the_closed_form_is_a_view() -> None:
     closed, recursive = built(CLOSED), built({"mode": "init"})
-    assert isinstance(closed, ClosedSimIE)
-    assert isinstance(closed, SimIE)
+    assert isinstance(closed, ClosedFormSimIE)
+    assert isinstance(closed, BaseSimIE)
     assert closed.view_persists is False
     lm = tiny_lm("llama")
     assert recursive.report_view(lm, dict, recursive.begin(lm, {})) is None
