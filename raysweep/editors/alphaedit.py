@@ -174,7 +174,9 @@ class AlphaEdit(BaseEditor[AlphaEditConfig, dict[str, Any] | None]):
             memory = None if state is None else state[str(layer)]
             return self._solve(artifacts[f"projector/{layer}"], memory, columns)
 
-        found = locate_layers.write_apart(lm, batches, layers=layers, value=self.config.value, texts=texts, solve=solve)
+        found = locate_layers.spread_over_layers(
+            lm, batches, layers=layers, value=self.config.value, texts=texts, solve=solve
+        )
         kept = {f"kept_rank/{layer}": float(artifacts[f"projector/{layer}"].meta["kept_rank"]) for layer in layers}
         return [(f.deltas, f.stats | kept) for f in found]
 

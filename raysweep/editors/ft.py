@@ -11,7 +11,7 @@ value before the edit. The patch is ``ΔW = W − W_0``, fp32.
 What enters the lowest trained matrix never changes, so an update starts from there: its product, the residual stream beside it,
 and the blocks above. :func:`_train` is the one loop; it trains ``n`` edits at once, each with weights of its own.
 
-Shape legend: ``n`` edits trained together, ``T`` tokens of a pack, ``k`` demanded tokens, ``m`` those of one record, ``d`` stream width.
+Shape legend: ``n`` edits trained together, ``T`` tokens of a pack, ``k`` demanded tokens, ``m`` of one record, ``d`` stream width.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class Memit(BaseEditor[MemitConfig, None]):
         rngs: Sequence[torch.Generator],
     ) -> list[EditStep[None]]:
         """Look for the values of all *batches* together, then write each on its own."""
-        found = locate_layers.write_apart(
+        found = locate_layers.spread_over_layers(
             lm,
             batches,
             layers=self.config.layers,

@@ -138,11 +138,13 @@ class Rome(BaseEditor[RomeConfig, None]):
         (value,) = target_value.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
         return self._change(value, layer, artifacts)
 
-    def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.Task:
+    def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.ValueTask:
         texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
         spec, text = self.config.value, tokens.always_spaced(record.target)
         target = tokens.target(lm, record.prompt, text, strip_dummy_piece=spec.strip_dummy_piece)
-        return target_value.task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
+        return target_value.value_task(
+            lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows
+        )
 
     def _change(
         self, value: target_value.Value, layer: int, artifacts: Mapping[str, Artifact]

@@ -56,7 +56,7 @@ def test_rome_maps_the_subjects_key_to_the_value_found(family: str) -> None:
     editor, artifacts = made("rome", lm)
     texts = contexts.templates(editor.config.contexts, artifacts["contexts"])
     target = tokens.target(lm, record.prompt, tokens.always_spaced(record.target))
-    task = target_value.task(lm, record.template, record.subject, target, texts)
+    task = target_value.value_task(lm, record.template, record.subject, target, texts)
     (value,) = target_value.optimise(lm, [task], layer=1, site="mlp", spec=editor.config.value)
     wanted = value.origin + value.shift
     before, ledger = weights(lm), Ledger(lm)

@@ -65,8 +65,8 @@ def test_values_demand_the_piece_unless_it_is_stripped(
 ) -> None:
     """Quirk Q6: the published targets have one id more, asked for at the last-but-one token of the prompt."""
     lm, seen = pieces_lm, []
-    build = target_value.task
-    monkeypatch.setattr(target_value, "task", lambda *a, **k: seen.append(build(*a, **k)) or seen[-1])
+    build = target_value.value_task
+    monkeypatch.setattr(target_value, "value_task", lambda *a, **k: seen.append(build(*a, **k)) or seen[-1])
     for name, config in (("rome", ROME), ("memit", {**ROME, "moment_weight": 1.0})):
         changes = []
         for strip in (False, True):
