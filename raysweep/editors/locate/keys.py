@@ -48,5 +48,5 @@ def context_rows(lm: LanguageModel, record: EditRecord, contexts: Sequence[str])
 
 
 def grouped_mean(keys: Tensor) -> Tensor:
-    """Return ``½ (k(bare) + mean k(contexts))`` of keys ``[1 + c, d]`` whose first row is the bare prompt (docs/methods/memit.md)."""
+    """Return ``½ (k(bare) + mean k(contexts))`` of keys ``[1 + c, d]``, the bare prompt's first (docs/methods/memit.md)."""
     return keys[0] if keys.shape[0] == 1 else (keys[0] + keys[1:].mean(0)) / 2

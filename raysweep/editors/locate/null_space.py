@@ -1,7 +1,7 @@
 """Null-space projectors of second moments, for AlphaEdit (Fang et al. 2025, eq. 6–8; docs/methods/alphaedit.md).
 
-With the eigendecomposition ``C = U diag(s) Uᵀ`` of the keys' second moments and ``U₀ [d, r]`` the eigenvectors with ``s <
-threshold``::
+With the eigendecomposition ``C = U diag(s) Uᵀ`` of the keys' second moments and ``U₀ [d, r]`` the eigenvectors whose eigenvalue is
+below the threshold::
 
     P = U₀ U₀ᵀ [d, d]        so that (W + Δ P) k ≈ W k for every key k that the text is full of
 
