@@ -22,7 +22,9 @@ from torch import Tensor
 
 from benchmarks import measure
 from raysweep.editors.null import Null, NullConfig
-from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced, _share
+from raysweep.editors.wrappers.simie.config import SimIEConfig
+from raysweep.editors.wrappers.simie.recursive import advance_total, norm_ratio
+from raysweep.editors.wrappers.simie.wrapper import SimIE
 from raysweep.models.ledger import accumulate
 from raysweep.models.patches import LowRank
 from raysweep.runtime import device
@@ -86,7 +88,7 @@ def run(backend: str, case: Case) -> tuple[Tensor, dict[str, Any]]:
     config = {"lam": case.lam, "backend": backend, "mode": case.mode}
     simie = SimIE.around(SimIEConfig.model_validate(config), Null(NullConfig()))
     weight = torch.zeros(case.d_out, case.d_in, device=device())
-    memory = simie._started(case.lam, weight)
+    memory = simie.initial_memory(case.lam, weight)
     if case.held:
         memory = held(simie, memory, case.memory())
     part: dict[str, Any] = {}
@@ -96,13 +98,13 @@ def run(backend: str, case: Case) -> tuple[Tensor, dict[str, Any]]:
     found = weight
     for number, (proposed, keys) in enumerate(islice(edits(case), case.updates if backend == FAST else case.slow), 1):
         with clock.timed():
-            memory, (columns, gain, _) = simie._absorb(memory, keys)
-            change = simie._correct(part, proposed, columns, gain)
-            part = _advanced(part, change)
+            memory, absorbed = simie.absorb_keys(memory, keys)
+            change = simie.correct(part, proposed, absorbed)
+            part = advance_total(part, change)
         with applying.timed():
             accumulate(weight, change)
         with statistic.timed():
-            _share(change, proposed)
+            norm_ratio(change, proposed)
         if number == case.slow:
             found = weight.clone()
     size = sum(
@@ -131,7 +133,7 @@ def held(simie: SimIE, memory: dict[str, Any], keys: Tensor) -> dict[str, Any]:
         keys = keys.to(memory["gram"].dtype)
         return {**memory, "gram": memory["gram"] + keys @ keys.T}
     for columns in keys.split(256, dim=1):
-        memory, _ = simie._absorb(memory, columns)
+        memory, _ = simie.absorb_keys(memory, columns)
     return memory
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from benchmarks.plain import common
 from raysweep.editors.wise import merging, training
-from raysweep.editors.wise.editor import WiseConfig
+from raysweep.editors.wise.config import WiseConfig
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
@@ -23,7 +23,7 @@ class Memory:
 
     side: Tensor
     mask: Tensor
-    act: float = training.FAR
+    act: float = training.NO_DISTANCE
     finished: list[tuple[Tensor, float]] = field(default_factory=list)
     edits: int = 0
 
@@ -59,7 +59,7 @@ def edit(
     memory.side, memory.act, memory.edits = side, min(memory.act, act), memory.edits + 1
     if memory.edits % config.shard == 0:
         memory.finished.append((memory.side, memory.act))
-        memory.side, memory.act = frozen.clone(), training.FAR
+        memory.side, memory.act = frozen.clone(), training.NO_DISTANCE
     if memory.edits % config.merge_every == 0:
         n, spec = config.merge_every // config.shard, config.merge
         weights, acts = zip(*memory.finished[-n:], strict=True)
@@ -90,7 +90,7 @@ def _train(
         outputs[:] = [output, F.linear(arguments[0], side, bias)]
         return outputs[1]
 
-    earlier, found = [training.FAR, training.FAR], 0.0
+    earlier, found = [training.NO_DISTANCE, training.NO_DISTANCE], 0.0
     with common.hooked(lm, name, hook), torch.enable_grad():
         for _ in range(config.steps):
             logits = common.logits(lm, rows.ids, mask)
@@ -108,7 +108,7 @@ def _train(
     return side.detach(), found
 
 
-def _answers(logits: Tensor, rows: training.Rows) -> Tensor:
+def _answers(logits: Tensor, rows: training.PaddedRows) -> Tensor:
     """Return the mean over rows of ``Σ CE / (m + 1)``."""
     losses = []
     for i, (first, end) in enumerate(rows.answers):

@@ -1,40 +1,54 @@
-"""AlphaEdit: write only into the null space of the keys to be preserved (Fang et al., ICLR 2025)."""
+"""AlphaEdit: write only into the null space of the keys to be preserved (Fang et al., ICLR 2025; docs/methods/alphaedit.md).
+
+Target values and their spreading over layers are MEMIT's (``locate/layers.py``); a layer's change is projected (eq. 11–13)::
+
+    ΔW = ρ [ (P (K Kᵀ + C_p) + L2 · I)⁻¹ P K ]ᵀ         P the null-space projector, C_p = Σ k kᵀ over the keys of earlier edits
+
+With ``R = (P C_p + L2 · I)⁻¹ P`` this is ``ρ [R K (I + Kᵀ R K)⁻¹]ᵀ``, exactly, for any symmetric ``P``: without memory ``R = P /
+L2`` for ever, with it ``R ← R − R K′ (I + K′ᵀ R K′)⁻¹ K′ᵀ R`` after each edit, ``K′`` the keys under all its updates.
+
+Shape legend: ``n`` records of the batch, ``d_in`` width of a key; ``K [d_in, n]``, ``P``, ``R``, ``C_p [d_in, d_in]``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from pydantic import field_validator
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Positive
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep, RecordCheck
+from raysweep.editors.base import EditStep
+from raysweep.editors.locate.base import LocateConfig, LocateEditor
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, WeightDelta
-from raysweep.records import EditRecord, subject_error
+from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.linalg import least_squares
-    from raysweep.editors.locate import contexts, null_space
+    from raysweep.editors.linalg import cholesky
     from raysweep.editors.locate import layers as locate_layers
+    from raysweep.editors.locate import null_space
     from raysweep.models import ledger
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    contexts = lazy("raysweep.editors.locate.contexts")
-    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    cholesky = lazy("raysweep.editors.linalg.cholesky")
     null_space = lazy("raysweep.editors.locate.null_space")
     locate_layers = lazy("raysweep.editors.locate.layers")
     ledger = lazy("raysweep.models.ledger")
 
 
-class AlphaEditConfig(EditorConfig):
+AlphaEditState: TypeAlias = "dict[str, Tensor] | None"
+"""By layer number ``R`` (fp64), or ``C_p`` (fp32) with ``ref_fp32_lu``; None without memory (``pre: 0``)."""
+
+
+class AlphaEditConfig(LocateConfig):
     """Hyper-parameters of AlphaEdit.
 
     Attributes:
@@ -70,13 +84,10 @@ class AlphaEditConfig(EditorConfig):
         return moments
 
 
-class AlphaEdit(BaseEditor[AlphaEditConfig, dict[str, Any] | None]):
-    """``ΔW_l = ρ [(P (K Kᵀ + C_p) + L2 I)⁻¹ P K]ᵀ`` (AlphaEdit eq. 11–13; editors.md §8.3), ``C_p`` the keys of earlier edits.
+class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
+    """MEMIT's scheme with projected changes, and a memory of earlier keys where ``pre`` is 1.
 
-    With ``R = (P C_p + L2 I)⁻¹ P`` this is ``ρ [R K (I + Kᵀ R K)⁻¹]ᵀ``: without memory ``R = P / L2`` for ever; with it
-    ``R ← R − R K′ (I + K′ᵀ R K′)⁻¹ K′ᵀ R`` after each edit, ``K′`` the keys under all its updates (§8.5). Exact for any
-    symmetric ``P``; the memory is ``R`` (fp64) per layer, ``C_p`` (fp32) for ``ref_fp32_lu``. It starts empty:
-    the published code's also holds the keys of a throwaway edit when a wrapper is around it (quirk Q17).
+    The memory starts empty: the published code's also holds the keys of a throwaway edit when a wrapper is around it (quirk Q17).
     """
 
     name = "alphaedit"
@@ -85,63 +96,54 @@ class AlphaEdit(BaseEditor[AlphaEditConfig, dict[str, Any] | None]):
     paper = "Fang et al. 2025, arXiv 2410.02355"
     artifact_kinds = ("contexts", "moments", "projector")
 
-    @classmethod
-    def record_check(cls, config: AlphaEditConfig) -> RecordCheck:
-        """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
-        return subject_error
-
     def __init__(self, config: AlphaEditConfig) -> None:
         super().__init__(config)
         self._projectors: dict[str, Tensor] = {}  # memo by artifact digest: a pure function's values
 
-    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
-        """Return the value matrices of the chosen layers."""
-        return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
-
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for a null-space projector per layer and, unless given, context templates."""
-        c = self.config
-        wanted = {
+        config, module = self.config, lm.layout.mlp_out
+        projectors = {
             f"projector/{layer}": null_space.request(
-                lm, lm.layout.mlp_out, layer, c.moments, threshold=c.threshold, method=c.projection
+                lm, module, layer, config.moments, threshold=config.threshold, method=config.projection
             )
-            for layer in c.layers
+            for layer in config.layers
         }
-        if c.contexts.templates is None:
-            wanted["contexts"] = contexts.request(lm, c.contexts)
-        return wanted
+        return {**projectors, **self.context_requests(lm)}
 
     @property
     def is_stateless(self) -> bool:
         """Tell whether each edit forgets those before (``pre: 0``)."""
         return not self.config.pre
 
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any] | None:
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> AlphaEditState:
         """Return ``R = P / L2`` per layer (``C_p = 0`` for ``ref_fp32_lu``); nothing without memory."""
         if not self.config.pre:
             return None
-        stored = {str(n): artifacts[f"projector/{n}"].tensors["projector"].to(lm.device) for n in self.config.layers}
+        projectors = {
+            str(n): artifacts[f"projector/{n}"].tensors["projector"].to(lm.device) for n in self.config.layers
+        }
         if self.config.backend == "ref_fp32_lu":
-            return {n: torch.zeros_like(p) for n, p in stored.items()}
-        return {n: p.double() / self.config.ridge for n, p in stored.items()}
+            return {n: torch.zeros_like(p) for n, p in projectors.items()}
+        return {n: p.double() / self.config.ridge for n, p in projectors.items()}
 
     def edit(
         self,
         lm: LanguageModel,
         batch: Sequence[EditRecord],
-        state: dict[str, Any] | None,
+        state: AlphaEditState,
         *,
         artifacts: Mapping[str, Artifact],
         rng: torch.Generator,
-    ) -> EditStep[dict[str, Any] | None]:
+    ) -> EditStep[AlphaEditState]:
         """Write the whole batch with one small solve per layer, then remember its keys."""
-        ((deltas, stats),) = self._written(lm, [batch], state, artifacts)
+        ((deltas, stats),) = self._updates(lm, [batch], state, artifacts)
         after = state
         if state is not None:
-            layers, texts = self.config.layers, contexts.templates(self.config.contexts, artifacts.get("contexts"))
+            layers, texts = self.config.layers, self.context_templates(artifacts)
             with ledger.applied(lm, deltas):
-                written = locate_layers.subject_keys(lm, batch, layers, texts)
-            after = {str(layer): self._remember(state[str(layer)], written[layer]) for layer in layers}
+                keys = locate_layers.subject_keys(lm, batch, layers, texts)
+            after = {str(layer): self._remember(state[str(layer)], keys[layer]) for layer in layers}
         return EditStep(WeightDelta(deltas), after, stats)
 
     @property
@@ -156,27 +158,29 @@ class AlphaEdit(BaseEditor[AlphaEditConfig, dict[str, Any] | None]):
         *,
         artifacts: Mapping[str, Artifact],
         rngs: Sequence[torch.Generator],
-    ) -> list[EditStep[dict[str, Any] | None]]:
+    ) -> list[EditStep[AlphaEditState]]:
         """Look for the values of all *batches* together, then write each on its own, without memory."""
-        return [EditStep(WeightDelta(d), None, stats) for d, stats in self._written(lm, batches, None, artifacts)]
+        return [EditStep(WeightDelta(d), None, stats) for d, stats in self._updates(lm, batches, None, artifacts)]
 
-    def _written(
+    def _updates(
         self,
         lm: LanguageModel,
         batches: Sequence[Sequence[EditRecord]],
-        state: dict[str, Any] | None,
+        state: AlphaEditState,
         artifacts: Mapping[str, Artifact],
     ) -> list[tuple[dict[str, Delta], dict[str, float]]]:
-        layers = self.config.layers
-        texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
+        """Return the changes and the numbers of each of *batches*, all from the same memory."""
+        layers, texts = self.config.layers, self.context_templates(artifacts)
 
         def solve(layer: int, columns: Tensor) -> Tensor:
             memory = None if state is None else state[str(layer)]
             return self._solve(artifacts[f"projector/{layer}"], memory, columns)
 
-        found = locate_layers.write_apart(lm, batches, layers=layers, value=self.config.value, texts=texts, solve=solve)
-        kept = {f"kept_rank/{layer}": float(artifacts[f"projector/{layer}"].meta["kept_rank"]) for layer in layers}
-        return [(f.deltas, f.stats | kept) for f in found]
+        updates = locate_layers.spread_over_layers(
+            lm, batches, layers=layers, value=self.config.value, texts=texts, solve=solve
+        )
+        ranks = {f"kept_rank/{layer}": float(artifacts[f"projector/{layer}"].meta["kept_rank"]) for layer in layers}
+        return [(u.deltas, u.stats | ranks) for u in updates]
 
     def _solve(self, artifact: Artifact, memory: Tensor | None, columns: Tensor) -> Tensor:
         """Return ``(P (K Kᵀ + C_p) + L2 I)⁻¹ P K`` ``[d_in, n]``."""
@@ -187,14 +191,16 @@ class AlphaEdit(BaseEditor[AlphaEditConfig, dict[str, Any] | None]):
             solved: Tensor = torch.linalg.solve(p @ gram + self.config.ridge * eye, p @ k)
             return solved.double()
         if memory is None:
+            # R = P / L2, so X = P K (L2 I + Kᵀ P K)⁻¹
             projected = self._projector(artifact, columns.device) @ columns
-            return least_squares.push_through(projected, columns, self.config.ridge)
-        return least_squares.push_through(memory @ columns, columns, 1.0)
+            return cholesky.push_through(projected, columns, self.config.ridge)
+        return cholesky.push_through(memory @ columns, columns, 1.0)
 
     def _remember(self, memory: Tensor, columns: Tensor) -> Tensor:
+        """Return the memory of one layer with the keys ``[d_in, n]`` of a finished edit in it."""
         if self.config.backend == "ref_fp32_lu":
             return memory + columns.float() @ columns.float().T
-        return least_squares.downdate(memory, columns)
+        return cholesky.downdate(memory, columns)
 
     def _projector(self, artifact: Artifact, device: torch.device) -> Tensor:
         """Return ``P`` in fp64 on *device*."""

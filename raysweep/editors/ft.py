@@ -1,8 +1,22 @@
-"""Fine-tuning of one matrix per edit: FT-L (``prompt_last``) and FT-M (``target_new``) (editors.md §5)."""
+"""Fine-tuning of one matrix per edit: FT-L (``prompt_last``) and FT-M (``target_new``).
+
+Adam minimises the negative log-likelihood of the target over the value matrix ``W`` of one or more blocks (docs/methods/ft.md)::
+
+    prompt_last:  L(W) = −(1/m) Σ_j log p_W(y_j | x)                    every target token at the prompt's last token
+    target_new:   L(W) = −(1/m) Σ_j log p_W(y_j | x, y_1 … y_{j−1})     token by token
+
+until ``L < stop_loss``; with ``norm_constraint`` ε, each entry is clamped to ``[w_0 − ε, w_0 + ε]`` after every update, ``w_0`` its
+value before the edit. The patch is ``ΔW = W − W_0``, fp32.
+
+What enters the lowest trained matrix never changes, so an update starts from there: its product, the residual stream beside it,
+and the blocks above. :func:`_train` is the one loop; it trains ``n`` edits at once, each with weights of its own.
+
+Shape legend: ``n`` edits trained together, ``T`` tokens of a pack, ``k`` demanded tokens, ``m`` of one record, ``d`` stream width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -65,7 +79,7 @@ class FineTuneConfig(EditorConfig):
 
 
 class FineTune(BaseEditor[FineTuneConfig, None]):
-    """Adam on one value matrix until the record is learnt, then hand back the difference."""
+    """Adam on one value matrix until the record is learnt; the patch is the difference (Zhu et al. 2020; Zhang et al. 2024)."""
 
     name = "ft"
     version = 2
@@ -90,45 +104,35 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         artifacts: Mapping[str, Artifact],
         rng: torch.Generator,
     ) -> EditStep[None]:
-        """Train on the whole batch (mean of the records' losses).
-
-        What enters the first trained matrix never changes, so each update starts from there: its product, the residual stream
-        beside it, and the blocks above.
-        """
-        ask = self._ask(lm, batch)
+        """Train one copy of the matrices on the whole batch, by the mean of the records' losses."""
+        targets = self._targets(lm, batch)
         names = self.edited_parameters(lm)
-        start = {n: lm.weight(n).detach() for n in names}
-        master = {n: w.float().clone() for n, w in start.items()}
+        start = [lm.weight(n).detach() for n in names]
         below = min(self.config.layers)
         block, matrix = lm.layout.block.format(below), lm.layout.mlp_out.format(below)
-        packs = prefix_tree.pack(lm, ask.rows)
+        packs = prefix_tree.pack(lm, targets.rows)
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, last=below)
             keys, beside = seen[matrix, "input"], seen[block, "output"] - seen[matrix, "output"]
-        adam = torch.optim.Adam(
-            list(master.values()), lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
-        )
-        demand = ask.on(packs)
-        losses: list[float] = []
-        with ledger.substituted(lm, {n: w.clone() for n, w in start.items()}) as live:
+        located = targets.locate(packs)
+        with ledger.substituted(lm, {n: w.clone() for n, w in zip(names, start, strict=True)}) as live:
             for parameter in live.values():
                 parameter.requires_grad_(True)
-            upper = blocks.Upper.of(lm, below + 1, packs.positions, packs.seen).at(demand.pack, demand.column)
-            for _ in range(self.config.steps):
-                with torch.enable_grad():
-                    loss = demand.loss(lm, upper.hidden(lm, beside + lm.part(matrix)(keys)))
-                losses.append(float(loss.detach()))
-                if losses[-1] < self.config.stop_loss:
-                    break
-                gradients = torch.autograd.grad(loss, list(live.values()))
-                for value, gradient in zip(master.values(), gradients, strict=True):
-                    value.grad = gradient.float()
-                adam.step()
-                self._write(live, master, start)
-        deltas: dict[str, Delta] = {n: Dense(_logical(lm, n, master[n] - start[n].float())) for n in names}
-        stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(len(losses))}
-        return EditStep(WeightDelta(deltas), state, stats)
+            upper = blocks.Upper.of(lm, below + 1, packs.positions, packs.seen).at(located.pack, located.column)
+
+            def losses(masters: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+                with torch.no_grad():
+                    for parameter, master in zip(live.values(), masters, strict=True):
+                        parameter.copy_(master[0])
+                loss = located.nll(lm, upper.hidden(lm, beside + lm.part(matrix)(keys))).sum()
+                return loss[None], list(live.values())
+
+            masters = [w.float().clone(memory_format=torch.contiguous_format)[None] for w in start]
+            (trained,) = _train(self.config, masters, [w.float() for w in start], losses)
+        changes = (w - s.float() for w, s in zip(trained.weights, start, strict=True))
+        deltas: dict[str, Delta] = {n: Dense(_logical(lm, n, c)) for n, c in zip(names, changes, strict=True)}
+        return EditStep(WeightDelta(deltas), state, trained.stats())
 
     @property
     def group_size(self) -> int:
@@ -147,52 +151,72 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         if self.group_size == 1 or any(len(batch) != 1 for batch in batches):
             return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
         (layer,), (name,) = self.config.layers, self.edited_parameters(lm)
-        asks = [self._ask(lm, batch) for batch in batches]
-        together = _Together.of(lm, layer, asks)
+        joint = _JointForward.prepare(lm, layer, [self._targets(lm, batch) for batch in batches])
         start = lm.logical(name).detach().float()
-        master = start.repeat(len(batches), 1, 1)
-        adam = torch.optim.Adam([master], lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
-        done: dict[int, Tensor] = {}
-        losses: list[list[float]] = [[] for _ in batches]
-        for _ in range(self.config.steps):
-            live = master.to(lm.dtype, copy=True).requires_grad_(True)
-            with torch.enable_grad():
-                loss = together.losses(lm, live)
-            for i, value in enumerate(loss.detach().tolist()):
-                if i not in done:
-                    losses[i].append(value)
-                    if value < self.config.stop_loss:
-                        done[i] = master[i].clone()
-            if len(done) == len(batches):
-                break
-            (gradient,) = torch.autograd.grad(loss.sum(), live)
-            master.grad = gradient.float().contiguous()  # fused Adam pairs entries by place in memory
-            adam.step()
-            if self.config.norm_constraint is not None:
-                width = self.config.norm_constraint
-                master.copy_(torch.maximum(torch.minimum(master, start + width), start - width))
-        return [
-            EditStep(
-                WeightDelta({name: Dense(done.get(i, master[i]) - start)}),
-                None,
-                {"loss": found[-1], "first_loss": found[0], "steps": float(len(found))},
-            )
-            for i, found in enumerate(losses)
-        ]
 
-    def _ask(self, lm: LanguageModel, batch: Sequence[EditRecord]) -> _Ask:
+        def losses(masters: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+            weights = masters[0].to(lm.dtype, copy=True).requires_grad_(True)
+            return joint.losses(lm, weights), [weights]
+
+        trained = _train(self.config, [start.repeat(len(batches), 1, 1)], [start], losses)
+        return [EditStep(WeightDelta({name: Dense(t.weights[0] - start)}), None, t.stats()) for t in trained]
+
+    def _targets(self, lm: LanguageModel, batch: Sequence[EditRecord]) -> _Targets:
         if self.config.objective == "target_new":
             return _target_new(lm, batch)
         return _prompt_last(lm, batch, special=self.config.ask_special, strip=self.config.strip_dummy_piece)
 
-    def _write(self, live: Mapping[str, Tensor], master: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
-        """Clamp the trained values around their start and copy them into the model's stand-ins."""
-        with torch.no_grad():
-            for name, value in master.items():
-                if self.config.norm_constraint is not None:
-                    middle, width = start[name].float(), self.config.norm_constraint
-                    value.copy_(torch.maximum(torch.minimum(value, middle + width), middle - width))
-                live[name].copy_(value)
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """One edit's weights when its training ended, fp32, and its losses, update by update."""
+
+    weights: Sequence[Tensor]
+    losses: Sequence[float]
+
+    def stats(self) -> dict[str, float]:
+        return {"loss": self.losses[-1], "first_loss": self.losses[0], "steps": float(len(self.losses))}
+
+
+def _train(
+    config: FineTuneConfig,
+    masters: Sequence[Tensor],
+    start: Sequence[Tensor],
+    losses: Callable[[Sequence[Tensor]], tuple[Tensor, Sequence[Tensor]]],
+) -> list[_Trained]:
+    """Train ``n`` edits by Adam until each is below ``stop_loss``; an edit that has stopped keeps its weights of then.
+
+    Args:
+        config: of the editor.
+        masters: the trained tensors in fp32, ``[n, …]`` each; changed in place.
+        start: their values before the edit, without the first axis.
+        losses: returns, with gradients enabled, the loss of each edit ``[n]`` given *masters*, and the tensors in the model's dtype
+            that take their place, whose gradients are asked for.
+    """
+    count = len(masters[0])
+    adam = torch.optim.Adam(list(masters), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    stopped: dict[int, list[Tensor]] = {}
+    history: list[list[float]] = [[] for _ in range(count)]
+    for _ in range(config.steps):
+        with torch.enable_grad():
+            loss, live = losses(masters)
+        for i, value in enumerate(loss.detach().tolist()):
+            if i not in stopped:
+                history[i].append(value)
+                if value < config.stop_loss:
+                    stopped[i] = [master[i].clone() for master in masters]
+        if len(stopped) == count:
+            break
+        # The edits share no weights, so the gradient of the sum holds each edit's own.
+        gradients = torch.autograd.grad(loss.sum(), list(live))
+        for master, gradient in zip(masters, gradients, strict=True):
+            master.grad = gradient.float().contiguous().view_as(master)  # fused Adam pairs entries by place in memory
+        adam.step()
+        if config.norm_constraint is not None:
+            width = config.norm_constraint
+            for master, middle in zip(masters, start, strict=True):
+                master.copy_(torch.maximum(torch.minimum(master, middle + width), middle - width))
+    return [_Trained(stopped.get(i, [master[i] for master in masters]), history[i]) for i in range(count)]
 
 
 def _logical(lm: LanguageModel, name: str, tensor: Tensor) -> Tensor:
@@ -200,65 +224,69 @@ def _logical(lm: LanguageModel, name: str, tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
-    """Rows of ids and the predictions demanded of them: (row, position, id, weight)."""
+class _Targets:
+    """Rows of ids, and the tokens demanded of them: (row, position that predicts it, id, weight)."""
 
     rows: list[list[int]]
-    asks: list[tuple[int, int, int, float]]
+    demanded: list[tuple[int, int, int, float]]
 
-    def on(self, packs: prefix_tree.Packs) -> _Demand:
-        """Find the demanded positions in *packs*."""
-        places = [(packs.places[row][0], packs.places[row][1][position]) for row, position, _, _ in self.asks]
-        spots = list(dict.fromkeys(places))
+    def locate(self, packs: prefix_tree.Packs) -> _LocatedTargets:
+        """Find the predicting positions in *packs*; positions that several tokens are demanded of are read once."""
+        places = [(packs.places[row][0], packs.places[row][1][position]) for row, position, _, _ in self.demanded]
+        distinct = list(dict.fromkeys(places))
         device = packs.ids.device
-        pack, column = torch.tensor(spots, device=device).T
-        which = torch.tensor([spots.index(place) for place in places], device=device)
-        wanted, weight = (torch.tensor(c, device=device) for c in zip(*(ask[2:] for ask in self.asks), strict=True))
-        return _Demand(pack, column, which, wanted, weight)
+        pack, column = torch.tensor(distinct, device=device).T
+        which = torch.tensor([distinct.index(place) for place in places], device=device)
+        token, weight = (torch.tensor(c, device=device) for c in zip(*(d[2:] for d in self.demanded), strict=True))
+        return _LocatedTargets(pack, column, which, token, weight)
 
 
 @dataclass(frozen=True, slots=True)
-class _Demand:
-    """Where something is demanded (``pack``, ``column``), and per demanded id: which of the places, the id, its weight."""
+class _LocatedTargets:
+    """Where demanded tokens are predicted in packs.
+
+    Attributes:
+        pack, column: the predicting positions, each once.
+        which: ``[k]`` index into them, per demanded token.
+        token: ``[k]`` its id.
+        weight: ``[k]`` its weight in the loss.
+    """
 
     pack: Tensor
     column: Tensor
     which: Tensor
-    wanted: Tensor
+    token: Tensor
     weight: Tensor
 
-    def each(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
-        """Return ``weight · (−log p(id))`` of each demanded id, given the normed states at the places ``[k, d]``."""
-        return -head.of(lm, hidden, self.which, self.wanted) * self.weight
-
-    def loss(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
-        """Return their sum."""
-        return self.each(lm, hidden).sum()
+    def nll(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
+        """Return ``weight · (−log p(id))`` ``[k]`` of each demanded token, given the normed states at the positions."""
+        return -head.of(lm, hidden, self.which, self.token) * self.weight
 
 
 @dataclass(frozen=True, slots=True)
-class _Together:
-    """Several records, a pack each, and what does not change while each trains a matrix of its own.
+class _JointForward:
+    """Several edits, a pack each, and what does not change while each trains a matrix of its own.
 
     Attributes:
-        keys: ``[n, T, d_in]`` what enters the matrix; ``beside [n, T, d]`` the residual stream beside it, with the bias.
-        spots: the blocks above.
-        demand: what is demanded of all of them.
-        record: ``[k]`` of which record each demanded id is.
+        keys: ``[n, T, d_in]`` what enters the matrix.
+        beside: ``[n, T, d]`` the residual stream beside it, with the bias.
+        readout: the blocks above, read where something is demanded.
+        targets: what is demanded of all of them.
+        edit: ``[k]`` of which edit each demanded token is.
     """
 
     keys: Tensor
     beside: Tensor
-    spots: blocks.Spots
-    demand: _Demand
-    record: Tensor
+    readout: blocks.Spots
+    targets: _LocatedTargets
+    edit: Tensor
 
     @classmethod
-    def of(cls, lm: LanguageModel, layer: int, asks: Sequence[_Ask]) -> _Together:
-        """Run the records up to block *layer*."""
-        trees, places = [prefix_tree.Tree() for _ in asks], []
-        for i, (tree, ask) in enumerate(zip(trees, asks, strict=True)):
-            places += [(i, tree.add(row)) for row in ask.rows]
+    def prepare(cls, lm: LanguageModel, layer: int, targets: Sequence[_Targets]) -> _JointForward:
+        """Run the edits' rows up to block *layer*."""
+        trees, places = [prefix_tree.Tree() for _ in targets], []
+        for i, (tree, one) in enumerate(zip(trees, targets, strict=True)):
+            places += [(i, tree.add(row)) for row in one.rows]
         packs = prefix_tree.lay(lm, trees, places)
         block, matrix = lm.layout.block.format(layer), lm.layout.mlp_out.format(layer)
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
@@ -266,54 +294,56 @@ class _Together:
             blocks.run_packs(lm, packs, last=layer)
         bias = getattr(lm.part(matrix), "bias", None)
         beside = seen[block, "output"] - seen[matrix, "output"] + (0 if bias is None else bias.detach())
-        demand = _joined(asks).on(packs)
-        record = [i for i, ask in enumerate(asks) for _ in ask.asks]
+        located = _joined(targets).locate(packs)
+        edit = [i for i, one in enumerate(targets) for _ in one.demanded]
         sizes = torch.tensor([len(tree.ids) for tree in trees], device=lm.device)
-        real = torch.arange(packs.ids.shape[1], device=lm.device) < sizes[:, None]
+        real = torch.arange(packs.ids.shape[1], device=lm.device) < sizes[:, None]  # [n, T], False at padding
         upper = blocks.Upper.of(lm, layer + 1, packs.positions, packs.seen, real=real)
-        keys, spots = seen[matrix, "input"], upper.at(demand.pack, demand.column)
-        return cls(keys, beside, spots, demand, torch.tensor(record, device=lm.device))
+        keys, readout = seen[matrix, "input"], upper.at(located.pack, located.column)
+        return cls(keys, beside, readout, located, torch.tensor(edit, device=lm.device))
 
     def losses(self, lm: LanguageModel, weights: Tensor) -> Tensor:
-        """Return the loss of each record ``[n]`` with its matrix in ``weights [n, d_out, d_in]``."""
-        hidden = self.spots.hidden(lm, torch.baddbmm(self.beside, self.keys, weights.mT))
-        return torch.zeros(len(weights), device=hidden.device).index_add(0, self.record, self.demand.each(lm, hidden))
+        """Return the loss of each edit ``[n]`` with its matrix in ``weights [n, d_out, d_in]``."""
+        # one product for all edits: beside + keys Wᵀ, [n, T, d]
+        hidden = self.readout.hidden(lm, torch.baddbmm(self.beside, self.keys, weights.mT))
+        return torch.zeros(len(weights), device=hidden.device).index_add(0, self.edit, self.targets.nll(lm, hidden))
 
 
-def _joined(asks: Sequence[_Ask]) -> _Ask:
-    """Return all *asks* as one, weights unchanged."""
+def _joined(targets: Sequence[_Targets]) -> _Targets:
+    """Return all *targets* as one, weights unchanged."""
     rows: list[list[int]] = []
-    joined = []
-    for ask in asks:
-        joined += [(len(rows) + row, position, wanted, weight) for row, position, wanted, weight in ask.asks]
-        rows += ask.rows
-    return _Ask(rows, joined)
+    demanded = []
+    for one in targets:
+        demanded += [(len(rows) + row, position, token, weight) for row, position, token, weight in one.demanded]
+        rows += one.rows
+    return _Targets(rows, demanded)
 
 
-def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool, strip: bool) -> _Ask:
+def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool, strip: bool) -> _Targets:
     """Demand every target token at the prompt's last token; unk is left out (and everything counts if there is none)."""
-    rows, asks = [], []
+    rows, demanded = [], []
     for i, record in enumerate(batch):
         prompt = tokens.encode(lm, record.prompt)
         text = tokens.always_spaced(record.target)
         alone = tokens.target(lm, record.prompt, text, strip_dummy_piece=strip)
-        wanted = list(alone.demanded)
-        if special:  # those of the tokenizer's template around them
+        ids = list(alone.demanded)
+        if special:
+            # the special tokens that the tokenizer puts around the target when it stands alone
             around, n = lm.tokenizer(text)["input_ids"], len(alone.alone)
             begin = next(i for i in range(len(around)) if tuple(around[i : i + n]) == alone.alone)
-            wanted = [*around[:begin], *wanted, *around[begin + n :]]
-        kept = [t for t in wanted if t != lm.tokenizer.unk_token_id]
+            ids = [*around[:begin], *ids, *around[begin + n :]]
+        ids = [t for t in ids if t != lm.tokenizer.unk_token_id]
         rows.append(prompt)
-        asks += [(i, len(prompt) - 1, t, 1.0 / (len(kept) * len(batch))) for t in kept]
-    return _Ask(rows, asks)
+        demanded += [(i, len(prompt) - 1, t, 1.0 / (len(ids) * len(batch))) for t in ids]
+    return _Targets(rows, demanded)
 
 
-def _target_new(lm: LanguageModel, batch: Sequence[EditRecord]) -> _Ask:
+def _target_new(lm: LanguageModel, batch: Sequence[EditRecord]) -> _Targets:
     """Demand each target token given the prompt and the earlier ones."""
-    rows, asks = [], []
+    rows, demanded = [], []
     for i, record in enumerate(batch):
-        s = tokens.scored(lm, record.prompt, record.prompt + tokens.always_spaced(record.target))
-        rows.append(list(s.ids[:-1]))
-        weight = 1.0 / (len(s.labels) * len(batch))
-        asks += [(i, s.start - 1 + j, t, weight) for j, t in enumerate(s.labels)]
-    return _Ask(rows, asks)
+        scored = tokens.scored(lm, record.prompt, record.prompt + tokens.always_spaced(record.target))
+        rows.append(list(scored.ids[:-1]))  # nothing is asked after the last token
+        weight = 1.0 / (len(scored.labels) * len(batch))
+        demanded += [(i, scored.start - 1 + j, t, weight) for j, t in enumerate(scored.labels)]
+    return _Targets(rows, demanded)

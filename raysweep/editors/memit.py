@@ -1,4 +1,13 @@
-"""MEMIT: spread a change of the residual stream over several layers (Meng et al., ICLR 2023)."""
+"""MEMIT: spread a change of the residual stream over several layers (Meng et al., ICLR 2023; docs/methods/memit.md).
+
+For target hidden states ``z`` at the last chosen layer, layer by layer with the lower updates in place (eq. 14 and 20)::
+
+    ΔW_l = ρ_l [ (w C_l + K Kᵀ)⁻¹ K ]ᵀ        ρ_l = (z − h) / layers left, C_l the second moments, w = moment_weight
+
+by ``(w C + K Kᵀ)⁻¹ K = C⁻¹ K (w I + Kᵀ C⁻¹ K)⁻¹``: one Cholesky factor of ``C_l`` per run, then small solves.
+
+Shape legend: ``n`` records of the batch; ``K [d_in, n]`` their keys, ``ρ [d_out, n]``, ``C [d_in, d_in]``.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +16,28 @@ from typing import TYPE_CHECKING, ClassVar
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Positive
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep, RecordCheck
+from raysweep.editors.base import EditStep
+from raysweep.editors.locate.base import LocateConfig, LocateEditor
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
 from raysweep.lazy import lazy
 from raysweep.models.patches import WeightDelta
-from raysweep.records import EditRecord, subject_error
+from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     import torch
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.linalg import least_squares
-    from raysweep.editors.locate import contexts
+    from raysweep.editors.linalg import cholesky
     from raysweep.editors.locate import layers as locate_layers
     from raysweep.editors.locate import second_moments as moments
     from raysweep.models.lm import LanguageModel
 else:
-    contexts = lazy("raysweep.editors.locate.contexts")
-    least_squares = lazy("raysweep.editors.linalg.least_squares")
+    cholesky = lazy("raysweep.editors.linalg.cholesky")
     moments = lazy("raysweep.editors.locate.second_moments")
     locate_layers = lazy("raysweep.editors.locate.layers")
 
 
-class MemitConfig(EditorConfig):
+class MemitConfig(LocateConfig):
     """Hyper-parameters of MEMIT.
 
     Attributes:
@@ -49,8 +57,8 @@ class MemitConfig(EditorConfig):
     contexts: ContextSpec = ContextSpec(lengths=((10, 5),))
 
 
-class Memit(BaseEditor[MemitConfig, None]):
-    """``ΔW_l = ρ [(w C_l + K Kᵀ)⁻¹ K]ᵀ``, ``ρ = (z − h) / layers left`` (MEMIT eq. 14–20; editors.md §7)."""
+class Memit(LocateEditor[MemitConfig, None]):
+    """One target hidden state per record, one regularised solve per layer and batch; no memory (Meng et al. 2023, Algorithm 1)."""
 
     name = "memit"
     version = 2
@@ -59,28 +67,13 @@ class Memit(BaseEditor[MemitConfig, None]):
     paper = "Meng et al. 2023, arXiv 2210.07229"
     artifact_kinds = ("contexts", "moments")
 
-    @classmethod
-    def record_check(cls, config: MemitConfig) -> RecordCheck:
-        """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
-        return subject_error
-
-    def __init__(self, config: MemitConfig) -> None:
-        super().__init__(config)
-        self._factors: dict[str, least_squares.Factor] = {}  # memo by artifact digest: a pure function's values
-
-    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
-        """Return the value matrices of the chosen layers."""
-        return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
-
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for second moments per layer and, unless given, context templates."""
-        wanted = {
+        requests = {
             f"moments/{layer}": moments.request(lm, lm.layout.mlp_out, layer, self.config.moments)
             for layer in self.config.layers
         }
-        if self.config.contexts.templates is None:
-            wanted["contexts"] = contexts.request(lm, self.config.contexts)
-        return wanted
+        return {**requests, **self.context_requests(lm)}
 
     def edit(
         self,
@@ -108,20 +101,16 @@ class Memit(BaseEditor[MemitConfig, None]):
         rngs: Sequence[torch.Generator],
     ) -> list[EditStep[None]]:
         """Look for the values of all *batches* together, then write each on its own."""
-        found = locate_layers.write_apart(
+        updates = locate_layers.spread_over_layers(
             lm,
             batches,
             layers=self.config.layers,
             value=self.config.value,
-            texts=contexts.templates(self.config.contexts, artifacts.get("contexts")),
-            solve=lambda layer, columns: least_squares.spread(
-                self._factor(artifacts[f"moments/{layer}"], columns.device), self.config.moment_weight, columns
+            texts=self.context_templates(artifacts),
+            solve=lambda layer, columns: cholesky.low_rank_update(
+                self.moment_factor(artifacts[f"moments/{layer}"], columns.device, self.config.moments.damping),
+                self.config.moment_weight,
+                columns,
             ),
         )
-        return [EditStep(WeightDelta(f.deltas), None, f.stats) for f in found]
-
-    def _factor(self, artifact: Artifact, device: torch.device) -> least_squares.Factor:
-        if artifact.digest not in self._factors:
-            matrix = artifact.tensors["moments"].to(device)
-            self._factors[artifact.digest] = least_squares.factor(matrix, damping=self.config.moments.damping)
-        return self._factors[artifact.digest]
+        return [EditStep(WeightDelta(u.deltas), None, u.stats) for u in updates]

@@ -1,4 +1,13 @@
-"""ROME: a rank-one edit that maps the subject's key to a value that says the target (Meng et al., NeurIPS 2022)."""
+"""ROME: a rank-one edit that maps the subject's key to a value that says the target (Meng et al., NeurIPS 2022;
+docs/methods/rome.md).
+
+For the value matrix ``W`` of one block, the key ``k`` of the bare prompt, the key ``k̄`` averaged over contexts, the target value
+``v*`` and the second moments ``C`` of keys (eq. 2)::
+
+    ΔW = r uᵀ,    u = C⁻¹ k̄ / ‖C⁻¹ k̄‖,    r = (v* − W k) / (uᵀ k)        so that (W + ΔW) k = v*
+
+Shape legend: ``c`` contexts, ``d_in`` width of a key, ``d_out`` width of a value; ``W [d_out, d_in]``.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +16,30 @@ from typing import TYPE_CHECKING, Literal
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep, RecordCheck
+from raysweep.editors.base import EditStep
+from raysweep.editors.locate.base import LocateConfig, LocateEditor
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, LowRank, WeightDelta, add_deltas
-from raysweep.records import EditRecord, subject_error
+from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.linalg import least_squares
-    from raysweep.editors.locate import contexts, target_value
     from raysweep.editors.locate import second_moments as moments
+    from raysweep.editors.locate import target_value
     from raysweep.models import ledger, tokens
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    contexts = lazy("raysweep.editors.locate.contexts")
-    least_squares = lazy("raysweep.editors.linalg.least_squares")
     moments = lazy("raysweep.editors.locate.second_moments")
     target_value = lazy("raysweep.editors.locate.target_value")
     ledger, tokens = lazy("raysweep.models.ledger"), lazy("raysweep.models.tokens")
 
 
-class RomeConfig(EditorConfig):
+class RomeConfig(LocateConfig):
     """Hyper-parameters of ROME.
 
     Attributes:
@@ -52,8 +59,8 @@ class RomeConfig(EditorConfig):
     contexts: ContextSpec = ContextSpec()
 
 
-class Rome(BaseEditor[RomeConfig, None]):
-    """``ΔW = r uᵀ`` with ``u ∝ C⁻¹ k̄`` and ``r = (v* − W k) / kᵀu`` (ROME eq. 2; editors.md §6)."""
+class Rome(LocateEditor[RomeConfig, None]):
+    """One target value and one rank-one change per record and layer; no memory (Meng et al. 2022, eq. 2)."""
 
     name = "rome"
     version = 2
@@ -62,28 +69,13 @@ class Rome(BaseEditor[RomeConfig, None]):
     paper = "Meng et al. 2022, arXiv 2202.05262"
     artifact_kinds = ("contexts", "moments")
 
-    @classmethod
-    def record_check(cls, config: RomeConfig) -> RecordCheck:
-        """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
-        return subject_error
-
-    def __init__(self, config: RomeConfig) -> None:
-        super().__init__(config)
-        self._factors: dict[str, least_squares.Factor] = {}  # memo by artifact digest: a pure function's values
-
-    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
-        """Return the value matrices of the chosen layers."""
-        return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
-
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for second moments per layer and, unless given, context templates."""
-        wanted: dict[str, ArtifactRequest] = {}
+        requests: dict[str, ArtifactRequest] = {}
         if self.config.adjust:
             for layer in self.config.layers:
-                wanted[f"moments/{layer}"] = moments.request(lm, lm.layout.mlp_out, layer, self.config.moments)
-        if self.config.contexts.templates is None:
-            wanted["contexts"] = contexts.request(lm, self.config.contexts)
-        return wanted
+                requests[f"moments/{layer}"] = moments.request(lm, lm.layout.mlp_out, layer, self.config.moments)
+        return {**requests, **self.context_requests(lm)}
 
     def edit(
         self,
@@ -101,9 +93,9 @@ class Rome(BaseEditor[RomeConfig, None]):
             for layer in self.config.layers:
                 name = f"{lm.layout.mlp_out.format(layer)}.weight"
                 with ledger.applied(lm, deltas):
-                    delta, found = self._one(lm, record, layer, artifacts)
+                    delta, numbers = self._edit_one(lm, record, layer, artifacts)
                 deltas[name] = add_deltas(deltas.get(name), delta)
-                stats |= {f"{key}/{layer}": value for key, value in found.items()}
+                stats |= {f"{key}/{layer}": value for key, value in numbers.items()}
         return EditStep(WeightDelta(deltas), state, stats)
 
     @property
@@ -126,32 +118,33 @@ class Rome(BaseEditor[RomeConfig, None]):
         name, steps = f"{lm.layout.mlp_out.format(layer)}.weight", []
         tasks = [self._task(lm, record, artifacts) for (record,) in batches]
         for value in target_value.optimise(lm, tasks, layer=layer, site="mlp", spec=self.config.value):
-            delta, found = self._change(value, layer, artifacts)
-            stats = {f"{key}/{layer}": v for key, v in found.items()}
+            delta, numbers = self._change(value, layer, artifacts)
+            stats = {f"{key}/{layer}": v for key, v in numbers.items()}
             steps.append(EditStep(WeightDelta({name: delta}), None, stats))
         return steps
 
-    def _one(
+    def _edit_one(
         self, lm: LanguageModel, record: EditRecord, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
         task = self._task(lm, record, artifacts)
         (value,) = target_value.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
         return self._change(value, layer, artifacts)
 
-    def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.Task:
-        texts = contexts.templates(self.config.contexts, artifacts.get("contexts"))
+    def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.ValueTask:
+        texts = self.context_templates(artifacts)
         spec, text = self.config.value, tokens.always_spaced(record.target)
         target = tokens.target(lm, record.prompt, text, strip_dummy_piece=spec.strip_dummy_piece)
-        return target_value.task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
+        return target_value.value_task(
+            lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows
+        )
 
     def _change(
         self, value: target_value.Value, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
-        mean_key = value.keys.double().mean(0)
-        if self.config.adjust:
-            mean_key = self._solved(artifacts[f"moments/{layer}"], mean_key)
-        u = mean_key / mean_key.norm()
-        gain = value.keys[0].double() @ u
+        """Return ``r uᵀ`` for a target value, and what to log."""
+        direction = self.key_direction(value.keys.double().mean(0), layer, artifacts)
+        u = direction / direction.norm()
+        gain = self.read_key(value).double() @ u  # uᵀ k
         r = ((value.origin + value.shift).double() - value.output.double()) / gain
         stats = {
             "loss": value.loss,
@@ -162,17 +155,19 @@ class Rome(BaseEditor[RomeConfig, None]):
         }
         return LowRank(r[:, None], u[None, :]), stats
 
-    def _solved(self, artifact: Artifact, key: Tensor) -> Tensor:
-        """Return ``C⁻¹ k̄`` in fp64."""
-        if self.config.inverse == "ref_fp32_inverse":
-            matrix: Tensor = artifact.tensors["moments"].to(key.device, torch.float32)
-            damped = matrix + self.config.moments.damping * matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
-            solved: Tensor = torch.linalg.inv(damped) @ key.float()
-            return solved.double()
-        return self._factor(artifact, key.device).solve(key[:, None])[:, 0]
+    def read_key(self, value: target_value.Value) -> Tensor:
+        """Return the key ``k [d_in]`` that the change maps to the target value: the bare prompt's."""
+        return value.keys[0]
 
-    def _factor(self, artifact: Artifact, device: torch.device) -> least_squares.Factor:
-        if artifact.digest not in self._factors:
-            matrix = artifact.tensors["moments"].to(device)
-            self._factors[artifact.digest] = least_squares.factor(matrix, damping=self.config.moments.damping)
-        return self._factors[artifact.digest]
+    def key_direction(self, mean_key: Tensor, layer: int, artifacts: Mapping[str, Artifact]) -> Tensor:
+        """Return ``C⁻¹ k̄ [d_in]`` in fp64; ``k̄`` itself without ``adjust``."""
+        if not self.config.adjust:
+            return mean_key
+        artifact = artifacts[f"moments/{layer}"]
+        damping = self.config.moments.damping
+        if self.config.inverse == "ref_fp32_inverse":
+            matrix: Tensor = artifact.tensors["moments"].to(mean_key.device, torch.float32)
+            damped = matrix + damping * matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
+            solved: Tensor = torch.linalg.inv(damped) @ mean_key.float()
+            return solved.double()
+        return self.moment_factor(artifact, mean_key.device, damping).solve(mean_key[:, None])[:, 0]

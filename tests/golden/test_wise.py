@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.editors.wise.editor import MarginSpec, MergeSpec, Wise, WiseConfig
+from raysweep.editors.wise.config import MarginSpec, MergeSpec, WiseConfig
+from raysweep.editors.wise.editor import Wise
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
 from raysweep.records import EditRecord, Probe, ProbeKind

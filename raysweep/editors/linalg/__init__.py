@@ -1,1 +1,1 @@
-"""Least squares in float64, as the editors need it."""
+"""Linear algebra of the editors in float64: Cholesky factors, ridge regressions that grow, matrices in chunks of rows."""

@@ -1,4 +1,9 @@
-"""Context templates: short texts sampled from the pristine model, put before a prompt to average over contexts (§4.2)."""
+"""Context templates: short texts sampled from the pristine model, put before a prompt to average over contexts.
+
+ROME and MEMIT average a key over ``c`` texts that begin with "The", "Therefore", … and optimise the value in all of them (ROME §3.1
+and appendix E.5; docs/methods/rome.md). A text is drawn token by token from the renormalised top 5 and ends with ``". {}"``.
+WISE continues openings instead (docs/methods/wise.md).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,7 @@ def request(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
 
 
 def request_continuations(lm: LanguageModel, config: ContextSpec) -> ArtifactRequest:
-    """Return the request for continued openings (§11.2): ``lengths`` counts *new* tokens, and no full stop is added."""
+    """Return the request for continued openings (WISE): ``lengths`` counts *new* tokens, and no full stop is added."""
     plain = request(lm, config)
     inputs = {**plain.inputs, "style": "continuations"}
     return replace(plain, inputs=inputs, builder="raysweep.editors.locate.contexts:build_continuations")
@@ -58,24 +63,24 @@ def build_continuations(lm: LanguageModel, requests: Sequence[ArtifactRequest], 
 
 
 def _continuations(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
-    found = []
+    texts = []
     for number, (length, count) in enumerate(inputs["lengths"]):
         for start in OPENINGS[: int(count)]:
             rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "continuations", number, start, 0))
             ids = _continue(lm, start, len(tokens.encode(lm, start)) + int(length), rng)
-            found.append(_clean(tokens.decode(lm, ids)) + " {}")
-    return found
+            texts.append(_clean(tokens.decode(lm, ids)) + " {}")
+    return texts
 
 
 def _sample(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
-    found = []
+    texts = []
     for number, (length, count) in enumerate(inputs["lengths"]):
         each = max(1, count // len(STARTS))
         for start in STARTS[: min(count, len(STARTS))]:
             for sample in range(each):
                 rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "contexts", number, start, sample))
-                found.append(_clean(tokens.decode(lm, _continue(lm, start, int(length), rng))) + ". {}")
-    return found
+                texts.append(_clean(tokens.decode(lm, _continue(lm, start, int(length), rng))) + ". {}")
+    return texts
 
 
 def _continue(lm: LanguageModel, start: str, length: int, rng: torch.Generator) -> list[int]:

@@ -1,4 +1,8 @@
-"""Keys: what enters the edited linear map, at the subject's last token or at every token."""
+"""Keys: what enters the edited linear map ``y = W k``, at the subject's last token or at every token.
+
+ROME, MEMIT and AlphaEdit take the key at the subject's last token, averaged over contexts; SimIE takes the keys of all tokens of
+prompt and target as the columns of ``K_t [d_in, k]`` (docs/methods/rome.md, docs/methods/simie.md).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from raysweep.records import EditRecord
 
 
 def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Sequence[str]) -> dict[str, Tensor]:
-    """Return the inputs of *modules* at every token of ``prompt + target``, as columns (SimIE; editors.md §13.3).
+    """Return the inputs of *modules* at every token of ``prompt + target``, as columns (SimIE).
 
     BOS, all prompt tokens and all target tokens count; a space is put before the target unless it begins with one.
 
@@ -26,6 +30,7 @@ def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Se
     with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
         blocks.run(lm, ids=ids, mask=mask, last=blocks.last_block(lm, modules))
     keep = mask.bool()
+    # [rows, T, d_in] at the tokens that are no padding: [k, d_in], turned into columns
     return {m: seen[m, "input"][keep].T for m in modules}
 
 
@@ -43,5 +48,5 @@ def context_rows(lm: LanguageModel, record: EditRecord, contexts: Sequence[str])
 
 
 def grouped_mean(keys: Tensor) -> Tensor:
-    """Return ``½ (k(bare) + mean k(contexts))`` of keys ``[1 + c, d]`` whose first row is the bare prompt (MEMIT §7.2)."""
+    """Return ``½ (k(bare) + mean k(contexts))`` of keys ``[1 + c, d]``, the bare prompt's first (docs/methods/memit.md)."""
     return keys[0] if keys.shape[0] == 1 else (keys[0] + keys[1:].mean(0)) / 2

@@ -1,9 +1,12 @@
-"""Spread a change of the residual stream over several layers: the part that MEMIT and AlphaEdit share (editors.md §7.1–7.3).
+"""LayerUpdates a change of the residual stream over several layers: the part that MEMIT and AlphaEdit share.
 
-One target hidden state per record at the last layer, then layer by layer: current keys ``K``, residual
-``ρ = (z − h) / layers left``, and a low-rank change ``ρ Xᵀ``. The two methods differ only in ``X``.
+One target hidden state ``z`` per record at the last layer ``L``, then layer by layer, with the lower updates in place (MEMIT eq. 20
+and Algorithm 1; docs/methods/memit.md)::
 
-Shape legend: ``n`` records of the batch, ``c`` context templates, ``d`` width of the stream.
+    ρ_l = (z − h^L) / (L − l + 1)        what is still missing, shared out over this layer and those above it
+    ΔW_l = ρ_l X_l^T                     X_l from the keys K_l; the methods differ only in it
+
+Shape legend: ``n`` records of the batch, ``c`` context templates, ``d`` width of the stream, ``d_in`` width of a key.
 """
 
 from __future__ import annotations
@@ -26,14 +29,19 @@ Solve = Callable[[int, Tensor], Tensor]  # layer, K [d_in, n] fp64 → X [d_in, 
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
-    """Changes by parameter name, and what to log: losses, steps, the residual before each layer."""
+class LayerUpdates:
+    """What writes one batch.
+
+    Attributes:
+        deltas: changes by parameter name.
+        stats: losses, steps, and the mean norm of what is missing before each layer.
+    """
 
     deltas: dict[str, Delta]
     stats: dict[str, float]
 
 
-def write_apart(
+def spread_over_layers(
     lm: LanguageModel,
     batches: Sequence[Sequence[EditRecord]],
     *,
@@ -41,35 +49,44 @@ def write_apart(
     value: ValueSpec,
     texts: Sequence[str],
     solve: Solve,
-) -> list[Spread]:
-    """Find the target hidden states of all *batches* at the last of *layers* together, and spread each batch's with *solve*."""
+) -> list[LayerUpdates]:
+    """Return what writes each of *batches* into the model as it stands; no batch sees another.
+
+    Args:
+        lm: the model; left as it was.
+        batches: records that are written together; the target values of all batches are looked for together.
+        layers: blocks to change, rising; target values are those of the last one.
+        value: how target values are optimised.
+        texts: context templates, the bare one first.
+        solve: returns ``X [d_in, n]`` for a layer and its keys ``K [d_in, n]``, both fp64.
+    """
     tasks = [_task(lm, r, texts, value) for batch in batches for r in batch]
-    found = iter(target_value.optimise(lm, tasks, layer=layers[-1], site="block", spec=value))
-    return [_spread(lm, batch, layers, texts, [next(found) for _ in batch], solve) for batch in batches]
+    values = iter(target_value.optimise(lm, tasks, layer=layers[-1], site="block", spec=value))
+    return [_updates(lm, batch, layers, texts, [next(values) for _ in batch], solve) for batch in batches]
 
 
-def _spread(
+def _updates(
     lm: LanguageModel,
     batch: Sequence[EditRecord],
     layers: Sequence[int],
     texts: Sequence[str],
-    found: Sequence[target_value.Value],
+    values: Sequence[target_value.Value],
     solve: Solve,
-) -> Spread:
-    goals = torch.stack([v.origin + v.shift for v in found]).double()
-    deltas, residuals = _layers(lm, batch, layers, texts, goals, solve)
+) -> LayerUpdates:
+    goals = torch.stack([v.origin + v.shift for v in values]).double()  # z [n, d]
+    deltas, residuals = _climb_layers(lm, batch, layers, texts, goals, solve)
     stats = {
-        "loss": sum(v.loss for v in found) / len(found),
-        "first_loss": sum(v.first_loss for v in found) / len(found),
-        "value_steps": sum(v.steps for v in found) / len(found),
+        "loss": sum(v.loss for v in values) / len(values),
+        "first_loss": sum(v.first_loss for v in values) / len(values),
+        "value_steps": sum(v.steps for v in values) / len(values),
     }
     stats |= {f"residual/{layer}": r for layer, r in zip(layers, residuals, strict=True)}
-    return Spread(deltas, stats)
+    return LayerUpdates(deltas, stats)
 
 
-def _task(lm: LanguageModel, record: EditRecord, texts: Sequence[str], spec: ValueSpec) -> target_value.Task:
+def _task(lm: LanguageModel, record: EditRecord, texts: Sequence[str], spec: ValueSpec) -> target_value.ValueTask:
     target = demanded(lm, record, strip_dummy_piece=spec.strip_dummy_piece)
-    return target_value.task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
+    return target_value.value_task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
 
 
 def demanded(lm: LanguageModel, record: EditRecord, *, strip_dummy_piece: bool = False) -> tokens.Target:
@@ -89,7 +106,7 @@ def subject_keys(
     packs, value = _packs(lm, batch, texts), lm.layout.mlp_out
     with torch.no_grad(), hooks.capture(lm, [(value.format(layer), "input") for layer in layers]) as seen:
         blocks.run_packs(lm, packs, last=max(layers))
-    return {layer: _columns(packs.ends(seen[value.format(layer), "input"]), len(batch)) for layer in layers}
+    return {layer: _mean_columns(packs.ends(seen[value.format(layer), "input"]), len(batch)) for layer in layers}
 
 
 def _packs(lm: LanguageModel, batch: Sequence[EditRecord], texts: Sequence[str]) -> prefix_tree.Packs:
@@ -98,13 +115,13 @@ def _packs(lm: LanguageModel, batch: Sequence[EditRecord], texts: Sequence[str])
     return prefix_tree.pack(lm, rows)
 
 
-def _columns(every: Tensor, n: int) -> Tensor:
+def _mean_columns(every: Tensor, n: int) -> Tensor:
     """Average the keys ``[n·c, d_in]`` of each record over its contexts; ``[d_in, n]`` in fp64."""
-    apart = every.double().view(n, len(every) // n, -1)
-    return torch.stack([keys.grouped_mean(k) for k in apart], dim=1)
+    by_record = every.double().view(n, len(every) // n, -1)  # rows are record by record: [n, c, d_in]
+    return torch.stack([keys.grouped_mean(k) for k in by_record], dim=1)
 
 
-def _layers(
+def _climb_layers(
     lm: LanguageModel,
     batch: Sequence[EditRecord],
     layers: Sequence[int],
@@ -126,14 +143,15 @@ def _layers(
     residuals = []
     start = layers[0]
     for i, layer in enumerate(layers):
-        wanted: list[tuple[str, hooks.Side]] = [(value.format(layer), "input"), (block.format(top), "output")]
-        wanted.append((block.format(layer), "input"))
-        with torch.no_grad(), ledger.applied(lm, deltas), hooks.capture(lm, wanted) as seen:
+        sides: list[tuple[str, hooks.Side]] = [(value.format(layer), "input"), (block.format(top), "output")]
+        sides.append((block.format(layer), "input"))
+        with torch.no_grad(), ledger.applied(lm, deltas), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, states=states, first=start, last=top)
-        columns = _columns(packs.ends(seen[value.format(layer), "input"]), n)
+        columns = _mean_columns(packs.ends(seen[value.format(layer), "input"]), n)
+        # h^L at the subject's last token of the bare prompt, the first of each record's contexts: [n, d]
         now = packs.ends(seen[block.format(top), "output"]).double().view(n, len(texts), -1)[:, 0]
         rho = (goals - now) / (len(layers) - i)
         residuals.append(float((goals - now).norm(dim=1).mean()))
-        deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solve(layer, columns).T)
+        deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solve(layer, columns).T)  # ρᵀ [d, n] · Xᵀ [n, d_in]
         states, start = seen[block.format(layer), "input"], layer
     return deltas, residuals

@@ -1,7 +1,11 @@
-"""Null-space projectors of second moments: ``P = U₀ U₀ᵀ``, ``U₀`` the eigenvectors of ``C`` below a threshold (§8.1).
+"""Null-space projectors of second moments, for AlphaEdit (Fang et al. 2025, eq. 6–8; docs/methods/alphaedit.md).
 
-A change ``Δ P`` leaves alone what the weight does to the keys that the text is full of (AlphaEdit eq. 6–8). Computed from the
-pristine model's moments, once; the moments themselves are an artifact of their own, shared with every other editor.
+With the eigendecomposition ``C = U diag(s) Uᵀ`` of the keys' second moments and ``U₀ [d, r]`` the eigenvectors whose eigenvalue is
+below the threshold::
+
+    P = U₀ U₀ᵀ [d, d]        so that (W + Δ P) k ≈ W k for every key k that the text is full of
+
+``P`` is computed from the pristine model's moments, once; the moments are an artifact of their own, shared with other editors.
 """
 
 from __future__ import annotations
@@ -41,10 +45,10 @@ def build(
 ) -> list[Built]:
     """Compute the projector of each request from its moments, on the model's device."""
     made: list[Built] = []
-    for wanted, given in zip(requests, sources, strict=True):
-        matrix = given["moments"].tensors["moments"].to(lm.device)
-        threshold = float(wanted.inputs["threshold"])
-        projector, values = project(matrix, threshold, wanted.inputs["method"])
+    for one, artifacts in zip(requests, sources, strict=True):
+        matrix = artifacts["moments"].tensors["moments"].to(lm.device)
+        threshold = float(one.inputs["threshold"])
+        projector, values = project(matrix, threshold, one.inputs["method"])
         below = values < threshold
         meta = {
             "kept_rank": int(below.sum()),
@@ -70,15 +74,16 @@ def project(moments: Tensor, threshold: float, method: Method = "eigh64") -> tup
     """
     if method == "ref_fp32_svd":
         vectors, values, _ = torch.linalg.svd(moments.float(), full_matrices=False)
+        # singular values of a symmetric positive matrix are its eigenvalues, but falling
         vectors, values = vectors.flip(1), values.double().flip(0)
     else:
         full = moments.double()
         values, vectors = torch.linalg.eigh((full + full.T) / 2)
-    kept = vectors[:, values < threshold]
-    if kept.shape[1] == 0:
+    null_vectors = vectors[:, values < threshold]
+    if null_vectors.shape[1] == 0:
         raise ArtifactError(
             f"no eigenvalue of the second moments [{moments.shape[0]} x {moments.shape[0]}] is below {threshold:g}; "
             f"they run from {float(values[0]):.3g} to {float(values[-1]):.3g}",
             hint="raise the threshold of the null space",
         )
-    return kept @ kept.T, values
+    return null_vectors @ null_vectors.T, values

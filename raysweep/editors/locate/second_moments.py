@@ -1,6 +1,10 @@
-"""Second moments of keys, ``C = (1/N) Σ k kᵀ``, uncentred, over every token of a text (§4.1; ROME §3.1, MEMIT §4.2).
+"""Second moments of keys over every token of a text (ROME eq. 2, MEMIT eq. 15; docs/methods/rome.md), and their trace.
+
+    C = (1/N) Σ k kᵀ  [d, d], uncentred            E‖k‖² = tr C
 
 Computed on the pristine model before any edit (quirk Q11), accumulated in fp64 (quirk Q10), stored in fp32.
+
+Shape legend: ``N`` tokens of the text (less those skipped), ``d`` width of a key.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
         keep[:, :skip] = False
         count += int(keep.sum())
         for module in modules:
-            keys = seen[module, "input"][keep].to(dtype)
+            keys = seen[module, "input"][keep].to(dtype)  # [tokens of the batch, d]
             sums[module] = sums.get(module, keys.new_zeros(keys.shape[1], keys.shape[1])).addmm_(keys.T, keys)
     return [({"moments": (sums[m] / count).float()}, {"tokens": count}) for m in modules]
 
@@ -106,12 +110,12 @@ def build_energy(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: 
         count += int(mask.sum())
         for module in modules:
             sums[module] += float(seen[module, "input"][mask.bool()].double().square().sum())
-    found = {m: total / max(count, 1) for m, total in sums.items()}
-    for module, energy in found.items():
+    energies = {m: total / max(count, 1) for m, total in sums.items()}
+    for module, energy in energies.items():
         if not 0 < energy < float("inf"):
             hint = "take another text (text.name, text.tokens), or give λ in absolute units"
             raise ArtifactError(f"the mean energy of the keys of {module} is {energy:g} over {count} tokens", hint=hint)
-    return [({}, {"energy": found[m], "tokens": count}) for m in modules]
+    return [({}, {"energy": energies[m], "tokens": count}) for m in modules]
 
 
 def _batches(lm: LanguageModel, texts: Iterator[str], *, width: int, budget: int) -> Iterator[list[list[int]]]:
@@ -128,14 +132,15 @@ def _batches(lm: LanguageModel, texts: Iterator[str], *, width: int, budget: int
         used += len(row)
         full = bool(budget) and used >= budget
         if len(pool) >= 256 or full:
-            yield from _packed(pool)
+            yield from _by_length(pool)
             pool = []
         if full:
             return
-    yield from _packed(pool)
+    yield from _by_length(pool)
 
 
-def _packed(pool: list[list[int]]) -> Iterator[list[list[int]]]:
+def _by_length(pool: list[list[int]]) -> Iterator[list[list[int]]]:
+    """Yield *pool*, longest rows first, in batches of at most 4096 tokens, padding counted."""
     batch: list[list[int]] = []
     for row in sorted(pool, key=len, reverse=True):
         if batch and len(batch[0]) * (len(batch) + 1) > 4096:

@@ -1,10 +1,19 @@
-"""Values: the vector that, put at the subject's last token, makes the model say the target (ROME v*, MEMIT z).
+"""The target value: the vector that, at the subject's last token, makes the model say the target (ROME's v*, MEMIT's z).
 
-One optimisation for the whole family (editors.md §6.3, §7.1). A shift ``δ`` of one token of one block's output changes neither
-the tokens before it nor the blocks below, so each step runs only the blocks above, only the tokens from the look-up token on,
-all rows in one pack without padding, and the head only where a prediction is needed (exact up to rounding).
+One optimisation for the whole family (ROME eq. 4, MEMIT eq. 16; docs/methods/rome.md). A shift ``δ`` of block ``l``'s output at the
+subject's last token of every row is found by Adam::
 
-Shape legend: ``n`` records optimised together, ``R`` rows of all of them, ``m`` target tokens, ``d`` width of the stream.
+    L(δ) = mean_c [ −(1/m) Σ_j log p_δ(y_j | c, x, y_{<j}) ]         the target, in every context c
+         + kl · Σ P_δ (log P_δ − log P_0)                            what the model predicts after "{subject} is" must stay
+         + weight_decay · ‖δ‖ / ‖v_0‖²                               (a norm over a squared norm, as published)
+
+and after each update ``‖δ‖ ≤ clamp · ‖v_0‖``, ``v_0`` the un-shifted output at the bare prompt. It ends once ``L < 0.05``.
+
+A shift changes neither the tokens before it nor the blocks below, so each step runs only the blocks above, only the tokens from
+the look-up token on, all rows in one pack without padding, and the head only where a prediction is needed (exact up to rounding).
+
+Shape legend: ``n`` records optimised together, ``c`` contexts, ``m`` target tokens, ``N`` nodes of a record's prefix tree, ``k``
+demanded predictions of all of them, ``d`` width of the residual stream, ``d_in`` width of a key.
 """
 
 from __future__ import annotations
@@ -21,12 +30,14 @@ from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks, head, prefix_tree
 from raysweep.models.lm import LanguageModel
 
-STOP_LOSS = 5e-2  # published constant of ROME and MEMIT
-BUSY = 0.75  # leave out the tasks that have stopped once fewer than this share of those computed go on: it costs about a step
+STOP_LOSS = 5e-2  # nats; published constant of ROME and MEMIT
+MIN_ACTIVE_SHARE = (
+    0.75  # of the tasks computed; below it those that have stopped are left out, which costs about a step
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ValueTask:
     """Rows of one record: its prompt in every context followed by all but the last target token, then the KL row.
 
     ``lookups`` are the indices of the subject's last token; ``targets`` are the ids demanded at the last ``m`` positions
@@ -59,7 +70,7 @@ class Value:
     steps: int
 
 
-def task(
+def value_task(
     lm: LanguageModel,
     template: str,
     subject: str,
@@ -67,28 +78,34 @@ def task(
     contexts: Sequence[str],
     *,
     decoded: bool = False,
-) -> Task:
-    """Build the rows of one record (§6.3, steps 2–4).
+) -> ValueTask:
+    """Return the rows of one record: its prompt in every context with the target behind it, and "{subject} is a".
 
-    *decoded*: what comes after the prompt is the text of all target ids but the last, encoded again, as published. Where that cuts
-    a character of several tokens, the row holds a replacement character instead (quirk Q50).
+    Args:
+        lm: the model, for its tokenizer.
+        template: the prompt with ``{}`` in place of the subject.
+        subject: what the prompt is about.
+        target: the ids demanded.
+        contexts: templates with ``{}`` in place of the prompt, the bare ``"{}"`` first.
+        decoded: what comes after the prompt is the text of all target ids but the last, encoded again, as published. Where that
+            cuts a character of several tokens, the row holds a replacement character instead (quirk Q50).
     """
     rows, lookups = [], []
     for context in contexts:
-        whole = context.replace("{}", template)
-        prompt = whole.replace("{}", subject)
-        lookups.append(tokens.subject_last(lm, whole, subject))
+        in_context = context.replace("{}", template)
+        prompt = in_context.replace("{}", subject)
+        lookups.append(tokens.subject_last(lm, in_context, subject))
         if decoded:
             rows.append(tuple(tokens.encode(lm, prompt + tokens.decode(lm, target.alone[:-1]))))
         else:
             rows.append(tuple(tokens.before_last(lm, prompt, target)))
     lookups.append(tokens.subject_last(lm, "{} is a", subject))
     rows.append(tuple(tokens.encode(lm, f"{subject} is a")))
-    return Task(tuple(rows), tuple(lookups), target.demanded)
+    return ValueTask(tuple(rows), tuple(lookups), target.demanded)
 
 
 def optimise(
-    lm: LanguageModel, tasks: Sequence[Task], *, layer: int, site: Literal["mlp", "block"], spec: ValueSpec
+    lm: LanguageModel, tasks: Sequence[ValueTask], *, layer: int, site: Literal["mlp", "block"], spec: ValueSpec
 ) -> list[Value]:
     """Find the shift of each task; tasks never see each other.
 
@@ -98,26 +115,30 @@ def optimise(
         layer: the block to shift.
         site: ``mlp`` measures the origin at the MLP's output (ROME), ``block`` at the block's (MEMIT). The shift itself
             acts on the residual stream either way, which is the same thing in pre-norm blocks.
-        spec: hyper-parameters.
+        spec: hyper-parameters; ``spec.batch`` tasks are computed together.
+
+    Returns:
+        One value per task, in order.
     """
-    found: list[Value] = []
+    values: list[Value] = []
     for begin in range(0, len(tasks), spec.batch):
-        found += _optimise(lm, tasks[begin : begin + spec.batch], layer, site, spec)
-    return found
+        values += _optimise(lm, tasks[begin : begin + spec.batch], layer, site, spec)
+    return values
 
 
-def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, spec: ValueSpec) -> list[Value]:
+def _optimise(lm: LanguageModel, tasks: Sequence[ValueTask], layer: int, site: str, spec: ValueSpec) -> list[Value]:
     layout = lm.layout
     names = {"key": layout.mlp_out.format(layer), "mlp": layout.mlp.format(layer), "block": layout.block.format(layer)}
-    wanted: list[tuple[str, hooks.Side]] = [
+    sides: list[tuple[str, hooks.Side]] = [
         (names["key"], "input"),
         (names["key"], "output"),
         (names["mlp"], "output"),
         (names["block"], "output"),
     ]
-    trees = [_Nodes.of(t) for t in tasks]
-    with hooks.capture(lm, wanted) as seen:
-        left = _Left.of(lm, trees, layer)
+    trees = [_TaskTree.build(t) for t in tasks]
+    with hooks.capture(lm, sides) as seen:
+        remainder = _Remainder.compute(lm, trees, layer)
+    # Row i of what was captured is the tree of task i: [n, N, …], gathered at the look-up nodes.
     keys = [seen[names["key"], "input"][i, list(t.lookups)].float() for i, t in enumerate(trees)]
     bare = (list(range(len(trees))), [t.lookups[0] for t in trees])
     output = seen[names["key"], "output"][bare].float()
@@ -126,29 +147,32 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
     adam = _Adam(shift, spec.lr)
     limit = spec.clamp * origin.norm(dim=1, keepdim=True)
     active = torch.ones(len(tasks), dtype=torch.bool, device=lm.device)
-    who = torch.arange(len(tasks), device=lm.device)  # the tasks that are still computed
-    base: Tensor | None = None
+    computed = torch.arange(
+        len(tasks), device=lm.device
+    )  # indices of the tasks that still take part in the forward pass
+    base_logp: Tensor | None = None  # log P_0 at the KL rows, known after the first pass
     first, last = (torch.zeros(len(tasks), device=lm.device) for _ in range(2))
     steps = torch.zeros(len(tasks), dtype=torch.int64, device=lm.device)
     for iteration in range(spec.steps):
-        if len(who) > 1 and len(who) * BUSY > int(active.sum()):
-            assert base is not None
-            who, base = active.nonzero()[:, 0], base[active[who]]
-            left = _Left.of(lm, [trees[i] for i in who.tolist()], layer)
-        leaf = shift[who].requires_grad_(True)
+        if len(computed) > 1 and len(computed) * MIN_ACTIVE_SHARE > int(active.sum()):
+            assert base_logp is not None
+            computed, base_logp = active.nonzero()[:, 0], base_logp[active[computed]]
+            remainder = _Remainder.compute(lm, [trees[i] for i in computed.tolist()], layer)
+        leaf = shift[computed].requires_grad_(True)
         with torch.enable_grad():
-            loss, hit, base = left.loss(lm, base, leaf, origin[who], spec)
-        value = last.index_put((who,), loss.detach())
+            loss, all_hit, base_logp = remainder.loss(lm, base_logp, leaf, origin[computed], spec)
+        value = last.index_put((computed,), loss.detach())
         first = value if iteration == 0 else first
         last = torch.where(active, value, last)
         steps = steps + active
         active = active & (value >= STOP_LOSS)
         if spec.stop_on_argmax:
-            active[who[hit]] = False
+            active[computed[all_hit]] = False
         if iteration == spec.steps - 1 or not bool(active.any()):
             break
-        (found,) = torch.autograd.grad(loss.sum(), leaf)
-        moved = adam.step(shift, torch.zeros_like(shift).index_put((who,), found), active)
+        # Tasks share nothing, so the gradient of the sum is each task's own.
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        moved = adam.step(shift, torch.zeros_like(shift).index_put((computed,), gradient), active)
         norm = moved.norm(dim=1, keepdim=True)
         moved = torch.where(norm > limit, moved * limit / norm, moved)
         shift = torch.where(active[:, None], moved, shift)
@@ -167,34 +191,36 @@ def _optimise(lm: LanguageModel, tasks: Sequence[Task], layer: int, site: str, s
 
 
 @dataclass(frozen=True, slots=True)
-class _Nodes:
+class _TaskTree:
     """A task's rows as one tree, and the nodes that matter.
 
     Attributes:
-        tree: all tokens but those after the KL row's look-up token, which ask nothing.
+        tree: all tokens but those after the KL row's look-up token, which nothing reads.
         lookups: of each context.
-        begins: of each row, from where on it changes or is asked.
-        asks: (node, demanded id, weight) per demanded prediction; the weights add up to 1.
-        kl: the KL row's look-up token.
+        begins: of each row, the first node that the shift changes or that is read.
+        demanded: (node, demanded id, weight) per demanded prediction; the weights add up to 1.
+        kl: the KL row's look-up node.
     """
 
     tree: prefix_tree.Tree
     lookups: tuple[int, ...]
     begins: tuple[int, ...]
-    asks: tuple[tuple[int, int, float], ...]
+    demanded: tuple[tuple[int, int, float], ...]
     kl: int
 
     @classmethod
-    def of(cls, task: Task) -> _Nodes:
+    def build(cls, task: ValueTask) -> _TaskTree:
+        """Lay the rows of *task* into one prefix tree; what two rows begin with in common is there once."""
         tree, m, c = prefix_tree.Tree(), len(task.targets), len(task.rows) - 1
         ends = [*(len(row) for row in task.rows[:-1]), task.lookups[-1] + 1]
         paths = [
             tree.add(row[:end], mark=lookup) for row, lookup, end in zip(task.rows, task.lookups, ends, strict=True)
         ]
-        asks = [(n, t, 1.0 / (c * m)) for p in paths[:-1] for n, t in zip(p[-m:], task.targets, strict=True)]
+        # the last m nodes of a row predict its m target tokens
+        demanded = [(n, t, 1.0 / (c * m)) for p in paths[:-1] for n, t in zip(p[-m:], task.targets, strict=True)]
         lookups = [p[lookup] for p, lookup in zip(paths, task.lookups, strict=True)]
         begins = [p[min(lookup, len(p) - m)] for p, lookup in zip(paths[:-1], task.lookups, strict=False)]
-        return cls(tree, tuple(lookups[:-1]), (*begins, lookups[-1]), tuple(asks), lookups[-1])
+        return cls(tree, tuple(lookups[:-1]), (*begins, lookups[-1]), tuple(demanded), lookups[-1])
 
 
 def _flags(like: Tensor, nodes: Sequence[Sequence[int]]) -> Tensor:
@@ -206,82 +232,94 @@ def _flags(like: Tensor, nodes: Sequence[Sequence[int]]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """Where the remaining tokens that matter are; task i is row i of the batch.
+class _ReadPlan:
+    """Where what is shifted and what is read lies among the remaining tokens; task i is row i of the batch.
 
     Attributes:
         shifted: (task, column) of every look-up token, each once.
-        asked: (task, column) of every demanded prediction.
-        wanted: the ids demanded there, ``[n]``.
-        weight: ``[n]``, 1 / (contexts · m).
+        demanded: (task, column) of every demanded prediction, ``[k]`` each.
+        token: the ids demanded there, ``[k]``.
+        weight: ``[k]``, 1 / (contexts · m).
         kl: (task, column) of the KL rows' look-up tokens.
     """
 
     shifted: tuple[Tensor, Tensor]
-    asked: tuple[Tensor, Tensor]
-    wanted: Tensor
+    demanded: tuple[Tensor, Tensor]
+    token: Tensor
     weight: Tensor
     kl: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, tasks: Sequence[_Nodes], column: Tensor) -> _Plan:
-        def at(nodes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def build(cls, trees: Sequence[_TaskTree], column: Tensor) -> _ReadPlan:
+        """Translate nodes into columns of what remains; ``column [n, N]`` tells where each node is."""
+
+        def locate(nodes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
             task, node = torch.tensor(nodes, device=column.device).T
             return task, column[task, node]
 
-        asks = [(i, *ask) for i, t in enumerate(tasks) for ask in t.asks]
+        demanded = [(i, *one) for i, t in enumerate(trees) for one in t.demanded]
         return cls(
-            shifted=at([(i, node) for i, t in enumerate(tasks) for node in sorted({*t.lookups, t.kl})]),
-            asked=at([(i, node) for i, node, _, _ in asks]),
-            wanted=torch.tensor([wanted for _, _, wanted, _ in asks], device=column.device),
-            weight=torch.tensor([weight for *_, weight in asks], device=column.device),
-            kl=at([(i, t.kl) for i, t in enumerate(tasks)]),
+            shifted=locate([(i, node) for i, t in enumerate(trees) for node in sorted({*t.lookups, t.kl})]),
+            demanded=locate([(i, node) for i, node, _, _ in demanded]),
+            token=torch.tensor([token for _, _, token, _ in demanded], device=column.device),
+            weight=torch.tensor([weight for *_, weight in demanded], device=column.device),
+            kl=locate([(i, t.kl) for i, t in enumerate(trees)]),
         )
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Return (task, column) of everything that is read: the demanded predictions, then the KL rows."""
-        rows, columns = (torch.cat(both) for both in zip(self.asked, self.kl, strict=True))
+        rows, columns = (torch.cat(both) for both in zip(self.demanded, self.kl, strict=True))
         return rows, columns
 
 
 @dataclass(frozen=True, slots=True)
-class _Left:
-    """What is left to compute in each step for some tasks."""
+class _Remainder:
+    """What each step has to compute for some tasks: from the output of the shifted block to the predictions that are read.
+
+    Attributes:
+        states: ``[n, T, d]`` un-shifted outputs of the block at the tokens that the shift changes or that are read.
+        plan: where the look-up tokens and the predictions are among them.
+        spots: the blocks above, read where the plan reads.
+    """
 
     states: Tensor
-    plan: _Plan
+    plan: _ReadPlan
     spots: blocks.Spots
 
     @classmethod
-    def of(cls, lm: LanguageModel, trees: Sequence[_Nodes], layer: int) -> _Left:
+    def compute(cls, lm: LanguageModel, trees: Sequence[_TaskTree], layer: int) -> _Remainder:
         """Compute everything that no shift after block *layer* moves."""
         packs = prefix_tree.lay(lm, [t.tree for t in trees], ())
         with torch.no_grad():
             rest = blocks.tail(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
-        plan = _Plan.of(trees, rest.column)
+        plan = _ReadPlan.build(trees, rest.column)
         return cls(rest.states, plan, rest.upper.at(*plan.read()))
 
     def loss(
-        self, lm: LanguageModel, base: Tensor | None, shift: Tensor, origin: Tensor, spec: ValueSpec
+        self, lm: LanguageModel, base_logp: Tensor | None, shift: Tensor, origin: Tensor, spec: ValueSpec
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Given the shifts ``[n, d]``, return the loss ``[n]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0``.
+        """Return the loss ``[n]`` of the shifts ``[n, d]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0``.
 
-        ``mean over contexts of −(1/m) Σ log p(target) + kl · Σ P_δ (log P_δ − log P_0) + decay · ‖δ‖ / ‖v₀‖²``, where ``P`` are
-        the predictions at the KL rows; ``P_0`` is *base*, None: those of now.
+        ``mean over contexts of −(1/m) Σ log p(target) + kl · Σ P_δ (log P_δ − log P_0) + decay · ‖δ‖ / ‖v_0‖²``, where ``P`` are
+        the predictions at the KL rows; ``log P_0`` is *base_logp*, None: that of now.
         """
         plan = self.plan
+        # add each task's δ at its look-up tokens: states[task, column] += shift[task]
         moved = self.states.index_put(plan.shifted, shift[plan.shifted[0]].to(self.states.dtype), accumulate=True)
-        told = head.told(lm, self.spots.hidden(lm, moved), plan.wanted, base)
+        told = head.told(lm, self.spots.hidden(lm, moved), plan.token, base_logp)
         zeros = torch.zeros(len(shift), device=shift.device)
-        nll = zeros.index_add(0, plan.asked[0], -told.logp * plan.weight)
+        nll = zeros.index_add(0, plan.demanded[0], -told.logp * plan.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
-        missed = zeros.index_add(0, plan.asked[0], (~told.best).float())
+        missed = zeros.index_add(0, plan.demanded[0], (~told.best).float())
         loss: Tensor = nll + spec.kl * told.kl + spec.weight_decay * decay
         return loss, missed == 0, told.base
 
 
 class _Adam:
-    """Adam (β = 0.9, 0.999; ε = 1e-8) on rows that stop at different times."""
+    """Adam on rows that stop at different times, with ``torch.optim.Adam``'s constants (β = 0.9, 0.999; ε = 1e-8).
+
+    ``m ← β₁ m + (1 − β₁) g``, ``v ← β₂ v + (1 − β₂) g²``, ``x ← x − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)``.
+    """
 
     def __init__(self, like: Tensor, lr: float) -> None:
         self.lr = lr

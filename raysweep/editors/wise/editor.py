@@ -1,16 +1,24 @@
-"""WISE: side memories of one linear map, trained on random masks, merged, and chosen by activation (editors.md §11)."""
+"""WISE: side memories of one linear map, trained on random masks, merged, and chosen by activation (docs/methods/wise.md).
+
+Beside the frozen map ``W_0`` there is a trained copy ``W′`` (the *side memory*). After ``shard`` edits it is put away and another
+one begins; after ``merge_every`` edits the last ones are merged into one (Wang et al. 2024, Algorithm 1). A question is answered
+by the memory ``M`` whose activations it moves most, if that is enough (eq. 6)::
+
+    d(M) = mean over the row's tokens of ‖φ(W_M x) − φ(W_0 x)‖₂            use M if d(M) ≥ act_ratio · (least d of M's own edits)
+
+Training one record is ``training.py``, merging ``merging.py``, routing ``raysweep/models/modules/side_memory.py``.
+
+Shape legend: all weights ``[d_out, d_in]``, fp32, logical orientation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, TypedDict
 
 from raysweep.artifacts import ArtifactRequest
-from raysweep.config.schema import Block, Count, NonNegative, Positive, Spec
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep, RecordCheck
-from raysweep.editors.specs import ContextSpec
+from raysweep.editors.base import BaseEditor, EditStep, RecordCheck
+from raysweep.editors.wise.config import WiseConfig
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
 from raysweep.models.patches import ModulePatch
@@ -32,106 +40,38 @@ else:
     training = lazy("raysweep.editors.wise.training")
     side_memory, replacement = lazy("raysweep.models.modules.side_memory"), lazy("raysweep.models.modules.replacement")
 
-Share = Annotated[float, Field(gt=0, le=1)]
 
-
-class MarginSpec(Spec):
-    """Margins of the activation loss.
+class WiseState(TypedDict):
+    """State of :class:`Wise`.
 
     Attributes:
-        alpha (distance of activations): unrelated text should move the activations by less than this.
-        beta (distance of activations): an edit should move them by more than this.
-        gamma (distance of activations): an edit should move them by this much more than unrelated text.
+        side: the copy being written.
+        mask: its entries that are trained, bool.
+        memories: finished copies.
+        merged: what was merged into the layer so far (merge mode); None = nothing.
+        act: the least activation distance among the edits of ``side``; ``acts``, of each of ``memories``.
+        edits, mergers: how many so far.
+        seed: of the last random merger.
+        group: ``[prompt, target]`` of the edits since the last merger, ``groups`` those before, by merger; kept for replay only.
+        cursors: which edit of each of ``groups`` is replayed next.
     """
 
-    alpha: NonNegative = 5.0
-    beta: NonNegative = 20.0
-    gamma: NonNegative = 10.0
+    side: Tensor
+    mask: Tensor
+    memories: list[Tensor]
+    merged: Tensor | None
+    act: float
+    acts: list[float]
+    edits: int
+    mergers: int
+    seed: int
+    group: list[list[str]]
+    groups: list[list[list[str]]]
+    cursors: list[int]
 
 
-class MergeSpec(Spec):
-    """How side memories become one.
-
-    Attributes:
-        algorithm: see editors.md §11.5.
-        density: share of each change's entries that survives.
-        weight: sum of the memories' factors.
-        published: ``linear`` and ``slerp`` use only the first memory (quirk Q32).
-    """
-
-    algorithm: Literal["ties", "magnitude_norm", "magnitude", "sign", "dare_ties", "dare_linear", "linear", "slerp"] = (
-        "ties"
-    )
-    density: Share = 0.53
-    weight: Positive = 1.0
-    published: bool = False
-
-
-class WiseConfig(EditorConfig):
-    """Hyper-parameters of WISE.
-
-    Attributes:
-        layer: the block that gets side memories.
-        matrix: its first linear map (``in``: c_fc, gate_proj) or its value matrix (``out``).
-        steps (updates): SGD updates per edit, at most.
-        lr: of SGD, fresh for each edit.
-        weight_decay: of SGD.
-        mask_weight_decay: decay only the entries that are trained (off = published; quirk Q29).
-        norm_constraint: each entry stays within ± this of the original; None = free.
-        mask_ratio: share of entries that are trained, drawn anew for each side memory.
-        margins: of the activation loss.
-        act_ratio: a memory serves what moves the activations by at least this share of its own edits' least movement.
-        shard (edits): edits per side memory.
-        merge_every (edits): merge after this many edits.
-        merge: how.
-        retrieve: keep several memories and choose one per row; off = one merged weight.
-        replay: after the first merger, keep earlier edits out of the present memory, and the present ones in.
-        stop_loss (nats): stop below this loss …
-        stop_change (nats): … once it changes by less than this.
-        contexts: templates put before each edit; ``lengths`` counts new tokens.
-        unrelated: negative text for records that bring none; empty = such a record is an error.
-        ref_labels: the answer begins at the longest prompt's end, counted from the left of the padded row, as published
-            (quirk Q28). Off: each row's own answer.
-        ref_padding: pad on the left, without position ids, and count pads in activation distances, as published (quirk Q31).
-    """
-
-    layer: Block
-    matrix: Literal["in", "out"] = "out"
-    steps: Count = 70
-    lr: Positive = 1.0
-    weight_decay: NonNegative = 1e-5
-    mask_weight_decay: bool = False
-    norm_constraint: Positive | None = 1.0
-    mask_ratio: Share = 0.2
-    margins: MarginSpec = MarginSpec()
-    act_ratio: Positive = 0.88
-    shard: Count = 500
-    merge_every: Count = 1000
-    merge: MergeSpec = MergeSpec()
-    retrieve: bool = True
-    replay: bool = False
-    stop_loss: NonNegative = 0.02
-    stop_change: NonNegative = 1e-4
-    contexts: ContextSpec = ContextSpec(lengths=((5, 5), (10, 5)))
-    unrelated: str = ""
-    ref_labels: bool = False
-    ref_padding: bool = False
-
-    @model_validator(mode="after")
-    def _mergers_fall_on_shards(self) -> WiseConfig:
-        if self.merge_every % self.shard:
-            raise ValueError(f"merge_every = {self.merge_every} must be a multiple of shard = {self.shard}")
-        if self.ref_labels and not self.ref_padding:
-            raise ValueError("ref_labels counts from the left of left-padded rows: set ref_padding too")
-        return self
-
-
-class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
-    """Trains a copy of one weight on each record and routes each question to the frozen weight or to a copy.
-
-    State: ``side`` (the copy being written), ``memories`` (finished copies), ``merged`` (merge mode), all ``[d_out, d_in]`` in
-    fp32; ``mask``; ``act`` and ``acts`` (least activation of their edits); counters; past edits if they are replayed.
-    """
+class Wise(BaseEditor[WiseConfig, WiseState]):
+    """Trains a copy of one weight on each record and routes each question to the frozen weight or to a copy."""
 
     name = "wise"
     version = 2
@@ -164,7 +104,7 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
             return {}
         return {"contexts": contexts.request_continuations(lm, self.config.contexts)}
 
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> WiseState:
         """Return one untouched side memory."""
         frozen = self._frozen(lm)
         return {
@@ -172,7 +112,7 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
             "mask": torch.ones_like(frozen, dtype=torch.bool),
             "memories": [],
             "merged": None,
-            "act": training.FAR,
+            "act": training.NO_DISTANCE,
             "acts": [],
             "edits": 0,
             "mergers": 0,
@@ -186,11 +126,11 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
         self,
         lm: LanguageModel,
         batch: Sequence[EditRecord],
-        state: dict[str, Any],
+        state: WiseState,
         *,
         artifacts: Mapping[str, Artifact],
         rng: torch.Generator,
-    ) -> EditStep[dict[str, Any]]:
+    ) -> EditStep[WiseState]:
         """Write the records one after the other (the method knows no batches).
 
         Raises:
@@ -206,7 +146,7 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
             state, stats = self._write(lm, record, unrelated, templates, state, rng)
         return EditStep(self.module_patch(lm, state), state, stats)
 
-    def module_patch(self, lm: LanguageModel, state: Mapping[str, Any]) -> ModulePatch:
+    def module_patch(self, lm: LanguageModel, state: WiseState) -> ModulePatch:
         """Return the patch that *state* stands for."""
         bare, act, ratio = replacement.inner(lm.part(self._name(lm))), side_memory.activation(lm), self.config.act_ratio
         if self.config.retrieve:
@@ -216,7 +156,7 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
         else:
             thresholds = [ratio * state["act"]] * 2
             module = side_memory.SideMemory(
-                bare, act, lambda: (self._final(lm, state), state["side"]), thresholds, retrieve=False
+                bare, act, lambda: (self._merge_mode_weight(lm, state), state["side"]), thresholds, retrieve=False
             )
         return ModulePatch({self._name(lm): module})
 
@@ -236,44 +176,49 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
         record: EditRecord,
         unrelated: str,
         templates: Sequence[str],
-        state: Mapping[str, Any],
+        state: WiseState,
         rng: torch.Generator,
-    ) -> tuple[dict[str, Any], dict[str, float]]:
+    ) -> tuple[WiseState, dict[str, float]]:
         """Train the side memory on *record*, then store and merge memories if it is time."""
         config, frozen = self.config, self._frozen(lm)
-        new = {**state, "memories": [*state["memories"]], "acts": [*state["acts"]], "edits": state["edits"] + 1}
+        new: WiseState = {
+            **state,
+            "memories": [*state["memories"]],
+            "acts": [*state["acts"]],
+            "edits": state["edits"] + 1,
+        }
         if state["edits"] % config.shard == 0:
             new["mask"] = self.draw_mask(tuple(frozen.shape), rng).to(frozen.device)
         if merging.is_random(config.merge.algorithm):
             new["seed"] = int(torch.randint(2**31, (1,), generator=rng))
-        replay: Any = None
+        replay: training.Replay | None = None
         if config.replay:
             new["group"] = [*state["group"], [record.prompt, record.target]]
             new["cursors"] = [*state["cursors"]]
             if config.retrieve and state["mergers"]:
                 replay = training.Replay(new["groups"], new["cursors"], new["group"], rng)
-        job = training.Job(lm, self._name(lm), config, tuple(templates), frozen, new["mask"])
-        new["side"], found = job.train(record, unrelated, new["side"], replay)
-        new["act"] = min(state["act"], found["act"])
+        side_training = training.SideMemoryTraining(lm, self._name(lm), config, tuple(templates), frozen, new["mask"])
+        new["side"], trained = side_training.train(record, unrelated, new["side"], replay)
+        new["act"] = min(state["act"], trained["act"])
         if new["edits"] % config.shard == 0:
             self._store(new, frozen)
         if new["edits"] % config.merge_every == 0:
             self._merge(lm, new)
-        return new, {**found, "memories": float(len(new["memories"]))}
+        return new, {**trained, "memories": float(len(new["memories"]))}
 
-    def _store(self, state: dict[str, Any], frozen: Tensor) -> None:
+    def _store(self, state: WiseState, frozen: Tensor) -> None:
         """Put the side memory away and begin another; merge mode goes on with the same activation statistic."""
         state["memories"].append(state["side"])
         state["side"] = frozen.clone()
         if self.config.retrieve:
             state["acts"].append(state["act"])
-            state["act"] = training.FAR
+            state["act"] = training.NO_DISTANCE
 
-    def _merge(self, lm: LanguageModel, state: dict[str, Any]) -> None:
+    def _merge(self, lm: LanguageModel, state: WiseState) -> None:
         """Merge the last memories into one (retrieve), or all of them into the layer (merge mode)."""
         if self.config.retrieve:
             n = self.config.merge_every // self.config.shard
-            merged = self._mixed(lm, state["memories"][-n:], [self.config.merge.weight / n] * n, state["seed"])
+            merged = self._merged(lm, state["memories"][-n:], [self.config.merge.weight / n] * n, state["seed"])
             state["memories"] = [*state["memories"][:-n], merged]
             state["acts"] = [*state["acts"][:-n], min(state["acts"][-n:])]
         else:
@@ -283,7 +228,7 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
             state["groups"], state["group"] = [*state["groups"], state["group"]], []
             state["cursors"] = [*state["cursors"], 0]
 
-    def _final(self, lm: LanguageModel, state: Mapping[str, Any]) -> Tensor:
+    def _merge_mode_weight(self, lm: LanguageModel, state: WiseState) -> Tensor:
         """Return merge mode's weight as it is asked: what is not merged yet is merged for the occasion; nothing is kept."""
         frozen = self._frozen(lm)
         pending = [*state["memories"]]
@@ -291,17 +236,16 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
             pending.append(state["side"])
         if pending and state["edits"] >= self.config.shard:
             return self._into_layer(lm, state, pending)
-        merged: Tensor | None = state["merged"]
-        return frozen if merged is None else merged
+        return frozen if state["merged"] is None else state["merged"]
 
-    def _into_layer(self, lm: LanguageModel, state: Mapping[str, Any], memories: Sequence[Tensor]) -> Tensor:
+    def _into_layer(self, lm: LanguageModel, state: WiseState, memories: Sequence[Tensor]) -> Tensor:
         """Merge *memories* with what was merged before, which keeps 0.6 of the say."""
         n = len(memories)
         if state["merged"] is None:
-            return self._mixed(lm, memories, [self.config.merge.weight / n] * n, state["seed"])
-        return self._mixed(lm, [*memories, state["merged"]], [0.4 / n] * n + [0.6], state["seed"])
+            return self._merged(lm, memories, [self.config.merge.weight / n] * n, state["seed"])
+        return self._merged(lm, [*memories, state["merged"]], [0.4 / n] * n + [0.6], state["seed"])
 
-    def _mixed(self, lm: LanguageModel, memories: Sequence[Tensor], shares: Sequence[float], seed: int) -> Tensor:
+    def _merged(self, lm: LanguageModel, memories: Sequence[Tensor], shares: Sequence[float], seed: int) -> Tensor:
         spec = self.config.merge
         return merging.merge(
             self._frozen(lm),

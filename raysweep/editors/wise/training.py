@@ -1,36 +1,48 @@
-"""How a side memory learns one record: rows, losses, masked SGD (editors.md §11.2–11.4)."""
+"""How a side memory ``W′`` of WISE learns one record: padded rows, two losses, SGD on masked entries (docs/methods/wise.md).
+
+Beside the frozen map ``W_0`` (Wang et al. 2024, eq. 4–6), with the model's MLP activation ``φ`` and a row's tokens ``T``::
+
+    a(row)   = mean_T ‖φ(W′ x) − φ(W_0 x)‖₂                                  activation distance
+    L_answer = mean over edit rows of Σ_j CE_j / (m + 1)                     (one more than there are tokens; quirk Q27)
+    L_act    = mean⁺(a_u − a_e + γ) + mean⁺(a_u − α) + mean⁺(β − a_e)        a_e of edit rows, a_u of the unrelated one
+
+    W′ ← clamp(W′ − lr · (mask ⊙ ∂L/∂W′ + decay · W′), W_0 ± norm_constraint)
+
+``mean⁺`` is the mean of the positive entries. Edit rows are the record in every context template, the unrelated text is the last
+row.
+
+Shape legend: ``R`` rows, ``n`` edit rows of them, ``L`` columns, ``K`` counted tokens of all rows, ``k`` answer tokens of all edit
+rows, ``m`` those of one, ``d`` width of the residual stream, ``W′ [d_out, d_in]``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raysweep.editors.wise.config import MarginSpec, WiseConfig
 from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks, head, prefix_tree
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
 
-if TYPE_CHECKING:
-    from raysweep.editors.wise.editor import MarginSpec, WiseConfig
-
-FAR = 1e9  # the activation statistic of a memory without edits, and the first losses of the stopping rule
+NO_DISTANCE = 1e9  # activation distance of a memory without edits, and the losses before the first of the stopping rule
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class PaddedRows:
     """A padded batch: edit rows first, other texts last.
 
     Attributes:
         ids: ``[R, L]``.
         seen: ``[R, L, L]``, whether a token (second axis) may look at another (third).
         counted: ``[R, L]`` tokens over which activation distances are averaged.
-        answers: first and last-plus-one column of each edit row's answer.
+        answers: first and last-plus-one column of each edit row's answer; ``n`` of them.
     """
 
     ids: Tensor
@@ -40,44 +52,47 @@ class Rows:
 
     def mask(self, lm: LanguageModel) -> prefix_tree.Mask:
         """Return what is added to attention scores."""
-        place = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
-        return prefix_tree.attention_mask(lm, self.seen, place, place)
+        column = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+        return prefix_tree.attention_mask(lm, self.seen, column, column)
 
 
-def right_rows(lm: LanguageModel, templates: Sequence[str], record: tuple[str, str], others: Sequence[str]) -> Rows:
+def right_rows(
+    lm: LanguageModel, templates: Sequence[str], record: tuple[str, str], others: Sequence[str]
+) -> PaddedRows:
     """Return rows padded on the right, each with its own answer's columns."""
     prompt, target = record
-    asked = [
+    scored = [
         tokens.scored(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target))) for t in templates
     ]
-    ids, mask = tokens.pad([*(s.ids for s in asked), *(tokens.encode(lm, text) for text in others)], lm.device)
+    ids, mask = tokens.pad([*(s.ids for s in scored), *(tokens.encode(lm, text) for text in others)], lm.device)
+    # [R, 1, L] and [L, L]: a token looks at what is no padding and not later than itself
     seen = mask.bool()[:, None, :] & _earlier(ids.shape[1], ids.device)
-    return Rows(ids, seen, mask.bool(), tuple((s.start, len(s.ids)) for s in asked))
+    return PaddedRows(ids, seen, mask.bool(), tuple((s.start, len(s.ids)) for s in scored))
 
 
 def left_rows(
     lm: LanguageModel, templates: Sequence[str], record: tuple[str, str], others: Sequence[str], *, ref_labels: bool
-) -> Rows:
+) -> PaddedRows:
     """Return rows padded on the left with the tokenizer's pad token, pads counted, as published.
 
     With *ref_labels* every answer begins at column ``max |enc(template(prompt))|`` (or where the row itself begins), which
     is right only if no other text is the longest row.
     """
     prompt, target = record
-    asked = [
+    scored = [
         tokens.scored(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target))) for t in templates
     ]
-    rows = [*(list(s.ids) for s in asked), *(tokens.encode(lm, text) for text in others)]
+    rows = [*(list(s.ids) for s in scored), *(tokens.encode(lm, text) for text in others)]
     width, pad = max(len(r) for r in rows), lm.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=lm.device)
     begins = torch.tensor([width - len(r) for r in rows], device=lm.device)
     longest = max(len(tokens.encode(lm, t.replace("{}", prompt))) for t in templates)
-    firsts = [max(longest, width - len(s.ids)) if ref_labels else width - len(s.ids) + s.start for s in asked]
+    firsts = [max(longest, width - len(s.ids)) if ref_labels else width - len(s.ids) + s.start for s in scored]
     counted = torch.ones_like(ids, dtype=torch.bool)
     # A pad may look at nothing, which the softmax turns into equal attention to all columns. Its activations are counted here,
     # so this has to be said, not left to the attention kernel.
     seen = _earlier(width, ids.device) & (torch.arange(width, device=ids.device) >= begins[:, None])[:, None, :]
-    return Rows(ids, seen, counted, tuple((first, width) for first in firsts))
+    return PaddedRows(ids, seen, counted, tuple((first, width) for first in firsts))
 
 
 def _earlier(width: int, device: torch.device) -> Tensor:
@@ -111,12 +126,12 @@ class Replay:
 
     def past(self) -> list[tuple[str, str]]:
         """Return the next edit of each merged group."""
-        found = []
+        edits = []
         for i, group in enumerate(self.groups):
             prompt, target = group[self.cursors[i] % len(group)]
-            found.append((prompt, target))
+            edits.append((prompt, target))
             self.cursors[i] = (self.cursors[i] + 1) % len(group)
-        return found
+        return edits
 
     def present(self) -> tuple[str, str]:
         """Return a random edit of the present group."""
@@ -125,7 +140,7 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SideMemoryTraining:
     """Everything that stays the same while one record is learnt.
 
     Attributes:
@@ -147,16 +162,23 @@ class Job:
     def train(
         self, record: EditRecord, unrelated: str, side: Tensor, replay: Replay | None
     ) -> tuple[Tensor, dict[str, float]]:
-        """Return the trained side memory and what to report; ``act`` is the edit rows' mean distance at the end."""
+        """Return the trained side memory and what to report; ``act`` is the edit rows' mean distance at the end.
+
+        Args:
+            record: to learn.
+            unrelated: a text whose activations should stay.
+            side: ``W′ [d_out, d_in]`` so far, fp32; not changed in place.
+            replay: earlier edits to keep in or out; None = none.
+        """
         rows, n = self._rows((record.prompt, record.target), [unrelated]), len(self.templates)
-        scale, answers = self._prepared(rows)
+        activations, answers = self._prepare(rows)
         side = side.clone()
-        earlier, losses, act = [FAR, FAR], [], 0.0
+        earlier, losses, act = [NO_DISTANCE, NO_DISTANCE], [], 0.0
         for _ in range(self.config.steps):
             side.requires_grad_(True)
             with torch.enable_grad():
-                output = scale.output(side)
-                distance = scale.distance(output)
+                output = activations.output(side)
+                distance = activations.distance(output)
                 loss = answers.loss(output) + activation_loss(distance[:n], distance[n:], self.config.margins)
                 done = abs(earlier[1] - earlier[0]) <= self.config.stop_change and earlier[1] <= self.config.stop_loss
                 act = float(distance[:n].detach().mean())
@@ -165,13 +187,13 @@ class Job:
                 if replay is not None:
                     loss = loss + self._replay_loss(replay, side)
                 (gradient,) = torch.autograd.grad(loss, [side])
-            side = self._stepped(side.detach(), gradient)
+            side = self._sgd_step(side.detach(), gradient)
             losses.append(float(loss.detach()))
             earlier = [earlier[1], losses[-1]]
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(len(losses)), "act": act}
         return side.detach(), stats
 
-    def _prepared(self, rows: Rows) -> tuple[Scale, Answers]:
+    def _prepare(self, rows: PaddedRows) -> tuple[ActivationDistance, AnswerLoss]:
         """Compute once what no side memory can change: everything below the linear map, and beside it."""
         lm, block = self.lm, self.lm.layout.block.format(self.config.layer)
         sides: list[tuple[str, hooks.Side]] = [(self.name, "input"), (self.name, "output")]
@@ -180,28 +202,30 @@ class Job:
         with torch.no_grad(), replacement.installed(lm, {self.name: bare}), hooks.capture(lm, sides) as seen:
             blocks.run(lm, ids=rows.ids, mask=rows.mask(lm), last=self.config.layer)
         keys, outputs, entering, leaving = (seen[side] for side in sides)
-        return Scale.of(self, keys, rows.counted), Answers.of(self, rows, outputs, entering, leaving)
+        activations = ActivationDistance.prepare(self, keys, rows.counted)
+        return activations, AnswerLoss.prepare(self, rows, outputs, entering, leaving)
 
-    def _rows(self, record: tuple[str, str], others: Sequence[str]) -> Rows:
+    def _rows(self, record: tuple[str, str], others: Sequence[str]) -> PaddedRows:
         if self.config.ref_padding:
             return left_rows(self.lm, self.templates, record, others, ref_labels=self.config.ref_labels)
         return right_rows(self.lm, self.templates, record, others)
 
     def _replay_loss(self, replay: Replay, side: Tensor) -> Tensor:
         """Keep one edit of each past group below α, and one of the present group above β."""
-        past = [positive_mean(self._replayed(r, side) - self.config.margins.alpha) for r in replay.past()]
-        present = positive_mean(self.config.margins.beta - self._replayed(replay.present(), side))
+        past = [positive_mean(self._replay_distance(r, side) - self.config.margins.alpha) for r in replay.past()]
+        present = positive_mean(self.config.margins.beta - self._replay_distance(replay.present(), side))
         return torch.stack(past).mean() + present
 
-    def _replayed(self, record: tuple[str, str], side: Tensor) -> Tensor:
+    def _replay_distance(self, record: tuple[str, str], side: Tensor) -> Tensor:
+        """Return the activation distance of an earlier edit's rows ``[n]``."""
         rows = self._rows(record, [])
         with torch.no_grad(), hooks.capture(self.lm, [(self.name, "input")]) as seen:
             blocks.run(self.lm, ids=rows.ids, mask=rows.mask(self.lm), last=self.config.layer)
-        scale = Scale.of(self, seen[self.name, "input"], rows.counted)
-        return scale.distance(scale.output(side))
+        activations = ActivationDistance.prepare(self, seen[self.name, "input"], rows.counted)
+        return activations.distance(activations.output(side))
 
-    def _stepped(self, side: Tensor, gradient: Tensor) -> Tensor:
-        """One step of SGD: the gradient is masked, decay is not unless configured; then clamp around the original."""
+    def _sgd_step(self, side: Tensor, gradient: Tensor) -> Tensor:
+        """Return *side* after one step of masked SGD (decay is not masked unless configured), clamped around ``W_0``."""
         decay = self.config.weight_decay * side
         if self.config.mask_weight_decay:
             decay = decay * self.mask
@@ -213,8 +237,8 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
-    """Counted tokens of some rows, and what a side memory's outputs there are compared with.
+class ActivationDistance:
+    """Counted tokens of some rows, and what a side memory's activations there are compared with.
 
     Attributes:
         keys: ``[K, d_in]`` inputs of the linear map.
@@ -233,11 +257,11 @@ class Scale:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, job: Job, keys: Tensor, counted: Tensor) -> Scale:
+    def prepare(cls, training: SideMemoryTraining, keys: Tensor, counted: Tensor) -> ActivationDistance:
         """Pick the *counted* ones of ``keys [R, L, d_in]``."""
-        act, chosen = side_memory.activation(job.lm), keys[counted]
-        _, bias = replacement.linear(replacement.inner(job.lm.part(job.name)))
-        base = act(F.linear(chosen, job.frozen.to(keys.dtype), bias))
+        act, chosen = side_memory.activation(training.lm), keys[counted]  # [K, d_in]
+        _, bias = replacement.linear(replacement.inner(training.lm.part(training.name)))
+        base = act(F.linear(chosen, training.frozen.to(keys.dtype), bias))
         return cls(chosen, counted.nonzero()[:, 0], counted.sum(1).clamp(min=1), base, act, bias)
 
     def output(self, side: Tensor) -> Tensor:
@@ -245,59 +269,63 @@ class Scale:
         return F.linear(self.keys, side.to(self.keys.dtype), self.bias)
 
     def distance(self, output: Tensor) -> Tensor:
-        """Return each row's mean activation distance ``[R]`` from the original."""
+        """Return each row's mean activation distance ``[R]`` from the original, given outputs ``[K, d_out]``."""
         moved = torch.linalg.vector_norm((self.act(output) - self.base).float(), dim=-1)
+        # sum the K tokens' distances by row, then divide: a mean over each row's tokens
         return torch.zeros(len(self.count), device=moved.device).index_add(0, self.row, moved) / self.count
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """The edit rows above the linear map, and what they are asked.
+class AnswerLoss:
+    """The edit rows above the linear map, and the tokens that they should predict.
 
     Attributes:
-        job: the model and the map.
+        training: the model and the map.
         outputs: ``[n, T, d_out]`` original outputs of the map.
         stream: ``[n, T, d]`` what the map's outputs are added to (value matrix), or what enters the block (first map).
-        upper: the blocks above, or from the map's own on, read where predictions are asked.
-        kept: which of the scale's tokens these rows hold; ``place`` is their row and column.
-        wanted: the id demanded of each prediction; ``weight``.
+        upper: the blocks above, or from the map's own on, read where an answer token is predicted.
+        counted: which of the ``K`` counted tokens these rows hold; ``place`` is their row and column.
+        token: ``[k]`` the id of each answer token; ``weight`` its weight in the loss.
     """
 
-    job: Job
+    training: SideMemoryTraining
     outputs: Tensor
     stream: Tensor
     upper: blocks.Spots
-    kept: Tensor
+    counted: Tensor
     place: tuple[Tensor, Tensor]
-    wanted: Tensor
+    token: Tensor
     weight: Tensor
 
     @classmethod
-    def of(cls, job: Job, rows: Rows, outputs: Tensor, entering: Tensor, leaving: Tensor) -> Answers:
+    def prepare(
+        cls, training: SideMemoryTraining, rows: PaddedRows, outputs: Tensor, entering: Tensor, leaving: Tensor
+    ) -> AnswerLoss:
         """Cut all rows but the edits away, and what comes after the last prediction."""
-        n, width, layer = len(rows.answers), max(end for _, end in rows.answers) - 1, job.config.layer
+        n, width, layer = len(rows.answers), max(end for _, end in rows.answers) - 1, training.config.layer
         row, column = rows.counted.nonzero().T
-        kept = (row < n) & (column < width)
-        spots = [
+        counted = (row < n) & (column < width)
+        answer_tokens = [
             (i, j, 1 / (end - first + 1)) for i, (first, end) in enumerate(rows.answers) for j in range(first, end)
         ]
-        i, j, weight = (torch.tensor(c, device=rows.ids.device) for c in zip(*spots, strict=True))
-        above = job.config.matrix == "out"
+        i, j, weight = (torch.tensor(c, device=rows.ids.device) for c in zip(*answer_tokens, strict=True))
+        above = training.config.matrix == "out"
         positions = torch.arange(width, device=rows.ids.device).expand(n, -1)
-        upper = blocks.Upper.of(job.lm, layer + above, positions, rows.seen[:n, :width, :width]).at(i, j - 1)
+        upper = blocks.Upper.of(training.lm, layer + above, positions, rows.seen[:n, :width, :width]).at(i, j - 1)
         stream = (leaving - outputs if above else entering)[:n, :width]
-        place = (row[kept], column[kept])
-        return cls(job, outputs[:n, :width], stream, upper, kept, place, rows.ids[i, j], weight)
+        place = (row[counted], column[counted])
+        return cls(training, outputs[:n, :width], stream, upper, counted, place, rows.ids[i, j], weight)
 
     def loss(self, output: Tensor) -> Tensor:
-        """Return the mean over rows of ``Σ CE / (m + 1)`` for m answer tokens (one more than there are; quirk Q27)."""
-        lm, outputs = self.job.lm, self.outputs.index_put(self.place, output[self.kept])
-        if self.job.config.matrix == "out":
+        """Return the mean over rows of ``Σ CE / (m + 1)`` for m answer tokens, given the side memory's outputs ``[K, d_out]``."""
+        # outputs[row, column] of the edit rows' counted tokens become the side memory's; pads keep the original ones
+        lm, outputs = self.training.lm, self.outputs.index_put(self.place, output[self.counted])
+        if self.training.config.matrix == "out":
             hidden = self.upper.hidden(lm, self.stream + outputs)
         else:
-            given = side_memory.Given(replacement.inner(lm.part(self.job.name)), outputs)
-            with replacement.installed(lm, {self.job.name: given}):
+            given = side_memory.Given(replacement.inner(lm.part(self.training.name)), outputs)
+            with replacement.installed(lm, {self.training.name: given}):
                 hidden = self.upper.hidden(lm, self.stream)
-        each = torch.arange(len(self.wanted), device=hidden.device)
-        found = head.of(lm, hidden, each, self.wanted)
-        return -(found * self.weight).sum() / len(self.stream)
+        each = torch.arange(len(self.token), device=hidden.device)
+        logp = head.of(lm, hidden, each, self.token)
+        return -(logp * self.weight).sum() / len(self.stream)

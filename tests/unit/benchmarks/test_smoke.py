@@ -82,7 +82,7 @@ def test_simie_back_ends_agree_with_a_direct_solve(mode: str, capsys: pytest.Cap
 
 
 def test_simie_knows_every_back_end() -> None:
-    from raysweep.editors.wrappers.simie.wrapper import SimIEConfig
+    from raysweep.editors.wrappers.simie.config import SimIEConfig
 
     all_of_them = get_args(SimIEConfig.model_fields["backend"].annotation)
     assert set(all_of_them) == {*simie.BACKENDS, "closed64"}  # which makes no updates

@@ -10,7 +10,8 @@ from raysweep.config.components import Components
 from raysweep.config.plan import Plan, plan
 from raysweep.config.sweep import parse_search_space
 from raysweep.editors.wrappers.prune import Prune
-from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig
+from raysweep.editors.wrappers.simie.config import SimIEConfig
+from raysweep.editors.wrappers.simie.wrapper import SimIE
 from raysweep.models.sources.catalogue import CATALOGUE
 from raysweep.reports.estimates import memory, memory_lines, time_line
 from raysweep.results.store import ResultStore

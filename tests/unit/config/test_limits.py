@@ -13,7 +13,7 @@ from raysweep.config.load import parse, read
 from raysweep.config.plan import plan
 from raysweep.config.schema import DataSpec, ProtocolSpec, ResourceSpec
 from raysweep.editors.rome import RomeConfig
-from raysweep.editors.wrappers.simie.wrapper import SimIEConfig
+from raysweep.editors.wrappers.simie.config import SimIEConfig
 from raysweep.errors import ProblemsError, YamlError
 from raysweep.workspace import Workspace
 from tests.unit.config.fakes import SWEEP, components, sweep

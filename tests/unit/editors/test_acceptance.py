@@ -12,7 +12,7 @@ from torch import Tensor
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
-from raysweep.editors.linalg import least_squares
+from raysweep.editors.linalg import ridge
 from raysweep.editors.locate import contexts, keys, target_value
 from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks
@@ -56,7 +56,7 @@ def test_rome_maps_the_subjects_key_to_the_value_found(family: str) -> None:
     editor, artifacts = made("rome", lm)
     texts = contexts.templates(editor.config.contexts, artifacts["contexts"])
     target = tokens.target(lm, record.prompt, tokens.always_spaced(record.target))
-    task = target_value.task(lm, record.template, record.subject, target, texts)
+    task = target_value.value_task(lm, record.template, record.subject, target, texts)
     (value,) = target_value.optimise(lm, [task], layer=1, site="mlp", spec=editor.config.value)
     wanted = value.origin + value.shift
     before, ledger = weights(lm), Ledger(lm)
@@ -148,6 +148,6 @@ def test_one_accumulation_serves_every_ridge_and_horizon(name: str, family: str)
             ledger.apply(step.patch)
             if t in (1, 3, 5):
                 for n in names:
-                    closed = least_squares.closed_form(sums[t][0][n], sums[t][1][n], lam)
+                    closed = ridge.closed_form(sums[t][0][n], sums[t][1][n], lam)
                     assert float((ledger.totals()[n] - closed).norm() / closed.norm()) < 2e-5, (lam, t, n)
         ledger.restore()

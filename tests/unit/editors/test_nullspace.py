@@ -12,7 +12,7 @@ from torch import Tensor
 from raysweep.artifacts import Artifact, ArtifactStore
 from raysweep.config.schema import EditorSpec
 from raysweep.editors.build import build_editor, provide
-from raysweep.editors.linalg import least_squares
+from raysweep.editors.linalg import cholesky
 from raysweep.editors.locate import layers, null_space, second_moments
 from raysweep.editors.specs import MomentSpec
 from raysweep.errors import ArtifactError
@@ -63,7 +63,7 @@ def test_an_empty_null_space_is_an_error() -> None:
 def test_without_memory_the_shortcut_is_the_solve(n: int) -> None:
     p, _ = null_space.project(spd(24), 0.05)
     k = keys(24, n, 1)
-    ours = least_squares.push_through(p @ k, k, 10.0)
+    ours = cholesky.push_through(p @ k, k, 10.0)
     torch.testing.assert_close(ours, solve(p, torch.zeros_like(p), 10.0, k), rtol=1e-12, atol=1e-14)
     if n == 1:  # ΔW = ρ (Pk)ᵀ / (L2 + kᵀPk)
         torch.testing.assert_close(ours, p @ k / (10.0 + k.T @ p @ k), rtol=0, atol=1e-14)
@@ -77,9 +77,9 @@ def test_with_memory_the_shortcut_is_the_solve_over_many_edits(n: int) -> None:
     for edit in range(50):
         before = keys(24, n, edit)
         after = before + 0.1 * keys(24, n, 1000 + edit)
-        ours = least_squares.push_through(memory @ before, before, 1.0)
+        ours = cholesky.push_through(memory @ before, before, 1.0)
         torch.testing.assert_close(ours, solve(p, gram, 10.0, before), rtol=1e-10, atol=1e-13)
-        memory, gram = least_squares.downdate(memory, after), gram + after @ after.T
+        memory, gram = cholesky.downdate(memory, after), gram + after @ after.T
     assert float((memory - memory.T).norm()) < 1e-14
     torch.testing.assert_close(
         memory, torch.linalg.solve(p @ gram + 10.0 * torch.eye(24).double(), p), rtol=0, atol=1e-14
@@ -88,7 +88,7 @@ def test_with_memory_the_shortcut_is_the_solve_over_many_edits(n: int) -> None:
 
 def test_the_memit_shortcut_is_the_solve() -> None:
     c, k = spd(24) + 0.1 * torch.eye(24), keys(24, 1, 2)
-    ours = least_squares.spread(least_squares.factor(c), 15.0, k)
+    ours = cholesky.low_rank_update(cholesky.factor(c), 15.0, k)
     torch.testing.assert_close(ours, torch.linalg.solve(15.0 * c + k @ k.T, k), rtol=0, atol=1e-14)
 
 

@@ -65,8 +65,8 @@ def test_values_demand_the_piece_unless_it_is_stripped(
 ) -> None:
     """Quirk Q6: the published targets have one id more, asked for at the last-but-one token of the prompt."""
     lm, seen = pieces_lm, []
-    build = target_value.task
-    monkeypatch.setattr(target_value, "task", lambda *a, **k: seen.append(build(*a, **k)) or seen[-1])
+    build = target_value.value_task
+    monkeypatch.setattr(target_value, "value_task", lambda *a, **k: seen.append(build(*a, **k)) or seen[-1])
     for name, config in (("rome", ROME), ("memit", {**ROME, "moment_weight": 1.0})):
         changes = []
         for strip in (False, True):
@@ -90,10 +90,10 @@ def test_prompt_last_asks_for_bos_and_piece_as_published_or_not(pieces_lm: Langu
         (False, True): [mars, hill],
     }
     for (special, strip), ids in wanted.items():
-        ask = ft._prompt_last(lm, [record()], special=special, strip=strip)
+        targets = ft._prompt_last(lm, [record()], special=special, strip=strip)
         last = len(tokens.encode(lm, record().prompt)) - 1
-        assert [(row, at, i) for row, at, i, _ in ask.asks] == [(0, last, i) for i in ids]
-        assert sum(weight for *_, weight in ask.asks) == pytest.approx(1.0)
+        assert [(row, at, i) for row, at, i, _ in targets.demanded] == [(0, last, i) for i in ids]
+        assert sum(weight for *_, weight in targets.demanded) == pytest.approx(1.0)
 
 
 def test_mends_labels_have_no_stand_alone_piece_unless_published(pieces_lm: LanguageModel) -> None:
@@ -192,7 +192,7 @@ def test_a_target_with_a_space_of_its_own_gets_another_one_in_rome_and_ft() -> N
     (space, _) = bare
     targets = tokens.bare(lm, tokens.always_spaced(spaced.target))
     assert targets == [space, *bare]
-    assert [i for *_, i, _ in ft._prompt_last(lm, [spaced], special=True, strip=False).asks] == targets
+    assert [i for *_, i, _ in ft._prompt_last(lm, [spaced], special=True, strip=False).demanded] == targets
     assert ft._target_new(lm, [spaced]).rows == [[*prompt, *targets[:-1]]]  # nothing is asked after the last token
     assert tokens.scored(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
     assert list(layers.demanded(lm, spaced).demanded) == bare

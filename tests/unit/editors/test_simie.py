@@ -16,9 +16,11 @@ from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, TextSpec, WrapSpec
 from raysweep.config.sweep import load_search_space
 from raysweep.editors.build import build_editor
-from raysweep.editors.linalg import least_squares
+from raysweep.editors.linalg import ridge
 from raysweep.editors.locate import keys, second_moments
-from raysweep.editors.wrappers.simie.wrapper import CANDIDATES, ClosedSimIE, Energy, SimIE, SimIEConfig
+from raysweep.editors.wrappers.simie.closed_form import ClosedFormSimIE
+from raysweep.editors.wrappers.simie.common import BaseSimIE
+from raysweep.editors.wrappers.simie.config import CANDIDATES, Energy, SimIEConfig
 from raysweep.errors import ArtifactError, SpecError
 from raysweep.models.ledger import Ledger
 from raysweep.pytree import flatten
@@ -207,8 +209,8 @@ def test_what_the_closed_form_shares() -> None:
 
 def test_only_the_closed_form_is_a_view() -> None:
     closed, recursive = built(CLOSED), built({"mode": "init"})
-    assert isinstance(closed, ClosedSimIE)
-    assert isinstance(closed, SimIE)
+    assert isinstance(closed, ClosedFormSimIE)
+    assert isinstance(closed, BaseSimIE)
     assert closed.view_persists is False
     lm = tiny_lm("llama")
     assert recursive.report_view(lm, dict, recursive.begin(lm, {})) is None
@@ -217,7 +219,7 @@ def test_only_the_closed_form_is_a_view() -> None:
 
 
 def test_keys_too_large_for_the_ridge_are_an_error() -> None:
-    normal = least_squares.Normal.dual(torch.tensor([[1.0, 0], [2.0, 0]]).double(), torch.eye(2).double())
+    normal = ridge.NormalEquations.dual(torch.tensor([[1.0, 0], [2.0, 0]]).double(), torch.eye(2).double())
     with pytest.raises(SpecError, match="λ = 1e-30 is too small beside keys of energy 4"):
         normal.solve(1e-30)
     assert bool(torch.isfinite(normal.solve(1.0)).all())

@@ -39,7 +39,7 @@ def record(target: str) -> EditRecord:
     return replace(toy_records(1)[0], target=target)
 
 
-def tasks(lm: LanguageModel, one: EditRecord, spec: ValueSpec) -> list[tuple[str, target_value.Task]]:
+def tasks(lm: LanguageModel, one: EditRecord, spec: ValueSpec) -> list[tuple[str, target_value.ValueTask]]:
     """Return the text of the target and the rows of ROME, then those of MEMIT and AlphaEdit."""
     writer = rome.Rome(ROME.config.model_copy(update={"value": spec}))
     return [

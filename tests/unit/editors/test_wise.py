@@ -13,7 +13,8 @@ from raysweep.artifacts import Artifact
 from raysweep.editors.locate import contexts
 from raysweep.editors.specs import ContextSpec
 from raysweep.editors.wise import training
-from raysweep.editors.wise.editor import MarginSpec, MergeSpec, Wise, WiseConfig
+from raysweep.editors.wise.config import MarginSpec, MergeSpec, WiseConfig
+from raysweep.editors.wise.editor import Wise
 from raysweep.errors import RecordError
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
@@ -80,7 +81,7 @@ def test_shards_and_mergers_in_retrieve_mode() -> None:
     states, _ = run(editor, lm, 5)
     assert [len(s["memories"]) for s in states] == [1, 1, 2, 2, 3]
     assert [s["mergers"] for s in states] == [0, 1, 1, 2, 2]
-    assert [s["act"] for s in states] == [training.FAR] * 5
+    assert [s["act"] for s in states] == [training.NO_DISTANCE] * 5
     assert states[1]["acts"] == [min(states[0]["acts"][0], states[1]["acts"][0])]
     assert all(torch.equal(s["side"], states[0]["side"]) for s in states)
 
@@ -91,7 +92,7 @@ def test_merge_mode_keeps_one_weight_and_measures_what_is_pending() -> None:
     states, _ = run(editor, lm, 3)
     assert [len(s["memories"]) for s in states] == [1, 0, 1]
     assert states[0]["merged"] is None
-    assert states[2]["act"] <= states[0]["act"] < training.FAR  # merge mode has one statistic
+    assert states[2]["act"] <= states[0]["act"] < training.NO_DISTANCE  # merge mode has one statistic
     frozen, merged, memory = states[0]["side"], states[1]["merged"], states[2]["memories"][0]
     torch.testing.assert_close(editor._final(lm, states[2]), frozen + 0.4 * (memory - frozen) + 0.6 * (merged - frozen))
     assert torch.equal(states[2]["merged"], merged)  # asking merges for the occasion only

@@ -18,7 +18,8 @@ from raysweep.editors.memit import Memit, MemitConfig
 from raysweep.editors.mend import factors
 from raysweep.editors.rome import Rome, RomeConfig
 from raysweep.editors.wise import training
-from raysweep.editors.wise.editor import Wise, WiseConfig
+from raysweep.editors.wise.config import WiseConfig
+from raysweep.editors.wise.editor import Wise
 from raysweep.errors import ModelError
 from raysweep.evals.generation import generate
 from raysweep.evals.scoring import score
@@ -414,14 +415,14 @@ def test_side_memories_replay_with_the_window() -> None:
     config = WiseConfig.model_validate({"layer": 1, "contexts": {"templates": []}})
     name = lm.layout.mlp_out.format(1)
     frozen = lm.logical(f"{name}.weight")
-    job = training.Job(lm, name, config, ("{}",), frozen, torch.ones_like(frozen))
+    job = training.SideMemoryTraining(lm, name, config, ("{}",), frozen, torch.ones_like(frozen))
     record = toy_records(1)[0]
     asked = tokens.encode(lm, tokens.join(record.prompt, record.target))
     with torch.no_grad(), hooks.capture(lm, [(name, "input")]) as seen:
         own(lm, asked)
     side = frozen + 0.1
     with torch.no_grad():
-        moved = job._replayed((record.prompt, record.target), side)
+        moved = job._replay_distance((record.prompt, record.target), side)
     keys = seen[name, "input"][0]
     act = side_memory.activation(lm)
     wanted = (act(keys @ side.T) - act(keys @ frozen.T)).norm(dim=-1).mean()

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.editors.linalg import least_squares
-from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced
+from raysweep.editors.linalg import cholesky, chunks, ridge
+from raysweep.editors.wrappers.simie.config import SimIEConfig
+from raysweep.editors.wrappers.simie.recursive import advance_total
+from raysweep.editors.wrappers.simie.wrapper import SimIE
 from raysweep.errors import ArtifactError, SpecError
 from raysweep.models.patches import Dense, LowRank, add_deltas
 
@@ -34,16 +36,16 @@ BACKENDS = ("woodbury64", "chol64", "svd", "ref_fp32_lu")
 def run(lam: float, mode: str, backend: str, w0: Tensor, keys: list[Tensor], deltas: list[Tensor]) -> list[Tensor]:
     """Return W_t after each edit, driving the wrapper's own steps: absorb the keys, correct the change, remember it."""
     simie = SimIE(SimIEConfig(lam=lam, mode=mode, backend=backend), inner=None)  # type: ignore[arg-type]
-    memory = simie._started(lam, w0)
+    memory = simie.initial_memory(lam, w0)
     weight, out = w0.clone(), []
     part: dict[str, Any] = {"left": [], "right": []} if mode == "init" and backend == "woodbury64" else {}
     for k, d in zip(keys, deltas, strict=True):
-        memory, (columns, gain, _) = simie._absorb(memory, k)
+        memory, absorbed = simie.absorb_keys(memory, k)
         if mode == "init" and backend != "woodbury64":
             # the wrapper keeps the total in fp32; here we want the algebra itself
             part = {"total": (weight - w0).to(memory["gram"].dtype)}
-        change = simie._correct(part, Dense(d), columns, gain)
-        part = _advanced(part, change)
+        change = simie.correct(part, Dense(d), absorbed)
+        part = advance_total(part, change)
         weight = weight + change.dense().double()
         out.append(weight)
     return out
@@ -62,23 +64,23 @@ def test_simie_closed_form_fixture() -> None:
     gram = sum(k @ k.T for k in KEYS)
     torch.testing.assert_close(sums, torch.tensor([[0.3, 0.4, 0.3], [0.5, 0.4, 0.5]], dtype=torch.float64))
     torch.testing.assert_close(gram, torch.tensor([[2.0, 1, 1], [1, 2, 1], [1, 1, 2]], dtype=torch.float64))
-    closed = W0 + least_squares.closed_form(sums, gram, 0.5)  # type: ignore[arg-type]
+    closed = W0 + ridge.closed_form(sums, gram, 0.5)  # type: ignore[arg-type]
     torch.testing.assert_close(closed, torch.tensor(AFTER_TWO["init"], dtype=torch.float64), atol=1e-8, rtol=0)
 
 
-def inverse(state: least_squares.Inverse) -> Tensor:
+def inverse(state: ridge.RidgeInverse) -> Tensor:
     """Return Q as one matrix."""
     base = torch.eye(state.keys[0].shape[1]).double() / state.lam if state.inverse is None else state.inverse
     return base - sum(r.T @ r for r in state.rows)  # type: ignore[no-any-return]
 
 
 def test_simie_inverse_fixture() -> None:
-    state, _, _ = least_squares.woodbury(least_squares.Inverse(0.5), KEYS[0], refresh=100, tolerance=1e-8)
+    state, _, _ = ridge.woodbury(ridge.RidgeInverse(0.5), KEYS[0], refresh=100, tolerance=1e-8)
     first = [[1.04761905, 0.38095238, -0.57142857], [0.38095238, 1.04761905, -0.57142857]]
     assert state.inverse is not None  # two keys of width three are kept as a matrix
     torch.testing.assert_close(state.inverse[:2], torch.tensor(first, dtype=torch.float64), atol=1e-8, rtol=0)
     assert float(state.inverse[2, 2]) == pytest.approx(0.85714286)
-    state, _, _ = least_squares.woodbury(state, KEYS[1], refresh=100, tolerance=1e-8)
+    state, _, _ = ridge.woodbury(state, KEYS[1], refresh=100, tolerance=1e-8)
     assert state.inverse is not None
     wanted = torch.full((3, 3), -0.14814815, dtype=torch.float64).fill_diagonal_(0.51851852)
     torch.testing.assert_close(state.inverse, wanted, atol=1e-8, rtol=0)
@@ -103,7 +105,7 @@ def test_init_mode_is_the_regularised_ideal_editor(lam: float) -> None:
     for t in (1, 3, 30):
         sums = sum(d @ k @ k.T for d, k in zip(deltas[:t], keys[:t], strict=True))
         gram = sum(k @ k.T for k in keys[:t])
-        ideal = least_squares.closed_form(sums, gram, lam)  # type: ignore[arg-type]
+        ideal = ridge.closed_form(sums, gram, lam)  # type: ignore[arg-type]
         assert float((path[t - 1] - w0 - ideal).norm() / ideal.norm()) < 1e-9
 
 
@@ -134,7 +136,7 @@ def test_two_workers_add_their_sums() -> None:
     for some in (range(0, 12, 2), range(1, 12, 2)):
         halves.append((sum(deltas[t] @ keys[t] @ keys[t].T for t in some), sum(keys[t] @ keys[t].T for t in some)))
     (a, c), (b, d) = halves
-    both = w0 + least_squares.closed_form(a + b, c + d, 2.0)  # type: ignore[operator]
+    both = w0 + ridge.closed_form(a + b, c + d, 2.0)  # type: ignore[operator]
     whole = run(2.0, "init", "woodbury64", w0, keys, deltas)[-1]
     torch.testing.assert_close(both, whole, rtol=1e-10, atol=1e-10)
 
@@ -158,16 +160,14 @@ def test_woodbury_equals_the_direct_solve_at_every_edit(mode: str, lam: float) -
 
 def test_woodbury_keeps_no_matrix_until_half_as_many_keys_as_their_width() -> None:
     _, keys, _ = problem(30, d=60)
-    state = least_squares.Inverse(1.0)
+    state = ridge.RidgeInverse(1.0)
     for number, k in enumerate(keys, 1):
         before = [c.clone() for c in (*state.keys, *state.rows)]
-        after, gain, _ = least_squares.woodbury(state, k, refresh=100, tolerance=1e-8)
+        after, gain, _ = ridge.woodbury(state, k, refresh=100, tolerance=1e-8)
         assert all(torch.equal(a, b) for a, b in zip((*state.keys, *state.rows), before, strict=True))
         state = after
         assert (state.inverse is None) == (5 * number < 30)
-        assert (
-            least_squares.length(state.rows) == least_squares.length(state.keys) < (30 if state.inverse is None else 7)
-        )
+        assert chunks.n_rows(state.rows) == chunks.n_rows(state.keys) < (30 if state.inverse is None else 7)
         gram = torch.eye(60, dtype=torch.float64) + sum(one @ one.T for one in keys[:number])
         torch.testing.assert_close(inverse(state), torch.linalg.inv(gram), rtol=0, atol=1e-10)
         torch.testing.assert_close(gain, torch.linalg.solve(gram, k), rtol=0, atol=1e-10)
@@ -178,50 +178,50 @@ def test_woodbury_keeps_no_matrix_until_half_as_many_keys_as_their_width() -> No
 def test_chunks_are_few_and_in_order() -> None:
     rows, kept = torch.arange(40.0)[:, None], list[Tensor]()
     for start, stop in ((0, 3), (3, 5), (5, 12), (12, 13), (13, 14), (14, 40)):
-        kept = least_squares.pushed(kept, rows[start:stop])
+        kept = chunks.append_chunk(kept, rows[start:stop])
         assert torch.equal(torch.cat(kept), rows[:stop])
         assert len(kept) <= 3
     for _ in range(100):
-        kept = least_squares.pushed(kept, rows[:4])
+        kept = chunks.append_chunk(kept, rows[:4])
     assert len(kept) < 8
 
 
 @pytest.mark.parametrize("d", [7, 384, 500])
 def test_squares_are_sums_of_products(d: int) -> None:
     rng = torch.Generator().manual_seed(4)
-    chunks = [torch.randn(n, d, generator=rng, dtype=torch.float64) for n in (5, 2)]
-    base = chunks[0].T @ chunks[0]
+    blocks = [torch.randn(n, d, generator=rng, dtype=torch.float64) for n in (5, 2)]
+    base = blocks[0].T @ blocks[0]
     base = (base + base.T) / 2
-    found = least_squares.squared(base, chunks, scale=-1.0)
-    torch.testing.assert_close(found, base - sum(r.T @ r for r in chunks))
+    found = chunks.add_gram(base, blocks, scale=-1.0)
+    torch.testing.assert_close(found, base - sum(r.T @ r for r in blocks))
     torch.testing.assert_close(found, found.T, rtol=0, atol=1e-13)
-    torch.testing.assert_close(least_squares.squared(None, chunks), sum(r.T @ r for r in chunks))
-    assert least_squares.squared(base, []) is base
+    torch.testing.assert_close(chunks.add_gram(None, blocks), sum(r.T @ r for r in blocks))
+    assert chunks.add_gram(base, []) is base
 
 
 def test_equal_keys_merge_exactly() -> None:
     rng = torch.Generator().manual_seed(3)
     keys = torch.randn(6, 5, generator=rng, dtype=torch.float64)[[0, 1, 0, 2, 0, 1, 3]]
     values = torch.randn(7, 4, generator=rng, dtype=torch.float64)
-    few, sums = least_squares.merged(keys, values)
+    few, sums = ridge.merge_equal_keys(keys, values)
     assert few.shape == (4, 5)
     torch.testing.assert_close(few.T @ few, keys.T @ keys)
     torch.testing.assert_close(few.T @ sums, keys.T @ values)
-    dual, primal = least_squares.Normal.dual(keys, values), least_squares.Normal(keys.T @ keys, keys.T @ values)
+    dual, primal = ridge.NormalEquations.dual(keys, values), ridge.NormalEquations(keys.T @ keys, keys.T @ values)
     assert dual.keys is not None
     torch.testing.assert_close(dual.solve(0.3).T @ dual.keys, primal.solve(0.3).T)
-    torch.testing.assert_close(primal.solve(0.3).T, least_squares.closed_form(primal.right.T, primal.matrix, 0.3))
+    torch.testing.assert_close(primal.solve(0.3).T, ridge.closed_form(primal.right.T, primal.matrix, 0.3))
 
 
 @pytest.mark.parametrize("held", [2, 30])  # keys in the memory: below and above half of d
 def test_woodbury_refreshes_when_it_drifts_or_ages_or_fails(held: int) -> None:
     _, (first, *_), _ = problem(1, d=16, k=held - 1)
     _, keys, _ = problem(3, d=16, k=1, seed=1)
-    begun, _, _ = least_squares.woodbury(least_squares.Inverse(1.0), first, refresh=100, tolerance=1e-8)
+    begun, _, _ = ridge.woodbury(ridge.RidgeInverse(1.0), first, refresh=100, tolerance=1e-8)
     assert (begun.inverse is None) == (held == 2)
     state = begun
     for k in keys:
-        state, _, _ = least_squares.woodbury(state, k, refresh=3, tolerance=1e-8)
+        state, _, _ = ridge.woodbury(state, k, refresh=3, tolerance=1e-8)
         assert (state.age == 0) == (k is keys[1])  # with the first that is three updates: a new inverse
     gram = torch.eye(16, dtype=torch.float64) + first @ first.T + keys[0] @ keys[0].T
     spoilt = replace(
@@ -230,9 +230,9 @@ def test_woodbury_refreshes_when_it_drifts_or_ages_or_fails(held: int) -> None:
     broken = replace(
         begun, rows=[r * 1e3 for r in begun.rows], inverse=None if begun.inverse is None else -begun.inverse
     )
-    assert least_squares.woodbury(spoilt, keys[0], refresh=100, tolerance=1e-8)[2] is None  # not looked at this time
+    assert ridge.woodbury(spoilt, keys[0], refresh=100, tolerance=1e-8)[2] is None  # not looked at this time
     for bad in (replace(spoilt, age=8), broken):
-        mended, gain, drift = least_squares.woodbury(bad, keys[0], refresh=100, tolerance=1e-8)
+        mended, gain, drift = ridge.woodbury(bad, keys[0], refresh=100, tolerance=1e-8)
         assert mended.age == 0
         assert drift is not None
         assert drift < 1e-12
@@ -245,7 +245,7 @@ def test_woodbury_refreshes_when_it_drifts_or_ages_or_fails(held: int) -> None:
 def test_keys_too_large_for_the_ridge_are_an_error() -> None:
     twins = torch.tensor([[1.0, 2.0], [1.0, 2.0]], dtype=torch.float64)
     with pytest.raises(SpecError, match="λ = 1e-30 is too small beside keys of energy 5"):
-        least_squares.woodbury(least_squares.Inverse(1e-30), twins, refresh=100, tolerance=1e-8)
+        ridge.woodbury(ridge.RidgeInverse(1e-30), twins, refresh=100, tolerance=1e-8)
 
 
 def test_an_inverse_in_fp32_trips_the_monitor() -> None:
@@ -253,9 +253,9 @@ def test_an_inverse_in_fp32_trips_the_monitor() -> None:
     _, keys, _ = problem(50, d=60)
 
     def ages(dtype: torch.dtype) -> list[int]:
-        state, found = least_squares.Inverse(0.1), []
+        state, found = ridge.RidgeInverse(0.1), []
         for k in keys:
-            state, _, _ = least_squares.woodbury(state, k, refresh=100, tolerance=1e-8)
+            state, _, _ = ridge.woodbury(state, k, refresh=100, tolerance=1e-8)
             found.append(state.age)
             kept = {"rows": [r.to(dtype).double() for r in state.rows]}
             if state.inverse is not None:
@@ -274,13 +274,13 @@ def test_spread_equals_the_solve(n: int) -> None:
     root = torch.randn(30, 60, generator=rng, dtype=torch.float64)
     c, keys = root @ root.T / 60, torch.randn(30, n, generator=rng, dtype=torch.float64)
     direct = torch.linalg.solve(7.0 * c + keys @ keys.T, keys)
-    torch.testing.assert_close(least_squares.spread(least_squares.factor(c), 7.0, keys), direct, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(cholesky.low_rank_update(cholesky.factor(c), 7.0, keys), direct, rtol=1e-10, atol=1e-12)
 
 
 def test_singular_moments_are_refused_with_the_cure() -> None:
     with pytest.raises(ArtifactError, match=r"not positive definite(.|\n)*moments\.tokens"):
-        least_squares.factor(torch.zeros(3, 3))
-    least_squares.factor(torch.diag(torch.tensor([1.0, 1.0, 0.0])), damping=1e-3)
+        cholesky.factor(torch.zeros(3, 3))
+    cholesky.factor(torch.diag(torch.tensor([1.0, 1.0, 0.0])), damping=1e-3)
 
 
 def test_low_rank_changes_add_up() -> None:
@@ -297,17 +297,15 @@ def test_low_rank_changes_add_up() -> None:
 
 def test_drift_is_the_relative_error_in_the_norm_of_the_regression() -> None:
     _, keys, _ = problem(9, d=30)
-    state = least_squares.Inverse(0.1)
+    state = ridge.RidgeInverse(0.1)
     seen = []
     for k in keys[:8]:
-        state, _, drift = least_squares.woodbury(state, k, refresh=100, tolerance=1e-8)
+        state, _, drift = ridge.woodbury(state, k, refresh=100, tolerance=1e-8)
         seen.append(drift)
     assert [d is None for d in seen] == [False] + 7 * [True]
     assert state.inverse is not None
     error = 1e-6 * torch.eye(30, dtype=torch.float64) * state.inverse.diagonal().mean()
-    _, _, drift = least_squares.woodbury(
-        replace(state, inverse=state.inverse + error), keys[8], refresh=100, tolerance=1.0
-    )
+    _, _, drift = ridge.woodbury(replace(state, inverse=state.inverse + error), keys[8], refresh=100, tolerance=1.0)
     gram = 0.1 * torch.eye(30, dtype=torch.float64) + sum(k @ k.T for k in keys)
     wrong = torch.linalg.inv(gram - keys[8] @ keys[8].T) + error
     mixed = keys[8] @ torch.tensor([1.0, -1, 1, -1, 1], dtype=torch.float64)
@@ -338,7 +336,7 @@ def test_gcv_is_leave_one_out_of_evenly_rotated_data(n: int) -> None:
             found += float((fit @ turned[:, j] - wanted[:, j]).abs().square().sum()) / n
         errors.append(found)
     square = float(values.square().sum())
-    dual, primal = least_squares.Normal.dual(keys.T, values.T), least_squares.Normal(keys @ keys.T, keys @ values.T)
+    dual, primal = ridge.NormalEquations.dual(keys.T, values.T), ridge.NormalEquations(keys @ keys.T, keys @ values.T)
     assert dual.gcv(lams, n, square) == pytest.approx(errors, rel=1e-8)
     assert primal.gcv(lams, n, square) == pytest.approx(errors, rel=1e-8)
 
@@ -351,7 +349,7 @@ def test_gcv_finds_the_noise() -> None:
     for noise in (0.1, 10.0):
         values = keys @ mapping + noise * torch.randn(200, 6, generator=rng, dtype=torch.float64)
         lams = [10 ** (i / 2) for i in range(-8, 9)]
-        normal = least_squares.Normal(keys.T @ keys, keys.T @ values)
+        normal = ridge.NormalEquations(keys.T @ keys, keys.T @ values)
         errors = normal.gcv(lams, 200, float(values.square().sum()))
         off = [float((normal.solve(lam) - mapping).norm()) for lam in lams]
         assert off[errors.index(min(errors))] < 1.1 * min(off)
