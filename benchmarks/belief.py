@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from raysweep.belief.agent.agent import fit
+from raysweep.belief.agent.agent import fit_agent
 from raysweep.belief.corpus.generative import build_generative
 from raysweep.belief.corpus.writer import build_corpus
 from raysweep.belief.graph.dependencies import pair_graph
@@ -105,11 +105,11 @@ def _run(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     stage("corpus, chosen", clock, f"{corpus.facts} facts, {len(corpus.statements)} sentences")
     evidence, clock = _timed(lambda: corpus.evidence)
     stage("evidence", clock, f"{evidence.items} items, {len(evidence)} different ones")
-    agent, clock = _timed(lambda: fit(evidence, model.arrows, len(graph.objects), AgentSpec()))
+    agent, clock = _timed(lambda: fit_agent(evidence, model.arrows, len(graph.objects), AgentSpec()))
     stage("agent", clock, f"{len(agent.fitted.conditionals.keys)} conditionals")
     written, clock = _timed(lambda: sum(len(d.text) + 1 for d in corpus.documents()))
     stage("documents", clock, f"{corpus.statistics['num_documents']} documents, {written / 1e6:.0f} MB of text")
-    _, clock = _timed(lambda: agent.fitted.sums)
+    _, clock = _timed(lambda: agent.fitted.conditional_sums)
     stage("sums", clock, "over all upstream objects, once per agent")
     points, clock = _timed(lambda: list(build_points(corpus, agent, PointSpec(size=options.points), 0)))
     stage("points", clock, f"{len(points)} points with all the agent's answers before and after")

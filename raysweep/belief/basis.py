@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raysweep.belief.agent.agent import Agent, fit
+from raysweep.belief.agent.agent import Agent, fit_agent
 from raysweep.belief.corpus.generative import GenerativeModel, build_generative
 from raysweep.belief.corpus.writer import Corpus, build_corpus
 from raysweep.belief.graph.dependencies import Arrows, pair_graph
@@ -42,5 +42,5 @@ def build_basis(spec: BeliefSpec, graph: KnowledgeGraph) -> Basis:
     arrows = pair_graph(graph)
     model = build_generative(graph, arrows, spec.generative, spec.seed, spec.parity)
     corpus = build_corpus(model, spec.corpus, spec.seed)
-    agent = fit(corpus.evidence, arrows, len(graph.objects), spec.agent, spec.parity)
+    agent = fit_agent(corpus.evidence, arrows, len(graph.objects), spec.agent, spec.parity)
     return Basis(spec, graph, arrows, model, corpus, agent)

@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from raysweep.belief.agent.agent import Agent, Reading
+from raysweep.belief.agent.agent import Agent
 from raysweep.belief.agent.claims import CLAIM_STATES, Claim
+from raysweep.belief.agent.fit import Estimator
 from raysweep.belief.corpus.evidence import Evidence, Triple
 from raysweep.belief.corpus.statements import Kind, Namer, Statement, label_word
 from raysweep.belief.corpus.writer import Corpus
@@ -396,7 +397,7 @@ class _Maker:
             for state, agent in agents.items():
                 if state == "pre":
                     found = before
-                elif agent.differs(watch.subject, watch.relation):
+                elif agent.may_differ(watch.subject, watch.relation):
                     found = self._targets(agent, watch, tuple(objects.values()), False)
                 else:
                     found = [target._replace(generative_prob=None) for target in before]
@@ -569,7 +570,7 @@ class _Maker:
             columns.append(self.model.probability(np.full(len(asked), row), asked).tolist())
         else:
             columns.append([None] * len(asked))
-        readings: tuple[Reading, ...] = ("frequency", "posterior")
+        readings: tuple[Estimator, ...] = ("frequency", "posterior")
         columns += [agent.pair(subject, relation, r).at(asked).tolist() for r in readings]
         if agent.has_parent(subject, relation):
             columns += [agent.marginal(subject, relation, r).at(asked).tolist() for r in readings]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep.belief.agent.agent import fit
+from raysweep.belief.agent.agent import fit_agent
 from raysweep.belief.corpus.evidence import Evidence, Triple
 from raysweep.belief.corpus.statements import Kind, Statement, columns
 from raysweep.belief.corpus.writer import Corpus, _Planner, _stale
@@ -190,7 +190,7 @@ def test_double_child_update(regime: str) -> None:
     obj = int(once.model.distractor[row])
     told = Evidence(s, r, obj, 40.0, kind="mass")
     before, *after = (
-        fit(c.evidence, c.model.arrows, len(c.model.graph.objects), parity=c.model.parity).given(e)
+        fit_agent(c.evidence, c.model.arrows, len(c.model.graph.objects), parity=c.model.parity).given(e)
         .marginal(s, r).at(np.array([obj]))[0]
         for c, e in ((once, ()), (once, told), (twice, told))
     )  # fmt: skip
@@ -201,7 +201,9 @@ def test_pi_by_items(regime: str) -> None:
     """Denied objects get a share of the subject's downstream evidence only as published."""
     ours, theirs = (made(regime, {"pi_by_items": on}) for on in (False, True))
     keys = [
-        fit(c.evidence, c.model.arrows, len(c.model.graph.objects), parity=c.model.parity).fitted.conditionals.keys
+        fit_agent(
+            c.evidence, c.model.arrows, len(c.model.graph.objects), parity=c.model.parity
+        ).fitted.conditionals.keys
         for c in (ours, theirs)
     ]
     assert set(keys[0].tolist()) < set(keys[1].tolist())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep.belief.agent.agent import Agent, fit
+from raysweep.belief.agent.agent import Agent, fit_agent
 from raysweep.belief.corpus.evidence import Evidence
 from raysweep.belief.corpus.statements import read_label
 from raysweep.belief.corpus.writer import Corpus
@@ -43,7 +43,7 @@ PUBLISHED = {
 
 
 def agent_of(made: Corpus) -> Agent:
-    return fit(made.evidence, made.model.arrows, len(made.model.graph.objects), parity=made.model.parity)
+    return fit_agent(made.evidence, made.model.arrows, len(made.model.graph.objects), parity=made.model.parity)
 
 
 def points(made: Corpus, agent: Agent | None = None, seed: int = 0, **values: Any) -> list[EvalPoint]:
