@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from raysweep.belief.agent.agent import Agent, fit_agent
+from raysweep.belief.corpus.corpus import Corpus
 from raysweep.belief.corpus.generative import GenerativeModel, build_generative
-from raysweep.belief.corpus.writer import Corpus, build_corpus
+from raysweep.belief.corpus.writer import build_corpus
 from raysweep.belief.graph.dependencies import Arrows, pair_graph
 from raysweep.belief.graph.graph import KnowledgeGraph
-from raysweep.belief.points.build import EvalPoint, build_points
+from raysweep.belief.points.build import build_points
+from raysweep.belief.points.types import EvalPoint
 from raysweep.belief.spec import BeliefSpec
 
 

@@ -24,7 +24,7 @@ from raysweep.belief.lm.training_data import VERSION as CONTENT
 from raysweep.belief.lm.training_data import documents_digest
 from raysweep.belief.lm.training_log import REPLIES
 from raysweep.belief.points import jsonl
-from raysweep.belief.points.build import EvalPoint
+from raysweep.belief.points.types import EvalPoint
 from raysweep.belief.setting import read_setting, resolve
 from raysweep.belief.spec import BeliefSpec
 from raysweep.hashing import digest

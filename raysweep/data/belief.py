@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from raysweep.belief.points.build import MODAL, ORIGINAL, OTHER_OTHER, OTHER_SAME, SAME_OTHER, EvalPoint
+from raysweep.belief.points.types import MODAL, ORIGINAL, OTHER_OTHER, OTHER_SAME, SAME_OTHER, EvalPoint
 from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import DataSpec
 from raysweep.data.base import Reading
@@ -17,7 +17,7 @@ from raysweep.records import EditRecord, Probe, ProbeKind, check_record
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
-    from raysweep.belief.corpus.writer import Corpus
+    from raysweep.belief.corpus.corpus import Corpus
 
 SMALL = ("hparams", "belief", "belief-small.yaml")
 

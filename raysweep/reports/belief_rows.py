@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysweep.belief.lm.asking import Reply, Scoring, scorings
-from raysweep.belief.points.build import EvalPoint
 from raysweep.belief.points.jsonl import from_line
+from raysweep.belief.points.types import EvalPoint
 from raysweep.belief.report.tables import Arm, Stage
 from raysweep.belief.spec import BeliefSpec
 from raysweep.config.names import labels, without_seed

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import __version__
 from raysweep.belief.lm.asking import Select, ask_points
-from raysweep.belief.points.expected import expectations, revised, revisions
+from raysweep.belief.points.expected import agents_after_edits, expected_probabilities, revised_questions
 from raysweep.config.schema import ProtocolSpec, TrialSpec
 from raysweep.errors import Problem, RecordError
 from raysweep.lazy import lazy
@@ -169,7 +169,7 @@ class _OneModel:
         """Return the effects of the run, with the asker's records, and with somebody who looks at each round."""
         asker = self.asker
         agents = list(
-            revisions(asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target)
+            agents_after_edits(asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target)
         )
 
         def observe(lm: LanguageModel, step: int) -> None:
@@ -186,7 +186,7 @@ class _OneModel:
 
     def _ask(self, lm: LanguageModel, positions: Sequence[int], agent: Agent, step: int) -> None:
         asker, objects = self.asker, self.asker.testbed.basis.graph.objects
-        told = [revised(asker.points[i], agent, objects) for i in positions]
+        told = [revised_questions(asker.points[i], agent, objects) for i in positions]
         points = [
             replace(asker.points[i], questions=questions) for i, (questions, _) in zip(positions, told, strict=True)
         ]
@@ -332,7 +332,9 @@ class _Apart:
         replies = ask_points(lm, points, new_tokens=asker.new_tokens, batch=asker.batch, select=select)
         for i, point, said in zip(positions, points, replies, strict=True):
             step = i + 1 if inner else 0
-            asker.note(i, point.questions, said, expectations(point, state), step=step, inner=inner, last=last)
+            asker.note(
+                i, point.questions, said, expected_probabilities(point, state), step=step, inner=inner, last=last
+            )
 
 
 def pristine_round(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from raysweep.belief.graph.artifact import without_places
 from raysweep.belief.lm.asking import Reply
-from raysweep.belief.points.build import EvalPoint, Question
 from raysweep.belief.points.jsonl import to_line
+from raysweep.belief.points.types import EvalPoint, PointQuestion
 from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import TrialSpec
 from raysweep.data.belief import record_id, record_of
@@ -136,7 +136,7 @@ class Asker:
     def note(
         self,
         position: int,
-        questions: Mapping[str, Question],
+        questions: Mapping[str, PointQuestion],
         replies: Mapping[str, Reply],
         expected: Mapping[str, float],
         *,

@@ -25,7 +25,7 @@ import numpy as np
 
 from raysweep.belief.agent.belief import Belief
 from raysweep.belief.agent.vectors import NO_EVIDENCE, EvidenceVector, VectorTable, sum_by_index, sum_by_key
-from raysweep.belief.corpus.evidence import EvidenceTable, encode
+from raysweep.belief.corpus.evidence import EvidenceTable, encode_weights
 from raysweep.belief.graph.dependencies import Arrows
 from raysweep.belief.graph.graph import Floats, Ints
 from raysweep.belief.parity import ParitySpec
@@ -132,7 +132,7 @@ def fit_evidence(
     if objects < 2:
         raise BeliefError(f"an agent needs at least 2 objects, there are {objects}", hint="a larger graph")
     _check_indices(evidence, relations, objects)
-    background, excess, total = (v * evidence.count for v in encode(evidence.weight, objects))
+    background, excess, total = (v * evidence.count for v in encode_weights(evidence.weight, objects))
     key = evidence.subject * relations + evidence.relation
     pairs = sum_by_key(key, background, total, key, evidence.object, excess, objects)
     if parity.pi_by_items:

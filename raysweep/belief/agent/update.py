@@ -25,7 +25,7 @@ import numpy as np
 
 from raysweep.belief.agent.fit import FittedEvidence
 from raysweep.belief.agent.vectors import NO_EVIDENCE, EvidenceVector
-from raysweep.belief.corpus.evidence import Evidence, encode
+from raysweep.belief.corpus.evidence import Evidence, encode_weights
 from raysweep.belief.graph.graph import Floats, Ints
 
 Pair = tuple[int, int]
@@ -165,7 +165,7 @@ class _Updater:
             if e.kind != "item":
                 item = EvidenceVector(0.0, e.amount, np.array([e.object]), np.array([e.amount]))
             else:
-                (background,), (excess,), (weight,) = encode(np.array([e.amount]), self.fitted.objects)
+                (background,), (excess,), (weight,) = encode_weights(np.array([e.amount]), self.fitted.objects)
                 item = EvidenceVector(float(background), float(weight), np.array([e.object]), np.array([float(excess)]))
             vector = vector.plus(item, e.count)
         return vector

@@ -14,13 +14,13 @@ import numpy as np
 
 from raysweep.belief.graph.graph import Floats
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import EvalPoint
+from raysweep.belief.points.types import EvalPoint
 from raysweep.belief.report.metrics import (
-    answers,
-    answers_exactly,
-    labels_of,
+    contains_answer,
+    is_exact_answer,
     logical_errors,
-    mean_absolute,
+    mean_absolute_error,
+    parse_labels,
     probabilistic_errors,
 )
 from raysweep.errors import BeliefError
@@ -90,7 +90,7 @@ def ask(
     replies = []
     for one in asked:
         said, label = output[one.owner, one.prompt], spoken[one.target]
-        replies.append(Reply(probability[one], said, answers(said, label), answers_exactly(said, label)))
+        replies.append(Reply(probability[one], said, contains_answer(said, label), is_exact_answer(said, label)))
     return replies
 
 
@@ -254,7 +254,7 @@ def coherence(
     given = (
         np.array([replies[i]["A_sentence"].probability for i in rows]),
         {n: np.array([replies[i][n].probability for i in rows]) for n in cases},
-        {n: labels_of([how[i].labels[n] for i in rows]) for n in cases},
+        {n: parse_labels([how[i].labels[n] for i in rows]) for n in cases},
     )
     found = logical_errors(*given)
     published = np.array([how[i].label_prob for i in rows])
@@ -290,7 +290,7 @@ def summary(
         found["o_given_s_r_prob"] = float(p.mean())
         found["o_given_s_r_loss"] = float(-np.log(np.maximum(p, 1e-300)).mean())
         for name, errors in probabilistic_errors(p, [points[i].targets for i in asked]).items():
-            if (mean := mean_absolute(errors)) is not None:
+            if (mean := mean_absolute_error(errors)) is not None:
                 found[f"{name}_error"] = mean
     logical = coherence(points, replies, parity=own_labels)
     return found | {f"{name}_loss": float(errors.mean()) for name, errors in logical.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.belief.corpus.writer import Document
+from raysweep.belief.corpus.corpus import Document
 from raysweep.belief.graph.graph import Ints
 from raysweep.errors import BeliefError
 from raysweep.seeds import derive

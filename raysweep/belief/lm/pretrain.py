@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.artifacts import Artifact, ArtifactStore
-from raysweep.belief.corpus.writer import Corpus
+from raysweep.belief.corpus.corpus import Corpus
 from raysweep.belief.lm import batches
 from raysweep.belief.lm import tokenizer as belief_tokenizer
 from raysweep.belief.lm.batches import Encoded, Step

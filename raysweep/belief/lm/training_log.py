@@ -18,7 +18,8 @@ from raysweep.belief.basis import Basis
 from raysweep.belief.graph.artifact import identity
 from raysweep.belief.lm.asking import Reply, ask_points, sequence_loss, summary
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import EvalPoint, build_points
+from raysweep.belief.points.build import build_points
+from raysweep.belief.points.types import EvalPoint
 from raysweep.belief.spec import BeliefSpec, PointSpec, PretrainSpec
 from raysweep.lazy import lazy
 from raysweep.seeds import derive

@@ -8,7 +8,16 @@ from dataclasses import asdict, dataclass, replace
 
 from raysweep.belief.lm.asking import Reply, Scoring, coherence, scorings
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import MODAL, OBJECTS, ORIGINAL, REQUESTED, SAME_OTHER, SAME_SAME, WATCHED, EvalPoint
+from raysweep.belief.points.types import (
+    MODAL,
+    OBJECT_ROLES,
+    ORIGINAL,
+    REQUESTED,
+    SAME_OTHER,
+    SAME_SAME,
+    WATCHED_FACTS,
+    EvalPoint,
+)
 from raysweep.belief.report.metrics import edit_coherence, is_new_request
 from raysweep.errors import BeliefError
 from raysweep.summarize import Estimate, pooled
@@ -115,10 +124,10 @@ def _side(
     sides: list[dict[str, float]] = []
     for point, own in zip(points, replies, strict=True):
         numbers = {"req_prob": own[f"editing_{SAME_SAME}_{REQUESTED}"].probability}
-        for name in WATCHED:
+        for name in WATCHED_FACTS:
             role = (REQUESTED if name == SAME_SAME else MODAL) if edited else ORIGINAL
             numbers[f"{name}_acc"] = float(own[f"editing_{name}_{role}"].correct)
-            distance = edit_coherence(point, name, {o: own[f"editing_{name}_{o}"].probability for o in OBJECTS})
+            distance = edit_coherence(point, name, {o: own[f"editing_{name}_{o}"].probability for o in OBJECT_ROLES})
             key = {ORIGINAL: "coherence_orig", REQUESTED: "coherence_requested", MODAL: "coherence_new_modal"}[role]
             numbers[f"{name}_coherence"] = distance[key]
         sides.append(numbers)

@@ -16,18 +16,18 @@ import numpy as np
 from raysweep.belief.lm.asking import Reply, Scoring, coherence, scorings, summary
 from raysweep.belief.lm.pretrain import SHAPES
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import (
+from raysweep.belief.points.types import (
+    AGENT_STATES,
     MODAL,
-    OBJECTS,
+    OBJECT_ROLES,
     ORIGINAL,
     REQUESTED,
     SAME_SAME,
-    STATES,
-    WATCHED,
+    WATCHED_FACTS,
     EvalPoint,
-    Target,
+    TargetProbabilities,
 )
-from raysweep.belief.report.metrics import labels_of, truth_probability
+from raysweep.belief.report.metrics import parse_labels, truth_probability
 from raysweep.belief.spec import BeliefSpec
 
 Row = dict[str, Any]
@@ -47,14 +47,14 @@ class File:
 
 _TF = ("A_TF_case", "B_TF_case", "A_and_B_case", "B_and_A_case", "A_or_B_case", "not_A_case")
 _SCORED = ("o_given_s_r", *_TF)
-_EDITING = tuple(f"editing_{name}_{obj}" for name in WATCHED for obj in OBJECTS)
+_EDITING = tuple(f"editing_{name}_{obj}" for name in WATCHED_FACTS for obj in OBJECT_ROLES)
 _CASES = (*_SCORED, "A_sentence", "new_fact_case", *_EDITING)
 _LOGICAL = ("TF_coherence", "multiplication", "commutation", "disjunction", "negation")
 _FLAGS = (
     "diff_r_is_dependent_rel", "same_r_is_dependent_rel", "all_cases_independent", "using_diff_s_with_both_r_s",
     "new_fact_reinforces", "downstream_answer_changes",
 )  # fmt: skip
-_PROBABILITIES = Target._fields[:7]
+_PROBABILITIES = TargetProbabilities._fields[:7]
 LOG_COLUMNS = (
     "epoch", "n_tokens", "n_sentences", "step", "train_loss", "eval_loss", "o_given_s_r_loss", "eval_acc", "LR", "seq_loss",
     "o_given_s_r_acc", "A_TF_case_acc", "A_and_B_case_acc", "A_or_B_case_acc", "B_TF_case_acc", "B_and_A_case_acc",
@@ -91,7 +91,7 @@ def case_of(question: str) -> str:
     >>> case_of("editing_same_s_diff_r_new_modal_obj"), case_of("A_TF_case")
     ('editing_same_s_diff_r_fact_new_modal_obj', 'A_TF_case')
     """
-    ends = (f"_{obj}" for obj in OBJECTS if question in _EDITING and question.endswith(f"_{obj}"))
+    ends = (f"_{obj}" for obj in OBJECT_ROLES if question in _EDITING and question.endswith(f"_{obj}"))
     return next((f"{question.removesuffix(end)}_fact{end}" for end in ends), question)
 
 
@@ -170,7 +170,7 @@ def editing_rows(
 def _about(point: EvalPoint) -> Row:
     """Return what a row says of the point, whatever was answered."""
     subject, relation, true = point.names
-    objects = {name: {o: point.questions[f"editing_{name}_{o}"].target for o in OBJECTS} for name in WATCHED}
+    objects = {name: {o: point.questions[f"editing_{name}_{o}"].target for o in OBJECT_ROLES} for name in WATCHED_FACTS}
     row: Row = {
         "id": point.id, "e1": subject, "rel": relation, "e2": true, "requested_obj": objects[SAME_SAME][REQUESTED],
         "known_entity": point.known, "has_relevant_property": point.has_relevant_property,
@@ -183,7 +183,7 @@ def _about(point: EvalPoint) -> Row:
         row |= {f"{name}_subj": _prompt(point, name).removesuffix(f" {of}"), f"{name}_rel": of}
         row[f"{name}_obj"] = objects[name][ORIGINAL]
     row["same_s_same_r_obj"] = objects[SAME_SAME][ORIGINAL]
-    return row | {f"{name}_new_modal_obj": objects[name][MODAL] for name in WATCHED}
+    return row | {f"{name}_new_modal_obj": objects[name][MODAL] for name in WATCHED_FACTS}
 
 
 def _prompt(point: EvalPoint, name: str) -> str:
@@ -203,7 +203,7 @@ def _answers(point: EvalPoint, replies: Replies, how: Scoring) -> Row:
 
 
 def _p_true(probability: float, label: str) -> float:
-    return float(truth_probability(np.array([probability]), labels_of([label]))[0])
+    return float(truth_probability(np.array([probability]), parse_labels([label]))[0])
 
 
 def _targets(point: EvalPoint, target: float) -> Row:
@@ -211,10 +211,10 @@ def _targets(point: EvalPoint, target: float) -> Row:
     row: Row = {}
     if "o_given_s_r" in point.questions:
         own = point.targets._asdict()
-        row |= {f"o_given_s_r_{STATES['pre']}_{name}": own[name] for name in _PROBABILITIES}
+        row |= {f"o_given_s_r_{AGENT_STATES['pre']}_{name}": own[name] for name in _PROBABILITIES}
     for name, watch in (point.watched or {}).items():
         for state, objects in watch.targets.items():
-            said = f"post_update_probs_p={round(100 * target, 6):g}" if state == "target" else STATES[state]
+            said = f"post_update_probs_p={round(100 * target, 6):g}" if state == "target" else AGENT_STATES[state]
             for obj, numbers in objects.items():
                 case = case_of(f"editing_{name}_{obj}")
                 row |= {f"{case}_{said}_{key}": value for key, value in numbers._asdict().items()}

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.belief.lm.asking import Reply, Scoring, coherence
-from raysweep.belief.points.build import MODAL, ORIGINAL, OTHER_OTHER, OTHER_SAME, SAME_OTHER, SAME_SAME, EvalPoint
+from raysweep.belief.points.types import MODAL, ORIGINAL, OTHER_OTHER, OTHER_SAME, SAME_OTHER, SAME_SAME, EvalPoint
 from raysweep.belief.report import edit_scores
 from raysweep.belief.report.edit_scores import Line, Numbers, Scored
-from raysweep.belief.report.metrics import PROBABILITIES, believed, probability_delta
+from raysweep.belief.report.metrics import PROBABILITIES, agent_probability, probability_delta
 from raysweep.summarize import Estimate
 
 Cell = Estimate | float | int | str | None
@@ -173,7 +173,8 @@ def pretrained_row(points: Sequence[EvalPoint], replies: Replies, scoring: Seque
     where = edit_scores.places(points)
     asked = [(w, p, r["o_given_s_r"]) for w, p, r in zip(where, points, replies, strict=True) if "o_given_s_r" in r]
     own: list[Numbers] = [
-        {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - believed(p.targets))} for _, p, r in asked
+        {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - agent_probability(p.targets))}
+        for _, p, r in asked
     ]
     logical, of_logical = _logical(coherence(points, replies, scoring=scoring), where, replies)
     return {
@@ -254,7 +255,7 @@ def examples(points: Sequence[EvalPoint], count: int = 3) -> list[int]:
         if point.flags is None or point.watched is None or not point.flags.downstream_answer_changes:
             continue
         targets = point.watched[SAME_OTHER].targets
-        moved = believed(targets["target"][MODAL]) - believed(targets["pre"][MODAL])
+        moved = agent_probability(targets["target"][MODAL]) - agent_probability(targets["pre"][MODAL])
         if probability_delta(point) > 0.2 and moved > 0.2:
             found.append((-moved, i))
     return [i for _, i in sorted(found)[:count]]

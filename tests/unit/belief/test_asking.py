@@ -10,7 +10,7 @@ from raysweep.belief.lm import asking, pretrain
 from raysweep.belief.lm import tokenizer as belief_tokenizer
 from raysweep.belief.lm.asking import Asked
 from raysweep.belief.lm.pretrain import Special
-from raysweep.belief.points.build import EvalPoint
+from raysweep.belief.points.types import EvalPoint
 from raysweep.belief.spec import ShapeSpec
 from raysweep.errors import BeliefError
 from raysweep.models.lm import LanguageModel

@@ -21,7 +21,7 @@ from raysweep.belief.lm import batches, pretrain, training_log
 from raysweep.belief.lm import tokenizer as belief_tokenizer
 from raysweep.belief.lm.asking import Reply
 from raysweep.belief.points.build import build_points
-from raysweep.belief.points.expected import expectations, revisions
+from raysweep.belief.points.expected import agents_after_edits, expected_probabilities
 from raysweep.belief.points.jsonl import to_line
 from raysweep.belief.report.edit_scores import score
 from raysweep.belief.setting import read_setting, resolve
@@ -216,13 +216,13 @@ class Made:
         asked = [own[name] for p, own in zip(log, answers, strict=True) for name in training_log._asked(p)]
         tensor = torch.tensor([[r.probability, r.correct, r.exact] for r in asked], dtype=torch.float64).T
         times = spec.pretrain.evals
-        agents = list(revisions(agent, edited[:6], spec.points.target)) if edited else []
+        agents = list(agents_after_edits(agent, edited[:6], spec.points.target)) if edited else []
         self.parts = {
             "graph": bed.basis.graph.digest,
             "documents": hashed("\x1e".join(f"{d.text}\x1f{d.sentences}{d.answers}" for d in corpus.documents())),
             "words": hashed("\x1e".join(belief_tokenizer.words_of(bed.basis.graph))),
             "points": hashed("\n".join(map(to_line, points))),
-            "expected": digest([expectations(p, "target") for p in edited]),
+            "expected": digest([expected_probabilities(p, "target") for p in edited]),
             "lifelong": digest([beliefs_of(a, edited) for a in agents[1:]]),
             "scores": self._scores(edited),
             "log": digest(training_log.log_rows([{}] * times, [tensor] * times, log, spec.parity)),

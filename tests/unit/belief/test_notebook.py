@@ -9,7 +9,7 @@ import pytest
 
 from raysweep.belief.lm.asking import Reply, scorings
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import OBJECTS, WATCHED, EvalPoint
+from raysweep.belief.points.types import OBJECT_ROLES, WATCHED_FACTS, EvalPoint
 from raysweep.belief.report import published_files
 from raysweep.belief.report import tables as belief_tables
 from raysweep.belief.setting import read_setting
@@ -27,11 +27,11 @@ READ = {
     "same_s_same_r_obj", "same_s_diff_r_rel", "same_s_diff_r_obj", "diff_s_same_r_subj", "diff_s_same_r_rel",
     "diff_s_same_r_obj", "diff_s_diff_r_subj", "diff_s_diff_r_rel", "diff_s_diff_r_obj",
     "A_TF_case_prob", "B_TF_case_prob", "not_A_case_prob", "A_and_B_case_prob", "A_or_B_case_prob",
-    *(f"{name}_new_modal_obj" for name in WATCHED),
-    *(f"editing_{name}_fact_{obj}_{what}" for name in WATCHED for obj in OBJECTS for what in ("prob", "acc", "output")),
+    *(f"{name}_new_modal_obj" for name in WATCHED_FACTS),
+    *(f"editing_{name}_fact_{obj}_{what}" for name in WATCHED_FACTS for obj in OBJECT_ROLES for what in ("prob", "acc", "output")),
     *(
         f"editing_{name}_fact_{obj}_{state}_{target}"
-        for name in WATCHED for obj in OBJECTS
+        for name in WATCHED_FACTS for obj in OBJECT_ROLES
         for state in ("pre_update_probs", "post_update_probs_n=1000", "post_update_probs_p=95")
         for target in ("posterior_prob_marginalized", "posterior_prob_o_given_s_r")
     ),
@@ -108,7 +108,7 @@ def test_targets_carry_the_probability_that_was_asked_for(arm: belief_tables.Arm
 def test_a_row_says_who_is_meant(arm: belief_tables.Arm) -> None:
     for point, row in zip(arm.points, rows_of(arm)[::2], strict=True):
         asked = point.questions
-        for name in WATCHED[1:]:
+        for name in WATCHED_FACTS[1:]:
             prompt = asked[f"editing_{name}_orig_GT_obj"].prompt
             assert f"{row[f'{name}_subj']} {row[f'{name}_rel']}" == prompt
         assert (row["e1"], row["rel"], row["e2"]) == point.names
@@ -128,7 +128,7 @@ def published_main_table(rows: list[published_files.Row]) -> dict[tuple[str, str
 
     def values(row: published_files.Row, edited: bool) -> dict[str, float]:
         found = {"req_prob": row["editing_same_s_same_r_fact_requested_obj_prob"]}
-        for name in WATCHED:
+        for name in WATCHED_FACTS:
             same = name == "same_s_same_r"
             case = f"editing_{name}_fact_{('requested_obj' if same else 'new_modal_obj') if edited else 'orig_GT_obj'}"
             wanted = target(row, case, post if edited else "pre_update_probs")
@@ -179,7 +179,7 @@ def test_probabilities_are_turned_by_the_labels_they_are_scored_with(arm: belief
 
 def test_published_tables_have_published_columns(arm: belief_tables.Arm) -> None:
     tables = belief_tables.tables([arm])
-    wanted = {f"{name}_{what}" for name in WATCHED for what in ("acc", "coherence")}
+    wanted = {f"{name}_{what}" for name in WATCHED_FACTS for what in ("acc", "coherence")}
     wanted |= {"n", "req_prob", "TF_coherence", "negation", "multiplication", "disjunction"}
     for name in (
         "main_table", "table_counterfactual_editing_results", "table_all_editing_downstream_implications_results",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raysweep.artifacts import ArtifactStore
-from raysweep.belief.corpus.writer import Corpus
+from raysweep.belief.corpus.corpus import Corpus
 from raysweep.belief.lm import batches, pretrain
 from raysweep.belief.lm import tokenizer as belief_tokenizer
 from raysweep.belief.lm.pretrain import Special, Trainer

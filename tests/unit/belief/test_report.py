@@ -13,8 +13,8 @@ from raysweep.belief.agent.agent import Agent
 from raysweep.belief.corpus.evidence import Evidence, Triple
 from raysweep.belief.lm.asking import Reply, scorings
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import OBJECTS, WATCHED, EvalPoint
 from raysweep.belief.points.jsonl import from_line, to_line
+from raysweep.belief.points.types import OBJECT_ROLES, WATCHED_FACTS, EvalPoint
 from raysweep.belief.report import tables as belief_tables
 from raysweep.cli.belief_report import tables_of
 from raysweep.cli.main import main
@@ -84,7 +84,7 @@ def answer(agent: Agent, point: EvalPoint, name: str, edited: bool) -> float:
     assert point.watched is not None
     assert point.request is not None
     if name.startswith("editing_"):
-        watched, role = next((w, r) for w in WATCHED for r in OBJECTS if name == f"editing_{w}_{r}")
+        watched, role = next((w, r) for w in WATCHED_FACTS for r in OBJECT_ROLES if name == f"editing_{w}_{r}")
         watch = point.watched[watched]
         return p(watch.fact._replace(object=watch.objects[role]))
     about_request = "requested" in name

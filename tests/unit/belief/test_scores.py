@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raysweep.belief.lm.asking import Reply
-from raysweep.belief.points.build import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint
+from raysweep.belief.points.types import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint
 from raysweep.belief.report import edit_scores
-from raysweep.belief.report.metrics import believed
+from raysweep.belief.report.metrics import agent_probability
 from raysweep.errors import BeliefError
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_points import points
@@ -23,7 +23,7 @@ def replies(point: EvalPoint, objects: tuple[str, ...], state: str) -> dict[str,
         for other, obj in watch.objects.items():
             target = watch.targets[state][other]
             edited = name == SAME_SAME and state == "target"
-            p = target.posterior_prob_o_given_s_r if edited else believed(target)
+            p = target.posterior_prob_o_given_s_r if edited else agent_probability(target)
             found[f"editing_{name}_{other}"] = Reply(p, said, objects[obj] in said, objects[obj] == said)
         if name == SAME_SAME:
             found["new_fact_case"] = Reply(0.5, said, False, False)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from raysweep.belief.lm import pretrain
-from raysweep.belief.points.build import MODAL, REQUESTED, SAME_OTHER, SAME_SAME
-from raysweep.belief.points.expected import revisions
+from raysweep.belief.points.expected import agents_after_edits
 from raysweep.belief.points.jsonl import from_line
+from raysweep.belief.points.types import MODAL, REQUESTED, SAME_OTHER, SAME_SAME
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.data.belief import Belief as BeliefData
 from raysweep.data.belief import open_testbed, record_id, record_of
@@ -167,7 +167,7 @@ def test_lifelong_edits_are_judged_by_the_agent_given_all_of_them(workspace: Wor
     }
     testbed = open_testbed(own.data, Workspace(workspace.root))
     points = [from_line(r.point) for r in straight[0].points]
-    agents = list(revisions(testbed.basis.agent, points, 0.95))
+    agents = list(agents_after_edits(testbed.basis.agent, points, 0.95))
     names = testbed.basis.graph.objects
     for row in answers:
         if row.question == "new_fact_case":
