@@ -22,8 +22,8 @@ from benchmarks import measure
 from raysweep.belief.agent.agent import fit_agent
 from raysweep.belief.corpus.generative import build_generative
 from raysweep.belief.corpus.writer import build_corpus
-from raysweep.belief.graph.dependencies import pair_graph
-from raysweep.belief.graph.name_length import WordTokens
+from raysweep.belief.graph.dependencies import graph_dependencies
+from raysweep.belief.graph.name_length import WordNameTokens
 from raysweep.belief.graph.synthetic import SyntheticSpec
 from raysweep.belief.graph.wikidata import TRAIN, read_wikidata
 from raysweep.belief.points.build import build_points
@@ -86,10 +86,10 @@ def _run(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     spec = GraphSpec(
         source="wikidata5m", read_n_facts=-1, relations=10, min_cooccurrences=options.cooccurrences, max_object_tokens=2
     )
-    graph, clock = _timed(lambda: read_wikidata(folder, spec, WordTokens()))
+    graph, clock = _timed(lambda: read_wikidata(folder, spec, WordNameTokens()))
     stage("graph", clock, f"{count} lines → {len(graph.facts)} facts, K = {len(graph.objects)}")
     generative = GenerativeSpec(min_true_prob=0.6, samples=10)
-    model, clock = _timed(lambda: build_generative(graph, pair_graph(graph), generative, 0))
+    model, clock = _timed(lambda: build_generative(graph, graph_dependencies(graph), generative, 0))
     stage("generative model", clock, f"{len(model.conditional_keys)} conditionals")
     published = CorpusSpec(
         num_atomic_facts=options.facts,

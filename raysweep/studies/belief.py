@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import __version__
-from raysweep.belief.lm.asking import Select, ask_points
+from raysweep.belief.lm.asking import OwnerSelector, ask_points
 from raysweep.belief.points.expected import agents_after_edits, expected_probabilities, revised_questions
 from raysweep.config.schema import ProtocolSpec, TrialSpec
 from raysweep.errors import Problem, RecordError
@@ -20,7 +20,7 @@ from raysweep.records import EditRecord
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
 from raysweep.studies.base import Deps, Progress, Study
-from raysweep.studies.belief_points import Asker
+from raysweep.studies.belief_points import TrialPoints
 from raysweep.studies.lifelong import Lifelong
 from raysweep.studies.measuring import Question, probe_rows
 from raysweep.studies.refusals import check_records
@@ -58,7 +58,7 @@ class BeliefLifelong(Study):
 
         Where the editor refuses a record, another takes its place, and the run goes on from the last round that had a snapshot.
         """
-        asker = Asker.open(trial, deps, resume)
+        asker = TrialPoints.open(trial, deps, resume)
         if resume is None:
             asker.check(deps.load_model(trial.model))
         done, came = (-1 if resume is None else resume.step), list[EvalRound]()
@@ -105,7 +105,7 @@ class Belief(Study):
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
         """Run *trial*, or go on from *resume*; between two points the model is pristine."""
-        run = _Apart(trial, deps, Asker.open(trial, deps, resume))
+        run = _Apart(trial, deps, TrialPoints.open(trial, deps, resume))
         if resume is None:
             run.asker.check(deps.load_model(trial.model))
         seen: list[ProbeRow] = []
@@ -161,7 +161,7 @@ class _OneModel:
 
     trial: TrialSpec
     deps: Deps
-    asker: Asker
+    asker: TrialPoints
     done: int
     begun: int = -1
 
@@ -169,7 +169,7 @@ class _OneModel:
         """Return the effects of the run, with the asker's records, and with somebody who looks at each round."""
         asker = self.asker
         agents = list(
-            agents_after_edits(asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target)
+            agents_after_edits(asker.testbed.parts.agent, asker.points[: asker.size], asker.testbed.spec.points.target)
         )
 
         def observe(lm: LanguageModel, step: int) -> None:
@@ -185,7 +185,7 @@ class _OneModel:
         return replace(self.deps, observe=observe, progress=progress, chosen=tuple(asker.records))
 
     def _ask(self, lm: LanguageModel, positions: Sequence[int], agent: Agent, step: int) -> None:
-        asker, objects = self.asker, self.asker.testbed.basis.graph.objects
+        asker, objects = self.asker, self.asker.testbed.parts.graph.objects
         told = [revised_questions(asker.points[i], agent, objects) for i in positions]
         points = [
             replace(asker.points[i], questions=questions) for i, (questions, _) in zip(positions, told, strict=True)
@@ -211,7 +211,7 @@ class _OneModel:
 
     def asked_before(self, position: int) -> list[EvalRound]:
         """Return what the pristine model makes of the point that is new at *position*, if round 0 is asked for."""
-        agent = self.asker.testbed.basis.agent
+        agent = self.asker.testbed.parts.agent
         return pristine_round(
             self.trial, self.deps, self.asker, [position], lambda lm: self._ask(lm, [position], agent, 0)
         )
@@ -223,7 +223,7 @@ class _Apart:
 
     trial: TrialSpec
     deps: Deps
-    asker: Asker
+    asker: TrialPoints
 
     def pristine(self) -> EvalRound:
         """Ask the pristine model everything."""
@@ -324,7 +324,7 @@ class _Apart:
         state: str,
         inner: int,
         last: bool,
-        select: Select | None,
+        select: OwnerSelector | None,
     ) -> None:
         """Ask about the points at *positions* after *inner* steps of their edits; none: of the pristine model."""
         asker = self.asker
@@ -338,7 +338,7 @@ class _Apart:
 
 
 def pristine_round(
-    trial: TrialSpec, deps: Deps, asker: Asker, positions: Sequence[int], ask: Callable[[LanguageModel], None]
+    trial: TrialSpec, deps: Deps, asker: TrialPoints, positions: Sequence[int], ask: Callable[[LanguageModel], None]
 ) -> list[EvalRound]:
     """Return the rows at step 0 of the points at *positions*, which *ask* asks of the pristine model; none without round 0."""
     if 0 not in trial.protocol.rounds:

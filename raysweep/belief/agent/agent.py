@@ -33,7 +33,7 @@ from raysweep.belief.agent.fit import Estimator, FittedEvidence, fit_evidence
 from raysweep.belief.agent.update import ChangedVectors, Pair, canonical_evidence, changed_vectors
 from raysweep.belief.agent.vectors import NO_EVIDENCE, EvidenceVector
 from raysweep.belief.corpus.evidence import Evidence, EvidenceTable
-from raysweep.belief.graph.dependencies import Arrows
+from raysweep.belief.graph.dependencies import DependencyArrows
 from raysweep.belief.graph.graph import Floats, Ints
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import AgentSpec
@@ -237,7 +237,7 @@ class Agent:
 
 def fit_agent(
     evidence: EvidenceTable,
-    arrows: Arrows,
+    arrows: DependencyArrows,
     objects: int,
     spec: AgentSpec | None = None,
     parity: ParitySpec | None = None,

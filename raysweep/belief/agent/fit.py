@@ -26,7 +26,7 @@ import numpy as np
 from raysweep.belief.agent.belief import Belief
 from raysweep.belief.agent.vectors import NO_EVIDENCE, EvidenceVector, VectorTable, sum_by_index, sum_by_key
 from raysweep.belief.corpus.evidence import EvidenceTable, encode_weights
-from raysweep.belief.graph.dependencies import Arrows
+from raysweep.belief.graph.dependencies import DependencyArrows
 from raysweep.belief.graph.graph import Floats, Ints
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import AgentSpec
@@ -52,7 +52,7 @@ class FittedEvidence:
     """
 
     objects: int
-    arrows: Arrows
+    arrows: DependencyArrows
     prior: float
     parity: ParitySpec
     pairs: VectorTable
@@ -110,7 +110,7 @@ class FittedEvidence:
 
 def fit_evidence(
     evidence: EvidenceTable,
-    arrows: Arrows,
+    arrows: DependencyArrows,
     objects: int,
     spec: AgentSpec | None = None,
     parity: ParitySpec | None = None,
@@ -163,7 +163,7 @@ def _check_indices(evidence: EvidenceTable, relations: int, objects: int) -> Non
         raise BeliefError(f"evidence on {triple} lies outside of {relations} relations and {objects} objects")
 
 
-def _pool_conditionals(pairs: VectorTable, mentions: VectorTable, arrows: Arrows, size: int) -> VectorTable:
+def _pool_conditionals(pairs: VectorTable, mentions: VectorTable, arrows: DependencyArrows, size: int) -> VectorTable:
     """Return the conditionals e[r, o₂] = Σ_s π_s(o₂) · E(s, r), by r · K + o₂."""
     relations = len(arrows.parent)
     parent = np.array(arrows.parent, dtype=np.int64)

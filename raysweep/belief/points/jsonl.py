@@ -1,7 +1,7 @@
 """Evaluation points as JSON lines (``points/2``): one point per line, numbers that are not defined are null.
 
-A target is a list in the order of ``TargetProbabilities``'s fields; facts and objects are indices into the graph's tables, with the names
-beside them where a reader needs them. Lines of ``points/1`` are read too; they say nothing of the claims A and B.
+A target is a list in the order of the fields of ``TargetProbabilities``; facts and objects are indices into the graph's tables,
+with the names beside them where a reader needs them. Lines of ``points/1`` are read too; they say nothing of the claims A and B.
 """
 
 from __future__ import annotations

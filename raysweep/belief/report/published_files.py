@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from raysweep.belief.lm.asking import Reply, Scoring, coherence, scorings, summary
-from raysweep.belief.lm.pretrain import SHAPES
+from raysweep.belief.lm.architecture import SHAPES
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.lm.scoring import LogicalScoring, evaluation_summary, logical_coherence, scoring_of_points
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.points.types import (
     AGENT_STATES,
@@ -37,7 +38,7 @@ Steps = Mapping[int, Replies]
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class CsvFile:
     """One CSV file: where it lies below the folder of a run, its columns in order, and its rows."""
 
     path: str
@@ -63,7 +64,7 @@ LOG_COLUMNS = (
 )  # fmt: skip
 
 
-def experiment(spec: BeliefSpec, model: str, relations: int) -> str:
+def experiment_name(spec: BeliefSpec, model: str, relations: int) -> str:
     """Return the published name of a run, which its files carry.
 
     Args:
@@ -85,7 +86,7 @@ def experiment(spec: BeliefSpec, model: str, relations: int) -> str:
     )
 
 
-def case_of(question: str) -> str:
+def published_case(question: str) -> str:
     """Return the published name of a question.
 
     >>> case_of("editing_same_s_diff_r_new_modal_obj"), case_of("A_TF_case")
@@ -95,14 +96,14 @@ def case_of(question: str) -> str:
     return next((f"{question.removesuffix(end)}_fact{end}" for end in ends), question)
 
 
-def files(
+def run_files(
     name: str,
     spec: BeliefSpec,
     points: Sequence[EvalPoint],
     steps: Sequence[Steps],
-    scoring: Sequence[Scoring],
+    scoring: Sequence[LogicalScoring],
     log: Sequence[Mapping[str, float]],
-) -> list[File]:
+) -> list[CsvFile]:
     """Return the files of one run.
 
     Args:
@@ -117,18 +118,18 @@ def files(
     points, steps, scoring = [points[i] for i in order], [steps[i] for i in order], [scoring[i] for i in order]
     rows = list(editing_rows(points, steps, scoring, spec.points.target))
     pristine = [own[0] for own in steps]
-    row = summary(points, pristine, parity=spec.parity)
+    row = evaluation_summary(points, pristine, parity=spec.parity)
     found = [
-        File(f"outputs/editing_stats_{name}.csv", _columns(rows), rows),
-        File(f"outputs/editing_summary_{name}.csv", ("metric", "pre-edit", "post-edit"), _editing_summary(rows)),
+        CsvFile(f"outputs/editing_stats_{name}.csv", _columns(rows), rows),
+        CsvFile(f"outputs/editing_summary_{name}.csv", ("metric", "pre-edit", "post-edit"), _editing_summary(rows)),
     ]
     evaluated = list(eval_rows(points, pristine, spec.parity))
     found += [
-        File(f"outputs/eval_stats_{name}.csv", _columns(evaluated), evaluated),
-        File(f"outputs/eval_summary_{name}.csv", LOG_COLUMNS, [log_row(row)]),
+        CsvFile(f"outputs/eval_stats_{name}.csv", _columns(evaluated), evaluated),
+        CsvFile(f"outputs/eval_summary_{name}.csv", LOG_COLUMNS, [log_row(row)]),
     ]
     if log:
-        found.append(File(f"training_logs/log_{name}.csv", LOG_COLUMNS, map(log_row, log)))
+        found.append(CsvFile(f"training_logs/log_{name}.csv", LOG_COLUMNS, map(log_row, log)))
     return found
 
 
@@ -150,7 +151,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def editing_rows(
-    points: Sequence[EvalPoint], steps: Sequence[Steps], scoring: Sequence[Scoring], target: float = 0.95
+    points: Sequence[EvalPoint], steps: Sequence[Steps], scoring: Sequence[LogicalScoring], target: float = 0.95
 ) -> Iterator[Row]:
     """Yield the rows of ``editing_stats``: point by point, step by step.
 
@@ -190,16 +191,16 @@ def _prompt(point: EvalPoint, name: str) -> str:
     return point.questions[f"editing_{name}_{ORIGINAL}"].prompt
 
 
-def _answers(point: EvalPoint, replies: Replies, how: Scoring) -> Row:
+def _answers(point: EvalPoint, replies: Replies, how: LogicalScoring) -> Row:
     """Return accuracies, probabilities (of the six true/false cases: p("true")), logical errors and outputs."""
     cases = [name for name in _CASES if name in replies]
-    row: Row = {f"{case_of(name)}_acc": replies[name].correct for name in cases}
+    row: Row = {f"{published_case(name)}_acc": replies[name].correct for name in cases}
     for name in cases:
         p = replies[name].probability
-        row[f"{case_of(name)}_prob"] = _p_true(p, how.labels[name]) if name in _TF else p
-    errors = coherence([point], [replies], scoring=[how])
+        row[f"{published_case(name)}_prob"] = _p_true(p, how.labels[name]) if name in _TF else p
+    errors = logical_coherence([point], [replies], scoring=[how])
     row |= {name: float(errors[name][0]) for name in _LOGICAL if name in errors}
-    return row | {f"{case_of(name)}_output": replies[name].output for name in cases}
+    return row | {f"{published_case(name)}_output": replies[name].output for name in cases}
 
 
 def _p_true(probability: float, label: str) -> float:
@@ -216,7 +217,7 @@ def _targets(point: EvalPoint, target: float) -> Row:
         for state, objects in watch.targets.items():
             said = f"post_update_probs_p={round(100 * target, 6):g}" if state == "target" else AGENT_STATES[state]
             for obj, numbers in objects.items():
-                case = case_of(f"editing_{name}_{obj}")
+                case = published_case(f"editing_{name}_{obj}")
                 row |= {f"{case}_{said}_{key}": value for key, value in numbers._asdict().items()}
     return row
 
@@ -241,7 +242,7 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 def eval_rows(points: Sequence[EvalPoint], replies: Sequence[Replies], parity: ParitySpec) -> Iterator[Row]:
     """Yield the rows of ``eval_stats``: accuracy and "seen" of each scored case, signed errors, logical errors (own labels, C1)."""
-    how = scorings(points, parity.model_copy(update={"labels_of_first_point": False}))
+    how = scoring_of_points(points, parity.model_copy(update={"labels_of_first_point": False}))
     for point, own, scoring in zip(points, replies, how, strict=True):
         cases = [name for name in _SCORED if name in own]
         row: Row = {"id": point.id, "has_relevant_property": point.has_relevant_property}
@@ -250,7 +251,7 @@ def eval_rows(points: Sequence[EvalPoint], replies: Sequence[Replies], parity: P
         if "o_given_s_r" in own:
             p, targets = own["o_given_s_r"].probability, point.targets._asdict()
             row |= {f"{n}_error": None if targets[n] is None else p - targets[n] for n in _PROBABILITIES}
-        errors = coherence([point], [own], scoring=[scoring])
+        errors = logical_coherence([point], [own], scoring=[scoring])
         yield row | {name: float(errors[name][0]) for name in _LOGICAL if name in errors}
 
 

@@ -23,7 +23,7 @@ from raysweep.belief.corpus.statements import (
     statement_columns,
 )
 from raysweep.belief.corpus.writer import build_corpus
-from raysweep.belief.graph.dependencies import pair_graph
+from raysweep.belief.graph.dependencies import graph_dependencies
 from raysweep.belief.graph.graph import KnowledgeGraph, graph_from_names
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import CorpusSpec, GenerativeSpec
@@ -49,7 +49,7 @@ def people(facts: int = 601, subjects: int = 198) -> KnowledgeGraph:
 
 def generative(graph: KnowledgeGraph, parity: ParitySpec | None = None, **values: Any) -> GenerativeModel:
     given = {"min_true_prob": 0.6, "samples": 10, **values}
-    return build_generative(graph, pair_graph(graph), GenerativeSpec.model_validate(given), 0, parity)
+    return build_generative(graph, graph_dependencies(graph), GenerativeSpec.model_validate(given), 0, parity)
 
 
 def corpus(model: GenerativeModel, seed: int = 0, **values: Any) -> Corpus:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from raysweep.belief.lm.asking import Reply, scorings
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.lm.scoring import scoring_of_points
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.points.types import OBJECT_ROLES, WATCHED_FACTS, EvalPoint
 from raysweep.belief.report import published_files
@@ -62,25 +63,27 @@ def rows_of(
     arm: belief_tables.Arm, parity: ParitySpec | None = None, target: float = 0.95
 ) -> list[published_files.Row]:
     steps = [{0: a, 40: b} for a, b in zip(arm.before, arm.after, strict=True)]
-    return list(published_files.editing_rows(arm.points, steps, scorings(arm.points, parity, 8), target))
+    return list(published_files.editing_rows(arm.points, steps, scoring_of_points(arm.points, parity, 8), target))
 
 
 def test_runs_have_their_published_names() -> None:
     paper, small = (read_setting(ROOT / f"hparams/belief/belief-{name}.yaml") for name in ("100k", "10k"))
-    assert published_files.experiment(paper, "x", 10) == (
+    assert published_files.experiment_name(paper, "x", 10) == (
         "mistral-83m_clm_100000-facts_10-rels_tb-1.0e+09_bs-128_mgtp-0.6_s-10_b-10_c-20_TF-a-o-n_ho-5_he-0_sd0"
     )
-    assert published_files.experiment(small, "x", 10) == (
+    assert published_files.experiment_name(small, "x", 10) == (
         "mistral-83m_clm_10000-facts_10-rels_tb-5.0e+07_bs-128_mgtp-0.6_s-1_b-10_c-5_ho-1_he-0_sd0"
     )
-    assert published_files.experiment(BeliefSpec(), "owner/model", 15).startswith("model_clm_1000-facts_15-rels_")
+    assert published_files.experiment_name(BeliefSpec(), "owner/model", 15).startswith("model_clm_1000-facts_15-rels_")
 
 
 def test_the_notebook_finds_every_column(arm: belief_tables.Arm) -> None:
     spec = BeliefSpec(points=PointSpec(size=40))
     steps = [{0: a, 40: b} for a, b in zip(arm.before, arm.after, strict=True)]
     log = [dict.fromkeys((*published_files.LOG_COLUMNS, "o_given_s_r_prob"), 1.0)]
-    made = {f.path: f for f in published_files.files("run", spec, arm.points, steps, scorings(arm.points), log)}
+    made = {
+        f.path: f for f in published_files.run_files("run", spec, arm.points, steps, scoring_of_points(arm.points), log)
+    }
     assert set(made) == {
         "outputs/editing_stats_run.csv", "outputs/editing_summary_run.csv", "outputs/eval_stats_run.csv",
         "outputs/eval_summary_run.csv", "training_logs/log_run.csv",
@@ -158,8 +161,10 @@ def published_main_table(rows: list[published_files.Row]) -> dict[tuple[str, str
 def test_the_published_main_table_comes_from_the_file_alone(arm: belief_tables.Arm, parity: dict[str, bool]) -> None:
     switches = ParitySpec(**parity)
     theirs = published_main_table(rows_of(arm, switches))
-    scored = belief_tables.Arm("agent", arm.points, arm.before, arm.after, scoring=scorings(arm.points, switches, 8))
-    ours = belief_tables.published("main_table", belief_tables.tables([scored])["main_table"])
+    scored = belief_tables.Arm(
+        "agent", arm.points, arm.before, arm.after, scoring=scoring_of_points(arm.points, switches, 8)
+    )
+    ours = belief_tables.published_columns("main_table", belief_tables.belief_tables([scored])["main_table"])
     assert [row["group"] for row in ours if row["condition"] == "delta"] == ["updating", "implications"]
     for row in (row for row in ours if row["condition"] != "delta"):
         wanted = theirs[row["group"], row["condition"]]
@@ -178,20 +183,20 @@ def test_probabilities_are_turned_by_the_labels_they_are_scored_with(arm: belief
 
 
 def test_published_tables_have_published_columns(arm: belief_tables.Arm) -> None:
-    tables = belief_tables.tables([arm])
+    tables = belief_tables.belief_tables([arm])
     wanted = {f"{name}_{what}" for name in WATCHED_FACTS for what in ("acc", "coherence")}
     wanted |= {"n", "req_prob", "TF_coherence", "negation", "multiplication", "disjunction"}
     for name in (
         "main_table", "table_counterfactual_editing_results", "table_all_editing_downstream_implications_results",
         "breaking_updates_results", "table_breaking_vs_fixing_results",
     ):  # fmt: skip
-        for row in belief_tables.published(name, tables[name]):
+        for row in belief_tables.published_columns(name, tables[name]):
             assert set(row) >= wanted | {"condition"}, name
-    groups = {r["data_type"] for r in belief_tables.published("table_all_editing_downstream_implications_results",
+    groups = {r["data_type"] for r in belief_tables.published_columns("table_all_editing_downstream_implications_results",
               tables["table_all_editing_downstream_implications_results"])}  # fmt: skip
     assert groups == {"No Downstream Implications", "Has Downstream Implications"}
     changes = [
         r["same_s_diff_r_changes"]
-        for r in belief_tables.published("edit_generalization", tables["edit_generalization"])
+        for r in belief_tables.published_columns("edit_generalization", tables["edit_generalization"])
     ]
     assert changes == ["FALSE", "TRUE"]

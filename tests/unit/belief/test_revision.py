@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from raysweep.belief.agent.agent import Agent
-from raysweep.belief.basis import Basis, build_basis
 from raysweep.belief.corpus.evidence import Evidence
 from raysweep.belief.graph.graph import KnowledgeGraph, world_graph
 from raysweep.belief.lm.asking import Reply
@@ -21,7 +20,7 @@ from raysweep.belief.points.types import MODAL, ORIGINAL, REQUESTED, SAME_SAME, 
 from raysweep.belief.report.metrics import contains_answer, is_exact_answer
 from raysweep.belief.report.tables import Stage, lifelong_rows
 from raysweep.belief.spec import BeliefSpec
-from raysweep.belief.testbed import read_setting
+from raysweep.belief.testbed import TestbedParts, build_parts, read_setting
 from raysweep.errors import BeliefError
 from raysweep.world import build_world
 from tests.unit.belief.dense import Dense
@@ -42,7 +41,7 @@ class Setting:
 
     def __init__(self, spec: BeliefSpec, graph: KnowledgeGraph) -> None:
         self.spec = spec
-        self.basis: Basis = build_basis(spec, graph)
+        self.basis: TestbedParts = build_parts(spec, graph)
         self.points = list(self.basis.points())
         self.names = graph.objects
 

@@ -19,10 +19,10 @@ from raysweep.workspace import Workspace
 if TYPE_CHECKING:
     from raysweep.belief.corpus.corpus import Corpus
 
-SMALL = ("hparams", "belief", "belief-small.yaml")
+DEFAULT_SETTING = ("hparams", "belief", "belief-small.yaml")
 
 
-class Belief:
+class BeliefPoints:
     """Requested updates of a belief testbed.
 
     Probes: the update itself (efficacy); the fact reworded (paraphrase); the downstream answer, if the agent changes it
@@ -44,7 +44,7 @@ class Belief:
             DataError: there is no such file.
         """
         self._workspace = workspace
-        parts = Path(spec.path).expanduser().parts if spec.path else SMALL
+        parts = Path(spec.path).expanduser().parts if spec.path else DEFAULT_SETTING
         found = workspace.find(*parts)
         if found is None or not found.is_file():
             raise DataError(f"belief setting '{Path(*parts)}' does not exist", hint="a YAML file as data.path, or none")
@@ -67,7 +67,7 @@ class Belief:
 
     def read(self, path: Path | None) -> Reading:
         """Examine every record."""
-        records = tuple(map(record_of, self.testbed(path).points))
+        records = tuple(map(edit_record, self.testbed(path).points))
         problems: list[Problem] = []
         warnings: list[str] = []
         for index, record in enumerate(records):
@@ -90,7 +90,7 @@ class Belief:
 
     def texts(self, path: Path | None) -> Iterator[str]:
         """Yield the documents that the setting's model is trained on."""
-        corpus: Corpus = self.testbed(path).basis.corpus
+        corpus: Corpus = self.testbed(path).parts.corpus
         return (document.text for document in corpus.documents())
 
 
@@ -100,18 +100,18 @@ def open_testbed(spec: DataSpec, workspace: Workspace) -> Testbed:
     Raises:
         DataError: they are not the records of a testbed.
     """
-    if spec.name != Belief.name:
+    if spec.name != BeliefPoints.name:
         raise DataError(f"dataset '{spec.name}' has no belief testbed", hint="data: {name: belief}")
-    data = Belief(workspace)
+    data = BeliefPoints(workspace)
     return data.testbed(data.locate(spec, workspace))
 
 
 def record_id(point: EvalPoint) -> str:
     """Return the id of the point's record."""
-    return f"{Belief.name}/{point.id:06d}"
+    return f"{BeliefPoints.name}/{point.id:06d}"
 
 
-def record_of(point: EvalPoint) -> EditRecord:
+def edit_record(point: EvalPoint) -> EditRecord:
     """Return the record of *point*.
 
     Raises:
