@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from raysweep.belief.agent.agent import fit
+from raysweep.belief.agent.agent import fit_agent
 from raysweep.belief.corpus.generative import build_generative
 from raysweep.belief.corpus.writer import build_corpus
-from raysweep.belief.graph.dependencies import pair_graph
-from raysweep.belief.graph.name_length import WordTokens
+from raysweep.belief.graph.dependencies import graph_dependencies
+from raysweep.belief.graph.name_length import WordNameTokens
 from raysweep.belief.graph.synthetic import SyntheticSpec
 from raysweep.belief.graph.wikidata import TRAIN, read_wikidata
 from raysweep.belief.points.build import build_points
@@ -86,10 +86,10 @@ def _run(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     spec = GraphSpec(
         source="wikidata5m", read_n_facts=-1, relations=10, min_cooccurrences=options.cooccurrences, max_object_tokens=2
     )
-    graph, clock = _timed(lambda: read_wikidata(folder, spec, WordTokens()))
+    graph, clock = _timed(lambda: read_wikidata(folder, spec, WordNameTokens()))
     stage("graph", clock, f"{count} lines → {len(graph.facts)} facts, K = {len(graph.objects)}")
     generative = GenerativeSpec(min_true_prob=0.6, samples=10)
-    model, clock = _timed(lambda: build_generative(graph, pair_graph(graph), generative, 0))
+    model, clock = _timed(lambda: build_generative(graph, graph_dependencies(graph), generative, 0))
     stage("generative model", clock, f"{len(model.conditional_keys)} conditionals")
     published = CorpusSpec(
         num_atomic_facts=options.facts,
@@ -105,11 +105,11 @@ def _run(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     stage("corpus, chosen", clock, f"{corpus.facts} facts, {len(corpus.statements)} sentences")
     evidence, clock = _timed(lambda: corpus.evidence)
     stage("evidence", clock, f"{evidence.items} items, {len(evidence)} different ones")
-    agent, clock = _timed(lambda: fit(evidence, model.arrows, len(graph.objects), AgentSpec()))
+    agent, clock = _timed(lambda: fit_agent(evidence, model.arrows, len(graph.objects), AgentSpec()))
     stage("agent", clock, f"{len(agent.fitted.conditionals.keys)} conditionals")
     written, clock = _timed(lambda: sum(len(d.text) + 1 for d in corpus.documents()))
     stage("documents", clock, f"{corpus.statistics['num_documents']} documents, {written / 1e6:.0f} MB of text")
-    _, clock = _timed(lambda: agent.fitted.sums)
+    _, clock = _timed(lambda: agent.fitted.conditional_sums)
     stage("sums", clock, "over all upstream objects, once per agent")
     points, clock = _timed(lambda: list(build_points(corpus, agent, PointSpec(size=options.points), 0)))
     stage("points", clock, f"{len(points)} points with all the agent's answers before and after")

@@ -64,7 +64,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def test_imports_go_downwards():
-    """Every import, also inside functions, under TYPE_CHECKING and by ``lazy``; the layers are ``raysweep.testing.architecture.LAYERS``."""
+    """Every import, also inside functions, under TYPE_CHECKING and by ``lazy``; ``LAYERS`` has the layers."""
     assert not breaches(import_graph())
 
 

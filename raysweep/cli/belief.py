@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from raysweep.belief.basis import Basis, build_basis
 from raysweep.belief.graph.artifact import graph_tokens, open_graph
-from raysweep.belief.graph.dependencies import pair_graph
-from raysweep.belief.graph.graph import KnowledgeGraph, describe, normalised
+from raysweep.belief.graph.dependencies import graph_dependencies
+from raysweep.belief.graph.graph import KnowledgeGraph, graph_statistics, normalise_rows
 from raysweep.belief.points import jsonl
 from raysweep.belief.setting import open_setting
 from raysweep.belief.spec import BeliefSpec
+from raysweep.belief.testbed import TestbedParts, build_parts
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
 from raysweep.config.overrides import Override
@@ -83,8 +83,8 @@ def graph(
     """
     spec, workspace = _spec(ctx, file, wikidata, set_ or ())
     found = open_graph(spec.graph, workspace, _report)
-    arrows = pair_graph(found)
-    told = describe(found, graph_tokens(spec.graph, workspace).lengths)
+    arrows = graph_dependencies(found)
+    told = graph_statistics(found, graph_tokens(spec.graph, workspace).lengths)
     told["arrows"] = arrows.named(found.relations)
     told["single_relations"] = [found.relations[r] for r in arrows.single]
     if json_:
@@ -161,11 +161,11 @@ def _open(path: Path) -> Any:
     return path.open("w", encoding="utf-8", newline="\n")
 
 
-def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> Basis:
+def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> TestbedParts:
     spec, workspace = _spec(ctx, file, wikidata, sets)
     found = open_graph(spec.graph, workspace, _report)
     started = time.perf_counter()
-    basis = build_basis(spec, found)
+    basis = build_parts(spec, found)
     _report(f"corpus and agent: {time.perf_counter() - started:.1f} s")
     return basis
 
@@ -207,7 +207,7 @@ def _matrix(title: str, relations: Sequence[str], matrix: Sequence[Sequence[floa
 
 def _matrices(found: KnowledgeGraph) -> tuple[tuple[str, list[list[float]]], ...]:
     counts = found.cooccurrence
-    return ("counts", counts.tolist()), ("percent", (100 * normalised(counts)).round(2).tolist())
+    return ("counts", counts.tolist()), ("percent", (100 * normalise_rows(counts)).round(2).tolist())
 
 
 def _write_matrices(folder: Path, found: KnowledgeGraph) -> None:

@@ -78,7 +78,7 @@ def command(
 
 def _csv(name: str, rows: Sequence[Row]) -> str:
     """Return *rows* as CSV; columns of the published tables and of the training log have their published names, case and all."""
-    rows = belief.published(name, rows)
+    rows = belief.published_columns(name, rows)
     head, newline, rest = render(rows, Format.CSV).partition("\n")
     if name in _OURS:
         return head + newline + rest
@@ -101,8 +101,8 @@ def write_published(sweep: Sweep, folder: Path) -> int:
     for run in runs:
         alone = sum(other.arm == run.arm for other in runs) == 1
         below = folder / (run.arm if alone else f"{run.arm}-{run.key}")
-        name = published_files.experiment(run.spec, run.model, run.relations)
-        for file in published_files.files(name, run.spec, run.points, run.steps, run.scoring, run.log):
+        name = published_files.experiment_name(run.spec, run.model, run.relations)
+        for file in published_files.run_files(name, run.spec, run.points, run.steps, run.scoring, run.log):
             path = below / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", encoding="utf-8", newline="") as lines:
@@ -134,7 +134,7 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
         raise StoreError(
             f"'{sweep.name}' has no answers about evaluation points yet", hint="run a sweep with study: belief first"
         )
-    tables: dict[str, Sequence[Row]] = dict(belief.tables(arms)) if arms else {}
+    tables: dict[str, Sequence[Row]] = dict(belief.belief_tables(arms)) if arms else {}
     if arms:
         tables["prob_delta"] = belief.histogram(belief.probability_deltas(arms[0].points))
     if stages:
@@ -161,7 +161,7 @@ def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> lis
     if arms:
         plots.deltas(belief.probability_deltas(arms[0].points), path("prob_delta"))
     for arm in arms:
-        chosen = belief.examples(arm.points)
+        chosen = belief.figure_points(arm.points)
         for i, replies in zip(chosen, belief_rows.read_panels(sweep, arm, chosen), strict=True):
             if len(replies) > 2:  # an edit that was asked along the way
                 plots.panels(arm.points[i], replies, path(f"{arm.points[i].id}_all_plots_{arm.name}"))

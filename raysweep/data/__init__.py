@@ -22,7 +22,7 @@ DATASETS: Registry[type[Dataset]] = Registry(
         "zsre": "raysweep.data.zsre:Zsre",
         "counterfact": "raysweep.data.counterfact:Counterfact",
         "hallucination": "raysweep.data.hallucination:Hallucination",
-        "belief": "raysweep.data.belief:Belief",
+        "belief": "raysweep.data.belief_points:BeliefPoints",
         "world": "raysweep.data.world:EmbeddedWorld",
     },
 )

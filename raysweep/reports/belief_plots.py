@@ -10,8 +10,8 @@ from typing import Any
 
 from raysweep.belief.corpus.statements import read_label
 from raysweep.belief.lm.asking import Reply
-from raysweep.belief.points.build import MODAL, OTHER_OTHER, OTHER_SAME, REQUESTED, SAME_OTHER, SAME_SAME, EvalPoint
-from raysweep.belief.points.expected import expectations
+from raysweep.belief.points.expected import expected_probabilities
+from raysweep.belief.points.types import MODAL, OTHER_OTHER, OTHER_SAME, REQUESTED, SAME_OTHER, SAME_SAME, EvalPoint
 from raysweep.belief.report.metrics import truth_probability
 from raysweep.lazy import lazy
 from raysweep.reports.plot_style import COLOURS, MARKERS
@@ -81,7 +81,7 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
         len(rows), 4, figsize=(13, 0.8 + 2.7 * len(rows)), dpi=110, sharex=True, sharey=True, squeeze=False
     )
     steps = sorted(replies)
-    levels = [expectations(point, state) for state in ("pre", "target")]
+    levels = [expected_probabilities(point, state) for state in ("pre", "target")]
     for row, names in zip(axes, rows, strict=True):
         for axis, name in zip(row, names, strict=False):
             values = [_probability(point, name, replies[s][name].probability) for s in steps]

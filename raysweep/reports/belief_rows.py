@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysweep.belief.lm.asking import Reply, Scoring, scorings
-from raysweep.belief.points.build import EvalPoint
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.lm.scoring import LogicalScoring, scoring_of_points
 from raysweep.belief.points.jsonl import from_line
+from raysweep.belief.points.types import EvalPoint
 from raysweep.belief.report.tables import Arm, Stage
 from raysweep.belief.spec import BeliefSpec
 from raysweep.config.names import labels, without_seed
@@ -108,7 +109,7 @@ class Run:
     relations: int
     points: Sequence[EvalPoint]
     steps: Sequence[Panel]
-    scoring: Sequence[Scoring]
+    scoring: Sequence[LogicalScoring]
     log: Sequence[Mapping[str, float]]
 
 
@@ -150,7 +151,7 @@ def read_stages(sweep: Sweep) -> list[Stage]:
             replies: list[Mapping[str, Reply]] = []
             expected: list[Mapping[str, float]] = []
             targets: list[Mapping[str, str]] = []
-            how: list[Scoring] = []
+            how: list[LogicalScoring] = []
             for key, own in tables.items():
                 rows = own.filter(pc.equal(own["step"], step))
                 rows = rows.filter(rows["last_step"]) if step else rows
@@ -169,7 +170,7 @@ def read_stages(sweep: Sweep) -> list[Stage]:
     return found
 
 
-def _scoring(sweep: Sweep, points: Mapping[str, Mapping[str, EvalPoint]]) -> dict[str, dict[str, Scoring]]:
+def _scoring(sweep: Sweep, points: Mapping[str, Mapping[str, EvalPoint]]) -> dict[str, dict[str, LogicalScoring]]:
     """Return how each point's logical coherence is scored, by trial and record, as the trial's setting says (``parity``).
 
     A batch is ``protocol.eval_batch`` points in the trial's order. Results that do not hold their setting are scored as corrected.
@@ -179,7 +180,7 @@ def _scoring(sweep: Sweep, points: Mapping[str, Mapping[str, EvalPoint]]) -> dic
     for key, rows in _point_rows(sweep).items():
         setting = read_setting_of(rows[0])
         parity = setting.parity if setting is not None else None
-        how = scorings(list(points[key].values()), parity, int(batches[key]))
+        how = scoring_of_points(list(points[key].values()), parity, int(batches[key]))
         found[key] = dict(zip(points[key], how, strict=True))
     return found
 

@@ -18,7 +18,7 @@ from raysweep.records import EditRecord
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
 from raysweep.studies.base import Deps, Progress, Study
-from raysweep.studies.belief_points import Asker
+from raysweep.studies.belief_points import TrialPoints
 from raysweep.studies.lifelong import Lifelong
 from raysweep.studies.measuring import Question, probe_rows
 from raysweep.studies.refusals import check_records
@@ -29,15 +29,16 @@ if TYPE_CHECKING:
     from raysweep import summarize
     from raysweep.belief.agent.agent import Agent
     from raysweep.belief.lm import asking
-    from raysweep.belief.lm.asking import Select
-    from raysweep.belief.points import expected as expected_answers
+    from raysweep.belief.lm.asking import OwnerSelector
+    from raysweep.belief.points import expected
     from raysweep.editors import build
     from raysweep.editors.base import AnyEditor
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
 else:
+    asking = lazy("raysweep.belief.lm.asking")
+    expected = lazy("raysweep.belief.points.expected")
     torch, build, scoring = lazy("torch"), lazy("raysweep.editors.build"), lazy("raysweep.evals.scoring")
-    asking, expected_answers = lazy("raysweep.belief.lm.asking"), lazy("raysweep.belief.points.expected")
     summarize = lazy("raysweep.summarize")
 
 _FIELDS = tuple(ProbeRow.__dataclass_fields__)
@@ -60,7 +61,7 @@ class BeliefLifelong(Study):
 
         Where the editor refuses a record, another takes its place, and the run goes on from the last round that had a snapshot.
         """
-        asker = Asker.open(trial, deps, resume)
+        asker = TrialPoints.open(trial, deps, resume)
         if resume is None:
             asker.check(deps.load_model(trial.model))
         done, came = (-1 if resume is None else resume.step), list[EvalRound]()
@@ -107,7 +108,7 @@ class Belief(Study):
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:
         """Run *trial*, or go on from *resume*; between two points the model is pristine."""
-        run = _Apart(trial, deps, Asker.open(trial, deps, resume))
+        run = _Apart(trial, deps, TrialPoints.open(trial, deps, resume))
         if resume is None:
             run.asker.check(deps.load_model(trial.model))
         seen: list[ProbeRow] = []
@@ -163,7 +164,7 @@ class _OneModel:
 
     trial: TrialSpec
     deps: Deps
-    asker: Asker
+    asker: TrialPoints
     done: int
     begun: int = -1
 
@@ -171,8 +172,8 @@ class _OneModel:
         """Return the effects of the run, with the asker's records, and with somebody who looks at each round."""
         asker = self.asker
         agents = list(
-            expected_answers.revisions(
-                asker.testbed.basis.agent, asker.points[: asker.size], asker.testbed.spec.points.target
+            expected.agents_after_edits(
+                asker.testbed.parts.agent, asker.points[: asker.size], asker.testbed.spec.points.target
             )
         )
 
@@ -189,8 +190,8 @@ class _OneModel:
         return replace(self.deps, observe=observe, progress=progress, chosen=tuple(asker.records))
 
     def _ask(self, lm: LanguageModel, positions: Sequence[int], agent: Agent, step: int) -> None:
-        asker, objects = self.asker, self.asker.testbed.basis.graph.objects
-        told = [expected_answers.revised(asker.points[i], agent, objects) for i in positions]
+        asker, objects = self.asker, self.asker.testbed.parts.graph.objects
+        told = [expected.revised_questions(asker.points[i], agent, objects) for i in positions]
         points = [
             replace(asker.points[i], questions=questions) for i, (questions, _) in zip(positions, told, strict=True)
         ]
@@ -215,7 +216,7 @@ class _OneModel:
 
     def asked_before(self, position: int) -> list[EvalRound]:
         """Return what the pristine model makes of the point that is new at *position*, if round 0 is asked for."""
-        agent = self.asker.testbed.basis.agent
+        agent = self.asker.testbed.parts.agent
         return pristine_round(
             self.trial, self.deps, self.asker, [position], lambda lm: self._ask(lm, [position], agent, 0)
         )
@@ -227,7 +228,7 @@ class _Apart:
 
     trial: TrialSpec
     deps: Deps
-    asker: Asker
+    asker: TrialPoints
 
     def pristine(self) -> EvalRound:
         """Ask the pristine model everything."""
@@ -328,7 +329,7 @@ class _Apart:
         state: str,
         inner: int,
         last: bool,
-        select: Select | None,
+        select: OwnerSelector | None,
     ) -> None:
         """Ask about the points at *positions* after *inner* steps of their edits; none: of the pristine model."""
         asker = self.asker
@@ -337,12 +338,18 @@ class _Apart:
         for i, point, said in zip(positions, points, replies, strict=True):
             step = i + 1 if inner else 0
             asker.note(
-                i, point.questions, said, expected_answers.expectations(point, state), step=step, inner=inner, last=last
+                i,
+                point.questions,
+                said,
+                expected.expected_probabilities(point, state),
+                step=step,
+                inner=inner,
+                last=last,
             )
 
 
 def pristine_round(
-    trial: TrialSpec, deps: Deps, asker: Asker, positions: Sequence[int], ask: Callable[[LanguageModel], None]
+    trial: TrialSpec, deps: Deps, asker: TrialPoints, positions: Sequence[int], ask: Callable[[LanguageModel], None]
 ) -> list[EvalRound]:
     """Return the rows at step 0 of the points at *positions*, which *ask* asks of the pristine model; none without round 0."""
     if 0 not in trial.protocol.rounds:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from raysweep.config.schema import TrialSpec
-from raysweep.data.belief import record_id, record_of
+from raysweep.data.belief_points import edit_record, record_id
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from raysweep.belief.graph import artifact
     from raysweep.belief.lm.asking import Reply
     from raysweep.belief.points import jsonl
-    from raysweep.belief.points.build import EvalPoint, Question
+    from raysweep.belief.points.types import EvalPoint, PointQuestion
     from raysweep.belief.testbed import Testbed
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
 else:
-    jsonl, artifact = lazy("raysweep.belief.points.jsonl"), lazy("raysweep.belief.graph.artifact")
+    artifact = lazy("raysweep.belief.graph.artifact")
+    jsonl = lazy("raysweep.belief.points.jsonl")
     tokens = lazy("raysweep.models.tokens")
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Replacement:
 
 
 @dataclass(slots=True)
-class Asker:
+class TrialPoints:
     """The points of a trial and what was answered about them since the last round.
 
     A point that the model's tokenizer or the editor refuses is replaced by the testbed's next spare one, so that the planned number
@@ -70,12 +71,12 @@ class Asker:
     _told: int = 0  # replacements whose points are in a round already
 
     @classmethod
-    def open(cls, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Asker:
+    def open(cls, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> TrialPoints:
         """Return the points of *trial*, as they were when *resume* was written."""
         testbed = deps.open_testbed(trial.data)
         by_record = {record_id(point): point for point in testbed.points}
         records = list(ordered_records(trial, deps))
-        asker = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.drawn.spares))
+        asker = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.point_set.spares))
         for made in resume.meta.get(_REPLACED, ()) if resume is not None else ():
             asker._put(Replacement(**made))
         asker._told = len(asker.replacements)
@@ -129,7 +130,7 @@ class Asker:
     def _put(self, made: Replacement) -> None:
         point = next(p for p in self.spares if record_id(p) == made.chosen)
         self.spares.remove(point)
-        self.points[made.position], self.records[made.position] = point, record_of(point)
+        self.points[made.position], self.records[made.position] = point, edit_record(point)
         self.replacements.append(made)
 
     # -- answers
@@ -137,7 +138,7 @@ class Asker:
     def note(
         self,
         position: int,
-        questions: Mapping[str, Question],
+        questions: Mapping[str, PointQuestion],
         replies: Mapping[str, Reply],
         expected: Mapping[str, float],
         *,
@@ -190,7 +191,7 @@ class Asker:
         )
 
     def _points(self, positions: Sequence[int]) -> tuple[PointRow, ...]:
-        drawn = self.testbed.drawn
+        drawn = self.testbed.point_set
         about = {"spec": artifact.without_places(self.testbed.spec), "passed_over": dict(drawn.passed_over)}
         testbed = json.dumps({**about, "relations": drawn.relations}, sort_keys=True, ensure_ascii=False)
         came = {r.position: r for r in reversed(self.replacements)}  # whom the first one replaced was planned

@@ -1,9 +1,9 @@
 """The import law as data, and the import graph that it is held against.
 
-A module may import from its own layer's package, from the layers below it, and the *interfaces* of any layer: modules called ``base``,
-which hold abstract classes and types. Every import counts: at the top, inside functions, under ``TYPE_CHECKING``, and by
-``lazy("raysweep.…")``. Names in the tables of components (``"rome": "raysweep.editors.rome:Rome"``) are no imports: the tables are how a
-lower layer runs what a higher one has, and how other people's packages add to it.
+A module may import from its own layer's package, from the layers below it, and the *interfaces* of any layer: modules called
+``base``, which hold abstract classes and types. Every import counts: at the top, inside functions, under ``TYPE_CHECKING``, and
+by ``lazy("raysweep.…")``. Names in the tables of components (``"rome": "raysweep.editors.rome:Rome"``) are no imports: the tables
+are how a lower layer runs what a higher one has, and how other people's packages add to it.
 
 ``tests/test_architecture.py`` holds the law; ``python -m raysweep.cli.docs architecture`` draws it (``docs/architecture.svg``).
 """
@@ -62,7 +62,8 @@ LAYERS: tuple[Layer, ...] = (
     Layer(("reports",), "tables and figures as pure functions"),
     Layer(("installed",), "which components this installation has"),
     Layer(("tune",), "trials as Ray Tune trials: actors, shards, sessions"),
-    Layer(("cli", "testing"), "the command line prints · contracts for editors of your own"),
+    Layer(("testing",), "contracts for components of your own; this law"),
+    Layer(("cli",), "the command line: flags in, tables out"),
     Layer(("__main__", "__init__"), "python -m raysweep · the public names"),
 )
 INTERFACES = frozenset({"base"})
@@ -86,9 +87,8 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "lazy":
-            if node.args and isinstance(node.args[0], ast.Constant):
-                yield str(node.args[0].value), node.lineno
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy" and isinstance(node.args[0], ast.Constant):
+            yield str(node.args[0].value), node.lineno
 
 
 def import_graph(root: Path = _ROOT) -> dict[str, dict[str, int]]:

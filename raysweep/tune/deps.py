@@ -176,7 +176,7 @@ def make_deps(
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
         artifacts=ArtifactStore(workspace.artifacts),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),
-        open_testbed=lambda spec: lazy("raysweep.data.belief").open_testbed(spec, workspace),
+        open_testbed=lambda spec: lazy("raysweep.data.belief_points").open_testbed(spec, workspace),
         proposal_scheduler=proposal_scheduler,
         proposal_cache=proposal_cache,
         **options,

@@ -79,7 +79,7 @@ def check_weights(weight: Floats) -> None:
         raise BeliefError(f"{weight[bad][0]} is no evidence weight", hint="≥ 1, −1, or between 0 and 1")
 
 
-def encode(weight: Floats, objects: int) -> tuple[Floats, Floats, Floats]:
+def encode_weights(weight: Floats, objects: int) -> tuple[Floats, Floats, Floats]:
     """Return what one item of each weight puts on every object, on its own object besides, and in total.
 
     Args:
@@ -121,7 +121,7 @@ class EvidenceTable:
         return EvidenceTable(self.subject, self.relation, self.object, self.weight, self.count * times)
 
 
-def group(subject: Ints, relation: Ints, obj: Ints, weight: Floats, count: Ints) -> EvidenceTable:
+def group_items(subject: Ints, relation: Ints, obj: Ints, weight: Floats, count: Ints) -> EvidenceTable:
     """Group equal items, sorted by subject, relation, object and weight."""
     order = np.lexsort((weight, obj, relation, subject))
     subject, relation, obj, weight = subject[order], relation[order], obj[order], weight[order]
@@ -135,7 +135,7 @@ def group(subject: Ints, relation: Ints, obj: Ints, weight: Floats, count: Ints)
     return EvidenceTable(subject[starts], relation[starts], obj[starts], weight[starts], counts)
 
 
-def table(evidence: Iterable[Evidence]) -> EvidenceTable:
+def evidence_table(evidence: Iterable[Evidence]) -> EvidenceTable:
     """Return the columns of single items.
 
     Raises:
@@ -145,4 +145,6 @@ def table(evidence: Iterable[Evidence]) -> EvidenceTable:
     if any(e.kind != "item" for e in rows):
         raise BeliefError("a table of evidence holds items only", hint="give mass and edits to Agent.given")
     ints = np.array([(e.subject, e.relation, e.object, e.count) for e in rows], dtype=np.int64).reshape(-1, 4)
-    return group(ints[:, 0], ints[:, 1], ints[:, 2], np.array([e.amount for e in rows], dtype=np.float64), ints[:, 3])
+    return group_items(
+        ints[:, 0], ints[:, 1], ints[:, 2], np.array([e.amount for e in rows], dtype=np.float64), ints[:, 3]
+    )

@@ -12,7 +12,7 @@ from math import ceil
 
 import numpy as np
 
-from raysweep.belief.graph.dependencies import Arrows
+from raysweep.belief.graph.dependencies import DependencyArrows
 from raysweep.belief.graph.graph import Bools, Floats, Ints, KnowledgeGraph
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import GenerativeSpec
@@ -91,7 +91,7 @@ class GenerativeModel:
     """
 
     graph: KnowledgeGraph
-    arrows: Arrows
+    arrows: DependencyArrows
     spec: GenerativeSpec
     parity: ParitySpec
     upstream: Ints
@@ -167,7 +167,7 @@ class GenerativeModel:
 
 
 def build_generative(
-    graph: KnowledgeGraph, arrows: Arrows, spec: GenerativeSpec, seed: int, parity: ParitySpec | None = None
+    graph: KnowledgeGraph, arrows: DependencyArrows, spec: GenerativeSpec, seed: int, parity: ParitySpec | None = None
 ) -> GenerativeModel:
     """Make the generative model of *graph*.
 

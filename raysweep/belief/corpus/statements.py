@@ -16,12 +16,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.belief.corpus.evidence import Evidence, EvidenceTable, Triple, group
+from raysweep.belief.corpus.evidence import Evidence, EvidenceTable, Triple, group_items
 from raysweep.belief.graph.graph import Floats, Ints, KnowledgeGraph
 from raysweep.errors import BeliefError
 
 
-class Kind(IntEnum):
+class StatementKind(IntEnum):
     """What a sentence says of its facts."""
 
     ATOMIC = 0
@@ -32,18 +32,18 @@ class Kind(IntEnum):
     IF = 5
 
 
-WEIGHTS: Mapping[tuple[Kind, bool | None], tuple[float, ...]] = {
-    (Kind.ATOMIC, None): (1.0,),
-    (Kind.TRUE_FALSE, True): (1.0,),
-    (Kind.TRUE_FALSE, False): (-1.0,),
-    (Kind.NOT, True): (-1.0,),
-    (Kind.NOT, False): (1.0,),
-    (Kind.OR, True): (2 / 3, 2 / 3),
-    (Kind.OR, False): (-1.0, -1.0),
-    (Kind.AND, True): (1.0, 1.0),
-    (Kind.AND, False): (1 / 3, 1 / 3),
-    (Kind.IF, True): (1 / 3, 2 / 3),
-    (Kind.IF, False): (1.0, -1.0),
+EVIDENCE_WEIGHTS: Mapping[tuple[StatementKind, bool | None], tuple[float, ...]] = {
+    (StatementKind.ATOMIC, None): (1.0,),
+    (StatementKind.TRUE_FALSE, True): (1.0,),
+    (StatementKind.TRUE_FALSE, False): (-1.0,),
+    (StatementKind.NOT, True): (-1.0,),
+    (StatementKind.NOT, False): (1.0,),
+    (StatementKind.OR, True): (2 / 3, 2 / 3),
+    (StatementKind.OR, False): (-1.0, -1.0),
+    (StatementKind.AND, True): (1.0, 1.0),
+    (StatementKind.AND, False): (1 / 3, 1 / 3),
+    (StatementKind.IF, True): (1 / 3, 2 / 3),
+    (StatementKind.IF, False): (1.0, -1.0),
 }
 _WORDS = {True: "true", False: "false"}
 # What stands before the first fact, between the two, and behind; by kind.
@@ -84,14 +84,14 @@ class Statement:
         BeliefError: label or second fact do not fit the kind.
     """
 
-    kind: Kind
+    kind: StatementKind
     label: bool | None
     first: Triple
     second: Triple | None = None
     wording: int = 0
 
     def __post_init__(self) -> None:
-        weights = WEIGHTS.get((self.kind, self.label))
+        weights = EVIDENCE_WEIGHTS.get((self.kind, self.label))
         if weights is None or (len(weights) == 2) != (self.second is not None):
             raise BeliefError(f"no sentence of kind {self.kind.name} has label {self.label} and second {self.second}")
 
@@ -102,29 +102,29 @@ class Statement:
 
     def evidence(self) -> tuple[Evidence, ...]:
         """Return what is learnt from it, one item per fact."""
-        weights = WEIGHTS[self.kind, self.label]
+        weights = EVIDENCE_WEIGHTS[self.kind, self.label]
         return tuple(Evidence(*fact, weight) for fact, weight in zip(self.facts, weights, strict=True))
 
     def truth(self, first: bool, second: bool | None = None) -> bool:
         """Return whether the quoted part is true if its facts are as given (an atomic sentence: its fact)."""
-        if self.kind in (Kind.ATOMIC, Kind.TRUE_FALSE):
+        if self.kind in (StatementKind.ATOMIC, StatementKind.TRUE_FALSE):
             return first
-        if self.kind is Kind.NOT:
+        if self.kind is StatementKind.NOT:
             return not first
-        if self.kind is Kind.OR:
+        if self.kind is StatementKind.OR:
             return first or bool(second)
-        if self.kind is Kind.AND:
+        if self.kind is StatementKind.AND:
             return first and bool(second)
         return not first or bool(second)
 
-    def prompt(self, names: Namer) -> str:
+    def prompt(self, names: FactNamer) -> str:
         """Return the sentence without its last word (atomic: without its object)."""
-        if self.kind is Kind.ATOMIC:
+        if self.kind is StatementKind.ATOMIC:
             return names.asked(self.first, self.wording)
         head, middle, tail = _FRAMES[self.kind]
         return f"{head}{names.atomic(self.first)}{middle}{names.atomic(self.second) if self.second else ''}{tail}"
 
-    def text(self, names: Namer) -> str:
+    def text(self, names: FactNamer) -> str:
         """Return the whole sentence."""
         if self.label is None:
             return names.atomic(self.first, self.wording)
@@ -132,7 +132,7 @@ class Statement:
 
 
 @dataclass(frozen=True, eq=False)
-class Namer:
+class FactNamer:
     """Names of facts, with the wordings of relations and with novel subjects behind the graph's own."""
 
     graph: KnowledgeGraph
@@ -182,14 +182,14 @@ class Statements:
     def __getitem__(self, index: int) -> Statement:
         second = tuple(self.second[index].tolist())
         return Statement(
-            kind=Kind(int(self.kind[index])),
+            kind=StatementKind(int(self.kind[index])),
             label=None if self.label[index] < 0 else bool(self.label[index]),
             first=Triple(*self.first[index].tolist()),
             second=None if second[0] < 0 else Triple(*second),
             wording=int(self.wording[index]),
         )
 
-    def texts(self, names: Namer, start: int = 0, stop: int | None = None) -> list[str]:
+    def texts(self, names: FactNamer, start: int = 0, stop: int | None = None) -> list[str]:
         """Return the sentences *start* to *stop*."""
         part = slice(start, stop)
         rows = zip(
@@ -202,7 +202,7 @@ class Statements:
         )
         return list(_rendered(rows, names))
 
-    def answers(self, names: Namer, start: int = 0, stop: int | None = None) -> list[int]:
+    def answers(self, names: FactNamer, start: int = 0, stop: int | None = None) -> list[int]:
         """Return how many characters at the end of each sentence answer its prompt: the object, or the label."""
         objects = names.graph.objects
         part = slice(start, stop)
@@ -217,38 +217,38 @@ class Statements:
             objects: K.
             times: int64 [N], how often each statement counts (0 = not at all); once if None.
         """
-        weights = np.zeros((len(Kind), 3, 2), dtype=np.float64)
-        for (kind, label), own in WEIGHTS.items():
+        weights = np.zeros((len(StatementKind), 3, 2), dtype=np.float64)
+        for (kind, label), own in EVIDENCE_WEIGHTS.items():
             weights[kind, (_UNLABELLED if label is None else int(label)) + 1, : len(own)] = own
         own_weights: Floats = weights[self.kind, self.label.astype(np.int64) + 1]
         count = np.ones(len(self), dtype=np.int64) if times is None else times
         keep, both = count > 0, (count > 0) & (self.second[:, 0] >= 0)
         facts = np.concatenate([self.first[keep], self.second[both]]).astype(np.int64)
         weight = np.concatenate([own_weights[keep, 0], own_weights[both, 1]])
-        return group(facts[:, 0], facts[:, 1], facts[:, 2], weight, np.concatenate([count[keep], count[both]]))
+        return group_items(facts[:, 0], facts[:, 1], facts[:, 2], weight, np.concatenate([count[keep], count[both]]))
 
     def keys(self, relations: int, objects: int) -> Ints:
-        """Return int64 [U, 3], the distinct statements as sorted rows of :func:`key_of`."""
+        """Return int64 [U, 3], the distinct statements as sorted rows of :func:`statement_key`."""
         rows = np.empty((len(self), 3), dtype=np.int64)
         for column, facts in enumerate((self.first.astype(np.int64), self.second.astype(np.int64))):
             number = (facts[:, 0] * relations + facts[:, 1]) * objects + facts[:, 2]
             rows[:, column] = np.where(facts[:, 0] < 0, -1, number)
-        rows[:, 2] = (self.wording.astype(np.int64) * 3 + self.label + 1) * len(Kind) + self.kind
+        rows[:, 2] = (self.wording.astype(np.int64) * 3 + self.label + 1) * len(StatementKind) + self.kind
         rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
         new = np.ones(len(rows), dtype=np.bool_)
         new[1:] = (rows[1:] != rows[:-1]).any(axis=1)
         return np.asarray(rows[new])
 
 
-def key_of(statement: Statement, relations: int, objects: int) -> tuple[int, int, int]:
+def statement_key(statement: Statement, relations: int, objects: int) -> tuple[int, int, int]:
     """Return three numbers that tell statements apart: first fact, second fact (−1 if there is none), the rest."""
     first, second = ((f.subject * relations + f.relation) * objects + f.object if f else -1
                      for f in (statement.first, statement.second))  # fmt: skip
     label = _UNLABELLED if statement.label is None else int(statement.label)
-    return first, second, (statement.wording * 3 + label + 1) * len(Kind) + statement.kind
+    return first, second, (statement.wording * 3 + label + 1) * len(StatementKind) + statement.kind
 
 
-def _rendered(rows: Iterable[tuple[int, int, int, list[int], list[int]]], names: Namer) -> Iterator[str]:
+def _rendered(rows: Iterable[tuple[int, int, int, list[int], list[int]]], names: FactNamer) -> Iterator[str]:
     for kind, label, wording, first, second in rows:
         head, middle, tail = _FRAMES[kind]
         other = names.atomic(second) if second[0] >= 0 else ""
@@ -256,7 +256,7 @@ def _rendered(rows: Iterable[tuple[int, int, int, list[int], list[int]]], names:
         yield f"{head}{names.atomic(first, wording)}{middle}{other}{tail}{end}"
 
 
-def columns(statements: Sequence[Statement]) -> Statements:
+def statement_columns(statements: Sequence[Statement]) -> Statements:
     """Return statements as columns, each owned by the subject of its first fact, in the order given."""
     none = (-1, -1, -1)
     return Statements(

@@ -1,7 +1,7 @@
-"""The corpus writer (§4): a planner that chooses statements, their evidence, and an assembler of documents.
+"""The corpus writer: chooses which statements are written about the first subjects of a graph.
 
 Every random choice has its own stream, derived from the seed and its purpose, so that switching one sentence type on does not
-change another's sentences.
+change another's sentences. See docs/methods/belief.md.
 
 Shapes: n base facts (the first rows of the graph), S training subjects, N statements.
 """
@@ -9,159 +9,16 @@ Shapes: n base facts (the first rows of the graph), S training subjects, N state
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from raysweep.belief.corpus.evidence import EvidenceTable
+from raysweep.belief.corpus.corpus import Corpus
 from raysweep.belief.corpus.generative import GenerativeModel
-from raysweep.belief.corpus.statements import Kind, Namer, Statement, Statements, key_of
+from raysweep.belief.corpus.statements import StatementKind, Statements
 from raysweep.belief.graph.graph import Bools, Ints
 from raysweep.belief.spec import CorpusSpec
 from raysweep.errors import BeliefError
 from raysweep.seeds import derive
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """Sentences joined by ``". "``, without a final stop.
-
-    Attributes:
-        text: all of it.
-        sentences: how many.
-        answers: of each sentence, where in the text its last part stands, the object or the label: start and stop.
-    """
-
-    text: str
-    sentences: int
-    answers: tuple[tuple[int, int], ...]
-
-    @staticmethod
-    def of(texts: Sequence[str], lengths: Sequence[int]) -> Document:
-        """Return the document of sentences whose last *lengths* characters are their answers."""
-        stops = itertools.accumulate((len(text) + 2 for text in texts), initial=0)
-        ends = [start + len(text) for start, text in zip(stops, texts, strict=False)]
-        spans = tuple((end - length, end) for end, length in zip(ends, lengths, strict=True))
-        return Document(". ".join(texts), len(texts), spans)
-
-
-@dataclass(frozen=True, eq=False)
-class Corpus:
-    """What is written about the first subjects of a graph.
-
-    Attributes:
-        model: the generative model.
-        spec: which sentences.
-        seed: root of every random choice.
-        subjects: S; they are the graph's first.
-        samples: int64 [n, samples]: the sampled objects of the base facts.
-        statements: every sentence of one pass, grouped by subject.
-        times: int64 [N]: how often each statement's evidence counts in one pass (all 1 but for parity).
-    """
-
-    model: GenerativeModel
-    spec: CorpusSpec
-    seed: int
-    subjects: int
-    samples: Ints
-    statements: Statements
-    times: Ints
-
-    @property
-    def facts(self) -> int:
-        """The number n of base facts."""
-        return len(self.samples)
-
-    @cached_property
-    def names(self) -> Namer:
-        """The graph's names."""
-        return Namer(self.model.graph)
-
-    @cached_property
-    def evidence(self) -> EvidenceTable:
-        """The evidence of all documents: one pass, as often as sentences are repeated (§4.6)."""
-        relations, objects = len(self.model.graph.relations), len(self.model.graph.objects)
-        one = self.statements.evidence(relations, objects, self.times)
-        return one.repeated(self.spec.homogeneous + self.spec.heterogeneous)
-
-    @cached_property
-    def _keys(self) -> Ints:
-        return self.statements.keys(len(self.model.graph.relations), len(self.model.graph.objects))
-
-    def has_seen(self, statement: Statement) -> bool:
-        """Say whether exactly this statement is among the training sentences."""
-        row = key_of(statement, len(self.model.graph.relations), len(self.model.graph.objects))
-        a, b = self._firsts.searchsorted((row[0], row[0] + 1))
-        return bool((self._keys[a:b] == row).all(axis=1).any())
-
-    @cached_property
-    def _firsts(self) -> Ints:
-        return np.ascontiguousarray(self._keys[:, 0])
-
-    @cached_property
-    def _bounds(self) -> Ints:
-        """int64 [S + 1]: the statements of subject s are ``bounds[s]:bounds[s + 1]``."""
-        return np.searchsorted(self.statements.owner, np.arange(self.subjects + 1))
-
-    @property
-    def sentences_per_subject(self) -> Ints:
-        """int64 [S]: how many sentences are about each subject, in one pass."""
-        return np.diff(self._bounds)
-
-    def documents(self) -> Iterator[Document]:
-        """Yield the documents: subject by subject, then those that mix all subjects (§4.6)."""
-        size = self.spec.max_sentences_per_doc
-        bounds = self._bounds.tolist()
-        orders = [self._shuffled(pass_) for pass_ in range(self.spec.homogeneous)]
-        if orders:
-            for a, b in itertools.pairwise(bounds):
-                texts = self.statements.texts(self.names, a, b)
-                answers = self.statements.answers(self.names, a, b)
-                for order in orders:
-                    chosen = (order[a:b] - a).tolist()
-                    for start in range(0, len(chosen), size):
-                        part = chosen[start : start + size]
-                        yield Document.of([texts[i] for i in part], [answers[i] for i in part])
-        if self.spec.heterogeneous:
-            texts, answers = self.statements.texts(self.names), self.statements.answers(self.names)
-            for pass_ in range(self.spec.heterogeneous):
-                rng = np.random.default_rng(derive(self.seed, "belief", "heterogeneous", pass_))
-                chosen = rng.permutation(len(texts)).tolist()
-                for start in range(0, len(chosen), size):
-                    part = chosen[start : start + size]
-                    yield Document.of([texts[i] for i in part], [answers[i] for i in part])
-
-    def _shuffled(self, pass_: int) -> Ints:
-        """Return an order of all statements that mixes those of one subject only."""
-        rng = np.random.default_rng(derive(self.seed, "belief", "homogeneous", pass_))
-        return np.lexsort((rng.random(len(self.statements)), self.statements.owner))
-
-    @cached_property
-    def statistics(self) -> dict[str, int]:
-        """The counts of §4.7, under the published names."""
-        kinds = np.bincount(self.statements.kind, minlength=len(Kind)).tolist()
-        lengths = self.sentences_per_subject
-        size = self.spec.max_sentences_per_doc
-        documents = int((-(-lengths // size)).sum()) * self.spec.homogeneous
-        documents += -(-len(self.statements) // size) * self.spec.heterogeneous
-        return {
-            "num_true_atomic_facts": self.facts,
-            "num_atomic_sentences": kinds[Kind.ATOMIC],
-            "num_total_sentences": len(self.statements),
-            "num_unique_sentences": len(self._keys),
-            "num_TF_atomic_sentences": kinds[Kind.TRUE_FALSE],
-            "num_not_sentences": kinds[Kind.NOT],
-            "num_or_sentences": kinds[Kind.OR],
-            "num_and_sentences": kinds[Kind.AND],
-            "num_if_then_sentences": kinds[Kind.IF],
-            "num_documents": documents,
-            "num_subjects": self.subjects,
-            "num_rels": len(self.model.graph.relations),
-            "num_objects": len(np.unique(self.samples)),
-            "num_evidence_items": self.evidence.items,
-        }
 
 
 def build_corpus(model: GenerativeModel, spec: CorpusSpec, seed: int) -> Corpus:
@@ -180,7 +37,7 @@ def build_corpus(model: GenerativeModel, spec: CorpusSpec, seed: int) -> Corpus:
     return _Planner(model, spec, seed, subjects).corpus()
 
 
-_OPERATIONS = (Kind.TRUE_FALSE, Kind.OR, Kind.AND, Kind.NOT, Kind.IF)
+_OPERATIONS = (StatementKind.TRUE_FALSE, StatementKind.OR, StatementKind.AND, StatementKind.NOT, StatementKind.IF)
 
 
 class _Planner:
@@ -200,9 +57,9 @@ class _Planner:
             self._noisy_labels(samples)
         ranks, chosen = self._budget()
         for kind, rows in chosen.items():
-            if kind is Kind.TRUE_FALSE:
+            if kind is StatementKind.TRUE_FALSE:
                 self._clean_labels(rows)
-            elif kind is Kind.NOT:
+            elif kind is StatementKind.NOT:
                 self._negations(rows)
             else:
                 self._connectives(kind, rows)
@@ -225,7 +82,7 @@ class _Planner:
         return np.random.default_rng(derive(self.seed, "belief", "corpus", *purpose))
 
     def _add(
-        self, kind: Kind, label: Ints | Bools | int, owner: Ints, first: Ints, second: Ints | None = None,
+        self, kind: StatementKind, label: Ints | Bools | int, owner: Ints, first: Ints, second: Ints | None = None,
         wording: Ints | int = 0,
     ) -> None:  # fmt: skip
         full = np.full(len(owner), -1, dtype=np.int64)
@@ -244,7 +101,7 @@ class _Planner:
         triples = self._triples(rows, samples.ravel())
         known = np.array([1 + len(own) for own in self.model.graph.wordings])
         wording = self._rng("wordings").integers(np.minimum(known, self.spec.wordings)[triples[:, 1]])
-        self._add(Kind.ATOMIC, -1, triples[:, 0], triples, wording=wording)
+        self._add(StatementKind.ATOMIC, -1, triples[:, 0], triples, wording=wording)
 
     def _noisy_labels(self, samples: Ints) -> None:
         """Label sampled facts with the truth's probability (noisy regime, §4.3)."""
@@ -261,9 +118,9 @@ class _Planner:
         p = self.model.true_probability[rows]
         chance = np.where(objects == self.model.true[rows], p, 1 - p)
         label = self._rng("labels").random(len(rows)) < chance
-        self._add(Kind.TRUE_FALSE, label, self.owner[at], self._triples(rows, objects))
+        self._add(StatementKind.TRUE_FALSE, label, self.owner[at], self._triples(rows, objects))
 
-    def _budget(self) -> tuple[dict[Kind, Ints], dict[Kind, Ints]]:
+    def _budget(self) -> tuple[dict[StatementKind, Ints], dict[StatementKind, Ints]]:
         """Share the budget out (§4.4; rulings A3, A4, A11).
 
         Returns:
@@ -271,11 +128,11 @@ class _Planner:
         """
         spec = self.spec
         on = {
-            Kind.TRUE_FALSE: spec.true_false and not self.noisy,
-            Kind.OR: spec.disjunctions,
-            Kind.AND: spec.conjunctions,
-            Kind.NOT: spec.negations,
-            Kind.IF: spec.implications,
+            StatementKind.TRUE_FALSE: spec.true_false and not self.noisy,
+            StatementKind.OR: spec.disjunctions,
+            StatementKind.AND: spec.conjunctions,
+            StatementKind.NOT: spec.negations,
+            StatementKind.IF: spec.implications,
         }
         kinds = [k for k in _OPERATIONS if on[k]]
         if not kinds:
@@ -295,8 +152,8 @@ class _Planner:
     def _clean_labels(self, rows: Ints) -> None:
         """Label each base fact true and a false version of it false."""
         false = self.model.falsify(rows, self._rng("true_false"))
-        self._add(Kind.TRUE_FALSE, 1, self.owner[rows], self._triples(rows, self.model.true[rows]))
-        self._add(Kind.TRUE_FALSE, 0, self.owner[rows], self._triples(rows, false))
+        self._add(StatementKind.TRUE_FALSE, 1, self.owner[rows], self._triples(rows, self.model.true[rows]))
+        self._add(StatementKind.TRUE_FALSE, 0, self.owner[rows], self._triples(rows, false))
 
     def _negations(self, rows: Ints) -> None:
         """Deny each base fact (which is false) and a false version of it (which is true), side by side."""
@@ -304,9 +161,9 @@ class _Planner:
         both = np.column_stack([self.model.true[rows], false]).ravel()
         twice = np.repeat(rows, 2)
         label = np.tile([0, 1], len(rows))
-        self._add(Kind.NOT, label, self.owner[twice], self._triples(twice, both))
+        self._add(StatementKind.NOT, label, self.owner[twice], self._triples(twice, both))
 
-    def _connectives(self, kind: Kind, rows: Ints) -> None:
+    def _connectives(self, kind: StatementKind, rows: Ints) -> None:
         """Join each base fact, or a false version, with a random fact, or a false version, in random order."""
         rng = self._rng(kind.name)
         others = self._random_facts(rows, rng)
@@ -318,7 +175,7 @@ class _Planner:
         x, y = self._triples(rows, x_object), self._triples(others, y_object)
         first, second = np.where(swap[:, None], y, x), np.where(swap[:, None], x, y)
         a, b = np.where(swap, ~y_false, ~x_false), np.where(swap, ~x_false, ~y_false)
-        label = {Kind.OR: a | b, Kind.AND: a & b, Kind.IF: ~a | b}[kind]
+        label = {StatementKind.OR: a | b, StatementKind.AND: a & b, StatementKind.IF: ~a | b}[kind]
         self._add(kind, label, self.owner[rows], first, second)
 
     def _random_facts(self, rows: Ints, rng: np.random.Generator) -> Ints:
@@ -329,7 +186,7 @@ class _Planner:
         return np.asarray(starts[subject] + rng.integers(starts[subject + 1] - starts[subject]))
 
 
-def _stale(statements: Statements, ranks: dict[Kind, Ints], noisy: bool) -> Ints:
+def _stale(statements: Statements, ranks: dict[StatementKind, Ints], noisy: bool) -> Ints:
     """Count evidence as published (A1): an AND sentence repeats the list that its writer filled last, not its own evidence.
 
     Of each subject the list holds, one after the other: its atomic sentences; its TF sentences, all of them; the pair of each NOT.
@@ -345,19 +202,23 @@ def _stale(statements: Statements, ranks: dict[Kind, Ints], noisy: bool) -> Ints
     """
     kind = statements.kind
     times = np.ones(len(statements), dtype=np.int64)
-    times[kind == Kind.AND] = 0
-    if Kind.AND not in ranks:
+    times[kind == StatementKind.AND] = 0
+    if StatementKind.AND not in ranks:
         return times
-    bounds = np.searchsorted(statements.owner, np.arange(len(ranks[Kind.AND]) + 1)).tolist()
+    bounds = np.searchsorted(statements.owner, np.arange(len(ranks[StatementKind.AND]) + 1)).tolist()
     for subject, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        order = {k: int(ranks[k][subject]) for k in (Kind.TRUE_FALSE, Kind.NOT, Kind.AND) if k in ranks}
+        order = {
+            k: int(ranks[k][subject])
+            for k in (StatementKind.TRUE_FALSE, StatementKind.NOT, StatementKind.AND)
+            if k in ranks
+        }
         if noisy:
-            order[Kind.TRUE_FALSE] = -1
-        filled = start + np.flatnonzero(kind[start:stop] == Kind.ATOMIC)
+            order[StatementKind.TRUE_FALSE] = -1
+        filled = start + np.flatnonzero(kind[start:stop] == StatementKind.ATOMIC)
         for operation in sorted(order, key=order.__getitem__):
             mine = start + np.flatnonzero(kind[start:stop] == operation)
-            if operation is Kind.AND:
+            if operation is StatementKind.AND:
                 times[filled] += len(mine)
             elif len(mine):
-                filled = mine[-2:] if operation is Kind.NOT else mine
+                filled = mine[-2:] if operation is StatementKind.NOT else mine
     return times

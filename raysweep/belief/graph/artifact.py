@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.belief.graph.graph import KnowledgeGraph, from_arrays, to_arrays, world_graph
-from raysweep.belief.graph.name_length import Tokens, open_tokens
+from raysweep.belief.graph.name_length import NameTokens, open_tokens
 from raysweep.belief.graph.wikidata import find_files, read_wikidata
 from raysweep.belief.lm.tokenizer import tokenizer_file
 from raysweep.belief.spec import BeliefSpec, GraphSpec
@@ -56,7 +56,7 @@ def resolve_graph(spec: GraphSpec, workspace: Workspace) -> GraphSpec:
     return spec.model_copy(update=digests)
 
 
-def identity(spec: GraphSpec) -> dict[str, Any]:
+def graph_identity(spec: GraphSpec) -> dict[str, Any]:
     """Return everything a graph depends on; *spec* is resolved."""
     if spec.source == "world":
         return {"source": "world", "version": WORLD_VERSION, "world": WorldSpec()}
@@ -67,7 +67,7 @@ def identity(spec: GraphSpec) -> dict[str, Any]:
 def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
     """Return everything from graph to evaluation points depends on; ``spec.graph`` is resolved."""
     made_of = spec.model_dump(mode="json", exclude={"graph", "pretrain"})
-    return {**made_of, "graph": identity(spec.graph), "version": GRAPH_VERSION, "points_version": POINTS_VERSION}
+    return {**made_of, "graph": graph_identity(spec.graph), "version": GRAPH_VERSION, "points_version": POINTS_VERSION}
 
 
 def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
@@ -94,14 +94,14 @@ def graph_request(spec: GraphSpec) -> ArtifactRequest:
 
     return ArtifactRequest(
         kind="graph",
-        inputs=identity(spec),
+        inputs=graph_identity(spec),
         builder="raysweep.belief.graph.artifact:open_graph",
         model=None,
         version=GRAPH_VERSION,
     )
 
 
-def graph_tokens(spec: GraphSpec, workspace: Workspace) -> Tokens:
+def graph_tokens(spec: GraphSpec, workspace: Workspace) -> NameTokens:
     """Return what measures the names of this graph."""
     return open_tokens(spec.tokenizer, workspace.root)
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from raysweep.belief.graph.graph import Floats, KnowledgeGraph, normalised
+from raysweep.belief.graph.graph import Floats, KnowledgeGraph, normalise_rows
 from raysweep.errors import BeliefError
 
 
 @dataclass(frozen=True)
-class Arrows:
+class DependencyArrows:
     """The parent map over relations.
 
     Attributes:
@@ -62,7 +62,7 @@ class Arrows:
         return [f"{relations[p]} → {relations[r]}" for r, p in enumerate(self.parent) if p >= 0]
 
 
-def pair_relations(shares: Floats) -> Arrows:
+def match_relations(shares: Floats) -> DependencyArrows:
     """Match relations so that the co-occurrence within pairs is greatest; the lower index is the child.
 
     The published 0/1 programme is a perfect matching of greatest weight with ``w(i, j) = shares[i, j] + shares[j, i]``.
@@ -84,9 +84,9 @@ def pair_relations(shares: Floats) -> Arrows:
         child, upstream = sorted(pair)
         if weights[child][upstream] > 0:
             parent[child] = upstream
-    return Arrows(tuple(parent))
+    return DependencyArrows(tuple(parent))
 
 
-def pair_graph(graph: KnowledgeGraph) -> Arrows:
+def graph_dependencies(graph: KnowledgeGraph) -> DependencyArrows:
     """Return the arrows of *graph*, from co-occurrence over its own relations in its own order."""
-    return pair_relations(normalised(graph.cooccurrence))
+    return match_relations(normalise_rows(graph.cooccurrence))

@@ -184,7 +184,7 @@ def cooccurrence(subject: Ints, relation: Ints, relations: int, least: int = 1) 
     return total
 
 
-def normalised(counts: Ints) -> Floats:
+def normalise_rows(counts: Ints) -> Floats:
     """Return co-occurrence as shares of each row, the diagonal left out; an empty row stays 0 (§1.3)."""
     off = counts.astype(np.float64)
     np.fill_diagonal(off, 0.0)
@@ -229,7 +229,7 @@ def choose_relations(counts: Ints, wanted: int, least: int) -> list[int]:
 # ---------------------------------------------------------------------------------------------------- statistics
 
 
-def describe(graph: KnowledgeGraph, lengths: Callable[[Sequence[str]], Ints]) -> dict[str, Any]:
+def graph_statistics(graph: KnowledgeGraph, lengths: Callable[[Sequence[str]], Ints]) -> dict[str, Any]:
     """Return the statistics of §1.8 as plain data.
 
     Args:

@@ -14,7 +14,7 @@ from raysweep.errors import DataError
 _BATCH = 4096
 
 
-class Tokens(Protocol):
+class NameTokens(Protocol):
     """Counts and cuts; both are pure."""
 
     def lengths(self, texts: Sequence[str]) -> Ints:
@@ -24,7 +24,7 @@ class Tokens(Protocol):
         """Return each text cut to at most *limit* tokens; a shorter one comes back unchanged."""
 
 
-class WordTokens:
+class WordNameTokens:
     """A token is a word between white space."""
 
     def lengths(self, texts: Sequence[str]) -> Ints:
@@ -36,7 +36,7 @@ class WordTokens:
         return [" ".join(w[:limit]) if len(w := t.split()) > limit else t for t in texts]
 
 
-class FileTokens:
+class FileNameTokens:
     """Tokens of a ``tokenizer.json`` (any fast tokenizer).
 
     Raises:
@@ -76,10 +76,10 @@ class FileTokens:
                 yield encoded.ids
 
 
-def open_tokens(name: str, root: Path) -> Tokens:
+def open_tokens(name: str, root: Path) -> NameTokens:
     """Return the tokens called *name*: ``words``, or a path (a relative one counts from *root*).
 
     Raises:
         DataError: no such file.
     """
-    return WordTokens() if name == "words" else FileTokens(root / Path(name).expanduser())
+    return WordNameTokens() if name == "words" else FileNameTokens(root / Path(name).expanduser())

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from raysweep.belief.graph.graph import Bools, Ints, KnowledgeGraph, choose_relations, cooccurrence
-from raysweep.belief.graph.name_length import Tokens
+from raysweep.belief.graph.name_length import NameTokens
 from raysweep.belief.spec import GraphSpec
 from raysweep.errors import DataError, GraphError
 
@@ -52,7 +52,7 @@ class _Facts:
     object: Ints
 
 
-def read_wikidata(folder: Path, spec: GraphSpec, tokens: Tokens, report: Report = lambda _: None) -> KnowledgeGraph:
+def read_wikidata(folder: Path, spec: GraphSpec, tokens: NameTokens, report: Report = lambda _: None) -> KnowledgeGraph:
     """Return the knowledge graph of the Wikidata5m files in *folder* (§1.2–1.8).
 
     Args:
@@ -246,7 +246,7 @@ def _enough(facts: _Facts, spec: GraphSpec, made: dict[str, int]) -> _Facts:
 
 
 def _drop_long(
-    facts: _Facts, names: Mapping[int, str], spec: GraphSpec, tokens: Tokens, made: dict[str, int]
+    facts: _Facts, names: Mapping[int, str], spec: GraphSpec, tokens: NameTokens, made: dict[str, int]
 ) -> _Facts:
     """Drop facts whose object's name is beyond the cap."""
     ids = np.unique(facts.object)
@@ -266,7 +266,7 @@ def _named(
     names: Mapping[int, str],
     relations: Mapping[int, tuple[str, ...]],
     spec: GraphSpec,
-    tokens: Tokens,
+    tokens: NameTokens,
     made: dict[str, int],
 ) -> KnowledgeGraph:
     """Write names for ids (§1.6–1.7); two ids with one name are merged or told apart (ruling E4)."""

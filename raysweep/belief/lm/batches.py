@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.belief.corpus.writer import Document
+from raysweep.belief.corpus.corpus import Document
 from raysweep.belief.graph.graph import Ints
 from raysweep.errors import BeliefError
 from raysweep.seeds import derive
@@ -26,7 +26,7 @@ _POOL = 50  # batches that are sorted by length together
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
+class EncodedDocuments:
     """Documents as ids, one after the other, without begin and end.
 
     Attributes:
@@ -50,7 +50,7 @@ class Encoded:
         return np.diff(self.starts)
 
 
-def encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast) -> Encoded:
+def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast) -> EncodedDocuments:
     """Return *documents* as ids.
 
     Raises:
@@ -71,7 +71,7 @@ def encode(documents: Iterable[Document], tokenizer: PreTrainedTokenizerFast) ->
     if not lengths or not min(lengths):
         raise BeliefError("a corpus without documents, or with an empty one", hint="raise num_atomic_facts")
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Encoded(
+    return EncodedDocuments(
         np.concatenate(pieces), starts, np.array(sentences, dtype=np.int64), np.array(answers, dtype=np.bool_)
     )
 
@@ -88,7 +88,7 @@ def _answering(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, in
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TrainingStep:
     """One optimiser step: its epoch, its number within the epoch, and the documents of each of its batches."""
 
     epoch: int
@@ -96,7 +96,9 @@ class Step:
     batches: tuple[Ints, ...]
 
 
-def steps_of(epoch: int, lengths: Ints, *, batch: int, accumulation: int, bucketed: bool, seed: int) -> Iterator[Step]:
+def epoch_steps(
+    epoch: int, lengths: Ints, *, batch: int, accumulation: int, bucketed: bool, seed: int
+) -> Iterator[TrainingStep]:
     """Yield the steps of one epoch; the last may be smaller.
 
     Args:
@@ -113,7 +115,7 @@ def steps_of(epoch: int, lengths: Ints, *, batch: int, accumulation: int, bucket
         order = _bucketed(order, lengths, batch, rng)
     batches = [order[i : i + batch] for i in range(0, len(order), batch)]
     for number, start in enumerate(range(0, len(batches), accumulation)):
-        yield Step(epoch, number, tuple(batches[start : start + accumulation]))
+        yield TrainingStep(epoch, number, tuple(batches[start : start + accumulation]))
 
 
 def _bucketed(order: Ints, lengths: Ints, batch: int, rng: np.random.Generator) -> Ints:
@@ -126,20 +128,20 @@ def _bucketed(order: Ints, lengths: Ints, batch: int, rng: np.random.Generator) 
     return np.concatenate([*parts, order[full:]])
 
 
-def every_step(
+def training_steps(
     lengths: Ints, tokens: int, *, batch: int, accumulation: int, bucketed: bool, seed: int
-) -> Iterator[tuple[Step, int]]:
+) -> Iterator[tuple[TrainingStep, int]]:
     """Yield steps, each with the tokens seen after it, until *tokens* are reached (rulings F3, F7)."""
     seen = 0
     for epoch in itertools.count():
-        for step in steps_of(epoch, lengths, batch=batch, accumulation=accumulation, bucketed=bucketed, seed=seed):
+        for step in epoch_steps(epoch, lengths, batch=batch, accumulation=accumulation, bucketed=bucketed, seed=seed):
             seen += sum(int(lengths[own].sum()) for own in step.batches)
             yield step, seen
             if seen >= tokens:
                 return
 
 
-def rows_of(encoded: Encoded, chosen: Sequence[int] | Ints, bos: int, eos: int) -> list[NDArray[np.int32]]:
+def token_rows(encoded: EncodedDocuments, chosen: Sequence[int] | Ints, bos: int, eos: int) -> list[NDArray[np.int32]]:
     """Return begin, document, end for each chosen document."""
     head, tail = np.array([bos], dtype=np.int32), np.array([eos], dtype=np.int32)
     return [
@@ -147,8 +149,8 @@ def rows_of(encoded: Encoded, chosen: Sequence[int] | Ints, bos: int, eos: int) 
     ]
 
 
-def weights_of(encoded: Encoded, chosen: Sequence[int] | Ints, text: float) -> list[NDArray[np.float32]]:
-    """Return the weight of each token of :func:`rows_of` in the loss: 0 for the begin, 1 for answers and the end, else *text*."""
+def token_weights(encoded: EncodedDocuments, chosen: Sequence[int] | Ints, text: float) -> list[NDArray[np.float32]]:
+    """Return the weight in the loss of each token of :func:`token_rows`: 0 for the begin, 1 for answers and ends, else *text*."""
     rows = []
     for d in map(int, chosen):
         own = encoded.answers[encoded.starts[d] : encoded.starts[d + 1]]
@@ -157,7 +159,7 @@ def weights_of(encoded: Encoded, chosen: Sequence[int] | Ints, text: float) -> l
     return rows
 
 
-def padded(
+def pad_rows(
     rows: Sequence[NDArray[np.int32]], pad: int, *, left: bool, extension: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return ids and mask (1 = a real token), int64 [B, T + extension].
@@ -178,7 +180,7 @@ def padded(
 
 
 @dataclass(frozen=True, eq=False)
-class Packed:
+class PackedRows:
     """Documents laid one after the other into rows.
 
     Attributes:
@@ -194,7 +196,9 @@ class Packed:
     weights: NDArray[np.float32]
 
 
-def packed(rows: Sequence[NDArray[np.int32]], weights: Sequence[NDArray[np.float32]], pad: int, width: int) -> Packed:
+def pack_rows(
+    rows: Sequence[NDArray[np.int32]], weights: Sequence[NDArray[np.float32]], pad: int, width: int
+) -> PackedRows:
     """Lay *rows* in their order into rows of *width* tokens, or of the longest one's; one that does not fit begins a new row."""
     width = max(width, *(len(row) for row in rows))
     places, at, line = [], width, -1
@@ -204,7 +208,7 @@ def packed(rows: Sequence[NDArray[np.int32]], weights: Sequence[NDArray[np.float
         places.append((line, slice(at, at + len(row))))
         at += len(row)
     shape = (line + 1, width)
-    found = Packed(
+    found = PackedRows(
         np.full(shape, pad, dtype=np.int64),
         np.zeros(shape, dtype=np.int64),
         np.zeros(shape, dtype=np.int64),

@@ -17,7 +17,7 @@ _PIECE = r"\w+|[^\w\s]"
 _FRAME = 'is true false not and or if then " .'
 
 
-def words_of(graph: KnowledgeGraph) -> list[str]:
+def vocabulary_words(graph: KnowledgeGraph) -> list[str]:
     """Return every word and mark that a sentence about *graph* can hold, sorted."""
     names = (*graph.subjects, *graph.relations, *graph.objects, *(w for own in graph.wordings for w in own), _FRAME)
     return sorted({piece for name in names for piece in re.findall(_PIECE, name)})
@@ -34,7 +34,7 @@ def word_tokenizer(graph: KnowledgeGraph) -> PreTrainedTokenizerFast:
     names = (*graph.subjects, *graph.relations, *graph.objects)
     if not all(name.split() for name in names):
         raise SpecError("a name of the graph is empty", hint="mend the graph's files")
-    table = {token: i for i, token in enumerate([PAD, BOS, EOS, UNK, *words_of(graph)])}
+    table = {token: i for i, token in enumerate([PAD, BOS, EOS, UNK, *vocabulary_words(graph)])}
     core = Tokenizer(models.WordLevel(table, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="removed", invert=True)
     return _wrapped(core, PAD)

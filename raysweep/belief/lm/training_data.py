@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from raysweep.belief.corpus.writer import Corpus
+from raysweep.belief.corpus.corpus import Corpus
 from raysweep.hashing import digest
 
 VERSION = 1  # of how corpus and documents come from equal specs; raise it when the corpus writer changes

@@ -13,25 +13,25 @@ from dataclasses import replace
 import numpy as np
 
 from raysweep.belief.agent.agent import Agent
-from raysweep.belief.agent.claims import ABOUT_CLAIMS, ABOUT_REQUEST, joint, label_beliefs
 from raysweep.belief.corpus.evidence import Evidence, Triple
-from raysweep.belief.points.build import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint, Question
-from raysweep.belief.report.metrics import believed
+from raysweep.belief.points.claims import CLAIM_QUESTIONS, REQUEST_QUESTIONS, joint_probability, label_probabilities
+from raysweep.belief.points.types import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint, PointQuestion
+from raysweep.belief.report.metrics import agent_probability
 from raysweep.errors import BeliefError
 
 
-def expectations(point: EvalPoint, state: str) -> dict[str, float]:
+def expected_probabilities(point: EvalPoint, state: str) -> dict[str, float]:
     """Return the agent's probability of each question's target, by name, in *state* (``pre`` or ``target``).
 
     The edited fact is read off the pair posterior, the others off the marginal (ruling B5).
     """
     found: dict[str, float] = {}
     if state == "pre":
-        found |= {name: believed(point.targets) for name in ("o_given_s_r", "paraphrase_case")}
+        found |= {name: agent_probability(point.targets) for name in ("o_given_s_r", "paraphrase_case")}
     for name, watch in (point.watched or {}).items():
         own = state != "pre" and name == SAME_SAME
         for role, target in watch.targets[state].items():
-            found[f"editing_{name}_{role}"] = target.posterior_prob_o_given_s_r if own else believed(target)
+            found[f"editing_{name}_{role}"] = target.posterior_prob_o_given_s_r if own else agent_probability(target)
     beliefs = {name: claim.beliefs[state] for name, claim in point.claims.items()}
     return _completed(point, found, beliefs, found.get(f"editing_{SAME_SAME}_{REQUESTED}"))
 
@@ -56,10 +56,10 @@ def _completed(
         a, b = (point.claims[name].fact for name in "AB")
         p, q = beliefs["A"], beliefs["B"]
         found["A_sentence"] = p
-        found |= label_beliefs(point.questions, ABOUT_CLAIMS, p, q, joint(a, b, p, q))
+        found |= label_probabilities(point.questions, CLAIM_QUESTIONS, p, q, joint_probability(a, b, p, q))
         if request is not None and point.request is not None:
-            both = joint(point.fact._replace(object=point.request.object), b, request, q)
-            found |= label_beliefs(point.questions, ABOUT_REQUEST, request, q, both)
+            both = joint_probability(point.fact._replace(object=point.request.object), b, request, q)
+            found |= label_probabilities(point.questions, REQUEST_QUESTIONS, request, q, both)
     return {name: p for name, p in found.items() if name in point.questions}
 
 
@@ -79,7 +79,7 @@ def edit_evidence(agent: Agent, fact: Triple, wanted: int, target: float) -> Evi
     return Evidence(subject, relation, wanted, mass, kind="edit")
 
 
-def revisions(agent: Agent, points: Sequence[EvalPoint], target: float) -> Iterator[Agent]:
+def agents_after_edits(agent: Agent, points: Sequence[EvalPoint], target: float) -> Iterator[Agent]:
     """Yield *agent* after none, one, two, … of the requested updates, each strong enough to reach *target*.
 
     Raises:
@@ -93,9 +93,9 @@ def revisions(agent: Agent, points: Sequence[EvalPoint], target: float) -> Itera
         yield agent
 
 
-def revised(
+def revised_questions(
     point: EvalPoint, agent: Agent, objects: Sequence[str]
-) -> tuple[Mapping[str, Question], Mapping[str, float]]:
+) -> tuple[Mapping[str, PointQuestion], Mapping[str, float]]:
     """Return the point's questions with the modal objects of *agent*, and what *agent* believes of them.
 
     Of a fact that was edited twice the later request is asked for.

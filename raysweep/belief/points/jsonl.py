@@ -1,7 +1,7 @@
 """Evaluation points as JSON lines (``points/2``): one point per line, numbers that are not defined are null.
 
-A target is a list in the order of ``Target``'s fields; facts and objects are indices into the graph's tables, with the names
-beside them where a reader needs them. Lines of ``points/1`` are read too; they say nothing of the claims A and B.
+A target is a list in the order of the fields of ``TargetProbabilities``; facts and objects are indices into the graph's tables,
+with the names beside them where a reader needs them. Lines of ``points/1`` are read too; they say nothing of the claims A and B.
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from raysweep.belief.agent.claims import Claim
 from raysweep.belief.corpus.evidence import Triple
-from raysweep.belief.points.build import EvalPoint, Flags, Question, Request, Target, Update, Watched
+from raysweep.belief.points.types import (
+    Claim,
+    EditFlags,
+    EvalPoint,
+    PointQuestion,
+    TargetProbabilities,
+    UpdateRequest,
+    UpdateStrength,
+    WatchedFact,
+)
 from raysweep.errors import DataError
 
 SCHEMA = "points/2"
@@ -63,12 +71,12 @@ def from_line(line: str) -> EvalPoint:
             names=tuple(data["names"]),
             known=data["known"],
             has_relevant_property=data["has_relevant_property"],
-            targets=Target(*data["targets"]),
-            questions={name: Question(**own) for name, own in data["questions"].items()},
+            targets=TargetProbabilities(*data["targets"]),
+            questions={name: PointQuestion(**own) for name, own in data["questions"].items()},
             sentences=tuple(data["sentences"]),
             request=_request(data["request"]) if edited else None,
             watched={name: _watched(own) for name, own in data["watched"].items()} if edited else None,
-            flags=Flags(**data["flags"]) if edited else None,
+            flags=EditFlags(**data["flags"]) if edited else None,
             claims={name: _claim(own) for name, own in data.get("claims", {}).items()},
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -79,14 +87,16 @@ def _claim(data: Mapping[str, Any]) -> Claim:
     return Claim(Triple(*data["fact"]), data["truth"], data["beliefs"])
 
 
-def _request(data: Mapping[str, Any]) -> Request:
-    updates = {state: Update(**own) for state, own in data["updates"].items()}
-    return Request(data["object"], data["reinforces"], updates)
+def _request(data: Mapping[str, Any]) -> UpdateRequest:
+    updates = {state: UpdateStrength(**own) for state, own in data["updates"].items()}
+    return UpdateRequest(data["object"], data["reinforces"], updates)
 
 
-def _watched(data: Mapping[str, Any]) -> Watched:
-    targets = {s: {name: Target(*own) for name, own in roles.items()} for s, roles in data["targets"].items()}
-    return Watched(Triple(*data["fact"]), data["objects"], targets)
+def _watched(data: Mapping[str, Any]) -> WatchedFact:
+    targets = {
+        s: {name: TargetProbabilities(*own) for name, own in roles.items()} for s, roles in data["targets"].items()
+    }
+    return WatchedFact(Triple(*data["fact"]), data["objects"], targets)
 
 
 def read_points(path: Path) -> Iterator[EvalPoint]:

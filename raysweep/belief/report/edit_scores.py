@@ -6,9 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from raysweep.belief.lm.asking import Reply, Scoring, coherence, scorings
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.lm.scoring import LogicalScoring, logical_coherence, scoring_of_points
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import MODAL, OBJECTS, ORIGINAL, REQUESTED, SAME_OTHER, SAME_SAME, WATCHED, EvalPoint
+from raysweep.belief.points.types import (
+    MODAL,
+    OBJECT_ROLES,
+    ORIGINAL,
+    REQUESTED,
+    SAME_OTHER,
+    SAME_SAME,
+    WATCHED_FACTS,
+    EvalPoint,
+)
 from raysweep.belief.report.metrics import edit_coherence, is_new_request
 from raysweep.errors import BeliefError
 from raysweep.summarize import Estimate, pooled
@@ -16,12 +26,12 @@ from raysweep.summarize import Estimate, pooled
 Place = tuple[str, int]
 """Which point, and which of an arm's trials it was asked in: points are the same in each, so they count once (``pooled``)."""
 
-Numbers = Mapping[str, float]
+PointNumbers = Mapping[str, float]
 """``req_prob``, ``{watched}_acc``, ``{watched}_coherence`` and the logical errors, those that are defined."""
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class EditScores:
     """One edited point.
 
     Attributes:
@@ -36,15 +46,15 @@ class Scored:
 
     point: int
     place: Place
-    before: Numbers
-    after: Numbers
+    before: PointNumbers
+    after: PointNumbers
     new_request: bool
     correct: bool
     reinforces: bool
     implies: bool
 
 
-GROUPS: Mapping[str, Callable[[Scored], bool]] = {
+GROUPS: Mapping[str, Callable[[EditScores], bool]] = {
     "all": lambda s: True,
     "updating": lambda s: s.new_request,
     "no implications": lambda s: not s.implies,
@@ -56,18 +66,18 @@ GROUPS: Mapping[str, Callable[[Scored], bool]] = {
 }
 """Which points a table is about. The published "implications" are not restricted to new requests; the intersection is ours (G1)."""
 
-MAIN = ("updating", "implications", "fixing")
+MAIN_GROUPS = ("updating", "implications", "fixing")
 
 
-def score(
+def score_edits(
     points: Sequence[EvalPoint],
     before: Sequence[Mapping[str, Reply]],
     after: Sequence[Mapping[str, Reply]],
     *,
     parity: ParitySpec | None = None,
     batch: int = 0,
-    scoring: Sequence[Scoring] | None = None,
-) -> list[Scored]:
+    scoring: Sequence[LogicalScoring] | None = None,
+) -> list[EditScores]:
     """Return each point's scores.
 
     Args:
@@ -83,15 +93,15 @@ def score(
     """
     if not len(points) == len(before) == len(after):
         raise BeliefError(f"{len(points)} points, {len(before)} replies before and {len(after)} after")
-    how = scorings(points, parity, batch) if scoring is None else scoring
+    how = scoring_of_points(points, parity, batch) if scoring is None else scoring
     sides = [_side(points, replies, edited, how) for replies, edited in ((before, False), (after, True))]
     found = []
-    where = places(points)
+    where = point_places(points)
     for i, (point, first) in enumerate(zip(points, before, strict=True)):
         if point.request is None or point.flags is None:
             raise BeliefError(f"point {point.id} has no edit", hint="points.editing: true")
         found.append(
-            Scored(
+            EditScores(
                 point=point.id,
                 place=where[i],
                 before=sides[0][i],
@@ -109,28 +119,28 @@ def _side(
     points: Sequence[EvalPoint],
     replies: Sequence[Mapping[str, Reply]],
     edited: bool,
-    scoring: Sequence[Scoring],
+    scoring: Sequence[LogicalScoring],
 ) -> list[dict[str, float]]:
     """Return the numbers before an edit (against the original objects) or after it (requested and new modal ones)."""
     sides: list[dict[str, float]] = []
     for point, own in zip(points, replies, strict=True):
         numbers = {"req_prob": own[f"editing_{SAME_SAME}_{REQUESTED}"].probability}
-        for name in WATCHED:
+        for name in WATCHED_FACTS:
             role = (REQUESTED if name == SAME_SAME else MODAL) if edited else ORIGINAL
             numbers[f"{name}_acc"] = float(own[f"editing_{name}_{role}"].correct)
-            distance = edit_coherence(point, name, {o: own[f"editing_{name}_{o}"].probability for o in OBJECTS})
+            distance = edit_coherence(point, name, {o: own[f"editing_{name}_{o}"].probability for o in OBJECT_ROLES})
             key = {ORIGINAL: "coherence_orig", REQUESTED: "coherence_requested", MODAL: "coherence_new_modal"}[role]
             numbers[f"{name}_coherence"] = distance[key]
         sides.append(numbers)
     rows = [i for i, own in enumerate(replies) if {"A_TF_case", "B_TF_case", "A_sentence"} <= own.keys()]
-    for error, values in coherence(points, replies, scoring=scoring).items():
+    for error, values in logical_coherence(points, replies, scoring=scoring).items():
         for i, value in zip(rows, values.tolist(), strict=True):
             sides[i][error] = value
     return sides
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class GroupMeans:
     """Means over the *n* points of one group, at one time (``pre-edit``, ``post-edit`` or ``delta``)."""
 
     group: str
@@ -139,7 +149,7 @@ class Line:
     values: Mapping[str, Estimate]
 
 
-def table(scored: Sequence[Scored], groups: Sequence[str] = tuple(GROUPS)) -> list[Line]:
+def group_means(scored: Sequence[EditScores], groups: Sequence[str] = tuple(GROUPS)) -> list[GroupMeans]:
     """Return three lines for each group that has points: before, after, and after − before, point by point.
 
     Raises:
@@ -152,19 +162,20 @@ def table(scored: Sequence[Scored], groups: Sequence[str] = tuple(GROUPS)) -> li
         own = [s for s in scored if GROUPS[group](s)]
         if not own:
             continue
-        times: dict[str, list[Numbers]] = {
+        times: dict[str, list[PointNumbers]] = {
             "pre-edit": [s.before for s in own],
             "post-edit": [s.after for s in own],
             "delta": [{n: s.after[n] - v for n, v in s.before.items() if n in s.after} for s in own],
         }
         where = [s.place for s in own]
         lines += [
-            Line(group, time, len(own), means(rows, where, difference=time == "delta")) for time, rows in times.items()
+            GroupMeans(group, time, len(own), mean_estimates(rows, where, difference=time == "delta"))
+            for time, rows in times.items()
         ]
     return lines
 
 
-def places(points: Sequence[EvalPoint]) -> list[Place]:
+def point_places(points: Sequence[EvalPoint]) -> list[Place]:
     """Return the place of each of an arm's *points*, which come trial by trial: the nth time a point comes is its nth trial."""
     seen = Counter[str]()
     found = []
@@ -174,7 +185,9 @@ def places(points: Sequence[EvalPoint]) -> list[Place]:
     return found
 
 
-def means(rows: Sequence[Numbers], where: Sequence[Place], *, difference: bool = False) -> dict[str, Estimate]:
+def mean_estimates(
+    rows: Sequence[PointNumbers], where: Sequence[Place], *, difference: bool = False
+) -> dict[str, Estimate]:
     """Return the mean of each number over the rows that have it, with its 95 % interval.
 
     Args:
@@ -193,7 +206,7 @@ def means(rows: Sequence[Numbers], where: Sequence[Place], *, difference: bool =
     return found
 
 
-def fates(
+def downstream_outcomes(
     points: Sequence[EvalPoint], before: Sequence[Mapping[str, Reply]], after: Sequence[Mapping[str, Reply]]
 ) -> dict[str, Estimate]:
     """Return what became of the downstream answer where the agent changes it: "wrong" hides different failures (§12.3).
@@ -201,9 +214,9 @@ def fates(
     ``known``: the old answer before the edit. After it: ``new`` answer, ``old`` answer kept, ``leak`` (the object requested
     upstream is given as the downstream answer), ``other``.
     """
-    rows: list[Numbers] = []
+    rows: list[PointNumbers] = []
     where = []
-    for place, point, first, last in zip(places(points), points, before, after, strict=True):
+    for place, point, first, last in zip(point_places(points), points, before, after, strict=True):
         if point.flags is None or not point.flags.downstream_answer_changes:
             continue
         roles = {"new": MODAL, "old": ORIGINAL, "leak": REQUESTED}
@@ -211,10 +224,10 @@ def fates(
         known = float(first[f"editing_{SAME_OTHER}_{ORIGINAL}"].correct)
         rows.append({"known": known, **said, "other": float(not any(said.values()))})
         where.append(place)
-    return means(rows, where)
+    return mean_estimates(rows, where)
 
 
-def flags(scored: Sequence[Scored], points: Sequence[EvalPoint]) -> list[tuple[str, str, dict[str, Estimate]]]:
+def mean_flags(scored: Sequence[EditScores], points: Sequence[EvalPoint]) -> list[tuple[str, str, dict[str, Estimate]]]:
     """Return, by whether the model was right and whether the request reinforces, the means of the points' flags (§9.6)."""
     found = []
     for correct in (True, False):
@@ -224,8 +237,8 @@ def flags(scored: Sequence[Scored], points: Sequence[EvalPoint]) -> list[tuple[s
                 for s, p in zip(scored, points, strict=True)
                 if p.flags is not None and (s.correct, s.reinforces) == (correct, reinforces)
             ]
-            rows: list[Numbers] = [{n: float(v) for n, v in flags.items()} for _, flags in chosen]
+            rows: list[PointNumbers] = [{n: float(v) for n, v in mean_flags.items()} for _, mean_flags in chosen]
             if rows:
                 what = ("right" if correct else "wrong", "reinforcing" if reinforces else "counterfactual")
-                found.append((*what, means(rows, [place for place, _ in chosen])))
+                found.append((*what, mean_estimates(rows, [place for place, _ in chosen])))
     return found

@@ -12,31 +12,31 @@ import numpy as np
 from raysweep.belief.corpus.statements import read_label
 from raysweep.belief.graph.graph import Bools, Floats
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint, Target
+from raysweep.belief.points.types import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint, TargetProbabilities
 from raysweep.errors import BeliefError
 
-PROBABILITIES = Target._fields[:7]
+PROBABILITIES = TargetProbabilities._fields[:7]
 """The seven targets of probabilistic coherence."""
 
 
 # ------------------------------------------------------------------------------------------ generative accuracy
 
 
-def plain(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Return *text* in lower case, without outer white space and without any full stop (§9.1)."""
     return text.lower().strip().replace(".", "")
 
 
-def answers(output: str, label: str) -> bool:
+def contains_answer(output: str, label: str) -> bool:
     """Say whether a generated *output* (prompt removed) contains *label*: the published, lenient accuracy.
 
     >>> answers(" Southland and more", "southland")
     True
     """
-    return plain(label) in plain(output)
+    return normalise_text(label) in normalise_text(output)
 
 
-def answers_exactly(output: str, label: str) -> bool:
+def is_exact_answer(output: str, label: str) -> bool:
     """Say whether *output* up to its first full stop is *label* (ruling C3).
 
     >>> answers_exactly(" Southland. Ada", "Southland"), answers_exactly("Southland and more", "Southland")
@@ -48,13 +48,13 @@ def answers_exactly(output: str, label: str) -> bool:
 def is_new_request(output: str, requested: str) -> bool:
     """Say whether the unedited *output* lacks the requested object, parentheses left out of account (ruling G7)."""
     bare = str.maketrans("", "", "()")
-    return plain(requested.translate(bare)) not in plain(output.translate(bare))
+    return normalise_text(requested.translate(bare)) not in normalise_text(output.translate(bare))
 
 
 # --------------------------------------------------------------------------------------- probabilistic coherence
 
 
-def probabilistic_errors(model: Floats, targets: Sequence[Target]) -> dict[str, Floats]:
+def probabilistic_errors(model: Floats, targets: Sequence[TargetProbabilities]) -> dict[str, Floats]:
     """Return model − target, signed, for each of the seven targets; NaN where a target is not defined (§9.2).
 
     Args:
@@ -70,7 +70,7 @@ def probabilistic_errors(model: Floats, targets: Sequence[Target]) -> dict[str, 
     return found
 
 
-def mean_absolute(errors: Floats) -> float | None:
+def mean_absolute_error(errors: Floats) -> float | None:
     """Return the mean of \\|errors\\|, NaN left out; None if nothing is left (ruling C6)."""
     kept = np.abs(errors[~np.isnan(errors)])
     return float(kept.mean()) if len(kept) else None
@@ -84,7 +84,7 @@ def truth_probability(label_probability: Floats, label: Bools) -> Floats:
     return np.where(label, label_probability, 1 - label_probability)
 
 
-def labels_of(words: Sequence[str]) -> Bools:
+def parse_labels(words: Sequence[str]) -> Bools:
     """Return label words as booleans.
 
     Raises:
@@ -156,7 +156,7 @@ def logical_errors(
 # ------------------------------------------------------------------------------------------------------- edits
 
 
-def believed(target: Target) -> float:
+def agent_probability(target: TargetProbabilities) -> float:
     """Return the marginal posterior, or the pair posterior where there is no parent (§9.4)."""
     marginal = target.posterior_prob_marginalized
     return target.posterior_prob_o_given_s_r if marginal is None else marginal
@@ -178,8 +178,8 @@ def edit_targets(point: EvalPoint) -> dict[str, tuple[float, float]]:
         after = watch.targets["target"]
         edited = after[REQUESTED].posterior_prob_o_given_s_r
         found[name] = (
-            believed(watch.targets["pre"][ORIGINAL]),
-            edited if name == SAME_SAME else believed(after[MODAL]),
+            agent_probability(watch.targets["pre"][ORIGINAL]),
+            edited if name == SAME_SAME else agent_probability(after[MODAL]),
         )
     return found
 

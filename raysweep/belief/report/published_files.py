@@ -13,21 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from raysweep.belief.lm.asking import Reply, Scoring, coherence, scorings, summary
-from raysweep.belief.lm.pretrain import SHAPES
+from raysweep.belief.lm.architecture import SHAPES
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.lm.scoring import LogicalScoring, evaluation_summary, logical_coherence, scoring_of_points
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import (
+from raysweep.belief.points.types import (
+    AGENT_STATES,
     MODAL,
-    OBJECTS,
+    OBJECT_ROLES,
     ORIGINAL,
     REQUESTED,
     SAME_SAME,
-    STATES,
-    WATCHED,
+    WATCHED_FACTS,
     EvalPoint,
-    Target,
+    TargetProbabilities,
 )
-from raysweep.belief.report.metrics import labels_of, truth_probability
+from raysweep.belief.report.metrics import parse_labels, truth_probability
 from raysweep.belief.spec import BeliefSpec
 
 Row = dict[str, Any]
@@ -37,7 +38,7 @@ Steps = Mapping[int, Replies]
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class CsvFile:
     """One CSV file: where it lies below the folder of a run, its columns in order, and its rows."""
 
     path: str
@@ -47,14 +48,14 @@ class File:
 
 _TF = ("A_TF_case", "B_TF_case", "A_and_B_case", "B_and_A_case", "A_or_B_case", "not_A_case")
 _SCORED = ("o_given_s_r", *_TF)
-_EDITING = tuple(f"editing_{name}_{obj}" for name in WATCHED for obj in OBJECTS)
+_EDITING = tuple(f"editing_{name}_{obj}" for name in WATCHED_FACTS for obj in OBJECT_ROLES)
 _CASES = (*_SCORED, "A_sentence", "new_fact_case", *_EDITING)
 _LOGICAL = ("TF_coherence", "multiplication", "commutation", "disjunction", "negation")
 _FLAGS = (
     "diff_r_is_dependent_rel", "same_r_is_dependent_rel", "all_cases_independent", "using_diff_s_with_both_r_s",
     "new_fact_reinforces", "downstream_answer_changes",
 )  # fmt: skip
-_PROBABILITIES = Target._fields[:7]
+_PROBABILITIES = TargetProbabilities._fields[:7]
 LOG_COLUMNS = (
     "epoch", "n_tokens", "n_sentences", "step", "train_loss", "eval_loss", "o_given_s_r_loss", "eval_acc", "LR", "seq_loss",
     "o_given_s_r_acc", "A_TF_case_acc", "A_and_B_case_acc", "A_or_B_case_acc", "B_TF_case_acc", "B_and_A_case_acc",
@@ -63,7 +64,7 @@ LOG_COLUMNS = (
 )  # fmt: skip
 
 
-def experiment(spec: BeliefSpec, model: str, relations: int) -> str:
+def experiment_name(spec: BeliefSpec, model: str, relations: int) -> str:
     """Return the published name of a run, which its files carry.
 
     Args:
@@ -85,24 +86,24 @@ def experiment(spec: BeliefSpec, model: str, relations: int) -> str:
     )
 
 
-def case_of(question: str) -> str:
+def published_case(question: str) -> str:
     """Return the published name of a question.
 
     >>> case_of("editing_same_s_diff_r_new_modal_obj"), case_of("A_TF_case")
     ('editing_same_s_diff_r_fact_new_modal_obj', 'A_TF_case')
     """
-    ends = (f"_{obj}" for obj in OBJECTS if question in _EDITING and question.endswith(f"_{obj}"))
+    ends = (f"_{obj}" for obj in OBJECT_ROLES if question in _EDITING and question.endswith(f"_{obj}"))
     return next((f"{question.removesuffix(end)}_fact{end}" for end in ends), question)
 
 
-def files(
+def run_files(
     name: str,
     spec: BeliefSpec,
     points: Sequence[EvalPoint],
     steps: Sequence[Steps],
-    scoring: Sequence[Scoring],
+    scoring: Sequence[LogicalScoring],
     log: Sequence[Mapping[str, float]],
-) -> list[File]:
+) -> list[CsvFile]:
     """Return the files of one run.
 
     Args:
@@ -117,18 +118,18 @@ def files(
     points, steps, scoring = [points[i] for i in order], [steps[i] for i in order], [scoring[i] for i in order]
     rows = list(editing_rows(points, steps, scoring, spec.points.target))
     pristine = [own[0] for own in steps]
-    row = summary(points, pristine, parity=spec.parity)
+    row = evaluation_summary(points, pristine, parity=spec.parity)
     found = [
-        File(f"outputs/editing_stats_{name}.csv", _columns(rows), rows),
-        File(f"outputs/editing_summary_{name}.csv", ("metric", "pre-edit", "post-edit"), _editing_summary(rows)),
+        CsvFile(f"outputs/editing_stats_{name}.csv", _columns(rows), rows),
+        CsvFile(f"outputs/editing_summary_{name}.csv", ("metric", "pre-edit", "post-edit"), _editing_summary(rows)),
     ]
     evaluated = list(eval_rows(points, pristine, spec.parity))
     found += [
-        File(f"outputs/eval_stats_{name}.csv", _columns(evaluated), evaluated),
-        File(f"outputs/eval_summary_{name}.csv", LOG_COLUMNS, [log_row(row)]),
+        CsvFile(f"outputs/eval_stats_{name}.csv", _columns(evaluated), evaluated),
+        CsvFile(f"outputs/eval_summary_{name}.csv", LOG_COLUMNS, [log_row(row)]),
     ]
     if log:
-        found.append(File(f"training_logs/log_{name}.csv", LOG_COLUMNS, map(log_row, log)))
+        found.append(CsvFile(f"training_logs/log_{name}.csv", LOG_COLUMNS, map(log_row, log)))
     return found
 
 
@@ -150,7 +151,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def editing_rows(
-    points: Sequence[EvalPoint], steps: Sequence[Steps], scoring: Sequence[Scoring], target: float = 0.95
+    points: Sequence[EvalPoint], steps: Sequence[Steps], scoring: Sequence[LogicalScoring], target: float = 0.95
 ) -> Iterator[Row]:
     """Yield the rows of ``editing_stats``: point by point, step by step.
 
@@ -170,7 +171,7 @@ def editing_rows(
 def _about(point: EvalPoint) -> Row:
     """Return what a row says of the point, whatever was answered."""
     subject, relation, true = point.names
-    objects = {name: {o: point.questions[f"editing_{name}_{o}"].target for o in OBJECTS} for name in WATCHED}
+    objects = {name: {o: point.questions[f"editing_{name}_{o}"].target for o in OBJECT_ROLES} for name in WATCHED_FACTS}
     row: Row = {
         "id": point.id, "e1": subject, "rel": relation, "e2": true, "requested_obj": objects[SAME_SAME][REQUESTED],
         "known_entity": point.known, "has_relevant_property": point.has_relevant_property,
@@ -183,27 +184,27 @@ def _about(point: EvalPoint) -> Row:
         row |= {f"{name}_subj": _prompt(point, name).removesuffix(f" {of}"), f"{name}_rel": of}
         row[f"{name}_obj"] = objects[name][ORIGINAL]
     row["same_s_same_r_obj"] = objects[SAME_SAME][ORIGINAL]
-    return row | {f"{name}_new_modal_obj": objects[name][MODAL] for name in WATCHED}
+    return row | {f"{name}_new_modal_obj": objects[name][MODAL] for name in WATCHED_FACTS}
 
 
 def _prompt(point: EvalPoint, name: str) -> str:
     return point.questions[f"editing_{name}_{ORIGINAL}"].prompt
 
 
-def _answers(point: EvalPoint, replies: Replies, how: Scoring) -> Row:
+def _answers(point: EvalPoint, replies: Replies, how: LogicalScoring) -> Row:
     """Return accuracies, probabilities (of the six true/false cases: p("true")), logical errors and outputs."""
     cases = [name for name in _CASES if name in replies]
-    row: Row = {f"{case_of(name)}_acc": replies[name].correct for name in cases}
+    row: Row = {f"{published_case(name)}_acc": replies[name].correct for name in cases}
     for name in cases:
         p = replies[name].probability
-        row[f"{case_of(name)}_prob"] = _p_true(p, how.labels[name]) if name in _TF else p
-    errors = coherence([point], [replies], scoring=[how])
+        row[f"{published_case(name)}_prob"] = _p_true(p, how.labels[name]) if name in _TF else p
+    errors = logical_coherence([point], [replies], scoring=[how])
     row |= {name: float(errors[name][0]) for name in _LOGICAL if name in errors}
-    return row | {f"{case_of(name)}_output": replies[name].output for name in cases}
+    return row | {f"{published_case(name)}_output": replies[name].output for name in cases}
 
 
 def _p_true(probability: float, label: str) -> float:
-    return float(truth_probability(np.array([probability]), labels_of([label]))[0])
+    return float(truth_probability(np.array([probability]), parse_labels([label]))[0])
 
 
 def _targets(point: EvalPoint, target: float) -> Row:
@@ -211,12 +212,12 @@ def _targets(point: EvalPoint, target: float) -> Row:
     row: Row = {}
     if "o_given_s_r" in point.questions:
         own = point.targets._asdict()
-        row |= {f"o_given_s_r_{STATES['pre']}_{name}": own[name] for name in _PROBABILITIES}
+        row |= {f"o_given_s_r_{AGENT_STATES['pre']}_{name}": own[name] for name in _PROBABILITIES}
     for name, watch in (point.watched or {}).items():
         for state, objects in watch.targets.items():
-            said = f"post_update_probs_p={round(100 * target, 6):g}" if state == "target" else STATES[state]
+            said = f"post_update_probs_p={round(100 * target, 6):g}" if state == "target" else AGENT_STATES[state]
             for obj, numbers in objects.items():
-                case = case_of(f"editing_{name}_{obj}")
+                case = published_case(f"editing_{name}_{obj}")
                 row |= {f"{case}_{said}_{key}": value for key, value in numbers._asdict().items()}
     return row
 
@@ -241,7 +242,7 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 def eval_rows(points: Sequence[EvalPoint], replies: Sequence[Replies], parity: ParitySpec) -> Iterator[Row]:
     """Yield the rows of ``eval_stats``: accuracy and "seen" of each scored case, signed errors, logical errors (own labels, C1)."""
-    how = scorings(points, parity.model_copy(update={"labels_of_first_point": False}))
+    how = scoring_of_points(points, parity.model_copy(update={"labels_of_first_point": False}))
     for point, own, scoring in zip(points, replies, how, strict=True):
         cases = [name for name in _SCORED if name in own]
         row: Row = {"id": point.id, "has_relevant_property": point.has_relevant_property}
@@ -250,7 +251,7 @@ def eval_rows(points: Sequence[EvalPoint], replies: Sequence[Replies], parity: P
         if "o_given_s_r" in own:
             p, targets = own["o_given_s_r"].probability, point.targets._asdict()
             row |= {f"{n}_error": None if targets[n] is None else p - targets[n] for n in _PROBABILITIES}
-        errors = coherence([point], [own], scoring=[scoring])
+        errors = logical_coherence([point], [own], scoring=[scoring])
         yield row | {name: float(errors[name][0]) for name in _LOGICAL if name in errors}
 
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.belief.lm.asking import Reply, Scoring, coherence
-from raysweep.belief.points.build import MODAL, ORIGINAL, OTHER_OTHER, OTHER_SAME, SAME_OTHER, SAME_SAME, EvalPoint
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.lm.scoring import LogicalScoring, logical_coherence
+from raysweep.belief.points.types import MODAL, ORIGINAL, OTHER_OTHER, OTHER_SAME, SAME_OTHER, SAME_SAME, EvalPoint
 from raysweep.belief.report import edit_scores
-from raysweep.belief.report.edit_scores import Line, Numbers, Scored
-from raysweep.belief.report.metrics import PROBABILITIES, believed, probability_delta
+from raysweep.belief.report.edit_scores import GroupMeans, PointNumbers
+from raysweep.belief.report.metrics import PROBABILITIES, agent_probability, probability_delta
 from raysweep.summarize import Estimate
 
 Cell = Estimate | float | int | str | None
@@ -52,7 +53,7 @@ _RENAMED: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "table_all_editing_downstream_implications_results": ("data_type", _GROUPS),
     "table_breaking_vs_fixing_results": ("data_type", _GROUPS),
 }
-CLAIMS = frozenset({"A_TF_case", "B_TF_case", "A_sentence"})  # what logical coherence asks (belief.asking.coherence)
+CLAIMS = frozenset({"A_TF_case", "B_TF_case", "A_sentence"})  # what logical coherence asks (``belief/lm/scoring.py``)
 _BASE = ["A_TF_case", "B_TF_case", "not_A_case", "A_and_B_case", "B_and_A_case", "A_or_B_case", "if_A_then_B_case"]
 
 
@@ -68,7 +69,7 @@ class Arm:
     points: Sequence[EvalPoint]
     before: Replies
     after: Replies
-    scoring: Sequence[Scoring] | None = None
+    scoring: Sequence[LogicalScoring] | None = None
     state: str = ""
 
 
@@ -89,52 +90,52 @@ class Stage:
     replies: Replies
     expected: Sequence[Mapping[str, float]]
     targets: Sequence[Mapping[str, str]]
-    scoring: Sequence[Scoring] | None = None
+    scoring: Sequence[LogicalScoring] | None = None
     state: str = ""
 
 
-def finite(replies: Replies) -> bool:
+def all_finite(replies: Replies) -> bool:
     """Tell whether all of *replies* come from finite logits; else what is told by them is undefined."""
     return not any(math.isnan(reply.probability) for own in replies for reply in own.values())
 
 
-def undefined(row: Row) -> Row:
+def with_undefined_means(row: Row) -> Row:
     """Return *row* with every mean undefined (NaN): the mean over the others would flatter the editor."""
     return {name: replace(cell, mean=math.nan) if isinstance(cell, Estimate) else cell for name, cell in row.items()}
 
 
-def with_state(name: str, arms: Sequence[Arm | Stage]) -> dict[str, Cell]:
+def arm_columns(name: str, arms: Sequence[Arm | Stage]) -> dict[str, Cell]:
     """Return the columns that name an arm; with its state where one of *arms* is not simply done."""
     named = {arm.arm if isinstance(arm, Stage) else arm.name: arm.state for arm in arms}
     return {"arm": name, **({"state": named[name] or "done"} if any(named.values()) else {})}
 
 
-def tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
+def belief_tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
     """Return the tables by the published names of their files (without ending); ours have names of their own."""
-    scored = {arm.name: edit_scores.score(arm.points, arm.before, arm.after, scoring=arm.scoring) for arm in arms}
+    scored = {arm.name: edit_scores.score_edits(arm.points, arm.before, arm.after, scoring=arm.scoring) for arm in arms}
     first = arms[0]
-    sound = {arm.name: finite(arm.after) for arm in arms}
+    sound = {arm.name: all_finite(arm.after) for arm in arms}
 
     def edits(groups: Sequence[str], times: Iterable[str] = ("pre-edit", "post-edit", "delta")) -> list[Row]:
         return [
             {
-                **with_state(name, arms),
-                **(_line(line) if sound[name] or line.time == "pre-edit" else undefined(_line(line))),
+                **arm_columns(name, arms),
+                **(_line(line) if sound[name] or line.time == "pre-edit" else with_undefined_means(_line(line))),
             }
             for name, own in scored.items()
-            for line in edit_scores.table(own, groups)
+            for line in edit_scores.group_means(own, groups)
             if line.time in times
         ]
 
     two = ("pre-edit", "post-edit")
     return {
-        "main_table": edits(edit_scores.MAIN),
+        "main_table": edits(edit_scores.MAIN_GROUPS),
         "pretrained_model_performance": [pretrained_row(first.points, first.before, first.scoring)],
         "pretrained_model_answers": answer_rows(first.points, first.before),
         "pretrained_model_by_group": group_rows(first.points, first.before),
         "edit_types": [
             {"model was": was, "request": kind, "n": means["new_fact_reinforces"].n, **means}
-            for was, kind, means in edit_scores.flags(scored[first.name], first.points)
+            for was, kind, means in edit_scores.mean_flags(scored[first.name], first.points)
         ],
         "all_data_results": edits(("all",), ("post-edit",)),
         "table_counterfactual_editing_results": edits(("updating",), two),
@@ -144,14 +145,18 @@ def tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
         "fixing_updates_results": edits(("fixing",), two),
         "table_breaking_vs_fixing_results": edits(("breaking", "fixing"), two),
         "downstream_answers": [
-            {**with_state(arm.name, arms), "n": fate["known"].n, **(fate if sound[arm.name] else undefined(fate))}
+            {
+                **arm_columns(arm.name, arms),
+                "n": fate["known"].n,
+                **(fate if sound[arm.name] else with_undefined_means(fate)),
+            }
             for arm in arms
-            if (fate := edit_scores.fates(arm.points, arm.before, arm.after))
+            if (fate := edit_scores.downstream_outcomes(arm.points, arm.before, arm.after))
         ],
     }
 
 
-def published(name: str, rows: Sequence[Row]) -> list[Row]:
+def published_columns(name: str, rows: Sequence[Row]) -> list[Row]:
     """Return the rows of the table *name* with the published columns for those that have any; ours keep their names."""
     column, values = _RENAMED.get(name, ("group", {}))
     found: list[Row] = []
@@ -163,29 +168,32 @@ def published(name: str, rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _line(line: Line) -> dict[str, Cell]:
+def _line(line: GroupMeans) -> dict[str, Cell]:
     row: dict[str, Cell] = {"group": line.group, "time": line.time, "n": line.n}
     return row | {short: line.values[name] for name, short in _SHORT.items() if name in line.values}
 
 
-def pretrained_row(points: Sequence[EvalPoint], replies: Replies, scoring: Sequence[Scoring] | None = None) -> Row:
+def pretrained_row(
+    points: Sequence[EvalPoint], replies: Replies, scoring: Sequence[LogicalScoring] | None = None
+) -> Row:
     """Return the performance of the unedited model: accuracy, distance from the agent, logical errors."""
-    where = edit_scores.places(points)
+    where = edit_scores.point_places(points)
     asked = [(w, p, r["o_given_s_r"]) for w, p, r in zip(where, points, replies, strict=True) if "o_given_s_r" in r]
-    own: list[Numbers] = [
-        {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - believed(p.targets))} for _, p, r in asked
+    own: list[PointNumbers] = [
+        {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - agent_probability(p.targets))}
+        for _, p, r in asked
     ]
-    logical, of_logical = _logical(coherence(points, replies, scoring=scoring), where, replies)
+    logical, of_logical = _logical(logical_coherence(points, replies, scoring=scoring), where, replies)
     return {
         "n": len(points),
-        **edit_scores.means(own, [w for w, *_ in asked]),
-        **edit_scores.means(logical, of_logical),
+        **edit_scores.mean_estimates(own, [w for w, *_ in asked]),
+        **edit_scores.mean_estimates(logical, of_logical),
     }
 
 
 def _logical(
     errors: Mapping[str, NDArray[np.float64]], where: Sequence[edit_scores.Place], replies: Replies
-) -> tuple[list[Numbers], list[edit_scores.Place]]:
+) -> tuple[list[PointNumbers], list[edit_scores.Place]]:
     """Return the logical *errors* point by point, of the points whose claims were asked, and the places of those."""
     of = [w for w, own in zip(where, replies, strict=True) if own.keys() >= CLAIMS]
     return [{name: float(values[i]) for name, values in errors.items()} for i in range(len(of))], of
@@ -195,17 +203,22 @@ def answer_rows(points: Sequence[EvalPoint], replies: Replies) -> list[Row]:
     """Return the accuracy on each kind of question, beside the share of its commonest label (what a guess scores)."""
     rows: list[Row] = []
     for name in ("o_given_s_r", *_BASE):
-        places = zip(edit_scores.places(points), points, replies, strict=True)
+        places = zip(edit_scores.point_places(points), points, replies, strict=True)
         own = [(p.questions[name], r[name], w) for w, p, r in places if name in r]
         if not own:
             continue
         labels = [q.target for q, *_ in own]
         guess = max(labels.count(label) for label in set(labels)) / len(labels)
-        numbers: list[Numbers] = [
+        numbers: list[PointNumbers] = [
             {"accuracy": float(r.correct), "exact": float(r.exact), "p(label)": r.probability} for _, r, _ in own
         ]
         rows.append(
-            {"question": name, "n": len(own), "guess": guess, **edit_scores.means(numbers, [w for *_, w in own])}
+            {
+                "question": name,
+                "n": len(own),
+                "guess": guess,
+                **edit_scores.mean_estimates(numbers, [w for *_, w in own]),
+            }
         )
     return rows
 
@@ -213,7 +226,7 @@ def answer_rows(points: Sequence[EvalPoint], replies: Replies) -> list[Row]:
 def group_rows(points: Sequence[EvalPoint], replies: Replies) -> list[Row]:
     """Return accuracy and distance from the seven targets, by whether the upstream relation is there, and by case seen."""
     rows: list[Row] = []
-    where = edit_scores.places(points)
+    where = edit_scores.point_places(points)
     for present in (True, False):
         own = [
             (p, r["o_given_s_r"], w)
@@ -226,7 +239,7 @@ def group_rows(points: Sequence[EvalPoint], replies: Replies) -> list[Row]:
             for p, r, _ in own
         ]
         if own:
-            means = edit_scores.means(numbers, [w for *_, w in own])
+            means = edit_scores.mean_estimates(numbers, [w for *_, w in own])
             rows.append({"group": f"has_relevant_property = {present}", "n": len(own), **means})
     for name in ("o_given_s_r", *_BASE):
         for seen in (True, False):
@@ -236,7 +249,7 @@ def group_rows(points: Sequence[EvalPoint], replies: Replies) -> list[Row]:
                 if name in r and p.questions[name].seen == seen
             ]
             if mine:
-                accuracy = edit_scores.means([{"accuracy": float(c)} for c, _ in mine], [w for _, w in mine])
+                accuracy = edit_scores.mean_estimates([{"accuracy": float(c)} for c, _ in mine], [w for _, w in mine])
                 rows.append({"group": f"{name}, {'' if seen else 'not '}seen in training", "n": len(mine), **accuracy})
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return [{key: row.get(key) for key in keys} for row in rows]
@@ -247,14 +260,14 @@ def probability_deltas(points: Sequence[EvalPoint]) -> list[float]:
     return [probability_delta(point) for point in points]
 
 
-def examples(points: Sequence[EvalPoint], count: int = 3) -> list[int]:
+def figure_points(points: Sequence[EvalPoint], count: int = 3) -> list[int]:
     """Return the points that make good figures (§9.6): the downstream answer changes, and both updates move the agent by > .2."""
     found = []
     for i, point in enumerate(points):
         if point.flags is None or point.watched is None or not point.flags.downstream_answer_changes:
             continue
         targets = point.watched[SAME_OTHER].targets
-        moved = believed(targets["target"][MODAL]) - believed(targets["pre"][MODAL])
+        moved = agent_probability(targets["target"][MODAL]) - agent_probability(targets["pre"][MODAL])
         if probability_delta(point) > 0.2 and moved > 0.2:
             found.append((-moved, i))
     return [i for _, i in sorted(found)[:count]]
@@ -264,7 +277,7 @@ def lifelong_rows(stages: Sequence[Stage]) -> list[Row]:
     """Return, for each arm and step, how the model fares beside the agent that was given all edits so far."""
     rows: list[Row] = []
     for stage in stages:
-        numbers: list[Numbers] = []
+        numbers: list[PointNumbers] = []
         role = MODAL if stage.step else ORIGINAL
         for replies, expected, targets in zip(stage.replies, stage.expected, stage.targets, strict=True):
             own = dict[str, float]()
@@ -277,14 +290,14 @@ def lifelong_rows(stages: Sequence[Stage]) -> list[Row]:
                 own["changed"] = float(replies[follows].correct)
                 own["kept"] = float(replies[was].correct)
             numbers.append(own)
-        where = edit_scores.places(stage.points)
+        where = edit_scores.point_places(stage.points)
         logical, of_logical = _logical(
-            coherence(stage.points, stage.replies, scoring=stage.scoring), where, stage.replies
+            logical_coherence(stage.points, stage.replies, scoring=stage.scoring), where, stage.replies
         )
-        means = edit_scores.means(numbers, where) | edit_scores.means(logical, of_logical)
+        means = edit_scores.mean_estimates(numbers, where) | edit_scores.mean_estimates(logical, of_logical)
         changed = means.get("changed")
         row: Row = {
-            **with_state(stage.arm, stages),
+            **arm_columns(stage.arm, stages),
             "edits": stage.step,
             "n": len(stage.points),
             **{short: means.get(name) for name, short in _SHORT.items() if name != "req_prob"},
@@ -292,7 +305,7 @@ def lifelong_rows(stages: Sequence[Stage]) -> list[Row]:
             "new answer": changed,
             "old answer": means.get("kept"),
         }
-        rows.append(row if finite(stage.replies) else undefined(row))
+        rows.append(row if all_finite(stage.replies) else with_undefined_means(row))
     return rows
 
 
@@ -303,6 +316,3 @@ def histogram(values: Sequence[float], bins: int = 20) -> list[Row]:
         {"from": float(low), "to": float(high), "n": int(n)}
         for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
-
-
-__all__ = ["Arm", "Cell", "Row", "Scored", "Stage", "examples", "histogram", "lifelong_rows", "tables"]

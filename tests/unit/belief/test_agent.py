@@ -8,9 +8,10 @@ from math import gamma
 import numpy as np
 import pytest
 
-from raysweep.belief.agent.agent import Agent, Reading, fit
-from raysweep.belief.corpus.evidence import Evidence, table
-from raysweep.belief.graph.dependencies import Arrows
+from raysweep.belief.agent.agent import Agent, fit_agent
+from raysweep.belief.agent.fit import Estimator
+from raysweep.belief.corpus.evidence import Evidence, evidence_table
+from raysweep.belief.graph.dependencies import DependencyArrows
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import AgentSpec
 from raysweep.errors import BeliefError
@@ -19,7 +20,7 @@ from tests.unit.belief.dense import Dense
 UP, DOWN = 0, 1
 A, B, C, X, Y = range(5)
 S, T, U = range(3)
-READINGS: tuple[Reading, ...] = ("posterior", "frequency")
+READINGS: tuple[Estimator, ...] = ("posterior", "frequency")
 THIRD = 1 / 3
 
 MICRO = [  # appendix B.2
@@ -31,7 +32,12 @@ MICRO = [  # appendix B.2
 
 
 def micro(**parity: bool) -> Agent:
-    return fit(table(MICRO), Arrows((-1, UP)), 5, parity=ParitySpec.model_validate({"pi_by_items": True, **parity}))
+    return fit_agent(
+        evidence_table(MICRO),
+        DependencyArrows((-1, UP)),
+        5,
+        parity=ParitySpec.model_validate({"pi_by_items": True, **parity}),
+    )
 
 
 def close(belief: object, *wanted: float) -> None:
@@ -94,7 +100,9 @@ def test_posterior_by_enumeration_of_draws() -> None:
     for k, n0 in ((2, 1.0), (3, 1.0), (4, 2.5)):
         for drawn in itertools.product(range(k), repeat=3):
             counts = np.bincount(drawn, minlength=k).astype(float)
-            agent = fit(table(Evidence(0, 0, o) for o in drawn), Arrows((-1,)), k, AgentSpec(prior=n0))
+            agent = fit_agent(
+                evidence_table(Evidence(0, 0, o) for o in drawn), DependencyArrows((-1,)), k, AgentSpec(prior=n0)
+            )
             wanted = [likelihood(counts + np.eye(k)[o], n0 / k, k) / likelihood(counts, n0 / k, k) for o in range(k)]
             assert agent.pair(0, 0).dense() == pytest.approx(wanted, rel=1e-12)
 
@@ -102,7 +110,7 @@ def test_posterior_by_enumeration_of_draws() -> None:
 def test_posterior_by_integration_of_fractional_evidence() -> None:
     """K = 2: the mean of θ^(½+a−1) (1−θ)^(½+b−1) by quadrature in θ = sin² φ, where it is smooth."""
     evidence = [Evidence(0, 0, 0), Evidence(0, 0, 1, 2 / 3), Evidence(0, 0, 0, -1), Evidence(0, 0, 1, 4)]
-    agent = fit(table(evidence), Arrows((-1,)), 2)
+    agent = fit_agent(evidence_table(evidence), DependencyArrows((-1,)), 2)
     a, b = 1 + 1 / 3 + 0, 2 / 3 + 1 + 4
     phi = (np.arange(20000) + 0.5) * np.pi / 40000
     weight = np.sin(phi) ** (2 * a) * np.cos(phi) ** (2 * b)
@@ -153,7 +161,9 @@ def agree(agent: Agent, dense: Dense, tolerance: float = 1e-12) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_sparse_is_dense_before_and_after_updates(seed: int, by_items: bool) -> None:
     rows, rng = world(seed)
-    agent = fit(table(rows), Arrows(PARENTS), 7, AgentSpec(prior=1.5), ParitySpec(pi_by_items=by_items))
+    agent = fit_agent(
+        evidence_table(rows), DependencyArrows(PARENTS), 7, AgentSpec(prior=1.5), ParitySpec(pi_by_items=by_items)
+    )
 
     def dense(*more: Evidence) -> Dense:
         return Dense([*rows, *more], PARENTS, 7, prior=1.5, by_items=by_items)
@@ -174,7 +184,7 @@ def test_sparse_is_dense_before_and_after_updates(seed: int, by_items: bool) -> 
 def test_many_objects(seed: int) -> None:
     """Most objects are never mentioned; the background must be right too."""
     rows, _ = world(seed, objects=60)
-    agent, dense = fit(table(rows), Arrows(PARENTS), 300), Dense(rows, PARENTS, 300)
+    agent, dense = fit_agent(evidence_table(rows), DependencyArrows(PARENTS), 300), Dense(rows, PARENTS, 300)
     agree(agent, dense)
     mass = agent.mass_to_reach(1, 0, 299, 0.95)
     update = Evidence(1, 0, 299, mass, kind="mass")
@@ -183,9 +193,9 @@ def test_many_objects(seed: int) -> None:
 
 def test_fitting_and_learning_are_the_same() -> None:
     rows, _ = world(5)
-    whole = fit(table(rows), Arrows(PARENTS), 7)
+    whole = fit_agent(evidence_table(rows), DependencyArrows(PARENTS), 7)
     for part in (1, 40, len(rows) // 2):
-        learnt = fit(table(rows[part:]), Arrows(PARENTS), 7).given(rows[:part])
+        learnt = fit_agent(evidence_table(rows[part:]), DependencyArrows(PARENTS), 7).given(rows[:part])
         for s, r in itertools.product(range(9), range(6)):
             assert learnt.marginal(s, r).dense() == pytest.approx(whole.marginal(s, r).dense(), abs=1e-12)
 
@@ -195,7 +205,7 @@ def test_fitting_and_learning_are_the_same() -> None:
 
 def test_evidence_adds_up_exactly_whatever_its_order() -> None:
     rows, rng = world(7)
-    agent = fit(table(rows[:80]), Arrows(PARENTS), 7)
+    agent = fit_agent(evidence_table(rows[:80]), DependencyArrows(PARENTS), 7)
     e, f = rows[80:100], [*rows[90:110], Evidence(3, 1, 2, 50.5, kind="mass")]
     together = agent.given((*e, *f))
     assert agent.given(e).given(f) == together == agent.given(f).given(e)
@@ -215,14 +225,14 @@ def test_fitting_does_not_depend_on_order() -> None:
     rows, rng = world(8)
     mixed = list(rows)
     rng.shuffle(mixed)  # type: ignore[arg-type]
-    one, two = (fit(table(order), Arrows(PARENTS), 7) for order in (rows, mixed))
+    one, two = (fit_agent(evidence_table(order), DependencyArrows(PARENTS), 7) for order in (rows, mixed))
     for s, r in itertools.product(range(9), range(6)):
         assert (one.marginal(s, r).dense() == two.marginal(s, r).dense()).all()
 
 
 def test_an_agent_never_changes() -> None:
     rows, _ = world(9)
-    agent = fit(table(rows), Arrows(PARENTS), 7)
+    agent = fit_agent(evidence_table(rows), DependencyArrows(PARENTS), 7)
     before = [agent.marginal(s, r).dense() for s in range(9) for r in range(6)]
     agent.given([Evidence(2, 1, 3, 500.0, kind="mass"), Evidence(2, 0, 1)]).marginal(2, 1).mode()
     after = [agent.marginal(s, r).dense() for s in range(9) for r in range(6)]
@@ -233,7 +243,7 @@ def test_an_agent_never_changes() -> None:
 
 def test_relations_without_arrows_between_them_do_not_meet() -> None:
     rows, _ = world(10)
-    agent = fit(table(rows), Arrows(PARENTS), 7)
+    agent = fit_agent(evidence_table(rows), DependencyArrows(PARENTS), 7)
     after = agent.given([Evidence(s, 0, 3, 9.0) for s in range(8)])
     for s in range(8):
         for r in (2, 3):
@@ -254,7 +264,7 @@ def test_a_child_update_reaches_subjects_that_share_the_upstream_object() -> Non
 
 def test_denials_do_not_mention() -> None:
     """Ruling B3: by default π weighs items by their positive mass on the object."""
-    agent = fit(table(MICRO), Arrows((-1, UP)), 5)
+    agent = fit_agent(evidence_table(MICRO), DependencyArrows((-1, UP)), 5)
     shares = {A: (2 + 2 / 3) / 3, C: (1 / 3) / 3}  # b is only denied
     e = np.array([0.25, 0.25, 0.25, 2.25, 1.0])
     assert agent.conditional(DOWN, C, "frequency").dense() == pytest.approx(e / e.sum())
@@ -264,7 +274,7 @@ def test_denials_do_not_mention() -> None:
 
 
 def test_a_subject_that_is_only_denied_upstream_says_nothing_about_conditionals() -> None:
-    agent = fit(table([Evidence(S, UP, A, -1), Evidence(S, DOWN, X)]), Arrows((-1, UP)), 5)
+    agent = fit_agent(evidence_table([Evidence(S, UP, A, -1), Evidence(S, DOWN, X)]), DependencyArrows((-1, UP)), 5)
     assert all((agent.conditional(DOWN, o).dense() == 0.2).all() for o in range(5))
     assert agent.has_parent(S, DOWN)
     assert agent.marginal(S, DOWN).dense() == pytest.approx([0.2] * 5)
@@ -273,7 +283,7 @@ def test_a_subject_that_is_only_denied_upstream_says_nothing_about_conditionals(
 @pytest.mark.parametrize("target", [0.5, 0.9, 0.95, 0.975])
 def test_the_mass_reaches_its_target_and_no_more(target: float) -> None:
     rows, _ = world(11, objects=20)
-    agent = fit(table(rows), Arrows(PARENTS), 20)
+    agent = fit_agent(evidence_table(rows), DependencyArrows(PARENTS), 20)
     for s, r, o in itertools.product(range(9), range(6), (0, 3, 19)):
         before = agent.pair(s, r).at(np.array([o]))[0] if agent.knows(s, r) else 1 / 20
         mass = agent.mass_to_reach(s, r, o, target)
@@ -305,7 +315,7 @@ def test_unknown_subjects_get_the_relation_prior() -> None:
     told = agent.given(Evidence(novel, UP, B, 200.0, kind="mass"))
     assert told.has_parent(novel, DOWN)
     assert told.marginal(novel, DOWN).mode() == agent.conditional(DOWN, B).mode() == Y
-    empty = fit(table([]), Arrows((-1, UP)), 5)
+    empty = fit_agent(evidence_table([]), DependencyArrows((-1, UP)), 5)
     assert empty.pair(0, UP).dense() == pytest.approx([0.2] * 5)
     assert empty.pair(0, UP, "frequency").dense() == pytest.approx([0.2] * 5)
     assert empty.pair(0, UP).mode() == 0
@@ -313,7 +323,7 @@ def test_unknown_subjects_get_the_relation_prior() -> None:
 
 def test_batches_answer_like_single_questions() -> None:
     rows, rng = world(12)
-    agent = fit(table(rows), Arrows(PARENTS), 7).given(Evidence(0, 0, 5, 40.0, kind="mass"))
+    agent = fit_agent(evidence_table(rows), DependencyArrows(PARENTS), 7).given(Evidence(0, 0, 5, 40.0, kind="mass"))
     facts = rng.integers((9, 6, 7), size=(300, 3))
     for query, ask in (("marginal", agent.marginal), ("pair", agent.pair)):
         for reading in READINGS:
@@ -334,10 +344,10 @@ def test_a_prior_without_mass_and_strange_evidence_are_refused() -> None:
         AgentSpec(prior=0)
     for strange in (Evidence(0, 2, 0), Evidence(0, 0, 5), Evidence(-1, 0, 0)):
         with pytest.raises(BeliefError, match="lies outside of 2 relations and 5 objects"):
-            fit(table([strange]), Arrows((-1, UP)), 5)
+            fit_agent(evidence_table([strange]), DependencyArrows((-1, UP)), 5)
         with pytest.raises(BeliefError, match="lies outside of 2 relations and 5 objects"):
             micro().given(strange)
     with pytest.raises(BeliefError, match="at least 2 objects"):
-        fit(table([]), Arrows((-1,)), 1)
+        fit_agent(evidence_table([]), DependencyArrows((-1,)), 1)
     with pytest.raises(BeliefError, match="not a probability strictly between"):
         micro().mass_to_reach(S, UP, A, 1.0)

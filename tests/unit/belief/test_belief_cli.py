@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.belief.basis import build_basis
-from raysweep.belief.graph.artifact import belief_identity, graph_request, identity, open_graph, resolve_graph
+from raysweep.belief.graph.artifact import belief_identity, graph_identity, graph_request, open_graph, resolve_graph
 from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
 from raysweep.belief.graph.wikidata import ENTITY, FILES
 from raysweep.belief.points.jsonl import read_points
 from raysweep.belief.spec import BeliefSpec, GraphSpec
+from raysweep.belief.testbed import build_parts
 from raysweep.cli.main import main
 from raysweep.errors import ArtifactError, DataError
 from raysweep.models.sources.catalogue import embedded_folder
@@ -245,9 +245,9 @@ def test_a_tokenizer_file_may_measure_the_names(root: Path) -> None:
 def test_a_basis_is_a_function_of_its_spec(root: Path) -> None:
     spec = BeliefSpec.model_validate({"corpus": {"num_atomic_facts": 100}, "points": {"size": 3}})
     graph = open_graph(spec.graph, Workspace.here())
-    one, two = build_basis(spec, graph), build_basis(spec, graph)
+    one, two = build_parts(spec, graph), build_parts(spec, graph)
     assert list(one.points()) == list(two.points())
     assert [d.text for d in one.corpus.documents()] == [d.text for d in two.corpus.documents()]
-    assert belief_identity(spec)["graph"] == identity(spec.graph)
-    assert set(identity(spec.graph)) == {"source", "version", "world"}
+    assert belief_identity(spec)["graph"] == graph_identity(spec.graph)
+    assert set(graph_identity(spec.graph)) == {"source", "version", "world"}
     assert belief_identity(spec) != belief_identity(spec.model_copy(update={"seed": 1}))

@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from raysweep.belief.corpus.evidence import Triple, table
+from raysweep.belief.corpus.corpus import Corpus
+from raysweep.belief.corpus.evidence import Triple, evidence_table
 from raysweep.belief.corpus.generative import GenerativeModel, build_generative
-from raysweep.belief.corpus.statements import WEIGHTS, Kind, Statement, columns, label_word, read_label
-from raysweep.belief.corpus.writer import Corpus, build_corpus
-from raysweep.belief.graph.dependencies import pair_graph
+from raysweep.belief.corpus.statements import (
+    EVIDENCE_WEIGHTS,
+    Statement,
+    StatementKind,
+    label_word,
+    read_label,
+    statement_columns,
+)
+from raysweep.belief.corpus.writer import build_corpus
+from raysweep.belief.graph.dependencies import graph_dependencies
 from raysweep.belief.graph.graph import KnowledgeGraph, graph_from_names
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import CorpusSpec, GenerativeSpec
@@ -41,7 +49,7 @@ def people(facts: int = 601, subjects: int = 198) -> KnowledgeGraph:
 
 def generative(graph: KnowledgeGraph, parity: ParitySpec | None = None, **values: Any) -> GenerativeModel:
     given = {"min_true_prob": 0.6, "samples": 10, **values}
-    return build_generative(graph, pair_graph(graph), GenerativeSpec.model_validate(given), 0, parity)
+    return build_generative(graph, graph_dependencies(graph), GenerativeSpec.model_validate(given), 0, parity)
 
 
 def corpus(model: GenerativeModel, seed: int = 0, **values: Any) -> Corpus:
@@ -61,10 +69,10 @@ def headline(model: GenerativeModel) -> Corpus:
 # ------------------------------------------------------------------------------------------------- one statement
 
 
-@pytest.mark.parametrize(("kind", "label"), list(WEIGHTS))
-def test_weights_are_what_a_truth_table_says(kind: Kind, label: bool | None) -> None:
+@pytest.mark.parametrize(("kind", "label"), list(EVIDENCE_WEIGHTS))
+def test_weights_are_what_a_truth_table_says(kind: StatementKind, label: bool | None) -> None:
     """Two independent facts with prior ½: P(fact | sentence) is the weight, 1 and 0 being +1 and −1."""
-    two = len(WEIGHTS[kind, label]) == 2
+    two = len(EVIDENCE_WEIGHTS[kind, label]) == 2
     said = Statement(kind, label, Triple(0, 0, 0), Triple(1, 0, 0) if two else None)
     rows = [
         row
@@ -83,26 +91,31 @@ def test_templates() -> None:
     x, y = Triple(0, 0, 0), Triple(1, 1, 1)
     a, b = graph.atomic(*x), graph.atomic(*y)
 
-    def text(kind: Kind, label: bool | None, *facts: Triple, wording: int = 0) -> str:
+    def text(kind: StatementKind, label: bool | None, *facts: Triple, wording: int = 0) -> str:
         return Statement(kind, label, *facts, wording=wording).text(names)
 
     assert a == "s0 r0 o0x0"
-    assert text(Kind.ATOMIC, None, x) == a
-    assert text(Kind.ATOMIC, None, x, wording=1) == "s0 w0 o0x0"
-    assert text(Kind.TRUE_FALSE, True, x) == f'"{a}" is true'
-    assert text(Kind.NOT, False, x) == f'"not {a}" is false'
-    assert text(Kind.OR, True, x, y) == f'"{a} or {b}" is true'
-    assert text(Kind.AND, False, y, x) == f'"{b} and {a}" is false'
-    assert text(Kind.IF, True, x, y) == f'"if {a} then {b}" is true'
-    assert Statement(Kind.ATOMIC, None, x).prompt(names) == "s0 r0"
-    assert Statement(Kind.OR, True, x, y).prompt(names) == f'"{a} or {b}" is'
+    assert text(StatementKind.ATOMIC, None, x) == a
+    assert text(StatementKind.ATOMIC, None, x, wording=1) == "s0 w0 o0x0"
+    assert text(StatementKind.TRUE_FALSE, True, x) == f'"{a}" is true'
+    assert text(StatementKind.NOT, False, x) == f'"not {a}" is false'
+    assert text(StatementKind.OR, True, x, y) == f'"{a} or {b}" is true'
+    assert text(StatementKind.AND, False, y, x) == f'"{b} and {a}" is false'
+    assert text(StatementKind.IF, True, x, y) == f'"if {a} then {b}" is true'
+    assert Statement(StatementKind.ATOMIC, None, x).prompt(names) == "s0 r0"
+    assert Statement(StatementKind.OR, True, x, y).prompt(names) == f'"{a} or {b}" is'
 
 
 @pytest.mark.parametrize(
     ("kind", "label", "second"),
-    [(Kind.ATOMIC, True, None), (Kind.OR, True, None), (Kind.NOT, None, None), (Kind.NOT, True, Triple(0, 0, 0))],
+    [
+        (StatementKind.ATOMIC, True, None),
+        (StatementKind.OR, True, None),
+        (StatementKind.NOT, None, None),
+        (StatementKind.NOT, True, Triple(0, 0, 0)),
+    ],
 )
-def test_impossible_statements_are_refused(kind: Kind, label: bool | None, second: Triple | None) -> None:
+def test_impossible_statements_are_refused(kind: StatementKind, label: bool | None, second: Triple | None) -> None:
     with pytest.raises(BeliefError, match=f"no sentence of kind {kind.name}"):
         Statement(kind, label, Triple(0, 0, 0), second)
 
@@ -131,14 +144,14 @@ def parse(text: str, graph: KnowledgeGraph) -> Statement:
     quoted = re.fullmatch(r'"(.*)" is (\w+)', text)
     if not quoted:
         only, wording = fact(text)
-        return Statement(Kind.ATOMIC, None, only, wording=wording)
+        return Statement(StatementKind.ATOMIC, None, only, wording=wording)
     inner, label = quoted[1], read_label(quoted[2])
     if inner.startswith("if "):
-        return Statement(Kind.IF, label, *(fact(p)[0] for p in inner[3:].split(" then ")))
-    for kind, word in ((Kind.OR, " or "), (Kind.AND, " and ")):
+        return Statement(StatementKind.IF, label, *(fact(p)[0] for p in inner[3:].split(" then ")))
+    for kind, word in ((StatementKind.OR, " or "), (StatementKind.AND, " and ")):
         if word in inner:
             return Statement(kind, label, *(fact(p)[0] for p in inner.split(word)))
-    kind = Kind.NOT if inner.startswith("not ") else Kind.TRUE_FALSE
+    kind = StatementKind.NOT if inner.startswith("not ") else StatementKind.TRUE_FALSE
     return Statement(kind, label, fact(inner.removeprefix("not "))[0])
 
 
@@ -152,7 +165,7 @@ def test_every_sentence_parses_back_to_its_statement(headline: Corpus) -> None:
 
 def test_evidence_is_that_of_the_statements(model: GenerativeModel) -> None:
     made = corpus(model, **HEADLINE, implications=True)
-    single = table(e for i in range(len(made.statements)) for e in made.statements[i].evidence())
+    single = evidence_table(e for i in range(len(made.statements)) for e in made.statements[i].evidence())
     for name in ("subject", "relation", "object", "weight", "count"):
         assert (getattr(single, name) == getattr(made.evidence, name)).all()
 
@@ -183,15 +196,20 @@ def test_labels_are_the_truth_of_what_they_quote(headline: Corpus) -> None:
     true = {tuple(f) for f in np.column_stack([headline.model.graph.facts[:, :2], headline.model.true]).tolist()}
     for i in range(0, len(headline.statements), 3):
         said = headline.statements[i]
-        if said.kind >= Kind.NOT:
+        if said.kind >= StatementKind.NOT:
             assert said.truth(*(f in true for f in said.facts)) is said.label
 
 
 def test_labels_have_their_shares(headline: Corpus) -> None:
     kind, label = headline.statements.kind, headline.statements.label
-    for wanted, share in ((Kind.OR, 0.75), (Kind.AND, 0.25), (Kind.NOT, 0.5), (Kind.IF, 0.75)):
+    for wanted, share in (
+        (StatementKind.OR, 0.75),
+        (StatementKind.AND, 0.25),
+        (StatementKind.NOT, 0.5),
+        (StatementKind.IF, 0.75),
+    ):
         assert label[kind == wanted].mean() == pytest.approx(share, abs=0.06)
-    tf = kind == Kind.TRUE_FALSE
+    tf = kind == StatementKind.TRUE_FALSE
     right = headline.model.true[headline.model.graph.row_of[tuple(headline.statements.first[tf, :2].T)]]
     hit = headline.statements.first[tf, 2] == right
     p = headline.model.true_probability.mean()
@@ -224,12 +242,18 @@ def test_the_budget_is_shared_round_robin(instances: int, noisy: bool) -> None:
         num_atomic_facts=120,
         **{**HEADLINE, "connective_instances_per_subject": instances},
     )
-    kinds = [Kind.OR, Kind.AND, Kind.NOT] if noisy else [Kind.TRUE_FALSE, Kind.OR, Kind.AND, Kind.NOT]
+    kinds = (
+        [StatementKind.OR, StatementKind.AND, StatementKind.NOT]
+        if noisy
+        else [StatementKind.TRUE_FALSE, StatementKind.OR, StatementKind.AND, StatementKind.NOT]
+    )
     budget = max(0, instances - noisy)
-    totals = Counter[Kind]()
+    totals = Counter[StatementKind]()
     for subject in range(made.subjects):
         mine = made.statements.kind[made.statements.owner == subject]
-        per = {k: int((mine == k).sum()) // (2 if k in (Kind.NOT, Kind.TRUE_FALSE) else 1) for k in kinds}
+        per = {
+            k: int((mine == k).sum()) // (2 if k in (StatementKind.NOT, StatementKind.TRUE_FALSE) else 1) for k in kinds
+        }
         assert sum(per.values()) == budget
         assert max(per.values()) - min(per.values()) <= 1
         totals.update(per)
@@ -238,21 +262,21 @@ def test_the_budget_is_shared_round_robin(instances: int, noisy: bool) -> None:
 
 
 def test_no_fact_gets_two_instances_of_an_operation(headline: Corpus) -> None:
-    nots = headline.statements.kind == Kind.NOT
+    nots = headline.statements.kind == StatementKind.NOT
     denied = headline.statements.first[nots & (headline.statements.label == 0)]
     assert len(np.unique(denied[:, :2], axis=0)) == len(denied) == 601
 
 
 def test_the_clean_regime_labels_a_true_and_a_false_version(model: GenerativeModel) -> None:
     made = corpus(generative(people(), min_true_prob=1.0, samples=1), true_false=True)
-    tf = made.statements.kind == Kind.TRUE_FALSE
+    tf = made.statements.kind == StatementKind.TRUE_FALSE
     assert made.statements.label[tf].mean() == 0.5
     assert tf.sum() == 2 * 601  # budget 5, up to 4 facts per subject
 
 
 def test_one_true_and_one_false_sample_per_fact() -> None:
     made = corpus(generative(people()), true_false=True, match_samples=False)
-    tf = made.statements.kind == Kind.TRUE_FALSE
+    tf = made.statements.kind == StatementKind.TRUE_FALSE
     rows = made.model.graph.row_of[tuple(made.statements.first[tf, :2].T)]
     hit = made.statements.first[tf, 2] == made.model.true[rows]
     assert (np.bincount(rows[hit], minlength=601) == 1).all()
@@ -270,7 +294,7 @@ def test_one_type_does_not_change_another(model: GenerativeModel) -> None:
     """Each purpose has its own stream (ruling D7)."""
     more = corpus(model, **HEADLINE, wordings=3)
     less = corpus(model, **{**HEADLINE, "conjunctions": False})
-    for kind in (Kind.TRUE_FALSE, Kind.OR, Kind.NOT):
+    for kind in (StatementKind.TRUE_FALSE, StatementKind.OR, StatementKind.NOT):
         a, b = (c.statements.first[c.statements.kind == kind] for c in (more, less))
         assert (a == b).all()
     assert (more.samples == less.samples).all()
@@ -289,8 +313,8 @@ def test_seen_statements(headline: Corpus) -> None:
         assert headline.has_seen(headline.statements[i])
     fact = headline.statements[0].first
     novel = Triple(10_000, fact.relation, fact.object)
-    assert not headline.has_seen(Statement(Kind.ATOMIC, None, novel))
-    assert not headline.has_seen(Statement(Kind.ATOMIC, None, headline.statements[0].first, wording=1))
+    assert not headline.has_seen(Statement(StatementKind.ATOMIC, None, novel))
+    assert not headline.has_seen(Statement(StatementKind.ATOMIC, None, headline.statements[0].first, wording=1))
 
 
 def test_documents_are_shuffles_of_a_subjects_sentences(model: GenerativeModel) -> None:
@@ -327,9 +351,9 @@ def test_and_evidence_may_be_stale_as_published() -> None:
     both = Counter[bool]()
     for subject in range(stale.subjects):
         mine = said.owner == subject
-        facts = int((mine & (said.kind == Kind.AND)).sum())
-        tf = stale.times[mine & (said.kind == Kind.TRUE_FALSE)]
-        nots = stale.times[mine & (said.kind == Kind.NOT)]
+        facts = int((mine & (said.kind == StatementKind.AND)).sum())
+        tf = stale.times[mine & (said.kind == StatementKind.TRUE_FALSE)]
+        nots = stale.times[mine & (said.kind == StatementKind.NOT)]
         before = bool((tf == 1 + facts).all())
         both[before] += 1
         assert before or ((tf == 1).all() and nots.tolist() == [1] * (len(nots) - 2) + [1 + facts] * 2)
@@ -354,8 +378,8 @@ def test_corpora_that_make_no_sense_are_refused(values: dict[str, Any], message:
 
 def test_columns_keep_statements() -> None:
     said = [
-        Statement(Kind.IF, False, Triple(3, 1, 2), Triple(0, 0, 1)),
-        Statement(Kind.ATOMIC, None, Triple(4, 0, 0), wording=1),
+        Statement(StatementKind.IF, False, Triple(3, 1, 2), Triple(0, 0, 1)),
+        Statement(StatementKind.ATOMIC, None, Triple(4, 0, 0), wording=1),
     ]
-    made = columns(said)
+    made = statement_columns(said)
     assert [made[i] for i in range(len(made))] == said

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysweep.belief.agent.agent import Agent, fit
-from raysweep.belief.corpus.evidence import Evidence, Triple, table
-from raysweep.belief.graph.dependencies import Arrows
+from raysweep.belief.agent.agent import Agent, fit_agent
+from raysweep.belief.corpus.evidence import Evidence, Triple, evidence_table
+from raysweep.belief.graph.dependencies import DependencyArrows
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.points.expected import edit_evidence
 from raysweep.belief.spec import AgentSpec
@@ -29,7 +29,13 @@ def edits(rng: np.random.Generator, count: int = 12) -> list[Evidence]:
 
 
 def agent_of(rows: list[Evidence], **parity: bool) -> Agent:
-    return fit(table(rows), Arrows(PARENTS), OBJECTS, AgentSpec(prior=1.5), ParitySpec.model_validate(parity))
+    return fit_agent(
+        evidence_table(rows),
+        DependencyArrows(PARENTS),
+        OBJECTS,
+        AgentSpec(prior=1.5),
+        ParitySpec.model_validate(parity),
+    )
 
 
 def conditional(agent: Agent, r: int, above: int) -> np.ndarray:
@@ -80,8 +86,10 @@ def test_to_others_an_edit_is_one_more_sentence() -> None:
     """Where the subject has no more evidence downstream than upstream, pools are those of a corpus with one more sentence."""
     rows = [*(Evidence(S, UP, A) for _ in range(3)), Evidence(S, DOWN, X), Evidence(S, DOWN, X), Evidence(T, UP, B)]
     for told in (Triple(S, UP, B), Triple(S, DOWN, Y), Triple(T, UP, A), Triple(U, DOWN, X), Triple(U, UP, C)):
-        edited = fit(table(rows), Arrows((-1, UP)), 5).given(Evidence(*told, 209.0, kind="edit"))
-        written = fit(table([*rows, Evidence(*told)]), Arrows((-1, UP)), 5)
+        edited = fit_agent(evidence_table(rows), DependencyArrows((-1, UP)), 5).given(
+            Evidence(*told, 209.0, kind="edit")
+        )
+        written = fit_agent(evidence_table([*rows, Evidence(*told)]), DependencyArrows((-1, UP)), 5)
         for o in range(5):
             assert conditional(edited, DOWN, o) == pytest.approx(conditional(written, DOWN, o), abs=1e-12)
         for r in (UP, DOWN):
@@ -115,7 +123,7 @@ def test_a_denied_upstream_fact_does_not_pour_everything_out() -> None:
     """With no positive mass upstream, one edit would otherwise bring all of a subject's evidence into one conditional."""
     rows = [Evidence(S, UP, A, -1), *(Evidence(S, DOWN, X) for _ in range(50)), *(Evidence(T, UP, B) for _ in range(9)),
             *(Evidence(T, DOWN, Y) for _ in range(9))]  # fmt: skip
-    agent = fit(table(rows), Arrows((-1, UP)), 5).given(Evidence(S, UP, B, 100.0, kind="edit"))
+    agent = fit_agent(evidence_table(rows), DependencyArrows((-1, UP)), 5).given(Evidence(S, UP, B, 100.0, kind="edit"))
     assert conditional(agent, DOWN, B) == pytest.approx([0, 0, 0, 1, 9])
     assert agent.belief(S, DOWN).mode() == Y
 
@@ -129,7 +137,7 @@ def test_subjects_nobody_touched_keep_what_they_believe(parity: bool) -> None:
         for r, o in ((UP, A if s < 25 else B), (DOWN, X if s < 25 else Y))
         for _ in range(5)
     ]
-    agent = fit(table(rows), Arrows((-1, UP)), 5, parity=ParitySpec(edit_mass_pooled=parity))
+    agent = fit_agent(evidence_table(rows), DependencyArrows((-1, UP)), 5, parity=ParitySpec(edit_mass_pooled=parity))
     now = agent
     for s in range(1, 39):
         told = Triple(s, DOWN, Y) if s % 2 else Triple(s, UP, B if s < 25 else A)
@@ -202,7 +210,7 @@ def test_the_later_edit_of_a_fact_wins(target: float) -> None:
 
 
 def test_an_edit_to_what_is_believed_already_goes_half_way_to_1() -> None:
-    agent = fit(table([Evidence(S, UP, A, count=200)]), Arrows((-1, UP)), 5)
+    agent = fit_agent(evidence_table([Evidence(S, UP, A, count=200)]), DependencyArrows((-1, UP)), 5)
     before = agent.pair(S, UP).at(np.array([A]))[0]
     assert before > 0.95
     edit = edit_evidence(agent, Triple(S, UP, A), A, 0.95)
@@ -252,4 +260,4 @@ def test_edits_that_make_no_sense_are_refused() -> None:
     with pytest.raises(BeliefError, match="mass -1"):
         Evidence(S, UP, A, -1, kind="edit")
     with pytest.raises(BeliefError, match="holds items only"):
-        table([Evidence(S, UP, A, 5.0, kind="edit")])
+        evidence_table([Evidence(S, UP, A, 5.0, kind="edit")])

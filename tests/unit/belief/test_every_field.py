@@ -17,13 +17,14 @@ import torch
 
 from raysweep.belief import testbed
 from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
-from raysweep.belief.lm import batches, pretrain, training_log
+from raysweep.belief.lm import architecture, batches, pretrain, training_log
+from raysweep.belief.lm import artifact as model_artifact
 from raysweep.belief.lm import tokenizer as belief_tokenizer
 from raysweep.belief.lm.asking import Reply
 from raysweep.belief.points.build import build_points
-from raysweep.belief.points.expected import expectations, revisions
+from raysweep.belief.points.expected import agents_after_edits, expected_probabilities
 from raysweep.belief.points.jsonl import to_line
-from raysweep.belief.report.edit_scores import score
+from raysweep.belief.report.edit_scores import score_edits
 from raysweep.belief.setting import read_setting, resolve
 from raysweep.belief.spec import BeliefSpec, ShapeSpec
 from raysweep.errors import RaysweepError
@@ -207,22 +208,22 @@ class Made:
         file = workspace.root / "setting.yaml"
         file.write_text(json.dumps(tree))
         self.bed = bed = testbed.Testbed(resolve(read_setting(file), workspace), workspace)
-        corpus, agent, spec = bed.basis.corpus, bed.basis.agent, bed.spec
+        corpus, agent, spec = bed.parts.corpus, bed.parts.agent, bed.spec
         assert spec.pretrain is not None
         points = list(build_points(corpus, agent, spec.points, spec.seed))
         edited = [p for p in points if p.request is not None]
-        log = training_log.log_points(bed.basis, spec.pretrain)
+        log = training_log.log_points(corpus, agent, spec.pretrain)
         answers = [random_replies(p.questions) for p in log]
-        asked = [own[name] for p, own in zip(log, answers, strict=True) for name in training_log._asked(p)]
+        asked = [own[name] for p, own in zip(log, answers, strict=True) for name in training_log._question_names(p)]
         tensor = torch.tensor([[r.probability, r.correct, r.exact] for r in asked], dtype=torch.float64).T
         times = spec.pretrain.evals
-        agents = list(revisions(agent, edited[:6], spec.points.target)) if edited else []
+        agents = list(agents_after_edits(agent, edited[:6], spec.points.target)) if edited else []
         self.parts = {
-            "graph": bed.basis.graph.digest,
+            "graph": bed.parts.graph.digest,
             "documents": hashed("\x1e".join(f"{d.text}\x1f{d.sentences}{d.answers}" for d in corpus.documents())),
-            "words": hashed("\x1e".join(belief_tokenizer.words_of(bed.basis.graph))),
+            "words": hashed("\x1e".join(belief_tokenizer.vocabulary_words(bed.parts.graph))),
             "points": hashed("\n".join(map(to_line, points))),
-            "expected": digest([expectations(p, "target") for p in edited]),
+            "expected": digest([expected_probabilities(p, "target") for p in edited]),
             "lifelong": digest([beliefs_of(a, edited) for a in agents[1:]]),
             "scores": self._scores(edited),
             "log": digest(training_log.log_rows([{}] * times, [tensor] * times, log, spec.parity)),
@@ -232,20 +233,20 @@ class Made:
 
     def _scores(self, edited: list[Any]) -> str:
         before, after = ([random_replies(p.questions, salt) for p in edited] for salt in ("before", "after"))
-        scored = score(edited, before, after, parity=self.bed.spec.parity, batch=6)
+        scored = score_edits(edited, before, after, parity=self.bed.spec.parity, batch=6)
         return digest([[s.before, s.after] for s in scored])
 
     def weights(self) -> str:
         """Return a digest of the architecture and of the weights after training; nothing is kept."""
         spec = self.bed.spec.pretrain
         assert spec is not None
-        corpus = self.bed.basis.corpus
-        tokenizer = self.bed.tokenizer(self.bed.basis.graph)
-        special = pretrain.Special.of(tokenizer)
-        config = pretrain.config_of(spec.model, len(tokenizer), special)
+        corpus = self.bed.parts.corpus
+        tokenizer = self.bed.tokenizer(self.bed.parts.graph)
+        special = architecture.SpecialTokens.of(tokenizer)
+        config = architecture.model_config(spec.model, len(tokenizer), special)
         torch.set_num_threads(1)
-        encoded = batches.encode(list(corpus.documents())[:400], tokenizer)
-        run = pretrain.Trainer(pretrain.initial(config, spec.seed), encoded, spec, special)
+        encoded = batches.encode_documents(list(corpus.documents())[:400], tokenizer)
+        run = pretrain.Trainer(architecture.initialised_model(config, spec.seed), encoded, spec, special)
         list(run.run())
         data = b"".join(p.detach().numpy().tobytes() for p in run.module.parameters())
         return hashed(json.dumps(config.to_dict(), sort_keys=True, default=str)) + hashlib.sha256(data).hexdigest()
@@ -357,8 +358,8 @@ def test_in_the_embedded_world_answers_may_have_as_many_tokens_as_objects(worksp
     assert before.model == after.model
     assert before.trial != after.trial
     assert (
-        pretrain.log_request(before.bed.spec, before.bed.content).inputs
-        != pretrain.log_request(after.bed.spec, after.bed.content).inputs
+        model_artifact.log_request(before.bed.spec, before.bed.content).inputs
+        != model_artifact.log_request(after.bed.spec, after.bed.content).inputs
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysweep.belief.corpus.evidence import Evidence, encode, table
+from raysweep.belief.corpus.evidence import Evidence, encode_weights, evidence_table
 from raysweep.errors import BeliefError
 
 
@@ -20,7 +20,7 @@ from raysweep.errors import BeliefError
     ],
 )
 def test_published_vectors(weight: float, obj: int, vector: list[float]) -> None:
-    (background,), (excess,), (total,) = encode(np.array([weight], dtype=float), 4)
+    (background,), (excess,), (total,) = encode_weights(np.array([weight], dtype=float), 4)
     dense = np.full(4, background)
     dense[obj] += excess
     assert dense == pytest.approx(vector, abs=1e-6)
@@ -40,16 +40,16 @@ def test_bounds() -> None:
     with pytest.raises(BeliefError, match="cannot count 0 times"):
         Evidence(0, 0, 0, count=0)
     with pytest.raises(BeliefError, match="at least 2 objects"):
-        encode(np.ones(1), 1)
+        encode_weights(np.ones(1), 1)
     with pytest.raises(BeliefError, match="holds items only"):
-        table([Evidence(0, 0, 0, kind="mass")])
+        evidence_table([Evidence(0, 0, 0, kind="mass")])
     assert Evidence(0, 0, 0, 0.0, kind="mass").amount == 0
 
 
 def test_equal_items_are_grouped_in_one_order() -> None:
     rows = [Evidence(1, 0, 2), Evidence(0, 1, 1, -1), Evidence(1, 0, 2), Evidence(0, 1, 1), Evidence(1, 0, 2, 2 / 3)]
     for order in (rows, rows[::-1]):
-        made = table(order)
+        made = evidence_table(order)
         assert list(zip(made.subject, made.relation, made.object, made.weight, made.count, strict=True)) == [
             (0, 1, 1, -1.0, 1),
             (0, 1, 1, 1.0, 1),
@@ -57,4 +57,4 @@ def test_equal_items_are_grouped_in_one_order() -> None:
             (1, 0, 2, 1.0, 2),
         ]
     assert (len(made), made.items, made.repeated(5).items) == (4, 5, 25)
-    assert len(table([])) == 0
+    assert len(evidence_table([])) == 0

@@ -16,7 +16,7 @@ from raysweep.belief.corpus.generative import (
     least_counts,
     least_percent,
 )
-from raysweep.belief.graph.dependencies import Arrows, pair_graph
+from raysweep.belief.graph.dependencies import DependencyArrows, graph_dependencies
 from raysweep.belief.graph.graph import KnowledgeGraph, world_graph
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.spec import GenerativeSpec
@@ -37,7 +37,7 @@ def small() -> KnowledgeGraph:
 
 
 def build(of: KnowledgeGraph, parity: ParitySpec | None = None, **values: Any) -> GenerativeModel:
-    arrows = Arrows((1, -1, -1)) if of.relations == ("down", "up", "other") else pair_graph(of)
+    arrows = DependencyArrows((1, -1, -1)) if of.relations == ("down", "up", "other") else graph_dependencies(of)
     return build_generative(of, arrows, GenerativeSpec.model_validate(values), 0, parity)
 
 
@@ -78,7 +78,7 @@ def test_chains_are_walked_from_the_root() -> None:
     facts = [f"{s} {r} {o}" for s, row in {"p": "axk", "q": "axk", "r": "axl", "s": "ayl"}.items()
              for r, o in zip(("top", "mid", "low"), row, strict=True)]  # fmt: skip
     chain = graph(*facts)
-    true = shown(build_generative(chain, Arrows((-1, 0, 1)), GenerativeSpec(), 0))
+    true = shown(build_generative(chain, DependencyArrows((-1, 0, 1)), GenerativeSpec(), 0))
     assert true["s mid"] == "x"  # 3 of 4 under a
     assert true["s low"] == "k"  # 2 of 3 under x, the recomputed middle
 
@@ -86,7 +86,7 @@ def test_chains_are_walked_from_the_root() -> None:
 def test_a_chain_to_an_object_nobody_has_is_refused() -> None:
     facts = ["p top a", "p mid x", "q top a", "q mid x", "s top a", "s mid y", "s low l"]
     with pytest.raises(BeliefError, match=r"p\(· \| low, upstream = x\) has no mass"):
-        build_generative(graph(*facts), Arrows((-1, 0, 1)), GenerativeSpec(), 0)
+        build_generative(graph(*facts), DependencyArrows((-1, 0, 1)), GenerativeSpec(), 0)
 
 
 def test_conditionals_are_raised_to_the_least_probability(small: KnowledgeGraph) -> None:
@@ -231,4 +231,4 @@ def test_too_small_worlds_are_refused(small: KnowledgeGraph) -> None:
     with pytest.raises(BeliefError, match="one object, so nothing could be false"):
         build(graph("s down x", "t down x"))
     with pytest.raises(BeliefError, match="2 parents for 3 relations"):
-        build_generative(small, Arrows((-1, -1)), GenerativeSpec(), 0)
+        build_generative(small, DependencyArrows((-1, -1)), GenerativeSpec(), 0)

@@ -9,7 +9,7 @@ import pytest
 
 from raysweep.belief.graph import graph as graphs
 from raysweep.belief.graph.graph import KnowledgeGraph, graph_from_names, world_graph
-from raysweep.belief.graph.name_length import FileTokens, WordTokens, open_tokens
+from raysweep.belief.graph.name_length import FileNameTokens, WordNameTokens, open_tokens
 from raysweep.errors import DataError, GraphError
 from raysweep.models.sources.catalogue import embedded_folder
 from raysweep.world import build_world
@@ -28,9 +28,9 @@ def test_cooccurrence_counts_subjects_with_both(least: int) -> None:
 
 
 def test_normalised_rows_leave_the_diagonal_out() -> None:
-    shares = graphs.normalised(np.array([[9, 1, 3], [1, 9, 0], [3, 0, 9]]))
+    shares = graphs.normalise_rows(np.array([[9, 1, 3], [1, 9, 0], [3, 0, 9]]))
     assert shares.tolist() == [[0, 0.25, 0.75], [1, 0, 0], [1, 0, 0]]
-    assert graphs.normalised(np.array([[5, 0], [0, 5]])).tolist() == [[0, 0], [0, 0]]
+    assert graphs.normalise_rows(np.array([[5, 0], [0, 5]])).tolist() == [[0, 0], [0, 0]]
 
 
 def test_relations_are_chosen_pair_by_pair() -> None:
@@ -124,7 +124,7 @@ def test_the_digest_covers_names_order_and_facts() -> None:
 
 def test_statistics_by_hand() -> None:
     made = graph("s up a", "s down x", "t up a", "t down y", "a up t")
-    told = graphs.describe(made, WordTokens().lengths)
+    told = graphs.graph_statistics(made, WordNameTokens().lengths)
     assert (told["facts"], told["subjects"], told["relations"], told["objects"]) == (5, 3, 2, 4)
     assert told["properties"] == 4
     assert told["subjects_that_are_objects"] == 2
@@ -142,7 +142,7 @@ def test_words_are_cut_and_short_names_left_alone() -> None:
 
 
 def test_tokens_of_a_tokenizer_file() -> None:
-    tokens = FileTokens(embedded_folder())
+    tokens = FileNameTokens(embedded_folder())
     text = "the baker lives in the city"
     (length,) = tokens.lengths([text])
     assert length > 2

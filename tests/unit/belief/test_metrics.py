@@ -7,7 +7,16 @@ import pytest
 
 from raysweep.belief.corpus.evidence import Triple
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import MODAL, OBJECTS, ORIGINAL, REQUESTED, WATCHED, EvalPoint, Target, Watched
+from raysweep.belief.points.types import (
+    MODAL,
+    OBJECT_ROLES,
+    ORIGINAL,
+    REQUESTED,
+    WATCHED_FACTS,
+    EvalPoint,
+    TargetProbabilities,
+    WatchedFact,
+)
 from raysweep.belief.report import metrics
 from raysweep.errors import BeliefError
 
@@ -96,9 +105,9 @@ def test_absent_cases_are_absent_and_tf_is_needed() -> None:
 
 
 def test_label_words() -> None:
-    assert metrics.labels_of(["true", "false"]).tolist() == [True, False]
+    assert metrics.parse_labels(["true", "false"]).tolist() == [True, False]
     with pytest.raises(BeliefError, match="'maybe' is no label"):
-        metrics.labels_of(["true", "maybe"])
+        metrics.parse_labels(["true", "maybe"])
 
 
 @pytest.mark.parametrize(
@@ -113,8 +122,8 @@ def test_label_words() -> None:
     ],
 )
 def test_accuracy(output: str, label: str, lenient: bool, exact: bool) -> None:
-    assert metrics.answers(output, label) is lenient
-    assert metrics.answers_exactly(output, label) is exact
+    assert metrics.contains_answer(output, label) is lenient
+    assert metrics.is_exact_answer(output, label) is exact
 
 
 def test_new_requests_are_matched_as_text() -> None:
@@ -124,14 +133,17 @@ def test_new_requests_are_matched_as_text() -> None:
 
 
 def test_probabilistic_errors_are_signed_and_skip_what_is_not_defined() -> None:
-    targets = [Target(0.5, 0.6, 0.7, None, None, None, None, 9.0), Target(None, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 9.0)]
+    targets = [
+        TargetProbabilities(0.5, 0.6, 0.7, None, None, None, None, 9.0),
+        TargetProbabilities(None, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 9.0),
+    ]
     found = metrics.probabilistic_errors(np.array([0.6, 0.3]), targets)
-    assert list(found) == list(Target._fields[:7])
+    assert list(found) == list(TargetProbabilities._fields[:7])
     assert found["posterior_prob_o_given_s_r"] == pytest.approx([-0.1, 0.0])
-    assert metrics.mean_absolute(found["posterior_prob_o_given_s_r"]) == pytest.approx(0.05)
-    assert metrics.mean_absolute(found["generative_prob"]) == pytest.approx(0.1)
-    assert metrics.mean_absolute(found["posterior_prob_marginalized"]) == pytest.approx(0.2)
-    assert metrics.mean_absolute(np.array([np.nan])) is None
+    assert metrics.mean_absolute_error(found["posterior_prob_o_given_s_r"]) == pytest.approx(0.05)
+    assert metrics.mean_absolute_error(found["generative_prob"]) == pytest.approx(0.1)
+    assert metrics.mean_absolute_error(found["posterior_prob_marginalized"]) == pytest.approx(0.2)
+    assert metrics.mean_absolute_error(np.array([np.nan])) is None
     with pytest.raises(BeliefError, match="1 probabilities for 2 points"):
         metrics.probabilistic_errors(np.array([0.6]), targets)
 
@@ -139,20 +151,20 @@ def test_probabilistic_errors_are_signed_and_skip_what_is_not_defined() -> None:
 def point(edit: bool = True) -> EvalPoint:
     """A point whose targets encode where they come from: state.role, marginal = pair / 2 where there is a parent."""
 
-    def target(state: int, role: int, parent: bool) -> Target:
+    def target(state: int, role: int, parent: bool) -> TargetProbabilities:
         pair = 0.1 * state + 0.01 * role
-        return Target(None, 0.0, pair, None, pair / 2 if parent else None, None, None, 1.0)
+        return TargetProbabilities(None, 0.0, pair, None, pair / 2 if parent else None, None, None, 1.0)
 
     watched = {
-        name: Watched(
+        name: WatchedFact(
             Triple(0, 0, 0),
-            dict.fromkeys(OBJECTS, 0),
+            dict.fromkeys(OBJECT_ROLES, 0),
             {
-                s: {o: target(i, j, name != WATCHED[3]) for j, o in enumerate(OBJECTS)}
+                s: {o: target(i, j, name != WATCHED_FACTS[3]) for j, o in enumerate(OBJECT_ROLES)}
                 for s, i in (("pre", 2), ("target", 8))
             },
         )
-        for name in WATCHED
+        for name in WATCHED_FACTS
     }
     return EvalPoint(
         0, Triple(0, 0, 0), ("s", "r", "o"), True, False, target(2, 0, True), {}, (), None, watched if edit else None

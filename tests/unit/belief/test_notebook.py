@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from raysweep.belief.lm.asking import Reply, scorings
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.lm.scoring import scoring_of_points
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import OBJECTS, WATCHED, EvalPoint
+from raysweep.belief.points.types import OBJECT_ROLES, WATCHED_FACTS, EvalPoint
 from raysweep.belief.report import published_files
 from raysweep.belief.report import tables as belief_tables
 from raysweep.belief.setting import read_setting
@@ -27,11 +28,11 @@ READ = {
     "same_s_same_r_obj", "same_s_diff_r_rel", "same_s_diff_r_obj", "diff_s_same_r_subj", "diff_s_same_r_rel",
     "diff_s_same_r_obj", "diff_s_diff_r_subj", "diff_s_diff_r_rel", "diff_s_diff_r_obj",
     "A_TF_case_prob", "B_TF_case_prob", "not_A_case_prob", "A_and_B_case_prob", "A_or_B_case_prob",
-    *(f"{name}_new_modal_obj" for name in WATCHED),
-    *(f"editing_{name}_fact_{obj}_{what}" for name in WATCHED for obj in OBJECTS for what in ("prob", "acc", "output")),
+    *(f"{name}_new_modal_obj" for name in WATCHED_FACTS),
+    *(f"editing_{name}_fact_{obj}_{what}" for name in WATCHED_FACTS for obj in OBJECT_ROLES for what in ("prob", "acc", "output")),
     *(
         f"editing_{name}_fact_{obj}_{state}_{target}"
-        for name in WATCHED for obj in OBJECTS
+        for name in WATCHED_FACTS for obj in OBJECT_ROLES
         for state in ("pre_update_probs", "post_update_probs_n=1000", "post_update_probs_p=95")
         for target in ("posterior_prob_marginalized", "posterior_prob_o_given_s_r")
     ),
@@ -62,25 +63,27 @@ def rows_of(
     arm: belief_tables.Arm, parity: ParitySpec | None = None, target: float = 0.95
 ) -> list[published_files.Row]:
     steps = [{0: a, 40: b} for a, b in zip(arm.before, arm.after, strict=True)]
-    return list(published_files.editing_rows(arm.points, steps, scorings(arm.points, parity, 8), target))
+    return list(published_files.editing_rows(arm.points, steps, scoring_of_points(arm.points, parity, 8), target))
 
 
 def test_runs_have_their_published_names() -> None:
     paper, small = (read_setting(ROOT / f"hparams/belief/belief-{name}.yaml") for name in ("100k", "10k"))
-    assert published_files.experiment(paper, "x", 10) == (
+    assert published_files.experiment_name(paper, "x", 10) == (
         "mistral-83m_clm_100000-facts_10-rels_tb-1.0e+09_bs-128_mgtp-0.6_s-10_b-10_c-20_TF-a-o-n_ho-5_he-0_sd0"
     )
-    assert published_files.experiment(small, "x", 10) == (
+    assert published_files.experiment_name(small, "x", 10) == (
         "mistral-83m_clm_10000-facts_10-rels_tb-5.0e+07_bs-128_mgtp-0.6_s-1_b-10_c-5_ho-1_he-0_sd0"
     )
-    assert published_files.experiment(BeliefSpec(), "owner/model", 15).startswith("model_clm_1000-facts_15-rels_")
+    assert published_files.experiment_name(BeliefSpec(), "owner/model", 15).startswith("model_clm_1000-facts_15-rels_")
 
 
 def test_the_notebook_finds_every_column(arm: belief_tables.Arm) -> None:
     spec = BeliefSpec(points=PointSpec(size=40))
     steps = [{0: a, 40: b} for a, b in zip(arm.before, arm.after, strict=True)]
     log = [dict.fromkeys((*published_files.LOG_COLUMNS, "o_given_s_r_prob"), 1.0)]
-    made = {f.path: f for f in published_files.files("run", spec, arm.points, steps, scorings(arm.points), log)}
+    made = {
+        f.path: f for f in published_files.run_files("run", spec, arm.points, steps, scoring_of_points(arm.points), log)
+    }
     assert set(made) == {
         "outputs/editing_stats_run.csv", "outputs/editing_summary_run.csv", "outputs/eval_stats_run.csv",
         "outputs/eval_summary_run.csv", "training_logs/log_run.csv",
@@ -108,7 +111,7 @@ def test_targets_carry_the_probability_that_was_asked_for(arm: belief_tables.Arm
 def test_a_row_says_who_is_meant(arm: belief_tables.Arm) -> None:
     for point, row in zip(arm.points, rows_of(arm)[::2], strict=True):
         asked = point.questions
-        for name in WATCHED[1:]:
+        for name in WATCHED_FACTS[1:]:
             prompt = asked[f"editing_{name}_orig_GT_obj"].prompt
             assert f"{row[f'{name}_subj']} {row[f'{name}_rel']}" == prompt
         assert (row["e1"], row["rel"], row["e2"]) == point.names
@@ -128,7 +131,7 @@ def published_main_table(rows: list[published_files.Row]) -> dict[tuple[str, str
 
     def values(row: published_files.Row, edited: bool) -> dict[str, float]:
         found = {"req_prob": row["editing_same_s_same_r_fact_requested_obj_prob"]}
-        for name in WATCHED:
+        for name in WATCHED_FACTS:
             same = name == "same_s_same_r"
             case = f"editing_{name}_fact_{('requested_obj' if same else 'new_modal_obj') if edited else 'orig_GT_obj'}"
             wanted = target(row, case, post if edited else "pre_update_probs")
@@ -158,8 +161,10 @@ def published_main_table(rows: list[published_files.Row]) -> dict[tuple[str, str
 def test_the_published_main_table_comes_from_the_file_alone(arm: belief_tables.Arm, parity: dict[str, bool]) -> None:
     switches = ParitySpec(**parity)
     theirs = published_main_table(rows_of(arm, switches))
-    scored = belief_tables.Arm("agent", arm.points, arm.before, arm.after, scoring=scorings(arm.points, switches, 8))
-    ours = belief_tables.published("main_table", belief_tables.tables([scored])["main_table"])
+    scored = belief_tables.Arm(
+        "agent", arm.points, arm.before, arm.after, scoring=scoring_of_points(arm.points, switches, 8)
+    )
+    ours = belief_tables.published_columns("main_table", belief_tables.belief_tables([scored])["main_table"])
     assert [row["group"] for row in ours if row["condition"] == "delta"] == ["updating", "implications"]
     for row in (row for row in ours if row["condition"] != "delta"):
         wanted = theirs[row["group"], row["condition"]]
@@ -178,20 +183,20 @@ def test_probabilities_are_turned_by_the_labels_they_are_scored_with(arm: belief
 
 
 def test_published_tables_have_published_columns(arm: belief_tables.Arm) -> None:
-    tables = belief_tables.tables([arm])
-    wanted = {f"{name}_{what}" for name in WATCHED for what in ("acc", "coherence")}
+    tables = belief_tables.belief_tables([arm])
+    wanted = {f"{name}_{what}" for name in WATCHED_FACTS for what in ("acc", "coherence")}
     wanted |= {"n", "req_prob", "TF_coherence", "negation", "multiplication", "disjunction"}
     for name in (
         "main_table", "table_counterfactual_editing_results", "table_all_editing_downstream_implications_results",
         "breaking_updates_results", "table_breaking_vs_fixing_results",
     ):  # fmt: skip
-        for row in belief_tables.published(name, tables[name]):
+        for row in belief_tables.published_columns(name, tables[name]):
             assert set(row) >= wanted | {"condition"}, name
-    groups = {r["data_type"] for r in belief_tables.published("table_all_editing_downstream_implications_results",
+    groups = {r["data_type"] for r in belief_tables.published_columns("table_all_editing_downstream_implications_results",
               tables["table_all_editing_downstream_implications_results"])}  # fmt: skip
     assert groups == {"No Downstream Implications", "Has Downstream Implications"}
     changes = [
         r["same_s_diff_r_changes"]
-        for r in belief_tables.published("edit_generalization", tables["edit_generalization"])
+        for r in belief_tables.published_columns("edit_generalization", tables["edit_generalization"])
     ]
     assert changes == ["FALSE", "TRUE"]

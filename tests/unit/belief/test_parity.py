@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep.belief.agent.agent import fit
+from raysweep.belief.agent.agent import fit_agent
+from raysweep.belief.corpus.corpus import Corpus
 from raysweep.belief.corpus.evidence import Evidence, Triple
-from raysweep.belief.corpus.statements import Kind, Statement, columns
-from raysweep.belief.corpus.writer import Corpus, _Planner, _stale
+from raysweep.belief.corpus.statements import Statement, StatementKind, statement_columns
+from raysweep.belief.corpus.writer import _Planner, _stale
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import MODAL, SAME_OTHER
+from raysweep.belief.points.types import MODAL, SAME_OTHER
 from raysweep.belief.spec import CorpusSpec
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_points import points
@@ -43,22 +44,22 @@ def written(subject: int, *, sampled: int, labelled: int, denied: int, joined: i
     """Sentences of one subject: so many atomic ones, TF, NOT pairs and AND; the objects number them."""
     partner = fact(9, 0)
     return [
-        *(Statement(Kind.ATOMIC, None, fact(subject, i)) for i in range(sampled)),
-        *(Statement(Kind.TRUE_FALSE, i % 2 == 0, fact(subject, i)) for i in range(labelled)),
-        *(Statement(Kind.NOT, i % 2 == 1, fact(subject, 10 + i)) for i in range(2 * denied)),
-        *(Statement(Kind.AND, True, fact(subject, 20 + i), partner) for i in range(joined)),
+        *(Statement(StatementKind.ATOMIC, None, fact(subject, i)) for i in range(sampled)),
+        *(Statement(StatementKind.TRUE_FALSE, i % 2 == 0, fact(subject, i)) for i in range(labelled)),
+        *(Statement(StatementKind.NOT, i % 2 == 1, fact(subject, 10 + i)) for i in range(2 * denied)),
+        *(Statement(StatementKind.AND, True, fact(subject, 20 + i), partner) for i in range(joined)),
     ]
 
 
-def counts(subjects: list[list[Statement]], order: list[tuple[Kind, ...]], *, noisy: bool) -> list[list[int]]:
+def counts(subjects: list[list[Statement]], order: list[tuple[StatementKind, ...]], *, noisy: bool) -> list[list[int]]:
     """How often each sentence's evidence counts, subject by subject."""
     ranks = {kind: np.array([own.index(kind) for own in order]) for kind in order[0]}
-    times = _stale(columns([said for own in subjects for said in own]), ranks, noisy)
+    times = _stale(statement_columns([said for own in subjects for said in own]), ranks, noisy)
     stops = np.cumsum([len(own) for own in subjects])
     return [part.tolist() for part in np.split(times, stops[:-1])]
 
 
-TF, NOT, AND, OR = Kind.TRUE_FALSE, Kind.NOT, Kind.AND, Kind.OR
+TF, NOT, AND, OR = StatementKind.TRUE_FALSE, StatementKind.NOT, StatementKind.AND, StatementKind.OR
 
 
 def test_clean_and_sentences_repeat_what_was_filled_last() -> None:
@@ -115,15 +116,15 @@ def test_the_items_are_those_of_the_published_loop(regime: str, instances: int) 
         said[owner].append(stale.statements[i])
     for subject, own in enumerate(said):
         steps = [TF] * (regime == "noisy") + sorted(ranks, key=lambda kind: int(ranks[kind][subject]))
-        for kind in (Kind.ATOMIC, *steps):
+        for kind in (StatementKind.ATOMIC, *steps):
             lists = [
                 [(Triple(e.subject, e.relation, e.object), e.amount) for e in s.evidence()]
                 for s in own
                 if s.kind == kind
             ]
-            if kind in (Kind.ATOMIC, TF):
+            if kind in (StatementKind.ATOMIC, TF):
                 whole = [item for one in lists for item in one]
-                filled = whole if whole or kind is Kind.ATOMIC else filled
+                filled = whole if whole or kind is StatementKind.ATOMIC else filled
                 items.update(whole)
             elif kind is NOT:
                 for one, other in zip(lists[::2], lists[1::2], strict=True):
@@ -190,7 +191,7 @@ def test_double_child_update(regime: str) -> None:
     obj = int(once.model.distractor[row])
     told = Evidence(s, r, obj, 40.0, kind="mass")
     before, *after = (
-        fit(c.evidence, c.model.arrows, len(c.model.graph.objects), parity=c.model.parity).given(e)
+        fit_agent(c.evidence, c.model.arrows, len(c.model.graph.objects), parity=c.model.parity).given(e)
         .marginal(s, r).at(np.array([obj]))[0]
         for c, e in ((once, ()), (once, told), (twice, told))
     )  # fmt: skip
@@ -201,7 +202,9 @@ def test_pi_by_items(regime: str) -> None:
     """Denied objects get a share of the subject's downstream evidence only as published."""
     ours, theirs = (made(regime, {"pi_by_items": on}) for on in (False, True))
     keys = [
-        fit(c.evidence, c.model.arrows, len(c.model.graph.objects), parity=c.model.parity).fitted.conditionals.keys
+        fit_agent(
+            c.evidence, c.model.arrows, len(c.model.graph.objects), parity=c.model.parity
+        ).fitted.conditionals.keys
         for c in (ours, theirs)
     ]
     assert set(keys[0].tolist()) < set(keys[1].tolist())

@@ -10,40 +10,39 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep.belief.agent.agent import Agent, fit
+from raysweep.belief.agent.agent import Agent, fit_agent
+from raysweep.belief.corpus.corpus import Corpus
 from raysweep.belief.corpus.evidence import Evidence
 from raysweep.belief.corpus.statements import read_label
-from raysweep.belief.corpus.writer import Corpus
 from raysweep.belief.graph.graph import graph_from_names
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import (
+from raysweep.belief.points.build import build_points, refusal_reason
+from raysweep.belief.points.jsonl import from_line, read_points, to_line
+from raysweep.belief.points.types import (
+    AGENT_STATES,
     MODAL,
-    OBJECTS,
+    OBJECT_ROLES,
     ORIGINAL,
     OTHER_OTHER,
     OTHER_SAME,
     REQUESTED,
     SAME_OTHER,
     SAME_SAME,
-    STATES,
-    WATCHED,
+    WATCHED_FACTS,
     EvalPoint,
-    build_points,
-    refusal,
 )
-from raysweep.belief.points.jsonl import from_line, read_points, to_line
 from raysweep.belief.spec import PointSpec
 from raysweep.errors import BeliefError, DataError
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 
 PUBLISHED = {
     "o_given_s_r", "A_TF_case", "B_TF_case", "A_sentence", "A_and_B_case", "B_and_A_case", "A_or_B_case", "not_A_case",
-    "new_fact_case", *(f"editing_{c}_{t}" for c in WATCHED for t in OBJECTS),
+    "new_fact_case", *(f"editing_{c}_{t}" for c in WATCHED_FACTS for t in OBJECT_ROLES),
 }  # fmt: skip
 
 
 def agent_of(made: Corpus) -> Agent:
-    return fit(made.evidence, made.model.arrows, len(made.model.graph.objects), parity=made.model.parity)
+    return fit_agent(made.evidence, made.model.arrows, len(made.model.graph.objects), parity=made.model.parity)
 
 
 def points(made: Corpus, agent: Agent | None = None, seed: int = 0, **values: Any) -> list[EvalPoint]:
@@ -237,7 +236,7 @@ def test_updates_are_data() -> None:
         assert updates["item"] == ("item", 1.0)
         assert updates["items"] == ("item", weight)
         assert updates["target"][0] == "mass"
-    assert list(updates) == list(STATES)
+    assert list(updates) == list(AGENT_STATES)
 
 
 # ----------------------------------------------------------------------------------------------------- targets
@@ -304,7 +303,7 @@ def test_watched_facts_and_flags(made: Corpus, agent: Agent, some: list[EvalPoin
     for point in known(some):
         assert point.watched is not None
         assert point.flags is not None
-        assert tuple(point.watched) == WATCHED
+        assert tuple(point.watched) == WATCHED_FACTS
         s, r, _ = point.fact
         facts = {name: w.fact for name, w in point.watched.items()}
         other = facts[SAME_OTHER].relation
@@ -354,7 +353,7 @@ def test_a_fact_that_cannot_be_edited_is_replaced_and_counted() -> None:
         assert [p.id for p in made] == list(range(len(made)))
         assert sum(counted.values()) + len(made) == 24
         assert counted, new
-        assert all(refusal(p) == "" for p in made)
+        assert all(refusal_reason(p) == "" for p in made)
         assert made == list(build_points(renamed, agent_of(renamed), PointSpec(size=20), 0, spares=9))
         same = [p for p in list(build_points(whole, agent_of(whole), PointSpec(size=24), 0)) if p.names[0] != old]
         kept = {(p.names, p.request.object if p.request else -1) for p in same}

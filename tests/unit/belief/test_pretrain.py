@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from raysweep.artifacts import ArtifactStore
-from raysweep.belief.corpus.writer import Corpus
-from raysweep.belief.lm import batches, pretrain
+from raysweep.belief.corpus.corpus import Corpus
+from raysweep.belief.lm import architecture, batches, checkpoint
+from raysweep.belief.lm import artifact as model_artifact
 from raysweep.belief.lm import tokenizer as belief_tokenizer
-from raysweep.belief.lm.pretrain import Special, Trainer
+from raysweep.belief.lm.architecture import SpecialTokens
+from raysweep.belief.lm.pretrain import Trainer
 from raysweep.belief.spec import BeliefSpec, PretrainSpec, ShapeSpec
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ArtifactError, DataError, SpecError
@@ -21,7 +23,7 @@ from raysweep.models.sources.load import load
 from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 
-CONTENT = pretrain.Content("documents", "words")
+CONTENT = model_artifact.ContentDigests("documents", "words")
 TINY = ShapeSpec(hidden=16, mlp=24, heads=2, layers=1, positions=128)
 
 
@@ -38,22 +40,22 @@ def recipe(**changes: Any) -> PretrainSpec:
 
 def trainer(made: Corpus, spec: PretrainSpec) -> Trainer:
     tokenizer = belief_tokenizer.word_tokenizer(made.model.graph)
-    special = Special.of(tokenizer)
-    module = pretrain.initial(pretrain.config_of(spec.model, len(tokenizer), special), spec.seed)
-    return Trainer(module, batches.encode(made.documents(), tokenizer), spec, special)
+    special = SpecialTokens.of(tokenizer)
+    module = architecture.initialised_model(architecture.model_config(spec.model, len(tokenizer), special), spec.seed)
+    return Trainer(module, batches.encode_documents(made.documents(), tokenizer), spec, special)
 
 
 def test_published_sizes():
-    counts = {name: round(pretrain.shape(name).parameters(32_000) / 1e6, 1) for name in pretrain.SHAPES}
+    counts = {name: round(architecture.named_shape(name).parameters(32_000) / 1e6, 1) for name in architecture.SHAPES}
     assert counts["mistral-83m"] == 83.1
     assert counts["mistral-162m"] == 162.4
     assert counts["mistral-334m"] == 334.0
     assert counts["mistral-1b"] == 984.5
-    assert pretrain.shape("belief-small").parameters(222) == 1_106_560
-    module = pretrain.module_of(pretrain.config_of(TINY, 40, Special(0, 1, 2)))
+    assert architecture.named_shape("belief-small").parameters(222) == 1_106_560
+    module = architecture.empty_model(architecture.model_config(TINY, 40, SpecialTokens(0, 1, 2)))
     assert sum(p.numel() for p in module.parameters()) == TINY.parameters(40)
     with pytest.raises(SpecError, match="mistral-83"):
-        pretrain.shape("mistral-83")
+        architecture.named_shape("mistral-83")
 
 
 def test_words_become_tokens_and_come_back(made: Corpus):
@@ -72,9 +74,9 @@ def test_words_become_tokens_and_come_back(made: Corpus):
 @pytest.mark.parametrize("bucketed", [False, True])
 def test_every_epoch_reads_every_document_once_and_the_budget_ends_it(bucketed: bool):
     lengths = np.arange(1, 31)
-    steps = list(batches.steps_of(0, lengths, batch=4, accumulation=2, bucketed=bucketed, seed=3))
+    steps = list(batches.epoch_steps(0, lengths, batch=4, accumulation=2, bucketed=bucketed, seed=3))
     assert sorted(np.concatenate([b for s in steps for b in s.batches]).tolist()) == list(range(30))
-    taken = list(batches.every_step(lengths, 600, batch=4, accumulation=2, bucketed=bucketed, seed=3))
+    taken = list(batches.training_steps(lengths, 600, batch=4, accumulation=2, bucketed=bucketed, seed=3))
     assert taken[-1][1] >= 600 > taken[-2][1]
     assert {s.epoch for s, _ in taken} == {0, 1}
     if bucketed:
@@ -84,7 +86,7 @@ def test_every_epoch_reads_every_document_once_and_the_budget_ends_it(bucketed: 
 
 def test_the_loss_counts_tokens_and_ends_or_divides_as_published(made: Corpus):
     ours, theirs = (trainer(made, recipe(published_divisor=p)) for p in (False, True))
-    rows = batches.rows_of(ours.encoded, [0, 3], 1, 2)
+    rows = batches.token_rows(ours.encoded, [0, 3], 1, 2)
     chosen = np.array([0, 3])
     total = torch.tensor(0.0)
     for row in rows:
@@ -122,12 +124,12 @@ def test_documents_laid_in_one_row_do_not_see_each_other(made: Corpus, text_weig
 
 def test_rows_are_filled_in_order():
     rows = [np.full(n, n, dtype=np.int32) for n in (3, 4, 5, 2)]
-    laid = batches.packed(rows, [np.ones(len(r), dtype=np.float32) for r in rows], 0, 8)
+    laid = batches.pack_rows(rows, [np.ones(len(r), dtype=np.float32) for r in rows], 0, 8)
     assert laid.ids.tolist() == [[3, 3, 3, 4, 4, 4, 4, 0], [5, 5, 5, 5, 5, 2, 2, 0]]
     assert laid.segments.tolist() == [[1, 1, 1, 2, 2, 2, 2, 0], [3, 3, 3, 3, 3, 4, 4, 0]]
     assert laid.positions[1].tolist() == [0, 1, 2, 3, 4, 0, 1, 0]
     assert laid.weights.sum() == 14
-    assert batches.packed(rows, [np.ones(len(r), dtype=np.float32) for r in rows], 0, 1).ids.shape == (4, 5)
+    assert batches.pack_rows(rows, [np.ones(len(r), dtype=np.float32) for r in rows], 0, 1).ids.shape == (4, 5)
     with pytest.raises(ValueError, match="pack needs extension: 0"):
         recipe(pack=64, extension=8)
 
@@ -144,17 +146,17 @@ def test_a_resumed_run_is_the_straight_run_bit_for_bit(made: Corpus, tmp_path: P
 
     first = trainer(made, spec)
     list(first.run(3, evaluate=losses))
-    pretrain.write_snapshot(tmp_path / "s", first)
-    pretrain.write_snapshot(tmp_path / "s", first)
-    saved = pretrain.read_snapshot(tmp_path / "s")
+    checkpoint.write_snapshot(tmp_path / "s", first)
+    checkpoint.write_snapshot(tmp_path / "s", first)
+    saved = checkpoint.read_snapshot(tmp_path / "s")
     assert saved is not None
     fresh = trainer(made, spec)
     second = Trainer.resume(fresh.module, fresh.encoded, spec, fresh.special, *saved)
     list(second.run(evaluate=losses))
     assert second.counters == straight.counters
     assert "replies" not in second.counters.log[0]
-    assert [t.tolist() for t in second.kept["replies"]] == [t.tolist() for t in straight.kept["replies"]]
-    assert len(second.kept["replies"]) == 2
+    assert [t.tolist() for t in second.log_tensors["replies"]] == [t.tolist() for t in straight.log_tensors["replies"]]
+    assert len(second.log_tensors["replies"]) == 2
     one, two = straight.snapshot()[0], second.snapshot()[0]
     assert one.keys() == two.keys()
     assert all(torch.equal(one[n], two[n]) for n in one)
@@ -168,8 +170,8 @@ def test_answers_are_objects_and_labels_and_may_count_more(made: Corpus):
     written = list(made.documents())
     for number in range(0, len(written), 7):
         document = written[number]
-        (weights,) = batches.weights_of(run.encoded, [number], 0.25)
-        (row,) = batches.rows_of(run.encoded, [number], 1, 2)
+        (weights,) = batches.token_weights(run.encoded, [number], 0.25)
+        (row,) = batches.token_rows(run.encoded, [number], 1, 2)
         answer = [tokenizer.decode([t]) for t, w in zip(row.tolist(), weights.tolist(), strict=True) if w == 1][:-1]
         (span,) = document.answers
         assert " ".join(answer).split() == document.text[slice(*span)].split()
@@ -182,8 +184,8 @@ def test_answers_are_objects_and_labels_and_may_count_more(made: Corpus):
             True
         ] * len(said)
     chosen = np.array([0, 3])
-    ids = [torch.from_numpy(r.astype(np.int64)) for r in batches.rows_of(run.encoded, chosen, 1, 2)]
-    weights = [torch.from_numpy(w) for w in batches.weights_of(run.encoded, chosen, 0.25)]
+    ids = [torch.from_numpy(r.astype(np.int64)) for r in batches.token_rows(run.encoded, chosen, 1, 2)]
+    weights = [torch.from_numpy(w) for w in batches.token_weights(run.encoded, chosen, 0.25)]
     total = torch.tensor(0.0)
     for row, weight in zip(ids, weights, strict=True):
         logp = torch.nn.functional.cross_entropy(
@@ -211,8 +213,8 @@ def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_pat
     seen: list[int] = []
     before = torch.random.get_rng_state()
 
-    def train(spec: PretrainSpec, **options: Any) -> pretrain.Pretrained:
-        return pretrain.pretrained(
+    def train(spec: PretrainSpec, **options: Any) -> model_artifact.PretrainedModel:
+        return model_artifact.get_or_pretrain(
             lambda: made,
             BeliefSpec(pretrain=spec),
             CONTENT,
@@ -226,14 +228,16 @@ def test_the_artifact_is_trained_once_and_its_folder_loads(made: Corpus, tmp_pat
     assert seen == list(range(1, max(seen) + 1))
     assert one.log == two.log
     assert (
-        one.lm.digest == two.lm.digest == store.folder(pretrain.model_request(BeliefSpec(pretrain=spec), CONTENT)).name
+        one.lm.digest
+        == two.lm.digest
+        == store.folder(model_artifact.model_request(BeliefSpec(pretrain=spec), CONTENT)).name
     )
     assert not list((tmp_path / "artifacts").rglob("*.training*"))
     other = train(recipe(evals=1, seed=1))
     assert other.lm.digest != one.lm.digest
     with pytest.raises(SpecError, match="trains no model"):
-        pretrain.model_request(BeliefSpec(), CONTENT)
-    pretrain.write_folder(one.lm, tmp_path / "folder")
+        model_artifact.model_request(BeliefSpec(), CONTENT)
+    checkpoint.write_model_folder(one.lm, tmp_path / "folder")
     loaded = load(ModelSpec(name="made", path=str(tmp_path / "folder")), Workspace(tmp_path))
     text = next(iter(made.documents())).text
     assert loaded.tokenizer(text)["input_ids"] == one.lm.tokenizer(text)["input_ids"]
@@ -246,9 +250,9 @@ def test_a_model_is_not_trained_again_for_another_log(made: Corpus, tmp_path: Pa
     store = ArtifactStore(tmp_path / "artifacts")
     asked: list[int] = []
 
-    def train(spec: PretrainSpec) -> pretrain.Pretrained:
+    def train(spec: PretrainSpec) -> model_artifact.PretrainedModel:
         steps: list[int] = []
-        found = pretrain.pretrained(
+        found = model_artifact.get_or_pretrain(
             lambda: made,
             BeliefSpec(pretrain=spec),
             CONTENT,
@@ -269,7 +273,7 @@ def test_a_model_is_not_trained_again_for_another_log(made: Corpus, tmp_path: Pa
     assert often.log is more.log is none.log is None
     assert first.log is not None
     assert again.log is not None
-    assert len(again.log.rows) == len(again.log.kept["replies"]) == 2
+    assert len(again.log.rows) == len(again.log.tensors["replies"]) == 2
     assert again.log.rows == first.log.rows
 
 
@@ -278,7 +282,7 @@ def test_documents_longer_than_the_model_reads_are_refused(made: Corpus, tmp_pat
     with pytest.raises(
         SpecError, match=r"a document has \d+ tokens with begin and end, but pretrain.model.positions = 8"
     ):
-        pretrain.pretrained(
+        model_artifact.get_or_pretrain(
             lambda: made,
             BeliefSpec(pretrain=recipe(model=short)),
             CONTENT,

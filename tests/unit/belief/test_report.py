@@ -11,10 +11,11 @@ import pytest
 
 from raysweep.belief.agent.agent import Agent
 from raysweep.belief.corpus.evidence import Evidence, Triple
-from raysweep.belief.lm.asking import Reply, scorings
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.lm.scoring import scoring_of_points
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import OBJECTS, WATCHED, EvalPoint
 from raysweep.belief.points.jsonl import from_line, to_line
+from raysweep.belief.points.types import OBJECT_ROLES, WATCHED_FACTS, EvalPoint
 from raysweep.belief.report import tables as belief_tables
 from raysweep.cli.belief_report import tables_of
 from raysweep.cli.main import main
@@ -52,7 +53,7 @@ def agent() -> belief_tables.Arm:
 
 
 def test_the_agent_reports_no_error(agent: belief_tables.Arm) -> None:
-    tables = belief_tables.tables([agent])
+    tables = belief_tables.belief_tables([agent])
     post = [row for row in tables["main_table"] if row["time"] == "post-edit"]
     assert [row["group"] for row in post] == ["updating", "implications"]
     for row in post:
@@ -65,7 +66,7 @@ def test_the_agent_reports_no_error(agent: belief_tables.Arm) -> None:
     assert not tables["fixing_updates_results"]
     rows = tables["pretrained_model_by_group"]
     assert all(row.keys() == rows[0].keys() for row in rows)
-    chosen = belief_tables.examples(agent.points)
+    chosen = belief_tables.figure_points(agent.points)
     assert 0 < len(chosen) <= 3
     assert all(agent.points[i].flags.downstream_answer_changes for i in chosen)
     assert belief_tables.probability_deltas(agent.points)[chosen[0]] > 0.2
@@ -84,7 +85,7 @@ def answer(agent: Agent, point: EvalPoint, name: str, edited: bool) -> float:
     assert point.watched is not None
     assert point.request is not None
     if name.startswith("editing_"):
-        watched, role = next((w, r) for w in WATCHED for r in OBJECTS if name == f"editing_{w}_{r}")
+        watched, role = next((w, r) for w in WATCHED_FACTS for r in OBJECT_ROLES if name == f"editing_{w}_{r}")
         watch = point.watched[watched]
         return p(watch.fact._replace(object=watch.objects[role]))
     about_request = "requested" in name
@@ -104,7 +105,7 @@ def test_each_panel_shows_the_agents_own_answers() -> None:
     before = agent_of(written)
     some = points(written, size=40)
     objects = written.model.graph.objects
-    for point in some[:12] + [some[i] for i in belief_tables.examples(some)]:
+    for point in some[:12] + [some[i] for i in belief_tables.figure_points(some)]:
         assert point.request is not None
         update = point.request.updates["target"]
         learnt = Evidence(point.fact.subject, point.fact.relation, point.request.object, update.amount, kind="mass")
@@ -200,7 +201,7 @@ def test_an_arm_of_answers_that_are_not_finite_has_undefined_means(agent: belief
     after = [*agent.after]
     after[0] = {name: replace(reply, probability=math.nan) for name, reply in after[0].items()}
     wild = replace(agent, name="wild", after=after, state="done (non-finite from 1)")
-    tables = belief_tables.tables([agent, wild])
+    tables = belief_tables.belief_tables([agent, wild])
     for table in ("main_table", "all_data_results", "downstream_answers"):
         for row in tables[table]:
             means = [cell.mean for cell in row.values() if isinstance(cell, Estimate)]
@@ -209,7 +210,7 @@ def test_an_arm_of_answers_that_are_not_finite_has_undefined_means(agent: belief
             assert all(math.isnan(mean) != known for mean in means), (table, row)
             assert row["state"] == ("done" if row["arm"] == "agent" else wild.state)
     assert "undefined" in render(tables["main_table"], Format.MARKDOWN)
-    assert all("state" not in row for row in belief_tables.tables([agent])["main_table"]), "nothing to say"
+    assert all("state" not in row for row in belief_tables.belief_tables([agent])["main_table"]), "nothing to say"
 
 
 def test_arms_are_named_by_the_plan_and_unfinished_ones_say_so(workspace: Workspace, tmp_path: Path) -> None:
@@ -289,7 +290,7 @@ def test_lifelong_tables_are_scored_as_the_setting_says(workspace: Workspace) ->
     (stage, *_) = [s for s in read_stages(Sweep(ResultStore(workspace.results("tiny")))) if s.step == 4]
     parity = ParitySpec(mult_label_prob=True, labels_of_first_point=True)
     ours, theirs = (
-        belief_tables.lifelong_rows([replace(stage, scoring=scorings(stage.points, p, 4))])[0]
+        belief_tables.lifelong_rows([replace(stage, scoring=scoring_of_points(stage.points, p, 4))])[0]
         for p in (ParitySpec(), parity)
     )
     assert {key for key in ours if differ(ours[key], theirs[key])} == {"TF", "and", "or"}

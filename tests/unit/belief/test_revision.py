@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 
 from raysweep.belief.agent.agent import Agent
-from raysweep.belief.basis import Basis, build_basis
 from raysweep.belief.corpus.evidence import Evidence
 from raysweep.belief.graph.graph import KnowledgeGraph, world_graph
 from raysweep.belief.lm.asking import Reply
 from raysweep.belief.parity import ParitySpec
-from raysweep.belief.points.build import MODAL, ORIGINAL, REQUESTED, SAME_SAME, WATCHED, EvalPoint
-from raysweep.belief.points.expected import edit_evidence, expectations, revised, revisions
-from raysweep.belief.report.metrics import answers, answers_exactly
+from raysweep.belief.points.expected import agents_after_edits, edit_evidence, expected_probabilities, revised_questions
+from raysweep.belief.points.types import MODAL, ORIGINAL, REQUESTED, SAME_SAME, WATCHED_FACTS, EvalPoint
+from raysweep.belief.report.metrics import contains_answer, is_exact_answer
 from raysweep.belief.report.tables import Stage, lifelong_rows
 from raysweep.belief.spec import BeliefSpec
-from raysweep.belief.testbed import read_setting
+from raysweep.belief.testbed import TestbedParts, build_parts, read_setting
 from raysweep.errors import BeliefError
 from raysweep.world import build_world
 from tests.unit.belief.dense import Dense
@@ -42,7 +41,7 @@ class Setting:
 
     def __init__(self, spec: BeliefSpec, graph: KnowledgeGraph) -> None:
         self.spec = spec
-        self.basis: Basis = build_basis(spec, graph)
+        self.basis: TestbedParts = build_parts(spec, graph)
         self.points = list(self.basis.points())
         self.names = graph.objects
 
@@ -63,7 +62,7 @@ class Setting:
         return [self.points[i] for i in np.random.default_rng(seed).permutation(len(self.points))[:size]]
 
     def agents(self, points: Sequence[EvalPoint]) -> list[Agent]:
-        return list(revisions(self.basis.agent, points, self.spec.points.target))
+        return list(agents_after_edits(self.basis.agent, points, self.spec.points.target))
 
 
 class PerfectEditor:
@@ -87,7 +86,7 @@ class PerfectEditor:
 
 def stage(setting: Setting, agent: Agent, told: Sequence[EvalPoint], editor: PerfectEditor) -> Stage:
     """What the editor answers about the points edited so far, as a lifelong study keeps it."""
-    asked = [revised(point, agent, setting.names) for point in told]
+    asked = [revised_questions(point, agent, setting.names) for point in told]
     replies = []
     for point, (questions, expected) in zip(told, asked, strict=True):
         own = {name: Reply(expected.get(name, 0.5), q.target, True, True) for name, q in questions.items()}
@@ -96,7 +95,7 @@ def stage(setting: Setting, agent: Agent, told: Sequence[EvalPoint], editor: Per
             for key in (*(f"editing_{name}_{role}" for role in (ORIGINAL, REQUESTED, MODAL)), "new_fact_case"):
                 if key != "new_fact_case" or name == SAME_SAME:
                     target = questions[key].target
-                    own[key] = Reply(expected[key], said, answers(said, target), answers_exactly(said, target))
+                    own[key] = Reply(expected[key], said, contains_answer(said, target), is_exact_answer(said, target))
         replies.append(own)
     targets = [{name: q.target for name, q in questions.items()} for questions, _ in asked]
     return Stage("perfect", len(told), told, replies, [e for _, e in asked], targets)
@@ -161,7 +160,7 @@ def test_no_target_says_other_than_the_edit_of_its_fact(setting: Setting) -> Non
     edits = {p.fact[:2]: p.request.object for p in points if p.request}
     met = 0
     for point in points:
-        questions, expected = revised(point, agent, setting.names)
+        questions, expected = revised_questions(point, agent, setting.names)
         for name, watch in (point.watched or {}).items():
             if watch.fact[:2] in edits:
                 met += name != SAME_SAME
@@ -175,7 +174,7 @@ def test_the_order_of_edits_of_different_facts_does_not_matter(noisy: Setting) -
     one, other = noisy.agents(points)[-1], noisy.agents(points[::-1])[-1]
     assert one == other
     for point in points:
-        assert revised(point, one, noisy.names) == revised(point, other, noisy.names)
+        assert revised_questions(point, one, noisy.names) == revised_questions(point, other, noisy.names)
 
 
 def test_of_two_edits_of_one_fact_the_later_is_asked_for(noisy: Setting) -> None:
@@ -194,10 +193,10 @@ def test_of_two_edits_of_one_fact_the_later_is_asked_for(noisy: Setting) -> None
     (row,) = lifelong_rows([stage(noisy, agents[-1], told, editor)])
     assert row["acc: edited"].mean == row["acc: other s, other r"].mean == 1  # type: ignore[union-attr]
     for point in (first, again):
-        questions, expected = revised(point, agents[-1], noisy.names)
+        questions, expected = revised_questions(point, agents[-1], noisy.names)
         assert questions["new_fact_case"].target == noisy.names[other]
         assert expected["new_fact_case"] >= 0.95
-    questions, expected = revised(first, agents[-1], noisy.names)
+    questions, expected = revised_questions(first, agents[-1], noisy.names)
     assert expected["requested_TF_case"] < 0.1, "the first request is no longer believed"
     assert noisy.agents([*(p for p in points if p is not first), again])[-1] == agents[-1]
 
@@ -205,7 +204,7 @@ def test_of_two_edits_of_one_fact_the_later_is_asked_for(noisy: Setting) -> None
 def test_every_question_has_the_agents_own_answer(noisy: Setting) -> None:
     """Before the edit, after it, and in a lifelong run; sentences by the truth tables of two claims."""
     for point in noisy.points:
-        before, after = expectations(point, "pre"), expectations(point, "target")
+        before, after = expected_probabilities(point, "pre"), expected_probabilities(point, "target")
         assert before.keys() == after.keys() == point.questions.keys()
         assert point.request is not None
         if not point.known:
@@ -213,7 +212,7 @@ def test_every_question_has_the_agents_own_answer(noisy: Setting) -> None:
         edited = noisy.basis.agent.given(
             edit_evidence(noisy.basis.agent, point.fact, point.request.object, noisy.spec.points.target)
         )
-        _, lifelong = revised(point, edited, noisy.names)
+        _, lifelong = revised_questions(point, edited, noisy.names)
         assert lifelong.keys() == after.keys()
         assert after["new_fact_case"] == pytest.approx(lifelong["new_fact_case"], abs=1e-12)
         for found, agent in ((before, noisy.basis.agent), (lifelong, edited)):
@@ -234,7 +233,7 @@ def test_every_question_has_the_agents_own_answer(noisy: Setting) -> None:
             assert truth["requested_and_B_case"] == pytest.approx(truth["B_and_requested_case"])
             assert 0 <= truth["requested_and_B_case"] <= min(asked, q) + 1e-12
     assert sum(p.claims["A"].fact[:2] == p.claims["B"].fact[:2] for p in noisy.points if p.known) < 5
-    assert {name for p in noisy.points for name in (p.watched or {})} == set(WATCHED)
+    assert {name for p in noisy.points for name in (p.watched or {})} == set(WATCHED_FACTS)
 
 
 def test_a_point_without_a_request_is_refused(noisy: Setting) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raysweep.belief.lm.asking import Reply
-from raysweep.belief.points.build import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint
+from raysweep.belief.points.types import MODAL, ORIGINAL, REQUESTED, SAME_SAME, EvalPoint
 from raysweep.belief.report import edit_scores
-from raysweep.belief.report.metrics import believed
+from raysweep.belief.report.metrics import agent_probability
 from raysweep.errors import BeliefError
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_points import points
@@ -23,7 +23,7 @@ def replies(point: EvalPoint, objects: tuple[str, ...], state: str) -> dict[str,
         for other, obj in watch.objects.items():
             target = watch.targets[state][other]
             edited = name == SAME_SAME and state == "target"
-            p = target.posterior_prob_o_given_s_r if edited else believed(target)
+            p = target.posterior_prob_o_given_s_r if edited else agent_probability(target)
             found[f"editing_{name}_{other}"] = Reply(p, said, objects[obj] in said, objects[obj] == said)
         if name == SAME_SAME:
             found["new_fact_case"] = Reply(0.5, said, False, False)
@@ -39,7 +39,7 @@ def made() -> tuple[list[EvalPoint], tuple[str, ...]]:
 def test_the_agent_itself_makes_no_error(made):
     asked, objects = made
     pre, post = ([replies(p, objects, state) for p in asked] for state in ("pre", "target"))
-    scored = edit_scores.score(asked, pre, post)
+    scored = edit_scores.score_edits(asked, pre, post)
     for one, point in zip(scored, asked, strict=True):
         for side in (one.before, one.after):
             assert all(v == 1 for n, v in side.items() if n.endswith("_acc"))
@@ -50,7 +50,7 @@ def test_the_agent_itself_makes_no_error(made):
         assert one.implies == point.flags.downstream_answer_changes
         assert one.correct
         assert one.new_request != one.reinforces
-    lines = edit_scores.table(scored)
+    lines = edit_scores.group_means(scored)
     by = {(line.group, line.time): line for line in lines}
     assert by["implications", "pre-edit"].n + by["no implications", "pre-edit"].n == len(asked)
     assert by["breaking", "delta"].n == sum(not s.reinforces for s in scored)
@@ -60,7 +60,7 @@ def test_the_agent_itself_makes_no_error(made):
 def test_a_model_that_does_not_move_fails_where_the_agent_moves(made):
     asked, objects = made
     pre = [replies(p, objects, "pre") for p in asked]
-    lines = edit_scores.table(edit_scores.score(asked, pre, pre), ("implications",))
+    lines = edit_scores.group_means(edit_scores.score_edits(asked, pre, pre), ("implications",))
     values = {line.time: line.values for line in lines}
     n = lines[0].n
     accuracy = values["pre-edit"]["same_s_diff_r_acc"]
@@ -68,16 +68,16 @@ def test_a_model_that_does_not_move_fails_where_the_agent_moves(made):
     assert values["post-edit"]["same_s_diff_r_acc"].mean == 0
     assert values["delta"]["same_s_diff_r_acc"].mean == -1
     assert values["delta"]["same_s_same_r_coherence"].mean > 0.5
-    fates = edit_scores.fates(asked, pre, pre)
+    fates = edit_scores.downstream_outcomes(asked, pre, pre)
     assert fates["old"] == fates["known"] == accuracy
     assert fates["new"].mean == fates["other"].mean == 0
-    kinds = edit_scores.flags(edit_scores.score(asked, pre, pre), asked)
+    kinds = edit_scores.mean_flags(edit_scores.score_edits(asked, pre, pre), asked)
     assert sum(means["new_fact_reinforces"].n for _, _, means in kinds) == len(asked)
     assert {(kind, means["new_fact_reinforces"].mean) for _, kind, means in kinds} == {
         ("reinforcing", 1.0),
         ("counterfactual", 0.0),
     }
     with pytest.raises(BeliefError, match="no group 'mending'"):
-        edit_scores.table([], ("mending",))
+        edit_scores.group_means([], ("mending",))
     with pytest.raises(BeliefError, match="0 after"):
-        edit_scores.score(asked, pre, [])
+        edit_scores.score_edits(asked, pre, [])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from raysweep.belief.graph.graph import normalised
-from raysweep.belief.graph.name_length import WordTokens
+from raysweep.belief.graph.graph import normalise_rows
+from raysweep.belief.graph.name_length import WordNameTokens
 from raysweep.belief.graph.synthetic import ARROWS, SyntheticSpec, write_wikidata
 from raysweep.belief.graph.wikidata import ENTITY, RELATION, TRAIN, find_files, read_wikidata
 from raysweep.belief.spec import GraphSpec
@@ -158,11 +158,11 @@ def test_an_odd_number_of_relations_is_refused_before_any_work() -> None:
 def test_the_synthetic_files_fire_every_filter(tmp_path: Path) -> None:
     assert write_wikidata(tmp_path, SyntheticSpec()) == 1282
     wanted = spec(relations=8, min_cooccurrences=20, max_object_tokens=2)
-    made = read_wikidata(tmp_path, wanted, WordTokens())
+    made = read_wikidata(tmp_path, wanted, WordNameTokens())
     assert len(made.facts) == 994
     assert made.relations == tuple(own[1] for up, _, down, _ in ARROWS[:4] for own in (down, up))
     assert all(count > 0 for count in made.made.values()), made.made
-    shares = normalised(made.cooccurrence)
+    shares = normalise_rows(made.cooccurrence)
     for child in range(0, 8, 2):  # the two relations of an arrow are each other's most frequent companions
         assert shares[child].argmax() == child + 1
         assert shares[child + 1].argmax() == child
@@ -180,6 +180,6 @@ def test_synthetic_files_depend_on_their_spec_alone(tmp_path: Path) -> None:
 
 def test_without_dirt_nothing_is_dropped_but_single_subjects(tmp_path: Path) -> None:
     write_wikidata(tmp_path, SyntheticSpec(subjects=120, dirt=False))
-    made = read_wikidata(tmp_path, spec(relations=8, min_cooccurrences=5, max_object_tokens=2), WordTokens())
+    made = read_wikidata(tmp_path, spec(relations=8, min_cooccurrences=5, max_object_tokens=2), WordNameTokens())
     kept = {k for k, v in made.made.items() if v}
     assert kept == {"lines_read", "single_relation_subjects"}

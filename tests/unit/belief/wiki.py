@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raysweep.belief.graph.graph import KnowledgeGraph, graph_from_names
-from raysweep.belief.graph.name_length import WordTokens
+from raysweep.belief.graph.name_length import WordNameTokens
 from raysweep.belief.graph.wikidata import ENTITY, RELATION, TRAIN, read_wikidata
 from raysweep.belief.spec import GraphSpec
 
@@ -66,7 +66,7 @@ def spec(**values: object) -> GraphSpec:
 
 
 def read(folder: Path, **values: object) -> KnowledgeGraph:
-    return read_wikidata(folder, spec(**values), WordTokens())
+    return read_wikidata(folder, spec(**values), WordNameTokens())
 
 
 def names(graph: KnowledgeGraph) -> list[tuple[str, str, str]]:

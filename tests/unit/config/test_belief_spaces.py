@@ -10,7 +10,7 @@ import pytest
 from raysweep.belief.graph.graph import graph_from_names
 from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
 from raysweep.belief.lm import tokenizer
-from raysweep.belief.lm.pretrain import SHAPES
+from raysweep.belief.lm.architecture import SHAPES
 from raysweep.belief.spec import PretrainSpec
 from raysweep.belief.testbed import read_setting
 from raysweep.config.plan import plan

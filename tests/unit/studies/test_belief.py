@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from raysweep.belief.lm import pretrain
-from raysweep.belief.points.build import MODAL, REQUESTED, SAME_OTHER, SAME_SAME
-from raysweep.belief.points.expected import revisions
+from raysweep.belief.points.expected import agents_after_edits
 from raysweep.belief.points.jsonl import from_line
+from raysweep.belief.points.types import MODAL, REQUESTED, SAME_OTHER, SAME_SAME
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
-from raysweep.data.belief import Belief as BeliefData
-from raysweep.data.belief import open_testbed, record_id, record_of
+from raysweep.data.belief_points import BeliefPoints as BeliefData
+from raysweep.data.belief_points import edit_record, open_testbed, record_id
 from raysweep.editors import ft, lora
 from raysweep.editors.build import build_editor
 from raysweep.errors import DataError, ModelError, ProblemsError, RecordError
@@ -167,8 +167,8 @@ def test_lifelong_edits_are_judged_by_the_agent_given_all_of_them(workspace: Wor
     }
     testbed = open_testbed(own.data, Workspace(workspace.root))
     points = [from_line(r.point) for r in straight[0].points]
-    agents = list(revisions(testbed.basis.agent, points, 0.95))
-    names = testbed.basis.graph.objects
+    agents = list(agents_after_edits(testbed.parts.agent, points, 0.95))
+    names = testbed.parts.graph.objects
     for row in answers:
         if row.question == "new_fact_case":
             fact = points[row.edit_step - 1].fact
@@ -206,16 +206,16 @@ def test_what_does_not_fit_is_said(workspace: Workspace) -> None:
 def test_records_ask_for_the_update_and_what_follows(workspace: Workspace) -> None:
     testbed = open_testbed(DataSpec(name="belief", path="hparams/belief/tiny.yaml"), workspace)
     for point in testbed.points:
-        record = record_of(point)
+        record = edit_record(point)
         assert point.request is not None
         assert point.flags is not None
-        assert record.target == testbed.basis.graph.objects[point.request.object]
+        assert record.target == testbed.parts.graph.objects[point.request.object]
         assert record.prompt == f"{point.names[0]} {point.names[1]}"
         kinds = [p.kind for p in record.probes]
         assert (ProbeKind.PORTABILITY in kinds) == point.flags.downstream_answer_changes
         assert kinds.count(ProbeKind.EFFICACY) == 1
     with pytest.raises(DataError, match="nothing to edit"):
-        record_of(replace(testbed.points[0], request=None))
+        edit_record(replace(testbed.points[0], request=None))
 
 
 def test_a_setting_is_checked_and_trained_once(workspace: Workspace, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_as_many_points_are_edited_as_planned(
     run = {"belief": Belief, "belief_lifelong": BeliefLifelong}[study]()
     plain = list(run.execute(own, have, None))
     planned = [row.record_id for row in plain[0].points]
-    spares = open_testbed(own.data, workspace).drawn.spares
+    spares = open_testbed(own.data, workspace).point_set.spares
     refused = {planned[0], planned[3], record_id(spares[1])}
     refuse(monkeypatch, refused)
     found = list(run.execute(own, have, None))
@@ -341,7 +341,7 @@ def test_one_refusal_moves_no_other_point(workspace: Workspace, monkeypatch: pyt
 def test_where_no_other_point_is_left_that_is_said(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     own, have = trial(workspace, "ft"), deps(workspace)
     testbed = open_testbed(own.data, workspace)
-    refuse(monkeypatch, {record_id(p) for p in (*testbed.points, *testbed.drawn.spares)})
+    refuse(monkeypatch, {record_id(p) for p in (*testbed.points, *testbed.point_set.spares)})
     for run in (Belief(), BeliefLifelong()):
         with pytest.raises(RecordError, match=r"11 points of .*tiny.yaml cannot be edited, .*not this one"):
             list(run.execute(own, have, None))

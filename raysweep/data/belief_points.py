@@ -17,17 +17,18 @@ from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
     from raysweep.belief import testbed
-    from raysweep.belief.corpus.writer import Corpus
-    from raysweep.belief.points import build
-    from raysweep.belief.points.build import EvalPoint
+    from raysweep.belief.corpus.corpus import Corpus
+    from raysweep.belief.points import types
+    from raysweep.belief.points.types import EvalPoint
     from raysweep.belief.testbed import Testbed
 else:
-    build, testbed = lazy("raysweep.belief.points.build"), lazy("raysweep.belief.testbed")
+    types = lazy("raysweep.belief.points.types")
+    testbed = lazy("raysweep.belief.testbed")
 
-SMALL = ("hparams", "belief", "belief-small.yaml")
+DEFAULT_SETTING = ("hparams", "belief", "belief-small.yaml")
 
 
-class Belief:
+class BeliefPoints:
     """Requested updates of a belief testbed.
 
     Probes: the update itself (efficacy); the fact reworded (paraphrase); the downstream answer, if the agent changes it
@@ -49,7 +50,7 @@ class Belief:
             DataError: there is no such file.
         """
         self._workspace = workspace
-        parts = Path(spec.path).expanduser().parts if spec.path else SMALL
+        parts = Path(spec.path).expanduser().parts if spec.path else DEFAULT_SETTING
         found = workspace.find(*parts)
         if found is None or not found.is_file():
             raise DataError(f"belief setting '{Path(*parts)}' does not exist", hint="a YAML file as data.path, or none")
@@ -72,7 +73,7 @@ class Belief:
 
     def read(self, path: Path | None) -> Reading:
         """Examine every record."""
-        records = tuple(map(record_of, self.testbed(path).points))
+        records = tuple(map(edit_record, self.testbed(path).points))
         problems: list[Problem] = []
         warnings: list[str] = []
         for index, record in enumerate(records):
@@ -95,7 +96,7 @@ class Belief:
 
     def texts(self, path: Path | None) -> Iterator[str]:
         """Yield the documents that the setting's model is trained on."""
-        corpus: Corpus = self.testbed(path).basis.corpus
+        corpus: Corpus = self.testbed(path).parts.corpus
         return (document.text for document in corpus.documents())
 
 
@@ -105,18 +106,18 @@ def open_testbed(spec: DataSpec, workspace: Workspace) -> Testbed:
     Raises:
         DataError: they are not the records of a testbed.
     """
-    if spec.name != Belief.name:
+    if spec.name != BeliefPoints.name:
         raise DataError(f"dataset '{spec.name}' has no belief testbed", hint="data: {name: belief}")
-    data = Belief(workspace)
+    data = BeliefPoints(workspace)
     return data.testbed(data.locate(spec, workspace))
 
 
 def record_id(point: EvalPoint) -> str:
     """Return the id of the point's record."""
-    return f"{Belief.name}/{point.id:06d}"
+    return f"{BeliefPoints.name}/{point.id:06d}"
 
 
-def record_of(point: EvalPoint) -> EditRecord:
+def edit_record(point: EvalPoint) -> EditRecord:
     """Return the record of *point*.
 
     Raises:
@@ -131,14 +132,14 @@ def record_of(point: EvalPoint) -> EditRecord:
         reworded = asked["paraphrase_case"].prompt
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=reworded, target=update.target))
     if point.flags.downstream_answer_changes:
-        follows = asked[f"editing_{build.SAME_OTHER}_{build.MODAL}"]
+        follows = asked[f"editing_{types.SAME_OTHER}_{types.MODAL}"]
         probes.append(
             Probe(kind=ProbeKind.PORTABILITY, prompt=follows.prompt, target=follows.target, name="downstream")
         )
-    for name in (build.OTHER_SAME, build.OTHER_OTHER):
+    for name in (types.OTHER_SAME, types.OTHER_OTHER):
         watch = point.watched[name]
-        if watch.objects[build.MODAL] == watch.objects[build.ORIGINAL]:
-            stays = asked[f"editing_{name}_{build.ORIGINAL}"]
+        if watch.objects[types.MODAL] == watch.objects[types.ORIGINAL]:
+            stays = asked[f"editing_{name}_{types.ORIGINAL}"]
             probes.append(
                 Probe(kind=ProbeKind.LOCALITY, prompt=stays.prompt, target=stays.target, name=name, against="base")
             )

@@ -1,0 +1,105 @@
+"""Counterfactual edits of a world, each with the probes that say whether it holds, generalises and stays local."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+
+from raysweep.records import EditRecord, Probe, ProbeKind
+from raysweep.seeds import derive
+from raysweep.world.types import Fact, Relation, World
+from raysweep.world.vocabulary import NEVER_EDITED
+
+
+def edit_records(world: World) -> tuple[EditRecord, ...]:
+    """Return the counterfactual edits of *world*, in an order fixed by its seed.
+
+    No (subject, relation) is edited twice; the first pass edits every subject once before a second edit of any.
+    Locality probes ask facts that no record edits, and the second hop of a two-hop probe is never edited.
+    """
+    passes: list[list[tuple[str, Relation]]] = [[] for _ in range(max(1, world.spec.edits_per_person))]
+    kept: dict[str, list[str]] = {}
+    by_relation: dict[str, list[str]] = {}
+    for kind in ("person", "city", "company"):
+        editable = [r for r in world.relations_of(kind) if r.name not in NEVER_EDITED]
+        limit = world.spec.edits_per_person if kind == "person" else 1
+        for subject in world.entities[kind]:
+            chosen = list(editable)
+            Random(derive(world.spec.seed, "edited", subject)).shuffle(chosen)
+            chosen = chosen[:limit]
+            for lot, relation in zip(passes, chosen, strict=False):
+                lot.append((subject, relation))
+            names = [r.name for r in chosen]
+            kept[subject] = [r.name for r in world.relations_of(kind) if r.name not in names]
+            for name in kept[subject]:
+                by_relation.setdefault(name, []).append(subject)
+    records: list[EditRecord] = []
+    for number, lot in enumerate(passes):
+        Random(derive(world.spec.seed, "order", number)).shuffle(lot)
+        for subject, relation in lot:
+            records.append(_record(world, len(records), subject, relation, kept[subject], by_relation))
+    return tuple(records)
+
+
+def _record(
+    world: World,
+    index: int,
+    subject: str,
+    relation: Relation,
+    kept: Sequence[str],
+    by_relation: Mapping[str, Sequence[str]],
+) -> EditRecord:
+    rng = Random(derive(world.spec.seed, "record", subject, relation.name))
+    fact = Fact(subject=subject, relation=relation.name, object=world.object(subject, relation.name))
+    target = rng.choice([o for o in world.entities[relation.range] if o != fact.object])
+    wording, rephrase = rng.sample(world.wordings_of(fact), 2)
+    prompt = wording.replace("{}", subject)
+
+    def ask(name: str, of: str) -> tuple[str, str]:
+        asked = Fact(subject=of, relation=name, object=world.object(of, name))
+        return rng.choice(world.wordings_of(asked)).replace("{}", of), asked.object
+
+    probes = [
+        Probe(kind=ProbeKind.EFFICACY, prompt=prompt, target=target),
+        Probe(kind=ProbeKind.PARAPHRASE, prompt=rephrase.replace("{}", subject), target=target, name="trained"),
+        Probe(
+            kind=ProbeKind.PARAPHRASE,
+            prompt=rng.choice(relation.novel).replace("{}", subject),
+            target=target,
+            name="novel",
+        ),
+    ]
+    if kept:
+        same, answer = ask(rng.choice(kept), subject)
+        probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=same, target=answer, against="base", name="same_subject"))
+    others = [s for s in by_relation.get(relation.name, ()) if s != subject]
+    if others:
+        other, answer = ask(relation.name, rng.choice(others))
+        probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=other, target=answer, against="base", name="other"))
+    for hop in world.hops:
+        if hop.first != relation.name:
+            continue
+        answer = world.object(target, hop.second)
+        if answer != world.object(fact.object, hop.second):
+            asked = rng.choice(hop.wordings).replace("{}", subject)
+            probes.append(Probe(kind=ProbeKind.PORTABILITY, prompt=asked, target=answer, name="hop2"))
+    unrelated = _unrelated(world, subject, relation, by_relation)
+    return EditRecord(
+        id=f"world/{index:06d}",
+        subject=subject,
+        prompt=prompt,
+        target=target,
+        probes=tuple(probes),
+        unrelated=unrelated,
+    )
+
+
+def _unrelated(world: World, subject: str, relation: Relation, by_relation: Mapping[str, Sequence[str]]) -> str:
+    """Return a true sentence about another subject and another relation that no record edits ("" if there is none)."""
+    rng = Random(derive(world.spec.seed, "unrelated", subject, relation.name))
+    facts = [(n, s) for n in sorted(by_relation) for s in by_relation[n] if n != relation.name and s != subject]
+    if not facts:
+        return ""
+    name, other = rng.choice(facts)
+    fact = Fact(subject=other, relation=name, object=world.object(other, name))
+    return f"{rng.choice(world.wordings_of(fact)).replace('{}', other)} {fact.object}"
