@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
 from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.models.patches import WeightDelta
-from raysweep.records import EditRecord
-
-if TYPE_CHECKING:
-    import torch
-
-    from raysweep.artifacts import Artifact
-    from raysweep.models.lm import LanguageModel
 
 
 class NullConfig(EditorConfig):
@@ -27,18 +17,10 @@ class Null(BaseEditor[NullConfig, None]):
     version = 1
     config_type = NullConfig
 
-    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
-        """Return nothing."""
+    def edited_parameters(self, lm: object) -> tuple[str, ...]:
+        """Return nothing: no weight changes."""
         return ()
 
-    def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: None,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
-    ) -> EditStep[None]:
+    def edit(self, lm: object, batch: object, state: None, **_: object) -> EditStep[None]:
         """Propose no change."""
-        return EditStep(WeightDelta({}), state, {})
+        return EditStep(WeightDelta({}), state)

@@ -118,7 +118,7 @@ class Rome(LocateEditor[RomeConfig, None]):
         name, steps = f"{lm.layout.mlp_out.format(layer)}.weight", []
         tasks = [self._task(lm, record, artifacts) for (record,) in batches]
         for value in target_value.optimise(lm, tasks, layer=layer, site="mlp", spec=self.config.value):
-            delta, numbers = self._change(value, layer, artifacts)
+            delta, numbers = self._change(lm, value, layer, artifacts)
             stats = {f"{key}/{layer}": v for key, v in numbers.items()}
             steps.append(EditStep(WeightDelta({name: delta}), None, stats))
         return steps
@@ -128,7 +128,7 @@ class Rome(LocateEditor[RomeConfig, None]):
     ) -> tuple[LowRank, dict[str, float]]:
         task = self._task(lm, record, artifacts)
         (value,) = target_value.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
-        return self._change(value, layer, artifacts)
+        return self._change(lm, value, layer, artifacts)
 
     def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.ValueTask:
         texts = self.context_templates(artifacts)
@@ -139,13 +139,14 @@ class Rome(LocateEditor[RomeConfig, None]):
         )
 
     def _change(
-        self, value: target_value.Value, layer: int, artifacts: Mapping[str, Artifact]
+        self, lm: LanguageModel, value: target_value.Value, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
         """Return ``r uᵀ`` for a target value, and what to log."""
         direction = self.key_direction(value.keys.double().mean(0), layer, artifacts)
         u = direction / direction.norm()
-        gain = self.read_key(value).double() @ u  # uᵀ k
-        r = ((value.origin + value.shift).double() - value.output.double()) / gain
+        key, output = self.key_and_output(lm, value, layer)
+        gain = key.double() @ u  # uᵀ k
+        r = ((value.origin + value.shift).double() - output.double()) / gain
         stats = {
             "loss": value.loss,
             "first_loss": value.first_loss,
@@ -155,9 +156,9 @@ class Rome(LocateEditor[RomeConfig, None]):
         }
         return LowRank(r[:, None], u[None, :]), stats
 
-    def read_key(self, value: target_value.Value) -> Tensor:
-        """Return the key ``k [d_in]`` that the change maps to the target value: the bare prompt's."""
-        return value.keys[0]
+    def key_and_output(self, lm: LanguageModel, value: target_value.Value, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the key ``k [d_in]`` that the change maps to ``v*``, and ``W k [d_out]`` (with the bias): the bare prompt's."""
+        return value.keys[0], value.output
 
     def key_direction(self, mean_key: Tensor, layer: int, artifacts: Mapping[str, Artifact]) -> Tensor:
         """Return ``C⁻¹ k̄ [d_in]`` in fp64; ``k̄`` itself without ``adjust``."""

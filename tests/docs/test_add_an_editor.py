@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from raysweep.config.components import Components
@@ -20,10 +21,11 @@ from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.config.sweep import load_search_space
 from raysweep.editors import EDITORS, build
+from raysweep.editors.locate import target_value
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.registry import Registry
 from raysweep.testing.editor_contract import PROMISES, Exam
-from raysweep.testing.fixtures import tiny_lm
+from raysweep.testing.fixtures import tiny_lm, toy_records
 from raysweep.workspace import Workspace
 from tests.docs.pages import ROOT, block, blocks
 
@@ -48,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield root
     sys.path.remove(str(root))
     sys.modules.pop("nudge", None)
+    sys.modules.pop("rebuilt_rome", None)
 
 
 def _entry_points() -> str:
@@ -113,3 +116,58 @@ def test_its_keys_are_known_without_torch(folder: Path) -> None:
     code = "import sys, nudge; nudge.NudgeConfig(layer=1); assert not {'torch', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def rebuilt_rome(folder: Path) -> ModuleType:
+    (folder / "rebuilt_rome.py").write_text(block(PAGE, "raysweep/editors/rebuilt_rome.py"), encoding="utf-8")
+    return importlib.import_module("rebuilt_rome")
+
+
+def test_a_variant_is_small() -> None:
+    text = block(PAGE, "raysweep/editors/rebuilt_rome.py").splitlines()
+    assert sum(bool(line.strip()) for line in text) <= 40
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda p: p.__name__)
+def test_promise_of_a_variant(promise: Callable[[Exam], None], rebuilt_rome: ModuleType) -> None:
+    config = {"layers": [1], "value": {"steps": 6, "lr": 0.5, "weight_decay": 0.001, "batch": 2}}
+    shipped = YAML(typ="safe", pure=True).load(ROOT / "hparams/rome/embedded.yaml")
+    learner = {k: v for k, v in shipped.items() if k not in ("source", "notes")}
+
+    def built(values: dict[str, Any]) -> Any:
+        return rebuilt_rome.RebuiltRome(rebuilt_rome.RebuiltRome.config_type.model_validate(values))
+
+    promise(
+        Exam(
+            build=lambda: built(config),
+            lm=tiny_lm("gpt2"),
+            fresh=lambda: tiny_lm("gpt2"),
+            learner=lambda: built(learner),
+        )
+    )
+
+
+def test_a_variant_maps_the_averaged_key_to_the_value(rebuilt_rome: ModuleType) -> None:
+    """``(W + ΔW) k̄ = v*`` for the key averaged over contexts, where ROME has it for the bare prompt's."""
+    lm = tiny_lm("gpt2")
+    config = rebuilt_rome.RebuiltRome.config_type.model_validate(
+        {"layers": [1], "adjust": False, "value": {"steps": 3}, "contexts": {"templates": ["Yes. {}", "So, {}"]}}
+    )
+    name, record = f"{lm.layout.mlp_out.format(1)}.weight", toy_records(1)[0]
+    values: list[target_value.Value] = []
+    optimise = target_value.optimise
+
+    def spy(*args: Any, **kwargs: Any) -> list[target_value.Value]:
+        values[:] = optimise(*args, **kwargs)
+        return values
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target_value, "optimise", spy)
+        step = rebuilt_rome.RebuiltRome(config).edit(lm, [record], None, artifacts={}, rng=torch.Generator())
+    (value,) = values
+    keys = value.keys.double()
+    weight = lm.logical(name).double()
+    bias = value.output.double() - weight @ keys[0]
+    after = (weight + step.patch.deltas[name].dense().double()) @ keys.mean(0) + bias
+    torch.testing.assert_close(after, (value.origin + value.shift).double(), rtol=1e-5, atol=1e-5)
