@@ -8,6 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from raysweep.belief.graph.artifact import without_places
+from raysweep.belief.lm.asking import Reply
+from raysweep.belief.points.jsonl import to_line
+from raysweep.belief.points.types import EvalPoint, PointQuestion
+from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import TrialSpec
 from raysweep.data.belief_points import edit_record, record_id
 from raysweep.errors import RecordError
@@ -18,16 +23,9 @@ from raysweep.studies.base import Deps
 from raysweep.studies.edit_group import ordered_records
 
 if TYPE_CHECKING:
-    from raysweep.belief.graph import artifact
-    from raysweep.belief.lm.asking import Reply
-    from raysweep.belief.points import jsonl
-    from raysweep.belief.points.types import EvalPoint, PointQuestion
-    from raysweep.belief.testbed import Testbed
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
 else:
-    artifact = lazy("raysweep.belief.graph.artifact")
-    jsonl = lazy("raysweep.belief.points.jsonl")
     tokens = lazy("raysweep.models.tokens")
 
 log = logging.getLogger(__name__)
@@ -68,7 +66,7 @@ class TrialPoints:
     spares: list[EvalPoint]
     replacements: list[Replacement] = field(default_factory=list)
     rows: list[BeliefRow] = field(default_factory=list)
-    _told: int = 0  # replacements whose points are in a round already
+    _reported: int = 0  # replacements whose points are in a round already
 
     @classmethod
     def open(cls, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> TrialPoints:
@@ -76,11 +74,11 @@ class TrialPoints:
         testbed = deps.open_testbed(trial.data)
         by_record = {record_id(point): point for point in testbed.points}
         records = list(ordered_records(trial, deps))
-        asker = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.point_set.spares))
+        trial_points = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.point_set.spares))
         for made in resume.meta.get(_REPLACED, ()) if resume is not None else ():
-            asker._put(Replacement(**made))
-        asker._told = len(asker.replacements)
-        return asker
+            trial_points._put(Replacement(**made))
+        trial_points._reported = len(trial_points.replacements)
+        return trial_points
 
     @property
     def size(self) -> int:
@@ -99,7 +97,7 @@ class TrialPoints:
 
     # -- points that cannot be edited
 
-    def check(self, lm: LanguageModel) -> None:
+    def replace_unanswerable(self, lm: LanguageModel) -> None:
         """Replace every point with a question that *lm* cannot be asked: its answer has no token.
 
         Raises:
@@ -107,9 +105,9 @@ class TrialPoints:
         """
         for position in range(self.size):
             while reason := _unanswerable(lm, self.points[position]):
-                self.replace(position, reason)
+                self.replace_point(position, reason)
 
-    def replace(self, position: int, reason: str) -> None:
+    def replace_point(self, position: int, reason: str) -> None:
         """Put the next spare point in the place of the one at *position*, which cannot be edited for that *reason*.
 
         Raises:
@@ -135,7 +133,7 @@ class TrialPoints:
 
     # -- answers
 
-    def note(
+    def add_replies(
         self,
         position: int,
         questions: Mapping[str, PointQuestion],
@@ -166,24 +164,24 @@ class TrialPoints:
             for name, reply in replies.items()
         ]
 
-    def joined(self, found: EvalRound, before: Sequence[EvalRound] = ()) -> EvalRound:
-        """Return *found* with the answers since the last round, the points that are new, and, the first time, the model's log.
+    def complete_round(self, measured: EvalRound, pristine: Sequence[EvalRound] = ()) -> EvalRound:
+        """Return *measured* with the answers since the last round, the points that are new, and, the first time, the model's log.
 
-        *before* are rounds of points that have come since: what the pristine model made of them.
+        *pristine* are rounds of points that have come since: what the pristine model made of them.
         """
         rows, self.rows = self.rows, []
-        first = found.step == self.trial.protocol.rounds[0]
-        snapshot = found.snapshot
+        first = measured.step == self.trial.protocol.rounds[0]
+        snapshot = measured.snapshot
         if snapshot is not None and self.replacements:
-            made = [asdict(r) for r in self.replacements]
-            snapshot = replace(snapshot, meta={**snapshot.meta, _REPLACED: made})
-        new, self._told = self.replacements[self._told :], len(self.replacements)
+            replacements = [asdict(r) for r in self.replacements]
+            snapshot = replace(snapshot, meta={**snapshot.meta, _REPLACED: replacements})
+        new, self._reported = self.replacements[self._reported :], len(self.replacements)
         positions = range(self.size) if first else sorted({r.position for r in new})
-        here = {record.id for record in self.records}
+        current = {record.id for record in self.records}
         return replace(
-            found,
-            rows=(*(row for part in before for row in part.rows if row.record_id in here), *found.rows),
-            timing=(*(row for part in before for row in part.timing), *found.timing),
+            measured,
+            rows=(*(row for part in pristine for row in part.rows if row.record_id in current), *measured.rows),
+            timing=(*(row for part in pristine for row in part.timing), *measured.timing),
             beliefs=tuple(rows),
             points=self._points(positions),
             training=self._training() if first else (),
@@ -191,10 +189,10 @@ class TrialPoints:
         )
 
     def _points(self, positions: Sequence[int]) -> tuple[PointRow, ...]:
-        drawn = self.testbed.point_set
-        about = {"spec": artifact.without_places(self.testbed.spec), "passed_over": dict(drawn.passed_over)}
-        testbed = json.dumps({**about, "relations": drawn.relations}, sort_keys=True, ensure_ascii=False)
-        came = {r.position: r for r in reversed(self.replacements)}  # whom the first one replaced was planned
+        point_set = self.testbed.point_set
+        about = {"spec": without_places(self.testbed.spec), "passed_over": dict(point_set.passed_over)}
+        testbed = json.dumps({**about, "relations": point_set.relations}, sort_keys=True, ensure_ascii=False)
+        by_position = {r.position: r for r in reversed(self.replacements)}  # whom the first one replaced was planned
         return tuple(
             PointRow(
                 trial_key=self.trial.key,
@@ -207,9 +205,9 @@ class TrialPoints:
                 reinforces=bool(point.request and point.request.reinforces),
                 has_relevant_property=point.has_relevant_property,
                 downstream_answer_changes=bool(point.flags and point.flags.downstream_answer_changes),
-                point=jsonl.to_line(point),
-                replaces=came[i].refused if i in came else None,
-                refusal=came[i].reason if i in came else None,
+                point=to_line(point),
+                replaces=by_position[i].refused if i in by_position else None,
+                refusal=by_position[i].reason if i in by_position else None,
                 testbed=testbed,
             )
             for i in positions

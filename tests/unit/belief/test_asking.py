@@ -24,7 +24,7 @@ def made() -> tuple[LanguageModel, list[EvalPoint], tuple[str, ...]]:
     written = corpus(generative(people()), **HEADLINE)
     tokenizer = belief_tokenizer.word_tokenizer(written.model.graph)
     shape = ShapeSpec(hidden=16, mlp=24, heads=2, layers=2, positions=128)
-    config = architecture.model_config(shape, len(tokenizer), SpecialTokens.of(tokenizer))
+    config = architecture.model_config(shape, len(tokenizer), SpecialTokens.from_tokenizer(tokenizer))
     config.initializer_range = 0.3  # so that answers differ
     lm = architecture.as_language_model(architecture.initialised_model(config, 0), tokenizer)
     return lm, points(written, size=6), written.model.graph.objects

@@ -242,7 +242,7 @@ class Made:
         assert spec is not None
         corpus = self.bed.parts.corpus
         tokenizer = self.bed.tokenizer(self.bed.parts.graph)
-        special = architecture.SpecialTokens.of(tokenizer)
+        special = architecture.SpecialTokens.from_tokenizer(tokenizer)
         config = architecture.model_config(spec.model, len(tokenizer), special)
         torch.set_num_threads(1)
         encoded = batches.encode_documents(list(corpus.documents())[:400], tokenizer)

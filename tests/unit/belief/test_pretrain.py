@@ -40,7 +40,7 @@ def recipe(**changes: Any) -> PretrainSpec:
 
 def trainer(made: Corpus, spec: PretrainSpec) -> Trainer:
     tokenizer = belief_tokenizer.word_tokenizer(made.model.graph)
-    special = SpecialTokens.of(tokenizer)
+    special = SpecialTokens.from_tokenizer(tokenizer)
     module = architecture.initialised_model(architecture.model_config(spec.model, len(tokenizer), special), spec.seed)
     return Trainer(module, batches.encode_documents(made.documents(), tokenizer), spec, special)
 

@@ -200,7 +200,7 @@ def _out(command: str) -> Check:
             spec = SimpleNamespace(points=SimpleNamespace(size=0, novel=0))
             return SimpleNamespace(corpus=corpus, points=lambda passed_over: [], spec=spec)
 
-        b.patch.setattr(belief, "build_basis", build)
+        b.patch.setattr(belief, "build_parts", build)
         assert b.run("belief", command, "--out", "sub/o.jsonl")[0] == 0
         assert (b.folder / "sub/o.jsonl").is_file()
 
