@@ -8,11 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from raysweep.belief.graph.artifact import without_places
-from raysweep.belief.lm.asking import Reply
-from raysweep.belief.points.jsonl import to_line
-from raysweep.belief.points.types import EvalPoint, PointQuestion
-from raysweep.belief.testbed import Testbed
 from raysweep.config.schema import TrialSpec
 from raysweep.data.belief_points import edit_record, record_id
 from raysweep.errors import RecordError
@@ -23,9 +18,16 @@ from raysweep.studies.base import Deps
 from raysweep.studies.edit_group import ordered_records
 
 if TYPE_CHECKING:
+    from raysweep.belief.graph import artifact as graph_artifact
+    from raysweep.belief.lm.asking import Reply
+    from raysweep.belief.points import jsonl as points_jsonl
+    from raysweep.belief.points.types import EvalPoint, PointQuestion
+    from raysweep.belief.testbed import Testbed
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
 else:
+    graph_artifact = lazy("raysweep.belief.graph.artifact")
+    points_jsonl = lazy("raysweep.belief.points.jsonl")
     tokens = lazy("raysweep.models.tokens")
 
 log = logging.getLogger(__name__)
@@ -190,7 +192,7 @@ class TrialPoints:
 
     def _points(self, positions: Sequence[int]) -> tuple[PointRow, ...]:
         point_set = self.testbed.point_set
-        about = {"spec": without_places(self.testbed.spec), "passed_over": dict(point_set.passed_over)}
+        about = {"spec": graph_artifact.without_places(self.testbed.spec), "passed_over": dict(point_set.passed_over)}
         testbed = json.dumps({**about, "relations": point_set.relations}, sort_keys=True, ensure_ascii=False)
         by_position = {r.position: r for r in reversed(self.replacements)}  # whom the first one replaced was planned
         return tuple(
@@ -205,7 +207,7 @@ class TrialPoints:
                 reinforces=bool(point.request and point.request.reinforces),
                 has_relevant_property=point.has_relevant_property,
                 downstream_answer_changes=bool(point.flags and point.flags.downstream_answer_changes),
-                point=to_line(point),
+                point=points_jsonl.to_line(point),
                 replaces=by_position[i].refused if i in by_position else None,
                 refusal=by_position[i].reason if i in by_position else None,
                 testbed=testbed,

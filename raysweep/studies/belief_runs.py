@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from raysweep.belief.lm.asking import OwnerSelector, ask_points
-from raysweep.belief.points.expected import agents_after_edits, expected_probabilities, revised_questions
 from raysweep.config.schema import ProtocolSpec, TrialSpec
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
@@ -29,11 +27,16 @@ if TYPE_CHECKING:
     import torch
 
     from raysweep.belief.agent.agent import Agent
+    from raysweep.belief.lm import asking as lm_asking
+    from raysweep.belief.lm.asking import OwnerSelector
+    from raysweep.belief.points import expected as expected_answers
     from raysweep.editors import build
     from raysweep.editors.base import AnyEditor
     from raysweep.evals import scoring
     from raysweep.models.lm import LanguageModel
 else:
+    lm_asking = lazy("raysweep.belief.lm.asking")
+    expected_answers = lazy("raysweep.belief.points.expected")
     torch, build, scoring = lazy("torch"), lazy("raysweep.editors.build"), lazy("raysweep.evals.scoring")
 
 
@@ -58,7 +61,7 @@ class SequentialEdits:
         """Return the effects of the run, with the records of its points, and with an observer that asks at each round."""
         points = self.points
         agent, target = points.testbed.parts.agent, points.testbed.spec.points.target
-        agents = list(agents_after_edits(agent, points.points[: points.size], target))
+        agents = list(expected_answers.agents_after_edits(agent, points.points[: points.size], target))
 
         def observe(lm: LanguageModel, step: int) -> None:
             if step > self.done:
@@ -75,11 +78,11 @@ class SequentialEdits:
     def _ask(self, lm: LanguageModel, positions: Sequence[int], agent: Agent, step: int) -> None:
         """Ask about the points at *positions* after *step* edits, beside *agent*, which was given all of them."""
         points, objects = self.points, self.points.testbed.parts.graph.objects
-        revised = [revised_questions(points.points[i], agent, objects) for i in positions]
+        revised = [expected_answers.revised_questions(points.points[i], agent, objects) for i in positions]
         current = [
             replace(points.points[i], questions=questions) for i, (questions, _) in zip(positions, revised, strict=True)
         ]
-        replies = ask_points(lm, current, new_tokens=points.new_tokens, batch=points.batch)
+        replies = lm_asking.ask_points(lm, current, new_tokens=points.new_tokens, batch=points.batch)
         for i, point, reply, (_, expected) in zip(positions, current, replies, revised, strict=True):
             is_edited = i < step
             points.add_replies(i, point.questions, reply, expected, step=step, inner=int(is_edited), last=is_edited)
@@ -208,7 +211,7 @@ class IndependentEdits:
                 for at, (i, of_point) in enumerate(zip(positions, questions, strict=True)):
                     checkpoint.select(torch.tensor([at], device=lm.device))
                     scores = scoring.score(lm, [q.probe for q in of_point], batch=batch)
-                    rows += probe_rows(trial.key, i + 1, of_point, scores, unedited, {})
+                    rows += probe_rows(trial.key, i + 1, of_point, scores, unedited, {}, trial.protocol.metrics)
             stats = [
                 StatRow(trial_key=trial.key, step=i + 1, name="loss", value=loss)
                 for i, loss in zip(positions, checkpoint.losses, strict=True)
@@ -230,10 +233,10 @@ class IndependentEdits:
         """Ask about the points at *positions* after *inner* steps of their edits; none: of the pristine model."""
         points = self.points
         current = [points.points[i] for i in positions]
-        replies = ask_points(lm, current, new_tokens=points.new_tokens, batch=points.batch, select=select)
+        replies = lm_asking.ask_points(lm, current, new_tokens=points.new_tokens, batch=points.batch, select=select)
         for i, point, reply in zip(positions, current, replies, strict=True):
             step = i + 1 if inner else 0
-            expected = expected_probabilities(point, state)
+            expected = expected_answers.expected_probabilities(point, state)
             points.add_replies(i, point.questions, reply, expected, step=step, inner=inner, last=last)
 
 

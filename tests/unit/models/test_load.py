@@ -20,7 +20,7 @@ from raysweep.models.tokens import encode
 from raysweep.runtime import device
 from raysweep.workspace import Workspace
 
-from .conftest import byte_tokenizer
+from .conftest import byte_tokenizer, save_tiny
 
 Make = Callable[..., Path]
 
@@ -199,3 +199,30 @@ def test_the_embedded_model_loads(workspace: Workspace) -> None:
     assert lm.layout.model_type == "llama"
     assert lm.dtype == torch.float32
     assert encode(lm, "a")[0] == lm.tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("value", [[10**30], "long", {"a": 1}])
+def test_a_tokenizer_that_opens_but_cannot_encode_is_refused(value: object, tmp_path: Path) -> None:
+    """An odd value of its configuration is met on the first text only: by the plan, which takes the tokenizer's digest."""
+    folder = save_tiny(tmp_path / "m", "gpt2")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "model_max_length": value}))
+    for call in (catalogue.resolve, load):
+        with pytest.raises(ModelError, match="the tokenizer cannot encode a text: TypeError"):
+            call(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path))
+
+
+def test_a_special_token_written_as_nothing_is_none(tmp_path: Path) -> None:
+    """``"bos_token": ""`` is not a token without a number, which nothing could sort or compare."""
+    folder = save_tiny(tmp_path / "m", "gpt2")
+    file = folder / "tokenizer_config.json"
+    written = json.loads(file.read_text(encoding="utf-8"))
+    digests = []
+    for empty in ({"bos_token": ""}, {"bos_token": None}):
+        file.write_text(json.dumps({**written, **empty}))
+        digests.append(catalogue.resolve(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path)).tokenizer_digest)
+        assert load(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path)).tokenizer.bos_token_id is None
+    assert digests[0] == digests[1] != ""
+    file.write_text(json.dumps({**written, "eos_token": "", "pad_token": ""}))
+    with pytest.raises(ModelError, match="neither a pad nor an EOS token"):
+        load(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path))
