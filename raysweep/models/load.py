@@ -256,10 +256,17 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: i
         vocabulary: rows of the embedding; None = not known yet.
 
     Raises:
-        ModelError: the tokenizer is slow, larger than the embedding, or does not know the token.
+        ModelError: the tokenizer is slow, cannot encode, is larger than the embedding, or does not know the token.
     """
     if not tokenizer.is_fast:
         raise ModelError("the tokenizer has no fast version", hint="token offsets are needed; add tokenizer.json")
+    try:
+        tokenizer("a", verbose=False)
+    except Exception as error:  # odd values in tokenizer_config.json are met on first use only
+        raise ModelError(
+            f"the tokenizer cannot encode a text: {_line(error)}",
+            hint="a value of the wrong kind in tokenizer_config.json, such as model_max_length? Copy or fetch the model again",
+        ) from error
     if vocabulary is not None:
         drop_rowless(tokenizer, vocabulary)
     if tokenizer.pad_token is None:

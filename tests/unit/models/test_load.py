@@ -20,7 +20,7 @@ from raysweep.models.tokens import encode
 from raysweep.runtime import device
 from raysweep.workspace import Workspace
 
-from .conftest import byte_tokenizer
+from .conftest import byte_tokenizer, save_tiny
 
 Make = Callable[..., Path]
 
@@ -199,3 +199,14 @@ def test_the_embedded_model_loads(workspace: Workspace) -> None:
     assert lm.layout.model_type == "llama"
     assert lm.dtype == torch.float32
     assert encode(lm, "a")[0] == lm.tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("value", [[10**30], "long", {"a": 1}])
+def test_a_tokenizer_that_opens_but_cannot_encode_is_refused(value: object, tmp_path: Path) -> None:
+    """An odd value of its configuration is met on the first text only: by the plan, which takes the tokenizer's digest."""
+    folder = save_tiny(tmp_path / "m", "gpt2")
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), "model_max_length": value}))
+    for call in (catalogue.resolve, load):
+        with pytest.raises(ModelError, match="the tokenizer cannot encode a text: TypeError"):
+            call(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path))
