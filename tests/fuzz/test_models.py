@@ -16,7 +16,7 @@ from raysweep.models.load import load
 from raysweep.workspace import Workspace
 from tests.fuzz.conftest import share
 from tests.fuzz.mutate import damaged, trees, written
-from tests.fuzz.oracle import Tally
+from tests.fuzz.oracle import ACCEPTED, Tally
 from tests.unit.models.conftest import save_tiny
 from tests.unit.models.test_gguf import write_gguf
 
@@ -24,9 +24,20 @@ SPACE = """\
 sweep: fuzz
 base:
   model: {name: m, path: MODEL, hparams: embedded}
-  data: {name: zsre, path: data/ZsRE/sample.json, size: 2}
+  data: {name: zsre, path: short.json, size: 2}
 arms: {ft: {editor: {name: ft, layers: [1]}}}
 """
+SHORT = [  # the tiny models have 32 positions
+    {
+        "src": f"{name} eats",
+        "alt": "figs",
+        "subject": name,
+        "rephrase": f"Eats {name}",
+        "loc": "nq: up",
+        "loc_ans": "up",
+    }
+    for name in ("Ana", "Bo")
+]
 KINDS = ("gpt2", "gptj", "llama", "mistral", "qwen2", "qwen3")
 TREES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json")
 STRAYS = (
@@ -45,6 +56,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def tried(path: Path, root: Path, tally: Tally, kind: str) -> None:
+    (root / "short.json").write_text(json.dumps(SHORT))
     (root / "fuzz.yaml").write_text(SPACE.replace("MODEL", json.dumps(str(path))))
     tally.command(f"{kind}, plan", "validate", "fuzz.yaml")
     tally.command(f"{kind}, info", "models", "info", "m", "--path", str(path))
@@ -54,6 +66,14 @@ def tried(path: Path, root: Path, tally: Tally, kind: str) -> None:
 def copied(folder: Path, root: Path) -> Path:
     shutil.rmtree(root / "m", ignore_errors=True)
     return Path(shutil.copytree(folder, root / "m"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_undamaged_are_accepted(kind: str, good: dict[str, Path], root: Path) -> None:
+    """Else the others would try nothing but the refusal of what they have in common."""
+    tally = Tally()
+    tried(good[kind], root, tally, "model folders, undamaged")
+    assert {outcome for _, outcome in tally.outcomes} == {ACCEPTED}
 
 
 @given(kind=st.sampled_from(KINDS), name=st.sampled_from(TREES), data=st.data())
@@ -101,6 +121,13 @@ def test_missing_and_stray_files(
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     pytest.importorskip("gguf", reason="the gguf package is not installed")
     return write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf").read_bytes()
+
+
+def test_the_undamaged_gguf_is_accepted(gguf: bytes, root: Path) -> None:
+    (root / "m.gguf").write_bytes(gguf)
+    tally = Tally()
+    tried(root / "m.gguf", root, tally, "GGUF files, undamaged")
+    assert {outcome for _, outcome in tally.outcomes} == {ACCEPTED}
 
 
 @given(data=st.data())
