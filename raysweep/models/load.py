@@ -260,6 +260,9 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: i
     """
     if not tokenizer.is_fast:
         raise ModelError("the tokenizer has no fast version", hint="token offsets are needed; add tokenizer.json")
+    for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
+        if getattr(tokenizer, f"{role}_token") == "":  # no text has it and it has no id: it is none
+            setattr(tokenizer, f"{role}_token", None)
     try:
         tokenizer("a", verbose=False)
     except Exception as error:  # odd values in tokenizer_config.json are met on first use only

@@ -210,3 +210,19 @@ def test_a_tokenizer_that_opens_but_cannot_encode_is_refused(value: object, tmp_
     for call in (catalogue.resolve, load):
         with pytest.raises(ModelError, match="the tokenizer cannot encode a text: TypeError"):
             call(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path))
+
+
+def test_a_special_token_written_as_nothing_is_none(tmp_path: Path) -> None:
+    """``"bos_token": ""`` is not a token without a number, which nothing could sort or compare."""
+    folder = save_tiny(tmp_path / "m", "gpt2")
+    file = folder / "tokenizer_config.json"
+    written = json.loads(file.read_text(encoding="utf-8"))
+    digests = []
+    for empty in ({"bos_token": ""}, {"bos_token": None}):
+        file.write_text(json.dumps({**written, **empty}))
+        digests.append(catalogue.resolve(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path)).tokenizer_digest)
+        assert load(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path)).tokenizer.bos_token_id is None
+    assert digests[0] == digests[1] != ""
+    file.write_text(json.dumps({**written, "eos_token": "", "pad_token": ""}))
+    with pytest.raises(ModelError, match="neither a pad nor an EOS token"):
+        load(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path))
