@@ -30,16 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VERSIONS: Mapping[
-    str, int
-] = {  # of the numbers that the editors' and the studies' artifacts hold; a part of trials' keys too
-    "answers": 1,
-    "contexts": 2,  # 2: without replacement characters
-    "energy": 1,
-    "hypernetwork": 1,
-    "moments": 1,
-    "projector": 1,
-}
 Built = tuple[Mapping[str, "Tensor"], Mapping[str, Any]]
 
 
@@ -60,7 +50,7 @@ class ArtifactRequest:
             *texts*, the records.
         where: how to find what ``inputs`` names (paths); not part of the artifact's identity.
         text: the text whose iterator the builder gets as *texts*; ``inputs`` must cover it.
-        version: of the builder's numbers; part of the identity. Raise it when they change (``raysweep/artifacts.py``: VERSIONS).
+        version: of the builder's numbers; part of the identity. Raise it when they change (``raysweep/artifact_kinds.py``).
         threads: CPU threads it is computed with, which move the last bits; filled in by who computes it.
     """
 

@@ -36,6 +36,7 @@ from raysweep.belief.points.types import EvalPoint
 from raysweep.belief.setting import read_setting, resolve
 from raysweep.belief.spec import BeliefSpec
 from raysweep.hashing import digest
+from raysweep.models.sources.base import ModelRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -285,21 +286,27 @@ def _bytes(text: str) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
 
 
-def model_digest(path: Path, workspace: Workspace) -> str:
-    """Return the digest of the model that the setting in *path* trains; for :mod:`raysweep.models.sources.catalogue`."""
-    return Testbed.open(path, workspace).model_digest
+class TestbedRecipe(ModelRecipe):
+    """The model that a setting trains, for ``model.path: hparams/belief/<name>.yaml``."""
 
+    __test__ = False  # no class of tests, whatever its name begins with
 
-def open_tokenizer(path: Path, workspace: Workspace) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the model that the setting in *path* trains; for :mod:`raysweep.models.sources.load`."""
-    testbed = Testbed.open(path, workspace)
-    return testbed.tokenizer(open_graph(testbed.spec.graph, workspace, log.info))
+    def digest(self) -> str:
+        """Return the digest of the model, trained or not."""
+        return Testbed.open(self.path, self.workspace).model_digest
 
+    def blocks_and_positions(self) -> tuple[int, int]:
+        """Return how many blocks and positions the model will have; zeros = the setting trains none."""
+        recipe = read_setting(self.path).pretrain
+        return (recipe.model.layers, recipe.model.positions) if recipe else (0, 0)
 
-def open_model(
-    path: Path, workspace: Workspace, dtype: torch.dtype, on_step: Callable[[int, int], None] | None = None
-) -> LanguageModel:
-    """Return the model that the setting in *path* trains, trained if need be; for :mod:`raysweep.models.sources.load`."""
-    lm = Testbed.open(path, workspace).model(on_step)
-    lm.module.to(dtype)
-    return lm
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of the words in the setting's graph."""
+        testbed = Testbed.open(self.path, self.workspace)
+        return testbed.tokenizer(open_graph(testbed.spec.graph, self.workspace, log.info))
+
+    def model(self, dtype: torch.dtype, on_step: Callable[[int, int], None] | None = None) -> LanguageModel:
+        """Return the model in *dtype*, trained now if it never was."""
+        lm = Testbed.open(self.path, self.workspace).model(on_step)
+        lm.module.to(dtype)
+        return lm

@@ -86,7 +86,7 @@ def _models(workspace: Workspace) -> Rows:
 
 
 def _metrics(workspace: Workspace) -> Rows:
-    metrics = lazy("raysweep.evals.metrics").METRICS
+    metrics = lazy("raysweep.metrics").METRICS
     return [
         (m.name, str(m.version), m.needs, "more" if m.higher_is_better else "less", m.doc) for m in metrics.values()
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raysweep.artifacts import VERSIONS as ARTIFACTS
+from raysweep.artifact_kinds import VERSIONS as ARTIFACTS
 from raysweep.config import limits, rows, selection
 from raysweep.config.bind_data import DataBinder
 from raysweep.config.bind_editor import EditorBinder, Target
@@ -26,7 +26,7 @@ from raysweep.config.schema import (
 )
 from raysweep.config.selection import Selection
 from raysweep.errors import ModelError, Problem
-from raysweep.evals.metrics import METRICS
+from raysweep.metrics import METRICS
 from raysweep.workspace import Workspace
 
 _BLAME = {"E-DATA": ("data", "size"), "E-RECORD": ("data", "name"), "E-MODEL": ("model", "name")}

@@ -6,15 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raysweep import environment
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, TextSpec
-from raysweep.lazy import lazy
 from raysweep.registry import Registry
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
     from raysweep.editors.base import BaseEditor, BaseWrapper
     from raysweep.studies.base import Study
+
+
+# A name, as in every table of components: what is installed stands above this package.
+_COMPONENTS: Registry[Callable[..., Components]] = Registry(
+    "set of component", {"installed": "raysweep.installed:installed"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +71,7 @@ class Components:
     @staticmethod
     def installed(*, fetch: bool = False) -> Components:
         """Return what this installation has; *fetch* = ask the hub about hub models that are not here."""
-        return Components(
-            editors=lazy("raysweep.editors").EDITORS,
-            wrappers=lazy("raysweep.editors.wrappers").WRAPPERS,
-            datasets=lazy("raysweep.data").DATASETS,
-            studies=lazy("raysweep.studies").STUDIES,
-            model=lambda spec, workspace: lazy("raysweep.models.sources.catalogue").resolve(
-                spec, workspace, fetch=fetch
-            ),
-            text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
-            environment=environment.stated(),
-            row_limit=lambda spec, workspace: lazy("raysweep.models.attention").examine(spec, workspace),
-            facts=lambda spec, workspace: lazy("raysweep.models.sources.facts").facts(spec, workspace),
-        )
+        return _COMPONENTS.get("installed")(fetch=fetch)
 
 
 def assemble(

@@ -30,8 +30,8 @@ from raysweep.config.values import Positive as Positive
 from raysweep.config.values import Spec as Spec
 from raysweep.config.values import Threads as Threads
 from raysweep.errors import NameUnknownError, nearest
-from raysweep.evals.metrics import DEFAULT_METRICS, METRICS
 from raysweep.hashing import digest
+from raysweep.metrics import DEFAULT_METRICS, METRICS
 from raysweep.records import ProbeKind
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from raysweep.evals.metrics import NON_FINITE
 from raysweep.evals.scoring import Scores, score
+from raysweep.metrics import NON_FINITE
 from raysweep.models import tokens
 from raysweep.models.forward import blocks, positions
 from raysweep.models.lm import LanguageModel

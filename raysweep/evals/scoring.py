@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from raysweep.evals.metrics import NON_FINITE
+from raysweep.metrics import NON_FINITE
 from raysweep.models import tokens
 from raysweep.models.forward import head, positions
 from raysweep.models.lm import LanguageModel

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from raysweep.artifacts import VERSIONS, ArtifactRequest, ArtifactStore, Built
+from raysweep.artifact_kinds import VERSIONS
+from raysweep.artifacts import ArtifactRequest, ArtifactStore, Built
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
 from raysweep.records import Probe

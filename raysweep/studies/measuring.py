@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from raysweep.evals.metrics import METRICS, Answer
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
+from raysweep.metrics import METRICS, Answer
 from raysweep.records import EditRecord, Probe
 from raysweep.rows import ProbeRow
 

@@ -21,7 +21,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save
 
-from raysweep.artifacts import VERSIONS, Artifact, ArtifactRequest
+from raysweep.artifact_kinds import VERSIONS
+from raysweep.artifacts import Artifact, ArtifactRequest
 from raysweep.editors.base import AnyEditor, BaseWrapper
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger

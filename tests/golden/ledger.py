@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from raysweep.artifacts import VERSIONS as ARTIFACTS
+from raysweep.artifact_kinds import VERSIONS as ARTIFACTS
 from raysweep.belief import testbed
 from raysweep.belief.graph import artifact
 from raysweep.belief.lm import pretrain
@@ -34,7 +34,7 @@ from raysweep.config.schema import ProtocolSpec
 from raysweep.data import DATASETS, texts
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
-from raysweep.evals.metrics import METRICS
+from raysweep.metrics import METRICS
 from raysweep.studies import STUDIES
 from tests.golden import sketches
 from tests.golden.sketches import Figures
@@ -145,7 +145,7 @@ def where(component: str) -> str:
     own |= {"protocol": "raysweep.config.schema.ProtocolSpec.version", "texts": "raysweep.data.texts._VERSION"}
     listed = {
         "artifact": f"raysweep.artifacts.VERSIONS['{name}']",
-        "metric": f"the version of raysweep.evals.metrics.{name}",
+        "metric": f"the version of raysweep.metrics.{name}",
     }
     return own.get(component) or listed[kind]
 

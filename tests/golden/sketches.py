@@ -21,9 +21,9 @@ from raysweep.data.texts import open_texts
 from raysweep.editors import EDITORS
 from raysweep.editors.build import build_editor, provide
 from raysweep.editors.wrappers import WRAPPERS
-from raysweep.evals.metrics import METRICS, Answer
 from raysweep.evals.scoring import score
 from raysweep.hashing import digest
+from raysweep.metrics import METRICS, Answer
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sources import catalogue
 from raysweep.rows import EvalRound

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from raysweep.config.schema import EditorSpec, WrapSpec
-from raysweep.evals.metrics import METRICS, Answer
 from raysweep.evals.scoring import score
+from raysweep.metrics import METRICS, Answer
 from raysweep.models import tokens
 from raysweep.models.forward import blocks
 from raysweep.models.ledger import Ledger

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from raysweep.artifacts import VERSIONS, Artifact, ArtifactRequest, Built
+from raysweep.artifact_kinds import VERSIONS
+from raysweep.artifacts import Artifact, ArtifactRequest, Built
 from raysweep.editors.specs import ContextSpec
 from raysweep.models import tokens
 from raysweep.models.forward import blocks

@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raysweep.artifacts import VERSIONS, Artifact, ArtifactRequest, Built
+from raysweep.artifact_kinds import VERSIONS
+from raysweep.artifacts import Artifact, ArtifactRequest, Built
 from raysweep.editors.locate import second_moments as moments
 from raysweep.editors.specs import MomentSpec
 from raysweep.errors import ArtifactError

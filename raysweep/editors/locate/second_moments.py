@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from raysweep.artifacts import VERSIONS, ArtifactRequest, Built
+from raysweep.artifact_kinds import VERSIONS
+from raysweep.artifacts import ArtifactRequest, Built
 from raysweep.config.schema import TextSpec
 from raysweep.editors.specs import MomentSpec
 from raysweep.errors import ArtifactError

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from raysweep.artifacts import VERSIONS, ArtifactRequest
+from raysweep.artifact_kinds import VERSIONS
+from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
 from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.errors import DataError, SpecError

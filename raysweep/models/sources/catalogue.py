@@ -13,6 +13,7 @@ from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
 from raysweep.models.sizes import Shape
 from raysweep.models.sources import hub, tokenizer_behaviour
+from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 from raysweep.models.sources.fingerprint import fingerprint
 from raysweep.models.sources.folder import check_folder as check_folder
 from raysweep.workspace import near_names
@@ -20,7 +21,6 @@ from raysweep.workspace import near_names
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
-RECIPE = ".yaml"  # a model that is trained when it is first needed: the file says on what and how
 _RECORDS, _HASHES = "tokenizers", "file_hashes"  # folders beside the artifacts
 
 
@@ -218,8 +218,8 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
             commit = lazy("raysweep.models.sources.load").fetch_tokenizer(where, spec)
         digest = hub.digest_of(where, commit or spec.revision or "main")
         made_of = {"hub": digest} if commit else None
-    elif where.suffix == RECIPE:
-        digest = lazy("raysweep.belief.testbed").model_digest(where, workspace)
+    elif where.suffix in MODEL_RECIPES:
+        digest = ModelRecipe.open(where, workspace).digest()
         made_of = {"recipe": digest}
     else:
         if spec.trust_remote_code and where.is_dir():

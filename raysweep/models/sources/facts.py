@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
-from raysweep.lazy import lazy
 from raysweep.models.sizes import positions_of, shape_of
 from raysweep.models.sources import catalogue, folder, gguf_check, gguf_header
+from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
@@ -45,9 +45,8 @@ def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
     if isinstance(where, str):
         shape = getattr(catalogue.CATALOGUE.get(spec.name), "shape", None)
         return ModelFacts(shape.layers, shape.positions) if shape else ModelFacts()
-    if where.suffix == catalogue.RECIPE:
-        recipe = lazy("raysweep.belief.testbed").read_setting(where).pretrain
-        return ModelFacts(recipe.model.layers, recipe.model.positions) if recipe else ModelFacts()
+    if where.suffix in MODEL_RECIPES:
+        return ModelFacts(*ModelRecipe.open(where, workspace).blocks_and_positions())
     return _of_gguf(where) if where.is_file() else _of_folder(where, spec.bos, trusted=spec.trust_remote_code)
 
 

@@ -11,12 +11,12 @@ import torch
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, RaysweepError, nearest
-from raysweep.lazy import lazy
 from raysweep.models import attention
 from raysweep.models.embedding_rows import drop_rowless
 from raysweep.models.layout import Layout, layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sources import catalogue, gguf, hub, tokenizer_behaviour
+from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 from raysweep.models.sources.tokenizer_files import read_tokenizer
 from raysweep.runtime import device
 
@@ -51,9 +51,8 @@ def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None]
             f"model '{spec.name}' at {where} has fingerprint {known.digest}, the plan saw {spec.digest}",
             hint="the files changed meanwhile; restore them, or plan again",
         )
-    if isinstance(where, Path) and where.suffix == catalogue.RECIPE:
-        dtype = getattr(torch, spec.dtype)
-        trained: LanguageModel = lazy("raysweep.belief.testbed").open_model(where, workspace, dtype, told)
+    if isinstance(where, Path) and where.suffix in MODEL_RECIPES:
+        trained = ModelRecipe.open(where, workspace).model(getattr(torch, spec.dtype), told)
         module, tokenizer = trained.module, trained.tokenizer
     elif isinstance(where, Path) and where.is_file():
         module, tokenizer = _guarded(where, lambda: gguf.read(where))
@@ -80,8 +79,8 @@ def open_tokenizer(
         MissingExtraError: a GGUF file without the ``gguf`` package.
         ModelError: it cannot be opened, or does not know the token of the BOS policy.
     """
-    if isinstance(where, Path) and where.suffix == catalogue.RECIPE:
-        tokenizer = lazy("raysweep.belief.testbed").open_tokenizer(where, workspace)
+    if isinstance(where, Path) and where.suffix in MODEL_RECIPES:
+        tokenizer = ModelRecipe.open(where, workspace).tokenizer()
     elif isinstance(where, Path) and where.is_file():
         tokenizer = gguf.read_tokenizer(where)
     else:

@@ -5,7 +5,7 @@ from raysweep.config.plan import bind, domains, plan
 from raysweep.config.space import Grid
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import NameUnknownError, ProblemsError
-from raysweep.evals.metrics import METRICS
+from raysweep.metrics import METRICS
 from raysweep.workspace import Workspace
 from tests.unit.config.fakes import SWEEP, components, sweep, with_space
 

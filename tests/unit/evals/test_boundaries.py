@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from raysweep.evals import boundaries
-from raysweep.evals.metrics import METRICS, Answer
 from raysweep.evals.scoring import score
+from raysweep.metrics import METRICS, Answer
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe, ProbeKind
 from raysweep.testing.fixtures import tiny_lm, toy_records

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from raysweep.evals.generation import score_generated
-from raysweep.evals.metrics import METRICS, NON_FINITE, Answer
 from raysweep.evals.scoring import score
+from raysweep.metrics import METRICS, NON_FINITE, Answer
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe, ProbeKind

@@ -18,7 +18,8 @@ import torch
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from raysweep.artifacts import VERSIONS, ArtifactRequest, ArtifactStore
+from raysweep.artifact_kinds import VERSIONS
+from raysweep.artifacts import ArtifactRequest, ArtifactStore
 from raysweep.belief import testbed
 from raysweep.belief.graph.artifact import graph_request
 from raysweep.belief.spec import BeliefSpec, GraphSpec

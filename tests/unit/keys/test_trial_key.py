@@ -27,8 +27,8 @@ from raysweep.config.schema import (
 )
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
-from raysweep.evals.metrics import DEFAULT_METRICS, METRICS, Answer, metric
 from raysweep.evals.scoring import Scores
+from raysweep.metrics import DEFAULT_METRICS, METRICS, Answer, metric
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.results.tables import flatten
 from raysweep.studies.measuring import Question, probe_rows

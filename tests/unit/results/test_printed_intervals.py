@@ -17,7 +17,7 @@ from raysweep.belief.report.edit_scores import mean_estimates
 from raysweep.cli.compare import compared
 from raysweep.cli.compare import rows as compare_rows
 from raysweep.cli.show import text
-from raysweep.evals.metrics import METRICS
+from raysweep.metrics import METRICS
 from raysweep.reports import notes
 from raysweep.reports.render import Format, render, shown, with_interval
 from raysweep.reports.views import lines, paired, trial_views

@@ -1,0 +1,22 @@
+"""What this installation has: the tables of components and the answers to questions about files, for a plan."""
+
+from __future__ import annotations
+
+from raysweep import environment
+from raysweep.config.components import Components
+from raysweep.lazy import lazy
+
+
+def installed(*, fetch: bool = False) -> Components:
+    """Return what is installed here; *fetch* = ask the hub about hub models that are not here. Nothing imports torch."""
+    return Components(
+        editors=lazy("raysweep.editors").EDITORS,
+        wrappers=lazy("raysweep.editors.wrappers").WRAPPERS,
+        datasets=lazy("raysweep.data").DATASETS,
+        studies=lazy("raysweep.studies").STUDIES,
+        model=lambda spec, workspace: lazy("raysweep.models.sources.catalogue").resolve(spec, workspace, fetch=fetch),
+        text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
+        environment=environment.stated(),
+        row_limit=lambda spec, workspace: lazy("raysweep.models.attention").examine(spec, workspace),
+        facts=lambda spec, workspace: lazy("raysweep.models.sources.facts").facts(spec, workspace),
+    )
