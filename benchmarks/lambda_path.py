@@ -26,7 +26,7 @@ from raysweep.results import runner
 from raysweep.results.schema import PROBES
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, seconds_by_phase
-from raysweep.rows import SHARED
+from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 
@@ -97,9 +97,9 @@ def sum_of(
     found = {"edit": 0.0, "measure": 0.0, "other": 0.0}
     for trial in trials[:1] if shared else trials:
         for phase, (seconds, _) in phases[trial.key].items():
-            if phase.endswith(SHARED) is not shared:
+            if phase.endswith(SHARED_PHASE_SUFFIX) is not shared:
                 continue
-            name = phase.removesuffix(SHARED)
+            name = phase.removesuffix(SHARED_PHASE_SUFFIX)
             found["edit" if name in EDITING else "measure" if name in MEASURING else "other"] += seconds
     return found
 
