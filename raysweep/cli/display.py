@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rich.text import Text
 from raysweep.cli.errors import brief
 from raysweep.results.store import HEARTBEAT
 from raysweep.summarize import PHASES
+from raysweep.tune.watcher import Watcher
 
 SHOWN = ("rel", "gen", "loc")
 POLL = 1.0  # seconds between two looks at the heartbeats, without a live display
@@ -60,7 +61,7 @@ class Counted:
     told: float
 
 
-class Display:
+class Display(Watcher):
     """Shows the progress of a sweep's trials.
 
     Args:
@@ -70,17 +71,18 @@ class Display:
         folder: where the trials' heartbeats are (None on an object store).
         console: the terminal; None or not a terminal = plain lines.
         finished: edits and trials that earlier runs have done.
+        opening: lines to print once the sweep is this process's, before anything runs.
         passes: which trials take their edits from one pass: they get on together, though only one is shown as running.
     """
 
     def __init__(
         self, labels: Mapping[str, str], totals: Mapping[str, int], *, printer: Callable[[str], None],
         folder: Path | None = None, console: Console | None = None, finished: Mapping[str, int] | None = None,
-        passes: Mapping[str, str] | None = None,
+        passes: Mapping[str, str] | None = None, opening: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.rows = {key: Row(label, totals[key]) for key, label in labels.items()}
         self.passes = passes or {}
-        self.printer, self.folder = printer, folder
+        self.printer, self.folder, self.opening = printer, folder, opening
         self.began = time.monotonic()
         self.before = 0
         for key, step in (finished or {}).items():
@@ -94,6 +96,11 @@ class Display:
         self._live: Live | None = None
         if console is not None and console.is_terminal:
             self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
+
+    def prepared(self) -> None:
+        """Say what will be run."""
+        for line in self.opening:
+            self._print(line)
 
     def connecting(self, address: str | None) -> None:
         """Say that Ray is being started, or joined."""

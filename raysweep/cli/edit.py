@@ -10,7 +10,7 @@ import typer
 from raysweep.cli import flags
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
-from raysweep.cli.run import announce, display, labels, summarise
+from raysweep.cli.run import announcement, display, labels, statuses, summarise
 from raysweep.cli.validate import SetOption
 from raysweep.config.components import Components
 from raysweep.config.limits import LARGEST
@@ -25,6 +25,7 @@ from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
     from raysweep.results.store import ResultStore
+    from raysweep.tune.outcome import Outcome
 
 # The reference's names for one editor with one of its objectives.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -111,51 +112,23 @@ def _arm(editor: str, simie: Mapping[str, Any] | None) -> tuple[str, dict[str, A
     return f"{kind}+simie", arm
 
 
-def _make(found: Plan, workspace: Workspace, *, repair: bool) -> None:
-    """Make what is missing of *found*, print the table, and say what is missing still; exit code 3 if anything is."""
-    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
+def _make(planned: Plan, workspace: Workspace, *, repair: bool) -> None:
+    """Make what is missing of *planned*, print the table, and say what is missing still; exit code 3 if anything is."""
+    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
     store.folder.check_writable()
-    keys = [t.key for t in found.trials]
-    with lazy("raysweep.results.drivers").DriverLock(store.folder, keys=keys):
-        missing = _run(found, store, workspace, repair=repair)
-    sweep = lazy("raysweep.results.tables").open_results(store.folder.location, workspace)
-    sweep.write_trials()
-    summarise(sweep, store.folder.location)
-    for line in lazy("raysweep.reports.standing").damage_lines(missing, labels(found.names)):
+    earlier = statuses(planned, store)
+    watcher = display(planned, store, earlier, announcement(planned, earlier))
+    options = lazy("raysweep.tune.sweep_run").Options(retry=True, repair=repair)
+    outcome: Outcome = lazy("raysweep.tune.launch").run_sweep(
+        planned, workspace, options=options, watcher=watcher, backend="inline"
+    )
+    summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)
+    reasons = outcome.missing
+    missing = {t.key: reasons[t.key] for t in planned.trials if t.key in reasons}
+    for line in lazy("raysweep.reports.standing").damage_lines(missing, labels(planned.names)):
         say(line, err=True)
     if missing:
         raise typer.Exit(TRIALS_FAILED)
-
-
-def _run(found: Plan, store: ResultStore, workspace: Workspace, *, repair: bool) -> dict[str, str]:
-    """Run what is not done of *found* in this process; return the trials that are not done afterwards, with the reason."""
-    launch, runner, deps = lazy("raysweep.tune.launch"), lazy("raysweep.results.runner"), lazy("raysweep.tune.deps")
-    store.plan()  # one of a newer raysweep is an error, not overwritten
-    shown = display(found, store, announce(found, store, fresh=False))
-    store.write_plan(found.as_json(), "")
-    table = {t.key: t for t in found.trials}
-    wanted = set(launch.pending(launch.trial_states(store, table), retry=True, repair=repair))
-    todo = [key for key in table if key in wanted]  # in the order of the plan
-    for key in todo:
-        store.reopen(key)
-    shown.begin()
-    try:
-        for planned in (table[key] for key in todo):
-            shown.started(planned.key)
-            local = store.folder.local
-            effects = deps.make_deps(workspace, deps.Heartbeat(local / planned.key if local is not None else None))
-            mates = [t for t in found.trials if planned.share and t.share == planned.share and t is not planned]
-            ended = store.status(planned.key, planned.trial.protocol.rounds).state in ("DONE", "FAILED")  # by its pass
-            reports = runner.replay(planned.trial, store) if ended else runner.run_trial(planned, effects, store, mates)
-            for report in reports:
-                result = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
-                result |= {"non_finite_step": report.non_finite_step}
-                shown.round(planned.key, {**result, "failure": report.error} if report.error else result)
-            shown.stopped(planned.key)
-    finally:
-        shown.end()
-    states = launch.trial_states(store, table)
-    return {k: s.error or s.reason or "is unfinished" for k, s in states.items() if s.state != "DONE"}
 
 
 def _planned(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +21,10 @@ from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
     from raysweep.cli.display import Display
+    from raysweep.results.state import TrialStatus
     from raysweep.results.store import ResultStore
     from raysweep.results.tables import Sweep
-    from raysweep.tune.launch import Outcome
+    from raysweep.tune.outcome import Outcome
 
 
 def command(
@@ -54,43 +55,56 @@ def command(
     components = Components.installed(fetch=True)
     found = open_plan(file, workspace, [*stated, *(set_ or ())], components)
     lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
-    launch = lazy("raysweep.tune.launch")
+    launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
     store.folder.check_writable()
-    skipped = announce(found, store, fresh=fresh)
-    options = launch.Options(
+    earlier = {} if fresh else statuses(found, store)
+    for line in announcement(found, earlier):
+        say(line)
+    options = sweep_run.Options(
         address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway
     )
-    outcome = launch.run_sweep(found, workspace, options=options, watcher=display(found, store, skipped))
+    outcome = launch.run_sweep(found, workspace, options=options, watcher=display(found, store, earlier))
     conclude(outcome, found, workspace)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
 
-def announce(found: Plan, store: ResultStore, *, fresh: bool) -> dict[str, int]:
-    """Print what will be run; return the steps that trials have behind them."""
-    states = {t.key: store.status(t.key, t.trial.protocol.rounds) for t in found.trials}
-    behind = {} if fresh else {k: s.step for k, s in states.items() if s.step}
-    done = 0 if fresh else sum(s.state == "DONE" for s in states.values())
-    arms = lazy("raysweep.cli.plan").counted(len({n.arm for n in found.names}), "arm", "arms")
-    say(f"sweep {found.sweep.name}: {lazy('raysweep.cli.plan').extent(found)}, {arms}; {done} trials done")
-    for note in found.notes:
-        say(f"note: {note}")
-    return behind
+def statuses(planned: Plan, store: ResultStore) -> dict[str, TrialStatus]:
+    """Return where each trial of *planned* stands, by key."""
+    return {t.key: store.status(t.key, t.trial.protocol.rounds) for t in planned.trials}
 
 
-def display(found: Plan, store: ResultStore, behind: dict[str, int]) -> Display:
-    """Return the live display of *found*."""
+def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]:
+    """Return the lines that say what will be run, where *earlier* runs left trials in these states."""
+    done = sum(status.state == "DONE" for status in earlier.values())
+    arms = lazy("raysweep.cli.plan").counted(len({n.arm for n in planned.names}), "arm", "arms")
+    first = f"sweep {planned.sweep.name}: {lazy('raysweep.cli.plan').extent(planned)}, {arms}; {done} trials done"
+    return [first, *(f"note: {note}" for note in planned.notes)]
+
+
+def display(
+    planned: Plan, store: ResultStore, earlier: Mapping[str, TrialStatus], opening: Sequence[str] = ()
+) -> Display:
+    """Return the live display of *planned*.
+
+    Args:
+        planned: what will be run.
+        store: where its results go.
+        earlier: where earlier runs left the trials.
+        opening: lines to print when the sweep is this process's.
+    """
     from rich.console import Console
 
     shown: Display = lazy("raysweep.cli.display").Display(
-        labels(found.names),
-        {t.key: t.trial.protocol.rounds[-1] for t in found.trials},
+        labels(planned.names),
+        {t.key: t.trial.protocol.rounds[-1] for t in planned.trials},
         printer=say,
         folder=store.folder.local,
         console=Console(),
-        finished=behind,
-        passes={t.key: t.share for t in found.trials if t.share},
+        finished={key: status.step for key, status in earlier.items() if status.step},
+        passes={t.key: t.share for t in planned.trials if t.share},
+        opening=opening,
     )
     return shown
 

@@ -10,7 +10,7 @@ from raysweep.lazy import lazy
 
 if TYPE_CHECKING:
     from raysweep.results.tables import Sweep
-    from raysweep.tune.launch import Outcome
+    from raysweep.tune.outcome import Outcome
 
 SHOWN = 10  # lines of one kind; the rest is counted
 

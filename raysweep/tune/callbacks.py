@@ -7,11 +7,11 @@ from typing import Any
 from ray.tune import Callback
 
 from raysweep.results.ray_logs import TRIAL_KEY
-from raysweep.tune.launch import Watcher
+from raysweep.tune.watcher import Watcher
 
 
 class Progress(Callback):  # type: ignore[misc]
-    """Tells a :class:`~raysweep.tune.launch.Watcher` what Ray reports; pickled as nothing by Ray."""
+    """Tells a :class:`~raysweep.tune.watcher.Watcher` what Ray reports; pickled as nothing by Ray."""
 
     def __init__(self, watcher: Watcher | None = None) -> None:
         self.watcher = watcher

@@ -37,7 +37,8 @@ from raysweep.tune.trial_order import InPasses, ray_config
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
-    from raysweep.tune.launch import Options, Watcher
+    from raysweep.tune.sweep_run import Options
+    from raysweep.tune.watcher import Watcher
 
 SESSION = 128  # trials of one session, at least
 WAVES = 16  # and at least so many times as run at once: at a session's end processes wait for its last trial

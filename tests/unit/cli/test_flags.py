@@ -510,7 +510,7 @@ def _repairs(b: Bench) -> None:
     from raysweep.cli import edit
 
     base = ["edit", "--editor", "plain", "--data", "hundred"]
-    assert [b.seen(edit, "_run", *base, *more).said["repair"] for more in ((), ("--repair",))] == [False, True]
+    assert [b.seen(edit, "_make", *base, *more).said["repair"] for more in ((), ("--repair",))] == [False, True]
 
 
 def flags_of(command: Any, path: tuple[str, ...]) -> Iterator[str]:

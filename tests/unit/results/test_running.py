@@ -19,7 +19,10 @@ from raysweep.results.drivers import DriverLock
 from raysweep.results.state import State
 from raysweep.results.store import ResultStore
 from raysweep.tune import launch
-from raysweep.tune.launch import Options, Outcome, pending, run_sweep, trial_states
+from raysweep.tune.launch import run_sweep
+from raysweep.tune.outcome import Outcome
+from raysweep.tune.pending import pending, trial_states
+from raysweep.tune.sweep_run import Options, SweepRun
 from raysweep.workspace import Workspace
 
 SEEDS = range(4)
@@ -51,7 +54,8 @@ class Fake:
         self.meanwhile: Callable[[], Any] = lambda: None
         self.interrupt_after = 99
 
-    def __call__(self, store: ResultStore, todo: Sequence[str], table: Any, *_: Any) -> bool:
+    def __call__(self, run: SweepRun, todo: Sequence[str]) -> bool:
+        table = run.table
         self.rounds.append([table[key].trial.seed for key in todo])
         for number, key in enumerate(todo):
             if number == self.interrupt_after:
@@ -99,8 +103,8 @@ def test_storage_taken_away_ends_with_3_and_a_rerun_makes_what_is_missing(
 def test_storage_that_stays_away_is_said_too(
     plan: Plan, workspace: Workspace, store: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(store: ResultStore, *_: Any) -> bool:
-        shutil.rmtree(store.folder.base)
+    def run(run: SweepRun, todo: Sequence[str]) -> bool:
+        shutil.rmtree(run.store.folder.base)
         return False
 
     monkeypatch.setattr(launch, "_run_in_ray", run)
@@ -162,9 +166,9 @@ def test_what_has_no_end_is_run_once_more(
 ) -> None:
     calls: list[int] = []
 
-    def run(store: ResultStore, todo: Sequence[str], table: Any, *rest: Any) -> bool:
+    def run(run: SweepRun, todo: Sequence[str]) -> bool:
         calls.append(len(todo))
-        return fake(store, todo[:2] if len(calls) == 1 else todo, table, *rest)
+        return fake(run, todo[:2] if len(calls) == 1 else todo)
 
     monkeypatch.setattr(launch, "_run_in_ray", run)
     assert run_sweep(plan, workspace).exit_code == 0

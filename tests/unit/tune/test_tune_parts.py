@@ -14,7 +14,7 @@ from raysweep.config.plan import PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, ResourceSpec, TrialSpec
 from raysweep.errors import SpecError
 from raysweep.tune.deps import ModelPool
-from raysweep.tune.launch import Outcome
+from raysweep.tune.outcome import Outcome
 from raysweep.tune.sessions import request
 
 

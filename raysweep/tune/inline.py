@@ -1,0 +1,47 @@
+"""The back end of one process: trials one after another, here, without Ray. It needs no start-up time, and one can debug it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raysweep.config.plan import PlannedTrial
+from raysweep.results.runner import Report, replay, run_trial
+from raysweep.results.state import State, TrialStatus
+from raysweep.tune.deps import Heartbeat, make_deps
+from raysweep.tune.pending import pending
+from raysweep.tune.sweep_run import SweepRun
+
+
+def run_inline(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
+    """Run what is not done by *states*, in the plan's order; Ctrl-C is an exception, so this returns False: not interrupted."""
+    chosen = set(pending(states, retry=run.options.retry, repair=run.options.repair))
+    for key in chosen:
+        run.store.reopen(key)
+    run.watcher.begin()
+    try:
+        for planned in (t for key, t in run.table.items() if key in chosen):
+            run.watcher.started(planned.key)
+            for result in _rounds(run, planned):
+                run.watcher.round(planned.key, result)
+            run.watcher.stopped(planned.key)
+    finally:
+        run.watcher.end()
+    return False
+
+
+def _rounds(run: SweepRun, planned: PlannedTrial) -> Iterator[dict[str, Any]]:
+    """Run *planned*, or tell its rounds where an earlier trial of its group made them; yield what Ray would report."""
+    status = run.store.status(planned.key, planned.trial.protocol.rounds)
+    ended = status.state in (State.DONE, State.FAILED)
+    for report in replay(planned.trial, run.store) if ended else _run(run, planned):
+        result: dict[str, Any] = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
+        result |= {"non_finite_step": report.non_finite_step}
+        yield {**result, "failure": report.error} if report.error else result
+
+
+def _run(run: SweepRun, planned: PlannedTrial) -> Iterator[Report]:
+    local = run.store.folder.local
+    deps = make_deps(run.workspace, Heartbeat(local / planned.key if local is not None else None))
+    members = [t for t in run.table.values() if planned.share and t.share == planned.share and t is not planned]
+    return run_trial(planned, deps, run.store, members)

@@ -1,0 +1,95 @@
+"""How a run of a sweep ended, as our store has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from raysweep.errors import StoreError
+from raysweep.results.proposals import PROPOSALS, ProposalFolder
+from raysweep.results.state import State, TrialStatus
+from raysweep.results.store import GROUP_SNAPSHOTS
+from raysweep.results.tables import Sweep
+from raysweep.tune.pending import trial_states
+from raysweep.tune.sweep_run import SweepRun
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, by our store; each planned trial that is not done stands in one of the others.
+
+    Attributes:
+        done: trials that are done.
+        failed: errors of failed trials, by key.
+        unfinished: trials without an end, whatever the reason: not begun, interrupted, damaged, of a newer raysweep, stopped.
+        interrupted: whether a signal ended the run.
+        results: where the results are.
+        absent: of the unfinished, those that were never begun.
+        damaged: of the unfinished, those whose files are damaged or of a newer raysweep, with the reason.
+        altered: of the damaged, those that are made again with ``--repair`` only.
+        lost: whether the results folder was removed, moved or replaced while the sweep ran.
+    """
+
+    done: tuple[str, ...]
+    failed: Mapping[str, str]
+    unfinished: tuple[str, ...]
+    interrupted: bool
+    results: str
+    absent: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    altered: tuple[str, ...] = ()
+    lost: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 130 interrupted, 3 incomplete."""
+        if self.interrupted:
+            return 130
+        return 3 if self.failed or self.unfinished else 0
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why each trial that is not done is not, by key."""
+        return {**self.failed, **{key: self.damaged.get(key, "is unfinished") for key in self.unfinished}}
+
+
+def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: bool) -> Outcome:
+    """Remove what only unfinished trials need, rebuild the table of trials, and return how *run* ended.
+
+    Args:
+        run: a run that holds its lock no more.
+        altered: finished trials whose tables were found to be altered, and which were left alone.
+        interrupted: whether a signal ended the run.
+    """
+    store, lost = run.store, run.lock.lost
+    states = {**trial_states(store, run.table, verify=False), **altered}
+    if not lost or store.folder.exists():
+        if run.lock.keys is None:  # else others may be at work in the same folder
+            _remove_shared(run, states)
+        with suppress(StoreError):  # a disk that is full now has everything but this table, which is rebuilt each time
+            if store.plan() is None:
+                store.write_plan(run.plan.as_json(), run.plan.sweep.source.text)
+            Sweep(store).write_trials()
+    unfinished = {k: s for k, s in states.items() if s.state not in (State.DONE, State.FAILED)}
+    return Outcome(
+        done=tuple(k for k, s in states.items() if s.state is State.DONE),
+        failed={k: s.error for k, s in states.items() if s.state is State.FAILED},
+        unfinished=tuple(unfinished),
+        interrupted=interrupted and bool(unfinished),
+        results=store.folder.location,
+        absent=tuple(k for k, s in unfinished.items() if s.state is State.ABSENT),
+        damaged={k: s.reason for k, s in unfinished.items() if s.reason},
+        altered=tuple(k for k, s in unfinished.items() if s.altered),
+        lost=lost,
+    )
+
+
+def _remove_shared(run: SweepRun, states: Mapping[str, TrialStatus]) -> None:
+    """Remove the proposals of trials that are all done, and folders in which nothing is."""
+    trials = run.table.values()
+    for kin in {t.kin for t in trials if t.kin}:
+        if all(states[t.key].state is State.DONE for t in trials if t.kin == kin):
+            ProposalFolder(run.store.folder, kin).forget()
+    for name in (PROPOSALS, GROUP_SNAPSHOTS):
+        run.store.folder.drop_if_empty(name)

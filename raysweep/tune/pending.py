@@ -1,0 +1,35 @@
+"""Which trials of a plan are still to be run: those that our store does not call ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from raysweep.config.plan import PlannedTrial
+from raysweep.results.state import State, TrialStatus, trial_state
+from raysweep.results.store import ResultStore
+
+
+def pending(states: Mapping[str, TrialStatus], *, retry: bool = False, repair: bool = False) -> list[str]:
+    """Return the keys of the trials to run, by where they stand; those already begun come first.
+
+    What is done, stopped or of a newer raysweep is not; what failed only with *retry*; a finished trial whose tables were altered
+    only with *repair*. A trial that lacks a file, or whose state files are damaged, is run as if it had not ended.
+    """
+
+    def wanted(status: TrialStatus) -> bool:
+        if status.state is State.FAILED:
+            return retry
+        return repair if status.altered else not status.ended
+
+    todo = [key for key, status in states.items() if wanted(status)]
+    return sorted(todo, key=lambda key: states[key].state is State.ABSENT)
+
+
+def trial_states(
+    store: ResultStore, trials: Mapping[str, PlannedTrial], *, verify: bool = True
+) -> dict[str, TrialStatus]:
+    """Return where each of *trials* stands; with *verify*, every file of those that are done is compared with what was written."""
+    return {
+        key: trial_state(store.folder, key, planned.trial.protocol.rounds, verify=verify, drivers=())
+        for key, planned in trials.items()
+    }

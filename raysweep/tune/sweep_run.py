@@ -1,0 +1,58 @@
+"""One run of a sweep: what its back ends, Ray and this process, are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.results.drivers import DriverLock
+from raysweep.results.store import ResultStore
+from raysweep.tune.watcher import Watcher
+from raysweep.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run a sweep.
+
+    Attributes:
+        address: the cluster to join; None = a Ray of our own.
+        retry: run failed trials again.
+        repair: make finished trials again whose tables are damaged.
+        fresh: forget what earlier runs of these trials measured.
+        anyway: run although somebody else runs this sweep.
+        concurrent: how many trials at once; 0 = as many as fit.
+        reuse: let a process serve many trials, which saves seconds per trial and changes no number.
+    """
+
+    address: str | None = None
+    retry: bool = False
+    repair: bool = False
+    fresh: bool = False
+    anyway: bool = False
+    concurrent: int = 0
+    reuse: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRun:
+    """A run of a sweep.
+
+    Attributes:
+        plan: the trials, and the sweep they belong to.
+        table: the planned trials by key, in the plan's order.
+        workspace: where data, models and artifacts lie.
+        store: where results go.
+        lock: held while it runs.
+        options: how to run.
+        watcher: told about every round.
+    """
+
+    plan: Plan
+    table: Mapping[str, PlannedTrial]
+    workspace: Workspace
+    store: ResultStore
+    lock: DriverLock
+    options: Options
+    watcher: Watcher

@@ -1,0 +1,34 @@
+"""Who is told how a sweep goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class Watcher:
+    """Is told how a sweep goes, and shows nothing of it; ``raysweep.cli.display.Display`` is one that does."""
+
+    def prepared(self) -> None:
+        """The sweep is locked by this process and its plan is written; nothing has run yet."""
+
+    def connecting(self, address: str | None) -> None:
+        """Ray is about to be started, or joined at *address*; that takes seconds."""
+
+    def begin(self) -> None:
+        """The trials are about to start."""
+
+    def started(self, key: str) -> None:
+        """A trial runs."""
+
+    def round(self, key: str, result: Mapping[str, Any]) -> None:
+        """A trial reached a round."""
+
+    def lost(self, key: str, retried: bool) -> None:
+        """A trial's process died."""
+
+    def stopped(self, key: str) -> None:
+        """A trial no longer runs."""
+
+    def end(self) -> None:
+        """No trial runs any more."""
