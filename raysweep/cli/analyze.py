@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli.options import Options
-from raysweep.cli.plan import counted
 from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.lazy import lazy
@@ -20,6 +19,7 @@ from raysweep.reports.prose import say
 from raysweep.reports.render import UNDEFINED, Cell, Format, render
 from raysweep.reports.rounds import Labelled, chosen_round, state
 from raysweep.reports.views import TrialView, groups, trial_views
+from raysweep.reports.wording import counted
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, open_results, trial_columns
 from raysweep.studies import default_metric, phases

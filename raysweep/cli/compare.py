@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from raysweep.cli.options import Options
-from raysweep.cli.plan import counted
 from raysweep.cli.show import (
     AllOption,
     FormatOption,
@@ -21,7 +20,6 @@ from raysweep.cli.show import (
     report_left_out,
     seeds,
 )
-from raysweep.cli.sweeps import Prefixed, opened
 from raysweep.errors import SpecError, nearest
 from raysweep.reports import notes
 from raysweep.reports.fit import terminal_width
@@ -29,7 +27,9 @@ from raysweep.reports.pairs import Entry, Pair, by_value, by_wrapper, contents, 
 from raysweep.reports.published import beside, measured
 from raysweep.reports.published_numbers import open_published
 from raysweep.reports.render import Cell, Difference, Format, render
+from raysweep.reports.sweeps import Prefixed, opened
 from raysweep.reports.views import Line, TrialView, groups, lines_of, paired, shared_values, trial_views
+from raysweep.reports.wording import counted
 from raysweep.results.tables import Sweep
 from raysweep.workspace import Workspace
 

@@ -38,14 +38,3 @@ def describe(error: RaysweepError) -> str:
     codes = sorted({p.code for p in error.problems}) if isinstance(error, ProblemsError) else [error.code]
     text = str(error) if isinstance(error, ProblemsError) else f"error[{error.code}] {error}"
     return f"{text}\nSee docs/errors.md or `raysweep doctor --explain {codes[0]}`."
-
-
-def brief(failure: str) -> str:
-    """Return a stored failure on one line, and its hint on a second one if it has a hint.
-
-    >>> brief("ModelError: no weights\\n    fetch them")
-    'ModelError: no weights\\n    fetch them'
-    """
-    head, *rest = failure.splitlines() or [""]
-    hint = next((line.strip() for line in rest if line.startswith("    ") and line.strip()), "")
-    return f"{head}\n    {hint}" if hint else head

@@ -18,6 +18,7 @@ from raysweep.config.plan import Plan, open_plan
 from raysweep.lazy import lazy
 from raysweep.reports import fit
 from raysweep.reports.prose import say
+from raysweep.reports.wording import counted
 from raysweep.workspace import Workspace
 
 
@@ -107,7 +108,7 @@ def _table(found: Plan, statuses: Sequence[tuple[str, str]], workspace: Workspac
         say(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}")
     damaged = {t.key: reason for t, (_, reason) in zip(found.trials, statuses, strict=True) if reason}
     called = {n.key: n.arm for n in reversed(found.names)}
-    lines = lazy("raysweep.reports.standing").damage_lines(damaged, called) if damaged else ()
+    lines = lazy("raysweep.cli.standing").damage_lines(damaged, called) if damaged else ()
     for note in (*found.notes, *lines):
         say(f"note: {note}")
     estimates = lazy("raysweep.reports.estimates")
@@ -126,11 +127,6 @@ def extent(found: Plan) -> str:
     count, passes = len(found.trials), len(found.passes)
     within = f" in {counted(passes, 'pass', 'passes')}" if passes < count else ""
     return f"{counted(count, 'trial', 'trials')}{within}, {edits:,} edits in all"
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """Return ``1 trial`` or ``2 trials``."""
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def _point(name: TrialName) -> str:

@@ -11,12 +11,11 @@ import typer
 from raysweep.cli import flags
 from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
-from raysweep.config import names
 from raysweep.config.components import Components
-from raysweep.config.names import TrialName
 from raysweep.config.plan import Plan, open_plan
 from raysweep.lazy import lazy
 from raysweep.reports.prose import say
+from raysweep.reports.wording import counted, trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def statuses(planned: Plan, store: ResultStore) -> dict[str, TrialStatus]:
 def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]:
     """Return the lines that say what will be run, where *earlier* runs left trials in these states."""
     done = sum(status.state == "DONE" for status in earlier.values())
-    arms = lazy("raysweep.cli.plan").counted(len({n.arm for n in planned.names}), "arm", "arms")
+    arms = counted(len({n.arm for n in planned.names}), "arm", "arms")
     first = f"sweep {planned.sweep.name}: {lazy('raysweep.cli.plan').extent(planned)}, {arms}; {done} trials done"
     return [first, *(f"note: {note}" for note in planned.notes)]
 
@@ -97,7 +96,7 @@ def display(
     from rich.console import Console
 
     shown: Display = lazy("raysweep.cli.display").Display(
-        labels(planned.names),
+        trial_labels(planned.names),
         {t.key: t.trial.protocol.rounds[-1] for t in planned.trials},
         printer=say,
         folder=store.folder.local,
@@ -107,16 +106,6 @@ def display(
         opening=opening,
     )
     return shown
-
-
-def labels(places: Sequence[TrialName]) -> dict[str, str]:
-    """Return what to call each trial, by key: ``memit+simie lam=10 seed=0``, with all names of one that has several."""
-    texts = names.labels([(n.arm, names.without_seed(n.point)) for n in places])
-    by_key: dict[str, list[str]] = {}
-    for name, text in zip(places, texts, strict=True):
-        seed = f" seed={name.point['seed']}" if "seed" in name.point else ""
-        by_key.setdefault(name.key, []).append(f"{text}{seed}")
-    return {key: " = ".join(of) for key, of in by_key.items()}
 
 
 def summarise(found: Sweep, results: str) -> None:
@@ -140,5 +129,5 @@ def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
     arms: dict[str, str] = {}
     for name in plan.names:
         arms.setdefault(name.key, name.arm)
-    for line in lazy("raysweep.reports.standing").missing_lines(outcome, labels(plan.names), arms):
+    for line in lazy("raysweep.cli.standing").missing_lines(outcome, trial_labels(plan.names), arms):
         say(line, err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
+from raysweep.cli.standing import left_out_lines
 from raysweep.errors import SpecError
 from raysweep.lazy import lazy
 from raysweep.reports import notes
@@ -19,11 +19,10 @@ from raysweep.reports.fit import terminal_width
 from raysweep.reports.left_out import left_out
 from raysweep.reports.prose import say
 from raysweep.reports.render import UNDEFINED, Cell, Format, render
-from raysweep.reports.standing import left_out_lines
 from raysweep.reports.views import MAIN, Line, TrialView, all_lines, swept_values, trial_views
+from raysweep.reports.wording import VIEW_NAMES, clock
 from raysweep.results.tables import Sweep, open_results
 
-NAMES = {"ppl": "PPL", "ppl_median": "PPL median", "ppl_expmean": "PPL exp-mean"}
 SweepArgument = Annotated[
     str, typer.Argument(metavar="SWEEP", help="Name of a sweep, or the folder or URI of its results.")
 ]
@@ -151,13 +150,15 @@ def table(
 
 def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:
     """Return *found* as rows of a table; views that no line has are left out; *plain* = for a program."""
-    views = [v for v in (*MAIN, *(NAMES if ppl or plain else ())) if any(v in (*x.cells, *x.undefined) for x in found)]
+    views = [
+        v for v in (*MAIN, *(VIEW_NAMES if ppl or plain else ())) if any(v in (*x.cells, *x.undefined) for x in found)
+    ]
     return [
         {
             "arm": line.label,
             "edits": line.step if line.trials else None,
             **({"phase": line.phase} if plain else {}),
-            **{NAMES.get(v, v.capitalize()): cell(line, v, plain=plain) for v in views},
+            **{VIEW_NAMES.get(v, v.capitalize()): cell(line, v, plain=plain) for v in views},
             "n": line.n if line.cells else None,
             **seeds(line, plain=plain),
             "status": line.status,
@@ -189,17 +190,3 @@ def seeds(line: Line, *, plain: bool = False) -> dict[str, Cell]:
 def first_non_finite(line: Line) -> int | None:
     """Return the first step at which a trial of *line* was not finite, or None."""
     return min((t.row["non_finite_step"] for t in line.trials if t.row["non_finite_step"] is not None), default=None)
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as ``1:02:03`` or ``12.3 s``.
-
-    >>> clock(3723), clock(12.34)
-    ('1:02:03', '12.3 s')
-    """
-    if math.isnan(seconds):
-        return "–"
-    whole = int(seconds)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raysweep.cli.show import NAMES
-from raysweep.cli.sweeps import Prefixed, opened
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import SpecError
 from raysweep.reports import published_numbers
 from raysweep.reports.published_numbers import Number, Ours
 from raysweep.reports.render import Cell
+from raysweep.reports.sweeps import Prefixed, opened
 from raysweep.reports.views import MAIN, lines, trial_views
+from raysweep.reports.wording import VIEW_NAMES
 from raysweep.summarize import VIEWS
 from raysweep.workspace import Workspace
 
@@ -104,7 +104,9 @@ def _notes(found: Sequence[tuple[Ours, Number]], *, loosely: bool) -> list[str]:
     )
     for _, number in {(n.metric, n.measured, n.view): (o, n) for o, n in found}.values():
         kind, metric = VIEWS.get(number.view, ("", ""))
-        own = f"{NAMES.get(number.view, number.view.capitalize())}, retained" + (f" ({kind}/{metric})" if kind else "")
+        own = f"{VIEW_NAMES.get(number.view, number.view.capitalize())}, retained" + (
+            f" ({kind}/{metric})" if kind else ""
+        )
         notes.append(f"their {number.metric}: {number.measured}. Ours: {own}")
     for one, number in {(o.line.label, n.asking): (o, n) for o, n in found}.values():
         asking = one.trial.protocol.asking
@@ -142,7 +144,12 @@ def _states(ours: Sequence[Ours]) -> list[str]:
     told = []
     for label, line in states.items():
         views = sorted(
-            {NAMES.get(v, v.capitalize()) for o in ours if o.line.label == label for v in o.line.undefined & {*MAIN}}
+            {
+                VIEW_NAMES.get(v, v.capitalize())
+                for o in ours
+                if o.line.label == label
+                for v in o.line.undefined & {*MAIN}
+            }
         )
         if line.status != "done":
             told.append(f"{label}: {line.status}{'; undefined: ' + ', '.join(views) if views else ''}")

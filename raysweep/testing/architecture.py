@@ -34,10 +34,12 @@ class Layer:
 
 # From the bottom to the top.
 LAYERS: tuple[Layer, ...] = (
-    Layer(("errors", "lazy", "hashing", "runtime", "measures", "processes"), "one idea each, nothing of ours below"),
+    Layer(
+        ("atomic", "errors", "lazy", "hashing", "runtime", "measures", "processes", "artifact_kinds"),
+        "one idea each, nothing of ours below",
+    ),
     Layer(
         (
-            "atomic",
             "environment",
             "intervals",
             "pytree",
@@ -50,7 +52,7 @@ LAYERS: tuple[Layer, ...] = (
         ),
         "what everything is told in: records, rows, names, seeds, folders",
     ),
-    Layer(("summarize", "world"), "from rows to Rel, Gen, Loc; the made-up world"),
+    Layer(("metrics", "summarize", "world"), "what a row measures; from rows to Rel, Gen, Loc; the made-up world"),
     Layer(("config",), "from YAML to a plan of TrialSpecs with keys"),
     Layer(("artifacts",), "expensive inputs, found by what they depend on"),
     Layer(("models",), "what a model is, where it comes from, how a pass is made cheap"),

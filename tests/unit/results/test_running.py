@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from results_helpers import make_round, make_trial, write_trial
 
+from raysweep.cli.standing import missing_lines
 from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.schema import ArmSpec, EditorSpec, SweepSpec
 from raysweep.errors import BusyError, NewerFormatError, StoreError
-from raysweep.reports.standing import missing_lines
 from raysweep.results.drivers import DriverLock
 from raysweep.results.state import State
 from raysweep.results.store import ResultStore
