@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks import measure
 from raysweep.editors.null import Null, NullConfig
 from raysweep.editors.wrappers.simie.wrapper import SimIE, SimIEConfig, _advanced, _share
-from raysweep.models.ledger import accumulate
+from raysweep.models.ledger import add_delta_logical_
 from raysweep.models.patches import LowRank
 from raysweep.runtime import device
 
@@ -100,7 +100,7 @@ def run(backend: str, case: Case) -> tuple[Tensor, dict[str, Any]]:
             change = simie._correct(part, proposed, columns, gain)
             part = _advanced(part, change)
         with applying.timed():
-            accumulate(weight, change)
+            add_delta_logical_(weight, change)
         with statistic.timed():
             _share(change, proposed)
         if number == case.slow:

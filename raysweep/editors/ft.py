@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from raysweep.artifacts import Artifact
     from raysweep.models import hooks, ledger, tokens
-    from raysweep.models.forward import blocks, head, prefix_tree
+    from raysweep.models.forward import blocks, head, prefix_tree, resume
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
@@ -26,6 +26,7 @@ else:
     head = lazy("raysweep.models.forward.head")
     prefix_tree = lazy("raysweep.models.forward.prefix_tree")
     blocks = lazy("raysweep.models.forward.blocks")
+    resume = lazy("raysweep.models.forward.resume")
     ledger = lazy("raysweep.models.ledger")
     tokens = lazy("raysweep.models.tokens")
 
@@ -101,7 +102,7 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         master = {n: w.float().clone() for n, w in start.items()}
         below = min(self.config.layers)
         block, matrix = lm.layout.block.format(below), lm.layout.mlp_out.format(below)
-        packs = prefix_tree.pack(lm, ask.rows)
+        packs = prefix_tree.pack_rows(lm, ask.rows)
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, last=below)
@@ -114,7 +115,9 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         with ledger.substituted(lm, {n: w.clone() for n, w in start.items()}) as live:
             for parameter in live.values():
                 parameter.requires_grad_(True)
-            upper = blocks.Upper.of(lm, below + 1, packs.positions, packs.seen).at(demand.pack, demand.column)
+            upper = resume.UpperBlocks.prepare(lm, below + 1, packs.positions, packs.visible).read_at(
+                demand.pack, demand.column
+            )
             for _ in range(self.config.steps):
                 with torch.enable_grad():
                     loss = demand.loss(lm, upper.hidden(lm, beside + lm.part(matrix)(keys)))
@@ -206,9 +209,11 @@ class _Ask:
     rows: list[list[int]]
     asks: list[tuple[int, int, int, float]]
 
-    def on(self, packs: prefix_tree.Packs) -> _Demand:
+    def on(self, packs: prefix_tree.PackedRows) -> _Demand:
         """Find the demanded positions in *packs*."""
-        places = [(packs.places[row][0], packs.places[row][1][position]) for row, position, _, _ in self.asks]
+        places = [
+            (packs.row_positions[row][0], packs.row_positions[row][1][position]) for row, position, _, _ in self.asks
+        ]
         spots = list(dict.fromkeys(places))
         device = packs.ids.device
         pack, column = torch.tensor(spots, device=device).T
@@ -229,7 +234,7 @@ class _Demand:
 
     def each(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         """Return ``weight · (−log p(id))`` of each demanded id, given the normed states at the places ``[k, d]``."""
-        return -head.of(lm, hidden, self.which, self.wanted) * self.weight
+        return -head.target_logprobs(lm, hidden, self.which, self.wanted) * self.weight
 
     def loss(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         """Return their sum."""
@@ -249,17 +254,17 @@ class _Together:
 
     keys: Tensor
     beside: Tensor
-    spots: blocks.Spots
+    spots: resume.ReadPositions
     demand: _Demand
     record: Tensor
 
     @classmethod
     def of(cls, lm: LanguageModel, layer: int, asks: Sequence[_Ask]) -> _Together:
         """Run the records up to block *layer*."""
-        trees, places = [prefix_tree.Tree() for _ in asks], []
+        trees, places = [prefix_tree.PrefixTree() for _ in asks], []
         for i, (tree, ask) in enumerate(zip(trees, asks, strict=True)):
             places += [(i, tree.add(row)) for row in ask.rows]
-        packs = prefix_tree.lay(lm, trees, places)
+        packs = prefix_tree.lay_out(lm, trees, places)
         block, matrix = lm.layout.block.format(layer), lm.layout.mlp_out.format(layer)
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
@@ -270,8 +275,8 @@ class _Together:
         record = [i for i, ask in enumerate(asks) for _ in ask.asks]
         sizes = torch.tensor([len(tree.ids) for tree in trees], device=lm.device)
         real = torch.arange(packs.ids.shape[1], device=lm.device) < sizes[:, None]
-        upper = blocks.Upper.of(lm, layer + 1, packs.positions, packs.seen, real=real)
-        keys, spots = seen[matrix, "input"], upper.at(demand.pack, demand.column)
+        upper = resume.UpperBlocks.prepare(lm, layer + 1, packs.positions, packs.visible, real=real)
+        keys, spots = seen[matrix, "input"], upper.read_at(demand.pack, demand.column)
         return cls(keys, beside, spots, demand, torch.tensor(record, device=lm.device))
 
     def losses(self, lm: LanguageModel, weights: Tensor) -> Tensor:

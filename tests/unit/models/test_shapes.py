@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raysweep.config.schema import ModelSpec
-from raysweep.models.sizes import find, shape_of
+from raysweep.models.sizes import find, size_of
 from raysweep.models.sources.catalogue import CATALOGUE
 from raysweep.workspace import Workspace
 
@@ -27,7 +27,7 @@ def test_the_catalogue_s_shapes_give_the_published_sizes(name: str, parameters: 
 def test_a_config_gives_the_size_of_its_weights(folder: str) -> None:
     from safetensors.torch import load_file
 
-    shape = shape_of(json.loads((GOLDEN / folder / "config.json").read_text()))
+    shape = size_of(json.loads((GOLDEN / folder / "config.json").read_text()))
     assert shape is not None
     weights = load_file(GOLDEN / folder / "model.safetensors")
     matrices = sum(t.numel() for n, t in weights.items() if t.dim() == 2)
@@ -41,8 +41,8 @@ def test_the_embedded_model_is_found_and_the_unknown_is_not(tmp_path: Path) -> N
     assert (found.hidden, found.inner, found.layers) == (128, 512, 4)
     assert find(ModelSpec(name="llama-2-7b"), workspace) == CATALOGUE["llama-2-7b"].shape
     assert find(ModelSpec(name="someone/something"), workspace) is None
-    assert shape_of({"model_type": "unheard-of"}) is None
-    assert shape_of({"model_type": "llama", "hidden_size": "wide"}) is None
+    assert size_of({"model_type": "unheard-of"}) is None
+    assert size_of({"model_type": "llama", "hidden_size": "wide"}) is None
 
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 99}
@@ -71,4 +71,4 @@ def test_what_a_config_does_not_say_is_what_transformers_takes(model_type: str) 
     for missing in (None, *whole, "all of it"):
         left = {k: v for k, v in whole.items() if k != missing and missing != "all of it"}
         full = AutoConfig.for_model(model_type, **left).to_dict()
-        assert shape_of({"model_type": model_type, **left}) == shape_of(full), missing
+        assert size_of({"model_type": model_type, **left}) == size_of(full), missing

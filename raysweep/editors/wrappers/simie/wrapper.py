@@ -184,7 +184,7 @@ class SimIE(BaseWrapper[SimIEConfig, dict[str, Any]]):
         parts = state["matrices"]
         home: dict[str, Tensor] = {}
         if self.config.mode == "init":
-            home = {n: ledger.stored(lm, n, p["pristine"]).contiguous() for n, p in parts.items()}
+            home = {n: ledger.to_stored_layout(lm, n, p["pristine"]).contiguous() for n, p in parts.items()}
         with ledger.substituted(lm, home):
             step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
             assert isinstance(step.patch, WeightDelta)
