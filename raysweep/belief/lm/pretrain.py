@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from raysweep.artifacts import ArtifactRequest
+    from raysweep.models import optim
     from raysweep.models.lm import LanguageModel
-    from raysweep.models.sources import embedded_recipe
 else:
-    torch, embedded_recipe = lazy("torch"), lazy("raysweep.models.sources.embedded_recipe")
+    torch, optim = lazy("torch"), lazy("raysweep.models.optim")
 
 VERSION = 1
 _IGNORED = -100
@@ -94,9 +94,7 @@ class Trainer:
         self.total = sum(1 for _ in self._steps())
         named = list(module.named_parameters())
         inner = {n for n, p in named if p.ndim == 2 and spec.optimiser == "muon" and ".layers." in n}
-        self._muon = (
-            embedded_recipe.Muon([p for n, p in named if n in inner], spec.lr, spec.weight_decay) if inner else None
-        )
+        self._muon = optim.Muon([p for n, p in named if n in inner], spec.lr, spec.weight_decay) if inner else None
         rest = [(n, p) for n, p in named if n not in inner]
         decayed = [p for _, p in rest if p.ndim > 1 or spec.decay_all]
         kept = [p for _, p in rest if not (p.ndim > 1 or spec.decay_all)]
