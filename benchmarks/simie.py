@@ -25,7 +25,7 @@ from raysweep.editors.null import Null, NullConfig
 from raysweep.editors.wrappers.simie.config import SimIEConfig
 from raysweep.editors.wrappers.simie.recursive import advance_total, norm_ratio
 from raysweep.editors.wrappers.simie.wrapper import SimIE
-from raysweep.models.ledger import accumulate
+from raysweep.models.ledger import add_delta_logical_
 from raysweep.models.patches import LowRank
 from raysweep.runtime import device
 
@@ -102,7 +102,7 @@ def run(backend: str, case: Case) -> tuple[Tensor, dict[str, Any]]:
             change = simie.correct(part, proposed, absorbed)
             part = advance_total(part, change)
         with applying.timed():
-            accumulate(weight, change)
+            add_delta_logical_(weight, change)
         with statistic.timed():
             norm_ratio(change, proposed)
         if number == case.slow:

@@ -16,7 +16,7 @@ def score(lm: LanguageModel, probe: Probe) -> Scores:
     """Return what the model answers to *probe*."""
     asked = tokens.scored(lm, probe.prompt, tokens.join(probe.prompt, probe.target))
     ids, mask = tokens.pad([asked.ids], lm.device)
-    with torch.no_grad(), replacement.asking(lm, [asked.start - 1], mask):
+    with torch.no_grad(), replacement.row_context(lm, [asked.start - 1], mask):
         logits = common.logits(lm, ids, mask)[0]
     spots = range(asked.start - 1, len(asked.ids) - 1)
     answers = tuple(logits.argmax(-1)[spots].tolist())

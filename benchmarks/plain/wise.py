@@ -36,7 +36,7 @@ def begin(lm: LanguageModel, config: WiseConfig) -> Memory:
 
 def original(lm: LanguageModel, config: WiseConfig) -> Tensor:
     """Return the edited map's weight ``[d_out, d_in]``."""
-    return replacement.linear(lm.part(replacement.linear_name(lm, config.layer, config.matrix)))[0]
+    return replacement.weight_and_bias(lm.part(replacement.linear_name(lm, config.layer, config.matrix)))[0]
 
 
 def edit(
@@ -81,7 +81,7 @@ def _train(
     else:
         rows = training.right_rows(lm, contexts, fact, others)
         mask = rows.counted.long()
-    act, (_, bias) = side_memory.activation(lm), replacement.linear(lm.part(name))
+    act, (_, bias) = side_memory.mlp_activation(lm), replacement.weight_and_bias(lm.part(name))
     side = memory.side.clone().requires_grad_(True)
     sgd = torch.optim.SGD([side], lr=config.lr, weight_decay=config.weight_decay)
     outputs: list[Tensor] = []
@@ -94,7 +94,7 @@ def _train(
     with common.hooked(lm, name, hook), torch.enable_grad():
         for _ in range(config.steps):
             logits = common.logits(lm, rows.ids, mask)
-            moved = side_memory.mean_change(side_memory.change(act, *outputs), rows.counted)
+            moved = side_memory.mean_distance(side_memory.activation_distance(act, *outputs), rows.counted)
             loss = _answers(logits[:n], rows) + training.activation_loss(moved[:n], moved[n:], config.margins)
             found = float(moved[:n].detach().mean())
             if abs(earlier[1] - earlier[0]) <= config.stop_change and earlier[1] <= config.stop_loss:

@@ -99,7 +99,7 @@ def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
 def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Machine) -> Iterator[Problem]:
     """Yield the arms of which one trial takes more memory or disk than there is."""
     for planned in {(t.arm, t.trial.model): t for t in plan.trials}.values():
-        shape = lazy("raysweep.models.sizes").find(planned.trial.model, workspace)
+        shape = lazy("raysweep.models.sources.catalogue").sizes_of(planned.trial.model, workspace)
         if shape is None:
             continue
         parts = memory(planned.trial, shape, components).parts

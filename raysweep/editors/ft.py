@@ -32,11 +32,12 @@ if TYPE_CHECKING:
 
     from raysweep.artifacts import Artifact
     from raysweep.models import hooks, ledger, tokens
-    from raysweep.models.forward import blocks, head, prefix_tree
+    from raysweep.models.forward import blocks, head, prefix_tree, resume
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
     hooks = lazy("raysweep.models.hooks")
+    resume = lazy("raysweep.models.forward.resume")
     head = lazy("raysweep.models.forward.head")
     prefix_tree = lazy("raysweep.models.forward.prefix_tree")
     blocks = lazy("raysweep.models.forward.blocks")
@@ -110,7 +111,7 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         start = [lm.weight(n).detach() for n in names]
         below = min(self.config.layers)
         block, matrix = lm.layout.block.format(below), lm.layout.mlp_out.format(below)
-        packs = prefix_tree.pack(lm, targets.rows)
+        packs = prefix_tree.pack_rows(lm, targets.rows)
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, last=below)
@@ -119,7 +120,9 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         with ledger.substituted(lm, {n: w.clone() for n, w in zip(names, start, strict=True)}) as live:
             for parameter in live.values():
                 parameter.requires_grad_(True)
-            upper = blocks.Upper.of(lm, below + 1, packs.positions, packs.seen).at(located.pack, located.column)
+            upper = resume.UpperBlocks.prepare(lm, below + 1, packs.positions, packs.visible).read_at(
+                located.pack, located.column
+            )
 
             def losses(masters: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
                 with torch.no_grad():
@@ -230,9 +233,12 @@ class _Targets:
     rows: list[list[int]]
     demanded: list[tuple[int, int, int, float]]
 
-    def locate(self, packs: prefix_tree.Packs) -> _LocatedTargets:
+    def locate(self, packs: prefix_tree.PackedRows) -> _LocatedTargets:
         """Find the predicting positions in *packs*; positions that several tokens are demanded of are read once."""
-        places = [(packs.places[row][0], packs.places[row][1][position]) for row, position, _, _ in self.demanded]
+        places = [
+            (packs.row_positions[row][0], packs.row_positions[row][1][position])
+            for row, position, _, _ in self.demanded
+        ]
         distinct = list(dict.fromkeys(places))
         device = packs.ids.device
         pack, column = torch.tensor(distinct, device=device).T
@@ -260,7 +266,7 @@ class _LocatedTargets:
 
     def nll(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
         """Return ``weight · (−log p(id))`` ``[k]`` of each demanded token, given the normed states at the positions."""
-        return -head.of(lm, hidden, self.which, self.token) * self.weight
+        return -head.target_logprobs(lm, hidden, self.which, self.token) * self.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,17 +283,17 @@ class _JointForward:
 
     keys: Tensor
     beside: Tensor
-    readout: blocks.Spots
+    readout: resume.ReadPositions
     targets: _LocatedTargets
     edit: Tensor
 
     @classmethod
     def prepare(cls, lm: LanguageModel, layer: int, targets: Sequence[_Targets]) -> _JointForward:
         """Run the edits' rows up to block *layer*."""
-        trees, places = [prefix_tree.Tree() for _ in targets], []
+        trees, places = [prefix_tree.PrefixTree() for _ in targets], []
         for i, (tree, one) in enumerate(zip(trees, targets, strict=True)):
             places += [(i, tree.add(row)) for row in one.rows]
-        packs = prefix_tree.lay(lm, trees, places)
+        packs = prefix_tree.lay_out(lm, trees, places)
         block, matrix = lm.layout.block.format(layer), lm.layout.mlp_out.format(layer)
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
@@ -298,8 +304,8 @@ class _JointForward:
         edit = [i for i, one in enumerate(targets) for _ in one.demanded]
         sizes = torch.tensor([len(tree.ids) for tree in trees], device=lm.device)
         real = torch.arange(packs.ids.shape[1], device=lm.device) < sizes[:, None]  # [n, T], False at padding
-        upper = blocks.Upper.of(lm, layer + 1, packs.positions, packs.seen, real=real)
-        keys, readout = seen[matrix, "input"], upper.at(located.pack, located.column)
+        upper = resume.UpperBlocks.prepare(lm, layer + 1, packs.positions, packs.visible, real=real)
+        keys, readout = seen[matrix, "input"], upper.read_at(located.pack, located.column)
         return cls(keys, beside, readout, located, torch.tensor(edit, device=lm.device))
 
     def losses(self, lm: LanguageModel, weights: Tensor) -> Tensor:

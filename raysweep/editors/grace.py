@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from raysweep.artifacts import Artifact
     from raysweep.models import hooks, tokens
-    from raysweep.models.forward import blocks, head, prefix_tree
+    from raysweep.models.forward import head, prefix_tree, resume
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import codebook, replacement
 else:
@@ -26,7 +26,7 @@ else:
     hooks = lazy("raysweep.models.hooks")
     head = lazy("raysweep.models.forward.head")
     prefix_tree = lazy("raysweep.models.forward.prefix_tree")
-    blocks = lazy("raysweep.models.forward.blocks")
+    resume = lazy("raysweep.models.forward.resume")
     tokens = lazy("raysweep.models.tokens")
     replacement = lazy("raysweep.models.modules.replacement")
 
@@ -87,7 +87,7 @@ class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """Return an empty codebook."""
-        d_out, d_in = replacement.linear(replacement.inner(lm.part(self._name(lm))))[0].shape
+        d_out, d_in = replacement.weight_and_bias(replacement.unwrap(lm.part(self._name(lm))))[0].shape
         empty = torch.zeros(0, device=lm.device)
         return {
             "keys": empty.reshape(0, d_in),
@@ -125,7 +125,7 @@ class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
         return replacement.linear_name(lm, self.config.layer, self.config.matrix)
 
     def _module(self, lm: LanguageModel, keys: Tensor, values: Tensor, radii: Tensor) -> codebook.Codebook:
-        bare = replacement.inner(lm.part(self._name(lm)))
+        bare = replacement.unwrap(lm.part(self._name(lm)))
         rounding = 0.0 if self.config.ref else _ROUNDING
         return codebook.Codebook(bare, keys, values, radii, replace=self.config.replace, rounding=rounding)
 
@@ -135,37 +135,39 @@ class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
         name, config = self._name(lm), self.config
         asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
         last, n = asked.start - 1, len(asked.ids) - 1  # nothing is asked after the last token
-        packs = prefix_tree.pack(lm, [asked.ids[:n]])
-        bare, above = replacement.inner(lm.part(name)), config.matrix == "out"
+        packs = prefix_tree.pack_rows(lm, [asked.ids[:n]])
+        bare, above = replacement.unwrap(lm.part(name)), config.matrix == "out"
         change = torch.arange(packs.ids.shape[1], device=lm.device)[None] >= (last if config.replace == "last" else 0)
         sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
-        with torch.no_grad(), replacement.installed(lm, {name: bare}), hooks.capture(lm, sides) as seen:
-            rest = blocks.tail(lm, packs, change, first=config.layer + 1)
+        with torch.no_grad(), replacement.modules_replaced(lm, {name: bare}), hooks.capture(lm, sides) as seen:
+            rest = resume.remainder_after(lm, packs, change, first=config.layer + 1)
         if not above:  # a value of the first map goes through its own block
-            with torch.no_grad(), replacement.installed(lm, {name: bare}):
-                rest = blocks.tail(lm, packs, change, first=config.layer)
+            with torch.no_grad(), replacement.modules_replaced(lm, {name: bare}):
+                rest = resume.remainder_after(lm, packs, change, first=config.layer)
         query, output = (seen[name, side][0, last].float() for _, side in sides)
         value = output if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
         new, chosen, did = place(state, query, value, (list(asked.labels), asked.start), config)
         leaf = new["values"][chosen].clone().requires_grad_(True)
         adam = torch.optim.Adam([leaf], lr=config.lr, fused=True)
         module = self._module(lm, new["keys"][chosen, None], leaf[None], new["radii"][chosen, None])
-        here, labels = int(rest.column[0, last]), torch.tensor(asked.labels, device=lm.device)
-        where = {"last": rest.index == last, "prompt": rest.index < last, "all": rest.index >= 0}[config.replace]
+        here, labels = int(rest.column_of[0, last]), torch.tensor(asked.labels, device=lm.device)
+        where = {"last": rest.token_of == last, "prompt": rest.token_of < last, "all": rest.token_of >= 0}[
+            config.replace
+        ]
         replaced = where[..., None]
-        beside = rest.states - rest.take(seen[name, "output"]) if above else rest.states
-        ends = rest.column[0, last:n]
-        spots = rest.upper.at(torch.zeros_like(ends), ends)
+        beside = rest.states - rest.select(seen[name, "output"]) if above else rest.states
+        ends = rest.column_of[0, last:n]
+        spots = rest.upper.read_at(torch.zeros_like(ends), ends)
         losses: list[float] = []
         with (
-            replacement.installed(lm, {} if above else {name: module}),
-            replacement.asking(lm, [here], torch.ones_like(rest.index)),
+            replacement.modules_replaced(lm, {} if above else {name: module}),
+            replacement.row_context(lm, [here], torch.ones_like(rest.token_of)),
         ):
             for _ in range(config.steps):
                 module.values = leaf[None]
                 with torch.enable_grad():
                     moved = torch.where(replaced, beside + leaf.to(beside.dtype), rest.states) if above else rest.states
-                    loss = -head.of(
+                    loss = -head.target_logprobs(
                         lm, spots.hidden(lm, moved), torch.arange(n - last, device=lm.device), labels
                     ).mean()
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])

@@ -73,7 +73,7 @@ class Lora(BaseEditor[LoraConfig, None]):
     ) -> EditStep[None]:
         """Train one adapter on the whole batch."""
         seed = derive(int(torch.randint(2**31 - 1, (1,), generator=rng)), "adapter")
-        bank = lora.Bank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
+        bank = lora.LoraBank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
         losses = [sum(found) for found in self._train(bank, batch, [0] * len(batch))]
         deltas: dict[str, Delta] = {n: LowRank(left, right) for n, (left, right) in bank.factors(0).items()}
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(self.config.steps)}
@@ -88,19 +88,19 @@ class Lora(BaseEditor[LoraConfig, None]):
         self, lm: LanguageModel, records: Sequence[EditRecord], *, seeds: Sequence[int]
     ) -> Iterator[Checkpoint]:
         """Train an adapter for each record and yield every ``eval_every`` steps and after the last."""
-        bank = lora.Bank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
+        bank = lora.LoraBank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
         for step, losses in enumerate(self._train(bank, records, range(len(records))), 1):
             last = step == self.config.steps
             if last or step % self.config.eval_every == 0:
-                yield Checkpoint(step, last, losses, bank.attached, bank.select)
+                yield Checkpoint(step, last, losses, bank.attached, bank.select_owners)
 
-    def _train(self, bank: lora.Bank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
+    def _train(self, bank: lora.LoraBank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
         """Train the owners on their records; yield the loss of each record, step by step."""
         own, lm = self.config, bank.lm
         rows = [tokens.scored(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in batch]
         head = len(tokens.encode(lm, ""))
         sizes = [len(r.ids) - head if own.published_divisor else len(r.labels) for r in rows]
-        return lora.fit(
+        return lora.train(
             bank,
             [r.ids for r in rows],
             [r.start for r in rows],

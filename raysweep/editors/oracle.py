@@ -78,5 +78,5 @@ class Oracle(BaseEditor[OracleConfig, dict[str, Any]]):
 
     def module_patch(self, lm: LanguageModel, state: dict[str, Any]) -> ModulePatch:
         """Return the patch that *state* stands for."""
-        head = table_head.inner(lm.part(lm.layout.head))
+        head = table_head.unwrap(lm.part(lm.layout.head))
         return ModulePatch({lm.layout.head: table_head.TableHead(head, state["keys"], state["ids"])})

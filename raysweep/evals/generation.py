@@ -49,7 +49,7 @@ def _continue(lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], int]]) ->
         asked = [[*rows[i][0], *written[i]] for i in open_rows]
         ends = [(j, len(row) - 1) for j, row in enumerate(asked)]
         with torch.no_grad():
-            hidden = positions.states(lm, asked, [len(rows[i][0]) - 1 for i in open_rows], ends)
+            hidden = positions.hidden_at(lm, asked, [len(rows[i][0]) - 1 for i in open_rows], ends)
             logits = blocks.logits(lm, hidden)
             best = logits.argmax(-1)
             finite = logits.gather(-1, best[:, None])[:, 0].isfinite()  # the arg-max of a row with a NaN is a NaN

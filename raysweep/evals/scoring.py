@@ -63,9 +63,9 @@ def _forward(lm: LanguageModel, rows: Sequence[tokens.Scored]) -> list[Scores]:
     if not spots:
         return [Scores((), (), 0.0, "") for _ in rows]
     with torch.no_grad():
-        hidden = positions.states(lm, [s.ids for s in rows], [s.start - 1 for s in rows], spots)
+        hidden = positions.hidden_at(lm, [s.ids for s in rows], [s.start - 1 for s in rows], spots)
         labels = torch.tensor([rows[i].ids[j + 1] for i, j in spots], device=lm.device)
-        best, told = (found.tolist() for found in head.answered(lm, hidden, labels))
+        best, told = (found.tolist() for found in head.argmax_and_logprob(lm, hidden, labels))
     out, at = [], 0
     for s in rows:
         m = len(s.labels)

@@ -2,6 +2,10 @@
 
 A :class:`Ledger` holds the edited parameters in fp32 and writes them into the model in its own precision, so that small
 changes add up in bf16 models too, and a snapshot of the ledger is enough to go on bit for bit.
+
+A weight has two orientations. *Logical* is ``[d_out, d_in]``, in which changes are written. *Stored* is the one of the parameter:
+the same for ``nn.Linear``, transposed for GPT-2's Conv1D. A transpose undoes itself, so one rule serves both ways
+(:func:`to_stored_layout`, :func:`to_logical_layout`).
 """
 
 from __future__ import annotations
@@ -16,27 +20,49 @@ from raysweep.models.lm import LanguageModel
 from raysweep.models.patches import Delta, LowRank, ModulePatch, Patch, WeightDelta
 
 
-def stored(lm: LanguageModel, name: str, logical: Tensor) -> Tensor:
-    """Return a logical ``[d_out, d_in]`` tensor in the orientation in which parameter *name* is stored."""
+def to_stored_layout(lm: LanguageModel, name: str, logical: Tensor) -> Tensor:
+    """Return a logical ``[d_out, d_in]`` tensor in the orientation in which parameter *name* is stored (a view)."""
     return logical.t() if logical.dim() == 2 and lm.transposed(name) else logical
 
 
-BLOCK = 1 << 18  # numbers of a low-rank product formed at a time, beyond which they would leave the processor's caches
+def to_logical_layout(lm: LanguageModel, name: str, stored: Tensor) -> Tensor:
+    """Return a tensor in the orientation in which parameter *name* is stored as ``[d_out, d_in]`` (a view)."""
+    return to_stored_layout(lm, name, stored)  # a transpose is its own inverse
 
 
-def accumulate(target: Tensor, delta: Delta) -> None:
-    """Add *delta* in place to *target*, fp32, in logical orientation; it is formed in its own dtype and rounded before the sum."""
-    if isinstance(delta, LowRank) and target.numel() > BLOCK:
-        rows = max(1, BLOCK // target.shape[1])
+PRODUCT_BLOCK = (
+    1 << 18
+)  # numbers of a low-rank product formed at a time, beyond which they would leave the processor's caches
+
+
+def add_delta_logical_(target: Tensor, delta: Delta) -> None:
+    """Add a change in place to a weight in logical orientation.
+
+    The change is formed in its own dtype and rounded before the sum; a low-rank one is formed by parts, so that a weight's worth of
+    numbers is never held beside the weight.
+
+    Args:
+        target: ``[d_out, d_in]`` (or a bias), fp32.
+        delta: the change.
+    """
+    if isinstance(delta, LowRank) and target.numel() > PRODUCT_BLOCK:
+        rows = max(1, PRODUCT_BLOCK // target.shape[1])
         for part, left in zip(torch.split(target, rows), torch.split(delta.left, rows), strict=True):
             part.add_((left @ delta.right).to(torch.float32))
     else:
         target.add_(delta.dense().to(torch.float32))
 
 
-def add_(lm: LanguageModel, name: str, weight: Tensor, delta: Delta) -> Tensor:
-    """Add *delta* in place to *weight*, fp32, in the stored orientation of parameter *name*; return it."""
-    accumulate(stored(lm, name, weight), delta)
+def add_delta_(lm: LanguageModel, name: str, weight: Tensor, delta: Delta) -> Tensor:
+    """Add a change in place to a weight in the orientation in which parameter *name* is stored, and return the weight.
+
+    Args:
+        lm: the model.
+        name: of the parameter.
+        weight: fp32, as stored.
+        delta: the change, in logical orientation.
+    """
+    add_delta_logical_(to_logical_layout(lm, name, weight), delta)
     return weight
 
 
@@ -47,29 +73,32 @@ def substituted(lm: LanguageModel, tensors: Mapping[str, Tensor]) -> Iterator[di
     The original ``Parameter`` objects are set aside, not copied, so nothing can be lost by rounding.
 
     Yields:
-        The stand-in parameters by name; set ``requires_grad`` on them to train.
+        The substitutes by name; set ``requires_grad`` on them to train.
     """
-    kept: list[tuple[nn.Module, str, nn.Parameter]] = []
-    stand_ins: dict[str, nn.Parameter] = {}
+    originals: list[tuple[nn.Module, str, nn.Parameter]] = []
+    substitutes: dict[str, nn.Parameter] = {}
     try:
         for name, tensor in tensors.items():
             owner_name, _, leaf = name.rpartition(".")
             owner = lm.part(owner_name)
             original = owner._parameters[leaf]
             assert original is not None
-            kept.append((owner, leaf, original))
-            stand_ins[name] = nn.Parameter(tensor.to(original.device, original.dtype), requires_grad=False)
-            owner._parameters[leaf] = stand_ins[name]
-        yield stand_ins
+            originals.append((owner, leaf, original))
+            substitutes[name] = nn.Parameter(tensor.to(original.device, original.dtype), requires_grad=False)
+            owner._parameters[leaf] = substitutes[name]
+        yield substitutes
     finally:
-        for owner, leaf, original in kept:
+        for owner, leaf, original in originals:
             owner._parameters[leaf] = original
 
 
 @contextmanager
 def applied(lm: LanguageModel, deltas: Mapping[str, Delta]) -> Iterator[None]:
-    """Let *deltas* be added to their parameters inside the block."""
-    tensors = {n: add_(lm, n, lm.weight(n).detach().to(torch.float32, copy=True), d) for n, d in deltas.items()}
+    """Let *deltas* be added to their parameters inside the ``with`` statement.
+
+    The sum is made in fp32 and rounded to the model's precision, as :meth:`Ledger.apply` does; the originals come back untouched.
+    """
+    tensors = {n: add_delta_(lm, n, lm.weight(n).detach().to(torch.float32, copy=True), d) for n, d in deltas.items()}
     with substituted(lm, tensors):
         yield
 
@@ -77,7 +106,13 @@ def applied(lm: LanguageModel, deltas: Mapping[str, Delta]) -> Iterator[None]:
 class Ledger:
     """The edited state of one model.
 
-    Promises: ``apply`` is the only writer; ``restore`` brings the pristine bits back; ``load(snapshot())`` is the identity.
+    Promises: :meth:`apply` is the only writer; :meth:`restore` brings the pristine bits back; ``load(tensors())`` is the identity.
+
+    Attributes:
+        lm: the model.
+        pristine: a copy of each edited parameter as it was, in the model's precision.
+        master: the edited parameters in fp32, as stored; the model's own are these, rounded.
+        replaced: the modules that others took the place of.
     """
 
     def __init__(self, lm: LanguageModel) -> None:
@@ -106,22 +141,25 @@ class Ledger:
         assert isinstance(patch, WeightDelta)
         with torch.no_grad():
             for name, delta in patch.deltas.items():
-                self.lm.weight(name).copy_(add_(self.lm, name, self._open(name), delta))
+                self.lm.weight(name).copy_(add_delta_(self.lm, name, self._open(name), delta))
 
     @contextmanager
-    def viewed(self, deltas: Mapping[str, Delta]) -> Iterator[None]:
-        """Let *deltas* be added to the weights (edited or not; in fp32, before rounding) inside the block; nothing is kept."""
-        tensors = {n: add_(self.lm, n, self._edited(n).clone(), d) for n, d in deltas.items()}
+    def with_view(self, deltas: Mapping[str, Delta]) -> Iterator[None]:
+        """Let *deltas* be added to the weights, edited or not, inside the ``with`` statement; nothing of it stays.
+
+        The sum is made in fp32 with the weights before rounding.
+        """
+        tensors = {n: add_delta_(self.lm, n, self._edited(n).clone(), d) for n, d in deltas.items()}
         with substituted(self.lm, tensors):
             yield
 
     def _edited(self, name: str) -> Tensor:
-        found = self.master.get(name)
-        return self.lm.weight(name).detach().to(torch.float32) if found is None else found
+        edited = self.master.get(name)
+        return self.lm.weight(name).detach().to(torch.float32) if edited is None else edited
 
-    def totals(self) -> dict[str, Tensor]:
+    def total_deltas(self) -> dict[str, Tensor]:
         """Return the total change of each edited weight, fp32, in logical orientation (new tensors)."""
-        return {n: stored(self.lm, n, m - self.pristine[n].float()) for n, m in self.master.items()}
+        return {n: to_logical_layout(self.lm, n, m - self.pristine[n].float()) for n, m in self.master.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the edited weights in fp32 (copies), by name, for a snapshot."""
@@ -153,11 +191,11 @@ class Ledger:
     def non_finite(self) -> dict[str, int]:
         """Return how many entries are NaN or infinite, of each edited weight and replaced module that has any.
 
-        Looked at is what the model computes with: rounded to its own precision, and inside :meth:`viewed` the view.
+        Looked at is what the model computes with: rounded to its own precision, and inside :meth:`with_view` the view.
         """
         tensors = {name: [self.lm.weight(name)] for name in self.master}
         tensors |= {name: list(self.lm.part(name).parameters()) for name in self.replaced}
         # a finite sum has finite terms only, and is faster than a look at each; it may overflow, so then each is looked at
-        suspects = {name: [t for t in own if not t.sum().isfinite()] for name, own in tensors.items()}
-        counts = {name: sum(int(t.numel() - t.isfinite().sum()) for t in own) for name, own in suspects.items()}
+        suspects = {name: [t for t in group if not t.sum().isfinite()] for name, group in tensors.items()}
+        counts = {name: sum(int(t.numel() - t.isfinite().sum()) for t in group) for name, group in suspects.items()}
         return {name: count for name, count in counts.items() if count}

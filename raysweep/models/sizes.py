@@ -1,17 +1,17 @@
-"""Sizes of models from their ``config.json``, without torch: for estimates, never for numerics."""
+"""Sizes of models from their ``config.json``, without torch: for estimates, never for numerics.
+
+A decoder of ``L`` blocks, MLPs of width ``m``, on a stream of width ``d`` has about ``L (2 d (q + kv) + 2 d m) + V d`` weights
+(``3 d m`` with a gate, ``2 V d`` where the head is not the embedding); ``q`` and ``kv`` are the widths of all queries and of all
+keys, ``V`` is the vocabulary. For a model by name see :func:`raysweep.models.sources.catalogue.sizes_of`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raysweep.config.schema import ModelSpec
-from raysweep.errors import ModelError
 from raysweep.models.layout import LAYOUTS
-
-if TYPE_CHECKING:
-    from raysweep.workspace import Workspace
 
 # What transformers takes where config.json does not say it.
 _LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
@@ -42,27 +42,27 @@ COPY_LIMIT = 4 << 30  # bytes; larger models are loaded again for the next trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ModelSize:
     """Sizes of a decoder.
 
     Attributes:
         hidden: width of the residual stream; ``d_out`` of a value matrix.
-        inner: width inside an MLP; ``d_in`` of a value matrix.
+        mlp_width: width inside an MLP; ``d_in`` of a value matrix.
         layers: number of blocks.
         vocab: number of tokens.
-        attention: width of all queries.
-        keys: width of all keys (and of all values).
+        q_width: width of the queries of all heads.
+        kv_width: width of the keys of all heads (and of the values).
         gated: whether an MLP has two first linear maps.
         tied: whether the output projection is the token embedding.
         positions: learnt positions; 0 = none.
     """
 
     hidden: int
-    inner: int
+    mlp_width: int
     layers: int
     vocab: int
-    attention: int
-    keys: int
+    q_width: int
+    kv_width: int
     gated: bool
     tied: bool
     positions: int = 0
@@ -70,13 +70,13 @@ class Shape:
     @property
     def parameters(self) -> int:
         """About how many numbers the weights are; biases and norms are left out."""
-        attention = 2 * self.hidden * (self.attention + self.keys)
-        mlp = (3 if self.gated else 2) * self.hidden * self.inner
+        attention = 2 * self.hidden * (self.q_width + self.kv_width)  # Q and O, K and V
+        mlp = (3 if self.gated else 2) * self.hidden * self.mlp_width
         ends = (1 if self.tied else 2) * self.vocab + self.positions
         return self.layers * (attention + mlp) + ends * self.hidden
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape | None:
+def size_from_config(config: Mapping[str, Any]) -> ModelSize | None:
     """Return the sizes in a Hugging Face *config*, or None if its architecture is not known.
 
     What the configuration does not say is what transformers takes then.
@@ -89,13 +89,13 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
         hidden = _first(config, "hidden_size", "n_embd")
         heads = _first(config, "num_attention_heads", "n_head")
         head = config.get("head_dim") or hidden // heads
-        return Shape(
+        return ModelSize(
             hidden=hidden,
-            inner=_first(config, "intermediate_size", "n_inner", default=4 * hidden),
+            mlp_width=_first(config, "intermediate_size", "n_inner", default=4 * hidden),
             layers=_first(config, "num_hidden_layers", "n_layer"),
             vocab=_first(config, "vocab_size"),
-            attention=heads * head,
-            keys=(config.get("num_key_value_heads") or heads) * head,
+            q_width=heads * head,
+            kv_width=(config.get("num_key_value_heads") or heads) * head,
             gated=len(LAYOUTS.get(kind).mlp_in) == 2,
             tied=bool(config.get("tie_word_embeddings", False)),
             positions=int(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
@@ -113,25 +113,8 @@ def positions_of(config: Mapping[str, Any]) -> int:
 
 
 def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
-    found = next((config[n] for n in names if config.get(n) is not None), default)
-    if found is None:
+    """Return the first of the entries *names* that *config* has."""
+    value = next((config[n] for n in names if config.get(n) is not None), default)
+    if value is None:
         raise KeyError(names[0])
-    return int(found)
-
-
-def find(spec: ModelSpec, workspace: Workspace) -> Shape | None:
-    """Return the sizes of the model of *spec*: from its folder, else from the catalogue; None where neither knows."""
-    from raysweep.models.sources.catalogue import CATALOGUE, locate
-    from raysweep.models.sources.folder import read_json
-
-    try:
-        where = locate(spec, workspace)
-    except ModelError:
-        return None
-    if not isinstance(where, str) and (where / "config.json").is_file():
-        try:
-            return shape_of(read_json(where / "config.json"))
-        except ModelError:
-            return None
-    entry = None if spec.path else CATALOGUE.get(spec.name)
-    return entry.shape if entry is not None else None
+    return int(value)

@@ -11,7 +11,7 @@ from raysweep.config.plan import Plan, PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
-from raysweep.models.sizes import COPY_LIMIT, Shape
+from raysweep.models.sizes import COPY_LIMIT, ModelSize
 from raysweep.reports.wording import clock
 from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.workspace import Workspace
@@ -33,7 +33,7 @@ class Memory:
         return sum(self.parts.values())
 
 
-def memory(trial: TrialSpec, shape: Shape, components: Components) -> Memory:
+def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory:
     """Return what *trial* takes in this process or on its device; activations and the libraries come on top.
 
     Second moments count twice, for themselves and their factors. A component's own state counts where its
@@ -47,10 +47,10 @@ def memory(trial: TrialSpec, shape: Shape, components: Components) -> Memory:
     layers = config.get("layers")
     matrices: list[tuple[int, int]] = []
     if isinstance(layers, list) and kind.patch_kind == "weights":
-        matrices = [(shape.hidden, shape.inner)] * len(layers)
+        matrices = [(shape.hidden, shape.mlp_width)] * len(layers)
         parts["edited matrices"] = sum(a * b for a, b in matrices) * (4 + size)
         if "moments" in config:
-            parts["second moments"] = 2 * 8 * len(layers) * shape.inner**2
+            parts["second moments"] = 2 * 8 * len(layers) * shape.mlp_width**2
     columns = TOKENS * trial.protocol.rounds[-1]
     unknown = []
     wraps = [(components.wrappers.get(w.name), w.name, dict(w.config)) for w in trial.editor.wrap]
@@ -67,12 +67,12 @@ def memory_lines(plan: Plan, workspace: Workspace, components: Components) -> li
     """Return a line per arm and model: what one of its trials takes."""
     said: dict[str, list[str]] = {}
     for trial in {(t.arm, t.trial.model): t for t in plan.trials}.values():
-        shape = lazy("raysweep.models.sizes").find(trial.trial.model, workspace)
+        shape = lazy("raysweep.models.sources.catalogue").sizes_of(trial.trial.model, workspace)
         said.setdefault(_memory_text(trial, shape, components), []).append(trial.arm)
     return [f"memory per trial, about: {text} ({', '.join(dict.fromkeys(arms))})" for text, arms in said.items()]
 
 
-def _memory_text(planned: PlannedTrial, shape: Shape | None, components: Components) -> str:
+def _memory_text(planned: PlannedTrial, shape: ModelSize | None, components: Components) -> str:
     if shape is None:
         return f"not known, the sizes of {planned.trial.model.name} are not here"
     found = memory(planned.trial, shape, components)

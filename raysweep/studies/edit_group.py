@@ -258,7 +258,7 @@ class EditGroup:
     @contextmanager
     def _viewed(self, member: GroupMember, state: Any, step: int, *, at_round: bool) -> Iterator[None]:
         """Let the model be what *member* reports inside the block; at a round, a view that persists stays."""
-        view = member.editor.report_view(self.lm, self.ledger.totals, state)
+        view = member.editor.report_view(self.lm, self.ledger.total_deltas, state)
         if view is None:
             yield
             return
@@ -267,7 +267,7 @@ class EditGroup:
             self.ledger.apply(view.patch)
             yield
         else:
-            with self.ledger.viewed(view.patch.deltas):
+            with self.ledger.with_view(view.patch.deltas):
                 yield
 
 

@@ -243,7 +243,7 @@ def raises_the_targets_probability(exam: Exam) -> None:
         step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
         ledger = Ledger(lm)
         ledger.apply(step.patch)
-        view = editor.report_view(lm, ledger.totals, step.state)
+        view = editor.report_view(lm, ledger.total_deltas, step.state)
         if view is not None:
             ledger.apply(view.patch)
         better += score(lm, probes)[0].logprob > before.logprob

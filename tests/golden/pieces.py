@@ -76,7 +76,7 @@ def replay(variant: Variant, spec: EditorSpec, *, rehearse: bool = False) -> tup
 def _note(found: Pieces, group: str, lm: Any, batch: Any, step: Any, *, wrapped: bool) -> None:
     """Note what the base editor proposes, on the model as it found it."""
     for name, delta in step.patch.deltas.items():
-        change = weight_ledger.stored(lm, name, delta.dense().float())
+        change = weight_ledger.to_stored_layout(lm, name, delta.dense().float())
         found[f"{group}.after_base"][name] = lm.weight(name).detach() + change
         found[f"{group}.upd"][name] = change
         if isinstance(delta, LowRank) and delta.left.shape[1] == 1:

@@ -133,11 +133,11 @@ def _edited(spec: EditorSpec, family: str) -> Figures:
     exam = Exam(build=lambda: build_editor(spec), lm=lm, fresh=lambda: lm)
     editor = exam.build()
     ledger, state = exam.run(lm, editor, stop=EDITS)
-    found = of_tensors(ledger.totals())
+    found = of_tensors(ledger.total_deltas())
     if editor.patch_kind == "modules":
         memories = pytree.flatten("state", state)[0]
         found |= of_tensors({name: value for name, value in memories.items() if value.is_floating_point()})
-    view = editor.report_view(lm, ledger.totals, state)
+    view = editor.report_view(lm, ledger.total_deltas, state)
     if view is not None:
         ledger.apply(view.patch)
     answers = score(lm, [probe for record in exam.records[:EDITS] for probe in record.probes])

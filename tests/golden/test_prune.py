@@ -43,7 +43,7 @@ def replay(variant: Variant) -> dict[str, dict[str, Tensor]]:
             state = step.state
             found[f"edit{i}"] = ledger.tensors()
             if i + 1 in ROUNDS:
-                view = editor.report_view(lm, ledger.totals, state)
+                view = editor.report_view(lm, ledger.total_deltas, state)
                 ledger.apply(view.patch)
                 found[f"round{i + 1}"] = ledger.tensors()
     finally:

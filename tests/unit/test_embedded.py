@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from raysweep.hashing import canonical, file_digest  # noqa: E402
-from raysweep.models.sources import embedded_recipe  # noqa: E402
+from raysweep.models.sources import embedded_recipe, embedded_scores  # noqa: E402
 from raysweep.world import WorldSpec, build_world  # noqa: E402
 
 TINY = embedded_recipe.EmbeddedSpec(
@@ -68,7 +68,7 @@ def test_shipped_model_knows_its_world(shipped) -> None:
     rng = Random(0)
     facts = rng.sample(world.facts, 100)
     asked = [(rng.choice(world.wordings_of(f)).replace("{}", f.subject), f.object) for f in facts]
-    assert sum(embedded_recipe.answers(model, tokenizer, asked)) >= 99
+    assert sum(embedded_scores.answers(model, tokenizer, asked)) >= 99
 
 
 def test_objects_are_short(shipped) -> None:

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from raysweep.belief.graph.graph import Ints
-    from raysweep.models.sources import embedded_recipe
+    from raysweep.models import optim
 else:
-    torch, embedded_recipe = lazy("torch"), lazy("raysweep.models.sources.embedded_recipe")
+    torch, optim = lazy("torch"), lazy("raysweep.models.optim")
 
 VERSION = 1  # of how a model comes from a corpus and a recipe; part of its key
 _IGNORED = -100
@@ -97,9 +97,7 @@ class Trainer:
         named = list(module.named_parameters())
         # Muon orthogonalises the blocks' matrices; embeddings, head and norms stay with AdamW.
         inner = {n for n, p in named if p.ndim == 2 and spec.optimiser == "muon" and ".layers." in n}
-        self._muon = (
-            embedded_recipe.Muon([p for n, p in named if n in inner], spec.lr, spec.weight_decay) if inner else None
-        )
+        self._muon = optim.Muon([p for n, p in named if n in inner], spec.lr, spec.weight_decay) if inner else None
         rest = [(n, p) for n, p in named if n not in inner]
         decayed = [p for _, p in rest if p.ndim > 1 or spec.decay_all]
         undecayed = [p for _, p in rest if not (p.ndim > 1 or spec.decay_all)]

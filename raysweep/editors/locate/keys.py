@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raysweep.models import hooks, tokens
-from raysweep.models.forward import blocks
+from raysweep.models.forward import blocks, resume
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 
@@ -28,7 +28,7 @@ def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Se
     rows = [tokens.encode(lm, r.prompt + tokens.spaced(r.target)) for r in records]
     ids, mask = tokens.pad(rows, lm.device)
     with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
-        blocks.run(lm, ids=ids, mask=mask, last=blocks.last_block(lm, modules))
+        blocks.run(lm, ids=ids, mask=mask, last=resume.last_block_of(lm, modules))
     keep = mask.bool()
     # [rows, T, d_in] at the tokens that are no padding: [k, d_in], turned into columns
     return {m: seen[m, "input"][keep].T for m in modules}

@@ -106,13 +106,13 @@ def subject_keys(
     packs, value = _packs(lm, batch, texts), lm.layout.mlp_out
     with torch.no_grad(), hooks.capture(lm, [(value.format(layer), "input") for layer in layers]) as seen:
         blocks.run_packs(lm, packs, last=max(layers))
-    return {layer: _mean_columns(packs.ends(seen[value.format(layer), "input"]), len(batch)) for layer in layers}
+    return {layer: _mean_columns(packs.last_states(seen[value.format(layer), "input"]), len(batch)) for layer in layers}
 
 
-def _packs(lm: LanguageModel, batch: Sequence[EditRecord], texts: Sequence[str]) -> prefix_tree.Packs:
+def _packs(lm: LanguageModel, batch: Sequence[EditRecord], texts: Sequence[str]) -> prefix_tree.PackedRows:
     """Return every record in every context, each up to the subject's last token: nothing after it matters to its key."""
     rows = [row for record in batch for row in keys.context_rows(lm, record, texts)]
-    return prefix_tree.pack(lm, rows)
+    return prefix_tree.pack_rows(lm, rows)
 
 
 def _mean_columns(every: Tensor, n: int) -> Tensor:
@@ -147,9 +147,9 @@ def _climb_layers(
         sides.append((block.format(layer), "input"))
         with torch.no_grad(), ledger.applied(lm, deltas), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, states=states, first=start, last=top)
-        columns = _mean_columns(packs.ends(seen[value.format(layer), "input"]), n)
+        columns = _mean_columns(packs.last_states(seen[value.format(layer), "input"]), n)
         # h^L at the subject's last token of the bare prompt, the first of each record's contexts: [n, d]
-        now = packs.ends(seen[block.format(top), "output"]).double().view(n, len(texts), -1)[:, 0]
+        now = packs.last_states(seen[block.format(top), "output"]).double().view(n, len(texts), -1)[:, 0]
         rho = (goals - now) / (len(layers) - i)
         residuals.append(float((goals - now).norm(dim=1).mean()))
         deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solve(layer, columns).T)  # ρᵀ [d, n] · Xᵀ [n, d_in]

@@ -22,7 +22,7 @@ from raysweep.errors import ArtifactError
 from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks
 from raysweep.models.lm import LanguageModel
-from raysweep.models.sizes import shape_of
+from raysweep.models.sizes import size_from_config
 
 
 def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> ArtifactRequest:
@@ -121,7 +121,7 @@ def build_energy(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: 
 
 def _batches(lm: LanguageModel, texts: Iterator[str], *, width: int, budget: int) -> Iterator[list[list[int]]]:
     """Yield batches of rows of similar length, at most 4096 tokens each, until *budget* tokens (0 = all)."""
-    shape = shape_of(lm.module.config.to_dict())
+    shape = size_from_config(lm.module.config.to_dict())
     if shape is not None and shape.positions:  # learnt positions end: a longer row would be an error
         width = min(width, shape.positions)
     used, pool = 0, list[list[int]]()

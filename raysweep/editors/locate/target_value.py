@@ -27,7 +27,7 @@ from torch import Tensor
 
 from raysweep.editors.specs import ValueSpec
 from raysweep.models import hooks, tokens
-from raysweep.models.forward import blocks, head, prefix_tree
+from raysweep.models.forward import head, prefix_tree, resume
 from raysweep.models.lm import LanguageModel
 
 STOP_LOSS = 5e-2  # nats; published constant of ROME and MEMIT
@@ -202,7 +202,7 @@ class _TaskTree:
         kl: the KL row's look-up node.
     """
 
-    tree: prefix_tree.Tree
+    tree: prefix_tree.PrefixTree
     lookups: tuple[int, ...]
     begins: tuple[int, ...]
     demanded: tuple[tuple[int, int, float], ...]
@@ -211,7 +211,7 @@ class _TaskTree:
     @classmethod
     def build(cls, task: ValueTask) -> _TaskTree:
         """Lay the rows of *task* into one prefix tree; what two rows begin with in common is there once."""
-        tree, m, c = prefix_tree.Tree(), len(task.targets), len(task.rows) - 1
+        tree, m, c = prefix_tree.PrefixTree(), len(task.targets), len(task.rows) - 1
         ends = [*(len(row) for row in task.rows[:-1]), task.lookups[-1] + 1]
         paths = [
             tree.add(row[:end], mark=lookup) for row, lookup, end in zip(task.rows, task.lookups, ends, strict=True)
@@ -284,16 +284,16 @@ class _Remainder:
 
     states: Tensor
     plan: _ReadPlan
-    spots: blocks.Spots
+    spots: resume.ReadPositions
 
     @classmethod
     def compute(cls, lm: LanguageModel, trees: Sequence[_TaskTree], layer: int) -> _Remainder:
         """Compute everything that no shift after block *layer* moves."""
-        packs = prefix_tree.lay(lm, [t.tree for t in trees], ())
+        packs = prefix_tree.lay_out(lm, [t.tree for t in trees], ())
         with torch.no_grad():
-            rest = blocks.tail(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
-        plan = _ReadPlan.build(trees, rest.column)
-        return cls(rest.states, plan, rest.upper.at(*plan.read()))
+            rest = resume.remainder_after(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
+        plan = _ReadPlan.build(trees, rest.column_of)
+        return cls(rest.states, plan, rest.upper.read_at(*plan.read()))
 
     def loss(
         self, lm: LanguageModel, base_logp: Tensor | None, shift: Tensor, origin: Tensor, spec: ValueSpec
@@ -306,11 +306,11 @@ class _Remainder:
         plan = self.plan
         # add each task's δ at its look-up tokens: states[task, column] += shift[task]
         moved = self.states.index_put(plan.shifted, shift[plan.shifted[0]].to(self.states.dtype), accumulate=True)
-        told = head.told(lm, self.spots.hidden(lm, moved), plan.token, base_logp)
+        told = head.logprobs_and_kl(lm, self.spots.hidden(lm, moved), plan.token, base_logp)
         zeros = torch.zeros(len(shift), device=shift.device)
         nll = zeros.index_add(0, plan.demanded[0], -told.logp * plan.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
-        missed = zeros.index_add(0, plan.demanded[0], (~told.best).float())
+        missed = zeros.index_add(0, plan.demanded[0], (~told.is_argmax).float())
         loss: Tensor = nll + spec.kl * told.kl + spec.weight_decay * decay
         return loss, missed == 0, told.base
 

@@ -148,7 +148,11 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
 
     def module_patch(self, lm: LanguageModel, state: WiseState) -> ModulePatch:
         """Return the patch that *state* stands for."""
-        bare, act, ratio = replacement.inner(lm.part(self._name(lm))), side_memory.activation(lm), self.config.act_ratio
+        bare, act, ratio = (
+            replacement.unwrap(lm.part(self._name(lm))),
+            side_memory.mlp_activation(lm),
+            self.config.act_ratio,
+        )
         if self.config.retrieve:
             thresholds = [ratio * a for a in (state["act"], *state["acts"])]
             chosen = (state["side"], *state["memories"])
@@ -168,7 +172,7 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
         return replacement.linear_name(lm, self.config.layer, self.config.matrix)
 
     def _frozen(self, lm: LanguageModel) -> Tensor:
-        return replacement.linear(replacement.inner(lm.part(self._name(lm))))[0].float().contiguous()
+        return replacement.weight_and_bias(replacement.unwrap(lm.part(self._name(lm))))[0].float().contiguous()
 
     def _write(
         self,

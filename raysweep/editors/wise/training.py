@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from raysweep.editors.wise.config import MarginSpec, WiseConfig
 from raysweep.models import hooks, tokens
-from raysweep.models.forward import blocks, head, prefix_tree
+from raysweep.models.forward import blocks, head, prefix_tree, resume
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
@@ -50,7 +50,7 @@ class PaddedRows:
     counted: Tensor
     answers: tuple[tuple[int, int], ...]
 
-    def mask(self, lm: LanguageModel) -> prefix_tree.Mask:
+    def mask(self, lm: LanguageModel) -> prefix_tree.AttentionMask:
         """Return what is added to attention scores."""
         column = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
         return prefix_tree.attention_mask(lm, self.seen, column, column)
@@ -198,8 +198,8 @@ class SideMemoryTraining:
         lm, block = self.lm, self.lm.layout.block.format(self.config.layer)
         sides: list[tuple[str, hooks.Side]] = [(self.name, "input"), (self.name, "output")]
         sides += [(block, "input"), (block, "output")]
-        bare = replacement.inner(lm.part(self.name))
-        with torch.no_grad(), replacement.installed(lm, {self.name: bare}), hooks.capture(lm, sides) as seen:
+        bare = replacement.unwrap(lm.part(self.name))
+        with torch.no_grad(), replacement.modules_replaced(lm, {self.name: bare}), hooks.capture(lm, sides) as seen:
             blocks.run(lm, ids=rows.ids, mask=rows.mask(lm), last=self.config.layer)
         keys, outputs, entering, leaving = (seen[side] for side in sides)
         activations = ActivationDistance.prepare(self, keys, rows.counted)
@@ -259,8 +259,8 @@ class ActivationDistance:
     @classmethod
     def prepare(cls, training: SideMemoryTraining, keys: Tensor, counted: Tensor) -> ActivationDistance:
         """Pick the *counted* ones of ``keys [R, L, d_in]``."""
-        act, chosen = side_memory.activation(training.lm), keys[counted]  # [K, d_in]
-        _, bias = replacement.linear(replacement.inner(training.lm.part(training.name)))
+        act, chosen = side_memory.mlp_activation(training.lm), keys[counted]  # [K, d_in]
+        _, bias = replacement.weight_and_bias(replacement.unwrap(training.lm.part(training.name)))
         base = act(F.linear(chosen, training.frozen.to(keys.dtype), bias))
         return cls(chosen, counted.nonzero()[:, 0], counted.sum(1).clamp(min=1), base, act, bias)
 
@@ -291,7 +291,7 @@ class AnswerLoss:
     training: SideMemoryTraining
     outputs: Tensor
     stream: Tensor
-    upper: blocks.Spots
+    upper: resume.ReadPositions
     counted: Tensor
     place: tuple[Tensor, Tensor]
     token: Tensor
@@ -311,7 +311,9 @@ class AnswerLoss:
         i, j, weight = (torch.tensor(c, device=rows.ids.device) for c in zip(*answer_tokens, strict=True))
         above = training.config.matrix == "out"
         positions = torch.arange(width, device=rows.ids.device).expand(n, -1)
-        upper = blocks.Upper.of(training.lm, layer + above, positions, rows.seen[:n, :width, :width]).at(i, j - 1)
+        upper = resume.UpperBlocks.prepare(training.lm, layer + above, positions, rows.seen[:n, :width, :width]).read_at(
+            i, j - 1
+        )
         stream = (leaving - outputs if above else entering)[:n, :width]
         place = (row[counted], column[counted])
         return cls(training, outputs[:n, :width], stream, upper, counted, place, rows.ids[i, j], weight)
@@ -323,9 +325,9 @@ class AnswerLoss:
         if self.training.config.matrix == "out":
             hidden = self.upper.hidden(lm, self.stream + outputs)
         else:
-            given = side_memory.Given(replacement.inner(lm.part(self.training.name)), outputs)
-            with replacement.installed(lm, {self.training.name: given}):
+            given = side_memory.FixedOutput(replacement.unwrap(lm.part(self.training.name)), outputs)
+            with replacement.modules_replaced(lm, {self.training.name: given}):
                 hidden = self.upper.hidden(lm, self.stream)
         each = torch.arange(len(self.token), device=hidden.device)
-        logp = head.of(lm, hidden, each, self.token)
+        logp = head.target_logprobs(lm, hidden, each, self.token)
         return -(logp * self.weight).sum() / len(self.stream)

@@ -14,44 +14,62 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FEW = 16  # rows; below it products are bound by reading W, which wants whole rows of x beside each other
-PAIRS = 6  # rows; up to it, an even number goes faster than the odd one below, and a single row fastest
+FEW_ROWS = 16  # below it products are bound by reading W, which wants whole rows of x beside each other
+PAIRED_ROWS = 6  # up to it, an even number of rows goes faster than the odd one below, and a single row fastest
 
 
-def turned(x: Tensor) -> bool:
-    """Tell whether products with ``x`` are to be made with the weights as the first factor."""
+def weights_first(x: Tensor) -> bool:
+    """Tell whether products with ``x`` go faster with the weights as the first factor: on a CPU with several threads."""
     return x.device.type == "cpu" and torch.get_num_threads() > 1
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``x Wᵀ + b``: ``[n, d_in]`` → ``[n, d_out]``."""
-    if not turned(x) or PAIRS < len(x) < FEW:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``x Wᵀ + b``.
+
+    Args:
+        x: ``[n, d_in]``.
+        weight: ``W [d_out, d_in]``.
+        bias: ``[d_out]``.
+
+    Returns:
+        ``[n, d_out]``, in memory by rows or by columns.
+    """
+    if not weights_first(x) or PAIRED_ROWS < len(x) < FEW_ROWS:
         return F.linear(x, weight, bias)
-    product = torch.mm(weight, (x.contiguous() if len(x) < FEW else x).t()).t()
+    product = torch.mm(weight, (x.contiguous() if len(x) < FEW_ROWS else x).t()).t()  # x Wᵀ = (W xᵀ)ᵀ
     return product if bias is None else product.add_(bias)
 
 
-def backward(grad: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
-    """Return ``grad W``, added to *start* if given: ``[n, d_out]`` → ``[n, d_in]``."""
-    if not turned(grad) or len(grad) < FEW:
+def linear_backward(grad: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
+    """Return ``∂L/∂x = g W`` of :func:`linear`, added to *start* if given.
+
+    Args:
+        grad: ``g = ∂L/∂(x Wᵀ)``, ``[n, d_out]``.
+        weight: ``W [d_out, d_in]``.
+        start: ``[n, d_in]``.
+
+    Returns:
+        ``[n, d_in]``.
+    """
+    if not weights_first(grad) or len(grad) < FEW_ROWS:
         return torch.mm(grad, weight) if start is None else torch.addmm(start, grad, weight)
     if start is None:
-        return torch.mm(weight.t(), grad.t()).t()
+        return torch.mm(weight.t(), grad.t()).t()  # g W = (Wᵀ gᵀ)ᵀ
     return torch.addmm(start.t(), weight.t(), grad.t()).t()
 
 
-def height(n: int) -> int:
+def best_rows(n: int) -> int:
     """Return the number of rows, at least *n*, that takes the least time: a multiple of what a product works on at once."""
     if torch.get_num_threads() > 1:
-        return max(FEW, -(-n // 8) * 8)
+        return max(FEW_ROWS, -(-n // 8) * 8)
     return -(-n // 4) * 4
 
 
-def padded(rows: Tensor) -> Tensor:
-    """Return ``rows [n, d]`` with the last repeated until they are as many as :func:`forward` likes."""
+def pad_rows(rows: Tensor) -> Tensor:
+    """Return ``rows [n, d]`` with the last repeated until they are as many as :func:`linear` likes."""
     n = len(rows)
-    if turned(rows):
-        wanted = n + n % 2 if 1 < n <= PAIRS else n if n <= 1 else height(n)
+    if weights_first(rows):
+        target = n + n % 2 if 1 < n <= PAIRED_ROWS else n if n <= 1 else best_rows(n)
     else:
-        wanted = n if n <= FEW else height(n)
-    return rows if wanted == n else torch.cat([rows, rows[-1:].expand(wanted - n, -1)])
+        target = n if n <= FEW_ROWS else best_rows(n)
+    return rows if target == n else torch.cat([rows, rows[-1:].expand(target - n, -1)])

@@ -1,4 +1,7 @@
-"""Final states at the tokens where something is asked, for a batch of rows; nothing is computed that they do not need."""
+"""Final states at the tokens where something is asked, for a batch of rows; nothing is computed that they do not need.
+
+Shape legend: ``B`` rows, ``T`` tokens of a padded row, ``n`` positions that are read, ``d`` width of the stream.
+"""
 
 from __future__ import annotations
 
@@ -8,65 +11,65 @@ import torch
 from torch import Tensor
 
 from raysweep.models import hooks, tokens
-from raysweep.models.forward import blocks, llama_fused, prefix_tree
+from raysweep.models.forward import blocks, llama_fused, prefix_tree, resume
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement
 
 
-def states(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], last: Sequence[int], spots: Sequence[tuple[int, int]]
+def hidden_at(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], last: Sequence[int], positions: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """Return the normed final states ``[n, d]`` at *spots*. Call it without gradient.
+    """Return the normed final states ``[n, d]`` at *positions*. Call it without gradient.
 
-    What rows begin with in common is computed once (:mod:`.prefix_tree`), up to the first block with a stand-in: those look at
-    whole rows, so that block sees padded rows; above it, padding and what comes after a row's last spot are left out.
+    What rows begin with in common is computed once (:mod:`.prefix_tree`), up to the first block with a replacement module: those
+    look at whole rows, so that block sees padded rows; above it, padding and what comes after a row's last position are left out.
 
     Args:
         lm: the model.
         rows: ids.
-        last: index of each prompt's last token, for stand-ins.
-        spots: (row, token) pairs, at least one.
+        last: index of each prompt's last token, for replacement modules.
+        positions: (row, token) pairs, at least one.
     """
-    first = replacement.first_block(lm)
-    reach = [0] * len(rows)  # what comes after the last spot matters to nothing
-    for i, j in spots:
-        reach[i] = max(reach[i], j + 1)
+    first = replacement.first_replaced_block(lm)
+    lengths = [0] * len(rows)  # what comes after the last position of a row matters to nothing
+    for i, j in positions:
+        lengths[i] = max(lengths[i], j + 1)
     if first is None:
-        packs = prefix_tree.pack(lm, [row[:n] for row, n in zip(rows, reach, strict=True)])
-        return blocks.at(lm, packs, *_columns(lm, [(packs.places[i][0], packs.places[i][1][j]) for i, j in spots]))
-    return _padded(lm, rows, last, first, reach, _columns(lm, spots))
+        packs = prefix_tree.pack_rows(lm, [row[:n] for row, n in zip(rows, lengths, strict=True)])
+        where = [(packs.row_positions[i][0], packs.row_positions[i][1][j]) for i, j in positions]
+        return resume.packed_hidden_at(lm, packs, *_to_tensors(lm, where))
+    return _hidden_of_padded(lm, rows, last, first, lengths, _to_tensors(lm, positions))
 
 
-def _columns(lm: LanguageModel, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+def _to_tensors(lm: LanguageModel, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     row, column = (torch.tensor(c, device=lm.device) for c in zip(*pairs, strict=True))
     return row, column
 
 
-def _padded(
+def _hidden_of_padded(
     lm: LanguageModel,
     rows: Sequence[Sequence[int]],
     last: Sequence[int],
     first: int,
-    reach: Sequence[int],
-    spots: tuple[Tensor, Tensor],
+    lengths: Sequence[int],
+    positions: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Return the states at *spots*; block *first* sees padded rows."""
+    """Return the states at *positions*; block *first* sees padded rows, those below it packs, those above it no padding."""
     ids, mask = tokens.pad(rows, lm.device)
-    given, entering = ids if not first else None, None
+    first_ids, entering = ids if not first else None, None
     if first:
-        packs, name = prefix_tree.pack(lm, rows), lm.layout.block.format(first - 1)
-        with hooks.capture(lm, [(name, "output")]) as seen:
+        packs, name = prefix_tree.pack_rows(lm, rows), lm.layout.block.format(first - 1)
+        with hooks.capture(lm, [(name, "output")]) as captured:
             blocks.run_packs(lm, packs, last=first - 1)
-        entering = packs.rows(seen[name, "output"])
-    if not llama_fused.fit(lm, first + 1):
-        with replacement.asking(lm, last, mask):
-            return blocks.run(lm, ids=given, states=entering, mask=mask, first=first)[spots]
+        entering = packs.to_rows(captured[name, "output"])
+    if not llama_fused.supports(lm, first + 1):
+        with replacement.row_context(lm, last, mask):
+            return blocks.run(lm, ids=first_ids, states=entering, mask=mask, first=first)[positions]
     name = lm.layout.block.format(first)
-    with replacement.asking(lm, last, mask), hooks.capture(lm, [(name, "output")]) as seen:
-        blocks.run(lm, ids=given, states=entering, mask=mask, first=first, last=first)
+    with replacement.row_context(lm, last, mask), hooks.capture(lm, [(name, "output")]) as captured:
+        blocks.run(lm, ids=first_ids, states=entering, mask=mask, first=first, last=first)
     place = torch.arange(ids.shape[1], device=lm.device)
-    asked = place < torch.tensor(reach, device=lm.device)[:, None]
-    upper = blocks.Upper.of(
-        lm, first + 1, place.expand_as(ids), (place <= place[:, None]).expand(len(ids), -1, -1), real=asked
-    )
-    return upper.at(*spots).hidden(lm, seen[name, "output"])
+    needed = place < torch.tensor(lengths, device=lm.device)[:, None]  # [B, T]
+    causal = (place <= place[:, None]).expand(len(ids), -1, -1)  # [B, T, T]
+    upper = resume.UpperBlocks.prepare(lm, first + 1, place.expand_as(ids), causal, real=needed)
+    return upper.read_at(*positions).hidden(lm, captured[name, "output"])

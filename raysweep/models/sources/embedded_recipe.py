@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,13 +17,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from raysweep.hashing import canonical, file_digest
+from raysweep.models.optim import Muon
+from raysweep.models.sources.embedded_scores import scores
 from raysweep.seeds import derive
-from raysweep.world import Fact, Sentence, World, WorldSpec, build_world, training_sentences
+from raysweep.world import Sentence, World, WorldSpec, build_world, training_sentences
 
 Progress = Callable[[int, int, float], None]
 
 _BOS, _EOS = "<s>", "</s>"
-_IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ def build(
         spec: the recipe (default: :data:`EMBEDDED_SPEC`).
 
     Returns:
-        The scores of the model as written (see :func:`scores`), and ``train_seconds``.
+        The scores of the model as written (:func:`raysweep.models.sources.embedded_scores.scores`), and ``train_seconds``.
     """
     spec = spec or EMBEDDED_SPEC
     before = torch.get_num_threads()
@@ -178,39 +178,6 @@ def train_tokenizer(world: World, vocab: int) -> PreTrainedTokenizerFast:
 
 
 # --------------------------------------------------------------------------------------------------- training
-
-
-class Muon:
-    """Momentum with orthogonalised updates for matrices, in fp32; equal shapes are stacked."""
-
-    def __init__(self, params: Sequence[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
-        shapes = sorted({tuple(p.shape) for p in params})
-        self.groups = [[p for p in params if tuple(p.shape) == shape] for shape in shapes]
-        self.buffers = [torch.zeros(len(g), *g[0].shape, device=g[0].device) for g in self.groups]
-        self.lr, self.weight_decay, self.momentum = lr, weight_decay, momentum
-
-    @torch.no_grad()
-    def step(self, scale: float) -> None:
-        """Apply one update at *scale* times the peak rate."""
-        lr = self.lr * scale
-        for group, buffer in zip(self.groups, self.buffers, strict=True):
-            grad = torch.stack([p.grad for p in group if p.grad is not None])
-            buffer.lerp_(grad, 1 - self.momentum)
-            update = _orthogonal(grad.lerp(buffer, self.momentum))
-            size = 0.2 * max(group[0].shape) ** 0.5
-            for param, delta in zip(group, update, strict=True):
-                param.mul_(1 - lr * self.weight_decay).add_(delta, alpha=-lr * size)
-
-
-def _orthogonal(grads: Tensor) -> Tensor:
-    """Approximate ``U Vᵀ`` of each matrix by five Newton-Schulz steps."""
-    wide = grads.shape[-2] <= grads.shape[-1]
-    x: Tensor = grads if wide else grads.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x if wide else x.mT
 
 
 def _config(spec: EmbeddedSpec, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -317,62 +284,3 @@ def _dropper(rate: float, generator: torch.Generator) -> Callable[[nn.Module, An
         return output * mask / (1 - rate)
 
     return drop
-
-
-# ---------------------------------------------------------------------------------------------------- measuring
-
-
-@torch.no_grad()
-def answers(
-    model: nn.Module, tokenizer: PreTrainedTokenizerFast, asked: Iterable[tuple[str, str]], *, batch: int = 128
-) -> list[bool]:
-    """Say for each (prompt, object) whether every object token is the argmax, teacher-forced."""
-    right: list[bool] = []
-    pairs = list(asked)
-    core = tokenizer.backend_tokenizer
-    for at in range(0, len(pairs), batch):
-        part = pairs[at : at + batch]
-        starts = [len(e.ids) for e in core.encode_batch([p for p, _ in part])]
-        full = [e.ids for e in core.encode_batch([f"{p} {o}" for p, o in part])]
-        width = max(map(len, full))
-        ids = torch.tensor([f + [tokenizer.pad_token_id] * (width - len(f)) for f in full])
-        guess = model(input_ids=ids).logits.argmax(-1)
-        for row, (start, tokens) in enumerate(zip(starts, full, strict=True)):
-            right.append(guess[row, start - 1 : len(tokens) - 1].tolist() == tokens[start:])
-    return right
-
-
-def scores(model: nn.Module, tokenizer: PreTrainedTokenizerFast, world: World) -> dict[str, float]:
-    """Return the shares of facts answered rightly.
-
-    ``trained``: in a wording this fact was trained in; ``cross``: in one trained for other facts only;
-    ``novel``: in one never trained with the relation; ``unseen_frame``: in a frame never trained at all;
-    ``hop_trained`` and ``hop_held_out``: two-hop questions about subjects with and without two-hop training.
-    """
-    rng = Random(derive(world.spec.seed, "scores"))
-    asked: dict[str, list[tuple[str, str]]] = {}
-
-    def ask(name: str, wording: str, fact: Fact) -> None:
-        asked.setdefault(name, []).append((wording.replace("{}", fact.subject), fact.object))
-
-    for fact in world.facts:
-        relation, known = world.relation(fact.relation), world.wordings_of(fact)
-        ask("trained", rng.choice(known), fact)
-        cross = [w for w in relation.trained if w not in known]
-        if cross:
-            ask("cross", rng.choice(cross), fact)
-        ask("novel", rng.choice(relation.novel[:-1]), fact)
-        ask("unseen_frame", relation.novel[-1], fact)
-    for hop in world.hops:
-        for subject in world.entities[world.relation(hop.first).domain]:
-            answer = world.object(world.object(subject, hop.first), hop.second)
-            name = "hop_trained" if world.hop_trained(subject, hop) else "hop_held_out"
-            ask(name, rng.choice(hop.wordings), Fact(subject=subject, relation=hop.second, object=answer))
-    names = sorted(asked)
-    flat = answers(model, tokenizer, chain.from_iterable(asked[name] for name in names))
-    out, at = {}, 0
-    for name in names:
-        count = len(asked[name])
-        out[name] = sum(flat[at : at + count]) / count
-        at += count
-    return out

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
-from raysweep.models.sizes import positions_of, shape_of
+from raysweep.models.sizes import positions_of, size_from_config
 from raysweep.models.sources import catalogue, folder, gguf_check, gguf_header
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 
@@ -43,8 +43,9 @@ def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
     """
     where = catalogue.locate(spec, workspace)
     if isinstance(where, str):
-        shape = getattr(catalogue.CATALOGUE.get(spec.name), "shape", None)
-        return ModelFacts(shape.layers, shape.positions) if shape else ModelFacts()
+        entry = catalogue.CATALOGUE.get(spec.name)
+        size = entry.model_size if entry is not None else None
+        return ModelFacts(size.layers, size.positions) if size else ModelFacts()
     if where.suffix in MODEL_RECIPES:
         return ModelFacts(*ModelRecipe.open(where, workspace).blocks_and_positions())
     return _of_gguf(where) if where.is_file() else _of_folder(where, spec.bos, trusted=spec.trust_remote_code)
@@ -62,15 +63,15 @@ def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
     config = folder.read_json(where / "config.json")
     folder.check_kind(where, config, trusted=trusted)
     check_sizes(config, where / "config.json")
-    shape = shape_of(config)
-    if shape is None or not all(any(config.get(name) is not None for name in names) for names in _STATED):
+    size = size_from_config(config)
+    if size is None or not all(any(config.get(name) is not None for name in names) for names in _STATED):
         raise ModelError(
             f"{where / 'config.json'}: the sizes of the model are missing (hidden_size, num_hidden_layers, vocab_size …)",
             hint="copy or fetch the model again",
         )
     tokenizer = where / "tokenizer.json"
-    count = token_counter(tokenizer, shape.vocab, bos) if tokenizer.is_file() else None
-    return ModelFacts(shape.layers, positions_of(config), count)
+    count = token_counter(tokenizer, size.vocab, bos) if tokenizer.is_file() else None
+    return ModelFacts(size.layers, positions_of(config), count)
 
 
 def check_sizes(config: Mapping[str, Any], file: Path) -> None:

@@ -28,7 +28,7 @@ def planned(root: Path, **arms: Any) -> tuple[Plan, Workspace]:
 def test_memory_of_a_published_setting(tmp_path: Path) -> None:
     """MEMIT on Llama-2: five matrices of 4096 x 11008, moments of 11008²."""
     found, _ = planned(tmp_path, memit={"editor": {"name": "memit", "layers": [4, 5, 6, 7, 8]}, "model": "llama-2-7b"})
-    shape = CATALOGUE["llama-2-7b"].shape
+    shape = CATALOGUE["llama-2-7b"].model_size
     assert shape is not None
     need = memory(found.trials[0].trial, shape, Components.installed())
     assert need.parts["weights"] == pytest.approx(26.95e9, rel=2e-3)

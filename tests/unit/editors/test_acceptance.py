@@ -149,5 +149,5 @@ def test_one_accumulation_serves_every_ridge_and_horizon(name: str, family: str)
             if t in (1, 3, 5):
                 for n in names:
                     closed = ridge.closed_form(sums[t][0][n], sums[t][1][n], lam)
-                    assert float((ledger.totals()[n] - closed).norm() / closed.norm()) < 2e-5, (lam, t, n)
+                    assert float((ledger.total_deltas()[n] - closed).norm() / closed.norm()) < 2e-5, (lam, t, n)
         ledger.restore()

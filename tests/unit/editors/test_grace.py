@@ -168,7 +168,10 @@ def test_each_row_has_its_own_key_position(replacement: Any) -> None:
     module = codebook.Codebook(inner, keys, torch.full((2, 3), 9.0), torch.full((2,), 0.1), replace=replacement)
     lm = tiny_lm("llama")
     name = lm.layout.mlp_out.format(1)
-    with replacement_module.installed(lm, {name: module}), replacement_module.asking(lm, last, torch.ones(3, 6)):
+    with (
+        replacement_module.modules_replaced(lm, {name: module}),
+        replacement_module.row_context(lm, last, torch.ones(3, 6)),
+    ):
         out = module(states)
     plain = inner(states)
     for row, q in enumerate(last):
@@ -176,7 +179,7 @@ def test_each_row_has_its_own_key_position(replacement: Any) -> None:
             inside = {"last": t == q, "prompt": t < q, "all": True}[replacement] and row < 2
             wanted = torch.full((3,), 9.0) if inside else plain[row, t]
             assert torch.equal(out[row, t], wanted), (row, t)
-    assert module.question is None
+    assert module.context is None
     assert lm.part(name) is not module
 
 

@@ -118,7 +118,7 @@ def test_factors_give_the_weights_gradient_and_leave_the_model_alone() -> None:
         torch.testing.assert_close(found.loss[1], loss.detach(), rtol=1e-5, atol=1e-6)
         for name, gradient in zip(names, gradients, strict=True):
             x, delta = found.pairs[name.removesuffix(".weight")]
-            wanted = ledger.stored(lm, name, gradient)
+            wanted = ledger.to_stored_layout(lm, name, gradient)
             torch.testing.assert_close(delta[1].T @ x[1], wanted, rtol=1e-3, atol=1e-6)
 
 

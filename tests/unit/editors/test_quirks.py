@@ -217,10 +217,10 @@ def test_a_memory_is_applied_as_its_layer_is(family: str) -> None:
     lm = tiny_lm(family)
     for matrix in ("in", "out"):
         module = lm.part(replacement.linear_name(lm, 1, matrix))  # type: ignore[arg-type]
-        weight, bias = replacement.linear(module)
+        weight, bias = replacement.weight_and_bias(module)
         if bias is not None:
             module.bias.data.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))
-        side = side_memory.SideMemory(module, side_memory.activation(lm), lambda w=weight: (w,), [0.0])  # type: ignore[misc]
+        side = side_memory.SideMemory(module, side_memory.mlp_activation(lm), lambda w=weight: (w,), [0.0])  # type: ignore[misc]
         states = torch.randn(2, 3, weight.shape[1], generator=torch.Generator().manual_seed(1))
         torch.testing.assert_close(side(states), module(states))
         assert (bias is not None) == (family == "gpt2")

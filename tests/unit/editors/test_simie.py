@@ -152,9 +152,9 @@ def closed_and_recursive(
             step = editors[j].edit(subject.lm, [exam.records[i]], states[j], artifacts=artifacts, rng=rng)
             ledgers[j].apply(step.patch)
             states[j] = step.state
-        view = editors[0].report_view(lm, ledgers[0].totals, states[0]).patch.deltas
-        assert all(not bool(total.any()) for total in ledgers[0].totals().values())
-        yield {n: d.dense().float() for n, d in view.items()}, ledgers[1].totals(), states[0]
+        view = editors[0].report_view(lm, ledgers[0].total_deltas, states[0]).patch.deltas
+        assert all(not bool(total.any()) for total in ledgers[0].total_deltas().values())
+        yield {n: d.dense().float() for n, d in view.items()}, ledgers[1].total_deltas(), states[0]
     for ledger in ledgers:
         ledger.restore()
 

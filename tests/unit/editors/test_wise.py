@@ -124,11 +124,11 @@ def test_routing_by_hand() -> None:
     short = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]])
     states[2, 1:] = 100.0  # padding must not count
     states[2, 0, 0] = 0.5
-    module.question = replacement.Question(torch.zeros(3, dtype=torch.int64), short)
+    module.context = replacement.RowContext(torch.zeros(3, dtype=torch.int64), short)
     assert module(states)[:, 0, 0].tolist() == pytest.approx([0.0, 1.1, 0.0])
-    long = torch.zeros(1, side_memory.LONG + 1, 2)
+    long = torch.zeros(1, side_memory.LONG_ROW + 1, 2)
     long[0, 7, 0] = 1.5  # long rows are judged by their largest token
-    module.question = None
+    module.context = None
     assert float(module(long)[0, 7, 0]) == pytest.approx(4.5)
 
 

@@ -24,7 +24,7 @@ from raysweep.errors import ModelError
 from raysweep.evals.generation import generate
 from raysweep.evals.scoring import score
 from raysweep.models import attention, hooks, tokens
-from raysweep.models.forward import blocks, llama_fused, positions, prefix_tree
+from raysweep.models.forward import blocks, llama_fused, positions, prefix_tree, resume
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import codebook, replacement, side_memory
@@ -101,7 +101,7 @@ def own(lm: LanguageModel, row: list[int]) -> Tensor:
 def far(lm: LanguageModel) -> dict[str, Any]:
     """A codebook that never answers: it only makes the evaluation take the way of memory editors."""
     name = lm.layout.mlp_out.format(1)
-    d_out, d_in = replacement.linear(lm.part(name))[0].shape
+    d_out, d_in = replacement.weight_and_bias(lm.part(name))[0].shape
     never = codebook.Codebook(lm.part(name), torch.full((1, d_in), 1e3), torch.zeros(1, d_out), torch.zeros(1))
     return {name: never}
 
@@ -113,8 +113,8 @@ def test_scoring_packed_and_padded_is_the_models_own_row_by_row(name: str, stand
     asked = rows(lm)
     spots = [(i, j) for i, row in enumerate(asked) for j in range(len(row))]
     wanted = [own(lm, row) for row in asked]
-    with torch.no_grad(), replacement.installed(lm, far(lm) if stand_in else {}):
-        hidden = positions.states(lm, asked, [len(row) - 1 for row in asked], spots)
+    with torch.no_grad(), replacement.modules_replaced(lm, far(lm) if stand_in else {}):
+        hidden = positions.hidden_at(lm, asked, [len(row) - 1 for row in asked], spots)
         found = blocks.logits(lm, hidden)
     torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-4, atol=1e-4)
 
@@ -158,15 +158,15 @@ def test_reused_keys_and_values_are_the_models_own(name: str) -> None:
     asked, shift = rows(lm)[:3], torch.randn(16, generator=torch.Generator().manual_seed(0))
     at = [8, 10, 12]
     for first in range(1, lm.n_blocks + 1):
-        trees = [prefix_tree.Tree() for _ in asked]
+        trees = [prefix_tree.PrefixTree() for _ in asked]
         places = [(i, tree.add(row, mark=k)) for i, (tree, row, k) in enumerate(zip(trees, asked, at, strict=True))]
-        packs = prefix_tree.lay(lm, trees, places)
+        packs = prefix_tree.lay_out(lm, trees, places)
         change = torch.zeros_like(packs.ids, dtype=torch.bool)
         change[range(3), at] = True
         with torch.no_grad():
-            rest = blocks.tail(lm, packs, change, first=first)
+            rest = resume.remainder_after(lm, packs, change, first=first)
             moved = rest.states.index_put(
-                (torch.arange(3), rest.column[range(3), at]), shift.repeat(3, 1), accumulate=True
+                (torch.arange(3), rest.column_of[range(3), at]), shift.repeat(3, 1), accumulate=True
             )
             found = blocks.logits(lm, rest.hidden(lm, moved))
         for i, row in enumerate(asked):
@@ -178,7 +178,7 @@ def test_reused_keys_and_values_are_the_models_own(name: str) -> None:
 
             with common.hooked(lm, lm.layout.block.format(first - 1), add):
                 wanted = own(lm, row)
-            mine = found[i, rest.column[i, at[i] : len(row)]]
+            mine = found[i, rest.column_of[i, at[i] : len(row)]]
             torch.testing.assert_close(mine, wanted[at[i] :], rtol=1e-4, atol=1e-4)
 
 
@@ -300,7 +300,7 @@ def test_probes_and_written_answers_are_the_models_own(name: str) -> None:
 
 
 def test_the_fast_way_is_taken_only_by_blocks_that_it_computes() -> None:
-    fast = {name for name in CONFIGS if llama_fused.fit(model(name), 1)}
+    fast = {name for name in CONFIGS if llama_fused.supports(model(name), 1)}
     slow = {name for name in CONFIGS if name.startswith(("qwen3", "gpt"))} | {"llama, gelu"}
     slow |= {"qwen2, upper blocks", "qwen2, every other block"}
     assert fast == set(CONFIGS) - slow
@@ -311,17 +311,17 @@ def test_a_class_of_the_same_name_is_not_the_one_that_is_known() -> None:
     block = lm.part(lm.layout.block.format(1))
     other = type("LlamaDecoderLayer", (type(block),), {})
     block.__class__ = other
-    assert not llama_fused.fit(lm, 0)
-    assert llama_fused.fit(lm, 2)
+    assert not llama_fused.supports(lm, 0)
+    assert llama_fused.supports(lm, 2)
 
 
 def test_scores_scaled_otherwise_go_the_plain_way() -> None:
     lm = model("llama, tied")
     lm.part(lm.layout.block.format(1)).self_attn.scaling = 0.1  # type: ignore[union-attr]
-    assert not llama_fused.fit(lm, 0)
+    assert not llama_fused.supports(lm, 0)
     row = rows(lm)[0]
     with torch.no_grad():
-        hidden = positions.states(lm, [row], [0], [(0, j) for j in range(len(row))])
+        hidden = positions.hidden_at(lm, [row], [0], [(0, j) for j in range(len(row))])
     torch.testing.assert_close(blocks.logits(lm, hidden), own(lm, row), rtol=1e-4, atol=1e-4)
 
 
@@ -354,10 +354,10 @@ def test_rows_beyond_the_original_context_are_refused_by_name(kind: str) -> None
     inside, beyond = list(range(2, 18)), list(range(2, 19))
     wanted = own(lm, inside)
     with torch.no_grad():
-        hidden = positions.states(lm, [inside, inside[:4]], [0, 0], [(0, j) for j in range(16)])
+        hidden = positions.hidden_at(lm, [inside, inside[:4]], [0, 0], [(0, j) for j in range(16)])
     torch.testing.assert_close(blocks.logits(lm, hidden), wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelError, match=f"a row of 17 tokens is longer than 16: {said}"):
-        positions.states(lm, [inside, beyond], [0, 0], [(1, 16)])
+        positions.hidden_at(lm, [inside, beyond], [0, 0], [(1, 16)])
     ids, mask = tokens.pad([inside, beyond], lm.device)
     with pytest.raises(ModelError, match=said):
         blocks.run(lm, ids=ids, mask=mask)
@@ -367,7 +367,7 @@ def test_rows_beyond_learnt_positions_are_refused_by_name() -> None:
     module = tiny_model("gpt2", vocab_size=258, n_positions=8)
     lm = LanguageModel(module=module, tokenizer=byte_tokenizer(bos=True), layout=layout_of(module.config))
     with pytest.raises(ModelError, match="a row of 9 tokens is longer than 8: the model has no more positions"):
-        positions.states(lm, [list(range(2, 11))], [0], [(0, 8)])
+        positions.hidden_at(lm, [list(range(2, 11))], [0], [(0, 8)])
 
 
 SAID: Mapping[str, tuple[dict[str, Any], tuple[int | None, ...]]] = {
@@ -424,6 +424,6 @@ def test_side_memories_replay_with_the_window() -> None:
     with torch.no_grad():
         moved = job._replay_distance((record.prompt, record.target), side)
     keys = seen[name, "input"][0]
-    act = side_memory.activation(lm)
+    act = side_memory.mlp_activation(lm)
     wanted = (act(keys @ side.T) - act(keys @ frozen.T)).norm(dim=-1).mean()
     assert float(moved[0]) == pytest.approx(float(wanted), rel=1e-4)

@@ -19,10 +19,10 @@ ROWS = ([5, 6, 7, 8], [5, 6, 9], [11, 12, 13], [5, 6, 7, 8, 9, 10], [5, 6, 7, 8]
 def test_packs_give_the_states_of_padded_rows(family: str, width: int) -> None:
     lm = small(family)
     ids, mask = tokens.pad(ROWS, lm.device)
-    packs = prefix_tree.pack(lm, ROWS, width=width)
+    packs = prefix_tree.pack_rows(lm, ROWS, width=width)
     with torch.no_grad():
         wanted = blocks.run(lm, ids=ids, mask=mask)
-        found = packs.rows(blocks.run_packs(lm, packs))
+        found = packs.to_rows(blocks.run_packs(lm, packs))
     keep = mask.bool()
     torch.testing.assert_close(found[keep], wanted[keep], rtol=1e-4, atol=1e-5)
 
@@ -39,26 +39,26 @@ def small(family: str) -> LanguageModel:
 
 def test_each_beginning_is_there_once() -> None:
     lm = tiny_lm("llama")
-    one = prefix_tree.pack(lm, ROWS)
+    one = prefix_tree.pack_rows(lm, ROWS)
     distinct = {tuple(row[: n + 1]) for row in ROWS for n in range(len(row))}
-    assert one.ids.shape == (1, matmul.height(len(distinct)))
-    for row, (owner, columns) in zip(ROWS, one.places, strict=True):
+    assert one.ids.shape == (1, matmul.best_rows(len(distinct)))
+    for row, (owner, columns) in zip(ROWS, one.row_positions, strict=True):
         assert one.ids[owner, list(columns)].tolist() == row
         assert one.positions[owner, list(columns)].tolist() == list(range(len(row)))
-        sees = one.seen[owner, columns[-1]].nonzero()[:, 0].tolist()
+        sees = one.visible[owner, columns[-1]].nonzero()[:, 0].tolist()
         assert sees == sorted(columns)
 
 
 def test_packs_are_as_few_as_the_width_allows_and_about_equal() -> None:
     lm = tiny_lm("llama")
     rows = [[i, i, i] for i in range(2, 12)]
-    packs = prefix_tree.pack(lm, rows, width=24)
+    packs = prefix_tree.pack_rows(lm, rows, width=24)
     assert packs.ids.shape == (2, 16)
-    assert prefix_tree.pack(lm, [*rows, [1] * 40], width=24).ids.shape[1] == 40
+    assert prefix_tree.pack_rows(lm, [*rows, [1] * 40], width=24).ids.shape[1] == 40
 
 
 def test_a_marked_token_is_shared_with_tokens_marked_alike_only() -> None:
-    tree = prefix_tree.Tree()
+    tree = prefix_tree.PrefixTree()
     first, second, third = tree.add([5, 6, 7], mark=1), tree.add([5, 6, 8]), tree.add([5, 6, 9], mark=1)
     assert first[0] == second[0] == third[0]
     assert first[1] == third[1] != second[1]
@@ -68,15 +68,15 @@ def test_a_window_is_counted_along_each_row() -> None:
     """In a pack a row's tokens need not lie side by side; a token sees the last three of its own row."""
     lm = small("mistral")
     lm.module.config.sliding_window = 3
-    packs = prefix_tree.pack(lm, [[1, 2, 3, 4], [1, 2, 5, 6, 7]])
-    mask = prefix_tree.attention_mask(lm, packs.seen, packs.positions, packs.positions)
+    packs = prefix_tree.pack_rows(lm, [[1, 2, 3, 4], [1, 2, 5, 6, 7]])
+    mask = prefix_tree.attention_mask(lm, packs.visible, packs.positions, packs.positions)
     assert isinstance(mask, torch.Tensor)
     ids = packs.ids[0].tolist()
     sees = {ids[i]: {ids[j] for j in range(7) if mask[0, 0, i, j] == 0} for i in range(7)}
     assert sees == {1: {1}, 2: {1, 2}, 3: {1, 2, 3}, 4: {2, 3, 4}, 5: {1, 2, 5}, 6: {2, 5, 6}, 7: {5, 6, 7}}
 
 
-class Doubled(replacement.StandIn):
+class Doubled(replacement.ReplacementModule):
     """Doubles the output of rows whose prompt ends with an even column."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -93,10 +93,10 @@ def test_asking_equals_whole_padded_rows(family: str, layers: tuple[int, ...]) -
     ids, mask = tokens.pad(ROWS, lm.device)
     names = [lm.layout.mlp_out.format(layer) for layer in layers]
     stand_ins = {name: Doubled(lm.part(name)) for name in names}
-    with torch.no_grad(), replacement.installed(lm, stand_ins):
-        assert replacement.first_block(lm) == min(layers, default=None)
-        with replacement.asking(lm, last, mask):
+    with torch.no_grad(), replacement.modules_replaced(lm, stand_ins):
+        assert replacement.first_replaced_block(lm) == min(layers, default=None)
+        with replacement.row_context(lm, last, mask):
             whole = blocks.run(lm, ids=ids, mask=mask)
-        found = positions.states(lm, ROWS, last, spots)
+        found = positions.hidden_at(lm, ROWS, last, spots)
     wanted = torch.stack([whole[i, j] for i, j in spots])
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

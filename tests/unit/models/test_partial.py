@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from raysweep.models import hooks, tokens
 from raysweep.models import ledger as weight_ledger
-from raysweep.models.forward import blocks, prefix_tree
+from raysweep.models.forward import blocks, prefix_tree, resume
 from raysweep.models.layout import LAYOUTS, layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.patches import Dense, LowRank, WeightDelta
@@ -46,10 +46,10 @@ def test_tail_equals_the_whole_model_under_a_change(
     lm = tiny_lm(family)
     ids, mask = tokens.pad(ROWS, lm.device)
     shift = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
-    trees = [prefix_tree.Tree()] * 3 if together else [prefix_tree.Tree() for _ in ROWS]
+    trees = [prefix_tree.PrefixTree()] * 3 if together else [prefix_tree.PrefixTree() for _ in ROWS]
     places = [(0 if together else i, trees[i].add(row, mark=start[i])) for i, row in enumerate(ROWS)]
-    packs = prefix_tree.lay(lm, trees[:1] if together else trees, places)
-    at = [(packs.places[i][0], packs.places[i][1][s]) for i, s in enumerate(start)]
+    packs = prefix_tree.lay_out(lm, trees[:1] if together else trees, places)
+    at = [(packs.row_positions[i][0], packs.row_positions[i][1][s]) for i, s in enumerate(start)]
     pack, node = torch.tensor(at).T
     change = torch.zeros_like(packs.ids, dtype=torch.bool)
     change[pack, node] = True
@@ -60,13 +60,15 @@ def test_tail_equals_the_whole_model_under_a_change(
         moved = seen[entry].clone()  # type: ignore[index]
         moved[range(3), start] += shift
         whole = blocks.run(lm, states=moved, mask=mask, first=first)
-        rest = blocks.tail(lm, packs, change, first=first)
-        states = rest.states.index_put((pack, rest.column[pack, node]), shift, accumulate=True)
+        rest = resume.remainder_after(lm, packs, change, first=first)
+        states = rest.states.index_put((pack, rest.column_of[pack, node]), shift, accumulate=True)
         ours = rest.hidden(lm, states)
-    assert int((rest.column >= 0).sum()) == sum(len(row) - s for row, s in zip(ROWS, start, strict=True))
+    assert int((rest.column_of >= 0).sum()) == sum(len(row) - s for row, s in zip(ROWS, start, strict=True))
     for i, row in enumerate(ROWS):
         for j in range(start[i], len(row)):
-            found = ours[packs.places[i][0], rest.column[packs.places[i][0], packs.places[i][1][j]]]
+            found = ours[
+                packs.row_positions[i][0], rest.column_of[packs.row_positions[i][0], packs.row_positions[i][1][j]]
+            ]
             torch.testing.assert_close(found, whole[i, j], rtol=1e-4, atol=1e-5)
 
 
@@ -144,7 +146,7 @@ def test_ledger_writes_logical_changes_and_undoes_them(family: str) -> None:
     ledger.restore()
     assert same(before, fingerprint(lm))
     ledger.load(saved)
-    assert torch.equal(lm.logical(name), weight_ledger.stored(lm, name, saved[name]))
+    assert torch.equal(lm.logical(name), weight_ledger.to_stored_layout(lm, name, saved[name]))
     ledger.restore()
 
 

@@ -15,15 +15,15 @@ from raysweep.testing.fixtures import tiny_lm
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_low_rank_change_in_blocks_is_the_dense_one(monkeypatch: pytest.MonkeyPatch, transposed: bool) -> None:
-    monkeypatch.setattr(weight_ledger, "BLOCK", 100)
+    monkeypatch.setattr(weight_ledger, "PRODUCT_BLOCK", 100)
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(31, 17, generator=rng)
     delta = LowRank(
         torch.randn(31, 3, generator=rng, dtype=torch.float64), torch.randn(3, 17, generator=rng, dtype=torch.float64)
     )
     found, wanted = (weight.T.clone().T if transposed else weight.clone() for _ in range(2))
-    weight_ledger.accumulate(found, delta)
-    weight_ledger.accumulate(wanted, Dense(delta.dense()))
+    weight_ledger.add_delta_logical_(found, delta)
+    weight_ledger.add_delta_logical_(wanted, Dense(delta.dense()))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert not torch.equal(found, weight)
 
@@ -39,7 +39,7 @@ def test_entries_that_are_not_finite_are_counted_in_what_the_model_computes_with
     change[0] = 30000.0  # the row adds up to more than half precision holds
     ledger.apply(WeightDelta({name: Dense(change)}))
     assert ledger.non_finite() == {}
-    with ledger.viewed({name: Dense(torch.full_like(change, math.nan))}):
+    with ledger.with_view({name: Dense(torch.full_like(change, math.nan))}):
         assert ledger.non_finite() == {name: change.numel()}
     assert ledger.non_finite() == {}
     change[0], change[1, 0] = 0.0, 70000.0  # finite in the ledger's fp32, not in the model

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from raysweep.config.schema import ModelSpec
-from raysweep.models.sizes import find, shape_of
-from raysweep.models.sources.catalogue import CATALOGUE
+from raysweep.models.sizes import size_from_config
+from raysweep.models.sources.catalogue import CATALOGUE, sizes_of
 from raysweep.workspace import Workspace
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/recorded/models"
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).resolve().parents[2] / "golden/recorded/models"
     [("gpt2-xl", 1.5576e9), ("llama-2-7b", 6.7384e9), ("mistral-7b", 7.2417e9), ("smollm2-135m", 134.5e6)],
 )
 def test_the_catalogue_s_shapes_give_the_published_sizes(name: str, parameters: float) -> None:
-    shape = CATALOGUE[name].shape
+    shape = CATALOGUE[name].model_size
     assert shape is not None
     assert shape.parameters == pytest.approx(parameters, rel=2e-3)
 
@@ -27,7 +27,7 @@ def test_the_catalogue_s_shapes_give_the_published_sizes(name: str, parameters: 
 def test_a_config_gives_the_size_of_its_weights(folder: str) -> None:
     from safetensors.torch import load_file
 
-    shape = shape_of(json.loads((GOLDEN / folder / "config.json").read_text()))
+    shape = size_from_config(json.loads((GOLDEN / folder / "config.json").read_text()))
     assert shape is not None
     weights = load_file(GOLDEN / folder / "model.safetensors")
     matrices = sum(t.numel() for n, t in weights.items() if t.dim() == 2)
@@ -36,13 +36,13 @@ def test_a_config_gives_the_size_of_its_weights(folder: str) -> None:
 
 def test_the_embedded_model_is_found_and_the_unknown_is_not(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    found = find(ModelSpec(), workspace)
+    found = sizes_of(ModelSpec(), workspace)
     assert found is not None
-    assert (found.hidden, found.inner, found.layers) == (128, 512, 4)
-    assert find(ModelSpec(name="llama-2-7b"), workspace) == CATALOGUE["llama-2-7b"].shape
-    assert find(ModelSpec(name="someone/something"), workspace) is None
-    assert shape_of({"model_type": "unheard-of"}) is None
-    assert shape_of({"model_type": "llama", "hidden_size": "wide"}) is None
+    assert (found.hidden, found.mlp_width, found.layers) == (128, 512, 4)
+    assert sizes_of(ModelSpec(name="llama-2-7b"), workspace) == CATALOGUE["llama-2-7b"].model_size
+    assert sizes_of(ModelSpec(name="someone/something"), workspace) is None
+    assert size_from_config({"model_type": "unheard-of"}) is None
+    assert size_from_config({"model_type": "llama", "hidden_size": "wide"}) is None
 
 
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 99}
@@ -71,4 +71,4 @@ def test_what_a_config_does_not_say_is_what_transformers_takes(model_type: str) 
     for missing in (None, *whole, "all of it"):
         left = {k: v for k, v in whole.items() if k != missing and missing != "all of it"}
         full = AutoConfig.for_model(model_type, **left).to_dict()
-        assert shape_of({"model_type": model_type, **left}) == shape_of(full), missing
+        assert size_from_config({"model_type": model_type, **left}) == size_from_config(full), missing

@@ -131,7 +131,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
         memories = state["matrices"]
         pristine: dict[str, Tensor] = {}
         if self.config.mode == "init":
-            pristine = {n: ledger.stored(lm, n, m["pristine"]).contiguous() for n, m in memories.items()}
+            pristine = {n: ledger.to_stored_layout(lm, n, m["pristine"]).contiguous() for n, m in memories.items()}
         with ledger.substituted(lm, pristine):
             step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
             assert isinstance(step.patch, WeightDelta)
