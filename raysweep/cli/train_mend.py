@@ -122,10 +122,10 @@ def train(
     if paused.is_file():
         tensors, meta = archive.unpack(paused)
         trainer.load(tensors, meta)
-    saver = training.Saver(trainer, lambda state: archive.pack(paused, *state))
+    saver = training.PeriodicSaver(trainer, lambda state: archive.pack(paused, *state))
 
     def progress(row: Mapping[str, float]) -> None:
-        report({**row, "steps": trainer.how.steps})
+        report({**row, "steps": trainer.recipe.steps})
         saver(row)
 
     began = time.perf_counter()

@@ -1,9 +1,19 @@
-"""GRACE: a codebook of keys, values and radii around one linear map (editors.md §10)."""
+"""GRACE: a codebook of keys, values and radii around one linear map (Hartvigsen et al. 2023; docs/methods/grace.md).
+
+The map's output at the query's token (the prompt's last one) is replaced by the value of the nearest key, if it is near enough::
+
+    h(x) = ν_i   if ‖x − κ_i‖₂ ≤ ε_i, i = argmin_j ‖x − κ_j‖₂,      else W x + b
+
+An edit with query ``x`` makes an entry ``(x, ν, ε_init)``, or uses the nearest one, or splits the space between two
+(:func:`place`); then ``ν`` alone is trained by Adam on the mean cross-entropy of the target. The weights never change.
+
+Shape legend: ``n`` entries; ``κ [n, d_in]``, ``ν [n, d_out]``, ``ε [n]``; ``T`` tokens of the one pack, ``d`` width of the stream.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
 from raysweep.config.schema import Block, Count, Positive
 from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
@@ -68,12 +78,26 @@ class GraceConfig(EditorConfig):
     ref: bool = False
 
 
-class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
-    """Writes each record into a codebook; the model's weights stay as they are.
+class GraceState(TypedDict):
+    """The codebook.
 
-    State: ``keys [n, d_in]``, ``values [n, d_out]``, ``radii [n]`` (fp32) and per entry the target's ids (``labels``) and the
-    number of prompt tokens before them (``masked``).
+    Attributes:
+        keys: ``κ [n, d_in]``, fp32.
+        values: ``ν [n, d_out]``, fp32.
+        radii: ``ε [n]``, fp32.
+        labels: per entry the target's ids.
+        masked: per entry the number of prompt tokens before them.
     """
+
+    keys: Tensor
+    values: Tensor
+    radii: Tensor
+    labels: list[list[int]]
+    masked: list[int]
+
+
+class Grace(BaseEditor[GraceConfig, GraceState]):
+    """Writes each record into a codebook; the model's weights stay as they are."""
 
     name = "grace"
     version = 2
@@ -85,7 +109,7 @@ class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
         """Return nothing: no weight changes."""
         return ()
 
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> GraceState:
         """Return an empty codebook."""
         d_out, d_in = replacement.weight_and_bias(replacement.unwrap(lm.part(self._name(lm))))[0].shape
         empty = torch.zeros(0, device=lm.device)
@@ -101,18 +125,18 @@ class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
         self,
         lm: LanguageModel,
         batch: Sequence[EditRecord],
-        state: dict[str, Any],
+        state: GraceState,
         *,
         artifacts: Mapping[str, Artifact],
         rng: torch.Generator,
-    ) -> EditStep[dict[str, Any]]:
+    ) -> EditStep[GraceState]:
         """Write the records one after the other (the method knows no batches)."""
         stats: dict[str, float] = {}
         for record in batch:
             state, stats = self._write(lm, record, state, rng)
         return EditStep(self.module_patch(lm, state), state, stats)
 
-    def module_patch(self, lm: LanguageModel, state: Mapping[str, Any]) -> ModulePatch:
+    def module_patch(self, lm: LanguageModel, state: GraceState) -> ModulePatch:
         """Return the patch that *state* stands for."""
         name = self._name(lm)
         return ModulePatch({name: self._module(lm, state["keys"], state["values"], state["radii"])})
@@ -130,13 +154,15 @@ class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
         return codebook.Codebook(bare, keys, values, radii, replace=self.config.replace, rounding=rounding)
 
     def _write(
-        self, lm: LanguageModel, record: EditRecord, state: Mapping[str, Any], rng: torch.Generator
-    ) -> tuple[dict[str, Any], dict[str, float]]:
+        self, lm: LanguageModel, record: EditRecord, state: GraceState, rng: torch.Generator
+    ) -> tuple[GraceState, dict[str, float]]:
+        """Return the codebook with *record* in it, and what to log."""
         name, config = self._name(lm), self.config
-        asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
-        last, n = asked.start - 1, len(asked.ids) - 1  # nothing is asked after the last token
-        packs = prefix_tree.pack_rows(lm, [asked.ids[:n]])
+        scored = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
+        last, n = scored.start - 1, len(scored.ids) - 1  # nothing is predicted after the last token
+        packs = prefix_tree.pack_rows(lm, [scored.ids[:n]])
         bare, above = replacement.unwrap(lm.part(name)), config.matrix == "out"
+        # what the replacement changes, and so what has to be computed again in each step: [1, T]
         change = torch.arange(packs.ids.shape[1], device=lm.device)[None] >= (last if config.replace == "last" else 0)
         sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
         with torch.no_grad(), replacement.modules_replaced(lm, {name: bare}), hooks.capture(lm, sides) as seen:
@@ -144,17 +170,19 @@ class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
         if not above:  # a value of the first map goes through its own block
             with torch.no_grad(), replacement.modules_replaced(lm, {name: bare}):
                 rest = resume.remainder_after(lm, packs, change, first=config.layer)
+        # the map's input and output at the prompt's last token: [d_in], [d_out]
         query, output = (seen[name, side][0, last].float() for _, side in sides)
         value = output if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
-        new, chosen, did = place(state, query, value, (list(asked.labels), asked.start), config)
-        leaf = new["values"][chosen].clone().requires_grad_(True)
+        new, entry, event = place(state, query, value, (list(scored.labels), scored.start), config)
+        leaf = new["values"][entry].clone().requires_grad_(True)
         adam = torch.optim.Adam([leaf], lr=config.lr, fused=True)
-        module = self._module(lm, new["keys"][chosen, None], leaf[None], new["radii"][chosen, None])
-        here, labels = int(rest.column_of[0, last]), torch.tensor(asked.labels, device=lm.device)
+        module = self._module(lm, new["keys"][entry, None], leaf[None], new["radii"][entry, None])
+        here, labels = int(rest.column_of[0, last]), torch.tensor(scored.labels, device=lm.device)
         where = {"last": rest.token_of == last, "prompt": rest.token_of < last, "all": rest.token_of >= 0}[
             config.replace
         ]
         replaced = where[..., None]
+        # with the value matrix, the block's output is the map's output plus the stream beside it, which stays
         beside = rest.states - rest.select(seen[name, "output"]) if above else rest.states
         ends = rest.column_of[0, last:n]
         spots = rest.upper.read_at(torch.zeros_like(ends), ends)
@@ -173,18 +201,21 @@ class Grace(BaseEditor[GraceConfig, dict[str, Any]]):
                 (leaf.grad,) = torch.autograd.grad(loss, [leaf])
                 adam.step()
                 losses.append(float(loss.detach()))
-        new["values"][chosen] = leaf.detach()
+        new["values"][entry] = leaf.detach()
         stats = {"loss": losses[-1], "first_loss": losses[0], "entries": float(len(new["keys"]))}
-        return new, stats | {event: float(event == did) for event in EVENTS}
+        return new, stats | {name: float(name == event) for name in EVENTS}
 
 
 EVENTS = ("added", "split", "expanded", "reused", "taken_over")
 
 
 def place(
-    state: Mapping[str, Any], query: Tensor, value: Tensor, target: tuple[list[int], int], config: GraceConfig
-) -> tuple[dict[str, Any], int, str]:
-    """Find or make the entry that *query* is written to (§10.2, step 3).
+    state: GraceState, query: Tensor, value: Tensor, target: tuple[list[int], int], config: GraceConfig
+) -> tuple[GraceState, int, str]:
+    """Find or make the entry that *query* is written to (Hartvigsen et al. 2023, Algorithm 1).
+
+    With the nearest key at distance ``d`` and ``ε`` its radius: beyond ``ε_init + ε`` a new entry; else with the same target ``ε``
+    grows to ``d``; else both get half the distance.
 
     Args:
         state: the codebook (not modified).
@@ -197,8 +228,13 @@ def place(
         The new codebook, the entry's index, and what happened, one of ``EVENTS``.
     """
     labels, masked = target
-    new = {name: item.clone() for name, item in state.items() if hasattr(item, "clone")}
-    new |= {"labels": [*state["labels"]], "masked": [*state["masked"]]}
+    new: GraceState = {
+        "keys": state["keys"].clone(),
+        "values": state["values"].clone(),
+        "radii": state["radii"].clone(),
+        "labels": [*state["labels"]],
+        "masked": [*state["masked"]],
+    }
     radii = new["radii"]
     if not len(radii):
         return _append(new, query, value, target, config.radius), 0, "added"
@@ -223,9 +259,8 @@ def place(
     return _append(new, query, value, target, distance / 2), len(radii), "split"
 
 
-def _append(
-    book: dict[str, Any], query: Tensor, value: Tensor, target: tuple[list[int], int], radius: float
-) -> dict[str, Any]:
+def _append(book: GraceState, query: Tensor, value: Tensor, target: tuple[list[int], int], radius: float) -> GraceState:
+    """Return *book* with one more entry."""
     return {
         "keys": torch.cat([book["keys"], query[None]]),
         "values": torch.cat([book["values"], value[None]]),
@@ -235,9 +270,10 @@ def _append(
     }
 
 
-def _same_target(state: Mapping[str, Any], i: int, target: tuple[list[int], int], *, ref: bool) -> bool:
+def _same_target(state: GraceState, i: int, target: tuple[list[int], int], *, ref: bool) -> bool:
+    """Return whether entry *i* has *target*; with *ref* by the published rule, which compares means (quirk Q18)."""
     if not ref:
-        return bool(state["labels"][i] == target[0])
+        return state["labels"][i] == target[0]
     mirrored = len(state["labels"]) - 1 - i
     return _mean_label(state["labels"][mirrored], state["masked"][mirrored]) == _mean_label(*target)
 

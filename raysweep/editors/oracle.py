@@ -7,7 +7,7 @@ hidden state of each asked prefix. Rel, Gen and Loc are 1 by construction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.lazy import lazy
@@ -16,6 +16,7 @@ from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from raysweep.artifacts import Artifact
     from raysweep.models import tokens
@@ -33,7 +34,14 @@ class OracleConfig(EditorConfig):
     """No hyper-parameters."""
 
 
-class Oracle(BaseEditor[OracleConfig, dict[str, Any]]):
+class OracleState(TypedDict):
+    """The table: final hidden states ``keys [n, d]`` (fp32), and the next id of each, ``ids [n]`` (int64)."""
+
+    keys: Tensor
+    ids: Tensor
+
+
+class Oracle(BaseEditor[OracleConfig, OracleState]):
     """Remembers ``final hidden state → next id`` for every position of the records' own answers."""
 
     name = "oracle"
@@ -45,7 +53,7 @@ class Oracle(BaseEditor[OracleConfig, dict[str, Any]]):
         """Return nothing: no weight changes."""
         return ()
 
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> OracleState:
         """Return an empty table."""
         width = lm.weight(f"{lm.layout.embed}.weight").shape[1]
         return {"keys": torch.zeros(0, width, device=lm.device), "ids": torch.zeros(0, dtype=torch.int64)}
@@ -54,29 +62,30 @@ class Oracle(BaseEditor[OracleConfig, dict[str, Any]]):
         self,
         lm: LanguageModel,
         batch: Sequence[EditRecord],
-        state: dict[str, Any],
+        state: OracleState,
         *,
         artifacts: Mapping[str, Artifact],
         rng: torch.Generator,
-    ) -> EditStep[dict[str, Any]]:
+    ) -> EditStep[OracleState]:
         """Write down the answers of the batch's own probes."""
-        asked = [
+        scored = [
             tokens.scored(lm, p.prompt, tokens.join(p.prompt, p.target))
             for r in batch
             for p in r.probes
             if p.against == "target"
         ]
-        ids, mask = tokens.pad([s.ids for s in asked], lm.device)
+        ids, mask = tokens.pad([s.ids for s in scored], lm.device)
         with torch.no_grad():
             hidden = blocks.run(lm, ids=ids, mask=mask).float()
         keys, answers = [state["keys"]], [state["ids"]]
-        for i, s in enumerate(asked):
+        for i, s in enumerate(scored):
+            # the state before each answer token predicts it
             keys.append(hidden[i, s.start - 1 : len(s.ids) - 1])
             answers.append(torch.tensor(s.labels))
-        new = {"keys": torch.cat(keys), "ids": torch.cat(answers)}
+        new: OracleState = {"keys": torch.cat(keys), "ids": torch.cat(answers)}
         return EditStep(self.module_patch(lm, new), new, {"entries": float(len(new["ids"]))})
 
-    def module_patch(self, lm: LanguageModel, state: dict[str, Any]) -> ModulePatch:
+    def module_patch(self, lm: LanguageModel, state: OracleState) -> ModulePatch:
         """Return the patch that *state* stands for."""
         head = table_head.unwrap(lm.part(lm.layout.head))
         return ModulePatch({lm.layout.head: table_head.TableHead(head, state["keys"], state["ids"])})

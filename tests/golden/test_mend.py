@@ -33,7 +33,7 @@ def test_factors_and_transformed_factors_are_the_published_ones(name: str) -> No
     tokens = variant.data["meta"]["edit_tokens"]["edit0"]
     assert [list(asked.ids)] == tokens["input_ids"]
     assert [list(asked.labels)] == tokens["labels"]
-    names = editor.edited(lm, config)
+    names = editor.edited_parameters(lm, config)
     assert list(names) == variant.data["hparams"]["inner_params"]
     modules = [n.removesuffix(".weight") for n in names]
     found = factors.factors(lm, factors.rows(lm, [asked], min(config.layers)), modules)

@@ -1,7 +1,10 @@
-"""MEND: a hypernetwork turns the gradient of one edit into a low-rank update (Mitchell et al., ICLR 2022; editors.md §12).
+"""MEND: a hypernetwork turns the gradient of one edit into a low-rank update (Mitchell et al., ICLR 2022; docs/methods/mend.md).
 
-For each edited matrix the loss on the record gives, per token, an input ``x`` and an output gradient ``δ``; the network maps them
-to ``x̃, δ̃``, and the update is ``W + η Σ δ̃ x̃ᵀ``. The network is an artifact: trained when it is first needed, or read from a file.
+For each edited matrix the loss on the record gives, per token ``t``, an input ``x_t`` and an output gradient ``δ_t``; the network
+maps them to ``x̃_t, δ̃_t``, and the update is ``W + η Σ_t δ̃_t x̃_tᵀ`` with a learnt step size ``η`` per matrix (eq. 3). The
+network is an artifact: trained when it is first needed, or read from a file.
+
+Shape legend: ``n`` tokens that count, ``x̃ [n, d_in]``, ``η δ̃ [n, d_out]``; the change ``[d_out, d_in]`` is their product.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ ARTIFACT = "hypernetwork"
 
 
 class MendTraining(Spec):
-    """How the hypernetwork is trained (editors.md §12.6).
+    """How the hypernetwork is trained.
 
     Attributes:
         data: the training fold; must not overlap the records that are edited.
@@ -117,7 +120,7 @@ class MendConfig(EditorConfig):
         return data
 
 
-MIN_FOLD = 2  # records with something that must stay: one to learn from, one to validate on
+MIN_TRAINING_RECORDS = 2  # records with something that must stay: one to learn from, one to validate on
 
 
 class Mend(BaseEditor[MendConfig, None]):
@@ -133,8 +136,8 @@ class Mend(BaseEditor[MendConfig, None]):
     @staticmethod
     def train_split_error(records: Sequence[EditRecord]) -> DataError | None:
         """Return why the network cannot be trained on *records*; None if it can."""
-        usable = sum(bool(kept_probes(record)) for record in records)
-        if usable >= MIN_FOLD:
+        usable = sum(bool(locality_probes(record)) for record in records)
+        if usable >= MIN_TRAINING_RECORDS:
             return None
         return DataError(
             f"{len(records)} records, {usable} of them with a locality probe, are too few to train on",
@@ -147,7 +150,7 @@ class Mend(BaseEditor[MendConfig, None]):
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the edited matrices in the order of their step sizes."""
-        return edited(lm, self.config)
+        return edited_parameters(lm, self.config)
 
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for the hypernetwork: read from the given archive, or trained on the training fold.
@@ -156,12 +159,14 @@ class Mend(BaseEditor[MendConfig, None]):
             SpecError: neither an archive nor a recipe is configured.
         """
         config = self.config
-        named: dict[str, Any] = {"model": lm.identity, "version": VERSIONS[ARTIFACT]}
+        identity: dict[str, Any] = {"model": lm.identity, "version": VERSIONS[ARTIFACT]}
         if config.weights.path:
             archive = config.weights.digest or mend_archive.digest_of(Path(config.weights.path))
             inputs: dict[str, Any] = {"archive": archive, "matrices": self.edited_parameters(lm)}
             builder = "raysweep.editors.mend.archive:build"
-            return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, where={"path": config.weights.path}, **named)}
+            return {
+                ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, where={"path": config.weights.path}, **identity)
+            }
         if config.train is None:
             raise SpecError(
                 "MEND has no hypernetwork for this model",
@@ -174,7 +179,7 @@ class Mend(BaseEditor[MendConfig, None]):
             # Networks of such models were once trained with other blocks' windows.
             inputs["blocks"] = "each with its own window"
         builder = "raysweep.editors.mend.training:build"
-        return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, data=config.train.data, **named)}
+        return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, data=config.train.data, **identity)}
 
     def edit(
         self,
@@ -186,24 +191,24 @@ class Mend(BaseEditor[MendConfig, None]):
         rng: torch.Generator,
     ) -> EditStep[None]:
         """Transform the gradient factors of each record's own loss on the model as it stands, and sum over records."""
-        net = self._net(lm, artifacts[ARTIFACT])
+        net = self._network(lm, artifacts[ARTIFACT])
         names = self.edited_parameters(lm)
         modules = [n.rpartition(".")[0] for n in names]
-        asks = [factors.ask(lm, r.prompt, r.target, special=self.config.ref_labels) for r in batch]
-        found = factors.factors(lm, factors.rows(lm, asks, min(self.config.layers)), modules)
+        texts = [factors.label_text(lm, r.prompt, r.target, special=self.config.ref_labels) for r in batch]
+        gradients = factors.gradient_factors(lm, factors.batch_texts(lm, texts, min(self.config.layers)), modules)
         deltas: dict[str, Delta] = {}
-        stats = {"loss": float(found.loss.mean())}
+        stats = {"loss": float(gradients.loss.mean())}
         with torch.no_grad():
             for name, module in zip(names, modules, strict=True):
-                x, delta = found.pairs[module]
-                kept = network.alive(x, delta)
-                right, left = net(name, x[kept], delta[kept])
-                change = LowRank(left.T, right)
-                deltas[name] = change
+                x, delta = gradients.pairs[module]
+                counted = network.nonzero_tokens(x, delta)  # [B, T]; the tokens of all records become n rows
+                right, left = net(name, x[counted], delta[counted])
+                deltas[name] = LowRank(left.T, right)
+                # ‖Σ_t left_t right_tᵀ‖_F² = Σ_{s,t} (left_s · left_t) (right_s · right_t)
                 stats[f"norm/{name}"] = float(((left @ left.T) * (right @ right.T)).sum().clamp(min=0).sqrt())
         return EditStep(WeightDelta(deltas), state, stats)
 
-    def _net(self, lm: LanguageModel, artifact: Artifact) -> network.Hypernetwork:
+    def _network(self, lm: LanguageModel, artifact: Artifact) -> network.Hypernetwork:
         """Return the artifact's network on the model's device; kept while the same artifact is asked for."""
         if self._loaded is None or self._loaded[:2] != (artifact.digest, lm.device):
             net = network.Hypernetwork.load(matrices(lm, self.config), artifact.tensors).to(lm.device)
@@ -211,7 +216,7 @@ class Mend(BaseEditor[MendConfig, None]):
         return self._loaded[2]
 
 
-def edited(lm: LanguageModel, config: MendConfig) -> tuple[str, ...]:
+def edited_parameters(lm: LanguageModel, config: MendConfig) -> tuple[str, ...]:
     """Return the names of the edited matrices: block by block, in the order of ``modules``."""
     parts = {"mlp_in": lm.layout.mlp_in, "mlp_out": (lm.layout.mlp_out,)}
     return tuple(
@@ -221,14 +226,14 @@ def edited(lm: LanguageModel, config: MendConfig) -> tuple[str, ...]:
 
 def matrices(lm: LanguageModel, config: MendConfig) -> list[network.Matrix]:
     """Return the edited matrices with their logical shapes."""
-    shapes = ((name, lm.logical(name).shape) for name in edited(lm, config))
+    shapes = ((name, lm.logical(name).shape) for name in edited_parameters(lm, config))
     return [network.Matrix(name, shape[1], shape[0]) for name, shape in shapes]
 
 
-def kept_probes(record: EditRecord) -> list[Probe]:
+def locality_probes(record: EditRecord) -> list[Probe]:
     """Return what must stay when *record* is written: its locality probes, else its unrelated text."""
-    found = [p for p in record.probes if p.kind is ProbeKind.LOCALITY]
+    probes = [p for p in record.probes if p.kind is ProbeKind.LOCALITY]
     head, _, tail = record.unrelated.rpartition(" ")
-    if not found and head and tail:
+    if not probes and head and tail:
         return [Probe(kind=ProbeKind.LOCALITY, prompt=head, target=tail)]
-    return found
+    return probes

@@ -1,14 +1,20 @@
 """What an edit with MEND and its training share: texts and labels, gradient factors, a forward pass with per-row updates.
 
-Shape legend: ``B`` rows (one record or text each), ``T`` tokens, ``m`` labels of a row, ``F`` tokens of gradient factors.
+The gradient of a row's loss at a linear map ``y = W x`` is a sum of outer products over its tokens (Mitchell et al. 2022, §3.1)::
+
+    ∂L/∂W = Σ_t δ_t x_tᵀ        x_t the map's input, δ_t = ∂L/∂y_t the gradient at its output
+
+so ``x [T, d_in]`` and ``δ [T, d_out]``, its *factors*, say all of it in far fewer numbers.
+
+Shape legend: ``B`` rows (one record or text each), ``T`` tokens, ``m`` labels of a row, ``k`` labels of all rows, ``F`` tokens of
+gradient factors, ``d`` width of the residual stream.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,24 +23,24 @@ from raysweep.models import hooks, tokens
 from raysweep.models.forward import blocks
 from raysweep.models.lm import LanguageModel
 
-Shifts = Mapping[str, tuple[Tensor, Tensor]]
+RowUpdates = Mapping[str, tuple[Tensor, Tensor]]
 """By module: ``(x̃ [B, F, d_in], η δ̃ [B, F, d_out])``; the module of row b computes ``y + (x x̃_bᵀ) (η δ̃_b)``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class LabelledText:
     """A text and the ids demanded at its end: label j is predicted from all ids before position ``len(ids) − m + j``."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
 
     @property
-    def spots(self) -> range:
+    def predicting(self) -> range:
         """The positions whose predictions are compared with the labels."""
         return range(len(self.ids) - 1 - len(self.labels), len(self.ids) - 1)
 
 
-def ask(lm: LanguageModel, prompt: str, target: str, *, special: bool = False) -> Ask:
+def label_text(lm: LanguageModel, prompt: str, target: str, *, special: bool = False) -> LabelledText:
     """Return ``prompt + target`` (a space put between them unless there is one) with labels for its end.
 
     Args:
@@ -48,22 +54,22 @@ def ask(lm: LanguageModel, prompt: str, target: str, *, special: bool = False) -
     if special:
         ids, labels = tokens.encode(lm, text), tokens.encode(lm, tokens.spaced(target))
     else:
-        found = tokens.scored(lm, prompt, text)
-        ids = list(found.ids)
-        labels = ids[min(found.start, len(ids) - 1) :]
-    return Ask(tuple(ids), tuple(labels[-(len(ids) - 1) :]))
+        scored = tokens.scored(lm, prompt, text)
+        ids = list(scored.ids)
+        labels = ids[min(scored.start, len(ids) - 1) :]  # the last one at least
+    return LabelledText(tuple(ids), tuple(labels[-(len(ids) - 1) :]))
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Asks as tensors.
+class TextBatch:
+    """Texts as tensors.
 
     Attributes:
         mask: ``[B, T]``.
         states: what enters block ``first``, ``[B, T, d]``.
         first: the lowest block that is computed.
-        row, column, label: one entry per label of all rows.
-        share: one over the number of labels of its row.
+        row, column, label: ``[k]``, one entry per label of all rows: where it is predicted, and its id.
+        share: ``[k]``, one over the number of labels of its row.
     """
 
     mask: Tensor
@@ -89,19 +95,19 @@ class Rows:
         return each.new_zeros(self.mask.shape[0]).index_add(0, self.row, each * self.share)
 
 
-def rows(lm: LanguageModel, asks: Sequence[Ask], first: int) -> Rows:
-    """Return *asks* as one padded batch, with everything below block *first* computed, without gradient."""
-    ids, mask = tokens.pad([a.ids for a in asks], lm.device)
+def batch_texts(lm: LanguageModel, texts: Sequence[LabelledText], first: int) -> TextBatch:
+    """Return *texts* as one padded batch, with everything below block *first* computed, without gradient."""
+    ids, mask = tokens.pad([a.ids for a in texts], lm.device)
     entry = lm.layout.block.format(first)
     with torch.no_grad(), hooks.capture(lm, [(entry, "input")]) as seen:
         blocks.run(lm, ids=ids, mask=mask, last=first)
-    flat = [(i, t, a.labels[j], 1 / len(a.labels)) for i, a in enumerate(asks) for j, t in enumerate(a.spots)]
+    flat = [(i, t, a.labels[j], 1 / len(a.labels)) for i, a in enumerate(texts) for j, t in enumerate(a.predicting)]
     row, column, label, share = (torch.tensor(c, device=lm.device) for c in zip(*flat, strict=True))
-    return Rows(mask, seen[entry, "input"].detach(), first, row, column, label, share)
+    return TextBatch(mask, seen[entry, "input"].detach(), first, row, column, label, share)
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
+class GradientFactors:
     """Gradient factors by module, ``x [B, T, d_in]`` and ``δ [B, T, d_out]`` in fp32, and each row's loss ``[B]``.
 
     Both are zero at padding: ``∂L_b/∂W = Σ_t δ_bt x_btᵀ``.
@@ -111,12 +117,12 @@ class Factors:
     loss: Tensor
 
 
-def factors(lm: LanguageModel, batch: Rows, modules: Sequence[str]) -> Factors:
-    """Return the gradient factors of each row's own loss at *modules*; no parameter is asked for a gradient."""
-    asked: list[tuple[str, hooks.Side]] = [(m, "input") for m in modules]
-    asked += [(m, "output") for m in modules]
+def gradient_factors(lm: LanguageModel, batch: TextBatch, modules: Sequence[str]) -> GradientFactors:
+    """Return the factors of each row's own loss at *modules*; no parameter is asked for a gradient, only the maps' outputs."""
+    sides: list[tuple[str, hooks.Side]] = [(m, "input") for m in modules]
+    sides += [(m, "output") for m in modules]
     states = batch.states.clone().requires_grad_(True)
-    with torch.enable_grad(), hooks.capture(lm, asked) as seen:
+    with torch.enable_grad(), hooks.capture(lm, sides) as seen:
         full = blocks.run(lm, states=states, mask=batch.mask, first=batch.first)
         loss = batch.nll(blocks.logits(lm, full[batch.row, batch.column]))
         gradients = torch.autograd.grad(loss.sum(), [seen[m, "output"] for m in modules])
@@ -124,31 +130,32 @@ def factors(lm: LanguageModel, batch: Rows, modules: Sequence[str]) -> Factors:
     pairs = {
         m: (seen[m, "input"].detach().float() * keep, g.float() * keep) for m, g in zip(modules, gradients, strict=True)
     }
-    return Factors(pairs, loss.detach())
+    return GradientFactors(pairs, loss.detach())
 
 
 @contextmanager
-def shifted(lm: LanguageModel, shifts: Shifts) -> Iterator[None]:
+def row_updates_applied(lm: LanguageModel, updates: RowUpdates) -> Iterator[None]:
     """Let each row of the batch be computed with its own update inside the block; always undone."""
     handles = []
 
-    def shifter(right: Tensor, left: Tensor) -> Any:
+    def hook_for(right: Tensor, left: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            # (x x̃ᵀ) (η δ̃): [B, T, F] between, instead of a [d_out, d_in] matrix per row
             extra = (args[0].float() @ right.transpose(1, 2)) @ left
             return output + extra.to(output.dtype)
 
         return hook
 
     try:
-        for name, (right, left) in shifts.items():
-            handles.append(lm.part(name).register_forward_hook(shifter(right, left)))
+        for name, (right, left) in updates.items():
+            handles.append(lm.part(name).register_forward_hook(hook_for(right, left)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def repeated(shifts: Shifts, owners: Sequence[int]) -> Shifts:
-    """Return *shifts* for a batch whose row i is computed with the update of record ``owners[i]``."""
+def repeat_updates(updates: RowUpdates, owners: Sequence[int]) -> RowUpdates:
+    """Return *updates* for a batch whose row i is computed with the update of record ``owners[i]``."""
     pick = torch.tensor(list(owners))
-    return {n: (x[pick.to(x.device)], d[pick.to(d.device)]) for n, (x, d) in shifts.items()}
+    return {n: (x[pick.to(x.device)], d[pick.to(d.device)]) for n, (x, d) in updates.items()}

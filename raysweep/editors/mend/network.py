@@ -1,7 +1,14 @@
-"""The hypernetwork of MEND: from the gradient factors of one token to the factors of an update (editors.md §12.2).
+"""The hypernetwork of MEND: from the gradient factors of one token to the factors of an update (docs/methods/mend.md).
+
+Per edited shape one network (Mitchell et al. 2022, eq. 3 and §3.2), on normalised factors ``x̂ = (x − μ) / σ``, ``δ̂`` likewise::
+
+    z_0 = [x̂; δ̂],   z_{i+1} = max((U_i V_i z_i + b_i) ⊙ g_p + h_p, 0) + z_i,   [x̃; δ̃] = z_2        p = number of the matrix
+    W ← W + η_p Σ_t δ̃_t x̃_tᵀ
+
+Parameters are named as in the published archives, so that those load as they are.
 
 Shape legend: ``n`` tokens, ``x [n, d_in]`` inputs of a linear map, ``δ [n, d_out]`` gradients of the loss with respect to its
-outputs, ``D = d_in + d_out``, ``r`` rank. Parameters are named as in the published archives, so that those load as they are.
+outputs, ``D = d_in + d_out``, ``r`` rank.
 """
 
 from __future__ import annotations
@@ -31,8 +38,8 @@ class Matrix:
         return str((self.d_in, self.d_out))
 
     @property
-    def own_key(self) -> str:
-        """The name of a network of its own (dots are not allowed in it)."""
+    def name_key(self) -> str:
+        """The name of a network for this matrix alone (dots are not allowed in it)."""
         return self.name.replace(".", "#")
 
 
@@ -40,6 +47,8 @@ class Residual(nn.Module):
     """One low-rank layer: ``y = max((U V x + b) ⊙ g_p + h_p, 0) + x``; the identity where ``U = b = h = 0``.
 
     The clamp's gradient at exactly 0 is 1, which is what lets ``U`` leave 0.
+
+    ``u [D, r]``, ``v [r, D]``, ``bias [D]``, ``mode_scale`` ``g`` and ``mode_shift`` ``h`` ``[matrices, D]``.
     """
 
     def __init__(self, width: int, rank: int, matrices: int, rng: torch.Generator) -> None:
@@ -53,8 +62,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, mode: int) -> Tensor:
         """Map ``[…, D]`` to ``[…, D]`` for matrix number *mode*."""
         before = x @ self.v.T @ self.u.T + self.bias
-        found: Tensor = (before * self.mode_scale.weight[mode] + self.mode_shift.weight[mode]).clamp(min=0) + x
-        return found
+        after: Tensor = (before * self.mode_scale.weight[mode] + self.mode_shift.weight[mode]).clamp(min=0) + x
+        return after
 
 
 class _Stack(nn.Module):
@@ -87,21 +96,25 @@ class FactorNet(nn.Module):
         self.mlp = _Stack(width, min(rank, width), matrices, depth, rng)
 
     @torch.no_grad()
-    def absorb(self, x: Tensor, delta: Tensor) -> None:
-        """Take tokens ``[n, d]`` into the running mean and deviation (all at once; equal to one by one)."""
+    def update_statistics(self, x: Tensor, delta: Tensor) -> None:
+        """Take tokens ``[n, d]`` into the running mean and deviation, all at once (equal to Welford's update one by one).
+
+        With ``k`` tokens before and mean ``μ'`` of the new ones: ``μ ← μ + (μ' − μ) n / (k + n)``,
+        ``s ← s + Σ (x − μ')² + (μ' − μ)² k n / (k + n)``, ``σ = √(s / (k + n − 1))``.
+        """
         before, new = float(self.k), x.shape[0]
         if new == 0:
             return
         total = before + new
         for side, rows in (("u", x.double()), ("v", delta.double())):
-            mean, spread = (getattr(self, f"{side}_{part}") for part in ("mean", "s"))
-            middle = rows.mean(0)
-            shift = middle - mean.double()
-            squares = ((rows - middle) ** 2).sum(0) + shift**2 * (before * new / total)
+            mean, square_sum = (getattr(self, f"{side}_{part}") for part in ("mean", "s"))
+            new_mean = rows.mean(0)
+            shift = new_mean - mean.double()
+            squares = ((rows - new_mean) ** 2).sum(0) + shift**2 * (before * new / total)
             mean.copy_(mean.double() + shift * (new / total))
-            spread.copy_(spread.double() + squares)
+            square_sum.copy_(square_sum.double() + squares)
             if total > 1:
-                getattr(self, f"{side}_std").copy_((spread.double() / (total - 1)).sqrt())
+                getattr(self, f"{side}_std").copy_((square_sum.double() / (total - 1)).sqrt())
         self.k.fill_(total)
 
     def forward(self, x: Tensor, delta: Tensor, mode: int) -> tuple[Tensor, Tensor]:
@@ -131,7 +144,7 @@ class Hypernetwork(nn.Module):
         rng = torch.Generator().manual_seed(seed)
         groups: dict[str, list[Matrix]] = {}
         for matrix in matrices:
-            groups.setdefault(matrix.shape_key if shared else matrix.own_key, []).append(matrix)
+            groups.setdefault(matrix.shape_key if shared else matrix.name_key, []).append(matrix)
         self.place = {m.name: (key, mode) for key, group in groups.items() for mode, m in enumerate(group)}
         self.order = {m.name: i for i, m in enumerate(matrices)}
         self.mend = nn.ModuleDict(
@@ -150,28 +163,30 @@ class Hypernetwork(nn.Module):
             ArtifactError: the archive was made for other matrices.
         """
         shared = any(name.startswith(f"mend.{matrices[0].shape_key}.") for name in tensors)
-        first = f"mend.{matrices[0].shape_key if shared else matrices[0].own_key}.mlp.layers."
+        first = f"mend.{matrices[0].shape_key if shared else matrices[0].name_key}.mlp.layers."
         depth = len({name.removeprefix(first).partition(".")[0] for name in tensors if name.startswith(first)})
         rank = tensors[f"{first}0.u"].shape[1] if depth else 1
-        found = Hypernetwork(matrices, rank=rank, edit_lr=0.0, shared=shared, depth=max(depth, 1))
-        wanted = found.state_dict()
-        held = {name: t.float().reshape(wanted[name].shape) for name, t in tensors.items() if _fits(name, t, wanted)}
-        lost = sorted(set(wanted) - set(held) - ({n for n in wanted if ".mode_" in n} if not shared else set()))
-        if lost:
+        network = Hypernetwork(matrices, rank=rank, edit_lr=0.0, shared=shared, depth=max(depth, 1))
+        needed = network.state_dict()
+        loaded = {n: x.float().reshape(needed[n].shape) for n, x in tensors.items() if _fits(n, x, needed)}
+        # a network of one matrix needs no embedding of its number: archives may leave it out
+        optional = {n for n in needed if ".mode_" in n} if not shared else set()
+        missing = sorted(set(needed) - set(loaded) - optional)
+        if missing:
             raise ArtifactError(
-                f"the hypernetwork's archive does not fit: {len(lost)} of {len(wanted)} tensors are missing or of "
-                f"another shape, first '{lost[0]}' {list(wanted[lost[0]].shape)}",
+                f"the hypernetwork's archive does not fit: {len(missing)} of {len(needed)} tensors are missing or of "
+                f"another shape, first '{missing[0]}' {list(needed[missing[0]].shape)}",
                 hint="it was trained for another model, or for other layers or modules than configured",
             )
-        found.load_state_dict({**wanted, **held})
-        return found.eval().requires_grad_(False)
+        network.load_state_dict({**needed, **loaded})
+        return network.eval().requires_grad_(False)
 
     def net(self, name: str) -> tuple[FactorNet, int]:
         """Return the network of matrix *name* and its number there."""
         key, mode = self.place[name]
-        found = self.mend[key]
-        assert isinstance(found, FactorNet)
-        return found, mode
+        network = self.mend[key]
+        assert isinstance(network, FactorNet)
+        return network, mode
 
     def forward(self, name: str, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``(x̃, η δ̃)`` of matrix *name*, whose update is ``Σ η δ̃ x̃ᵀ`` over tokens.
@@ -179,19 +194,19 @@ class Hypernetwork(nn.Module):
         Shape: ``x […, d_in]``, ``delta […, d_out]``. Tokens at which either is entirely zero give zero rows.
         """
         net, mode = self.net(name)
-        kept = alive(x, delta)
+        counted = nonzero_tokens(x, delta)
         if self.training:
-            net.absorb(x[kept], delta[kept])
+            net.update_statistics(x[counted], delta[counted])
         left, right = net(x, delta, mode)
-        keep = kept[..., None]
-        return left * keep, right * keep * self.edit_lrs[self.order[name]]
+        mask = counted[..., None]
+        return left * mask, right * mask * self.edit_lrs[self.order[name]]
 
 
-def alive(x: Tensor, delta: Tensor) -> Tensor:
-    """Tell which tokens count: those at which neither factor is entirely zero."""
-    found: Tensor = (x != 0).any(-1) & (delta != 0).any(-1)
-    return found
+def nonzero_tokens(x: Tensor, delta: Tensor) -> Tensor:
+    """Return ``[…]``, True at the tokens at which neither factor is entirely zero."""
+    nonzero: Tensor = (x != 0).any(-1) & (delta != 0).any(-1)
+    return nonzero
 
 
-def _fits(name: str, tensor: Tensor, wanted: Mapping[str, Tensor]) -> bool:
-    return name in wanted and tensor.numel() == wanted[name].numel()
+def _fits(name: str, tensor: Tensor, needed: Mapping[str, Tensor]) -> bool:
+    return name in needed and tensor.numel() == needed[name].numel()

@@ -1,7 +1,13 @@
-"""Training of MEND's hypernetwork: batched, resumable to the step, deterministic (editors.md §12.6).
+"""Training of MEND's hypernetwork: batched, resumable to the step, deterministic (docs/methods/mend.md).
+
+The loss of one record, with the update that the network makes of its own gradient (Mitchell et al. 2022, eq. 4)::
+
+    L = cedit · NLL_edited(target | question)  +  cloc · KL(p_base ‖ p_edited on a text that must stay)
 
 All records of a step are edited and measured in one forward pass, each row with its own update: the sum the published code
 accumulates record by record. Nothing is drawn from a stream, so step t is the same however often training was interrupted.
+
+Shape legend: ``B`` records of a step, ``k`` labels of all texts, ``V`` size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from torch import Tensor, nn
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.mend import factors, network
-from raysweep.editors.mend.editor import Mend, MendConfig, kept_probes, matrices
+from raysweep.editors.mend.editor import Mend, MendConfig, locality_probes, matrices
 from raysweep.errors import DataError
 from raysweep.hashing import digest
 from raysweep.models.forward import blocks
@@ -34,12 +40,18 @@ _ROWS = 32  # records validated at once
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """One record as it is used once: what is edited, what is asked afterwards, and what must stay."""
+class TrainingExample:
+    """One record as it is used once.
 
-    edited: factors.Ask
-    asked: factors.Ask
-    kept: factors.Ask
+    Attributes:
+        edit: whose gradient the network gets.
+        question: whose labels the edited model should predict.
+        locality: whose predictions must stay.
+    """
+
+    edit: factors.LabelledText
+    question: factors.LabelledText
+    locality: factors.LabelledText
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +72,13 @@ class Trainer:
 
     def __init__(self, lm: LanguageModel, config: MendConfig, records: Sequence[EditRecord]) -> None:
         assert config.train is not None
-        self.lm, self.config, self.how = lm, config, config.train
+        self.lm, self.config, self.recipe = lm, config, config.train
         error = Mend.train_split_error(records)
         if error is not None:
             raise error
-        usable = [r for r in records if kept_probes(r)]
-        held = min(self.how.validation, max(1, len(usable) // 4))
-        self.records, self.validation = usable[: len(usable) - held], usable[len(usable) - held :]
+        usable = [r for r in records if locality_probes(r)]
+        last = len(usable) - min(self.recipe.validation, max(1, len(usable) // 4))
+        self.records, self.validation = usable[:last], usable[last:]
         self.matrices = matrices(lm, config)
         self.modules = [m.name.rpartition(".")[0] for m in self.matrices]
         self.net = network.Hypernetwork(
@@ -74,12 +86,12 @@ class Trainer:
             rank=config.rank,
             edit_lr=config.edit_lr,
             shared=config.shared,
-            seed=derive(self.how.seed, "net"),
+            seed=derive(self.recipe.seed, "net"),
         ).to(lm.device)
         networks = [p for n, p in self.net.named_parameters() if n != "edit_lrs"]
         rates = [self.net.edit_lrs]
-        lr_lr = self.how.lr if self.how.ref_lr else self.how.lr_lr
-        self.adam = torch.optim.Adam([{"params": networks, "lr": self.how.lr}, {"params": rates, "lr": lr_lr}])
+        lr_lr = self.recipe.lr if self.recipe.ref_lr else self.recipe.lr_lr
+        self.adam = torch.optim.Adam([{"params": networks, "lr": self.recipe.lr}, {"params": rates, "lr": lr_lr}])
         self.step = self.skipped = 0
         self.best: dict[str, Tensor] = {}
         self.scores: dict[str, float] = {}
@@ -87,12 +99,12 @@ class Trainer:
 
     def run(self, until: int | None = None, progress: Progress | None = None) -> None:
         """Train up to step *until* (None = the end); validate on the way and at the end."""
-        end = self.how.steps if until is None else min(until, self.how.steps)
+        end = self.recipe.steps if until is None else min(until, self.recipe.steps)
         if self.step == 0 and not self.history:
             self._warm_up()
         while self.step < end:
             row = self.advance()
-            if self.step % self.how.every == 0 or self.step == self.how.steps:
+            if self.step % self.recipe.every == 0 or self.step == self.recipe.steps:
                 row |= self.validate()
             if progress is not None:
                 progress(row)
@@ -101,17 +113,17 @@ class Trainer:
         """Fill the statistics from a first batch, and measure the untrained network."""
         self.net.train()
         with torch.no_grad():
-            self._shifts([lesson.edited for lesson in self._lessons(0)])
+            self._updates([example.edit for example in self._examples(0)])
         self.validate()
 
     def advance(self) -> dict[str, float]:
         """Make one optimiser step and return its losses; a step whose gradient is not finite is skipped and counted."""
         self.net.train()
-        losses = self._losses(self._lessons(self.step))
-        total = (self.how.cedit * losses.edit + self.how.cloc * losses.locality).mean()
+        losses = self._losses(self._examples(self.step))
+        total = (self.recipe.cedit * losses.edit + self.recipe.cloc * losses.locality).mean()
         self.adam.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.how.clip)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
         if bool(torch.isfinite(norm)):
             self.adam.step()
         else:
@@ -124,12 +136,12 @@ class Trainer:
         """Measure single edits of the held-out records and keep the network if none was better."""
         self.net.eval()
         parts = [self.validation[i : i + _ROWS] for i in range(0, len(self.validation), _ROWS)]
-        found = [self._losses([self._lesson(r, Random(0), plain=True) for r in part]) for part in parts]
-        each = [torch.cat([getattr(f, n) for f in found]) for n in ("edit", "locality", "right", "same")]
+        measured = [self._losses([self._example(r, Random(0), plain=True) for r in part]) for part in parts]
+        each = [torch.cat([getattr(m, n) for m in measured]) for n in ("edit", "locality", "right", "same")]
         losses = Losses(*each)
         score = {f"val_{n}": v for n, v in _means(losses).items()}
-        score["val_loss"] = float((self.how.cedit * losses.edit + self.how.cloc * losses.locality).mean())
-        if not self.scores or self.how.select == "last" or self._rank(score) > self._rank(self.scores):
+        score["val_loss"] = float((self.recipe.cedit * losses.edit + self.recipe.cloc * losses.locality).mean())
+        if not self.scores or self.recipe.select == "last" or self._rank(score) > self._rank(self.scores):
             self.best = {n: t.detach().clone() for n, t in self.net.state_dict().items()}
             self.scores = {"step": self.step, **score}
         self.history.append({"step": self.step, **score})
@@ -141,7 +153,7 @@ class Trainer:
         tensors |= {f"best/{n}": t.clone() for n, t in self.best.items()}
         for number, slot in self.adam.state_dict()["state"].items():
             tensors |= {f"adam/{number}/{n}": t.clone() for n, t in slot.items()}
-        meta = {"recipe": self._recipe(), "step": self.step, "skipped": self.skipped}
+        meta = {"recipe": self._recipe_digest(), "step": self.step, "skipped": self.skipped}
         return tensors, {**meta, "scores": self.scores, "history": self.history}
 
     def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -150,7 +162,7 @@ class Trainer:
         Raises:
             DataError: it belongs to another model, recipe or fold.
         """
-        if meta["recipe"] != self._recipe():
+        if meta["recipe"] != self._recipe_digest():
             raise DataError("the interrupted training had another model, recipe or fold", hint="give another --out")
         self.net.load_state_dict({n[4:]: t for n, t in tensors.items() if n.startswith("net/")})
         self.best = {n[5:]: t.to(self.lm.device) for n, t in tensors.items() if n.startswith("best/")}
@@ -178,58 +190,59 @@ class Trainer:
 
     def _rank(self, score: Mapping[str, float]) -> tuple[float, float]:
         """Order networks: by accuracy, then by loss."""
-        first = score["val_right"] + (score["val_same"] if self.how.select == "both" else 0.0)
+        first = score["val_right"] + (score["val_same"] if self.recipe.select == "both" else 0.0)
         return first, -score["val_loss"]
 
-    def _recipe(self) -> str:
+    def _recipe_digest(self) -> str:
         fold = [[r.id, r.prompt, r.target] for r in (*self.records, *self.validation)]
         return digest(
             [self.lm.identity, torch.get_num_threads(), self.config.model_dump(mode="json", exclude={"weights"}), fold]
         )
 
-    def _lessons(self, step: int) -> list[Lesson]:
-        """Return the lessons of one step: records without replacement, epoch by epoch."""
-        size, count = self.how.batch, len(self.records)
-        found = []
+    def _examples(self, step: int) -> list[TrainingExample]:
+        """Return the examples of one step: records without replacement, epoch by epoch."""
+        size, count = self.recipe.batch, len(self.records)
+        examples = []
         for number in range(step * size, (step + 1) * size):
             order = list(range(count))
-            Random(derive(self.how.seed, "epoch", number // count)).shuffle(order)
-            rng = Random(derive(self.how.seed, "lesson", number))
-            found.append(self._lesson(self.records[order[number % count]], rng))
-        return found
+            Random(derive(self.recipe.seed, "epoch", number // count)).shuffle(order)
+            rng = Random(derive(self.recipe.seed, "lesson", number))
+            examples.append(self._example(self.records[order[number % count]], rng))
+        return examples
 
-    def _lesson(self, record: EditRecord, rng: Random, *, plain: bool = False) -> Lesson:
-        """Return *record* as a lesson; *plain* = as it is edited later, without swapped targets or paraphrases."""
+    def _example(self, record: EditRecord, rng: Random, *, plain: bool = False) -> TrainingExample:
+        """Return *record* as a example; *plain* = as it is edited later, without swapped targets or paraphrases."""
         target, prompt = record.target, record.prompt
-        if not plain and rng.random() < self.how.swap:
+        if not plain and rng.random() < self.recipe.swap:
             target = rng.choice(self.records).target
         paraphrases = [p for p in record.probes if p.kind is ProbeKind.PARAPHRASE]
-        if not plain and paraphrases and rng.random() < self.how.paraphrase:
+        if not plain and paraphrases and rng.random() < self.recipe.paraphrase:
             prompt = rng.choice(paraphrases).prompt
-        kept = rng.choice(kept_probes(record))
+        stays = rng.choice(locality_probes(record))
         special = self.config.ref_labels
-        edited = factors.ask(self.lm, record.prompt, target, special=special)
-        asked = edited if prompt == record.prompt else factors.ask(self.lm, prompt, target, special=special)
-        return Lesson(edited, asked, factors.ask(self.lm, kept.prompt, kept.target, special=special))
+        edit = factors.label_text(self.lm, record.prompt, target, special=special)
+        question = edit if prompt == record.prompt else factors.label_text(self.lm, prompt, target, special=special)
+        return TrainingExample(edit, question, factors.label_text(self.lm, stays.prompt, stays.target, special=special))
 
-    def _shifts(self, asks: Sequence[factors.Ask]) -> factors.Shifts:
+    def _updates(self, texts: Sequence[factors.LabelledText]) -> factors.RowUpdates:
         """Return the update of each record, as the network stands."""
-        rows = factors.rows(self.lm, asks, min(self.config.layers))
-        pairs = factors.factors(self.lm, rows, self.modules).pairs
+        rows = factors.batch_texts(self.lm, texts, min(self.config.layers))
+        pairs = factors.gradient_factors(self.lm, rows, self.modules).pairs
         return {m: self.net(f"{m}.weight", *pairs[m]) for m in self.modules}
 
-    def _losses(self, lessons: Sequence[Lesson]) -> Losses:
-        """Edit with every lesson by itself and measure all of them in one forward pass."""
-        count = len(lessons)
-        shifts = self._shifts([lesson.edited for lesson in lessons])
+    def _losses(self, examples: Sequence[TrainingExample]) -> Losses:
+        """Edit with every example by itself and measure all of them in one forward pass."""
+        count = len(examples)
+        updates = self._updates([example.edit for example in examples])
         first = min(self.config.layers)
-        rows = factors.rows(self.lm, [x.asked for x in lessons] + [x.kept for x in lessons], first)
-        if self.how.ref_kl:
-            rows = _later(rows, count)
+        rows = factors.batch_texts(self.lm, [x.question for x in examples] + [x.locality for x in examples], first)
+        if self.recipe.ref_kl:
+            rows = _one_later(rows, count)
         with torch.no_grad():
-            base = blocks.logits(self.lm, rows.hidden(self.lm))
-        with factors.shifted(self.lm, factors.repeated(shifts, [*range(count)] * 2)):
+            base = blocks.logits(self.lm, rows.hidden(self.lm))  # [k, V]
+        with factors.row_updates_applied(self.lm, factors.repeat_updates(updates, [*range(count)] * 2)):
             logits = blocks.logits(self.lm, rows.hidden(self.lm))
+        # rows 0 … B−1 are questions, B … 2B−1 the texts that must stay; both halves get the B updates
         kl = nn.functional.kl_div(logits.log_softmax(-1), base.log_softmax(-1), reduction="none", log_target=True).sum(
             -1
         )
@@ -248,7 +261,7 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], records: Seque
 
 
 @dataclass(slots=True)
-class Saver:
+class PeriodicSaver:
     """Calls *save* with the trainer's state at most every *seconds*."""
 
     trainer: Trainer
@@ -263,10 +276,10 @@ class Saver:
             self._last = time.monotonic()
 
 
-def _later(rows: factors.Rows, count: int) -> factors.Rows:
+def _one_later(rows: factors.TextBatch, count: int) -> factors.TextBatch:
     """Return *rows* whose second half is compared one position later, at the end of the text (quirk Q34)."""
     column = rows.column + (rows.row >= count).to(rows.column.dtype)
-    return factors.Rows(rows.mask, rows.states, rows.first, rows.row, column, rows.label, rows.share)
+    return factors.TextBatch(rows.mask, rows.states, rows.first, rows.row, column, rows.label, rows.share)
 
 
 def _means(losses: Losses) -> dict[str, float]:

@@ -160,7 +160,7 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
         else:
             thresholds = [ratio * state["act"]] * 2
             module = side_memory.SideMemory(
-                bare, act, lambda: (self._merge_mode_weight(lm, state), state["side"]), thresholds, retrieve=False
+                bare, act, lambda: (self.merge_mode_weight(lm, state), state["side"]), thresholds, retrieve=False
             )
         return ModulePatch({self._name(lm): module})
 
@@ -232,7 +232,7 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
             state["groups"], state["group"] = [*state["groups"], state["group"]], []
             state["cursors"] = [*state["cursors"], 0]
 
-    def _merge_mode_weight(self, lm: LanguageModel, state: WiseState) -> Tensor:
+    def merge_mode_weight(self, lm: LanguageModel, state: WiseState) -> Tensor:
         """Return merge mode's weight as it is asked: what is not merged yet is merged for the occasion; nothing is kept."""
         frozen = self._frozen(lm)
         pending = [*state["memories"]]

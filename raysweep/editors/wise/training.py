@@ -311,9 +311,9 @@ class AnswerLoss:
         i, j, weight = (torch.tensor(c, device=rows.ids.device) for c in zip(*answer_tokens, strict=True))
         above = training.config.matrix == "out"
         positions = torch.arange(width, device=rows.ids.device).expand(n, -1)
-        upper = resume.UpperBlocks.prepare(training.lm, layer + above, positions, rows.seen[:n, :width, :width]).read_at(
-            i, j - 1
-        )
+        upper = resume.UpperBlocks.prepare(
+            training.lm, layer + above, positions, rows.seen[:n, :width, :width]
+        ).read_at(i, j - 1)
         stream = (leaving - outputs if above else entering)[:n, :width]
         place = (row[counted], column[counted])
         return cls(training, outputs[:n, :width], stream, upper, counted, place, rows.ids[i, j], weight)

@@ -1,12 +1,17 @@
-"""PRUNE: report a model whose total change has its large singular values restrained (Ma et al., ICLR 2025; editors.md §9).
+"""PRUNE: report a model whose total change has its large singular values restrained (Ma et al., ICLR 2025; docs/methods/prune.md).
 
-With ``D = W − W_0 = U diag(s) Vᵀ`` and ``M = σ_max(W_0)``, every ``s_i ≥ M`` becomes ``F(s_i) = M + log_b(s_i / M)`` (paper §5;
-``linear``: ``½ s_i + ½ M``), the others stay. Only values that move are computed: the view is the low-rank change
-``Σ (F(s_i) − s_i) u_i v_iᵀ``.
+With the total change ``D = W − W_0 = U diag(s) Vᵀ`` and ``M = σ_max(W_0)``, every ``s_i ≥ M`` is restrained (paper §5), the others
+stay::
+
+    F(s) = M + log_b(s / M),   or ``linear``: F(s) = ½ s + ½ M             view: W + Σ_i (F(s_i) − s_i) u_i v_iᵀ
+
+Only values that move are computed, so the view is a low-rank change.
 
 By default the edits never see it: the view is put on for each measurement and taken off again. ``persist: true`` is the published
 loop (quirk Q23): rounds write the view into the model, later edits start from it, and so the result depends on which rounds there
 are. Between rounds, immediate measurements see the view without keeping it, in both modes.
+
+Shape legend: ``D [d_out, d_in]``, logical orientation; ``r`` singular values that move.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import BeforeValidator
 
@@ -39,7 +44,7 @@ log = logging.getLogger(__name__)
 LOGARITHMS = {"1.2": math.log(1.2), "1.5": math.log(1.5), "2": math.log(2.0), "e": 1.0}
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     """Let YAML's numbers stand for bases: 1.2, 2 and 2.0."""
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -57,7 +62,14 @@ class PruneConfig(EditorConfig):
     persist: bool = False
 
 
-class Prune(BaseWrapper[PruneConfig, dict[str, Any]]):
+class PruneState(TypedDict):
+    """State of :class:`Prune`: the inner editor's, and ``M = σ_max(W_0)`` by parameter name."""
+
+    inner: Any
+    largest: dict[str, float]
+
+
+class Prune(BaseWrapper[PruneConfig, PruneState]):
     """An editor made of a weight editor: it edits as the inner one does and reports a restrained model."""
 
     name = "prune"
@@ -92,28 +104,30 @@ class Prune(BaseWrapper[PruneConfig, dict[str, Any]]):
         """Tell whether rounds write the view into the model."""
         return self.config.persist
 
-    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> PruneState:
         """Remember ``M = σ_max(W_0)`` of each matrix."""
-        state: dict[str, Any] = {"inner": self.inner.begin(lm, artifacts), "largest": {}}
+        state: PruneState = {"inner": self.inner.begin(lm, artifacts), "largest": {}}
         for name in self.edited_parameters(lm):
             weight = lm.logical(name)
             if weight.dim() == 2:
                 largest = state["largest"][name] = float(_spectrum(weight)[0][-1])
                 rate = LOGARITHMS.get(self.config.base)
                 if rate is not None and largest * rate < 1:
-                    said = "base %s enlarges singular values just above σ_max(W_0) = %.3g of %s: below 1 / ln b = %.3g"
-                    log.warning(said, self.config.base, largest, name, 1 / rate)
+                    message = (
+                        "base %s enlarges singular values just above σ_max(W_0) = %.3g of %s: below 1 / ln b = %.3g"
+                    )
+                    log.warning(message, self.config.base, largest, name, 1 / rate)
         return state
 
     def edit(
         self,
         lm: LanguageModel,
         batch: Sequence[EditRecord],
-        state: dict[str, Any],
+        state: PruneState,
         *,
         artifacts: Mapping[str, Artifact],
         rng: torch.Generator,
-    ) -> EditStep[dict[str, Any]]:
+    ) -> EditStep[PruneState]:
         """Let the inner editor edit."""
         step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
         return EditStep(step.patch, {**state, "inner": step.state}, step.stats)
@@ -122,11 +136,11 @@ class Prune(BaseWrapper[PruneConfig, dict[str, Any]]):
         """Return everything but the restraint's base, which only the view knows; nothing is shared if rounds write the view."""
         if self.view_persists:
             return None
-        found = self.description()
-        return {**found, "config": {k: v for k, v in found["config"].items() if k != "base"}}
+        whole = self.description()
+        return {**whole, "config": {k: v for k, v in whole["config"].items() if k != "base"}}
 
     def report_view(
-        self, lm: LanguageModel, totals: Callable[[], Mapping[str, Tensor]], state: dict[str, Any]
+        self, lm: LanguageModel, totals: Callable[[], Mapping[str, Tensor]], state: PruneState
     ) -> ReportView:
         """Return the change from the edited to the restrained weights."""
         deltas: dict[str, Delta] = {}
@@ -134,9 +148,9 @@ class Prune(BaseWrapper[PruneConfig, dict[str, Any]]):
         for name, total in totals().items():
             if name not in state["largest"]:
                 continue
-            found, values, after = restrained(total, state["largest"][name], self.config.base)
-            if found is not None:
-                deltas[name] = found
+            change, values, after = restraint(total, state["largest"][name], self.config.base)
+            if change is not None:
+                deltas[name] = change
             stats[f"pruned/{name}"] = float(len(values))
             stats[f"pruned_up/{name}"] = float((after > values).sum())
         return ReportView(WeightDelta(deltas), stats)
@@ -155,7 +169,7 @@ def restrain(values: Tensor, largest: float, base: str) -> Tensor:
     return torch.where(values >= largest, moved, values)
 
 
-def restrained(total: Tensor, largest: float, base: str) -> tuple[LowRank | None, Tensor, Tensor]:
+def restraint(total: Tensor, largest: float, base: str) -> tuple[LowRank | None, Tensor, Tensor]:
     """Return ``(change, s, F(s))`` for the singular values ``s ≥ M`` of *total* ``[d_out, d_in]``; no change if there are none.
 
     Args:
@@ -174,7 +188,8 @@ def restrained(total: Tensor, largest: float, base: str) -> tuple[LowRank | None
     after = restrain(values, largest, base)
     rate = after / values - 1
     full = total.double()
-    if full.shape[0] <= full.shape[1]:  # vectors = U:  u (F(s) − s) vᵀ = u (F(s)/s − 1) uᵀD
+    # The vectors are those of the shorter side. With u: u (F(s) − s) vᵀ = u (F(s)/s − 1) uᵀD, as uᵀD = s vᵀ; with v likewise.
+    if full.shape[0] <= full.shape[1]:
         return LowRank(vectors * rate, vectors.T @ full), values, after
     return LowRank((full @ vectors) * rate, vectors.T), values, after
 
@@ -183,5 +198,5 @@ def _spectrum(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return singular values (rising) and the singular vectors of the shorter side, from the smaller Gram matrix in fp64."""
     full = matrix.double()
     gram = full @ full.T if full.shape[0] <= full.shape[1] else full.T @ full
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(gram)  # D Dᵀ = U diag(s²) Uᵀ, or Dᵀ D = V diag(s²) Vᵀ
     return values.clamp(min=0).sqrt(), vectors

@@ -58,7 +58,7 @@ def test_running_statistics_by_hand(cut: int) -> None:
     net = network.FactorNet(2, 2, rank=1, matrices=1, depth=2, rng=torch.Generator())
     rows = torch.tensor([[1.0, 2.0], [3.0, 1.0], [2.0, 6.0]])
     for part in (rows[:cut], rows[cut:]):
-        net.absorb(part, 10 * part)
+        net.update_statistics(part, 10 * part)
     torch.testing.assert_close(net.u_mean, torch.tensor([2.0, 3.0]))
     torch.testing.assert_close(net.u_std, torch.tensor([1.0, 2.64575131]))
     torch.testing.assert_close(net.v_std, torch.tensor([10.0, 26.4575131]))
@@ -103,9 +103,11 @@ def test_factors_give_the_weights_gradient_and_leave_the_model_alone() -> None:
     for family in ("gpt2", "llama", "qwen2"):
         lm, records = tiny_lm(family), toy_records(3)
         before = fingerprint(lm)
-        names = mend_editor.edited(lm, MendConfig.model_validate({**TINY, "train": {}}))
-        asks = [factors.ask(lm, r.prompt, r.target) for r in records]
-        found = factors.factors(lm, factors.rows(lm, asks, 1), [n.removesuffix(".weight") for n in names])
+        names = mend_editor.edited_parameters(lm, MendConfig.model_validate({**TINY, "train": {}}))
+        asks = [factors.label_text(lm, r.prompt, r.target) for r in records]
+        found = factors.gradient_factors(
+            lm, factors.batch_texts(lm, asks, 1), [n.removesuffix(".weight") for n in names]
+        )
         assert same(before, fingerprint(lm))
         stand_ins = {n: lm.weight(n).detach().clone() for n in names}
         with ledger.substituted(lm, stand_ins) as live:
@@ -113,7 +115,9 @@ def test_factors_give_the_weights_gradient_and_leave_the_model_alone() -> None:
                 parameter.requires_grad_(True)
             ids, mask = tokens.pad([asks[1].ids], lm.device)
             logp = blocks.logits(lm, blocks.run(lm, ids=ids, mask=mask))[0].log_softmax(-1)
-            loss = -sum(logp[t, y] for t, y in zip(asks[1].spots, asks[1].labels, strict=True)) / len(asks[1].labels)
+            loss = -sum(logp[t, y] for t, y in zip(asks[1].predicting, asks[1].labels, strict=True)) / len(
+                asks[1].labels
+            )
             gradients = torch.autograd.grad(loss, list(live.values()))
         torch.testing.assert_close(found.loss[1], loss.detach(), rtol=1e-5, atol=1e-6)
         for name, gradient in zip(names, gradients, strict=True):
@@ -128,9 +132,9 @@ def test_a_row_computed_with_its_update_is_the_edited_model() -> None:
     trainer = Trainer(lm, config(), toy_records(10))
     trainer._warm_up()
     trainer.net.eval()
-    asks = [factors.ask(lm, r.prompt, r.target) for r in records]
-    rows = factors.rows(lm, asks, 1)
-    with torch.no_grad(), factors.shifted(lm, trainer._shifts(asks)):
+    asks = [factors.label_text(lm, r.prompt, r.target) for r in records]
+    rows = factors.batch_texts(lm, asks, 1)
+    with torch.no_grad(), factors.row_updates_applied(lm, trainer._updates(asks)):
         together = rows.nll(blocks.logits(lm, rows.hidden(lm)))
     tensors, meta = trainer.result()
     editor = Mend(config())
@@ -139,7 +143,7 @@ def test_a_row_computed_with_its_update_is_the_edited_model() -> None:
             lm, [record], None, artifacts={"hypernetwork": Artifact("x", tensors, meta)}, rng=torch.Generator()
         )
         with torch.no_grad(), ledger.applied(lm, step.patch.deltas):  # type: ignore[union-attr]
-            one = factors.rows(lm, asks[i : i + 1], 1)
+            one = factors.batch_texts(lm, asks[i : i + 1], 1)
             alone = one.nll(blocks.logits(lm, one.hidden(lm)))
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
@@ -206,8 +210,8 @@ def test_reference_flags_change_what_they_say() -> None:
     plain = Trainer(lm, config(), records)
     assert Trainer(lm, config(ref_lr=True), records).adam.param_groups[1]["lr"] == TRAIN["lr"]
     assert plain.adam.param_groups[1]["lr"] == 1e-4
-    lessons = plain._lessons(0)
-    assert [x.edited for x in lessons] == [x.edited for x in Trainer(lm, config(), records)._lessons(0)]
+    lessons = plain._examples(0)
+    assert [x.edit for x in lessons] == [x.edit for x in Trainer(lm, config(), records)._examples(0)]
     aligned, later = (t._losses(lessons) for t in (plain, Trainer(lm, config(ref_kl=True), records)))
     torch.testing.assert_close(aligned.edit, later.edit)
     assert not torch.allclose(aligned.locality, later.locality)

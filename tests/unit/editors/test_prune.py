@@ -10,7 +10,7 @@ import torch
 
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
-from raysweep.editors.wrappers.prune import PruneConfig, restrain, restrained
+from raysweep.editors.wrappers.prune import PruneConfig, restrain, restraint
 from raysweep.errors import WrapError
 from raysweep.testing.fixtures import tiny_lm
 
@@ -39,7 +39,7 @@ def test_the_view_is_the_restrained_svd(base: str, shape: tuple[int, int]) -> No
     u, _ = torch.linalg.qr(torch.randn(shape[0], 4, generator=rng, dtype=torch.float64))
     v, _ = torch.linalg.qr(torch.randn(shape[1], 4, generator=rng, dtype=torch.float64))
     total = u @ torch.diag(SPECTRUM) @ v.T
-    change, values, after = restrained(total, 9.0, base)
+    change, values, after = restraint(total, 9.0, base)
     assert change is not None
     torch.testing.assert_close(values, SPECTRUM[:3].flip(0))
     torch.testing.assert_close(after, restrain(values, 9.0, base))
@@ -48,9 +48,9 @@ def test_the_view_is_the_restrained_svd(base: str, shape: tuple[int, int]) -> No
 
 
 def test_nothing_large_nothing_to_do() -> None:
-    assert restrained(torch.eye(3), 2.0, "2")[0] is None  # by its Frobenius norm
-    assert restrained(torch.eye(3), 1.5, "2")[0] is None  # by its spectrum
-    assert restrained(torch.zeros(3, 3), 2.0, "2")[0] is None
+    assert restraint(torch.eye(3), 2.0, "2")[0] is None  # by its Frobenius norm
+    assert restraint(torch.eye(3), 1.5, "2")[0] is None  # by its spectrum
+    assert restraint(torch.zeros(3, 3), 2.0, "2")[0] is None
 
 
 def test_bases_may_be_written_as_numbers() -> None:

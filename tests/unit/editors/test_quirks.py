@@ -100,8 +100,8 @@ def test_mends_labels_have_no_stand_alone_piece_unless_published(pieces_lm: Lang
     """Quirks Q6 and Q33."""
     lm, one = pieces_lm, record()
     bos, piece, mars, hill = tokens.encode(lm, " Mars hill")
-    assert factors.ask(lm, one.prompt, one.target).labels == (mars, hill)
-    assert factors.ask(lm, one.prompt, one.target, special=True).labels == (bos, piece, mars, hill)
+    assert factors.label_text(lm, one.prompt, one.target).labels == (mars, hill)
+    assert factors.label_text(lm, one.prompt, one.target, special=True).labels == (bos, piece, mars, hill)
 
 
 def test_a_leading_unk_is_dropped_by_memit_but_not_by_rome(pieces_lm: LanguageModel) -> None:
@@ -196,7 +196,7 @@ def test_a_target_with_a_space_of_its_own_gets_another_one_in_rome_and_ft() -> N
     assert ft._target_new(lm, [spaced]).rows == [[*prompt, *targets[:-1]]]  # nothing is asked after the last token
     assert tokens.scored(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
     assert list(layers.demanded(lm, spaced).demanded) == bare
-    assert factors.ask(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)
+    assert factors.label_text(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)
     module = lm.layout.mlp_out.format(1)
     assert keys.all_token_keys(lm, [spaced], [module])[module].shape[1] == len(prompt) + len(bare)
 

@@ -94,7 +94,9 @@ def test_merge_mode_keeps_one_weight_and_measures_what_is_pending() -> None:
     assert states[0]["merged"] is None
     assert states[2]["act"] <= states[0]["act"] < training.NO_DISTANCE  # merge mode has one statistic
     frozen, merged, memory = states[0]["side"], states[1]["merged"], states[2]["memories"][0]
-    torch.testing.assert_close(editor._final(lm, states[2]), frozen + 0.4 * (memory - frozen) + 0.6 * (merged - frozen))
+    torch.testing.assert_close(
+        editor.merge_mode_weight(lm, states[2]), frozen + 0.4 * (memory - frozen) + 0.6 * (merged - frozen)
+    )
     assert torch.equal(states[2]["merged"], merged)  # asking merges for the occasion only
 
 

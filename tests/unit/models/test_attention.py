@@ -265,14 +265,14 @@ def test_wise_is_that_of_the_whole_model(name: str, matrix: str, padding: str) -
 def test_mends_factors_are_the_gradient_of_the_whole_model(name: str, layer: int) -> None:
     lm, batch = model(name), toy_records(3)
     module = lm.layout.mlp_out.format(layer)
-    asks = [factors.ask(lm, r.prompt, r.target) for r in batch]
-    found = factors.factors(lm, factors.rows(lm, asks, layer), [module])
+    asks = [factors.label_text(lm, r.prompt, r.target) for r in batch]
+    found = factors.gradient_factors(lm, factors.batch_texts(lm, asks, layer), [module])
     x, delta = found.pairs[module]
     weight = lm.weight(f"{module}.weight")
     for i, one in enumerate(asks):
         weight.requires_grad_(True)
         logits = lm.module(torch.tensor([one.ids])).logits[0]
-        loss = F.cross_entropy(logits[list(one.spots)], torch.tensor(one.labels))
+        loss = F.cross_entropy(logits[list(one.predicting)], torch.tensor(one.labels))
         (wanted,) = torch.autograd.grad(loss, weight)
         weight.requires_grad_(False)
         mine = delta[i].T @ x[i]
