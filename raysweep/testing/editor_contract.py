@@ -22,7 +22,8 @@ from pydantic import ValidationError
 from safetensors.torch import load, save
 
 from raysweep.artifacts import VERSIONS, Artifact, ArtifactRequest
-from raysweep.editors.base import AnyEditor, BaseWrapper
+from raysweep.editors.base import AnyEditor
+from raysweep.editors.wrappers.base import BaseWrapper
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
