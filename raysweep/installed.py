@@ -17,6 +17,6 @@ def installed(*, fetch: bool = False) -> Components:
         model=lambda spec, workspace: lazy("raysweep.models.sources.catalogue").resolve(spec, workspace, fetch=fetch),
         text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
         environment=environment.stated(),
-        row_limit=lambda spec, workspace: lazy("raysweep.models.attention").examine(spec, workspace),
+        row_limit=lambda spec, workspace: lazy("raysweep.models.sources.facts").attention_row_limit(spec, workspace),
         facts=lambda spec, workspace: lazy("raysweep.models.sources.facts").facts(spec, workspace),
     )

@@ -1,4 +1,10 @@
-"""Metrics: pure functions of what was answered. One function here, with its decorator, adds one."""
+"""Metrics: pure functions of what was answered (docs/methods/evaluation.md). One function here, with its decorator, adds one.
+
+For the ``m`` answer tokens of a probe with labels ``y_j``, answered ids ``ŷ_j`` and the pristine model's ids ``b_j``::
+
+    token_match = mean_j [ŷ_j = y_j]      exact_match = [ŷ = y]      agreement = mean_j [ŷ_j = b_j]
+    target_logprob = Σ_j log p(y_j | x, y_{<j})                      ppl = exp(−target_logprob / m)
+"""
 
 from __future__ import annotations
 
@@ -75,7 +81,7 @@ def metric(
 
 @metric(version=2, needs="target")
 def token_match(answer: Answer) -> float:
-    """Share of target tokens that are the arg-max under teacher forcing (SimIE's Rel and Gen; editors.md §3.1)."""
+    """Share of target tokens that are the arg-max under teacher forcing (SimIE's Rel and Gen)."""
     return sum(a == b for a, b in zip(answer.answers, answer.labels, strict=True)) / len(answer.labels)
 
 
@@ -93,7 +99,7 @@ def target_logprob(answer: Answer) -> float:
 
 @metric(version=2, needs="target", range=(1.0, math.inf), higher_is_better=False)
 def ppl(answer: Answer) -> float:
-    """Perplexity of the target given the prompt, exp of the mean negative log-probability (editors.md §3.4).
+    """Perplexity of the target given the prompt, exp of the mean negative log-probability (docs/methods/evaluation.md).
 
     It is infinite where fp64 cannot hold it (above exp(700)).
     """
@@ -103,5 +109,5 @@ def ppl(answer: Answer) -> float:
 
 @metric(version=2, needs="base")
 def agreement(answer: Answer) -> float:
-    """Share of positions at which the arg-max is the pristine model's own (SimIE's Loc; editors.md §3.2)."""
+    """Share of positions at which the arg-max is the pristine model's own (SimIE's Loc)."""
     return sum(a == b for a, b in zip(answer.answers, answer.base, strict=True)) / len(answer.labels)

@@ -11,7 +11,8 @@ from raysweep.registry import Registry
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
-    from raysweep.editors.base import BaseEditor, BaseWrapper
+    from raysweep.editors.base import BaseEditor
+    from raysweep.editors.wrappers.base import BaseWrapper
     from raysweep.studies.base import Study
 
 
@@ -47,7 +48,7 @@ class Components:
 
     Attributes:
         editors: subclasses of :class:`raysweep.editors.base.BaseEditor`.
-        wrappers: subclasses of :class:`raysweep.editors.base.BaseWrapper`.
+        wrappers: subclasses of :class:`raysweep.editors.wrappers.base.BaseWrapper`.
         datasets: datasets (``locate``, ``count``, ``digest``, ``version``).
         studies: subclasses of :class:`raysweep.studies.base.Study`.
         model: fills in a model's digest and BOS policy.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.registry import Registry
 
 if TYPE_CHECKING:
-    from raysweep.editors.base import BaseEditor
+    from raysweep.editors.base import AnyEditor
 
-EDITORS: Registry[type[BaseEditor[Any, Any]]] = Registry(
+EDITORS: Registry[type[AnyEditor]] = Registry(
     "editor",
     {
         "alphaedit": "raysweep.editors.alphaedit:AlphaEdit",

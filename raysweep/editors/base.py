@@ -61,7 +61,7 @@ class EditorConfig(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_dead_names(cls, data: Any) -> Any:
+    def _without_dead_names(cls, data: object) -> object:
         return {k: v for k, v in data.items() if k not in cls.dropped} if isinstance(data, Mapping) else data
 
 
@@ -152,7 +152,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
     # What a plan asks of the class, before anything is built.
 
     @classmethod
-    def record_check(cls, config: Any) -> RecordCheck | None:
+    def record_check(cls, config: ConfigT) -> RecordCheck | None:
         """Return what tells, of a record, why it cannot be written with *config*; None = every record can."""
         return None
 
@@ -162,7 +162,9 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         return None
 
     @classmethod
-    def state_bytes(cls, config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int] | None:
+    def state_bytes(
+        cls, config: ConfigT, matrices: Sequence[tuple[int, int]], columns: int
+    ) -> Mapping[str, int] | None:
         """Return what the state takes, in bytes by part, for ``raysweep plan``; None = not known.
 
         Args:
@@ -229,7 +231,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         *,
         artifacts: Mapping[str, Artifact],
         rngs: Sequence[torch.Generator],
-    ) -> list[EditStep[Any]]:
+    ) -> list[EditStep[StateT]]:
         """Return the edit of each of *batches*, each from the model as it stands; only of an editor without state.
 
         Promise: the model is bit-identical afterwards, and each edit is what :meth:`edit` proposes, but for rounding. The default
@@ -296,7 +298,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         """
         return None
 
-    def edit_dependencies(self) -> Mapping[str, Any] | None:
+    def edit_dependencies(self) -> Mapping[str, object] | None:
         """Return the part of the configuration that determines :meth:`begin` and :meth:`edit`; None = all of it.
 
         Trials equal in it, and in all else of their TrialSpec but the editor, may take their edits from one run over the records;
@@ -334,59 +336,3 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
 
 AnyEditor: TypeAlias = BaseEditor[Any, Any]
 """An editor of whatever configuration and state: what a study or a wrapper holds."""
-
-
-class BaseWrapper(BaseEditor[ConfigT, StateT]):
-    """An editor made of another editor.
-
-    What it changes and what it needs first are the inner editor's by default. It is taken to have a memory of its own: what an
-    editor can do apart from others is not handed through.
-
-    Attributes:
-        accepts: kinds of patches that it can wrap.
-        shareable: keys whose values can share edits (``path`` in a search space), each with the configuration that this takes.
-        inner: the editor it wraps.
-    """
-
-    accepts: ClassVar[tuple[str, ...]] = ("weights",)
-    shareable: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-
-    def __init__(self, config: ConfigT, inner: AnyEditor) -> None:
-        super().__init__(config)
-        self.inner = inner
-
-    @classmethod
-    def around(cls, config: Any, inner: AnyEditor) -> BaseWrapper[Any, Any]:
-        """Return this wrapper around *inner*; a wrapper with several implementations chooses one here."""
-        return cls(config, inner)
-
-    @classmethod
-    def output_kind(cls, config: Any) -> str:
-        """Return what the wrapped editor is to a wrapper around it: its patches are ``weights``, or it reports ``views``."""
-        return "weights"
-
-    @classmethod
-    def incompatible_with(cls, config: Any, *, wrapped: bool) -> str:
-        """Return why this cannot wrap an editor that is itself *wrapped*; empty = it can."""
-        return ""
-
-    @classmethod
-    def state_bytes(cls, config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int] | None:
-        """Return None: what a wrapper remembers is not known unless it says so."""
-        return None
-
-    def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
-        """Return the inner editor's parameters."""
-        return self.inner.edited_parameters(lm)
-
-    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for what the inner editor asks for."""
-        return self.inner.artifact_requests(lm)
-
-    def description(self) -> dict[str, Any]:
-        """Return name and configuration, and those of the editors inside, as plain data."""
-        return {**super().description(), "inner": self.inner.description()}
-
-    def innermost(self) -> AnyEditor:
-        """Return the editor inside all wrappers."""
-        return self.inner.innermost()

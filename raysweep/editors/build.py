@@ -51,34 +51,34 @@ def provide(
     """
     needs = {name: _complete(request, lm, threads) for name, request in needs.items()}
     built: dict[str, Built] = {}
-    found: dict[str, Artifact] = {}
+    artifacts: dict[str, Artifact] = {}
     for name, request in needs.items():
 
         def build(name: str = name, request: ArtifactRequest = request) -> Built:
             if name not in built:
                 alike = (n for n, r in needs.items() if (r.builder, r.text) == (request.builder, request.text))
-                siblings = {n: needs[n] for n in alike if n not in found}
+                siblings = {n: needs[n] for n in alike if n not in artifacts}
                 module, _, function = request.builder.partition(":")
-                given: Any
+                material: Any
                 if request.sources:
-                    given = _sources(lm, siblings, store, texts, threads)
+                    material = _sources(lm, siblings, store, texts, threads)
                 elif request.data is not None and records is not None:
-                    given = records(request.data)
+                    material = records(request.data)
                 else:
-                    given = texts(request.text or TextSpec())
-                made = getattr(import_module(module), function)(lm, list(siblings.values()), given)
+                    material = texts(request.text or TextSpec())
+                made = getattr(import_module(module), function)(lm, list(siblings.values()), material)
                 built.update(zip(siblings, made, strict=True))
             return built[name]
 
-        found[name] = store.get_or_build(request, build)
-    return found
+        artifacts[name] = store.get_or_build(request, build)
+    return artifacts
 
 
 def _complete(request: ArtifactRequest, lm: LanguageModel, threads: int) -> ArtifactRequest:
     """Return *request* and its sources with the number of threads, having checked whose model they name."""
     if request.model != lm.identity:
-        said = f"an artifact '{request.kind}' was asked for {'another' if request.model else 'no'} model"
-        raise ArtifactError(said, hint="ArtifactRequest(…, model=lm.identity)")
+        message = f"an artifact '{request.kind}' was asked for {'another' if request.model else 'no'} model"
+        raise ArtifactError(message, hint="ArtifactRequest(…, model=lm.identity)")
     sources = {name: _complete(source, lm, threads) for name, source in request.sources.items()}
     return replace(request, threads=threads, sources=sources)
 
@@ -92,5 +92,5 @@ def _sources(
 ) -> list[dict[str, Artifact]]:
     """Return what each request is computed from, built together where missing."""
     needs = {f"{name}/{key}": source for name, r in requests.items() for key, source in r.sources.items()}
-    found = provide(lm, needs, store, texts, threads=threads)
-    return [{key: found[f"{name}/{key}"] for key in r.sources} for name, r in requests.items()]
+    artifacts = provide(lm, needs, store, texts, threads=threads)
+    return [{key: artifacts[f"{name}/{key}"] for key in r.sources} for name, r in requests.items()]

@@ -1,5 +1,11 @@
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) as Hase et al. 2024 (arXiv 2406.19354) edit with it: a fresh low-rank adapter on every
-block's last MLP map, trained on the records alone and folded into the weights."""
+"""LoRA as Hase et al. 2024 edit with it: a fresh adapter on every block's last MLP map, folded into the weights
+(docs/methods/lora.md).
+
+    W + (alpha / rank) · B A        A [rank, d_in], B [d_out, rank]; B = 0 at the start
+    L = mean over records of −(1/m) Σ_j log p(y_j | x, y_{<j})
+
+minimised by AdamW with a clipped gradient. Sources: Hu et al. 2021, arXiv 2106.09685; Hase et al. 2024, arXiv 2406.19354.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +40,7 @@ class LoraConfig(EditorConfig):
         weight_decay: of AdamW.
         clip: norm to which the gradient is clipped.
         steps (updates): optimiser steps.
-        published_divisor: (F4) divide the loss by the tokens of prompt and target, as published, not by the target's.
+        published_divisor: divide the loss by the tokens of prompt and target, as published, not by the target's.
         eval_every (updates): where records are edited apart (the belief study), optimiser steps between two rounds of questions.
         at_once (records): records that are then edited together, each with an adapter of its own.
     """
@@ -74,7 +80,7 @@ class Lora(BaseEditor[LoraConfig, None]):
         """Train one adapter on the whole batch."""
         seed = derive(int(torch.randint(2**31 - 1, (1,), generator=rng)), "adapter")
         bank = lora.LoraBank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
-        losses = [sum(found) for found in self._train(bank, batch, [0] * len(batch))]
+        losses = [sum(by_record) for by_record in self._train(bank, batch, [0] * len(batch))]
         deltas: dict[str, Delta] = {n: LowRank(left, right) for n, (left, right) in bank.factors(0).items()}
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(self.config.steps)}
         return EditStep(WeightDelta(deltas), state, stats)
@@ -96,18 +102,19 @@ class Lora(BaseEditor[LoraConfig, None]):
 
     def _train(self, bank: lora.LoraBank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
         """Train the owners on their records; yield the loss of each record, step by step."""
-        own, lm = self.config, bank.lm
+        config, lm = self.config, bank.lm
         rows = [tokens.scored(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in batch]
-        head = len(tokens.encode(lm, ""))
-        sizes = [len(r.ids) - head if own.published_divisor else len(r.labels) for r in rows]
+        special = len(tokens.encode(lm, ""))  # BOS, where the tokenizer adds it: not a token of the text
+        sizes = [len(r.ids) - special if config.published_divisor else len(r.labels) for r in rows]
         return lora.train(
             bank,
             [r.ids for r in rows],
             [r.start for r in rows],
             owners=owners,
-            steps=own.steps,
-            lr=own.lr,
-            weight_decay=own.weight_decay,
-            clip=own.clip,
+            steps=config.steps,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            clip=config.clip,
+            # a record's loss is divided by its tokens, and by how many records its owner has
             divisors=[size * list(owners).count(owner) for size, owner in zip(sizes, owners, strict=True)],
         )

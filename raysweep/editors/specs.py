@@ -10,7 +10,7 @@ from raysweep.config.schema import Count, NonNegative, Positive, Spec, TextSpec
 
 
 class ContextSpec(Spec):
-    """Which context templates to put before a prompt (§4.2 of editors.md).
+    """Which context templates to put before a prompt (docs/methods/rome.md).
 
     Attributes:
         lengths (tokens, texts): pairs (tokens per text, number of texts) to sample; ROME uses ``[[5, 10], [10,
@@ -25,7 +25,7 @@ class ContextSpec(Spec):
 
 
 class MomentSpec(Spec):
-    """How to estimate second moments of keys (§4.1 of editors.md).
+    """How to estimate second moments of keys (docs/methods/rome.md).
 
     Attributes:
         text: where the tokens come from, and how many.
@@ -43,7 +43,7 @@ class MomentSpec(Spec):
 
 
 class ValueSpec(Spec):
-    """How the value is optimised.
+    """How the target value is optimised (docs/methods/rome.md).
 
     Attributes:
         steps (passes): loop length; at most ``steps - 1`` updates are made (the last pass only measures).

@@ -1,4 +1,4 @@
-"""Where the published splits rest on an assumption about the tokenizer that a text may break (quirk Q3; editors.md §3.1, §4.3).
+"""Where the published splits rest on an assumption about the tokenizer that a text may break (quirk Q3).
 
 A target is taken to begin after as many tokens as its prompt has, a subject to end with the last token of the text up to it.
 That is right if the shorter text's ids are the first ids of the longer one's; nothing is changed where they are not, but it is
@@ -36,13 +36,13 @@ def report(lm: LanguageModel, records: Sequence[EditRecord], probes: Sequence[Pr
     answers = _different((p.prompt, tokens.join(p.prompt, p.target)) for p in probes)
     located = (r for r in records if subject_error(r) is None)
     subjects = _different((r.prompt.partition(r.subject)[0] + r.subject, r.prompt) for r in located)
-    torn = []
+    counts = []
     for what, pairs in (("answers begin", answers), ("subjects end", subjects)):
-        found = split_elsewhere(lm, pairs)
-        torn.append(len(found))
-        if found:
-            log.warning("%d of %d %s inside a token, first: %r in %r", len(found), len(pairs), what, *found[0])
-    return torn[0], torn[1]
+        split = split_elsewhere(lm, pairs)
+        counts.append(len(split))
+        if split:
+            log.warning("%d of %d %s inside a token, first: %r in %r", len(split), len(pairs), what, *split[0])
+    return counts[0], counts[1]
 
 
 def _different(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Ask a model to write its own answers: greedy generation of as many tokens as the target has (editors.md §3.3)."""
+"""Ask a model to write its own answers: greedy generation of as many tokens as the target has (docs/methods/evaluation.md)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ def generate(lm: LanguageModel, prompts: Sequence[str], lengths: Sequence[int], 
     The whole row is recomputed at each step, so a memory editor sees what it saw when it was written; padding is on the right,
     and a row's result does not depend on its neighbours.
     """
-    asked = sorted({(tuple(tokens.encode(lm, p)), m) for p, m in zip(prompts, lengths, strict=True)}, key=_by_length)
-    found: dict[tuple[tuple[int, ...], int], list[int]] = {}
-    for begin in range(0, len(asked), batch):
-        rows = asked[begin : begin + batch]
-        found |= dict(zip(rows, _continue(lm, rows), strict=True))
-    return [found[tuple(tokens.encode(lm, p)), m] for p, m in zip(prompts, lengths, strict=True)]
+    rows_to_write = sorted(
+        {(tuple(tokens.encode(lm, p)), m) for p, m in zip(prompts, lengths, strict=True)}, key=_by_length
+    )
+    written: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for begin in range(0, len(rows_to_write), batch):
+        rows = rows_to_write[begin : begin + batch]
+        written |= dict(zip(rows, _continue(lm, rows), strict=True))
+    return [written[tuple(tokens.encode(lm, p)), m] for p, m in zip(prompts, lengths, strict=True)]
 
 
 def _by_length(row: tuple[tuple[int, ...], int]) -> tuple[int, tuple[int, ...], int]:
@@ -36,6 +38,7 @@ def _by_length(row: tuple[tuple[int, ...], int]) -> tuple[int, tuple[int, ...], 
 
 
 def _continue(lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], int]]) -> list[list[int]]:
+    """Return what each of *rows* (ids, number of tokens to write) is continued with."""
     ends_row = {lm.tokenizer.eos_token_id, NON_FINITE}
     written: list[list[int]] = [[] for _ in rows]
     while True:
@@ -46,10 +49,10 @@ def _continue(lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], int]]) ->
         ]
         if not open_rows:
             return written
-        asked = [[*rows[i][0], *written[i]] for i in open_rows]
-        ends = [(j, len(row) - 1) for j, row in enumerate(asked)]
+        so_far = [[*rows[i][0], *written[i]] for i in open_rows]
+        ends = [(j, len(row) - 1) for j, row in enumerate(so_far)]
         with torch.no_grad():
-            hidden = positions.hidden_at(lm, asked, [len(rows[i][0]) - 1 for i in open_rows], ends)
+            hidden = positions.hidden_at(lm, so_far, [len(rows[i][0]) - 1 for i in open_rows], ends)
             logits = blocks.logits(lm, hidden)
             best = logits.argmax(-1)
             finite = logits.gather(-1, best[:, None])[:, 0].isfinite()  # the arg-max of a row with a NaN is a NaN
@@ -96,7 +99,8 @@ def _published(lm: LanguageModel, probes: Sequence[Probe], batch: int) -> list[S
     labels = [tokens.bare(lm, p.target) for p in probes]
     written = generate(lm, [p.prompt for p in probes], [len(ids) for ids in labels], batch=batch)
     out = []
-    for probe, wanted, found in zip(probes, labels, written, strict=True):
-        answers = [*[-1] * len(wanted), *tokens.encode(lm, probe.prompt), *found][-len(wanted) :]
-        out.append(Scores(tuple(wanted), tuple(answers), float("nan"), _text(lm, found)))
+    for probe, ids, answer in zip(probes, labels, written, strict=True):
+        # the last len(ids) ids of prompt and answer together, -1 in front of them where there are fewer
+        answers = [*[-1] * len(ids), *tokens.encode(lm, probe.prompt), *answer][-len(ids) :]
+        out.append(Scores(tuple(ids), tuple(answers), float("nan"), _text(lm, answer)))
     return out

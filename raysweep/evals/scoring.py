@@ -1,4 +1,10 @@
-"""Ask a model many probes: teacher-forced arg-max tokens and log-probabilities, batched and padding-invariant (§3.1–3.4)."""
+"""Ask a model many probes: teacher-forced arg-max tokens and log-probabilities, batched and padding-invariant.
+
+With ``ids = enc(x + " " + y)`` and ``a = |enc(x)|``, position ``j ≥ a`` is answered by ``ŷ_j = argmax p(· | ids_{<j})`` and its
+label is ``ids_j`` (docs/methods/evaluation.md).
+
+Shape legend: ``R`` rows of a pass, ``k`` answer tokens of all of them, ``m`` of one, ``d`` width of the residual stream.
+"""
 
 from __future__ import annotations
 
@@ -49,30 +55,31 @@ def score(lm: LanguageModel, probes: Sequence[Probe], *, batch: int = 64) -> lis
         probes: the questions.
         batch: rows per forward pass.
     """
-    asked = [tokens.scored(lm, p.prompt, tokens.join(p.prompt, p.target)) for p in probes]
-    unique = list(dict.fromkeys(asked))
-    found: dict[tokens.Scored, Scores] = {}
+    rows_asked = [tokens.scored(lm, p.prompt, tokens.join(p.prompt, p.target)) for p in probes]
+    unique = list(dict.fromkeys(rows_asked))
+    scores: dict[tokens.Scored, Scores] = {}
     for begin in range(0, len(unique), batch):
         rows = unique[begin : begin + batch]
-        found.update(zip(rows, _forward(lm, rows), strict=True))
-    return [found[s] for s in asked]
+        scores.update(zip(rows, _forward(lm, rows), strict=True))
+    return [scores[row] for row in rows_asked]
 
 
 def _forward(lm: LanguageModel, rows: Sequence[tokens.Scored]) -> list[Scores]:
-    spots = [(i, j) for i, s in enumerate(rows) for j in range(s.start - 1, len(s.ids) - 1)]
-    if not spots:
+    # (row, position) of every token that predicts an answer token, row by row: k of them
+    predicting = [(i, j) for i, s in enumerate(rows) for j in range(s.start - 1, len(s.ids) - 1)]
+    if not predicting:
         return [Scores((), (), 0.0, "") for _ in rows]
     with torch.no_grad():
-        hidden = positions.hidden_at(lm, [s.ids for s in rows], [s.start - 1 for s in rows], spots)
-        labels = torch.tensor([rows[i].ids[j + 1] for i, j in spots], device=lm.device)
-        best, told = (found.tolist() for found in head.argmax_and_logprob(lm, hidden, labels))
+        hidden = positions.hidden_at(lm, [s.ids for s in rows], [s.start - 1 for s in rows], predicting)
+        labels = torch.tensor([rows[i].ids[j + 1] for i, j in predicting], device=lm.device)
+        best, logprobs = (values.tolist() for values in head.argmax_and_logprob(lm, hidden, labels))
     out, at = [], 0
     for s in rows:
         m = len(s.labels)
         # a label's log-probability is finite only if the row has no NaN and its largest logit is finite
-        pairs = zip(best[at : at + m], told[at : at + m], strict=True)
+        pairs = zip(best[at : at + m], logprobs[at : at + m], strict=True)
         answers = tuple(token if math.isfinite(logprob) else NON_FINITE for token, logprob in pairs)
         text = tokens.decode(lm, [token for token in answers if token >= 0])
-        out.append(Scores(s.labels, answers, float(sum(told[at : at + m])), text))
+        out.append(Scores(s.labels, answers, float(sum(logprobs[at : at + m])), text))
         at += m
     return out

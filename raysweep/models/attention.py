@@ -6,16 +6,13 @@ there. What raysweep does not model is refused here, by name, before any weight 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
-from raysweep.models.sources.catalogue import locate
 
 if TYPE_CHECKING:
-    from raysweep.workspace import Workspace
+    pass
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of a block's kind of attention
 _NEVER = ("gpt2", "gptj", "llama")  # their code in transformers looks at no window, whatever the configuration says
@@ -93,21 +90,6 @@ def check_row(config: Any, length: int) -> None:
             f"a row of {length} tokens is longer than {limit[0]}: {limit[1]}",
             hint="use shorter records (or texts: moments.width), or a model made for longer ones",
         )
-
-
-def examine(spec: ModelSpec, workspace: Workspace) -> tuple[int, str] | None:
-    """Return :func:`row_limit` of a model, from its ``config.json`` alone; None too where there is none to be read here.
-
-    Raises:
-        ModelError: the model is not there, or a block attends in a way that is not modelled.
-    """
-    where = locate(spec, workspace)
-    file = None if isinstance(where, str) else where / "config.json"
-    if file is None or not file.is_file():
-        return None
-    config = json.loads(file.read_text(encoding="utf-8"))
-    windows(config)
-    return row_limit(config)
 
 
 def _get(config: Any, key: str, default: Any) -> Any:

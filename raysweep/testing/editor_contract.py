@@ -23,7 +23,8 @@ from safetensors.torch import load, save
 
 from raysweep.artifact_kinds import VERSIONS
 from raysweep.artifacts import Artifact, ArtifactRequest
-from raysweep.editors.base import AnyEditor, BaseWrapper
+from raysweep.editors.base import AnyEditor
+from raysweep.editors.wrappers.base import BaseWrapper
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel

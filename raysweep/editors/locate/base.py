@@ -7,7 +7,7 @@ All three read the model at the subject's last token: the input of a block's val
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks
@@ -49,7 +49,7 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
     """Base of the editors that write into value matrices at the subject's key."""
 
     @classmethod
-    def record_check(cls, config: Any) -> RecordCheck:
+    def record_check(cls, config: LocateConfigT) -> RecordCheck:
         """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
         return subject_error
 

@@ -25,10 +25,10 @@ METADATA = "raysweep"
 class _Ignored:
     """Stands for an object of an archive that is not a tensor (a model's configuration, say): nothing of it is run."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
 
@@ -79,14 +79,14 @@ def _missing(path: Path) -> ArtifactError:
     return ArtifactError(f"{path}: no such archive of a hypernetwork", hint="train one: raysweep train-mend --out FILE")
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
     """Write an archive in one move; *meta* becomes its metadata and ``FILE.json`` beside it."""
     pack(path, tensors, meta)
     text = json.dumps(canonical(meta), indent=1, ensure_ascii=False)
     write_file(path.with_suffix(".json"), f"{text}\n")
 
 
-def pack(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def pack(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
     """Write tensors and JSON as one safetensors file, in one move."""
     from safetensors.torch import save_file
 

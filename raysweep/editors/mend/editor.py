@@ -111,8 +111,10 @@ class MendConfig(EditorConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _recipe_or_archive(cls, data: Any) -> Any:
-        weights = data.get("weights") if isinstance(data, Mapping) else None
+    def _recipe_or_archive(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        weights = data.get("weights")
         path = weights.get("path") if isinstance(weights, Mapping) else getattr(weights, "path", "")
         if path and data.get("train") is not None:
             MendTraining.model_validate(data["train"])

@@ -31,7 +31,7 @@ class MergeSpec(Spec):
     """How side memories become one.
 
     Attributes:
-        algorithm: see editors.md §11.5.
+        algorithm: see docs/methods/wise.md.
         density: share of each change's entries that survives.
         weight: sum of the memories' factors.
         published: ``linear`` and ``slerp`` use only the first memory (quirk Q32).

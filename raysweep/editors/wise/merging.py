@@ -1,4 +1,14 @@
-"""Ways to merge several fine-tuned copies of one weight: TIES, magnitude, sign, DARE, linear, slerp (editors.md §11.5)."""
+"""Ways to merge several fine-tuned copies of one weight: TIES, magnitude, sign, DARE, linear, slerp (docs/methods/wise.md).
+
+With changes ``τ_i = W_i − W_0``, shares ``w_i`` and what is left of each change, ``τ̂_i``::
+
+    W = W_0 + Σ_i w_i τ̂_i [sign τ̂_i = sign Σ_j w_j τ̂_j] / norm        entry by entry
+
+An algorithm drops the small entries (TIES, Yadav et al. 2023; magnitude) or random ones (DARE, Yu et al. 2024) from each change,
+does or does not ask for the agreed sign, and does or does not divide by the shares that are left.
+
+Shape legend: all tensors have the weight's shape.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +27,7 @@ _PARALLEL = 0.9995  # abs(cosine) above which slerp is a straight line
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What is left of each change, whether signs must agree, whether kept weights are normalised."""
+    """What is left of each change, whether signs must agree, whether the sum is divided by the shares that are left."""
 
     sparsify: Literal["none", "magnitude", "random", "random_rescaled"]
     consensus: bool
@@ -36,7 +46,7 @@ _RULES = {
 
 
 def is_random(algorithm: Algorithm) -> bool:
-    """Tell whether *algorithm* draws random numbers."""
+    """Return whether *algorithm* draws random numbers."""
     return algorithm.startswith("dare")
 
 
@@ -56,7 +66,7 @@ def merge(
         base: what they started from.
         weights: the copies.
         shares: one factor per copy.
-        algorithm: see editors.md §11.5.
+        algorithm: one of :data:`ALGORITHMS`, docs/methods/wise.md.
         density: share of each change's entries that survives (where the algorithm drops any).
         rng: on the CPU, for the DARE family.
         first_only: ``linear`` and ``slerp`` use only the first copy (as published; quirk Q32).
@@ -73,13 +83,14 @@ def merge(
     norm = torch.zeros_like(base) if rule.consensus else torch.full((), float(sum(shares)), device=base.device)
     major = torch.ones(())
     if rule.consensus:
+        # a tie counts as +; entries that were dropped have sign 0 and so never agree
         agreed = sum((s * c for s, c in zip(shares, changes, strict=True)), start=torch.zeros_like(base))
         major = torch.where(agreed >= 0, 1.0, -1.0)
     for share, change in zip(shares, changes, strict=True):
-        kept = change.sign() == major if rule.consensus else torch.ones_like(change, dtype=torch.bool)
-        mixed += torch.where(kept, share * change, 0.0)
+        agrees = change.sign() == major if rule.consensus else torch.ones_like(change, dtype=torch.bool)
+        mixed += torch.where(agrees, share * change, 0.0)
         if rule.consensus:
-            norm += kept * share
+            norm += agrees * share
     if rule.normalise:
         mixed /= torch.where(norm == 0, 1.0, norm)
     return base + mixed
@@ -90,6 +101,7 @@ def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
     cosine = float((start.double() / start.double().norm() * (end.double() / end.double().norm())).sum())
     if abs(cosine) > _PARALLEL:
         return start + t * (end - start)
+    # sin((1 − t) φ) / sin φ · W_0 + sin(t φ) / sin φ · W, φ the angle between them
     angle = math.acos(cosine)
     return (math.sin((1 - t) * angle) * start + math.sin(t * angle) * end) / math.sin(angle)
 
@@ -100,8 +112,8 @@ def _sparse(change: Tensor, rule: _Rule, density: float, rng: torch.Generator | 
         return change
     if rule.sparsify == "magnitude":
         flat = change.flatten()
-        kept = flat.abs().topk(int(density * flat.numel())).indices
-        return torch.zeros_like(flat).scatter_(0, kept, flat[kept]).reshape(change.shape)
+        largest = flat.abs().topk(int(density * flat.numel())).indices
+        return torch.zeros_like(flat).scatter_(0, largest, flat[largest]).reshape(change.shape)
     chance = torch.full(change.shape, density)
-    kept_mask = torch.bernoulli(chance, generator=rng).to(change.device, change.dtype)
-    return change * kept_mask / (density if rule.sparsify == "random_rescaled" else 1.0)
+    survives = torch.bernoulli(chance, generator=rng).to(change.device, change.dtype)
+    return change * survives / (density if rule.sparsify == "random_rescaled" else 1.0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.registry import Registry
 
 if TYPE_CHECKING:
-    from raysweep.editors.base import BaseWrapper
+    from raysweep.editors.wrappers.base import AnyWrapper
 
-WRAPPERS: Registry[type[BaseWrapper[Any, Any]]] = Registry(
+WRAPPERS: Registry[type[AnyWrapper]] = Registry(
     "wrapper",
     {
         "prune": "raysweep.editors.wrappers.prune:Prune",

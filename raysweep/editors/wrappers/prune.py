@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 from pydantic import BeforeValidator
 
-from raysweep.editors.base import BaseWrapper, EditorConfig, EditStep, ReportView
+from raysweep.editors.base import EditorConfig, EditStep, ReportView
+from raysweep.editors.wrappers.base import BaseWrapper
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, LowRank, WeightDelta
@@ -75,7 +76,7 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
     name = "prune"
     version = 1
     config_type = PruneConfig
-    shareable: ClassVar[Mapping[str, Mapping[str, Any]]] = {"base": {"persist": False}}
+    shareable: ClassVar[Mapping[str, Mapping[str, object]]] = {"base": {"persist": False}}
     paper = "Ma et al. 2025, arXiv 2405.16821"
 
     def __init__(self, config: PruneConfig, inner: AnyEditor) -> None:
@@ -132,7 +133,7 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
         step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
         return EditStep(step.patch, {**state, "inner": step.state}, step.stats)
 
-    def edit_dependencies(self) -> Mapping[str, Any] | None:
+    def edit_dependencies(self) -> Mapping[str, object] | None:
         """Return everything but the restraint's base, which only the view knows; nothing is shared if rounds write the view."""
         if self.view_persists:
             return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
+from raysweep.models import attention
 from raysweep.models.sizes import positions_of, size_from_config
 from raysweep.models.sources import catalogue, folder, gguf_check, gguf_header
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
@@ -127,3 +128,20 @@ def token_counter(file: Path, rows: int, bos: str = "tokenizer") -> Callable[[st
         special = sorted(token.content for token in tokenizer.get_added_tokens_decoder().values())
         raise ModelError(f"model.bos {bos!r} is not a token of this tokenizer", hint=nearest(bos, special))
     return lambda text: len(tokenizer.encode(text).ids)
+
+
+def attention_row_limit(spec: ModelSpec, workspace: Workspace) -> tuple[int, str] | None:
+    """Return :func:`raysweep.models.attention.row_limit` of a model, from its ``config.json`` alone.
+
+    None too where there is no such file to be read here.
+
+    Raises:
+        ModelError: the model is not there, or a block attends in a way that is not modelled.
+    """
+    where = catalogue.locate(spec, workspace)
+    file = None if isinstance(where, str) else where / "config.json"
+    if file is None or not file.is_file():
+        return None
+    config = folder.read_json(file)
+    attention.windows(config)
+    return attention.row_limit(config)

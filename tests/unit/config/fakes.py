@@ -13,7 +13,8 @@ from raysweep.config.load import parse
 from raysweep.config.schema import DataSpec, ModelSpec, Positive, Spec, SweepSpec, TextSpec, TrialSpec
 from raysweep.config.sweep import parse_search_space
 from raysweep.data.base import Reading
-from raysweep.editors.base import BaseEditor, BaseWrapper, EditorConfig
+from raysweep.editors.base import BaseEditor, EditorConfig
+from raysweep.editors.wrappers.base import BaseWrapper
 from raysweep.errors import DataError, ModelError, Problem
 from raysweep.registry import Registry
 from raysweep.studies.base import Study

@@ -1,4 +1,4 @@
-"""Model-level tests of editors.md §17.2 for ROME, MEMIT, FT and SimIE on tiny random models of two families."""
+"""Model-level acceptance tests for ROME, MEMIT, FT and SimIE on tiny random models of two families."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def weights(lm: LanguageModel) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rome_maps_the_subjects_key_to_the_value_found(family: str) -> None:
-    """§17.2.3: the value module's output is v* on the bare prompt, the change has rank one, nothing else moves."""
+    """the value module's output is v* on the bare prompt, the change has rank one, nothing else moves."""
     lm, record = tiny_lm(family, bos=family == "llama"), toy_records(1)[0]
     editor, artifacts = made("rome", lm)
     texts = contexts.templates(editor.config.contexts, artifacts["contexts"])
@@ -78,7 +78,7 @@ def test_rome_maps_the_subjects_key_to_the_value_found(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_memit_comes_nearer_to_its_goal_at_each_layer(family: str) -> None:
-    """§17.2.4: the residual of the fixed goal shrinks layer by layer; taking the change back gives θ_0 bit for bit."""
+    """the residual of the fixed goal shrinks layer by layer; taking the change back gives θ_0 bit for bit."""
     lm = tiny_lm(family, bos=family == "llama")
     editor, artifacts = made("memit", lm)
     before, ledger = weights(lm), Ledger(lm)
@@ -95,7 +95,7 @@ def test_memit_comes_nearer_to_its_goal_at_each_layer(family: str) -> None:
 @pytest.mark.parametrize("objective", ["prompt_last", "target_new"])
 @pytest.mark.parametrize(("name", "stop"), [("tiny-gpt2", 1.0), ("tiny-llama", 1.0), ("embedded", 0.01)])
 def test_fine_tuning_stays_near_its_start_and_stops_when_it_knows(name: str, stop: float, objective: str) -> None:
-    """§17.2.6: entries within ± ε of their start; no step once the loss is below the limit.
+    """entries within ± ε of their start; no step once the loss is below the limit.
 
     The last norm of a random model keeps the loss above the published 0.01, so that limit is the shipped model's.
     """
@@ -123,7 +123,7 @@ def test_fine_tuning_stays_near_its_start_and_stops_when_it_knows(name: str, sto
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["rome", "memit", "ft"])
 def test_one_accumulation_serves_every_ridge_and_horizon(name: str, family: str) -> None:
-    """§17.2.10a: W_0 + A_T (λI + C_T)⁻¹ for λ and T of choice, from one pass over the pristine model, is what SimIE does."""
+    """W_0 + A_T (λI + C_T)⁻¹ for λ and T of choice, from one pass over the pristine model, is what SimIE does."""
     lm, records = tiny_lm(family, bos=family == "llama"), toy_records(5)
     bare, artifacts = made(name, lm)
     names = [n for n in bare.edited_parameters(lm) if n.endswith(".weight")]

@@ -44,7 +44,7 @@ def at(distance: float, target: tuple[list[int], int], **changes: Any) -> tuple[
 
 
 def test_radii_of_the_fixture() -> None:
-    """§17.1: ε_init = 1, one entry with ε = 1."""
+    """ε_init = 1, one entry with ε = 1."""
     assert at(1.6, ([6], 4)) == ([0.79999, 0.8], 1, "split")
     assert at(1.6, ([5], 4)) == ([1.6], 0, "expanded")
     assert at(2.1, ([6], 4)) == ([1.0, 1.0], 1, "added")
@@ -128,7 +128,7 @@ def test_the_published_label_rule_compares_means_and_mirrors_the_table() -> None
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "embedded"])
 def test_other_prompts_are_untouched_and_the_edited_one_generates_its_target(name: str) -> None:
-    """§17.2 item 7; random models can be steered at one token only, so their target is a single one."""
+    """random models can be steered at one token only, so their target is a single one."""
     lm = embedded_lm() if name == "embedded" else model(name)
     target = world_record().target if name == "embedded" else "the"
     record = replace(world_record(), target=target)

@@ -1,4 +1,4 @@
-"""The exact fixtures of editors.md §17.1 and the identities of §13."""
+"""Least squares of the editors: exact fixtures, and the identities of docs/methods/simie.md."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def problem(
 
 @pytest.mark.parametrize("lam", [0.01, 1.0, 50.0])
 def test_init_mode_is_the_regularised_ideal_editor(lam: float) -> None:
-    """§13.8: W_T = W_0 + A (λI + C)⁻¹, for every T from one accumulation."""
+    """: W_T = W_0 + A (λI + C)⁻¹, for every T from one accumulation."""
     w0, keys, deltas = problem(30)
     path = run(lam, "init", "woodbury64", w0, keys, deltas)
     for t in (1, 3, 30):
@@ -111,7 +111,7 @@ def test_init_mode_is_the_regularised_ideal_editor(lam: float) -> None:
 
 @pytest.mark.parametrize("mode", ["sequential", "init"])
 def test_simie_telescopes(mode: str) -> None:
-    """(W_T − W_0) P_T = Σ (W_e,t − W_0) G_t in both modes (§17.1), to 1e-12."""
+    """(W_T − W_0) P_T = Σ (W_e,t − W_0) G_t in both modes, to 1e-12."""
     w0, keys, deltas = problem(20)
     path = run(1.0, mode, "woodbury64", w0, keys, deltas)
     before = [w0, *path[:-1]]
@@ -130,7 +130,7 @@ def test_init_mode_does_not_depend_on_the_order() -> None:
 
 
 def test_two_workers_add_their_sums() -> None:
-    """§17.1: (A, C) of two halves of the edits, added, give the weights of one pass."""
+    """(A, C) of two halves of the edits, added, give the weights of one pass."""
     w0, keys, deltas = problem(12)
     halves = []
     for some in (range(0, 12, 2), range(1, 12, 2)):
@@ -151,7 +151,7 @@ def test_infinite_ridge_leaves_the_weights_and_no_ridge_keeps_the_edit() -> None
 @pytest.mark.parametrize("lam", [0.01, 1.0, 50.0])
 @pytest.mark.parametrize("mode", ["sequential", "init"])
 def test_woodbury_equals_the_direct_solve_at_every_edit(mode: str, lam: float) -> None:
-    """§17.2.10b: ≤ 1e-9 after every one of 60 edits; a shared key, repeated edits, from none to five times d keys."""
+    """≤ 1e-9 after every one of 60 edits; a shared key, repeated edits, from none to five times d keys."""
     w0, keys, deltas = problem(50, d=60)
     keys, deltas = [*keys, *keys[:10]], [*deltas, *deltas[5:15]]
     pairs = zip(*(run(lam, mode, b, w0, keys, deltas) for b in ("woodbury64", "chol64")), strict=True)
@@ -249,7 +249,7 @@ def test_keys_too_large_for_the_ridge_are_an_error() -> None:
 
 
 def test_an_inverse_in_fp32_trips_the_monitor() -> None:
-    """§17.2.10b: kept in fp32, Q drifts beyond the tolerance and is made anew; in fp64 it does not within fifty edits."""
+    """kept in fp32, Q drifts beyond the tolerance and is made anew; in fp64 it does not within fifty edits."""
     _, keys, _ = problem(50, d=60)
 
     def ages(dtype: torch.dtype) -> list[int]:
@@ -269,7 +269,7 @@ def test_an_inverse_in_fp32_trips_the_monitor() -> None:
 
 @pytest.mark.parametrize("n", [1, 5])
 def test_spread_equals_the_solve(n: int) -> None:
-    """§7.5: the shortcut equals (w C + K Kᵀ)⁻¹ K."""
+    """the shortcut equals (w C + K Kᵀ)⁻¹ K."""
     rng = torch.Generator().manual_seed(1)
     root = torch.randn(30, 60, generator=rng, dtype=torch.float64)
     c, keys = root @ root.T / 60, torch.randn(30, n, generator=rng, dtype=torch.float64)

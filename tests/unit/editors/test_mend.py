@@ -66,7 +66,7 @@ def test_running_statistics_by_hand(cut: int) -> None:
 
 
 def test_an_untrained_network_multiplies_normalised_factors() -> None:
-    """§17.2 item 9: the identity at initialisation, zero tokens dropped, and the sign of η."""
+    """the identity at initialisation, zero tokens dropped, and the sign of η."""
     matrices = [network.Matrix("a.weight", 3, 2), network.Matrix("b.weight", 3, 2)]
     net = network.Hypernetwork(matrices, rank=2, edit_lr=0.5).train()
     rng = torch.Generator().manual_seed(1)

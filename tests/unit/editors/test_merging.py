@@ -1,4 +1,4 @@
-"""Merging: the fixture of §17.1, and each algorithm's row of §11.5 by hand."""
+"""Merging: an exact fixture, and each algorithm by hand."""
 
 from __future__ import annotations
 

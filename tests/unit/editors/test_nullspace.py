@@ -1,4 +1,4 @@
-"""Null-space projectors, the exact shortcuts of AlphaEdit (editors.md §8.5), and what an edit leaves alone (§17.2 item 5)."""
+"""Null-space projectors, the exact shortcuts of AlphaEdit (docs/methods/alphaedit.md), and what an edit leaves alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def keys(d: int, n: int, seed: int) -> Tensor:
 
 
 def solve(projector: Tensor, gram: Tensor, ridge: float, columns: Tensor) -> Tensor:
-    """``(P (K Kᵀ + C_p) + L2 I)⁻¹ P K`` as written (AlphaEdit eq. 13; editors.md §8.3)."""
+    """``(P (K Kᵀ + C_p) + L2 I)⁻¹ P K`` as written (AlphaEdit eq. 13)."""
     eye = torch.eye(len(projector), dtype=torch.float64)
     return torch.linalg.solve(projector @ (columns @ columns.T + gram) + ridge * eye, projector @ columns)
 

@@ -1,4 +1,4 @@
-"""PRUNE's exact fixture (editors.md §17.1), its algebra against a plain SVD, and where it may stand among wrappers."""
+"""PRUNE's exact fixture, its algebra against a plain SVD, and where it may stand among wrappers."""
 
 from __future__ import annotations
 

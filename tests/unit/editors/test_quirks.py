@@ -1,4 +1,4 @@
-"""Flags and defaults of editors.md §16 that no other file examines; docs/quirks.md lists every quirk and its tests."""
+"""Flags and defaults of the quirks that no other file examines; docs/quirks.md lists every quirk and its tests."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def closed_and_recursive(
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("name", sorted(INNER))
 def test_the_closed_form_is_what_the_recursion_comes_to(name: str, family: str, lam: Any) -> None:
-    """§13.8, at every step, below and above as many keys as their width."""
+    """, at every step, below and above as many keys as their width."""
     editor, inner = INNER[name]
     first, second = (exam({"lam": lam, **c}, family, editor=editor, inner=inner) for c in (CLOSED, {"mode": "init"}))
     summed = set()

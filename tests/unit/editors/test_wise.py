@@ -44,7 +44,7 @@ def run(editor: Wise, lm: Any, n: int = 1) -> tuple[list[dict[str, Any]], Any]:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_without_a_statistic_the_frozen_map_answers(family: str) -> None:
-    """§17.2 item 8: A = 1e9, so nothing reaches the threshold."""
+    """A = 1e9, so nothing reaches the threshold."""
     lm, probes = tiny_lm(family), [p for r in toy_records(3) for p in r.probes]
     editor = Wise(WiseConfig(**SMALL, matrix="in"))
     states, _ = run(editor, lm)
@@ -62,7 +62,7 @@ def test_without_a_statistic_the_frozen_map_answers(family: str) -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_gradient_respects_the_mask_and_decay_only_if_asked(masked: bool) -> None:
-    """§17.2 item 8: outside the mask only decay acts (quirk Q29), or nothing."""
+    """outside the mask only decay acts (quirk Q29), or nothing."""
     lm = tiny_lm("llama")
     config = WiseConfig(**SMALL, weight_decay=1e-3, mask_weight_decay=masked)
     editor = Wise(config)

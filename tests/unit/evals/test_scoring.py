@@ -23,7 +23,7 @@ PROBES = [
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_scores_by_hand(family: str) -> None:
-    """§17.2.1: five pairs, incl. a target with a leading space and a prompt with a trailing one."""
+    """five pairs, incl. a target with a leading space and a prompt with a trailing one."""
     lm = tiny_lm(family, bos=family == "llama")
     for probe, found in zip(PROBES, score(lm, PROBES), strict=True):
         ids = tokens.encode(lm, f"{probe.prompt} {probe.target}")
@@ -69,7 +69,7 @@ def test_metric_contract(metric: object) -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_pristine_model_agrees_with_itself(family: str) -> None:
-    """§17.2.1: locality of θ_0, asked twice in other company, is 1."""
+    """locality of θ_0, asked twice in other company, is 1."""
     lm = tiny_lm(family, bos=family == "llama")
     twice = zip(score(lm, PROBES), score(lm, PROBES[::-1], batch=1)[::-1], strict=True)
     assert [METRICS["agreement"](Answer(a.labels, b.answers, a.answers, b.logprob)) for a, b in twice] == [1.0] * 5

@@ -9,7 +9,8 @@ import torch
 
 from raysweep.config.schema import EditorSpec, Positive, TrialSpec, WrapSpec
 from raysweep.editors import build
-from raysweep.editors.base import BaseWrapper, EditorConfig, EditStep, ReportView
+from raysweep.editors.base import EditorConfig, EditStep, ReportView
+from raysweep.editors.wrappers.base import BaseWrapper
 from raysweep.models.patches import Dense, WeightDelta
 from tests.unit.studies.test_lifelong import trial
 

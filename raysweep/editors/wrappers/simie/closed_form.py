@@ -84,7 +84,7 @@ class KeysAndValues(TypedDict):
 class ClosedFormSimIE(BaseSimIE[ClosedFormState]):
     """Remembers keys and values of all edits and reports ``W_0 + A (λI + C)⁻¹``; the weights stay pristine."""
 
-    def edit_dependencies(self) -> Mapping[str, Any] | None:
+    def edit_dependencies(self) -> Mapping[str, object] | None:
         """Return everything but λ."""
         whole = self.description()
         return {**whole, "config": {k: v for k, v in whole["config"].items() if k != "lam"}}

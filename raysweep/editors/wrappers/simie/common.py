@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.base import BaseWrapper, StateT
+from raysweep.editors.base import StateT
+from raysweep.editors.wrappers.base import BaseWrapper
 from raysweep.editors.wrappers.simie.config import Energy, SimIEConfig
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta
