@@ -247,7 +247,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
     if isinstance(where, str):
         commit = hub.commit_of(spec.digest) or hub.cached(where, spec.revision)
         if fetch and not commit:
-            commit = lazy("raysweep.models.sources.load").fetch_tokenizer(where, spec)
+            commit = lazy("raysweep.models.sources.tokenizers").fetch_tokenizer(where, spec)
         digest = hub.digest_of(where, commit or spec.revision or "main")
         made_of = {"hub": digest} if commit else None
     elif where.suffix in MODEL_RECIPES:
@@ -280,7 +280,7 @@ def resolve(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> Mo
     made_of = {**known.tokenizer, "bos": known.bos, "trust_remote_code": spec.trust_remote_code}
 
     def observe() -> str:
-        opened = lazy("raysweep.models.sources.load").open_tokenizer(known.where, resolved, workspace)
+        opened = lazy("raysweep.models.sources.tokenizers").open_tokenizer(known.where, resolved, workspace)
         return tokenizer_behaviour.tokenizer_digest(*opened)
 
     return resolved.model_copy(update={"tokenizer_digest": records.get_or_make(made_of, observe)})

@@ -26,7 +26,7 @@ _CODE = (
     "tokenizer_behaviour.py",
     "gguf.py",
     "gguf_tokenizer.py",
-    "load.py",
+    "tokenizers.py",
     "tokenizer_files.py",
 )  # what opens a tokenizer
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -85,7 +85,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> 
     prompt and target: both alone, and joined. Besides, the ids of the special tokens and those that the policy prepends.
 
     Args:
-        tokenizer: fast, with the BOS policy applied (:func:`raysweep.models.sources.load.fit_tokenizer`).
+        tokenizer: fast, with the BOS policy applied (:func:`raysweep.models.sources.tokenizers.fit_tokenizer`).
         bos: ids that are put before every text by hand.
     """
     added = sorted((number, str(token)) for number, token in tokenizer.added_tokens_decoder.items())

@@ -248,7 +248,7 @@ class TestBehaviour:
             raise AssertionError("opened again")
 
         with monkeypatch.context() as patch:
-            patch.setattr("raysweep.models.sources.load.open_tokenizer", never)
+            patch.setattr("raysweep.models.sources.tokenizers.open_tokenizer", never)
             assert planned().key == first.key
             patch.setattr(tokenizer_behaviour, "packages", lambda: {"transformers": "another"})
             with pytest.raises(AssertionError, match="opened again"):
@@ -396,7 +396,7 @@ class TestHub:
             asked.append(repository)
             raise ModelError("hub model 'nobody/model' cannot be loaded: out of reach")
 
-        monkeypatch.setattr("raysweep.models.sources.load.fetch_tokenizer", fetch)
+        monkeypatch.setattr("raysweep.models.sources.tokenizers.fetch_tokenizer", fetch)
         with pytest.raises(ModelError, match="out of reach"):
             catalogue.resolve(ModelSpec(name="nobody/model"), Workspace(root), fetch=True)
         assert asked == ["nobody/model"]

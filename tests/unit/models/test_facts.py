@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import MissingExtraError, ModelError
-from raysweep.models.sources import gguf_header, load
+from raysweep.models.sources import gguf_header, load, tokenizers
 from raysweep.models.sources.catalogue import fingerprint
 from raysweep.models.sources.facts import facts
 from raysweep.models.sources.folder import check_folder, weight_files
@@ -231,7 +231,7 @@ def test_whatever_a_loader_raises_has_file_and_cure(error: Exception, said: str,
         raise error
 
     with pytest.raises(ModelError) as caught:
-        load._guarded(tmp_path, fail)
+        tokenizers.guarded(tmp_path, fail)
     assert said in caught.value.message
     assert str(tmp_path) in caught.value.message
     assert hint in caught.value.hint

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
 from raysweep.models.sources import catalogue
-from raysweep.models.sources.load import fit_tokenizer, load
+from raysweep.models.sources.load import load
+from raysweep.models.sources.tokenizers import fit_tokenizer
 from raysweep.models.tokens import encode
 from raysweep.runtime import device
 from raysweep.workspace import Workspace
