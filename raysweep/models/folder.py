@@ -39,13 +39,18 @@ def read_json(file: Path) -> dict[str, Any]:
         ModelError: it cannot be read, is not JSON, or is no object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         why = str(error) or type(error).__name__
         raise ModelError(f"{file}: not JSON: {why}", hint=_AGAIN) from error
     if not isinstance(found, dict):
         raise ModelError(f"{file}: a JSON object is needed, got {type(found).__name__}", hint=_AGAIN)
     return found
+
+
+def _no_number(written: str) -> None:
+    """Refuse ``NaN``, ``Infinity`` and ``-Infinity``: Python writes them, JSON has none, and no model is computed with one."""
+    raise ValueError(f"{written} is no number of JSON")
 
 
 def check_folder(folder: Path) -> tuple[Path, ...]:

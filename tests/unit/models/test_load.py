@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,14 @@ def test_a_special_token_written_as_nothing_is_none(tmp_path: Path) -> None:
     file.write_text(json.dumps({**written, "eos_token": "", "pad_token": ""}))
     with pytest.raises(ModelError, match="neither a pad nor an EOS token"):
         load(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_is_refused(value: float, tmp_path: Path) -> None:
+    """Python writes them into JSON, and a key cannot hold them."""
+    folder = save_tiny(tmp_path / "m", "gpt2")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "add_cross_attention": value}))
+    for call in (catalogue.resolve, load):
+        with pytest.raises(ModelError, match=r"config\.json: not JSON: (NaN|-?Infinity) is no number of JSON"):
+            call(ModelSpec(name="m", path=str(folder)), Workspace(tmp_path))
