@@ -19,7 +19,8 @@ import torch
 
 from benchmarks import measure
 from raysweep.config.load import parse_value
-from raysweep.config.plan import PlannedTrial, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import RunFailedError
 from raysweep.results import runner

@@ -26,7 +26,8 @@ import torch
 from benchmarks import measure
 from benchmarks.lambda_path import same_rows
 from raysweep.config.load import parse_value
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import parse_search_space
 from raysweep.editors.base import EditStep
 from raysweep.editors.build import build_editor

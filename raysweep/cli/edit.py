@@ -15,7 +15,8 @@ from raysweep.cli.validate import SetOption
 from raysweep.config.components import Components
 from raysweep.config.limits import LARGEST
 from raysweep.config.places import Place, Source
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.problems import from_error, problem
 from raysweep.config.sweep import examine_sweep
 from raysweep.errors import Problem, ProblemsError, SpecError

@@ -14,7 +14,8 @@ from raysweep.cli.options import Options
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
 from raysweep.config.names import TrialName
-from raysweep.config.plan import Plan, open_plan
+from raysweep.config.plan import open_plan
+from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
 from raysweep.reports import fit
 from raysweep.reports.prose import say

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.problems import problem
 from raysweep.errors import Problem, ProblemsError, StoreError
 from raysweep.lazy import lazy

@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from raysweep.belief.spec import BeliefSpec
-from raysweep.config.schema import DataSpec, ModelSpec, ProtocolSpec, ResourceSpec, SearchSpec
+from raysweep.config.schema import DataSpec, ModelSpec, ProtocolSpec
+from raysweep.config.sweep_schema import ResourceSpec, SearchSpec
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
 

@@ -13,18 +13,9 @@ from raysweep.config.components import Components, ModelFacts
 from raysweep.config.lookups import Lookups
 from raysweep.config.lookups import Point as Point
 from raysweep.config.merge import Merged
-from raysweep.config.schema import (
-    ArmSpec,
-    DataSpec,
-    EditorSpec,
-    ModelSpec,
-    ProtocolSpec,
-    Spec,
-    SweepSpec,
-    Threads,
-    TrialSpec,
-)
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, Spec, Threads, TrialSpec
 from raysweep.config.selection import Selection
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import ModelError, Problem
 from raysweep.evals.metrics import METRICS
 from raysweep.workspace import Workspace

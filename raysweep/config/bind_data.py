@@ -9,8 +9,9 @@ from raysweep.config.checks import refusal
 from raysweep.config.components import ModelFacts
 from raysweep.config.lookups import Lookups
 from raysweep.config.merge import Merged
-from raysweep.config.schema import ArmSpec, DataSpec, EditorSpec
+from raysweep.config.schema import DataSpec, EditorSpec
 from raysweep.config.selection import Row, Selection, first_few, select
+from raysweep.config.sweep_schema import ArmSpec
 from raysweep.errors import DataError
 from raysweep.hashing import canonical_json
 

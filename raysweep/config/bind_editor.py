@@ -14,9 +14,10 @@ from raysweep.config.lookups import Lookups, Point
 from raysweep.config.merge import Merged
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_error, from_validation
-from raysweep.config.schema import ArmSpec, DataSpec, EditorSpec, FileSpec, ModelSpec, Spec, TextSpec, WrapSpec
+from raysweep.config.schema import DataSpec, EditorSpec, FileSpec, ModelSpec, Spec, TextSpec, WrapSpec
 from raysweep.config.selection import Selection, first_few, select
 from raysweep.config.space import ValuePath
+from raysweep.config.sweep_schema import ArmSpec
 from raysweep.errors import DataError, WrapError
 from raysweep.hashing import file_digest
 

@@ -12,9 +12,10 @@ from raysweep.config.components import Components
 from raysweep.config.merge import Merged
 from raysweep.config.places import KeyPath, Place
 from raysweep.config.problems import from_error, from_validation, problem
-from raysweep.config.schema import ArmSpec, DataSpec, SweepSpec
+from raysweep.config.schema import DataSpec
 from raysweep.config.selection import Row
 from raysweep.config.space import Grid, Scalar
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import DataError, Problem, RaysweepError, SpecError
 from raysweep.workspace import Workspace
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy

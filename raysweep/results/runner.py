@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from raysweep import environment
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import RaysweepError, StorageLostError, UnwritableError
 from raysweep.results.finite import first_non_finite, non_finite_step

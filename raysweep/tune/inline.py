@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.runner import Report, replay, run_trial
 from raysweep.results.state import State, TrialStatus
 from raysweep.tune.deps import Heartbeat, make_deps

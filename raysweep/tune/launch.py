@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.errors import RunFailedError, UnwritableError
 from raysweep.lazy import lazy
 from raysweep.results.drivers import DriverLock

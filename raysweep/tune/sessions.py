@@ -25,8 +25,8 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.debug import disable_log_once_globally
 
-from raysweep.config.plan import PlannedTrial
-from raysweep.config.schema import ResourceSpec, SweepSpec
+from raysweep.config.planned_trial import PlannedTrial
+from raysweep.config.sweep_schema import ResourceSpec, SweepSpec
 from raysweep.errors import SpecError, StoreError, UnwritableError
 from raysweep.results.ray_logs import RAY_FOLDER, TRIAL_KEY
 from raysweep.results.store import ResultStore, State

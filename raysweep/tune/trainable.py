@@ -8,7 +8,7 @@ from typing import Any
 
 from ray import tune
 
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.results.runner import Report, TrialRun, replay
 from raysweep.results.store import ResultStore, State

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.ray_logs import TRIAL_KEY
 
 

@@ -13,17 +13,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from raysweep.config.plan import Plan, PlannedTrial
-from raysweep.config.schema import (
-    ArmSpec,
-    DataSpec,
-    EditorSpec,
-    ModelSpec,
-    ProtocolSpec,
-    ResourceSpec,
-    SweepSpec,
-    TrialSpec,
-)
+from raysweep.config.planned_trial import Plan, PlannedTrial
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SweepSpec
 from raysweep.results.tables import open_results
 from raysweep.workspace import Workspace
 

@@ -18,7 +18,7 @@ from raysweep.belief.points.jsonl import from_line, to_line
 from raysweep.belief.report import tables as belief_tables
 from raysweep.cli.belief_report import tables_of
 from raysweep.cli.main import main
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.reports import belief_plots
 from raysweep.reports.belief_rows import read_arms, read_stages, read_training

@@ -24,7 +24,7 @@ from benchmarks import (
     tracing,
     whole,
 )
-from raysweep.config.plan import Plan
+from raysweep.config.planned_trial import Plan
 from raysweep.errors import ProblemsError, RunFailedError
 from raysweep.results.runner import run_trial
 from raysweep.results.store import ResultStore

@@ -1,7 +1,8 @@
 import pytest
 
 from raysweep.config.load import parse
-from raysweep.config.plan import bind, domains, plan
+from raysweep.config.plan import bind, plan
+from raysweep.config.points import domains
 from raysweep.config.space import Grid
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import NameUnknownError, ProblemsError

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from results_helpers import make_round, make_trial, write_trial
 
-from raysweep.config.plan import Plan, PlannedTrial
-from raysweep.config.schema import ArmSpec, EditorSpec, SweepSpec
+from raysweep.config.planned_trial import Plan, PlannedTrial
+from raysweep.config.schema import EditorSpec
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import BusyError, NewerFormatError, StoreError
 from raysweep.reports.standing import missing_lines
 from raysweep.results.drivers import DriverLock

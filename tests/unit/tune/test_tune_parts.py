@@ -10,8 +10,9 @@ from rich.console import Console
 from torch import nn
 
 from raysweep.cli.display import Display
-from raysweep.config.plan import PlannedTrial
-from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, ResourceSpec, TrialSpec
+from raysweep.config.planned_trial import PlannedTrial
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.errors import SpecError
 from raysweep.tune.deps import ModelPool
 from raysweep.tune.outcome import Outcome
