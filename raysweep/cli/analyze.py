@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli.options import Options
-from raysweep.cli.plan import counted
+from raysweep.cli.say import say, tell
 from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.lazy import lazy
 from raysweep.reports import notes
 from raysweep.reports.fit import terminal_width
-from raysweep.reports.prose import say
+from raysweep.reports.prose import counted
 from raysweep.reports.render import UNDEFINED, Cell, Format, render
 from raysweep.reports.rounds import Labelled, chosen_round, state
 from raysweep.reports.views import TrialView, groups, trial_views
@@ -74,9 +74,7 @@ def command(
         _conclude(rows, seen.best if trust else None, metric)
         if not seen.disagreements:
             say(f"Ray's log and our tables agree ({seen.compared} values compared)")
-    notes.tell(
-        [*taken(own, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_
-    )
+    tell([*taken(own, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_)
     missing = [k for k in found.keys if k not in seen.rounds]
     if missing:
         say(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)

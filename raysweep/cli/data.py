@@ -9,6 +9,7 @@ import typer
 
 from raysweep.belief.graph.wikidata import FILES
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
 from raysweep.data.base import Reading
@@ -16,7 +17,6 @@ from raysweep.data.texts import SOURCES, brown_folder
 from raysweep.errors import DataError, Problem, ProblemsError, nearest
 from raysweep.records import EditRecord, subject_error
 from raysweep.reports import fit
-from raysweep.reports.prose import say
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.cli.errors import brief
+from raysweep.reports.prose import brief
 from raysweep.results.store import HEARTBEAT
 from raysweep.summarize import PHASES
 from raysweep.tune.watcher import Watcher

@@ -10,7 +10,8 @@ import typer
 from raysweep.cli import flags
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
-from raysweep.cli.run import announcement, display, labels, statuses, summarise
+from raysweep.cli.run import announcement, display, statuses, summarise
+from raysweep.cli.say import say
 from raysweep.cli.validate import SetOption
 from raysweep.config.components import Components
 from raysweep.config.limits import LARGEST
@@ -21,7 +22,7 @@ from raysweep.config.problems import from_error, problem
 from raysweep.config.sweep import examine_sweep
 from raysweep.errors import Problem, ProblemsError, SpecError
 from raysweep.lazy import lazy
-from raysweep.reports.prose import say
+from raysweep.reports.standing import trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _make(planned: Plan, workspace: Workspace, *, repair: bool) -> None:
     summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)
     reasons = outcome.missing
     missing = {t.key: reasons[t.key] for t in planned.trials if t.key in reasons}
-    for line in lazy("raysweep.reports.standing").damage_lines(missing, labels(planned.names)):
+    for line in lazy("raysweep.reports.standing").damage_lines(missing, trial_labels(planned.names)):
         say(line, err=True)
     if missing:
         raise typer.Exit(TRIALS_FAILED)

@@ -26,7 +26,7 @@ def report(error: BaseException, *, debug: bool) -> int:
         print("interrupted; the same command again goes on", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, RaysweepError):
-        lazy("raysweep.reports.prose").say(describe(error), err=True, hang=2)
+        lazy("raysweep.cli.say").say(describe(error), err=True, hang=2)
         return TRIALS_FAILED if isinstance(error, RunFailedError) else BAD_INPUT
     print(f"unexpected {type(error).__name__}: {error}", file=sys.stderr)
     print("    this is a fault of raysweep; please report it with the output of --debug", file=sys.stderr)
@@ -38,14 +38,3 @@ def describe(error: RaysweepError) -> str:
     codes = sorted({p.code for p in error.problems}) if isinstance(error, ProblemsError) else [error.code]
     text = str(error) if isinstance(error, ProblemsError) else f"error[{error.code}] {error}"
     return f"{text}\nSee docs/errors.md or `raysweep doctor --explain {codes[0]}`."
-
-
-def brief(failure: str) -> str:
-    """Return a stored failure on one line, and its hint on a second one if it has a hint.
-
-    >>> brief("ModelError: no weights\\n    fetch them")
-    'ModelError: no weights\\n    fetch them'
-    """
-    head, *rest = failure.splitlines() or [""]
-    hint = next((line.strip() for line in rest if line.startswith("    ") and line.strip()), "")
-    return f"{head}\n    {hint}" if hint else head

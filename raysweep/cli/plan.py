@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
 from raysweep.config.names import TrialName
@@ -18,7 +19,7 @@ from raysweep.config.plan import open_plan
 from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
 from raysweep.reports import fit
-from raysweep.reports.prose import say
+from raysweep.reports.prose import counted
 from raysweep.workspace import Workspace
 
 
@@ -127,11 +128,6 @@ def extent(found: Plan) -> str:
     count, passes = len(found.trials), len(found.passes)
     within = f" in {counted(passes, 'pass', 'passes')}" if passes < count else ""
     return f"{counted(count, 'trial', 'trials')}{within}, {edits:,} edits in all"
-
-
-def counted(number: int, one: str, many: str) -> str:
-    """Return ``1 trial`` or ``2 trials``."""
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def _point(name: TrialName) -> str:

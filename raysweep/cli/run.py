@@ -10,14 +10,14 @@ import typer
 
 from raysweep.cli import flags
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
-from raysweep.config import names
 from raysweep.config.components import Components
-from raysweep.config.names import TrialName
 from raysweep.config.plan import open_plan
 from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
-from raysweep.reports.prose import say
+from raysweep.reports.prose import counted
+from raysweep.reports.standing import trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def statuses(planned: Plan, store: ResultStore) -> dict[str, TrialStatus]:
 def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]:
     """Return the lines that say what will be run, where *earlier* runs left trials in these states."""
     done = sum(status.state == "DONE" for status in earlier.values())
-    arms = lazy("raysweep.cli.plan").counted(len({n.arm for n in planned.names}), "arm", "arms")
+    arms = counted(len({n.arm for n in planned.names}), "arm", "arms")
     first = f"sweep {planned.sweep.name}: {lazy('raysweep.cli.plan').extent(planned)}, {arms}; {done} trials done"
     return [first, *(f"note: {note}" for note in planned.notes)]
 
@@ -98,7 +98,7 @@ def display(
     from rich.console import Console
 
     shown: Display = lazy("raysweep.cli.display").Display(
-        labels(planned.names),
+        trial_labels(planned.names),
         {t.key: t.trial.protocol.rounds[-1] for t in planned.trials},
         printer=say,
         folder=store.folder.local,
@@ -110,23 +110,13 @@ def display(
     return shown
 
 
-def labels(places: Sequence[TrialName]) -> dict[str, str]:
-    """Return what to call each trial, by key: ``memit+simie lam=10 seed=0``, with all names of one that has several."""
-    texts = names.labels([(n.arm, names.without_seed(n.point)) for n in places])
-    by_key: dict[str, list[str]] = {}
-    for name, text in zip(places, texts, strict=True):
-        seed = f" seed={name.point['seed']}" if "seed" in name.point else ""
-        by_key.setdefault(name.key, []).append(f"{text}{seed}")
-    return {key: " = ".join(of) for key, of in by_key.items()}
-
-
 def summarise(found: Sweep, results: str) -> None:
     """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
     views, notes = lazy("raysweep.reports.views"), lazy("raysweep.reports.notes")
     trials = views.trial_views(found)
     print()
     how, width = lazy("raysweep.reports.render").Format.TABLE, lazy("raysweep.reports.fit").terminal_width()
-    print(lazy("raysweep.cli.show").text(found, how=how, trials=trials, width=width))
+    print(lazy("raysweep.reports.sweep_table").text(found, how=how, trials=trials, width=width))
     say(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
     for note in notes.about_intervals(views.all_lines(trials)):
         say(f"note: {note}")
@@ -141,5 +131,5 @@ def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
     arms: dict[str, str] = {}
     for name in plan.names:
         arms.setdefault(name.key, name.arm)
-    for line in lazy("raysweep.reports.standing").missing_lines(outcome, labels(plan.names), arms):
+    for line in lazy("raysweep.reports.standing").missing_lines(outcome, trial_labels(plan.names), arms):
         say(line, err=True)

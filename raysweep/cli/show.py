@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,18 +10,18 @@ import typer
 
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
+from raysweep.cli.say import say, tell
 from raysweep.errors import SpecError
 from raysweep.lazy import lazy
 from raysweep.reports import notes
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.left_out import left_out
-from raysweep.reports.prose import say
-from raysweep.reports.render import UNDEFINED, Cell, Format, render
+from raysweep.reports.render import Format
 from raysweep.reports.standing import left_out_lines
-from raysweep.reports.views import MAIN, Line, TrialView, all_lines, swept_values, trial_views
+from raysweep.reports.sweep_table import table
+from raysweep.reports.views import all_lines, swept_values, trial_views
 from raysweep.results.tables import Sweep, open_results
 
-NAMES = {"ppl": "PPL", "ppl_median": "PPL median", "ppl_expmean": "PPL exp-mean"}
 SweepArgument = Annotated[
     str, typer.Argument(metavar="SWEEP", help="Name of a sweep, or the folder or URI of its results.")
 ]
@@ -102,7 +100,7 @@ def command(
     passed_over = left_out(found.trials().to_pylist())
     intervals = notes.about_intervals(shown, ppl=ppl)
     told = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(found)]
-    notes.tell(told, format_)
+    tell(told, format_)
     if plot is not None:
         draw = lazy("raysweep.reports.plot")
         if over:
@@ -121,85 +119,3 @@ def report_left_out(*sweeps: Sweep) -> None:
         say(line, err=True)
     if lines:
         raise typer.Exit(TRIALS_FAILED)
-
-
-def text(
-    sweep: Sweep, *, by: str = "arm", phase: str | None = None, at: int | None = None, how: Format, ppl: bool = False,
-    trials: Sequence[TrialView] | None = None, width: int | None = None,
-) -> str:  # fmt: skip
-    """Return the arms × rounds table of *sweep* as text; *trials* are its own, if they are read already."""
-    trials = trial_views(sweep) if trials is None else trials
-    found = all_lines(trials, phase=phase, by=by, at=at)
-    return table(sweep, trials, found, phase=phase, how=how, ppl=ppl, width=width)
-
-
-def table(
-    sweep: Sweep, trials: Sequence[TrialView], found: Sequence[Line], *, phase: str | None, how: Format, ppl: bool,
-    width: int | None = None,
-) -> str:  # fmt: skip
-    """Return the lines *found* of the *trials* of *sweep* as text; a table fits *width*, None = in full."""
-    if not any(line.trials for line in found):
-        return f"{sweep.name}: {'no undamaged trial has a round' if sweep.damaged else 'nothing was measured yet'}"
-    done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
-    count = len({t.row["trial_key"] for t in trials})
-    phases = phase or " and ".join(dict.fromkeys(t.phases[0] for t in trials))
-    title = f"{sweep.name}: {phases}, mean [95% interval]; {done} of {count} trials done"
-    if any(t.row["git_dirty"] for t in trials):
-        title += "; code had uncommitted changes"
-    return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title, width=width)
-
-
-def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:
-    """Return *found* as rows of a table; views that no line has are left out; *plain* = for a program."""
-    views = [v for v in (*MAIN, *(NAMES if ppl or plain else ())) if any(v in (*x.cells, *x.undefined) for x in found)]
-    return [
-        {
-            "arm": line.label,
-            "edits": line.step if line.trials else None,
-            **({"phase": line.phase} if plain else {}),
-            **{NAMES.get(v, v.capitalize()): cell(line, v, plain=plain) for v in views},
-            "n": line.n if line.cells else None,
-            **seeds(line, plain=plain),
-            "status": line.status,
-            **({"non_finite_step": first_non_finite(line)} if plain else {}),
-            **({"seconds_per_edit": line.per_edit} if plain else {"s/edit": line.per_edit}),
-            **(
-                {"seconds": line.seconds, "seconds_shared": line.shared}
-                if plain
-                else {"time": clock(line.seconds) + (f" + {clock(line.shared)} shared" if line.shared else "")}
-            ),
-        }
-        for line in found
-    ]
-
-
-def cell(line: Line, view: str, *, plain: bool = False) -> Cell:
-    """Return the estimate of *view*; ``undefined``, or nothing for a program, where it is; nothing where there is none."""
-    return UNDEFINED if view in line.undefined and not plain else line.cells.get(view)
-
-
-def seeds(line: Line, *, plain: bool = False) -> dict[str, Cell]:
-    """Return how many seeds were measured, and of how many."""
-    measured = len(line.trials)
-    if plain:
-        return {"seeds": measured, "seeds_planned": line.members}
-    return {"seeds": measured if measured == line.members else f"{measured} of {line.members}"}
-
-
-def first_non_finite(line: Line) -> int | None:
-    """Return the first step at which a trial of *line* was not finite, or None."""
-    return min((t.row["non_finite_step"] for t in line.trials if t.row["non_finite_step"] is not None), default=None)
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as ``1:02:03`` or ``12.3 s``.
-
-    >>> clock(3723), clock(12.34)
-    ('1:02:03', '12.3 s')
-    """
-    if math.isnan(seconds):
-        return "–"
-    whole = int(seconds)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
 from raysweep.lazy import lazy
-from raysweep.reports.prose import say
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A search space: a path, or a name in search_spaces/.", show_default=False)

@@ -12,6 +12,7 @@ from raysweep.config.schema import TrialSpec
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
 from raysweep.models.sizes import COPY_LIMIT, Shape
+from raysweep.reports.prose import clock
 from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.workspace import Workspace
 
@@ -116,7 +117,7 @@ def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
         passes.add(name)
     others = dict.fromkeys(t.arm for t in left if t.arm not in taken)
     rest = f"; nothing known yet of {', '.join(others)}" if others else ""
-    return f"time left for one process, about: {lazy('raysweep.cli.show').clock(total)}, by {len(done)} done{rest}"
+    return f"time left for one process, about: {clock(total)}, by {len(done)} done{rest}"
 
 
 def _per_edit(trial: PlannedTrial, results: str) -> tuple[float, float]:

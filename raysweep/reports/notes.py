@@ -7,19 +7,11 @@ from pathlib import Path
 
 from raysweep.config.load import parse, read
 from raysweep.errors import RaysweepError
-from raysweep.reports.prose import say
-from raysweep.reports.render import Format
 from raysweep.reports.views import Line, TrialView, groups
 from raysweep.results.tables import Sweep
 
 PERPLEXITIES = ("ppl", "ppl_median", "ppl_expmean")
 SPACE_KEYS = ("study", "base", "arms", "space")  # what trials and their names follow from
-
-
-def tell(notes: Iterable[str], how: Format) -> None:
-    """Print *notes*: below a table for a reader, on standard error beside one for a program."""
-    for note in notes:
-        say(f"note: {note}", err=how is not Format.TABLE)
 
 
 def missing_rounds(found: Iterable[Line]) -> list[str]:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raysweep.cli.show import NAMES
-from raysweep.cli.sweeps import Prefixed, opened
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import SpecError
 from raysweep.reports import published_numbers
 from raysweep.reports.published_numbers import Number, Ours
 from raysweep.reports.render import Cell
+from raysweep.reports.sweep_table import NAMES
+from raysweep.reports.sweeps import Prefixed, opened
 from raysweep.reports.views import MAIN, lines, trial_views
 from raysweep.summarize import VIEWS
 from raysweep.workspace import Workspace

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from raysweep.cli.errors import brief
-from raysweep.lazy import lazy
+from raysweep.config import names
+from raysweep.config.names import TrialName
+from raysweep.reports.prose import brief, counted
 
 if TYPE_CHECKING:
     from raysweep.results.tables import Sweep
@@ -25,8 +26,8 @@ def left_out_lines(sweep: Sweep) -> list[str]:
     """Return what to say of the trials of *sweep* whose files are damaged; empty if there are none."""
     if not sweep.damaged:
         return []
-    called = lazy("raysweep.cli.run").labels(sweep.places)
-    count = _counted(len(sweep.damaged), "damaged trial is", "damaged trials are")
+    called = trial_labels(sweep.places)
+    count = counted(len(sweep.damaged), "damaged trial is", "damaged trials are")
     cure = f"`raysweep run {sweep.name}` makes what it can, with --repair also what was altered, again"
     return [*damage_lines(sweep.damaged, called), f"{count} left out; {cure}"]
 
@@ -41,7 +42,7 @@ def by_arm(keys: Iterable[str], arms: Mapping[str, str]) -> str:
     for key in keys:
         arm = arms.get(key, key)
         counts[arm] = counts.get(arm, 0) + 1
-    return ", ".join(f"{arm} ({_counted(count, 'trial', 'trials')})" for arm, count in counts.items())
+    return ", ".join(f"{arm} ({counted(count, 'trial', 'trials')})" for arm, count in counts.items())
 
 
 def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
@@ -53,11 +54,11 @@ def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str
         lines.append(f"failed: {called.get(key, key)}: {head}  (traceback in {where})")
         lines += [hint] if hint else []
     if outcome.failed:
-        count = _counted(len(outcome.failed), "trial", "trials")
+        count = counted(len(outcome.failed), "trial", "trials")
         lines.append(f"{count} failed; mend the cause and add --retry to the same command")
     lines += damage_lines(outcome.damaged, called)
     if outcome.altered:
-        count = _counted(len(outcome.altered), "finished trial has", "finished trials have")
+        count = counted(len(outcome.altered), "finished trial has", "finished trials have")
         lines.append(f"{count} altered tables; add --repair to the same command to make them again")
     if outcome.lost:
         lines.append(f"{outcome.results} was removed, moved or replaced while the sweep ran")
@@ -66,10 +67,16 @@ def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str
     if outcome.interrupted:
         lines.append("interrupted; run the same command again to go on")
     elif outcome.unfinished:
-        count = _counted(len(outcome.unfinished), "trial is", "trials are")
+        count = counted(len(outcome.unfinished), "trial is", "trials are")
         lines.append(f"{count} missing; run the same command again")
     return lines
 
 
-def _counted(number: int, one: str, many: str) -> str:
-    return str(lazy("raysweep.cli.plan").counted(number, one, many))
+def trial_labels(places: Sequence[TrialName]) -> dict[str, str]:
+    """Return what to call each trial, by key: ``memit+simie lam=10 seed=0``, with all names of one that has several."""
+    texts = names.labels([(n.arm, names.without_seed(n.point)) for n in places])
+    by_key: dict[str, list[str]] = {}
+    for name, text in zip(places, texts, strict=True):
+        seed = f" seed={name.point['seed']}" if "seed" in name.point else ""
+        by_key.setdefault(name.key, []).append(f"{text}{seed}")
+    return {key: " = ".join(of) for key, of in by_key.items()}

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from raysweep.cli.display import Display
 from raysweep.cli.edit import rounds_of
-from raysweep.cli.errors import brief
 from raysweep.reports.left_out import left_out
+from raysweep.reports.prose import brief
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
 
 from raysweep.cli.analyze import ranked
-from raysweep.cli.compare import compared, reference
-from raysweep.cli.compare import rows as compare_rows
 from raysweep.cli.main import main
-from raysweep.cli.show import text
 from raysweep.config.schema import TrialSpec
+from raysweep.reports.compare import compared, reference
+from raysweep.reports.compare import rows as compare_rows
 from raysweep.reports.notes import non_finite
 from raysweep.reports.render import Format
+from raysweep.reports.sweep_table import text
 from raysweep.reports.views import groups, lines, trial_views
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.runner import replay

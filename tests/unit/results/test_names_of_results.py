@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from results_helpers import begin, make_trial, write_trial
 
-from raysweep.cli.compare import compared
-from raysweep.cli.show import text
 from raysweep.config.schema import TrialSpec
+from raysweep.reports.compare import compared
 from raysweep.reports.notes import outdated
 from raysweep.reports.render import Format, render
+from raysweep.reports.sweep_table import text
 from raysweep.reports.views import Line, groups, lines, trial_views
 from raysweep.results.store import TRIAL, ResultStore
 from raysweep.results.tables import Sweep, open_results

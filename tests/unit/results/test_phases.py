@@ -9,13 +9,13 @@ import pytest
 from results_helpers import begin, make_round, make_trial
 
 from raysweep.cli.analyze import _metric
-from raysweep.cli.compare import compared
 from raysweep.cli.main import main
-from raysweep.cli.show import text
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import SpecError
+from raysweep.reports.compare import compared
 from raysweep.reports.plot import draw
 from raysweep.reports.render import Format
+from raysweep.reports.sweep_table import text
 from raysweep.reports.views import lines, trial_views
 from raysweep.results.runner import replay
 from raysweep.results.store import ResultStore

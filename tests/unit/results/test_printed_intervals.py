@@ -14,12 +14,12 @@ import pytest
 
 from raysweep import intervals, summarize
 from raysweep.belief.report.edit_scores import means
-from raysweep.cli.compare import compared
-from raysweep.cli.compare import rows as compare_rows
-from raysweep.cli.show import text
 from raysweep.evals.metrics import METRICS
 from raysweep.reports import notes
+from raysweep.reports.compare import compared
+from raysweep.reports.compare import rows as compare_rows
 from raysweep.reports.render import Format, render, shown, with_interval
+from raysweep.reports.sweep_table import text
 from raysweep.reports.views import lines, paired, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, open_results

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
 
-from raysweep.cli.compare import compared
-from raysweep.cli.compare import rows as compare_rows
-from raysweep.cli.show import text
 from raysweep.errors import SpecError, StoreError
+from raysweep.reports.compare import compared
+from raysweep.reports.compare import rows as compare_rows
 from raysweep.reports.render import Format, render, shown
+from raysweep.reports.sweep_table import text
 from raysweep.reports.views import groups, lines, paired, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, flatten, open_results, trial_columns

@@ -12,11 +12,11 @@ import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
 
 from raysweep.cli.analyze import for_program, ranked, taken, unlogged, unranked
-from raysweep.cli.compare import compared, reference, unpaired
-from raysweep.cli.compare import rows as compare_rows
 from raysweep.cli.main import main
 from raysweep.config.schema import DataSpec, TrialSpec
 from raysweep.errors import SpecError
+from raysweep.reports.compare import compared, reference, unpaired
+from raysweep.reports.compare import rows as compare_rows
 from raysweep.reports.notes import missing_rounds
 from raysweep.reports.plot import draw
 from raysweep.reports.rounds import last_common
