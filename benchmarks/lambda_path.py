@@ -67,8 +67,10 @@ def planned(options: argparse.Namespace, editor: str, workspace: Workspace) -> t
         "arms": {"path": {"editor": editor, "wrap": {"name": wrapper, key: {"path": values}}}},
     }
     found = plan(parse_search_space(tree, file="flags", overrides=options.set or ()), workspace)
-    if len(found.passes) != 1:
-        raise RunFailedError(f"{options.path} is no path: {len(found.trials)} trials in {len(found.passes)} passes")
+    if len(found.edit_groups) != 1:
+        raise RunFailedError(
+            f"{options.path} is no path: {len(found.trials)} trials in {len(found.edit_groups)} passes"
+        )
     return found.trials
 
 

@@ -77,7 +77,7 @@ def spread(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, 
         _run(planned(options, options.wrap, 1, here), here)
         for shards in map(int, options.shards.split(",")):
             found = planned(options, options.wrap, options.edits, here, shards)
-            if shards > 1 and not found.trials[0].apart:
+            if shards > 1 and not found.trials[0].can_propose:
                 raise RunFailedError(f"the edits of {found.trials[0].trial.editor.label} cannot be computed apart")
             clock = measure.Clock()
             with clock.timed():

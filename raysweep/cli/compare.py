@@ -17,7 +17,7 @@ from raysweep.reports.pairs import by_value, by_wrapper, to_one
 from raysweep.reports.published import beside, measured
 from raysweep.reports.published_numbers import open_published
 from raysweep.reports.render import Format, render
-from raysweep.reports.sweeps import opened
+from raysweep.reports.sweeps import open_labelled
 
 
 class Pairing(StrEnum):
@@ -65,7 +65,7 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
-    opened_sweeps = opened(sweeps, workspace, everything=everything)
+    opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
     if against:
         if by != "arm" or to or pair or phase not in (None, Phase.RETAINED):
             hint = "leave out --by and --phase, --to and --pair"

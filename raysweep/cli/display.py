@@ -72,16 +72,16 @@ class Display(Watcher):
         console: the terminal; None or not a terminal = plain lines.
         finished: edits and trials that earlier runs have done.
         opening: lines to print once the sweep is this process's, before anything runs.
-        passes: which trials take their edits from one pass: they get on together, though only one is shown as running.
+        edit_groups: which trials take their edits from one run: they get on together, though only one is shown as running.
     """
 
     def __init__(
         self, labels: Mapping[str, str], totals: Mapping[str, int], *, printer: Callable[[str], None],
         folder: Path | None = None, console: Console | None = None, finished: Mapping[str, int] | None = None,
-        passes: Mapping[str, str] | None = None, opening: Sequence[str] = (),
+        edit_groups: Mapping[str, str] | None = None, opening: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.rows = {key: Row(label, totals[key]) for key, label in labels.items()}
-        self.passes = passes or {}
+        self.edit_groups = edit_groups or {}
         self.printer, self.folder, self.opening = printer, folder, opening
         self.began = time.monotonic()
         self.before = 0
@@ -212,8 +212,8 @@ class Display(Watcher):
 
     def _head(self, beats: Mapping[str, Beat]) -> str:
         """Return the line for the sweep: trials, edits, pace, and when it will be done."""
-        moving = {self.passes.get(key, key): max(self.rows[key].done, beat.done) for key, beat in beats.items()}
-        done = sum(max(row.done, moving.get(self.passes.get(key, key), 0)) for key, row in self.rows.items())
+        moving = {self.edit_groups.get(key, key): max(self.rows[key].done, beat.done) for key, beat in beats.items()}
+        done = sum(max(row.done, moving.get(self.edit_groups.get(key, key), 0)) for key, row in self.rows.items())
         total = sum(row.total for row in self.rows.values())
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (done - self.before) / seconds

@@ -83,7 +83,7 @@ def as_json(found: Plan, statuses: Sequence[tuple[str, str]]) -> dict[str, Any]:
                 "arm": t.arm,
                 "point": dict(t.point),
                 "names": [{"arm": n.arm, "point": dict(n.point)} for n in found.names if n.key == t.key],
-                "share": t.share,
+                "share": t.edit_key,
                 "status": status,
                 **({"reason": reason} if reason else {}),
                 "trial": t.trial.model_dump(mode="json"),
@@ -124,9 +124,9 @@ def _table(found: Plan, statuses: Sequence[tuple[str, str]], workspace: Workspac
 
 def extent(found: Plan) -> str:
     """Return how many trials there are, in how many passes, and how many edits those make: ``7 trials in 1 pass, 100 edits``."""
-    edits = sum(group[0].trial.protocol.rounds[-1] for group in found.passes)
-    count, passes = len(found.trials), len(found.passes)
-    within = f" in {counted(passes, 'pass', 'passes')}" if passes < count else ""
+    edits = sum(group[0].trial.protocol.rounds[-1] for group in found.edit_groups)
+    count, n_groups = len(found.trials), len(found.edit_groups)
+    within = f" in {counted(n_groups, 'pass', 'passes')}" if n_groups < count else ""
     return f"{counted(count, 'trial', 'trials')}{within}, {edits:,} edits in all"
 
 

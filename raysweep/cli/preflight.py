@@ -86,7 +86,7 @@ def _storage(results: str) -> Iterator[Problem]:
 def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
     """Yield what ``resources`` asks for and nobody here has; each process of a trial gets as much."""
     asked = plan.sweep.resources
-    processes = asked.shards if any(t.apart for t in plan.trials) else 1
+    processes = asked.shards if any(t.can_propose for t in plan.trials) else 1
     gpu = 0.0 if asked.gpu == "auto" else float(asked.gpu)
     have = {"cpu": (asked.cpu, machine.cpus), "gpu": (gpu, machine.gpus), "memory": (asked.memory, machine.memory)}
     for name, (each, there) in have.items():

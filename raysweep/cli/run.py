@@ -104,7 +104,7 @@ def display(
         folder=store.folder.local,
         console=Console(),
         finished={key: status.step for key, status in earlier.items() if status.step},
-        passes={t.key: t.share for t in planned.trials if t.share},
+        edit_groups={t.key: t.edit_key for t in planned.trials if t.edit_key},
         opening=opening,
     )
     return shown
@@ -118,7 +118,7 @@ def summarise(found: Sweep, results: str) -> None:
     how, width = lazy("raysweep.reports.render").Format.TABLE, lazy("raysweep.reports.fit").terminal_width()
     print(lazy("raysweep.reports.sweep_table").text(found, how=how, trials=trials, width=width))
     say(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
-    for note in notes.about_intervals(views.all_lines(trials)):
+    for note in notes.about_intervals(views.rows_with_gaps(trials)):
         say(f"note: {note}")
     for note in notes.non_finite(trials):
         say(f"warning: {note}", err=True)

@@ -19,7 +19,7 @@ from raysweep.reports.left_out import left_out
 from raysweep.reports.render import Format
 from raysweep.reports.standing import left_out_lines
 from raysweep.reports.sweep_table import table
-from raysweep.reports.views import all_lines, swept_values, trial_views
+from raysweep.reports.views import rows_with_gaps, swept_values, trial_views
 from raysweep.results.tables import Sweep, open_results
 
 SweepArgument = Annotated[
@@ -92,7 +92,7 @@ def command(
     found = open_results(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
     trials = trial_views(found)
-    shown = all_lines(trials, phase=chosen, by=by.value, at=at)
+    shown = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
     if over:
         swept_values(trials, over)
     print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))

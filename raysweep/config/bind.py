@@ -12,7 +12,7 @@ from raysweep.config.bind_editor import EditorBinder, Target
 from raysweep.config.components import Components, ModelFacts
 from raysweep.config.lookups import Lookups
 from raysweep.config.lookups import Point as Point
-from raysweep.config.merge import Merged
+from raysweep.config.merge import MergedTree
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, Spec, Threads, TrialSpec
 from raysweep.config.selection import Selection
 from raysweep.config.sweep_schema import ArmSpec, SweepSpec
@@ -90,7 +90,7 @@ class Binder:
 
     def _plain(self, arm: ArmSpec, point: Point) -> _Plain | None:
         source = self.sweep.source
-        merged = Merged(source.key(("base",)))
+        merged = MergedTree(source.key(("base",)))
         for tree, where in ((self.sweep.base, ("base",)), (arm.base, ("arms", arm.name))):
             merged.put({k: tree[k] for k in ("seed", "threads") if k in tree}, source, where)
         for key in ("seed", "threads"):
@@ -98,7 +98,7 @@ class Binder:
                 merged.put_at((key,), point[key], source, self._lookups.written(arm, key, point[key]))
         return self._lookups.validated(merged, _Plain, "base")
 
-    def _model(self, merged: Merged) -> tuple[ModelSpec | None, ModelFacts | None]:
+    def _model(self, merged: MergedTree) -> tuple[ModelSpec | None, ModelFacts | None]:
         """Return the model with its digests, and what is known of it before it is loaded; None after noting what is wrong.
 
         The facts are asked first: they say in one sentence what opening a tokenizer or a configuration would stumble over.
@@ -118,12 +118,12 @@ class Binder:
         )
         return found, facts
 
-    def _protocol(self, merged: Merged) -> ProtocolSpec | None:
+    def _protocol(self, merged: MergedTree) -> ProtocolSpec | None:
         """Return the protocol; without ``rounds`` its rounds are those at 0 and at the end, once the end is known."""
         spec = self._lookups.validated(merged, ProtocolSpec, "protocol")
         return spec.model_copy(update={"rounds": ()}) if spec and "rounds" not in merged.tree else spec
 
-    def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: Merged) -> None:
+    def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: MergedTree) -> None:
         """Note what may be longer than the model's rows can be (`rope_type` dynamic and longrope)."""
         place = merged.place(("path",) if model.path else ("name",))
         ask = lambda: self.components.row_limit(model, self.workspace)  # noqa: E731
@@ -162,7 +162,7 @@ class Binder:
         versions |= {f"artifact/{kind}": ARTIFACTS[kind] for kind in kinds}
         return dict(sorted(versions.items()))
 
-    def _fits(self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, Merged]) -> bool:
+    def _fits(self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, MergedTree]) -> bool:
         """Tell whether the study accepts *trial*, noting what it does not."""
         found: list[Problem] = study().check(trial, available)
         for one in found:

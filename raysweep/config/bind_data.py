@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from raysweep.config.checks import refusal
 from raysweep.config.components import ModelFacts
 from raysweep.config.lookups import Lookups
-from raysweep.config.merge import Merged
+from raysweep.config.merge import MergedTree
 from raysweep.config.schema import DataSpec, EditorSpec
 from raysweep.config.selection import Row, Selection, first_few, select
 from raysweep.config.sweep_schema import ArmSpec
@@ -40,7 +40,7 @@ class DataBinder:
     lookups: Lookups
     left_out: dict[str, Selection] = field(default_factory=dict)
 
-    def open(self, merged: Merged) -> OpenData | None:
+    def open(self, merged: MergedTree) -> OpenData | None:
         """Return the data section with path and digest filled in; None after noting that it is no data section."""
         spec = self.lookups.validated(merged, DataSpec, "data")
         if spec is None:
@@ -54,7 +54,7 @@ class DataBinder:
             return OpenData(spec, None, where)
         return OpenData(spec, facts.rows, where, facts.count)
 
-    def _too_few(self, count: int, spec: DataSpec, merged: Merged, what: str) -> bool:
+    def _too_few(self, count: int, spec: DataSpec, merged: MergedTree, what: str) -> bool:
         """Tell whether *count* records are too few for *spec*, having noted it."""
         available = count - spec.skip
         if available >= max(spec.size, 1):
@@ -66,7 +66,7 @@ class DataBinder:
         return True
 
     def choose(
-        self, data: OpenData, arm: ArmSpec, editor: EditorSpec | None, facts: ModelFacts, merged: Merged
+        self, data: OpenData, arm: ArmSpec, editor: EditorSpec | None, facts: ModelFacts, merged: MergedTree
     ) -> DataSpec:
         """Return the data section with ``size`` and ``left_out`` filled in, having noted the rows that cannot be used.
 

@@ -11,7 +11,7 @@ from raysweep.config import hparams
 from raysweep.config.checks import missing_blocks
 from raysweep.config.components import ModelFacts
 from raysweep.config.lookups import Lookups, Point
-from raysweep.config.merge import Merged
+from raysweep.config.merge import MergedTree
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_error, from_validation
 from raysweep.config.schema import DataSpec, EditorSpec, FileSpec, ModelSpec, Spec, TextSpec, WrapSpec
@@ -105,7 +105,7 @@ class EditorBinder:
         """
         place, name, model = self.lookups.sweep.source.value(where), written.name, target.model
         defaults = self._defaults(name, model, place) if model else None
-        merged = Merged(place)
+        merged = MergedTree(place)
         if defaults is not None:
             of = {"editor": target.arm.editor.name, "data": target.data.name if target.data else ""}
             for tree, path in hparams.layers(defaults, **of):
@@ -128,7 +128,7 @@ class EditorBinder:
         return self._with_texts(config, target.data, merged, kind) if target.data else None
 
     def _put_implied(
-        self, merged: Merged, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: Target
+        self, merged: MergedTree, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: Target
     ) -> None:  # fmt: skip
         """Set what a path of values implies, having noted where the arm or the point says otherwise."""
         arm, source = target.arm, self.lookups.sweep.source
@@ -165,13 +165,13 @@ class EditorBinder:
         said = f"'{name}' has no hyper-parameters for model '{model.name}': {wanted} is missing"
         self.lookups.note(place, said, hint)
 
-    def _with_texts(self, config: Spec, data: DataSpec, merged: Merged, kind: Any) -> dict[str, Any] | None:
+    def _with_texts(self, config: Spec, data: DataSpec, merged: MergedTree, kind: Any) -> dict[str, Any] | None:
         """Return *config*, the configuration of *kind*, as plain data, with the digest of every text it names."""
         before = len(self.lookups.problems)
         resolved = self._texts(config, data, merged, (), kind)
         return resolved.model_dump(mode="json") if len(self.lookups.problems) == before else None
 
-    def _texts(self, value: Any, data: DataSpec, merged: Merged, path: KeyPath, kind: Any) -> Any:
+    def _texts(self, value: Any, data: DataSpec, merged: MergedTree, path: KeyPath, kind: Any) -> Any:
         if isinstance(value, TextSpec):
             question = ("text", value, data.digest, data.path, data.name)
             ask = lambda: self.lookups.components.text(value, data, self.lookups.workspace)  # noqa: E731

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from raysweep.config.components import Components
-from raysweep.config.merge import Merged
+from raysweep.config.merge import MergedTree
 from raysweep.config.places import KeyPath, Place
 from raysweep.config.problems import from_error, from_validation, problem
 from raysweep.config.schema import DataSpec
@@ -86,7 +86,7 @@ class Lookups:
         found: DataFacts | None = self.once(("data", spec.name, spec.path), ask, place)
         return found
 
-    def validated(self, merged: Merged, spec: type[P], what: str) -> P | None:
+    def validated(self, merged: MergedTree, spec: type[P], what: str) -> P | None:
         """Return *merged* as a *spec*; None after noting what is wrong with it."""
         try:
             return spec.model_validate(merged.tree)
@@ -94,16 +94,16 @@ class Lookups:
             self.problems += from_validation(error, spec, what, merged.place)
             return None
 
-    def section(self, arm: ArmSpec, point: Point, section: str) -> Merged:
+    def section(self, arm: ArmSpec, point: Point, section: str) -> MergedTree:
         """Return one section of the trial: base, then arm, then point."""
         source = self.sweep.source
-        merged = Merged(source.key(("base", section)), section=section)
+        merged = MergedTree(source.key(("base", section)), section=section)
         merged.put(self.sweep.base.get(section, {}), source, ("base", section))
         merged.put(arm.base.get(section, {}), source, ("arms", arm.name, section))
         self.put_points(merged, arm, point, f"{section}.")
         return merged
 
-    def put_points(self, merged: Merged, arm: ArmSpec, point: Point, prefix: str) -> None:
+    def put_points(self, merged: MergedTree, arm: ArmSpec, point: Point, prefix: str) -> None:
         """Lay the values of *point* whose keys begin with *prefix* on *merged*."""
         names_first = sorted(point, key=lambda k: k != f"{prefix}name")
         for key in (k for k in names_first if k.startswith(prefix)):

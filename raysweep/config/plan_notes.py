@@ -33,7 +33,7 @@ def plan_notes(
     notes = [*_absent(trials), *_left_out(left_out), *_unwritten(sweep, trials)]
     notes += paths.ambiguous_paths(sweep.source, workspace)
     notes += [f"{key} ({at.file}:{at.line}) has no effect: every domain is a grid" for key, at in idle_draws(sweep)]
-    dependent = dict.fromkeys(t.arm for t in trials if not t.apart)
+    dependent = dict.fromkeys(t.arm for t in trials if not t.can_propose)
     if sweep.resources.shards > 1 and dependent:
         notes.append(f"resources.shards has no effect on {', '.join(dependent)}: their edits depend on each other")
     return notes

@@ -22,18 +22,19 @@ class PlannedTrial:
         arm: the name of the first arm that it stands in (``Plan.names`` has them all).
         point: the swept keys and their values there.
         trial: the trial.
-        share: names what its edits depend on: trials with the same may run in one pass; empty = none may.
-        kin: the same without seed and order, where each edit is its record's alone: such passes may share single
-            proposals; empty = they may not.
-        apart: its edits may be computed apart from each other (``resources.shards``).
+        edit_key: hash of all that its edits depend on; trials that have the same one are an edit group, whose edits are made once.
+            Empty = its edits are its own.
+        proposal_cache_key: the same without seed and order, where each edit is its record's alone, so that groups with the same
+            one may take single proposals from one cache; empty = they may not.
+        can_propose: its edits may be computed apart from each other (``resources.shards``).
     """
 
     arm: str
     point: Point
     trial: TrialSpec
-    share: str = ""
-    kin: str = ""
-    apart: bool = False
+    edit_key: str = ""
+    proposal_cache_key: str = ""
+    can_propose: bool = False
 
     @property
     def key(self) -> str:
@@ -75,12 +76,12 @@ class Plan:
         }
 
     @property
-    def passes(self) -> tuple[tuple[PlannedTrial, ...], ...]:
-        """The trials, grouped by the pass over the edits they can share, in the order of their first one."""
-        found: dict[str, list[PlannedTrial]] = {}
+    def edit_groups(self) -> tuple[tuple[PlannedTrial, ...], ...]:
+        """The trials that can take their edits from one run over the records, group by group, in the order of their first one."""
+        groups: dict[str, list[PlannedTrial]] = {}
         for trial in self.trials:
-            found.setdefault(trial.share or trial.key, []).append(trial)
-        return tuple(tuple(group) for group in found.values())
+            groups.setdefault(trial.edit_key or trial.key, []).append(trial)
+        return tuple(tuple(group) for group in groups.values())
 
 
 def name_of(trial: PlannedTrial) -> TrialName:
@@ -105,10 +106,10 @@ def with_edit_group(planned: PlannedTrial, components: Components, *, share: boo
     editor = assemble(spec, components.editors, components.wrappers)
     dependencies, can_propose = editor.edit_dependencies(), editor.can_propose()
     if not share:
-        return replace(planned, apart=can_propose)
+        return replace(planned, can_propose=can_propose)
     shown = spec.model_dump(mode="json") if dependencies is None else dependencies
     identity = without_paths({**trial.identity(), "editor": shown})
     edit_key = "" if dependencies is None else digest(identity)
     del identity["seed"]  # a proposal that drew no random number is the same under every seed
     cache_key = digest(identity) if can_propose and trial.protocol.batch_size == 1 else ""
-    return replace(planned, share=edit_key, kin=cache_key, apart=can_propose)
+    return replace(planned, edit_key=edit_key, proposal_cache_key=cache_key, can_propose=can_propose)

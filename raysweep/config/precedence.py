@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysweep.config.merge import TIED
+from raysweep.config.merge import KEYS_OF_ONE_NAME
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import problem
 from raysweep.config.space import is_domain
@@ -97,7 +97,7 @@ def _leaves(arm: str | None, path: KeyPath, value: Any, place: Place) -> Iterato
     for key, leaf in leaves(".".join(map(str, path)), value):
         parts = key.split(".")
         bare = isinstance(leaf, str) and (
-            (len(parts) == 1 and key in (*TIED, "editor")) or (len(parts) == 2 and parts[0] == "wrap")
+            (len(parts) == 1 and key in (*KEYS_OF_ONE_NAME, "editor")) or (len(parts) == 2 and parts[0] == "wrap")
         )
         yield Statement(arm, f"{key}.name" if bare else key, leaf, place, swept=is_domain(leaf))
 
@@ -166,7 +166,7 @@ class _Enforcer:
         if (name, statement.key) in self.statements:
             return
         head, _, below = statement.key.partition(".")
-        if head in TIED and below == "name":
+        if head in KEYS_OF_ONE_NAME and below == "name":
             self._rename(statement, name, arm, head)
         elif head not in _PARTS:
             if self._drop(arm, statement.key.split(".")):
@@ -181,7 +181,7 @@ class _Enforcer:
         if before is None or before == statement.value:
             return
         self._note(statement, ("arms", name, section), f"{section} '{before}' of arm '{name}'")
-        tied = {k for k in TIED[section] if (name, f"{section}.{k}") not in self.statements}
+        tied = {k for k in KEYS_OF_ONE_NAME[section] if (name, f"{section}.{k}") not in self.statements}
         kept = {k: v for k, v in _items(replaced) if k != "name" and k not in tied}
         arm.pop(section)
         if kept:
@@ -210,7 +210,7 @@ class _Enforcer:
     def _check_tied(self, statement: Statement) -> None:
         """Note where a key of one model or dataset (``data.path``) is not used, as another is named; refuse it if everywhere."""
         section, _, key = statement.key.partition(".")
-        if statement.swept or key not in TIED.get(section, ()):
+        if statement.swept or key not in KEYS_OF_ONE_NAME.get(section, ()):
             return
         tree = self.source.tree
         base = _name(_mapping(tree.get("base")).get(section))

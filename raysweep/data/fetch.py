@@ -26,7 +26,7 @@ SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 
 _CHUNK = 1 << 20
 _SECONDS = 60.0  # without a byte
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ def fetch_wikidata5m(
     *,
     archive: Path | None = None,
     archives: tuple[Archive, ...] = WIKIDATA5M,
-    report: Report = lambda _: None,
+    report: Log = lambda _: None,
 ) -> Path:
     """Put the three files of Wikidata5m into ``data/wikidata5m``; return the folder.
 
@@ -150,7 +150,7 @@ def _by_hand(archives: tuple[Archive, ...], out: Path) -> str:
     )
 
 
-def _download(source: Archive, part: Path, by_hand: str, report: Report) -> None:
+def _download(source: Archive, part: Path, by_hand: str, report: Log) -> None:
     """Get what is missing of *part*; the server's answer says whether it goes on or starts again.
 
     The archives lie on the Hugging Face hub, but its client (2.4) took 23 seconds to say that nobody answers, and drops the last

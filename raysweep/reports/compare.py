@@ -10,23 +10,31 @@ from raysweep.reports.pairs import Entry, Pair, contents, first_measured
 from raysweep.reports.prose import counted
 from raysweep.reports.render import Cell, Difference
 from raysweep.reports.sweep_table import cell, first_non_finite, seeds
-from raysweep.reports.sweeps import Prefixed, opened
-from raysweep.reports.views import Line, TrialView, groups, lines_of, paired, shared_values, trial_views
+from raysweep.reports.sweeps import LabelledSweep, open_labelled
+from raysweep.reports.views import (
+    SummaryRow,
+    TrialView,
+    groups,
+    paired,
+    rows_of_configurations,
+    shared_values,
+    trial_views,
+)
 from raysweep.results.tables import Sweep
 from raysweep.workspace import Workspace
 
 VIEWS = ("rel", "gen", "loc", "avg")
 
 
-def compared(
-    sweeps: Sequence[str | Prefixed],
+def compared_rows(
+    sweeps: Sequence[str | LabelledSweep],
     workspace: Workspace,
     *,
     by: str,
     phase: str | None,
     at: int,
     everything: bool = False,
-) -> list[Line]:
+) -> list[SummaryRow]:
     """Return the lines to compare, all of one round and one phase, ordered by the values of *by*, then by configuration.
 
     A configuration that was not measured at that round has a line without cells.
@@ -34,7 +42,7 @@ def compared(
     Raises:
         SpecError: no trial has the swept key *by*, nothing was measured at *at*, or the sweeps' studies show other phases.
     """
-    found = opened(sweeps, workspace, everything=everything)
+    found = open_labelled(sweeps, workspace, everything=everything)
     return [entry.line for entry in compared_entries(found, by=by, phase=phase, at=at)]
 
 
@@ -54,7 +62,7 @@ def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str
         if by not in known:
             raise SpecError(f"no trial sweeps '{by}'", hint=nearest(by, {"arm", *known}))
         found.sort(key=lambda item: _rank(item[2][0], by))
-    shown = lines_of([(label, members) for _, label, members in found], phase=phase, at=at)
+    shown = rows_of_configurations([(label, members) for _, label, members in found], phase=phase, at=at)
     phases = {line.phase: line.label for line in shown if line.trials}
     if len(phases) > 1:
         each = ", ".join(f"{phase} ({label})" for phase, label in phases.items())
@@ -71,7 +79,7 @@ def _rank(trial: TrialView, by: str) -> tuple[bool, str | float]:
     return (True, value) if isinstance(value, str) else (False, float(value or 0))
 
 
-def reference(found: Sequence[Line]) -> Line:
+def reference(found: Sequence[SummaryRow]) -> SummaryRow:
     """Return the line that the others are compared with by default: the first with a defined value, else the first measured."""
     line = first_measured(found)
     if line is None:
@@ -79,7 +87,7 @@ def reference(found: Sequence[Line]) -> Line:
     return line
 
 
-def rows(found: Sequence[Line | Pair], *, plain: bool = False) -> list[dict[str, Cell]]:
+def rows(found: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[dict[str, Cell]]:
     """Return a row per pair: the line, and its difference to its reference; *plain* = for a program.
 
     Lines without a pair are compared with their :func:`reference`. Where rows have several references, or for a program, each
@@ -106,8 +114,8 @@ def rows(found: Sequence[Line | Pair], *, plain: bool = False) -> list[dict[str,
     return out
 
 
-def _with_references(found: Sequence[Line | Pair]) -> list[Pair]:
-    lines = [one for one in found if isinstance(one, Line)]
+def _with_references(found: Sequence[SummaryRow | Pair]) -> list[Pair]:
+    lines = [one for one in found if isinstance(one, SummaryRow)]
     first = reference(lines) if lines else None
     return [one if isinstance(one, Pair) else Pair(one, None if one is first else first) for one in found]
 
@@ -121,9 +129,9 @@ def _difference(pair: Pair, view: str) -> Difference | None:
     return None if found is None else Difference(found.mean, found.se, found.n, found.low, found.high)
 
 
-def comparison_notes(sweeps: Sequence[Prefixed], pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
+def comparison_notes(sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
     """Return what a reader must know of the table of *pairs*, which come from *sweeps*."""
-    lines = every_line(pairs)
+    lines = every_row(pairs)
     found = [*notes.missing_rounds(lines), *alone(pairs, by=by, pair=pair), *unpaired(pairs)]
     return [*found, *notes.about_intervals(lines), *(note for sweep, _ in sweeps for note in notes.outdated(sweep))]
 
@@ -138,7 +146,7 @@ def alone(pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
     return [f"nothing to compare with ({why} was not measured): {', '.join(left)}"]
 
 
-def unpaired(found: Sequence[Line | Pair]) -> list[str]:
+def unpaired(found: Sequence[SummaryRow | Pair]) -> list[str]:
     """Return a note for each line whose differences do not cover all of its records and seeds, or all of its reference's."""
     told = []
     pairs = [(pair.line, pair.reference) for pair in _with_references(found)]
@@ -164,8 +172,8 @@ def unpaired(found: Sequence[Line | Pair]) -> list[str]:
 
 def title(pairs: Sequence[Pair], *, by: str, to: str, pair: str | None) -> str:
     """Return the title of the table: what stands in it, and what the differences are to."""
-    first = next((line for line in every_line(pairs) if line.cells), None) or next(
-        x for x in every_line(pairs) if x.trials
+    first = next((line for line in every_row(pairs) if line.cells), None) or next(
+        x for x in every_row(pairs) if x.trials
     )
     what = f"{first.phase} at {first.step} edits; mean [95% interval]; Δ = difference to"
     if pair:
@@ -175,8 +183,8 @@ def title(pairs: Sequence[Pair], *, by: str, to: str, pair: str | None) -> str:
     return f"{what} {next((p.reference.label for p in pairs if p.reference), first.label)}, paired"
 
 
-def every_line(pairs: Sequence[Pair]) -> list[Line]:
+def every_row(pairs: Sequence[Pair]) -> list[SummaryRow]:
     """Return every line of *pairs* once, references before those compared with them where they are not rows themselves."""
-    known: dict[int, Line] = {id(pair.line): pair.line for pair in pairs}
+    known: dict[int, SummaryRow] = {id(pair.line): pair.line for pair in pairs}
     extra = {id(p.reference): p.reference for p in pairs if p.reference is not None and id(p.reference) not in known}
     return [*extra.values(), *known.values()]

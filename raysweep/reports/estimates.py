@@ -112,7 +112,7 @@ def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
     total, passes = 0.0, set()
     for trial in (t for t in left if t.arm in taken):
         own, shared = (sum(found) / len(found) for found in zip(*taken[trial.arm], strict=True))
-        name = trial.share or trial.key
+        name = trial.edit_key or trial.key
         total += trial.trial.protocol.rounds[-1] * (own + (shared if name not in passes else 0.0))
         passes.add(name)
     others = dict.fromkeys(t.arm for t in left if t.arm not in taken)

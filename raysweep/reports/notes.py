@@ -7,14 +7,14 @@ from pathlib import Path
 
 from raysweep.config.load import parse, read
 from raysweep.errors import RaysweepError
-from raysweep.reports.views import Line, TrialView, groups
+from raysweep.reports.views import SummaryRow, TrialView, groups
 from raysweep.results.tables import Sweep
 
 PERPLEXITIES = ("ppl", "ppl_median", "ppl_expmean")
 SPACE_KEYS = ("study", "base", "arms", "space")  # what trials and their names follow from
 
 
-def missing_rounds(found: Iterable[Line]) -> list[str]:
+def missing_rounds(found: Iterable[SummaryRow]) -> list[str]:
     """Return a note for each line whose configuration was not measured there, or not under every seed."""
     notes = []
     for line in found:
@@ -38,7 +38,7 @@ def non_finite(trials: Sequence[TrialView]) -> list[str]:
     return notes
 
 
-def about_intervals(found: Sequence[Line], *, ppl: bool = False) -> list[str]:
+def about_intervals(found: Sequence[SummaryRow], *, ppl: bool = False) -> list[str]:
     """Return what a reader must know of the intervals of *found*: what they do not cover, and why there is none."""
     measured = [line for line in found if line.cells]
     notes = []

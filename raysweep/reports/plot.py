@@ -13,7 +13,16 @@ from raysweep.reports import plot_style
 from raysweep.reports.measured import TrialView
 from raysweep.reports.plot_style import Style
 from raysweep.reports.rounds import Configuration, status
-from raysweep.reports.views import EARLIER, Line, groups, is_number, lines, lines_of, swept_values, trial_views
+from raysweep.reports.views import (
+    EARLIER,
+    SummaryRow,
+    groups,
+    is_number,
+    rows_of_configurations,
+    summary_rows,
+    swept_values,
+    trial_views,
+)
 from raysweep.results.tables import Sweep
 
 PANELS = {
@@ -35,13 +44,13 @@ def draw(
     Args:
         sweep: what is drawn.
         path: the picture.
-        phase, by: as in :func:`raysweep.reports.views.lines`.
+        phase, by: as in :func:`raysweep.reports.views.summary_rows`.
         trials: those of *sweep*, if they are read already.
     """
     trials = trial_views(sweep) if trials is None else trials
     configurations = groups(trials, by=by)
-    found: dict[str, list[Line]] = {label: [] for label, _ in configurations}
-    for line in lines(trials, phase=phase, by=by):
+    found: dict[str, list[SummaryRow]] = {label: [] for label, _ in configurations}
+    for line in summary_rows(trials, phase=phase, by=by):
         if line.step > 0 and line.trials:
             found[line.label].append(line)
     look = plot_style.styles({label: _editor(members) for label, members in configurations})
@@ -72,7 +81,7 @@ def draw_over(
         sweep: what is drawn.
         path: the picture.
         key: the swept key.
-        phase: as in :func:`raysweep.reports.views.lines`.
+        phase: as in :func:`raysweep.reports.views.summary_rows`.
         at: the round; -1 = the last one in common.
         trials: those of *sweep*, if they are read already.
 
@@ -82,7 +91,7 @@ def draw_over(
     trials = trial_views(sweep) if trials is None else trials
     values = swept_values(trials, key)
     configurations = groups(trials)
-    measured = {line.label: line for line in lines_of(configurations, phase=phase, at=at)}
+    measured = {line.label: line for line in rows_of_configurations(configurations, phase=phase, at=at)}
     curves = _curves([(label, m) for label, m in configurations if key in m[0].point or not m[0].point], key)
     look = plot_style.styles({name: _editor(members[0][1]) for name, members in curves.items()})
     level = [name for name, members in curves.items() if key not in members[0][1][0].point]
@@ -152,7 +161,7 @@ def _legend(label: str, members: Configuration) -> str:
     return label if state == "done" else f"{label} [{state}]"
 
 
-def _extent(shown: Sequence[Line]) -> str:
+def _extent(shown: Sequence[SummaryRow]) -> str:
     """Return which phase and how many seeds are drawn."""
     seeds = len({t.seed for line in shown for t in line.trials})
     phases = " and ".join(dict.fromkeys(line.phase for line in shown if line.trials))
@@ -178,7 +187,7 @@ def _finish(
     plot_style.legend(figure, handles, [texts[label] for label in look])
 
 
-def _curve(axis: Any, x: Sequence[float], points: Sequence[Line], view: str, style: Style, alpha: float) -> None:
+def _curve(axis: Any, x: Sequence[float], points: Sequence[SummaryRow], view: str, style: Style, alpha: float) -> None:
     means = [p.cells[view].mean for p in points]
     axis.plot(x, means, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5, linewidth=1.8)
     limits = [(p.cells[view].low, p.cells[view].high) for p in points]  # NaN, where there is no interval, is a gap
@@ -188,7 +197,7 @@ def _curve(axis: Any, x: Sequence[float], points: Sequence[Line], view: str, sty
         axis.vlines(x, *zip(*limits, strict=True), color=style.colour, alpha=min(1.0, 4 * alpha), linewidth=2)
 
 
-def _level(axis: Any, line: Line, view: str, style: Style, alpha: float) -> None:
+def _level(axis: Any, line: SummaryRow, view: str, style: Style, alpha: float) -> None:
     """Draw what does not depend on the axis as a level line."""
     cell = line.cells[view]
     axis.axhline(cell.mean, color=style.colour, linestyle=style.line, linewidth=1.8)

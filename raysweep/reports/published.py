@@ -12,8 +12,8 @@ from raysweep.reports import published_numbers
 from raysweep.reports.published_numbers import Number, Ours
 from raysweep.reports.render import Cell
 from raysweep.reports.sweep_table import NAMES
-from raysweep.reports.sweeps import Prefixed, opened
-from raysweep.reports.views import MAIN, lines, trial_views
+from raysweep.reports.sweeps import LabelledSweep, open_labelled
+from raysweep.reports.views import MAIN_VIEWS, summary_rows, trial_views
 from raysweep.summarize import VIEWS
 from raysweep.workspace import Workspace
 
@@ -21,7 +21,7 @@ RETAINED = "retained"
 
 
 def measured(
-    sweeps: Sequence[str | Prefixed], workspace: Workspace, *, at: int = -1, everything: bool = False
+    sweeps: Sequence[str | LabelledSweep], workspace: Workspace, *, at: int = -1, everything: bool = False
 ) -> list[Ours]:
     """Return what *sweeps* retained, configuration by configuration, at every round, or at the round *at* if it is not -1.
 
@@ -29,13 +29,13 @@ def measured(
         SpecError: nothing was measured, or nothing is retained in the study of a sweep.
     """
     out = []
-    for sweep, prefix in opened(sweeps, workspace, everything=everything):
+    for sweep, prefix in open_labelled(sweeps, workspace, everything=everything):
         trials = trial_views(sweep)
         without = next((t.row["study"] for t in trials if RETAINED not in t.phases), None)
         if without is not None:
             told = f"published numbers are of what is retained; study '{without}' of '{sweep.name}' retains nothing"
             raise SpecError(told, hint="name a sweep of a lifelong study")
-        for line in lines(trials, phase=RETAINED, at=None if at < 0 else at):
+        for line in summary_rows(trials, phase=RETAINED, at=None if at < 0 else at):
             if line.step and line.trials:
                 trial = TrialSpec.model_validate(sweep.store.about(line.trials[0].row["trial_key"])["trial"])
                 out.append(Ours(replace(line, label=f"{prefix}{line.label}"), trial))
@@ -142,7 +142,12 @@ def _states(ours: Sequence[Ours]) -> list[str]:
     told = []
     for label, line in states.items():
         views = sorted(
-            {NAMES.get(v, v.capitalize()) for o in ours if o.line.label == label for v in o.line.undefined & {*MAIN}}
+            {
+                NAMES.get(v, v.capitalize())
+                for o in ours
+                if o.line.label == label
+                for v in o.line.undefined & {*MAIN_VIEWS}
+            }
         )
         if line.status != "done":
             told.append(f"{label}: {line.status}{'; undefined: ' + ', '.join(views) if views else ''}")

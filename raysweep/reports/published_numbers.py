@@ -13,7 +13,7 @@ from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
     from raysweep.config.schema import TrialSpec
-    from raysweep.reports.views import Line
+    from raysweep.reports.views import SummaryRow
 
 FOLDER = "data/published"
 
@@ -74,7 +74,7 @@ class Number:
 class Ours:
     """One line of a sweep, and the trial behind it (any of its seeds)."""
 
-    line: Line
+    line: SummaryRow
     trial: TrialSpec
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from raysweep.reports.prose import clock
 from raysweep.reports.render import UNDEFINED, Cell, Format, render
-from raysweep.reports.views import MAIN, Line, TrialView, all_lines, trial_views
+from raysweep.reports.views import MAIN_VIEWS, SummaryRow, TrialView, rows_with_gaps, trial_views
 from raysweep.results.tables import Sweep
 
 NAMES = {"ppl": "PPL", "ppl_median": "PPL median", "ppl_expmean": "PPL exp-mean"}
@@ -18,12 +18,12 @@ def text(
 ) -> str:  # fmt: skip
     """Return the arms × rounds table of *sweep* as text; *trials* are its own, if they are read already."""
     trials = trial_views(sweep) if trials is None else trials
-    found = all_lines(trials, phase=phase, by=by, at=at)
+    found = rows_with_gaps(trials, phase=phase, by=by, at=at)
     return table(sweep, trials, found, phase=phase, how=how, ppl=ppl, width=width)
 
 
 def table(
-    sweep: Sweep, trials: Sequence[TrialView], found: Sequence[Line], *, phase: str | None, how: Format, ppl: bool,
+    sweep: Sweep, trials: Sequence[TrialView], found: Sequence[SummaryRow], *, phase: str | None, how: Format, ppl: bool,
     width: int | None = None,
 ) -> str:  # fmt: skip
     """Return the lines *found* of the *trials* of *sweep* as text; a table fits *width*, None = in full."""
@@ -38,9 +38,11 @@ def table(
     return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title, width=width)
 
 
-def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:
+def rows(found: Sequence[SummaryRow], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:
     """Return *found* as rows of a table; views that no line has are left out; *plain* = for a program."""
-    views = [v for v in (*MAIN, *(NAMES if ppl or plain else ())) if any(v in (*x.cells, *x.undefined) for x in found)]
+    views = [
+        v for v in (*MAIN_VIEWS, *(NAMES if ppl or plain else ())) if any(v in (*x.cells, *x.undefined) for x in found)
+    ]
     return [
         {
             "arm": line.label,
@@ -62,12 +64,12 @@ def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> li
     ]
 
 
-def cell(line: Line, view: str, *, plain: bool = False) -> Cell:
+def cell(line: SummaryRow, view: str, *, plain: bool = False) -> Cell:
     """Return the estimate of *view*; ``undefined``, or nothing for a program, where it is; nothing where there is none."""
     return UNDEFINED if view in line.undefined and not plain else line.cells.get(view)
 
 
-def seeds(line: Line, *, plain: bool = False) -> dict[str, Cell]:
+def seeds(line: SummaryRow, *, plain: bool = False) -> dict[str, Cell]:
     """Return how many seeds were measured, and of how many."""
     measured = len(line.trials)
     if plain:
@@ -75,6 +77,6 @@ def seeds(line: Line, *, plain: bool = False) -> dict[str, Cell]:
     return {"seeds": measured if measured == line.members else f"{measured} of {line.members}"}
 
 
-def first_non_finite(line: Line) -> int | None:
+def first_non_finite(line: SummaryRow) -> int | None:
     """Return the first step at which a trial of *line* was not finite, or None."""
     return min((t.row["non_finite_step"] for t in line.trials if t.row["non_finite_step"] is not None), default=None)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from raysweep.results.tables import Sweep, open_results
 from raysweep.workspace import Workspace
 
-Prefixed = tuple[Sweep, str]  # a sweep, and what goes before its labels
+LabelledSweep = tuple[Sweep, str]  # a sweep, and what goes before its labels
 
 
-def opened(sweeps: Sequence[str | Prefixed], workspace: Workspace, *, everything: bool = False) -> list[Prefixed]:
+def open_labelled(
+    sweeps: Sequence[str | LabelledSweep], workspace: Workspace, *, everything: bool = False
+) -> list[LabelledSweep]:
     """Return each of *sweeps* with what goes before its labels, which tells it from the others; what is open stays as it is."""
     given = [sweep for sweep in sweeps if isinstance(sweep, str)]
     if len(given) < len(sweeps):

@@ -20,12 +20,12 @@ from raysweep.reports.rounds import Configuration, Labelled, chosen_round, measu
 from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.summarize import VIEWS, Estimate, pooled, pooled_expmean, pooled_geo, pooled_median
 
-MAIN = ("rel", "gen", "loc", "port", "avg", "geo")
+MAIN_VIEWS = ("rel", "gen", "loc", "port", "avg", "geo")
 EARLIER = "(earlier plan)"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class SummaryRow:
     """One configuration at one round in one phase.
 
     Attributes:
@@ -64,9 +64,9 @@ class Line:
         return max((c.n for c in self.cells.values()), default=0)
 
 
-def lines(
+def summary_rows(
     trials: Sequence[TrialView], *, phase: str | None = None, by: str = "arm", at: int | None = None
-) -> list[Line]:
+) -> list[SummaryRow]:
     """Return the lines of *phase*, configurations in order of arm and point, rounds rising.
 
     Args:
@@ -79,19 +79,21 @@ def lines(
     Raises:
         SpecError: nothing was measured at *at*, or the study has no such phase.
     """
-    found = all_lines(trials, phase=phase, by=by, at=at)
+    found = rows_with_gaps(trials, phase=phase, by=by, at=at)
     return [line for line in found if line.trials or at is None]
 
 
-def all_lines(
+def rows_with_gaps(
     trials: Sequence[TrialView], *, phase: str | None = None, by: str = "arm", at: int | None = None
-) -> list[Line]:
+) -> list[SummaryRow]:
     """Return what :func:`lines` does, and a line without cells for each configuration that has no round to show."""
-    return lines_of(groups(trials, by=by), phase=phase, at=at)
+    return rows_of_configurations(groups(trials, by=by), phase=phase, at=at)
 
 
-def lines_of(configurations: Labelled, *, phase: str | None = None, at: int | None = None) -> list[Line]:
-    """Return what :func:`all_lines` does, of labelled *configurations*."""
+def rows_of_configurations(
+    configurations: Labelled, *, phase: str | None = None, at: int | None = None
+) -> list[SummaryRow]:
+    """Return what :func:`rows_with_gaps` does, of labelled *configurations*."""
     step = None if at is None else chosen_round(configurations, at)
     out = []
     for label, members in configurations:
@@ -175,7 +177,7 @@ def _order(trial: TrialView, by: str) -> tuple[Any, ...]:
     return (point, (trial.seed or 0) if by == "trial" else 0)
 
 
-def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Line:
+def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> SummaryRow:
     where = (phase, step)
     there = [t for t in members if where in t.measured]
     undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in there))
@@ -196,7 +198,7 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Li
     ]
     totals = [[_total(t, shared=False), _total(t, shared=True)] for t in members if t.seconds]
     own, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
-    return Line(
+    return SummaryRow(
         label=label, arm=members[0].row["arm"], step=step, phase=phase,
         seeds=tuple(sorted({t.seed or 0 for t in there})), cells=cells, status=status(members),
         seconds=float(own), shared=float(shared),
@@ -212,7 +214,7 @@ def _total(trial: TrialView, *, shared: bool) -> float:
     )
 
 
-def shared_values(first: Line, other: Line, view: str) -> list[dict[str, float]]:
+def shared_values(first: SummaryRow, other: SummaryRow, view: str) -> list[dict[str, float]]:
     """Return *other* − *first* per record, one mapping for each seed that both have.
 
     Only like is taken from like: nothing where the lines are of different rounds or phases, where *view* is undefined in
@@ -234,7 +236,7 @@ def shared_values(first: Line, other: Line, view: str) -> list[dict[str, float]]
     return differences
 
 
-def paired(first: Line, other: Line, view: str) -> Estimate | None:
+def paired(first: SummaryRow, other: SummaryRow, view: str) -> Estimate | None:
     """Return *other* − *first*, paired by record and seed, or None where they share nothing.
 
     Geo is a function of means, so its difference is not paired by record and is left out.
@@ -244,14 +246,14 @@ def paired(first: Line, other: Line, view: str) -> Estimate | None:
 
 
 __all__ = [
-    "Line",
+    "SummaryRow",
     "TrialView",
-    "all_lines",
     "groups",
     "is_number",
-    "lines",
     "paired",
+    "rows_with_gaps",
     "shared_values",
+    "summary_rows",
     "swept_values",
     "trial_views",
 ]

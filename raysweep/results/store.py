@@ -48,7 +48,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-GROUP_SNAPSHOTS = "_passes"  # folder of the tensors that the trials of a pass share
+GROUP_SNAPSHOTS = "_passes"  # folder of the tensors that the trials of an edit group share
 Tensors = Mapping[str, str]  # where a snapshot's tensors lie, and their checksum
 TRIES = 3  # another process may replace the snapshot between our two reads
 
@@ -110,7 +110,7 @@ class ResultStore:
         return snapshot
 
     def write_round(
-        self, key: str, found: EvalRound, *, share: str = "", tensors: Tensors | None = None
+        self, key: str, found: EvalRound, *, group: str = "", tensors: Tensors | None = None
     ) -> Tensors | None:
         """Write the rows of one round, then its snapshot (see :meth:`write_snapshot`); return where its tensors lie.
 
@@ -124,7 +124,7 @@ class ResultStore:
         for table, extra in ((BELIEFS, found.beliefs), (POINTS, found.points), (TRAINING, found.training)):
             if extra:
                 self._write_rows(key, table, found.step, extra)
-        return self.write_snapshot(key, found.snapshot, share=share, tensors=tensors) if found.snapshot else None
+        return self.write_snapshot(key, found.snapshot, group=group, tensors=tensors) if found.snapshot else None
 
     def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:
         foreign = {r.trial_key for r in rows} - {key}
@@ -136,20 +136,20 @@ class ResultStore:
         self._files.setdefault(key, {})[file.name] = file
 
     def write_snapshot(
-        self, key: str, snapshot: Snapshot, *, share: str = "", tensors: Tensors | None = None
+        self, key: str, snapshot: Snapshot, *, group: str = "", tensors: Tensors | None = None
     ) -> Tensors:
         """Write the tensors under a name of their own, then point ``snapshot.json`` at them, then drop the older ones.
 
         A crash at any moment leaves the older or the newer snapshot whole. The trials of a pass have the same tensors at
-        the same step: with *share*, the pass's name, they are written where all of them can point to, and what is returned
-        goes in as *tensors* for the next trial, so that they are written once. :meth:`tidy_shared` deletes them.
+        the same step: with *group*, the edit group's name, they are written where all of them can point to, and what is returned
+        goes in as *tensors* for the next trial, so that they are written once. :meth:`tidy_group` deletes them.
         """
         if tensors is None:
             from safetensors.torch import save
 
             data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
             name = f"snapshot-{snapshot.step:06d}.safetensors"
-            tensors = {"file": f"{GROUP_SNAPSHOTS}/{share}/{name}" if share else name, "blake2b": checksum(data)}
+            tensors = {"file": f"{GROUP_SNAPSHOTS}/{group}/{name}" if group else name, "blake2b": checksum(data)}
             self.folder.write(_tensor_file(key, tensors["file"]), data)
         files = [f for f in self._files_of(key, snapshot.step) if f.step <= snapshot.step and f.table != TIMING.name]
         about = {
@@ -163,9 +163,9 @@ class ResultStore:
         self._drop_snapshots(key, keep=tensors["file"])
         return tensors
 
-    def tidy_shared(self, share: str, keys: Iterable[str]) -> None:
-        """Delete the tensors of the pass *share* that the snapshot of none of *keys* names."""
-        folder = f"{GROUP_SNAPSHOTS}/{share}"
+    def tidy_group(self, group: str, keys: Iterable[str]) -> None:
+        """Delete the tensors of the edit group *group* that the snapshot of none of *keys* names."""
+        folder = f"{GROUP_SNAPSHOTS}/{group}"
         named = set()
         for key in keys:
             try:

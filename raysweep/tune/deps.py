@@ -151,9 +151,9 @@ class Heartbeat:
             self._path = None
 
 
-def kept_proposals(workspace: Workspace, sweep: str, kin: str) -> ProposalCache | None:
-    """Return where the passes of *sweep* that are *kin* keep the proposals they share; None without kin."""
-    return ProposalFolder(ResultStore(workspace.results(sweep)).folder, kin) if kin else None
+def proposal_folder(workspace: Workspace, sweep: str, cache_key: str) -> ProposalCache | None:
+    """Return where edit groups of *sweep* with the same *cache_key* keep the proposals they share; None without a key."""
+    return ProposalFolder(ResultStore(workspace.results(sweep)).folder, cache_key) if cache_key else None
 
 
 def make_deps(

@@ -138,6 +138,6 @@ def _is_writable(store: ResultStore) -> bool:
 def _forget(store: ResultStore, trials: Iterable[PlannedTrial]) -> None:
     """Delete what earlier runs left of *trials*, all of it or nothing."""
     trials = tuple(trials)
-    shared = {f"{GROUP_SNAPSHOTS}/{t.share}-{t.trial.seed}" for t in trials if t.share}
-    kin = {f"{PROPOSALS}/{t.kin}" for t in trials if t.kin}
-    store.forget(*(t.key for t in trials), RAY_FOLDER, *shared, *kin)
+    snapshots = {f"{GROUP_SNAPSHOTS}/{t.edit_key}-{t.trial.seed}" for t in trials if t.edit_key}
+    proposals = {f"{PROPOSALS}/{t.proposal_cache_key}" for t in trials if t.proposal_cache_key}
+    store.forget(*(t.key for t in trials), RAY_FOLDER, *snapshots, *proposals)

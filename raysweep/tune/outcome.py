@@ -88,8 +88,8 @@ def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: 
 def _remove_shared(run: SweepRun, states: Mapping[str, TrialStatus]) -> None:
     """Remove the proposals of trials that are all done, and folders in which nothing is."""
     trials = run.table.values()
-    for kin in {t.kin for t in trials if t.kin}:
-        if all(states[t.key].state is State.DONE for t in trials if t.kin == kin):
-            ProposalFolder(run.store.folder, kin).forget()
+    for cache_key in {t.proposal_cache_key for t in trials if t.proposal_cache_key}:
+        if all(states[t.key].state is State.DONE for t in trials if t.proposal_cache_key == cache_key):
+            ProposalFolder(run.store.folder, cache_key).forget()
     for name in (PROPOSALS, GROUP_SNAPSHOTS):
         run.store.folder.drop_if_empty(name)

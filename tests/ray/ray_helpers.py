@@ -46,7 +46,7 @@ def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, .
                 protocol=ProtocolSpec(rounds=(0, 2, 4, 6)), seed=seed,
             )  # fmt: skip
             share = f"pass-{seed}" if "scale" in config and spec.resources.share else ""
-            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial, share=share, apart=True))
+            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial, edit_key=share, can_propose=True))
     return Plan(spec, tuple(trials))
 
 
