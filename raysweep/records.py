@@ -145,9 +145,9 @@ def length_error(
     """
     if not positions:
         return None
-    asked = [("its edit", f"{record.prompt} {record.target}", before)]
-    asked += [(f"its {probe.kind} probe", f"{probe.prompt} {probe.target}", 0) for probe in record.probes]
-    for what, text, extra in asked:
+    texts = [("its edit", f"{record.prompt} {record.target}", before)]
+    texts += [(f"its {probe.kind} probe", f"{probe.prompt} {probe.target}", 0) for probe in record.probes]
+    for what, text, extra in texts:
         if len(text.encode(errors="replace")) + extra + _SPECIAL <= positions:
             continue  # a token is at least a byte, so there is nothing to count
         length = (count(text) if count else 0) + extra

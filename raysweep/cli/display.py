@@ -169,8 +169,8 @@ class Display(Watcher):
         """Note a round; print it where there is no live display."""
         row = self.rows[key]
         row.done, row.ended = int(result["step"]), bool(result.get("done"))
-        kept = [name for name in result if name.rpartition("/")[2] in SHOWN or name == "non_finite_step"]
-        row.summary = {name: result[name] for name in kept}  # no more than is shown: there may be many trials
+        values = [name for name in result if name.rpartition("/")[2] in SHOWN or name == "non_finite_step"]
+        row.summary = {name: result[name] for name in values}  # no more than is shown: there may be many trials
         if result.get("replayed"):
             row.began = 0.0  # its edits were made in another trial's time
         failure = str(result.get("failure", ""))
@@ -228,9 +228,11 @@ class Display(Watcher):
         if self.folder is None:
             return Beat()
         try:
-            found = json.loads((self.folder / key / HEARTBEAT).read_text())
-            steps = found.get("steps")
-            return Beat(int(found["done"]), str(found["doing"]), (int(steps[0]), int(steps[1])) if steps else None)
+            heartbeat = json.loads((self.folder / key / HEARTBEAT).read_text())
+            steps = heartbeat.get("steps")
+            return Beat(
+                int(heartbeat["done"]), str(heartbeat["doing"]), (int(steps[0]), int(steps[1])) if steps else None
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
             return Beat()
 

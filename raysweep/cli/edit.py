@@ -159,21 +159,21 @@ def _planned(
     if sweep is None:
         raise ProblemsError(noted)
     components = Components.installed(fetch=True)
-    found = plan(sweep, workspace, components, noted=[*noted, *_needs_ray(sweep.source)])
-    last = {t.trial.protocol.rounds[-1] for t in found.trials}
+    planned = plan(sweep, workspace, components, noted=[*noted, *_needs_ray(sweep.source)])
+    last = {t.trial.protocol.rounds[-1] for t in planned.trials}
     early: list[Problem] = []
     if last != {ctx.params["edits"]}:
         ends = f"editing ends at the last round, {', '.join(map(str, sorted(last)))}"
         early = flags.without_effect(ctx, ["edits"], ends, "--edits, --rounds and --batch-size must agree")
-    lazy("raysweep.cli.preflight").check(found, workspace, components, noted=early)
-    return found
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, noted=early)
+    return planned
 
 
 def _stated(tree: Mapping[str, Any], arm: str) -> Iterator[flags.Stated]:
     """Yield each flag with the key that it sets in *tree*."""
-    base, own = tree["base"], tree["arms"][arm]
+    base, section = tree["base"], tree["arms"][arm]
     yield from (("model", f"model.{key}", value) for key, value in base["model"].items())
-    yield from (("editor", f"arms.{arm}.editor.{key}", value) for key, value in own["editor"].items())
+    yield from (("editor", f"arms.{arm}.editor.{key}", value) for key, value in section["editor"].items())
     yield "data", "data.name", base["data"]["name"]
     yield "data_path", "data.path", base["data"].get("path", "")
     yield "edits", "data.size", base["data"]["size"]
@@ -181,7 +181,7 @@ def _stated(tree: Mapping[str, Any], arm: str) -> Iterator[flags.Stated]:
     yield "rounds", "protocol.rounds", base["protocol"]["rounds"]
     yield "seed", "seed", base["seed"]
     yield "name", "sweep", tree["sweep"]
-    wrap = own.get("wrap", {})
+    wrap = section.get("wrap", {})
     for name, key in (("simie", "name"), ("lam", "lam"), ("init_model", "mode"), ("solver", "backend")):
         if key in wrap:
             yield name, f"arms.{arm}.wrap.simie.{key}", wrap[key]

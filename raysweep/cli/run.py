@@ -54,19 +54,19 @@ def command(
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
     components = Components.installed(fetch=True)
-    found = open_plan(file, workspace, [*stated, *(set_ or ())], components)
-    lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
+    planned = open_plan(file, workspace, [*stated, *(set_ or ())], components)
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
-    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
+    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
     store.folder.check_writable()
-    earlier = {} if fresh else statuses(found, store)
-    for line in announcement(found, earlier):
+    earlier = {} if fresh else statuses(planned, store)
+    for line in announcement(planned, earlier):
         say(line)
     options = sweep_run.Options(
         address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway
     )
-    outcome = launch.run_sweep(found, workspace, options=options, watcher=display(found, store, earlier))
-    conclude(outcome, found, workspace)
+    outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(planned, store, earlier))
+    conclude(outcome, planned, workspace)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
@@ -110,13 +110,13 @@ def display(
     return shown
 
 
-def summarise(found: Sweep, results: str) -> None:
+def summarise(sweep: Sweep, results: str) -> None:
     """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
     views, notes = lazy("raysweep.reports.views"), lazy("raysweep.reports.notes")
-    trials = views.trial_views(found)
+    trials = views.trial_views(sweep)
     print()
     how, width = lazy("raysweep.reports.render").Format.TABLE, lazy("raysweep.reports.fit").terminal_width()
-    print(lazy("raysweep.reports.sweep_table").text(found, how=how, trials=trials, width=width))
+    print(lazy("raysweep.reports.sweep_table").text(sweep, how=how, trials=trials, width=width))
     say(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
     for note in notes.about_intervals(views.rows_with_gaps(trials)):
         say(f"note: {note}")

@@ -89,27 +89,27 @@ def command(
     if over and plot is None:
         raise SpecError("--over says over which key to draw", hint="add --plot FILE")
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = open_results(sweep, workspace, everything=everything)
+    results = open_results(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
-    trials = trial_views(found)
+    trials = trial_views(results)
     shown = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
     if over:
         swept_values(trials, over)
-    print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
+    print(table(results, trials, shown, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
     missing = notes.missing_rounds(shown) if at is not None else []
-    passed_over = left_out(found.trials().to_pylist())
+    passed_over = left_out(results.trials().to_pylist())
     intervals = notes.about_intervals(shown, ppl=ppl)
-    told = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(found)]
-    tell(told, format_)
+    below = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(results)]
+    tell(below, format_)
     if plot is not None:
         draw = lazy("raysweep.reports.plot")
         if over:
-            draw.draw_over(found, plot, over, phase=chosen, at=-1 if at is None else at, trials=trials)
+            draw.draw_over(results, plot, over, phase=chosen, at=-1 if at is None else at, trials=trials)
         else:
-            draw.draw(found, plot, phase=chosen, by=by.value, trials=trials)
+            draw.draw(results, plot, phase=chosen, by=by.value, trials=trials)
         if format_ is Format.TABLE:
             say(f"plot: {plot}")
-    report_left_out(found)
+    report_left_out(results)
 
 
 def report_left_out(*sweeps: Sweep) -> None:

@@ -49,9 +49,9 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     components = Components.installed()
-    found = open_plan(file, workspace, set_ or (), components)
-    lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
-    for note in found.notes:
+    planned = open_plan(file, workspace, set_ or (), components)
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
+    for note in planned.notes:
         say(f"note: {note}")
-    count = len(found.trials)
-    print(f"ok: {count} trial{'' if count == 1 else 's'} in {len(found.sweep.arms)} arms")
+    count = len(planned.trials)
+    print(f"ok: {count} trial{'' if count == 1 else 's'} in {len(planned.sweep.arms)} arms")

@@ -60,23 +60,23 @@ class EditorBinder:
         kind = self._component("wrappers", written.name, where)
         if kind is None:
             return None
-        inner, given = self._inside(arm, index, editor, below)
+        inner, given = self._wrapped_component(arm, index, editor, below)
         if given and given not in kind.accepts:
-            wanted = " or ".join(kind.accepts)
-            said = f"{written.name} cannot wrap '{inner}': it changes {given}, not {wanted}"
-            hint = f"remove 'wrap: {written.name}', or wrap an editor whose patch is {wanted} (raysweep ls editors)"
-            self.lookups.note(self.lookups.sweep.source.value(where), said, hint, WrapError.code)
+            accepted = " or ".join(kind.accepts)
+            message = f"{written.name} cannot wrap '{inner}': it changes {given}, not {accepted}"
+            hint = f"remove 'wrap: {written.name}', or wrap an editor whose patch is {accepted} (raysweep ls editors)"
+            self.lookups.note(self.lookups.sweep.source.value(where), message, hint, WrapError.code)
         config = self._config(kind, written, where, f"wrap.{written.name}.", target)
         if config is None:
             return None
         why = kind.incompatible_with(kind.config_type.model_validate(config), wrapped=index > 0)
         if why:
-            said = f"{written.name} around '{inner}': {why}"
+            message = f"{written.name} around '{inner}': {why}"
             hint = f"change its configuration, or remove 'wrap: {inner}'"
-            self.lookups.note(self.lookups.sweep.source.value(where), said, hint, WrapError.code)
+            self.lookups.note(self.lookups.sweep.source.value(where), message, hint, WrapError.code)
         return WrapSpec(name=written.name, config=config)
 
-    def _inside(self, arm: ArmSpec, index: int, editor: Any, below: WrapSpec | None) -> tuple[str, str]:
+    def _wrapped_component(self, arm: ArmSpec, index: int, editor: Any, below: WrapSpec | None) -> tuple[str, str]:
         """Return the name of what wrapper number *index* wraps, and what that gives (empty = not known)."""
         if index == 0:
             return arm.editor.name, "" if editor is None else editor.patch_kind
@@ -89,7 +89,7 @@ class EditorBinder:
     def _component(self, table: str, name: str, path: KeyPath) -> Any:
         source = self.lookups.sweep.source
         place = source.value((*path, "name"))
-        return self.lookups.once((table, name), lambda: getattr(self.lookups.components, table).get(name), place)
+        return self.lookups.ask_once((table, name), lambda: getattr(self.lookups.components, table).get(name), place)
 
     def _wrap_path(self, arm: ArmSpec, index: int) -> KeyPath:
         """Return where the wrapper number *index* of *arm* was written: ``wrap`` is one or a list."""
@@ -122,9 +122,9 @@ class EditorBinder:
             if missing and ignore and model:
                 self._no_hparams(name, model, missing, place)
             return None
-        for path, said in missing_blocks(config, target.facts):
+        for path, message in missing_blocks(config, target.facts):
             hint = f"see hparams/{name}/ for the layers of other models" if defaults is None else ""
-            self.lookups.note(merged.place(path), f"'{name}': {said}", hint)
+            self.lookups.note(merged.place(path), f"'{name}': {message}", hint)
         return self._with_texts(config, target.data, merged, kind) if target.data else None
 
     def _put_implied(
@@ -138,32 +138,32 @@ class EditorBinder:
             field = key.removeprefix(prefix)
             for name, value in getattr(kind, "shareable", {}).get(field.partition(".")[0], {}).items():
                 swept = target.point.get(f"{prefix}{name}", value)
-                said = written.config.get(name, value)
+                stated = written.config.get(name, value)
                 at = self.lookups.written(arm, key, target.point[key])
-                if swept == said == value:
+                if swept == stated == value:
                     merged.put_at((name,), value, source, at)
                     continue
                 place = self.lookups.written(arm, f"{prefix}{name}", swept) if swept != value else (*where, name)
-                told = f"a path of '{field}' implies {name}: {value}, but here {name} is {swept if swept != value else said}"
+                message = f"a path of '{field}' implies {name}: {value}, but here {name} is {swept if swept != value else stated}"
                 hint = f"remove '{name}', or write {field}: {{grid: […]}} for one run per value"
-                self.lookups.note(source.value(place), told, hint)
+                self.lookups.note(source.value(place), message, hint)
 
     def _defaults(self, name: str, model: ModelSpec, place: Place) -> Source | None:
         """Return the hyper-parameter file of *name* on *model*; None without one, or after noting what is wrong."""
         question = ("hparams", name, hparams.stem(model))
         known = {"editor": self.lookups.components.editors, "data": self.lookups.components.datasets}
-        found: Source | None = self.lookups.once(
+        defaults: Source | None = self.lookups.ask_once(
             question, lambda: hparams.find(name, model, self.lookups.workspace, known), place
         )
-        return found
+        return defaults
 
     def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> None:
         """Note that *name* lacks values on *model*, and where they could stand."""
         files = ", ".join(self.lookups.workspace.hparams(name)) or "(none)"
-        wanted = f"hparams/{name}/{hparams.stem(model)}.yaml"
-        hint = f"write {wanted}, or give {', '.join(missing)} in the arm, or model.hparams; files of '{name}': {files}"
-        said = f"'{name}' has no hyper-parameters for model '{model.name}': {wanted} is missing"
-        self.lookups.note(place, said, hint)
+        missing_file = f"hparams/{name}/{hparams.stem(model)}.yaml"
+        hint = f"write {missing_file}, or give {', '.join(missing)} in the arm, or model.hparams; files of '{name}': {files}"
+        message = f"'{name}' has no hyper-parameters for model '{model.name}': {missing_file} is missing"
+        self.lookups.note(place, message, hint)
 
     def _with_texts(self, config: Spec, data: DataSpec, merged: MergedTree, kind: Any) -> dict[str, Any] | None:
         """Return *config*, the configuration of *kind*, as plain data, with the digest of every text it names."""
@@ -176,11 +176,11 @@ class EditorBinder:
             question = ("text", value, data.digest, data.path, data.name)
             ask = lambda: self.lookups.components.text(value, data, self.lookups.workspace)  # noqa: E731
             place = merged.place((*path, "path" if value.path else "name"))
-            return self.lookups.once(question, ask, place) or value
+            return self.lookups.ask_once(question, ask, place) or value
         if isinstance(value, FileSpec):
             return self._file(value, merged.place((*path, "path"))) if value.path else value
         if isinstance(value, DataSpec):
-            return self._fold(value, data, merged.place(path), kind) or value
+            return self._training_split(value, data, merged.place(path), kind) or value
         if isinstance(value, tuple):
             return tuple(self._texts(v, data, merged, (*path, i), kind) for i, v in enumerate(value))
         if isinstance(value, BaseModel):
@@ -201,10 +201,10 @@ class EditorBinder:
                 )
             return str(where), file_digest(where)
 
-        found: tuple[str, str] | None = self.lookups.once(("file", value.path), ask, place)
-        return value if found is None else value.model_copy(update={"path": found[0], "digest": found[1]})
+        read: tuple[str, str] | None = self.lookups.ask_once(("file", value.path), ask, place)
+        return value if read is None else value.model_copy(update={"path": read[0], "digest": read[1]})
 
-    def _fold(self, value: DataSpec, data: DataSpec, place: Place, kind: Any) -> DataSpec | None:
+    def _training_split(self, value: DataSpec, data: DataSpec, place: Place, kind: Any) -> DataSpec | None:
         """Return the data that component *kind* itself reads, with digest and size filled in; None after noting what is wrong.
 
         Without a path of its own it is read from the trial's file if it is of the same dataset.
@@ -215,19 +215,19 @@ class EditorBinder:
         if facts is None:
             return None
         rows, where = facts.rows, facts.path or value.name
-        found: Selection = self.lookups.once(
-            ("fold", value), lambda: select(rows, value, lambda record: None, where), place
+        selection: Selection = self.lookups.ask_once(
+            ("training split", value), lambda: select(rows, value, lambda record: None, where), place
         )
-        left = facts.count - value.skip if value.invalid == "refuse" else len(found.records)
+        left = facts.count - value.skip if value.invalid == "refuse" else len(selection.records)
         if left < max(value.size, 1):
-            said = (
+            message = (
                 f"'{value.name}' has {facts.count} records, too few for size = {value.size} after skip = {value.skip}"
             )
-            self.lookups.note(place, said, "lower them, or use a larger file", DataError.code)
+            self.lookups.note(place, message, "lower them, or use a larger file", DataError.code)
             return None
-        self.lookups.problems += first_few(found.problems, where)
-        error = kind.train_split_error(found.records) if found.records else None
+        self.lookups.problems += first_few(selection.problems, where)
+        error = kind.train_split_error(selection.records) if selection.records else None
         if error is not None:
             self.lookups.problems.append(from_error(error, place))
         resolved = {"path": facts.path if value.path else "", "digest": facts.digest, "size": value.size or left}
-        return value.model_copy(update={**resolved, "left_out": found.left_out})
+        return value.model_copy(update={**resolved, "left_out": selection.left_out})

@@ -183,9 +183,9 @@ def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:
     base = tree.get("base")
     if not isinstance(base, dict):
         return
-    said = base.get(section)
-    if isinstance(said, dict) and said.get("name") != name:
-        base[section] = {k: v for k, v in said.items() if k not in KEYS_OF_ONE_NAME[section]}
+    section_values = base.get(section)
+    if isinstance(section_values, dict) and section_values.get("name") != name:
+        base[section] = {k: v for k, v in section_values.items() if k not in KEYS_OF_ONE_NAME[section]}
 
 
 def _path(tree: dict[str, Any], key: str, *, swept: bool) -> KeyPath:

@@ -41,7 +41,7 @@ def plan_notes(
 
 def _unwritten(sweep: SweepSpec, trials: Iterable[PlannedTrial]) -> Iterator[str]:
     """Yield a note for each arm whose last round comes before the records end that ``data.size`` asks for."""
-    told: dict[tuple[int, int], dict[str, None]] = {}
+    arms_by_extent: dict[tuple[int, int], dict[str, None]] = {}
     for planned in trials:
         arm = sweep.arm(planned.arm)
         layers: list[Any] = [sweep.base.get("data"), arm.base.get("data")]
@@ -50,8 +50,8 @@ def _unwritten(sweep: SweepSpec, trials: Iterable[PlannedTrial]) -> Iterator[str
         )
         last, size = planned.trial.protocol.rounds[-1], planned.trial.data.size
         if stated and 0 < last < size:
-            told.setdefault((last, size), {})[planned.arm] = None
-    for (last, size), arms in told.items():
+            arms_by_extent.setdefault((last, size), {})[planned.arm] = None
+    for (last, size), arms in arms_by_extent.items():
         yield f"the last round is at {last} edits, so {size - last} of the {size} records are not written: {', '.join(arms)}"
 
 
@@ -66,8 +66,8 @@ def _absent(trials: Iterable[PlannedTrial]) -> Iterator[str]:
 
 def _left_out(left_out: Mapping[str, Selection]) -> Iterator[str]:
     """Yield a note for each arm whose data section skips rows."""
-    for arm, found in left_out.items():
-        if found.left_out:
-            first = found.reasons[0]
+    for arm, selection in left_out.items():
+        if selection.left_out:
+            first = selection.reasons[0]
             why = f"first {first.file}: {first.message}"
-            yield f"arm '{arm}' leaves out {len(found.left_out)} rows of its data (data.invalid: skip), {why}"
+            yield f"arm '{arm}' leaves out {len(selection.left_out)} rows of its data (data.invalid: skip), {why}"

@@ -38,9 +38,9 @@ def points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None)
     Each key has its own stream, from ``search.seed``, the arm's name and the key, so that adding a key or an arm
     moves no other draw. An arm without a drawn domain is not repeated.
     """
-    found = domains(sweep, arm, components)
-    grids = {k: d.values for k, d in found.items() if isinstance(d, Grid)}
-    drawn = {k: d for k, d in found.items() if not isinstance(d, Grid)}
+    by_key = domains(sweep, arm, components)
+    grids = {k: d.values for k, d in by_key.items() if isinstance(d, Grid)}
+    drawn = {k: d for k, d in by_key.items() if not isinstance(d, Grid)}
     streams = {k: random.Random(derive(sweep.search.seed, "draw", arm.name, k)) for k in drawn}
     for _ in range(sweep.search.samples if drawn else 1):
         draw = {k: d.draw(streams[k]) for k, d in drawn.items()}
@@ -50,9 +50,9 @@ def points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None)
 
 def count_points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None) -> int:
     """Return how many points :func:`points` yields, without making one."""
-    found = domains(sweep, arm, components).values()
-    draws = 1 if all(isinstance(d, Grid) for d in found) else sweep.search.samples
-    return draws * math.prod(len(d.values) for d in found if isinstance(d, Grid))
+    every_domain = domains(sweep, arm, components).values()
+    draws = 1 if all(isinstance(d, Grid) for d in every_domain) else sweep.search.samples
+    return draws * math.prod(len(d.values) for d in every_domain if isinstance(d, Grid))
 
 
 def swept_keys(arm: ArmSpec, components: Components) -> tuple[str, ...]:

@@ -182,10 +182,10 @@ class _Enforcer:
             return
         self._note(statement, ("arms", name, section), f"{section} '{before}' of arm '{name}'")
         tied = {k for k in KEYS_OF_ONE_NAME[section] if (name, f"{section}.{k}") not in self.statements}
-        kept = {k: v for k, v in _items(replaced) if k != "name" and k not in tied}
+        remaining = {k: v for k, v in _items(replaced) if k != "name" and k not in tied}
         arm.pop(section)
-        if kept:
-            arm[section] = kept
+        if remaining:
+            arm[section] = remaining
 
     def _in_arm(self, statement: Statement, name: str, arm: dict[str, Any]) -> None:
         """Let a statement about one arm take the place of what is swept there."""
@@ -219,15 +219,15 @@ class _Enforcer:
             if statement.arm not in (None, arm) or (statement.arm is None and (arm, statement.key) in self.statements):
                 continue
             arm_name = _name(_mapping(tree_of_arm).get(section))
-            wanted = arm_name if statement.arm is not None and arm_name is not None else base
-            if arm_name not in (None, wanted):
+            expected = arm_name if statement.arm is not None and arm_name is not None else base
+            if arm_name not in (None, expected):
                 others[f"arm '{arm}' has {section} '{arm_name}'{_at(self.source.value(('arms', arm, section)))}"] = None
                 continue
             names, path = _swept_names(tree, arm, f"{section}.name")
-            used |= wanted is None or not names or wanted in names
-            if wanted is not None:
+            used |= expected is None or not names or expected in names
+            if expected is not None:
                 there = _at(self.source.value(path))
-                others |= dict.fromkeys(f"{section}.name is swept over '{n}'{there}" for n in names if n != wanted)
+                others |= dict.fromkeys(f"{section}.name is swept over '{n}'{there}" for n in names if n != expected)
         if others and used:
             note = f"{statement.place.file} is of {section} '{base}' alone: {'; '.join(others)}"
             self.source = replace(self.source, notes=(*self.source.notes, note))

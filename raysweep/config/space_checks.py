@@ -27,23 +27,23 @@ def check_sweep(sweep: SweepSpec, components: Components, n_points: int) -> list
 
 def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
     """Return what is wrong with the swept keys: those that apply nowhere, and draws where only grids may be."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for key, domain in sweep.space.items():
         place = sweep.source.key(("space", key))
         if not any(applies(arm, key, components) for arm in sweep.arms) and not _lost_arms(sweep):
             every = {k for arm in sweep.arms for k in swept_keys(arm, components)}
-            found.append(problem(place, f"'{key}' applies to no arm", _near(key, every)))
-        found += _check_drawn(sweep, key, domain, place)
-        found += _check_path(sweep.arms, key, domain, place, components)
+            problems.append(problem(place, f"'{key}' applies to no arm", _near(key, every)))
+        problems += _check_drawn(sweep, key, domain, place)
+        problems += _check_path(sweep.arms, key, domain, place, components)
     for arm in sweep.arms:
         for key, domain in arm.space.items():
             place = sweep.source.key(("arms", arm.name, "space", key))
             if not applies(arm, key, components):
                 hint = _near(key, swept_keys(arm, components))
-                found.append(problem(place, f"'{key}' does not apply to arm '{arm.name}'", hint))
-            found += _check_drawn(sweep, key, domain, place)
-            found += _check_path([arm], key, domain, place, components)
-    return found
+                problems.append(problem(place, f"'{key}' does not apply to arm '{arm.name}'", hint))
+            problems += _check_drawn(sweep, key, domain, place)
+            problems += _check_path([arm], key, domain, place, components)
+    return problems
 
 
 def _lost_arms(sweep: SweepSpec) -> bool:
@@ -70,8 +70,8 @@ def _check_path(
     known = [f"wrap.{n}.{f}" for n in table.names() for f in table.get(n).shareable]
     if any(key == k or key.startswith(f"{k}.") for k in known):
         return []
-    said = f"'{key}' has no path: edits depend on it"
-    return [problem(place, said, f"write {{grid: […]}}; keys with a path: {', '.join(known) or 'none'}")]
+    message = f"'{key}' has no path: edits depend on it"
+    return [problem(place, message, f"write {{grid: […]}}; keys with a path: {', '.join(known) or 'none'}")]
 
 
 def _check_draws(sweep: SweepSpec) -> list[Problem]:
@@ -86,8 +86,10 @@ def _check_count(sweep: SweepSpec, count: int) -> list[Problem]:
     if count <= limits.POINTS:
         return []
     place = sweep.source.key(("space",))
-    said = f"the arms have {count:,} points in all; a sweep has at most {limits.POINTS:,}"
-    return [problem(place, said, "shorten the grids (they are crossed), lower search.samples, or write several sweeps")]
+    message = f"the arms have {count:,} points in all; a sweep has at most {limits.POINTS:,}"
+    return [
+        problem(place, message, "shorten the grids (they are crossed), lower search.samples, or write several sweeps")
+    ]
 
 
 def _check_metric(sweep: SweepSpec, components: Components) -> list[Problem]:
@@ -111,9 +113,9 @@ def summary_values(sweep: SweepSpec, components: Components) -> list[str]:
 def _near(key: str, known: Iterable[str]) -> str:
     """Return the nearest swept keys; without a near one, the keys of the same section."""
     table = sorted(known)
-    said = nearest(key, table)
-    if said.startswith("did you mean"):
-        return said.split("   ")[0]
+    suggestion = nearest(key, table)
+    if suggestion.startswith("did you mean"):
+        return suggestion.split("   ")[0]
     same = [k for k in table if k.split(".")[0] == key.split(".")[0]]
     heads = ["seed", "threads", "model.…", "data.…", "protocol.…", "editor.…", "wrap.<wrapper>.…"]
     return f"swept keys: {', '.join(same or heads)}"

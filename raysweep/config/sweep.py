@@ -45,9 +45,9 @@ def find_file(file: str, workspace: Workspace) -> Path:
         for given in (Path(file), workspace.resolve(file)):
             if given.is_file():
                 return given
-        found = workspace.find_space(file.removesuffix(".yaml"))
-        if found is not None:
-            return found
+        path = workspace.find_space(file.removesuffix(".yaml"))
+        if path is not None:
+            return path
     raise NameUnknownError(
         f"no search space '{file}': neither a file nor a name in search_spaces/",
         hint=nearest(Path(file).name.removesuffix(".yaml"), workspace.spaces()),

@@ -90,10 +90,10 @@ class SweepReader:
         for name in arms:
             twin = shown.setdefault(unicodedata.normalize("NFC", name), name)
             if twin != name:
-                said = f"arms '{twin}' and '{name}' have the same name in two Unicode forms"
-                self.say(("arms", name), said, "give them names that can be told apart", key=True)
-        found = (self.arm(name, arms[name], ("arms", name)) for name in arms)
-        return tuple(arm for arm in found if arm is not None)
+                message = f"arms '{twin}' and '{name}' have the same name in two Unicode forms"
+                self.say(("arms", name), message, "give them names that can be told apart", key=True)
+        specs = (self.arm(name, arms[name], ("arms", name)) for name in arms)
+        return tuple(arm for arm in specs if arm is not None)
 
     def arm(self, name: str, tree: Any, path: KeyPath) -> ArmSpec | None:
         """Return one arm, or None if its editor or a section of it cannot be told."""
@@ -135,20 +135,20 @@ class SweepReader:
         elif odd:
             self.say(path, f"the name of an arm holds the character {codepoint(odd)}, which cannot be shown", key=True)
         elif len(name.encode()) > limits.NAME_BYTES:
-            said = f"the name of an arm has at most {limits.NAME_BYTES} bytes, this one {len(name.encode())}"
-            self.say(path, said, key=True)
+            message = f"the name of an arm has at most {limits.NAME_BYTES} bytes, this one {len(name.encode())}"
+            self.say(path, message, key=True)
 
     def without_paths(
         self, tree: dict[str, Any], path: KeyPath, prefix: str, space: dict[str, Domain]
     ) -> dict[str, Any]:
         """Return a component's keys without those whose value is a ``{path: […]}``, which join the arm's *space*."""
-        kept: dict[str, Any] = {}
+        remaining: dict[str, Any] = {}
         for key, value in tree.items():
             here, swept = (*path, key), f"{prefix}{key}"
             if not (is_domain(value) and "path" in value):
                 inside = self.without_paths(value, here, f"{swept}.", space) if isinstance(value, dict) else value
                 if inside or inside == value:  # else there was nothing in it but a path
-                    kept[key] = inside
+                    remaining[key] = inside
                 continue
             if swept in space:
                 self.say(here, f"{swept} is written twice: here and in the arm's space")
@@ -157,7 +157,7 @@ class SweepReader:
             except ValueError as error:
                 self.say(here, f"{key}: {error}")
             self.source = self.source.also(here, (*path[:2], "space", swept))
-        return kept
+        return remaining
 
     def base(
         self, tree: dict[str, Any], path: KeyPath, known: Iterable[str], what: str, *, report: bool = True
@@ -165,7 +165,7 @@ class SweepReader:
         """Return the sections of ``base`` that *tree* has, names spelt out."""
         if report:
             self.unknown(tree, path, known, what)
-        found: dict[str, Any] = {}
+        sections: dict[str, Any] = {}
         for section in (k for k in BASE_KEYS if k in tree):
             value, here = tree[section], (*path, section)
             if section in ("model", "data"):
@@ -177,10 +177,10 @@ class SweepReader:
             if isinstance(value, dict) and "digest" in value:
                 self.say((*here, "digest"), f"'{section}.digest' is filled in by the plan", "remove it", key=True)
             if value is not None:
-                found[section] = value
+                sections[section] = value
             elif report and tree[section] is not None:
                 self.unread.add(section)
-        return found
+        return sections
 
     def named(self, value: Any, path: KeyPath, what: str, *, need_name: bool = True) -> dict[str, Any] | None:
         """Return ``{name: …, …}`` for a bare name or a mapping with one."""
@@ -191,8 +191,8 @@ class SweepReader:
         if isinstance(value, dict) and "name" not in value:
             self.say(path, f"this {what} needs the key 'name'", f"{{name: …, {', '.join(value)}}}")
         elif isinstance(value, dict):
-            said = f"the name of this {what} must be text, got {value['name']!r}"
-            self.say((*path, "name"), said, quoted("name", value["name"]))
+            message = f"the name of this {what} must be text, got {value['name']!r}"
+            self.say((*path, "name"), message, quoted("name", value["name"]))
         else:
             hint = quoted(what, value)
             self.say(path, f"this {what} must be a name or a mapping with one, got {value!r}", hint)
@@ -200,17 +200,17 @@ class SweepReader:
 
     def space(self, tree: dict[str, Any], path: KeyPath) -> dict[str, Domain]:
         """Return the domains that can be read."""
-        found: dict[str, Domain] = {}
+        by_key: dict[str, Domain] = {}
         for key, value in self.mapping(tree, path).items():
             try:
-                found[key] = parse(value)
+                by_key[key] = parse(value)
             except ValueError as error:
                 nested = [] if is_domain(value) else list(nested_domains(value, key))
                 hint = f"keys of a space are dotted: {', '.join(nested[:3])}" if nested else ""
-                said = f"{key}: {'a mapping, not a domain' if nested else error}"
-                self.say((*path, key), said, hint)
+                message = f"{key}: {'a mapping, not a domain' if nested else error}"
+                self.say((*path, key), message, hint)
                 self.unread.add("space")
-        return found
+        return by_key
 
     def part(self, tree: dict[str, Any], key: str, spec: type[P]) -> P | None:
         """Return the section *key* as a *spec*, or None after noting what is wrong."""

@@ -42,13 +42,13 @@ def compared_rows(
     Raises:
         SpecError: no trial has the swept key *by*, nothing was measured at *at*, or the sweeps' studies show other phases.
     """
-    found = open_labelled(sweeps, workspace, everything=everything)
-    return [entry.line for entry in compared_entries(found, by=by, phase=phase, at=at)]
+    opened = open_labelled(sweeps, workspace, everything=everything)
+    return [entry.line for entry in compared_entries(opened, by=by, phase=phase, at=at)]
 
 
 def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str | None, at: int) -> list[Entry]:
     """Return what :func:`compared` does of opened *sweeps* with their prefixes, each line with its trial's content."""
-    found: list[tuple[str, str, Sequence[TrialView]]] = []
+    configurations: list[tuple[str, str, Sequence[TrialView]]] = []
     known: set[str] = set()
     content: dict[str, dict[str, dict[str, object]]] = {}
     for sweep, prefix in sweeps:
@@ -57,18 +57,18 @@ def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str
         for label, members in groups(trials):
             known |= set(members[0].point)
             if by == "arm" or by in members[0].point:
-                found.append((prefix, f"{prefix}{label}", members))
+                configurations.append((prefix, f"{prefix}{label}", members))
     if by != "arm":
         if by not in known:
             raise SpecError(f"no trial sweeps '{by}'", hint=nearest(by, {"arm", *known}))
-        found.sort(key=lambda item: _rank(item[2][0], by))
-    shown = rows_of_configurations([(label, members) for _, label, members in found], phase=phase, at=at)
+        configurations.sort(key=lambda item: _rank(item[2][0], by))
+    shown = rows_of_configurations([(label, members) for _, label, members in configurations], phase=phase, at=at)
     phases = {line.phase: line.label for line in shown if line.trials}
     if len(phases) > 1:
         each = ", ".join(f"{phase} ({label})" for phase, label in phases.items())
         raise SpecError(f"these show different phases: {each}", hint="choose one with --phase")
     entries = []
-    for line, (prefix, _, members) in zip(shown, found, strict=True):
+    for line, (prefix, _, members) in zip(shown, configurations, strict=True):
         begun = next((t for t in members if t.row["trial_key"] in content[prefix]), members[0])
         entries.append(Entry(line, prefix, begun, content[prefix].get(str(begun.row["trial_key"]), {})))
     return entries
@@ -79,21 +79,21 @@ def _rank(trial: TrialView, by: str) -> tuple[bool, str | float]:
     return (True, value) if isinstance(value, str) else (False, float(value or 0))
 
 
-def reference(found: Sequence[SummaryRow]) -> SummaryRow:
+def reference(rows: Sequence[SummaryRow]) -> SummaryRow:
     """Return the line that the others are compared with by default: the first with a defined value, else the first measured."""
-    line = first_measured(found)
+    line = first_measured(rows)
     if line is None:
         raise SpecError("nothing was measured yet")
     return line
 
 
-def rows(found: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[dict[str, Cell]]:
+def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[dict[str, Cell]]:
     """Return a row per pair: the line, and its difference to its reference; *plain* = for a program.
 
     Lines without a pair are compared with their :func:`reference`. Where rows have several references, or for a program, each
     row names its own.
     """
-    pairs = _with_references(found)
+    pairs = _with_references(compared)
     several = len({id(pair.reference) for pair in pairs if pair.reference is not None}) > 1
     listed = {id(pair.line) for pair in pairs}
     several |= any(pair.reference is not None and id(pair.reference) not in listed for pair in pairs)
@@ -114,10 +114,10 @@ def rows(found: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[dic
     return out
 
 
-def _with_references(found: Sequence[SummaryRow | Pair]) -> list[Pair]:
-    lines = [one for one in found if isinstance(one, SummaryRow)]
+def _with_references(listed: Sequence[SummaryRow | Pair]) -> list[Pair]:
+    lines = [one for one in listed if isinstance(one, SummaryRow)]
     first = reference(lines) if lines else None
-    return [one if isinstance(one, Pair) else Pair(one, None if one is first else first) for one in found]
+    return [one if isinstance(one, Pair) else Pair(one, None if one is first else first) for one in listed]
 
 
 def _name(pair: Pair) -> str | None:
@@ -125,15 +125,15 @@ def _name(pair: Pair) -> str | None:
 
 
 def _difference(pair: Pair, view: str) -> Difference | None:
-    found = None if pair.reference is None else paired(pair.reference, pair.line, view)
-    return None if found is None else Difference(found.mean, found.se, found.n, found.low, found.high)
+    estimate = None if pair.reference is None else paired(pair.reference, pair.line, view)
+    return None if estimate is None else Difference(estimate.mean, estimate.se, estimate.n, estimate.low, estimate.high)
 
 
 def comparison_notes(sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
     """Return what a reader must know of the table of *pairs*, which come from *sweeps*."""
     lines = every_row(pairs)
-    found = [*notes.missing_rounds(lines), *alone(pairs, by=by, pair=pair), *unpaired(pairs)]
-    return [*found, *notes.about_intervals(lines), *(note for sweep, _ in sweeps for note in notes.outdated(sweep))]
+    about = [*notes.missing_rounds(lines), *alone(pairs, by=by, pair=pair), *unpaired(pairs)]
+    return [*about, *notes.about_intervals(lines), *(note for sweep, _ in sweeps for note in notes.outdated(sweep))]
 
 
 def alone(pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
@@ -146,10 +146,10 @@ def alone(pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
     return [f"nothing to compare with ({why} was not measured): {', '.join(left)}"]
 
 
-def unpaired(found: Sequence[SummaryRow | Pair]) -> list[str]:
+def unpaired(listed: Sequence[SummaryRow | Pair]) -> list[str]:
     """Return a note for each line whose differences do not cover all of its records and seeds, or all of its reference's."""
-    told = []
-    pairs = [(pair.line, pair.reference) for pair in _with_references(found)]
+    about = []
+    pairs = [(pair.line, pair.reference) for pair in _with_references(listed)]
     for line, first in pairs:
         if first is None or not line.trials:
             continue
@@ -166,8 +166,8 @@ def unpaired(found: Sequence[SummaryRow | Pair]) -> list[str]:
                 if shared
                 else "nothing"
             )
-            told.append(f"{line.label} and {first.label} have {what} in common{'; Δ is over those' if shared else ''}")
-    return told
+            about.append(f"{line.label} and {first.label} have {what} in common{'; Δ is over those' if shared else ''}")
+    return about
 
 
 def title(pairs: Sequence[Pair], *, by: str, to: str, pair: str | None) -> str:

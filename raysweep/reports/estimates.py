@@ -65,19 +65,21 @@ def memory(trial: TrialSpec, shape: Shape, components: Components) -> Memory:
 
 def memory_lines(plan: Plan, workspace: Workspace, components: Components) -> list[str]:
     """Return a line per arm and model: what one of its trials takes."""
-    said: dict[str, list[str]] = {}
+    arms_by_text: dict[str, list[str]] = {}
     for trial in {(t.arm, t.trial.model): t for t in plan.trials}.values():
         shape = lazy("raysweep.models.sizes").find(trial.trial.model, workspace)
-        said.setdefault(_memory_text(trial, shape, components), []).append(trial.arm)
-    return [f"memory per trial, about: {text} ({', '.join(dict.fromkeys(arms))})" for text, arms in said.items()]
+        arms_by_text.setdefault(_memory_text(trial, shape, components), []).append(trial.arm)
+    return [
+        f"memory per trial, about: {text} ({', '.join(dict.fromkeys(arms))})" for text, arms in arms_by_text.items()
+    ]
 
 
 def _memory_text(planned: PlannedTrial, shape: Shape | None, components: Components) -> str:
     if shape is None:
         return f"not known, the sizes of {planned.trial.model.name} are not here"
-    found = memory(planned.trial, shape, components)
-    parts = " + ".join(f"{part} {amount(count)}" for part, count in found.parts.items())
-    return f"{amount(found.total)} = {parts}{''.join(f' + state of {name}: not known' for name in found.unknown)}"
+    needed = memory(planned.trial, shape, components)
+    parts = " + ".join(f"{part} {amount(count)}" for part, count in needed.parts.items())
+    return f"{amount(needed.total)} = {parts}{''.join(f' + state of {name}: not known' for name in needed.unknown)}"
 
 
 def amount(count: float) -> str:
@@ -111,9 +113,9 @@ def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
             taken.setdefault(trial.arm, []).append(_per_edit(trial, workspace.results(plan.sweep.name)))
     total, passes = 0.0, set()
     for trial in (t for t in left if t.arm in taken):
-        own, shared = (sum(found) / len(found) for found in zip(*taken[trial.arm], strict=True))
+        per_edit, shared = (sum(seconds) / len(seconds) for seconds in zip(*taken[trial.arm], strict=True))
         name = trial.edit_key or trial.key
-        total += trial.trial.protocol.rounds[-1] * (own + (shared if name not in passes else 0.0))
+        total += trial.trial.protocol.rounds[-1] * (per_edit + (shared if name not in passes else 0.0))
         passes.add(name)
     others = dict.fromkeys(t.arm for t in left if t.arm not in taken)
     rest = f"; nothing known yet of {', '.join(others)}" if others else ""

@@ -14,10 +14,10 @@ PERPLEXITIES = ("ppl", "ppl_median", "ppl_expmean")
 SPACE_KEYS = ("study", "base", "arms", "space")  # what trials and their names follow from
 
 
-def missing_rounds(found: Iterable[SummaryRow]) -> list[str]:
+def missing_rounds(rows: Iterable[SummaryRow]) -> list[str]:
     """Return a note for each line whose configuration was not measured there, or not under every seed."""
     notes = []
-    for line in found:
+    for line in rows:
         if not line.trials:
             notes.append(f"left out: {line.label} has no round {line.step} ({line.status})")
         elif len(line.trials) < line.members:
@@ -38,9 +38,9 @@ def non_finite(trials: Sequence[TrialView]) -> list[str]:
     return notes
 
 
-def about_intervals(found: Sequence[SummaryRow], *, ppl: bool = False) -> list[str]:
-    """Return what a reader must know of the intervals of *found*: what they do not cover, and why there is none."""
-    measured = [line for line in found if line.cells]
+def about_intervals(rows: Sequence[SummaryRow], *, ppl: bool = False) -> list[str]:
+    """Return what a reader must know of the intervals of *rows*: what they do not cover, and why there is none."""
+    measured = [line for line in rows if line.cells]
     notes = []
     if measured and all(len(line.trials) == 1 for line in measured):
         notes.append("one seed: intervals say what other records would give, not other seeds")

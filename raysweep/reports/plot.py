@@ -49,21 +49,21 @@ def draw(
     """
     trials = trial_views(sweep) if trials is None else trials
     configurations = groups(trials, by=by)
-    found: dict[str, list[SummaryRow]] = {label: [] for label, _ in configurations}
+    curves: dict[str, list[SummaryRow]] = {label: [] for label, _ in configurations}
     for line in summary_rows(trials, phase=phase, by=by):
         if line.step > 0 and line.trials:
-            found[line.label].append(line)
+            curves[line.label].append(line)
     look = plot_style.styles({label: _editor(members) for label, members in configurations})
-    figure, axes = plot_style.panels(len(found), list(PANELS.values()))
-    alpha = plot_style.band_alpha(len(found))
+    figure, axes = plot_style.panels(len(curves), list(PANELS.values()))
+    alpha = plot_style.band_alpha(len(curves))
     for axis, view in zip(axes, PANELS, strict=True):
         axis.xaxis.get_major_locator().set_params(integer=True)
-        for label, points in found.items():
+        for label, points in curves.items():
             shown = [p for p in points if view in p.cells]
             _curve(axis, [p.step for p in shown], shown, view, look[label], alpha)
     _finish(
         figure, axes, look, {label: _legend(label, members) for label, members in configurations}, x="edits so far",
-        title=f"{sweep.name}, {_extent([line for points in found.values() for line in points])}",
+        title=f"{sweep.name}, {_extent([line for points in curves.values() for line in points])}",
     )  # fmt: skip
     plot_style.save(figure, path)
 
@@ -107,7 +107,10 @@ def draw_over(
                 _curve(axis, [x for x, _ in points], [line for _, line in points], view, look[name], alpha)
             elif shown:
                 _level(axis, shown[0][1], view, look[name], alpha)
-    texts = {name: _legend(name, [t for _, own in members for t in own]) for name, members in curves.items()}
+    texts = {
+        name: _legend(name, [t for _, configuration in members for t in configuration])
+        for name, members in curves.items()
+    }
     line = next(line for line in measured.values() if line.trials)
     _finish(
         figure, axes, look, texts, x=key,
@@ -120,15 +123,15 @@ def _curves(
     configurations: Sequence[tuple[str, Configuration]], key: str
 ) -> dict[str, list[tuple[str, Configuration]]]:
     """Return the labelled configurations that differ in nothing but *key*, by what to call them."""
-    found: dict[tuple[bool, str, str], list[tuple[str, Configuration]]] = {}
+    curves: dict[tuple[bool, str, str], list[tuple[str, Configuration]]] = {}
     for label, members in configurations:
         first = members[0]
         rest = {k: v for k, v in first.point.items() if k != key}
         where = (bool(first.row["planned"]), str(first.row["arm"]), json.dumps(rest, sort_keys=True))
-        found.setdefault(where, []).append((label, members))
+        curves.setdefault(where, []).append((label, members))
     out: dict[str, list[tuple[str, Configuration]]] = {}
     for planned in (True, False):
-        alike = {(arm, rest): members for (current, arm, rest), members in found.items() if current is planned}
+        alike = {(arm, rest): members for (current, arm, rest), members in curves.items() if current is planned}
         texts = names.labels([(arm, json.loads(rest)) for arm, rest in alike])
         marked = [text if planned else f"{text} {EARLIER}" for text in texts]
         out |= dict(zip(marked, alike.values(), strict=True))

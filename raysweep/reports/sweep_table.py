@@ -18,16 +18,16 @@ def text(
 ) -> str:  # fmt: skip
     """Return the arms × rounds table of *sweep* as text; *trials* are its own, if they are read already."""
     trials = trial_views(sweep) if trials is None else trials
-    found = rows_with_gaps(trials, phase=phase, by=by, at=at)
-    return table(sweep, trials, found, phase=phase, how=how, ppl=ppl, width=width)
+    rows_shown = rows_with_gaps(trials, phase=phase, by=by, at=at)
+    return table(sweep, trials, rows_shown, phase=phase, how=how, ppl=ppl, width=width)
 
 
 def table(
-    sweep: Sweep, trials: Sequence[TrialView], found: Sequence[SummaryRow], *, phase: str | None, how: Format, ppl: bool,
+    sweep: Sweep, trials: Sequence[TrialView], rows_shown: Sequence[SummaryRow], *, phase: str | None, how: Format, ppl: bool,
     width: int | None = None,
 ) -> str:  # fmt: skip
-    """Return the lines *found* of the *trials* of *sweep* as text; a table fits *width*, None = in full."""
-    if not any(line.trials for line in found):
+    """Return the lines *rows_shown* of the *trials* of *sweep* as text; a table fits *width*, None = in full."""
+    if not any(line.trials for line in rows_shown):
         return f"{sweep.name}: {'no undamaged trial has a round' if sweep.damaged else 'nothing was measured yet'}"
     done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
     count = len({t.row["trial_key"] for t in trials})
@@ -35,13 +35,15 @@ def table(
     title = f"{sweep.name}: {phases}, mean [95% interval]; {done} of {count} trials done"
     if any(t.row["git_dirty"] for t in trials):
         title += "; code had uncommitted changes"
-    return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title, width=width)
+    return render(rows(rows_shown, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title, width=width)
 
 
-def rows(found: Sequence[SummaryRow], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:
-    """Return *found* as rows of a table; views that no line has are left out; *plain* = for a program."""
+def rows(rows_shown: Sequence[SummaryRow], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:
+    """Return *rows_shown* as rows of a table; views that no line has are left out; *plain* = for a program."""
     views = [
-        v for v in (*MAIN_VIEWS, *(NAMES if ppl or plain else ())) if any(v in (*x.cells, *x.undefined) for x in found)
+        v
+        for v in (*MAIN_VIEWS, *(NAMES if ppl or plain else ()))
+        if any(v in (*x.cells, *x.undefined) for x in rows_shown)
     ]
     return [
         {
@@ -60,7 +62,7 @@ def rows(found: Sequence[SummaryRow], *, plain: bool = False, ppl: bool = False)
                 else {"time": clock(line.seconds) + (f" + {clock(line.shared)} shared" if line.shared else "")}
             ),
         }
-        for line in found
+        for line in rows_shown
     ]
 
 

@@ -17,9 +17,9 @@ def open_labelled(
     given = [sweep for sweep in sweeps if isinstance(sweep, str)]
     if len(given) < len(sweeps):
         return [sweep for sweep in sweeps if not isinstance(sweep, str)]
-    found = [open_results(name, workspace, everything=everything) for name in given]
-    if len(found) == 1:
-        return [(found[0], "")]
-    names = [sweep.name for sweep in found]
+    opened = [open_results(name, workspace, everything=everything) for name in given]
+    if len(opened) == 1:
+        return [(opened[0], "")]
+    names = [sweep.name for sweep in opened]
     alike = len(set(names)) < len(set(given))  # folders of one name in different places
-    return [(sweep, f"{name if alike else sweep.name}: ") for sweep, name in zip(found, given, strict=True)]
+    return [(sweep, f"{name if alike else sweep.name}: ") for sweep, name in zip(opened, given, strict=True)]

@@ -79,8 +79,8 @@ def summary_rows(
     Raises:
         SpecError: nothing was measured at *at*, or the study has no such phase.
     """
-    found = rows_with_gaps(trials, phase=phase, by=by, at=at)
-    return [line for line in found if line.trials or at is None]
+    every_row = rows_with_gaps(trials, phase=phase, by=by, at=at)
+    return [line for line in every_row if line.trials or at is None]
 
 
 def rows_with_gaps(
@@ -97,9 +97,9 @@ def rows_of_configurations(
     step = None if at is None else chosen_round(configurations, at)
     out = []
     for label, members in configurations:
-        own = phase_of(members, phase)
+        shown_phase = phase_of(members, phase)
         rounds = sorted(measured_rounds(members)) if step is None else [step]
-        out += [_line(label, members, r, own if r else "pristine") for r in rounds or [0]]
+        out += [_line(label, members, r, shown_phase if r else "pristine") for r in rounds or [0]]
     return out
 
 
@@ -111,8 +111,8 @@ def phase_of(members: Sequence[TrialView], phase: str | None) -> str:
     """
     study, known = str(members[0].row["study"]), members[0].phases
     if phase is not None and phase not in known:
-        told = f"study '{study}' edits each record from the pristine model, so nothing is {phase}"
-        raise SpecError(told, hint=f"leave out --phase, or use --phase {known[0]}")
+        message = f"study '{study}' edits each record from the pristine model, so nothing is {phase}"
+        raise SpecError(message, hint=f"leave out --phase, or use --phase {known[0]}")
     return phase or known[0]
 
 
@@ -121,16 +121,17 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, C
 
     A label is the arm and whichever swept keys vary within it. Trials of no current plan are marked as such.
     """
-    found: dict[tuple[Any, ...], list[TrialView]] = {}
+    by_configuration: dict[tuple[Any, ...], list[TrialView]] = {}
     for trial in trials:
-        own = (trial.row["trial_key"],) if by == "trial" else ()
-        found.setdefault((*trial.configuration, *own), []).append(trial)
-    firsts = [members[0] for members in found.values()]
+        trial_alone = (trial.row["trial_key"],) if by == "trial" else ()
+        by_configuration.setdefault((*trial.configuration, *trial_alone), []).append(trial)
+    firsts = [members[0] for members in by_configuration.values()]
     texts = dict(zip(map(id, firsts), _labels(firsts, by), strict=True))
     arms = list(dict.fromkeys(t.row["arm"] for t in trials if t.row["planned"]))
     arms += [arm for arm in dict.fromkeys(t.row["arm"] for t in trials) if arm not in arms]
     order = sorted(
-        found.values(), key=lambda m: (not m[0].row["planned"], arms.index(m[0].row["arm"]), *_order(m[0], by))
+        by_configuration.values(),
+        key=lambda m: (not m[0].row["planned"], arms.index(m[0].row["arm"]), *_order(m[0], by)),
     )
     return [(texts[id(members[0])], members) for members in order]
 
@@ -141,11 +142,11 @@ def swept_values(trials: Sequence[TrialView], key: str) -> list[Any]:
     Raises:
         SpecError: no trial has the key.
     """
-    found = {repr(t.point[key]): t.point[key] for t in trials if key in t.point}
-    if not found:
+    by_text = {repr(t.point[key]): t.point[key] for t in trials if key in t.point}
+    if not by_text:
         known = {name for t in trials for name in t.point}
         raise SpecError(f"no trial sweeps '{key}'", hint=nearest(key, known))
-    return sorted(found.values(), key=lambda v: (not is_number(v), v if is_number(v) else 0.0, str(v)))
+    return sorted(by_text.values(), key=lambda v: (not is_number(v), v if is_number(v) else 0.0, str(v)))
 
 
 def is_number(value: object) -> bool:
@@ -197,11 +198,11 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Su
         t.seconds[p] for t in members for p in ("edit", f"edit{SHARED_PHASE_SUFFIX}") if t.seconds.get(p, (0, 0))[1]
     ]
     totals = [[_total(t, shared=False), _total(t, shared=True)] for t in members if t.seconds]
-    own, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
+    unshared, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
     return SummaryRow(
         label=label, arm=members[0].row["arm"], step=step, phase=phase,
         seeds=tuple(sorted({t.seed or 0 for t in there})), cells=cells, status=status(members),
-        seconds=float(own), shared=float(shared),
+        seconds=float(unshared), shared=float(shared),
         per_edit=sum(s for s, _ in edit) / sum(c for _, c in edit) if edit else math.nan, trials=there,
         undefined=undefined, members=len(members),
     )  # fmt: skip

@@ -40,8 +40,8 @@ class ProposalFolder:
         )
         if _hash(body) != sealed:
             return None
-        found: Proposal = pytree.unflatten("p", load(body[size:]), json.loads(body[:size]), torch.device("cpu"))
-        return found
+        proposal: Proposal = pytree.unflatten("p", load(body[size:]), json.loads(body[:size]), torch.device("cpu"))
+        return proposal
 
     def put(self, record: str, proposal: Proposal) -> None:
         """Keep the proposal of *record*."""

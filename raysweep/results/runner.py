@@ -104,15 +104,15 @@ class TrialRun:
             self._rounds = self._begin()
         last = self.job.trial.protocol.rounds[-1]
         report: RoundReport | None = None
-        for key, found in self._rounds:
-            self._keep(key, found, last)
+        for key, result in self._rounds:
+            self._keep(key, result, last)
             if key == self.job.key:
-                self.step = found.step
+                self.step = result.step
                 if self._non_finite is None:
-                    self._non_finite = first_non_finite(found.rows, found.stats)
+                    self._non_finite = first_non_finite(result.rows, result.stats)
                 report = RoundReport(
-                    found.step, dict(found.summary), found.step >= last,
-                    seconds=_seconds(found), non_finite_step=self._non_finite,
+                    result.step, dict(result.summary), result.step >= last,
+                    seconds=_seconds(result), non_finite_step=self._non_finite,
                 )  # fmt: skip
                 break
         if report is None:
@@ -124,16 +124,16 @@ class TrialRun:
             self.close()
         return report
 
-    def _keep(self, key: str, found: EvalRound, last: int) -> None:
+    def _keep(self, key: str, result: EvalRound, last: int) -> None:
         """Store one round; after the last one its trial is DONE."""
-        done = found.step >= last
+        done = result.step >= last
         if done:
-            found = replace(found, snapshot=None)  # nobody would go on from here
+            result = replace(result, snapshot=None)  # nobody would go on from here
         group = f"{self.job.edit_key}-{self.job.trial.seed}" if self._running else ""
-        written = self._tensors[1] if self._tensors[0] == found.step else None
-        self._tensors = (found.step, self.store.write_round(key, found, group=group, tensors=written))
+        written = self._tensors[1] if self._tensors[0] == result.step else None
+        self._tensors = (result.step, self.store.write_round(key, result, group=group, tensors=written))
         if done:
-            self.store.finish(key, step=found.step)
+            self.store.finish(key, step=result.step)
         if group and key == self.job.key:  # the last of the pass to come
             self.store.tidy_group(group, [self.job.key, *(member.key for member in self.members)])
 
@@ -147,21 +147,21 @@ class TrialRun:
         self._running = [job for job in self.members if not self.store.status(job.key).ended]
         resumes: dict[str, Snapshot] = {}
         for job in (*self._running, self.job):
-            found = self.store.begin(job.trial, arm=job.arm, point=job.point, provenance=provenance(job.trial))
-            if found is None:
+            snapshot = self.store.begin(job.trial, arm=job.arm, point=job.point, provenance=provenance(job.trial))
+            if snapshot is None:
                 continue
             for key, other in resumes.items():  # only the first with the lowest step needs its tensors
-                if other.step <= found.step:
-                    found = replace(found, tensors={})
+                if other.step <= snapshot.step:
+                    snapshot = replace(snapshot, tensors={})
                 else:
                     resumes[key] = replace(other, tensors={})
-            resumes[job.key] = found
-        own = resumes.get(self.job.key)
-        self.step = own.step if own is not None else 0
-        self._non_finite = non_finite_step(self.store, self.job.key) if own is not None else None
+            resumes[job.key] = snapshot
+        resume = resumes.get(self.job.key)
+        self.step = resume.step if resume is not None else 0
+        self._non_finite = non_finite_step(self.store, self.job.key) if resume is not None else None
         study = STUDIES.get(self.job.trial.study)()
         if not self._running:
-            return ((self.job.key, found) for found in study.execute(self.job.trial, self.deps, own))
+            return ((self.job.key, snapshot) for snapshot in study.execute(self.job.trial, self.deps, resume))
         trials = [job.trial for job in (*self._running, self.job)]
         together: Iterator[tuple[str, EvalRound]] = iter(study.execute_group(trials, self.deps, resumes))
         return together
@@ -173,8 +173,8 @@ class TrialRun:
         return summary(columns, self.step, trial.protocol.batch_size, phases=phases(trial.study))
 
 
-def _seconds(found: EvalRound) -> float:
-    return sum(t.seconds for t in found.timing)
+def _seconds(result: EvalRound) -> float:
+    return sum(t.seconds for t in result.timing)
 
 
 def run_trial(

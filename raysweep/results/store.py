@@ -110,7 +110,7 @@ class ResultStore:
         return snapshot
 
     def write_round(
-        self, key: str, found: EvalRound, *, group: str = "", tensors: Tensors | None = None
+        self, key: str, result: EvalRound, *, group: str = "", tensors: Tensors | None = None
     ) -> Tensors | None:
         """Write the rows of one round, then its snapshot (see :meth:`write_snapshot`); return where its tensors lie.
 
@@ -119,12 +119,12 @@ class ResultStore:
             StoreError: the storage cannot be written.
         """
         self._demand_begun(key)
-        for table, rows in ((PROBES, found.rows), (STATS, found.stats), (TIMING, found.timing)):
-            self._write_rows(key, table, found.step, rows)
-        for table, extra in ((BELIEFS, found.beliefs), (POINTS, found.points), (TRAINING, found.training)):
+        for table, rows in ((PROBES, result.rows), (STATS, result.stats), (TIMING, result.timing)):
+            self._write_rows(key, table, result.step, rows)
+        for table, extra in ((BELIEFS, result.beliefs), (POINTS, result.points), (TRAINING, result.training)):
             if extra:
-                self._write_rows(key, table, found.step, extra)
-        return self.write_snapshot(key, found.snapshot, group=group, tensors=tensors) if found.snapshot else None
+                self._write_rows(key, table, result.step, extra)
+        return self.write_snapshot(key, result.snapshot, group=group, tensors=tensors) if result.snapshot else None
 
     def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:
         foreign = {r.trial_key for r in rows} - {key}
@@ -173,10 +173,10 @@ class ResultStore:
             except (DamagedError, NewerFormatError):
                 continue  # whoever goes on from it sets it aside
             named |= {about.file} if about is not None else set()
-        kept = [name for name in self.folder.files(folder) if name in named]
-        if not kept:
+        still_named = [name for name in self.folder.files(folder) if name in named]
+        if not still_named:
             self.folder.delete_folder(folder)
-        for name in set(self.folder.files(folder)) - set(kept):
+        for name in set(self.folder.files(folder)) - set(still_named):
             self.folder.delete(name)
 
     def reopen(self, key: str) -> None:
@@ -256,8 +256,8 @@ class ResultStore:
     def fail(self, key: str, *, step: int, error: str, message: str, trace: str = "") -> None:
         """Mark the trial FAILED with the type, message and traceback of what ended it."""
         self.folder.delete(f"{key}/{HEARTBEAT}")
-        found = {"format": FORMAT, "step": step, "type": error, "message": message, "traceback": trace}
-        self.folder.write_json(f"{key}/{State.FAILED}.json", found)
+        content = {"format": FORMAT, "step": step, "type": error, "message": message, "traceback": trace}
+        self.folder.write_json(f"{key}/{State.FAILED}.json", content)
 
     def stop(self, key: str, *, step: int) -> None:
         """Mark the trial STOPPED by a scheduler at *step*; it is never mistaken for DONE."""
@@ -326,8 +326,8 @@ class ResultStore:
         """
         begun = read_trial(self.folder, key)
         if begun is None:
-            wanted = f"{self.folder.path(key)} was removed or moved while its trial ran"
-            raise StorageLostError(wanted, hint="run the same command again; the trial is made anew")
+            message = f"{self.folder.path(key)} was removed or moved while its trial ran"
+            raise StorageLostError(message, hint="run the same command again; the trial is made anew")
         return begun[1]
 
     def _clear(self, key: str) -> None:

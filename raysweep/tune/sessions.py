@@ -181,8 +181,8 @@ def request(resources: ResourceSpec, available: Mapping[str, float], shards: int
     """
     gpus = available.get("GPU", 0.0)
     gpu = (1.0 if gpus >= 1 else 0.0) if resources.gpu == "auto" else float(resources.gpu)
-    asked = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
-    for name, amount in asked.items():
+    requested = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
+    for name, amount in requested.items():
         there = available.get(name, 0.0)
         if amount * shards > there:
             each = f"{amount:g}" if shards == 1 else f"{amount:g} for each of {shards} shards"
@@ -190,7 +190,7 @@ def request(resources: ResourceSpec, available: Mapping[str, float], shards: int
                 f"resources.{name.lower()} = {each}, but the cluster has {there:g}",
                 hint="ask for less, or join a larger cluster with --address",
             )
-    return {k: v for k, v in asked.items() if v}
+    return {k: v for k, v in requested.items() if v}
 
 
 def _ray_storage(store: ResultStore) -> str:

@@ -35,8 +35,8 @@ class Shard:
 
     def propose(self, trial: TrialSpec, cache_key: str, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds, on the CPU."""
-        found: Proposal = pytree.moved(self._proposer(trial, cache_key)(step), "cpu")
-        return found
+        proposal: Proposal = pytree.moved(self._proposer(trial, cache_key)(step), "cpu")
+        return proposal
 
     def prepare(self, trial: TrialSpec, cache_key: str) -> None:
         """Load what *trial* needs, before it is asked for proposals."""
@@ -98,10 +98,10 @@ class Shards:
             return
         for index, bundle in enumerate(group.bundle_specs[1:], start=1):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-            asked = {
+            requested = {
                 "num_cpus": bundle.get("CPU", 0),
                 "num_gpus": bundle.get("GPU", 0),
                 "memory": bundle.get("memory", 0),
             }
-            made = ray.remote(Shard).options(scheduling_strategy=place, **{k: v for k, v in asked.items() if v})
+            made = ray.remote(Shard).options(scheduling_strategy=place, **{k: v for k, v in requested.items() if v})
             self._actors.append(made.remote(self.workspace, self.sweep))

@@ -71,7 +71,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Run to the next round; a failure is stored as FAILED and ends the trial: Ray retries dead processes only."""
-        told = self._ended is not None
+        replayed = self._ended is not None
         report = next(self._ended) if self._ended is not None else self._run.advance()  # type: ignore[union-attr]
         trial = self.job.trial
         extra: dict[str, Any] = {"failure": report.error} if report.error else {}
@@ -79,7 +79,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
             extra["non_finite_step"] = report.non_finite_step
         if self.job.edit_key and not math.isnan(report.seconds):
             extra["time_this_iter_s"] = report.seconds  # the trial's own, not those of its pass
-        if told:
+        if replayed:
             extra["replayed"] = True
         # no arm and no point: Ray's logs stay as they are when the plan calls the trial something else
         content = {"editor": trial.editor.label, "seed": trial.seed}
