@@ -66,7 +66,7 @@ class EditRecord:
 
 
 def check_record(record: EditRecord, *, where: str = "") -> tuple[str, ...]:
-    """Raise :class:`RecordError` if no editor could write *record* (editors.md §1.5); return warnings.
+    """Raise :class:`RecordError` if no editor could write *record*; return warnings.
 
     Args:
         record: the record to examine.

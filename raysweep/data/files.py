@@ -108,7 +108,7 @@ class JsonDataset:
         return self._digests[marks]
 
     def read(self, path: Path | None) -> Reading:
-        """Examine every row (editors.md §1.5).
+        """Examine every row.
 
         Raises:
             DataError: the file cannot be read, is empty, or has another dataset's fields.

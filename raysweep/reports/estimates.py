@@ -97,7 +97,7 @@ def amount(count: float) -> str:
 def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
     """Return about how long what is left will take one process, by what its arms' done trials took; empty if none is done.
 
-    What a pass does once counts once.
+    What an edit group does once counts once.
     """
     done = [t for t, state in zip(plan.trials, states, strict=True) if state == "done"]
     left = [
@@ -111,19 +111,19 @@ def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
     for trial in done:
         with suppress(StoreError):  # damaged: `show` and `run` say so
             taken.setdefault(trial.arm, []).append(_per_edit(trial, workspace.results(plan.sweep.name)))
-    total, passes = 0.0, set()
+    total, counted_groups = 0.0, set()
     for trial in (t for t in left if t.arm in taken):
         per_edit, shared = (sum(seconds) / len(seconds) for seconds in zip(*taken[trial.arm], strict=True))
         name = trial.edit_key or trial.key
-        total += trial.trial.protocol.rounds[-1] * (per_edit + (shared if name not in passes else 0.0))
-        passes.add(name)
+        total += trial.trial.protocol.rounds[-1] * (per_edit + (shared if name not in counted_groups else 0.0))
+        counted_groups.add(name)
     others = dict.fromkeys(t.arm for t in left if t.arm not in taken)
     rest = f"; nothing known yet of {', '.join(others)}" if others else ""
     return f"time left for one process, about: {clock(total)}, by {len(done)} done{rest}"
 
 
 def _per_edit(trial: PlannedTrial, results: str) -> tuple[float, float]:
-    """Return the seconds per edit of a done trial: its own, and what its pass did once."""
+    """Return the seconds per edit of a done trial: its own, and what its edit group did once."""
     tables, schema = lazy("raysweep.results.tables"), lazy("raysweep.results.schema")
     store = lazy("raysweep.results.store").ResultStore(results)
     timing = tables.read_fragments(store, schema.TIMING, store.fragments(schema.TIMING, trial.key))

@@ -1,4 +1,4 @@
-"""Proposals that several passes of a sweep share, a file per record; gone when the last of those passes is done."""
+"""Proposals that several edit groups of a sweep share, a file per record; gone when the last of those groups is done."""
 
 from __future__ import annotations
 

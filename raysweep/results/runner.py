@@ -40,7 +40,7 @@ class RoundReport:
 
 
 class TrialRun:
-    """A trial in progress, and the trials that take their edits from the same pass.
+    """A trial in progress, and the trials of its edit group, which take their edits from the same run over the records.
 
     Promises: a round is in the store before it is reported; a failure is stored as FAILED and reported, not raised (the
     process may serve the next trial); a trial whose rounds are all there is marked DONE before that is reported. Only the
@@ -134,7 +134,7 @@ class TrialRun:
         self._tensors = (result.step, self.store.write_round(key, result, group=group, tensors=written))
         if done:
             self.store.finish(key, step=result.step)
-        if group and key == self.job.key:  # the last of the pass to come
+        if group and key == self.job.key:  # of a step, the trial itself comes last
             self.store.tidy_group(group, [self.job.key, *(member.key for member in self.members)])
 
     def _begin(self) -> Iterator[tuple[str, EvalRound]]:
@@ -180,7 +180,7 @@ def _seconds(result: EvalRound) -> float:
 def run_trial(
     job: PlannedTrial, deps: Deps, store: ResultStore, members: Sequence[PlannedTrial] = ()
 ) -> Iterator[RoundReport]:
-    """Run the trial of *job*, and in the same pass its *members*, in this process, yielding a report per round of the first.
+    """Run the trial of *job*, and with it the *members* of its edit group, in this process; yield a report per round of the first.
 
     Nothing is done if it is DONE already.
     """

@@ -140,7 +140,7 @@ class ResultStore:
     ) -> Tensors:
         """Write the tensors under a name of their own, then point ``snapshot.json`` at them, then drop the older ones.
 
-        A crash at any moment leaves the older or the newer snapshot whole. The trials of a pass have the same tensors at
+        A crash at any moment leaves the older or the newer snapshot whole. The trials of an edit group have the same tensors at
         the same step: with *group*, the edit group's name, they are written where all of them can point to, and what is returned
         goes in as *tensors* for the next trial, so that they are written once. :meth:`tidy_group` deletes them.
         """
@@ -344,5 +344,5 @@ def files_of_table(names: Iterable[str], table: TableSchema) -> list[str]:
 
 
 def _tensor_file(key: str, name: str) -> str:
-    """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its pass's."""
+    """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its edit group's."""
     return name if name.startswith(f"{GROUP_SNAPSHOTS}/") else f"{key}/{name}"

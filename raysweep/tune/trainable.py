@@ -78,7 +78,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         if report.non_finite_step is not None:
             extra["non_finite_step"] = report.non_finite_step
         if self.job.edit_key and not math.isnan(report.seconds):
-            extra["time_this_iter_s"] = report.seconds  # the trial's own, not those of its pass
+            extra["time_this_iter_s"] = report.seconds  # the trial's own, not those of its edit group
         if replayed:
             extra["replayed"] = True
         # no arm and no point: Ray's logs stay as they are when the plan calls the trial something else
