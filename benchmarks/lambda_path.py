@@ -19,7 +19,8 @@ import torch
 
 from benchmarks import measure
 from raysweep.config.load import parse_value
-from raysweep.config.plan import PlannedTrial, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import RunFailedError
 from raysweep.results import runner
@@ -66,8 +67,10 @@ def planned(options: argparse.Namespace, editor: str, workspace: Workspace) -> t
         "arms": {"path": {"editor": editor, "wrap": {"name": wrapper, key: {"path": values}}}},
     }
     found = plan(parse_search_space(tree, file="flags", overrides=options.set or ()), workspace)
-    if len(found.passes) != 1:
-        raise RunFailedError(f"{options.path} is no path: {len(found.trials)} trials in {len(found.passes)} passes")
+    if len(found.edit_groups) != 1:
+        raise RunFailedError(
+            f"{options.path} is no path: {len(found.trials)} trials in {len(found.edit_groups)} passes"
+        )
     return found.trials
 
 

@@ -26,7 +26,8 @@ import torch
 from benchmarks import measure
 from benchmarks.lambda_path import same_rows
 from raysweep.config.load import parse_value
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import parse_search_space
 from raysweep.editors.base import EditStep
 from raysweep.editors.build import build_editor
@@ -76,7 +77,7 @@ def spread(options: argparse.Namespace, workspace: Workspace) -> list[dict[str, 
         _run(planned(options, options.wrap, 1, here), here)
         for shards in map(int, options.shards.split(",")):
             found = planned(options, options.wrap, options.edits, here, shards)
-            if shards > 1 and not found.trials[0].apart:
+            if shards > 1 and not found.trials[0].can_propose:
                 raise RunFailedError(f"the edits of {found.trials[0].trial.editor.label} cannot be computed apart")
             clock = measure.Clock()
             with clock.timed():

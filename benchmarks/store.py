@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from benchmarks import measure
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
-from raysweep.reports.views import lines, trial_views
+from raysweep.reports.views import summary_rows, trial_views
 from raysweep.results.provenance import provenance
 from raysweep.results.schema import PROBES
 from raysweep.results.store import ResultStore
@@ -105,7 +105,7 @@ def measured(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     if total != same:
         raise AssertionError(f"the store has {total} rows, the yardstick {same}")
     with view.timed():
-        lines(trial_views(open_results(folder / "results")))
+        summary_rows(trial_views(open_results(folder / "results")))
     for one in trials:
         with status.timed():
             store.status(one.key)
@@ -127,9 +127,9 @@ def _snapshots(options: argparse.Namespace, store: ResultStore, folder: Path) ->
     for step in (1, 2, 3):
         snapshot = Snapshot(step=step, tensors=tensors, meta={})
         with write.timed():
-            written = store.write_snapshot(first.key, snapshot, share="bench")
+            written = store.write_snapshot(first.key, snapshot, group="bench")
         with point.timed():
-            store.write_snapshot(second.key, snapshot, share="bench", tensors=written)
+            store.write_snapshot(second.key, snapshot, group="bench", tensors=written)
         with plain.timed():
             save_file(tensors, folder / "plain.safetensors")
         with read.timed():

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import RunFailedError
 from raysweep.results import runner

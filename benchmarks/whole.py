@@ -29,7 +29,8 @@ from benchmarks import measure
 from benchmarks.editing import ASKED, Bench, plain_editor, prepare
 from benchmarks.plain import common, evaluate
 from benchmarks.plain import simie as plain_simie
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.schema import TrialSpec
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import RunFailedError

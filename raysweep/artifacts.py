@@ -128,9 +128,9 @@ class ArtifactStore:
         if not request.known:
             return Artifact("", *build())
         while True:
-            found = self.get(request)
-            if found is not None:
-                return found
+            artifact = self.get(request)
+            if artifact is not None:
+                return artifact
             folder = self.folder(request)
             folder.parent.mkdir(parents=True, exist_ok=True)
             with self._claim(folder) as mine:

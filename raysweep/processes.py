@@ -50,8 +50,8 @@ def this_process() -> ProcessId:
 def start_of(pid: int) -> str | None:
     """Return when the process *pid* started, or None if there is none (one that only waits to be reaped is none)."""
     if not PROC.joinpath("self", "stat").exists():
-        found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        return found.stdout.strip() or None
+        process = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return process.stdout.strip() or None
     try:
         fields = PROC.joinpath(str(pid), "stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -22,8 +22,8 @@ def flatten(prefix: str, node: Any) -> tuple[dict[str, Tensor], Any]:
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         for key, value in node.items():
-            found, plain[str(key)] = flatten(f"{prefix}/{key}", value)
-            tensors |= found
+            tensors_below, plain[str(key)] = flatten(f"{prefix}/{key}", value)
+            tensors |= tensors_below
         return tensors, plain
     if isinstance(node, list | tuple):
         pairs = [flatten(f"{prefix}/{i}", value) for i, value in enumerate(node)]

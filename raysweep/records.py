@@ -66,7 +66,7 @@ class EditRecord:
 
 
 def check_record(record: EditRecord, *, where: str = "") -> tuple[str, ...]:
-    """Raise :class:`RecordError` if no editor could write *record* (editors.md §1.5); return warnings.
+    """Raise :class:`RecordError` if no editor could write *record*; return warnings.
 
     Args:
         record: the record to examine.
@@ -145,9 +145,9 @@ def length_error(
     """
     if not positions:
         return None
-    asked = [("its edit", f"{record.prompt} {record.target}", before)]
-    asked += [(f"its {probe.kind} probe", f"{probe.prompt} {probe.target}", 0) for probe in record.probes]
-    for what, text, extra in asked:
+    texts = [("its edit", f"{record.prompt} {record.target}", before)]
+    texts += [(f"its {probe.kind} probe", f"{probe.prompt} {probe.target}", 0) for probe in record.probes]
+    for what, text, extra in texts:
         if len(text.encode(errors="replace")) + extra + _SPECIAL <= positions:
             continue  # a token is at least a byte, so there is nothing to count
         length = (count(text) if count else 0) + extra

@@ -55,8 +55,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Import and return the object called *name*."""
         module, _, attribute = self.origin(name).partition(":")
-        found: Any = getattr(importlib.import_module(module), attribute)
-        return found  # type: ignore[no-any-return]
+        component: Any = getattr(importlib.import_module(module), attribute)
+        return component  # type: ignore[no-any-return]
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries()

@@ -69,7 +69,7 @@ class TimingRow:
     """Where the seconds went; kept apart from the facts because it differs between equal runs.
 
     ``phase`` is ``load``, ``artifacts``, ``edit``, ``apply``, ``immediate``, ``round``, ``base`` or ``snapshot``; with
-    ``_shared`` behind it, it was done once for all trials of a pass. ``count`` is how many edits or records the seconds
+    ``_shared`` behind it, it was done once for all trials of an edit group. ``count`` is how many edits or records the seconds
     cover; ``step`` is the round they belong to.
     """
 

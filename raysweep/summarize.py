@@ -109,16 +109,16 @@ def record_values(columns: Columns, step: int, batch_size: int) -> dict[str, dic
 
     ``avg`` is the mean of rel, gen and loc of the records that have all three.
     """
-    found: dict[str, dict[str, float]] = {}
+    values_by_view: dict[str, dict[str, float]] = {}
     for phase, mask in phase_masks(columns, step, batch_size).items():
         for view in VIEWS:
             values = per_record(columns, mask, view)
             if values and all(map(math.isfinite, values.values())):
-                found[f"{phase}/{view}"] = values
-        average = averages(*(found.get(f"{phase}/{view}", {}) for view in ("rel", "gen", "loc")))
+                values_by_view[f"{phase}/{view}"] = values
+        average = averages(*(values_by_view.get(f"{phase}/{view}", {}) for view in ("rel", "gen", "loc")))
         if average:
-            found[f"{phase}/avg"] = average
-    return found
+            values_by_view[f"{phase}/avg"] = average
+    return values_by_view
 
 
 def averages(rel: Mapping[str, float], gen: Mapping[str, float], loc: Mapping[str, float]) -> dict[str, float]:
@@ -161,17 +161,17 @@ def pooled(by_seed: Sequence[Mapping[str, float]], view: str = "rel", *, differe
     :func:`pooled_median` and :func:`pooled_expmean` have one.
     """
     values = matrix(by_seed)
-    if not all(math.isfinite(v) for own in by_seed for v in own.values()):
+    if not all(math.isfinite(v) for by_record in by_seed for v in by_record.values()):
         return Estimate(math.nan, math.nan, len(values))
     if view == "ppl":
         parts = intervals.variance_components(values)
         none = np.asarray(math.nan)
         return estimate(Interval(parts.mean, np.sqrt(parts.variance), none, none), len(values))
     if view == "rel_logprob":
-        found = intervals.unbounded(values) if difference else intervals.unbounded(values, upper=0.0)
+        interval = intervals.unbounded(values) if difference else intervals.unbounded(values, upper=0.0)
     else:
-        found = intervals.difference(values) if difference else intervals.share(values)
-    return estimate(found, len(values))
+        interval = intervals.difference(values) if difference else intervals.share(values)
+    return estimate(interval, len(values))
 
 
 def pooled_median(by_seed: Sequence[Mapping[str, float]]) -> Estimate:

@@ -128,14 +128,14 @@ class Workspace:
 
     def listing(self, folder: str, suffix: str = ".yaml") -> Mapping[str, Path]:
         """Return the files of *folder* by stem, sorted; the root's hide the share's."""
-        found = {
+        names = {
             path.name.removesuffix(suffix): path
             for base in reversed(self._bases())
             if (base / folder).is_dir()
             for path in (base / folder).iterdir()
             if path.name.endswith(suffix)
         }
-        return dict(sorted(found.items()))
+        return dict(sorted(names.items()))
 
     def resolve(self, path: str) -> Path:
         """Return *path*, which a file names, as an absolute path; a relative one counts from the root."""

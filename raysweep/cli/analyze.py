@@ -10,16 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli.options import Options
+from raysweep.cli.say import say, tell
 from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
 from raysweep.errors import SpecError, nearest
 from raysweep.lazy import lazy
 from raysweep.reports import notes
 from raysweep.reports.fit import terminal_width
-from raysweep.reports.prose import say
+from raysweep.reports.prose import counted
 from raysweep.reports.render import UNDEFINED, Cell, Format, render
 from raysweep.reports.rounds import Labelled, chosen_round, state
 from raysweep.reports.views import TrialView, groups, trial_views
-from raysweep.reports.wording import counted
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, open_results, trial_columns
 from raysweep.studies import default_metric, phases
@@ -54,19 +54,19 @@ def command(
     analyse = lazy("raysweep.tune.analysis").analyse
 
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = open_results(sweep, workspace)
-    trials = trial_views(found)
-    metric = metric or _metric(found, trials)
-    mode = mode or str(found.search.get("mode", "max"))
+    results = open_results(sweep, workspace)
+    trials = trial_views(results)
+    metric = metric or _metric(results, trials)
+    mode = mode or str(results.search.get("mode", "max"))
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
-    seen = analyse(found.store, found.keys, metric=metric, mode=mode, trust=trust)
+    seen = analyse(results.store, results.keys, metric=metric, mode=mode, trust=trust)
     named = groups(trials, by="trial")
     step = chosen_round(named, -1 if at is None else at)
-    own = unlogged(found.store, named, seen.rounds, metric=metric, step=step)
-    rounds = {**seen.rounds, **{key: {**seen.rounds.get(key, {}), step: values} for key, values in own.items()}}
+    by_tables = unlogged(results.store, named, seen.rounds, metric=metric, step=step)
+    rounds = {**seen.rounds, **{key: {**seen.rounds.get(key, {}), step: values} for key, values in by_tables.items()}}
     rows, left = ranked(named, rounds, metric=metric, mode=mode, step=step)
-    title = f"{found.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
+    title = f"{results.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     listed = [for_program(row, trials) if plain else row for row in (*rows, *left)]
     print(render(listed, format_, title=title, width=width))
@@ -74,10 +74,11 @@ def command(
         _conclude(rows, seen.best if trust else None, metric)
         if not seen.disagreements:
             say(f"Ray's log and our tables agree ({seen.compared} values compared)")
-    notes.tell(
-        [*taken(own, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(found)], format_
+    tell(
+        [*taken(by_tables, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(results)],
+        format_,
     )
-    missing = [k for k in found.keys if k not in seen.rounds]
+    missing = [k for k in results.keys if k not in seen.rounds]
     if missing:
         say(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
     for line in seen.disagreements[:20]:
@@ -85,7 +86,7 @@ def command(
     if seen.disagreements:
         say(f"Ray and our tables disagree in {len(seen.disagreements)} values", err=True)
         raise typer.Exit(3)
-    report_left_out(found)
+    report_left_out(results)
 
 
 def _metric(sweep: Sweep, trials: Sequence[TrialView]) -> str:
@@ -112,7 +113,7 @@ def unlogged(
     So it is after a driver was killed, and of a trial that failed later (its failure is logged over its last round). Left out of
     the ranking, the best trial would not be named.
     """
-    found: dict[str, Mapping[str, Any]] = {}
+    summaries: dict[str, Mapping[str, Any]] = {}
     for _, (trial,) in named:
         key, logged = str(trial.row["trial_key"]), rounds.get(str(trial.row["trial_key"]), {}).get(step, {})
         if step not in trial.rounds or metric in logged:
@@ -121,14 +122,14 @@ def unlogged(
             trial_columns(store, key), step, int(trial.row["batch_size"]), phases=phases(str(trial.row["study"]))
         )
         if metric in values:
-            found[key] = {**logged, **values}
-    return found
+            summaries[key] = {**logged, **values}
+    return summaries
 
 
-def taken(own: Collection[str], step: int) -> list[str]:
+def taken(keys: Collection[str], step: int) -> list[str]:
     """Return a note on the trials whose values are our tables' because Ray's log has none."""
-    which = f"{counted(len(own), 'trial', 'trials')} whose values at round {step} are not in Ray's log"
-    return [f"ranked by our tables: {which}"] if own else []
+    which = f"{counted(len(keys), 'trial', 'trials')} whose values at round {step} are not in Ray's log"
+    return [f"ranked by our tables: {which}"] if keys else []
 
 
 def for_program(row: Mapping[str, Cell], trials: Sequence[TrialView]) -> dict[str, Cell]:

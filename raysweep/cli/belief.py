@@ -21,10 +21,10 @@ from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.testbed import TestbedParts, build_parts
 from raysweep.cli.belief_report import command as report
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
 from raysweep.reports import fit
-from raysweep.reports.prose import say
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(

@@ -17,12 +17,12 @@ from raysweep.belief.report import published_files
 from raysweep.belief.report import tables as belief
 from raysweep.belief.report.tables import Row
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.cli.show import SweepArgument, report_left_out
 from raysweep.errors import StoreError
 from raysweep.reports import belief_plots as plots
 from raysweep.reports import belief_rows
 from raysweep.reports.fit import terminal_width
-from raysweep.reports.prose import say
 from raysweep.reports.render import Format, complete, render, shown
 from raysweep.results.tables import Sweep, open_results
 from raysweep.summarize import Estimate

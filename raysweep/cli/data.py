@@ -9,6 +9,7 @@ import typer
 
 from raysweep.belief.graph.wikidata import FILES
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
 from raysweep.data.base import Reading
@@ -16,7 +17,6 @@ from raysweep.data.texts import SOURCES, brown_folder
 from raysweep.errors import DataError, Problem, ProblemsError, nearest
 from raysweep.records import EditRecord, subject_error
 from raysweep.reports import fit
-from raysweep.reports.prose import say
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(
@@ -124,15 +124,15 @@ def check(
 
 def _subject_problems(reading: Reading, where: Path | None) -> list[Problem]:
     """Return what is wrong with subjects that are given; a record without one is no mistake."""
-    found = []
+    problems = []
     for index, record in enumerate(reading.every):
         error = subject_error(record) if isinstance(record, EditRecord) and record.subject.strip() else None
         if error is not None:
             message = f"{error.message.partition(': ')[2]} (only editors that look it up need it)"
             place = f"{where}:{index}" if where else ""
             message = f"({record.id}): {message}"  # type: ignore[union-attr]
-            found.append(Problem(code=error.code, message=message, file=place, hint=error.hint))
-    return found
+            problems.append(Problem(code=error.code, message=message, file=place, hint=error.hint))
+    return problems
 
 
 def _row_number(problem: Problem) -> int:

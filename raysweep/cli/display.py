@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.reports.wording import brief
+from raysweep.reports.prose import brief
 from raysweep.results.store import HEARTBEAT
 from raysweep.summarize import PHASES
 from raysweep.tune.watcher import Watcher
@@ -72,16 +72,16 @@ class Display(Watcher):
         console: the terminal; None or not a terminal = plain lines.
         finished: edits and trials that earlier runs have done.
         opening: lines to print once the sweep is this process's, before anything runs.
-        passes: which trials take their edits from one pass: they get on together, though only one is shown as running.
+        edit_groups: which trials take their edits from one run: they get on together, though only one is shown as running.
     """
 
     def __init__(
         self, labels: Mapping[str, str], totals: Mapping[str, int], *, printer: Callable[[str], None],
         folder: Path | None = None, console: Console | None = None, finished: Mapping[str, int] | None = None,
-        passes: Mapping[str, str] | None = None, opening: Sequence[str] = (),
+        edit_groups: Mapping[str, str] | None = None, opening: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.rows = {key: Row(label, totals[key]) for key, label in labels.items()}
-        self.passes = passes or {}
+        self.edit_groups = edit_groups or {}
         self.printer, self.folder, self.opening = printer, folder, opening
         self.began = time.monotonic()
         self.before = 0
@@ -169,8 +169,8 @@ class Display(Watcher):
         """Note a round; print it where there is no live display."""
         row = self.rows[key]
         row.done, row.ended = int(result["step"]), bool(result.get("done"))
-        kept = [name for name in result if name.rpartition("/")[2] in SHOWN or name == "non_finite_step"]
-        row.summary = {name: result[name] for name in kept}  # no more than is shown: there may be many trials
+        values = [name for name in result if name.rpartition("/")[2] in SHOWN or name == "non_finite_step"]
+        row.summary = {name: result[name] for name in values}  # no more than is shown: there may be many trials
         if result.get("replayed"):
             row.began = 0.0  # its edits were made in another trial's time
         failure = str(result.get("failure", ""))
@@ -212,8 +212,8 @@ class Display(Watcher):
 
     def _head(self, beats: Mapping[str, Beat]) -> str:
         """Return the line for the sweep: trials, edits, pace, and when it will be done."""
-        moving = {self.passes.get(key, key): max(self.rows[key].done, beat.done) for key, beat in beats.items()}
-        done = sum(max(row.done, moving.get(self.passes.get(key, key), 0)) for key, row in self.rows.items())
+        moving = {self.edit_groups.get(key, key): max(self.rows[key].done, beat.done) for key, beat in beats.items()}
+        done = sum(max(row.done, moving.get(self.edit_groups.get(key, key), 0)) for key, row in self.rows.items())
         total = sum(row.total for row in self.rows.values())
         seconds = max(time.monotonic() - self.began, 1e-9)
         rate = (done - self.before) / seconds
@@ -228,9 +228,11 @@ class Display(Watcher):
         if self.folder is None:
             return Beat()
         try:
-            found = json.loads((self.folder / key / HEARTBEAT).read_text())
-            steps = found.get("steps")
-            return Beat(int(found["done"]), str(found["doing"]), (int(steps[0]), int(steps[1])) if steps else None)
+            heartbeat = json.loads((self.folder / key / HEARTBEAT).read_text())
+            steps = heartbeat.get("steps")
+            return Beat(
+                int(heartbeat["done"]), str(heartbeat["doing"]), (int(steps[0]), int(steps[1])) if steps else None
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
             return Beat()
 

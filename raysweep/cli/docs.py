@@ -24,10 +24,10 @@ def error_classes() -> dict[str, type[RaysweepError]]:
             if child.__module__ == errors.__name__:
                 yield from family(child)
 
-    found: dict[str, type[RaysweepError]] = {}
+    by_code: dict[str, type[RaysweepError]] = {}
     for kind in family(RaysweepError):
-        found.setdefault(kind.code, kind)
-    return dict(sorted(found.items()))
+        by_code.setdefault(kind.code, kind)
+    return dict(sorted(by_code.items()))
 
 
 def explain(code: str) -> str:

@@ -18,8 +18,8 @@ import typer
 from raysweep.cli.docs import explain as explained
 from raysweep.cli.errors import UNEXPECTED
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.lazy import lazy
-from raysweep.reports.prose import say
 from raysweep.workspace import Workspace
 
 REQUIRED = (

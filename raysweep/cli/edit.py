@@ -11,22 +11,23 @@ from raysweep.cli import flags
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
 from raysweep.cli.run import announcement, display, statuses, summarise
+from raysweep.cli.say import say
 from raysweep.cli.validate import SetOption
 from raysweep.config.components import Components
 from raysweep.config.limits import LARGEST
 from raysweep.config.places import Place, Source
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.problems import from_error, problem
 from raysweep.config.sweep import examine_sweep
 from raysweep.errors import Problem, ProblemsError, SpecError
 from raysweep.lazy import lazy
-from raysweep.reports.prose import say
-from raysweep.reports.wording import trial_labels
+from raysweep.reports.standing import trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
+    from raysweep.results.outcome import Outcome
     from raysweep.results.store import ResultStore
-    from raysweep.tune.outcome import Outcome
 
 # The reference's names for one editor with one of its objectives.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -126,7 +127,7 @@ def _make(planned: Plan, workspace: Workspace, *, repair: bool) -> None:
     summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)
     reasons = outcome.missing
     missing = {t.key: reasons[t.key] for t in planned.trials if t.key in reasons}
-    for line in lazy("raysweep.cli.standing").damage_lines(missing, trial_labels(planned.names)):
+    for line in lazy("raysweep.reports.standing").damage_lines(missing, trial_labels(planned.names)):
         say(line, err=True)
     if missing:
         raise typer.Exit(TRIALS_FAILED)
@@ -158,21 +159,21 @@ def _planned(
     if sweep is None:
         raise ProblemsError(noted)
     components = Components.installed(fetch=True)
-    found = plan(sweep, workspace, components, noted=[*noted, *_needs_ray(sweep.source)])
-    last = {t.trial.protocol.rounds[-1] for t in found.trials}
+    planned = plan(sweep, workspace, components, noted=[*noted, *_needs_ray(sweep.source)])
+    last = {t.trial.protocol.rounds[-1] for t in planned.trials}
     early: list[Problem] = []
     if last != {ctx.params["edits"]}:
         ends = f"editing ends at the last round, {', '.join(map(str, sorted(last)))}"
         early = flags.without_effect(ctx, ["edits"], ends, "--edits, --rounds and --batch-size must agree")
-    lazy("raysweep.cli.preflight").check(found, workspace, components, noted=early)
-    return found
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, noted=early)
+    return planned
 
 
 def _stated(tree: Mapping[str, Any], arm: str) -> Iterator[flags.Stated]:
     """Yield each flag with the key that it sets in *tree*."""
-    base, own = tree["base"], tree["arms"][arm]
+    base, section = tree["base"], tree["arms"][arm]
     yield from (("model", f"model.{key}", value) for key, value in base["model"].items())
-    yield from (("editor", f"arms.{arm}.editor.{key}", value) for key, value in own["editor"].items())
+    yield from (("editor", f"arms.{arm}.editor.{key}", value) for key, value in section["editor"].items())
     yield "data", "data.name", base["data"]["name"]
     yield "data_path", "data.path", base["data"].get("path", "")
     yield "edits", "data.size", base["data"]["size"]
@@ -180,7 +181,7 @@ def _stated(tree: Mapping[str, Any], arm: str) -> Iterator[flags.Stated]:
     yield "rounds", "protocol.rounds", base["protocol"]["rounds"]
     yield "seed", "seed", base["seed"]
     yield "name", "sweep", tree["sweep"]
-    wrap = own.get("wrap", {})
+    wrap = section.get("wrap", {})
     for name, key in (("simie", "name"), ("lam", "lam"), ("init_model", "mode"), ("solver", "backend")):
         if key in wrap:
             yield name, f"arms.{arm}.wrap.simie.{key}", wrap[key]

@@ -103,10 +103,10 @@ def _spaces(workspace: Workspace) -> Rows:
 
 def _published(workspace: Workspace) -> Rows:
     published_numbers = lazy("raysweep.reports.published_numbers")
-    found = {name: published_numbers.read(path) for name, path in published_numbers.names(workspace).items()}
+    published = {name: published_numbers.read(path) for name, path in published_numbers.names(workspace).items()}
     return [
         (name, str(len(n)), *(_each(n, of) for of in ("paper", "table", "model", "dataset")))
-        for name, n in found.items()
+        for name, n in published.items()
     ]
 
 
@@ -121,8 +121,8 @@ def _question(path: Path) -> str:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     lines = [line.lstrip("# ").strip() for line in text.splitlines() if line[:1] == "#"]
-    asked = [line.removeprefix("Question:").strip() for line in lines if line.startswith("Question:")]
-    return (asked or lines or [""])[0]
+    questions = [line.removeprefix("Question:").strip() for line in lines if line.startswith("Question:")]
+    return (questions or lines or [""])[0]
 
 
 _TABLES: Mapping[Kind, tuple[Sequence[str], Callable[[Workspace], Rows]]] = {

@@ -65,18 +65,18 @@ def load(name: str) -> Any:
     module, _, attribute = origin.partition(":")
     try:
         with without_collection():
-            found = getattr(importlib.import_module(module), attribute)
+            attribute_value = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
         raise RaysweepError(
             f"command '{name}' is not part of this installation", hint=f"{module} is missing"
         ) from error
-    if isinstance(found, typer.Typer):
-        sub = found
+    if isinstance(attribute_value, typer.Typer):
+        sub = attribute_value
     else:
         sub = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
-        sub.command(name)(found)
+        sub.command(name)(attribute_value)
     made = typer.main.get_command(sub)
     made.name = name
     for command in (made, *getattr(made, "commands", {}).values()):
@@ -93,8 +93,8 @@ def fenced(text: str) -> str:
     return blocks.sub(lambda block: f"```text\n{dedent(block[0]).rstrip()}\n```\n", cleandoc(text))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"raysweep {__version__}")
         raise typer.Exit
 

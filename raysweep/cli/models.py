@@ -11,11 +11,11 @@ import typer
 from rich.console import Console
 
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
 from raysweep.models.sources import catalogue
 from raysweep.reports import fit
-from raysweep.reports.prose import say
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 app = typer.Typer(

@@ -11,14 +11,15 @@ from typing import Annotated, Any
 import typer
 
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
 from raysweep.config.names import TrialName
-from raysweep.config.plan import Plan, open_plan
+from raysweep.config.plan import open_plan
+from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
 from raysweep.reports import fit
-from raysweep.reports.prose import say
-from raysweep.reports.wording import counted
+from raysweep.reports.prose import counted
 from raysweep.workspace import Workspace
 
 
@@ -49,83 +50,83 @@ def command(
         raysweep plan search_spaces/smoke.yaml --set space.seed='{grid: [0, 1]}' --format json
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = open_plan(file, workspace, set_ or ())
-    statuses = trial_statuses(found, workspace)
+    planned = open_plan(file, workspace, set_ or ())
+    statuses = trial_statuses(planned, workspace)
     if format_ is Format.JSON:
-        print(json.dumps(as_json(found, statuses), indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(planned, statuses), indent=2, ensure_ascii=False))
     else:
-        _table(found, statuses, workspace)
+        _table(planned, statuses, workspace)
 
 
-def trial_statuses(found: Plan, workspace: Workspace) -> list[tuple[str, str]]:
+def trial_statuses(planned: Plan, workspace: Workspace) -> list[tuple[str, str]]:
     """Return for each trial where it stands (``absent``, ``running``, ``done`` …) and, if its files are damaged, the reason.
 
     Where the sweep has no local folder yet, nothing is imported to find that out.
     """
-    where = workspace.results(found.sweep.name)
+    where = workspace.results(planned.sweep.name)
     if "://" not in where and not Path(where).is_dir():
-        return [("absent", "")] * len(found.trials)
+        return [("absent", "")] * len(planned.trials)
     folder = lazy("raysweep.results.folder").Folder(where)
     drivers = lazy("raysweep.results.drivers").drivers_at_work(folder)
     state = lazy("raysweep.results.state")
-    statuses = [state.trial_state(folder, t.key, t.trial.protocol.rounds, drivers=drivers) for t in found.trials]
+    statuses = [state.trial_state(folder, t.key, t.trial.protocol.rounds, drivers=drivers) for t in planned.trials]
     return [(str(s.state.value).lower(), s.reason) for s in statuses]
 
 
-def as_json(found: Plan, statuses: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def as_json(planned: Plan, statuses: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return the plan as plain data."""
     return {
-        "sweep": found.sweep.model_dump(mode="json"),
+        "sweep": planned.sweep.model_dump(mode="json"),
         "trials": [
             {
                 "key": t.key,
                 "arm": t.arm,
                 "point": dict(t.point),
-                "names": [{"arm": n.arm, "point": dict(n.point)} for n in found.names if n.key == t.key],
-                "share": t.share,
+                "names": [{"arm": n.arm, "point": dict(n.point)} for n in planned.names if n.key == t.key],
+                "share": t.edit_key,
                 "status": status,
                 **({"reason": reason} if reason else {}),
                 "trial": t.trial.model_dump(mode="json"),
             }
-            for t, (status, reason) in zip(found.trials, statuses, strict=True)
+            for t, (status, reason) in zip(planned.trials, statuses, strict=True)
         ],
-        "notes": list(found.notes),
+        "notes": list(planned.notes),
     }
 
 
-def _table(found: Plan, statuses: Sequence[tuple[str, str]], workspace: Workspace) -> None:
+def _table(planned: Plan, statuses: Sequence[tuple[str, str]], workspace: Workspace) -> None:
     states = [state for state, _ in statuses]
-    by_key = dict(zip((t.key for t in found.trials), states, strict=True))
+    by_key = dict(zip((t.key for t in planned.trials), states, strict=True))
     columns = [
-        fit.Column("arm", [n.arm for n in found.names], name_column=True),
-        fit.Column("point", [_point(n) for n in found.names]),
-        fit.Column("key", [n.key for n in found.names], whole=True),
-        fit.Column("status", [by_key[n.key] for n in found.names], whole=True),
+        fit.Column("arm", [n.arm for n in planned.names], name_column=True),
+        fit.Column("point", [_point(n) for n in planned.names]),
+        fit.Column("key", [n.key for n in planned.names], whole=True),
+        fit.Column("status", [by_key[n.key] for n in planned.names], whole=True),
     ]
-    title = f"sweep {found.sweep.name}"
+    title = f"sweep {planned.sweep.name}"
     print(fit.complete(columns, title=title, width=fit.terminal_width()).rstrip(), end="\n\n")
-    for rounds, batch, arms in _protocols(found):
+    for rounds, batch, arms in _protocols(planned):
         say(f"rounds {rounds} (batch size {batch}): {', '.join(arms)}")
-    damaged = {t.key: reason for t, (_, reason) in zip(found.trials, statuses, strict=True) if reason}
-    called = {n.key: n.arm for n in reversed(found.names)}
-    lines = lazy("raysweep.cli.standing").damage_lines(damaged, called) if damaged else ()
-    for note in (*found.notes, *lines):
+    damaged = {t.key: reason for t, (_, reason) in zip(planned.trials, statuses, strict=True) if reason}
+    called = {n.key: n.arm for n in reversed(planned.names)}
+    lines = lazy("raysweep.reports.standing").damage_lines(damaged, called) if damaged else ()
+    for note in (*planned.notes, *lines):
         say(f"note: {note}")
     estimates = lazy("raysweep.reports.estimates")
-    for line in estimates.memory_lines(found, workspace, Components.installed()):
+    for line in estimates.memory_lines(planned, workspace, Components.installed()):
         say(line)
-    said = estimates.time_line(found, workspace, states)
-    if said:
-        say(said)
+    time_left = estimates.time_line(planned, workspace, states)
+    if time_left:
+        say(time_left)
     done = states.count("done")
-    say(f"{extent(found)}; {done} done, {len(found.trials) - done} to run")
+    say(f"{extent(planned)}; {done} done, {len(planned.trials) - done} to run")
 
 
-def extent(found: Plan) -> str:
+def extent(planned: Plan) -> str:
     """Return how many trials there are, in how many passes, and how many edits those make: ``7 trials in 1 pass, 100 edits``."""
-    edits = sum(group[0].trial.protocol.rounds[-1] for group in found.passes)
-    count, passes = len(found.trials), len(found.passes)
-    within = f" in {counted(passes, 'pass', 'passes')}" if passes < count else ""
+    edits = sum(group[0].trial.protocol.rounds[-1] for group in planned.edit_groups)
+    count, n_groups = len(planned.trials), len(planned.edit_groups)
+    within = f" in {counted(n_groups, 'pass', 'passes')}" if n_groups < count else ""
     return f"{counted(count, 'trial', 'trials')}{within}, {edits:,} edits in all"
 
 
@@ -133,11 +134,11 @@ def _point(name: TrialName) -> str:
     return "  ".join(f"{k}={v}" for k, v in name.point.items())
 
 
-def _protocols(found: Plan) -> list[tuple[list[int], int, list[str]]]:
+def _protocols(planned: Plan) -> list[tuple[list[int], int, list[str]]]:
     """Return each protocol once, with the arms that have it."""
     arms: dict[tuple[tuple[int, ...], int], dict[str, None]] = {}
-    protocols = {trial.key: trial.trial.protocol for trial in found.trials}
-    for name in found.names:
+    protocols = {trial.key: trial.trial.protocol for trial in planned.trials}
+    for name in planned.names:
         protocol = protocols[name.key]
         arms.setdefault((protocol.rounds, protocol.batch_size), {})[name.arm] = None
     return [(list(rounds), batch, list(names)) for (rounds, batch), names in arms.items()]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.problems import problem
 from raysweep.errors import Problem, ProblemsError, StoreError
 from raysweep.lazy import lazy
@@ -77,23 +77,27 @@ def _storage(results: str) -> Iterator[Problem]:
     there = None if "://" in results else next((p for p in (Path(results), *Path(results).parents) if p.exists()), None)
     if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         why = "cannot be written" if there.is_dir() else "is no folder"
-        said = f"results belong into {results}, but {there} {why}"
+        message = f"results belong into {results}, but {there} {why}"
         yield Problem(
-            code=StoreError.code, message=said, hint="--root, RAYSWEEP_ROOT or `run --storage` choose another place"
+            code=StoreError.code, message=message, hint="--root, RAYSWEEP_ROOT or `run --storage` choose another place"
         )
 
 
 def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
     """Yield what ``resources`` asks for and nobody here has; each process of a trial gets as much."""
-    asked = plan.sweep.resources
-    processes = asked.shards if any(t.apart for t in plan.trials) else 1
-    gpu = 0.0 if asked.gpu == "auto" else float(asked.gpu)
-    have = {"cpu": (asked.cpu, machine.cpus), "gpu": (gpu, machine.gpus), "memory": (asked.memory, machine.memory)}
+    requested = plan.sweep.resources
+    processes = requested.shards if any(t.can_propose for t in plan.trials) else 1
+    gpu = 0.0 if requested.gpu == "auto" else float(requested.gpu)
+    have = {
+        "cpu": (requested.cpu, machine.cpus),
+        "gpu": (gpu, machine.gpus),
+        "memory": (requested.memory, machine.memory),
+    }
     for name, (each, there) in have.items():
         if there is not None and each * processes > there:
-            said = f"{each:g}" if processes == 1 else f"{each:g} for each of {processes} shards"
+            amount_text = f"{each:g}" if processes == 1 else f"{each:g} for each of {processes} shards"
             place = plan.sweep.source.value(("resources", name))
-            yield problem(place, f"resources.{name} = {said}, but this machine has {there:g}", ELSEWHERE)
+            yield problem(place, f"resources.{name} = {amount_text}, but this machine has {there:g}", ELSEWHERE)
 
 
 def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Machine) -> Iterator[Problem]:
@@ -115,8 +119,8 @@ def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Ma
 
 
 def _lack(plan: Plan, planned: PlannedTrial, what: str, needed: int, there: int, hint: str) -> Problem:
-    said = f"a trial of arm '{planned.arm}' takes about {amount(needed)} of {what}, this machine has {amount(there)}"
-    return problem(plan.sweep.source.key(("arms", planned.arm)), said, hint)
+    message = f"a trial of arm '{planned.arm}' takes about {amount(needed)} of {what}, this machine has {amount(there)}"
+    return problem(plan.sweep.source.key(("arms", planned.arm)), message, hint)
 
 
 def _memory() -> int | None:

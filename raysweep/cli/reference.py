@@ -14,7 +14,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from raysweep.belief.spec import BeliefSpec
-from raysweep.config.schema import DataSpec, ModelSpec, ProtocolSpec, ResourceSpec, SearchSpec
+from raysweep.config.schema import DataSpec, ModelSpec, ProtocolSpec
+from raysweep.config.sweep_schema import ResourceSpec, SearchSpec
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
 
@@ -157,17 +158,17 @@ def _yaml(value: Any) -> str:
 
 def sections() -> dict[str, type[BaseModel]]:
     """Return every section of the page that a class checks key by key, and that class."""
-    found: dict[str, type[BaseModel]] = {
+    specs: dict[str, type[BaseModel]] = {
         "base.model": ModelSpec,
         "base.data": DataSpec,
         "base.protocol": ProtocolSpec,
         "search": SearchSpec,
         "resources": ResourceSpec,
     }
-    found |= {f"Editor {name}": EDITORS.get(name).config_type for name in EDITORS}
-    found |= {f"Wrapper {name}": WRAPPERS.get(name).config_type for name in WRAPPERS}
-    found["Setting of a belief study"] = BeliefSpec
-    return found
+    specs |= {f"Editor {name}": EDITORS.get(name).config_type for name in EDITORS}
+    specs |= {f"Wrapper {name}": WRAPPERS.get(name).config_type for name in WRAPPERS}
+    specs["Setting of a belief study"] = BeliefSpec
+    return specs
 
 
 FILE = (

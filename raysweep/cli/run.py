@@ -10,20 +10,22 @@ import typer
 
 from raysweep.cli import flags
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, open_plan
+from raysweep.config.plan import open_plan
+from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
-from raysweep.reports.prose import say
-from raysweep.reports.wording import counted, trial_labels
+from raysweep.reports.prose import counted
+from raysweep.reports.standing import trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
     from raysweep.cli.display import Display
+    from raysweep.results.outcome import Outcome
     from raysweep.results.state import TrialStatus
     from raysweep.results.store import ResultStore
     from raysweep.results.tables import Sweep
-    from raysweep.tune.outcome import Outcome
 
 
 def command(
@@ -52,19 +54,19 @@ def command(
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
     components = Components.installed(fetch=True)
-    found = open_plan(file, workspace, [*stated, *(set_ or ())], components)
-    lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
+    planned = open_plan(file, workspace, [*stated, *(set_ or ())], components)
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
-    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(found.sweep.name))
+    store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
     store.folder.check_writable()
-    earlier = {} if fresh else statuses(found, store)
-    for line in announcement(found, earlier):
+    earlier = {} if fresh else statuses(planned, store)
+    for line in announcement(planned, earlier):
         say(line)
     options = sweep_run.Options(
         address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway
     )
-    outcome = launch.run_sweep(found, workspace, options=options, watcher=display(found, store, earlier))
-    conclude(outcome, found, workspace)
+    outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(planned, store, earlier))
+    conclude(outcome, planned, workspace)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
@@ -102,21 +104,21 @@ def display(
         folder=store.folder.local,
         console=Console(),
         finished={key: status.step for key, status in earlier.items() if status.step},
-        passes={t.key: t.share for t in planned.trials if t.share},
+        edit_groups={t.key: t.edit_key for t in planned.trials if t.edit_key},
         opening=opening,
     )
     return shown
 
 
-def summarise(found: Sweep, results: str) -> None:
+def summarise(sweep: Sweep, results: str) -> None:
     """Print the table of a sweep and where its *results* lie; say on standard error what is not finite."""
     views, notes = lazy("raysweep.reports.views"), lazy("raysweep.reports.notes")
-    trials = views.trial_views(found)
+    trials = views.trial_views(sweep)
     print()
     how, width = lazy("raysweep.reports.render").Format.TABLE, lazy("raysweep.reports.fit").terminal_width()
-    print(lazy("raysweep.cli.show").text(found, how=how, trials=trials, width=width))
+    print(lazy("raysweep.reports.sweep_table").text(sweep, how=how, trials=trials, width=width))
     say(f"results: {results}  (Arrow dataset: */probes-*.parquet, trials.parquet)")
-    for note in notes.about_intervals(views.all_lines(trials)):
+    for note in notes.about_intervals(views.rows_with_gaps(trials)):
         say(f"note: {note}")
     for note in notes.non_finite(trials):
         say(f"warning: {note}", err=True)
@@ -129,5 +131,5 @@ def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
     arms: dict[str, str] = {}
     for name in plan.names:
         arms.setdefault(name.key, name.arm)
-    for line in lazy("raysweep.cli.standing").missing_lines(outcome, trial_labels(plan.names), arms):
+    for line in lazy("raysweep.reports.standing").missing_lines(outcome, trial_labels(plan.names), arms):
         say(line, err=True)

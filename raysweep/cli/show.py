@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +10,16 @@ import typer
 
 from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import Options
-from raysweep.cli.standing import left_out_lines
+from raysweep.cli.say import say, tell
 from raysweep.errors import SpecError
 from raysweep.lazy import lazy
 from raysweep.reports import notes
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.left_out import left_out
-from raysweep.reports.prose import say
-from raysweep.reports.render import UNDEFINED, Cell, Format, render
-from raysweep.reports.views import MAIN, Line, TrialView, all_lines, swept_values, trial_views
-from raysweep.reports.wording import VIEW_NAMES, clock
+from raysweep.reports.render import Format
+from raysweep.reports.standing import left_out_lines
+from raysweep.reports.sweep_table import table
+from raysweep.reports.views import rows_with_gaps, swept_values, trial_views
 from raysweep.results.tables import Sweep, open_results
 
 SweepArgument = Annotated[
@@ -90,27 +89,27 @@ def command(
     if over and plot is None:
         raise SpecError("--over says over which key to draw", hint="add --plot FILE")
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
-    found = open_results(sweep, workspace, everything=everything)
+    results = open_results(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
-    trials = trial_views(found)
-    shown = all_lines(trials, phase=chosen, by=by.value, at=at)
+    trials = trial_views(results)
+    shown = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
     if over:
         swept_values(trials, over)
-    print(table(found, trials, shown, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
+    print(table(results, trials, shown, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
     missing = notes.missing_rounds(shown) if at is not None else []
-    passed_over = left_out(found.trials().to_pylist())
+    passed_over = left_out(results.trials().to_pylist())
     intervals = notes.about_intervals(shown, ppl=ppl)
-    told = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(found)]
-    notes.tell(told, format_)
+    below = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(results)]
+    tell(below, format_)
     if plot is not None:
         draw = lazy("raysweep.reports.plot")
         if over:
-            draw.draw_over(found, plot, over, phase=chosen, at=-1 if at is None else at, trials=trials)
+            draw.draw_over(results, plot, over, phase=chosen, at=-1 if at is None else at, trials=trials)
         else:
-            draw.draw(found, plot, phase=chosen, by=by.value, trials=trials)
+            draw.draw(results, plot, phase=chosen, by=by.value, trials=trials)
         if format_ is Format.TABLE:
             say(f"plot: {plot}")
-    report_left_out(found)
+    report_left_out(results)
 
 
 def report_left_out(*sweeps: Sweep) -> None:
@@ -120,73 +119,3 @@ def report_left_out(*sweeps: Sweep) -> None:
         say(line, err=True)
     if lines:
         raise typer.Exit(TRIALS_FAILED)
-
-
-def text(
-    sweep: Sweep, *, by: str = "arm", phase: str | None = None, at: int | None = None, how: Format, ppl: bool = False,
-    trials: Sequence[TrialView] | None = None, width: int | None = None,
-) -> str:  # fmt: skip
-    """Return the arms × rounds table of *sweep* as text; *trials* are its own, if they are read already."""
-    trials = trial_views(sweep) if trials is None else trials
-    found = all_lines(trials, phase=phase, by=by, at=at)
-    return table(sweep, trials, found, phase=phase, how=how, ppl=ppl, width=width)
-
-
-def table(
-    sweep: Sweep, trials: Sequence[TrialView], found: Sequence[Line], *, phase: str | None, how: Format, ppl: bool,
-    width: int | None = None,
-) -> str:  # fmt: skip
-    """Return the lines *found* of the *trials* of *sweep* as text; a table fits *width*, None = in full."""
-    if not any(line.trials for line in found):
-        return f"{sweep.name}: {'no undamaged trial has a round' if sweep.damaged else 'nothing was measured yet'}"
-    done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
-    count = len({t.row["trial_key"] for t in trials})
-    phases = phase or " and ".join(dict.fromkeys(t.phases[0] for t in trials))
-    title = f"{sweep.name}: {phases}, mean [95% interval]; {done} of {count} trials done"
-    if any(t.row["git_dirty"] for t in trials):
-        title += "; code had uncommitted changes"
-    return render(rows(found, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title, width=width)
-
-
-def rows(found: Sequence[Line], *, plain: bool = False, ppl: bool = False) -> list[dict[str, Cell]]:
-    """Return *found* as rows of a table; views that no line has are left out; *plain* = for a program."""
-    views = [
-        v for v in (*MAIN, *(VIEW_NAMES if ppl or plain else ())) if any(v in (*x.cells, *x.undefined) for x in found)
-    ]
-    return [
-        {
-            "arm": line.label,
-            "edits": line.step if line.trials else None,
-            **({"phase": line.phase} if plain else {}),
-            **{VIEW_NAMES.get(v, v.capitalize()): cell(line, v, plain=plain) for v in views},
-            "n": line.n if line.cells else None,
-            **seeds(line, plain=plain),
-            "status": line.status,
-            **({"non_finite_step": first_non_finite(line)} if plain else {}),
-            **({"seconds_per_edit": line.per_edit} if plain else {"s/edit": line.per_edit}),
-            **(
-                {"seconds": line.seconds, "seconds_shared": line.shared}
-                if plain
-                else {"time": clock(line.seconds) + (f" + {clock(line.shared)} shared" if line.shared else "")}
-            ),
-        }
-        for line in found
-    ]
-
-
-def cell(line: Line, view: str, *, plain: bool = False) -> Cell:
-    """Return the estimate of *view*; ``undefined``, or nothing for a program, where it is; nothing where there is none."""
-    return UNDEFINED if view in line.undefined and not plain else line.cells.get(view)
-
-
-def seeds(line: Line, *, plain: bool = False) -> dict[str, Cell]:
-    """Return how many seeds were measured, and of how many."""
-    measured = len(line.trials)
-    if plain:
-        return {"seeds": measured, "seeds_planned": line.members}
-    return {"seeds": measured if measured == line.members else f"{measured} of {line.members}"}
-
-
-def first_non_finite(line: Line) -> int | None:
-    """Return the first step at which a trial of *line* was not finite, or None."""
-    return min((t.row["non_finite_step"] for t in line.trials if t.row["non_finite_step"] is not None), default=None)

@@ -74,13 +74,13 @@ def recipe(
         ProblemsError: an override is not ``key=value``, a key is unknown or has two values, or a value does not fit.
         SpecError: there is no recipe.
     """
-    found = hparams.find(Mend.name, model, workspace)
-    if found is None:
+    defaults = hparams.find(Mend.name, model, workspace)
+    if defaults is None:
         raise SpecError(
             f"no recipe for model '{model.name}'",
             hint=f"write hparams/{Mend.name}/{hparams.stem(model)}.yaml, with layers and a 'train:' section",
         )
-    tree = copy.deepcopy(found.tree)
+    tree = copy.deepcopy(defaults.tree)
     tree.pop("weights", None)
     flags = {"name": "--data", "path": "--data-path", "skip": "--skip", "size": "--size"}
     stated = [Override(f"train.data.{key}", value, Place(f"{flags[key]} {value}")) for key, value in fold.items()]
@@ -90,8 +90,8 @@ def recipe(
         for part in above:
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
-                said = f"{one.place.file}: '{part}' is no mapping"
-                raise SpecError(said, hint="for example --set train.lr=1e-4")
+                message = f"{one.place.file}: '{part}' is no mapping"
+                raise SpecError(message, hint="for example --set train.lr=1e-4")
         here[last] = one.value
     try:
         return MendConfig.model_validate({**tree, "train": tree.get("train") or {}})

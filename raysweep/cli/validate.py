@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from raysweep.cli.options import Options
+from raysweep.cli.say import say
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
 from raysweep.lazy import lazy
-from raysweep.reports.prose import say
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A search space: a path, or a name in search_spaces/.", show_default=False)
@@ -49,9 +49,9 @@ def command(
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     components = Components.installed()
-    found = open_plan(file, workspace, set_ or (), components)
-    lazy("raysweep.cli.preflight").check(found, workspace, components, address=address)
-    for note in found.notes:
+    planned = open_plan(file, workspace, set_ or (), components)
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
+    for note in planned.notes:
         say(f"note: {note}")
-    count = len(found.trials)
-    print(f"ok: {count} trial{'' if count == 1 else 's'} in {len(found.sweep.arms)} arms")
+    count = len(planned.trials)
+    print(f"ok: {count} trial{'' if count == 1 else 's'} in {len(planned.sweep.arms)} arms")

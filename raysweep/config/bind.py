@@ -12,19 +12,10 @@ from raysweep.config.bind_editor import EditorBinder, Target
 from raysweep.config.components import Components, ModelFacts
 from raysweep.config.lookups import Lookups
 from raysweep.config.lookups import Point as Point
-from raysweep.config.merge import Merged
-from raysweep.config.schema import (
-    ArmSpec,
-    DataSpec,
-    EditorSpec,
-    ModelSpec,
-    ProtocolSpec,
-    Spec,
-    SweepSpec,
-    Threads,
-    TrialSpec,
-)
+from raysweep.config.merge import MergedTree
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, Spec, Threads, TrialSpec
 from raysweep.config.selection import Selection
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import ModelError, Problem
 from raysweep.metrics import METRICS
 from raysweep.workspace import Workspace
@@ -32,7 +23,7 @@ from raysweep.workspace import Workspace
 _BLAME = {"E-DATA": ("data", "size"), "E-RECORD": ("data", "name"), "E-MODEL": ("model", "name")}
 
 
-class _Plain(Spec):
+class _SeedAndThreads(Spec):
     """The keys of a trial that stand alone."""
 
     seed: int = 0
@@ -68,14 +59,14 @@ class Binder:
         model, facts = (None, None) if self._unread(arm, "model") else self._model(sections["model"])
         data = None if self._unread(arm, "data") else self._data.open(sections["data"])
         protocol = None if self._unread(arm, "protocol") else self._protocol(sections["protocol"])
-        plain = self._plain(arm, point)
+        plain = self._seed_and_threads(arm, point)
         known = data.spec if data and data.rows is not None else None
         editor = self._editor.editor(Target(arm, point, model, facts or ModelFacts(), known))
         study = self._study()
         if not (data and protocol and study):
             return None
         chosen = self._data.choose(data, arm, editor, facts or ModelFacts(), sections["data"])
-        plain = plain or _Plain()
+        plain = plain or _SeedAndThreads()
         if model and facts and editor and data.rows is not None:
             self._check_rows(model, chosen, editor, sections["model"])
         sound = model and facts and editor and len(self.problems) == before
@@ -90,24 +81,24 @@ class Binder:
             versions=self._versions(editor, chosen.name, study, protocol) if editor else {},
             environment=dict(self.components.environment),
         )
-        fits = self._fits(trial, chosen.size or limits.LARGEST, study, sections)
+        fits = self._check_study(trial, chosen.size or limits.LARGEST, study, sections)
         return trial if sound and fits else None
 
     def _unread(self, arm: ArmSpec, section: str) -> bool:
         """Tell whether the form of a *section* was so wrong that its defaults would only breed more complaints."""
         return section in self.sweep.unread and section not in arm.base
 
-    def _plain(self, arm: ArmSpec, point: Point) -> _Plain | None:
+    def _seed_and_threads(self, arm: ArmSpec, point: Point) -> _SeedAndThreads | None:
         source = self.sweep.source
-        merged = Merged(source.key(("base",)))
+        merged = MergedTree(source.key(("base",)))
         for tree, where in ((self.sweep.base, ("base",)), (arm.base, ("arms", arm.name))):
             merged.put({k: tree[k] for k in ("seed", "threads") if k in tree}, source, where)
         for key in ("seed", "threads"):
             if key in point:
                 merged.put_at((key,), point[key], source, self._lookups.written(arm, key, point[key]))
-        return self._lookups.validated(merged, _Plain, "base")
+        return self._lookups.validated(merged, _SeedAndThreads, "base")
 
-    def _model(self, merged: Merged) -> tuple[ModelSpec | None, ModelFacts | None]:
+    def _model(self, merged: MergedTree) -> tuple[ModelSpec | None, ModelFacts | None]:
         """Return the model with its digests, and what is known of it before it is loaded; None after noting what is wrong.
 
         The facts are asked first: they say in one sentence what opening a tokenizer or a configuration would stumble over.
@@ -117,31 +108,31 @@ class Binder:
             return None, None
         place = merged.place(("path",) if spec.path else ("name",))
         question = ("facts", spec.name, spec.path, spec.bos, spec.trust_remote_code)
-        facts: ModelFacts | None = self._lookups.once(
+        facts: ModelFacts | None = self._lookups.ask_once(
             question, lambda: self.components.facts(spec, self.workspace), place
         )
         if facts is None:
             return None, None
-        found: ModelSpec | None = self._lookups.once(
+        with_digests: ModelSpec | None = self._lookups.ask_once(
             ("model", spec), lambda: self.components.model(spec, self.workspace), place
         )
-        return found, facts
+        return with_digests, facts
 
-    def _protocol(self, merged: Merged) -> ProtocolSpec | None:
+    def _protocol(self, merged: MergedTree) -> ProtocolSpec | None:
         """Return the protocol; without ``rounds`` its rounds are those at 0 and at the end, once the end is known."""
         spec = self._lookups.validated(merged, ProtocolSpec, "protocol")
         return spec.model_copy(update={"rounds": ()}) if spec and "rounds" not in merged.tree else spec
 
-    def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: Merged) -> None:
+    def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: MergedTree) -> None:
         """Note what may be longer than the model's rows can be (`rope_type` dynamic and longrope)."""
         place = merged.place(("path",) if model.path else ("name",))
         ask = lambda: self.components.row_limit(model, self.workspace)  # noqa: E731
-        limit = self._lookups.once(("limit", model.name, model.path), ask, place)
+        limit = self._lookups.ask_once(("limit", model.name, model.path), ask, place)
         if limit is None:
             return
-        longest = self._lookups.once(("longest", data), lambda: self._longest(data), place) or (0, "")
-        for said, hint in rows.refusals(model.name, limit, data.name, longest, editor):
-            self._lookups.note(place, said, hint, ModelError.code)
+        longest = self._lookups.ask_once(("longest", data), lambda: self._longest(data), place) or (0, "")
+        for message, hint in rows.refusals(model.name, limit, data.name, longest, editor):
+            self._lookups.note(place, message, hint, ModelError.code)
 
     def _longest(self, data: DataSpec) -> tuple[int, str]:
         """Return the most tokens that a text of the chosen records may have, and the record."""
@@ -153,7 +144,7 @@ class Binder:
         """Return the study's class, or None after noting that there is none of its name."""
         name = self.sweep.study
         place = self.sweep.source.value(("study",))
-        return self._lookups.once(("studies", name), lambda: self.components.studies.get(name), place)
+        return self._lookups.ask_once(("studies", name), lambda: self.components.studies.get(name), place)
 
     def _versions(self, editor: EditorSpec, data: str, study: Any, protocol: ProtocolSpec) -> dict[str, int]:
         """Return the version of every component and metric the trial names, and of the artifacts they may ask for."""
@@ -171,17 +162,17 @@ class Binder:
         versions |= {f"artifact/{kind}": ARTIFACTS[kind] for kind in kinds}
         return dict(sorted(versions.items()))
 
-    def _fits(self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, Merged]) -> bool:
+    def _check_study(self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, MergedTree]) -> bool:
         """Tell whether the study accepts *trial*, noting what it does not."""
-        found: list[Problem] = study().check(trial, available)
-        for one in found:
+        complaints: list[Problem] = study().check(trial, available)
+        for one in complaints:
             section, key = _BLAME.get(one.code, ("protocol", "rounds"))
             place = sections[section].place((key,))
             if one.file:
                 self.problems.append(one)
             else:
                 self._lookups.note(place, one.message, one.hint, one.code)
-        return not found
+        return not complaints
 
 
 def _with_rounds(protocol: ProtocolSpec, size: int) -> ProtocolSpec:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from raysweep.config.checks import refusal
 from raysweep.config.components import ModelFacts
 from raysweep.config.lookups import Lookups
-from raysweep.config.merge import Merged
-from raysweep.config.schema import ArmSpec, DataSpec, EditorSpec
+from raysweep.config.merge import MergedTree
+from raysweep.config.schema import DataSpec, EditorSpec
 from raysweep.config.selection import Row, Selection, first_few, select
+from raysweep.config.sweep_schema import ArmSpec
 from raysweep.errors import DataError
 from raysweep.hashing import canonical_json
 
@@ -39,7 +40,7 @@ class DataBinder:
     lookups: Lookups
     left_out: dict[str, Selection] = field(default_factory=dict)
 
-    def open(self, merged: Merged) -> OpenData | None:
+    def open(self, merged: MergedTree) -> OpenData | None:
         """Return the data section with path and digest filled in; None after noting that it is no data section."""
         spec = self.lookups.validated(merged, DataSpec, "data")
         if spec is None:
@@ -53,19 +54,19 @@ class DataBinder:
             return OpenData(spec, None, where)
         return OpenData(spec, facts.rows, where, facts.count)
 
-    def _too_few(self, count: int, spec: DataSpec, merged: Merged, what: str) -> bool:
+    def _too_few(self, count: int, spec: DataSpec, merged: MergedTree, what: str) -> bool:
         """Tell whether *count* records are too few for *spec*, having noted it."""
         available = count - spec.skip
         if available >= max(spec.size, 1):
             return False
         left = f"data.skip = {spec.skip} leaves {max(0, available)} of {what} of '{spec.name}'"
-        said = f"{left}, but data.size = {spec.size}" if spec.size else left
+        message = f"{left}, but data.size = {spec.size}" if spec.size else left
         place = merged.place(("size",) if spec.size and available > 0 else ("skip",))
-        self.lookups.note(place, said, "lower them, or use a larger file", DataError.code)
+        self.lookups.note(place, message, "lower them, or use a larger file", DataError.code)
         return True
 
     def choose(
-        self, data: OpenData, arm: ArmSpec, editor: EditorSpec | None, facts: ModelFacts, merged: Merged
+        self, data: OpenData, arm: ArmSpec, editor: EditorSpec | None, facts: ModelFacts, merged: MergedTree
     ) -> DataSpec:
         """Return the data section with ``size`` and ``left_out`` filled in, having noted the rows that cannot be used.
 
@@ -81,17 +82,17 @@ class DataBinder:
         # Of the configuration only what may refuse a record or make a row longer joins the question: a λ sweep asks once.
         matters = kind is not None and (kind.record_check(resolved) is not None or hasattr(resolved, "contexts"))
         config = canonical_json(editor.config) if editor and matters else ""
-        found: Selection = self.lookups.once(
+        selection: Selection = self.lookups.ask_once(
             ("rows", spec, editor and editor.name, config, facts.positions),
             lambda: select(data.rows or (), spec, refusal(kind, resolved, facts), data.where),
             merged.place(("name",)),
         )
         if spec.invalid == "refuse":
-            self.lookups.problems += first_few(found.problems, data.where)
+            self.lookups.problems += first_few(selection.problems, data.where)
             return spec
-        usable = spec.skip + len(found.records)
+        usable = spec.skip + len(selection.records)
         if self._too_few(usable, spec, merged, f"the {usable} records that arm '{arm.name}' can use"):
-            self.lookups.problems += first_few(found.reasons, data.where)
+            self.lookups.problems += first_few(selection.reasons, data.where)
             return spec
-        self.left_out[arm.name] = found
-        return spec.model_copy(update={"size": len(found.records), "left_out": found.left_out})
+        self.left_out[arm.name] = selection
+        return spec.model_copy(update={"size": len(selection.records), "left_out": selection.left_out})

@@ -11,12 +11,13 @@ from raysweep.config import hparams
 from raysweep.config.checks import missing_blocks
 from raysweep.config.components import ModelFacts
 from raysweep.config.lookups import Lookups, Point
-from raysweep.config.merge import Merged
+from raysweep.config.merge import MergedTree
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_error, from_validation
-from raysweep.config.schema import ArmSpec, DataSpec, EditorSpec, FileSpec, ModelSpec, Spec, TextSpec, WrapSpec
+from raysweep.config.schema import DataSpec, EditorSpec, FileSpec, ModelSpec, Spec, TextSpec, WrapSpec
 from raysweep.config.selection import Selection, first_few, select
 from raysweep.config.space import ValuePath
+from raysweep.config.sweep_schema import ArmSpec
 from raysweep.errors import DataError, WrapError
 from raysweep.hashing import file_digest
 
@@ -59,23 +60,23 @@ class EditorBinder:
         kind = self._component("wrappers", written.name, where)
         if kind is None:
             return None
-        inner, given = self._inside(arm, index, editor, below)
+        inner, given = self._wrapped_component(arm, index, editor, below)
         if given and given not in kind.accepts:
-            wanted = " or ".join(kind.accepts)
-            said = f"{written.name} cannot wrap '{inner}': it changes {given}, not {wanted}"
-            hint = f"remove 'wrap: {written.name}', or wrap an editor whose patch is {wanted} (raysweep ls editors)"
-            self.lookups.note(self.lookups.sweep.source.value(where), said, hint, WrapError.code)
+            accepted = " or ".join(kind.accepts)
+            message = f"{written.name} cannot wrap '{inner}': it changes {given}, not {accepted}"
+            hint = f"remove 'wrap: {written.name}', or wrap an editor whose patch is {accepted} (raysweep ls editors)"
+            self.lookups.note(self.lookups.sweep.source.value(where), message, hint, WrapError.code)
         config = self._config(kind, written, where, f"wrap.{written.name}.", target)
         if config is None:
             return None
         why = kind.incompatible_with(kind.config_type.model_validate(config), wrapped=index > 0)
         if why:
-            said = f"{written.name} around '{inner}': {why}"
+            message = f"{written.name} around '{inner}': {why}"
             hint = f"change its configuration, or remove 'wrap: {inner}'"
-            self.lookups.note(self.lookups.sweep.source.value(where), said, hint, WrapError.code)
+            self.lookups.note(self.lookups.sweep.source.value(where), message, hint, WrapError.code)
         return WrapSpec(name=written.name, config=config)
 
-    def _inside(self, arm: ArmSpec, index: int, editor: Any, below: WrapSpec | None) -> tuple[str, str]:
+    def _wrapped_component(self, arm: ArmSpec, index: int, editor: Any, below: WrapSpec | None) -> tuple[str, str]:
         """Return the name of what wrapper number *index* wraps, and what that gives (empty = not known)."""
         if index == 0:
             return arm.editor.name, "" if editor is None else editor.patch_kind
@@ -88,7 +89,7 @@ class EditorBinder:
     def _component(self, table: str, name: str, path: KeyPath) -> Any:
         source = self.lookups.sweep.source
         place = source.value((*path, "name"))
-        return self.lookups.once((table, name), lambda: getattr(self.lookups.components, table).get(name), place)
+        return self.lookups.ask_once((table, name), lambda: getattr(self.lookups.components, table).get(name), place)
 
     def _wrap_path(self, arm: ArmSpec, index: int) -> KeyPath:
         """Return where the wrapper number *index* of *arm* was written: ``wrap`` is one or a list."""
@@ -104,7 +105,7 @@ class EditorBinder:
         """
         place, name, model = self.lookups.sweep.source.value(where), written.name, target.model
         defaults = self._defaults(name, model, place) if model else None
-        merged = Merged(place)
+        merged = MergedTree(place)
         if defaults is not None:
             of = {"editor": target.arm.editor.name, "data": target.data.name if target.data else ""}
             for tree, path in hparams.layers(defaults, **of):
@@ -121,13 +122,13 @@ class EditorBinder:
             if missing and ignore and model:
                 self._no_hparams(name, model, missing, place)
             return None
-        for path, said in missing_blocks(config, target.facts):
+        for path, message in missing_blocks(config, target.facts):
             hint = f"see hparams/{name}/ for the layers of other models" if defaults is None else ""
-            self.lookups.note(merged.place(path), f"'{name}': {said}", hint)
+            self.lookups.note(merged.place(path), f"'{name}': {message}", hint)
         return self._with_texts(config, target.data, merged, kind) if target.data else None
 
     def _put_implied(
-        self, merged: Merged, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: Target
+        self, merged: MergedTree, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: Target
     ) -> None:  # fmt: skip
         """Set what a path of values implies, having noted where the arm or the point says otherwise."""
         arm, source = target.arm, self.lookups.sweep.source
@@ -137,49 +138,49 @@ class EditorBinder:
             field = key.removeprefix(prefix)
             for name, value in getattr(kind, "shareable", {}).get(field.partition(".")[0], {}).items():
                 swept = target.point.get(f"{prefix}{name}", value)
-                said = written.config.get(name, value)
+                stated = written.config.get(name, value)
                 at = self.lookups.written(arm, key, target.point[key])
-                if swept == said == value:
+                if swept == stated == value:
                     merged.put_at((name,), value, source, at)
                     continue
                 place = self.lookups.written(arm, f"{prefix}{name}", swept) if swept != value else (*where, name)
-                told = f"a path of '{field}' implies {name}: {value}, but here {name} is {swept if swept != value else said}"
+                message = f"a path of '{field}' implies {name}: {value}, but here {name} is {swept if swept != value else stated}"
                 hint = f"remove '{name}', or write {field}: {{grid: […]}} for one run per value"
-                self.lookups.note(source.value(place), told, hint)
+                self.lookups.note(source.value(place), message, hint)
 
     def _defaults(self, name: str, model: ModelSpec, place: Place) -> Source | None:
         """Return the hyper-parameter file of *name* on *model*; None without one, or after noting what is wrong."""
         question = ("hparams", name, hparams.stem(model))
         known = {"editor": self.lookups.components.editors, "data": self.lookups.components.datasets}
-        found: Source | None = self.lookups.once(
+        defaults: Source | None = self.lookups.ask_once(
             question, lambda: hparams.find(name, model, self.lookups.workspace, known), place
         )
-        return found
+        return defaults
 
     def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> None:
         """Note that *name* lacks values on *model*, and where they could stand."""
         files = ", ".join(self.lookups.workspace.hparams(name)) or "(none)"
-        wanted = f"hparams/{name}/{hparams.stem(model)}.yaml"
-        hint = f"write {wanted}, or give {', '.join(missing)} in the arm, or model.hparams; files of '{name}': {files}"
-        said = f"'{name}' has no hyper-parameters for model '{model.name}': {wanted} is missing"
-        self.lookups.note(place, said, hint)
+        missing_file = f"hparams/{name}/{hparams.stem(model)}.yaml"
+        hint = f"write {missing_file}, or give {', '.join(missing)} in the arm, or model.hparams; files of '{name}': {files}"
+        message = f"'{name}' has no hyper-parameters for model '{model.name}': {missing_file} is missing"
+        self.lookups.note(place, message, hint)
 
-    def _with_texts(self, config: Spec, data: DataSpec, merged: Merged, kind: Any) -> dict[str, Any] | None:
+    def _with_texts(self, config: Spec, data: DataSpec, merged: MergedTree, kind: Any) -> dict[str, Any] | None:
         """Return *config*, the configuration of *kind*, as plain data, with the digest of every text it names."""
         before = len(self.lookups.problems)
         resolved = self._texts(config, data, merged, (), kind)
         return resolved.model_dump(mode="json") if len(self.lookups.problems) == before else None
 
-    def _texts(self, value: Any, data: DataSpec, merged: Merged, path: KeyPath, kind: Any) -> Any:
+    def _texts(self, value: Any, data: DataSpec, merged: MergedTree, path: KeyPath, kind: Any) -> Any:
         if isinstance(value, TextSpec):
             question = ("text", value, data.digest, data.path, data.name)
             ask = lambda: self.lookups.components.text(value, data, self.lookups.workspace)  # noqa: E731
             place = merged.place((*path, "path" if value.path else "name"))
-            return self.lookups.once(question, ask, place) or value
+            return self.lookups.ask_once(question, ask, place) or value
         if isinstance(value, FileSpec):
             return self._file(value, merged.place((*path, "path"))) if value.path else value
         if isinstance(value, DataSpec):
-            return self._fold(value, data, merged.place(path), kind) or value
+            return self._training_split(value, data, merged.place(path), kind) or value
         if isinstance(value, tuple):
             return tuple(self._texts(v, data, merged, (*path, i), kind) for i, v in enumerate(value))
         if isinstance(value, BaseModel):
@@ -200,10 +201,10 @@ class EditorBinder:
                 )
             return str(where), file_digest(where)
 
-        found: tuple[str, str] | None = self.lookups.once(("file", value.path), ask, place)
-        return value if found is None else value.model_copy(update={"path": found[0], "digest": found[1]})
+        read: tuple[str, str] | None = self.lookups.ask_once(("file", value.path), ask, place)
+        return value if read is None else value.model_copy(update={"path": read[0], "digest": read[1]})
 
-    def _fold(self, value: DataSpec, data: DataSpec, place: Place, kind: Any) -> DataSpec | None:
+    def _training_split(self, value: DataSpec, data: DataSpec, place: Place, kind: Any) -> DataSpec | None:
         """Return the data that component *kind* itself reads, with digest and size filled in; None after noting what is wrong.
 
         Without a path of its own it is read from the trial's file if it is of the same dataset.
@@ -214,19 +215,19 @@ class EditorBinder:
         if facts is None:
             return None
         rows, where = facts.rows, facts.path or value.name
-        found: Selection = self.lookups.once(
-            ("fold", value), lambda: select(rows, value, lambda record: None, where), place
+        selection: Selection = self.lookups.ask_once(
+            ("training split", value), lambda: select(rows, value, lambda record: None, where), place
         )
-        left = facts.count - value.skip if value.invalid == "refuse" else len(found.records)
+        left = facts.count - value.skip if value.invalid == "refuse" else len(selection.records)
         if left < max(value.size, 1):
-            said = (
+            message = (
                 f"'{value.name}' has {facts.count} records, too few for size = {value.size} after skip = {value.skip}"
             )
-            self.lookups.note(place, said, "lower them, or use a larger file", DataError.code)
+            self.lookups.note(place, message, "lower them, or use a larger file", DataError.code)
             return None
-        self.lookups.problems += first_few(found.problems, where)
-        error = kind.train_split_error(found.records) if found.records else None
+        self.lookups.problems += first_few(selection.problems, where)
+        error = kind.train_split_error(selection.records) if selection.records else None
         if error is not None:
             self.lookups.problems.append(from_error(error, place))
         resolved = {"path": facts.path if value.path else "", "digest": facts.digest, "size": value.size or left}
-        return value.model_copy(update={**resolved, "left_out": found.left_out})
+        return value.model_copy(update={**resolved, "left_out": selection.left_out})

@@ -50,9 +50,9 @@ def refusal(editor: Any, config: BaseModel | None, facts: ModelFacts) -> Callabl
     before = _context_tokens(config)
 
     def why(record: EditRecord) -> RecordError | None:
-        found: RecordError | None = check(record) if check is not None else None
-        if found is not None:
-            return RecordError(f"{editor.name} cannot write {found.message}", hint=found.hint)
+        error: RecordError | None = check(record) if check is not None else None
+        if error is not None:
+            return RecordError(f"{editor.name} cannot write {error.message}", hint=error.hint)
         return length_error(record, facts.positions, facts.count, before=before)
 
     return why

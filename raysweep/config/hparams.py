@@ -51,28 +51,28 @@ def find(
     source = read(path)
     if not isinstance(source.tree, dict):
         raise YamlError(f"{path}:1:1  a hyper-parameter file holds 'key: value' lines")
-    found = replace(source, tree={k: v for k, v in source.tree.items() if k not in REMARKS})
-    _check_for(found, known or {})
-    return found
+    defaults = replace(source, tree={k: v for k, v in source.tree.items() if k not in REMARKS})
+    _check_for(defaults, known or {})
+    return defaults
 
 
-def layers(found: Source, *, editor: str, data: str) -> list[tuple[Mapping[str, Any], KeyPath]]:
-    """Return what *found* says of *editor* on the dataset *data*, later parts over earlier ones, each with its place.
+def layers(defaults: Source, *, editor: str, data: str) -> list[tuple[Mapping[str, Any], KeyPath]]:
+    """Return what *defaults* says of *editor* on the dataset *data*, later parts over earlier ones, each with its place.
 
     The keys of the file come first, then the entries of ``for`` that fit, in order.
     """
-    said = {"editor": editor, "data": data}
-    parts: list[tuple[Mapping[str, Any], KeyPath]] = [({k: v for k, v in found.tree.items() if k != FOR}, ())]
-    for i, entry in enumerate(found.tree.get(FOR, [])):
-        if all(entry.get(k, said[k]) == said[k] for k in FITS):
+    actual = {"editor": editor, "data": data}
+    parts: list[tuple[Mapping[str, Any], KeyPath]] = [({k: v for k, v in defaults.tree.items() if k != FOR}, ())]
+    for i, entry in enumerate(defaults.tree.get(FOR, [])):
+        if all(entry.get(k, actual[k]) == actual[k] for k in FITS):
             parts.append(({k: v for k, v in entry.items() if k not in FITS}, (FOR, i)))
     return parts
 
 
-def _check_for(found: Source, known: Mapping[str, Registry[Any]]) -> None:
-    entries = found.tree.get(FOR, [])
+def _check_for(defaults: Source, known: Mapping[str, Registry[Any]]) -> None:
+    entries = defaults.tree.get(FOR, [])
     for i, entry in enumerate(entries if isinstance(entries, list) else [entries]):
-        where = found.value((FOR, i))
+        where = defaults.value((FOR, i))
         at = f"{where.file}:{where.line}:{where.column}"
         if not isinstance(entries, list) or not isinstance(entry, dict) or not set(FITS) & set(entry):
             hint = "for: [{editor: rome, data: zsre, lam: 50}]"

@@ -192,7 +192,7 @@ class _Reader:
 
     def mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         """Return a mapping without the keys that are not scalars or come twice, which are noted."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         inherited: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
@@ -205,14 +205,14 @@ class _Reader:
                 inherited |= merged if isinstance(merged, dict) else {}
                 continue
             here = (*path, key)
-            if key in found:
+            if key in values:
                 first = self.keys[here]
                 hint = f"first at line {first.line}, column {first.column}"
                 self.note(key_node, f"key '{key}' is written twice", hint)
                 continue
             self.keys[here] = self.place(key_node)
-            found[key] = self.value(value_node, here)
-        return {**inherited, **found}
+            values[key] = self.value(value_node, here)
+        return {**inherited, **values}
 
     def scalar(self, node: ScalarNode) -> Any:
         """Return a scalar of one of the plain types; None after noting that it is none."""
@@ -284,8 +284,8 @@ def _syntax(error: MarkedYAMLError, file: str, text: str) -> YamlError:
         start = error.context_mark
         what = "quote" if "quoted" in context else "bracket"
         place = Place(file, start.line + 1, start.column + 1)
-        found = f"noticed at line {mark.line + 1}, column {mark.column + 1}: {problem}"
-        return _at(place, f"this {what} is not closed, or holds something that does not fit", found)
+        noticed_at = f"noticed at line {mark.line + 1}, column {mark.column + 1}: {problem}"
+        return _at(place, f"this {what} is not closed, or holds something that does not fit", noticed_at)
     where = f"{context}: " if context else ""
     hint = "quote a value that holds ': '" if "mapping values are not allowed" in problem else ""
     return _at(Place(file, mark.line + 1, mark.column + 1), f"{where}{problem}", hint)

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from raysweep.config.components import Components
-from raysweep.config.merge import Merged
+from raysweep.config.merge import MergedTree
 from raysweep.config.places import KeyPath, Place
 from raysweep.config.problems import from_error, from_validation, problem
-from raysweep.config.schema import ArmSpec, DataSpec, SweepSpec
+from raysweep.config.schema import DataSpec
 from raysweep.config.selection import Row
 from raysweep.config.space import Grid, Scalar
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import DataError, Problem, RaysweepError, SpecError
 from raysweep.workspace import Workspace
 
@@ -47,31 +48,31 @@ class Lookups:
     workspace: Workspace
     components: Components
     problems: list[Problem] = field(default_factory=list)
-    _kept: dict[Any, Any] = field(default_factory=dict)
+    _answers: dict[Any, Any] = field(default_factory=dict)
 
     def note(self, place: Place, message: str, hint: str = "", code: str = SpecError.code) -> None:
         """Keep the problem *message* at *place*."""
         self.problems.append(problem(place, message, hint, code))
 
-    def once(self, question: Any, ask: Callable[[], Any], place: Place) -> Any:
+    def ask_once(self, question: Any, ask: Callable[[], Any], place: Place) -> Any:
         """Return the answer to *question*, asking only the first time; None after noting why there is none."""
-        if question not in self._kept:
+        if question not in self._answers:
             try:
-                self._kept[question] = (ask(), None)
+                self._answers[question] = (ask(), None)
             except RaysweepError as error:
-                self._kept[question] = (None, error)
+                self._answers[question] = (None, error)
             except (OSError, ValueError, RuntimeError) as error:  # a path that no file can have, say
-                said = " ".join(str(error).split()) or type(error).__name__
+                message = " ".join(str(error).split()) or type(error).__name__
                 hint = "see what is written here"
-                self._kept[question] = (None, DataError(f"cannot be looked up: {said}", hint=hint))
-        answer, complaint = self._kept[question]
+                self._answers[question] = (None, DataError(f"cannot be looked up: {message}", hint=hint))
+        answer, complaint = self._answers[question]
         if complaint is not None:
             self.problems.append(from_error(complaint, place))
         return answer
 
     def answer(self, question: Any) -> Any:
         """Return the answer to a *question* that was asked before; None if it was not, or had none."""
-        return self._kept.get(question, (None, None))[0]
+        return self._answers.get(question, (None, None))[0]
 
     def data(self, spec: DataSpec, place: Place) -> DataFacts | None:
         """Return what the file of *spec* holds; None after noting why it cannot be read."""
@@ -82,10 +83,10 @@ class Lookups:
             reading = dataset.read(path)
             return DataFacts(str(path or ""), dataset.count(path), dataset.digest(path), reading.every)
 
-        found: DataFacts | None = self.once(("data", spec.name, spec.path), ask, place)
-        return found
+        facts: DataFacts | None = self.ask_once(("data", spec.name, spec.path), ask, place)
+        return facts
 
-    def validated(self, merged: Merged, spec: type[P], what: str) -> P | None:
+    def validated(self, merged: MergedTree, spec: type[P], what: str) -> P | None:
         """Return *merged* as a *spec*; None after noting what is wrong with it."""
         try:
             return spec.model_validate(merged.tree)
@@ -93,16 +94,16 @@ class Lookups:
             self.problems += from_validation(error, spec, what, merged.place)
             return None
 
-    def section(self, arm: ArmSpec, point: Point, section: str) -> Merged:
+    def section(self, arm: ArmSpec, point: Point, section: str) -> MergedTree:
         """Return one section of the trial: base, then arm, then point."""
         source = self.sweep.source
-        merged = Merged(source.key(("base", section)), section=section)
+        merged = MergedTree(source.key(("base", section)), section=section)
         merged.put(self.sweep.base.get(section, {}), source, ("base", section))
         merged.put(arm.base.get(section, {}), source, ("arms", arm.name, section))
         self.put_points(merged, arm, point, f"{section}.")
         return merged
 
-    def put_points(self, merged: Merged, arm: ArmSpec, point: Point, prefix: str) -> None:
+    def put_points(self, merged: MergedTree, arm: ArmSpec, point: Point, prefix: str) -> None:
         """Lay the values of *point* whose keys begin with *prefix* on *merged*."""
         names_first = sorted(point, key=lambda k: k != f"{prefix}name")
         for key in (k for k in names_first if k.startswith(prefix)):
@@ -111,8 +112,8 @@ class Lookups:
 
     def written(self, arm: ArmSpec, key: str, value: Scalar) -> KeyPath:
         """Return where the domain of *key* was written; in a grid, where *value* was."""
-        own = key in arm.space
-        path: KeyPath = ("arms", arm.name, "space", key) if own else ("space", key)
+        in_arm = key in arm.space
+        path: KeyPath = ("arms", arm.name, "space", key) if in_arm else ("space", key)
         domain = arm.space.get(key, self.sweep.space.get(key))
         if isinstance(domain, Grid):
             for i, candidate in enumerate(domain.values):

@@ -7,14 +7,14 @@ from typing import Any
 
 from raysweep.config.places import KeyPath, Place, Source
 
-TIED: Mapping[str, frozenset[str]] = {
+KEYS_OF_ONE_NAME: Mapping[str, frozenset[str]] = {
     "model": frozenset({"path", "revision", "bos", "hparams", "trust_remote_code"}),
     "data": frozenset({"path"}),
 }
 """Keys that say something about one model or dataset only; a layer with another name drops those below it."""
 
 
-class Merged:
+class MergedTree:
     """A tree made of layers; a later layer wins, mapping by mapping.
 
     ``at`` is where the whole is spoken of when no layer wrote the key in question.
@@ -23,7 +23,7 @@ class Merged:
     def __init__(self, at: Place, *, section: str = "") -> None:
         self.tree: dict[str, Any] = {}
         self.at = at
-        self._tied = TIED.get(section, frozenset())
+        self._tied = KEYS_OF_ONE_NAME.get(section, frozenset())
         self._origin: dict[KeyPath, tuple[Source, KeyPath]] = {}
 
     def put(self, tree: Mapping[str, Any], source: Source, prefix: KeyPath) -> None:

@@ -45,14 +45,14 @@ def without_seed(point: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 def unique(names: Iterable[TrialName]) -> tuple[TrialName, ...]:
     """Return *names* without repetitions: one arm may draw one point twice."""
-    kept: list[TrialName] = []
+    distinct: list[TrialName] = []
     seen: dict[tuple[str, str], list[Mapping[str, Scalar]]] = {}
     for name in names:
         points = seen.setdefault((name.arm, name.key), [])
         if name.point not in points:
             points.append(name.point)
-            kept.append(name)
-    return tuple(kept)
+            distinct.append(name)
+    return tuple(distinct)
 
 
 def labels(places: Sequence[tuple[str, Mapping[str, Scalar]]]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from raysweep.config import limits, precedence
 from raysweep.config.load import parse_value
-from raysweep.config.merge import TIED
+from raysweep.config.merge import KEYS_OF_ONE_NAME
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.precedence import Statement
 from raysweep.config.problems import from_error, problem
@@ -162,7 +162,7 @@ def _put_one(source: Source, one: Override) -> tuple[Source, list[Statement]]:
     """
     tree = copy.deepcopy(source.tree) if isinstance(source.tree, dict) else {}
     path = _path(tree, one.key, swept=is_domain(one.value))
-    if len(path) == 2 and path[0] == "base" and path[1] in TIED and isinstance(one.value, str):
+    if len(path) == 2 and path[0] == "base" and path[1] in KEYS_OF_ONE_NAME and isinstance(one.value, str):
         path = (*path, "name")
     if path[0] == "base" and path[2:] == ("name",):
         _drop_tied(tree, str(path[1]), one.value)
@@ -183,16 +183,16 @@ def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:
     base = tree.get("base")
     if not isinstance(base, dict):
         return
-    said = base.get(section)
-    if isinstance(said, dict) and said.get("name") != name:
-        base[section] = {k: v for k, v in said.items() if k not in TIED[section]}
+    section_values = base.get(section)
+    if isinstance(section_values, dict) and section_values.get("name") != name:
+        base[section] = {k: v for k, v in section_values.items() if k not in KEYS_OF_ONE_NAME[section]}
 
 
 def _path(tree: dict[str, Any], key: str, *, swept: bool) -> KeyPath:
     """Return where in the file *key* belongs; a domain (*swept*) belongs into a ``space``."""
     head, _, rest = key.removeprefix("base.").partition(".")
     if swept and head in (*BASE_KEYS, "editor", "wrap"):
-        return ("space", f"{head}.name" if head in TIED and not rest else key.removeprefix("base."))
+        return ("space", f"{head}.name" if head in KEYS_OF_ONE_NAME and not rest else key.removeprefix("base."))
     if key == "base" or head in BASE_KEYS:
         return ("base",) if key == "base" else ("base", head, *(rest.split(".") if rest else []))
     if key.startswith("base."):

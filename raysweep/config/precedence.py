@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raysweep.config.merge import TIED
+from raysweep.config.merge import KEYS_OF_ONE_NAME
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import problem
 from raysweep.config.space import is_domain
@@ -97,7 +97,7 @@ def _leaves(arm: str | None, path: KeyPath, value: Any, place: Place) -> Iterato
     for key, leaf in leaves(".".join(map(str, path)), value):
         parts = key.split(".")
         bare = isinstance(leaf, str) and (
-            (len(parts) == 1 and key in (*TIED, "editor")) or (len(parts) == 2 and parts[0] == "wrap")
+            (len(parts) == 1 and key in (*KEYS_OF_ONE_NAME, "editor")) or (len(parts) == 2 and parts[0] == "wrap")
         )
         yield Statement(arm, f"{key}.name" if bare else key, leaf, place, swept=is_domain(leaf))
 
@@ -166,7 +166,7 @@ class _Enforcer:
         if (name, statement.key) in self.statements:
             return
         head, _, below = statement.key.partition(".")
-        if head in TIED and below == "name":
+        if head in KEYS_OF_ONE_NAME and below == "name":
             self._rename(statement, name, arm, head)
         elif head not in _PARTS:
             if self._drop(arm, statement.key.split(".")):
@@ -181,11 +181,11 @@ class _Enforcer:
         if before is None or before == statement.value:
             return
         self._note(statement, ("arms", name, section), f"{section} '{before}' of arm '{name}'")
-        tied = {k for k in TIED[section] if (name, f"{section}.{k}") not in self.statements}
-        kept = {k: v for k, v in _items(replaced) if k != "name" and k not in tied}
+        tied = {k for k in KEYS_OF_ONE_NAME[section] if (name, f"{section}.{k}") not in self.statements}
+        remaining = {k: v for k, v in _items(replaced) if k != "name" and k not in tied}
         arm.pop(section)
-        if kept:
-            arm[section] = kept
+        if remaining:
+            arm[section] = remaining
 
     def _in_arm(self, statement: Statement, name: str, arm: dict[str, Any]) -> None:
         """Let a statement about one arm take the place of what is swept there."""
@@ -210,7 +210,7 @@ class _Enforcer:
     def _check_tied(self, statement: Statement) -> None:
         """Note where a key of one model or dataset (``data.path``) is not used, as another is named; refuse it if everywhere."""
         section, _, key = statement.key.partition(".")
-        if statement.swept or key not in TIED.get(section, ()):
+        if statement.swept or key not in KEYS_OF_ONE_NAME.get(section, ()):
             return
         tree = self.source.tree
         base = _name(_mapping(tree.get("base")).get(section))
@@ -219,15 +219,15 @@ class _Enforcer:
             if statement.arm not in (None, arm) or (statement.arm is None and (arm, statement.key) in self.statements):
                 continue
             arm_name = _name(_mapping(tree_of_arm).get(section))
-            wanted = arm_name if statement.arm is not None and arm_name is not None else base
-            if arm_name not in (None, wanted):
+            expected = arm_name if statement.arm is not None and arm_name is not None else base
+            if arm_name not in (None, expected):
                 others[f"arm '{arm}' has {section} '{arm_name}'{_at(self.source.value(('arms', arm, section)))}"] = None
                 continue
             names, path = _swept_names(tree, arm, f"{section}.name")
-            used |= wanted is None or not names or wanted in names
-            if wanted is not None:
+            used |= expected is None or not names or expected in names
+            if expected is not None:
                 there = _at(self.source.value(path))
-                others |= dict.fromkeys(f"{section}.name is swept over '{n}'{there}" for n in names if n != wanted)
+                others |= dict.fromkeys(f"{section}.name is swept over '{n}'{there}" for n in names if n != expected)
         if others and used:
             note = f"{statement.place.file} is of {section} '{base}' alone: {'; '.join(others)}"
             self.source = replace(self.source, notes=(*self.source.notes, note))

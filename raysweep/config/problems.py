@@ -67,13 +67,13 @@ def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what
         return problem(locate(path, True), f"unknown key '{path[-1]}' in {inside}", nearest(str(path[-1]), owner))
     if kind == "missing":
         return problem(locate(path[:-1], True), f"{what} needs the key '{dotted}'")
-    said = " or ".join(dict.fromkeys(_sentence(d) for d in details))
-    own = kind == "value_error"
-    found = "" if own else f", got {_short(details[0]['input'])}"
-    code = ProtocolError.code if own and "rounds" in said else SpecError.code
-    blamed = path or _first_named(spec, said)
-    hint = "" if own else _hint(details)
-    return problem(locate(blamed, False), f"{what}: {f'{dotted}: ' if dotted else ''}{said}{found}", hint, code)
+    message = " or ".join(dict.fromkeys(_sentence(d) for d in details))
+    is_ours = kind == "value_error"
+    got = "" if is_ours else f", got {_short(details[0]['input'])}"
+    code = ProtocolError.code if is_ours and "rounds" in message else SpecError.code
+    blamed = path or _first_named(spec, message)
+    hint = "" if is_ours else _hint(details)
+    return problem(locate(blamed, False), f"{what}: {f'{dotted}: ' if dotted else ''}{message}{got}", hint, code)
 
 
 def _hint(details: list[ErrorDetails]) -> str:
@@ -103,15 +103,15 @@ def _short(value: Any, width: int = 200) -> str:
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"
 
 
-def _first_named(spec: type[BaseModel], said: str) -> KeyPath:
+def _first_named(spec: type[BaseModel], message: str) -> KeyPath:
     """Return the key that a complaint about the whole of *spec* begins with (``rounds must …``, ``graph.path: …``), or ()."""
-    path = tuple(said.partition(" ")[0].rstrip(",:").split("."))
+    path = tuple(message.partition(" ")[0].rstrip(",:").split("."))
     return path if all(part in fields_at(spec, path[:end]) for end, part in enumerate(path)) else ()
 
 
 def _sentence(detail: ErrorDetails) -> str:
-    said = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return said[:1].lower() + said[1:]
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return message[:1].lower() + message[1:]
 
 
 def fields_at(spec: type[BaseModel], path: KeyPath) -> tuple[str, ...]:
@@ -127,17 +127,17 @@ def fields_at(spec: type[BaseModel], path: KeyPath) -> tuple[str, ...]:
 
 def _known_part(spec: type[BaseModel], loc: tuple[int | str, ...], named: bool) -> KeyPath:
     """Return *loc* without the names of union branches that pydantic puts into it; its last part stays if *named*."""
-    kept: list[int | str] = []
+    known: list[int | str] = []
     here: type[BaseModel] | None = spec
     for depth, part in enumerate(loc):
         if isinstance(part, int):
-            kept.append(part)
+            known.append(part)
         elif here is not None and part in here.model_fields:
-            kept.append(part)
+            known.append(part)
             here = _model_in(here.model_fields[part].annotation)
         elif here is not None and named and depth == len(loc) - 1:
-            kept.append(part)
-    return tuple(kept)
+            known.append(part)
+    return tuple(known)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -29,18 +29,18 @@ def refusals(
     """
     tokens, why = limit
     configs = [editor.config, *(wrap.config for wrap in editor.wrap)]
-    said = f"model '{model}' takes rows of at most {tokens} tokens, because {why}"
+    message = f"model '{model}' takes rows of at most {tokens} tokens, because {why}"
     size = longest[0] + max(context_tokens(config) for config in configs)
     if size > tokens:
         about = f"record {longest[1]} of '{data}' may have {size} in the longest context of '{editor.name}'"
         yield (
-            f"{said}; {about}",
+            f"{message}; {about}",
             "take shorter records, or a model of another rope_type (default, linear, llama3, yarn)",
         )
     for width, key in (row for config in configs for row in text_rows(config)):
         if width > tokens:
             yield (
-                f"{said}; but {key} reads rows of {width}",
+                f"{message}; but {key} reads rows of {width}",
                 f"set {key}: {tokens}" if key.endswith("width") else "give λ in absolute units",
             )
 
@@ -64,15 +64,15 @@ def _bytes(text: str) -> int:
 
 def context_tokens(config: Any) -> int:
     """Return how many tokens the longest context template anywhere in a component's *config* may add to a prompt."""
-    found = 0
+    longest = 0
     if isinstance(config, Mapping):
         lengths, templates = config.get("lengths"), config.get("templates")
         if templates is not None:
-            found = max((_bytes(template) for template in templates), default=0)
+            longest = max((_bytes(template) for template in templates), default=0)
         elif lengths is not None:
-            found = max((int(length) for length, _ in lengths), default=0) + ASIDE
-        return max([found, *(context_tokens(value) for value in config.values())])
-    return found
+            longest = max((int(length) for length, _ in lengths), default=0) + ASIDE
+        return max([longest, *(context_tokens(value) for value in config.values())])
+    return longest
 
 
 def text_rows(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[int, str]]:

@@ -7,19 +7,13 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
-    ConfigDict,
     Field,
-    PlainSerializer,
-    PlainValidator,
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
 )
 
-from raysweep.config import limits
-from raysweep.config.places import Source
-from raysweep.config.space import Domain, as_tree, parse
 from raysweep.config.space import Scalar as Scalar
 from raysweep.config.values import Block as Block
 from raysweep.config.values import Blocks as Blocks
@@ -29,7 +23,7 @@ from raysweep.config.values import NonNegative as NonNegative
 from raysweep.config.values import Positive as Positive
 from raysweep.config.values import Spec as Spec
 from raysweep.config.values import Threads as Threads
-from raysweep.errors import NameUnknownError, nearest
+from raysweep.errors import nearest
 from raysweep.hashing import digest
 from raysweep.metrics import DEFAULT_METRICS, METRICS
 from raysweep.records import ProbeKind
@@ -249,108 +243,3 @@ def without_paths(node: Any) -> Any:
     if isinstance(node, list | tuple):
         return [without_paths(value) for value in node]
     return node
-
-
-class SearchSpec(Spec):
-    """How points are drawn.
-
-    Attributes:
-        sampler: ``grid`` (only grids) or ``random`` (drawn domains get ``samples`` draws per arm).
-        samples (draws): draws per arm that has a drawn domain.
-        seed: of the draws.
-        metric: the summary value that ``analyze`` and schedulers rank by; empty = the study's own (the plan resolves it).
-        mode: whether more or less of it is better.
-    """
-
-    sampler: Literal["grid", "random"] = "grid"
-    samples: Count = 1
-    seed: int = 0
-    metric: str = ""
-    mode: Literal["max", "min"] = "max"
-
-
-class ResourceSpec(Spec):
-    """What one trial gets; never part of a key.
-
-    Attributes:
-        cpu (CPUs): CPUs per trial.
-        gpu (GPUs): ``auto`` = one GPU where there is one; a number (fractions allowed) = that many.
-        memory (bytes): bytes reserved per trial; 0 = not reserved.
-        concurrent (trials): trials at once; 0 = as many as fit.
-        retries (restarts): restarts of a trial whose process died.
-        share: let trials that differ only in what their editors report of shared edits (λ, say) run in one pass.
-        shards (processes): processes that compute the edits of one trial, where its edits may be computed apart
-            (SimIE's closed form); each gets ``cpu``, ``gpu`` and ``memory``. The numbers do not depend on it.
-    """
-
-    cpu: Positive = 1.0
-    gpu: Literal["auto"] | NonNegative = "auto"
-    memory: Natural = 0
-    concurrent: Natural = 0
-    retries: Natural = 2
-    share: bool = True
-    shards: Annotated[int, Field(ge=1, le=limits.SHARDS)] = 1
-
-
-def _domain(value: Any) -> Domain:
-    """Return *value* if it is a domain, else the domain it spells."""
-    return value if isinstance(value, Domain) else parse(value)
-
-
-DomainField = Annotated[Domain, PlainValidator(_domain), PlainSerializer(as_tree)]
-
-
-class ArmSpec(Spec):
-    """A named family of points: one editor, with its wrappers, as written.
-
-    Attributes:
-        name: as in the file (``memit+simie``).
-        editor: the editor, with the configuration keys and wrappers this arm writes down; defaults are not filled in.
-        base: keys of the sweep's ``base`` that this arm replaces, by section.
-        space: domains of this arm alone.
-    """
-
-    name: str
-    editor: EditorSpec
-    base: Mapping[str, Any] = {}
-    space: Mapping[str, DomainField] = {}
-
-
-class SweepSpec(Spec):
-    """One search space, as written: what all trials share, the arms, the swept keys.
-
-    Attributes:
-        name: of the sweep and of its results folder.
-        study: the kind of trial.
-        base: ``model``, ``data`` and ``protocol`` (mappings), ``threads`` and ``seed``, as written.
-        arms: in the file's order.
-        space: domains by dotted key (``seed``, ``wrap.simie.lam``); an arm to which a key does not apply ignores it.
-        search: how points are drawn and ranked.
-        resources: what a trial gets.
-        source: the text this came from, for messages; not part of the dump.
-        unread: sections of ``base`` that are written, but in no form that could be read; not part of the dump.
-    """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    name: str
-    study: str = "lifelong"
-    base: Mapping[str, Any] = {}
-    arms: tuple[ArmSpec, ...]
-    space: Mapping[str, DomainField] = {}
-    search: SearchSpec = SearchSpec()
-    resources: ResourceSpec = ResourceSpec()
-    source: Source = Field(default_factory=Source, exclude=True, repr=False)
-    unread: frozenset[str] = Field(default=frozenset(), exclude=True, repr=False)
-
-    def arm(self, name: str) -> ArmSpec:
-        """Return the arm called *name*.
-
-        Raises:
-            NameUnknownError: there is none.
-        """
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        names = [arm.name for arm in self.arms]
-        raise NameUnknownError(f"unknown arm '{name}' in sweep '{self.name}'", hint=nearest(name, names))

@@ -28,7 +28,10 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class ValuePath(Grid):
-    """A grid whose values take their edits from one pass; the component says what else that implies (``BaseWrapper.shareable``)."""
+    """A grid whose values take their edits from one run over the records.
+
+    The component says what else that implies (``BaseWrapper.shareable``).
+    """
 
     kind: ClassVar[str] = "path"
 

@@ -40,12 +40,12 @@ def resolve(spec: DataSpec, workspace: Workspace) -> DataSpec:
     dataset = DATASETS.get(spec.name)()
     path = dataset.locate(spec, workspace)
     where = str(path or spec.name)
-    found = {"digest": dataset.digest(path)}
+    filled_in = {"digest": dataset.digest(path)}
     if spec.invalid == "refuse":
-        return spec.model_copy(update={**found, "size": _size(spec, dataset.count(path), where)})
+        return spec.model_copy(update={**filled_in, "size": _size(spec, dataset.count(path), where)})
     selection = select(dataset.read(path).every, spec, lambda record: None, where)
     size = _size(spec, spec.skip + len(selection.records), where)
-    return spec.model_copy(update={**found, "size": size, "left_out": selection.left_out})
+    return spec.model_copy(update={**filled_in, "size": size, "left_out": selection.left_out})
 
 
 def open_dataset(spec: DataSpec, workspace: Workspace) -> tuple[EditRecord, ...]:
@@ -59,10 +59,10 @@ def open_dataset(spec: DataSpec, workspace: Workspace) -> tuple[EditRecord, ...]
     dataset = DATASETS.get(spec.name)()
     path = dataset.locate(spec, workspace)
     where = str(path or spec.name)
-    found = dataset.digest(path)
-    if spec.digest and spec.digest != found:
+    actual = dataset.digest(path)
+    if spec.digest and spec.digest != actual:
         raise DataError(
-            f"{where}: its content has digest {found}, the plan saw {spec.digest}",
+            f"{where}: its content has digest {actual}, the plan saw {spec.digest}",
             hint="the file changed meanwhile; restore it, or plan again",
         )
     reading = dataset.read(path) if dataset.count(path) else Reading(())
@@ -77,7 +77,7 @@ def _size(spec: DataSpec, count: int, where: str) -> int:
     """Return how many records *spec* chooses of *count*."""
     left = count - spec.skip
     if left < max(spec.size, 1):
-        asked = f"data.size = {spec.size} after data.skip = {spec.skip}" if spec.size else f"data.skip = {spec.skip}"
+        stated = f"data.size = {spec.size} after data.skip = {spec.skip}" if spec.size else f"data.skip = {spec.skip}"
         kind = "records" if spec.invalid == "refuse" else "records that can be used"
-        raise DataError(f"{where} holds {count} {kind}, too few for {asked}", hint="lower them, or use a larger file")
+        raise DataError(f"{where} holds {count} {kind}, too few for {stated}", hint="lower them, or use a larger file")
     return spec.size or left

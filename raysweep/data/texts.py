@@ -138,8 +138,8 @@ def _file(path: Path) -> Iterator[str]:
         for number, text in enumerate(kinds.get(path.suffix, _paragraphs)(path), 1):
             odd = _SURROGATE.search(text)
             if odd is not None:
-                said = f"text {number} holds U+{ord(odd[0]):04X}, half of a character"
-                raise DataError(f"{path}: {said}", hint="the text was cut or damaged")
+                message = f"text {number} holds U+{ord(odd[0]):04X}, half of a character"
+                raise DataError(f"{path}: {message}", hint="the text was cut or damaged")
             yield text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}", hint="text files are UTF-8") from error

@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
 from raysweep.models.sizes import COPY_LIMIT, ModelSize
-from raysweep.reports.wording import clock
+from raysweep.reports.prose import clock
 from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.workspace import Workspace
 
@@ -65,19 +65,21 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
 
 def memory_lines(plan: Plan, workspace: Workspace, components: Components) -> list[str]:
     """Return a line per arm and model: what one of its trials takes."""
-    said: dict[str, list[str]] = {}
+    arms_by_text: dict[str, list[str]] = {}
     for trial in {(t.arm, t.trial.model): t for t in plan.trials}.values():
         shape = lazy("raysweep.models.sources.catalogue").sizes_of(trial.trial.model, workspace)
-        said.setdefault(_memory_text(trial, shape, components), []).append(trial.arm)
-    return [f"memory per trial, about: {text} ({', '.join(dict.fromkeys(arms))})" for text, arms in said.items()]
+        arms_by_text.setdefault(_memory_text(trial, shape, components), []).append(trial.arm)
+    return [
+        f"memory per trial, about: {text} ({', '.join(dict.fromkeys(arms))})" for text, arms in arms_by_text.items()
+    ]
 
 
 def _memory_text(planned: PlannedTrial, shape: ModelSize | None, components: Components) -> str:
     if shape is None:
         return f"not known, the sizes of {planned.trial.model.name} are not here"
-    found = memory(planned.trial, shape, components)
-    parts = " + ".join(f"{part} {amount(count)}" for part, count in found.parts.items())
-    return f"{amount(found.total)} = {parts}{''.join(f' + state of {name}: not known' for name in found.unknown)}"
+    needed = memory(planned.trial, shape, components)
+    parts = " + ".join(f"{part} {amount(count)}" for part, count in needed.parts.items())
+    return f"{amount(needed.total)} = {parts}{''.join(f' + state of {name}: not known' for name in needed.unknown)}"
 
 
 def amount(count: float) -> str:
@@ -95,7 +97,7 @@ def amount(count: float) -> str:
 def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
     """Return about how long what is left will take one process, by what its arms' done trials took; empty if none is done.
 
-    What a pass does once counts once.
+    What an edit group does once counts once.
     """
     done = [t for t, state in zip(plan.trials, states, strict=True) if state == "done"]
     left = [
@@ -109,19 +111,19 @@ def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
     for trial in done:
         with suppress(StoreError):  # damaged: `show` and `run` say so
             taken.setdefault(trial.arm, []).append(_per_edit(trial, workspace.results(plan.sweep.name)))
-    total, passes = 0.0, set()
+    total, counted_groups = 0.0, set()
     for trial in (t for t in left if t.arm in taken):
-        own, shared = (sum(found) / len(found) for found in zip(*taken[trial.arm], strict=True))
-        name = trial.share or trial.key
-        total += trial.trial.protocol.rounds[-1] * (own + (shared if name not in passes else 0.0))
-        passes.add(name)
+        per_edit, shared = (sum(seconds) / len(seconds) for seconds in zip(*taken[trial.arm], strict=True))
+        name = trial.edit_key or trial.key
+        total += trial.trial.protocol.rounds[-1] * (per_edit + (shared if name not in counted_groups else 0.0))
+        counted_groups.add(name)
     others = dict.fromkeys(t.arm for t in left if t.arm not in taken)
     rest = f"; nothing known yet of {', '.join(others)}" if others else ""
     return f"time left for one process, about: {clock(total)}, by {len(done)} done{rest}"
 
 
 def _per_edit(trial: PlannedTrial, results: str) -> tuple[float, float]:
-    """Return the seconds per edit of a done trial: its own, and what its pass did once."""
+    """Return the seconds per edit of a done trial: its own, and what its edit group did once."""
     tables, schema = lazy("raysweep.results.tables"), lazy("raysweep.results.schema")
     store = lazy("raysweep.results.store").ResultStore(results)
     timing = tables.read_fragments(store, schema.TIMING, store.fragments(schema.TIMING, trial.key))

@@ -86,9 +86,9 @@ def table(columns: Sequence[Column], *, title: str = "", width: int | None = Non
     columns = list(columns)
     if width is None or _width(columns) + len(columns) + 1 <= width:
         return _drawn(columns, title, None)  # rich's usual gap is wider by one, and there is an edge
-    kept, notes = _fitted(columns, width)
-    told = f"{width} columns: {'; '.join(notes)} (--wide has everything)" if notes else ""
-    return _in_parts(kept, title, width) + (f"\n{_folded(told, width)}" if told else "")
+    columns_shown, notes = _fitted(columns, width)
+    footnote = f"{width} columns: {'; '.join(notes)} (--wide has everything)" if notes else ""
+    return _in_parts(columns_shown, title, width) + (f"\n{_folded(footnote, width)}" if footnote else "")
 
 
 def complete(columns: Sequence[Column], *, title: str = "", width: int | None = None) -> str:
@@ -127,7 +127,7 @@ def _fitted(columns: Sequence[Column], width: int) -> tuple[list[Column], list[s
         )
     fitting = (x for x in choices[:-1] if _width(x[0]) <= width)
     foldable = (x for x in choices[-3:] if sum(_widths(x[0], width)) + GAP * (len(x[0]) - 1) <= width)
-    kept, drop, level = next(fitting, None) or next(foldable, choices[-1])
+    chosen, drop, level = next(fitting, None) or next(foldable, choices[-1])
     notes = []
     gone = [c.name for c in drop if c not in constant]
     if gone:
@@ -138,7 +138,7 @@ def _fitted(columns: Sequence[Column], width: int) -> tuple[list[Column], list[s
     if level and any(c.short is not None for c in columns):
         star = ", * = that of the difference does not hold 0" if level == 2 and paired else ""
         notes.append(f"without {'95% intervals' if level == 2 else 'intervals of means'}{star}")
-    return kept, notes
+    return chosen, notes
 
 
 def _without_level(column: Column) -> Column:
@@ -181,9 +181,9 @@ def _drawn(columns: Sequence[Column], title: str, width: int | None) -> str:
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     if width is not None:
         drawn.padding, drawn.show_edge = (0, 1, 0, 0), False  # as narrow as can be
-    for column, own in zip(columns, widths, strict=True):
+    for column, column_width in zip(columns, widths, strict=True):
         justify = "right" if column.number else "left"
-        drawn.add_column(Text(column.name), justify=justify, width=own, overflow="fold")  # type: ignore[arg-type]
+        drawn.add_column(Text(column.name), justify=justify, width=column_width, overflow="fold")  # type: ignore[arg-type]
     for cells in zip(*(c.cells for c in columns), strict=True):
         drawn.add_row(*map(Text, cells))
     body = io.StringIO()

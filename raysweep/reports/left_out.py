@@ -24,6 +24,6 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if listed:
             counts.setdefault(str(row["arm"]), set()).add(len(listed))
     return [
-        f"{arm}: {' or '.join(map(str, sorted(found)))} rows of the data were left out (data.invalid: skip)"
-        for arm, found in counts.items()
+        f"{arm}: {' or '.join(map(str, sorted(numbers)))} rows of the data were left out (data.invalid: skip)"
+        for arm, numbers in counts.items()
     ]

@@ -93,14 +93,14 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
             sweep.damaged[key] = error.message
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
     study = sweep.plan.get("study") or next((row["study"] for row in rows.values()), "")
-    found = []
+    views = []
     for name in sweep.places:
         row = rows.get((name.arm, name.key, _point(name)))
         if row is None or name.key in sweep.damaged:
-            found.append(_unmeasured(name, study, sweep.state(name.key)))
+            views.append(_unmeasured(name, study, sweep.state(name.key)))
         else:
-            found.append(replace(read[name.key], row=row))
-    return found
+            views.append(replace(read[name.key], row=row))
+    return views
 
 
 def _read(sweep: Sweep, key: str) -> TrialView:
@@ -114,8 +114,8 @@ def _read(sweep: Sweep, key: str) -> TrialView:
     spec = sweep.records[key].about()[1]
     rounds = spec.protocol.rounds
     measured, undefined = measure(probes, rounds, spec.protocol.batch_size)
-    kept = {*phases(spec.study), "pristine"}
-    measured = {where: values for where, values in measured.items() if where[0] in kept}
+    shown_phases = {*phases(spec.study), "pristine"}
+    measured = {where: values for where, values in measured.items() if where[0] in shown_phases}
     seen = tuple(r for r in rounds if any(step == r for _, step in measured))
     return TrialView({}, seen, measured, seconds_by_phase(timing).get(key, {}), undefined, rounds)
 
@@ -143,18 +143,18 @@ def measure(
     step, edit = probes["step"], probes["edit_step"]
     gone = pc.fill_null(probes["superseded_step"], 2**62)
     at_round = pc.is_in(step, pa.array(list(rounds), pa.int64()))
-    kept = _all(at_round, pc.less_equal(edit, step), pc.greater(gone, step), pc.greater(step, 0))
+    retained = _all(at_round, pc.less_equal(edit, step), pc.greater(gone, step), pc.greater(step, 0))
     fresh = _all(pc.greater_equal(step, edit), pc.less(pc.subtract(step, edit), batch_size), pc.greater(step, 0))
-    found: dict[Where, Values] = {}
-    for row in _means(probes.filter(pc.or_(kept, pc.equal(step, 0)))):
-        _put(found, (PHASES[0], row["step_min"]) if row["step_min"] else ("pristine", 0), row)
-    reached = [r for r in rounds if (PHASES[0], r) in found]
+    values_at: dict[Where, Values] = {}
+    for row in _means(probes.filter(pc.or_(retained, pc.equal(step, 0)))):
+        _put(values_at, (PHASES[0], row["step_min"]) if row["step_min"] else ("pristine", 0), row)
+    reached = [r for r in rounds if (PHASES[0], r) in values_at]
     for row in _means(probes.filter(fresh), by_step=False):
         for r in reached:
             if row["step_min"] <= r:
-                _put(found, (PHASES[1], r), row)
-    undefined = {where: _take_undefined(values) for where, values in found.items()}
-    return found, {where: views for where, views in undefined.items() if views}
+                _put(values_at, (PHASES[1], r), row)
+    undefined = {where: _take_undefined(values) for where, values in values_at.items()}
+    return values_at, {where: views for where, views in undefined.items() if views}
 
 
 def _all(*masks: Any) -> Any:
@@ -170,17 +170,17 @@ def _means(probes: pa.Table, *, by_step: bool = True) -> list[dict[str, Any]]:
     return rows
 
 
-def _put(found: dict[Where, Values], where: Where, row: Mapping[str, Any]) -> None:
+def _put(values_at: dict[Where, Values], where: Where, row: Mapping[str, Any]) -> None:
     view = VIEW_OF.get((row["probe_kind"], row["metric"]))
     if view is not None:
-        found.setdefault(where, {}).setdefault(view, {})[row["record_id"]] = row["value_mean"]
+        values_at.setdefault(where, {}).setdefault(view, {})[row["record_id"]] = row["value_mean"]
 
 
 def _take_undefined(values: Values) -> frozenset[str]:
     """Take the undefined views out of *values*, add ``avg`` where it is defined, and return the undefined ones."""
     parts = ("rel", "gen", "loc")
     average = averages(*(values.get(view, {}) for view in parts))
-    undefined = {view for view, own in values.items() if not all(map(math.isfinite, own.values()))}
+    undefined = {view for view, by_record in values.items() if not all(map(math.isfinite, by_record.values()))}
     for view in undefined:
         del values[view]
     if not undefined & {*parts}:

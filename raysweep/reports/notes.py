@@ -7,25 +7,17 @@ from pathlib import Path
 
 from raysweep.config.load import parse, read
 from raysweep.errors import RaysweepError
-from raysweep.reports.prose import say
-from raysweep.reports.render import Format
-from raysweep.reports.views import Line, TrialView, groups
+from raysweep.reports.views import SummaryRow, TrialView, groups
 from raysweep.results.tables import Sweep
 
 PERPLEXITIES = ("ppl", "ppl_median", "ppl_expmean")
 SPACE_KEYS = ("study", "base", "arms", "space")  # what trials and their names follow from
 
 
-def tell(notes: Iterable[str], how: Format) -> None:
-    """Print *notes*: below a table for a reader, on standard error beside one for a program."""
-    for note in notes:
-        say(f"note: {note}", err=how is not Format.TABLE)
-
-
-def missing_rounds(found: Iterable[Line]) -> list[str]:
+def missing_rounds(rows: Iterable[SummaryRow]) -> list[str]:
     """Return a note for each line whose configuration was not measured there, or not under every seed."""
     notes = []
-    for line in found:
+    for line in rows:
         if not line.trials:
             notes.append(f"left out: {line.label} has no round {line.step} ({line.status})")
         elif len(line.trials) < line.members:
@@ -46,9 +38,9 @@ def non_finite(trials: Sequence[TrialView]) -> list[str]:
     return notes
 
 
-def about_intervals(found: Sequence[Line], *, ppl: bool = False) -> list[str]:
-    """Return what a reader must know of the intervals of *found*: what they do not cover, and why there is none."""
-    measured = [line for line in found if line.cells]
+def about_intervals(rows: Sequence[SummaryRow], *, ppl: bool = False) -> list[str]:
+    """Return what a reader must know of the intervals of *rows*: what they do not cover, and why there is none."""
+    measured = [line for line in rows if line.cells]
     notes = []
     if measured and all(len(line.trials) == 1 for line in measured):
         notes.append("one seed: intervals say what other records would give, not other seeds")

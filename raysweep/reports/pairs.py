@@ -9,7 +9,7 @@ from typing import Any
 
 from raysweep.config.space import Scalar
 from raysweep.errors import SpecError, nearest
-from raysweep.reports.views import Line, TrialView
+from raysweep.reports.views import SummaryRow, TrialView
 from raysweep.results.tables import Sweep
 
 WRAPPERS = "editor.wrap"
@@ -29,7 +29,7 @@ class Entry:
         content: the resolved values of that trial under dotted names; empty if it has not begun.
     """
 
-    line: Line
+    line: SummaryRow
     sweep: str
     trial: TrialView
     content: Mapping[str, Any]
@@ -39,8 +39,8 @@ class Entry:
 class Pair:
     """A line and the one that it is compared with; None = it is a reference itself, or there is none."""
 
-    line: Line
-    reference: Line | None
+    line: SummaryRow
+    reference: SummaryRow | None
 
 
 def contents(sweep: Sweep) -> dict[str, dict[str, Any]]:
@@ -51,7 +51,7 @@ def contents(sweep: Sweep) -> dict[str, dict[str, Any]]:
     }
 
 
-def first_measured(lines: Sequence[Line]) -> Line | None:
+def first_measured(lines: Sequence[SummaryRow]) -> SummaryRow | None:
     """Return the first line with a defined value, else the first that was measured."""
     return next((line for line in lines if line.cells), None) or next((line for line in lines if line.trials), None)
 
@@ -67,7 +67,7 @@ def to_one(entries: Sequence[Entry], name: str = "") -> list[Pair]:
     return [Pair(line, None if line is reference else reference) for line in lines]
 
 
-def _named(entries: Sequence[Entry], name: str) -> Line:
+def _named(entries: Sequence[Entry], name: str) -> SummaryRow:
     called = [entry.line for entry in entries if entry.line.label == name]
     called = called or [e.line for e in entries if name in (e.line.arm, f"{e.sweep}{e.line.arm}")]
     if not called:
@@ -101,7 +101,7 @@ def by_value(entries: Sequence[Entry], key: str, value: str = "") -> list[Pair]:
     for entry in entries:
         rest = {k: v for k, v in entry.trial.point.items() if k != key}
         groups.setdefault(json.dumps([entry.trial.row["arm"], rest], sort_keys=True), []).append(entry)
-    references: dict[int, Line] = {}
+    references: dict[int, SummaryRow] = {}
     for group in groups.values():
         candidates = [e for e in group if not value or same_value(e.trial.point[key], value)]
         for sweep in dict.fromkeys(e.sweep for e in group):  # a sweep's own reference, else another sweep's

@@ -13,7 +13,16 @@ from raysweep.reports import plot_style
 from raysweep.reports.measured import TrialView
 from raysweep.reports.plot_style import Style
 from raysweep.reports.rounds import Configuration, status
-from raysweep.reports.views import EARLIER, Line, groups, is_number, lines, lines_of, swept_values, trial_views
+from raysweep.reports.views import (
+    EARLIER,
+    SummaryRow,
+    groups,
+    is_number,
+    rows_of_configurations,
+    summary_rows,
+    swept_values,
+    trial_views,
+)
 from raysweep.results.tables import Sweep
 
 PANELS = {
@@ -35,26 +44,26 @@ def draw(
     Args:
         sweep: what is drawn.
         path: the picture.
-        phase, by: as in :func:`raysweep.reports.views.lines`.
+        phase, by: as in :func:`raysweep.reports.views.summary_rows`.
         trials: those of *sweep*, if they are read already.
     """
     trials = trial_views(sweep) if trials is None else trials
     configurations = groups(trials, by=by)
-    found: dict[str, list[Line]] = {label: [] for label, _ in configurations}
-    for line in lines(trials, phase=phase, by=by):
+    curves: dict[str, list[SummaryRow]] = {label: [] for label, _ in configurations}
+    for line in summary_rows(trials, phase=phase, by=by):
         if line.step > 0 and line.trials:
-            found[line.label].append(line)
+            curves[line.label].append(line)
     look = plot_style.styles({label: _editor(members) for label, members in configurations})
-    figure, axes = plot_style.panels(len(found), list(PANELS.values()))
-    alpha = plot_style.band_alpha(len(found))
+    figure, axes = plot_style.panels(len(curves), list(PANELS.values()))
+    alpha = plot_style.band_alpha(len(curves))
     for axis, view in zip(axes, PANELS, strict=True):
         axis.xaxis.get_major_locator().set_params(integer=True)
-        for label, points in found.items():
+        for label, points in curves.items():
             shown = [p for p in points if view in p.cells]
             _curve(axis, [p.step for p in shown], shown, view, look[label], alpha)
     _finish(
         figure, axes, look, {label: _legend(label, members) for label, members in configurations}, x="edits so far",
-        title=f"{sweep.name}, {_extent([line for points in found.values() for line in points])}",
+        title=f"{sweep.name}, {_extent([line for points in curves.values() for line in points])}",
     )  # fmt: skip
     plot_style.save(figure, path)
 
@@ -72,7 +81,7 @@ def draw_over(
         sweep: what is drawn.
         path: the picture.
         key: the swept key.
-        phase: as in :func:`raysweep.reports.views.lines`.
+        phase: as in :func:`raysweep.reports.views.summary_rows`.
         at: the round; -1 = the last one in common.
         trials: those of *sweep*, if they are read already.
 
@@ -82,7 +91,7 @@ def draw_over(
     trials = trial_views(sweep) if trials is None else trials
     values = swept_values(trials, key)
     configurations = groups(trials)
-    measured = {line.label: line for line in lines_of(configurations, phase=phase, at=at)}
+    measured = {line.label: line for line in rows_of_configurations(configurations, phase=phase, at=at)}
     curves = _curves([(label, m) for label, m in configurations if key in m[0].point or not m[0].point], key)
     look = plot_style.styles({name: _editor(members[0][1]) for name, members in curves.items()})
     level = [name for name, members in curves.items() if key not in members[0][1][0].point]
@@ -98,7 +107,10 @@ def draw_over(
                 _curve(axis, [x for x, _ in points], [line for _, line in points], view, look[name], alpha)
             elif shown:
                 _level(axis, shown[0][1], view, look[name], alpha)
-    texts = {name: _legend(name, [t for _, own in members for t in own]) for name, members in curves.items()}
+    texts = {
+        name: _legend(name, [t for _, configuration in members for t in configuration])
+        for name, members in curves.items()
+    }
     line = next(line for line in measured.values() if line.trials)
     _finish(
         figure, axes, look, texts, x=key,
@@ -111,15 +123,15 @@ def _curves(
     configurations: Sequence[tuple[str, Configuration]], key: str
 ) -> dict[str, list[tuple[str, Configuration]]]:
     """Return the labelled configurations that differ in nothing but *key*, by what to call them."""
-    found: dict[tuple[bool, str, str], list[tuple[str, Configuration]]] = {}
+    curves: dict[tuple[bool, str, str], list[tuple[str, Configuration]]] = {}
     for label, members in configurations:
         first = members[0]
         rest = {k: v for k, v in first.point.items() if k != key}
         where = (bool(first.row["planned"]), str(first.row["arm"]), json.dumps(rest, sort_keys=True))
-        found.setdefault(where, []).append((label, members))
+        curves.setdefault(where, []).append((label, members))
     out: dict[str, list[tuple[str, Configuration]]] = {}
     for planned in (True, False):
-        alike = {(arm, rest): members for (current, arm, rest), members in found.items() if current is planned}
+        alike = {(arm, rest): members for (current, arm, rest), members in curves.items() if current is planned}
         texts = names.labels([(arm, json.loads(rest)) for arm, rest in alike])
         marked = [text if planned else f"{text} {EARLIER}" for text in texts]
         out |= dict(zip(marked, alike.values(), strict=True))
@@ -152,7 +164,7 @@ def _legend(label: str, members: Configuration) -> str:
     return label if state == "done" else f"{label} [{state}]"
 
 
-def _extent(shown: Sequence[Line]) -> str:
+def _extent(shown: Sequence[SummaryRow]) -> str:
     """Return which phase and how many seeds are drawn."""
     seeds = len({t.seed for line in shown for t in line.trials})
     phases = " and ".join(dict.fromkeys(line.phase for line in shown if line.trials))
@@ -178,7 +190,7 @@ def _finish(
     plot_style.legend(figure, handles, [texts[label] for label in look])
 
 
-def _curve(axis: Any, x: Sequence[float], points: Sequence[Line], view: str, style: Style, alpha: float) -> None:
+def _curve(axis: Any, x: Sequence[float], points: Sequence[SummaryRow], view: str, style: Style, alpha: float) -> None:
     means = [p.cells[view].mean for p in points]
     axis.plot(x, means, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5, linewidth=1.8)
     limits = [(p.cells[view].low, p.cells[view].high) for p in points]  # NaN, where there is no interval, is a gap
@@ -188,7 +200,7 @@ def _curve(axis: Any, x: Sequence[float], points: Sequence[Line], view: str, sty
         axis.vlines(x, *zip(*limits, strict=True), color=style.colour, alpha=min(1.0, 4 * alpha), linewidth=2)
 
 
-def _level(axis: Any, line: Line, view: str, style: Style, alpha: float) -> None:
+def _level(axis: Any, line: SummaryRow, view: str, style: Style, alpha: float) -> None:
     """Draw what does not depend on the axis as a level line."""
     cell = line.cells[view]
     axis.axhline(cell.mean, color=style.colour, linestyle=style.line, linewidth=1.8)

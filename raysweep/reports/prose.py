@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 
-import typer
 from rich.cells import cell_len
-
-from raysweep.reports.fit import terminal_width
 
 _WORD = re.compile(r"(?:`[^`\n]*`|\S)+")
 HANG = 4  # how much further the rest of a broken line is indented
-
-
-def say(text: str, *, err: bool = False, hang: int = HANG) -> None:
-    """Print *text*, broken where the terminal is narrower; see :func:`wrap`."""
-    typer.echo(wrap(text, terminal_width(err=err), hang=hang), err=err)
 
 
 def wrap(text: str, width: int | None, *, hang: int = HANG) -> str:
@@ -57,3 +50,33 @@ def _broken(line: str, width: int, hang: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return ``1 trial`` or ``2 trials``."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as ``1:02:03`` or ``12.3 s``.
+
+    >>> clock(3723), clock(12.34)
+    ('1:02:03', '12.3 s')
+    """
+    if math.isnan(seconds):
+        return "–"
+    whole = int(seconds)
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def brief(failure: str) -> str:
+    """Return a stored failure on one line, and its hint on a second one if it has a hint.
+
+    >>> brief("ModelError: no weights\\n    fetch them")
+    'ModelError: no weights\\n    fetch them'
+    """
+    head, *rest = failure.splitlines() or [""]
+    hint = next((line.strip() for line in rest if line.startswith("    ") and line.strip()), "")
+    return f"{head}\n    {hint}" if hint else head

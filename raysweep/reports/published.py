@@ -11,9 +11,9 @@ from raysweep.errors import SpecError
 from raysweep.reports import published_numbers
 from raysweep.reports.published_numbers import Number, Ours
 from raysweep.reports.render import Cell
-from raysweep.reports.sweeps import Prefixed, opened
-from raysweep.reports.views import MAIN, lines, trial_views
-from raysweep.reports.wording import VIEW_NAMES
+from raysweep.reports.sweep_table import NAMES
+from raysweep.reports.sweeps import LabelledSweep, open_labelled
+from raysweep.reports.views import MAIN_VIEWS, summary_rows, trial_views
 from raysweep.summarize import VIEWS
 from raysweep.workspace import Workspace
 
@@ -21,7 +21,7 @@ RETAINED = "retained"
 
 
 def measured(
-    sweeps: Sequence[str | Prefixed], workspace: Workspace, *, at: int = -1, everything: bool = False
+    sweeps: Sequence[str | LabelledSweep], workspace: Workspace, *, at: int = -1, everything: bool = False
 ) -> list[Ours]:
     """Return what *sweeps* retained, configuration by configuration, at every round, or at the round *at* if it is not -1.
 
@@ -29,13 +29,13 @@ def measured(
         SpecError: nothing was measured, or nothing is retained in the study of a sweep.
     """
     out = []
-    for sweep, prefix in opened(sweeps, workspace, everything=everything):
+    for sweep, prefix in open_labelled(sweeps, workspace, everything=everything):
         trials = trial_views(sweep)
         without = next((t.row["study"] for t in trials if RETAINED not in t.phases), None)
         if without is not None:
-            told = f"published numbers are of what is retained; study '{without}' of '{sweep.name}' retains nothing"
-            raise SpecError(told, hint="name a sweep of a lifelong study")
-        for line in lines(trials, phase=RETAINED, at=None if at < 0 else at):
+            message = f"published numbers are of what is retained; study '{without}' of '{sweep.name}' retains nothing"
+            raise SpecError(message, hint="name a sweep of a lifelong study")
+        for line in summary_rows(trials, phase=RETAINED, at=None if at < 0 else at):
             if line.step and line.trials:
                 trial = TrialSpec.model_validate(sweep.store.about(line.trials[0].row["trial_key"])["trial"])
                 out.append(Ours(replace(line, label=f"{prefix}{line.label}"), trial))
@@ -52,14 +52,14 @@ def beside(
     Raises:
         SpecError: no published number is of one of our lines; the message says why.
     """
-    found = published_numbers.beside(numbers, ours, loosely=loosely)
-    if not found:
+    matches = published_numbers.beside(numbers, ours, loosely=loosely)
+    if not matches:
         why = published_numbers.unlike(numbers, ours)
         hint = "--loosely sets the arms they have in common side by side all the same"
         in_common = not loosely and any(published_numbers.same_arm(n, o.trial) for n in numbers for o in ours)
         raise SpecError(f"nothing was measured as published; {why}", hint=hint if in_common else "")
-    table = [_row(one, number, plain=plain, loosely=loosely) for one, number in found]
-    return table, [*_notes(found, loosely=loosely), *_left_out(found, ours), *_states(ours)]
+    table = [_row(one, number, plain=plain, loosely=loosely) for one, number in matches]
+    return table, [*_notes(matches, loosely=loosely), *_left_out(matches, ours), *_states(ours)]
 
 
 def _row(one: Ours, number: Number, *, plain: bool, loosely: bool) -> dict[str, Cell]:
@@ -93,47 +93,47 @@ def _printed(number: Number) -> str:
     return f"{number.sign}{number.value:.{digits}f}"
 
 
-def _notes(found: Sequence[tuple[Ours, Number]], *, loosely: bool) -> list[str]:
+def _notes(matches: Sequence[tuple[Ours, Number]], *, loosely: bool) -> list[str]:
     """Return what a reader must know of both sides: sources, precision, what was measured how."""
     notes = ["model, data, edits and λ need not be the same here: the differences mix all of them"] if loosely else []
-    notes += [f"theirs: {source}" for source in dict.fromkeys(n.source for _, n in found)]
-    exact = {(n.sign, n.uncertainty) for _, n in found if n.uncertainty}
+    notes += [f"theirs: {source}" for source in dict.fromkeys(n.source for _, n in matches)]
+    exact = {(n.sign, n.uncertainty) for _, n in matches if n.uncertainty}
     read_off = ", ".join(f"{'read off a figure ' if s else ''}to ±{u:g}" for s, u in sorted(exact))
     notes.append(
         f"theirs is given without a standard error, {read_off}" if read_off else "theirs has no standard error"
     )
-    for _, number in {(n.metric, n.measured, n.view): (o, n) for o, n in found}.values():
+    for _, number in {(n.metric, n.measured, n.view): (o, n) for o, n in matches}.values():
         kind, metric = VIEWS.get(number.view, ("", ""))
-        own = f"{VIEW_NAMES.get(number.view, number.view.capitalize())}, retained" + (
+        our_view = f"{NAMES.get(number.view, number.view.capitalize())}, retained" + (
             f" ({kind}/{metric})" if kind else ""
         )
-        notes.append(f"their {number.metric}: {number.measured}. Ours: {own}")
-    for one, number in {(o.line.label, n.asking): (o, n) for o, n in found}.values():
+        notes.append(f"their {number.metric}: {number.measured}. Ours: {our_view}")
+    for one, number in {(o.line.label, n.asking): (o, n) for o, n in matches}.values():
         asking = one.trial.protocol.asking
         if number.asking and number.asking != asking:
             notes.append(f"{one.line.label}: theirs asks by {number.asking}, ours by {asking} (protocol.asking)")
-    notes += _lambdas(found)
-    if any(o.line.cells[n.view].n < o.line.step for o, n in found):
+    notes += _lambdas(matches)
+    if any(o.line.cells[n.view].n < o.line.step for o, n in matches):
         notes.append("where n is below edits, ours leaves out superseded records, and those without such a probe")
-    if any(o.trial.data.order != "file" or o.trial.data.skip for o, _ in found):
+    if any(o.trial.data.order != "file" or o.trial.data.skip for o, _ in matches):
         notes.append("ours are not the file's first records in its order (data.order, data.skip)")
     return notes
 
 
-def _lambdas(found: Sequence[tuple[Ours, Number]]) -> list[str]:
+def _lambdas(matches: Sequence[tuple[Ours, Number]]) -> list[str]:
     """Return a note per configuration of ours whose λ is not the published one."""
     theirs: dict[tuple[str, str], dict[str, None]] = {}
-    for one, number in found:
+    for one, number in matches:
         if one.lam_text and (one.lam is None or number.lam != one.lam):
-            said = "not published" if number.lam is None else f"{number.lam:g}"
+            their_lam = "not published" if number.lam is None else f"{number.lam:g}"
             known = theirs.setdefault((one.line.label, one.lam_text), {})
-            known[f"{said} ({number.model}, {number.dataset})"] = None
-    return [f"{label}: our λ is {lam}, theirs {', '.join(said)}" for (label, lam), said in theirs.items()]
+            known[f"{their_lam} ({number.model}, {number.dataset})"] = None
+    return [f"{label}: our λ is {lam}, theirs {', '.join(their_lam)}" for (label, lam), their_lam in theirs.items()]
 
 
-def _left_out(found: Sequence[tuple[Ours, Number]], ours: Sequence[Ours]) -> list[str]:
+def _left_out(matches: Sequence[tuple[Ours, Number]], ours: Sequence[Ours]) -> list[str]:
     """Return a note on our configurations that have no published counterpart."""
-    there = {o.line.label for o, _ in found} | {o.line.label for o in ours if o.line.undefined}
+    there = {o.line.label for o, _ in matches} | {o.line.label for o in ours if o.line.undefined}
     left = [label for label in dict.fromkeys(o.line.label for o in ours) if label not in there]
     return [f"without a published counterpart: {', '.join(left)}"] if left else []
 
@@ -141,16 +141,16 @@ def _left_out(found: Sequence[tuple[Ours, Number]], ours: Sequence[Ours]) -> lis
 def _states(ours: Sequence[Ours]) -> list[str]:
     """Return a note per configuration of ours that is not done under every seed, or not in finite numbers."""
     states = {o.line.label: o.line for o in ours}
-    told = []
+    about = []
     for label, line in states.items():
         views = sorted(
             {
-                VIEW_NAMES.get(v, v.capitalize())
+                NAMES.get(v, v.capitalize())
                 for o in ours
                 if o.line.label == label
-                for v in o.line.undefined & {*MAIN}
+                for v in o.line.undefined & {*MAIN_VIEWS}
             }
         )
         if line.status != "done":
-            told.append(f"{label}: {line.status}{'; undefined: ' + ', '.join(views) if views else ''}")
-    return told
+            about.append(f"{label}: {line.status}{'; undefined: ' + ', '.join(views) if views else ''}")
+    return about

@@ -13,7 +13,7 @@ from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
     from raysweep.config.schema import TrialSpec
-    from raysweep.reports.views import Line
+    from raysweep.reports.views import SummaryRow
 
 FOLDER = "data/published"
 
@@ -74,7 +74,7 @@ class Number:
 class Ours:
     """One line of a sweep, and the trial behind it (any of its seeds)."""
 
-    line: Line
+    line: SummaryRow
     trial: TrialSpec
 
     @property
@@ -85,16 +85,16 @@ class Ours:
     @property
     def lam(self) -> float | None:
         """λ of the outermost wrapper that has one, in absolute units; None where there is none, or it is given otherwise."""
-        found = self._written_lam()
-        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+        written = self._written_lam()
+        return float(written) if isinstance(written, int | float) and not isinstance(written, bool) else None
 
     @property
     def lam_text(self) -> str:
         """λ as written: a number, ``0.1 mean energies`` (``{energy: 0.1}``), or ``gcv``; empty where there is none."""
-        found = self._written_lam()
-        if isinstance(found, Mapping):
-            return f"{found.get('energy'):g} mean energies" if "energy" in found else str(dict(found))
-        return "" if found is None else found if isinstance(found, str) else f"{found:g}"
+        written = self._written_lam()
+        if isinstance(written, Mapping):
+            return f"{written.get('energy'):g} mean energies" if "energy" in written else str(dict(written))
+        return "" if written is None else written if isinstance(written, str) else f"{written:g}"
 
     def _written_lam(self) -> Any:
         return next((w.config["lam"] for w in reversed(self.trial.editor.wrap) if "lam" in w.config), None)
@@ -129,9 +129,9 @@ def read(path: Path) -> tuple[Number, ...]:
     """
     with path.open(encoding="utf-8", newline="") as text:
         rows = csv.DictReader(text)
-        wanted = list(Number.__dataclass_fields__)
-        if rows.fieldnames != wanted:
-            raise DataError(f"{path}:1: the columns must be {','.join(wanted)}", hint="see data/README.md")
+        columns = list(Number.__dataclass_fields__)
+        if rows.fieldnames != columns:
+            raise DataError(f"{path}:1: the columns must be {','.join(columns)}", hint="see data/README.md")
         return tuple(_number(row, f"{path}:{line}") for line, row in enumerate(rows, 2))
 
 
@@ -180,14 +180,14 @@ def beside(numbers: Sequence[Number], ours: Iterable[Ours], *, loosely: bool) ->
     as there are any; without common edits our last round stands beside the last published one. λ must still be the same in a
     table that sweeps it.
     """
-    found: list[tuple[Ours, Number]] = []
+    matches: list[tuple[Ours, Number]] = []
     lines = [o for o in ours if o.line.step > 0]
     if not loosely:
         for one in lines:
             here = (one.model, one.trial.data.name, one.line.step)
             fitting = [n for n in _of_arm(numbers, one, exact=True) if (n.model, n.dataset, n.edits) == here]
-            found += [(one, n) for n in fitting if n.view in one.line.cells]
-        return found
+            matches += [(one, n) for n in fitting if n.view in one.line.cells]
+        return matches
     exact = sweeps_lambda(numbers)
     for label in dict.fromkeys(o.line.label for o in lines):
         group = [o for o in lines if o.line.label == label]
@@ -198,8 +198,8 @@ def beside(numbers: Sequence[Number], ours: Iterable[Ours], *, loosely: bool) ->
         last = max((n.edits for n in fitting), default=0)
         for one in [o for o in group if o.line.step in common] if common else group[-1:]:
             edits = one.line.step if common else last
-            found += [(one, n) for n in fitting if n.edits == edits and n.view in one.line.cells]
-    return found
+            matches += [(one, n) for n in fitting if n.edits == edits and n.view in one.line.cells]
+    return matches
 
 
 def _of_arm(numbers: Iterable[Number], one: Ours, *, exact: bool) -> list[Number]:
@@ -225,11 +225,11 @@ def unlike(numbers: Sequence[Number], ours: Sequence[Ours]) -> str:
         "model": ([o.model for o, _ in arms], [n.model for _, n in arms]),
         "data": ([o.trial.data.name for o, _ in arms], [n.dataset for _, n in arms]),
         "edits": ([str(o.line.step) for o, _ in arms if o.line.step], [str(n.edits) for _, n in arms]),
-        "λ": ([own for own, _ in both], [theirs for _, theirs in both]),
+        "λ": ([our_value for our_value, _ in both], [theirs for _, theirs in both]),
     }
-    said = [
-        f"{what}: ours {', '.join(dict.fromkeys(own))}, published {', '.join(dict.fromkeys(theirs))}"
-        for what, (own, theirs) in sides.items()
-        if own and not set(own) & set(theirs)
+    differences = [
+        f"{what}: ours {', '.join(dict.fromkeys(our_value))}, published {', '.join(dict.fromkeys(theirs))}"
+        for what, (our_value, theirs) in sides.items()
+        if our_value and not set(our_value) & set(theirs)
     ]
-    return "; ".join(said) or "no line has model, data, edits and λ of one published number at once"
+    return "; ".join(differences) or "no line has model, data, edits and λ of one published number at once"

@@ -116,15 +116,15 @@ def _number(value: float) -> str:
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, cell in row.items():
         key = name.lower().replace(" ", "_")
         if isinstance(cell, Estimate):
             limits = {f"{key}_low": _plain(cell.low), f"{key}_high": _plain(cell.high)}
-            found |= {key: _plain(cell.mean), f"{key}_se": _plain(cell.se), **limits, f"{key}_n": cell.n}
+            values |= {key: _plain(cell.mean), f"{key}_se": _plain(cell.se), **limits, f"{key}_n": cell.n}
         else:
-            found[key] = _plain(cell) if isinstance(cell, float) else cell
-    return found
+            values[key] = _plain(cell) if isinstance(cell, float) else cell
+    return values
 
 
 def _plain(value: float) -> float | None:

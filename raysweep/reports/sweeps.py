@@ -7,17 +7,19 @@ from collections.abc import Sequence
 from raysweep.results.tables import Sweep, open_results
 from raysweep.workspace import Workspace
 
-Prefixed = tuple[Sweep, str]  # a sweep, and what goes before its labels
+LabelledSweep = tuple[Sweep, str]  # a sweep, and what goes before its labels
 
 
-def opened(sweeps: Sequence[str | Prefixed], workspace: Workspace, *, everything: bool = False) -> list[Prefixed]:
+def open_labelled(
+    sweeps: Sequence[str | LabelledSweep], workspace: Workspace, *, everything: bool = False
+) -> list[LabelledSweep]:
     """Return each of *sweeps* with what goes before its labels, which tells it from the others; what is open stays as it is."""
     given = [sweep for sweep in sweeps if isinstance(sweep, str)]
     if len(given) < len(sweeps):
         return [sweep for sweep in sweeps if not isinstance(sweep, str)]
-    found = [open_results(name, workspace, everything=everything) for name in given]
-    if len(found) == 1:
-        return [(found[0], "")]
-    names = [sweep.name for sweep in found]
+    opened = [open_results(name, workspace, everything=everything) for name in given]
+    if len(opened) == 1:
+        return [(opened[0], "")]
+    names = [sweep.name for sweep in opened]
     alike = len(set(names)) < len(set(given))  # folders of one name in different places
-    return [(sweep, f"{name if alike else sweep.name}: ") for sweep, name in zip(found, given, strict=True)]
+    return [(sweep, f"{name if alike else sweep.name}: ") for sweep, name in zip(opened, given, strict=True)]

@@ -20,12 +20,12 @@ from raysweep.reports.rounds import Configuration, Labelled, chosen_round, measu
 from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.summarize import VIEWS, Estimate, pooled, pooled_expmean, pooled_geo, pooled_median
 
-MAIN = ("rel", "gen", "loc", "port", "avg", "geo")
+MAIN_VIEWS = ("rel", "gen", "loc", "port", "avg", "geo")
 EARLIER = "(earlier plan)"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class SummaryRow:
     """One configuration at one round in one phase.
 
     Attributes:
@@ -64,9 +64,9 @@ class Line:
         return max((c.n for c in self.cells.values()), default=0)
 
 
-def lines(
+def summary_rows(
     trials: Sequence[TrialView], *, phase: str | None = None, by: str = "arm", at: int | None = None
-) -> list[Line]:
+) -> list[SummaryRow]:
     """Return the lines of *phase*, configurations in order of arm and point, rounds rising.
 
     Args:
@@ -79,25 +79,27 @@ def lines(
     Raises:
         SpecError: nothing was measured at *at*, or the study has no such phase.
     """
-    found = all_lines(trials, phase=phase, by=by, at=at)
-    return [line for line in found if line.trials or at is None]
+    every_row = rows_with_gaps(trials, phase=phase, by=by, at=at)
+    return [line for line in every_row if line.trials or at is None]
 
 
-def all_lines(
+def rows_with_gaps(
     trials: Sequence[TrialView], *, phase: str | None = None, by: str = "arm", at: int | None = None
-) -> list[Line]:
+) -> list[SummaryRow]:
     """Return what :func:`lines` does, and a line without cells for each configuration that has no round to show."""
-    return lines_of(groups(trials, by=by), phase=phase, at=at)
+    return rows_of_configurations(groups(trials, by=by), phase=phase, at=at)
 
 
-def lines_of(configurations: Labelled, *, phase: str | None = None, at: int | None = None) -> list[Line]:
-    """Return what :func:`all_lines` does, of labelled *configurations*."""
+def rows_of_configurations(
+    configurations: Labelled, *, phase: str | None = None, at: int | None = None
+) -> list[SummaryRow]:
+    """Return what :func:`rows_with_gaps` does, of labelled *configurations*."""
     step = None if at is None else chosen_round(configurations, at)
     out = []
     for label, members in configurations:
-        own = phase_of(members, phase)
+        shown_phase = phase_of(members, phase)
         rounds = sorted(measured_rounds(members)) if step is None else [step]
-        out += [_line(label, members, r, own if r else "pristine") for r in rounds or [0]]
+        out += [_line(label, members, r, shown_phase if r else "pristine") for r in rounds or [0]]
     return out
 
 
@@ -109,8 +111,8 @@ def phase_of(members: Sequence[TrialView], phase: str | None) -> str:
     """
     study, known = str(members[0].row["study"]), members[0].phases
     if phase is not None and phase not in known:
-        told = f"study '{study}' edits each record from the pristine model, so nothing is {phase}"
-        raise SpecError(told, hint=f"leave out --phase, or use --phase {known[0]}")
+        message = f"study '{study}' edits each record from the pristine model, so nothing is {phase}"
+        raise SpecError(message, hint=f"leave out --phase, or use --phase {known[0]}")
     return phase or known[0]
 
 
@@ -119,16 +121,17 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, C
 
     A label is the arm and whichever swept keys vary within it. Trials of no current plan are marked as such.
     """
-    found: dict[tuple[Any, ...], list[TrialView]] = {}
+    by_configuration: dict[tuple[Any, ...], list[TrialView]] = {}
     for trial in trials:
-        own = (trial.row["trial_key"],) if by == "trial" else ()
-        found.setdefault((*trial.configuration, *own), []).append(trial)
-    firsts = [members[0] for members in found.values()]
+        trial_alone = (trial.row["trial_key"],) if by == "trial" else ()
+        by_configuration.setdefault((*trial.configuration, *trial_alone), []).append(trial)
+    firsts = [members[0] for members in by_configuration.values()]
     texts = dict(zip(map(id, firsts), _labels(firsts, by), strict=True))
     arms = list(dict.fromkeys(t.row["arm"] for t in trials if t.row["planned"]))
     arms += [arm for arm in dict.fromkeys(t.row["arm"] for t in trials) if arm not in arms]
     order = sorted(
-        found.values(), key=lambda m: (not m[0].row["planned"], arms.index(m[0].row["arm"]), *_order(m[0], by))
+        by_configuration.values(),
+        key=lambda m: (not m[0].row["planned"], arms.index(m[0].row["arm"]), *_order(m[0], by)),
     )
     return [(texts[id(members[0])], members) for members in order]
 
@@ -139,11 +142,11 @@ def swept_values(trials: Sequence[TrialView], key: str) -> list[Any]:
     Raises:
         SpecError: no trial has the key.
     """
-    found = {repr(t.point[key]): t.point[key] for t in trials if key in t.point}
-    if not found:
+    by_text = {repr(t.point[key]): t.point[key] for t in trials if key in t.point}
+    if not by_text:
         known = {name for t in trials for name in t.point}
         raise SpecError(f"no trial sweeps '{key}'", hint=nearest(key, known))
-    return sorted(found.values(), key=lambda v: (not is_number(v), v if is_number(v) else 0.0, str(v)))
+    return sorted(by_text.values(), key=lambda v: (not is_number(v), v if is_number(v) else 0.0, str(v)))
 
 
 def is_number(value: object) -> bool:
@@ -175,7 +178,7 @@ def _order(trial: TrialView, by: str) -> tuple[Any, ...]:
     return (point, (trial.seed or 0) if by == "trial" else 0)
 
 
-def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Line:
+def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> SummaryRow:
     where = (phase, step)
     there = [t for t in members if where in t.measured]
     undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in there))
@@ -195,11 +198,11 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Li
         t.seconds[p] for t in members for p in ("edit", f"edit{SHARED_PHASE_SUFFIX}") if t.seconds.get(p, (0, 0))[1]
     ]
     totals = [[_total(t, shared=False), _total(t, shared=True)] for t in members if t.seconds]
-    own, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
-    return Line(
+    unshared, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
+    return SummaryRow(
         label=label, arm=members[0].row["arm"], step=step, phase=phase,
         seeds=tuple(sorted({t.seed or 0 for t in there})), cells=cells, status=status(members),
-        seconds=float(own), shared=float(shared),
+        seconds=float(unshared), shared=float(shared),
         per_edit=sum(s for s, _ in edit) / sum(c for _, c in edit) if edit else math.nan, trials=there,
         undefined=undefined, members=len(members),
     )  # fmt: skip
@@ -212,7 +215,7 @@ def _total(trial: TrialView, *, shared: bool) -> float:
     )
 
 
-def shared_values(first: Line, other: Line, view: str) -> list[dict[str, float]]:
+def shared_values(first: SummaryRow, other: SummaryRow, view: str) -> list[dict[str, float]]:
     """Return *other* − *first* per record, one mapping for each seed that both have.
 
     Only like is taken from like: nothing where the lines are of different rounds or phases, where *view* is undefined in
@@ -234,7 +237,7 @@ def shared_values(first: Line, other: Line, view: str) -> list[dict[str, float]]
     return differences
 
 
-def paired(first: Line, other: Line, view: str) -> Estimate | None:
+def paired(first: SummaryRow, other: SummaryRow, view: str) -> Estimate | None:
     """Return *other* − *first*, paired by record and seed, or None where they share nothing.
 
     Geo is a function of means, so its difference is not paired by record and is left out.
@@ -244,14 +247,14 @@ def paired(first: Line, other: Line, view: str) -> Estimate | None:
 
 
 __all__ = [
-    "Line",
+    "SummaryRow",
     "TrialView",
-    "all_lines",
     "groups",
     "is_number",
-    "lines",
     "paired",
+    "rows_with_gaps",
     "shared_values",
+    "summary_rows",
     "swept_values",
     "trial_views",
 ]

@@ -106,15 +106,15 @@ class Folder:
             StoreError: the file is not JSON.
         """
         try:
-            found = json.loads(self.read(name))
+            value = json.loads(self.read(name))
         except FileNotFoundError:
             return None
         except ValueError as error:
             hint = "delete that trial's folder and run the same command again"
             raise StoreError(f"{self.path(name)} is not JSON: {error}", hint=hint) from error
-        if not isinstance(found, dict):
+        if not isinstance(value, dict):
             raise StoreError(f"{self.path(name)} does not hold a JSON object")
-        return found
+        return value
 
     def write(self, name: str, data: bytes) -> None:
         """Write *data* as *name*, whole or not at all.

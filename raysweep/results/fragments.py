@@ -29,17 +29,17 @@ def read_fragments(
         NewerFormatError: it is of a newer version.
     """
     data = read_as_written(store.folder, table, names)
-    wanted = list(columns or table.arrow.names)
+    column_names = list(columns or table.arrow.names)
 
     def read(name: str) -> pa.Table:
-        return _decoded(store, table, name, data.pop(name), wanted)
+        return _decoded(store, table, name, data.pop(name), column_names)
 
     if len(names) < _MANY:
         parts = [read(name) for name in names]
     else:
         with ThreadPoolExecutor() as pool:
             parts = list(pool.map(read, names))
-    whole: pa.Table = pa.concat_tables(parts) if parts else table.arrow.empty_table().select(wanted)
+    whole: pa.Table = pa.concat_tables(parts) if parts else table.arrow.empty_table().select(column_names)
     return whole
 
 

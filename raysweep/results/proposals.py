@@ -1,4 +1,4 @@
-"""Proposals that several passes of a sweep share, a file per record; gone when the last of those passes is done."""
+"""Proposals that several edit groups of a sweep share, a file per record; gone when the last of those groups is done."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ torch = lazy("torch")
 
 
 class ProposalFolder:
-    """The proposals of one editor on one model for one dataset (``PlannedTrial.kin``), below a sweep's results.
+    """The proposals of one editor on one model for one dataset (``PlannedTrial.proposal_cache_key``), below a sweep's results.
 
     Whoever computes one first keeps it; two who compute the same one write the same bytes. A damaged file counts as none.
     """
 
-    def __init__(self, folder: Folder, kin: str) -> None:
-        self.folder, self.kin = folder, kin
+    def __init__(self, folder: Folder, cache_key: str) -> None:
+        self.folder, self.cache_key = folder, cache_key
 
     def get(self, record: str) -> Proposal | None:
         """Return what is kept of *record*, on the CPU."""
@@ -40,8 +40,8 @@ class ProposalFolder:
         )
         if _hash(body) != sealed:
             return None
-        found: Proposal = pytree.unflatten("p", load(body[size:]), json.loads(body[:size]), torch.device("cpu"))
-        return found
+        proposal: Proposal = pytree.unflatten("p", load(body[size:]), json.loads(body[:size]), torch.device("cpu"))
+        return proposal
 
     def put(self, record: str, proposal: Proposal) -> None:
         """Keep the proposal of *record*."""
@@ -54,10 +54,10 @@ class ProposalFolder:
 
     def forget(self) -> None:
         """Delete everything that is kept."""
-        self.folder.delete_folder(f"{PROPOSALS}/{self.kin}")
+        self.folder.delete_folder(f"{PROPOSALS}/{self.cache_key}")
 
     def _file(self, record: str) -> str:
-        return f"{PROPOSALS}/{self.kin}/{text_digest(record)}"
+        return f"{PROPOSALS}/{self.cache_key}/{text_digest(record)}"
 
 
 def _hash(data: bytes) -> str:

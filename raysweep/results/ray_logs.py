@@ -35,7 +35,7 @@ def logged_rounds(store: ResultStore, keys: Collection[str]) -> dict[str, Rounds
     Raises:
         StoreError: the sweep has no Ray session, or a log is damaged elsewhere than at its end.
     """
-    found: dict[str, Rounds] = {}
+    rounds: dict[str, Rounds] = {}
     names = sessions(store)
     if not names:
         raise StoreError(f"no Ray session lies in {store.folder.path(RAY_FOLDER)}", hint="run the sweep first")
@@ -43,8 +43,8 @@ def logged_rounds(store: ResultStore, keys: Collection[str]) -> dict[str, Rounds
         for folder in store.folder.folders(session):
             key = _trial_of(store, folder)
             if key in keys:
-                found.setdefault(key, {}).update(_rounds(store, f"{folder}/result.json"))
-    return found
+                rounds.setdefault(key, {}).update(_rounds(store, f"{folder}/result.json"))
+    return rounds
 
 
 def _trial_of(store: ResultStore, folder: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from raysweep import environment
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import RaysweepError, StorageLostError, UnwritableError
 from raysweep.results.finite import first_non_finite, non_finite_step
@@ -24,7 +24,7 @@ from raysweep.summarize import summary
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RoundReport:
     """What one round came to: the step, its summary, whether the trial is done, and the error that ended it.
 
     ``seconds`` is what the round took by the trial's own timing rows (nan = not known yet); ``non_finite_step`` is the first
@@ -40,25 +40,25 @@ class Report:
 
 
 class TrialRun:
-    """A trial in progress, and the trials that take their edits from the same pass.
+    """A trial in progress, and the trials of its edit group, which take their edits from the same run over the records.
 
     Promises: a round is in the store before it is reported; a failure is stored as FAILED and reported, not raised (the
     process may serve the next trial); a trial whose rounds are all there is marked DONE before that is reported. Only the
-    rounds of the trial of *job* are reported; before each, those of its *mates* at that step are stored, but for mates that
-    have ended. Where a mate fails, the others go on; where the trial itself does, its mates stay as they are, for a run of
+    rounds of the trial of *job* are reported; before each, those of its *members* at that step are stored, but for members that
+    have ended. Where a member fails, the others go on; where the trial itself does, its members stay as they are, for a run of
     their own. Storage that cannot be written, or was taken away, ends the run but not the trial, which stays unfinished.
     """
 
-    def __init__(self, job: PlannedTrial, deps: Deps, store: ResultStore, mates: Sequence[PlannedTrial] = ()) -> None:
+    def __init__(self, job: PlannedTrial, deps: Deps, store: ResultStore, members: Sequence[PlannedTrial] = ()) -> None:
         self.job, self.deps, self.store = job, deps, store
-        self.mates = mates
+        self.members = members
         self.step = 0
         self._running: Sequence[PlannedTrial] = ()
         self._rounds: Iterator[tuple[str, EvalRound]] | None = None
         self._tensors: tuple[int, Tensors | None] = (-1, None)
         self._non_finite: int | None = None
 
-    def advance(self) -> Report:
+    def advance(self) -> RoundReport:
         """Run to the trial's next round and store it."""
         while True:
             try:
@@ -87,55 +87,55 @@ class TrialRun:
         if rounds is not None and hasattr(rounds, "close"):
             rounds.close()
 
-    def _failed(self, error: BaseException) -> Report:
+    def _failed(self, error: BaseException) -> RoundReport:
         self._fail(self.job.key, self.step, error)
         return self._ended_by(error)
 
-    def _ended_by(self, error: BaseException) -> Report:
-        return Report(self.step, {}, True, f"{type(error).__name__}: {error}", non_finite_step=self._non_finite)
+    def _ended_by(self, error: BaseException) -> RoundReport:
+        return RoundReport(self.step, {}, True, f"{type(error).__name__}: {error}", non_finite_step=self._non_finite)
 
     def _fail(self, key: str, step: int, error: BaseException) -> None:
         trace = "".join(traceback.format_exception(error))
         with suppress(UnwritableError):  # then it stays unfinished
             self.store.fail(key, step=step, error=type(error).__name__, message=str(error), trace=trace)
 
-    def _advance(self) -> Report:
+    def _advance(self) -> RoundReport:
         if self._rounds is None:
             self._rounds = self._begin()
         last = self.job.trial.protocol.rounds[-1]
-        report: Report | None = None
-        for key, found in self._rounds:
-            self._keep(key, found, last)
+        report: RoundReport | None = None
+        for key, result in self._rounds:
+            self._keep(key, result, last)
             if key == self.job.key:
-                self.step = found.step
+                self.step = result.step
                 if self._non_finite is None:
-                    self._non_finite = first_non_finite(found.rows, found.stats)
-                report = Report(
-                    found.step, dict(found.summary), found.step >= last,
-                    seconds=_seconds(found), non_finite_step=self._non_finite,
+                    self._non_finite = first_non_finite(result.rows, result.stats)
+                report = RoundReport(
+                    result.step, dict(result.summary), result.step >= last,
+                    seconds=_seconds(result), non_finite_step=self._non_finite,
                 )  # fmt: skip
                 break
         if report is None:
             if self.step != last:
                 raise RaysweepError(f"the study ended at step {self.step}, before its last round at {last}")
             self.store.finish(self.job.key, step=self.step)
-            report = Report(self.step, self._stored_summary(), True, non_finite_step=self._non_finite)
+            report = RoundReport(self.step, self._stored_summary(), True, non_finite_step=self._non_finite)
         if report.done:
             self.close()
         return report
 
-    def _keep(self, key: str, found: EvalRound, last: int) -> None:
+    def _keep(self, key: str, result: EvalRound, last: int) -> None:
         """Store one round; after the last one its trial is DONE."""
-        done = found.step >= last
+        done = result.step >= last
         if done:
-            found = replace(found, snapshot=None)  # nobody would go on from here
-        share = f"{self.job.share}-{self.job.trial.seed}" if self._running else ""
-        written = self._tensors[1] if self._tensors[0] == found.step else None
-        self._tensors = (found.step, self.store.write_round(key, found, share=share, tensors=written))
+            result = replace(result, snapshot=None)  # nobody would go on from here
+        group = f"{self.job.edit_key}-{self.job.trial.seed}" if self._running else ""
+        written = self._tensors[1] if self._tensors[0] == result.step else None
+        self._tensors = (result.step, self.store.write_round(key, result, group=group, tensors=written))
         if done:
-            self.store.finish(key, step=found.step)
-        if share and key == self.job.key:  # the last of the pass to come
-            self.store.tidy_shared(share, [self.job.key, *(job.key for job in self.mates)])
+            self.store.finish(key, step=result.step)
+        if group and key == self.job.key:  # of a step, the trial itself comes last
+            self.store.tidy_group(group, [self.job.key, *(member.key for member in self.members)])
 
     def _begin(self) -> Iterator[tuple[str, EvalRound]]:
         import torch
@@ -144,24 +144,24 @@ class TrialRun:
         torch.set_num_threads(self.job.trial.threads)
         torch.set_float32_matmul_precision("highest")  # whatever this process was told before
         self._tensors = (-1, None)
-        self._running = [job for job in self.mates if not self.store.status(job.key).ended]
+        self._running = [job for job in self.members if not self.store.status(job.key).ended]
         resumes: dict[str, Snapshot] = {}
         for job in (*self._running, self.job):
-            found = self.store.begin(job.trial, arm=job.arm, point=job.point, provenance=provenance(job.trial))
-            if found is None:
+            snapshot = self.store.begin(job.trial, arm=job.arm, point=job.point, provenance=provenance(job.trial))
+            if snapshot is None:
                 continue
             for key, other in resumes.items():  # only the first with the lowest step needs its tensors
-                if other.step <= found.step:
-                    found = replace(found, tensors={})
+                if other.step <= snapshot.step:
+                    snapshot = replace(snapshot, tensors={})
                 else:
                     resumes[key] = replace(other, tensors={})
-            resumes[job.key] = found
-        own = resumes.get(self.job.key)
-        self.step = own.step if own is not None else 0
-        self._non_finite = non_finite_step(self.store, self.job.key) if own is not None else None
+            resumes[job.key] = snapshot
+        resume = resumes.get(self.job.key)
+        self.step = resume.step if resume is not None else 0
+        self._non_finite = non_finite_step(self.store, self.job.key) if resume is not None else None
         study = STUDIES.get(self.job.trial.study)()
         if not self._running:
-            return ((self.job.key, found) for found in study.execute(self.job.trial, self.deps, own))
+            return ((self.job.key, snapshot) for snapshot in study.execute(self.job.trial, self.deps, resume))
         trials = [job.trial for job in (*self._running, self.job)]
         together: Iterator[tuple[str, EvalRound]] = iter(study.execute_group(trials, self.deps, resumes))
         return together
@@ -173,20 +173,20 @@ class TrialRun:
         return summary(columns, self.step, trial.protocol.batch_size, phases=phases(trial.study))
 
 
-def _seconds(found: EvalRound) -> float:
-    return sum(t.seconds for t in found.timing)
+def _seconds(result: EvalRound) -> float:
+    return sum(t.seconds for t in result.timing)
 
 
 def run_trial(
-    job: PlannedTrial, deps: Deps, store: ResultStore, mates: Sequence[PlannedTrial] = ()
-) -> Iterator[Report]:
-    """Run the trial of *job*, and in the same pass its *mates*, in this process, yielding a report per round of the first.
+    job: PlannedTrial, deps: Deps, store: ResultStore, members: Sequence[PlannedTrial] = ()
+) -> Iterator[RoundReport]:
+    """Run the trial of *job*, and with it the *members* of its edit group, in this process; yield a report per round of the first.
 
     Nothing is done if it is DONE already.
     """
     if store.status(job.key).state is State.DONE:
         return
-    run = TrialRun(job, deps, store, mates)
+    run = TrialRun(job, deps, store, members)
     try:
         while True:
             report = run.advance()
@@ -197,7 +197,7 @@ def run_trial(
         run.close()
 
 
-def replay(trial: TrialSpec, store: ResultStore) -> Iterator[Report]:
+def replay(trial: TrialSpec, store: ResultStore) -> Iterator[RoundReport]:
     """Yield the reports of a trial that has ended, as its run would have: from what is stored."""
     status = store.status(trial.key)
     columns = trial_columns(store, trial.key)
@@ -207,6 +207,6 @@ def replay(trial: TrialSpec, store: ResultStore) -> Iterator[Report]:
         done = status.state is State.DONE and step == trial.protocol.rounds[-1]
         values = summary(columns, step, trial.protocol.batch_size, phases=phases(trial.study))
         reached = first if first is not None and first <= step else None
-        yield Report(step, values, done, seconds=timing[step], non_finite_step=reached)
+        yield RoundReport(step, values, done, seconds=timing[step], non_finite_step=reached)
     if status.state is State.FAILED:
-        yield Report(status.step, {}, True, status.error, non_finite_step=first)
+        yield RoundReport(status.step, {}, True, status.error, non_finite_step=first)

@@ -210,9 +210,11 @@ def missing_files(names: Collection[str], rounds: Iterable[int], files: Iterable
     A table of a planned round that *files* does not list is missing too, though a file of that name may be there.
     """
     listed = {file.name for file in files} if files is not None else None
-    wanted = [file_name(table.name, step) for step in rounds for table in ROUND_TABLES]
-    unlisted = [] if listed is None else [n for n in wanted if n not in listed and not n.startswith(f"{TIMING.name}-")]
-    return sorted({name for name in (*wanted, *(listed or ())) if name not in names} | set(unlisted))
+    expected = [file_name(table.name, step) for step in rounds for table in ROUND_TABLES]
+    unlisted = (
+        [] if listed is None else [n for n in expected if n not in listed and not n.startswith(f"{TIMING.name}-")]
+    )
+    return sorted({name for name in (*expected, *(listed or ())) if name not in names} | set(unlisted))
 
 
 def _unlisted(names: Iterable[str], files: Iterable[TableFile]) -> list[str]:
@@ -242,11 +244,11 @@ def read_files(folder: Folder, key: str, names: Iterable[str]) -> dict[str, byte
     names = tuple(names)
     paths = [f"{key}/{name}" for name in names]
     if folder.local is not None:
-        found = [_bytes_of(folder, path) for path in paths]
+        contents = [_bytes_of(folder, path) for path in paths]
     else:
         with ThreadPoolExecutor(_READERS) as pool:
-            found = list(pool.map(lambda path: _bytes_of(folder, path), paths))
-    return {name: data for name, data in zip(names, found, strict=True) if data is not None}
+            contents = list(pool.map(lambda path: _bytes_of(folder, path), paths))
+    return {name: data for name, data in zip(names, contents, strict=True) if data is not None}
 
 
 def _bytes_of(folder: Folder, path: str) -> bytes | None:

@@ -167,8 +167,8 @@ def read_state(folder: Folder, name: str, kind: type[T]) -> T | None:
         raise DamagedError(f"{folder.path(name)} holds {_kind(data)}, not a JSON object")
     number = data.get("format", 1)
     if type(number) is int and number > FORMAT:
-        wanted = f"{folder.path(name)} has format {number}; this raysweep reads up to {FORMAT}"
-        raise NewerFormatError(wanted, hint="upgrade raysweep")
+        message = f"{folder.path(name)} has format {number}; this raysweep reads up to {FORMAT}"
+        raise NewerFormatError(message, hint="upgrade raysweep")
     try:
         # in JSON mode, so that a list is taken for a tuple and nothing else for anything else
         return kind.model_validate_json(text)

@@ -48,7 +48,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-GROUP_SNAPSHOTS = "_passes"  # folder of the tensors that the trials of a pass share
+GROUP_SNAPSHOTS = "_passes"  # folder of the tensors that the trials of an edit group share
 Tensors = Mapping[str, str]  # where a snapshot's tensors lie, and their checksum
 TRIES = 3  # another process may replace the snapshot between our two reads
 
@@ -110,7 +110,7 @@ class ResultStore:
         return snapshot
 
     def write_round(
-        self, key: str, found: EvalRound, *, share: str = "", tensors: Tensors | None = None
+        self, key: str, result: EvalRound, *, group: str = "", tensors: Tensors | None = None
     ) -> Tensors | None:
         """Write the rows of one round, then its snapshot (see :meth:`write_snapshot`); return where its tensors lie.
 
@@ -119,12 +119,12 @@ class ResultStore:
             StoreError: the storage cannot be written.
         """
         self._demand_begun(key)
-        for table, rows in ((PROBES, found.rows), (STATS, found.stats), (TIMING, found.timing)):
-            self._write_rows(key, table, found.step, rows)
-        for table, extra in ((BELIEFS, found.beliefs), (POINTS, found.points), (TRAINING, found.training)):
+        for table, rows in ((PROBES, result.rows), (STATS, result.stats), (TIMING, result.timing)):
+            self._write_rows(key, table, result.step, rows)
+        for table, extra in ((BELIEFS, result.beliefs), (POINTS, result.points), (TRAINING, result.training)):
             if extra:
-                self._write_rows(key, table, found.step, extra)
-        return self.write_snapshot(key, found.snapshot, share=share, tensors=tensors) if found.snapshot else None
+                self._write_rows(key, table, result.step, extra)
+        return self.write_snapshot(key, result.snapshot, group=group, tensors=tensors) if result.snapshot else None
 
     def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:
         foreign = {r.trial_key for r in rows} - {key}
@@ -136,20 +136,20 @@ class ResultStore:
         self._files.setdefault(key, {})[file.name] = file
 
     def write_snapshot(
-        self, key: str, snapshot: Snapshot, *, share: str = "", tensors: Tensors | None = None
+        self, key: str, snapshot: Snapshot, *, group: str = "", tensors: Tensors | None = None
     ) -> Tensors:
         """Write the tensors under a name of their own, then point ``snapshot.json`` at them, then drop the older ones.
 
-        A crash at any moment leaves the older or the newer snapshot whole. The trials of a pass have the same tensors at
-        the same step: with *share*, the pass's name, they are written where all of them can point to, and what is returned
-        goes in as *tensors* for the next trial, so that they are written once. :meth:`tidy_shared` deletes them.
+        A crash at any moment leaves the older or the newer snapshot whole. The trials of an edit group have the same tensors at
+        the same step: with *group*, the edit group's name, they are written where all of them can point to, and what is returned
+        goes in as *tensors* for the next trial, so that they are written once. :meth:`tidy_group` deletes them.
         """
         if tensors is None:
             from safetensors.torch import save
 
             data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
             name = f"snapshot-{snapshot.step:06d}.safetensors"
-            tensors = {"file": f"{GROUP_SNAPSHOTS}/{share}/{name}" if share else name, "blake2b": checksum(data)}
+            tensors = {"file": f"{GROUP_SNAPSHOTS}/{group}/{name}" if group else name, "blake2b": checksum(data)}
             self.folder.write(_tensor_file(key, tensors["file"]), data)
         files = [f for f in self._files_of(key, snapshot.step) if f.step <= snapshot.step and f.table != TIMING.name]
         about = {
@@ -163,9 +163,9 @@ class ResultStore:
         self._drop_snapshots(key, keep=tensors["file"])
         return tensors
 
-    def tidy_shared(self, share: str, keys: Iterable[str]) -> None:
-        """Delete the tensors of the pass *share* that the snapshot of none of *keys* names."""
-        folder = f"{GROUP_SNAPSHOTS}/{share}"
+    def tidy_group(self, group: str, keys: Iterable[str]) -> None:
+        """Delete the tensors of the edit group *group* that the snapshot of none of *keys* names."""
+        folder = f"{GROUP_SNAPSHOTS}/{group}"
         named = set()
         for key in keys:
             try:
@@ -173,10 +173,10 @@ class ResultStore:
             except (DamagedError, NewerFormatError):
                 continue  # whoever goes on from it sets it aside
             named |= {about.file} if about is not None else set()
-        kept = [name for name in self.folder.files(folder) if name in named]
-        if not kept:
+        still_named = [name for name in self.folder.files(folder) if name in named]
+        if not still_named:
             self.folder.delete_folder(folder)
-        for name in set(self.folder.files(folder)) - set(kept):
+        for name in set(self.folder.files(folder)) - set(still_named):
             self.folder.delete(name)
 
     def reopen(self, key: str) -> None:
@@ -256,8 +256,8 @@ class ResultStore:
     def fail(self, key: str, *, step: int, error: str, message: str, trace: str = "") -> None:
         """Mark the trial FAILED with the type, message and traceback of what ended it."""
         self.folder.delete(f"{key}/{HEARTBEAT}")
-        found = {"format": FORMAT, "step": step, "type": error, "message": message, "traceback": trace}
-        self.folder.write_json(f"{key}/{State.FAILED}.json", found)
+        content = {"format": FORMAT, "step": step, "type": error, "message": message, "traceback": trace}
+        self.folder.write_json(f"{key}/{State.FAILED}.json", content)
 
     def stop(self, key: str, *, step: int) -> None:
         """Mark the trial STOPPED by a scheduler at *step*; it is never mistaken for DONE."""
@@ -326,8 +326,8 @@ class ResultStore:
         """
         begun = read_trial(self.folder, key)
         if begun is None:
-            wanted = f"{self.folder.path(key)} was removed or moved while its trial ran"
-            raise StorageLostError(wanted, hint="run the same command again; the trial is made anew")
+            message = f"{self.folder.path(key)} was removed or moved while its trial ran"
+            raise StorageLostError(message, hint="run the same command again; the trial is made anew")
         return begun[1]
 
     def _clear(self, key: str) -> None:
@@ -344,5 +344,5 @@ def files_of_table(names: Iterable[str], table: TableSchema) -> list[str]:
 
 
 def _tensor_file(key: str, name: str) -> str:
-    """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its pass's."""
+    """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its edit group's."""
     return name if name.startswith(f"{GROUP_SNAPSHOTS}/") else f"{key}/{name}"

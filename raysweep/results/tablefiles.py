@@ -36,7 +36,7 @@ def scan(folder: Folder, key: str, last: int, tables: Sequence[TableSchema] = TA
     Raises:
         SnapshotError: one of them is not Parquet, or holds rows of another trial.
     """
-    found = []
+    entries = []
     for table in tables:
         for name in folder.files(key):
             head, _, tail = name.rpartition("/")[2].removesuffix(".parquet").rpartition("-")
@@ -50,5 +50,5 @@ def scan(folder: Folder, key: str, last: int, tables: Sequence[TableSchema] = TA
                 raise SnapshotError(f"{folder.path(name)} is truncated or damaged ({error})") from error
             if keys - {key}:
                 raise SnapshotError(f"{folder.path(name)} holds rows of {', '.join(sorted(map(str, keys - {key})))}")
-            found.append(described(table, int(tail), rows, data))
-    return found
+            entries.append(described(table, int(tail), rows, data))
+    return entries

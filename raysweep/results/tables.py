@@ -84,8 +84,8 @@ class Sweep:
 
     def state(self, key: str) -> State:
         """Return where the trial *key* stands; one whose tables turned out to be altered is DAMAGED."""
-        own = self.records[key].status.state
-        return State.DAMAGED if key in self.damaged and own is not State.NEWER else own
+        state = self.records[key].status.state
+        return State.DAMAGED if key in self.damaged and state is not State.NEWER else state
 
     def leave_out_altered(self) -> None:
         """Compare every file of every trial with what was written; the trials whose files were altered go to :attr:`damaged`."""
@@ -257,16 +257,16 @@ def flatten(value: Any, prefix: str) -> dict[str, Any]:
     >>> flatten({"a": {"b": 1}, "c": [1, 2]}, "spec.")
     {'spec.a.b': 1, 'spec.c': '[1, 2]'}
     """
-    found: dict[str, Any] = {}
+    scalars: dict[str, Any] = {}
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            found.update(flatten(inner, f"{prefix}{key}."))
+            scalars.update(flatten(inner, f"{prefix}{key}."))
     elif isinstance(value, list) and any(isinstance(v, dict | list) for v in value):
         for index, inner in enumerate(value):
-            found.update(flatten(inner, f"{prefix}{index}."))
+            scalars.update(flatten(inner, f"{prefix}{index}."))
     else:
-        found[prefix.removesuffix(".")] = json.dumps(value) if isinstance(value, list) else value
-    return found
+        scalars[prefix.removesuffix(".")] = json.dumps(value) if isinstance(value, list) else value
+    return scalars
 
 
 def _strict(values: list[Any], kind: pa.DataType, name: str, nullable: bool) -> pa.Array:
@@ -289,10 +289,10 @@ def _inferred(values: list[Any]) -> pa.Array:
 def seconds_by_step(store: ResultStore, key: str) -> dict[int, float]:
     """Return what each round of one trial took, with all that led up to it."""
     table = read_fragments(store, TIMING, store.fragments(TIMING, key))
-    found = dict.fromkeys((_step_of(name) for name in store.fragments(TIMING, key)), 0.0)
+    seconds = dict.fromkeys((_step_of(name) for name in store.fragments(TIMING, key)), 0.0)
     for row in table.group_by("step").aggregate([("seconds", "sum")]).to_pylist():
-        found[row["step"]] = row["seconds_sum"]
-    return found
+        seconds[row["step"]] = row["seconds_sum"]
+    return seconds
 
 
 def _step_of(fragment: str) -> int:
@@ -301,12 +301,12 @@ def _step_of(fragment: str) -> int:
 
 def seconds_by_phase(timing: pa.Table) -> dict[str, dict[str, tuple[float, int]]]:
     """Return ``{trial_key: {phase: (seconds, count)}}``."""
-    found: dict[str, dict[str, tuple[float, int]]] = {}
+    by_trial: dict[str, dict[str, tuple[float, int]]] = {}
     columns = (timing[name].to_pylist() for name in ("trial_key", "phase", "seconds", "count"))
     for key, phase, seconds, count in zip(
         *columns, strict=True
     ):  # few rows: Arrow's grouping takes longer to begin with
-        own = found.setdefault(key, {})
-        before = own.get(phase, (0.0, 0))
-        own[phase] = (before[0] + seconds, before[1] + count)
-    return found
+        phases = by_trial.setdefault(key, {})
+        before = phases.get(phase, (0.0, 0))
+        phases[phase] = (before[0] + seconds, before[1] + count)
+    return by_trial

@@ -108,10 +108,10 @@ def _compare(store: ResultStore, rounds: Mapping[str, Mapping[int, Mapping[str, 
         for step, row in steps.items():
             if isinstance(row.get("failure"), str):
                 continue
-            own = summary(columns, step, batch, phases=phases(trial["study"]))
+            stored = summary(columns, step, batch, phases=phases(trial["study"]))
             logged = {n for n, v in row.items() if n.partition("/")[0] in (*PHASES, "pristine") and is_number(v)}
-            for name in sorted(own.keys() | logged):
-                ours, theirs = own.get(name), row.get(name)
+            for name in sorted(stored.keys() | logged):
+                ours, theirs = stored.get(name), row.get(name)
                 compared += 1
                 if ours is None or theirs is None or not _same(ours, float(theirs)):
                     wrong.append(f"{key} at {step}: {name} is {theirs} for Ray, {_told(ours)} in our tables")

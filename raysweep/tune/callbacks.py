@@ -10,7 +10,7 @@ from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.tune.watcher import Watcher
 
 
-class Progress(Callback):  # type: ignore[misc]
+class RayCallback(Callback):  # type: ignore[misc]
     """Tells a :class:`~raysweep.tune.watcher.Watcher` what Ray reports; pickled as nothing by Ray."""
 
     def __init__(self, watcher: Watcher | None = None) -> None:

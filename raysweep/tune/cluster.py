@@ -41,17 +41,17 @@ def parse(address: str) -> Place:
         SpecError: it is not of a form that Ray knows.
     """
     scheme, mark, rest = address.strip().rpartition("://")
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s\[\]:/@]+))(?::(\d+))?", rest)
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s\[\]:/@]+))(?::(\d+))?", rest)
     if mark and scheme not in ("ray", "http", "https"):
         raise SpecError(f"--address {address!r}: unknown scheme '{scheme}://'", hint=f"write {FORMS}")
     if scheme in ("http", "https"):
         raise SpecError(f"--address {address!r} is that of Ray's dashboard", hint=f"write {FORMS}")
-    if found is None or not (found[3] or scheme):
+    if match is None or not (match[3] or scheme):
         raise SpecError(f"--address {address!r} has no host and port", hint=f"write {FORMS}")
-    port = int(found[3]) if found[3] else CLIENT_PORT
+    port = int(match[3]) if match[3] else CLIENT_PORT
     if not 0 < port < 1 << 16:
         raise SpecError(f"--address {address!r}: there is no port {port}", hint="ports go from 1 to 65535")
-    return Place(found[1] or found[2], port, client=bool(scheme))
+    return Place(match[1] or match[2], port, client=bool(scheme))
 
 
 def wanted(address: str | None) -> str | None:

@@ -32,10 +32,10 @@ BEAT = 0.5  # seconds between two heartbeats
 torch = lazy("torch")
 
 
-Told = Callable[[int, int], None]  # steps done, and of how many
+OnStep = Callable[[int, int], None]  # steps done, and of how many
 
 
-def _untold(done: int, total: int) -> None:
+def _ignore_steps(done: int, total: int) -> None:
     """Tell nobody."""
 
 
@@ -46,7 +46,7 @@ class ModelPool:
     mode; what cannot be restored is loaded again. Nothing else survives a trial.
     """
 
-    def __init__(self, load: Callable[[ModelSpec, Told], LanguageModel], *, limit: int = COPY_LIMIT) -> None:
+    def __init__(self, load: Callable[[ModelSpec, OnStep], LanguageModel], *, limit: int = COPY_LIMIT) -> None:
         self._load, self._limit = load, limit
         self._spec: ModelSpec | None = None
         self._model: LanguageModel | None = None
@@ -54,12 +54,12 @@ class ModelPool:
         self._copies: dict[str, Tensor] = {}
         self._shape: tuple[tuple[str, str], ...] = ()
 
-    def get(self, spec: ModelSpec, told: Told = _untold) -> LanguageModel:
-        """Return the pristine model of *spec*; a model that has to be trained first says how far it is through *told*."""
+    def get(self, spec: ModelSpec, on_step: OnStep = _ignore_steps) -> LanguageModel:
+        """Return the pristine model of *spec*; a model that has to be trained first says how far it is through *on_step*."""
         if self._model is not None and self._spec == spec and self.restore():
             return self._model
         self.clear()
-        model = self._load(spec, told)
+        model = self._load(spec, on_step)
         tensors = _tensors(model.module)
         self._spec, self._model = spec, model
         self._hashes = {name: _hash(t) for name, t in tensors.items()}
@@ -122,10 +122,10 @@ _POOLS: dict[str, ModelPool] = {}
 def pool_of(workspace: Workspace) -> ModelPool:
     """Return this process's pool for *workspace*; it hands out restored, hash-checked models only."""
 
-    def load(spec: ModelSpec, told: Told) -> LanguageModel:
+    def load(spec: ModelSpec, on_step: OnStep) -> LanguageModel:
         from raysweep.models.sources.load import load as load_model
 
-        return load_model(spec, workspace, told)
+        return load_model(spec, workspace, on_step)
 
     return _POOLS.setdefault(str(workspace.root), ModelPool(load))
 
@@ -151,9 +151,9 @@ class Heartbeat:
             self._path = None
 
 
-def kept_proposals(workspace: Workspace, sweep: str, kin: str) -> ProposalCache | None:
-    """Return where the passes of *sweep* that are *kin* keep the proposals they share; None without kin."""
-    return ProposalFolder(ResultStore(workspace.results(sweep)).folder, kin) if kin else None
+def proposal_folder(workspace: Workspace, sweep: str, cache_key: str) -> ProposalCache | None:
+    """Return where edit groups of *sweep* with the same *cache_key* keep the proposals they share; None without a key."""
+    return ProposalFolder(ResultStore(workspace.results(sweep)).folder, cache_key) if cache_key else None
 
 
 def make_deps(
@@ -167,12 +167,12 @@ def make_deps(
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
     options: Mapping[str, Any] = {"progress": progress} if progress else {}
 
-    def told(done: int, total: int) -> None:
+    def on_step(done: int, total: int) -> None:
         if progress is not None:
             progress(Progress(0, 0, "training the model", (done, total)))
 
     return Deps(
-        load_model=lambda spec: pool_of(workspace).get(spec, told),
+        load_model=lambda spec: pool_of(workspace).get(spec, on_step),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
         artifacts=ArtifactStore(workspace.artifacts),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raysweep.config.plan import PlannedTrial
-from raysweep.results.runner import Report, replay, run_trial
+from raysweep.config.planned_trial import PlannedTrial
+from raysweep.results.runner import RoundReport, replay, run_trial
 from raysweep.results.state import State, TrialStatus
 from raysweep.tune.deps import Heartbeat, make_deps
 from raysweep.tune.pending import pending
@@ -40,8 +40,10 @@ def _rounds(run: SweepRun, planned: PlannedTrial) -> Iterator[dict[str, Any]]:
         yield {**result, "failure": report.error} if report.error else result
 
 
-def _run(run: SweepRun, planned: PlannedTrial) -> Iterator[Report]:
+def _run(run: SweepRun, planned: PlannedTrial) -> Iterator[RoundReport]:
     local = run.store.folder.local
     deps = make_deps(run.workspace, Heartbeat(local / planned.key if local is not None else None))
-    members = [t for t in run.table.values() if planned.share and t.share == planned.share and t is not planned]
+    members = [
+        t for t in run.table.values() if planned.edit_key and t.edit_key == planned.edit_key and t is not planned
+    ]
     return run_trial(planned, deps, run.store, members)

@@ -6,17 +6,18 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from raysweep.config.plan import Plan, PlannedTrial
+from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.errors import RunFailedError, UnwritableError
 from raysweep.lazy import lazy
 from raysweep.results.drivers import DriverLock
+from raysweep.results.outcome import Outcome
 from raysweep.results.proposals import PROPOSALS
 from raysweep.results.ray_logs import RAY_FOLDER
 from raysweep.results.state import TrialStatus
 from raysweep.results.store import GROUP_SNAPSHOTS, ResultStore
 from raysweep.tune import cluster
 from raysweep.tune.local_ray import first_line, running_ray
-from raysweep.tune.outcome import Outcome, conclude
+from raysweep.tune.outcome import conclude
 from raysweep.tune.pending import pending, trial_states
 from raysweep.tune.sweep_run import Options, SweepRun
 from raysweep.tune.watcher import Watcher
@@ -138,6 +139,6 @@ def _is_writable(store: ResultStore) -> bool:
 def _forget(store: ResultStore, trials: Iterable[PlannedTrial]) -> None:
     """Delete what earlier runs left of *trials*, all of it or nothing."""
     trials = tuple(trials)
-    shared = {f"{GROUP_SNAPSHOTS}/{t.share}-{t.trial.seed}" for t in trials if t.share}
-    kin = {f"{PROPOSALS}/{t.kin}" for t in trials if t.kin}
-    store.forget(*(t.key for t in trials), RAY_FOLDER, *shared, *kin)
+    snapshots = {f"{GROUP_SNAPSHOTS}/{t.edit_key}-{t.trial.seed}" for t in trials if t.edit_key}
+    proposals = {f"{PROPOSALS}/{t.proposal_cache_key}" for t in trials if t.proposal_cache_key}
+    store.forget(*(t.key for t in trials), RAY_FOLDER, *snapshots, *proposals)

@@ -4,54 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from raysweep.errors import StoreError
+from raysweep.results.outcome import Outcome
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
 from raysweep.results.state import State, TrialStatus
 from raysweep.results.store import GROUP_SNAPSHOTS
 from raysweep.results.tables import Sweep
 from raysweep.tune.pending import trial_states
 from raysweep.tune.sweep_run import SweepRun
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended, by our store; each planned trial that is not done stands in one of the others.
-
-    Attributes:
-        done: trials that are done.
-        failed: errors of failed trials, by key.
-        unfinished: trials without an end, whatever the reason: not begun, interrupted, damaged, of a newer raysweep, stopped.
-        interrupted: whether a signal ended the run.
-        results: where the results are.
-        absent: of the unfinished, those that were never begun.
-        damaged: of the unfinished, those whose files are damaged or of a newer raysweep, with the reason.
-        altered: of the damaged, those that are made again with ``--repair`` only.
-        lost: whether the results folder was removed, moved or replaced while the sweep ran.
-    """
-
-    done: tuple[str, ...]
-    failed: Mapping[str, str]
-    unfinished: tuple[str, ...]
-    interrupted: bool
-    results: str
-    absent: tuple[str, ...] = ()
-    damaged: Mapping[str, str] = field(default_factory=dict)
-    altered: tuple[str, ...] = ()
-    lost: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """0 complete, 130 interrupted, 3 incomplete."""
-        if self.interrupted:
-            return 130
-        return 3 if self.failed or self.unfinished else 0
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """Why each trial that is not done is not, by key."""
-        return {**self.failed, **{key: self.damaged.get(key, "is unfinished") for key in self.unfinished}}
 
 
 def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: bool) -> Outcome:
@@ -88,8 +49,8 @@ def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: 
 def _remove_shared(run: SweepRun, states: Mapping[str, TrialStatus]) -> None:
     """Remove the proposals of trials that are all done, and folders in which nothing is."""
     trials = run.table.values()
-    for kin in {t.kin for t in trials if t.kin}:
-        if all(states[t.key].state is State.DONE for t in trials if t.kin == kin):
-            ProposalFolder(run.store.folder, kin).forget()
+    for cache_key in {t.proposal_cache_key for t in trials if t.proposal_cache_key}:
+        if all(states[t.key].state is State.DONE for t in trials if t.proposal_cache_key == cache_key):
+            ProposalFolder(run.store.folder, cache_key).forget()
     for name in (PROPOSALS, GROUP_SNAPSHOTS):
         run.store.folder.drop_if_empty(name)

@@ -94,12 +94,12 @@ def _end_processes_of(folder: Path) -> None:
 
 
 def _processes_of(folder: Path) -> list[int]:
-    found = []
+    processes = []
     for process in PROC.glob("[0-9]*"):
         with suppress(OSError):
             if (
                 process.stat().st_uid == os.getuid()
                 and f"{folder}/".encode() in process.joinpath("cmdline").read_bytes()
             ):
-                found.append(int(process.name))
-    return [pid for pid in found if pid != os.getpid()]
+                processes.append(int(process.name))
+    return [pid for pid in processes if pid != os.getpid()]

@@ -25,15 +25,15 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.debug import disable_log_once_globally
 
-from raysweep.config.plan import PlannedTrial
-from raysweep.config.schema import ResourceSpec, SweepSpec
+from raysweep.config.planned_trial import PlannedTrial
+from raysweep.config.sweep_schema import ResourceSpec, SweepSpec
 from raysweep.errors import SpecError, StoreError, UnwritableError
 from raysweep.results.ray_logs import RAY_FOLDER, TRIAL_KEY
 from raysweep.results.store import ResultStore, State
-from raysweep.tune.callbacks import Progress
+from raysweep.tune.callbacks import RayCallback
 from raysweep.tune.local_ray import first_line
 from raysweep.tune.trainable import Trainable
-from raysweep.tune.trial_order import InPasses, ray_config
+from raysweep.tune.trial_order import GroupByGroup, ray_config
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -67,18 +67,18 @@ class Sessions:
         available = ray.cluster_resources()
         one = request(self.resources, available)
         shards = self.resources.shards
-        apart = frozenset(key for key, trial in table.items() if trial.apart) if shards > 1 else frozenset()
-        split = [request(self.resources, available, shards)] * shards if apart else []
+        can_propose = frozenset(key for key, trial in table.items() if trial.can_propose) if shards > 1 else frozenset()
+        split = [request(self.resources, available, shards)] * shards if can_propose else []
         self.concurrent = options.concurrent or self.resources.concurrent
         fitting = [int(available[name] // amount) for name, amount in one.items() if amount]
         self.size = max(SESSION, WAVES * (self.concurrent or min(fitting, default=1)))
 
         def bundles(config: Mapping[str, Any]) -> Any:
-            """One process for a trial, or as many as there are shards where its edits may be computed apart.
+            """One process for a trial, or as many as there are shards where its edits may be computed can_propose.
 
             Ray keeps a copy of this function, and of all that it refers to, for each session.
             """
-            return tune.PlacementGroupFactory(split if config[TRIAL_KEY] in apart else [one])
+            return tune.PlacementGroupFactory(split if config[TRIAL_KEY] in can_propose else [one])
 
         bound = tune.with_parameters(Trainable, table=dict(table), workspace=workspace, sweep=sweep.name)
         self.trainable = tune.with_resources(bound, bundles)
@@ -97,12 +97,12 @@ class Sessions:
         """Run one Tune experiment over *keys*; return whether it was interrupted."""
         callbacks: list[Any] = [JsonLoggerCallback(), CSVLoggerCallback()]
         if self.watcher is not None:
-            callbacks.append(Progress(self.watcher))
+            callbacks.append(RayCallback(self.watcher))
         tuner = tune.Tuner(
             self.trainable,
             tune_config=tune.TuneConfig(
-                search_alg=InPasses(
-                    {key: self.table[key].share or key for key in keys},
+                search_alg=GroupByGroup(
+                    {key: self.table[key].edit_key or key for key in keys},
                     self.halted,
                     {key: ray_config(self.table[key]) for key in keys},
                 ),
@@ -181,8 +181,8 @@ def request(resources: ResourceSpec, available: Mapping[str, float], shards: int
     """
     gpus = available.get("GPU", 0.0)
     gpu = (1.0 if gpus >= 1 else 0.0) if resources.gpu == "auto" else float(resources.gpu)
-    asked = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
-    for name, amount in asked.items():
+    requested = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
+    for name, amount in requested.items():
         there = available.get(name, 0.0)
         if amount * shards > there:
             each = f"{amount:g}" if shards == 1 else f"{amount:g} for each of {shards} shards"
@@ -190,7 +190,7 @@ def request(resources: ResourceSpec, available: Mapping[str, float], shards: int
                 f"resources.{name.lower()} = {each}, but the cluster has {there:g}",
                 hint="ask for less, or join a larger cluster with --address",
             )
-    return {k: v for k, v in asked.items() if v}
+    return {k: v for k, v in requested.items() if v}
 
 
 def _ray_storage(store: ResultStore) -> str:

@@ -21,7 +21,7 @@ from raysweep.editors.base import Proposal
 from raysweep.studies import STUDIES
 from raysweep.studies.base import ComputeProposal
 from raysweep.studies.ordered_results import Helper, in_order
-from raysweep.tune.deps import kept_proposals, make_deps
+from raysweep.tune.deps import make_deps, proposal_folder
 from raysweep.workspace import Workspace
 
 
@@ -33,19 +33,19 @@ class Shard:
         self._trial = ""
         self._ask: ComputeProposal | None = None
 
-    def propose(self, trial: TrialSpec, kin: str, step: int) -> Proposal:
+    def propose(self, trial: TrialSpec, cache_key: str, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds, on the CPU."""
-        found: Proposal = pytree.moved(self._proposer(trial, kin)(step), "cpu")
-        return found
+        proposal: Proposal = pytree.moved(self._proposer(trial, cache_key)(step), "cpu")
+        return proposal
 
-    def prepare(self, trial: TrialSpec, kin: str) -> None:
+    def prepare(self, trial: TrialSpec, cache_key: str) -> None:
         """Load what *trial* needs, before it is asked for proposals."""
-        self._proposer(trial, kin)
+        self._proposer(trial, cache_key)
 
-    def _proposer(self, trial: TrialSpec, kin: str) -> ComputeProposal:
+    def _proposer(self, trial: TrialSpec, cache_key: str) -> ComputeProposal:
         if self._ask is None or self._trial != trial.key:
             environment.check(trial.environment)
-            deps = make_deps(self.workspace, proposal_cache=kept_proposals(self.workspace, self.sweep, kin))
+            deps = make_deps(self.workspace, proposal_cache=proposal_folder(self.workspace, self.sweep, cache_key))
             self._ask, self._trial = STUDIES.get(trial.study)().proposal_function(trial, deps), trial.key
         return self._ask
 
@@ -56,8 +56,8 @@ class Shards:
     The placement group's first bundle is the process itself, each further one a helper.
     """
 
-    def __init__(self, workspace: Workspace, sweep: str, kin: str = "") -> None:
-        self.workspace, self.sweep, self.kin = workspace, sweep, kin
+    def __init__(self, workspace: Workspace, sweep: str, cache_key: str = "") -> None:
+        self.workspace, self.sweep, self.cache_key = workspace, sweep, cache_key
         self._actors: list[Any] = []
         self._begun: dict[str, list[tuple[Future[None], Helper]]] = {}
 
@@ -65,7 +65,9 @@ class Shards:
         """Let the helpers load what *trial* needs, while this process does the same."""
         self._start()
         self._begun = {
-            trial.key: [(a.prepare.remote(trial, self.kin).future(), self._helper(a, trial)) for a in self._actors]
+            trial.key: [
+                (a.prepare.remote(trial, self.cache_key).future(), self._helper(a, trial)) for a in self._actors
+            ]
         }
 
     def __call__(self, trial: TrialSpec, steps: Sequence[int], here: ComputeProposal) -> Iterator[Proposal]:
@@ -85,7 +87,7 @@ class Shards:
 
     def _helper(self, actor: Any, trial: TrialSpec) -> Helper:
         def start(step: int) -> Future[Proposal]:
-            future: Future[Proposal] = actor.propose.remote(trial, self.kin, step).future()
+            future: Future[Proposal] = actor.propose.remote(trial, self.cache_key, step).future()
             return future
 
         return start
@@ -96,10 +98,10 @@ class Shards:
             return
         for index, bundle in enumerate(group.bundle_specs[1:], start=1):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-            asked = {
+            requested = {
                 "num_cpus": bundle.get("CPU", 0),
                 "num_gpus": bundle.get("GPU", 0),
                 "memory": bundle.get("memory", 0),
             }
-            made = ray.remote(Shard).options(scheduling_strategy=place, **{k: v for k, v in asked.items() if v})
+            made = ray.remote(Shard).options(scheduling_strategy=place, **{k: v for k, v in requested.items() if v})
             self._actors.append(made.remote(self.workspace, self.sweep))

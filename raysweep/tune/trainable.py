@@ -8,11 +8,11 @@ from typing import Any
 
 from ray import tune
 
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.ray_logs import TRIAL_KEY
-from raysweep.results.runner import Report, TrialRun, replay
+from raysweep.results.runner import RoundReport, TrialRun, replay
 from raysweep.results.store import ResultStore, State
-from raysweep.tune.deps import Heartbeat, kept_proposals, make_deps
+from raysweep.tune.deps import Heartbeat, make_deps, proposal_folder
 from raysweep.tune.shards import Shards
 from raysweep.workspace import Workspace
 
@@ -46,36 +46,40 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         job = self.job = self.table[key]
         if job.key != key:
             raise AssertionError(f"the plan calls this trial {key}, here it hashes to {job.key}")
-        self._ended: Iterator[Report] | None = None
+        self._ended: Iterator[RoundReport] | None = None
         if self.store.status(key).state in (State.DONE, State.FAILED):
             self._ended = replay(job.trial, self.store)
             return
         local = self.store.folder.local
-        mates = [t for t in self.table.values() if job.share and t.share == job.share and t.key != key]
-        self.shards.kin = (
-            job.kin if len({t.share or t.key for t in self.table.values() if t.kin == job.kin}) > 1 else ""
-        )
-        if job.apart:
+        members = [t for t in self.table.values() if job.edit_key and t.edit_key == job.edit_key and t.key != key]
+        self.shards.cache_key = self._cache_key()
+        if job.can_propose:
             self.shards.begin(job.trial)
         deps = make_deps(
             self.workspace,
             Heartbeat(local / key if local is not None else None),
-            proposal_scheduler=self.shards if job.apart else None,
-            proposal_cache=kept_proposals(self.workspace, self.sweep, self.shards.kin),
+            proposal_scheduler=self.shards if job.can_propose else None,
+            proposal_cache=proposal_folder(self.workspace, self.sweep, self.shards.cache_key),
         )
-        self._run = TrialRun(job, deps, self.store, mates)
+        self._run = TrialRun(job, deps, self.store, members)
+
+    def _cache_key(self) -> str:
+        """Return where proposals of this trial are kept: nowhere, unless another edit group could use them."""
+        key = self.job.proposal_cache_key
+        groups = {t.edit_key or t.key for t in self.table.values() if t.proposal_cache_key == key}
+        return key if len(groups) > 1 else ""
 
     def step(self) -> dict[str, Any]:
         """Run to the next round; a failure is stored as FAILED and ends the trial: Ray retries dead processes only."""
-        told = self._ended is not None
+        replayed = self._ended is not None
         report = next(self._ended) if self._ended is not None else self._run.advance()  # type: ignore[union-attr]
         trial = self.job.trial
         extra: dict[str, Any] = {"failure": report.error} if report.error else {}
         if report.non_finite_step is not None:
             extra["non_finite_step"] = report.non_finite_step
-        if self.job.share and not math.isnan(report.seconds):
-            extra["time_this_iter_s"] = report.seconds  # the trial's own, not those of its pass
-        if told:
+        if self.job.edit_key and not math.isnan(report.seconds):
+            extra["time_this_iter_s"] = report.seconds  # the trial's own, not those of its edit group
+        if replayed:
             extra["replayed"] = True
         # no arm and no point: Ray's logs stay as they are when the plan calls the trial something else
         content = {"editor": trial.editor.label, "seed": trial.seed}

@@ -1,7 +1,7 @@
-"""Which trial runs next: never two at once of one pass. Importing this imports Ray.
+"""Which trial runs next: never two at once of one edit group. Importing this imports Ray.
 
-The first trial of a pass runs all of it; when Ray starts the others, their rounds are stored already and are only reported
-(:func:`raysweep.results.runner.replay`). Should the first one fail, the next takes the rest of the pass over.
+The first trial of an edit group runs all of it; when Ray starts the others, their rounds are stored already and are only reported
+(:func:`raysweep.results.runner.replay`). Should the first one fail, the next takes the rest of the group over.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.ray_logs import TRIAL_KEY
 
 
@@ -38,8 +38,8 @@ def ray_config(planned: PlannedTrial) -> dict[str, Any]:
     }
 
 
-class InPasses(Searcher):  # type: ignore[misc]
-    """Suggests the trials of *passes* (key → pass) in order, holding back those whose pass is running.
+class GroupByGroup(Searcher):  # type: ignore[misc]
+    """Suggests the trials of *groups* (key → group) in order, holding back those whose edit group is running.
 
     ``configs`` maps a key to what else Ray's configuration of that trial says (:func:`ray_config`); nothing of it is read back.
     Once *halted* says so, nothing more is suggested. Ray pickles this object as if it had nothing left to suggest.
@@ -47,15 +47,15 @@ class InPasses(Searcher):  # type: ignore[misc]
 
     def __init__(
         self,
-        passes: Mapping[str, str],
+        groups: Mapping[str, str],
         halted: Callable[[], bool] = lambda: False,
         configs: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.halted = halted
-        self.passes = dict(passes)
+        self.groups = dict(groups)
         self.configs = configs or {}
-        self.waiting = list(passes)
+        self.waiting = list(groups)
         self.running: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,15 +66,15 @@ class InPasses(Searcher):  # type: ignore[misc]
         if not self.waiting or self.halted():
             return str(self.FINISHED)
         busy = set(self.running.values())
-        key = next((k for k in self.waiting if self.passes[k] not in busy), None)
+        key = next((k for k in self.waiting if self.groups[k] not in busy), None)
         if key is None:
             return None
         self.waiting.remove(key)
-        self.running[trial_id] = self.passes[key]
+        self.running[trial_id] = self.groups[key]
         return {**self.configs.get(key, {}), TRIAL_KEY: key}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Release the pass of a trial that ended."""
+        """Release the group of a trial that ended."""
         self.running.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from raysweep.cli.reference import ARM, FILE, Key, keys_of, keys_page, sections
 from raysweep.config.overrides import TOP_KEYS
 from raysweep.config.schema import Spec
-from raysweep.config.sweep import ARM_KEYS
+from raysweep.config.sweep_reader import ARM_KEYS
 from tests.docs.pages import ROOT
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from raysweep.config.plan import plan
 from raysweep.config.sweep import parse_search_space
-from raysweep.reports.views import lines, trial_views
+from raysweep.reports.views import summary_rows, trial_views
 from raysweep.results.runner import run_trial
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import open_results
@@ -49,7 +49,7 @@ def test_examples_run_and_agree_with_show(workspace: Workspace, monkeypatch: pyt
     for one in blocks(PAGE):
         if one.language == "python":
             exec(compile(one.text, str(PAGE), "exec"), space)
-    shown = lines(trial_views(open_results("demo", workspace)), at=-1)
+    shown = summary_rows(trial_views(open_results("demo", workspace)), at=-1)
     rel = {row["arm"]: row["value_mean_mean_mean"] for row in space["rel"].to_pylist()}
     assert rel == pytest.approx({line.label: line.cells["rel"].mean for line in shown})
     assert rel["ceiling"] == 1.0 > rel["floor"]

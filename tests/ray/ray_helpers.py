@@ -13,17 +13,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from raysweep.config.plan import Plan, PlannedTrial
-from raysweep.config.schema import (
-    ArmSpec,
-    DataSpec,
-    EditorSpec,
-    ModelSpec,
-    ProtocolSpec,
-    ResourceSpec,
-    SweepSpec,
-    TrialSpec,
-)
+from raysweep.config.planned_trial import Plan, PlannedTrial
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SweepSpec
 from raysweep.results.tables import open_results
 from raysweep.workspace import Workspace
 
@@ -54,7 +46,7 @@ def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, .
                 protocol=ProtocolSpec(rounds=(0, 2, 4, 6)), seed=seed,
             )  # fmt: skip
             share = f"pass-{seed}" if "scale" in config and spec.resources.share else ""
-            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial, share=share, apart=True))
+            trials.append(PlannedTrial(arm=arm, point={"seed": seed}, trial=trial, edit_key=share, can_propose=True))
     return Plan(spec, tuple(trials))
 
 

@@ -19,7 +19,7 @@ from raysweep.belief.points.types import OBJECT_ROLES, WATCHED_FACTS, EvalPoint
 from raysweep.belief.report import tables as belief_tables
 from raysweep.cli.belief_report import tables_of
 from raysweep.cli.main import main
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.reports import belief_plots
 from raysweep.reports.belief_rows import read_arms, read_stages, read_training

@@ -24,7 +24,7 @@ from benchmarks import (
     tracing,
     whole,
 )
-from raysweep.config.plan import Plan
+from raysweep.config.planned_trial import Plan
 from raysweep.errors import ProblemsError, RunFailedError
 from raysweep.results.runner import run_trial
 from raysweep.results.store import ResultStore
@@ -136,7 +136,7 @@ def test_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     options = ["--editor", "rome", "--lams", "1,10", "--edits", "2", "--rounds", "1", "--threads", "1", *cheap]
     mine, plain = whole.main([*options, "--concurrent", "1", "--root", str(tmp_path)])
     assert (mine["trials"], plain["trials"]) == (3, 3)
-    assert len(asked[1].passes) == 2
+    assert len(asked[1].edit_groups) == 2
     assert plain["edit s"] > 0 < plain["measure s"]
     assert capsys.readouterr().out.count(" s per trial") == 2
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import parse_search_space
 from raysweep.editors.wrappers.prune import Prune
 from raysweep.editors.wrappers.simie.config import SimIEConfig

@@ -12,7 +12,7 @@ from rich.console import Console
 from raysweep.cli.display import Display
 from raysweep.cli.edit import rounds_of
 from raysweep.reports.left_out import left_out
-from raysweep.reports.wording import brief
+from raysweep.reports.prose import brief
 
 
 @pytest.mark.parametrize(

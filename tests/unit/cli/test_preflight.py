@@ -10,7 +10,8 @@ import pytest
 from raysweep.cli import preflight
 from raysweep.cli.preflight import Machine, check, this_machine
 from raysweep.config.components import Components
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import ProblemsError
 from raysweep.workspace import Workspace

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from raysweep.config.components import Components
 from raysweep.config.load import parse
-from raysweep.config.schema import DataSpec, ModelSpec, Positive, Spec, SweepSpec, TextSpec, TrialSpec
+from raysweep.config.schema import DataSpec, ModelSpec, Positive, Spec, TextSpec, TrialSpec
 from raysweep.config.sweep import parse_search_space
+from raysweep.config.sweep_schema import SweepSpec
 from raysweep.data.base import Reading
 from raysweep.editors.base import BaseEditor, EditorConfig
 from raysweep.editors.wrappers.base import BaseWrapper

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from raysweep.config import limits
 from raysweep.config.load import parse, read
 from raysweep.config.plan import plan
-from raysweep.config.schema import DataSpec, ProtocolSpec, ResourceSpec
+from raysweep.config.schema import DataSpec, ProtocolSpec
+from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.editors.rome import RomeConfig
 from raysweep.editors.wrappers.simie.config import SimIEConfig
 from raysweep.errors import ProblemsError, YamlError

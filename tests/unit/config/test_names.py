@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from raysweep.config.names import TrialName, labels, unique
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import ProblemsError
 from raysweep.registry import Registry

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import load_search_space
 from raysweep.testing.fixtures import byte_tokenizer
 from raysweep.workspace import Workspace, package_share

@@ -1,7 +1,8 @@
 import pytest
 
 from raysweep.config.load import parse
-from raysweep.config.plan import bind, domains, plan
+from raysweep.config.plan import bind, plan
+from raysweep.config.points import domains
 from raysweep.config.space import Grid
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import NameUnknownError, ProblemsError
@@ -176,12 +177,12 @@ class TestPasses:
         assert [(t.arm, dict(t.point)) for t in found.trials[2:]] == [
             ("ridge", {"wrap.ridge.lam": lam}) for lam in (0.1, 1, 10)
         ]
-        assert [len(group) for group in found.passes] == [1, 1, 3]
+        assert [len(group) for group in found.edit_groups] == [1, 1, 3]
         text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, mode: init}")
         for override in ("space.wrap.ridge.lam={grid: [0.1, 1, 10]}", "wrap.ridge.lam={grid: [0.1, 1, 10]}"):
             grid = planned(sweep(text, override), workspace)
             assert [t.key for t in grid.trials] == [t.key for t in found.trials]
-            assert [len(group) for group in grid.passes] == [1, 1, 3]
+            assert [len(group) for group in grid.edit_groups] == [1, 1, 3]
         alone = [planned(sweep(text, f"arms.ridge.wrap.ridge.lam={x}"), workspace).trials[2].key for x in (0.1, 1, 10)]
         assert alone == [t.key for t in found.trials[2:]]
 
@@ -193,25 +194,25 @@ class TestPasses:
         text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, blur: {width: {path: [2, -3]}}}")
         assert f"x.yaml:9:{column(text, '-3')}  'ridge': blur.width" in complaints(sweep(text), workspace)[0]
         found = planned(sweep(text.replace("-3", "3")), workspace)
-        assert [t.trial.editor.wrap[0].config["blur"]["width"] for t in found.passes[-1]] == [2, 3]
+        assert [t.trial.editor.wrap[0].config["blur"]["width"] for t in found.edit_groups[-1]] == [2, 3]
         assert found.trials[-1].trial.editor.wrap[0].config["mode"] == "init"
 
     def test_seeds_and_whatever_else_is_measured_make_passes_of_their_own(self, workspace):
         found = planned(sweep(self.ARM, "space.seed={grid: [0, 1]}"), workspace)
-        assert [sorted({t.trial.seed for t in group}) for group in found.passes[-2:]] == [[0], [1]]
-        assert len(planned(sweep(self.ARM, "space.protocol.scope={grid: [seen, all]}"), workspace).passes[-1]) == 3
+        assert [sorted({t.trial.seed for t in group}) for group in found.edit_groups[-2:]] == [[0], [1]]
+        assert len(planned(sweep(self.ARM, "space.protocol.scope={grid: [seen, all]}"), workspace).edit_groups[-1]) == 3
 
     def test_where_edits_are_apart_seeds_are_kin(self, workspace):
         found = planned(sweep(self.ARM, "space.seed={grid: [0, 1]}"), workspace)
         ridge = [t for t in found.trials if t.arm == "ridge"]
-        assert len({t.kin for t in ridge}) == 1
-        assert all(t.apart and t.kin and t.kin != t.share for t in ridge)
-        assert not any(t.apart or t.kin for t in found.trials if t.arm != "ridge")
+        assert len({t.proposal_cache_key for t in ridge}) == 1
+        assert all(t.can_propose and t.proposal_cache_key and t.proposal_cache_key != t.edit_key for t in ridge)
+        assert not any(t.can_propose or t.proposal_cache_key for t in found.trials if t.arm != "ridge")
         pairs = planned(sweep(self.ARM, "protocol={batch_size: 5, rounds: [0, 5]}"), workspace).trials[-1]
-        assert pairs.apart
-        assert pairs.kin == "", "a batch depends on the order"
+        assert pairs.can_propose
+        assert pairs.proposal_cache_key == "", "a batch depends on the order"
         alone = planned(sweep(self.ARM, "resources.share=false"), workspace).trials[-1]
-        assert (alone.apart, alone.share, alone.kin) == (True, "", "")
+        assert (alone.can_propose, alone.edit_key, alone.proposal_cache_key) == (True, "", "")
 
     def test_shards_help_only_where_edits_are_apart(self, workspace):
         assert planned(sweep(self.ARM, "resources.shards=2"), workspace).notes == (
@@ -220,9 +221,9 @@ class TestPasses:
 
     def test_nothing_is_shared_where_edits_depend_on_it_or_nobody_wants_it(self, workspace):
         sequential = planned(sweep(SWEEP, "wrap.ridge.lam={grid: [1, 2]}"), workspace)
-        assert [len(group) for group in sequential.passes] == [1] * 4
+        assert [len(group) for group in sequential.edit_groups] == [1] * 4
         unwanted = planned(sweep(self.ARM, "resources.share=false"), workspace)
-        assert [len(group) for group in unwanted.passes] == [1] * 5
+        assert [len(group) for group in unwanted.edit_groups] == [1] * 5
 
     def test_what_contradicts_a_path_is_said_where_it_stands(self, workspace):
         text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, lam: {path: [1, 2]}, mode: sequential}")

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from raysweep.config.load import parse
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import ProblemsError
 from raysweep.workspace import Workspace, package_share, resolve_from_cwd

@@ -2,9 +2,9 @@ import pytest
 
 from raysweep.config.load import parse
 from raysweep.config.places import Place, Source
-from raysweep.config.schema import SweepSpec
 from raysweep.config.space import Grid
 from raysweep.config.sweep import find_file, load_search_space, parse_search_space
+from raysweep.config.sweep_schema import SweepSpec
 from raysweep.errors import NameUnknownError, ProblemsError
 from raysweep.workspace import Workspace, package_share
 from tests.unit.config.fakes import SWEEP, sweep

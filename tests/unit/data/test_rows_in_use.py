@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from raysweep.cli.main import main
-from raysweep.config.plan import Plan, plan
+from raysweep.config.plan import plan
+from raysweep.config.planned_trial import Plan
 from raysweep.config.schema import DataSpec
 from raysweep.config.sweep import parse_search_space
 from raysweep.data import open_dataset, resolve

@@ -14,14 +14,14 @@ import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
 
 from raysweep.cli.analyze import ranked
-from raysweep.cli.compare import compared, reference
-from raysweep.cli.compare import rows as compare_rows
 from raysweep.cli.main import main
-from raysweep.cli.show import text
 from raysweep.config.schema import TrialSpec
+from raysweep.reports.compare import compared_rows, reference
+from raysweep.reports.compare import rows as compare_rows
 from raysweep.reports.notes import non_finite
 from raysweep.reports.render import Format
-from raysweep.reports.views import groups, lines, trial_views
+from raysweep.reports.sweep_table import text
+from raysweep.reports.views import groups, summary_rows, trial_views
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.runner import replay
 from raysweep.results.store import ResultStore
@@ -66,7 +66,7 @@ def test_show_says_undefined_and_since_when(workspace: Workspace) -> None:
     sweep = sweep_of(workspace)
     bad, good = (t for t in trial_views(sweep))
     assert (bad.row["non_finite_step"], good.row["non_finite_step"]) == (3, None)
-    found = {(line.label, line.step): line for line in lines(trial_views(sweep))}
+    found = {(line.label, line.step): line for line in summary_rows(trial_views(sweep))}
     assert found["bad", 2].undefined == frozenset()
     assert found["bad", 4].undefined >= {"rel", "gen", "loc", "avg", "geo", "ppl", "ppl_median", "ppl_expmean"}
     assert not found["bad", 4].cells
@@ -89,7 +89,7 @@ def test_programs_get_null_and_the_step(workspace: Workspace) -> None:
 
 
 def test_compare_takes_the_first_defined_arm_and_no_difference_to_the_other(workspace: Workspace) -> None:
-    found = compared(["s"], workspace, by="arm", phase=None, at=-1)
+    found = compared_rows(["s"], workspace, by="arm", phase=None, at=-1)
     assert reference(found).label == "good"
     rows = compare_rows(found)
     assert (rows[0]["Rel"], rows[0]["ΔRel"], rows[0]["status"]) == ("undefined", "–", "done (non-finite from 3)")
@@ -126,10 +126,10 @@ def test_one_record_is_enough(tmp_path: Path) -> None:
     """The mean of the records that are left would flatter the editor."""
     store = ResultStore(tmp_path)
     write_collapsed(store, make_trial(), "a", 4, records={"r3"})
-    (line,) = lines(trial_views(Sweep(store)), at=4)
+    (line,) = summary_rows(trial_views(Sweep(store)), at=4)
     assert "rel" in line.undefined
     assert "retained/rel" not in summary(trial_columns(store, make_trial().key), 4, 1)
-    (line,) = lines(trial_views(Sweep(store)), at=4, phase="immediate")
+    (line,) = summary_rows(trial_views(Sweep(store)), at=4, phase="immediate")
     assert line.cells["rel"].n == 4, "right after they were written, all were finite"
 
 
@@ -137,10 +137,10 @@ def test_one_seed_is_enough(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     write_collapsed(store, make_trial(0), "a", 4)
     write_trial(store, make_trial(1), "a")
-    (line,) = lines(trial_views(Sweep(store)), at=4)
+    (line,) = summary_rows(trial_views(Sweep(store)), at=4)
     assert "rel" in line.undefined
     assert sorted(line.status.split(", ")) == ["1 done", "1 done (non-finite from 4)"]
-    assert ["rel" in x.undefined for x in lines(trial_views(Sweep(store)), at=4, by="trial")] == [True, False]
+    assert ["rel" in x.undefined for x in summary_rows(trial_views(Sweep(store)), at=4, by="trial")] == [True, False]
     (note,) = non_finite(trial_views(Sweep(store)))
     assert "not finite from step 4 (seed 0) on" in note
 
@@ -148,7 +148,7 @@ def test_one_seed_is_enough(tmp_path: Path) -> None:
 def test_what_was_immediate_before_stays_what_it_was(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     write_collapsed(store, make_trial(), "a", 3)
-    at = {line.step: line for line in lines(trial_views(Sweep(store)), phase="immediate")}
+    at = {line.step: line for line in summary_rows(trial_views(Sweep(store)), phase="immediate")}
     assert ("rel" in at[2].cells, "rel" in at[4].undefined) == (True, True)
 
 
@@ -159,7 +159,7 @@ def test_a_perplexity_that_overflows_is_undefined_but_no_collapse(tmp_path: Path
     found = make_round(trial, 4)
     rows = [replace(r, value=math.inf) if (r.metric, r.record_id) == ("ppl", "r3") else r for r in found.rows]
     store.write_round(trial.key, replace(found, rows=rows))
-    (line,) = lines(trial_views(Sweep(store)), at=4)
+    (line,) = summary_rows(trial_views(Sweep(store)), at=4)
     assert line.undefined == {"ppl", "ppl_median", "ppl_expmean"}
     assert ("rel" in line.cells, line.status) == (True, "interrupted at 4")
     assert non_finite_step(store, trial.key) is None

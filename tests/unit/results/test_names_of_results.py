@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from results_helpers import begin, make_trial, write_trial
 
-from raysweep.cli.compare import compared
-from raysweep.cli.show import text
 from raysweep.config.schema import TrialSpec
+from raysweep.reports.compare import compared_rows
 from raysweep.reports.notes import outdated
 from raysweep.reports.render import Format, render
-from raysweep.reports.views import Line, groups, lines, trial_views
+from raysweep.reports.sweep_table import text
+from raysweep.reports.views import SummaryRow, groups, summary_rows, trial_views
 from raysweep.results.store import TRIAL, ResultStore
 from raysweep.results.tables import Sweep, open_results
 from raysweep.workspace import Workspace
@@ -35,7 +35,7 @@ def write_plan(store: ResultStore, *places: Place, **more: Any) -> None:
 
 
 def rel(store: ResultStore) -> dict[str, float]:
-    found: list[Line] = lines(trial_views(Sweep(store)), at=4)
+    found: list[SummaryRow] = summary_rows(trial_views(Sweep(store)), at=4)
     return {line.label: line.cells["rel"].mean for line in found}
 
 
@@ -66,7 +66,7 @@ def test_a_trial_stands_under_each_of_its_names(store: ResultStore) -> None:
         ["trial_key", "step", "record_id", "probe_index", "metric"]
     ).aggregate([]).num_rows, "each value once"  # fmt: skip
     assert "2 of 2 trials done" in text(sweep, how=Format.TABLE)
-    assert [line.seeds for line in lines(trial_views(sweep), at=4)] == [(0, 1)] * 2
+    assert [line.seeds for line in summary_rows(trial_views(sweep), at=4)] == [(0, 1)] * 2
 
 
 def test_two_points_of_an_arm_that_come_to_one_trial_are_not_pooled(store: ResultStore) -> None:
@@ -74,7 +74,7 @@ def test_two_points_of_an_arm_that_come_to_one_trial_are_not_pooled(store: Resul
     trial = make_trial()
     write_trial(store, trial)
     write_plan(store, ("a", trial, {"seed": 0, "data.path": "x"}), ("a", trial, {"seed": 0, "data.path": "y"}))
-    found = lines(trial_views(Sweep(store)), at=4)
+    found = summary_rows(trial_views(Sweep(store)), at=4)
     assert [(line.label, line.seeds, line.members) for line in found] == [("a path=x", (0,), 1), ("a path=y", (0,), 1)]
 
 
@@ -132,7 +132,7 @@ def test_sweeps_of_one_name_in_two_places_keep_their_labels_apart(tmp_path: Path
         store = ResultStore(tmp_path / where / "s")
         write_trial(store, make_trial(), "a", shift=shift)
         write_plan(store, ("a", make_trial()))
-    found = compared(
+    found = compared_rows(
         [str(tmp_path / w / "s") for w in "xy"], Workspace(root=tmp_path), by="arm", phase="retained", at=4
     )
     assert [line.label for line in found] == [f"{tmp_path / w / 's'}: a" for w in "xy"]

@@ -9,14 +9,14 @@ import pytest
 from results_helpers import begin, make_round, make_trial
 
 from raysweep.cli.analyze import _metric
-from raysweep.cli.compare import compared
 from raysweep.cli.main import main
-from raysweep.cli.show import text
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import SpecError
+from raysweep.reports.compare import compared_rows
 from raysweep.reports.plot import draw
 from raysweep.reports.render import Format
-from raysweep.reports.views import lines, trial_views
+from raysweep.reports.sweep_table import text
+from raysweep.reports.views import summary_rows, trial_views
 from raysweep.results.runner import replay
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
@@ -45,12 +45,12 @@ def workspace(tmp_path: Path, trial: TrialSpec) -> Workspace:
 
 def test_a_study_of_edits_alone_shows_all_of_them(workspace: Workspace, tmp_path: Path) -> None:
     sweep = Sweep(ResultStore(workspace.results("s")))
-    found = {line.step: line for line in lines(trial_views(sweep))}
+    found = {line.step: line for line in summary_rows(trial_views(sweep))}
     assert {step: (line.phase, line.cells["rel"].n) for step, line in found.items()} == {
         0: ("pristine", 2), 2: ("immediate", 2), 4: ("immediate", 4),
     }  # fmt: skip
     assert "s: immediate, mean" in text(sweep, how=Format.TABLE)
-    (line,) = compared(["s"], workspace, by="arm", phase=None, at=-1)
+    (line,) = compared_rows(["s"], workspace, by="arm", phase=None, at=-1)
     assert (line.phase, line.step, line.n) == ("immediate", 4, 4)
     draw(sweep, tmp_path / "p.png")
     assert _metric(sweep, trial_views(sweep)) == "immediate/rel"
@@ -82,6 +82,6 @@ def test_lines_of_different_phases_are_not_compared(workspace: Workspace) -> Non
         store.write_round(one.key, make_round(one, step))
     store.finish(one.key, step=4)
     with pytest.raises(SpecError, match="different phases"):
-        compared(["s", "other"], workspace, by="arm", phase=None, at=-1)
-    found = compared(["s", "other"], workspace, by="arm", phase="immediate", at=-1)
+        compared_rows(["s", "other"], workspace, by="arm", phase=None, at=-1)
+    found = compared_rows(["s", "other"], workspace, by="arm", phase="immediate", at=-1)
     assert {line.phase for line in found} == {"immediate"}

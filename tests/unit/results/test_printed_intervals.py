@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from raysweep import intervals, summarize
-from raysweep.belief.report.edit_scores import mean_estimates
-from raysweep.cli.compare import compared
-from raysweep.cli.compare import rows as compare_rows
-from raysweep.cli.show import text
+from raysweep.belief.report.edit_scores import means
 from raysweep.metrics import METRICS
 from raysweep.reports import notes
+from raysweep.reports.compare import compared_rows
+from raysweep.reports.compare import rows as compare_rows
 from raysweep.reports.render import Format, render, shown, with_interval
-from raysweep.reports.views import lines, paired, trial_views
+from raysweep.reports.sweep_table import text
+from raysweep.reports.views import paired, summary_rows, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, open_results
 from raysweep.rows import EvalRound, ProbeRow
@@ -62,7 +62,7 @@ def values() -> dict[float | None, np.ndarray]:
 
 
 def test_cells_are_the_intervals_of_the_rows(tmp_path: Path, values: dict[float | None, np.ndarray]) -> None:
-    plain, wrapped = lines(trial_views(store_sweep(tmp_path, values)), at=-1)
+    plain, wrapped = summary_rows(trial_views(store_sweep(tmp_path, values)), at=-1)
     for view, found in (
         ("rel", intervals.share(values[None])),
         ("loc", intervals.share(values[None])),
@@ -103,13 +103,13 @@ def test_every_format_has_the_same_limits(tmp_path: Path, values: dict[float | N
 
 
 def lines_of(root: Path) -> list[object]:
-    return compared(["s"], Workspace(root=root), by="arm", phase="retained", at=-1)  # type: ignore[return-value]
+    return compared_rows(["s"], Workspace(root=root), by="arm", phase="retained", at=-1)  # type: ignore[return-value]
 
 
 def test_all_right_is_not_certainly_right(tmp_path: Path) -> None:
     """At five records ±1.96 se was 0 in 40 % of runs: an editor without a fault seemed known to have none."""
     sweep = store_sweep(tmp_path / "results" / "s", {None: np.ones((5, 1)), 1.0: np.ones((5, 1))})
-    plain, wrapped = lines(trial_views(sweep), at=-1)
+    plain, wrapped = summary_rows(trial_views(sweep), at=-1)
     assert (plain.cells["rel"].low, plain.cells["rel"].high) == (pytest.approx(0.5655, abs=1e-4), 1.0)
     difference = paired(plain, wrapped, "rel")
     assert difference is not None
@@ -119,11 +119,11 @@ def test_all_right_is_not_certainly_right(tmp_path: Path) -> None:
 
 def test_where_there_is_no_interval_it_says_so(tmp_path: Path) -> None:
     one = store_sweep(tmp_path / "results" / "one", {None: np.array([[0.5, 1.0]])})
-    (line,) = lines(trial_views(one), at=-1)
+    (line,) = summary_rows(trial_views(one), at=-1)
     assert shown(line.cells["rel"]) == ".750 [–]"
     assert notes.about_intervals([line]) == ["[–]: one record says nothing of others (memit)"]
     seed = store_sweep(tmp_path / "results" / "seed", {None: np.array([[0.5], [1.0], [0.0]])})
-    told = notes.about_intervals(lines(trial_views(seed), at=-1), ppl=True)
+    told = notes.about_intervals(summary_rows(trial_views(seed), at=-1), ppl=True)
     assert told[0] == "one seed: intervals say what other records would give, not other seeds"
     assert told[1].startswith("PPL [–]: a few records")
     assert told[2].startswith("PPL median [–]")
@@ -158,11 +158,11 @@ def test_every_view_s_interval_fits_its_metric_s_range() -> None:
 def test_beliefs_count_a_point_of_several_trials_once() -> None:
     rows = [{"acc": float(i % 2)} for i in range(10)] * 3
     places = [(str(i), trial) for trial in range(3) for i in range(10)]
-    found = mean_estimates(rows, places)["acc"]
-    alone = mean_estimates(rows[:10], places[:10])["acc"]
+    found = means(rows, places)["acc"]
+    alone = means(rows[:10], places[:10])["acc"]
     assert (found.mean, found.n) == (0.5, 30)
     assert (found.low, found.high) == (pytest.approx(alone.low, abs=0.01), pytest.approx(alone.high, abs=0.01))
-    assert mean_estimates([{"d": -1.0}, {"d": 0.5}], places[:2], difference=True)["d"].low == -1.0
+    assert means([{"d": -1.0}, {"d": 0.5}], places[:2], difference=True)["d"].low == -1.0
 
 
 def test_undefined_values_have_no_interval() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 from results_helpers import make_round, make_trial
 
-from raysweep.config.plan import PlannedTrial
+from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.results import runner
 from raysweep.results.runner import TrialRun, replay, run_trial

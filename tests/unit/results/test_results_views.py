@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
 
-from raysweep.cli.compare import compared
-from raysweep.cli.compare import rows as compare_rows
-from raysweep.cli.show import text
 from raysweep.errors import SpecError, StoreError
+from raysweep.reports.compare import compared_rows
+from raysweep.reports.compare import rows as compare_rows
 from raysweep.reports.render import Format, render, shown
-from raysweep.reports.views import groups, lines, paired, trial_views
+from raysweep.reports.sweep_table import text
+from raysweep.reports.views import groups, paired, summary_rows, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, flatten, open_results, trial_columns
 from raysweep.rows import TimingRow
@@ -60,14 +60,14 @@ def test_superseded_and_missing_values_are_left_out(workspace: Workspace) -> Non
 def test_lines_pool_seeds_and_keep_configurations_apart(workspace: Workspace) -> None:
     trials = trial_views(open_results("s", workspace))
     assert [label for label, _ in groups(trials)] == ["memit", "memit+simie lam=1", "memit+simie lam=10"]
-    found = lines(trials, at=4)
+    found = summary_rows(trials, at=4)
     assert [(line.seeds, line.status, line.per_edit) for line in found] == [((0, 1), "done", 0.75)] * 3
     means = [summary(trial_columns(open_results("s", workspace).store, make_trial(s).key), 4, 1) for s in (0, 1)]
     for view in ("rel", "gen", "loc", "avg", "geo"):
         assert found[0].cells[view].mean == pytest.approx(np.mean([m[f"retained/{view}"] for m in means]))
         assert found[0].cells[view].se > 0
-    assert {line.phase for line in lines(trials) if line.step == 0} == {"pristine"}
-    assert len(lines(trials, by="trial", at=-1)) == 6
+    assert {line.phase for line in summary_rows(trials) if line.step == 0} == {"pristine"}
+    assert len(summary_rows(trials, by="trial", at=-1)) == 6
 
 
 def test_shared_seconds_are_kept_apart(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_shared_seconds_are_kept_apart(tmp_path: Path) -> None:
     ]
     store.write_round(trial.key, replace(make_round(trial, 2), timing=timing))
     sweep = Sweep(store)
-    (line,) = lines(trial_views(sweep))
+    (line,) = summary_rows(trial_views(sweep))
     assert (line.seconds, line.shared, line.per_edit) == (0.5, 9.0, 2.0)
     assert "0.5 s + 9.0 s shared" in text(sweep, how=Format.TABLE)
     assert '"seconds_shared": 9.0' in text(sweep, how=Format.JSON)
@@ -100,7 +100,7 @@ def test_geo_s_error_is_exact_for_a_mean() -> None:
 
 
 def test_differences_are_paired_by_record_and_seed(workspace: Workspace) -> None:
-    first, other, _ = lines(trial_views(open_results("s", workspace)), at=4)
+    first, other, _ = summary_rows(trial_views(open_results("s", workspace)), at=4)
     found = paired(first, other, "rel")
     assert found is not None
     assert (found.mean, found.se, found.n) == (pytest.approx(0.25), pytest.approx(0.0, abs=1e-12), 3)
@@ -109,15 +109,15 @@ def test_differences_are_paired_by_record_and_seed(workspace: Workspace) -> None
 
 
 def test_compare_orders_by_the_key_and_shows_differences(workspace: Workspace) -> None:
-    found = compared(["s"], workspace, by="wrap.simie.lam", phase="retained", at=4)
+    found = compared_rows(["s"], workspace, by="wrap.simie.lam", phase="retained", at=4)
     assert [line.label for line in found] == ["memit+simie lam=1", "memit+simie lam=10"]
-    arms = compare_rows(compared(["s"], workspace, by="arm", phase="retained", at=-1))
+    arms = compare_rows(compared_rows(["s"], workspace, by="arm", phase="retained", at=-1))
     assert arms[0]["ΔRel"] == "–"
     assert re.fullmatch(r"\+\.250 \[\+\.\d\d, \+\.\d\d\]", str(arms[1]["ΔRel"]))
-    two = compared(["s", "s"], workspace, by="wrap.simie.lam", phase="retained", at=4)
+    two = compared_rows(["s", "s"], workspace, by="wrap.simie.lam", phase="retained", at=4)
     assert [line.label for line in two][:2] == ["s: memit+simie lam=1"] * 2
     with pytest.raises(SpecError, match="no trial sweeps 'lamb'") as caught:
-        compared(["s"], workspace, by="lamb", phase="retained", at=4)
+        compared_rows(["s"], workspace, by="lamb", phase="retained", at=4)
     assert "wrap.simie.lam" in caught.value.hint
 
 

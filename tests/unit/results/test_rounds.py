@@ -12,15 +12,15 @@ import pytest
 from results_helpers import begin, make_round, make_trial, write_trial
 
 from raysweep.cli.analyze import for_program, ranked, taken, unlogged, unranked
-from raysweep.cli.compare import compared, reference, unpaired
-from raysweep.cli.compare import rows as compare_rows
 from raysweep.cli.main import main
 from raysweep.config.schema import DataSpec, TrialSpec
 from raysweep.errors import SpecError
+from raysweep.reports.compare import compared_rows, reference, unpaired
+from raysweep.reports.compare import rows as compare_rows
 from raysweep.reports.notes import missing_rounds
 from raysweep.reports.plot import draw
 from raysweep.reports.rounds import last_common
-from raysweep.reports.views import groups, lines, shared_values, trial_views
+from raysweep.reports.views import groups, shared_values, summary_rows, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, trial_columns
 from raysweep.summarize import summary
@@ -82,8 +82,8 @@ def test_the_last_round_is_one_for_all(
     arms(store_of(workspace), **states)
     trials = trial_views(Sweep(store_of(workspace)))
     assert last_common(members for _, members in groups(trials)) == common
-    assert {(line.label, line.step) for line in lines(trials, at=-1)} == {(arm, common) for arm in measured}
-    found = compared(["s"], workspace, by="arm", phase=None, at=-1)
+    assert {(line.label, line.step) for line in summary_rows(trials, at=-1)} == {(arm, common) for arm in measured}
+    found = compared_rows(["s"], workspace, by="arm", phase=None, at=-1)
     assert [line.label for line in found] == list(states), "all are named"
     assert {line.step for line in found} == {common}
     for line, row in zip(found, compare_rows(found), strict=True):
@@ -98,7 +98,7 @@ def test_the_last_round_is_one_for_all(
 
 def test_explicit_rounds_and_those_there_are_not(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     arms(store_of(workspace), a="done", b="failed 2", c="failed 0")
-    found = compared(["s"], workspace, by="arm", phase=None, at=2)
+    found = compared_rows(["s"], workspace, by="arm", phase=None, at=2)
     assert [row["ΔRel"] != "–" for row in compare_rows(found)] == [False, True, False]
     for command in (["show", "s", "--at", "99"], ["compare", "s", "--at", "99"], ["show", "s", "--at", "-3"]):
         assert main(["--root", str(workspace.root), *command]) == 2
@@ -130,7 +130,7 @@ def test_an_arm_with_some_of_its_seeds_says_so(workspace: Workspace) -> None:
             for arm, t in (("a", make_trial(seed)), ("b", make_trial(seed, 1.0)))
         ]
     store.write_plan({"sweep": "s", "study": "lifelong", "trials": listed}, "")
-    first, other = compared(["s"], workspace, by="arm", phase=None, at=-1)
+    first, other = compared_rows(["s"], workspace, by="arm", phase=None, at=-1)
     assert (first.seeds, other.seeds, other.members) == ((0, 1, 2), (0, 1), 3)
     row = compare_rows([first, other])[1]
     assert (row["seeds"], row["status"]) == ("2 of 3", "2 done, 1 failed at 2")
@@ -150,14 +150,14 @@ def test_rounds_without_one_in_common_are_refused_with_the_rounds_there_are(work
         listed.append({"key": trial.key, "arm": arm, "point": {}, "seed": 0, "rounds": rounds})
     store.write_plan({"sweep": "s", "study": "lifelong", "trials": listed}, "")  # else the order is that of the keys
     with pytest.raises(SpecError, match="no round in common but 0") as caught:
-        compared(["s"], workspace, by="arm", phase=None, at=-1)
+        compared_rows(["s"], workspace, by="arm", phase=None, at=-1)
     assert "0, 2 (a); 0, 4 (b)" in caught.value.hint
 
 
 def test_sweeps_of_other_lengths_are_compared_at_a_round_of_both(workspace: Workspace) -> None:
     write_trial(store_of(workspace, "short"), make_trial(0, rounds=(0, 2)), "a")
     write_trial(store_of(workspace, "long"), make_trial(0, 1.0), "b")
-    found = compared(["short", "long"], workspace, by="arm", phase=None, at=-1)
+    found = compared_rows(["short", "long"], workspace, by="arm", phase=None, at=-1)
     assert [(line.label, line.step) for line in found] == [("short: a", 2), ("long: b", 2)]
     assert compare_rows(found)[1]["ΔRel"] != "–"
 
@@ -168,7 +168,7 @@ def test_records_of_other_data_are_not_paired(workspace: Workspace) -> None:
     two = one.model_copy(update={"data": DataSpec(digest="e")})
     for name, trial in (("x", one), ("y", TrialSpec.model_validate(two.model_dump()))):
         write_trial(store_of(workspace, name), trial, "a")
-    found = compared(["x", "y"], workspace, by="arm", phase=None, at=4)
+    found = compared_rows(["x", "y"], workspace, by="arm", phase=None, at=4)
     assert compare_rows(found)[1]["ΔRel"] == "–"
     assert unpaired(found) == ["y: a and x: a have nothing in common"]
 

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 from results_helpers import make_round, make_trial, write_trial
 
-from raysweep.cli.standing import missing_lines
-from raysweep.config.plan import Plan, PlannedTrial
-from raysweep.config.schema import ArmSpec, EditorSpec, SweepSpec
+from raysweep.config.planned_trial import Plan, PlannedTrial
+from raysweep.config.schema import EditorSpec
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import BusyError, NewerFormatError, StoreError
+from raysweep.reports.standing import missing_lines
 from raysweep.results.drivers import DriverLock
+from raysweep.results.outcome import Outcome
 from raysweep.results.state import State
 from raysweep.results.store import ResultStore
 from raysweep.tune import launch
 from raysweep.tune.launch import run_sweep
-from raysweep.tune.outcome import Outcome
 from raysweep.tune.pending import pending, trial_states
 from raysweep.tune.sweep_run import Options, SweepRun
 from raysweep.workspace import Workspace

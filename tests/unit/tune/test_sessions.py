@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from raysweep.cli.display import Display
-from raysweep.config.plan import Plan, PlannedTrial
-from raysweep.config.schema import ArmSpec, DataSpec, EditorSpec, ModelSpec, ProtocolSpec, SweepSpec, TrialSpec
+from raysweep.config.planned_trial import Plan, PlannedTrial
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.results.provenance import provenance
 from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.results.state import State

@@ -10,11 +10,12 @@ from rich.console import Console
 from torch import nn
 
 from raysweep.cli.display import Display
-from raysweep.config.plan import PlannedTrial
-from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, ResourceSpec, TrialSpec
+from raysweep.config.planned_trial import PlannedTrial
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.errors import SpecError
+from raysweep.results.outcome import Outcome
 from raysweep.tune.deps import ModelPool
-from raysweep.tune.outcome import Outcome
 from raysweep.tune.sessions import request
 
 
@@ -144,7 +145,7 @@ def test_display_lets_a_pass_get_on_together(tmp_path: Path) -> None:
     console = Console(force_terminal=True, width=100, record=True, file=(tmp_path / "out").open("w"))
     display = Display(
         dict.fromkeys("abc", "x"), dict.fromkeys("abc", 10), printer=lambda line: None, folder=tmp_path,
-        console=console, passes={"a": "p", "b": "p"},
+        console=console, edit_groups={"a": "p", "b": "p"},
     )  # fmt: skip
     display.started("a")
     console.print(display.render())
@@ -152,9 +153,9 @@ def test_display_lets_a_pass_get_on_together(tmp_path: Path) -> None:
 
 
 def test_trials_of_one_pass_wait_for_each_other() -> None:
-    from raysweep.tune.trial_order import InPasses
+    from raysweep.tune.trial_order import GroupByGroup
 
-    search = InPasses({"a1": "a", "a2": "a", "b": "b"})
+    search = GroupByGroup({"a1": "a", "a2": "a", "b": "b"})
     assert search.suggest("1") == {"trial": "a1"}
     assert search.suggest("2") == {"trial": "b"}
     assert search.suggest("3") is None
@@ -184,7 +185,7 @@ def test_a_round_s_line_follows_the_study_and_says_what_is_not_finite(result: di
 
 def test_ray_gets_no_names_that_the_next_plan_may_change() -> None:
     """Names belong to the plan: what Ray logs says which trial by its key, and what it is made of."""
-    from raysweep.results.runner import Report
+    from raysweep.results.runner import RoundReport
     from raysweep.tune.trainable import Trainable
 
     trial = TrialSpec(
@@ -192,7 +193,7 @@ def test_ray_gets_no_names_that_the_next_plan_may_change() -> None:
     )  # fmt: skip
     one = Trainable.__new__(Trainable)
     one.job = PlannedTrial("an arm", {"seed": 3, "wrap.simie.lam": 10}, trial)
-    one._ended = iter([Report(4, {"retained/rel": 0.5}, False, non_finite_step=2), Report(6, {}, True)])
+    one._ended = iter([RoundReport(4, {"retained/rel": 0.5}, False, non_finite_step=2), RoundReport(6, {}, True)])
     first, second = one.step(), one.step()
     assert first == {
         "retained/rel": 0.5, "step": 4, "done": False, "editor": "null", "seed": 3, "non_finite_step": 2, "replayed": True,

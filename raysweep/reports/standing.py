@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from raysweep.reports.wording import brief, counted, trial_labels
+from raysweep.config import names
+from raysweep.config.names import TrialName
+from raysweep.reports.prose import brief, counted
 
 if TYPE_CHECKING:
+    from raysweep.results.outcome import Outcome
     from raysweep.results.tables import Sweep
-    from raysweep.tune.outcome import Outcome
 
 SHOWN = 10  # lines of one kind; the rest is counted
 
@@ -68,3 +70,13 @@ def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str
         count = counted(len(outcome.unfinished), "trial is", "trials are")
         lines.append(f"{count} missing; run the same command again")
     return lines
+
+
+def trial_labels(places: Sequence[TrialName]) -> dict[str, str]:
+    """Return what to call each trial, by key: ``memit+simie lam=10 seed=0``, with all names of one that has several."""
+    texts = names.labels([(n.arm, names.without_seed(n.point)) for n in places])
+    by_key: dict[str, list[str]] = {}
+    for name, text in zip(places, texts, strict=True):
+        seed = f" seed={name.point['seed']}" if "seed" in name.point else ""
+        by_key.setdefault(name.key, []).append(f"{text}{seed}")
+    return {key: " = ".join(of) for key, of in by_key.items()}

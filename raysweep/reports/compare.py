@@ -1,0 +1,190 @@
+"""Configurations beside what they are compared with: rows with paired differences, and what a reader must know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raysweep.errors import SpecError, nearest
+from raysweep.reports import notes
+from raysweep.reports.pairs import Entry, Pair, contents, first_measured
+from raysweep.reports.prose import counted
+from raysweep.reports.render import Cell, Difference
+from raysweep.reports.sweep_table import cell, first_non_finite, seeds
+from raysweep.reports.sweeps import LabelledSweep, open_labelled
+from raysweep.reports.views import (
+    SummaryRow,
+    TrialView,
+    groups,
+    paired,
+    rows_of_configurations,
+    shared_values,
+    trial_views,
+)
+from raysweep.results.tables import Sweep
+from raysweep.workspace import Workspace
+
+VIEWS = ("rel", "gen", "loc", "avg")
+
+
+def compared_rows(
+    sweeps: Sequence[str | LabelledSweep],
+    workspace: Workspace,
+    *,
+    by: str,
+    phase: str | None,
+    at: int,
+    everything: bool = False,
+) -> list[SummaryRow]:
+    """Return the lines to compare, all of one round and one phase, ordered by the values of *by*, then by configuration.
+
+    A configuration that was not measured at that round has a line without cells.
+
+    Raises:
+        SpecError: no trial has the swept key *by*, nothing was measured at *at*, or the sweeps' studies show other phases.
+    """
+    opened = open_labelled(sweeps, workspace, everything=everything)
+    return [entry.line for entry in compared_entries(opened, by=by, phase=phase, at=at)]
+
+
+def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str | None, at: int) -> list[Entry]:
+    """Return what :func:`compared` does of opened *sweeps* with their prefixes, each line with its trial's content."""
+    configurations: list[tuple[str, str, Sequence[TrialView]]] = []
+    known: set[str] = set()
+    content: dict[str, dict[str, dict[str, object]]] = {}
+    for sweep, prefix in sweeps:
+        trials = trial_views(sweep)  # before the rows, which then are there without another look at the files
+        content[prefix] = contents(sweep)
+        for label, members in groups(trials):
+            known |= set(members[0].point)
+            if by == "arm" or by in members[0].point:
+                configurations.append((prefix, f"{prefix}{label}", members))
+    if by != "arm":
+        if by not in known:
+            raise SpecError(f"no trial sweeps '{by}'", hint=nearest(by, {"arm", *known}))
+        configurations.sort(key=lambda item: _rank(item[2][0], by))
+    shown = rows_of_configurations([(label, members) for _, label, members in configurations], phase=phase, at=at)
+    phases = {line.phase: line.label for line in shown if line.trials}
+    if len(phases) > 1:
+        each = ", ".join(f"{phase} ({label})" for phase, label in phases.items())
+        raise SpecError(f"these show different phases: {each}", hint="choose one with --phase")
+    entries = []
+    for line, (prefix, _, members) in zip(shown, configurations, strict=True):
+        begun = next((t for t in members if t.row["trial_key"] in content[prefix]), members[0])
+        entries.append(Entry(line, prefix, begun, content[prefix].get(str(begun.row["trial_key"]), {})))
+    return entries
+
+
+def _rank(trial: TrialView, by: str) -> tuple[bool, str | float]:
+    value = trial.point.get(by)
+    return (True, value) if isinstance(value, str) else (False, float(value or 0))
+
+
+def reference(rows: Sequence[SummaryRow]) -> SummaryRow:
+    """Return the line that the others are compared with by default: the first with a defined value, else the first measured."""
+    line = first_measured(rows)
+    if line is None:
+        raise SpecError("nothing was measured yet")
+    return line
+
+
+def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[dict[str, Cell]]:
+    """Return a row per pair: the line, and its difference to its reference; *plain* = for a program.
+
+    Lines without a pair are compared with their :func:`reference`. Where rows have several references, or for a program, each
+    row names its own.
+    """
+    pairs = _with_references(compared)
+    several = len({id(pair.reference) for pair in pairs if pair.reference is not None}) > 1
+    listed = {id(pair.line) for pair in pairs}
+    several |= any(pair.reference is not None and id(pair.reference) not in listed for pair in pairs)
+    views = [v for v in VIEWS if any(v in (*p.line.cells, *p.line.undefined) for p in pairs)]
+    out: list[dict[str, Cell]] = []
+    for pair in pairs:
+        line = pair.line
+        row: dict[str, Cell] = {"arm": line.label, **({"to": _name(pair)} if plain or several else {})}
+        row["edits"] = line.step if line.trials else None
+        for view in views:
+            row[view.capitalize()] = cell(line, view, plain=plain)
+            difference = _difference(pair, view)
+            row[f"delta_{view}" if plain else f"Δ{view.capitalize()}"] = difference if plain else difference or "–"
+        row |= {"n": line.n if line.cells else None, **seeds(line, plain=plain), "status": line.status}
+        if plain:
+            row["non_finite_step"] = first_non_finite(line)
+        out.append(row)
+    return out
+
+
+def _with_references(listed: Sequence[SummaryRow | Pair]) -> list[Pair]:
+    lines = [one for one in listed if isinstance(one, SummaryRow)]
+    first = reference(lines) if lines else None
+    return [one if isinstance(one, Pair) else Pair(one, None if one is first else first) for one in listed]
+
+
+def _name(pair: Pair) -> str | None:
+    return None if pair.reference is None else pair.reference.label
+
+
+def _difference(pair: Pair, view: str) -> Difference | None:
+    estimate = None if pair.reference is None else paired(pair.reference, pair.line, view)
+    return None if estimate is None else Difference(estimate.mean, estimate.se, estimate.n, estimate.low, estimate.high)
+
+
+def comparison_notes(sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
+    """Return what a reader must know of the table of *pairs*, which come from *sweeps*."""
+    lines = every_row(pairs)
+    about = [*notes.missing_rounds(lines), *alone(pairs, by=by, pair=pair), *unpaired(pairs)]
+    return [*about, *notes.about_intervals(lines), *(note for sweep, _ in sweeps for note in notes.outdated(sweep))]
+
+
+def alone(pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
+    """Return a note on lines that were measured and have nothing to be compared with."""
+    references = {id(p.reference) for p in pairs}
+    left = [p.line.label for p in pairs if p.reference is None and p.line.trials and id(p.line) not in references]
+    if not left or (by == "arm" and not pair):
+        return []
+    why = "the same editor without the wrapper" if pair else f"the reference value of {by} in the same arm"
+    return [f"nothing to compare with ({why} was not measured): {', '.join(left)}"]
+
+
+def unpaired(listed: Sequence[SummaryRow | Pair]) -> list[str]:
+    """Return a note for each line whose differences do not cover all of its records and seeds, or all of its reference's."""
+    about = []
+    pairs = [(pair.line, pair.reference) for pair in _with_references(listed)]
+    for line, first in pairs:
+        if first is None or not line.trials:
+            continue
+        view = next((v for v in VIEWS if v in line.cells and v in first.cells), None)
+        if view is None:
+            continue
+        shared = shared_values(first, line, view)
+        records = len({record for values in shared for record in values})
+        if records < max(line.cells[view].n, first.cells[view].n) or len(shared) < max(
+            len(line.seeds), len(first.seeds)
+        ):
+            what = (
+                f"{counted(records, 'record', 'records')} and {counted(len(shared), 'seed', 'seeds')}"
+                if shared
+                else "nothing"
+            )
+            about.append(f"{line.label} and {first.label} have {what} in common{'; Δ is over those' if shared else ''}")
+    return about
+
+
+def title(pairs: Sequence[Pair], *, by: str, to: str, pair: str | None) -> str:
+    """Return the title of the table: what stands in it, and what the differences are to."""
+    first = next((line for line in every_row(pairs) if line.cells), None) or next(
+        x for x in every_row(pairs) if x.trials
+    )
+    what = f"{first.phase} at {first.step} edits; mean [95% interval]; Δ = difference to"
+    if pair:
+        return f"{what} the same editor without the wrapper, paired"
+    if by != "arm":
+        return f"{what} {by} = {to} of the same arm, paired" if to else f"{what} the same arm's first {by}, paired"
+    return f"{what} {next((p.reference.label for p in pairs if p.reference), first.label)}, paired"
+
+
+def every_row(pairs: Sequence[Pair]) -> list[SummaryRow]:
+    """Return every line of *pairs* once, references before those compared with them where they are not rows themselves."""
+    known: dict[int, SummaryRow] = {id(pair.line): pair.line for pair in pairs}
+    extra = {id(p.reference): p.reference for p in pairs if p.reference is not None and id(p.reference) not in known}
+    return [*extra.values(), *known.values()]

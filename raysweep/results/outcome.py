@@ -1,0 +1,45 @@
+"""How a run of a sweep ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, by our store; each planned trial that is not done stands in one of the others.
+
+    Attributes:
+        done: trials that are done.
+        failed: errors of failed trials, by key.
+        unfinished: trials without an end, whatever the reason: not begun, interrupted, damaged, of a newer raysweep, stopped.
+        interrupted: whether a signal ended the run.
+        results: where the results are.
+        absent: of the unfinished, those that were never begun.
+        damaged: of the unfinished, those whose files are damaged or of a newer raysweep, with the reason.
+        altered: of the damaged, those that are made again with ``--repair`` only.
+        lost: whether the results folder was removed, moved or replaced while the sweep ran.
+    """
+
+    done: tuple[str, ...]
+    failed: Mapping[str, str]
+    unfinished: tuple[str, ...]
+    interrupted: bool
+    results: str
+    absent: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    altered: tuple[str, ...] = ()
+    lost: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 130 interrupted, 3 incomplete."""
+        if self.interrupted:
+            return 130
+        return 3 if self.failed or self.unfinished else 0
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why each trial that is not done is not, by key."""
+        return {**self.failed, **{key: self.damaged.get(key, "is unfinished") for key in self.unfinished}}
