@@ -66,6 +66,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise _missing(path)
+    # Ours carry JSON in their header; the published ones are pickles of a whole checkpoint.
     published = path.suffix != ".safetensors"
     tensors, meta = (_published(path), {"source": path.name}) if published else unpack(path)
     found = {name: tensor for name, tensor in tensors.items() if name == "edit_lrs" or name.startswith("mend.")}
@@ -118,11 +119,13 @@ def _published(path: Path) -> dict[str, Tensor]:
     Only tensors and plain containers are restored; every other class in the file becomes :class:`_Ignored`.
     """
     try:
+        # Every class that the pickle names is replaced by an inert one, so loading runs no code of the file's.
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Ignored, name) for name in unsafe]):
             whole = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an archive of a stranger's: torch and pickle raise whatever they stumble over
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"{path}: cannot be read safely: {first}", hint="is it an archive of MEND?") from error
+    # A checkpoint of the published trainer, or its tensors alone.
     part = whole.get("model", whole) if isinstance(whole, Mapping) else {}
     return {str(n): t for n, t in part.items() if isinstance(t, Tensor)} if isinstance(part, Mapping) else {}
