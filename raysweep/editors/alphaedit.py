@@ -113,7 +113,7 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
 
     @property
     def is_stateless(self) -> bool:
-        """Tell whether each edit forgets those before (``pre: 0``)."""
+        """Whether each edit forgets those before (``pre: 0``)."""
         return not self.config.pre
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> AlphaEditState:

@@ -322,11 +322,11 @@ class _Remainder:
         plan = self.plan
         # add each task's δ at its look-up tokens: states[task, column] += shift[task]
         moved = self.states.index_put(plan.shifted, shift[plan.shifted[0]].to(self.states.dtype), accumulate=True)
-        told = head.told(lm, self.spots.hidden(lm, moved), plan.token, base_logp)
+        readout = head.told(lm, self.spots.hidden(lm, moved), plan.token, base_logp)
         zeros = torch.zeros(len(shift), device=shift.device)
-        nll = zeros.index_add(0, plan.demanded[0], -told.logp * plan.weight)
+        nll = zeros.index_add(0, plan.demanded[0], -readout.logp * plan.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
         # A task has hit when none of its demanded predictions misses, in any context.
-        missed = zeros.index_add(0, plan.demanded[0], (~told.best).float())
-        loss: Tensor = nll + spec.kl * told.kl + spec.weight_decay * decay
-        return loss, missed == 0, told.base
+        missed = zeros.index_add(0, plan.demanded[0], (~readout.best).float())
+        loss: Tensor = nll + spec.kl * readout.kl + spec.weight_decay * decay
+        return loss, missed == 0, readout.base

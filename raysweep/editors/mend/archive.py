@@ -39,10 +39,10 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
     """
     made: list[Built] = []
     for request in requests:
-        path, wanted = Path(request.where["path"]), request.inputs["archive"]
+        path, planned = Path(request.where["path"]), request.inputs["archive"]
         tensors, meta = read(path)
-        if wanted and file_digest(path) != wanted:
-            raise ArtifactError(f"{path}: its digest is not {wanted}, which the plan saw", hint="plan again")
+        if planned and file_digest(path) != planned:
+            raise ArtifactError(f"{path}: its digest is not {planned}, which the plan saw", hint="plan again")
         made.append((tensors, meta))
     return made
 
@@ -69,10 +69,10 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     # Ours carry JSON in their header; the published ones are pickles of a whole checkpoint.
     published = path.suffix != ".safetensors"
     tensors, meta = (_published(path), {"source": path.name}) if published else unpack(path)
-    found = {name: tensor for name, tensor in tensors.items() if name == "edit_lrs" or name.startswith("mend.")}
-    if "edit_lrs" not in found or len(found) == 1:
+    network = {name: tensor for name, tensor in tensors.items() if name == "edit_lrs" or name.startswith("mend.")}
+    if "edit_lrs" not in network or len(network) == 1:
         raise ArtifactError(f"{path}: holds no 'edit_lrs' and 'mend.…' tensors", hint="is it an archive of MEND?")
-    return found, meta
+    return network, meta
 
 
 def _missing(path: Path) -> ArtifactError:

@@ -235,7 +235,7 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
             state["cursors"] = [*state["cursors"], 0]
 
     def merge_mode_weight(self, lm: LanguageModel, state: WiseState) -> Tensor:
-        """Return merge mode's weight as it is asked: what is not merged yet is merged for the occasion; nothing is kept."""
+        """Return the weight that answers in merge mode: what is not merged yet is merged for this call only."""
         frozen = self._frozen(lm)
         pending = [*state["memories"]]
         # An untouched copy is no memory yet.

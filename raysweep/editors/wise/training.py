@@ -91,7 +91,7 @@ def left_rows(
     firsts = [max(longest, width - len(s.ids)) if ref_labels else width - len(s.ids) + s.start for s in scored]
     counted = torch.ones_like(ids, dtype=torch.bool)
     # A pad may look at nothing, which the softmax turns into equal attention to all columns. Its activations are counted here,
-    # so this has to be said, not left to the attention kernel.
+    # so this is stated here, not left to the attention kernel.
     seen = _earlier(width, ids.device) & (torch.arange(width, device=ids.device) >= begins[:, None])[:, None, :]
     return PaddedRows(ids, seen, counted, tuple((first, width) for first in firsts))
 

@@ -102,7 +102,7 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
 
     @property
     def view_persists(self) -> bool:
-        """Tell whether rounds write the view into the model."""
+        """Whether rounds write the view into the model."""
         return self.config.persist
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> PruneState:
