@@ -103,6 +103,7 @@ def ppl(answer: Answer) -> float:
 
     It is infinite where fp64 cannot hold it (above exp(700)).
     """
+    # exp(700) is the largest power of e, in round numbers, that fp64 holds.
     surprise = -answer.logprob / len(answer.labels)
     return math.inf if surprise > 700.0 else math.exp(surprise)
 

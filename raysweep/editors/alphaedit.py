@@ -113,7 +113,7 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
 
     @property
     def is_stateless(self) -> bool:
-        """Tell whether each edit forgets those before (``pre: 0``)."""
+        """Whether each edit forgets those before (``pre: 0``)."""
         return not self.config.pre
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> AlphaEditState:
@@ -141,6 +141,7 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
         after = state
         if state is not None:
             layers, texts = self.config.layers, self.context_templates(artifacts)
+            # The keys to preserve are those of the edited model, under all changes of this edit.
             with ledger.applied(lm, deltas):
                 keys = locate_layers.subject_keys(lm, batch, layers, texts)
             after = {str(layer): self._remember(state[str(layer)], keys[layer]) for layer in layers}
@@ -185,6 +186,7 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
     def _solve(self, artifact: Artifact, memory: Tensor | None, columns: Tensor) -> Tensor:
         """Return ``(P (K Kᵀ + C_p) + L2 I)⁻¹ P K`` ``[d_in, n]``."""
         if self.config.backend == "ref_fp32_lu":
+            # The system is not symmetric, so the published code solves it by LU.
             p, k = self._projector(artifact, columns.device).float(), columns.float()
             gram = k @ k.T if memory is None else k @ k.T + memory
             eye = torch.eye(k.shape[0], dtype=k.dtype, device=k.device)
@@ -194,12 +196,14 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
             # R = P / L2, so X = P K (L2 I + Kᵀ P K)⁻¹
             projected = self._projector(artifact, columns.device) @ columns
             return cholesky.push_through(projected, columns, self.config.ridge)
+        # X = R K (I + Kᵀ R K)⁻¹ with the memory R, in which L2 is already.
         return cholesky.push_through(memory @ columns, columns, 1.0)
 
     def _remember(self, memory: Tensor, columns: Tensor) -> Tensor:
         """Return the memory of one layer with the keys ``[d_in, n]`` of a finished edit in it."""
         if self.config.backend == "ref_fp32_lu":
             return memory + columns.float() @ columns.float().T
+        # (R⁻¹ + K Kᵀ)⁻¹ where R has an inverse; exact for the singular R = P / L2 as well.
         return cholesky.downdate(memory, columns)
 
     def _projector(self, artifact: Artifact, device: torch.device) -> Tensor:

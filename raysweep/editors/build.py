@@ -49,6 +49,7 @@ def provide(
     Raises:
         ArtifactError: a request names another model than *lm*.
     """
+    # Threads change sums in their last digits, so they are a part of what an artifact is.
     needs = {name: _complete(request, lm, threads) for name, request in needs.items()}
     built: dict[str, Built] = {}
     artifacts: dict[str, Artifact] = {}
@@ -56,6 +57,7 @@ def provide(
 
         def build(name: str = name, request: ArtifactRequest = request) -> Built:
             if name not in built:
+                # Siblings come from one reading of the text; each is stored under its own name.
                 alike = (n for n, r in needs.items() if (r.builder, r.text) == (request.builder, request.text))
                 siblings = {n: needs[n] for n in alike if n not in artifacts}
                 module, _, function = request.builder.partition(":")

@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import hooks, ledger, tokens
-    from raysweep.models.forward import blocks, head, prefix_tree, resume
+    from raysweep.editors import ft_targets
+    from raysweep.models import hooks, ledger
+    from raysweep.models.forward import blocks, prefix_tree, resume
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
+    ft_targets = lazy("raysweep.editors.ft_targets")
     hooks = lazy("raysweep.models.hooks")
-    resume = lazy("raysweep.models.forward.resume")
-    head = lazy("raysweep.models.forward.head")
     prefix_tree = lazy("raysweep.models.forward.prefix_tree")
     blocks = lazy("raysweep.models.forward.blocks")
+    resume = lazy("raysweep.models.forward.resume")
     ledger = lazy("raysweep.models.ledger")
-    tokens = lazy("raysweep.models.tokens")
 
 
 class FineTuneConfig(EditorConfig):
@@ -115,22 +115,26 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, last=below)
+            # The block's output without the matrix's: residual stream and attention, which no update moves.
             keys, beside = seen[matrix, "input"], seen[block, "output"] - seen[matrix, "output"]
         located = targets.locate(packs)
         with ledger.substituted(lm, {n: w.clone() for n, w in zip(names, start, strict=True)}) as live:
             for parameter in live.values():
                 parameter.requires_grad_(True)
+            # Higher trained matrices are in the model's stand-ins, so the blocks above see them.
             upper = resume.UpperBlocks.prepare(lm, below + 1, packs.positions, packs.visible).read_at(
                 located.pack, located.column
             )
 
             def losses(masters: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
                 with torch.no_grad():
+                    # Masters are fp32; the model computes with them rounded to its own dtype.
                     for parameter, master in zip(live.values(), masters, strict=True):
                         parameter.copy_(master[0])
                 loss = located.nll(lm, upper.hidden(lm, beside + lm.part(matrix)(keys))).sum()
                 return loss[None], list(live.values())
 
+            # One edit: a first axis of length 1 for the loop below.
             masters = [w.float().clone(memory_format=torch.contiguous_format)[None] for w in start]
             (trained,) = _train(self.config, masters, [w.float() for w in start], losses)
         changes = (w - s.float() for w, s in zip(trained.weights, start, strict=True))
@@ -155,19 +159,21 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
             return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
         (layer,), (name,) = self.config.layers, self.edited_parameters(lm)
         joint = _JointForward.prepare(lm, layer, [self._targets(lm, batch) for batch in batches])
+        # Logical orientation here, since baddbmm takes the place of the module.
         start = lm.logical(name).detach().float()
 
         def losses(masters: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+            # A fresh leaf per step, rounded from the masters [n, d_out, d_in].
             weights = masters[0].to(lm.dtype, copy=True).requires_grad_(True)
             return joint.losses(lm, weights), [weights]
 
         trained = _train(self.config, [start.repeat(len(batches), 1, 1)], [start], losses)
         return [EditStep(WeightDelta({name: Dense(t.weights[0] - start)}), None, t.stats()) for t in trained]
 
-    def _targets(self, lm: LanguageModel, batch: Sequence[EditRecord]) -> _Targets:
+    def _targets(self, lm: LanguageModel, batch: Sequence[EditRecord]) -> ft_targets.Targets:
         if self.config.objective == "target_new":
-            return _target_new(lm, batch)
-        return _prompt_last(lm, batch, special=self.config.ask_special, strip=self.config.strip_dummy_piece)
+            return ft_targets.target_new(lm, batch)
+        return ft_targets.prompt_last(lm, batch, special=self.config.ask_special, strip=self.config.strip_dummy_piece)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +203,7 @@ def _train(
             that take their place, whose gradients are asked for.
     """
     count = len(masters[0])
+    # One optimiser for all edits: Adam is elementwise, so they do not meet in it.
     adam = torch.optim.Adam(list(masters), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     stopped: dict[int, list[Tensor]] = {}
     history: list[list[float]] = [[] for _ in range(count)]
@@ -204,6 +211,7 @@ def _train(
         with torch.enable_grad():
             loss, live = losses(masters)
         for i, value in enumerate(loss.detach().tolist()):
+            # An edit that has stopped is still computed, but neither recorded nor read any more.
             if i not in stopped:
                 history[i].append(value)
                 if value < config.stop_loss:
@@ -216,6 +224,7 @@ def _train(
             master.grad = gradient.float().contiguous().view_as(master)  # fused Adam pairs entries by place in memory
         adam.step()
         if config.norm_constraint is not None:
+            # The ball is around the weights before this edit, not around the pristine ones.
             width = config.norm_constraint
             for master, middle in zip(masters, start, strict=True):
                 master.copy_(torch.maximum(torch.minimum(master, middle + width), middle - width))
@@ -224,49 +233,6 @@ def _train(
 
 def _logical(lm: LanguageModel, name: str, tensor: Tensor) -> Tensor:
     return tensor.t() if tensor.dim() == 2 and lm.transposed(name) else tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Targets:
-    """Rows of ids, and the tokens demanded of them: (row, position that predicts it, id, weight)."""
-
-    rows: list[list[int]]
-    demanded: list[tuple[int, int, int, float]]
-
-    def locate(self, packs: prefix_tree.PackedRows) -> _LocatedTargets:
-        """Find the predicting positions in *packs*; positions that several tokens are demanded of are read once."""
-        places = [
-            (packs.row_positions[row][0], packs.row_positions[row][1][position])
-            for row, position, _, _ in self.demanded
-        ]
-        distinct = list(dict.fromkeys(places))
-        device = packs.ids.device
-        pack, column = torch.tensor(distinct, device=device).T
-        which = torch.tensor([distinct.index(place) for place in places], device=device)
-        token, weight = (torch.tensor(c, device=device) for c in zip(*(d[2:] for d in self.demanded), strict=True))
-        return _LocatedTargets(pack, column, which, token, weight)
-
-
-@dataclass(frozen=True, slots=True)
-class _LocatedTargets:
-    """Where demanded tokens are predicted in packs.
-
-    Attributes:
-        pack, column: the predicting positions, each once.
-        which: ``[k]`` index into them, per demanded token.
-        token: ``[k]`` its id.
-        weight: ``[k]`` its weight in the loss.
-    """
-
-    pack: Tensor
-    column: Tensor
-    which: Tensor
-    token: Tensor
-    weight: Tensor
-
-    def nll(self, lm: LanguageModel, hidden: Tensor) -> Tensor:
-        """Return ``weight · (−log p(id))`` ``[k]`` of each demanded token, given the normed states at the positions."""
-        return -head.target_logprobs(lm, hidden, self.which, self.token) * self.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +250,11 @@ class _JointForward:
     keys: Tensor
     beside: Tensor
     readout: resume.ReadPositions
-    targets: _LocatedTargets
+    targets: ft_targets.LocatedTargets
     edit: Tensor
 
     @classmethod
-    def prepare(cls, lm: LanguageModel, layer: int, targets: Sequence[_Targets]) -> _JointForward:
+    def prepare(cls, lm: LanguageModel, layer: int, targets: Sequence[ft_targets.Targets]) -> _JointForward:
         """Run the edits' rows up to block *layer*."""
         trees, places = [prefix_tree.PrefixTree() for _ in targets], []
         for i, (tree, one) in enumerate(zip(trees, targets, strict=True)):
@@ -300,7 +266,7 @@ class _JointForward:
             blocks.run_packs(lm, packs, last=layer)
         bias = getattr(lm.part(matrix), "bias", None)
         beside = seen[block, "output"] - seen[matrix, "output"] + (0 if bias is None else bias.detach())
-        located = _joined(targets).locate(packs)
+        located = ft_targets.joined(targets).locate(packs)
         edit = [i for i, one in enumerate(targets) for _ in one.demanded]
         sizes = torch.tensor([len(tree.ids) for tree in trees], device=lm.device)
         real = torch.arange(packs.ids.shape[1], device=lm.device) < sizes[:, None]  # [n, T], False at padding
@@ -313,43 +279,3 @@ class _JointForward:
         # one product for all edits: beside + keys Wᵀ, [n, T, d]
         hidden = self.readout.hidden(lm, torch.baddbmm(self.beside, self.keys, weights.mT))
         return torch.zeros(len(weights), device=hidden.device).index_add(0, self.edit, self.targets.nll(lm, hidden))
-
-
-def _joined(targets: Sequence[_Targets]) -> _Targets:
-    """Return all *targets* as one, weights unchanged."""
-    rows: list[list[int]] = []
-    demanded = []
-    for one in targets:
-        demanded += [(len(rows) + row, position, token, weight) for row, position, token, weight in one.demanded]
-        rows += one.rows
-    return _Targets(rows, demanded)
-
-
-def _prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool, strip: bool) -> _Targets:
-    """Demand every target token at the prompt's last token; unk is left out (and everything counts if there is none)."""
-    rows, demanded = [], []
-    for i, record in enumerate(batch):
-        prompt = tokens.encode(lm, record.prompt)
-        text = tokens.always_spaced(record.target)
-        alone = tokens.target(lm, record.prompt, text, strip_dummy_piece=strip)
-        ids = list(alone.demanded)
-        if special:
-            # the special tokens that the tokenizer puts around the target when it stands alone
-            around, n = lm.tokenizer(text)["input_ids"], len(alone.alone)
-            begin = next(i for i in range(len(around)) if tuple(around[i : i + n]) == alone.alone)
-            ids = [*around[:begin], *ids, *around[begin + n :]]
-        ids = [t for t in ids if t != lm.tokenizer.unk_token_id]
-        rows.append(prompt)
-        demanded += [(i, len(prompt) - 1, t, 1.0 / (len(ids) * len(batch))) for t in ids]
-    return _Targets(rows, demanded)
-
-
-def _target_new(lm: LanguageModel, batch: Sequence[EditRecord]) -> _Targets:
-    """Demand each target token given the prompt and the earlier ones."""
-    rows, demanded = [], []
-    for i, record in enumerate(batch):
-        scored = tokens.scored(lm, record.prompt, record.prompt + tokens.always_spaced(record.target))
-        rows.append(list(scored.ids[:-1]))  # nothing is asked after the last token
-        weight = 1.0 / (len(scored.labels) * len(batch))
-        demanded += [(i, scored.start - 1 + j, t, weight) for j, t in enumerate(scored.labels)]
-    return _Targets(rows, demanded)

@@ -165,17 +165,21 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         # what the replacement changes, and so what has to be computed again in each step: [1, T]
         change = torch.arange(packs.ids.shape[1], device=lm.device)[None] >= (last if config.replace == "last" else 0)
         sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
+        # The query is read with the bare map in place: what earlier entries answer must not move it.
         with torch.no_grad(), replacement.modules_replaced(lm, {name: bare}), hooks.capture(lm, sides) as seen:
             rest = resume.remainder_after(lm, packs, change, first=config.layer + 1)
-        if not above:  # a value of the first map goes through its own block
+        # A value of the first map runs through its own block, so that block is computed again too.
+        if not above:
             with torch.no_grad(), replacement.modules_replaced(lm, {name: bare}):
                 rest = resume.remainder_after(lm, packs, change, first=config.layer)
         # the map's input and output at the prompt's last token: [d_in], [d_out]
         query, output = (seen[name, side][0, last].float() for _, side in sides)
         value = output if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
         new, entry, event = place(state, query, value, (list(scored.labels), scored.start), config)
+        # The chosen entry's value is the only leaf; other entries and all weights stay.
         leaf = new["values"][entry].clone().requires_grad_(True)
         adam = torch.optim.Adam([leaf], lr=config.lr, fused=True)
+        # A codebook of this one entry: during training the query hits it by construction.
         module = self._module(lm, new["keys"][entry, None], leaf[None], new["radii"][entry, None])
         here, labels = int(rest.column_of[0, last]), torch.tensor(scored.labels, device=lm.device)
         where = {"last": rest.token_of == last, "prompt": rest.token_of < last, "all": rest.token_of >= 0}[
@@ -184,11 +188,13 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         replaced = where[..., None]
         # with the value matrix, the block's output is the map's output plus the stream beside it, which stays
         beside = rest.states - rest.select(seen[name, "output"]) if above else rest.states
+        # The tokens from the prompt's last one on predict the m target tokens.
         ends = rest.column_of[0, last:n]
         spots = rest.upper.read_at(torch.zeros_like(ends), ends)
         losses: list[float] = []
         with (
             replacement.modules_replaced(lm, {} if above else {name: module}),
+            # Tell the codebook where the prompt ends in what remains.
             replacement.row_context(lm, [here], torch.ones_like(rest.token_of)),
         ):
             for _ in range(config.steps):
@@ -240,16 +246,20 @@ def place(
         return _append(new, query, value, target, config.radius), 0, "added"
     nearest_distance, nearest = (t[0] for t in codebook.distances(query[None], new["keys"]).min(1))
     i, distance = int(nearest), float(nearest_distance)
+    # Two queries of one prompt differ by rounding only; they must not split the space between them.
     known = not config.ref and distance <= _SAME_KEY * float(query.norm())
+    # Balls of the nearest entry and of a new one would not touch: no conflict.
     if distance > config.radius + float(radii[i]) and not known:
         return _append(new, query, value, target, config.radius), len(radii), "added"
     if _same_target(state, i, target, ref=config.ref):
         if distance > radii[i]:
             radii[i] = distance
+            # Half-way, as published; the radius is not measured from the moved key.
             if config.expand == "moving_average":
                 new["keys"][i] = (new["keys"][i] + query) / 2
             return new, i, "expanded"
         return new, i, "reused"
+    # An edit of the same prompt with another target: the newer one wins.
     if known:
         new["values"][i] = value
         new["labels"][i], new["masked"][i] = list(labels), masked
@@ -274,9 +284,11 @@ def _same_target(state: GraceState, i: int, target: tuple[list[int], int], *, re
     """Return whether entry *i* has *target*; with *ref* by the published rule, which compares means (quirk Q18)."""
     if not ref:
         return state["labels"][i] == target[0]
+    # The published code prepends labels and appends keys, so it compares with another entry's target.
     mirrored = len(state["labels"]) - 1 - i
     return _mean_label(state["labels"][mirrored], state["masked"][mirrored]) == _mean_label(*target)
 
 
 def _mean_label(labels: Sequence[int], masked: int) -> float:
+    # −100 marks prompt positions in the published label tensor; they count in its mean.
     return float(torch.tensor([-100] * masked + list(labels)).float().mean())

@@ -78,8 +78,10 @@ class Lora(BaseEditor[LoraConfig, None]):
         rng: torch.Generator,
     ) -> EditStep[None]:
         """Train one adapter on the whole batch."""
+        # The adapter's start is drawn from the edit's generator, so it depends on the trial's seed and the step.
         seed = derive(int(torch.randint(2**31 - 1, (1,), generator=rng)), "adapter")
         bank = lora.LoraBank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
+        # Records of a batch share one adapter and their losses add up: divisors make the sum a mean.
         losses = [sum(by_record) for by_record in self._train(bank, batch, [0] * len(batch))]
         deltas: dict[str, Delta] = {n: LowRank(left, right) for n, (left, right) in bank.factors(0).items()}
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(self.config.steps)}

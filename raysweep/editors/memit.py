@@ -101,6 +101,7 @@ class Memit(LocateEditor[MemitConfig, None]):
         rngs: Sequence[torch.Generator],
     ) -> list[EditStep[None]]:
         """Look for the values of all *batches* together, then write each on its own."""
+        # A batch of n records is one solve with n columns; several batches only share the search for values.
         updates = locate_layers.spread_over_layers(
             lm,
             batches,

@@ -74,6 +74,7 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
             for p in r.probes
             if p.against == "target"
         ]
+        # Each probe with its answer is one row [T]; the final states [B, T, d] are what the head sees.
         ids, mask = tokens.pad([s.ids for s in scored], lm.device)
         with torch.no_grad():
             hidden = blocks.run(lm, ids=ids, mask=mask).float()

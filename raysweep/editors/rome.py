@@ -92,6 +92,7 @@ class Rome(LocateEditor[RomeConfig, None]):
         for record in batch:
             for layer in self.config.layers:
                 name = f"{lm.layout.mlp_out.format(layer)}.weight"
+                # Records of a batch and layers see each other's changes, as if edited one after another.
                 with ledger.applied(lm, deltas):
                     delta, numbers = self._edit_one(lm, record, layer, artifacts)
                 deltas[name] = add_deltas(deltas.get(name), delta)
@@ -112,6 +113,7 @@ class Rome(LocateEditor[RomeConfig, None]):
         rngs: Sequence[torch.Generator],
     ) -> list[EditStep[None]]:
         """Find the values of all *batches*, of one record each, together."""
+        # A second layer starts from the first one's change, so values cannot be found together.
         if self.group_size == 1 or any(len(batch) != 1 for batch in batches):
             return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
         (layer,) = self.config.layers
@@ -142,10 +144,12 @@ class Rome(LocateEditor[RomeConfig, None]):
         self, lm: LanguageModel, value: target_value.Value, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
         """Return ``r uᵀ`` for a target value, and what to log."""
+        # Averaged over contexts [c, d_in] first, preconditioned then; all in fp64.
         direction = self.key_direction(value.keys.double().mean(0), layer, artifacts)
         u = direction / direction.norm()
         key, output = self.key_and_output(lm, value, layer)
         gain = key.double() @ u  # uᵀ k
+        # r = (v* − (W k + b)) / uᵀ k, so that (W + r uᵀ) k + b = v*.
         r = ((value.origin + value.shift).double() - output.double()) / gain
         stats = {
             "loss": value.loss,
@@ -167,6 +171,7 @@ class Rome(LocateEditor[RomeConfig, None]):
         artifact = artifacts[f"moments/{layer}"]
         damping = self.config.moments.damping
         if self.config.inverse == "ref_fp32_inverse":
+            # The published way, explicit and in fp32: kept to measure what it costs (quirk Q10).
             matrix: Tensor = artifact.tensors["moments"].to(mean_key.device, torch.float32)
             damped = matrix + damping * matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
             solved: Tensor = torch.linalg.inv(damped) @ mean_key.float()

@@ -22,6 +22,7 @@ def split_elsewhere(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list
     if not pairs:
         return []
     parts, wholes = (lm.tokenizer(list(side))["input_ids"] for side in zip(*pairs, strict=True))
+    # The shorter text's ids must begin the longer one's; where they do not, a token spans the border.
     return [pair for pair, p, w in zip(pairs, parts, wholes, strict=True) if list(w[: len(p)]) != list(p)]
 
 
@@ -34,6 +35,7 @@ def report(lm: LanguageModel, records: Sequence[EditRecord], probes: Sequence[Pr
         probes: what is asked.
     """
     answers = _different((p.prompt, tokens.join(p.prompt, p.target)) for p in probes)
+    # Records without a subject are refused elsewhere; here they would only confuse the count.
     located = (r for r in records if subject_error(r) is None)
     subjects = _different((r.prompt.partition(r.subject)[0] + r.subject, r.prompt) for r in located)
     counts = []

@@ -23,6 +23,7 @@ def generate(lm: LanguageModel, prompts: Sequence[str], lengths: Sequence[int], 
     The whole row is recomputed at each step, so a memory editor sees what it saw when it was written; padding is on the right,
     and a row's result does not depend on its neighbours.
     """
+    # Equal prompts are written once; sorted by length, so that a batch pads little.
     rows_to_write = sorted(
         {(tuple(tokens.encode(lm, p)), m) for p, m in zip(prompts, lengths, strict=True)}, key=_by_length
     )
@@ -55,7 +56,8 @@ def _continue(lm: LanguageModel, rows: Sequence[tuple[tuple[int, ...], int]]) ->
             hidden = positions.hidden_at(lm, so_far, [len(rows[i][0]) - 1 for i in open_rows], ends)
             logits = blocks.logits(lm, hidden)
             best = logits.argmax(-1)
-            finite = logits.gather(-1, best[:, None])[:, 0].isfinite()  # the arg-max of a row with a NaN is a NaN
+            # the arg-max of a row with a NaN is a NaN
+            finite = logits.gather(-1, best[:, None])[:, 0].isfinite()
         for i, token, known in zip(open_rows, best.tolist(), finite.tolist(), strict=True):
             written[i].append(token if known else NON_FINITE)
 

@@ -56,6 +56,7 @@ def score(lm: LanguageModel, probes: Sequence[Probe], *, batch: int = 64) -> lis
         batch: rows per forward pass.
     """
     rows_asked = [tokens.scored(lm, p.prompt, tokens.join(p.prompt, p.target)) for p in probes]
+    # Many probes are equal (locality questions recur): each text is run once.
     unique = list(dict.fromkeys(rows_asked))
     scores: dict[tokens.Scored, Scores] = {}
     for begin in range(0, len(unique), batch):

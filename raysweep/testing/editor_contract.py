@@ -54,26 +54,27 @@ class Exam:
     records: Sequence[EditRecord] = field(default_factory=toy_records)
 
     def artifacts(self, editor: AnyEditor, lm: LanguageModel) -> dict[str, Artifact]:
-        """Return what *editor* needs: moments of the records' own texts, two fixed templates."""
-        found = {}
+        """Return what *editor* asks for, by name: two fixed context templates, the rest computed from the exam's own records."""
+        artifacts = {}
         for name, request in editor.artifact_requests(lm).items():
             if name == "contexts":
-                found[name] = Artifact("contexts", {}, {"templates": ["Yes. {}", "So, {}"]})
+                artifacts[name] = Artifact("contexts", {}, {"templates": ["Yes. {}", "So, {}"]})
             else:
-                found[name] = self._made(name, request, lm)
-        return found
+                artifacts[name] = self._build_artifact(name, request, lm)
+        return artifacts
 
-    def _made(self, name: str, request: ArtifactRequest, lm: LanguageModel) -> Artifact:
+    def _build_artifact(self, name: str, request: ArtifactRequest, lm: LanguageModel) -> Artifact:
         """Return moments of the records' own texts, or what is computed from them, or from the records."""
         module, _, function = request.builder.partition(":")
         build = getattr(import_module(module), function)
         if request.data is not None:
             ((tensors, meta),) = build(lm, [request], self.records)
         elif request.sources:
-            sources = {key: self._made(key, source, lm) for key, source in request.sources.items()}
+            sources = {key: self._build_artifact(key, source, lm) for key, source in request.sources.items()}
             ((tensors, meta),) = build(lm, [request], [sources])
         else:
             texts = (f"{p.prompt} {p.target}" for r in self.records for p in r.probes)
+            # all of the text, however many tokens the configuration asks for
             request = replace(request, inputs={**request.inputs, "text": {"tokens": 0}})
             ((tensors, meta),) = build(lm, [request], texts)
         return Artifact(name, tensors, meta)
@@ -166,14 +167,15 @@ def state_survives_storage(exam: Exam) -> None:
 def resume_equals_straight(exam: Exam) -> None:
     """Three edits in one go equal two edits, a snapshot, a new editor and a third edit, bit for bit."""
     straight, state = exam.run(exam.lm, exam.build(), stop=3)
-    wanted = (straight.tensors(), _outcome(exam.lm, exam.records[:3]), flatten("state", state))
+    expected = (straight.tensors(), _outcome(exam.lm, exam.records[:3]), flatten("state", state))
     straight.restore()
     first, state = exam.run(exam.lm, exam.build(), stop=2)
     tensors, plain = flatten("state", state)
     weights = first.tensors()
     first.restore()
+    # As a process that goes on from a snapshot: another editor, another model, artifacts of the pristine weights.
     editor, lm = exam.build(), exam.fresh()
-    artifacts = exam.artifacts(editor, lm)  # of the pristine model
+    artifacts = exam.artifacts(editor, lm)
     state = unflatten("state", {k: v.clone() for k, v in tensors.items()}, plain, lm.device)
     ledger = Ledger(lm)
     ledger.load(weights)
@@ -181,28 +183,29 @@ def resume_equals_straight(exam: Exam) -> None:
         ledger.apply(editor.module_patch(lm, state))
     step = editor.edit(lm, [exam.records[2]], state, artifacts=artifacts, rng=torch.Generator().manual_seed(2))
     ledger.apply(step.patch)
-    assert same(wanted, (ledger.tensors(), _outcome(lm, exam.records[:3]), flatten("state", step.state)))
+    assert same(expected, (ledger.tensors(), _outcome(lm, exam.records[:3]), flatten("state", step.state)))
 
 
 def two_models_in_one_process(exam: Exam) -> None:
     """Interleaving edits of two models by two editors changes nothing about either."""
     alone, _ = exam.run(exam.lm, exam.build(), stop=2)
-    wanted = alone.tensors()
+    expected = alone.tensors()
     alone.restore()
     other = exam.fresh()
     editors, lms = (exam.build(), exam.build()), (exam.lm, other)
     ledgers = tuple(Ledger(lm) for lm in lms)
     artifacts = [exam.artifacts(e, lm) for e, lm in zip(editors, lms, strict=True)]
     states = [e.begin(lm, a) for e, lm, a in zip(editors, lms, artifacts, strict=True)]
+    # The second model gets other records, so whatever leaks from one editor into the other shows.
     for i in range(2):
         for j, record in ((0, exam.records[i]), (1, exam.records[i + 5])):
             rng = torch.Generator().manual_seed(i)
             step = editors[j].edit(lms[j], [record], states[j], artifacts=artifacts[j], rng=rng)
             ledgers[j].apply(step.patch)
             states[j] = step.state
-    got = ledgers[0].tensors()
+    interleaved = ledgers[0].tensors()
     ledgers[0].restore()
-    assert same(wanted, got)
+    assert same(expected, interleaved)
 
 
 def edits_made_together_are_those_made_alone(exam: Exam) -> None:
@@ -224,8 +227,9 @@ def edits_made_together_are_those_made_alone(exam: Exam) -> None:
         assert isinstance(alone, WeightDelta)
         assert step.patch.deltas.keys() == alone.deltas.keys()
         for name, delta in step.patch.deltas.items():
-            wanted = alone.deltas[name].dense().double()
-            assert float((delta.dense().double() - wanted).norm()) <= 1e-3 * float(wanted.norm()), name
+            expected = alone.deltas[name].dense().double()
+            # not bit for bit: a product over several records adds up in another order
+            assert float((delta.dense().double() - expected).norm()) <= 1e-3 * float(expected.norm()), name
 
 
 def raises_the_targets_probability(exam: Exam) -> None:
@@ -244,6 +248,7 @@ def raises_the_targets_probability(exam: Exam) -> None:
         step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
         ledger = Ledger(lm)
         ledger.apply(step.patch)
+        # What counts is what would be measured: the view, where the editor has one.
         view = editor.report_view(lm, ledger.total_deltas, step.state)
         if view is not None:
             ledger.apply(view.patch)
@@ -282,9 +287,9 @@ def names_its_artifacts(exam: Exam) -> None:
         declared |= set(part.artifact_kinds)
         part = part.inner
     declared |= set(part.artifact_kinds)
-    asked = list(editor.artifact_requests(exam.lm).values())
-    for request in asked:
-        asked += request.sources.values()
+    requests = list(editor.artifact_requests(exam.lm).values())
+    for request in requests:
+        requests += request.sources.values()  # the list grows while it is read: sources of sources, too
         assert request.model == exam.lm.identity, f"'{request.kind}' is asked for another model"
         assert request.kind in declared or request.kind not in VERSIONS, (
             f"'{request.kind}' is not in {editor.name}.artifact_kinds"

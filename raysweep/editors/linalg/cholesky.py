@@ -37,6 +37,7 @@ def factor(matrix: Tensor, *, damping: float = 0.0) -> Factor:
         ArtifactError: the matrix is not positive definite (too few tokens for its width).
     """
     full = matrix.to(torch.float64)
+    # Sums of outer products are symmetric but for rounding; the factor reads one half only.
     full = (full + full.T) / 2
     if damping:
         full = full + damping * full.diagonal().mean() * torch.eye(full.shape[0], dtype=full.dtype, device=full.device)

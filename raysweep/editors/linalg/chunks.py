@@ -22,6 +22,7 @@ def append_chunk(chunks: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
 
     Neighbours are joined as a binary counter carries, so there are O(log N) chunks and each row is copied O(log N) times.
     """
+    # Like carries in binary addition: equal neighbours merge, so chunk sizes fall by halves.
     joined = [*chunks, rows.contiguous()]
     while len(joined) > 1 and len(joined[-2]) <= len(joined[-1]):
         last = joined.pop()
@@ -69,6 +70,7 @@ def add_gram(base: Tensor | None, chunks: Sequence[Tensor], *, scale: float = 1.
     rows = torch.cat(list(chunks))
     d = rows.shape[1]
     total = rows.new_zeros(d, d) if base is None else base.clone()
+    # Rows start:stop of the product, up to the diagonal block; what is right of it is the mirror image.
     for start in range(0, d, _BLOCK):
         stop = min(start + _BLOCK, d)
         total[start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop], alpha=scale)

@@ -117,6 +117,7 @@ def _fold_rows(state: RidgeInverse) -> RidgeInverse:
     rows, d = state.rows, state.rows[0].shape[1]
     if n_rows(rows) < d // (2 if state.inverse is None else 8):
         return state
+    # Before the first sum both matrices are multiples of the identity, which are never formed.
     base = _scaled_eye(1 / state.lam, rows[0]) if state.inverse is None else state.inverse
     return RidgeInverse(state.lam, state.matrix(), add_gram(base, rows, scale=-1.0), age=state.age)
 
@@ -202,6 +203,7 @@ class NormalEquations:
             count: ``N``, all keys, equal ones too.
             square: ``‖B‖²``, of all values.
         """
+        # One eigendecomposition, O(n³), then O(n) for each λ.
         values, vectors = torch.linalg.eigh(self.matrix)
         energy = (vectors.T @ self.right).square().sum(1)
         # Primal: right = Aᵀ, and A u_i = √s_i B v_i for the singular vectors u_i, v_i of K; a direction without keys has no energy.
@@ -225,6 +227,7 @@ def merge_equal_keys(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         keys: ``[N, d]``.
         values: ``[N, m]``.
     """
+    # Keys of shared prefixes are equal to the last bit: same tokens, same pristine model.
     distinct, where, counts = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
     root = counts.to(values.dtype).sqrt()[:, None]
     summed = values.new_zeros(len(distinct), values.shape[1]).index_add_(0, where, values)

@@ -22,6 +22,7 @@ from raysweep.models.forward import blocks
 from raysweep.models.lm import LanguageModel
 from raysweep.seeds import derive
 
+# The published openings: of ROME's and MEMIT's texts, and of WISE's.
 STARTS = ("The", "Therefore", "Because", "I", "You")
 OPENINGS = ("I", "You", "Because", "Yes", "Q: ")
 
@@ -54,6 +55,7 @@ def templates(config: ContextSpec, artifact: Artifact | None) -> tuple[str, ...]
 
 def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
     """Sample the templates of each request by ancestral top-5 sampling from the pristine model."""
+    # A file of tensors cannot be empty, hence the placeholder; the texts are metadata.
     return [({"none": torch.zeros(1)}, {"templates": _sample(lm, r.inputs)}) for r in requests]
 
 
@@ -67,6 +69,7 @@ def _continuations(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
     texts = []
     for number, (length, count) in enumerate(inputs["lengths"]):
         for start in OPENINGS[: int(count)]:
+            # A generator per text: no text depends on how many others are sampled.
             rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "continuations", number, start, 0))
             ids = _continue(lm, start, len(tokens.encode(lm, start)) + int(length), rng)
             texts.append(_clean(tokens.decode(lm, ids)) + " {}")
@@ -79,6 +82,7 @@ def _sample(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
         each = max(1, count // len(STARTS))
         for start in STARTS[: min(count, len(STARTS))]:
             for sample in range(each):
+                # A generator per text: no text depends on how many others are sampled.
                 rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "contexts", number, start, sample))
                 texts.append(_clean(tokens.decode(lm, _continue(lm, start, int(length), rng))) + ". {}")
     return texts
@@ -90,8 +94,11 @@ def _continue(lm: LanguageModel, start: str, length: int, rng: torch.Generator) 
     special = set(lm.tokenizer.all_special_ids)
     while len(ids) < length:
         with torch.no_grad():
+            # The whole text is run for each token: short texts, sampled once per model.
             row, mask = tokens.pad([ids], lm.device)
             top = blocks.logits(lm, blocks.run(lm, ids=row, mask=mask)[0, -1]).topk(5)
+        # Softmax over the five largest logits is the distribution renormalised to them. On the CPU, so that devices
+        # draw alike.
         chances = top.values.softmax(0).cpu()
         ids.append(int(top.indices[int(torch.multinomial(chances, 1, generator=rng))]))
     return [i for i in ids if i not in special]
@@ -99,6 +106,8 @@ def _continue(lm: LanguageModel, start: str, length: int, rng: torch.Generator) 
 
 def _clean(text: str) -> str:
     """Return *text* on one line, without braces and without the characters that sampling cut in two."""
+    # A text that ends within a character of several tokens decodes to a replacement character.
     text = text.replace("\ufffd", "")
+    # Braces would be taken for the template's slot.
     flat = unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("\n", " ")
     return flat.replace("{", " ").replace("}", " ").strip()

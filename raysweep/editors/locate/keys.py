@@ -25,6 +25,7 @@ def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Se
     Returns:
         ``{module: [d_in, k]}`` with ``k`` the number of tokens of all records, in the model's dtype.
     """
+    # Unlike the evaluation, a space is put only before a target that has none (quirk Q4).
     rows = [tokens.encode(lm, r.prompt + tokens.spaced(r.target)) for r in records]
     ids, mask = tokens.pad(rows, lm.device)
     with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
@@ -41,6 +42,7 @@ def context_rows(lm: LanguageModel, record: EditRecord, contexts: Sequence[str])
     """
     rows = []
     for context in contexts:
+        # The template's own slot stays open, so that the subject's end is found behind the context.
         template = context.replace("{}", record.template)
         last = tokens.subject_last(lm, template, record.subject)
         rows.append(tokens.encode(lm, template.replace("{}", record.subject))[: last + 1])

@@ -61,6 +61,7 @@ def spread_over_layers(
         solve: returns ``X [d_in, n]`` for a layer and its keys ``K [d_in, n]``, both fp64.
     """
     tasks = [_task(lm, r, texts, value) for batch in batches for r in batch]
+    # Values are looked for together, over all batches; each batch then takes its own, in order.
     values = iter(target_value.optimise(lm, tasks, layer=layers[-1], site="block", spec=value))
     return [_updates(lm, batch, layers, texts, [next(values) for _ in batch], solve) for batch in batches]
 
@@ -93,6 +94,7 @@ def demanded(lm: LanguageModel, record: EditRecord, *, strip_dummy_piece: bool =
     """Return the target with a space before it unless it has one; a leading BOS or unk is not demanded (quirk Q48)."""
     text = tokens.spaced(record.target)
     target = tokens.target(lm, record.prompt, text, strip_dummy_piece=strip_dummy_piece)
+    # The published code drops a leading BOS or unk of the target encoded alone.
     ids = target.alone
     if len(ids) < 2 or ids[0] not in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id):
         return target
@@ -136,6 +138,7 @@ def _climb_layers(
     top, n = layers[-1], len(batch)
     packs = _packs(lm, batch, texts)
     block, value = lm.layout.block, lm.layout.mlp_out
+    # What enters the lowest layer does not change; every later pass starts from a layer's input.
     with torch.no_grad(), hooks.capture(lm, [(block.format(layers[0]), "input")]) as seen:
         blocks.run_packs(lm, packs, last=layers[0])
         states = seen[block.format(layers[0]), "input"]
@@ -145,11 +148,13 @@ def _climb_layers(
     for i, layer in enumerate(layers):
         sides: list[tuple[str, hooks.Side]] = [(value.format(layer), "input"), (block.format(top), "output")]
         sides.append((block.format(layer), "input"))
+        # One pass gives this layer's keys, h^L under the changes so far, and where the next pass may start.
         with torch.no_grad(), ledger.applied(lm, deltas), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, states=states, first=start, last=top)
         columns = _mean_columns(packs.last_states(seen[value.format(layer), "input"]), n)
         # h^L at the subject's last token of the bare prompt, the first of each record's contexts: [n, d]
         now = packs.last_states(seen[block.format(top), "output"]).double().view(n, len(texts), -1)[:, 0]
+        # This layer takes an equal share of what is missing, so the last one takes all that is left.
         rho = (goals - now) / (len(layers) - i)
         residuals.append(float((goals - now).norm(dim=1).mean()))
         deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solve(layer, columns).T)  # ρᵀ [d, n] · Xᵀ [n, d_in]

@@ -30,6 +30,7 @@ def request(
     lm: LanguageModel, module: str, layer: int, config: MomentSpec, *, threshold: float, method: Method
 ) -> ArtifactRequest:
     """Return the request for the projector of the input of *module* (a name with ``{}``) at *layer*."""
+    # The projector is made of an artifact, not of the text: one reading serves every threshold.
     source = moments.request(lm, module, layer, config)
     return ArtifactRequest(
         "projector",
@@ -50,6 +51,7 @@ def build(
         matrix = artifacts["moments"].tensors["moments"].to(lm.device)
         threshold = float(one.inputs["threshold"])
         projector, values = project(matrix, threshold, one.inputs["method"])
+        # The gap between the largest kept and the smallest dropped tells how arbitrary the threshold is.
         below = values < threshold
         meta = {
             "kept_rank": int(below.sum()),

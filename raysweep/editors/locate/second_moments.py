@@ -35,6 +35,7 @@ def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> A
         "width": config.width,
         "skip": config.skip,
     }
+    # Only where it differs from the default, so that artifacts made before the flag keep their name.
     if config.ref_fp32:
         inputs["ref_fp32"] = True
     return ArtifactRequest(
@@ -53,6 +54,7 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
     All requests must agree on text, width and skip (they do: the caller groups them).
     """
     inputs = requests[0].inputs
+    # All layers are captured in one pass, which ends at the highest of them.
     modules = [str(r.inputs["module"]) for r in requests]
     last = max(int(r.inputs["layer"]) for r in requests)
     budget, skip = int(inputs["text"]["tokens"]), int(inputs["skip"])
@@ -64,10 +66,12 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
         with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
             blocks.run(lm, ids=ids, mask=mask, last=last)
         keep = mask.bool()
+        # Row by row: leading positions are attention sinks in some models, whose keys are far longer.
         keep[:, :skip] = False
         count += int(keep.sum())
         for module in modules:
             keys = seen[module, "input"][keep].to(dtype)  # [tokens of the batch, d]
+            # Σ k kᵀ over the batch is Kᵀ K of its keys as rows.
             sums[module] = sums.get(module, keys.new_zeros(keys.shape[1], keys.shape[1])).addmm_(keys.T, keys)
     return [({"moments": (sums[m] / count).float()}, {"tokens": count}) for m in modules]
 
@@ -110,6 +114,7 @@ def build_energy(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: 
             blocks.run(lm, ids=ids, mask=mask, last=last)
         count += int(mask.sum())
         for module in modules:
+            # Σ ‖k‖², the trace of Σ k kᵀ.
             sums[module] += float(seen[module, "input"][mask.bool()].double().square().sum())
     energies = {m: total / max(count, 1) for m, total in sums.items()}
     for module, energy in energies.items():
@@ -124,6 +129,8 @@ def _batches(lm: LanguageModel, texts: Iterator[str], *, width: int, budget: int
     shape = size_from_config(lm.module.config.to_dict())
     if shape is not None and shape.positions:  # learnt positions end: a longer row would be an error
         width = min(width, shape.positions)
+    # Rows are pooled so that those of similar length share a batch: less padding, and no number depends on it but by
+    # rounding.
     used, pool = 0, list[list[int]]()
     for text in texts:
         row = tokens.encode(lm, text)[:width]

@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from raysweep.editors.locate.rowwise_adam import RowwiseAdam
 from raysweep.editors.specs import ValueSpec
 from raysweep.models import hooks, tokens
 from raysweep.models.forward import head, prefix_tree, resume
@@ -95,10 +96,12 @@ def value_task(
         in_context = context.replace("{}", template)
         prompt = in_context.replace("{}", subject)
         lookups.append(tokens.subject_last(lm, in_context, subject))
+        # The last target token is only predicted, never read: rows end before it.
         if decoded:
             rows.append(tuple(tokens.encode(lm, prompt + tokens.decode(lm, target.alone[:-1]))))
         else:
             rows.append(tuple(tokens.before_last(lm, prompt, target)))
+    # The KL row: what the model predicts right behind the subject should stay.
     lookups.append(tokens.subject_last(lm, "{} is a", subject))
     rows.append(tuple(tokens.encode(lm, f"{subject} is a")))
     return ValueTask(tuple(rows), tuple(lookups), target.demanded)
@@ -126,7 +129,10 @@ def optimise(
     return values
 
 
-def _optimise(lm: LanguageModel, tasks: Sequence[ValueTask], layer: int, site: str, spec: ValueSpec) -> list[Value]:
+def _read_origin(
+    lm: LanguageModel, trees: Sequence[_TaskTree], layer: int, site: str
+) -> tuple[_Remainder, list[Tensor], Tensor, Tensor]:
+    """Return what later steps start from, each task's keys ``[c, d_in]``, and the un-shifted outputs and ``v_0`` ``[n, d]``."""
     layout = lm.layout
     names = {"key": layout.mlp_out.format(layer), "mlp": layout.mlp.format(layer), "block": layout.block.format(layer)}
     sides: list[tuple[str, hooks.Side]] = [
@@ -135,32 +141,38 @@ def _optimise(lm: LanguageModel, tasks: Sequence[ValueTask], layer: int, site: s
         (names["mlp"], "output"),
         (names["block"], "output"),
     ]
-    trees = [_TaskTree.build(t) for t in tasks]
     with hooks.capture(lm, sides) as seen:
         remainder = _Remainder.compute(lm, trees, layer)
     # Row i of what was captured is the tree of task i: [n, N, …], gathered at the look-up nodes.
     keys = [seen[names["key"], "input"][i, list(t.lookups)].float() for i, t in enumerate(trees)]
+    # The bare prompt is the first context: one look-up node per task, so output and origin are [n, d].
     bare = (list(range(len(trees))), [t.lookups[0] for t in trees])
-    output = seen[names["key"], "output"][bare].float()
-    origin = seen[names[site], "output"][bare].float()
+    return remainder, keys, seen[names["key"], "output"][bare].float(), seen[names[site], "output"][bare].float()
+
+
+def _optimise(lm: LanguageModel, tasks: Sequence[ValueTask], layer: int, site: str, spec: ValueSpec) -> list[Value]:
+    trees = [_TaskTree.build(t) for t in tasks]
+    remainder, keys, output, origin = _read_origin(lm, trees, layer, site)
     shift = torch.zeros_like(origin)
-    adam = _Adam(shift, spec.lr)
+    adam = RowwiseAdam(shift, spec.lr)
     limit = spec.clamp * origin.norm(dim=1, keepdim=True)
     active = torch.ones(len(tasks), dtype=torch.bool, device=lm.device)
-    computed = torch.arange(
-        len(tasks), device=lm.device
-    )  # indices of the tasks that still take part in the forward pass
+    # indices of the tasks that still take part in the forward pass
+    computed = torch.arange(len(tasks), device=lm.device)
     base_logp: Tensor | None = None  # log P_0 at the KL rows, known after the first pass
     first, last = (torch.zeros(len(tasks), device=lm.device) for _ in range(2))
     steps = torch.zeros(len(tasks), dtype=torch.int64, device=lm.device)
     for iteration in range(spec.steps):
+        # Stopped tasks would only cost; leaving them out needs new packs, which costs about a step.
         if len(computed) > 1 and len(computed) * MIN_ACTIVE_SHARE > int(active.sum()):
             assert base_logp is not None
             computed, base_logp = active.nonzero()[:, 0], base_logp[active[computed]]
             remainder = _Remainder.compute(lm, [trees[i] for i in computed.tolist()], layer)
+        # Only the shift is a leaf: no parameter of the model gets a gradient.
         leaf = shift[computed].requires_grad_(True)
         with torch.enable_grad():
             loss, all_hit, base_logp = remainder.loss(lm, base_logp, leaf, origin[computed], spec)
+        # Stopped tasks keep the loss they stopped with, [n] over all tasks.
         value = last.index_put((computed,), loss.detach())
         first = value if iteration == 0 else first
         last = torch.where(active, value, last)
@@ -168,11 +180,13 @@ def _optimise(lm: LanguageModel, tasks: Sequence[ValueTask], layer: int, site: s
         active = active & (value >= STOP_LOSS)
         if spec.stop_on_argmax:
             active[computed[all_hit]] = False
+        # The last pass only measures, as published: at most steps − 1 updates.
         if iteration == spec.steps - 1 or not bool(active.any()):
             break
         # Tasks share nothing, so the gradient of the sum is each task's own.
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         moved = adam.step(shift, torch.zeros_like(shift).index_put((computed,), gradient), active)
+        # Project onto the ball ‖δ‖ ≤ clamp · ‖v_0‖ of each task.
         norm = moved.norm(dim=1, keepdim=True)
         moved = torch.where(norm > limit, moved * limit / norm, moved)
         shift = torch.where(active[:, None], moved, shift)
@@ -219,6 +233,7 @@ class _TaskTree:
         # the last m nodes of a row predict its m target tokens
         demanded = [(n, t, 1.0 / (c * m)) for p in paths[:-1] for n, t in zip(p[-m:], task.targets, strict=True)]
         lookups = [p[lookup] for p, lookup in zip(paths, task.lookups, strict=True)]
+        # A row matters from its look-up token on, or from its first prediction if that comes before.
         begins = [p[min(lookup, len(p) - m)] for p, lookup in zip(paths[:-1], task.lookups, strict=False)]
         return cls(tree, tuple(lookups[:-1]), (*begins, lookups[-1]), tuple(demanded), lookups[-1])
 
@@ -289,6 +304,7 @@ class _Remainder:
     @classmethod
     def compute(cls, lm: LanguageModel, trees: Sequence[_TaskTree], layer: int) -> _Remainder:
         """Compute everything that no shift after block *layer* moves."""
+        # One pack per task, no rows to look up by place: nodes are translated by the remainder's columns.
         packs = prefix_tree.lay_out(lm, [t.tree for t in trees], ())
         with torch.no_grad():
             rest = resume.remainder_after(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
@@ -306,33 +322,11 @@ class _Remainder:
         plan = self.plan
         # add each task's δ at its look-up tokens: states[task, column] += shift[task]
         moved = self.states.index_put(plan.shifted, shift[plan.shifted[0]].to(self.states.dtype), accumulate=True)
-        told = head.logprobs_and_kl(lm, self.spots.hidden(lm, moved), plan.token, base_logp)
+        readout = head.logprobs_and_kl(lm, self.spots.hidden(lm, moved), plan.token, base_logp)
         zeros = torch.zeros(len(shift), device=shift.device)
-        nll = zeros.index_add(0, plan.demanded[0], -told.logp * plan.weight)
+        nll = zeros.index_add(0, plan.demanded[0], -readout.logp * plan.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
-        missed = zeros.index_add(0, plan.demanded[0], (~told.is_argmax).float())
-        loss: Tensor = nll + spec.kl * told.kl + spec.weight_decay * decay
-        return loss, missed == 0, told.base
-
-
-class _Adam:
-    """Adam on rows that stop at different times, with ``torch.optim.Adam``'s constants (β = 0.9, 0.999; ε = 1e-8).
-
-    ``m ← β₁ m + (1 − β₁) g``, ``v ← β₂ v + (1 − β₂) g²``, ``x ← x − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)``.
-    """
-
-    def __init__(self, like: Tensor, lr: float) -> None:
-        self.lr = lr
-        self.mean = torch.zeros_like(like)
-        self.square = torch.zeros_like(like)
-        self.count = 0
-
-    def step(self, value: Tensor, gradient: Tensor, active: Tensor) -> Tensor:
-        """Return *value* after one update; rows that are not *active* are the caller's to keep."""
-        self.count += 1
-        gradient = torch.where(active[:, None], gradient, torch.zeros_like(gradient))
-        self.mean = self.mean + (gradient - self.mean) * (1 - 0.9)
-        self.square = self.square * 0.999 + gradient * gradient * (1 - 0.999)
-        scale: Tensor = (self.square.sqrt() / (1 - 0.999**self.count) ** 0.5) + 1e-8
-        moved: Tensor = value - (self.lr / (1 - 0.9**self.count)) * self.mean / scale
-        return moved
+        # A task has hit when none of its demanded predictions misses, in any context.
+        missed = zeros.index_add(0, plan.demanded[0], (~readout.is_argmax).float())
+        loss: Tensor = nll + spec.kl * readout.kl + spec.weight_decay * decay
+        return loss, missed == 0, readout.base

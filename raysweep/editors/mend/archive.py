@@ -40,10 +40,10 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
     """
     made: list[Built] = []
     for request in requests:
-        path, wanted = Path(request.where["path"]), request.inputs["archive"]
+        path, planned = Path(request.where["path"]), request.inputs["archive"]
         tensors, meta = read(path)
-        if wanted and file_digest(path) != wanted:
-            raise ArtifactError(f"{path}: its digest is not {wanted}, which the plan saw", hint="plan again")
+        if planned and file_digest(path) != planned:
+            raise ArtifactError(f"{path}: its digest is not {planned}, which the plan saw", hint="plan again")
         made.append((tensors, meta))
     return made
 
@@ -67,12 +67,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if not path.is_file():
         raise _missing(path)
+    # Ours carry JSON in their header; the published ones are pickles of a whole checkpoint.
     published = path.suffix != ".safetensors"
     tensors, meta = (_published(path), {"source": path.name}) if published else unpack(path)
-    found = {name: tensor for name, tensor in tensors.items() if name == "edit_lrs" or name.startswith("mend.")}
-    if "edit_lrs" not in found or len(found) == 1:
+    network = {name: tensor for name, tensor in tensors.items() if name == "edit_lrs" or name.startswith("mend.")}
+    if "edit_lrs" not in network or len(network) == 1:
         raise ArtifactError(f"{path}: holds no 'edit_lrs' and 'mend.…' tensors", hint="is it an archive of MEND?")
-    return found, meta
+    return network, meta
 
 
 def _missing(path: Path) -> ArtifactError:
@@ -117,11 +118,13 @@ def _published(path: Path) -> dict[str, Tensor]:
     Only tensors and plain containers are restored; every other class in the file becomes :class:`_Ignored`.
     """
     try:
+        # Every class that the pickle names is replaced by an inert one, so loading runs no code of the file's.
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals([(_Ignored, name) for name in unsafe]):
             whole = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an archive of a stranger's: torch and pickle raise whatever they stumble over
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArtifactError(f"{path}: cannot be read safely: {first}", hint="is it an archive of MEND?") from error
+    # A checkpoint of the published trainer, or its tensors alone.
     part = whole.get("model", whole) if isinstance(whole, Mapping) else {}
     return {str(n): t for n, t in part.items() if isinstance(t, Tensor)} if isinstance(part, Mapping) else {}

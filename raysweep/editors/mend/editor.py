@@ -174,6 +174,7 @@ class Mend(BaseEditor[MendConfig, None]):
                 "MEND has no hypernetwork for this model",
                 hint="train one (raysweep train-mend … --out FILE) and give weights.path: FILE, or give a 'train:' recipe",
             )
+        # Where the data lies is not part of the artifact's identity; what is in it is.
         recipe = config.model_dump(mode="json", exclude={"weights"})
         del recipe["train"]["data"]["path"]
         inputs = {"config": recipe}
@@ -235,6 +236,7 @@ def matrices(lm: LanguageModel, config: MendConfig) -> list[network.Matrix]:
 def locality_probes(record: EditRecord) -> list[Probe]:
     """Return what must stay when *record* is written: its locality probes, else its unrelated text."""
     probes = [p for p in record.probes if p.kind is ProbeKind.LOCALITY]
+    # A record without locality probes is asked for the last word of its unrelated text.
     head, _, tail = record.unrelated.rpartition(" ")
     if not probes and head and tail:
         return [Probe(kind=ProbeKind.LOCALITY, prompt=head, target=tail)]

@@ -52,6 +52,7 @@ def label_text(lm: LanguageModel, prompt: str, target: str, *, special: bool = F
     """
     text = prompt + tokens.spaced(target)
     if special:
+        # Labels of the target alone, right-aligned: with BOS they begin before the target does.
         ids, labels = tokens.encode(lm, text), tokens.encode(lm, tokens.spaced(target))
     else:
         scored = tokens.scored(lm, prompt, text)
@@ -101,6 +102,7 @@ def batch_texts(lm: LanguageModel, texts: Sequence[LabelledText], first: int) ->
     entry = lm.layout.block.format(first)
     with torch.no_grad(), hooks.capture(lm, [(entry, "input")]) as seen:
         blocks.run(lm, ids=ids, mask=mask, last=first)
+    # One entry per label: its row, the position that predicts it, its id, its share of the row's mean.
     flat = [(i, t, a.labels[j], 1 / len(a.labels)) for i, a in enumerate(texts) for j, t in enumerate(a.predicting)]
     row, column, label, share = (torch.tensor(c, device=lm.device) for c in zip(*flat, strict=True))
     return TextBatch(mask, seen[entry, "input"].detach(), first, row, column, label, share)
@@ -121,11 +123,14 @@ def gradient_factors(lm: LanguageModel, batch: TextBatch, modules: Sequence[str]
     """Return the factors of each row's own loss at *modules*; no parameter is asked for a gradient, only the maps' outputs."""
     sides: list[tuple[str, hooks.Side]] = [(m, "input") for m in modules]
     sides += [(m, "output") for m in modules]
+    # The block's input is made a leaf, so that a graph is built although no parameter requires a gradient.
     states = batch.states.clone().requires_grad_(True)
     with torch.enable_grad(), hooks.capture(lm, sides) as seen:
         full = blocks.run(lm, states=states, mask=batch.mask, first=batch.first)
         loss = batch.nll(blocks.logits(lm, full[batch.row, batch.column]))
+        # δ = ∂L/∂y at each map's output; rows share nothing, so the sum's gradient is each row's own.
         gradients = torch.autograd.grad(loss.sum(), [seen[m, "output"] for m in modules])
+    # Padding has inputs, but its outputs reach no loss: both factors are set to 0 there.
     keep = batch.mask[..., None].float()
     pairs = {
         m: (seen[m, "input"].detach().float() * keep, g.float() * keep) for m, g in zip(modules, gradients, strict=True)
@@ -157,5 +162,6 @@ def row_updates_applied(lm: LanguageModel, updates: RowUpdates) -> Iterator[None
 
 def repeat_updates(updates: RowUpdates, owners: Sequence[int]) -> RowUpdates:
     """Return *updates* for a batch whose row i is computed with the update of record ``owners[i]``."""
+    # Gather along the first axis: row i gets the factors of its owner.
     pick = torch.tensor(list(owners))
     return {n: (x[pick.to(x.device)], d[pick.to(d.device)]) for n, (x, d) in updates.items()}

@@ -61,6 +61,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, mode: int) -> Tensor:
         """Map ``[…, D]`` to ``[…, D]`` for matrix number *mode*."""
+        # U V x without the [D, D] product: r numbers per token between.
         before = x @ self.v.T @ self.u.T + self.bias
         after: Tensor = (before * self.mode_scale.weight[mode] + self.mode_shift.weight[mode]).clamp(min=0) + x
         return after
@@ -113,6 +114,7 @@ class FactorNet(nn.Module):
             squares = ((rows - new_mean) ** 2).sum(0) + shift**2 * (before * new / total)
             mean.copy_(mean.double() + shift * (new / total))
             square_sum.copy_(square_sum.double() + squares)
+            # Bessel's correction; the deviation of a single token stays 1.
             if total > 1:
                 getattr(self, f"{side}_std").copy_((square_sum.double() / (total - 1)).sqrt())
         self.k.fill_(total)
@@ -142,6 +144,7 @@ class Hypernetwork(nn.Module):
     ) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(seed)
+        # A network per shape, shared, or per matrix; a matrix's number there is its row in the embeddings.
         groups: dict[str, list[Matrix]] = {}
         for matrix in matrices:
             groups.setdefault(matrix.shape_key if shared else matrix.name_key, []).append(matrix)
@@ -164,6 +167,7 @@ class Hypernetwork(nn.Module):
         """
         shared = any(name.startswith(f"mend.{matrices[0].shape_key}.") for name in tensors)
         first = f"mend.{matrices[0].shape_key if shared else matrices[0].name_key}.mlp.layers."
+        # Depth and rank are what the archive's tensors say; nothing else records them.
         depth = len({name.removeprefix(first).partition(".")[0] for name in tensors if name.startswith(first)})
         rank = tensors[f"{first}0.u"].shape[1] if depth else 1
         network = Hypernetwork(matrices, rank=rank, edit_lr=0.0, shared=shared, depth=max(depth, 1))

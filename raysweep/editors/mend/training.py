@@ -76,6 +76,7 @@ class Trainer:
         error = Mend.train_split_error(records)
         if error is not None:
             raise error
+        # The last quarter at most is held out; a record without anything that must stay teaches nothing.
         usable = [r for r in records if locality_probes(r)]
         last = len(usable) - min(self.recipe.validation, max(1, len(usable) // 4))
         self.records, self.validation = usable[:last], usable[last:]
@@ -124,6 +125,7 @@ class Trainer:
         self.adam.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
+        # A record can blow up; the step is left out, as published, and counted.
         if bool(torch.isfinite(norm)):
             self.adam.step()
         else:
@@ -141,6 +143,7 @@ class Trainer:
         losses = Losses(*each)
         score = {f"val_{n}": v for n, v in _means(losses).items()}
         score["val_loss"] = float((self.recipe.cedit * losses.edit + self.recipe.cloc * losses.locality).mean())
+        # The untrained network was measured too, so a training that only harms returns it.
         if not self.scores or self.recipe.select == "last" or self._rank(score) > self._rank(self.scores):
             self.best = {n: t.detach().clone() for n, t in self.net.state_dict().items()}
             self.scores = {"step": self.step, **score}
@@ -151,6 +154,7 @@ class Trainer:
         """Return everything needed to go on: network, best network, moments of Adam, counters."""
         tensors = {f"net/{n}": t.detach().clone() for n, t in self.net.state_dict().items()}
         tensors |= {f"best/{n}": t.clone() for n, t in self.best.items()}
+        # Moments of Adam by parameter number: flat names, since an archive is one level deep.
         for number, slot in self.adam.state_dict()["state"].items():
             tensors |= {f"adam/{number}/{n}": t.clone() for n, t in slot.items()}
         meta = {"recipe": self._recipe_digest(), "step": self.step, "skipped": self.skipped}
@@ -204,6 +208,7 @@ class Trainer:
         size, count = self.recipe.batch, len(self.records)
         examples = []
         for number in range(step * size, (step + 1) * size):
+            # The order of an epoch is drawn from its number, not from a stream: step t needs no history.
             order = list(range(count))
             Random(derive(self.recipe.seed, "epoch", number // count)).shuffle(order)
             rng = Random(derive(self.recipe.seed, "lesson", number))
@@ -213,6 +218,7 @@ class Trainer:
     def _example(self, record: EditRecord, rng: Random, *, plain: bool = False) -> TrainingExample:
         """Return *record* as a example; *plain* = as it is edited later, without swapped targets or paraphrases."""
         target, prompt = record.target, record.prompt
+        # Targets that belong to their records could be learnt by heart; a stranger's cannot.
         if not plain and rng.random() < self.recipe.swap:
             target = rng.choice(self.records).target
         paraphrases = [p for p in record.probes if p.kind is ProbeKind.PARAPHRASE]
@@ -240,6 +246,7 @@ class Trainer:
             rows = _one_later(rows, count)
         with torch.no_grad():
             base = blocks.logits(self.lm, rows.hidden(self.lm))  # [k, V]
+        # Each row is computed with the update of its record: B questions and B texts, 2B rows.
         with factors.row_updates_applied(self.lm, factors.repeat_updates(updates, [*range(count)] * 2)):
             logits = blocks.logits(self.lm, rows.hidden(self.lm))
         # rows 0 … B−1 are questions, B … 2B−1 the texts that must stay; both halves get the B updates

@@ -97,6 +97,7 @@ class WiseConfig(EditorConfig):
 
     @model_validator(mode="after")
     def _mergers_fall_on_shards(self) -> WiseConfig:
+        # A merger takes whole memories, so it must fall on the end of one.
         if self.merge_every % self.shard:
             raise ValueError(f"merge_every = {self.merge_every} must be a multiple of shard = {self.shard}")
         if self.ref_labels and not self.ref_padding:

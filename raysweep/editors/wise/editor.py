@@ -154,10 +154,12 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
             self.config.act_ratio,
         )
         if self.config.retrieve:
+            # The memory being written is asked first, then the stored ones in order.
             thresholds = [ratio * a for a in (state["act"], *state["acts"])]
             chosen = (state["side"], *state["memories"])
             module = side_memory.SideMemory(bare, act, lambda: chosen, thresholds)
         else:
+            # Merge mode has two weights, the merged one and the one being written, and one threshold.
             thresholds = [ratio * state["act"]] * 2
             module = side_memory.SideMemory(
                 bare, act, lambda: (self.merge_mode_weight(lm, state), state["side"]), thresholds, retrieve=False
@@ -191,15 +193,18 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
             "acts": [*state["acts"]],
             "edits": state["edits"] + 1,
         }
+        # A new memory begins: it trains other entries than the last one.
         if state["edits"] % config.shard == 0:
             new["mask"] = self.draw_mask(tuple(frozen.shape), rng).to(frozen.device)
         if merging.is_random(config.merge.algorithm):
+            # Merging may happen later, when asked; its randomness is fixed now, by this edit's generator.
             new["seed"] = int(torch.randint(2**31, (1,), generator=rng))
         replay: training.Replay | None = None
         if config.replay:
             new["group"] = [*state["group"], [record.prompt, record.target]]
             new["cursors"] = [*state["cursors"]]
             if config.retrieve and state["mergers"]:
+                # The new lists, since taking turns moves the cursors.
                 replay = training.Replay(new["groups"], new["cursors"], new["group"], rng)
         side_training = training.SideMemoryTraining(lm, self._name(lm), config, tuple(templates), frozen, new["mask"])
         new["side"], trained = side_training.train(record, unrelated, new["side"], replay)
@@ -224,6 +229,7 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
             n = self.config.merge_every // self.config.shard
             merged = self._merged(lm, state["memories"][-n:], [self.config.merge.weight / n] * n, state["seed"])
             state["memories"] = [*state["memories"][:-n], merged]
+            # The merged memory must serve every edit of its parts: the least of their distances.
             state["acts"] = [*state["acts"][:-n], min(state["acts"][-n:])]
         else:
             state["merged"], state["memories"] = self._into_layer(lm, state, state["memories"]), []
@@ -233,9 +239,10 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
             state["cursors"] = [*state["cursors"], 0]
 
     def merge_mode_weight(self, lm: LanguageModel, state: WiseState) -> Tensor:
-        """Return merge mode's weight as it is asked: what is not merged yet is merged for the occasion; nothing is kept."""
+        """Return the weight that answers in merge mode: what is not merged yet is merged for this call only."""
         frozen = self._frozen(lm)
         pending = [*state["memories"]]
+        # An untouched copy is no memory yet.
         if not torch.equal(state["side"], frozen):
             pending.append(state["side"])
         if pending and state["edits"] >= self.config.shard:
@@ -247,6 +254,7 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
         n = len(memories)
         if state["merged"] is None:
             return self._merged(lm, memories, [self.config.merge.weight / n] * n, state["seed"])
+        # The published shares: 0.6 for what is there, 0.4 for all new ones together.
         return self._merged(lm, [*memories, state["merged"]], [0.4 / n] * n + [0.6], state["seed"])
 
     def _merged(self, lm: LanguageModel, memories: Sequence[Tensor], shares: Sequence[float], seed: int) -> Tensor:

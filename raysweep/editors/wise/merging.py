@@ -71,12 +71,15 @@ def merge(
         rng: on the CPU, for the DARE family.
         first_only: ``linear`` and ``slerp`` use only the first copy (as published; quirk Q32).
     """
+    # The published code reads the first memory only (quirk Q32).
     if first_only and algorithm in ("linear", "slerp"):
         weights, shares = weights[:1], shares[:1]
     if algorithm == "slerp":
         total = sum(shares)
+        # Interpolate towards the mean of the copies, by as much as their shares add up to.
         target = sum((s / total * w for s, w in zip(shares, weights, strict=True)), start=torch.zeros_like(base))
         return slerp(base, target, total)
+    # The others differ in three choices: what is dropped, whether signs must agree, what the sum is divided by.
     rule = _RULES[algorithm]
     changes = [_sparse(w - base, rule, density, rng) for w in weights]
     mixed = torch.zeros_like(base)

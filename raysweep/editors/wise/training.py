@@ -86,11 +86,12 @@ def left_rows(
     width, pad = max(len(r) for r in rows), lm.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=lm.device)
     begins = torch.tensor([width - len(r) for r in rows], device=lm.device)
+    # The published rule counts the prompt from the padded row's left end (quirk Q28).
     longest = max(len(tokens.encode(lm, t.replace("{}", prompt))) for t in templates)
     firsts = [max(longest, width - len(s.ids)) if ref_labels else width - len(s.ids) + s.start for s in scored]
     counted = torch.ones_like(ids, dtype=torch.bool)
     # A pad may look at nothing, which the softmax turns into equal attention to all columns. Its activations are counted here,
-    # so this has to be said, not left to the attention kernel.
+    # so this is stated here, not left to the attention kernel.
     seen = _earlier(width, ids.device) & (torch.arange(width, device=ids.device) >= begins[:, None])[:, None, :]
     return PaddedRows(ids, seen, counted, tuple((first, width) for first in firsts))
 
@@ -170,6 +171,7 @@ class SideMemoryTraining:
             side: ``W′ [d_out, d_in]`` so far, fp32; not changed in place.
             replay: earlier edits to keep in or out; None = none.
         """
+        # Rows 0 … n − 1 are the record in each context, row n is the unrelated text.
         rows, n = self._rows((record.prompt, record.target), [unrelated]), len(self.templates)
         activations, answers = self._prepare(rows)
         side = side.clone()
@@ -180,6 +182,7 @@ class SideMemoryTraining:
                 output = activations.output(side)
                 distance = activations.distance(output)
                 loss = answers.loss(output) + activation_loss(distance[:n], distance[n:], self.config.margins)
+                # The stopping rule looks at the two losses before this one, as published.
                 done = abs(earlier[1] - earlier[0]) <= self.config.stop_change and earlier[1] <= self.config.stop_loss
                 act = float(distance[:n].detach().mean())
                 if done:
@@ -198,6 +201,7 @@ class SideMemoryTraining:
         lm, block = self.lm, self.lm.layout.block.format(self.config.layer)
         sides: list[tuple[str, hooks.Side]] = [(self.name, "input"), (self.name, "output")]
         sides += [(block, "input"), (block, "output")]
+        # Everything is read with the bare map in place: earlier memories must not answer.
         bare = replacement.unwrap(lm.part(self.name))
         with torch.no_grad(), replacement.modules_replaced(lm, {self.name: bare}), hooks.capture(lm, sides) as seen:
             blocks.run(lm, ids=rows.ids, mask=rows.mask(lm), last=self.config.layer)
@@ -212,6 +216,7 @@ class SideMemoryTraining:
 
     def _replay_loss(self, replay: Replay, side: Tensor) -> Tensor:
         """Keep one edit of each past group below α, and one of the present group above β."""
+        # Earlier edits belong to other memories: this one should leave their activations alone.
         past = [positive_mean(self._replay_distance(r, side) - self.config.margins.alpha) for r in replay.past()]
         present = positive_mean(self.config.margins.beta - self._replay_distance(replay.present(), side))
         return torch.stack(past).mean() + present
@@ -229,6 +234,7 @@ class SideMemoryTraining:
         decay = self.config.weight_decay * side
         if self.config.mask_weight_decay:
             decay = decay * self.mask
+        # W′ ← W′ − lr (mask ⊙ g + decay), the decay over all entries unless masked (quirk Q29).
         side = side - self.config.lr * (gradient * self.mask + decay)
         if self.config.norm_constraint is None:
             return side
@@ -261,6 +267,7 @@ class ActivationDistance:
         """Pick the *counted* ones of ``keys [R, L, d_in]``."""
         act, chosen = side_memory.mlp_activation(training.lm), keys[counted]  # [K, d_in]
         _, bias = replacement.weight_and_bias(replacement.unwrap(training.lm.part(training.name)))
+        # φ(W_0 x) at the counted tokens, [K, d_out]; it never changes, so it is computed once.
         base = act(F.linear(chosen, training.frozen.to(keys.dtype), bias))
         return cls(chosen, counted.nonzero()[:, 0], counted.sum(1).clamp(min=1), base, act, bias)
 
@@ -304,6 +311,7 @@ class AnswerLoss:
         """Cut all rows but the edits away, and what comes after the last prediction."""
         n, width, layer = len(rows.answers), max(end for _, end in rows.answers) - 1, training.config.layer
         row, column = rows.counted.nonzero().T
+        # Counted tokens come in the order of nonzero, row by row; these are the ones that answers depend on.
         counted = (row < n) & (column < width)
         answer_tokens = [
             (i, j, 1 / (end - first + 1)) for i, (first, end) in enumerate(rows.answers) for j in range(first, end)
@@ -311,9 +319,11 @@ class AnswerLoss:
         i, j, weight = (torch.tensor(c, device=rows.ids.device) for c in zip(*answer_tokens, strict=True))
         above = training.config.matrix == "out"
         positions = torch.arange(width, device=rows.ids.device).expand(n, -1)
+        # With the value matrix the blocks above suffice; the first map's own block must run again.
         upper = resume.UpperBlocks.prepare(
             training.lm, layer + above, positions, rows.seen[:n, :width, :width]
         ).read_at(i, j - 1)
+        # The block's output less the map's: what the map's output is added to.
         stream = (leaving - outputs if above else entering)[:n, :width]
         place = (row[counted], column[counted])
         return cls(training, outputs[:n, :width], stream, upper, counted, place, rows.ids[i, j], weight)
@@ -325,6 +335,7 @@ class AnswerLoss:
         if self.training.config.matrix == "out":
             hidden = self.upper.hidden(lm, self.stream + outputs)
         else:
+            # The first map's output goes through activation and value matrix: hand it in as if computed.
             given = side_memory.FixedOutput(replacement.unwrap(lm.part(self.training.name)), outputs)
             with replacement.modules_replaced(lm, {self.training.name: given}):
                 hidden = self.upper.hidden(lm, self.stream)

@@ -102,7 +102,7 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
 
     @property
     def view_persists(self) -> bool:
-        """Tell whether rounds write the view into the model."""
+        """Whether rounds write the view into the model."""
         return self.config.persist
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> PruneState:
@@ -113,6 +113,7 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
             if weight.dim() == 2:
                 largest = state["largest"][name] = float(_spectrum(weight)[0][-1])
                 rate = LOGARITHMS.get(self.config.base)
+                # F(M + ε) = M + ε / (M ln b) + …: above M it grows if M ln b < 1 (quirk Q24).
                 if rate is not None and largest * rate < 1:
                     message = (
                         "base %s enlarges singular values just above σ_max(W_0) = %.3g of %s: below 1 / ln b = %.3g"
@@ -147,6 +148,7 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
         deltas: dict[str, Delta] = {}
         stats: dict[str, float] = {}
         for name, total in totals().items():
+            # Biases have no singular values.
             if name not in state["largest"]:
                 continue
             change, values, after = restraint(total, state["largest"][name], self.config.base)
@@ -179,9 +181,11 @@ def restraint(total: Tensor, largest: float, base: str) -> tuple[LowRank | None,
         base: key of the restraint.
     """
     none = total.new_zeros(0, dtype=torch.float64)
+    # Cheap and common: after few edits nothing is large.
     if float(total.double().norm()) < largest:  # ‖D‖_F bounds σ_max(D)
         return None, none, none
     values, vectors = _spectrum(total)
+    # Only these move; the rest of the spectrum is not touched, not even by rounding.
     big = values >= largest
     values, vectors = values[big], vectors[:, big]
     if len(values) == 0:

@@ -11,7 +11,7 @@ import torch
 
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
-from raysweep.editors import EDITORS, ft, rome
+from raysweep.editors import EDITORS, ft_targets, rome
 from raysweep.editors.build import build_editor
 from raysweep.editors.locate import keys, layers, second_moments, target_value
 from raysweep.editors.mend import factors
@@ -90,7 +90,7 @@ def test_prompt_last_asks_for_bos_and_piece_as_published_or_not(pieces_lm: Langu
         (False, True): [mars, hill],
     }
     for (special, strip), ids in wanted.items():
-        targets = ft._prompt_last(lm, [record()], special=special, strip=strip)
+        targets = ft_targets.prompt_last(lm, [record()], special=special, strip=strip)
         last = len(tokens.encode(lm, record().prompt)) - 1
         assert [(row, at, i) for row, at, i, _ in targets.demanded] == [(0, last, i) for i in ids]
         assert sum(weight for *_, weight in targets.demanded) == pytest.approx(1.0)
@@ -192,8 +192,10 @@ def test_a_target_with_a_space_of_its_own_gets_another_one_in_rome_and_ft() -> N
     (space, _) = bare
     targets = tokens.bare(lm, tokens.always_spaced(spaced.target))
     assert targets == [space, *bare]
-    assert [i for *_, i, _ in ft._prompt_last(lm, [spaced], special=True, strip=False).demanded] == targets
-    assert ft._target_new(lm, [spaced]).rows == [[*prompt, *targets[:-1]]]  # nothing is asked after the last token
+    assert [i for *_, i, _ in ft_targets.prompt_last(lm, [spaced], special=True, strip=False).demanded] == targets
+    assert ft_targets.target_new(lm, [spaced]).rows == [
+        [*prompt, *targets[:-1]]
+    ]  # nothing is asked after the last token
     assert tokens.scored(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
     assert list(layers.demanded(lm, spaced).demanded) == bare
     assert factors.label_text(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)

@@ -153,6 +153,7 @@ class ClosedFormSimIE(BaseSimIE[ClosedFormState]):
         assert isinstance(step.patch, WeightDelta)
         names = self._matrices(lm)
         by_module = self._keys(lm, batch, names, step.patch.deltas)
+        # Values are computed from the change's factors, Δ K [d_out, k], without the change itself.
         columns = {n: by_module[n.rpartition(".")[0]].double() for n in names}
         return {
             "keys": {input_of(lm, n): c.T for n, c in columns.items()},
@@ -186,6 +187,7 @@ class ClosedFormSimIE(BaseSimIE[ClosedFormState]):
         for source, memory in state["inputs"].items():
             readers = {n: m for n, m in state["matrices"].items() if input_of(lm, n) == source}
             normal = _normal_equations(memory, list(readers.values()))
+            # The candidate with the least error, over all matrices that read this input.
             if self.config.lam == "gcv":
                 lams = [c * memory["energy"] for c in CANDIDATES]
                 errors = normal.gcv(lams, memory["count"], sum(m["square"] for m in readers.values()))
@@ -227,6 +229,7 @@ def _with_values(memory: MatrixMemory, rows: Tensor, source: InputMemory) -> Mat
 def _normal_equations(memory: InputMemory, readers: Sequence[MatrixMemory]) -> ridge.NormalEquations:
     """Return the normal equations of the matrices *readers*, side by side, that read the input *memory*."""
     rows = memory["keys"]
+    # Fewer keys than their width: solve over the distinct ones (dual). Else over C (primal).
     if "gram" not in memory:
         values = torch.cat([torch.cat(m["values"]) for m in readers], dim=1)
         return ridge.NormalEquations.dual(torch.cat(rows), values)

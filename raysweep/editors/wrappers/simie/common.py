@@ -49,6 +49,7 @@ class BaseSimIE(BaseWrapper[SimIEConfig, StateT]):
     def state_bytes(cls, config: SimIEConfig, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
         """Return the bytes of the memory after *columns* keys, each matrix ``[d_out, d_in]`` with an input of its own."""
         key_bytes, total_bytes = 0, 0
+        # fp64 is 8 bytes; rows are held until there are as many as the width, then their sum.
         for d_out, d_in in matrices:
             if config.backend == "closed64":
                 key_bytes += 8 * d_in * min(columns, d_in)

@@ -110,6 +110,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
                 state["inputs"][source] = self.initial_memory(self._ridge(energies.get(source, 1.0)), weight)
             memory: MatrixMemory = {}
             if self.config.mode == "init":
+                # A copy, since the live weights will change; fp32 holds every shipped dtype exactly.
                 pristine = weight.float().clone(memory_format=torch.contiguous_format)
                 if self.config.backend == "woodbury64":
                     memory = {"pristine": pristine, "left": [], "right": []}
@@ -129,6 +130,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
     ) -> EditStep[RecursiveState]:
         """Let the inner editor propose, then project its change on what the keys of all edits so far allow."""
         memories = state["matrices"]
+        # In init mode the inner editor edits the pristine weights, whatever the model holds by now.
         pristine: dict[str, Tensor] = {}
         if self.config.mode == "init":
             pristine = {n: ledger.to_stored_layout(lm, n, m["pristine"]).contiguous() for n, m in memories.items()}
@@ -143,6 +145,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
         absorbed: dict[str, Absorbed] = {}
         for name, memory in memories.items():
             source = input_of(lm, name)
+            # Matrices that read one input have the same keys: absorb them once.
             if source not in absorbed:
                 columns = by_module[name.rpartition(".")[0]]
                 after["inputs"][source], absorbed[source] = self.absorb_keys(state["inputs"][source], columns)
@@ -189,6 +192,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
             change = delta.dense().float()
             if "total" in memory:
                 change = change - memory["total"]
+            # X P = E K Kᵀ is Pᵀ Xᵀ = (E K Kᵀ)ᵀ, solved as a general system.
             right = change @ columns @ columns.T
             return Dense(torch.linalg.solve(gain.T, right.T).T)
         values = delta.times(columns)  # Δ K [d_out, k]
