@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raysweep.models.lm import LanguageModel
-
-Matrix = Literal["in", "out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +74,6 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     bias: Any = getattr(module, "bias", None)
     weight = weight.detach()
     return (weight if isinstance(module, nn.Linear) else weight.t()), None if bias is None else bias.detach()
-
-
-def linear_name(lm: LanguageModel, layer: int, matrix: Matrix) -> str:
-    """Return the name of a block's value matrix (``out``) or of its first linear map (``in``: c_fc, gate_proj)."""
-    return (lm.layout.mlp_out if matrix == "out" else lm.layout.mlp_in[0]).format(layer)
 
 
 @contextmanager
