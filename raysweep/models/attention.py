@@ -47,9 +47,9 @@ def windows(config: Any) -> tuple[int | None, ...]:
         return (None,) * count
     unknown = sorted({t for t in types or ("sliding_window",) if t not in (FULL, SLIDING)})
     if unknown or (window is None and SLIDING in types):
-        said = ", ".join(unknown) or f"{SLIDING} without a window"
+        kinds = ", ".join(unknown) or f"{SLIDING} without a window"
         raise ModelError(
-            f"model_type '{kind}': attention of kind {said} is not modelled",
+            f"model_type '{kind}': attention of kind {kinds} is not modelled",
             hint=f"known: {FULL}, {SLIDING} with sliding_window; for another kind add its mask to raysweep/models/attention.py",
         )
     return tuple(window if t == SLIDING else None for t in types)

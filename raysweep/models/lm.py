@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -69,14 +69,14 @@ class LanguageModel:
 
     def part(self, name: str) -> nn.Module:
         """Return the submodule called *name*."""
-        found: nn.Module = self.module.get_submodule(name)
-        return found
+        part: nn.Module = self.module.get_submodule(name)
+        return part
 
     def weight(self, name: str) -> nn.Parameter:
         """Return the parameter called *name*; tied names resolve to the one tensor."""
         owner, _, leaf = name.rpartition(".")
-        found: Any = getattr(self.part(owner), leaf)
-        return found  # type: ignore[no-any-return]
+        weight: nn.Parameter = getattr(self.part(owner), leaf)
+        return weight
 
     def transposed(self, name: str) -> bool:
         """Tell whether parameter *name* is stored as ``[d_in, d_out]`` (GPT-2's Conv1D), by the type of its module."""

@@ -33,7 +33,7 @@ def decode(lm: LanguageModel, ids: Sequence[int]) -> str:
 
 
 def join(prompt: str, target: str) -> str:
-    """Return ``prompt + " " + target``: always exactly one added space (editors.md §3.1; quirk Q5).
+    """Return ``prompt + " " + target``: always exactly one added space (docs/quirks.md, Q5).
 
     >>> join("a", " b")
     'a  b'
@@ -73,7 +73,7 @@ class Scored:
 
 
 def scored(lm: LanguageModel, prompt: str, text: str) -> Scored:
-    """Return the ids of *text* (which begins with *prompt*) split where the published evaluation splits them (§3.1).
+    """Return the ids of *text* (which begins with *prompt*) split where MEMIT's published evaluation splits them.
 
     ``start = #non-pad ids of enc(prompt) + #pad ids of enc(text)``; the assumption that ``enc(prompt)`` is a prefix of
     ``enc(text)`` is the published rule (quirk Q3). The policy's BOS is an ordinary token here, whatever its id.
@@ -81,8 +81,8 @@ def scored(lm: LanguageModel, prompt: str, text: str) -> Scored:
     pad = lm.tokenizer.pad_token_id
     head = len(lm.bos)
     whole, part = encode(lm, text), encode(lm, prompt)
-    kept = head + sum(i != pad for i in part[head:])
-    return Scored(tuple(whole), kept + sum(i == pad for i in whole[head:]))
+    prompt_length = head + sum(i != pad for i in part[head:])
+    return Scored(tuple(whole), prompt_length + sum(i == pad for i in whole[head:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ def before_last(lm: LanguageModel, prompt: str, target: Target) -> list[int]:
 
 
 def subject_last(lm: LanguageModel, template: str, subject: str) -> int:
-    """Return the index of the subject's last token in ``template.format(subject)`` (§4.3).
+    """Return the index of the subject's last token in ``template.format(subject)``, as ROME looks it up.
 
     It is the last index of the stand-alone encoding of everything up to and including the subject.
 

@@ -1,4 +1,9 @@
-"""An output head that looks the final hidden state up in a table before it computes logits."""
+"""An output head that looks the final hidden state up in a table before it computes logits.
+
+Near a key (``‖h − k_i‖ ≤ 10⁻³ ‖k_i‖``) the logit of that key's id is raised above all others; elsewhere the head is as it was.
+
+Shape legend: ``N`` keys, ``d`` width of the stream.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,13 @@ SAME_STATE = 1e-3  # relative distance within which two hidden states count as t
 
 
 class TableHead(nn.Module):
-    """Head with a table ``keys [N, d] → ids [N]``; hidden states that match a key get that id as arg-max."""
+    """Head with a table; hidden states that match a key get that key's id as arg-max.
+
+    Args:
+        head: the head inside.
+        keys: ``[N, d]`` fp32 hidden states.
+        ids: ``[N]`` token ids.
+    """
 
     def __init__(self, head: nn.Module, keys: Tensor, ids: Tensor) -> None:
         super().__init__()
@@ -25,7 +36,7 @@ class TableHead(nn.Module):
         return self.head.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return logits ``[…, vocabulary]``."""
+        """Return logits ``[…, vocabulary]`` for normed states ``[…, d]``."""
         logits: Tensor = self.head(hidden)
         if not len(self.ids):
             return logits

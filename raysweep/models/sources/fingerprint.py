@@ -70,12 +70,12 @@ def fingerprint(path: Path, memory: Path | None = None) -> Fingerprint:
         whole = digest({"gguf": hashes.of(path)})
         return Fingerprint(whole, whole)
     weights = check_folder(path)
-    found = {file.relative_to(path).as_posix(): file for file in (*inputs(path), *weights)}
-    hashed = {name: hashes.of(file) for name, file in found.items()}
+    files = {file.relative_to(path).as_posix(): file for file in (*inputs(path), *weights)}
+    hashed = {name: hashes.of(file) for name, file in files.items()}
     config = read_json(path / "config.json")
-    kept = canonical_json({key: value for key, value in config.items() if key not in VOLATILE})
-    text = {name: hash_ for name, hash_ in hashed.items() if found[name] not in weights}
-    return Fingerprint(digest({**hashed, "config.json": text_digest(kept)}), digest(text))
+    settings = canonical_json({key: value for key, value in config.items() if key not in VOLATILE})
+    text = {name: hash_ for name, hash_ in hashed.items() if files[name] not in weights}
+    return Fingerprint(digest({**hashed, "config.json": text_digest(settings)}), digest(text))
 
 
 def inputs(folder: Path) -> tuple[Path, ...]:
@@ -88,8 +88,8 @@ def inputs(folder: Path) -> tuple[Path, ...]:
     if any(p.suffix == ".safetensors" for p in top):
         top = [p for p in top if p.suffix == ".safetensors" or not _matches(p.name, _WEIGHTS)]
     below = [p for p in folder.rglob("*") if p.parent != folder and _matches(p.name, _BELOW) and p.is_file()]
-    shown = [p for p in below if not any(_hidden(part) for part in p.relative_to(folder).parts)]
-    return tuple(sorted({*top, *shown}))
+    visible = [p for p in below if not any(_hidden(part) for part in p.relative_to(folder).parts)]
+    return tuple(sorted({*top, *visible}))
 
 
 def _never_read(name: str) -> bool:
@@ -134,10 +134,10 @@ class FileHashes:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         began = time.time()
-        found = file_digest(file, length=32)
+        hash_ = file_digest(file, length=32)
         if began - max(stat.st_mtime, stat.st_ctime) > _SETTLED and file.stat() == stat:
-            _remember(place, {**now, "blake2b": found})
-        return found
+            _remember(place, {**now, "blake2b": hash_})
+        return hash_
 
 
 def _remember(place: Path, value: Mapping[str, Any]) -> None:

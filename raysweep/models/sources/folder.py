@@ -39,13 +39,13 @@ def read_json(file: Path) -> dict[str, Any]:
         ModelError: it cannot be read, is not JSON, or is no object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         why = str(error) or type(error).__name__
         raise ModelError(f"{file}: not JSON: {why}", hint=_AGAIN) from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: a JSON object is needed, got {type(found).__name__}", hint=_AGAIN)
-    return found
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: a JSON object is needed, got {type(value).__name__}", hint=_AGAIN)
+    return value
 
 
 def check_folder(folder: Path) -> tuple[Path, ...]:
@@ -55,8 +55,8 @@ def check_folder(folder: Path) -> tuple[Path, ...]:
         ModelError: no configuration, tokenizer or weights; a shard is missing; a safetensors file is damaged.
     """
     if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
-        said = f"{folder}: holds an adapter (adapter_config.json), whose base model lies elsewhere"
-        raise ModelError(said, hint="merge it into the weights (peft: merge_and_unload) and save the whole model")
+        problem = f"{folder}: holds an adapter (adapter_config.json), whose base model lies elsewhere"
+        raise ModelError(problem, hint="merge it into the weights (peft: merge_and_unload) and save the whole model")
     _check_config_there(folder)
     read_json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZERS):
@@ -200,13 +200,13 @@ def check_kind(folder: Path, config: Mapping[str, Any], *, trusted: bool) -> Non
 def _check_not_quantised(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse packed weights: an edit adds a small change to them, which their few levels cannot hold."""
     cure = "give the unquantised checkpoint (model.dtype: bfloat16 halves its memory)"
-    told = config.get("quantization_config")
+    settings = config.get("quantization_config")
     for name in ("quantize_config.json", "quant_config.json"):
-        if not told and (folder / name).is_file():
-            told = read_json(folder / name)
-    if told:
-        keys = ("quant_method", "quant_algo", "method") if isinstance(told, Mapping) else ()
-        method = next((str(told[key]) for key in keys if told.get(key)), "some method")
+        if not settings and (folder / name).is_file():
+            settings = read_json(folder / name)
+    if settings:
+        keys = ("quant_method", "quant_algo", "method") if isinstance(settings, Mapping) else ()
+        method = next((str(settings[key]) for key in keys if settings.get(key)), "some method")
         raise ModelError(f"{folder}: the weights are quantised ({method}) and cannot be edited", hint=cure)
     for file in sorted(folder.glob("*.safetensors")):
         for name, entry in read_header(file).items():

