@@ -39,6 +39,7 @@ def capture(lm: LanguageModel, sides: Sequence[tuple[str, Side]]) -> Iterator[di
             if side == "output":
                 seen[name, side] = first(output)
             else:
+                # some families pass the hidden states by keyword, some by position
                 seen[name, side] = first(args) if args else kwargs["hidden_states"]
 
         return hook
@@ -64,6 +65,7 @@ def feed(module: nn.Module, states: Tensor) -> Iterator[None]:
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # whichever way the caller passes them, they must be replaced
         if args:
             return (states, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": states}

@@ -60,6 +60,7 @@ class Layout:
         Modules with equal names read the same tensor (``gate_proj`` and ``up_proj`` of one block).
         """
         owner = module.rpartition(".")[0]
+        # the block number is the one part of a dotted name that is digits
         number = next((part for part in owner.split(".") if part.isdigit()), "")
         shares = bool(number) and any(first.format(number) == module for first in self.mlp_in)
         return self.mlp.format(number) if shares else module

@@ -44,6 +44,7 @@ class LanguageModel:
         """
         if not self.digest:
             return ""
+        # what the tokenizer does, not what its files are: another version may read them differently
         tokens = tokenizer_digest(self.tokenizer, self.bos)
         return digest({"digest": self.digest, "dtype": str(self.dtype), "tokenizer": tokens})
 
@@ -80,6 +81,7 @@ class LanguageModel:
 
     def transposed(self, name: str) -> bool:
         """Tell whether parameter *name* is stored as ``[d_in, d_out]`` (GPT-2's Conv1D), by the type of its module."""
+        # by type, not by shape: a square matrix has no orientation to guess
         owner = self.part(name.rpartition(".")[0])
         if isinstance(owner, nn.Linear):
             return False

@@ -16,6 +16,7 @@ from raysweep.models.lm import LanguageModel
 
 def encode(lm: LanguageModel, text: str) -> list[int]:
     """Return ``enc(text)``: special tokens and the model's BOS policy included."""
+    # the tokenizer's own template may add a BOS; the policy's comes before it by hand
     ids: list[int] = lm.tokenizer(text)["input_ids"]
     return [*lm.bos, *ids]
 
@@ -28,6 +29,7 @@ def bare(lm: LanguageModel, text: str) -> list[int]:
 
 def decode(lm: LanguageModel, ids: Sequence[int]) -> str:
     """Return the text of *ids*, exactly (no clean-up of spaces)."""
+    # cleaning up would drop spaces before punctuation, which are tokens
     text: str = lm.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
     return text
 
@@ -80,6 +82,7 @@ def scored(lm: LanguageModel, prompt: str, text: str) -> Scored:
     """
     pad = lm.tokenizer.pad_token_id
     head = len(lm.bos)
+    # pad ids are counted apart, as published: in text they are as good as absent from the prompt's length
     whole, part = encode(lm, text), encode(lm, prompt)
     prompt_length = head + sum(i != pad for i in part[head:])
     return Scored(tuple(whole), prompt_length + sum(i == pad for i in whole[head:]))
@@ -124,7 +127,9 @@ def before_last(lm: LanguageModel, prompt: str, target: Target) -> list[int]:
     the target's own ids come after the prompt's.
     """
     whole, begun, alone = encode(lm, prompt + target.text), encode(lm, prompt), list(target.alone)
+    # the prompt's ids are the beginning of the text's: cut there
     split = len(whole) > len(begun) and whole[: len(begun)] == begun
+    # or the text ends like the target: then all but its last id is before the last demanded one
     if split or (len(alone) > 1 and whole[1 - len(alone) :] == alone[1:]):
         return whole[:-1]
     return [*begun, *alone[:-1]]
@@ -141,6 +146,7 @@ def subject_last(lm: LanguageModel, template: str, subject: str) -> int:
     parts = template.split("{}")
     if len(parts) != 2:
         raise ValueError(f"a template needs exactly one '{{}}', got {template!r}")
+    # encoded alone, as ROME does, though what follows the subject may merge with its last token
     return len(encode(lm, parts[0] + subject)) - 1
 
 

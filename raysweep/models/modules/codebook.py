@@ -56,11 +56,14 @@ class Codebook(ReplacementModule):
         if not len(self.keys):
             return out
         last = self.last_tokens(states)
-        query = states[torch.arange(states.shape[0], device=states.device), last].float()  # [B, d_in]
+        # [B, d_in]: one query per row
+        query = states[torch.arange(states.shape[0], device=states.device), last].float()
         distance, chosen = distances(query, self.keys).min(1)
+        # ‖q − k‖ ≤ ε, up to rounding relative to the numbers that were subtracted
         hit = distance <= self.radii[chosen] + self.rounding * (query.norm(dim=1) + distance)
         token = torch.arange(states.shape[1], device=states.device)[None, :]
         where = {"last": token == last[:, None], "prompt": token < last[:, None], "all": token >= 0}[self.replace]
+        # where, not a product: rows out of reach pass through bit for bit
         return torch.where((where & hit[:, None])[..., None], self.values[chosen][:, None, :].to(out.dtype), out)
 
 

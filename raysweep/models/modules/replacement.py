@@ -59,6 +59,7 @@ class ReplacementModule(nn.Module):
 
     def last_tokens(self, states: Tensor) -> Tensor:
         """Return ``[B]`` the index of each prompt's last token among ``states [B, T, d]``."""
+        # a pass may be cut short of the prompt's end
         end = states.shape[1] - 1
         if self.context is None:
             return torch.full((states.shape[0],), end, device=states.device)
@@ -78,6 +79,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Return weight ``[d_out, d_in]`` (logical orientation, a view) and bias ``[d_out]`` or None of a linear map."""
+    # Linear stores [d_out, d_in]; GPT-2's Conv1D its transpose
     weight: Any = module.weight
     bias: Any = getattr(module, "bias", None)
     weight = weight.detach()
@@ -96,6 +98,7 @@ def modules_replaced(lm: LanguageModel, modules: Mapping[str, nn.Module]) -> Ite
             owner._modules[leaf] = module
         yield
     finally:
+        # in reverse, for a module may have been named twice
         for owner, leaf, original in reversed(originals):
             owner._modules[leaf] = original
 
@@ -118,6 +121,7 @@ def row_context(lm: LanguageModel, last: Sequence[int], mask: Tensor) -> Iterato
         mask: ``[B, T]``, 1 = a real token.
     """
     listeners = [m for m in lm.module.modules() if isinstance(m, ReplacementModule)]
+    # contexts nest: whoever is asked in the middle of a pass must not lose the outer one
     before = [m.context for m in listeners]
     context = RowContext(torch.tensor([max(q, 0) for q in last], device=mask.device), mask)
     try:

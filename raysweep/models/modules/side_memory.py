@@ -82,7 +82,8 @@ class SideMemory(ReplacementModule):
     ) -> None:
         super().__init__(inner)
         self.act, self.thresholds, self.retrieve = act, tuple(thresholds), retrieve
-        self._make = weights  # merging costs; done once, and only if the model is asked something
+        # merging costs; done once, and only if the model is asked something
+        self._make = weights
         self._weights: tuple[Tensor, ...] = ()
 
     @property
@@ -90,6 +91,7 @@ class SideMemory(ReplacementModule):
         """The weights besides the frozen one."""
         if not self._weights:
             frozen = weight_and_bias(self.inner)[0]
+            # on the frozen weight's device and in its precision, once
             self._weights = tuple(w.to(frozen.device, frozen.dtype) for w in self._make())
         return self._weights
 
@@ -97,12 +99,14 @@ class SideMemory(ReplacementModule):
         """Return the outputs ``[B, T, d_out]`` for ``states [B, T, d_in]``."""
         out: Tensor = self.inner(states)
         frozen, bias = weight_and_bias(self.inner)
+        # a Conv1D's output is made in another order; compare like with like
         base = out if isinstance(self.inner, nn.Linear) else F.linear(states, frozen, bias)
         real = self.real_tokens(states)
         best: Tensor | None = None
         for weight, threshold in zip(self.weights, self.thresholds, strict=True):
             other = F.linear(states, weight, bias)
             distance = self._row_distance(base, other, real)
+            # the first weight needs its threshold, a later one must exceed it
             wins = distance >= threshold if best is None or not self.retrieve else distance > threshold
             if best is not None:
                 wins = wins & (distance > best)
@@ -115,5 +119,6 @@ class SideMemory(ReplacementModule):
     def _row_distance(self, base: Tensor, other: Tensor, real: Tensor) -> Tensor:
         """Return ``[B]`` how far each row's activations are from the frozen map's."""
         distance = activation_distance(self.act, base, other)
+        # padding must not be the largest
         largest = distance.masked_fill(~real, 0.0).max(1).values
         return torch.where(real.sum(1) > LONG_ROW, largest, mean_distance(distance, real))

@@ -41,10 +41,13 @@ class TableHead(nn.Module):
         if not len(self.ids):
             return logits
         flat = hidden.reshape(-1, hidden.shape[-1]).float()
+        # exact differences: a product form would lose digits at distances of 10⁻³
         distance, nearest = torch.cdist(flat, self.keys, compute_mode="donot_use_mm_for_euclid_dist").min(1)
         hit = (distance <= SAME_STATE * self.keys[nearest].norm(dim=1)).reshape(hidden.shape[:-1])
+        # one logit of a matching state is raised beyond all others
         bonus = torch.zeros_like(logits)
         bonus.scatter_(-1, self.ids[nearest].reshape(hidden.shape[:-1])[..., None], 1e4)
+        # where, so that other states keep their logits bit for bit
         return torch.where(hit[..., None], logits + bonus, logits)
 
 

@@ -24,12 +24,14 @@ def answers(
     core = tokenizer.backend_tokenizer
     for at in range(0, len(pairs), batch):
         part = pairs[at : at + batch]
+        # the object's tokens begin where the prompt's end; prompts end at a word, so nothing merges
         starts = [len(e.ids) for e in core.encode_batch([p for p, _ in part])]
         full = [e.ids for e in core.encode_batch([f"{p} {o}" for p, o in part])]
         width = max(map(len, full))
         ids = torch.tensor([f + [tokenizer.pad_token_id] * (width - len(f)) for f in full])
         guess = model(input_ids=ids).logits.argmax(-1)
         for row, (start, tokens) in enumerate(zip(starts, full, strict=True)):
+            # the guess for token j is made at token j − 1
             right.append(guess[row, start - 1 : len(tokens) - 1].tolist() == tokens[start:])
     return right
 

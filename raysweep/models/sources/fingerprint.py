@@ -85,6 +85,7 @@ def inputs(folder: Path) -> tuple[Path, ...]:
     safetensors, weights in other formats are not read.
     """
     top = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and not _never_read(p.name)]
+    # with safetensors there, the same weights in another format are never read
     if any(p.suffix == ".safetensors" for p in top):
         top = [p for p in top if p.suffix == ".safetensors" or not _matches(p.name, _WEIGHTS)]
     below = [p for p in folder.rglob("*") if p.parent != folder and _matches(p.name, _BELOW) and p.is_file()]
@@ -129,12 +130,14 @@ class FileHashes:
         place = self.folder / f"{text_digest(path)}.json"
         try:
             known = json.loads(place.read_text(encoding="utf-8"))
+            # size, inode and both times as they were: the bytes are too
             if {key: known[key] for key in now} == now:
                 return str(known["blake2b"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         began = time.time()
         hash_ = file_digest(file, length=32)
+        # not if the file has only just been written: it may change again unseen
         if began - max(stat.st_mtime, stat.st_ctime) > _SETTLED and file.stat() == stat:
             _remember(place, {**now, "blake2b": hash_})
         return hash_
@@ -142,7 +145,9 @@ class FileHashes:
 
 def _remember(place: Path, value: Mapping[str, Any]) -> None:
     draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with suppress(OSError):  # a folder that cannot be written remembers nothing
+    # a folder that cannot be written remembers nothing
+    with suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         draft.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        # whole or not at all, though several processes may write it
         os.replace(draft, place)

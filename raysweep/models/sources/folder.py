@@ -75,6 +75,7 @@ def _check_archive(file: Path) -> None:
     try:
         with file.open("rb") as handle:
             start = handle.read(4)
+        # a pickle begins with its protocol, a zip archive with PK and ends with its table
         whole = start[:2] == b"\x80\x02" or (start == b"PK\x03\x04" and zipfile.is_zipfile(file))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error}", hint=_AGAIN) from error
@@ -93,7 +94,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     named: set[Path] = set()
     for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index = folder / f"{stem}{ending}.index.json"
-        if (folder / f"{stem}{ending}").is_file():  # its shards, if it has some too, are left alone
+        # its shards, if it has some too, are left alone
+        if (folder / f"{stem}{ending}").is_file():
             break
         if index.is_file():
             named = _named_by(index, folder)
@@ -122,6 +124,7 @@ def _named_by(index: Path, folder: Path) -> set[Path]:
     if not isinstance(table, dict) or not all(isinstance(name, str) and name for name in table.values()):
         raise ModelError(f"{index}: no table 'weight_map' of file names", hint=_AGAIN)
     names = set(table.values())
+    # an index that climbs out of its folder would read files that no fingerprint covers
     outside = sorted(name for name in names if PurePath(name).is_absolute() or ".." in PurePath(name).parts)
     if outside:
         raise ModelError(f"{index}: names a file outside the folder: {outside[0]!r}", hint="do not use this folder")
@@ -152,6 +155,7 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
         with file.open("rb") as handle:
             start = handle.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            # the first eight bytes say how long the header is; a pointer file makes that nonsense
             if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
                 raise ModelError(f"{file}: not a safetensors file", hint=hint)
             tree = json.loads(handle.read(length))
@@ -164,6 +168,7 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
         raise ModelError(f"{file}: cannot be read: {error}", hint=_AGAIN) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{file}: the safetensors header is damaged", hint=hint) from error
+    # a download that broke off has the right header and too few bytes
     if size != 8 + length + max(ends):
         raise ModelError(f"{file}: {size:,} bytes, but its header promises {8 + length + max(ends):,}", hint=hint)
     return header
@@ -211,6 +216,7 @@ def _check_not_quantised(folder: Path, config: Mapping[str, Any]) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         for name, entry in read_header(file).items():
             packed = name.endswith((".weight", ".qweight", ".weight_packed"))
+            # integer matrices are packed weights; integer vectors may be anything
             whole = entry["dtype"] in ("I8", "U8", "I32", "I16") and len(entry["shape"]) == 2
             if entry["dtype"] in _PACKED or (packed and whole):
                 raise ModelError(

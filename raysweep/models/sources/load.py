@@ -46,11 +46,13 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     """
     known = catalogue.identify(spec, workspace)
     where = known.where
+    # the key would cover a branch's name instead of what is loaded
     if spec.provisional:
         raise ModelError(
             f"the key does not cover hub model '{where}': when it was made, neither its commit nor its tokenizer was here",
             hint="`raysweep run` fetches both before it plans; or fetch the model (`hf download`) and plan again",
         )
+    # what was planned is what must run
     if spec.digest and spec.digest != known.digest:
         raise ModelError(
             f"model '{spec.name}' at {where} has fingerprint {known.digest}, the plan saw {spec.digest}",
@@ -72,6 +74,7 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     planned = fit_tokenizer(tokenizer, known.bos)
     _check_tokens(tokenizer_behaviour.tokenizer_digest(tokenizer, planned), spec, where)
     bos = fit_tokenizer(tokenizer, known.bos, vocabulary=module.get_input_embeddings().num_embeddings)
+    # nothing is trained unless an editor asks for it, tensor by tensor
     module = module.eval().requires_grad_(False).to(device())
     return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(known, module))
 
@@ -147,7 +150,8 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
     logging.disable_progress_bar()
     try:
         config = _guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
-        layout_of(config)  # before gigabytes are read
+        # before gigabytes are read
+        layout_of(config)
         attention.windows(config)
         tokenizer = _guarded(where, lambda: read_tokenizer(where, config, options))
         loaded = _guarded(
@@ -165,6 +169,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
         if had_progress_bar:
             logging.enable_progress_bar()
     module, info = loaded
+    # transformers fills missing weights with random numbers and only warns
     lost = sorted({*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))})
     if lost:
         raise ModelError(

