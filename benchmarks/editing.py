@@ -42,7 +42,6 @@ from raysweep.editors.locate import contexts
 from raysweep.evals import scoring
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
-from raysweep.models.modules import replacement
 from raysweep.models.patches import WeightDelta
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.seeds import derive
@@ -235,7 +234,7 @@ def plain_codebook(bench: Bench, lm: LanguageModel) -> Side:
     """Return the plain GRACE with an empty codebook."""
     config: Any = build_editor(bench.trial.editor).config  # type: ignore[attr-defined]
     book = plain_grace.Book()
-    width = len(lm.logical(f"{replacement.linear_name(lm, config.layer, config.matrix)}.weight"))
+    width = len(lm.logical(f"{lm.layout.mlp_matrix(config.layer, config.matrix)}.weight"))
 
     def edit(records: Sequence[EditRecord]) -> float:
         (record,) = records

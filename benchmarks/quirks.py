@@ -35,7 +35,6 @@ from raysweep.editors.wise import merging
 from raysweep.evals import boundaries, generation, scoring
 from raysweep.models import ledger as weight_ledger
 from raysweep.models.ledger import Ledger
-from raysweep.models.modules import replacement
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.rows import EvalRound
 from raysweep.studies.lifelong import Lifelong
@@ -130,7 +129,7 @@ class World:
             changes = {n: tensors[f"weights/{n}"] - lm.weight(n).float() for n in names}
             if "state/side" in tensors:
                 config = trial.editor.config
-                name = replacement.linear_name(lm, config["layer"], config["matrix"])
+                name = lm.layout.mlp_matrix(config["layer"], config["matrix"])
                 changes["side"] = tensors["state/side"] - lm.logical(f"{name}.weight").float()
             self.done[trial.key] = (last, changes)
         return self.done[trial.key]

@@ -13,7 +13,6 @@ from benchmarks.plain import common
 from raysweep.editors.grace import GraceConfig
 from raysweep.models import tokens
 from raysweep.models.lm import LanguageModel
-from raysweep.models.modules import replacement
 from raysweep.records import EditRecord
 
 
@@ -55,7 +54,7 @@ def edit(lm: LanguageModel, record: EditRecord, config: GraceConfig, book: Book,
         book: what was written before.
         start: ``[d_out]`` where a new value starts.
     """
-    name = replacement.linear_name(lm, config.layer, config.matrix)
+    name = lm.layout.mlp_matrix(config.layer, config.matrix)
     asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
     ids, mask = tokens.pad([asked.ids], lm.device)
     last, labels = asked.start - 1, torch.tensor(asked.labels, device=lm.device)

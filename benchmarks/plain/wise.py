@@ -36,7 +36,7 @@ def begin(lm: LanguageModel, config: WiseConfig) -> Memory:
 
 def original(lm: LanguageModel, config: WiseConfig) -> Tensor:
     """Return the edited map's weight ``[d_out, d_in]``."""
-    return replacement.weight_and_bias(lm.part(replacement.linear_name(lm, config.layer, config.matrix)))[0]
+    return replacement.weight_and_bias(lm.part(lm.layout.mlp_matrix(config.layer, config.matrix)))[0]
 
 
 def edit(
@@ -73,7 +73,7 @@ def edit(
 def _train(
     lm: LanguageModel, record: EditRecord, config: WiseConfig, contexts: Sequence[str], memory: Memory, frozen: Tensor
 ) -> tuple[Tensor, float]:
-    name, n = replacement.linear_name(lm, config.layer, config.matrix), len(contexts)
+    name, n = lm.layout.mlp_matrix(config.layer, config.matrix), len(contexts)
     fact, others = (record.prompt, record.target), [record.unrelated or config.unrelated]
     if config.ref_padding:
         rows = training.left_rows(lm, contexts, fact, others, ref_labels=config.ref_labels)

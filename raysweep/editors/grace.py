@@ -146,7 +146,7 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         return torch.rand(width, generator=rng)
 
     def _name(self, lm: LanguageModel) -> str:
-        return replacement.linear_name(lm, self.config.layer, self.config.matrix)
+        return lm.layout.mlp_matrix(self.config.layer, self.config.matrix)
 
     def _module(self, lm: LanguageModel, keys: Tensor, values: Tensor, radii: Tensor) -> codebook.Codebook:
         bare = replacement.unwrap(lm.part(self._name(lm)))

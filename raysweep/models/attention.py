@@ -29,24 +29,28 @@ def windows(config: Any) -> tuple[int | None, ...]:
     """
     kind = str(_get(config, "model_type", ""))
     count = int(_get(config, "num_hidden_layers", _get(config, "n_layer", 0)))
+    # these three classes have no window, so a stray sliding_window in the file must not be believed
     if kind in _NEVER:
         return (None,) * count
     window = _get(config, "sliding_window", 4096 if kind in ("mistral", *_QWEN) else None)
     if kind == "mistral":
         return (window,) * count
+    # Qwen files carry a window that counts only together with this switch
     if kind in _QWEN and not _get(config, "use_sliding_window", False):
         window = None
     types = _get(config, "layer_types", None)
+    # older files name no kinds: blocks below max_window_layers are full, as transformers reads it
     if types is None and kind in _QWEN:
         full = int(_get(config, "max_window_layers", 28))
         return tuple(None if window is None or i < full else window for i in range(count))
     if types is None and window is None:
         return (None,) * count
+    # a kind that is not one of the two would be given the wrong mask without a word
     unknown = sorted({t for t in types or ("sliding_window",) if t not in (FULL, SLIDING)})
     if unknown or (window is None and SLIDING in types):
-        said = ", ".join(unknown) or f"{SLIDING} without a window"
+        kinds = ", ".join(unknown) or f"{SLIDING} without a window"
         raise ModelError(
-            f"model_type '{kind}': attention of kind {said} is not modelled",
+            f"model_type '{kind}': attention of kind {kinds} is not modelled",
             hint=f"known: {FULL}, {SLIDING} with sliding_window; for another kind add its mask to raysweep/models/attention.py",
         )
     return tuple(window if t == SLIDING else None for t in types)
@@ -58,6 +62,7 @@ def row_limit(config: Any) -> tuple[int, str] | None:
     With ``rope_type: dynamic`` or ``longrope`` the angles of *all* tokens change once the longest row of a forward pass is
     longer than the original context, so the numbers of a row would depend on what it is packed with.
     """
+    # transformers 5 calls it rope_parameters, older files rope_scaling; some nest one table per kind of attention
     rope = _get(config, "rope_parameters", None) or _get(config, "rope_scaling", None) or {}
     for each in (rope, *(v for v in rope.values() if isinstance(v, Mapping))):
         kind = str(each.get("rope_type") or each.get("type") or "default")
@@ -83,6 +88,7 @@ def check_row(config: Any, length: int) -> None:
     That is :func:`row_limit`, and where positions are learnt or tabulated, their number.
     """
     limit = row_limit(config)
+    # learnt and tabulated positions end: transformers would fail with an index error deep inside
     if limit is None and _get(config, "model_type", "") in _TABULATED:
         limit = int(_get(config, "n_positions", 1024)), "the model has no more positions"
     if limit is not None and length > limit[0]:

@@ -28,12 +28,14 @@ def drop_rowless(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[str, ..
     Raises:
         ModelError: tokens of the vocabulary itself have no row, or one without a row is put around every text.
     """
+    # ids beyond the last row would read outside of the matrix
     lost = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
     if not lost:
         return ()
     backend = tokenizer.backend_tokenizer
     tree = json.loads(backend.to_str())
     added = {entry["content"] for entry in tree.get("added_tokens", ())}
+    # an entry of the vocabulary itself cannot be taken out: merges refer to it by id
     inside = sorted((number, token) for token, number in lost.items() if token not in added)
     needed = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token} & lost.keys()
     if inside or needed:
@@ -43,6 +45,7 @@ def drop_rowless(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[str, ..
             hint="tokenizer and weights belong to different models, or the weights were never resized to the tokenizer",
         )
     tree["added_tokens"] = [entry for entry in tree["added_tokens"] if entry["content"] not in lost]
+    # the fast tokenizer cannot forget a token, so it is built again from its JSON without them
     tokenizer._tokenizer = type(backend).from_str(json.dumps(tree))
     if tokenizer.pad_token in lost:
         tokenizer.pad_token = tokenizer.eos_token

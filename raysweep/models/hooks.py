@@ -15,18 +15,18 @@ Side = Literal["input", "output"]
 
 def first(value: Any) -> Tensor:
     """Return *value*, or its first element if it is a tuple (blocks of some families return tuples)."""
-    found = value[0] if isinstance(value, tuple) else value
-    assert isinstance(found, Tensor)
-    return found
+    tensor = value[0] if isinstance(value, tuple) else value
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 @contextmanager
-def capture(lm: LanguageModel, wanted: Sequence[tuple[str, Side]]) -> Iterator[dict[tuple[str, Side], Tensor]]:
-    """Record the input or output of modules during the forward passes inside the block.
+def capture(lm: LanguageModel, sides: Sequence[tuple[str, Side]]) -> Iterator[dict[tuple[str, Side], Tensor]]:
+    """Record the input or output of modules during the forward passes inside the ``with`` statement.
 
     Args:
         lm: the model.
-        wanted: pairs of module name and side.
+        sides: pairs of module name and side.
 
     Yields:
         A dict filled by each forward pass: ``{(name, side): tensor}``; the last pass wins. Tensors keep their graph.
@@ -39,12 +39,13 @@ def capture(lm: LanguageModel, wanted: Sequence[tuple[str, Side]]) -> Iterator[d
             if side == "output":
                 seen[name, side] = first(output)
             else:
+                # some families pass the hidden states by keyword, some by position
                 seen[name, side] = first(args) if args else kwargs["hidden_states"]
 
         return hook
 
     try:
-        for name, side in wanted:
+        for name, side in sides:
             handles.append(lm.part(name).register_forward_hook(recorder(name, side), with_kwargs=True))
         yield seen
     finally:
@@ -54,11 +55,17 @@ def capture(lm: LanguageModel, wanted: Sequence[tuple[str, Side]]) -> Iterator[d
 
 @contextmanager
 def feed(module: nn.Module, states: Tensor) -> Iterator[None]:
-    """Replace the hidden states that enter *module* (a block) by *states* during the block."""
+    """Replace the hidden states that enter *module* (a block of the model) inside the ``with`` statement.
+
+    Args:
+        module: the block.
+        states: ``[B, T, d]``, what it computes with, whatever it is given.
+    """
 
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # whichever way the caller passes them, they must be replaced
         if args:
             return (states, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": states}

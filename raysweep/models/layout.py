@@ -1,12 +1,20 @@
-"""Where things are in a model: one declarative :class:`Layout` per architecture family, chosen by ``config.model_type``."""
+"""Where things are in a model: one declarative :class:`Layout` per architecture family, chosen by ``config.model_type``.
+
+A model is read as a residual stream: the embedding begins it, each block adds its attention's and its MLP's output to it, the final
+norm ends it, the head makes logits of it. ``docs/add_an_architecture.md`` adds a family step by step, and
+``raysweep/testing/layout_contract.py`` examines it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from raysweep.errors import ModelError, nearest
 from raysweep.registry import Registry
+
+MlpSide = Literal["in", "out"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +33,8 @@ class Layout:
         norm: final norm.
         head: output projection (may be tied to ``embed``).
         embed: token embedding.
+        embed_scale: of a configuration, by how much the model multiplies a row of the embedding matrix before it enters block 0
+            (Gemma: ``√hidden_size``); None: not at all.
     """
 
     model_type: str
@@ -38,6 +48,11 @@ class Layout:
     norm: str
     head: str
     embed: str
+    embed_scale: Callable[[Any], float] | None = None
+
+    def mlp_matrix(self, layer: int, side: MlpSide) -> str:
+        """Return the name of a block's value matrix (``out``: ``mlp_out``) or of its first linear map (``in``: c_fc, gate_proj)."""
+        return (self.mlp_out if side == "out" else self.mlp_in[0]).format(layer)
 
     def input_of(self, module: str) -> str:
         """Return a name for what enters *module*: its own, or for the first linear maps of an MLP the MLP's.
@@ -45,6 +60,7 @@ class Layout:
         Modules with equal names read the same tensor (``gate_proj`` and ``up_proj`` of one block).
         """
         owner = module.rpartition(".")[0]
+        # the block number is the one part of a dotted name that is digits
         number = next((part for part in owner.split(".") if part.isdigit()), "")
         shares = bool(number) and any(first.format(number) == module for first in self.mlp_in)
         return self.mlp.format(number) if shares else module

@@ -27,7 +27,8 @@ def to_stored_layout(lm: LanguageModel, name: str, logical: Tensor) -> Tensor:
 
 def to_logical_layout(lm: LanguageModel, name: str, stored: Tensor) -> Tensor:
     """Return a tensor in the orientation in which parameter *name* is stored as ``[d_out, d_in]`` (a view)."""
-    return to_stored_layout(lm, name, stored)  # a transpose is its own inverse
+    # a transpose is its own inverse
+    return to_stored_layout(lm, name, stored)
 
 
 PRODUCT_BLOCK = (
@@ -46,6 +47,7 @@ def add_delta_logical_(target: Tensor, delta: Delta) -> None:
         delta: the change.
     """
     if isinstance(delta, LowRank) and target.numel() > PRODUCT_BLOCK:
+        # parts of whole rows, so that each is written once while it is in the cache
         rows = max(1, PRODUCT_BLOCK // target.shape[1])
         for part, left in zip(torch.split(target, rows), torch.split(delta.left, rows), strict=True):
             part.add_((left @ delta.right).to(torch.float32))
@@ -81,6 +83,7 @@ def substituted(lm: LanguageModel, tensors: Mapping[str, Tensor]) -> Iterator[di
         for name, tensor in tensors.items():
             owner_name, _, leaf = name.rpartition(".")
             owner = lm.part(owner_name)
+            # through the register, not by setattr: that would count as training code and run hooks
             original = owner._parameters[leaf]
             assert original is not None
             originals.append((owner, leaf, original))
@@ -124,6 +127,7 @@ class Ledger:
     def _open(self, name: str) -> Tensor:
         if name not in self.master:
             weight = self.lm.weight(name).detach()
+            # the copy keeps the model's precision, so that restoring brings back the very bits
             self.pristine[name] = weight.clone()
             self.master[name] = weight.to(torch.float32, copy=True)
         return self.master[name]
@@ -134,6 +138,7 @@ class Ledger:
             for name, module in patch.modules.items():
                 owner_name, _, leaf = name.rpartition(".")
                 owner = self.lm.part(owner_name)
+                # only the first replacement set the original aside
                 if name not in self.replaced:
                     self.replaced[name] = owner._modules[leaf]  # type: ignore[assignment]
                 owner._modules[leaf] = module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class LanguageModel:
         """
         if not self.digest:
             return ""
+        # what the tokenizer does, not what its files are: another version may read them differently
         tokens = tokenizer_digest(self.tokenizer, self.bos)
         return digest({"digest": self.digest, "dtype": str(self.dtype), "tokenizer": tokens})
 
@@ -69,17 +70,18 @@ class LanguageModel:
 
     def part(self, name: str) -> nn.Module:
         """Return the submodule called *name*."""
-        found: nn.Module = self.module.get_submodule(name)
-        return found
+        part: nn.Module = self.module.get_submodule(name)
+        return part
 
     def weight(self, name: str) -> nn.Parameter:
         """Return the parameter called *name*; tied names resolve to the one tensor."""
         owner, _, leaf = name.rpartition(".")
-        found: Any = getattr(self.part(owner), leaf)
-        return found  # type: ignore[no-any-return]
+        weight: nn.Parameter = getattr(self.part(owner), leaf)
+        return weight
 
     def transposed(self, name: str) -> bool:
         """Tell whether parameter *name* is stored as ``[d_in, d_out]`` (GPT-2's Conv1D), by the type of its module."""
+        # by type, not by shape: a square matrix has no orientation to guess
         owner = self.part(name.rpartition(".")[0])
         if isinstance(owner, nn.Linear):
             return False

@@ -38,11 +38,14 @@ class LowRank:
     def norm(self) -> float:
         """Return the Frobenius norm without forming the product: ``√⟨LᵀL, RRᵀ⟩``."""
         left, right = self.left.double(), self.right.double()
+        # ‖L R‖² = tr(Rᵀ Lᵀ L R) = Σ (LᵀL) ⊙ (R Rᵀ), r × r instead of d_out × d_in
         square = float(((left.T @ left) * (right @ right.T)).sum())
+        # rounding may take the square of a tiny change below zero
         return math.sqrt(max(square, 0.0))
 
     def times(self, keys: Tensor) -> Tensor:
         """Return ``Δ K`` for keys ``[d_in, k]`` without forming ``Δ``, in the keys' dtype."""
+        # the inner product first: r numbers per key instead of a whole matrix
         return self.left.to(keys.dtype) @ (self.right.to(keys.dtype) @ keys)
 
 
@@ -73,6 +76,7 @@ def add_deltas(first: Delta | None, second: Delta) -> Delta:
     if first is None:
         return second
     if isinstance(first, LowRank) and isinstance(second, LowRank):
+        # [L₁ L₂] [R₁; R₂] = L₁ R₁ + L₂ R₂: ranks add up, nothing is formed
         left = [f.left.double() for f in (first, second)]
         right = [f.right.double() for f in (first, second)]
         return LowRank(torch.cat(left, dim=1), torch.cat(right, dim=0))

@@ -70,7 +70,8 @@ class ModelSize:
     @property
     def parameters(self) -> int:
         """About how many numbers the weights are; biases and norms are left out."""
-        attention = 2 * self.hidden * (self.q_width + self.kv_width)  # Q and O, K and V
+        # Q and O, K and V
+        attention = 2 * self.hidden * (self.q_width + self.kv_width)
         mlp = (3 if self.gated else 2) * self.hidden * self.mlp_width
         ends = (1 if self.tied else 2) * self.vocab + self.positions
         return self.layers * (attention + mlp) + ends * self.hidden
@@ -84,10 +85,12 @@ def size_from_config(config: Mapping[str, Any]) -> ModelSize | None:
     kind = str(config.get("model_type", ""))
     if kind not in LAYOUTS:
         return None
+    # the file wins over the defaults
     config = {**_ABSENT.get(kind, {}), **config}
     try:
         hidden = _first(config, "hidden_size", "n_embd")
         heads = _first(config, "num_attention_heads", "n_head")
+        # some families (Qwen 3, Gemma) have heads whose widths don't add up to the stream
         head = config.get("head_dim") or hidden // heads
         return ModelSize(
             hidden=hidden,

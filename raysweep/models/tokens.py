@@ -16,6 +16,7 @@ from raysweep.models.lm import LanguageModel
 
 def encode(lm: LanguageModel, text: str) -> list[int]:
     """Return ``enc(text)``: special tokens and the model's BOS policy included."""
+    # the tokenizer's own template may add a BOS; the policy's comes before it by hand
     ids: list[int] = lm.tokenizer(text)["input_ids"]
     return [*lm.bos, *ids]
 
@@ -28,12 +29,13 @@ def bare(lm: LanguageModel, text: str) -> list[int]:
 
 def decode(lm: LanguageModel, ids: Sequence[int]) -> str:
     """Return the text of *ids*, exactly (no clean-up of spaces)."""
+    # cleaning up would drop spaces before punctuation, which are tokens
     text: str = lm.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
     return text
 
 
 def join(prompt: str, target: str) -> str:
-    """Return ``prompt + " " + target``: always exactly one added space (editors.md §3.1; quirk Q5).
+    """Return ``prompt + " " + target``: always exactly one added space (docs/quirks.md, Q5).
 
     >>> join("a", " b")
     'a  b'
@@ -73,16 +75,17 @@ class Scored:
 
 
 def scored(lm: LanguageModel, prompt: str, text: str) -> Scored:
-    """Return the ids of *text* (which begins with *prompt*) split where the published evaluation splits them (§3.1).
+    """Return the ids of *text* (which begins with *prompt*) split where MEMIT's published evaluation splits them.
 
     ``start = #non-pad ids of enc(prompt) + #pad ids of enc(text)``; the assumption that ``enc(prompt)`` is a prefix of
     ``enc(text)`` is the published rule (quirk Q3). The policy's BOS is an ordinary token here, whatever its id.
     """
     pad = lm.tokenizer.pad_token_id
     head = len(lm.bos)
+    # pad ids are counted apart, as published: in text they are as good as absent from the prompt's length
     whole, part = encode(lm, text), encode(lm, prompt)
-    kept = head + sum(i != pad for i in part[head:])
-    return Scored(tuple(whole), kept + sum(i == pad for i in whole[head:]))
+    prompt_length = head + sum(i != pad for i in part[head:])
+    return Scored(tuple(whole), prompt_length + sum(i == pad for i in whole[head:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +127,16 @@ def before_last(lm: LanguageModel, prompt: str, target: Target) -> list[int]:
     the target's own ids come after the prompt's.
     """
     whole, begun, alone = encode(lm, prompt + target.text), encode(lm, prompt), list(target.alone)
+    # the prompt's ids are the beginning of the text's: cut there
     split = len(whole) > len(begun) and whole[: len(begun)] == begun
+    # or the text ends like the target: then all but its last id is before the last demanded one
     if split or (len(alone) > 1 and whole[1 - len(alone) :] == alone[1:]):
         return whole[:-1]
     return [*begun, *alone[:-1]]
 
 
 def subject_last(lm: LanguageModel, template: str, subject: str) -> int:
-    """Return the index of the subject's last token in ``template.format(subject)`` (§4.3).
+    """Return the index of the subject's last token in ``template.format(subject)``, as ROME looks it up.
 
     It is the last index of the stand-alone encoding of everything up to and including the subject.
 
@@ -141,6 +146,7 @@ def subject_last(lm: LanguageModel, template: str, subject: str) -> int:
     parts = template.split("{}")
     if len(parts) != 2:
         raise ValueError(f"a template needs exactly one '{{}}', got {template!r}")
+    # encoded alone, as ROME does, though what follows the subject may merge with its last token
     return len(encode(lm, parts[0] + subject)) - 1
 
 

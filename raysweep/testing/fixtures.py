@@ -70,7 +70,7 @@ def _read_tokenizer(bos: bool) -> Any:
 def tiny_lm(family: str, *, bos: bool = False, seed: int = 0) -> LanguageModel:
     """Return a random three-block model of *family* with a byte tokenizer, fp32, ready to be edited."""
     torch.set_num_threads(1)
-    changes = {"vocab_size": 258, "max_position_embeddings": 256, "n_positions": 256} | dict(FAMILIES[family])
+    changes = {"vocab_size": 258, "max_position_embeddings": 256, "n_positions": 256} | dict(FAMILIES.get(family, {}))
     module = tiny_model(family, seed=seed, **changes)
     return LanguageModel(
         module=module,

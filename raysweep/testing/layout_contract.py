@@ -1,4 +1,7 @@
-"""The exam every layout sits: its names resolve, and each part does what the layout says it does."""
+"""The exam every layout sits: its names resolve, and each part does what the layout says it does.
+
+A failure is a sentence: the field of the layout, what was found, and what the layout made one expect.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from raysweep.models.hooks import capture, first
+from raysweep.models.forward import blocks
+from raysweep.models.hooks import Side, capture, first
 from raysweep.models.layout import Layout
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sources.load import check_layout
@@ -53,75 +57,172 @@ def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> PreTrainedM
 
 
 def check_layout_contract(layout: Layout, module: PreTrainedModel) -> None:
-    """Raise ``AssertionError`` unless *layout* describes *module*.
+    """Examine whether *layout* describes *module*; ``docs/add_an_architecture.md`` explains each promise.
 
-    Promises examined: every name resolves; ``mlp_out`` maps the key to the value in the orientation that
-    :meth:`LanguageModel.logical` says; MLP and attention write into the block's output; blocks follow each other;
-    ``norm`` ends the body; ``head`` turns its output into logits; ``embed`` begins it.
+    1. Every name resolves, in every block.
+    2. ``mlp_out`` and ``attn_out`` are linear maps: ``W k + b`` is what they put out, with ``W`` in the orientation that
+       :meth:`LanguageModel.logical` says; ``mlp_in`` has the widths of ``mlp_out`` the other way round.
+    3. ``embed`` begins the residual stream: what enters block 0 is its row times ``embed_scale``, up to something that depends on
+       positions only.
+    4. Each block's output enters the next; ``norm`` of the last block's is what ``body`` puts out; ``head`` of that is the logits.
+    5. What is added to the output of ``mlp_out`` or ``mlp`` is added to the block's output; that of ``attn_out`` reaches it.
+    6. A forward pass can be resumed at any block (:func:`raysweep.models.forward.blocks.run`) and ends in the same logits.
+
+    Args:
+        layout: what is examined.
+        module: a small model of the family, fp32, whose stream and MLP differ in width (:func:`tiny_model`).
+
+    Raises:
+        ModelError: a name of the layout does not resolve.
+        AssertionError: a promise is broken; the message says what was found, and what the layout made one expect.
     """
     check_layout(module, layout)
     lm = LanguageModel(module=module, tokenizer=cast(Any, None), layout=layout)
     ids = torch.arange(2, 14).reshape(2, 6)
     _check_maps(lm, ids)
+    _check_embedding(lm, ids)
     _check_stream(lm, ids)
-    for part in (layout.mlp, layout.mlp_out, layout.attn_out):
-        _check_writes(lm, ids, part.format(lm.n_blocks - 1))
+    for field in ("mlp", "mlp_out", "attn_out"):
+        _check_writes(lm, ids, field)
+    _check_resuming(lm, ids)
 
 
 def _check_maps(lm: LanguageModel, ids: Tensor) -> None:
     """``W k + b = v`` at ``mlp_out`` and ``attn_out``, and ``mlp_in`` reads the width that ``mlp_out`` writes."""
+    layout = lm.layout
     for block in range(lm.n_blocks):
-        for name in (lm.layout.mlp_out.format(block), lm.layout.attn_out.format(block)):
+        for field, name in (("mlp_out", layout.mlp_out.format(block)), ("attn_out", layout.attn_out.format(block))):
             weight = lm.logical(f"{name}.weight")
             with capture(lm, [(name, "input"), (name, "output")]) as seen, torch.no_grad():
                 lm.module(ids)
+            key, value = seen[name, "input"], seen[name, "output"]
+            d_out, d_in = weight.shape
+            _require(
+                (key.shape[-1], value.shape[-1]) == (d_in, d_out),
+                f"{field}: '{name}' maps {key.shape[-1]} numbers to {value.shape[-1]}, but its weight read as [d_out, d_in] maps "
+                f"{d_in} to {d_out}: LanguageModel.transposed (raysweep/models/lm.py) must know this kind of module",
+            )
             bias = getattr(lm.part(name), "bias", None)
-            value = seen[name, "input"] @ weight.T + (0.0 if bias is None else bias)
-            torch.testing.assert_close(value, seen[name, "output"], msg=f"{name}: W k + b is not its output")
-        width, hidden = lm.logical(f"{lm.layout.mlp_out.format(block)}.weight").shape
-        assert width != hidden, "the examined model must tell d_in and d_out apart"
-        for part in lm.layout.mlp_in:
-            shape = lm.logical(f"{part.format(block)}.weight").shape
-            assert shape == (hidden, width), f"{part.format(block)}: shape {tuple(shape)}, wanted {(hidden, width)}"
+            product = key @ weight.T + (0.0 if bias is None else bias)
+            _require_close(product, value, f"{field}: W k + b of '{name}' is not what it puts out; it is no linear map")
+        width, hidden = lm.logical(f"{layout.mlp_out.format(block)}.weight").shape
+        _require(
+            width != hidden,
+            f"mlp_out: the weight of '{layout.mlp_out.format(block)}' is square ({width} × {hidden}), so that nothing tells d_in "
+            "from d_out: it is not the last map of the MLP, or the examined model's MLP must be given another width",
+        )
+        for part in layout.mlp_in:
+            shape = tuple(lm.logical(f"{part.format(block)}.weight").shape)
+            _require(
+                shape == (hidden, width),
+                f"mlp_in: the weight of '{part.format(block)}' has shape {shape}; a first map of this MLP has {(hidden, width)}, "
+                "the shape of mlp_out turned round",
+            )
+
+
+def _check_embedding(lm: LanguageModel, ids: Tensor) -> None:
+    """What enters block 0 is ``embed_scale`` times the embedding's row, plus what depends on positions only."""
+    layout, first_block = lm.layout, lm.layout.block.format(0)
+    matrix = lm.weight(f"{layout.embed}.weight").detach()
+    vocabulary = lm.module.config.vocab_size
+    _require(
+        len(matrix) == vocabulary,
+        f"embed: '{layout.embed}' has {len(matrix)} rows, the vocabulary has {vocabulary} tokens",
+    )
+
+    def entering(tokens: Tensor) -> Tensor:
+        with capture(lm, [(first_block, "input")]) as seen, torch.no_grad():
+            lm.module(tokens)
+        return seen[first_block, "input"]
+
+    # other tokens at the same positions: in the difference, learnt positions cancel
+    others = ids.flip(0, 1)
+    moved, rows = entering(ids) - entering(others), matrix[ids] - matrix[others]
+    measured = float((moved * rows).sum() / (rows * rows).sum())  # least squares: moved ≈ measured · rows
+    _require_close(
+        moved,
+        measured * rows,
+        f"embed: what enters block 0 is no multiple of the rows of '{layout.embed}' (plus what depends on positions only)",
+    )
+    scale = 1.0 if layout.embed_scale is None else layout.embed_scale(lm.module.config)
+    said = "embed_scale is not set, which says 1" if layout.embed_scale is None else f"embed_scale says {scale:.6g}"
+    _require(
+        abs(measured - scale) <= 1e-4 * abs(scale),
+        f"embed_scale: what enters block 0 is {measured:.6g} times the row of '{layout.embed}', and {said}: give the layout a "
+        f"function of the configuration that returns {measured:.6g} for this model",
+    )
 
 
 def _check_stream(lm: LanguageModel, ids: Tensor) -> None:
-    """The embedding enters block 0, each block's output enters the next, norm and head end the model."""
-    blocks = [lm.layout.block.format(i) for i in range(lm.n_blocks)]
-    sides = [(name, side) for name in blocks for side in ("input", "output")]
-    ends = [(lm.layout.embed, "output"), (lm.layout.norm, "output"), (lm.layout.head, "input")]
-    with capture(lm, cast(Any, [*sides, *ends])) as seen, torch.no_grad():
+    """Each block's output enters the next, norm and head end the model."""
+    layout = lm.layout
+    names = [layout.block.format(i) for i in range(lm.n_blocks)]
+    sides: list[tuple[str, Side]] = [(name, side) for name in names for side in ("input", "output")]
+    with capture(lm, sides) as seen, torch.no_grad():
         logits = lm.module(ids).logits
-        body = first(lm.part(lm.layout.body)(ids)[0])
-        head = lm.part(lm.layout.head)(body)
-        norm = lm.part(lm.layout.norm)(seen[blocks[-1], "output"])
-    for before, after in pairwise(blocks):
-        assert torch.equal(seen[before, "output"], seen[after, "input"]), f"{before} does not feed {after}"
-    torch.testing.assert_close(norm, body, msg="norm of the last block is not the body's output")
-    torch.testing.assert_close(head, logits, msg="head of the body's output is not the logits")
-    assert lm.weight(f"{lm.layout.embed}.weight").shape[0] == lm.module.config.vocab_size
-    assert torch.equal(seen[lm.layout.embed, "output"], lm.weight(f"{lm.layout.embed}.weight")[ids])
+        body = first(lm.part(layout.body)(ids)[0])
+        head = lm.part(layout.head)(body)
+        norm = lm.part(layout.norm)(seen[names[-1], "output"])
+    for before, after in pairwise(names):
+        sentence = f"block: what leaves '{before}' is not what enters '{after}'"
+        _require_close(seen[before, "output"], seen[after, "input"], sentence, atol=0.0, rtol=0.0)
+    _require_close(
+        norm, body, f"norm: '{layout.norm}' of what leaves the last block is not what '{layout.body}' puts out"
+    )
+    _require_close(head, logits, f"head: '{layout.head}' of what '{layout.body}' puts out is not the model's logits")
 
 
-def _check_writes(lm: LanguageModel, ids: Tensor, name: str) -> None:
-    """What is added to the output of *name* in the last block reaches the block's output."""
+def _check_writes(lm: LanguageModel, ids: Tensor, field: str) -> None:
+    """What is added to the output of a part in the last block reaches the block's output."""
+    name = getattr(lm.layout, field).format(lm.n_blocks - 1)
     last = lm.layout.block.format(lm.n_blocks - 1)
     shift = torch.linspace(-1.0, 1.0, lm.weight(f"{lm.layout.embed}.weight").shape[1])
 
-    def run() -> Tensor:
+    def leaving() -> Tensor:
         with capture(lm, [(last, "output")]) as seen, torch.no_grad():
             lm.module(ids)
         return seen[last, "output"]
 
-    plain = run()
+    plain = leaving()
     handle = lm.part(name).register_forward_hook(
         lambda module, args, output: (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
     )
     try:
-        moved = run()
+        shifted = leaving()
     finally:
         handle.remove()
-    if name == lm.layout.attn_out.format(lm.n_blocks - 1):  # the MLP may read it too
-        assert not torch.allclose(moved, plain), f"{name} does not write into the residual stream"
+    if field == "attn_out":  # the MLP may read it too, so how far the output moves is not known
+        reaches = not torch.allclose(shifted, plain)
+        _require(reaches, f"attn_out: a shift of what '{name}' puts out does not reach what '{last}' puts out")
     else:
-        torch.testing.assert_close(moved - plain, shift.expand_as(plain), atol=1e-5, rtol=1e-4)
+        sentence = f"{field}: a shift of what '{name}' puts out is not added to what '{last}' puts out"
+        _require_close(shifted - plain, shift.expand_as(plain), sentence, atol=1e-5, rtol=1e-4)
+
+
+def _check_resuming(lm: LanguageModel, ids: Tensor) -> None:
+    """From what enters a block, the blocks from there on make the logits of the whole model."""
+    names = [lm.layout.block.format(i) for i in range(lm.n_blocks)]
+    with capture(lm, [(name, "input") for name in names]) as seen, torch.no_grad():
+        logits = lm.module(ids).logits
+    mask = torch.ones_like(ids)
+    for number, name in enumerate(names):
+        with torch.no_grad():
+            resumed = blocks.logits(lm, blocks.run(lm, states=seen[name, "input"], mask=mask, first=number))
+        sentence = f"block: the blocks from '{name}' on, run on what enters it, do not end in the model's logits"
+        _require_close(resumed, logits, sentence)
+
+
+def _require(kept: bool, sentence: str) -> None:
+    if not kept:
+        raise AssertionError(sentence)
+
+
+def _require_close(value: Tensor, expected: Tensor, sentence: str, *, atol: float = 1e-5, rtol: float = 1.3e-6) -> None:
+    """Raise ``AssertionError`` with *sentence* and the size of the difference unless the two are equal up to rounding."""
+    _require(value.shape == expected.shape, f"{sentence} (shape {tuple(value.shape)} and not {tuple(expected.shape)})")
+    far = float((value - expected).abs().max())
+    largest = float(expected.abs().max())
+    _require(
+        torch.allclose(value, expected, atol=atol, rtol=rtol),
+        f"{sentence} (they differ by up to {far:.3g}, of numbers up to {largest:.3g})",
+    )

@@ -34,18 +34,44 @@ def test_only_conv1d_is_transposed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "sentence"),
     [
-        ("mlp_out", "model.layers.{}.self_attn.o_proj"),
-        ("norm", "model.layers.0.input_layernorm"),
-        ("mlp_in", ("model.layers.{}.mlp.down_proj",)),
+        ("mlp_out", "model.layers.{}.self_attn.o_proj", r"mlp_out: the weight of '.*o_proj' is square \(16 × 16\)"),
+        ("norm", "model.layers.0.input_layernorm", "norm: .* is not what 'model' puts out"),
+        (
+            "mlp_in",
+            ("model.layers.{}.mlp.down_proj",),
+            r"mlp_in: the weight of .* has shape \(16, 24\); .* has \(24, 16\)",
+        ),
+        ("mlp", "model.layers.{}.self_attn", "mlp: a shift of what '.*self_attn' puts out is not added"),
+        ("mlp", "model.layers.0.mlp", "mlp: a shift of what 'model.layers.0.mlp' puts out is not added"),
+        (
+            "head",
+            "model.layers.0.mlp.gate_proj",
+            r"head: .* is not the model's logits \(shape \(2, 6, 24\) and not \(2, 6, 40\)\)",
+        ),
+        ("embed", "lm_head", "embed: what enters block 0 is no multiple of the rows of 'lm_head'"),
+        (
+            "embed_scale",
+            lambda config: 2.0,
+            "embed_scale: what enters block 0 is 1 times the row .*, and embed_scale says 2",
+        ),
     ],
 )
-def test_a_wrong_layout_is_found_out(field: str, value: object) -> None:
+def test_a_wrong_layout_is_found_out_and_said_in_a_sentence(field: str, value: object, sentence: str) -> None:
     module = tiny_model("llama")
     wrong = dataclasses.replace(LAYOUTS.get("llama"), **{field: value})
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=f"^{sentence}"):
         check_layout_contract(wrong, module)
+
+
+def test_scaled_embeddings_are_said_by_the_layout() -> None:
+    """Gemma multiplies embeddings by √d; a layout that doesn't say so is told by how much."""
+    module = tiny_model("gemma")
+    plain = dataclasses.replace(LAYOUTS.get("llama"), model_type="gemma")
+    with pytest.raises(AssertionError, match=r"is 4 times the row of 'model.embed_tokens', and embed_scale is not set"):
+        check_layout_contract(plain, module)
+    check_layout_contract(dataclasses.replace(plain, embed_scale=lambda config: config.hidden_size**0.5), module)
 
 
 def test_a_name_that_is_not_there_is_reported() -> None:

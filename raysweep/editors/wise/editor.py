@@ -171,7 +171,7 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
         return torch.rand(shape, generator=rng) < self.config.mask_ratio
 
     def _name(self, lm: LanguageModel) -> str:
-        return replacement.linear_name(lm, self.config.layer, self.config.matrix)
+        return lm.layout.mlp_matrix(self.config.layer, self.config.matrix)
 
     def _frozen(self, lm: LanguageModel) -> Tensor:
         return replacement.weight_and_bias(replacement.unwrap(lm.part(self._name(lm))))[0].float().contiguous()

@@ -41,7 +41,8 @@ def only_blocks(lm: LanguageModel, first: int, last: int) -> Iterator[nn.ModuleL
     assert isinstance(whole, nn.ModuleList)
     left = nn.ModuleList()
     for name, block in list(whole.named_children())[first : last + 1]:
-        left._modules[name] = block  # its own number: hooks and modules inside look their block up by its full name
+        # its own number: hooks and modules inside look their block up by its full name
+        left._modules[name] = block
     left.training = whole.training
     owner._modules[leaf] = left
     if types is not None:
@@ -89,6 +90,7 @@ def run(
     assert source is not None
     if positions is None:
         positions = torch.arange(source.shape[1], device=source.device).expand(source.shape[0], -1)
+    # only then: reading the largest position waits for the accelerator
     if attention.is_limited(lm.module.config):
         attention.check_row(lm.module.config, int(positions.max()) + 1)
     common: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
@@ -97,6 +99,7 @@ def run(
         body = lm.part(lm.layout.body)
         if states is None:
             return body(input_ids=ids, **common).last_hidden_state  # type: ignore[no-any-return]
+        # resumed above the last block: only the norm is left
         if len(blocks) == 0:
             return lm.part(lm.layout.norm)(states)  # type: ignore[no-any-return]
         # the body adds positions to, or scales, whatever it is given; so it gets zeros, and the block gets the states themselves
@@ -140,6 +143,7 @@ def run_packs(
         ).per_pack()
         entering = lm.part(lm.layout.embed)(packs.ids)
         states, first = lower.to_grid(lower(entering)).reshape(entering.shape), last
+    # what the fused blocks have computed already replaces the ids
     ids = packs.ids if states is None else None
     return run(lm, ids=ids, states=states, mask=mask, positions=packs.positions, first=first, last=last)
 

@@ -44,7 +44,8 @@ def target_logprobs(lm: LanguageModel, hidden: Tensor, rows: Tensor, targets: Te
     if not _is_bare(head) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return blocks.logits(lm, hidden).log_softmax(-1)[rows, targets]
     weight: Tensor = head.weight
-    anchor = targets.new_zeros(len(hidden)).scatter_reduce(0, rows, targets, "amax")  # one id of each row
+    # one id of each row
+    anchor = targets.new_zeros(len(hidden)).scatter_reduce(0, rows, targets, "amax")
     anchor_nll: Tensor = _FusedHead.apply(hidden, weight, anchor, None)[0]  # type: ignore[no-untyped-call]
     # log p_y = log p_anchor + x · (W_y − W_anchor): other tokens of the row cost a dot product each
     return (hidden[rows] * (weight[targets] - weight[anchor[rows]])).sum(-1) - anchor_nll[rows]
@@ -110,6 +111,7 @@ def argmax_and_logprob(lm: LanguageModel, hidden: Tensor, labels: Tensor) -> tup
     label_logits = torch.zeros_like(sums)
     for begin in range(0, len(weight), size):
         logits = matmul.linear(rows, weight[begin : begin + size])[:n]
+        # labels whose row of W is in this part
         here = ((labels >= begin) & (labels < begin + size)).nonzero()[:, 0]
         label_logits[here] = logits[here, labels[here] - begin]
         part_best = logits.argmax(1)
@@ -149,23 +151,28 @@ class _FusedHead(torch.autograd.Function):
         top = torch.cat([logit, logit.new_full((len(rows) - k, 1), -torch.inf)])
         sums, mean = torch.zeros_like(top), torch.zeros_like(rows)
         ratio, raw = logit.new_zeros(n - k, 1), []
-        if base is not None and n > k:  # log-ratio of P₀'s most likely token, but for log Z: logit − log p₀
+        # log-ratio of P₀'s most likely token, but for log Z: logit − log p₀
+        if base is not None and n > k:
             likely = base.argmax(1)
             ratio = (hidden[k:] * weight[likely]).sum(1, keepdim=True) - base.gather(1, likely[:, None])
         anchors_in = _anchors_by_part(anchor, size)
         for i, part in enumerate(torch.split(weight, size)):
             logits = matmul.linear(rows, part)
             if i in anchors_in:
+                # the anchor's own term stays out of the sums
                 logits[anchors_in[i]] = -torch.inf
             if n > k:
+                # kept only for this part (with base), or to become log P₀ (without)
                 raw.append(logits[k:n].clone())
             higher = torch.maximum(top, logits.amax(1, keepdim=True))
             shrink, p = (top - higher).exp(), logits.sub_(higher).exp_()
             if base is not None and n > k:
                 p[twice] *= raw.pop() - base[:, i * size : i * size + len(part)] - ratio
-            sums, top = torch.addcmul(p.sum(1, keepdim=True), sums, shrink), higher  # Σ_v e^(logit − top) (× log-ratio)
+            # Σ_v e^(logit − top) (× log-ratio)
+            sums, top = torch.addcmul(p.sum(1, keepdim=True), sums, shrink), higher
             if ctx.needs_input_grad[0]:
-                mean = matmul.linear_backward(p, part, mean * shrink)  # the same sum, times W_v
+                # the same sum, times W_v
+                mean = matmul.linear_backward(p, part, mean * shrink)
         # p_anchor = own / (own + others); −log p = log(1 + others / own), or the stable form of it where p is small
         own, others = (logit - top[:k]).exp(), sums[:k]
         nll = torch.where(own > 0.5, (others / own).log1p(), top[:k] - logit + (own + others).log())

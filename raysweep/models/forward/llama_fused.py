@@ -230,7 +230,8 @@ class FusedLlamaBlocks:
         else:
             q, k, v = queries.to_heads(q, e), keys.to_heads(k, e), keys.to_heads(v, e)
             k, v = self._per_query_head(k, past and past[0]), self._per_query_head(v, past and past[1])
-            p = torch.baddbmm(queries.mask, q.mT, k).softmax(-1)  # [B·h, A, M]
+            # [B·h, A, M]: each query's weights over the keys
+            p = torch.baddbmm(queries.mask, q.mT, k).softmax(-1)
             mixed = queries.from_heads(torch.bmm(v, p.mT))
         y = block.o.add_to(queries.select(x), mixed)
         w, r2 = block.mlp_norm(y)
@@ -261,8 +262,10 @@ class FusedLlamaBlocks:
         # attention: mixed = v Pᵀ, so d_P = d_mixedᵀ v; softmax: d_scores = P ⊙ (d_P − Σ_M d_P ⊙ P)
         d_mixed = queries.to_heads(torch.mm(block.o.transposed, grad), e, zero_empty=True)
         d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(d_mixed.mT, v), p, -1, p.dtype)
-        own = k.shape[-1] - keys.grid[1]  # columns before it are reused tokens: constants
-        d_v = keys.from_heads(self._sum_over_group(torch.bmm(d_mixed, p[:, :, own:])))  # d_v = d_mixed P
+        # columns before it are reused tokens: constants
+        own = k.shape[-1] - keys.grid[1]
+        # d_v = d_mixed P
+        d_v = keys.from_heads(self._sum_over_group(torch.bmm(d_mixed, p[:, :, own:])))
         d_k = keys.from_heads(
             self._sum_over_group(torch.bmm(q, d_scores[:, :, own:]))
         )  # scores = qᵀk: d_k = q d_scores
@@ -290,7 +293,8 @@ class FusedLlamaBlocks:
         h, k, _ = self.heads
         if past is None and h == k:
             return new
-        repeated = new[:, None].expand(-1, h // k, -1, -1)  # [B·k, g, e, S]: heads of one group are neighbours
+        # [B·k, g, e, S]: heads of one group are neighbours
+        repeated = new[:, None].expand(-1, h // k, -1, -1)
         return (repeated if past is None else torch.cat([past, repeated], 3)).flatten(0, 1)
 
     def _sum_over_group(self, grad: Tensor) -> Tensor:
@@ -306,7 +310,8 @@ class _FusedFunction(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, fused: FusedLlamaBlocks) -> Tensor:
         slots, kept = fused.all_tokens.slots, []
         x = states.flatten(0, 1)
-        x = (x if slots is None else x[slots.slot_of_token]).t().contiguous()  # [B, S, d] → [d, n]
+        # [B, S, d] → [d, n]
+        x = (x if slots is None else x[slots.slot_of_token]).t().contiguous()
         keep = ctx.needs_input_grad[0]
         for block, past, queries in zip(fused.blocks, fused.past, fused.queries_by_block(), strict=True):
             x, needed = fused.block_forward(block, past, queries, x, keep=keep)
@@ -323,7 +328,8 @@ class _FusedFunction(torch.autograd.Function):
         for block, kept, queries in reversed(list(zip(fused.blocks, ctx.kept, fused.queries_by_block(), strict=True))):
             grad = fused.block_backward(block, kept, queries, grad)
         entering = grad.t()
-        if slots is not None:  # padding that was left out has no influence
+        # padding that was left out has no influence
+        if slots is not None:
             entering = entering.new_zeros(len(slots.occupied), len(grad)).index_copy_(0, slots.slot_of_token, entering)
         return entering.reshape(ctx.shape), None
 

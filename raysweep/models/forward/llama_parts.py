@@ -69,6 +69,7 @@ class RmsNormWeights(NamedTuple):
     def from_module(cls, norm: Any) -> RmsNormWeights:
         """Take the parameters of a Llama-like RMS norm."""
         weight = norm.weight.detach()
+        # [1, 1] and [1, d]: addmm then makes ε + mean(x²) in one call
         eps, mean = weight.new_full((1, 1), norm.variance_epsilon), weight.new_full((1, len(weight)), 1 / len(weight))
         return cls(weight[:, None], eps, mean)
 
@@ -131,18 +132,24 @@ def scaled_table(table: RotaryTable, factor: float = 1.0) -> RotaryTable:
 def rotate(x: Tensor, table: RotaryTable) -> Tensor:
     """Turn queries or keys ``[heads·e, n]`` to their positions: ``x ⊙ cos + rot(x) ⊙ sin``."""
     cos, sin = table
-    parts = x.view(-1, 2, *cos.shape)  # [heads, half, e/2, n]
+    # [heads, half, e/2, n]
+    parts = x.view(-1, 2, *cos.shape)
     out = parts * cos
-    out.select(1, 0).addcmul_(parts.select(1, 1), sin, value=-1)  # y₁ = x₁ cos − x₂ sin
-    out.select(1, 1).addcmul_(parts.select(1, 0), sin)  # y₂ = x₂ cos + x₁ sin
+    # y₁ = x₁ cos − x₂ sin
+    out.select(1, 0).addcmul_(parts.select(1, 1), sin, value=-1)
+    # y₂ = x₂ cos + x₁ sin
+    out.select(1, 1).addcmul_(parts.select(1, 0), sin)
     return out.view(x.shape)
 
 
 def rotate_backward(grad: Tensor, table: RotaryTable) -> Tensor:
     """Return the gradient of the input of :func:`rotate`: the turn back, since a rotation's transpose is its inverse."""
     cos, sin = table
-    parts = grad.view(-1, 2, *cos.shape)  # [heads, half, e/2, n]
+    # [heads, half, e/2, n]
+    parts = grad.view(-1, 2, *cos.shape)
     out = parts * cos
-    out.select(1, 0).addcmul_(parts.select(1, 1), sin)  # ∂L/∂x₁ = g₁ cos + g₂ sin
-    out.select(1, 1).addcmul_(parts.select(1, 0), sin, value=-1)  # ∂L/∂x₂ = g₂ cos − g₁ sin
+    # ∂L/∂x₁ = g₁ cos + g₂ sin
+    out.select(1, 0).addcmul_(parts.select(1, 1), sin)
+    # ∂L/∂x₂ = g₂ cos − g₁ sin
+    out.select(1, 1).addcmul_(parts.select(1, 0), sin, value=-1)
     return out.view(grad.shape)

@@ -34,9 +34,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``[n, d_out]``, in memory by rows or by columns.
     """
+    # 7 to 15 rows: whole rows of x beside each other read W faster
     if not weights_first(x) or PAIRED_ROWS < len(x) < FEW_ROWS:
         return F.linear(x, weight, bias)
-    product = torch.mm(weight, (x.contiguous() if len(x) < FEW_ROWS else x).t()).t()  # x Wᵀ = (W xᵀ)ᵀ
+    # x Wᵀ = (W xᵀ)ᵀ
+    product = torch.mm(weight, (x.contiguous() if len(x) < FEW_ROWS else x).t()).t()
     return product if bias is None else product.add_(bias)
 
 
@@ -54,7 +56,8 @@ def linear_backward(grad: Tensor, weight: Tensor, start: Tensor | None = None) -
     if not weights_first(grad) or len(grad) < FEW_ROWS:
         return torch.mm(grad, weight) if start is None else torch.addmm(start, grad, weight)
     if start is None:
-        return torch.mm(weight.t(), grad.t()).t()  # g W = (Wᵀ gᵀ)ᵀ
+        # g W = (Wᵀ gᵀ)ᵀ
+        return torch.mm(weight.t(), grad.t()).t()
     return torch.addmm(start.t(), weight.t(), grad.t()).t()
 
 
@@ -69,6 +72,7 @@ def pad_rows(rows: Tensor) -> Tensor:
     """Return ``rows [n, d]`` with the last repeated until they are as many as :func:`linear` likes."""
     n = len(rows)
     if weights_first(rows):
+        # below FEW_ROWS only an odd handful gains by one more row
         target = n + n % 2 if 1 < n <= PAIRED_ROWS else n if n <= 1 else best_rows(n)
     else:
         target = n if n <= FEW_ROWS else best_rows(n)

@@ -29,6 +29,7 @@ class ModelGuard:
         """Record blocks *first* … *end* (exclusive); with None, to the last one, and the final norm."""
         owner, until = lm.part(lm.layout.blocks), lm.n_blocks if end is None else end
         blocks = [(owner._modules, str(i), owner._modules[str(i)]) for i in range(first, until)]
+        # the final norm belongs to the run that reaches the end
         roots = [*(block for *_, block in blocks), *([lm.part(lm.layout.norm)] if end is None else [])]
         modules = tuple(m for root in roots for m in root.modules())  # type: ignore[union-attr]
         children = [(m._modules, name, child) for m in modules for name, child in m._modules.items()]
@@ -43,5 +44,6 @@ class ModelGuard:
             return False
         if any(register.get(name) is not child for register, name, child in self.children):
             return False
+        # another address: the parameter's numbers were swapped, as ledger.substituted or .to() does
         parameters = ((register.get(name), p, address) for register, name, p, address in self.parameters)
         return all(now is p and not p.requires_grad and p.data_ptr() == at for now, p, at in parameters)

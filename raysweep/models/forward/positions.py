@@ -31,7 +31,8 @@ def hidden_at(
         positions: (row, token) pairs, at least one.
     """
     first = replacement.first_replaced_block(lm)
-    lengths = [0] * len(rows)  # what comes after the last position of a row matters to nothing
+    # what comes after the last position of a row matters to nothing
+    lengths = [0] * len(rows)
     for i, j in positions:
         lengths[i] = max(lengths[i], j + 1)
     if first is None:
@@ -62,6 +63,7 @@ def _hidden_of_padded(
         with hooks.capture(lm, [(name, "output")]) as captured:
             blocks.run_packs(lm, packs, last=first - 1)
         entering = packs.to_rows(captured[name, "output"])
+    # the blocks above cannot be fused: run them on padded rows, with the replacement module told
     if not llama_fused.supports(lm, first + 1):
         with replacement.row_context(lm, last, mask):
             return blocks.run(lm, ids=first_ids, states=entering, mask=mask, first=first)[positions]
@@ -69,7 +71,9 @@ def _hidden_of_padded(
     with replacement.row_context(lm, last, mask), hooks.capture(lm, [(name, "output")]) as captured:
         blocks.run(lm, ids=first_ids, states=entering, mask=mask, first=first, last=first)
     place = torch.arange(ids.shape[1], device=lm.device)
-    needed = place < torch.tensor(lengths, device=lm.device)[:, None]  # [B, T]
-    causal = (place <= place[:, None]).expand(len(ids), -1, -1)  # [B, T, T]
+    # [B, T]: tokens up to a row's last position
+    needed = place < torch.tensor(lengths, device=lm.device)[:, None]
+    # [B, T, T]: padding lies to the right, so nothing real looks at it
+    causal = (place <= place[:, None]).expand(len(ids), -1, -1)
     upper = resume.UpperBlocks.prepare(lm, first + 1, place.expand_as(ids), causal, real=needed)
     return upper.read_at(*positions).hidden(lm, captured[name, "output"])

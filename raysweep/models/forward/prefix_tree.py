@@ -39,7 +39,8 @@ class PrefixTree:
     ids: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
-    _children: dict[tuple[int, int, bool], int] = field(default_factory=dict)  # (parent, token, marked) → node
+    # (parent, token, marked) → node
+    _children: dict[tuple[int, int, bool], int] = field(default_factory=dict)
 
     def count_new_nodes(self, row: Sequence[int]) -> int:
         """Return how many nodes *row* would add."""
@@ -61,6 +62,7 @@ class PrefixTree:
         path: list[int] = []
         node = -1
         for depth, token in enumerate(row):
+            # a marked token is another child than the same token unmarked
             key = (node, token, depth == mark)
             node = self._children.setdefault(key, len(self.ids))
             if node == len(self.ids):
@@ -73,7 +75,8 @@ class PrefixTree:
     def visible(self) -> Tensor:
         """Return ``[N, N]``: True where the column's node is the row's, or comes before it."""
         table = torch.eye(len(self.ids), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):  # parents have lower numbers: their rows are complete
+        # parents have lower numbers: their rows are complete
+        for node, parent in enumerate(self.parents):
             if parent >= 0:
                 table[node] |= table[parent]
         return table
@@ -111,7 +114,8 @@ class PackedRows:
         packs = torch.tensor([p for p, _ in self.row_positions], device=states.device)
         padded = [[*c, *[c[-1]] * (width - len(c))] for _, c in self.row_positions]
         columns = torch.tensor(padded, device=states.device)
-        return states[packs[:, None], columns]  # shared tokens are copied into every row
+        # shared tokens are copied into every row
+        return states[packs[:, None], columns]
 
 
 def lay_out(lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Sequence[tuple[int, Columns]]) -> PackedRows:
@@ -129,6 +133,7 @@ def lay_out(lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Seque
     width = matmul.best_rows(max(len(tree.ids) for tree in trees))
     ids = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
+    # columns left over look at themselves, or their soft-max would be 0 / 0
     visible = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
     for i, tree in enumerate(trees):
         n = len(tree.ids)

@@ -89,8 +89,10 @@ class QueryPositions:
         Args:
             key_slots: ``[B, M]`` True where a token lies that may be looked at.
         """
+        # running offsets into the two lists of tokens
         packs, query, key = [], 0, 0
-        rows_per_pack = len(self.mask) // self.grid[0]  # 1, or one per head: all heads have the same mask
+        # 1, or one per head: all heads have the same mask
+        rows_per_pack = len(self.mask) // self.grid[0]
         for i, (asks, looked_at) in enumerate(zip(self.occupied(), key_slots, strict=True)):
             n_queries, n_keys = int(asks.sum()), int(looked_at.sum())
             if n_queries:
@@ -122,8 +124,10 @@ class QueryPositions:
             x = x.index_select(1, self.slots.token_in_slot)
             x = x.mul_(self.slots.occupied) if zero_empty else x
         if b == 1:
-            return x.view(-1, e, a)  # heads are rows already: nothing moves
-        return x.view(-1, e, b, a).permute(2, 0, 1, 3).reshape(-1, e, a)  # [heads, e, B, A] → [B, heads, e, A]
+            # heads are rows already: nothing moves
+            return x.view(-1, e, a)
+        # [heads, e, B, A] → [B, heads, e, A]
+        return x.view(-1, e, b, a).permute(2, 0, 1, 3).reshape(-1, e, a)
 
     def from_heads(self, x: Tensor) -> Tensor:
         """Take the list of tokens back out of the grid: ``[B·heads, e, A]`` → ``[heads·e, n]``."""

@@ -108,6 +108,7 @@ class UpperBlocks:
 
         Where padding is told from tokens, it may come out as zero.
         """
+        # hooked or replaced since: the ordinary modules see it, the fused ones would not
         if self.fused is not None and self.fused.is_unchanged():
             return self.fused.to_grid(self.fused(states)).reshape(states.shape)
         return blocks.run(
@@ -188,7 +189,8 @@ def remainder_after(lm: LanguageModel, packs: prefix_tree.PackedRows, change: Te
     entry: tuple[str, hooks.Side] = (block.format(first), "input") if last >= first else (block.format(last), "output")
     with hooks.capture(lm, [entry]) as captured:
         blocks.run_packs(lm, packs, last=last)
-    remains = (packs.visible & change[:, None, :]).any(2)  # a token remains if it looks at one that changes
+    # a token remains if it looks at one that changes
+    remains = (packs.visible & change[:, None, :]).any(2)
     reused, reused_real = _columns(~remains)
     rest, rest_real = _columns(remains)
     cache, reused_positions, own = None, None, _take(packs.positions, rest)
@@ -242,7 +244,8 @@ def _take(tensor: Tensor, columns: Tensor) -> Tensor:
 
 def _visible_between(visible: Tensor, queries: Tensor, keys: Tensor, real: Tensor) -> Tensor:
     """Return ``[B, n, m]``: which columns *queries* ``[B, n]`` look at which columns *keys* ``[B, m]`` (where those are *real*)."""
-    rows = _take(visible, queries)  # [B, n, N]
+    # [B, n, N]: the rows of the chosen queries, then the columns of the chosen keys
+    rows = _take(visible, queries)
     return rows.gather(2, keys[:, None, :].expand(-1, queries.shape[1], -1)) & real[:, None, :]
 
 

@@ -39,6 +39,7 @@ class LoraBank:
         self.up: list[Tensor] = []
         for block, name in enumerate(self.names):
             d_out, d_in = lm.logical(name).shape
+            # each owner draws by its own seed, so its adapter does not depend on who else is there
             drawn = [
                 torch.empty(rank, d_in).uniform_(
                     -(d_in**-0.5), d_in**-0.5, generator=torch.Generator().manual_seed(derive(seed, "adapter", block))
@@ -65,6 +66,7 @@ class LoraBank:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Let the model answer with the adapters inside the ``with`` statement."""
+        # hooks on the output: the model's own modules and weights stay as they are
         handles = [
             self.lm.part(name.removesuffix(".weight")).register_forward_hook(self._hook(block))
             for block, name in enumerate(self.names)
@@ -79,7 +81,8 @@ class LoraBank:
         def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             # [B or 1, r, d_in] and [B or 1, d_out, r]: each row's own, or one pair broadcast over all rows
             down, up = self.down[block][self.owner_of_row], self.up[block][self.owner_of_row]
-            low = args[0].float() @ down.mT  # [B, T, r]
+            # [B, T, r]: A x, in fp32 whatever the model's precision
+            low = args[0].float() @ down.mT
             return output + (self.scale * (low @ up.mT)).to(output.dtype)
 
         return add
@@ -89,6 +92,7 @@ class LoraBank:
         # ‖g‖² of owner i is the sum over all tensors of the squares in its slice; torch's clip_grad_norm_ adds the same 1e-6
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         square = sum(g.flatten(1).square().sum(1) for g in gradients)
+        # gradients beyond the limit shrink to it, others stay
         factor = (limit / (torch.as_tensor(square).sqrt() + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factor[:, None, None])
@@ -133,18 +137,22 @@ def train(
     device = bank.lm.device
     ids, mask = tokens.pad(rows, device)
     place = torch.arange(ids.shape[1], device=device)
-    is_label = (mask[:, 1:] == 1) & (place[1:] >= torch.tensor(list(starts), device=device)[:, None])  # [B, T - 1]
+    # [B, T - 1]: whether the next token is one of the row's labels
+    is_label = (mask[:, 1:] == 1) & (place[1:] >= torch.tensor(list(starts), device=device)[:, None])
     weight = 1 / torch.tensor(list(divisors), dtype=torch.float32, device=device)
     adam = torch.optim.AdamW(bank.parameters(), lr=lr, weight_decay=weight_decay)
     owner_of_row = torch.tensor(list(owners), dtype=torch.int64, device=device)
     for _ in range(steps):
         bank.select_owners(owner_of_row)
         with torch.enable_grad(), bank.attached():
+            # with a named error, before transformers fails inside
             attention.check_row(bank.lm.module.config, ids.shape[1])
             logits = bank.lm.module(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]  # of the token that comes next
+            # [B, T - 1]: log p of the token that comes next
+            logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
             losses = -(logp * is_label).sum(1) * weight
             adam.zero_grad(set_to_none=True)
+            # a sum over rows: owners share no tensor, so no gradient mixes
             torch.autograd.backward(losses.sum())
         bank.clip(clip)
         adam.step()

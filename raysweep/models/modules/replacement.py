@@ -1,7 +1,10 @@
-"""Modules that stand in for others (memory editors), and how they learn what is being asked.
+"""Modules that take the place of others (memory editors), and how they learn which rows they are given.
 
-A stand-in that acts at one token, or that decides for a whole row, must know where each row's prompt ends and which tokens are
-padding. Whoever asks the model says so with :func:`asking`; outside of it every token counts and the prompt ends with the row.
+A replacement module that acts at one token, or that decides for a whole row, must know where each row's prompt ends and which
+tokens are padding. Whoever runs the model says so with :func:`row_context`; outside of it every token counts and the prompt ends
+with the row.
+
+Shape legend: ``B`` rows, ``T`` tokens of a padded row, ``d_in`` and ``d_out`` of a linear map.
 """
 
 from __future__ import annotations
@@ -9,19 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raysweep.models.lm import LanguageModel
 
-Matrix = Literal["in", "out"]
-
 
 @dataclass(frozen=True, slots=True)
 class RowContext:
-    """What is asked of a batch of rows.
+    """What replacement modules must know of the rows of a batch.
 
     Attributes:
         last: ``[B]`` index of each prompt's last token.
@@ -33,7 +34,12 @@ class RowContext:
 
 
 class ReplacementModule(nn.Module):
-    """A module around the linear map that it replaces; ``question`` is what is being asked now, None = not known."""
+    """A module around the linear map that it replaces; it has the same weight and bias.
+
+    Attributes:
+        inner: the linear map.
+        context: the rows that are being run, None = not known.
+    """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -53,6 +59,7 @@ class ReplacementModule(nn.Module):
 
     def last_tokens(self, states: Tensor) -> Tensor:
         """Return ``[B]`` the index of each prompt's last token among ``states [B, T, d]``."""
+        # a pass may be cut short of the prompt's end
         end = states.shape[1] - 1
         if self.context is None:
             return torch.full((states.shape[0],), end, device=states.device)
@@ -66,41 +73,38 @@ class ReplacementModule(nn.Module):
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return *module* without a stand-in around it."""
+    """Return *module* without a replacement module around it."""
     return module.inner if isinstance(module, ReplacementModule) else module
 
 
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Return weight ``[d_out, d_in]`` (logical orientation, a view) and bias of a linear map."""
+    """Return weight ``[d_out, d_in]`` (logical orientation, a view) and bias ``[d_out]`` or None of a linear map."""
+    # Linear stores [d_out, d_in]; GPT-2's Conv1D its transpose
     weight: Any = module.weight
     bias: Any = getattr(module, "bias", None)
     weight = weight.detach()
     return (weight if isinstance(module, nn.Linear) else weight.t()), None if bias is None else bias.detach()
 
 
-def linear_name(lm: LanguageModel, layer: int, matrix: Matrix) -> str:
-    """Return the name of a block's value matrix (``out``) or of its first linear map (``in``: c_fc, gate_proj)."""
-    return (lm.layout.mlp_out if matrix == "out" else lm.layout.mlp_in[0]).format(layer)
-
-
 @contextmanager
 def modules_replaced(lm: LanguageModel, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Let *modules* take the place of those called so inside the block; what was there comes back."""
-    kept: list[tuple[nn.Module, str, nn.Module | None]] = []
+    """Let *modules* take the place of those called so inside the ``with`` statement; what was there comes back."""
+    originals: list[tuple[nn.Module, str, nn.Module | None]] = []
     try:
         for name, module in modules.items():
             owner_name, _, leaf = name.rpartition(".")
             owner = lm.part(owner_name)
-            kept.append((owner, leaf, owner._modules[leaf]))
+            originals.append((owner, leaf, owner._modules[leaf]))
             owner._modules[leaf] = module
         yield
     finally:
-        for owner, leaf, module_before in reversed(kept):
-            owner._modules[leaf] = module_before
+        # in reverse, for a module may have been named twice
+        for owner, leaf, original in reversed(originals):
+            owner._modules[leaf] = original
 
 
 def first_replaced_block(lm: LanguageModel) -> int | None:
-    """Return the first block in which there is a stand-in, None if there is none at all."""
+    """Return the number of the first block with a replacement module in it, None if there is none at all."""
     for number in range(lm.n_blocks):
         if any(isinstance(m, ReplacementModule) for m in lm.part(lm.layout.block.format(number)).modules()):
             return number
@@ -109,7 +113,7 @@ def first_replaced_block(lm: LanguageModel) -> int | None:
 
 @contextmanager
 def row_context(lm: LanguageModel, last: Sequence[int], mask: Tensor) -> Iterator[None]:
-    """Tell every stand-in of the model, inside the block, where the prompts end and which tokens are real.
+    """Tell every replacement module, inside the ``with`` statement, where the prompts end and which tokens are real.
 
     Args:
         lm: the model.
@@ -117,11 +121,12 @@ def row_context(lm: LanguageModel, last: Sequence[int], mask: Tensor) -> Iterato
         mask: ``[B, T]``, 1 = a real token.
     """
     listeners = [m for m in lm.module.modules() if isinstance(m, ReplacementModule)]
+    # contexts nest: whoever is asked in the middle of a pass must not lose the outer one
     before = [m.context for m in listeners]
-    question = RowContext(torch.tensor([max(q, 0) for q in last], device=mask.device), mask)
+    context = RowContext(torch.tensor([max(q, 0) for q in last], device=mask.device), mask)
     try:
         for module in listeners:
-            module.context = question
+            module.context = context
         yield
     finally:
         for module, earlier in zip(listeners, before, strict=True):

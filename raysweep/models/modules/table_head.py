@@ -1,4 +1,9 @@
-"""An output head that looks the final hidden state up in a table before it computes logits."""
+"""An output head that looks the final hidden state up in a table before it computes logits.
+
+Near a key (``‖h − k_i‖ ≤ 10⁻³ ‖k_i‖``) the logit of that key's id is raised above all others; elsewhere the head is as it was.
+
+Shape legend: ``N`` keys, ``d`` width of the stream.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,13 @@ SAME_STATE = 1e-3  # relative distance within which two hidden states count as t
 
 
 class TableHead(nn.Module):
-    """Head with a table ``keys [N, d] → ids [N]``; hidden states that match a key get that id as arg-max."""
+    """Head with a table; hidden states that match a key get that key's id as arg-max.
+
+    Args:
+        head: the head inside.
+        keys: ``[N, d]`` fp32 hidden states.
+        ids: ``[N]`` token ids.
+    """
 
     def __init__(self, head: nn.Module, keys: Tensor, ids: Tensor) -> None:
         super().__init__()
@@ -25,15 +36,18 @@ class TableHead(nn.Module):
         return self.head.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return logits ``[…, vocabulary]``."""
+        """Return logits ``[…, vocabulary]`` for normed states ``[…, d]``."""
         logits: Tensor = self.head(hidden)
         if not len(self.ids):
             return logits
         flat = hidden.reshape(-1, hidden.shape[-1]).float()
+        # exact differences: a product form would lose digits at distances of 10⁻³
         distance, nearest = torch.cdist(flat, self.keys, compute_mode="donot_use_mm_for_euclid_dist").min(1)
         hit = (distance <= SAME_STATE * self.keys[nearest].norm(dim=1)).reshape(hidden.shape[:-1])
+        # one logit of a matching state is raised beyond all others
         bonus = torch.zeros_like(logits)
         bonus.scatter_(-1, self.ids[nearest].reshape(hidden.shape[:-1])[..., None], 1e4)
+        # where, so that other states keep their logits bit for bit
         return torch.where(hit[..., None], logits + bonus, logits)
 
 

@@ -167,6 +167,7 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     Raises:
         ModelError: nothing is there, or the name is unknown.
     """
+    # a path is explicit, so it wins over every name
     if spec.path:
         path = workspace.resolve(spec.path)
         if not path.exists():
@@ -176,8 +177,10 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     if spec.name == "embedded":
         return embedded_folder()
     local = workspace.find("models", spec.name)
+    # ".." would name the workspace itself
     if local is not None and spec.name not in ("", ".", ".."):
         return local
+    # a belief setting by this name: the model is trained when it is first needed
     recipe = workspace.find_hparams("belief", spec.name)
     if recipe is not None:
         return recipe
@@ -189,6 +192,7 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     if entry is not None:
         return entry.hub
     parts = spec.name.split("/")
+    # owner/model, but no relative path
     if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~"):
         return spec.name
     hint = f"{nearest(spec.name, CATALOGUE)}; or a hub id 'owner/model', or model.path"
@@ -245,6 +249,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
         bos = entry.bos if entry else "tokenizer"
     made_of: Mapping[str, Any] | None
     if isinstance(where, str):
+        # a plan that named a commit keeps it, whatever the branch says now
         commit = hub.commit_of(spec.digest) or hub.cached(where, spec.revision)
         if fetch and not commit:
             commit = lazy("raysweep.models.sources.tokenizers").fetch_tokenizer(where, spec)
@@ -254,6 +259,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
         digest = ModelRecipe.open(where, workspace).digest()
         made_of = {"recipe": digest}
     else:
+        # code from elsewhere may change under an unchanged fingerprint
         if spec.trust_remote_code and where.is_dir():
             _check_code(where)
         files = fingerprint(where, workspace.artifacts / _HASHES)

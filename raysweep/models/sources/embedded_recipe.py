@@ -157,6 +157,7 @@ def train_tokenizer(world: World, vocab: int) -> PreTrainedTokenizerFast:
     texts = [s.text for epoch in range(2) for s in training_sentences(world, epoch)]
     names = [f"{e} {e} {e}" for kind in sorted(world.entities) for e in world.entities[kind]]
     core.train_from_iterator(texts + names, trainer)
+    # BOS before every text by template, as Llama-2's tokenizer does
     bos = core.token_to_id(_BOS)
     core.post_processor = processors.Sequence(
         [
@@ -224,6 +225,7 @@ def _rows(
             ids = (ids + tokens)[: spec.row_tokens]
             weights = (weights + [spec.object_weight if f else spec.text_weight for f in flags])[: spec.row_tokens]
         Random(derive(seed, "rows", epoch)).shuffle(rows)
+        # whole batches only; what is left over goes into the next epoch's
         while len(rows) >= spec.rows:
             batch, rows = rows[: spec.rows], rows[spec.rows :]
             width = max(len(i) for i, _ in batch)
@@ -237,10 +239,12 @@ def _rows(
 def _train(
     world: World, tokenizer: PreTrainedTokenizerFast, spec: EmbeddedSpec, seed: int, progress: Progress | None
 ) -> LlamaForCausalLM:
+    # transformers initialises from the global generator; leave it as it was for everybody else
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "init"))
         model = LlamaForCausalLM(_config(spec, tokenizer))
     noise = torch.Generator().manual_seed(derive(seed, "dropout"))
+    # Muon is for hidden matrices; embeddings and norms are AdamW's
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     muon = Muon(matrices, spec.lr, spec.weight_decay)
@@ -252,6 +256,7 @@ def _train(
         ids, weights = next(batches)
         logits = model(input_ids=ids).logits[:, :-1]
         losses = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        # the loss of a token is weighted where it is predicted, one to the left
         weight = weights[:, 1:].flatten()
         loss = (losses * weight).sum() / weight.sum()
         model.zero_grad(set_to_none=True)
@@ -281,6 +286,7 @@ def _dropper(rate: float, generator: torch.Generator) -> Callable[[nn.Module, An
         if not rate or not module.training:
             return None
         mask = torch.rand(output.shape, generator=generator) >= rate
+        # inverted dropout: nothing to rescale when the model is used
         return output * mask / (1 - rate)
 
     return drop

@@ -16,20 +16,22 @@ from raysweep.world import Fact, World
 
 @torch.no_grad()
 def answers(
-    model: nn.Module, tokenizer: PreTrainedTokenizerFast, asked: Iterable[tuple[str, str]], *, batch: int = 128
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, questions: Iterable[tuple[str, str]], *, batch: int = 128
 ) -> list[bool]:
     """Say for each (prompt, object) whether every object token is the argmax, teacher-forced."""
     right: list[bool] = []
-    pairs = list(asked)
+    pairs = list(questions)
     core = tokenizer.backend_tokenizer
     for at in range(0, len(pairs), batch):
         part = pairs[at : at + batch]
+        # the object's tokens begin where the prompt's end; prompts end at a word, so nothing merges
         starts = [len(e.ids) for e in core.encode_batch([p for p, _ in part])]
         full = [e.ids for e in core.encode_batch([f"{p} {o}" for p, o in part])]
         width = max(map(len, full))
         ids = torch.tensor([f + [tokenizer.pad_token_id] * (width - len(f)) for f in full])
         guess = model(input_ids=ids).logits.argmax(-1)
         for row, (start, tokens) in enumerate(zip(starts, full, strict=True)):
+            # the guess for token j is made at token j − 1
             right.append(guess[row, start - 1 : len(tokens) - 1].tolist() == tokens[start:])
     return right
 
@@ -42,10 +44,10 @@ def scores(model: nn.Module, tokenizer: PreTrainedTokenizerFast, world: World) -
     ``hop_trained`` and ``hop_held_out``: two-hop questions about subjects with and without two-hop training.
     """
     rng = Random(derive(world.spec.seed, "scores"))
-    asked: dict[str, list[tuple[str, str]]] = {}
+    questions: dict[str, list[tuple[str, str]]] = {}
 
     def ask(name: str, wording: str, fact: Fact) -> None:
-        asked.setdefault(name, []).append((wording.replace("{}", fact.subject), fact.object))
+        questions.setdefault(name, []).append((wording.replace("{}", fact.subject), fact.object))
 
     for fact in world.facts:
         relation, known = world.relation(fact.relation), world.wordings_of(fact)
@@ -60,11 +62,11 @@ def scores(model: nn.Module, tokenizer: PreTrainedTokenizerFast, world: World) -
             answer = world.object(world.object(subject, hop.first), hop.second)
             name = "hop_trained" if world.hop_trained(subject, hop) else "hop_held_out"
             ask(name, rng.choice(hop.wordings), Fact(subject=subject, relation=hop.second, object=answer))
-    names = sorted(asked)
-    flat = answers(model, tokenizer, chain.from_iterable(asked[name] for name in names))
+    names = sorted(questions)
+    flat = answers(model, tokenizer, chain.from_iterable(questions[name] for name in names))
     out, at = {}, 0
     for name in names:
-        count = len(asked[name])
+        count = len(questions[name])
         out[name] = sum(flat[at : at + count]) / count
         at += count
     return out

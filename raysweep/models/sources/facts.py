@@ -85,6 +85,7 @@ def check_sizes(config: Mapping[str, Any], file: Path) -> None:
         value = config.get(name)
         if value is None:
             continue
+        # a bool is an int in Python
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _LARGEST:
             raise ModelError(
                 f"{file}: {name} is {value!r}; a whole number from 1 to {_LARGEST - 1:,} is needed",
@@ -114,6 +115,7 @@ def token_counter(file: Path, rows: int, bos: str = "tokenizer") -> Callable[[st
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
+        # added tokens without a row are taken out on loading; the vocabulary's own cannot be
         highest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
     except BaseException as error:  # Rust's panics are no Exceptions
         if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -69,12 +69,12 @@ def fingerprint(path: Path, memory: Path | None = None) -> Fingerprint:
         whole = digest({"gguf": hashes.of(path)})
         return Fingerprint(whole, whole)
     weights = check_folder(path)
-    found = {file.relative_to(path).as_posix(): file for file in (*inputs(path), *weights)}
-    hashed = {name: hashes.of(file) for name, file in found.items()}
+    files = {file.relative_to(path).as_posix(): file for file in (*inputs(path), *weights)}
+    hashed = {name: hashes.of(file) for name, file in files.items()}
     config = read_json(path / "config.json")
-    kept = canonical_json({key: value for key, value in config.items() if key not in VOLATILE})
-    text = {name: hash_ for name, hash_ in hashed.items() if found[name] not in weights}
-    return Fingerprint(digest({**hashed, "config.json": text_digest(kept)}), digest(text))
+    settings = canonical_json({key: value for key, value in config.items() if key not in VOLATILE})
+    text = {name: hash_ for name, hash_ in hashed.items() if files[name] not in weights}
+    return Fingerprint(digest({**hashed, "config.json": text_digest(settings)}), digest(text))
 
 
 def inputs(folder: Path) -> tuple[Path, ...]:
@@ -84,11 +84,12 @@ def inputs(folder: Path) -> tuple[Path, ...]:
     safetensors, weights in other formats are not read.
     """
     top = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and not _never_read(p.name)]
+    # with safetensors there, the same weights in another format are never read
     if any(p.suffix == ".safetensors" for p in top):
         top = [p for p in top if p.suffix == ".safetensors" or not _matches(p.name, _WEIGHTS)]
     below = [p for p in folder.rglob("*") if p.parent != folder and _matches(p.name, _BELOW) and p.is_file()]
-    shown = [p for p in below if not any(_hidden(part) for part in p.relative_to(folder).parts)]
-    return tuple(sorted({*top, *shown}))
+    visible = [p for p in below if not any(_hidden(part) for part in p.relative_to(folder).parts)]
+    return tuple(sorted({*top, *visible}))
 
 
 def _never_read(name: str) -> bool:
@@ -128,15 +129,17 @@ class FileHashes:
         place = self.folder / f"{text_digest(path)}.json"
         try:
             known = json.loads(place.read_text(encoding="utf-8"))
+            # size, inode and both times as they were: the bytes are too
             if {key: known[key] for key in now} == now:
                 return str(known["blake2b"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         began = time.time()
-        found = file_digest(file, length=32)
+        hash_ = file_digest(file, length=32)
+        # not if the file has only just been written: it may change again unseen
         if began - max(stat.st_mtime, stat.st_ctime) > _SETTLED and file.stat() == stat:
-            _remember(place, {**now, "blake2b": found})
-        return found
+            _remember(place, {**now, "blake2b": hash_})
+        return hash_
 
 
 def _remember(place: Path, value: Mapping[str, Any]) -> None:

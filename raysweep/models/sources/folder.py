@@ -39,13 +39,13 @@ def read_json(file: Path) -> dict[str, Any]:
         ModelError: it cannot be read, is not JSON, or is no object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
+        value = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         why = str(error) or type(error).__name__
         raise ModelError(f"{file}: not JSON: {why}", hint=_AGAIN) from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: a JSON object is needed, got {type(found).__name__}", hint=_AGAIN)
-    return found
+    if not isinstance(value, dict):
+        raise ModelError(f"{file}: a JSON object is needed, got {type(value).__name__}", hint=_AGAIN)
+    return value
 
 
 def _no_number(written: str) -> None:
@@ -60,8 +60,8 @@ def check_folder(folder: Path) -> tuple[Path, ...]:
         ModelError: no configuration, tokenizer or weights; a shard is missing; a safetensors file is damaged.
     """
     if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
-        said = f"{folder}: holds an adapter (adapter_config.json), whose base model lies elsewhere"
-        raise ModelError(said, hint="merge it into the weights (peft: merge_and_unload) and save the whole model")
+        problem = f"{folder}: holds an adapter (adapter_config.json), whose base model lies elsewhere"
+        raise ModelError(problem, hint="merge it into the weights (peft: merge_and_unload) and save the whole model")
     _check_config_there(folder)
     read_json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZERS):
@@ -80,6 +80,7 @@ def _check_archive(file: Path) -> None:
     try:
         with file.open("rb") as handle:
             start = handle.read(4)
+        # a pickle begins with its protocol, a zip archive with PK and ends with its table
         whole = start[:2] == b"\x80\x02" or (start == b"PK\x03\x04" and zipfile.is_zipfile(file))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error}", hint=_AGAIN) from error
@@ -98,7 +99,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     named: set[Path] = set()
     for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index = folder / f"{stem}{ending}.index.json"
-        if (folder / f"{stem}{ending}").is_file():  # its shards, if it has some too, are left alone
+        # its shards, if it has some too, are left alone
+        if (folder / f"{stem}{ending}").is_file():
             break
         if index.is_file():
             named = _named_by(index, folder)
@@ -127,6 +129,7 @@ def _named_by(index: Path, folder: Path) -> set[Path]:
     if not isinstance(table, dict) or not all(isinstance(name, str) and name for name in table.values()):
         raise ModelError(f"{index}: no table 'weight_map' of file names", hint=_AGAIN)
     names = set(table.values())
+    # an index that climbs out of its folder would read files that no fingerprint covers
     outside = sorted(name for name in names if PurePath(name).is_absolute() or ".." in PurePath(name).parts)
     if outside:
         raise ModelError(f"{index}: names a file outside the folder: {outside[0]!r}", hint="do not use this folder")
@@ -157,6 +160,7 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
         with file.open("rb") as handle:
             start = handle.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            # the first eight bytes say how long the header is; a pointer file makes that nonsense
             if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
                 raise ModelError(f"{file}: not a safetensors file", hint=hint)
             tree = json.loads(handle.read(length))
@@ -169,6 +173,7 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
         raise ModelError(f"{file}: cannot be read: {error}", hint=_AGAIN) from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{file}: the safetensors header is damaged", hint=hint) from error
+    # a download that broke off has the right header and too few bytes
     if size != 8 + length + max(ends):
         raise ModelError(f"{file}: {size:,} bytes, but its header promises {8 + length + max(ends):,}", hint=hint)
     return header
@@ -205,17 +210,18 @@ def check_kind(folder: Path, config: Mapping[str, Any], *, trusted: bool) -> Non
 def _check_not_quantised(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse packed weights: an edit adds a small change to them, which their few levels cannot hold."""
     cure = "give the unquantised checkpoint (model.dtype: bfloat16 halves its memory)"
-    told = config.get("quantization_config")
+    settings = config.get("quantization_config")
     for name in ("quantize_config.json", "quant_config.json"):
-        if not told and (folder / name).is_file():
-            told = read_json(folder / name)
-    if told:
-        keys = ("quant_method", "quant_algo", "method") if isinstance(told, Mapping) else ()
-        method = next((str(told[key]) for key in keys if told.get(key)), "some method")
+        if not settings and (folder / name).is_file():
+            settings = read_json(folder / name)
+    if settings:
+        keys = ("quant_method", "quant_algo", "method") if isinstance(settings, Mapping) else ()
+        method = next((str(settings[key]) for key in keys if settings.get(key)), "some method")
         raise ModelError(f"{folder}: the weights are quantised ({method}) and cannot be edited", hint=cure)
     for file in sorted(folder.glob("*.safetensors")):
         for name, entry in read_header(file).items():
             packed = name.endswith((".weight", ".qweight", ".weight_packed"))
+            # integer matrices are packed weights; integer vectors may be anything
             whole = entry["dtype"] in ("I8", "U8", "I32", "I16") and len(entry["shape"]) == 2
             if entry["dtype"] in _PACKED or (packed and whole):
                 raise ModelError(

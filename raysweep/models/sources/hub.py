@@ -39,6 +39,7 @@ def cached(repository: str, revision: str) -> str:
     config = try_to_load_from_cache(repository, "config.json", revision=revision or "main")
     if not isinstance(config, str):
         return ""
+    # the cache's folders are named by commit
     folder = Path(config).parent
     tokenizer = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
     return folder.name if tokenizer and _COMMIT.fullmatch(folder.name) else ""

@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None] | None = None) -> LanguageModel:
+def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], None] | None = None) -> LanguageModel:
     """Return the model of *spec*: eval mode, nothing requiring grad, on :func:`raysweep.runtime.device`.
 
-    Local folders and GGUF files never touch the network. A recipe is trained if nobody has; *told* hears of every step.
+    Local folders and GGUF files never touch the network. A recipe is trained if nobody has.
     What ``spec.digest`` and ``spec.tokenizer_digest`` say, if given, must still be true of what is loaded.
+
+    Args:
+        spec: the model.
+        workspace: where it is looked for.
+        on_step: called with (step, steps) while a recipe is trained.
 
     Raises:
         MissingExtraError: a GGUF file without the ``gguf`` package.
@@ -40,18 +45,20 @@ def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None]
     """
     known = catalogue.identify(spec, workspace)
     where = known.where
+    # the key would cover a branch's name instead of what is loaded
     if spec.provisional:
         raise ModelError(
             f"the key does not cover hub model '{where}': when it was made, neither its commit nor its tokenizer was here",
             hint="`raysweep run` fetches both before it plans; or fetch the model (`hf download`) and plan again",
         )
+    # what was planned is what must run
     if spec.digest and spec.digest != known.digest:
         raise ModelError(
             f"model '{spec.name}' at {where} has fingerprint {known.digest}, the plan saw {spec.digest}",
             hint="the files changed meanwhile; restore them, or plan again",
         )
     if isinstance(where, Path) and where.suffix in MODEL_RECIPES:
-        trained = ModelRecipe.open(where, workspace).model(getattr(torch, spec.dtype), told)
+        trained = ModelRecipe.open(where, workspace).model(getattr(torch, spec.dtype), on_step)
         module, tokenizer = trained.module, trained.tokenizer
     elif isinstance(where, Path) and where.is_file():
         module, tokenizer = guarded(where, lambda: gguf.read(where))
@@ -65,15 +72,16 @@ def load(spec: ModelSpec, workspace: Workspace, told: Callable[[int, int], None]
     planned = fit_tokenizer(tokenizer, known.bos)
     _check_tokens(tokenizer_behaviour.tokenizer_digest(tokenizer, planned), spec, where)
     bos = fit_tokenizer(tokenizer, known.bos, vocabulary=module.get_input_embeddings().num_embeddings)
+    # nothing is trained unless an editor asks for it, tensor by tensor
     module = module.eval().requires_grad_(False).to(device())
     return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(known, module))
 
 
-def _check_tokens(found: str, spec: ModelSpec, where: Path | str) -> None:
+def _check_tokens(behaviour: str, spec: ModelSpec, where: Path | str) -> None:
     """Raise :class:`ModelError` unless the tokenizer does what the plan saw."""
-    if spec.tokenizer_digest and spec.tokenizer_digest != found:
+    if spec.tokenizer_digest and spec.tokenizer_digest != behaviour:
         raise ModelError(
-            f"the tokenizer of model '{spec.name}' at {where} gives other tokens than the plan saw (behaviour {found}, "
+            f"the tokenizer of model '{spec.name}' at {where} gives other tokens than the plan saw (behaviour {behaviour}, "
             f"planned {spec.tokenizer_digest})",
             hint="another version of transformers or tokenizers? Install the same ones everywhere, or plan again; if it comes "
             "back, delete the folder artifacts/tokenizers",
@@ -91,7 +99,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
     from transformers.utils import logging
 
     options = load_options(where, spec)
-    shown = logging.is_progress_bar_enabled()
+    had_progress_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         config = guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
@@ -110,9 +118,10 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
             ),
         )
     finally:
-        if shown:
+        if had_progress_bar:
             logging.enable_progress_bar()
     module, info = loaded
+    # transformers fills missing weights with random numbers and only warns
     lost = sorted({*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))})
     if lost:
         raise ModelError(

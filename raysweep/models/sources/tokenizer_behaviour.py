@@ -89,6 +89,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> 
         bos: ids that are put before every text by hand.
     """
     added = sorted((number, str(token)) for number, token in tokenizer.added_tokens_decoder.items())
+    # an added token is cut out of texts in ways that differ with what stands beside it
     written = [f"{a}{token}{b}" for _, token in added[:_WRITTEN_OUT] for a, b in (("", ""), ("a", "b"), ("a ", " b"))]
     joined = [text for prompt, target in PAIRS for text in (prompt, target, f"{prompt} {target}", f"{prompt}{target}")]
     seen = {
@@ -101,10 +102,12 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> 
         "specials": sorted(tokenizer.all_special_ids),
         "size": len(tokenizer),
     }
-    return text_digest(json.dumps(seen, separators=(",", ":")))  # plain data already, and much of it
+    # plain data already, and much of it
+    return text_digest(json.dumps(seen, separators=(",", ":")))
 
 
 def _seen(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Any]:
+    # offsets too: subjects and targets are found by them
     whole = tokenizer(text, return_offsets_mapping=True, verbose=False)
     bare = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     back = tokenizer.decode(bare, clean_up_tokenization_spaces=False)
@@ -124,6 +127,7 @@ class Records:
     def file(self, made_of: Mapping[str, Any]) -> Path:
         """Return where the digest of the tokenizer made of *made_of* is kept."""
         here = Path(__file__).parent
+        # other code may read the same files otherwise, so it is part of the name
         code = [file_digest(here / name) for name in _CODE]
         return self.folder / f"{digest({'of': made_of, 'code': code, 'packages': packages()})}.json"
 
@@ -147,10 +151,10 @@ class Records:
 
 def packages() -> dict[str, str | None]:
     """Return the versions of what reads tokenizers; None = not installed."""
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions

@@ -82,17 +82,20 @@ def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, Any]) -
     settings = get_tokenizer_config(str(where), **options)
     if not isinstance(settings, dict):
         raise ValueError("tokenizer_config.json holds no object")
+    # a tokenizer with code of its own is what its code says
     code = settings.get("auto_map") or {}
     if options.get("trust_remote_code") and (isinstance(code, list) or "AutoTokenizer" in code):
         return _read(AutoTokenizer, where, options)
     # from vocab.json and merges.txt these two build the published ids
     byte_level = {"GPT2Tokenizer": GPT2Tokenizer, "Qwen2Tokenizer": Qwen2Tokenizer}
     declared = _declared(settings, config)
+    # an undeclared or unknown class adds nothing to its files
     defaults = _CLASSES.get(declared, ClassDefaults())
     model_file = _file(where, "tokenizer.model", options)
     if _file(where, "tokenizer.json", options):
         tokenizer = _read(PreTrainedTokenizerFast, where, options)
         _set_prefix(tokenizer.backend_tokenizer, defaults, settings, sentencepiece=model_file is not None)
+    # SentencePiece only: made into a tokenizer.json first, as 4.44 does
     elif declared == "LlamaTokenizer" and model_file:
         tokenizer = _from_sentencepiece(where, model_file, settings, options)
     elif declared in byte_level and all(_file(where, name, options) for name in ("vocab.json", "merges.txt")):
@@ -132,8 +135,8 @@ def _file(where: Path | str, name: str, options: Mapping[str, Any]) -> Path | No
     from transformers.utils.hub import cached_file
 
     remote = {key: value for key, value in options.items() if key != "trust_remote_code"}
-    found = cached_file(where, name, _raise_exceptions_for_missing_entries=False, **remote)
-    return None if found is None else Path(found)
+    path = cached_file(where, name, _raise_exceptions_for_missing_entries=False, **remote)
+    return None if path is None else Path(path)
 
 
 def _add_special_tokens(tokenizer: Any, special: Mapping[str, str]) -> None:
@@ -144,7 +147,8 @@ def _add_special_tokens(tokenizer: Any, special: Mapping[str, str]) -> None:
     for role, token in special.items():
         if role in tokenizer.init_kwargs or token not in known:
             continue
-        if token not in cut_out:  # the file's own flags stay where it has the token already
+        # the file's own flags stay where it has the token already
+        if token not in cut_out:
             tokenizer.backend_tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
         setattr(tokenizer, role, token)
 
@@ -158,17 +162,18 @@ def _set_template(tokenizer: Any, settings: Mapping[str, Any], add_bos: bool) ->
     from tokenizers.processors import TemplateProcessing
 
     before, after, ids = "", "", []
-    for role, wanted in (
+    for role, is_added in (
         ("bos", settings.get("add_bos_token", add_bos)),
         ("eos", settings.get("add_eos_token", False)),
     ):
         token = getattr(tokenizer, f"{role}_token")
-        if not wanted:
+        if not is_added:
             continue
         if token is None:
             if f"add_{role}_token" in settings:
                 raise ValueError(f"tokenizer_config.json says add_{role}_token, but there is no {role}_token")
-            return  # nothing was said, and the class's own token is not in this vocabulary: the file's template stays
+            # nothing was said, and the class's own token is not in this vocabulary: the file's template stays
+            return
         before, after = (f"{token}:%d ", after) if role == "bos" else (before, f" {token}:%d")
         ids.append((token, getattr(tokenizer, f"{role}_token_id")))
     one, two = (f"{before}${letter}:%d{after}".replace("%d", str(i)) for i, letter in enumerate("AB"))
@@ -241,8 +246,8 @@ def _from_sentencepiece(
     _set_piece_form(backend, legacy=bool(settings.get("legacy", True)), prefix=prefix is None or bool(prefix))
     with tempfile.TemporaryDirectory() as folder:
         for name in _SETTINGS:
-            if found := _file(where, name, options):
-                shutil.copy(found, Path(folder, name))
+            if file := _file(where, name, options):
+                shutil.copy(file, Path(folder, name))
         backend.save(str(Path(folder, "tokenizer.json")))
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 

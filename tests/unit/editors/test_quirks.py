@@ -218,7 +218,7 @@ def test_a_memory_is_applied_as_its_layer_is(family: str) -> None:
     """Quirk Q30: in the layer's own orientation, with its bias; a memory equal to the frozen weight changes nothing."""
     lm = tiny_lm(family)
     for matrix in ("in", "out"):
-        module = lm.part(replacement.linear_name(lm, 1, matrix))  # type: ignore[arg-type]
+        module = lm.part(lm.layout.mlp_matrix(1, matrix))  # type: ignore[arg-type]
         weight, bias = replacement.weight_and_bias(module)
         if bias is not None:
             module.bias.data.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(0)))

@@ -1,0 +1,98 @@
+"""The page that adds an architecture is executed: its file sits the layout contract, ROME edits the model, a folder of it loads."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from raysweep.models.layout import LAYOUTS, Layout
+from raysweep.testing.layout_contract import check_layout_contract, tiny_model
+from tests.docs.pages import ROOT, block, blocks
+
+PAGE = ROOT / "docs/add_an_architecture.md"
+LOADS = """
+from pathlib import Path
+from raysweep.models import sizes
+from raysweep.testing.fixtures import byte_tokenizer, load_folder
+from raysweep.testing.layout_contract import tiny_model
+
+folder = Path("model").resolve()
+module = tiny_model("gemma", vocab_size=258, tie_word_embeddings=True)
+module.save_pretrained(folder)
+byte_tokenizer(bos=True).save_pretrained(folder)
+lm = load_folder(folder)
+assert lm.layout.model_type == "gemma", lm.layout
+assert sizes.size_from_config(module.config.to_dict()).parameters == sum(p.numel() for p in module.parameters() if p.dim() == 2)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page's files, its layout installed as a third party's would be."""
+    root = tmp_path_factory.mktemp("page")
+    (root / "gemma_layout.py").write_text(block(PAGE, "raysweep/models/layouts/gemma.py"), encoding="utf-8")
+    (root / "look.py").write_text(block(PAGE, "look.py"), encoding="utf-8")
+    (root / "test_gemma.py").write_text(block(PAGE, "test_gemma.py"), encoding="utf-8")
+    head, line = block(PAGE, "pyproject.toml").strip().splitlines()
+    info = root / "gemma_layout-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gemma_layout\nVersion: 1.0\n")
+    group = head.removeprefix("[project.entry-points.").removesuffix("]").strip('"')
+    (info / "entry_points.txt").write_text(f"[{group}]\n{line}\n".replace('"', ""))
+    return root
+
+
+def run(folder: Path, *argv: str) -> str:
+    """Run Python in *folder* with the page's package on its path; it must succeed."""
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_look_at_the_model_shows_the_names_of_the_layout(folder: Path) -> None:
+    printed = run(folder, "look.py")
+    assert all(f"({name}):" in printed for name in ("embed_tokens", "layers", "down_proj", "o_proj", "norm", "lm_head"))
+
+
+def test_the_page_s_own_tests_pass(folder: Path) -> None:
+    printed = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_gemma.py")
+    assert "failed" not in printed
+
+
+def test_a_folder_of_the_family_loads(folder: Path) -> None:
+    run(folder, "-c", LOADS)
+
+
+def test_the_sentence_is_what_the_contract_says() -> None:
+    namespace: dict[str, object] = {}
+    exec(block(PAGE, "raysweep/models/layouts/gemma.py"), namespace)
+    layout = namespace["LAYOUT"]
+    assert isinstance(layout, Layout)
+    with pytest.raises(AssertionError) as caught:
+        check_layout_contract(replace(layout, embed_scale=None), tiny_model("gemma"))
+    assert str(caught.value) == block(PAGE, "the sentence").strip()
+
+
+def test_the_line_has_the_form_of_the_table(folder: Path) -> None:
+    (line,) = (b.text.strip() for b in blocks(PAGE) if b.language == "text" and "LAYOUT" in b.text)
+    name, _, origin = line.rstrip(",").replace('"', "").partition(": ")
+    assert (name, origin) == ("gemma", LAYOUTS.origin("llama").replace("llama", "gemma"))
+
+
+def test_every_field_and_every_promise_is_explained() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert all(f"`{field.name}`" in text for field in fields(Layout) if field.name != "model_type")
+    numbered = re.findall(r"^ {4}(\d)\. ", check_layout_contract.__doc__ or "", re.MULTILINE)
+    (table,) = (part for part in text.split("\n\n") if part.startswith("| promise |"))
+    assert len(numbered) == len(table.splitlines()) - 2 == 6
+    assert "examines six promises" in text
