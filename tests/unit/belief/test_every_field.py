@@ -187,7 +187,7 @@ def put(tree: Tree, key: str, value: Any) -> Tree:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("fields")
     write_wikidata(root / "files", SyntheticSpec(subjects=150))
-    graph = testbed.Testbed(BeliefSpec(), Workspace(root)).basis.graph
+    graph = testbed.Testbed(BeliefSpec(), Workspace(root)).parts.graph
     belief_tokenizer.word_tokenizer(graph).backend_tokenizer.save(str(root / "tokenizer.json"))
     return Workspace(root)
 
@@ -337,7 +337,7 @@ def test_an_odd_number_of_relations_is_accepted_if_said(workspace: Workspace) ->
         len(
             testbed.Testbed(
                 _resolved(put(odd, "graph.odd_relations", "single"), workspace), workspace
-            ).basis.graph.relations
+            ).parts.graph.relations
         )
         == 7
     )
