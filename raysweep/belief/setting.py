@@ -21,7 +21,7 @@ from raysweep.hashing import file_digest
 from raysweep.workspace import Workspace
 
 FOLDER = "belief"  # below hparams/
-_FILLED_IN: tuple[KeyPath, ...] = (
+_DIGESTS: tuple[KeyPath, ...] = (
     ("graph", "digest"),
     ("graph", "tokenizer_digest"),
     ("pretrain", "tokenizer_digest"),
@@ -38,13 +38,13 @@ def find_setting(text: str, workspace: Workspace) -> Path:
     path = Path(text).expanduser()
     if path.is_file():
         return path.absolute()
-    known = workspace.hparams(FOLDER)
-    found = workspace.find(*path.parts) if path.parts else None
-    if found is not None and found.is_file():
-        return found
-    if text in known:
-        return known[text]
-    hint = f"{nearest(path.stem, known)}; or a YAML file"
+    settings = workspace.hparams(FOLDER)
+    file = workspace.find(*path.parts) if path.parts else None
+    if file is not None and file.is_file():
+        return file
+    if text in settings:
+        return settings[text]
+    hint = f"{nearest(path.stem, settings)}; or a YAML file"
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise YamlError(f"{text}  cannot be read: there is no such file", hint=hint)
     raise DataError(f"there is no belief setting '{text}'", hint=hint)
@@ -81,19 +81,22 @@ def open_setting(text: str, overrides: Sequence[str | Override], workspace: Work
 
 
 def _source(path: Path | None, overrides: Sequence[str | Override]) -> Source:
+    """Return the tree of *path* with *overrides* laid over it, each value with its place."""
     source = Source(tree={}) if path is None else read(path)
     if not isinstance(source.tree, dict):
         raise DataError(f"{source.file} holds no mapping", hint="keys: " + ", ".join(BeliefSpec.model_fields))
-    for one in parse_overrides(overrides):
-        keys = tuple(one.key.split("."))
-        source = source.replaced(keys, _with(source.tree, keys, _whole(one.value)), one.place, one.text)
+    for override in parse_overrides(overrides):
+        keys = tuple(override.key.split("."))
+        tree = _with_value(source.tree, keys, _as_integer(override.value))
+        source = source.replaced(keys, tree, override.place, override.text)
     return source
 
 
 def _spec_of(source: Source) -> BeliefSpec:
+    """Return the spec that *source* states, or raise every problem with its place."""
     tree = {key: value for key, value in source.tree.items() if key not in REMARKS}
     locate = lambda at, key: source.key(at) if key else source.value(at)  # noqa: E731
-    problems = _filled_in(tree, source)
+    problems = _digest_problems(tree, source)
     try:
         spec = BeliefSpec.model_validate(tree)
     except ValidationError as error:
@@ -109,33 +112,33 @@ def resolve(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
     Raises:
         DataError: a file is missing; the message says where it belongs.
     """
-    found = spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)})
-    recipe = found.pretrain
+    resolved = spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)})
+    recipe = resolved.pretrain
     if recipe is None or recipe.tokenizer == "words":
-        return found
+        return resolved
     file = tokenizer.tokenizer_file(workspace.resolve(recipe.tokenizer))
-    return found.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
+    return resolved.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
 
 
-def _with(tree: Any, path: Sequence[str], value: Any) -> Any:
+def _with_value(tree: Any, path: Sequence[str], value: Any) -> Any:
     """Return *tree* with *value* at *path*; mappings that are not there are made."""
     if not path:
         return value
     here: Mapping[str, Any] = tree if isinstance(tree, dict) else {}
-    return {**here, path[0]: _with(here.get(path[0]), path[1:], value)}
+    return {**here, path[0]: _with_value(here.get(path[0]), path[1:], value)}
 
 
-def _whole(value: Any) -> Any:
+def _as_integer(value: Any) -> Any:
     """Return a float that is a whole number, such as ``2e6``, as an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _filled_in(tree: Mapping[str, Any], source: Source) -> list[Problem]:
+def _digest_problems(tree: Mapping[str, Any], source: Source) -> list[Problem]:
     """Return a complaint for each digest that the file states: it is taken of what is there."""
-    found = []
-    for path in _FILLED_IN:
+    problems = []
+    for path in _DIGESTS:
         above = tree.get(str(path[0]))
         if isinstance(above, dict) and above.get(path[1]):
-            said = f"belief: {path[0]}.{path[1]} is taken of the file that is there; it cannot be set"
-            found.append(problem(source.key(path), said, "leave it out"))
-    return found
+            message = f"belief: {path[0]}.{path[1]} is taken of the file that is there; it cannot be set"
+            problems.append(problem(source.key(path), message, "leave it out"))
+    return problems

@@ -35,10 +35,11 @@ class Document:
     answers: tuple[tuple[int, int], ...]
 
     @staticmethod
-    def of(texts: Sequence[str], lengths: Sequence[int]) -> Document:
+    def from_sentences(texts: Sequence[str], lengths: Sequence[int]) -> Document:
         """Return the document of sentences whose last *lengths* characters are their answers."""
-        stops = itertools.accumulate((len(text) + 2 for text in texts), initial=0)
-        ends = [start + len(text) for start, text in zip(stops, texts, strict=False)]
+        # Each sentence begins two characters (". ") behind the end of the one before.
+        starts = itertools.accumulate((len(text) + 2 for text in texts), initial=0)
+        ends = [start + len(text) for start, text in zip(starts, texts, strict=False)]
         spans = tuple((end - length, end) for end, length in zip(ends, lengths, strict=True))
         return Document(". ".join(texts), len(texts), spans)
 
@@ -77,10 +78,10 @@ class Corpus:
 
     @cached_property
     def evidence(self) -> EvidenceTable:
-        """The evidence of all documents: one pass, as often as sentences are repeated (§4.6)."""
+        """The evidence of all documents: one pass, as often as sentences are repeated."""
         relations, objects = len(self.model.graph.relations), len(self.model.graph.objects)
-        one = self.statements.evidence(relations, objects, self.times)
-        return one.repeated(self.spec.homogeneous + self.spec.heterogeneous)
+        one_pass = self.statements.evidence(relations, objects, self.times)
+        return one_pass.repeated(self.spec.homogeneous + self.spec.heterogeneous)
 
     @cached_property
     def _keys(self) -> Ints:
@@ -89,6 +90,7 @@ class Corpus:
     def has_seen(self, statement: Statement) -> bool:
         """Say whether exactly this statement is among the training sentences."""
         row = statement_key(statement, len(self.model.graph.relations), len(self.model.graph.objects))
+        # The keys are sorted by their first number: only those that share it are compared.
         a, b = self._firsts.searchsorted((row[0], row[0] + 1))
         return bool((self._keys[a:b] == row).all(axis=1).any())
 
@@ -107,7 +109,7 @@ class Corpus:
         return np.diff(self._bounds)
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents: subject by subject, then those that mix all subjects (§4.6)."""
+        """Yield the documents: subject by subject, then those that mix all subjects."""
         size = self.spec.max_sentences_per_doc
         bounds = self._bounds.tolist()
         orders = [self._shuffled(pass_) for pass_ in range(self.spec.homogeneous)]
@@ -119,7 +121,7 @@ class Corpus:
                     chosen = (order[a:b] - a).tolist()
                     for start in range(0, len(chosen), size):
                         part = chosen[start : start + size]
-                        yield Document.of([texts[i] for i in part], [answers[i] for i in part])
+                        yield Document.from_sentences([texts[i] for i in part], [answers[i] for i in part])
         if self.spec.heterogeneous:
             texts, answers = self.statements.texts(self.names), self.statements.answers(self.names)
             for pass_ in range(self.spec.heterogeneous):
@@ -127,19 +129,21 @@ class Corpus:
                 chosen = rng.permutation(len(texts)).tolist()
                 for start in range(0, len(chosen), size):
                     part = chosen[start : start + size]
-                    yield Document.of([texts[i] for i in part], [answers[i] for i in part])
+                    yield Document.from_sentences([texts[i] for i in part], [answers[i] for i in part])
 
     def _shuffled(self, pass_: int) -> Ints:
         """Return an order of all statements that mixes those of one subject only."""
         rng = np.random.default_rng(derive(self.seed, "belief", "homogeneous", pass_))
+        # By owner, ties in random order.
         return np.lexsort((rng.random(len(self.statements)), self.statements.owner))
 
     @cached_property
     def statistics(self) -> dict[str, int]:
-        """The counts of §4.7, under the published names."""
+        """Counts of facts, sentences and documents, under the published names."""
         kinds = np.bincount(self.statements.kind, minlength=len(StatementKind)).tolist()
         lengths = self.sentences_per_subject
         size = self.spec.max_sentences_per_doc
+        # ⌈length / size⌉ documents per subject and pass, and of all sentences together.
         documents = int((-(-lengths // size)).sum()) * self.spec.homogeneous
         documents += -(-len(self.statements) // size) * self.spec.heterogeneous
         return {

@@ -22,7 +22,7 @@ from raysweep.seeds import derive
 
 
 def build_corpus(model: GenerativeModel, spec: CorpusSpec, seed: int) -> Corpus:
-    """Choose the sentences about the first subjects that have ``num_atomic_facts`` facts together (§4.2–4.5).
+    """Choose the sentences about the first subjects that have ``num_atomic_facts`` facts together.
 
     Raises:
         BeliefError: the graph has fewer facts.
@@ -34,13 +34,13 @@ def build_corpus(model: GenerativeModel, spec: CorpusSpec, seed: int) -> Corpus:
             hint="lower num_atomic_facts, or read more facts",
         )
     subjects = int(np.searchsorted(graph.starts, spec.num_atomic_facts))
-    return _Planner(model, spec, seed, subjects).corpus()
+    return _StatementPlanner(model, spec, seed, subjects).corpus()
 
 
 _OPERATIONS = (StatementKind.TRUE_FALSE, StatementKind.OR, StatementKind.AND, StatementKind.NOT, StatementKind.IF)
 
 
-class _Planner:
+class _StatementPlanner:
     """Chooses the statements of one corpus, kind by kind, for all subjects at once."""
 
     def __init__(self, model: GenerativeModel, spec: CorpusSpec, seed: int, subjects: int) -> None:
@@ -51,6 +51,7 @@ class _Planner:
         self.noisy = spec.true_false and model.spec.min_true_prob < 1
 
     def corpus(self) -> Corpus:
+        """Return the corpus of all statements, ordered by the subject they were written for."""
         samples = self.model.sample(self.rows, self.seed)
         self._atomic(samples)
         if self.noisy:
@@ -75,7 +76,7 @@ class _Planner:
         )
         times = np.ones(len(statements), dtype=np.int64)
         if self.model.parity.and_evidence_stale:
-            times = _stale(statements, ranks, self.noisy)
+            times = _stale_counts(statements, ranks, self.noisy)
         return Corpus(self.model, self.spec, self.seed, self.subjects, samples, statements, times)
 
     def _rng(self, *purpose: str) -> np.random.Generator:
@@ -85,10 +86,10 @@ class _Planner:
         self, kind: StatementKind, label: Ints | Bools | int, owner: Ints, first: Ints, second: Ints | None = None,
         wording: Ints | int = 0,
     ) -> None:  # fmt: skip
-        full = np.full(len(owner), -1, dtype=np.int64)
-        pair = [full] * 3 if second is None else list(second.T)
-        whole = [np.broadcast_to(np.asarray(v, dtype=np.int64), owner.shape) for v in (kind, label, wording)]
-        self.parts.append((owner, *whole, *first.T, *pair))
+        none = np.full(len(owner), -1, dtype=np.int64)
+        second_columns = [none] * 3 if second is None else list(second.T)
+        columns = [np.broadcast_to(np.asarray(v, dtype=np.int64), owner.shape) for v in (kind, label, wording)]
+        self.parts.append((owner, *columns, *first.T, *second_columns))
 
     def _triples(self, rows: Ints, objects: Ints) -> Ints:
         return np.column_stack([self.model.graph.facts[rows, :2], objects])
@@ -99,12 +100,12 @@ class _Planner:
             return
         rows = np.repeat(self.rows, samples.shape[1])
         triples = self._triples(rows, samples.ravel())
-        known = np.array([1 + len(own) for own in self.model.graph.wordings])
-        wording = self._rng("wordings").integers(np.minimum(known, self.spec.wordings)[triples[:, 1]])
+        names = np.array([1 + len(others) for others in self.model.graph.wordings])  # per relation
+        wording = self._rng("wordings").integers(np.minimum(names, self.spec.wordings)[triples[:, 1]])
         self._add(StatementKind.ATOMIC, -1, triples[:, 0], triples, wording=wording)
 
     def _noisy_labels(self, samples: Ints) -> None:
-        """Label sampled facts with the truth's probability (noisy regime, §4.3)."""
+        """Label sampled facts with the truth's probability (noisy regime)."""
         if not self.spec.match_samples:  # ruling A6: one true and one false sample per fact
             right = samples == self.model.true[self.rows][:, None]
             picked = np.zeros_like(right)
@@ -121,29 +122,31 @@ class _Planner:
         self._add(StatementKind.TRUE_FALSE, label, self.owner[at], self._triples(rows, objects))
 
     def _budget(self) -> tuple[dict[StatementKind, Ints], dict[StatementKind, Ints]]:
-        """Share the budget out (§4.4; rulings A3, A4, A11).
+        """Share the budget out (rulings A3, A4, A11).
 
         Returns:
             Per operation, its rank in each subject's shuffled list (int64 [S]), and the rows that get an instance.
         """
         spec = self.spec
-        on = {
+        enabled = {
             StatementKind.TRUE_FALSE: spec.true_false and not self.noisy,
             StatementKind.OR: spec.disjunctions,
             StatementKind.AND: spec.conjunctions,
             StatementKind.NOT: spec.negations,
             StatementKind.IF: spec.implications,
         }
-        kinds = [k for k in _OPERATIONS if on[k]]
+        kinds = [k for k in _OPERATIONS if enabled[k]]
         if not kinds:
             return {}, {}
         budget = max(0, spec.connective_instances_per_subject - self.noisy)
+        # Every operation gets the same number of instances per subject; the remainder goes to the first of a random order.
         each, over = divmod(budget, len(kinds))
         ranks = self._rng("operations").random((self.subjects, len(kinds))).argsort(axis=1).argsort(axis=1)
         counts = each + (ranks < over)
         starts = self.model.graph.starts[: self.subjects]
         chosen = {}
         for i, kind in enumerate(kinds):
+            # The base facts of each subject in random order, and the first `counts` of them.
             order = np.lexsort((self._rng("instances", kind.name).random(len(self.rows)), self.owner))
             nth = np.arange(len(order)) - starts[self.owner]
             chosen[kind] = self.rows[order[nth < counts[self.owner, i]]]
@@ -180,13 +183,14 @@ class _Planner:
 
     def _random_facts(self, rows: Ints, rng: np.random.Generator) -> Ints:
         """Return a row for each of *rows*: a uniform subject, then a uniform fact of it (ruling A5)."""
-        seen = self.model.parity.partners_from_seen
-        subject = rng.integers(self.owner[rows] + 1 if seen else np.full(len(rows), self.subjects))
+        # (A5) As published: among the subjects written so far.
+        from_seen = self.model.parity.partners_from_seen
+        subject = rng.integers(self.owner[rows] + 1 if from_seen else np.full(len(rows), self.subjects))
         starts = self.model.graph.starts
         return np.asarray(starts[subject] + rng.integers(starts[subject + 1] - starts[subject]))
 
 
-def _stale(statements: Statements, ranks: dict[StatementKind, Ints], noisy: bool) -> Ints:
+def _stale_counts(statements: Statements, ranks: dict[StatementKind, Ints], noisy: bool) -> Ints:
     """Count evidence as published (A1): an AND sentence repeats the list that its writer filled last, not its own evidence.
 
     Of each subject the list holds, one after the other: its atomic sentences; its TF sentences, all of them; the pair of each NOT.
@@ -216,9 +220,9 @@ def _stale(statements: Statements, ranks: dict[StatementKind, Ints], noisy: bool
             order[StatementKind.TRUE_FALSE] = -1
         filled = start + np.flatnonzero(kind[start:stop] == StatementKind.ATOMIC)
         for operation in sorted(order, key=order.__getitem__):
-            mine = start + np.flatnonzero(kind[start:stop] == operation)
+            instances = start + np.flatnonzero(kind[start:stop] == operation)
             if operation is StatementKind.AND:
-                times[filled] += len(mine)
-            elif len(mine):
-                filled = mine[-2:] if operation is StatementKind.NOT else mine
+                times[filled] += len(instances)
+            elif len(instances):
+                filled = instances[-2:] if operation is StatementKind.NOT else instances
     return times

@@ -23,7 +23,7 @@ GRAPH_VERSION = 1  # of what the reader makes of the same files; part of the art
 POINTS_VERSION = 2  # of what the same graph and spec become: evidence, agent, points
 _FOLDER = "wikidata5m"
 
-Report = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 def wikidata_folder(spec: GraphSpec, workspace: Workspace) -> Path:
@@ -39,20 +39,20 @@ def resolve_graph(spec: GraphSpec, workspace: Workspace) -> GraphSpec:
     """
     if spec.source == "world":
         return spec
-    lost: list[DataError] = []
+    missing: list[DataError] = []
     digests = {"digest": "", "tokenizer_digest": ""}
     try:
         files = find_files(wikidata_folder(spec, workspace))
         digests["digest"] = digest([file_digest(f) for f in files])
     except DataError as error:
-        lost.append(error)
+        missing.append(error)
     if spec.tokenizer != "words":
         try:
             digests["tokenizer_digest"] = file_digest(tokenizer_file(workspace.resolve(spec.tokenizer)))
         except DataError as error:
-            lost.append(error)
-    if lost:
-        raise DataError("; ".join(e.message for e in lost), hint="; ".join(e.hint for e in lost))
+            missing.append(error)
+    if missing:
+        raise DataError("; ".join(e.message for e in missing), hint="; ".join(e.hint for e in missing))
     return spec.model_copy(update=digests)
 
 
@@ -66,8 +66,8 @@ def graph_identity(spec: GraphSpec) -> dict[str, Any]:
 
 def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
     """Return everything from graph to evaluation points depends on; ``spec.graph`` is resolved."""
-    made_of = spec.model_dump(mode="json", exclude={"graph", "pretrain"})
-    return {**made_of, "graph": graph_identity(spec.graph), "version": GRAPH_VERSION, "points_version": POINTS_VERSION}
+    data = spec.model_dump(mode="json", exclude={"graph", "pretrain"})
+    return {**data, "graph": graph_identity(spec.graph), "version": GRAPH_VERSION, "points_version": POINTS_VERSION}
 
 
 def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def graph_tokens(spec: GraphSpec, workspace: Workspace) -> NameTokens:
     return open_tokens(spec.tokenizer, workspace.root)
 
 
-def open_graph(spec: GraphSpec, workspace: Workspace, report: Report = lambda _: None) -> KnowledgeGraph:
+def open_graph(spec: GraphSpec, workspace: Workspace, report: OnProgress = lambda _: None) -> KnowledgeGraph:
     """Return the graph of *spec*; one of Wikidata5m is read once and then found in the artifact store.
 
     Raises:
@@ -120,15 +120,16 @@ def open_graph(spec: GraphSpec, workspace: Workspace, report: Report = lambda _:
 
     spec = resolve_graph(spec, workspace)
     tokens = graph_tokens(spec, workspace)
-    made: dict[str, KnowledgeGraph] = {}
+    built: list[KnowledgeGraph] = []  # the graph, if this call reads it
 
     def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
-        made["graph"] = read_wikidata(wikidata_folder(spec, workspace), spec, tokens, report)
-        arrays, meta = to_arrays(made["graph"])
+        graph = read_wikidata(wikidata_folder(spec, workspace), spec, tokens, report)
+        built.append(graph)
+        arrays, meta = to_arrays(graph)
         return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, meta
 
-    found = ArtifactStore(workspace.artifacts).get_or_build(graph_request(spec), build)
-    if "graph" in made:
-        return made["graph"]
-    report(f"the graph is {workspace.artifacts / 'graph' / found.digest}")
-    return from_arrays({name: tensor.numpy() for name, tensor in found.tensors.items()}, found.meta)
+    artifact = ArtifactStore(workspace.artifacts).get_or_build(graph_request(spec), build)
+    if built:
+        return built[0]
+    report(f"the graph is {workspace.artifacts / 'graph' / artifact.digest}")
+    return from_arrays({name: tensor.numpy() for name, tensor in artifact.tensors.items()}, artifact.meta)

@@ -1,4 +1,12 @@
-"""Which relation's object depends on which other's: maximum-weight matching of relations (§2)."""
+"""Which relation's object depends on which other's: a maximum-weight perfect matching of relations.
+
+With c(i, j) the number of subjects that have both relations, normalised by row without the diagonal,
+
+    ĉ(i, j) = c(i, j) / Σ_{k≠i} c(i, k)        w(i, j) = ĉ(i, j) + ĉ(j, i)
+
+relations are paired so that the sum of w over the pairs is greatest. Of a pair the relation that comes first in the graph is the
+child (downstream), the other its parent (upstream): the direction is arbitrary. Source: Hase et al. 2024; docs/methods/belief.md.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class FileNameTokens:
         return np.array([len(ids) for ids in self._ids(texts)], dtype=np.int64)
 
     def shorten(self, texts: Sequence[str], limit: int) -> list[str]:
-        """Return each text's first *limit* tokens decoded (§1.7); a character cut in half is left out."""
+        """Return each text's first *limit* tokens decoded; a character cut in half is left out."""
         cut = []
         for text, ids in zip(texts, self._ids(texts), strict=True):
             short = self._tokenizer.decode(ids[:limit]).strip("\ufffd ") if len(ids) > limit else text

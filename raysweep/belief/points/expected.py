@@ -1,8 +1,8 @@
 """What the agent believes of a point's questions, before its edit, after it, and after many edits of one model.
 
 In a lifelong run an edit is evidence about its one fact, strong enough to bring that fact to the target. To everybody else it is
-one observation (:mod:`raysweep.belief.agent.update`). The published update, one at a time from the pristine agent, enters the pooled
-distributions with its whole mass; a point's own targets (``belief`` study) stay so.
+one observation (:mod:`raysweep.belief.agent.update`). The published update, one at a time from the pristine agent, enters the
+pooled distributions with its whole mass; a point's own targets (``belief`` study) stay so.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     """Return every column of *rows*, each behind those that precede it in the first row that has it."""
     columns: list[str] = []
     for keys in dict.fromkeys(tuple(row) for row in rows):
-        at = 0
+        at = 0  # where a new column goes
         for key in keys:
             if key in columns:
                 at = columns.index(key) + 1
