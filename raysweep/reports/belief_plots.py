@@ -1,4 +1,4 @@
-"""Figures of a belief sweep (§9.6): training curves, histograms of updates, one point along its edit, many edits in one model."""
+"""Figures of a belief sweep: training curves, histograms of updates, one point along its edit, many edits in one model."""
 
 from __future__ import annotations
 

@@ -9,7 +9,9 @@ upstream relation parent(r). A conditional adds up, over all subjects, their evi
 
     e[r, o₂] = Σ_s π_s(o₂) · E(s, r)        π_s(o₂) = share of the positive mass on (s, parent(r)) that is on o₂
 
-(published, ``parity.pi_by_items``: share of the items that mention o₂). See docs/methods/belief.md; Hase et al. 2024 (arXiv 2406.19354).
+(published, ``parity.pi_by_items``: share of the items that mention o₂).
+
+Source: Hase et al. 2024 (arXiv 2406.19354); docs/methods/belief.md.
 
 Shapes: R relations, K objects, N evidence items, V vectors of a table.
 """

@@ -64,7 +64,7 @@ def from_line(line: str) -> EvalPoint:
             raise DataError(
                 f"evaluation points of schema {data['schema']!r}, expected {SCHEMA!r}", hint="build them again"
             )
-        edited = "request" in data
+        has_edit = "request" in data
         return EvalPoint(
             id=data["id"],
             fact=Triple(*data["fact"]),
@@ -72,12 +72,12 @@ def from_line(line: str) -> EvalPoint:
             known=data["known"],
             has_relevant_property=data["has_relevant_property"],
             targets=TargetProbabilities(*data["targets"]),
-            questions={name: PointQuestion(**own) for name, own in data["questions"].items()},
+            questions={name: PointQuestion(**fields) for name, fields in data["questions"].items()},
             sentences=tuple(data["sentences"]),
-            request=_request(data["request"]) if edited else None,
-            watched={name: _watched(own) for name, own in data["watched"].items()} if edited else None,
-            flags=EditFlags(**data["flags"]) if edited else None,
-            claims={name: _claim(own) for name, own in data.get("claims", {}).items()},
+            request=_request(data["request"]) if has_edit else None,
+            watched={name: _watched(fields) for name, fields in data["watched"].items()} if has_edit else None,
+            flags=EditFlags(**data["flags"]) if has_edit else None,
+            claims={name: _claim(fields) for name, fields in data.get("claims", {}).items()},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not an evaluation point: {line[:60]!r}", hint=f"build them again ({error})") from error
@@ -88,13 +88,14 @@ def _claim(data: Mapping[str, Any]) -> Claim:
 
 
 def _request(data: Mapping[str, Any]) -> UpdateRequest:
-    updates = {state: UpdateStrength(**own) for state, own in data["updates"].items()}
+    updates = {state: UpdateStrength(**fields) for state, fields in data["updates"].items()}
     return UpdateRequest(data["object"], data["reinforces"], updates)
 
 
 def _watched(data: Mapping[str, Any]) -> WatchedFact:
     targets = {
-        s: {name: TargetProbabilities(*own) for name, own in roles.items()} for s, roles in data["targets"].items()
+        s: {name: TargetProbabilities(*values) for name, values in roles.items()}
+        for s, roles in data["targets"].items()
     }
     return WatchedFact(Triple(*data["fact"]), data["objects"], targets)
 

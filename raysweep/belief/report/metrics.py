@@ -36,7 +36,7 @@ def normalise_text(text: str) -> str:
 def contains_answer(output: str, label: str) -> bool:
     """Say whether a generated *output* (prompt removed) contains *label*: the published, lenient accuracy.
 
-    >>> answers(" Southland and more", "southland")
+    >>> contains_answer(" Southland and more", "southland")
     True
     """
     return normalise_text(label) in normalise_text(output)
@@ -45,7 +45,7 @@ def contains_answer(output: str, label: str) -> bool:
 def is_exact_answer(output: str, label: str) -> bool:
     """Say whether *output* up to its first full stop is *label* (ruling C3).
 
-    >>> answers_exactly(" Southland. Ada", "Southland"), answers_exactly("Southland and more", "Southland")
+    >>> is_exact_answer(" Southland. Ada", "Southland"), is_exact_answer("Southland and more", "Southland")
     (True, False)
     """
     return output.partition(".")[0].strip().lower() == label.strip().lower()
