@@ -45,10 +45,10 @@ class BeliefPoints:
         """
         self._workspace = workspace
         parts = Path(spec.path).expanduser().parts if spec.path else DEFAULT_SETTING
-        found = workspace.find(*parts)
-        if found is None or not found.is_file():
+        file = workspace.find(*parts)
+        if file is None or not file.is_file():
             raise DataError(f"belief setting '{Path(*parts)}' does not exist", hint="a YAML file as data.path, or none")
-        return found
+        return file
 
     def testbed(self, path: Path | None) -> Testbed:
         """Return the testbed of the setting in *path*."""
@@ -119,23 +119,25 @@ def edit_record(point: EvalPoint) -> EditRecord:
     """
     if point.request is None or point.watched is None or point.flags is None:
         raise DataError("a belief setting without editing has nothing to edit", hint="points.editing: true")
-    asked = point.questions
-    update = asked["new_fact_case"]
+    questions = point.questions
+    update = questions["new_fact_case"]
     probes = [Probe(kind=ProbeKind.EFFICACY, prompt=update.prompt, target=update.target)]
-    if "paraphrase_case" in asked:
-        reworded = asked["paraphrase_case"].prompt
+    if "paraphrase_case" in questions:
+        reworded = questions["paraphrase_case"].prompt
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=reworded, target=update.target))
     if point.flags.downstream_answer_changes:
-        follows = asked[f"editing_{SAME_OTHER}_{MODAL}"]
+        downstream = questions[f"editing_{SAME_OTHER}_{MODAL}"]
         probes.append(
-            Probe(kind=ProbeKind.PORTABILITY, prompt=follows.prompt, target=follows.target, name="downstream")
+            Probe(kind=ProbeKind.PORTABILITY, prompt=downstream.prompt, target=downstream.target, name="downstream")
         )
     for name in (OTHER_SAME, OTHER_OTHER):
         watch = point.watched[name]
         if watch.objects[MODAL] == watch.objects[ORIGINAL]:
-            stays = asked[f"editing_{name}_{ORIGINAL}"]
+            unchanged = questions[f"editing_{name}_{ORIGINAL}"]
             probes.append(
-                Probe(kind=ProbeKind.LOCALITY, prompt=stays.prompt, target=stays.target, name=name, against="base")
+                Probe(
+                    kind=ProbeKind.LOCALITY, prompt=unchanged.prompt, target=unchanged.target, name=name, against="base"
+                )
             )
     return EditRecord(
         id=record_id(point), subject=point.names[0], prompt=update.prompt, target=update.target, probes=tuple(probes)

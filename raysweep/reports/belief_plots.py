@@ -86,10 +86,10 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
         for axis, name in zip(row, names, strict=False):
             values = [_probability(point, name, replies[s][name].probability) for s in steps]
             axis.plot(steps, values, color="black", marker="o", markersize=3, label="model")
-            for i, (level, (label, color)) in enumerate(zip(levels, _AGENT.items(), strict=True)):
-                if name in level:  # the dashes of one fill the gaps of the other, so that equal levels are both seen
+            for i, (expected, (label, color)) in enumerate(zip(levels, _AGENT.items(), strict=True)):
+                if name in expected:  # the dashes of one fill the gaps of the other, so that equal levels are both seen
                     axis.axhline(
-                        _probability(point, name, level[name]),
+                        _probability(point, name, expected[name]),
                         color=color,
                         linestyle=(4 * i, (4, 4)),
                         linewidth=1.2,
@@ -128,28 +128,30 @@ def _probability(point: EvalPoint, name: str, p: float) -> float:
 
 def _title(point: EvalPoint, name: str) -> str:
     """Return the words above a panel: what is asked, and for whose fact."""
-    asked = point.questions[name]
+    question = point.questions[name]
     for watched, title in WATCHED.items():
         if name.startswith(f"editing_{watched}_"):
-            return f"{title}\n{asked.prompt} {asked.target}"
-    return fill(f"{asked.prompt} true", 46)
+            return f"{title}\n{question.prompt} {question.target}"
+    return fill(f"{question.prompt} true", 46)
 
 
 def lifelong(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw, against the number of edits, accuracy on the edited facts, on what follows from them, and on other subjects' facts."""
-    shown = {
+    curves = {
         "acc: edited": "the edits themselves",
         "new answer": "answers that should have changed",
         "acc: other s, other r": "facts of other subjects",
         "coh: same s, other r": "distance from the agent, same subject",
     }
-    figure, axes = _pyplot().subplots(1, len(shown), figsize=(3.4 * len(shown), 3.4), dpi=110, sharex=True, sharey=True)
+    figure, axes = _pyplot().subplots(
+        1, len(curves), figsize=(3.4 * len(curves), 3.4), dpi=110, sharex=True, sharey=True
+    )
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    for axis, (column, title) in zip(axes, shown.items(), strict=True):
+    for axis, (column, title) in zip(axes, curves.items(), strict=True):
         for arm, color, marker in zip(arms, cycle(COLOURS), cycle(MARKERS), strict=False):
-            own = [(r["edits"], r[column].mean) for r in rows if r["arm"] == arm and r.get(column) is not None]
-            if own:
-                axis.plot(*zip(*own, strict=True), color=color, marker=marker, markersize=4, label=arm)
+            curve = [(r["edits"], r[column].mean) for r in rows if r["arm"] == arm and r.get(column) is not None]
+            if curve:
+                axis.plot(*zip(*curve, strict=True), color=color, marker=marker, markersize=4, label=arm)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("edits so far")
         axis.set_ylim(-0.03, 1.03)

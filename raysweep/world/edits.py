@@ -18,8 +18,8 @@ def edit_records(world: World) -> tuple[EditRecord, ...]:
     Locality probes ask facts that no record edits, and the second hop of a two-hop probe is never edited.
     """
     passes: list[list[tuple[str, Relation]]] = [[] for _ in range(max(1, world.spec.edits_per_person))]
-    kept: dict[str, list[str]] = {}
-    by_relation: dict[str, list[str]] = {}
+    unedited: dict[str, list[str]] = {}  # per subject, the relations that no record edits
+    by_relation: dict[str, list[str]] = {}  # per relation, the subjects of whom it is not edited
     for kind in ("person", "city", "company"):
         editable = [r for r in world.relations_of(kind) if r.name not in NEVER_EDITED]
         limit = world.spec.edits_per_person if kind == "person" else 1
@@ -30,14 +30,14 @@ def edit_records(world: World) -> tuple[EditRecord, ...]:
             for lot, relation in zip(passes, chosen, strict=False):
                 lot.append((subject, relation))
             names = [r.name for r in chosen]
-            kept[subject] = [r.name for r in world.relations_of(kind) if r.name not in names]
-            for name in kept[subject]:
+            unedited[subject] = [r.name for r in world.relations_of(kind) if r.name not in names]
+            for name in unedited[subject]:
                 by_relation.setdefault(name, []).append(subject)
     records: list[EditRecord] = []
     for number, lot in enumerate(passes):
         Random(derive(world.spec.seed, "order", number)).shuffle(lot)
         for subject, relation in lot:
-            records.append(_record(world, len(records), subject, relation, kept[subject], by_relation))
+            records.append(_record(world, len(records), subject, relation, unedited[subject], by_relation))
     return tuple(records)
 
 
@@ -46,18 +46,28 @@ def _record(
     index: int,
     subject: str,
     relation: Relation,
-    kept: Sequence[str],
+    unedited: Sequence[str],
     by_relation: Mapping[str, Sequence[str]],
 ) -> EditRecord:
+    """Return the record of an edit of (subject, relation) to another object, with its probes.
+
+    Args:
+        world: the world.
+        index: number of the record.
+        subject: whose fact is edited.
+        relation: of the fact.
+        unedited: relations of the subject that no record edits.
+        by_relation: per relation the subjects of whom no record edits it.
+    """
     rng = Random(derive(world.spec.seed, "record", subject, relation.name))
     fact = Fact(subject=subject, relation=relation.name, object=world.object(subject, relation.name))
     target = rng.choice([o for o in world.entities[relation.range] if o != fact.object])
     wording, rephrase = rng.sample(world.wordings_of(fact), 2)
     prompt = wording.replace("{}", subject)
 
-    def ask(name: str, of: str) -> tuple[str, str]:
-        asked = Fact(subject=of, relation=name, object=world.object(of, name))
-        return rng.choice(world.wordings_of(asked)).replace("{}", of), asked.object
+    def question(name: str, of: str) -> tuple[str, str]:
+        true_fact = Fact(subject=of, relation=name, object=world.object(of, name))
+        return rng.choice(world.wordings_of(true_fact)).replace("{}", of), true_fact.object
 
     probes = [
         Probe(kind=ProbeKind.EFFICACY, prompt=prompt, target=target),
@@ -69,20 +79,21 @@ def _record(
             name="novel",
         ),
     ]
-    if kept:
-        same, answer = ask(rng.choice(kept), subject)
+    if unedited:
+        same, answer = question(rng.choice(unedited), subject)
         probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=same, target=answer, against="base", name="same_subject"))
     others = [s for s in by_relation.get(relation.name, ()) if s != subject]
     if others:
-        other, answer = ask(relation.name, rng.choice(others))
+        other, answer = question(relation.name, rng.choice(others))
         probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=other, target=answer, against="base", name="other"))
     for hop in world.hops:
         if hop.first != relation.name:
             continue
         answer = world.object(target, hop.second)
+        # Only where the edit changes the answer does the probe tell anything.
         if answer != world.object(fact.object, hop.second):
-            asked = rng.choice(hop.wordings).replace("{}", subject)
-            probes.append(Probe(kind=ProbeKind.PORTABILITY, prompt=asked, target=answer, name="hop2"))
+            two_hop = rng.choice(hop.wordings).replace("{}", subject)
+            probes.append(Probe(kind=ProbeKind.PORTABILITY, prompt=two_hop, target=answer, name="hop2"))
     unrelated = _unrelated(world, subject, relation, by_relation)
     return EditRecord(
         id=f"world/{index:06d}",
