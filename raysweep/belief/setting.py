@@ -35,6 +35,7 @@ def find_setting(text: str, workspace: Workspace) -> Path:
         DataError: there is no setting of that name; the hint names the nearest ones.
         YamlError: there is no such file.
     """
+    # A file that is there wins over a name; then the workspace, then the package.
     path = Path(text).expanduser()
     if path.is_file():
         return path.absolute()
@@ -88,6 +89,7 @@ def _source(path: Path | None, overrides: Sequence[str | Override]) -> Source:
     for override in parse_overrides(overrides):
         keys = tuple(override.key.split("."))
         tree = _with_value(source.tree, keys, _as_integer(override.value))
+        # The override's own place goes with the value, so that an error names the flag.
         source = source.replaced(keys, tree, override.place, override.text)
     return source
 
@@ -96,6 +98,7 @@ def _spec_of(source: Source) -> BeliefSpec:
     """Return the spec that *source* states, or raise every problem with its place."""
     tree = {key: value for key, value in source.tree.items() if key not in REMARKS}
     locate = lambda at, key: source.key(at) if key else source.value(at)  # noqa: E731
+    # Every problem of the file at once, not the first one only.
     problems = _digest_problems(tree, source)
     try:
         spec = BeliefSpec.model_validate(tree)
@@ -124,6 +127,7 @@ def _with_value(tree: Any, path: Sequence[str], value: Any) -> Any:
     """Return *tree* with *value* at *path*; mappings that are not there are made."""
     if not path:
         return value
+    # A scalar in the way is replaced; validation says what is wrong with that.
     here: Mapping[str, Any] = tree if isinstance(tree, dict) else {}
     return {**here, path[0]: _with_value(here.get(path[0]), path[1:], value)}
 

@@ -187,6 +187,7 @@ class ShapeSpec(Spec):
 
     def parameters(self, vocabulary: int) -> int:
         """Return the number of parameters with a vocabulary of that size."""
+        # Four attention matrices, three of the MLP, two norms; then embeddings, head and the last norm.
         block = 4 * self.hidden**2 + 3 * self.hidden * self.mlp + 2 * self.hidden
         return 2 * vocabulary * self.hidden + self.layers * block + self.hidden
 
@@ -291,6 +292,7 @@ class BeliefSpec(Spec):
 
     @model_validator(mode="after")
     def _graph_has_an_effect(self) -> BeliefSpec:
+        # A key that has no effect would still change the trial's key: it is refused, not ignored.
         changed = [n for n in _WIKIDATA_ONLY if getattr(self.graph, n) != GraphSpec.model_fields[n].default]
         if self.graph.source == "world" and changed:
             raise ValueError(

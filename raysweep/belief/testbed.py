@@ -204,6 +204,7 @@ class Testbed:
 
         request = ArtifactRequest(
             kind="belief_content",
+            # Neither agent nor points change what is written.
             inputs={k: v for k, v in belief_identity(self.spec).items() if k not in ("agent", "points")},
             builder="raysweep.belief.testbed:Testbed.content",
             model=None,
@@ -211,6 +212,7 @@ class Testbed:
         )
         digests = self._store.get_or_build(request, build).meta
         recipe = self.spec.pretrain
+        # A tokenizer from a file is named by its bytes, one made of words by the words.
         file = recipe.tokenizer_digest if recipe is not None and recipe.tokenizer != "words" else ""
         return ContentDigests(str(digests["documents"]), file or str(digests["words"]))
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysweep.belief.graph.wikidata import FILES
+from raysweep.belief.graph.wikidata_files import FILES
 from raysweep.cli.options import Options
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS

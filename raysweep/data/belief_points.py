@@ -52,6 +52,7 @@ class BeliefPoints:
 
     def testbed(self, path: Path | None) -> Testbed:
         """Return the testbed of the setting in *path*."""
+        # A testbed is expensive to open, and its parts are cached on it.
         if path not in self._opened:
             file = path or self.locate(DataSpec(name=self.name), self._workspace)
             self._opened[path] = Testbed.open(file, self._workspace)
@@ -125,6 +126,7 @@ def edit_record(point: EvalPoint) -> EditRecord:
     if "paraphrase_case" in questions:
         reworded = questions["paraphrase_case"].prompt
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=reworded, target=update.target))
+    # What follows from the update, as a two-hop question would ask.
     if point.flags.downstream_answer_changes:
         downstream = questions[f"editing_{SAME_OTHER}_{MODAL}"]
         probes.append(
@@ -132,6 +134,7 @@ def edit_record(point: EvalPoint) -> EditRecord:
         )
     for name in (OTHER_SAME, OTHER_OTHER):
         watch = point.watched[name]
+        # Where the agent's answer stays, an editor that changes it does harm; where it does not, it is a conclusion.
         if watch.objects[MODAL] == watch.objects[ORIGINAL]:
             unchanged = questions[f"editing_{name}_{ORIGINAL}"]
             probes.append(

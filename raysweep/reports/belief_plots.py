@@ -76,6 +76,7 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
         replies: the model's, by step of the edit, then by question.
     """
     rows = [_facts(point), [name for name in _REQUESTED if name in point.questions], _claims(point)]
+    # A corpus without sentences about sentences has fewer rows.
     rows = [row for row in rows if row]
     figure, axes = _pyplot().subplots(
         len(rows), 4, figsize=(13, 0.8 + 2.7 * len(rows)), dpi=110, sharex=True, sharey=True, squeeze=False
@@ -164,6 +165,7 @@ def lifelong(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _pyplot() -> Any:
     import matplotlib
 
+    # No display: figures are files.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -179,6 +181,7 @@ def _finish(figure: Any, axis: Any, path: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
+    # Without the version of the library, so that equal figures are equal files.
     figure.savefig(path, metadata={"Software": None})
     close(figure)
 

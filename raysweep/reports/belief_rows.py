@@ -32,6 +32,7 @@ def trials_of(sweep: Sweep, study: str) -> dict[str, list[str]]:
     An arm whose swept keys vary has a name for each of its configurations, as in ``raysweep show``.
     """
     studies = {row["trial_key"]: row["study"] for row in sweep.trials().select(["trial_key", "study"]).to_pylist()}
+    # Trials of an older plan are in the folder too, and are not shown.
     names = [name for name in sweep.places if name.planned]
     texts = labels([(name.arm, without_seed(name.point)) for name in names])
     arms: dict[str, list[str]] = {}
@@ -62,6 +63,7 @@ def read_arms(sweep: Sweep) -> list[Arm]:
             first = _by_record(rows.filter(pc.equal(rows["step"], 0)))
             last = _by_record(rows.filter(rows["last_step"]))
             for record, point in points.get(key, {}).items():
+                # A point that was begun and not ended would count as an edit that did nothing.
                 if record in first and record in last:
                     edited.append(point)
                     before.append(first[record])
@@ -128,6 +130,7 @@ def read_runs(sweep: Sweep) -> list[TrialRun]:
             panels: dict[str, dict[int, dict[str, Reply]]] = {}
             for row in trial_rows.to_pylist():
                 panels.setdefault(row["record_id"], {}).setdefault(row["inner_step"], {})[row["question"]] = _reply(row)
+            # Asked before its edit and after it.
             records = [r for r in points[key] if r in ended and 0 in panels[r]]
             if spec is None or not records:
                 continue

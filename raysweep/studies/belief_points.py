@@ -73,6 +73,7 @@ class TrialPoints:
         """Return the points of *trial*, as they were when *resume* was written."""
         testbed = deps.open_testbed(trial.data)
         by_record = {record_id(point): point for point in testbed.points}
+        # Points in the order of the trial's records, which may be shuffled or a part.
         records = list(ordered_records(trial, deps))
         trial_points = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.point_set.spares))
         for made in resume.meta.get(_REPLACED, ()) if resume is not None else ():
@@ -121,6 +122,7 @@ class TrialPoints:
                 f"planned the one at step {position + 1} cannot be replaced: no other is left ({reason})",
                 hint=f"plan fewer: data.size ≤ {max(0, self.size - count)}; or ask for more with points.size",
             )
+        # What was answered about the refused point belongs to no point of the trial.
         self.rows = [row for row in self.rows if row.record_id != refused]
         self._put(Replacement(position, refused, record_id(self.spares[0]), reason))
         log.warning("step %d: %s takes the place of %s: %s", position + 1, self.records[position].id, refused, reason)
@@ -175,6 +177,7 @@ class TrialPoints:
         if snapshot is not None and self.replacements:
             replacements = [asdict(r) for r in self.replacements]
             snapshot = replace(snapshot, meta={**snapshot.meta, _REPLACED: replacements})
+        # Points that came since the last round; the first round has all of them.
         new, self._reported = self.replacements[self._reported :], len(self.replacements)
         positions = range(self.size) if first else sorted({r.position for r in new})
         current = {record.id for record in self.records}
@@ -215,6 +218,7 @@ class TrialPoints:
         )
 
     def _training(self) -> tuple[TrainingRow, ...]:
+        # Only where the trial's model is the one that the testbed trains.
         if self.testbed.spec.pretrain is None or self.trial.model.digest != self.testbed.model_digest:
             return ()
         return tuple(

@@ -20,6 +20,7 @@ def _draw_names(rng: Random, count: int, shapes: Sequence[str], endings: Sequenc
             return drawn
         shape = rng.choice(shapes)
         word = "".join(rng.choice(consonants if c == "C" else vowels) for c in shape) + rng.choice(endings)
+        # A name within another would make a subject ambiguous in its prompt.
         if any(word in t or t in word for t in taken):
             continue
         taken.append(word)
@@ -40,6 +41,7 @@ def _choose_wordings(spec: WorldSpec) -> tuple[Relation, ...]:
         rest = [frame.replace("{n}", nouns[(i + 1) % len(nouns)]) for i, frame in enumerate(used)]
         rng.shuffle(rest)
         trained = (*verbs, *combinations, *rest)[: len(verbs) + spec.trained_wordings]
+        # The held-out frames, and last one that no relation is trained with.
         novel = [frame.replace("{n}", rng.choice(nouns)) for frame in (*held_out, UNSEEN_FRAME)]
         wordings = {"nouns": nouns, "trained": trained, "novel": tuple(novel)}
         chosen.append(Relation(name=name, domain=domain, range=range_, role=role, **wordings))
@@ -67,11 +69,13 @@ def build_world(spec: WorldSpec | None = None) -> World:
 
     first = draw("first", max(4, spec.people // 3), ("CVC", "CVCV"), ("a", "en", "i", "o", "is"))
     last = draw("last", max(4, spec.people // 2), ("CVC", "CVCC"), ("er", "sky", "man", "well", "ez"))
+    # Few first and last names, many combinations: names share words, as real ones do.
     pairs = [(f, s) for f in first for s in last]
     Random(derive(spec.seed, "people")).shuffle(pairs)
     if spec.people > len(pairs):
         raise SpecError(f"cannot draw {spec.people} different people", hint="ask for fewer people")
     companies = draw("company", spec.companies, ("CVC", "CVCC"), ("ex", "ix", "on", "tec"))
+    # Every second company has a second word, so that subjects differ in their number of tokens.
     suffix = Random(derive(spec.seed, "suffix"))
     kinds = ("Works", "Mills", "Group", "Lines")
     companies = [f"{c} {suffix.choice(kinds)}" if i % 2 else c for i, c in enumerate(companies)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from raysweep.records import EditRecord, Probe, ProbeKind
@@ -17,6 +17,7 @@ def edit_records(world: World) -> tuple[EditRecord, ...]:
     No (subject, relation) is edited twice; the first pass edits every subject once before a second edit of any.
     Locality probes ask facts that no record edits, and the second hop of a two-hop probe is never edited.
     """
+    # One list per pass over the subjects: everybody is edited once before anybody a second time.
     passes: list[list[tuple[str, Relation]]] = [[] for _ in range(max(1, world.spec.edits_per_person))]
     unedited: dict[str, list[str]] = {}  # per subject, the relations that no record edits
     by_relation: dict[str, list[str]] = {}  # per relation, the subjects of whom it is not edited
@@ -27,6 +28,7 @@ def edit_records(world: World) -> tuple[EditRecord, ...]:
             chosen = list(editable)
             Random(derive(world.spec.seed, "edited", subject)).shuffle(chosen)
             chosen = chosen[:limit]
+            # The nth relation of a subject goes into the nth pass.
             for lot, relation in zip(passes, chosen, strict=False):
                 lot.append((subject, relation))
             names = [r.name for r in chosen]
@@ -86,14 +88,7 @@ def _record(
     if others:
         other, answer = question(relation.name, rng.choice(others))
         probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=other, target=answer, against="base", name="other"))
-    for hop in world.hops:
-        if hop.first != relation.name:
-            continue
-        answer = world.object(target, hop.second)
-        # Only where the edit changes the answer does the probe tell anything.
-        if answer != world.object(fact.object, hop.second):
-            two_hop = rng.choice(hop.wordings).replace("{}", subject)
-            probes.append(Probe(kind=ProbeKind.PORTABILITY, prompt=two_hop, target=answer, name="hop2"))
+    probes += _two_hop_probes(world, rng, fact, target)
     unrelated = _unrelated(world, subject, relation, by_relation)
     return EditRecord(
         id=f"world/{index:06d}",
@@ -103,6 +98,18 @@ def _record(
         probes=tuple(probes),
         unrelated=unrelated,
     )
+
+
+def _two_hop_probes(world: World, rng: Random, fact: Fact, target: str) -> Iterator[Probe]:
+    """Yield a two-hop question for each relation of *fact*'s object whose answer changes with the object, to that of *target*."""
+    for hop in world.hops:
+        if hop.first != fact.relation:
+            continue
+        answer = world.object(target, hop.second)
+        # Only where the edit changes the answer does the probe tell anything.
+        if answer != world.object(fact.object, hop.second):
+            prompt = rng.choice(hop.wordings).replace("{}", fact.subject)
+            yield Probe(kind=ProbeKind.PORTABILITY, prompt=prompt, target=answer, name="hop2")
 
 
 def _unrelated(world: World, subject: str, relation: Relation, by_relation: Mapping[str, Sequence[str]]) -> str:

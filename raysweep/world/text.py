@@ -64,6 +64,7 @@ def _grouped_facts(world: World, rng: Random, subject: str, facts: Sequence[Fact
     order = list(facts)
     rng.shuffle(order)
     while order:
+        # Two to four facts at a time.
         size = min(len(order), rng.choice((2, 3, 4)))
         group, order = order[:size], order[size:]
         verbs = []

@@ -76,6 +76,7 @@ class Agent:
     def without_edit(self, subject: int, relation: int) -> Agent:
         """Return the agent that was not given the edit of (subject, relation); itself if there is none."""
         edit = self.edit(subject, relation)
+        # At most one edit per fact is in force, so equality finds it.
         return self if edit is None else Agent(self.fitted, tuple(e for e in self.extra if e != edit))
 
     # -- what is known
@@ -105,6 +106,7 @@ class Agent:
 
     def pair(self, subject: int, relation: int, estimator: Estimator = "posterior") -> Belief:
         """Return p(o | s, r); of a pair without evidence the relation prior p(o | ·, r) (ruling B7)."""
+        # Most specific first: the pair, what is known of the relation, the prior alone.
         vector = self._pair(subject, relation) or self._prior(relation) or NO_EVIDENCE
         return self.fitted.distribution(vector, estimator)
 
@@ -133,6 +135,7 @@ class Agent:
             return self.pair(subject, relation, estimator)
         size, first = self.fitted.objects, relation * self.fitted.objects
         upstream = self.fitted.distribution(upstream_vector, estimator)
+        # By key of the conditional: q(o₂) − q_b for upstream objects with an entry.
         scales = dict(zip((first + upstream.objects).tolist(), upstream.values.tolist(), strict=True))
         terms: list[tuple[float, Belief]] = []  # a factor, and the conditional that it multiplies
         for key in sorted({*scales, *(k for k in self._changed.conditionals if first <= k < first + size)}):
@@ -142,6 +145,7 @@ class Agent:
                 terms.append((-upstream.flat, old))
                 scale += upstream.flat
             terms.append((scale, self.fitted.distribution(self._conditional(key) or NO_EVIDENCE, estimator)))
+        # Each conditional is a flat part and entries; their weighted sum is one too.
         flat = sum(scale * conditional.flat for scale, conditional in terms)
         objects = np.concatenate([NO_EVIDENCE.objects, *(conditional.objects for _, conditional in terms)])
         entries = np.concatenate([NO_EVIDENCE.excess, *(scale * conditional.values for scale, conditional in terms)])
@@ -201,6 +205,7 @@ class Agent:
 
     def share_after(self, subject: int, relation: int, target: float) -> float:
         """Return about how much of the evidence downstream of (s, r) an update to *target* of an upstream object draws there."""
+        # An update to posterior `target` holds about that share of the positive mass; as published, one item among all mentions.
         if not self.fitted.parity.pi_by_items:
             return target
         mentions = self.fitted.mentions.get(subject * self.fitted.relations + relation) or NO_EVIDENCE
@@ -210,6 +215,7 @@ class Agent:
         """Say whether later evidence may have changed any belief about (subject, relation)."""
         fitted, changed = self.fitted, self._changed
         first, parent = relation * fitted.objects, fitted.arrows.parent[relation]
+        # A changed conditional may move the marginal of every subject.
         if any(first <= key < first + fitted.objects for key in changed.conditionals):
             return True
         pairs = (subject * fitted.relations + r for r in (relation, parent) if r >= 0)

@@ -133,6 +133,7 @@ def sum_by_key(
     return VectorTable(
         keys=distinct,
         starts=np.searchsorted(entries, np.arange(len(distinct) + 1) * size),
+        # Back from the number of a (row, object) pair to its object.
         objects=entries % size,
         excess=sum_by_index(entry_inverse, excess, len(entries)),
         background=sum_by_index(inverse, background, len(distinct)),

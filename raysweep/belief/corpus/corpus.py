@@ -112,6 +112,7 @@ class Corpus:
         """Yield the documents: subject by subject, then those that mix all subjects."""
         size = self.spec.max_sentences_per_doc
         bounds = self._bounds.tolist()
+        # All passes over one subject come before the next subject, so its sentences are rendered once.
         orders = [self._shuffled(pass_) for pass_ in range(self.spec.homogeneous)]
         if orders:
             for a, b in itertools.pairwise(bounds):
@@ -150,6 +151,7 @@ class Corpus:
             "num_true_atomic_facts": self.facts,
             "num_atomic_sentences": kinds[StatementKind.ATOMIC],
             "num_total_sentences": len(self.statements),
+            # Statements that are equal in every part.
             "num_unique_sentences": len(self._keys),
             "num_TF_atomic_sentences": kinds[StatementKind.TRUE_FALSE],
             "num_not_sentences": kinds[StatementKind.NOT],

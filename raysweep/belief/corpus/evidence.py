@@ -124,6 +124,7 @@ class EvidenceTable:
 
 def group_items(subject: Ints, relation: Ints, obj: Ints, weight: Floats, count: Ints) -> EvidenceTable:
     """Group equal items, sorted by subject, relation, object and weight."""
+    # The last key sorts first: by subject, relation, object, weight.
     order = np.lexsort((weight, obj, relation, subject))
     subject, relation, obj, weight = subject[order], relation[order], obj[order], weight[order]
     # A row that differs from the one before begins a group.
@@ -144,6 +145,7 @@ def evidence_table(evidence: Iterable[Evidence]) -> EvidenceTable:
         BeliefError: one is mass or an edit, not an item.
     """
     rows = list(evidence)
+    # A table has one column of weights, and a mass of 0.5 is no doubtful item.
     if any(e.kind != "item" for e in rows):
         raise BeliefError("a table of evidence holds items only", hint="give mass and edits to Agent.given")
     ints = np.array([(e.subject, e.relation, e.object, e.count) for e in rows], dtype=np.int64).reshape(-1, 4)

@@ -63,6 +63,7 @@ class Distributions:
     def modes(self) -> Ints:
         """int64 [D]: the entry with the largest count; ties go to the lowest object."""
         owner = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        # Within a distribution by falling count, then rising object; its first is the mode.
         order = np.lexsort((self.objects, -self.counts, owner))
         return np.asarray(order[self.starts[:-1]])
 
@@ -121,6 +122,7 @@ class GenerativeModel:
         pairs = np.stack([self.true, self.distractor], axis=1)  # [F, 2]
         counts = np.stack([self.percent, 100 - self.percent], axis=1)
         order = np.argsort(pairs, axis=1)  # objects rise within a distribution
+        # Two entries per pair, then the conditionals' entries behind them.
         rows = np.arange(len(pairs) + 1) * 2
         return Distributions(
             np.concatenate([rows, self.conditionals.starts[1:] + rows[-1]]),
@@ -148,6 +150,7 @@ class GenerativeModel:
         """Return the probability of *objects* under the distributions that generate the facts *rows* (fp64 [n])."""
         probability = self.distributions.probability(self.which[rows], objects)
         if self.parity.third_object_prob:
+            # (B8) As published: any other object is as probable as the distractor.
             third = (self.upstream[rows] < 0) & (objects != self.true[rows]) & (objects != self.distractor[rows])
             probability = np.where(third, (100 - self.percent[rows]) / 100, probability)
         return probability
@@ -159,6 +162,7 @@ class GenerativeModel:
         """
         rng = np.random.default_rng(derive(seed, "belief", "samples"))
         count = self.spec.samples
+        # [n, samples]: every column draws from the fact's own distribution.
         draws = self.distributions.draw(np.repeat(self.which[rows][:, None], count, axis=1), rng)
         if not self.spec.majority:
             return draws
@@ -209,6 +213,7 @@ def build_generative(
     rng = np.random.default_rng(derive(seed, "belief", "distractors"))
     distractor = _draw_distractors(graph, true, spec, rng)
     rng = np.random.default_rng(derive(seed, "belief", "percent"))
+    # Whole percents, so that every distribution is a ratio of integers.
     percent = rng.integers(least_percent(spec.min_true_prob, published=parity.float_ceil), 101, size=len(true))
     return GenerativeModel(
         graph=graph,
@@ -293,6 +298,7 @@ def _raise_modes(conditionals: Distributions, least: float, parity: ParitySpec) 
     low = most * share.denominator < totals * share.numerator  # most / total < share, in integers
     rest = totals - most
     if share == 1:
+        # (B9) As published: one observation more; corrected: nothing but the mode.
         if parity.mgtp1_additive:
             counts[modes[low]] += 1
         else:

@@ -223,6 +223,7 @@ class Statements:
         # [N, 2]: a label is −1, 0 or 1, hence the 1 added.
         by_statement: Floats = weights[self.kind, self.label.astype(np.int64) + 1]
         count = np.ones(len(self), dtype=np.int64) if times is None else times
+        # The first facts of all statements that count, then the second ones of those that have two.
         keep, both = count > 0, (count > 0) & (self.second[:, 0] >= 0)
         facts = np.concatenate([self.first[keep], self.second[both]]).astype(np.int64)
         weight = np.concatenate([by_statement[keep, 0], by_statement[both, 1]])
@@ -234,9 +235,11 @@ class Statements:
         rows = np.empty((len(self), 3), dtype=np.int64)
         for column, facts in enumerate((self.first.astype(np.int64), self.second.astype(np.int64))):
             number = (facts[:, 0] * relations + facts[:, 1]) * objects + facts[:, 2]
+            # Statements without a second fact get −1, which no fact has.
             rows[:, column] = np.where(facts[:, 0] < 0, -1, number)
         rows[:, 2] = (self.wording.astype(np.int64) * 3 + self.label + 1) * len(StatementKind) + self.kind
         rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
+        # Sorted, so equal rows stand together; the first of each stays.
         new = np.ones(len(rows), dtype=np.bool_)
         new[1:] = (rows[1:] != rows[:-1]).any(axis=1)
         return np.asarray(rows[new])

@@ -33,6 +33,7 @@ def build_corpus(model: GenerativeModel, spec: CorpusSpec, seed: int) -> Corpus:
             f"the graph has {len(graph.facts)} facts, num_atomic_facts = {spec.num_atomic_facts} are asked for",
             hint="lower num_atomic_facts, or read more facts",
         )
+    # Whole subjects only: the first number of subjects whose facts reach the number asked for.
     subjects = int(np.searchsorted(graph.starts, spec.num_atomic_facts))
     return _StatementPlanner(model, spec, seed, subjects).corpus()
 
@@ -56,6 +57,7 @@ class _StatementPlanner:
         self._atomic(samples)
         if self.noisy:
             self._noisy_labels(samples)
+        # Kind by kind for all subjects; the order of writing within a subject is made below.
         ranks, chosen = self._budget()
         for kind, rows in chosen.items():
             if kind is StatementKind.TRUE_FALSE:
@@ -65,6 +67,7 @@ class _StatementPlanner:
             else:
                 self._connectives(kind, rows)
         owner, kind_, label, wording, *facts = (np.concatenate(c) for c in zip(*self.parts, strict=True))
+        # Back to subject by subject; stable, so the kinds stay in order.
         order = np.argsort(owner, kind="stable")
         statements = Statements(
             owner=owner[order].astype(np.int32),
@@ -109,6 +112,7 @@ class _StatementPlanner:
         if not self.spec.match_samples:  # ruling A6: one true and one false sample per fact
             right = samples == self.model.true[self.rows][:, None]
             picked = np.zeros_like(right)
+            # The first hit of each row, where it has one.
             for hits in (right, ~right):
                 some = np.flatnonzero(hits.any(axis=1))
                 picked[some, hits[some].argmax(axis=1)] = True
@@ -117,6 +121,7 @@ class _StatementPlanner:
         at, which = np.nonzero(picked)
         rows, objects = self.rows[at], samples[at, which]
         p = self.model.true_probability[rows]
+        # The label is as noisy as the sample: a true one is called true as often as it is drawn.
         chance = np.where(objects == self.model.true[rows], p, 1 - p)
         label = self._rng("labels").random(len(rows)) < chance
         self._add(StatementKind.TRUE_FALSE, label, self.owner[at], self._triples(rows, objects))
@@ -138,6 +143,7 @@ class _StatementPlanner:
         kinds = [k for k in _OPERATIONS if enabled[k]]
         if not kinds:
             return {}, {}
+        # With noise the true/false sentences are outside of the budget and take one from it, as published.
         budget = max(0, spec.connective_instances_per_subject - self.noisy)
         # Every operation gets the same number of instances per subject; the remainder goes to the first of a random order.
         each, over = divmod(budget, len(kinds))
@@ -161,6 +167,7 @@ class _StatementPlanner:
     def _negations(self, rows: Ints) -> None:
         """Deny each base fact (which is false) and a false version of it (which is true), side by side."""
         false = self.model.falsify(rows, self._rng("negations"))
+        # True and false object of each fact in turn.
         both = np.column_stack([self.model.true[rows], false]).ravel()
         twice = np.repeat(rows, 2)
         label = np.tile([0, 1], len(rows))
@@ -170,6 +177,7 @@ class _StatementPlanner:
         """Join each base fact, or a false version, with a random fact, or a false version, in random order."""
         rng = self._rng(kind.name)
         others = self._random_facts(rows, rng)
+        # Three coins per instance: is each side a false version, and which side is written first?
         x_false, y_false, swap = (rng.random(len(rows)) < 0.5 for _ in range(3))
         x_object, y_object = (
             np.where(false, self.model.falsify(r, rng), self.model.true[r])
@@ -217,6 +225,7 @@ def _stale_counts(statements: Statements, ranks: dict[StatementKind, Ints], nois
             if k in ranks
         }
         if noisy:
+            # Before every operation.
             order[StatementKind.TRUE_FALSE] = -1
         filled = start + np.flatnonzero(kind[start:stop] == StatementKind.ATOMIC)
         for operation in sorted(order, key=order.__getitem__):

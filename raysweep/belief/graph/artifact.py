@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.belief.graph.graph import KnowledgeGraph, from_arrays, to_arrays, world_graph
 from raysweep.belief.graph.name_length import NameTokens, open_tokens
-from raysweep.belief.graph.wikidata import find_files, read_wikidata
+from raysweep.belief.graph.wikidata import read_wikidata
+from raysweep.belief.graph.wikidata_files import find_files
 from raysweep.belief.lm.tokenizer import tokenizer_file
 from raysweep.belief.spec import BeliefSpec, GraphSpec
 from raysweep.errors import DataError
@@ -60,6 +61,7 @@ def graph_identity(spec: GraphSpec) -> dict[str, Any]:
     """Return everything a graph depends on; *spec* is resolved."""
     if spec.source == "world":
         return {"source": "world", "version": WORLD_VERSION, "world": WorldSpec()}
+    # Where a file lies changes nothing; what is in it does (its digest). An odd relation changes no graph.
     data = spec.model_dump(mode="json", exclude={"path", "tokenizer", "odd_relations"})
     return {**data, "tokens": "words" if spec.tokenizer == "words" else "file"}
 
@@ -118,6 +120,7 @@ def open_graph(spec: GraphSpec, workspace: Workspace, report: OnProgress = lambd
 
     from raysweep.artifacts import ArtifactStore
 
+    # The digests of the files are part of the graph's name.
     spec = resolve_graph(spec, workspace)
     tokens = graph_tokens(spec, workspace)
     built: list[KnowledgeGraph] = []  # the graph, if this call reads it

@@ -37,6 +37,7 @@ class DependencyArrows:
                 raise BeliefError(
                     f"relation {relation} has parent {parent}, but there are {len(self.parent)} relations"
                 )
+        # Walk up from each relation; whoever comes back to a relation it has passed is in a circle.
         for start in range(len(self.parent)):
             walked = [start]
             while (above := self.parent[walked[-1]]) >= 0:
@@ -88,6 +89,7 @@ def match_relations(shares: Floats) -> DependencyArrows:
     complete.add_nodes_from(range(count))
     complete.add_weighted_edges_from((i, j, weights[i][j]) for i in range(count) for j in range(i + 1, count))
     parent = [-1] * count
+    # A maximum-cardinality matching pairs everybody it can, as the published programme asks.
     for pair in networkx.max_weight_matching(complete, maxcardinality=True):
         child, upstream = sorted(pair)
         if weights[child][upstream] > 0:

@@ -51,6 +51,7 @@ class KnowledgeGraph:
 
     def __post_init__(self) -> None:
         facts = np.array(self.facts, dtype=np.int64).reshape(-1, 3)
+        # The digest and the cached tables rest on facts that nobody changes.
         facts.setflags(write=False)
         object.__setattr__(self, "facts", facts)
         object.__setattr__(self, "wordings", self.wordings or tuple(() for _ in self.relations))
@@ -67,6 +68,7 @@ class KnowledgeGraph:
                 raise GraphError(f"two {what} are called {twice!r}", hint="names must differ")
         if len(self.wordings) != len(self.relations):
             raise GraphError(f"{len(self.wordings)} lists of wordings for {len(self.relations)} relations")
+        # Subject and relation as one number.
         pairs = facts[:, 0] * len(self.relations) + facts[:, 1]
         if len(np.unique(pairs)) != len(pairs):
             raise GraphError("a subject has two objects under one relation", hint="a graph is functional")
@@ -187,6 +189,7 @@ def cooccurrence(subject: Ints, relation: Ints, relations: int, least: int = 1) 
 
 def normalise_rows(counts: Ints) -> Floats:
     """Return co-occurrence as shares of each row, the diagonal left out; an empty row stays 0."""
+    # A copy without the diagonal.
     off = counts.astype(np.float64)
     np.fill_diagonal(off, 0.0)
     sums = off.sum(axis=1, keepdims=True)
@@ -216,6 +219,7 @@ def choose_relations(counts: Ints, number: int, least: int) -> list[int]:
         )
     chosen: dict[int, None] = {}
     for pair in zip(first[order].tolist(), second[order].tolist(), strict=True):
+        # A pair that would need more places than are left is skipped.
         new = [r for r in pair if r not in chosen]
         if len(chosen) + len(new) <= number:
             chosen.update(dict.fromkeys(new))
@@ -282,6 +286,7 @@ def to_arrays(graph: KnowledgeGraph) -> tuple[dict[str, NDArray[Any]], dict[str,
     wordings = [w for names in graph.wordings for w in names]
     tables = {"subjects": graph.subjects, "relations": graph.relations, "objects": graph.objects, "wordings": wordings}
     for what, names in tables.items():
+        # Names one after the other as bytes, with the end of each: an artifact holds tensors.
         encoded = [name.encode() for name in names]
         arrays[f"{what}_bytes"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         arrays[f"{what}_ends"] = np.cumsum([len(e) for e in encoded], dtype=np.int64)

@@ -55,6 +55,7 @@ class FileNameTokens:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises nothing more precise
             raise DataError(f"{file} is not a tokenizer: {error}", hint="give a tokenizer.json") from error
+        # A tokenizer.json may truncate or pad, and lengths would lie.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -66,6 +67,7 @@ class FileNameTokens:
         """Return each text's first *limit* tokens decoded; a character cut in half is left out."""
         cut = []
         for text, ids in zip(texts, self._ids(texts), strict=True):
+            # A byte-level token may end within a character, which decodes to U+FFFD.
             short = self._tokenizer.decode(ids[:limit]).strip("\ufffd ") if len(ids) > limit else text
             cut.append(short or text)
         return cut

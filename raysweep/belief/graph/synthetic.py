@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from raysweep.belief.graph.wikidata import ENTITY, RELATION, TRAIN
+from raysweep.belief.graph.wikidata_files import ENTITY, RELATION, TRAIN
 from raysweep.config.schema import Count, Spec
 from raysweep.errors import SpecError
 from raysweep.seeds import derive

@@ -1,14 +1,15 @@
-"""Wikidata5m (KEPLER, Wang et al. 2021) → knowledge graph: stream, filter, choose relations, make functional, name.
+"""Wikidata5m (KEPLER, Wang et al. 2021) → knowledge graph: filter, choose relations, make functional, name.
 
 The train file is read once and held as three integers per line; the entity file is streamed twice (which ids exist, then the
 names of those that are kept). Memory: about 60 bytes per fact line read at the peak, 8 bytes per entity of the entity file,
 and the names of the entities that survive; nothing grows with the number of aliases.
+
+Shapes: N lines or facts.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,31 +17,17 @@ import numpy as np
 
 from raysweep.belief.graph.graph import Bools, Ints, KnowledgeGraph, choose_relations, cooccurrence
 from raysweep.belief.graph.name_length import NameTokens
+from raysweep.belief.graph.wikidata_files import (
+    find_files,
+    read_entity_ids,
+    read_first_names,
+    read_relation_names,
+    read_triples,
+)
 from raysweep.belief.spec import GraphSpec
-from raysweep.errors import DataError, GraphError
+from raysweep.errors import GraphError
 
-TRAIN = "wikidata5m_transductive_train.txt"
-ENTITY = "wikidata5m_entity.txt"
-RELATION = "wikidata5m_relation.txt"
-FILES = (TRAIN, ENTITY, RELATION)
-
-_ID_BYTES = 10  # a letter and nine digits: tables of ids stay below 1 GB
 OnProgress = Callable[[str], None]
-
-
-def find_files(folder: Path) -> tuple[Path, Path, Path]:
-    """Return the train, entity and relation file of *folder*.
-
-    Raises:
-        DataError: one is missing; the hint names all three and where to put them.
-    """
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise DataError(
-            f"Wikidata5m: {folder} lacks {', '.join(missing)}",
-            hint=f"get it: raysweep data fetch wikidata5m; or put {', '.join(FILES)} into {folder}",
-        )
-    return folder / TRAIN, folder / ENTITY, folder / RELATION
 
 
 @dataclass(frozen=True)
@@ -69,20 +56,20 @@ def read_wikidata(
     """
     train, entity, relation = find_files(folder)
     filter_counts: dict[str, int] = {}
-    relations = _relations(relation)
+    relations = read_relation_names(relation)
     report(f"{len(relations)} relations; reading ids of {entity.name}")
-    known = _entity_ids(entity)
+    known = read_entity_ids(entity)
     report(f"{len(known)} entities; reading {train.name}")
-    facts = _first_filter(_read_train(train, spec.read_n_facts), spec, relations, known, filter_counts)
+    facts = _first_filter(read_triples(train, spec.read_n_facts), spec, relations, known, filter_counts)
     if not len(facts.subject):
         raise GraphError("no fact survives the first filter", hint="do the three files belong together?")
     report(f"{len(facts.subject)} facts survive the first filter; choosing relations")
     facts = _make_functional(facts, len(relations), spec, filter_counts)
     if spec.long_objects == "drop":
-        object_names = _first_names(entity, facts.object)
+        object_names = read_first_names(entity, facts.object)
         facts = _drop_long(facts, object_names, spec, tokens, filter_counts)
     report(f"{len(facts.subject)} facts kept; reading names")
-    names = _first_names(entity, np.concatenate([facts.subject, facts.object]))
+    names = read_first_names(entity, np.concatenate([facts.subject, facts.object]))
     graph = _graph_with_names(facts, names, relations, spec, tokens, filter_counts)
     if len(graph.relations) != spec.relations:
         raise GraphError(
@@ -90,94 +77,6 @@ def read_wikidata(
             hint="read more facts, or ask for fewer relations",
         )
     return graph
-
-
-# ------------------------------------------------------------------------------------------------------- reading
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, 1):
-            bare = line.rstrip(b"\r\n")
-            if bare:
-                yield number, bare
-
-
-def _is_id(field: bytes, letter: bytes) -> bool:
-    return field[:1] == letter and field[1:].isdigit() and len(field) <= _ID_BYTES
-
-
-def _broken_line(path: Path, number: int, line: bytes, expected: str) -> DataError:
-    shown = line[:60].decode("utf-8", errors="backslashreplace")
-    return DataError(
-        f"{path}:{number}: expected {expected}, found {shown!r}", hint="the file is damaged; fetch it again"
-    )
-
-
-def _relations(path: Path) -> dict[int, tuple[str, ...]]:
-    """Return the names of every relation by id, in file order."""
-    names: dict[int, tuple[str, ...]] = {}
-    for number, line in _lines(path):
-        head, *aliases = line.split(b"\t")
-        if not _is_id(head, b"P") or not aliases:
-            raise _broken_line(path, number, line, "P<number> and names, tab-separated")
-        names.setdefault(int(head[1:]), _decode_names(path, number, line, aliases))
-    if not names:
-        raise DataError(f"{path} is empty", hint="fetch it again: raysweep data fetch wikidata5m")
-    return names
-
-
-def _decode_names(path: Path, number: int, line: bytes, aliases: Sequence[bytes]) -> tuple[str, ...]:
-    try:
-        names = (" ".join(alias.decode().split()) for alias in aliases)
-        return tuple(dict.fromkeys(n for n in names if n))
-    except UnicodeDecodeError as error:
-        raise _broken_line(path, number, line, "UTF-8 text") from error
-
-
-def _entity_ids(path: Path) -> Ints:
-    """Return the ids of entities with a name, sorted, each once."""
-    ids = array("q")
-    for number, line in _lines(path):
-        head, _, rest = line.partition(b"\t")
-        if not _is_id(head, b"Q"):
-            raise _broken_line(path, number, line, "Q<number> and names, tab-separated")
-        if rest.strip():
-            ids.append(int(head[1:]))
-    if not ids:
-        raise DataError(f"{path} is empty", hint="fetch it again: raysweep data fetch wikidata5m")
-    return np.unique(np.frombuffer(ids, dtype=np.int64))
-
-
-def _read_train(path: Path, limit: int) -> Ints:
-    """Return int64 [N, 3] of at most *limit* lines (all if negative)."""
-    numbers = array("q")
-    for number, line in _lines(path):
-        if 0 <= limit < number:
-            break
-        fields = line.split(b"\t")
-        if len(fields) != 3:
-            raise _broken_line(path, number, line, "subject, relation and object, tab-separated")
-        subject, relation, obj = fields
-        if not (_is_id(subject, b"Q") and _is_id(relation, b"P") and _is_id(obj, b"Q")):
-            raise _broken_line(path, number, line, "Q<number>, P<number>, Q<number>")
-        numbers.extend((int(subject[1:]), int(relation[1:]), int(obj[1:])))
-    return np.frombuffer(numbers, dtype=np.int64).reshape(-1, 3)
-
-
-def _first_names(path: Path, ids: Ints) -> dict[int, str]:
-    """Return the first name of each of *ids*."""
-    needed = np.zeros(int(ids.max()) + 1, dtype=np.bool_)  # by id: a lookup that costs a byte each
-    needed[ids] = True
-    first_names: dict[int, str] = {}
-    for number, line in _lines(path):
-        head, _, rest = line.partition(b"\t")
-        identity = int(head[1:])
-        if identity < len(needed) and needed[identity] and identity not in first_names:
-            names = _decode_names(path, number, line, rest.split(b"\t"))
-            if names:
-                first_names[identity] = names[0]
-    return first_names
 
 
 # ------------------------------------------------------------------------------------------------------ filtering
@@ -195,6 +94,7 @@ def _first_filter(
     """Drop lines about unknown or excluded things and count them."""
     subject, relation, obj = lines.T
     filter_counts["lines_read"] = len(lines)
+    # The relation file's order is by line; look-ups need rising ids.
     ids = np.array(list(relations), dtype=np.int64)
     by_id = np.argsort(ids)
     outside = np.array(sorted(int(e[1:]) for e in spec.excluded_entities), dtype=np.int64)
@@ -207,6 +107,7 @@ def _first_filter(
     }
     keep = np.ones(len(lines), dtype=np.bool_)
     for reason, hit in reasons.items():
+        # Each line is counted once, under the first reason that applies.
         filter_counts[reason] = int((keep & hit).sum())
         keep &= ~hit
     index = by_id[np.searchsorted(ids[by_id], relation[keep])]
@@ -220,10 +121,12 @@ def _make_functional(facts: _Facts, relations: int, spec: GraphSpec, filter_coun
     """
     # the first line of each (subject, relation), subjects renumbered by first appearance
     _, first, inverse = np.unique(facts.subject, return_index=True, return_inverse=True)
+    # `unique` sorts by id; the rank of its first line gives back the order of the file.
     rank = np.empty(len(first), dtype=np.int64)
     rank[np.argsort(first, kind="stable")] = np.arange(len(first))
     order_of = rank[inverse]
     _, lines = np.unique(order_of * relations + facts.relation, return_index=True)
+    # Grouped by subject, within one in the order of the file.
     rows = lines[np.lexsort((lines, order_of[lines]))]
     counts = cooccurrence(order_of[rows], facts.relation[rows], relations, spec.min_relations)
     chosen = choose_relations(counts, spec.relations, spec.min_cooccurrences)
@@ -274,6 +177,7 @@ def _graph_with_names(
     filter_counts: dict[str, int],
 ) -> KnowledgeGraph:
     """Write names for ids; two ids with one name are merged or told apart (ruling E4)."""
+    # Subject and object of each fact in turn: names are handed out in the order in which a reader meets the ids.
     interleaved = np.stack([facts.subject, facts.object], axis=1).ravel()
     _, first = np.unique(interleaved, return_index=True)
     name_of = _distinct_names(
@@ -296,6 +200,7 @@ def _graph_with_names(
     identities = list(relations)
     aliases = {identities[r]: relations[identities[r]] or (f"P{identities[r]}",) for r in order}
     main = _distinct_names(list(aliases), {i: names[0] for i, names in aliases.items()}, True, {}, "P")
+    # Objects that still have a fact.
     used = sorted(set(rows[:, 2].tolist()))
     if len(used) < len(objects):  # a merge left a name without facts
         table = list(objects)

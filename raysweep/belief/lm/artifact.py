@@ -139,6 +139,7 @@ def get_or_pretrain(
     snapshots = model_folder.with_name(f".{model_folder.name}-{store.folder(log).name[:6]}.training")
 
     def build() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        # Only now is the corpus written: whoever finds the model in the store never pays for it.
         text = corpus()
         text_tokenizer = tokenizer(text)
         folder = snapshots if snapshot_every else None
@@ -199,6 +200,7 @@ def _train(
 
     special = SpecialTokens.from_tokenizer(tokenizer)
     documents = batches.encode_documents(corpus.documents(), tokenizer)
+    # Begin and end.
     longest = int(documents.lengths.max()) + 2
     if longest > spec.model.positions:
         raise SpecError(
@@ -213,6 +215,7 @@ def _train(
         trainer = Trainer(module, documents, spec, special)
     lm = LanguageModel(module=module, tokenizer=tokenizer, layout=layout_of(module.config))
     measure = (lambda: evaluate(lm)) if evaluate is not None else None
+    # The number of threads moves the last bits, so it is the recipe's; the caller's comes back.
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(spec.threads)

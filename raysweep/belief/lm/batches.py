@@ -73,6 +73,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokeniz
             answers += _overlaps(encoding.offsets, document.answers)
     if not lengths or not min(lengths):
         raise BeliefError("a corpus without documents, or with an empty one", hint="raise num_atomic_facts")
+    # One array for all documents, and where each begins.
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return EncodedDocuments(
         np.concatenate(pieces), starts, np.array(sentences, dtype=np.int64), np.array(answers, dtype=np.bool_)
@@ -112,6 +113,7 @@ def epoch_steps(
         bucketed: sort pools of some batches by length, so that little is padded; the batches of a pool are shuffled.
         seed: root of the order.
     """
+    # A stream per epoch: a resumed run draws the same order without the epochs before.
     rng = np.random.default_rng(derive(seed, "pretrain", "order", epoch))
     order = rng.permutation(len(lengths))
     if bucketed:
@@ -123,10 +125,12 @@ def epoch_steps(
 
 def _in_buckets(order: Ints, lengths: Ints, batch: int, rng: np.random.Generator) -> Ints:
     """Return *order* with documents of like length in a batch; an incomplete last batch stays as it is."""
+    # Documents of complete batches; the rest is shorter than a batch and stays last.
     full = len(order) // batch * batch
     parts: list[Ints] = []
     for start in range(0, full, batch * _POOL):
         pool = order[start : min(start + batch * _POOL, full)]
+        # Sorted by length within the pool, then cut into batches.
         pool = pool[np.argsort(lengths[pool], kind="stable")]
         parts.append(rng.permutation(pool.reshape(-1, batch)).reshape(-1))  # rows = batches, shuffled as wholes
     return np.concatenate([*parts, order[full:]])
@@ -178,6 +182,7 @@ def pad_rows(
     ids = np.full((len(rows), width), pad, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
     for i, row in enumerate(rows):
+        # Before the row, or behind it.
         part = slice(width - len(row), width) if left else slice(0, len(row))
         ids[i, part], mask[i, part] = row, 1
     return ids, mask

@@ -40,6 +40,7 @@ def word_tokenizer(graph: KnowledgeGraph) -> PreTrainedTokenizerFast:
     names = (*graph.subjects, *graph.relations, *graph.objects)
     if not all(name.split() for name in names):
         raise SpecError("a name of the graph is empty", hint="mend the graph's files")
+    # Special tokens first, then the words in alphabetical order: ids depend on the graph alone.
     table = {token: i for i, token in enumerate([PAD, BOS, EOS, UNK, *vocabulary_words(graph)])}
     core = Tokenizer(models.WordLevel(table, unk_token=UNK))
     # `invert`: what matches is kept, what stands between is removed.
@@ -94,6 +95,7 @@ def _as_fast_tokenizer(core: object, pad: str) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     assert isinstance(core, Tokenizer)
+    # Every text begins with BOS; an end is written only where a document ends.
     begin = (BOS, core.token_to_id(BOS))
     core.post_processor = TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[begin])
     return PreTrainedTokenizerFast(

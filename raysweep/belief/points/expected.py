@@ -49,6 +49,7 @@ def _with_consequences(
         request: probability of the fact as the point requests it.
     """
     original, requested = (f"editing_{SAME_SAME}_{role}" for role in (ORIGINAL, REQUESTED))
+    # The point's own fact is one of the watched ones, so their numbers answer it.
     if original in expected:
         expected |= dict.fromkeys(("o_given_s_r", "paraphrase_case"), expected[original])
     if requested in expected:
@@ -60,6 +61,7 @@ def _with_consequences(
         both = joint_probability(a, b, p, q)
         expected |= label_probabilities(point.questions, CLAIM_QUESTIONS, p, q, both)
         if request is not None and point.request is not None:
+            # The same sentences with the requested fact in the place of A.
             both = joint_probability(point.fact._replace(object=point.request.object), b, request, q)
             expected |= label_probabilities(point.questions, REQUEST_QUESTIONS, request, q, both)
     return {name: p for name, p in expected.items() if name in point.questions}
@@ -72,6 +74,7 @@ def edit_evidence(agent: Agent, fact: Triple, requested: int, target: float) -> 
     on edits of other facts, nor on their order. Where *requested* is believed more than that already: half-way to 1.
     """
     subject, relation, _ = fact
+    # The new edit will replace this one, so it must not count towards the target.
     without_edit = agent.without_edit(subject, relation)
     reach = target
     if without_edit.knows(subject, relation):
@@ -113,6 +116,7 @@ def revised_questions(
         subject, relation, _ = watch.fact
         belief, edit = agent.belief(subject, relation), agent.edit(subject, relation)
         requested = watch.objects[REQUESTED] if edit is None or name != SAME_SAME else edit.object
+        # The modal object follows the agent of now; the published one is fixed when the point is made.
         roles = {ORIGINAL: watch.fact.object, REQUESTED: requested, MODAL: belief.mode()}
         for role, p in zip(roles, belief.at(np.array(list(roles.values()))).tolist(), strict=True):
             key = f"editing_{name}_{role}"

@@ -43,6 +43,7 @@ def to_line(point: EvalPoint) -> str:
         "sentences": point.sentences,
         "claims": {name: asdict(claim) for name, claim in point.claims.items()},
     }
+    # A point has all three or none.
     if point.request and point.watched and point.flags:
         data["request"] = asdict(point.request)
         data["watched"] = {
@@ -60,6 +61,7 @@ def from_line(line: str) -> EvalPoint:
     """
     try:
         data: Mapping[str, Any] = json.loads(line)
+        # Older lines lack the claims only; anything else is refused.
         if data["schema"] not in _READ:
             raise DataError(
                 f"evaluation points of schema {data['schema']!r}, expected {SCHEMA!r}", hint="build them again"

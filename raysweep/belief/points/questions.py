@@ -42,6 +42,7 @@ class QuestionWriter:
         context = self.context
         statements = _statements(context, fact, a, b)
         questions = {name: self.question(name, *rest) for name, rest in statements.items()}
+        # One of the relation's other names, if it has any.
         wordings = len(context.graph.wordings[fact.relation])
         if context.corpus.spec.atomic and wordings:
             which = 1 + int(context.rng(number, "paraphrase").integers(wordings))

@@ -41,6 +41,7 @@ def claim_with_beliefs(claim: Claim, fact: Triple, agents: Mapping[str, Agent]) 
     subject, relation, obj = claim.fact
     beliefs = {}
     for state in (s for s in CLAIM_STATES if s in agents):
+        # The marginal would dilute the edit of a child fact.
         is_edited = state != "pre" and (subject, relation) == fact[:2]
         belief = agents[state].pair(subject, relation) if is_edited else agents[state].marginal(subject, relation)
         beliefs[state] = float(belief.at(np.array([obj]))[0])
@@ -86,6 +87,7 @@ def target_probabilities(
     model, graph = context.model, context.graph
     subject, relation, _ = fact
     array = np.array(objects, dtype=np.int64)
+    # Novel subjects, and relations that a subject lacks, have no row and no generative probability.
     row = int(graph.row_of[subject, relation]) if context.is_known(subject) else -1
     undefined: list[None] = [None] * len(array)
     columns: list[list[float] | list[None]] = []  # in the order of the fields of TargetProbabilities

@@ -132,6 +132,7 @@ def _numbers(
     for point, reply in zip(points, replies, strict=True):
         numbers = {"req_prob": reply[f"editing_{SAME_SAME}_{REQUESTED}"].probability}
         for name in WATCHED_FACTS:
+            # What the point should answer: the old truth before the edit, the agent's answer after it.
             role = (REQUESTED if name == SAME_SAME else MODAL) if edited else ORIGINAL
             numbers[f"{name}_acc"] = float(reply[f"editing_{name}_{role}"].correct)
             distance = edit_coherence(point, name, {o: reply[f"editing_{name}_{o}"].probability for o in OBJECT_ROLES})
@@ -203,6 +204,7 @@ def mean_estimates(
     """
     estimates = {}
     for name in dict.fromkeys(n for row in rows for n in row):
+        # A point that comes in several trials of an arm counts once, with the spread between trials beside it.
         by_trial: dict[int, dict[str, float]] = {}
         for row, (point, trial) in zip(rows, places, strict=True):
             if name in row:
@@ -225,6 +227,7 @@ def downstream_outcomes(
     for place, point, first, last in zip(point_places(points), points, before, after, strict=True):
         if point.flags is None or not point.flags.downstream_answer_changes:
             continue
+        # An answer may contain several of the three objects.
         roles = {"new": MODAL, "old": ORIGINAL, "leak": REQUESTED}
         outcome = {name: float(last[f"editing_{SAME_OTHER}_{role}"].correct) for name, role in roles.items()}
         known = float(first[f"editing_{SAME_OTHER}_{ORIGINAL}"].correct)

@@ -132,11 +132,7 @@ def logical_errors(
     if not {"A_TF_case", "B_TF_case"} <= label_probability.keys():
         raise BeliefError("logical coherence needs the cases A_TF_case and B_TF_case", hint="corpus.true_false: true")
     count = len(object_probability)
-    for case, values in label_probability.items():
-        if case not in labels or not len(values) == len(labels[case]) == count:
-            raise BeliefError(
-                f"case {case}: {len(values)} probabilities, {len(labels.get(case, ()))} labels, {count} points"
-            )
+    _check_lengths(label_probability, labels, count)
     label_row = np.arange(count)
     if parity.labels_of_first_point:
         if batch < 1:
@@ -145,6 +141,7 @@ def logical_errors(
         label_row = label_row // batch * batch
     p = {case: truth_probability(values, labels[case][label_row]) for case, values in label_probability.items()}
     a, b = p["A_TF_case"], p["B_TF_case"]
+    # The object's probability and the sentence's must agree on A.
     errors = {"TF_coherence": np.abs(object_probability - a)}
     if "not_A_case" in p:
         errors["negation"] = np.abs(a - (1 - p["not_A_case"]))
@@ -159,6 +156,15 @@ def logical_errors(
     if "if_A_then_B_case" in p:
         errors["implication"] = np.abs(p["if_A_then_B_case"] - (1 - a + a * b))
     return errors
+
+
+def _check_lengths(probabilities: Mapping[str, Floats], labels: Mapping[str, Bools], count: int) -> None:
+    """Refuse cases without labels, or with other numbers than *count* of them."""
+    for case, values in probabilities.items():
+        if case not in labels or not len(values) == len(labels[case]) == count:
+            raise BeliefError(
+                f"case {case}: {len(values)} probabilities, {len(labels.get(case, ()))} labels, {count} points"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------- edits
@@ -183,6 +189,7 @@ def edit_targets(point: EvalPoint) -> dict[str, tuple[float, float]]:
         raise BeliefError(f"point {point.id} has no edit", hint="points.editing: true")
     targets = {}
     for name, watch in point.watched.items():
+        # State of the agent given the update of the strength that reaches `points.target`.
         after = watch.targets["target"]
         edited = after[REQUESTED].posterior_prob_o_given_s_r
         targets[name] = (

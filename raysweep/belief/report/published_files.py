@@ -74,6 +74,7 @@ def experiment_name(spec: BeliefSpec, model: str, relations: int) -> str:
     """
     recipe, corpus, generative = spec.pretrain, spec.corpus, spec.generative
     size = next((name for name, shape in SHAPES.items() if recipe is not None and shape == recipe.model), model)
+    # The published file name lists the sentence types by one letter each.
     marks = {"TF": corpus.true_false, "a": corpus.conjunctions, "o": corpus.disjunctions, "n": corpus.negations}
     marks |= {"t": corpus.implications, "only": not corpus.atomic}
     types = "-".join(mark for mark, on in marks.items() if on)
@@ -92,6 +93,7 @@ def published_case(question: str) -> str:
     >>> published_case("editing_same_s_diff_r_new_modal_obj"), published_case("A_TF_case")
     ('editing_same_s_diff_r_fact_new_modal_obj', 'A_TF_case')
     """
+    # The published names have "_fact" before the object.
     ends = (f"_{obj}" for obj in OBJECT_ROLES if question in _EDITING and question.endswith(f"_{obj}"))
     return next((f"{question.removesuffix(end)}_fact{end}" for end in ends), question)
 
@@ -114,6 +116,7 @@ def run_files(
         scoring: how each is scored. The published labels (C2) also decide which way a probability is turned to p(true).
         log: of the model's training; empty if there is none.
     """
+    # The published files are in the order of the ids.
     order = sorted(range(len(points)), key=lambda i: points[i].id)
     points, steps, scoring = [points[i] for i in order], [steps[i] for i in order], [scoring[i] for i in order]
     rows = list(editing_rows(points, steps, scoring, spec.points.target))

@@ -118,6 +118,7 @@ def belief_tables(arms: Sequence[Arm]) -> dict[str, list[Row]]:
     """Return the tables by the published names of their files (without ending); ours have names of their own."""
     scores = {arm.name: edit_scores.score_edits(arm.points, arm.before, arm.after, scoring=arm.scoring) for arm in arms}
     first = arms[0]
+    # An editor that left weights not finite has no means after its edits.
     is_finite = {arm.name: all_finite(arm.after) for arm in arms}
 
     def edits(groups: Sequence[str], times: Iterable[str] = ("pre-edit", "post-edit", "delta")) -> list[Row]:
@@ -282,6 +283,7 @@ def figure_points(points: Sequence[EvalPoint], count: int = 3) -> list[int]:
         targets = point.watched[SAME_OTHER].targets
         rise = agent_probability(targets["target"][MODAL]) - agent_probability(targets["pre"][MODAL])
         if probability_delta(point) > 0.2 and rise > 0.2:
+            # The largest rise first.
             candidates.append((-rise, i))
     return [i for _, i in sorted(candidates)[:count]]
 
