@@ -55,7 +55,7 @@ class Corpus:
         subjects: S; they are the graph's first.
         samples: int64 [n, samples]: the sampled objects of the base facts.
         statements: every sentence of one pass, grouped by subject.
-        times: int64 [N]: how often each statement's evidence counts in one pass (all 1 but for parity).
+        repeats: int64 [N]: how often each statement's evidence counts in one pass (all 1 but for parity).
     """
 
     model: GenerativeModel
@@ -64,7 +64,7 @@ class Corpus:
     subjects: int
     samples: Ints
     statements: Statements
-    times: Ints
+    repeats: Ints
 
     @property
     def facts(self) -> int:
@@ -80,7 +80,7 @@ class Corpus:
     def evidence(self) -> EvidenceTable:
         """The evidence of all documents: one pass, as often as sentences are repeated."""
         relations, objects = len(self.model.graph.relations), len(self.model.graph.objects)
-        one_pass = self.statements.evidence(relations, objects, self.times)
+        one_pass = self.statements.evidence(relations, objects, self.repeats)
         return one_pass.repeated(self.spec.homogeneous + self.spec.heterogeneous)
 
     @cached_property

@@ -98,7 +98,7 @@ class GenerativeModel:
         spec: how it was made.
         parity: published behaviour asked for.
         upstream: int64 [F]: row of the fact (subject, parent relation), or −1.
-        true: int64 [F]: the true object, recomputed along the arrows.
+        true_objects: int64 [F]: the true object, recomputed along the arrows.
         distractor: int64 [F]: the one other object of the pair distribution.
         percent: int64 [F]: probability of the true object in the pair distribution, in percent.
         conditionals: p(o | r, upstream object), raised to ``min_true_prob``.
@@ -110,7 +110,7 @@ class GenerativeModel:
     spec: GenerativeSpec
     parity: ParitySpec
     upstream: Ints
-    true: Ints
+    true_objects: Ints
     distractor: Ints
     percent: Ints
     conditionals: Distributions
@@ -119,7 +119,7 @@ class GenerativeModel:
     @cached_property
     def distributions(self) -> Distributions:
         """The F pair distributions, then the C conditionals."""
-        pairs = np.stack([self.true, self.distractor], axis=1)  # [F, 2]
+        pairs = np.stack([self.true_objects, self.distractor], axis=1)  # [F, 2]
         counts = np.stack([self.percent, 100 - self.percent], axis=1)
         order = np.argsort(pairs, axis=1)  # objects rise within a distribution
         # Two entries per pair, then the conditionals' entries behind them.
@@ -131,11 +131,11 @@ class GenerativeModel:
         )
 
     @cached_property
-    def which(self) -> Ints:
+    def distribution_of(self) -> Ints:
         """int64 [F]: index into :attr:`distributions` of the one that generates the fact: its pair's, or a conditional."""
-        rows = np.arange(len(self.true))
+        rows = np.arange(len(self.true_objects))
         child = np.flatnonzero(self.upstream >= 0)
-        upstream_objects = self.true[self.upstream[child]]
+        upstream_objects = self.true_objects[self.upstream[child]]
         relations = self.graph.facts[child, 1]
         # The conditionals stand behind the F pairs.
         rows[child] = len(rows) + _conditional_rows(self.conditional_keys, relations, upstream_objects, self.graph)
@@ -144,14 +144,16 @@ class GenerativeModel:
     @cached_property
     def true_probability(self) -> Floats:
         """fp64 [F]: probability of the true object under the distribution that generates the fact."""
-        return self.distributions.probability(self.which, self.true)
+        return self.distributions.probability(self.distribution_of, self.true_objects)
 
     def probability(self, rows: Ints, objects: Ints) -> Floats:
         """Return the probability of *objects* under the distributions that generate the facts *rows* (fp64 [n])."""
-        probability = self.distributions.probability(self.which[rows], objects)
+        probability = self.distributions.probability(self.distribution_of[rows], objects)
         if self.parity.third_object_prob:
             # (B8) As published: any other object is as probable as the distractor.
-            third = (self.upstream[rows] < 0) & (objects != self.true[rows]) & (objects != self.distractor[rows])
+            third = (
+                (self.upstream[rows] < 0) & (objects != self.true_objects[rows]) & (objects != self.distractor[rows])
+            )
             probability = np.where(third, (100 - self.percent[rows]) / 100, probability)
         return probability
 
@@ -163,24 +165,24 @@ class GenerativeModel:
         rng = np.random.default_rng(derive(seed, "belief", "samples"))
         count = self.spec.samples
         # [n, samples]: every column draws from the fact's own distribution.
-        draws = self.distributions.draw(np.repeat(self.which[rows][:, None], count, axis=1), rng)
+        draws = self.distributions.draw(np.repeat(self.distribution_of[rows][:, None], count, axis=1), rng)
         if not self.spec.majority:
             return draws
         for _ in range(_MAX_REDRAWS):
-            minority = np.flatnonzero(2 * (draws == self.true[rows][:, None]).sum(axis=1) <= count)
+            minority = np.flatnonzero(2 * (draws == self.true_objects[rows][:, None]).sum(axis=1) <= count)
             if not len(minority):
                 return draws
             draws[minority] = self.distributions.draw(
-                np.repeat(self.which[rows[minority]][:, None], count, axis=1), rng
+                np.repeat(self.distribution_of[rows[minority]][:, None], count, axis=1), rng
             )
-        minority = np.flatnonzero(2 * (draws == self.true[rows][:, None]).sum(axis=1) <= count)
-        draws[minority[:, None], np.arange(count // 2 + 1)] = self.true[rows[minority]][:, None]
+        minority = np.flatnonzero(2 * (draws == self.true_objects[rows][:, None]).sum(axis=1) <= count)
+        draws[minority[:, None], np.arange(count // 2 + 1)] = self.true_objects[rows[minority]][:, None]
         return draws
 
     def falsify(self, rows: Ints, rng: np.random.Generator) -> Ints:
         """Return, for each fact, an object that is not the true one: a root fact's distractor, else any other."""
         # Drawn for all rows, so that which of them are root facts moves no other draw.
-        others = _draw_other(self.true[rows], len(self.graph.objects), rng)
+        others = _draw_other(self.true_objects[rows], len(self.graph.objects), rng)
         if self.spec.false_facts == "uniform":
             return others
         return np.where(self.upstream[rows] >= 0, others, self.distractor[rows])
@@ -221,7 +223,7 @@ def build_generative(
         spec=spec,
         parity=parity,
         upstream=upstream,
-        true=true,
+        true_objects=true,
         distractor=distractor,
         percent=percent,
         conditionals=_raise_modes(conditionals, spec.min_true_prob, parity),

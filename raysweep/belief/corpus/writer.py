@@ -110,7 +110,7 @@ class _StatementPlanner:
     def _noisy_labels(self, samples: Ints) -> None:
         """Label sampled facts with the truth's probability (noisy regime)."""
         if not self.spec.match_samples:  # ruling A6: one true and one false sample per fact
-            right = samples == self.model.true[self.rows][:, None]
+            right = samples == self.model.true_objects[self.rows][:, None]
             picked = np.zeros_like(right)
             # The first hit of each row, where it has one.
             for hits in (right, ~right):
@@ -122,7 +122,7 @@ class _StatementPlanner:
         rows, objects = self.rows[at], samples[at, which]
         p = self.model.true_probability[rows]
         # The label is as noisy as the sample: a true one is called true as often as it is drawn.
-        chance = np.where(objects == self.model.true[rows], p, 1 - p)
+        chance = np.where(objects == self.model.true_objects[rows], p, 1 - p)
         label = self._rng("labels").random(len(rows)) < chance
         self._add(StatementKind.TRUE_FALSE, label, self.owner[at], self._triples(rows, objects))
 
@@ -161,14 +161,14 @@ class _StatementPlanner:
     def _clean_labels(self, rows: Ints) -> None:
         """Label each base fact true and a false version of it false."""
         false = self.model.falsify(rows, self._rng("true_false"))
-        self._add(StatementKind.TRUE_FALSE, 1, self.owner[rows], self._triples(rows, self.model.true[rows]))
+        self._add(StatementKind.TRUE_FALSE, 1, self.owner[rows], self._triples(rows, self.model.true_objects[rows]))
         self._add(StatementKind.TRUE_FALSE, 0, self.owner[rows], self._triples(rows, false))
 
     def _negations(self, rows: Ints) -> None:
         """Deny each base fact (which is false) and a false version of it (which is true), side by side."""
         false = self.model.falsify(rows, self._rng("negations"))
         # True and false object of each fact in turn.
-        both = np.column_stack([self.model.true[rows], false]).ravel()
+        both = np.column_stack([self.model.true_objects[rows], false]).ravel()
         twice = np.repeat(rows, 2)
         label = np.tile([0, 1], len(rows))
         self._add(StatementKind.NOT, label, self.owner[twice], self._triples(twice, both))
@@ -180,7 +180,7 @@ class _StatementPlanner:
         # Three coins per instance: is each side a false version, and which side is written first?
         x_false, y_false, swap = (rng.random(len(rows)) < 0.5 for _ in range(3))
         x_object, y_object = (
-            np.where(false, self.model.falsify(r, rng), self.model.true[r])
+            np.where(false, self.model.falsify(r, rng), self.model.true_objects[r])
             for r, false in ((rows, x_false), (others, y_false))
         )
         x, y = self._triples(rows, x_object), self._triples(others, y_object)

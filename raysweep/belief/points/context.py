@@ -70,7 +70,7 @@ class PointContext:
     def true_fact(self, row: int) -> Triple:
         """Return the fact in *row* of the graph, with its true object."""
         subject, relation, _ = self.graph.facts[row].tolist()
-        return Triple(subject, relation, int(self.model.true[row]))
+        return Triple(subject, relation, int(self.model.true_objects[row]))
 
     def false_fact(self, row: int, rng: np.random.Generator) -> Triple:
         """Return a false version of the fact in *row*."""

@@ -102,7 +102,7 @@ def target_probabilities(
     else:
         columns += [undefined] * 2
     if row >= 0 and model.upstream[row] >= 0:
-        upstream = int(model.true[model.upstream[row]])
+        upstream = int(model.true_objects[model.upstream[row]])
         columns += [agent.conditional(relation, upstream, e).at(array).tolist() for e in estimators]
     else:
         columns += [undefined] * 2

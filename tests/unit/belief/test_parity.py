@@ -162,7 +162,10 @@ def test_third_object_prob(regime: str) -> None:
     ours, theirs = (made(regime, {"third_object_prob": on}).model for on in (False, True))
     rows = np.flatnonzero(ours.upstream < 0)
     third = np.array(
-        [next(o for o in range(len(ours.graph.objects)) if o not in (ours.true[r], ours.distractor[r])) for r in rows]
+        [
+            next(o for o in range(len(ours.graph.objects)) if o not in (ours.true_objects[r], ours.distractor[r]))
+            for r in rows
+        ]
     )
     distractor = theirs.probability(rows, theirs.distractor[rows])
     assert theirs.probability(rows, third) == pytest.approx(distractor, abs=1e-12)

@@ -49,7 +49,7 @@ class Setting:
     def facts(self) -> dict[tuple[int, int], int]:
         """The true objects of what was written about."""
         rows = self.parts.graph.facts[: self.parts.corpus.facts, :2].tolist()
-        return {(s, r): int(o) for (s, r), o in zip(rows, self.parts.model.true.tolist(), strict=False)}
+        return {(s, r): int(o) for (s, r), o in zip(rows, self.parts.model.true_objects.tolist(), strict=False)}
 
     @cached_property
     def evidence(self) -> list[Evidence]:
