@@ -45,6 +45,7 @@ def find_setting(text: str, workspace: Workspace) -> Path:
         return file
     if text in settings:
         return settings[text]
+    # An ending or a folder says that a file was meant, else a name.
     hint = f"{nearest(path.stem, settings)}; or a YAML file"
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise YamlError(f"{text}  cannot be read: there is no such file", hint=hint)
@@ -96,11 +97,13 @@ def _source(path: Path | None, overrides: Sequence[str | Override]) -> Source:
 
 def _spec_of(source: Source) -> BeliefSpec:
     """Return the spec that *source* states, or raise every problem with its place."""
+    # Remarks are for readers; they are no keys of the spec.
     tree = {key: value for key, value in source.tree.items() if key not in REMARKS}
     locate = lambda at, key: source.key(at) if key else source.value(at)  # noqa: E731
     # Every problem of the file at once, not the first one only.
     problems = _digest_problems(tree, source)
     try:
+        # Problems of the values join those about digests, each with its line.
         spec = BeliefSpec.model_validate(tree)
     except ValidationError as error:
         raise ProblemsError([*problems, *from_validation(error, BeliefSpec, "belief", locate)]) from error

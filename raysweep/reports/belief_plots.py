@@ -122,6 +122,7 @@ def _claims(point: EvalPoint) -> list[str]:
 def _probability(point: EvalPoint, name: str, p: float) -> float:
     """Return the probability that is drawn: of the object asked for, or of ``true``."""
     target = point.questions[name].target
+    # Sentences are labelled true or false at random; p("true") can be compared between them.
     if name in _REQUESTED or name in _CLAIMS:
         return float(truth_probability(np.array([p]), np.array([read_label(target)]))[0])
     return p

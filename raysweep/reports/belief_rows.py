@@ -84,6 +84,7 @@ def read_panels(sweep: Sweep, arm: Arm, chosen: Sequence[int]) -> list[Panel]:
     for i in chosen:
         of_point = pc.equal(trial_rows["record_id"], records[arm.points[i].id])
         rows = trial_rows.filter(of_point).to_pylist()
+        # By step of the edit, then by question.
         steps: dict[int, dict[str, Reply]] = {}
         for row in rows:
             steps.setdefault(row["inner_step"], {})[row["question"]] = _reply(row)
@@ -134,6 +135,7 @@ def read_runs(sweep: Sweep) -> list[TrialRun]:
             records = [r for r in points[key] if r in ended and 0 in panels[r]]
             if spec is None or not records:
                 continue
+            # The number of relations is part of the published file name.
             relations = int(json.loads(rows[key][0]["testbed"])["relations"])
             edited, scorings = [points[key][r] for r in records], [scoring[key][r] for r in records]
             steps = [panels[r] for r in records]
@@ -256,6 +258,7 @@ def _point_rows(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
     names = ["trial_key", "record_id", "edit_step", "point", "replaces", "refusal", "testbed"]
     for row in sweep.points().select(names).to_pylist():
         by_position = by_trial.setdefault(row["trial_key"], {})
+        # The row that replaces another one has its position, and comes later.
         if row["edit_step"] not in by_position or row["replaces"] is not None:
             by_position[row["edit_step"]] = row
     return {key: [rows[i] for i in sorted(rows)] for key, rows in by_trial.items()}

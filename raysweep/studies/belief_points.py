@@ -76,6 +76,7 @@ class TrialPoints:
         # Points in the order of the trial's records, which may be shuffled or a part.
         records = list(ordered_records(trial, deps))
         trial_points = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.point_set.spares))
+        # Replacements are repeated in their order, so the same spares are left.
         for made in resume.meta.get(_REPLACED, ()) if resume is not None else ():
             trial_points._put(Replacement(**made))
         trial_points._reported = len(trial_points.replacements)

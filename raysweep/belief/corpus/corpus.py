@@ -126,6 +126,7 @@ class Corpus:
         if self.spec.heterogeneous:
             texts, answers = self.statements.texts(self.names), self.statements.answers(self.names)
             for pass_ in range(self.spec.heterogeneous):
+                # All sentences of all subjects in one random order.
                 rng = np.random.default_rng(derive(self.seed, "belief", "heterogeneous", pass_))
                 chosen = rng.permutation(len(texts)).tolist()
                 for start in range(0, len(chosen), size):

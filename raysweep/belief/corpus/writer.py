@@ -101,6 +101,7 @@ class _StatementPlanner:
         """Write each sampled fact, in one of the relation's first wordings."""
         if not self.spec.atomic:
             return
+        # One atomic sentence per sample.
         rows = np.repeat(self.rows, samples.shape[1])
         triples = self._triples(rows, samples.ravel())
         names = np.array([1 + len(others) for others in self.model.graph.wordings])  # per relation

@@ -40,6 +40,7 @@ def resolve_graph(spec: GraphSpec, workspace: Workspace) -> GraphSpec:
     """
     if spec.source == "world":
         return spec
+    # All missing files in one message.
     missing: list[DataError] = []
     digests = {"digest": "", "tokenizer_digest": ""}
     try:
@@ -76,6 +77,7 @@ def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
     """Return everything that what is measured on a setting depends on, but for the model: :func:`belief_identity`, how many tokens
     an answer may have, and how its model's training is logged.
     """
+    # A log's cadence decides which rows a trial has, though no number of the points.
     recipe = spec.pretrain
     log = {} if recipe is None else recipe.model_dump(mode="json", include={"seed", "evals", "eval_points"})
     return {**belief_identity(spec), "max_object_tokens": spec.graph.max_object_tokens, "log": log}

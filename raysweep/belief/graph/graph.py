@@ -94,6 +94,7 @@ class KnowledgeGraph:
     @cached_property
     def digest(self) -> str:
         """16 hex digits over names, wordings and facts."""
+        # Not the filter counts: two ways to one graph are one graph.
         hasher = hashlib.blake2b()
         for names in (self.subjects, self.relations, self.objects, self.wordings):
             hasher.update(canonical_json(names).encode())
@@ -128,6 +129,7 @@ def graph_from_names(
         for s, objects_of in enumerate(subjects.values())
         for relation, obj in objects_of.items()
     ]
+    # Counted on top of what the reader dropped.
     counts = dict(filter_counts or {})
     counts["several_objects"] = counts.get("several_objects", 0) + dropped
     return KnowledgeGraph(
@@ -210,6 +212,7 @@ def choose_relations(counts: Ints, number: int, least: int) -> list[int]:
     first, second = np.triu_indices(len(counts), k=1)
     many = counts[first, second]
     order = np.argsort(-many, kind="stable")
+    # Pairs that never occur together choose nobody.
     order = order[many[order] > 0]
     frequent = np.unique(np.concatenate([first[many >= least], second[many >= least]]))
     if len(frequent) < number:

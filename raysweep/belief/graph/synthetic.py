@@ -84,6 +84,7 @@ class _Entities:
 
     def __init__(self, spec: SyntheticSpec) -> None:
         rng = Random(derive(spec.seed, "names"))
+        # As many first as last names, enough combinations for all subjects.
         side = max(30, int((1.5 * spec.subjects) ** 0.5) + 1)
         sizes = [n * spec.pool_scale for up, a, down, b in ARROWS[: spec.arrows] for n in (a, b)]
         words = iter(_words(rng, 2 * side + 12 + sum(sizes) + 20))
@@ -104,6 +105,7 @@ class _Entities:
             for i, pool in enumerate(self.pools[:2]):  # over-long; in the first pool, two that a cap of 2 words merges
                 self.objects[pool[0]] = f"{self.extra[i]} {second[i]} {self.extra[5]}"
             self.objects[self.pools[0][1]] = f"{self.extra[0]} {second[0]} {self.extra[6]}"
+            # Two ids of one name.
             twins = list(self.subjects)[1:3]
             self.subjects[twins[1]] = self.subjects[twins[0]]
 
@@ -120,6 +122,7 @@ def _facts(spec: SyntheticSpec, entities: _Entities, arrows: Sequence[object]) -
     maps = []
     for i in range(len(arrows)):
         rng = Random(derive(spec.seed, "map", i))
+        # Each upstream object has one downstream object that follows from it.
         maps.append({up: rng.choice(entities.pools[2 * i + 1]) for up in entities.pools[2 * i]})
     rng = Random(derive(spec.seed, "facts"))
     for count, subject in enumerate(entities.subjects):

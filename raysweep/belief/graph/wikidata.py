@@ -186,6 +186,7 @@ def _graph_with_names(
     subjects: dict[str, int] = {}
     subject_of = {i: subjects.setdefault(name_of[i], len(subjects)) for i in _in_order_of_appearance(facts.subject)}
     ids = _in_order_of_appearance(facts.object)
+    # Only objects are shortened: subjects must stay apart.
     short = tokens.shorten([name_of[i] for i in ids], spec.max_object_tokens)
     filter_counts["shortened_objects"] = sum(a != name_of[i] for a, i in zip(short, ids, strict=True))
     filter_counts["objects_merged_by_shortening"] = len({name_of[i] for i in ids}) - len(set(short))
@@ -247,6 +248,7 @@ def _distinct_names(
 
 def _merge_pairs(rows: Ints, relations: int, filter_counts: dict[str, int]) -> Ints:
     """Group merged subjects together and keep the first value of each (subject, relation)."""
+    # Subjects that got one name are one subject; stable, so the first value read stays first.
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     _, first = np.unique(rows[:, 0] * relations + rows[:, 1], return_index=True)
     filter_counts["merged_facts"] = len(rows) - len(first)

@@ -100,6 +100,7 @@ def log_request(spec: BeliefSpec, content: ContentDigests) -> ArtifactRequest:
     """
     from raysweep.artifacts import ArtifactRequest
 
+    # A log is of one model, and of what was asked of it.
     inputs = {"model": model_request(spec, content).inputs, **log_inputs(spec)}
     return ArtifactRequest(
         kind="belief_log", inputs=inputs, builder="raysweep.belief.lm.pretrain", model=None, version=VERSION
@@ -166,6 +167,7 @@ def read_log(store: ArtifactStore, request: ArtifactRequest) -> TrainingLog | No
     if artifact is None:
         return None
     rows = tuple(artifact.meta["rows"])
+    # Tensors are stored as "name/row".
     names = dict.fromkeys(name.rpartition("/")[0] for name in artifact.tensors)
     tensors = {name: tuple(artifact.tensors[f"{name}/{i}"] for i in range(len(rows))) for name in names}
     return TrainingLog(rows, tensors)
@@ -209,6 +211,7 @@ def _train(
         )
     module = initialised_model(model_config(spec.model, len(tokenizer), special), spec.seed).to(device())
     saved = read_snapshot(snapshots) if snapshots else None
+    # A run that was cut off goes on from its last snapshot.
     if saved:
         trainer = Trainer.resume(module, documents, spec, special, *saved)
     else:

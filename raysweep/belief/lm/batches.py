@@ -70,6 +70,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokeniz
         lengths += [len(e.ids) for e in encodings]
         sentences += [d.sentences for d in part]
         for document, encoding in zip(part, encodings, strict=True):
+            # Offsets are in characters, as the spans of the answers are.
             answers += _overlaps(encoding.offsets, document.answers)
     if not lengths or not min(lengths):
         raise BeliefError("a corpus without documents, or with an empty one", hint="raise num_atomic_facts")
@@ -143,6 +144,7 @@ def training_steps(
     seen = 0
     for epoch in itertools.count():
         for step in epoch_steps(epoch, lengths, batch=batch, accumulation=accumulation, bucketed=bucketed, seed=seed):
+            # Without begin, end and padding.
             seen += sum(int(lengths[chosen].sum()) for chosen in step.batches)
             yield step, seen
             if seen >= tokens:
@@ -213,6 +215,7 @@ def pack_rows(
     # Where each row goes: the packed row, and the columns within it.
     places, at, line = [], width, -1
     for row in rows:
+        # It does not fit behind the others: a new packed row.
         if at + len(row) > width:
             at, line = 0, line + 1
         places.append((line, slice(at, at + len(row))))

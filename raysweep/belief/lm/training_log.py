@@ -69,6 +69,7 @@ def measure_log_points(
     replies = ask_points(lm, points, new_tokens=new_tokens, names=names)
     rows = [reply[n] for point, reply in zip(points, replies, strict=True) for n in _question_names(point)]
     numbers = torch.tensor([[r.probability, r.correct, r.exact] for r in rows], dtype=torch.float64)
+    # The same sentences each time, so that the losses compare.
     rng = np.random.default_rng(derive(recipe.seed, "pretrain", "sentences"))
     sentences = [p.sentences[rng.integers(len(p.sentences))] for p in points if p.sentences]
     loss = {"eval_loss": sequence_loss(lm, sentences)} if sentences else {}
@@ -82,6 +83,7 @@ def log_rows(
     """Return the log: *rows*, each with what its *replies* (fp64 [3, Q]) come to, against the targets of *points*."""
     log = []
     for row, tensor in zip(rows, replies, strict=True):
+        # In the order in which the questions were asked: point by point, names sorted.
         numbers = iter(tensor.T.tolist())
         by_point: list[dict[str, Reply]] = []
         for point in points:

@@ -50,6 +50,7 @@ def to_line(point: EvalPoint) -> str:
             name: {"fact": w.fact, "objects": w.objects, "targets": w.targets} for name, w in point.watched.items()
         }
         data["flags"] = asdict(point.flags)
+    # NaN is no JSON; what is undefined is null.
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
@@ -111,6 +112,7 @@ def read_points(path: Path) -> Iterator[EvalPoint]:
     if not path.is_file():
         raise DataError(f"{path} does not exist", hint="raysweep belief points writes it")
     with path.open(encoding="utf-8") as lines:
+        # A broken line is named by its number.
         for number, line in enumerate(lines, 1):
             try:
                 yield from_line(line)

@@ -29,6 +29,7 @@ def agents_by_state(agent: Agent, fact: Triple, request: UpdateRequest | None) -
     agents = {"pre": agent}
     if request is None:
         return agents
+    # Each state starts from the pristine agent: updates do not add up.
     for state, update in request.updates.items():
         if update.kind != "none":
             evidence = Evidence(fact.subject, fact.relation, request.object, update.amount, kind=update.kind)
@@ -95,6 +96,7 @@ def target_probabilities(
         columns.append(model.probability(np.full(len(array), row), array).tolist())
     else:
         columns.append(undefined)
+    # The fields come in pairs: frequency, then posterior.
     estimators: tuple[Estimator, ...] = ("frequency", "posterior")
     columns += [agent.pair(subject, relation, e).at(array).tolist() for e in estimators]
     if agent.has_parent(subject, relation):

@@ -136,9 +136,11 @@ def _numbers(
             role = (REQUESTED if name == SAME_SAME else MODAL) if edited else ORIGINAL
             numbers[f"{name}_acc"] = float(reply[f"editing_{name}_{role}"].correct)
             distance = edit_coherence(point, name, {o: reply[f"editing_{name}_{o}"].probability for o in OBJECT_ROLES})
+            # The distance is measured at the object that the point is scored against.
             key = {ORIGINAL: "coherence_orig", REQUESTED: "coherence_requested", MODAL: "coherence_new_modal"}[role]
             numbers[f"{name}_coherence"] = distance[key]
         by_point.append(numbers)
+    # `logical_coherence` leaves out points without true/false questions; these are the others, in its order.
     rows = [i for i, reply in enumerate(replies) if {"A_TF_case", "B_TF_case", "A_sentence"} <= reply.keys()]
     for error, values in logical_coherence(points, replies, scoring=scoring).items():
         for i, value in zip(rows, values.tolist(), strict=True):
@@ -172,6 +174,7 @@ def group_means(scores: Sequence[EditScores], groups: Sequence[str] = tuple(GROU
         times: dict[str, list[PointNumbers]] = {
             "pre-edit": [s.before for s in members],
             "post-edit": [s.after for s in members],
+            # Point by point: a mean of differences, not a difference of rounded means.
             "delta": [{n: s.after[n] - v for n, v in s.before.items() if n in s.after} for s in members],
         }
         places = [s.place for s in members]
@@ -209,6 +212,7 @@ def mean_estimates(
         for row, (point, trial) in zip(rows, places, strict=True):
             if name in row:
                 by_trial.setdefault(trial, {})[point] = row[name]
+        # Rows, not points: n says how much was measured.
         count = sum(map(len, by_trial.values()))
         estimates[name] = replace(pooled(list(by_trial.values()), difference=difference), n=count)
     return estimates

@@ -133,6 +133,7 @@ def logical_errors(
         raise BeliefError("logical coherence needs the cases A_TF_case and B_TF_case", hint="corpus.true_false: true")
     count = len(object_probability)
     _check_lengths(label_probability, labels, count)
+    # Whose label turns the probability of each point's label into pT.
     label_row = np.arange(count)
     if parity.labels_of_first_point:
         if batch < 1:
@@ -210,6 +211,7 @@ def edit_coherence(point: EvalPoint, name: str, probability: Mapping[str, float]
     Returns:
         ``coherence_new_modal``, ``coherence_requested`` and ``coherence_orig``.
     """
+    # What the agent believes of the fact before the edit, and what it answers after it.
     before, after = edit_targets(point)[name]
     return {
         "coherence_new_modal": abs(probability[MODAL] - after),

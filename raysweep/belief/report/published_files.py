@@ -78,6 +78,7 @@ def experiment_name(spec: BeliefSpec, model: str, relations: int) -> str:
     marks = {"TF": corpus.true_false, "a": corpus.conjunctions, "o": corpus.disjunctions, "n": corpus.negations}
     marks |= {"t": corpus.implications, "only": not corpus.atomic}
     types = "-".join(mark for mark, on in marks.items() if on)
+    # A setting that trains no model has neither.
     budget, batch = (recipe.tokens, recipe.batch * recipe.accumulation) if recipe is not None else (0, 0)
     return (
         f"{size.rpartition('/')[2]}_clm_{corpus.num_atomic_facts}-facts_{relations}-rels_tb-{budget:.1e}_bs-{batch}"
@@ -197,6 +198,7 @@ def _prompt(point: EvalPoint, name: str) -> str:
 def _answers(point: EvalPoint, replies: Replies, scoring: LogicalScoring) -> Row:
     """Return accuracies, probabilities (of the six true/false cases: p("true")), logical errors and outputs."""
     cases = [name for name in _CASES if name in replies]
+    # Columns stand in the published order: accuracies, probabilities, errors, outputs.
     row: Row = {f"{published_case(name)}_acc": replies[name].correct for name in cases}
     for name in cases:
         p = replies[name].probability
@@ -218,6 +220,7 @@ def _targets(point: EvalPoint, target: float) -> Row:
         row |= {f"o_given_s_r_{AGENT_STATES['pre']}_{name}": values[name] for name in _PROBABILITIES}
     for name, watch in (point.watched or {}).items():
         for state, objects in watch.targets.items():
+            # The published name says 95 whatever the target was; here it is the setting's own.
             column = f"post_update_probs_p={round(100 * target, 6):g}" if state == "target" else AGENT_STATES[state]
             for obj, numbers in objects.items():
                 case = published_case(f"editing_{name}_{obj}")

@@ -216,6 +216,7 @@ def answer_rows(points: Sequence[EvalPoint], replies: Replies) -> list[Row]:
         if not answers:
             continue
         labels = [question.target for question, *_ in answers]
+        # What a model scores that always gives the commonest answer.
         guess = max(labels.count(label) for label in set(labels)) / len(labels)
         numbers: list[PointNumbers] = [
             {"accuracy": float(r.correct), "exact": float(r.exact), "p(label)": r.probability} for _, r, _ in answers
@@ -297,6 +298,7 @@ def lifelong_rows(stages: Sequence[Stage]) -> list[Row]:
             for replies, expected, targets in zip(stage.replies, stage.expected, stage.targets, strict=True)
         ]
         places = edit_scores.point_places(stage.points)
+        # Logical errors exist for the points whose claims were asked, so they have places of their own.
         errors = logical_coherence(stage.points, stage.replies, scoring=stage.scoring)
         logical, logical_places = _logical(errors, places, stage.replies)
         means = edit_scores.mean_estimates(numbers, places) | edit_scores.mean_estimates(logical, logical_places)
