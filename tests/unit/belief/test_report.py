@@ -34,7 +34,7 @@ from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_points import agent_of, points
-from tests.unit.belief.test_scores import replies
+from tests.unit.belief.test_edit_scores import replies
 from tests.unit.studies.test_belief import SETTING, refuse, trial
 
 PUBLISHED = {
