@@ -112,7 +112,7 @@ def _spec_of(source: Source) -> BeliefSpec:
     return spec
 
 
-def resolve(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
+def resolve_setting(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
     """Return *spec* with the digests of the files it names.
 
     Raises:

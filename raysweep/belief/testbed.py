@@ -33,7 +33,7 @@ from raysweep.belief.lm.training_data import documents_digest
 from raysweep.belief.points import jsonl
 from raysweep.belief.points.build import build_points
 from raysweep.belief.points.types import EvalPoint
-from raysweep.belief.setting import read_setting, resolve
+from raysweep.belief.setting import read_setting, resolve_setting
 from raysweep.belief.spec import BeliefSpec
 from raysweep.hashing import digest
 
@@ -119,7 +119,7 @@ class Testbed:
     @staticmethod
     def open(path: Path, workspace: Workspace) -> Testbed:
         """Return the testbed of the setting in *path*."""
-        return Testbed(resolve(read_setting(path), workspace), workspace)
+        return Testbed(resolve_setting(read_setting(path), workspace), workspace)
 
     @property
     def digest(self) -> str:

@@ -36,7 +36,7 @@ _AGENT = {"agent before the edit": "#D55E00", "agent after the edit": "#0072B2"}
 LOSSES = {"train_loss": "training", "eval_loss": "evaluation"}
 
 
-def training(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path: Path, what: str) -> None:
+def draw_training_curves(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path: Path, what: str) -> None:
     """Draw the numbers *names* of a training log against tokens."""
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(5, 3.4), dpi=130)
@@ -50,7 +50,7 @@ def training(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path:
     _finish(figure, axis, path)
 
 
-def deltas(values: Sequence[float], path: Path) -> None:
+def draw_delta_histogram(values: Sequence[float], path: Path) -> None:
     """Draw the histogram of how far the agent's belief in the requested object rises."""
     figure, axis = _pyplot().subplots(figsize=(5, 3.2), dpi=130)
     axis.hist(values, bins=20, range=(0, 1), color=COLOURS[0])
@@ -59,7 +59,7 @@ def deltas(values: Sequence[float], path: Path) -> None:
     _finish(figure, axis, path)
 
 
-def panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], path: Path) -> None:
+def draw_panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], path: Path) -> None:
     """Draw one point along its edit into *path*; see :func:`panel_figure`."""
     _save(panel_figure(point, replies), path)
 
@@ -137,7 +137,7 @@ def _title(point: EvalPoint, name: str) -> str:
     return fill(f"{question.prompt} true", 46)
 
 
-def lifelong(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_lifelong_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw, against the number of edits, accuracy on the edited facts, on what follows from them, and on other subjects' facts."""
     curves = {
         "acc: edited": "the edits themselves",
@@ -184,9 +184,9 @@ def _finish(figure: Any, axis: Any, path: Path) -> None:
 def _save(figure: Any, path: Path) -> None:
     # Without the version of the library, so that equal figures are equal files.
     figure.savefig(path, metadata={"Software": None})
-    close(figure)
+    close_figure(figure)
 
 
-def close(figure: Any) -> None:
+def close_figure(figure: Any) -> None:
     """Let go of a figure that is drawn."""
     _pyplot().close(figure)

@@ -26,7 +26,7 @@ INDEPENDENT, LIFELONG = "belief", "belief_lifelong"  # names of the studies
 Panel = Mapping[int, Mapping[str, Reply]]  # by inner step, then by question
 
 
-def trials_of(sweep: Sweep, study: str) -> dict[str, list[str]]:
+def trial_keys_by_arm(sweep: Sweep, study: str) -> dict[str, list[str]]:
     """Return the keys of the trials of *study* that have begun, by what the latest plan calls them, in its order.
 
     An arm whose swept keys vary has a name for each of its configurations, as in ``raysweep show``.
@@ -42,7 +42,7 @@ def trials_of(sweep: Sweep, study: str) -> dict[str, list[str]]:
     return arms
 
 
-def states(sweep: Sweep) -> dict[str, str]:
+def unfinished_states(sweep: Sweep) -> dict[str, str]:
     """Return where the trials of each arm stand, by what the latest plan calls it; not those of which all are simply done."""
     by_arm = {label: status(members) for label, members in groups(trial_views(sweep))}
     return {label: text for label, text in by_arm.items() if text != "done"}
@@ -52,10 +52,10 @@ def read_arms(sweep: Sweep) -> list[Arm]:
     """Return what each arm answered before and after each edit, over all its trials; points without an end are left out."""
     beliefs = sweep.beliefs()
     points = _points(sweep)
-    state = states(sweep)
+    state = unfinished_states(sweep)
     scoring = _scoring(sweep, points)
     arms = []
-    for name, keys in trials_of(sweep, INDEPENDENT).items():
+    for name, keys in trial_keys_by_arm(sweep, INDEPENDENT).items():
         edited: list[EvalPoint] = []
         before, after, scorings = [], [], []
         for key in keys:
@@ -76,7 +76,7 @@ def read_arms(sweep: Sweep) -> list[Arm]:
 
 def read_panels(sweep: Sweep, arm: Arm, chosen: Sequence[int]) -> list[Panel]:
     """Return what *arm* answered along the edits of the points numbered *chosen* (in its first trial)."""
-    key = trials_of(sweep, INDEPENDENT)[arm.name][0]
+    key = trial_keys_by_arm(sweep, INDEPENDENT)[arm.name][0]
     beliefs = sweep.beliefs()
     trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
     records = {point.id: record for record, point in _points(sweep)[key].items()}
@@ -123,7 +123,7 @@ def read_runs(sweep: Sweep) -> list[TrialRun]:
     scoring, logs = _scoring(sweep, points), _logs(sweep)
     models = {row["trial_key"]: row["model"] for row in sweep.trials().select(["trial_key", "model"]).to_pylist()}
     runs = []
-    for arm, keys in trials_of(sweep, INDEPENDENT).items():
+    for arm, keys in trial_keys_by_arm(sweep, INDEPENDENT).items():
         for key in (k for k in keys if k in rows):
             spec = setting_of_row(rows[key][0])
             trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
@@ -148,10 +148,10 @@ def read_stages(sweep: Sweep) -> list[Stage]:
     """Return what each arm of a lifelong belief sweep answered at each step, about the points edited so far (step 0: about all)."""
     beliefs = sweep.beliefs()
     points = _points(sweep)
-    state = states(sweep)
+    state = unfinished_states(sweep)
     scoring = _scoring(sweep, points)
     stages = []
-    for arm, keys in trials_of(sweep, LIFELONG).items():
+    for arm, keys in trial_keys_by_arm(sweep, LIFELONG).items():
         tables = {key: beliefs.filter(pc.equal(beliefs["trial_key"], key)) for key in keys}
         for step in sorted({s for table in tables.values() for s in pc.unique(table["step"]).to_pylist()}):
             edited: list[EvalPoint] = []
@@ -203,13 +203,16 @@ def setting_of_row(row: Mapping[str, Any]) -> BeliefSpec | None:
     return None if row["testbed"] is None else BeliefSpec.model_validate(json.loads(row["testbed"])["spec"])
 
 
-def read_choice(sweep: Sweep) -> list[Mapping[str, Any]]:
+def read_point_choice(sweep: Sweep) -> list[Mapping[str, Any]]:
     """Return, trial by trial, how the points came about: how many there are, how many facts were passed over when they were drawn,
     how many were replaced when they were edited, and why.
     """
     rows = _point_rows(sweep)
     trials = [
-        (arm, key) for study in (INDEPENDENT, LIFELONG) for arm, keys in trials_of(sweep, study).items() for key in keys
+        (arm, key)
+        for study in (INDEPENDENT, LIFELONG)
+        for arm, keys in trial_keys_by_arm(sweep, study).items()
+        for key in keys
     ]
     choices: list[Mapping[str, Any]] = []
     for arm, key in trials:

@@ -81,7 +81,7 @@ class Corpus:
         """The evidence of all documents: one pass, as often as sentences are repeated."""
         relations, objects = len(self.model.graph.relations), len(self.model.graph.objects)
         one_pass = self.statements.evidence(relations, objects, self.repeats)
-        return one_pass.repeated(self.spec.homogeneous + self.spec.heterogeneous)
+        return one_pass.repeat(self.spec.homogeneous + self.spec.heterogeneous)
 
     @cached_property
     def _keys(self) -> Ints:

@@ -117,7 +117,7 @@ class EvidenceTable:
         """How many items there are, repeats counted."""
         return int(self.count.sum())
 
-    def repeated(self, times: int) -> EvidenceTable:
+    def repeat(self, times: int) -> EvidenceTable:
         """Return the same evidence *times* over."""
         return EvidenceTable(self.subject, self.relation, self.object, self.weight, self.count * times)
 

@@ -177,7 +177,7 @@ def read_pretrained(artifact: Artifact, shape: ShapeSpec) -> LanguageModel:
     """Return the model that an artifact holds, on the device."""
     from raysweep.runtime import device
 
-    tokenizer = belief_tokenizer.from_json(artifact.meta["tokenizer"], artifact.meta["pad"])
+    tokenizer = belief_tokenizer.tokenizer_from_json(artifact.meta["tokenizer"], artifact.meta["pad"])
     special = SpecialTokens.from_tokenizer(tokenizer)
     module = empty_model(model_config(shape, int(artifact.meta["vocabulary"]), special))
     with torch.no_grad():

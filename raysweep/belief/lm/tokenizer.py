@@ -82,7 +82,7 @@ def file_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     return _as_fast_tokenizer(core, UNK)
 
 
-def from_json(text: str, pad: str) -> PreTrainedTokenizerFast:
+def tokenizer_from_json(text: str, pad: str) -> PreTrainedTokenizerFast:
     """Return the tokenizer whose core was written as *text*, padding with *pad*."""
     from tokenizers import Tokenizer
 

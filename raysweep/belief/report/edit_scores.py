@@ -59,7 +59,7 @@ class EditScores:
     implies: bool
 
 
-GROUPS: Mapping[str, Callable[[EditScores], bool]] = {
+POINT_GROUPS: Mapping[str, Callable[[EditScores], bool]] = {
     "all": lambda s: True,
     "updating": lambda s: s.new_request,
     "no implications": lambda s: not s.implies,
@@ -158,7 +158,7 @@ class GroupMeans:
     values: Mapping[str, Estimate]
 
 
-def group_means(scores: Sequence[EditScores], groups: Sequence[str] = tuple(GROUPS)) -> list[GroupMeans]:
+def group_means(scores: Sequence[EditScores], groups: Sequence[str] = tuple(POINT_GROUPS)) -> list[GroupMeans]:
     """Return three lines for each group that has points: before, after, and after − before, point by point.
 
     Raises:
@@ -166,9 +166,9 @@ def group_means(scores: Sequence[EditScores], groups: Sequence[str] = tuple(GROU
     """
     rows = []
     for group in groups:
-        if group not in GROUPS:
-            raise BeliefError(f"no group '{group}'", hint=f"one of {', '.join(GROUPS)}")
-        members = [s for s in scores if GROUPS[group](s)]
+        if group not in POINT_GROUPS:
+            raise BeliefError(f"no group '{group}'", hint=f"one of {', '.join(POINT_GROUPS)}")
+        members = [s for s in scores if POINT_GROUPS[group](s)]
         if not members:
             continue
         times: dict[str, list[PointNumbers]] = {
