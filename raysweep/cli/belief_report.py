@@ -64,7 +64,7 @@ def command(
     for name in _PRINTED:
         if name in tables:
             print(render([_means(row) for row in tables[name]], Format.TABLE, title=name), end="\n\n")
-    for label, state in belief_rows.unfinished_states(found).items():
+    for label, state in belief_rows.states(found).items():
         print(f"note: {label}: {state}")
     written = write_published(found, folder / "published") if published else 0
     print(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")

@@ -120,27 +120,23 @@ def edit_record(point: EvalPoint) -> EditRecord:
     """
     if point.request is None or point.watched is None or point.flags is None:
         raise DataError("a belief setting without editing has nothing to edit", hint="points.editing: true")
-    questions = point.questions
-    update = questions["new_fact_case"]
+    asked = point.questions
+    update = asked["new_fact_case"]
     probes = [Probe(kind=ProbeKind.EFFICACY, prompt=update.prompt, target=update.target)]
-    if "paraphrase_case" in questions:
-        reworded = questions["paraphrase_case"].prompt
+    if "paraphrase_case" in asked:
+        reworded = asked["paraphrase_case"].prompt
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=reworded, target=update.target))
-    # What follows from the update, as a two-hop question would ask.
     if point.flags.downstream_answer_changes:
-        downstream = questions[f"editing_{SAME_OTHER}_{MODAL}"]
+        follows = asked[f"editing_{SAME_OTHER}_{MODAL}"]
         probes.append(
-            Probe(kind=ProbeKind.PORTABILITY, prompt=downstream.prompt, target=downstream.target, name="downstream")
+            Probe(kind=ProbeKind.PORTABILITY, prompt=follows.prompt, target=follows.target, name="downstream")
         )
     for name in (OTHER_SAME, OTHER_OTHER):
         watch = point.watched[name]
-        # Where the agent's answer stays, an editor that changes it does harm; where it does not, it is a conclusion.
         if watch.objects[MODAL] == watch.objects[ORIGINAL]:
-            unchanged = questions[f"editing_{name}_{ORIGINAL}"]
+            stays = asked[f"editing_{name}_{ORIGINAL}"]
             probes.append(
-                Probe(
-                    kind=ProbeKind.LOCALITY, prompt=unchanged.prompt, target=unchanged.target, name=name, against="base"
-                )
+                Probe(kind=ProbeKind.LOCALITY, prompt=stays.prompt, target=stays.target, name=name, against="base")
             )
     return EditRecord(
         id=record_id(point), subject=point.names[0], prompt=update.prompt, target=update.target, probes=tuple(probes)

@@ -42,7 +42,7 @@ def trial_keys_by_arm(sweep: Sweep, study: str) -> dict[str, list[str]]:
     return arms
 
 
-def unfinished_states(sweep: Sweep) -> dict[str, str]:
+def states(sweep: Sweep) -> dict[str, str]:
     """Return where the trials of each arm stand, by what the latest plan calls it; not those of which all are simply done."""
     by_arm = {label: status(members) for label, members in groups(trial_views(sweep))}
     return {label: text for label, text in by_arm.items() if text != "done"}
@@ -52,7 +52,7 @@ def read_arms(sweep: Sweep) -> list[Arm]:
     """Return what each arm answered before and after each edit, over all its trials; points without an end are left out."""
     beliefs = sweep.beliefs()
     points = _points(sweep)
-    state = unfinished_states(sweep)
+    state = states(sweep)
     scoring = _scoring(sweep, points)
     arms = []
     for name, keys in trial_keys_by_arm(sweep, INDEPENDENT).items():
@@ -148,7 +148,7 @@ def read_stages(sweep: Sweep) -> list[Stage]:
     """Return what each arm of a lifelong belief sweep answered at each step, about the points edited so far (step 0: about all)."""
     beliefs = sweep.beliefs()
     points = _points(sweep)
-    state = unfinished_states(sweep)
+    state = states(sweep)
     scoring = _scoring(sweep, points)
     stages = []
     for arm, keys in trial_keys_by_arm(sweep, LIFELONG).items():

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from raysweep.belief.graph.artifact import spec_without_paths
+from raysweep.belief.graph.artifact import without_places
 from raysweep.belief.lm.asking import Reply
 from raysweep.belief.points.jsonl import to_line
 from raysweep.belief.points.types import EvalPoint, PointQuestion
@@ -194,7 +194,7 @@ class TrialPoints:
 
     def _points(self, positions: Sequence[int]) -> tuple[PointRow, ...]:
         point_set = self.testbed.point_set
-        about = {"spec": spec_without_paths(self.testbed.spec), "passed_over": dict(point_set.passed_over)}
+        about = {"spec": without_places(self.testbed.spec), "passed_over": dict(point_set.passed_over)}
         testbed = json.dumps({**about, "relations": point_set.relations}, sort_keys=True, ensure_ascii=False)
         by_position = {r.position: r for r in reversed(self.replacements)}  # whom the first one replaced was planned
         return tuple(

@@ -83,7 +83,7 @@ def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
     return {**belief_identity(spec), "max_object_tokens": spec.graph.max_object_tokens, "log": log}
 
 
-def spec_without_paths(spec: BeliefSpec) -> dict[str, Any]:
+def without_places(spec: BeliefSpec) -> dict[str, Any]:
     """Return *spec* as plain data that says nothing of where files lie (their digests do)."""
     data = spec.model_dump(mode="json")
     data["graph"]["path"] = ""
