@@ -42,7 +42,14 @@ _OPERATIONS = (StatementKind.TRUE_FALSE, StatementKind.OR, StatementKind.AND, St
 
 
 class _StatementPlanner:
-    """Chooses the statements of one corpus, kind by kind, for all subjects at once."""
+    """Chooses the statements of one corpus, kind by kind, for all subjects at once.
+
+    Attributes:
+        rows: int64 [n], rows of the base facts in the graph.
+        owner: int64 [n], the subject of each.
+        parts: columns of the statements chosen so far, kind by kind.
+        noisy: true/false sentences are about noisy samples.
+    """
 
     def __init__(self, model: GenerativeModel, spec: CorpusSpec, seed: int, subjects: int) -> None:
         self.model, self.spec, self.seed, self.subjects = model, spec, seed, subjects
@@ -54,18 +61,18 @@ class _StatementPlanner:
     def corpus(self) -> Corpus:
         """Return the corpus of all statements, ordered by the subject they were written for."""
         samples = self.model.sample(self.rows, self.seed)
-        self._atomic(samples)
+        self._add_atomic(samples)
         if self.noisy:
-            self._noisy_labels(samples)
+            self._add_noisy_labels(samples)
         # Kind by kind for all subjects; the order of writing within a subject is made below.
-        ranks, chosen = self._budget()
+        ranks, chosen = self._share_budget()
         for kind, rows in chosen.items():
             if kind is StatementKind.TRUE_FALSE:
-                self._clean_labels(rows)
+                self._add_clean_labels(rows)
             elif kind is StatementKind.NOT:
-                self._negations(rows)
+                self._add_negations(rows)
             else:
-                self._connectives(kind, rows)
+                self._add_connectives(kind, rows)
         owner, kind_, label, wording, *facts = (np.concatenate(c) for c in zip(*self.parts, strict=True))
         # Back to subject by subject; stable, so the kinds stay in order.
         order = np.argsort(owner, kind="stable")
@@ -77,27 +84,30 @@ class _StatementPlanner:
             first=np.stack(facts[:3], axis=1)[order].astype(np.int32),
             second=np.stack(facts[3:], axis=1)[order].astype(np.int32),
         )
-        times = np.ones(len(statements), dtype=np.int64)
+        repeats = np.ones(len(statements), dtype=np.int64)
         if self.model.parity.and_evidence_stale:
-            times = _stale_counts(statements, ranks, self.noisy)
-        return Corpus(self.model, self.spec, self.seed, self.subjects, samples, statements, times)
+            repeats = _stale_counts(statements, ranks, self.noisy)
+        return Corpus(self.model, self.spec, self.seed, self.subjects, samples, statements, repeats)
 
     def _rng(self, *purpose: str) -> np.random.Generator:
+        """Return the generator of one purpose."""
         return np.random.default_rng(derive(self.seed, "belief", "corpus", *purpose))
 
     def _add(
         self, kind: StatementKind, label: Ints | Bools | int, owner: Ints, first: Ints, second: Ints | None = None,
         wording: Ints | int = 0,
     ) -> None:  # fmt: skip
+        """Add one statement per entry of *owner*; facts are int64 [N, 3], a label of −1 is none."""
         none = np.full(len(owner), -1, dtype=np.int64)
         second_columns = [none] * 3 if second is None else list(second.T)
         columns = [np.broadcast_to(np.asarray(v, dtype=np.int64), owner.shape) for v in (kind, label, wording)]
         self.parts.append((owner, *columns, *first.T, *second_columns))
 
     def _triples(self, rows: Ints, objects: Ints) -> Ints:
+        """Return the facts in *rows* with other *objects*, int64 [N, 3]."""
         return np.column_stack([self.model.graph.facts[rows, :2], objects])
 
-    def _atomic(self, samples: Ints) -> None:
+    def _add_atomic(self, samples: Ints) -> None:
         """Write each sampled fact, in one of the relation's first wordings."""
         if not self.spec.atomic:
             return
@@ -108,7 +118,7 @@ class _StatementPlanner:
         wording = self._rng("wordings").integers(np.minimum(names, self.spec.wordings)[triples[:, 1]])
         self._add(StatementKind.ATOMIC, -1, triples[:, 0], triples, wording=wording)
 
-    def _noisy_labels(self, samples: Ints) -> None:
+    def _add_noisy_labels(self, samples: Ints) -> None:
         """Label sampled facts with the truth's probability (noisy regime)."""
         if not self.spec.match_samples:  # ruling A6: one true and one false sample per fact
             right = samples == self.model.true_objects[self.rows][:, None]
@@ -127,7 +137,7 @@ class _StatementPlanner:
         label = self._rng("labels").random(len(rows)) < chance
         self._add(StatementKind.TRUE_FALSE, label, self.owner[at], self._triples(rows, objects))
 
-    def _budget(self) -> tuple[dict[StatementKind, Ints], dict[StatementKind, Ints]]:
+    def _share_budget(self) -> tuple[dict[StatementKind, Ints], dict[StatementKind, Ints]]:
         """Share the budget out (rulings A3, A4, A11).
 
         Returns:
@@ -148,6 +158,7 @@ class _StatementPlanner:
         budget = max(0, spec.connective_instances_per_subject - self.noisy)
         # Every operation gets the same number of instances per subject; the remainder goes to the first of a random order.
         each, over = divmod(budget, len(kinds))
+        # Sorting twice turns random numbers into ranks, int64 [S, operations].
         ranks = self._rng("operations").random((self.subjects, len(kinds))).argsort(axis=1).argsort(axis=1)
         counts = each + (ranks < over)
         starts = self.model.graph.starts[: self.subjects]
@@ -159,13 +170,13 @@ class _StatementPlanner:
             chosen[kind] = self.rows[order[nth < counts[self.owner, i]]]
         return {kind: ranks[:, i] for i, kind in enumerate(kinds)}, chosen
 
-    def _clean_labels(self, rows: Ints) -> None:
+    def _add_clean_labels(self, rows: Ints) -> None:
         """Label each base fact true and a false version of it false."""
         false = self.model.falsify(rows, self._rng("true_false"))
         self._add(StatementKind.TRUE_FALSE, 1, self.owner[rows], self._triples(rows, self.model.true_objects[rows]))
         self._add(StatementKind.TRUE_FALSE, 0, self.owner[rows], self._triples(rows, false))
 
-    def _negations(self, rows: Ints) -> None:
+    def _add_negations(self, rows: Ints) -> None:
         """Deny each base fact (which is false) and a false version of it (which is true), side by side."""
         false = self.model.falsify(rows, self._rng("negations"))
         # True and false object of each fact in turn.
@@ -174,7 +185,7 @@ class _StatementPlanner:
         label = np.tile([0, 1], len(rows))
         self._add(StatementKind.NOT, label, self.owner[twice], self._triples(twice, both))
 
-    def _connectives(self, kind: StatementKind, rows: Ints) -> None:
+    def _add_connectives(self, kind: StatementKind, rows: Ints) -> None:
         """Join each base fact, or a false version, with a random fact, or a false version, in random order."""
         rng = self._rng(kind.name)
         others = self._random_facts(rows, rng)
@@ -214,10 +225,10 @@ def _stale_counts(statements: Statements, ranks: dict[StatementKind, Ints], nois
         noisy: whether TF sentences are about noisy samples.
     """
     kind = statements.kind
-    times = np.ones(len(statements), dtype=np.int64)
-    times[kind == StatementKind.AND] = 0
+    repeats = np.ones(len(statements), dtype=np.int64)
+    repeats[kind == StatementKind.AND] = 0
     if StatementKind.AND not in ranks:
-        return times
+        return repeats
     bounds = np.searchsorted(statements.owner, np.arange(len(ranks[StatementKind.AND]) + 1)).tolist()
     for subject, (start, stop) in enumerate(itertools.pairwise(bounds)):
         order = {
@@ -232,7 +243,7 @@ def _stale_counts(statements: Statements, ranks: dict[StatementKind, Ints], nois
         for operation in sorted(order, key=order.__getitem__):
             instances = start + np.flatnonzero(kind[start:stop] == operation)
             if operation is StatementKind.AND:
-                times[filled] += len(instances)
+                repeats[filled] += len(instances)
             elif len(instances):
                 filled = instances[-2:] if operation is StatementKind.NOT else instances
-    return times
+    return repeats

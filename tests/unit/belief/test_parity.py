@@ -109,7 +109,7 @@ def test_the_items_are_those_of_the_published_loop(regime: str, instances: int) 
         {"num_atomic_facts": 601, **HEADLINE, "connective_instances_per_subject": instances}
     )
     planner = _StatementPlanner(stale.model, spec, stale.seed, stale.subjects)
-    ranks, _ = planner._budget()
+    ranks, _ = planner._share_budget()
     items, filled = Items(), list[tuple[Triple, float]]()
     said: list[list[Statement]] = [[] for _ in range(stale.subjects)]
     for i, owner in enumerate(stale.statements.owner.tolist()):
