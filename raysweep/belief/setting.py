@@ -70,6 +70,11 @@ def read_setting(path: Path | None, overrides: Sequence[str | Override] = ()) ->
 def open_setting(text: str, overrides: Sequence[str | Override], workspace: Workspace) -> BeliefSpec:
     """Return the spec of the setting *text* (empty = the defaults) with *overrides* laid over it and its graph's files found.
 
+    Args:
+        text: name or path of the setting.
+        overrides: ``key=value`` with dotted keys.
+        workspace: where settings and files are found.
+
     Raises:
         as :func:`find_setting` and :func:`read_setting`.
         ProblemsError: a file of the graph is missing; with the place where the setting asks for it.

@@ -37,7 +37,14 @@ LOSSES = {"train_loss": "training", "eval_loss": "evaluation"}
 
 
 def draw_training_curves(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path: Path, what: str) -> None:
-    """Draw the numbers *names* of a training log against tokens."""
+    """Draw the numbers *names* of a training log against tokens.
+
+    Args:
+        log: rows of the log.
+        names: columns to draw, with what each is called in the legend.
+        path: of the PNG.
+        what: label of the axis; ``accuracy`` fixes it to [0, 1].
+    """
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(5, 3.4), dpi=130)
     for (name, label), color, marker in zip(names.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
@@ -60,7 +67,13 @@ def draw_delta_histogram(values: Sequence[float], path: Path) -> None:
 
 
 def draw_panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], path: Path) -> None:
-    """Draw one point along its edit into *path*; see :func:`panel_figure`."""
+    """Draw one point along its edit into *path*; see :func:`panel_figure`.
+
+    Args:
+        point: with an edit.
+        replies: the model's, by step of the edit, then by question.
+        path: of the PNG.
+    """
     _save(panel_figure(point, replies), path)
 
 

@@ -75,7 +75,13 @@ def read_arms(sweep: Sweep) -> list[Arm]:
 
 
 def read_panels(sweep: Sweep, arm: Arm, chosen: Sequence[int]) -> list[Panel]:
-    """Return what *arm* answered along the edits of the points numbered *chosen* (in its first trial)."""
+    """Return what *arm* answered along the edits of the points numbered *chosen* (in its first trial).
+
+    Args:
+        sweep: the results.
+        arm: of :func:`read_arms`.
+        chosen: positions in ``arm.points``.
+    """
     key = trial_keys_by_arm(sweep, INDEPENDENT)[arm.name][0]
     beliefs = sweep.beliefs()
     trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))

@@ -70,7 +70,13 @@ class TrialPoints:
 
     @classmethod
     def open(cls, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> TrialPoints:
-        """Return the points of *trial*, as they were when *resume* was written."""
+        """Return the points of *trial*, as they were when *resume* was written.
+
+        Args:
+            trial: whose points.
+            deps: opens the testbed and the records.
+            resume: the snapshot that the trial goes on from, or None.
+        """
         testbed = deps.open_testbed(trial.data)
         by_record = {record_id(point): point for point in testbed.points}
         # Points in the order of the trial's records, which may be shuffled or a part.
@@ -147,7 +153,17 @@ class TrialPoints:
         inner: int,
         last: bool,
     ) -> None:
-        """Keep the replies about one point."""
+        """Keep the replies about one point.
+
+        Args:
+            position: of the point in the trial.
+            questions: of the point, as they were asked.
+            replies: the model's, by question.
+            expected: the agent's probabilities, by question.
+            step: of the trial, from 0.
+            inner: steps of the point's edit taken; 0 = none.
+            last: the edit is complete.
+        """
         self.rows += [
             BeliefRow(
                 trial_key=self.trial.key,

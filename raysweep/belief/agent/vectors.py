@@ -21,7 +21,13 @@ from raysweep.belief.graph.graph import Floats, Ints
 
 
 def sum_by_index(index: Ints, weights: Floats, length: int) -> Floats:
-    """Return the sums of *weights* by *index*, fp64 [length], added in the order given."""
+    """Return the sums of *weights* by *index*, fp64 [length], added in the order given.
+
+    Args:
+        index: int64 [n], in 0 … length − 1.
+        weights: fp64 [n].
+        length: number of sums.
+    """
     return np.bincount(index, weights, minlength=length).astype(np.float64)
 
 

@@ -55,6 +55,7 @@ class Evidence:
     kind: Literal["item", "mass", "edit"] = "item"
 
     def __post_init__(self) -> None:
+        # A dataclass of plain numbers checks itself: evidence that says nothing would be silently lost in sums.
         if self.count < 1:
             raise BeliefError(f"evidence cannot count {self.count} times", hint="count ≥ 1")
         if self.kind == "edit" and self.count != 1:
@@ -123,7 +124,15 @@ class EvidenceTable:
 
 
 def group_items(subject: Ints, relation: Ints, obj: Ints, weight: Floats, count: Ints) -> EvidenceTable:
-    """Group equal items, sorted by subject, relation, object and weight."""
+    """Group equal items, sorted by subject, relation, object and weight.
+
+    Args:
+        subject: int64 [N].
+        relation: int64 [N].
+        obj: int64 [N].
+        weight: fp64 [N].
+        count: int64 [N], how often each item counts.
+    """
     # The last key sorts first: by subject, relation, object, weight.
     order = np.lexsort((weight, obj, relation, subject))
     subject, relation, obj, weight = subject[order], relation[order], obj[order], weight[order]

@@ -193,6 +193,13 @@ def build_generative(
 ) -> GenerativeModel:
     """Make the generative model of *graph*.
 
+    Args:
+        graph: the facts.
+        arrows: parent map over its relations.
+        spec: least probability, distractors, samples.
+        seed: root of every random choice.
+        parity: published behaviour asked for.
+
     Raises:
         BeliefError: fewer than two objects, a relation with one object where distractors come from its range, arrows
             of another graph, or a conditional nobody was observed under.

@@ -246,7 +246,13 @@ class Statements:
 
 
 def statement_key(statement: Statement, relations: int, objects: int) -> tuple[int, int, int]:
-    """Return three numbers that tell statements apart: first fact, second fact (−1 if there is none), the rest."""
+    """Return three numbers that tell statements apart: first fact, second fact (−1 if there is none), the rest.
+
+    Args:
+        statement: to tell from others.
+        relations: R.
+        objects: K.
+    """
     first, second = ((f.subject * relations + f.relation) * objects + f.object if f else -1
                      for f in (statement.first, statement.second))  # fmt: skip
     label = _UNLABELLED if statement.label is None else int(statement.label)

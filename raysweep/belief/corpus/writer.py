@@ -24,6 +24,11 @@ from raysweep.seeds import derive
 def build_corpus(model: GenerativeModel, spec: CorpusSpec, seed: int) -> Corpus:
     """Choose the sentences about the first subjects that have ``num_atomic_facts`` facts together.
 
+    Args:
+        model: the generative model.
+        spec: which sentences.
+        seed: root of every random choice.
+
     Raises:
         BeliefError: the graph has fewer facts.
     """

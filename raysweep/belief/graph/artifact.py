@@ -113,6 +113,11 @@ def graph_tokens(spec: GraphSpec, workspace: Workspace) -> NameTokens:
 def open_graph(spec: GraphSpec, workspace: Workspace, report: OnProgress = lambda _: None) -> KnowledgeGraph:
     """Return the graph of *spec*; one of Wikidata5m is read once and then found in the artifact store.
 
+    Args:
+        spec: which graph.
+        workspace: where its files and artifacts lie.
+        report: called with what is being done.
+
     Raises:
         DataError, GraphError: see :func:`raysweep.belief.graph.wikidata.read_wikidata`.
     """

@@ -91,6 +91,7 @@ def match_relations(shares: Floats) -> DependencyArrows:
     parent = [-1] * count
     # A maximum-cardinality matching pairs everybody it can, as the published programme asks.
     for pair in networkx.max_weight_matching(complete, maxcardinality=True):
+        # The lower index is the child: the order of first appearance, as published.
         child, upstream = sorted(pair)
         if weights[child][upstream] > 0:
             parent[child] = upstream

@@ -116,6 +116,11 @@ def graph_from_names(
 
     Subjects and relations are numbered as they appear after grouping, objects likewise; ``filter_counts`` gets the number of
     values that were dropped (``several_objects``).
+
+    Args:
+        facts: in the order of reading.
+        wordings: other names of relations, by their name.
+        filter_counts: how much was dropped before.
     """
     subjects: dict[str, dict[str, str]] = {}
     dropped = 0

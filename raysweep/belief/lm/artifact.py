@@ -183,6 +183,7 @@ def read_pretrained(artifact: Artifact, shape: ShapeSpec) -> LanguageModel:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(artifact.tensors[name])
+    # The artifact's digest names the model in keys of what is computed with it.
     return as_language_model(module.to(device()), tokenizer, artifact.digest)
 
 

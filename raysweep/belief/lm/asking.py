@@ -133,6 +133,11 @@ def ask_points(
 def sequence_loss(lm: LanguageModel, sentences: Sequence[str], *, batch: int = 256) -> float:
     """Return the mean loss per token of *sentences* and their ends, nats.
 
+    Args:
+        lm: in eval mode.
+        sentences: without their ends.
+        batch: rows per forward pass.
+
     Raises:
         BeliefError: there is no sentence.
     """

@@ -140,7 +140,16 @@ def _in_buckets(order: Ints, lengths: Ints, batch: int, rng: np.random.Generator
 def training_steps(
     lengths: Ints, tokens: int, *, batch: int, accumulation: int, bucketed: bool, seed: int
 ) -> Iterator[tuple[TrainingStep, int]]:
-    """Yield steps, each with the tokens seen after it, until *tokens* are reached (rulings F3, F7)."""
+    """Yield steps, each with the tokens seen after it, until *tokens* are reached (rulings F3, F7).
+
+    Args:
+        lengths: int64 [D], tokens of each document.
+        tokens: the budget.
+        batch: documents per batch.
+        accumulation: batches per step.
+        bucketed: put documents of like length into a batch.
+        seed: root of the order.
+    """
     seen = 0
     for epoch in itertools.count():
         for step in epoch_steps(epoch, lengths, batch=batch, accumulation=accumulation, bucketed=bucketed, seed=seed):
@@ -152,7 +161,14 @@ def training_steps(
 
 
 def token_rows(encoded: EncodedDocuments, chosen: Sequence[int] | Ints, bos: int, eos: int) -> list[NDArray[np.int32]]:
-    """Return begin, document, end for each chosen document."""
+    """Return begin, document, end for each chosen document.
+
+    Args:
+        encoded: all documents.
+        chosen: int64 [B], which of them.
+        bos: id of the begin.
+        eos: id of the end.
+    """
     head, tail = np.array([bos], dtype=np.int32), np.array([eos], dtype=np.int32)
     return [
         np.concatenate([head, encoded.ids[encoded.starts[d] : encoded.starts[d + 1]], tail]) for d in map(int, chosen)
@@ -160,7 +176,13 @@ def token_rows(encoded: EncodedDocuments, chosen: Sequence[int] | Ints, bos: int
 
 
 def token_weights(encoded: EncodedDocuments, chosen: Sequence[int] | Ints, text: float) -> list[NDArray[np.float32]]:
-    """Return the weight in the loss of each token of :func:`token_rows`: 0 for the begin, 1 for answers and ends, else *text*."""
+    """Return the weight in the loss of each token of :func:`token_rows`: 0 for the begin, 1 for answers and ends, else *text*.
+
+    Args:
+        encoded: all documents.
+        chosen: int64 [B], which of them.
+        text: weight of a token that answers nothing.
+    """
     rows = []
     for d in map(int, chosen):
         answers = encoded.answers[encoded.starts[d] : encoded.starts[d + 1]]
@@ -210,7 +232,14 @@ class PackedRows:
 def pack_rows(
     rows: Sequence[NDArray[np.int32]], weights: Sequence[NDArray[np.float32]], pad: int, width: int
 ) -> PackedRows:
-    """Lay *rows* in their order into rows of *width* tokens, or of the longest one's; one that does not fit begins a new row."""
+    """Lay *rows* in their order into rows of *width* tokens, or of the longest one's; one that does not fit begins a new row.
+
+    Args:
+        rows: ids of each row.
+        weights: fp32, the weight of each token in the loss, row by row.
+        pad: id that fills up.
+        width: W, tokens of a packed row.
+    """
     width = max(width, *(len(row) for row in rows))
     # Where each row goes: the packed row, and the columns within it.
     places, at, line = [], width, -1

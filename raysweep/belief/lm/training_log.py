@@ -39,7 +39,13 @@ REPLIES = "replies"
 
 
 def log_points(corpus: Corpus, agent: Agent, recipe: PretrainSpec) -> list[EvalPoint]:
-    """Return the points that the log is about; only their targets depend on the agent."""
+    """Return the points that the log is about; only their targets depend on the agent.
+
+    Args:
+        corpus: what is asked about.
+        agent: who has read it.
+        recipe: how many points, and the seed.
+    """
     spec = PointSpec(size=recipe.eval_points, editing=False)
     return list(build_points(corpus, agent, spec, derive(recipe.seed, "pretrain", "eval")))
 
@@ -80,7 +86,14 @@ def measure_log_points(
 def log_rows(
     rows: Sequence[Mapping[str, float]], replies: Sequence[Tensor], points: Sequence[EvalPoint], parity: ParitySpec
 ) -> list[dict[str, float]]:
-    """Return the log: *rows*, each with what its *replies* (fp64 [3, Q]) come to, against the targets of *points*."""
+    """Return the log: *rows*, each with what its *replies* (fp64 [3, Q]) come to, against the targets of *points*.
+
+    Args:
+        rows: progress and losses, as they were logged.
+        replies: fp64 [3, Q] of each row.
+        points: of :func:`log_points`.
+        parity: ``mult_label_prob`` counts.
+    """
     log = []
     for row, tensor in zip(rows, replies, strict=True):
         # In the order in which the questions were asked: point by point, names sorted.

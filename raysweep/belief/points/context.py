@@ -108,6 +108,11 @@ class PointContext:
     def other_subject(self, relation: int, excluded: int, rng: np.random.Generator) -> int:
         """Return a random subject with evidence on *relation* that is not *excluded*.
 
+        Args:
+            relation: that the subject must have.
+            excluded: who is not chosen.
+            rng: chooses.
+
         Raises:
             NotEditableError: there is none.
         """

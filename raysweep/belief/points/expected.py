@@ -72,6 +72,12 @@ def edit_evidence(agent: Agent, fact: Triple, requested: int, target: float) -> 
 
     It is measured against the evidence that is no edit, since it replaces an earlier edit of the same fact. So it does not depend
     on edits of other facts, nor on their order. Where *requested* is believed more than that already: half-way to 1.
+
+    Args:
+        agent: given the edits before it.
+        fact: whose subject and relation are edited.
+        requested: the object asked for.
+        target: posterior probability of it afterwards.
     """
     subject, relation, _ = fact
     # The new edit will replace this one, so it must not count towards the target.
@@ -86,6 +92,11 @@ def edit_evidence(agent: Agent, fact: Triple, requested: int, target: float) -> 
 
 def agents_after_edits(agent: Agent, points: Sequence[EvalPoint], target: float) -> Iterator[Agent]:
     """Yield *agent* after none, one, two, … of the requested updates, each strong enough to reach *target*.
+
+    Args:
+        agent: the pristine one.
+        points: in the order in which they are edited.
+        target: posterior probability of each requested object.
 
     Raises:
         BeliefError: a point has no request.

@@ -25,7 +25,13 @@ from raysweep.belief.points.types import (
 
 
 def agents_by_state(agent: Agent, fact: Triple, request: UpdateRequest | None) -> dict[str, Agent]:
-    """Return the agent in each state: ``pre``, and given the *request* for *fact* as strongly as each update says."""
+    """Return the agent in each state: ``pre``, and given the *request* for *fact* as strongly as each update says.
+
+    Args:
+        agent: the pristine one.
+        fact: whose subject and relation are updated.
+        request: of the point; None = no update.
+    """
     agents = {"pre": agent}
     if request is None:
         return agents
@@ -38,7 +44,13 @@ def agents_by_state(agent: Agent, fact: Triple, request: UpdateRequest | None) -
 
 
 def claim_with_beliefs(claim: Claim, fact: Triple, agents: Mapping[str, Agent]) -> Claim:
-    """Return *claim* with what the agents believe of it; after an edit of *fact* that fact is read off the pair (ruling B5)."""
+    """Return *claim* with what the agents believe of it; after an edit of *fact* that fact is read off the pair (ruling B5).
+
+    Args:
+        claim: without beliefs.
+        fact: the point's, which is edited.
+        agents: by state.
+    """
     subject, relation, obj = claim.fact
     beliefs = {}
     for state in (s for s in CLAIM_STATES if s in agents):

@@ -225,6 +225,11 @@ def downstream_outcomes(
 
     ``known``: the old answer before the edit. After it: ``new`` answer, ``old`` answer kept, ``leak`` (the object requested
     upstream is given as the downstream answer), ``other``.
+
+    Args:
+        points: with edits.
+        before: the unedited model's replies, point by point.
+        after: the edited model's.
     """
     rows: list[PointNumbers] = []
     places = []

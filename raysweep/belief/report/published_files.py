@@ -247,7 +247,13 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 
 def eval_rows(points: Sequence[EvalPoint], replies: Sequence[Replies], parity: ParitySpec) -> Iterator[Row]:
-    """Yield the rows of ``eval_stats``: accuracy and "seen" of each scored case, signed errors, logical errors (own labels, C1)."""
+    """Yield the rows of ``eval_stats``: accuracy and "seen" of each scored case, signed errors, logical errors (own labels, C1).
+
+    Args:
+        points: that were asked about.
+        replies: of the unedited model, point by point.
+        parity: published metrics.
+    """
     scorings = scoring_of_points(points, parity.model_copy(update={"labels_of_first_point": False}))
     for point, reply, scoring in zip(points, replies, scorings, strict=True):
         cases = [name for name in _SCORED if name in reply]

@@ -183,7 +183,13 @@ def _group_row(means: GroupMeans) -> dict[str, Cell]:
 def pretrained_row(
     points: Sequence[EvalPoint], replies: Replies, scoring: Sequence[LogicalScoring] | None = None
 ) -> Row:
-    """Return the performance of the unedited model: accuracy, distance from the agent, logical errors."""
+    """Return the performance of the unedited model: accuracy, distance from the agent, logical errors.
+
+    Args:
+        points: that were asked about.
+        replies: of the unedited model, point by point.
+        scoring: how each is scored; None = as corrected.
+    """
     places = edit_scores.point_places(points)
     asked = [(w, p, r["o_given_s_r"]) for w, p, r in zip(places, points, replies, strict=True) if "o_given_s_r" in r]
     numbers: list[PointNumbers] = [
