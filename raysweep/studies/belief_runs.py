@@ -244,7 +244,15 @@ class IndependentEdits:
 def pristine_round(
     trial: TrialSpec, deps: Deps, points: TrialPoints, positions: Sequence[int], ask: Callable[[LanguageModel], None]
 ) -> list[EvalRound]:
-    """Return the rows at step 0 of the points at *positions*, which *ask* asks of the pristine model; none without round 0."""
+    """Return the rows at step 0 of the points at *positions*, which *ask* asks of the pristine model; none without round 0.
+
+    Args:
+        trial: whose protocol and editor.
+        deps: its effects.
+        points: its points.
+        positions: which of them.
+        ask: asks the model that it is given.
+    """
     if 0 not in trial.protocol.rounds:
         return []
     measured = _lifelong_round(trial, deps, [points.records[i] for i in positions], 0, lambda lm, step: ask(lm))
