@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raysweep.belief.graph import name_length
 from raysweep.belief.graph.artifact import resolve_graph
-from raysweep.belief.lm import tokenizer
 from raysweep.belief.spec import BeliefSpec
 from raysweep.config.hparams import REMARKS
 from raysweep.config.load import read
@@ -127,7 +127,7 @@ def resolve_setting(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
     recipe = resolved.pretrain
     if recipe is None or recipe.tokenizer == "words":
         return resolved
-    file = tokenizer.tokenizer_file(workspace.resolve(recipe.tokenizer))
+    file = name_length.tokenizer_file(workspace.resolve(recipe.tokenizer))
     return resolved.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.belief.graph.graph import KnowledgeGraph, from_arrays, to_arrays, world_graph
-from raysweep.belief.graph.name_length import NameTokens, open_tokens
+from raysweep.belief.graph.name_length import NameTokens, open_tokens, tokenizer_file
 from raysweep.belief.graph.wikidata import read_wikidata
 from raysweep.belief.graph.wikidata_files import find_files
-from raysweep.belief.lm.tokenizer import tokenizer_file
 from raysweep.belief.spec import BeliefSpec, GraphSpec
 from raysweep.errors import DataError
 from raysweep.hashing import digest, file_digest

@@ -78,6 +78,22 @@ class FileNameTokens:
                 yield encoded.ids
 
 
+def tokenizer_file(path: Path) -> Path:
+    """Return the ``tokenizer.json`` that *path* is, or that lies in it.
+
+    Raises:
+        DataError: there is none.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"tokenizer '{file}' does not exist",
+            hint=f"give 'words', or a tokenizer.json or its folder; the published one is mistralai/Mistral-7B-v0.1's "
+            f"tokenizer.json, from its hub page: put it at {file}",
+        )
+    return file
+
+
 def open_tokens(name: str, root: Path) -> NameTokens:
     """Return the tokens called *name*: ``words``, or a path (a relative one counts from *root*).
 

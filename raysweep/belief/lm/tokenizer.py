@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.belief.graph.graph import KnowledgeGraph
+from raysweep.belief.graph.name_length import tokenizer_file
 from raysweep.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -46,22 +47,6 @@ def word_tokenizer(graph: KnowledgeGraph) -> PreTrainedTokenizerFast:
     # `invert`: what matches is kept, what stands between is removed.
     core.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="removed", invert=True)
     return _as_fast_tokenizer(core, PAD)
-
-
-def tokenizer_file(path: Path) -> Path:
-    """Return the ``tokenizer.json`` that *path* is, or that lies in it.
-
-    Raises:
-        DataError: there is none.
-    """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(
-            f"tokenizer '{file}' does not exist",
-            hint=f"give 'words', or a tokenizer.json or its folder; the published one is mistralai/Mistral-7B-v0.1's "
-            f"tokenizer.json, from its hub page: put it at {file}",
-        )
-    return file
 
 
 def file_tokenizer(path: Path) -> PreTrainedTokenizerFast:
