@@ -25,7 +25,8 @@ from raysweep.belief.corpus.writer import build_corpus
 from raysweep.belief.graph.dependencies import graph_dependencies
 from raysweep.belief.graph.name_length import WordNameTokens
 from raysweep.belief.graph.synthetic import SyntheticSpec
-from raysweep.belief.graph.wikidata import TRAIN, read_wikidata
+from raysweep.belief.graph.wikidata import read_wikidata
+from raysweep.belief.graph.wikidata_files import TRAIN
 from raysweep.belief.points.build import build_points
 from raysweep.belief.points.jsonl import to_line
 from raysweep.belief.spec import AgentSpec, CorpusSpec, GenerativeSpec, GraphSpec, PointSpec

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raysweep.belief.graph import name_length
 from raysweep.belief.graph.artifact import resolve_graph
-from raysweep.belief.lm import tokenizer
 from raysweep.belief.spec import BeliefSpec
 from raysweep.config.hparams import REMARKS
 from raysweep.config.load import read
@@ -21,7 +21,7 @@ from raysweep.hashing import file_digest
 from raysweep.workspace import Workspace
 
 FOLDER = "belief"  # below hparams/
-_FILLED_IN: tuple[KeyPath, ...] = (
+_DIGESTS: tuple[KeyPath, ...] = (
     ("graph", "digest"),
     ("graph", "tokenizer_digest"),
     ("pretrain", "tokenizer_digest"),
@@ -35,16 +35,18 @@ def find_setting(text: str, workspace: Workspace) -> Path:
         DataError: there is no setting of that name; the hint names the nearest ones.
         YamlError: there is no such file.
     """
+    # A file that is there wins over a name; then the workspace, then the package.
     path = Path(text).expanduser()
     if path.is_file():
         return path.absolute()
-    known = workspace.hparams(FOLDER)
-    found = workspace.find(*path.parts) if path.parts else None
-    if found is not None and found.is_file():
-        return found
-    if text in known:
-        return known[text]
-    hint = f"{nearest(path.stem, known)}; or a YAML file"
+    settings = workspace.hparams(FOLDER)
+    file = workspace.find(*path.parts) if path.parts else None
+    if file is not None and file.is_file():
+        return file
+    if text in settings:
+        return settings[text]
+    # An ending or a folder says that a file was meant, else a name.
+    hint = f"{nearest(path.stem, settings)}; or a YAML file"
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise YamlError(f"{text}  cannot be read: there is no such file", hint=hint)
     raise DataError(f"there is no belief setting '{text}'", hint=hint)
@@ -68,6 +70,11 @@ def read_setting(path: Path | None, overrides: Sequence[str | Override] = ()) ->
 def open_setting(text: str, overrides: Sequence[str | Override], workspace: Workspace) -> BeliefSpec:
     """Return the spec of the setting *text* (empty = the defaults) with *overrides* laid over it and its graph's files found.
 
+    Args:
+        text: name or path of the setting.
+        overrides: ``key=value`` with dotted keys.
+        workspace: where settings and files are found.
+
     Raises:
         as :func:`find_setting` and :func:`read_setting`.
         ProblemsError: a file of the graph is missing; with the place where the setting asks for it.
@@ -81,20 +88,27 @@ def open_setting(text: str, overrides: Sequence[str | Override], workspace: Work
 
 
 def _source(path: Path | None, overrides: Sequence[str | Override]) -> Source:
+    """Return the tree of *path* with *overrides* laid over it, each value with its place."""
     source = Source(tree={}) if path is None else read(path)
     if not isinstance(source.tree, dict):
         raise DataError(f"{source.file} holds no mapping", hint="keys: " + ", ".join(BeliefSpec.model_fields))
-    for one in parse_overrides(overrides):
-        keys = tuple(one.key.split("."))
-        source = source.replaced(keys, _with(source.tree, keys, _whole(one.value)), one.place, one.text)
+    for override in parse_overrides(overrides):
+        keys = tuple(override.key.split("."))
+        tree = _with_value(source.tree, keys, _as_integer(override.value))
+        # The override's own place goes with the value, so that an error names the flag.
+        source = source.replaced(keys, tree, override.place, override.text)
     return source
 
 
 def _spec_of(source: Source) -> BeliefSpec:
+    """Return the spec that *source* states, or raise every problem with its place."""
+    # Remarks are for readers; they are no keys of the spec.
     tree = {key: value for key, value in source.tree.items() if key not in REMARKS}
     locate = lambda at, key: source.key(at) if key else source.value(at)  # noqa: E731
-    problems = _filled_in(tree, source)
+    # Every problem of the file at once, not the first one only.
+    problems = _digest_problems(tree, source)
     try:
+        # Problems of the values join those about digests, each with its line.
         spec = BeliefSpec.model_validate(tree)
     except ValidationError as error:
         raise ProblemsError([*problems, *from_validation(error, BeliefSpec, "belief", locate)]) from error
@@ -103,39 +117,40 @@ def _spec_of(source: Source) -> BeliefSpec:
     return spec
 
 
-def resolve(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
+def resolve_setting(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
     """Return *spec* with the digests of the files it names.
 
     Raises:
         DataError: a file is missing; the message says where it belongs.
     """
-    found = spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)})
-    recipe = found.pretrain
+    resolved = spec.model_copy(update={"graph": resolve_graph(spec.graph, workspace)})
+    recipe = resolved.pretrain
     if recipe is None or recipe.tokenizer == "words":
-        return found
-    file = tokenizer.tokenizer_file(workspace.resolve(recipe.tokenizer))
-    return found.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
+        return resolved
+    file = name_length.tokenizer_file(workspace.resolve(recipe.tokenizer))
+    return resolved.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
 
 
-def _with(tree: Any, path: Sequence[str], value: Any) -> Any:
+def _with_value(tree: Any, path: Sequence[str], value: Any) -> Any:
     """Return *tree* with *value* at *path*; mappings that are not there are made."""
     if not path:
         return value
+    # A scalar in the way is replaced; validation says what is wrong with that.
     here: Mapping[str, Any] = tree if isinstance(tree, dict) else {}
-    return {**here, path[0]: _with(here.get(path[0]), path[1:], value)}
+    return {**here, path[0]: _with_value(here.get(path[0]), path[1:], value)}
 
 
-def _whole(value: Any) -> Any:
+def _as_integer(value: Any) -> Any:
     """Return a float that is a whole number, such as ``2e6``, as an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _filled_in(tree: Mapping[str, Any], source: Source) -> list[Problem]:
+def _digest_problems(tree: Mapping[str, Any], source: Source) -> list[Problem]:
     """Return a complaint for each digest that the file states: it is taken of what is there."""
-    found = []
-    for path in _FILLED_IN:
+    problems = []
+    for path in _DIGESTS:
         above = tree.get(str(path[0]))
         if isinstance(above, dict) and above.get(path[1]):
-            said = f"belief: {path[0]}.{path[1]} is taken of the file that is there; it cannot be set"
-            found.append(problem(source.key(path), said, "leave it out"))
-    return found
+            message = f"belief: {path[0]}.{path[1]} is taken of the file that is there; it cannot be set"
+            problems.append(problem(source.key(path), message, "leave it out"))
+    return problems

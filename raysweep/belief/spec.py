@@ -13,7 +13,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class GraphSpec(Spec):
-    """Which knowledge graph (published names and defaults in §1 of the testbed; ours where they differ).
+    """Which knowledge graph (published names and defaults in docs/methods/belief.md; ours where they differ).
 
     Attributes:
         source: ``world`` = the embedded world of the lifelong study; ``wikidata5m`` = three files in ``path``.
@@ -64,7 +64,7 @@ class GraphSpec(Spec):
 
 
 class GenerativeSpec(Spec):
-    """How facts are turned into distributions over objects (§3).
+    """How facts are turned into distributions over objects.
 
     Attributes:
         min_true_prob: least probability of the true object (published name: ``min_ground_truth_prob``).
@@ -82,7 +82,7 @@ class GenerativeSpec(Spec):
 
 
 class CorpusSpec(Spec):
-    """Which sentences are written (§4).
+    """Which sentences are written.
 
     Attributes:
         num_atomic_facts: true facts to write; whole subjects only, so a few more may come.
@@ -128,7 +128,7 @@ class CorpusSpec(Spec):
 
 
 class AgentSpec(Spec):
-    """The ideal Bayesian agent (§5): a symmetric Dirichlet prior worth ``prior`` observations in total.
+    """The ideal Bayesian agent: a symmetric Dirichlet prior worth ``prior`` observations in total.
 
     Attributes:
         prior (observations): weight of the prior, over all objects together.
@@ -138,7 +138,7 @@ class AgentSpec(Spec):
 
 
 class PointSpec(Spec):
-    """Which evaluation points are made (§6).
+    """Which evaluation points are made.
 
     Attributes:
         size: points about training subjects.
@@ -161,7 +161,7 @@ class PointSpec(Spec):
 
 
 class ShapeSpec(Spec):
-    """Size of a decoder of Mistral's or Llama's kind; untied embeddings, no biases, as many key heads as heads (§7.1).
+    """Size of a decoder of Mistral's or Llama's kind; untied embeddings, no biases, as many key heads as heads.
 
     Attributes:
         family: ``mistral`` or ``llama``.
@@ -187,12 +187,13 @@ class ShapeSpec(Spec):
 
     def parameters(self, vocabulary: int) -> int:
         """Return the number of parameters with a vocabulary of that size."""
+        # Four attention matrices, three of the MLP, two norms; then embeddings, head and the last norm.
         block = 4 * self.hidden**2 + 3 * self.hidden * self.mlp + 2 * self.hidden
         return 2 * vocabulary * self.hidden + self.layers * block + self.hidden
 
 
 class PretrainSpec(Spec):
-    """How a model is trained (defaults: the published ones, §7.5).
+    """How a model is trained (defaults: the published ones).
 
     Attributes:
         model: its size.
@@ -291,6 +292,7 @@ class BeliefSpec(Spec):
 
     @model_validator(mode="after")
     def _graph_has_an_effect(self) -> BeliefSpec:
+        # A key that has no effect would still change the trial's key: it is refused, not ignored.
         changed = [n for n in _WIKIDATA_ONLY if getattr(self.graph, n) != GraphSpec.model_fields[n].default]
         if self.graph.source == "world" and changed:
             raise ValueError(

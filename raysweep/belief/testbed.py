@@ -33,7 +33,7 @@ from raysweep.belief.lm.training_data import documents_digest
 from raysweep.belief.points import jsonl
 from raysweep.belief.points.build import build_points
 from raysweep.belief.points.types import EvalPoint
-from raysweep.belief.setting import read_setting, resolve
+from raysweep.belief.setting import read_setting, resolve_setting
 from raysweep.belief.spec import BeliefSpec
 from raysweep.hashing import digest
 from raysweep.models.sources.base import ModelRecipe
@@ -120,7 +120,7 @@ class Testbed:
     @staticmethod
     def open(path: Path, workspace: Workspace) -> Testbed:
         """Return the testbed of the setting in *path*."""
-        return Testbed(resolve(read_setting(path), workspace), workspace)
+        return Testbed(resolve_setting(read_setting(path), workspace), workspace)
 
     @property
     def digest(self) -> str:
@@ -205,6 +205,7 @@ class Testbed:
 
         request = ArtifactRequest(
             kind="belief_content",
+            # Neither agent nor points change what is written.
             inputs={k: v for k, v in belief_identity(self.spec).items() if k not in ("agent", "points")},
             builder="raysweep.belief.testbed:Testbed.content",
             model=None,
@@ -212,6 +213,7 @@ class Testbed:
         )
         digests = self._store.get_or_build(request, build).meta
         recipe = self.spec.pretrain
+        # A tokenizer from a file is named by its bytes, one made of words by the words.
         file = recipe.tokenizer_digest if recipe is not None and recipe.tokenizer != "words" else ""
         return ContentDigests(str(digests["documents"]), file or str(digests["words"]))
 

@@ -139,7 +139,7 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
         tables["prob_delta"] = belief.histogram(belief.probability_deltas(arms[0].points))
     if stages:
         tables["lifelong"] = belief.lifelong_rows(stages)
-    tables["points"] = belief_rows.read_choice(sweep)
+    tables["points"] = belief_rows.read_point_choice(sweep)
     for number, log in enumerate(belief_rows.read_training(sweep).values()):
         names = list(dict.fromkeys(name for row in log for name in row))
         tables[f"training{number or ''}"] = [{name: row.get(name) for name in names} for row in log]
@@ -155,18 +155,20 @@ def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> lis
         return found[-1]
 
     for number, log in enumerate(belief_rows.read_training(sweep).values()):
-        plots.training(log, plots.LOSSES, path(f"LM_pretraining_loss{number or ''}"), "loss per token, nats")
-        plots.training(log, plots.ACCURACIES, path(f"LM_pretraining_acc{number or ''}"), "accuracy")
+        plots.draw_training_curves(
+            log, plots.LOSSES, path(f"LM_pretraining_loss{number or ''}"), "loss per token, nats"
+        )
+        plots.draw_training_curves(log, plots.ACCURACIES, path(f"LM_pretraining_acc{number or ''}"), "accuracy")
     arms = belief_rows.read_arms(sweep)
     if arms:
-        plots.deltas(belief.probability_deltas(arms[0].points), path("prob_delta"))
+        plots.draw_delta_histogram(belief.probability_deltas(arms[0].points), path("prob_delta"))
     for arm in arms:
         chosen = belief.figure_points(arm.points)
         for i, replies in zip(chosen, belief_rows.read_panels(sweep, arm, chosen), strict=True):
             if len(replies) > 2:  # an edit that was asked along the way
-                plots.panels(arm.points[i], replies, path(f"{arm.points[i].id}_all_plots_{arm.name}"))
+                plots.draw_panels(arm.points[i], replies, path(f"{arm.points[i].id}_all_plots_{arm.name}"))
     if "lifelong" in tables:
-        plots.lifelong(tables["lifelong"], path("lifelong"))
+        plots.draw_lifelong_curves(tables["lifelong"], path("lifelong"))
     return found
 
 

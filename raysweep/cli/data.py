@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raysweep.belief.graph.wikidata import FILES
+from raysweep.belief.graph.wikidata_files import FILES
 from raysweep.cli.options import Options
 from raysweep.cli.say import say
 from raysweep.config.schema import DataSpec

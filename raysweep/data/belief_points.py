@@ -51,13 +51,14 @@ class BeliefPoints:
         """
         self._workspace = workspace
         parts = Path(spec.path).expanduser().parts if spec.path else DEFAULT_SETTING
-        found = workspace.find(*parts)
-        if found is None or not found.is_file():
+        file = workspace.find(*parts)
+        if file is None or not file.is_file():
             raise DataError(f"belief setting '{Path(*parts)}' does not exist", hint="a YAML file as data.path, or none")
-        return found
+        return file
 
     def testbed(self, path: Path | None) -> Testbed:
         """Return the testbed of the setting in *path*."""
+        # A testbed is expensive to open, and its parts are cached on it.
         if path not in self._opened:
             file = path or self.locate(DataSpec(name=self.name), self._workspace)
             self._opened[path] = testbed.Testbed.open(file, self._workspace)

@@ -1,4 +1,4 @@
-"""Figures of a belief sweep (§9.6): training curves, histograms of updates, one point along its edit, many edits in one model."""
+"""Figures of a belief sweep: training curves, histograms of updates, one point along its edit, many edits in one model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,15 @@ _AGENT = {"agent before the edit": "#D55E00", "agent after the edit": "#0072B2"}
 LOSSES = {"train_loss": "training", "eval_loss": "evaluation"}
 
 
-def training(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path: Path, what: str) -> None:
-    """Draw the numbers *names* of a training log against tokens."""
+def draw_training_curves(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path: Path, what: str) -> None:
+    """Draw the numbers *names* of a training log against tokens.
+
+    Args:
+        log: rows of the log.
+        names: columns to draw, with what each is called in the legend.
+        path: of the PNG.
+        what: label of the axis; ``accuracy`` fixes it to [0, 1].
+    """
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(5, 3.4), dpi=130)
     for (name, label), color, marker in zip(names.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
@@ -50,7 +57,7 @@ def training(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path:
     _finish(figure, axis, path)
 
 
-def deltas(values: Sequence[float], path: Path) -> None:
+def draw_delta_histogram(values: Sequence[float], path: Path) -> None:
     """Draw the histogram of how far the agent's belief in the requested object rises."""
     figure, axis = _pyplot().subplots(figsize=(5, 3.2), dpi=130)
     axis.hist(values, bins=20, range=(0, 1), color=COLOURS[0])
@@ -59,8 +66,14 @@ def deltas(values: Sequence[float], path: Path) -> None:
     _finish(figure, axis, path)
 
 
-def panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], path: Path) -> None:
-    """Draw one point along its edit into *path*; see :func:`panel_figure`."""
+def draw_panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], path: Path) -> None:
+    """Draw one point along its edit into *path*; see :func:`panel_figure`.
+
+    Args:
+        point: with an edit.
+        replies: the model's, by step of the edit, then by question.
+        path: of the PNG.
+    """
     _save(panel_figure(point, replies), path)
 
 
@@ -76,6 +89,7 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
         replies: the model's, by step of the edit, then by question.
     """
     rows = [_facts(point), [name for name in _REQUESTED if name in point.questions], _claims(point)]
+    # A corpus without sentences about sentences has fewer rows.
     rows = [row for row in rows if row]
     figure, axes = _pyplot().subplots(
         len(rows), 4, figsize=(13, 0.8 + 2.7 * len(rows)), dpi=110, sharex=True, sharey=True, squeeze=False
@@ -86,10 +100,10 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
         for axis, name in zip(row, names, strict=False):
             values = [_probability(point, name, replies[s][name].probability) for s in steps]
             axis.plot(steps, values, color="black", marker="o", markersize=3, label="model")
-            for i, (level, (label, color)) in enumerate(zip(levels, _AGENT.items(), strict=True)):
-                if name in level:  # the dashes of one fill the gaps of the other, so that equal levels are both seen
+            for i, (expected, (label, color)) in enumerate(zip(levels, _AGENT.items(), strict=True)):
+                if name in expected:  # the dashes of one fill the gaps of the other, so that equal levels are both seen
                     axis.axhline(
-                        _probability(point, name, level[name]),
+                        _probability(point, name, expected[name]),
                         color=color,
                         linestyle=(4 * i, (4, 4)),
                         linewidth=1.2,
@@ -121,6 +135,7 @@ def _claims(point: EvalPoint) -> list[str]:
 def _probability(point: EvalPoint, name: str, p: float) -> float:
     """Return the probability that is drawn: of the object asked for, or of ``true``."""
     target = point.questions[name].target
+    # Sentences are labelled true or false at random; p("true") can be compared between them.
     if name in _REQUESTED or name in _CLAIMS:
         return float(truth_probability(np.array([p]), np.array([read_label(target)]))[0])
     return p
@@ -128,28 +143,30 @@ def _probability(point: EvalPoint, name: str, p: float) -> float:
 
 def _title(point: EvalPoint, name: str) -> str:
     """Return the words above a panel: what is asked, and for whose fact."""
-    asked = point.questions[name]
+    question = point.questions[name]
     for watched, title in WATCHED.items():
         if name.startswith(f"editing_{watched}_"):
-            return f"{title}\n{asked.prompt} {asked.target}"
-    return fill(f"{asked.prompt} true", 46)
+            return f"{title}\n{question.prompt} {question.target}"
+    return fill(f"{question.prompt} true", 46)
 
 
-def lifelong(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_lifelong_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw, against the number of edits, accuracy on the edited facts, on what follows from them, and on other subjects' facts."""
-    shown = {
+    curves = {
         "acc: edited": "the edits themselves",
         "new answer": "answers that should have changed",
         "acc: other s, other r": "facts of other subjects",
         "coh: same s, other r": "distance from the agent, same subject",
     }
-    figure, axes = _pyplot().subplots(1, len(shown), figsize=(3.4 * len(shown), 3.4), dpi=110, sharex=True, sharey=True)
+    figure, axes = _pyplot().subplots(
+        1, len(curves), figsize=(3.4 * len(curves), 3.4), dpi=110, sharex=True, sharey=True
+    )
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    for axis, (column, title) in zip(axes, shown.items(), strict=True):
+    for axis, (column, title) in zip(axes, curves.items(), strict=True):
         for arm, color, marker in zip(arms, cycle(COLOURS), cycle(MARKERS), strict=False):
-            own = [(r["edits"], r[column].mean) for r in rows if r["arm"] == arm and r.get(column) is not None]
-            if own:
-                axis.plot(*zip(*own, strict=True), color=color, marker=marker, markersize=4, label=arm)
+            curve = [(r["edits"], r[column].mean) for r in rows if r["arm"] == arm and r.get(column) is not None]
+            if curve:
+                axis.plot(*zip(*curve, strict=True), color=color, marker=marker, markersize=4, label=arm)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("edits so far")
         axis.set_ylim(-0.03, 1.03)
@@ -162,6 +179,7 @@ def lifelong(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _pyplot() -> Any:
     import matplotlib
 
+    # No display: figures are files.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -177,10 +195,11 @@ def _finish(figure: Any, axis: Any, path: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
+    # Without the version of the library, so that equal figures are equal files.
     figure.savefig(path, metadata={"Software": None})
-    close(figure)
+    close_figure(figure)
 
 
-def close(figure: Any) -> None:
+def close_figure(figure: Any) -> None:
     """Let go of a figure that is drawn."""
     _pyplot().close(figure)

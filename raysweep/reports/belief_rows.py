@@ -22,16 +22,17 @@ from raysweep.reports.rounds import status
 from raysweep.reports.views import groups, trial_views
 from raysweep.results.tables import Sweep
 
-APART, LIFELONG = "belief", "belief_lifelong"
+INDEPENDENT, LIFELONG = "belief", "belief_lifelong"  # names of the studies
 Panel = Mapping[int, Mapping[str, Reply]]  # by inner step, then by question
 
 
-def trials_of(sweep: Sweep, study: str) -> dict[str, list[str]]:
+def trial_keys_by_arm(sweep: Sweep, study: str) -> dict[str, list[str]]:
     """Return the keys of the trials of *study* that have begun, by what the latest plan calls them, in its order.
 
     An arm whose swept keys vary has a name for each of its configurations, as in ``raysweep show``.
     """
     studies = {row["trial_key"]: row["study"] for row in sweep.trials().select(["trial_key", "study"]).to_pylist()}
+    # Trials of an older plan are in the folder too, and are not shown.
     names = [name for name in sweep.places if name.planned]
     texts = labels([(name.arm, without_seed(name.point)) for name in names])
     arms: dict[str, list[str]] = {}
@@ -43,8 +44,8 @@ def trials_of(sweep: Sweep, study: str) -> dict[str, list[str]]:
 
 def states(sweep: Sweep) -> dict[str, str]:
     """Return where the trials of each arm stand, by what the latest plan calls it; not those of which all are simply done."""
-    found = {label: status(members) for label, members in groups(trial_views(sweep))}
-    return {label: text for label, text in found.items() if text != "done"}
+    by_arm = {label: status(members) for label, members in groups(trial_views(sweep))}
+    return {label: text for label, text in by_arm.items() if text != "done"}
 
 
 def read_arms(sweep: Sweep) -> list[Arm]:
@@ -53,34 +54,43 @@ def read_arms(sweep: Sweep) -> list[Arm]:
     points = _points(sweep)
     state = states(sweep)
     scoring = _scoring(sweep, points)
-    found = []
-    for arm, keys in trials_of(sweep, APART).items():
-        asked: list[EvalPoint] = []
-        before, after, how = [], [], []
+    arms = []
+    for name, keys in trial_keys_by_arm(sweep, INDEPENDENT).items():
+        edited: list[EvalPoint] = []
+        before, after, scorings = [], [], []
         for key in keys:
-            own = beliefs.filter(pc.equal(beliefs["trial_key"], key))
-            first = _by_record(own.filter(pc.equal(own["step"], 0)))
-            last = _by_record(own.filter(own["last_step"]))
+            rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
+            first = _by_record(rows.filter(pc.equal(rows["step"], 0)))
+            last = _by_record(rows.filter(rows["last_step"]))
             for record, point in points.get(key, {}).items():
+                # A point that was begun and not ended would count as an edit that did nothing.
                 if record in first and record in last:
-                    asked.append(point)
+                    edited.append(point)
                     before.append(first[record])
                     after.append(last[record])
-                    how.append(scoring[key][record])
-        if asked:
-            found.append(Arm(arm, asked, before, after, state=state.get(arm, ""), scoring=how))
-    return found
+                    scorings.append(scoring[key][record])
+        if edited:
+            arms.append(Arm(name, edited, before, after, state=state.get(name, ""), scoring=scorings))
+    return arms
 
 
 def read_panels(sweep: Sweep, arm: Arm, chosen: Sequence[int]) -> list[Panel]:
-    """Return what *arm* answered along the edits of the points numbered *chosen* (in its first trial)."""
-    key = trials_of(sweep, APART)[arm.name][0]
+    """Return what *arm* answered along the edits of the points numbered *chosen* (in its first trial).
+
+    Args:
+        sweep: the results.
+        arm: of :func:`read_arms`.
+        chosen: positions in ``arm.points``.
+    """
+    key = trial_keys_by_arm(sweep, INDEPENDENT)[arm.name][0]
     beliefs = sweep.beliefs()
-    own = beliefs.filter(pc.equal(beliefs["trial_key"], key))
+    trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
     records = {point.id: record for record, point in _points(sweep)[key].items()}
     panels: list[Panel] = []
     for i in chosen:
-        rows = own.filter(pc.equal(own["record_id"], records[arm.points[i].id])).to_pylist()
+        of_point = pc.equal(trial_rows["record_id"], records[arm.points[i].id])
+        rows = trial_rows.filter(of_point).to_pylist()
+        # By step of the edit, then by question.
         steps: dict[int, dict[str, Reply]] = {}
         for row in rows:
             steps.setdefault(row["inner_step"], {})[row["question"]] = _reply(row)
@@ -89,7 +99,7 @@ def read_panels(sweep: Sweep, arm: Arm, chosen: Sequence[int]) -> list[Panel]:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TrialRun:
     """One trial of the ``belief`` study: its setting, and what its models answered along each edit.
 
     Attributes:
@@ -113,28 +123,31 @@ class Run:
     log: Sequence[Mapping[str, float]]
 
 
-def read_runs(sweep: Sweep) -> list[Run]:
+def read_runs(sweep: Sweep) -> list[TrialRun]:
     """Return every trial that edited points apart and whose results hold their setting, in the order of the plan."""
     beliefs, points, rows = sweep.beliefs(), _points(sweep), _point_rows(sweep)
     scoring, logs = _scoring(sweep, points), _logs(sweep)
     models = {row["trial_key"]: row["model"] for row in sweep.trials().select(["trial_key", "model"]).to_pylist()}
-    found = []
-    for arm, keys in trials_of(sweep, APART).items():
+    runs = []
+    for arm, keys in trial_keys_by_arm(sweep, INDEPENDENT).items():
         for key in (k for k in keys if k in rows):
-            spec = read_setting_of(rows[key][0])
-            own = beliefs.filter(pc.equal(beliefs["trial_key"], key))
-            ended = set(own.filter(own["last_step"])["record_id"].to_pylist())
+            spec = setting_of_row(rows[key][0])
+            trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
+            ended = set(trial_rows.filter(trial_rows["last_step"])["record_id"].to_pylist())
             panels: dict[str, dict[int, dict[str, Reply]]] = {}
-            for row in own.to_pylist():
+            for row in trial_rows.to_pylist():
                 panels.setdefault(row["record_id"], {}).setdefault(row["inner_step"], {})[row["question"]] = _reply(row)
+            # Asked before its edit and after it.
             records = [r for r in points[key] if r in ended and 0 in panels[r]]
             if spec is None or not records:
                 continue
+            # The number of relations is part of the published file name.
             relations = int(json.loads(rows[key][0]["testbed"])["relations"])
-            chosen, how = [points[key][r] for r in records], [scoring[key][r] for r in records]
+            edited, scorings = [points[key][r] for r in records], [scoring[key][r] for r in records]
             steps = [panels[r] for r in records]
-            found.append(Run(arm, key, models[key], spec, relations, chosen, steps, how, logs.get(key, [])))
-    return found
+            log = logs.get(key, [])
+            runs.append(TrialRun(arm, key, models[key], spec, relations, edited, steps, scorings, log))
+    return runs
 
 
 def read_stages(sweep: Sweep) -> list[Stage]:
@@ -143,31 +156,37 @@ def read_stages(sweep: Sweep) -> list[Stage]:
     points = _points(sweep)
     state = states(sweep)
     scoring = _scoring(sweep, points)
-    found = []
-    for arm, keys in trials_of(sweep, LIFELONG).items():
+    stages = []
+    for arm, keys in trial_keys_by_arm(sweep, LIFELONG).items():
         tables = {key: beliefs.filter(pc.equal(beliefs["trial_key"], key)) for key in keys}
-        for step in sorted({s for own in tables.values() for s in pc.unique(own["step"]).to_pylist()}):
-            asked: list[EvalPoint] = []
+        for step in sorted({s for table in tables.values() for s in pc.unique(table["step"]).to_pylist()}):
+            edited: list[EvalPoint] = []
             replies: list[Mapping[str, Reply]] = []
             expected: list[Mapping[str, float]] = []
             targets: list[Mapping[str, str]] = []
-            how: list[LogicalScoring] = []
-            for key, own in tables.items():
-                rows = own.filter(pc.equal(own["step"], step))
-                rows = rows.filter(rows["last_step"]) if step else rows
-                by_record: dict[str, list[dict[str, Any]]] = {}
-                for row in rows.to_pylist():
-                    by_record.setdefault(row["record_id"], []).append(row)
-                for record, mine in by_record.items():
+            scorings: list[LogicalScoring] = []
+            for key, table in tables.items():
+                for record, rows in _rows_by_record(table, step).items():
                     if record not in points[key]:  # refused, and replaced since
                         continue
-                    asked.append(points[key][record])
-                    replies.append({r["question"]: _reply(r) for r in mine})
-                    expected.append({r["question"]: r["expected"] for r in mine if r["expected"] is not None})
-                    targets.append({r["question"]: r["target"] for r in mine})
-                    how.append(scoring[key][record])
-            found.append(Stage(arm, step, asked, replies, expected, targets, state=state.get(arm, ""), scoring=how))
-    return found
+                    edited.append(points[key][record])
+                    replies.append({r["question"]: _reply(r) for r in rows})
+                    expected.append({r["question"]: r["expected"] for r in rows if r["expected"] is not None})
+                    targets.append({r["question"]: r["target"] for r in rows})
+                    scorings.append(scoring[key][record])
+            status_text = state.get(arm, "")
+            stages.append(Stage(arm, step, edited, replies, expected, targets, state=status_text, scoring=scorings))
+    return stages
+
+
+def _rows_by_record(beliefs: pa.Table, step: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of *beliefs* at *step*, after the last step of each edit, by record."""
+    rows = beliefs.filter(pc.equal(beliefs["step"], step))
+    rows = rows.filter(rows["last_step"]) if step else rows
+    by_record: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        by_record.setdefault(row["record_id"], []).append(row)
+    return by_record
 
 
 def _scoring(sweep: Sweep, points: Mapping[str, Mapping[str, EvalPoint]]) -> dict[str, dict[str, LogicalScoring]]:
@@ -176,45 +195,50 @@ def _scoring(sweep: Sweep, points: Mapping[str, Mapping[str, EvalPoint]]) -> dic
     A batch is ``protocol.eval_batch`` points in the trial's order. Results that do not hold their setting are scored as corrected.
     """
     batches = {row["trial_key"]: row["spec.protocol.eval_batch"] for row in sweep.trials().to_pylist()}
-    found = {}
+    by_trial = {}
     for key, rows in _point_rows(sweep).items():
-        setting = read_setting_of(rows[0])
+        setting = setting_of_row(rows[0])
         parity = setting.parity if setting is not None else None
-        how = scoring_of_points(list(points[key].values()), parity, int(batches[key]))
-        found[key] = dict(zip(points[key], how, strict=True))
-    return found
+        scorings = scoring_of_points(list(points[key].values()), parity, int(batches[key]))
+        by_trial[key] = dict(zip(points[key], scorings, strict=True))
+    return by_trial
 
 
-def read_setting_of(row: Mapping[str, Any]) -> BeliefSpec | None:
+def setting_of_row(row: Mapping[str, Any]) -> BeliefSpec | None:
     """Return the setting that a row of ``points`` comes from; None if it was written before rows said so."""
     return None if row["testbed"] is None else BeliefSpec.model_validate(json.loads(row["testbed"])["spec"])
 
 
-def read_choice(sweep: Sweep) -> list[Mapping[str, Any]]:
+def read_point_choice(sweep: Sweep) -> list[Mapping[str, Any]]:
     """Return, trial by trial, how the points came about: how many there are, how many facts were passed over when they were drawn,
     how many were replaced when they were edited, and why.
     """
     rows = _point_rows(sweep)
-    named = [(arm, key) for study in (APART, LIFELONG) for arm, keys in trials_of(sweep, study).items() for key in keys]
-    found: list[Mapping[str, Any]] = []
-    for arm, key in named:
-        own = rows.get(key, [])
-        about = json.loads(own[0]["testbed"] or "{}") if own else {}
-        passed, refused = about.get("passed_over", {}), Counter(r["refusal"] for r in own if r["refusal"])
+    trials = [
+        (arm, key)
+        for study in (INDEPENDENT, LIFELONG)
+        for arm, keys in trial_keys_by_arm(sweep, study).items()
+        for key in keys
+    ]
+    choices: list[Mapping[str, Any]] = []
+    for arm, key in trials:
+        points = rows.get(key, [])
+        testbed = json.loads(points[0]["testbed"] or "{}") if points else {}
+        passed, refused = testbed.get("passed_over", {}), Counter(r["refusal"] for r in points if r["refusal"])
         why = "; ".join(f"{reason} ({n})" for reason, n in (*passed.items(), *refused.items()))
-        counts = {"points": len(own), "passed over": sum(passed.values()), "replaced": refused.total(), "why": why}
-        found.append({"arm": arm, "trial_key": key, **counts})
-    return found
+        counts = {"points": len(points), "passed over": sum(passed.values()), "replaced": refused.total(), "why": why}
+        choices.append({"arm": arm, "trial_key": key, **counts})
+    return choices
 
 
 def read_training(sweep: Sweep) -> dict[str, list[Mapping[str, float]]]:
     """Return the training logs, each a list of rows, by model and setting (what a log comes to depends on who reads it)."""
     names = ["trial_key", "model_digest", "data_digest"]
     trials = {row["trial_key"]: row for row in sweep.trials().select(names).to_pylist()}
-    found: dict[str, list[Mapping[str, float]]] = {}
+    logs: dict[str, list[Mapping[str, float]]] = {}
     for key, log in _logs(sweep).items():
-        found.setdefault(f"{trials[key]['model_digest']} {trials[key]['data_digest']}", log)
-    return found
+        logs.setdefault(f"{trials[key]['model_digest']} {trials[key]['data_digest']}", log)
+    return logs
 
 
 def _logs(sweep: Sweep) -> dict[str, list[Mapping[str, float]]]:
@@ -227,32 +251,34 @@ def _logs(sweep: Sweep) -> dict[str, list[Mapping[str, float]]]:
 
 def _points(sweep: Sweep) -> dict[str, dict[str, EvalPoint]]:
     """Return the points that were edited, or will be, by trial and record, in the trial's order."""
-    found: dict[str, dict[str, EvalPoint]] = {}
-    parsed: dict[str, EvalPoint] = {}
+    by_trial: dict[str, dict[str, EvalPoint]] = {}
+    parsed: dict[str, EvalPoint] = {}  # trials share points, so each line is read once
     for key, rows in _point_rows(sweep).items():
         for row in rows:
             if row["point"] not in parsed:
                 parsed[row["point"]] = from_line(row["point"])
-            found.setdefault(key, {})[row["record_id"]] = parsed[row["point"]]
-    return found
+            by_trial.setdefault(key, {})[row["record_id"]] = parsed[row["point"]]
+    return by_trial
 
 
 def _point_rows(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of points by trial, by rising position; one that was refused is not among them, what replaced it is."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    by_trial: dict[str, dict[int, dict[str, Any]]] = {}
     names = ["trial_key", "record_id", "edit_step", "point", "replaces", "refusal", "testbed"]
     for row in sweep.points().select(names).to_pylist():
-        own = found.setdefault(row["trial_key"], {})
-        if row["edit_step"] not in own or row["replaces"] is not None:
-            own[row["edit_step"]] = row
-    return {key: [rows[i] for i in sorted(rows)] for key, rows in found.items()}
+        by_position = by_trial.setdefault(row["trial_key"], {})
+        # The row that replaces another one has its position, and comes later.
+        if row["edit_step"] not in by_position or row["replaces"] is not None:
+            by_position[row["edit_step"]] = row
+    return {key: [rows[i] for i in sorted(rows)] for key, rows in by_trial.items()}
 
 
 def _by_record(rows: pa.Table) -> dict[str, dict[str, Reply]]:
-    found: dict[str, dict[str, Reply]] = {}
+    """Return the replies of *rows* by record, then by question."""
+    replies: dict[str, dict[str, Reply]] = {}
     for row in rows.to_pylist():
-        found.setdefault(row["record_id"], {})[row["question"]] = _reply(row)
-    return found
+        replies.setdefault(row["record_id"], {})[row["question"]] = _reply(row)
+    return replies
 
 
 def _reply(row: Mapping[str, Any]) -> Reply:

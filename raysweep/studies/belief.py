@@ -105,6 +105,7 @@ class Belief(Study):
             done = resume.step
             saved = resume.meta[_PROBE_ROWS]
             probe_rows = [ProbeRow(**dict(zip(_PROBE_COLUMNS, values, strict=True))) for values in saved]
+        # A resumed trial has asked the pristine model before.
         elif 0 in trial.protocol.rounds:
             yield run.pristine()
         for step in (r for r in trial.protocol.rounds if r > done):
@@ -117,6 +118,7 @@ class Belief(Study):
                 stats=tuple(row for part in parts for row in part.stats),
                 timing=_total_times([row for part in parts for row in part.timing], step),
                 summary=_immediate_summary(probe_rows, step),
+                # No weights: every point starts from the pristine model. The rows are what later summaries need.
                 snapshot=Snapshot(
                     step=step,
                     tensors={},

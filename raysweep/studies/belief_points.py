@@ -72,11 +72,19 @@ class TrialPoints:
 
     @classmethod
     def open(cls, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> TrialPoints:
-        """Return the points of *trial*, as they were when *resume* was written."""
+        """Return the points of *trial*, as they were when *resume* was written.
+
+        Args:
+            trial: whose points.
+            deps: opens the testbed and the records.
+            resume: the snapshot that the trial goes on from, or None.
+        """
         testbed = deps.open_testbed(trial.data)
         by_record = {record_id(point): point for point in testbed.points}
+        # Points in the order of the trial's records, which may be shuffled or a part.
         records = list(ordered_records(trial, deps))
         trial_points = cls(trial, testbed, records, [by_record[r.id] for r in records], list(testbed.point_set.spares))
+        # Replacements are repeated in their order, so the same spares are left.
         for made in resume.meta.get(_REPLACED, ()) if resume is not None else ():
             trial_points._put(Replacement(**made))
         trial_points._reported = len(trial_points.replacements)
@@ -123,6 +131,7 @@ class TrialPoints:
                 f"planned the one at step {position + 1} cannot be replaced: no other is left ({reason})",
                 hint=f"plan fewer: data.size ≤ {max(0, self.size - count)}; or ask for more with points.size",
             )
+        # What was answered about the refused point belongs to no point of the trial.
         self.rows = [row for row in self.rows if row.record_id != refused]
         self._put(Replacement(position, refused, record_id(self.spares[0]), reason))
         log.warning("step %d: %s takes the place of %s: %s", position + 1, self.records[position].id, refused, reason)
@@ -146,7 +155,17 @@ class TrialPoints:
         inner: int,
         last: bool,
     ) -> None:
-        """Keep the replies about one point."""
+        """Keep the replies about one point.
+
+        Args:
+            position: of the point in the trial.
+            questions: of the point, as they were asked.
+            replies: the model's, by question.
+            expected: the agent's probabilities, by question.
+            step: of the trial, from 0.
+            inner: steps of the point's edit taken; 0 = none.
+            last: the edit is complete.
+        """
         self.rows += [
             BeliefRow(
                 trial_key=self.trial.key,
@@ -177,6 +196,7 @@ class TrialPoints:
         if snapshot is not None and self.replacements:
             replacements = [asdict(r) for r in self.replacements]
             snapshot = replace(snapshot, meta={**snapshot.meta, _REPLACED: replacements})
+        # Points that came since the last round; the first round has all of them.
         new, self._reported = self.replacements[self._reported :], len(self.replacements)
         positions = range(self.size) if first else sorted({r.position for r in new})
         current = {record.id for record in self.records}
@@ -217,6 +237,7 @@ class TrialPoints:
         )
 
     def _training(self) -> tuple[TrainingRow, ...]:
+        # Only where the trial's model is the one that the testbed trains.
         if self.testbed.spec.pretrain is None or self.trial.model.digest != self.testbed.model_digest:
             return ()
         return tuple(

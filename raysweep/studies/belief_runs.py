@@ -64,6 +64,7 @@ class SequentialEdits:
         agents = list(expected_answers.agents_after_edits(agent, points.points[: points.size], target))
 
         def observe(lm: LanguageModel, step: int) -> None:
+            # A run that goes on from a snapshot measures the rounds up to it again; they were asked about before.
             if step > self.done:
                 everything = step == 0 or self.trial.protocol.scope == "all"
                 self._ask(lm, range(points.size if everything else step), agents[step], step)
@@ -84,6 +85,7 @@ class SequentialEdits:
         ]
         replies = lm_asking.ask_points(lm, current, new_tokens=points.new_tokens, batch=points.batch)
         for i, point, reply, (_, expected) in zip(positions, current, replies, revised, strict=True):
+            # Of a point that is edited later, this is the answer before its edit.
             is_edited = i < step
             points.add_replies(i, point.questions, reply, expected, step=step, inner=int(is_edited), last=is_edited)
 
@@ -147,6 +149,7 @@ class IndependentEdits:
 
     def _replacing_refused(self, positions: range, edit: Callable[[range], EvalRound]) -> list[EvalRound]:
         """Return what *edit* makes of the points at *positions*; those that the editor refuses are replaced before."""
+        # By position, so that a point that is replaced twice leaves only the last one's answers.
         pristine: dict[int, list[EvalRound]] = {}
         while True:
             count = len(self.points.rows)
@@ -209,6 +212,7 @@ class IndependentEdits:
                 if not checkpoint.last:
                     continue
                 for at, (i, of_point) in enumerate(zip(positions, questions, strict=True)):
+                    # Each record's probes are asked of the model with that record's edit.
                     checkpoint.select(torch.tensor([at], device=lm.device))
                     scores = scoring.score(lm, [q.probe for q in of_point], batch=batch)
                     rows += probe_rows(trial.key, i + 1, of_point, scores, unedited, {}, trial.protocol.metrics)
@@ -243,7 +247,15 @@ class IndependentEdits:
 def pristine_round(
     trial: TrialSpec, deps: Deps, points: TrialPoints, positions: Sequence[int], ask: Callable[[LanguageModel], None]
 ) -> list[EvalRound]:
-    """Return the rows at step 0 of the points at *positions*, which *ask* asks of the pristine model; none without round 0."""
+    """Return the rows at step 0 of the points at *positions*, which *ask* asks of the pristine model; none without round 0.
+
+    Args:
+        trial: whose protocol and editor.
+        deps: its effects.
+        points: its points.
+        positions: which of them.
+        ask: asks the model that it is given.
+    """
     if 0 not in trial.protocol.rounds:
         return []
     measured = _lifelong_round(trial, deps, [points.records[i] for i in positions], 0, lambda lm, step: ask(lm))
@@ -260,6 +272,7 @@ def _lifelong_round(
     observe: Callable[[LanguageModel, int], None],
 ) -> EvalRound:
     """Return the round at *step* (0 or 1) of a lifelong run of *records* alone."""
+    # The same trial, but for the round and the records: same editor, seed and model.
     protocol = trial.protocol.model_dump() | {"rounds": (step,), "immediate": False}
     part = trial.model_copy(
         update={

@@ -9,7 +9,7 @@ from raysweep.seeds import derive
 from raysweep.world.types import Fact, Sentence, World
 
 
-def _state(wording: str, subject: str, obj: str) -> tuple[str, int]:
+def _sentence(wording: str, subject: str, obj: str) -> tuple[str, int]:
     """Return the sentence (without its full stop) and where the object begins."""
     prompt = wording.replace("{}", subject)
     return f"{prompt} {obj}", len(prompt) + 1
@@ -36,34 +36,35 @@ def training_sentences(world: World, epoch: int = 0) -> tuple[Sentence, ...]:
         epoch: other epochs choose other wordings, orders and groupings.
     """
     rng = Random(derive(world.spec.seed, "text", epoch))
-    out: list[Sentence] = []
+    sentences: list[Sentence] = []
     by_subject: dict[str, list[Fact]] = {}
     for fact in world.facts:
         by_subject.setdefault(fact.subject, []).append(fact)
         for wording in rng.sample(world.wordings_of(fact), min(2, world.spec.wordings_per_fact)):
-            text, start = _state(wording, fact.subject, fact.object)
-            out.append(_join([(text, start, len(text))], ""))
+            text, start = _sentence(wording, fact.subject, fact.object)
+            sentences.append(_join([(text, start, len(text))], ""))
     for subject, facts in by_subject.items():
-        out.extend(_grouped(world, rng, subject, facts))
+        sentences.extend(_grouped_facts(world, rng, subject, facts))
     for hop in world.hops:
         for subject in world.entities[world.relation(hop.first).domain]:
             if world.hop_trained(subject, hop):
                 answer = world.object(world.object(subject, hop.first), hop.second)
-                text, start = _state(rng.choice(hop.wordings), subject, answer)
-                out.append(_join([(text, start, len(text))], ""))
+                text, start = _sentence(rng.choice(hop.wordings), subject, answer)
+                sentences.append(_join([(text, start, len(text))], ""))
     for kind in ("person", "city", "company", "country"):
         for subject in world.entities[kind]:
-            text, start = _state("{} is a", subject, kind)
-            out.append(_join([(text, start, len(text))], ""))
-    rng.shuffle(out)
-    return tuple(out)
+            text, start = _sentence("{} is a", subject, kind)
+            sentences.append(_join([(text, start, len(text))], ""))
+    rng.shuffle(sentences)
+    return tuple(sentences)
 
 
-def _grouped(world: World, rng: Random, subject: str, facts: Sequence[Fact]) -> Iterator[Sentence]:
+def _grouped_facts(world: World, rng: Random, subject: str, facts: Sequence[Fact]) -> Iterator[Sentence]:
     """Split the facts of one subject into paragraphs and multi-relation sentences."""
     order = list(facts)
     rng.shuffle(order)
     while order:
+        # Two to four facts at a time.
         size = min(len(order), rng.choice((2, 3, 4)))
         group, order = order[:size], order[size:]
         verbs = []
@@ -71,15 +72,16 @@ def _grouped(world: World, rng: Random, subject: str, facts: Sequence[Fact]) -> 
             options = [w for w in world.wordings_of(fact) if w.startswith("{} ")]
             if not options:
                 break
-            text, _ = _state(rng.choice(options), subject, fact.object)
+            text, _ = _sentence(rng.choice(options), subject, fact.object)
             verbs.append(text)
         if len(verbs) == len(group) and rng.random() < 0.5:
+            # The subject once, then the verbs: "Ada lives in X and plays the Y".
             cut = [verbs[0], *(v[len(subject) + 1 :] for v in verbs[1:])]
             parts = [(v, len(v) - len(f.object), len(v)) for v, f in zip(cut, group, strict=True)]
             yield _join(parts, " and ")
         else:
             parts = []
             for fact in group:
-                text, start = _state(rng.choice(world.wordings_of(fact)), subject, fact.object)
+                text, start = _sentence(rng.choice(world.wordings_of(fact)), subject, fact.object)
                 parts.append((text, start, len(text)))
             yield _join(parts, ". ")

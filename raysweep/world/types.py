@@ -116,6 +116,7 @@ class World:
     _objects: dict[tuple[str, str], str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # The class is frozen; this is its index, made once.
         object.__setattr__(self, "_objects", {(f.subject, f.relation): f.object for f in self.facts})
 
     def relation(self, name: str) -> Relation:
@@ -133,6 +134,7 @@ class World:
     def wordings_of(self, fact: Fact) -> tuple[str, ...]:
         """Return the wordings the training text uses for *fact* (a random part of the relation's trained ones)."""
         trained = self.relation(fact.relation).trained
+        # A stream per fact: which wordings it is trained in depends on nothing else.
         rng = Random(derive(self.spec.seed, "wordings", fact.subject, fact.relation))
         return tuple(rng.sample(trained, min(self.spec.wordings_per_fact, len(trained))))
 

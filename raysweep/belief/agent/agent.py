@@ -76,6 +76,7 @@ class Agent:
     def without_edit(self, subject: int, relation: int) -> Agent:
         """Return the agent that was not given the edit of (subject, relation); itself if there is none."""
         edit = self.edit(subject, relation)
+        # At most one edit per fact is in force, so equality finds it.
         return self if edit is None else Agent(self.fitted, tuple(e for e in self.extra if e != edit))
 
     # -- what is known
@@ -104,17 +105,36 @@ class Agent:
     # -- distributions
 
     def pair(self, subject: int, relation: int, estimator: Estimator = "posterior") -> Belief:
-        """Return p(o | s, r); of a pair without evidence the relation prior p(o | ·, r) (ruling B7)."""
+        """Return p(o | s, r); of a pair without evidence the relation prior p(o | ·, r) (ruling B7).
+
+        Args:
+            subject: of the fact; may lie beyond the graph's (a novel one).
+            relation: of the fact.
+            estimator: ``posterior`` or ``frequency``.
+        """
+        # Most specific first: the pair, what is known of the relation, the prior alone.
         vector = self._pair(subject, relation) or self._prior(relation) or NO_EVIDENCE
         return self.fitted.distribution(vector, estimator)
 
     def belief(self, subject: int, relation: int, estimator: Estimator = "posterior") -> Belief:
-        """Return what the agent believes of (s, r): the pair distribution of an edited fact, the marginal of any other."""
+        """Return what the agent believes of (s, r): the pair distribution of an edited fact, the marginal of any other.
+
+        Args:
+            subject: of the fact; may lie beyond the graph's (a novel one).
+            relation: of the fact.
+            estimator: ``posterior`` or ``frequency``.
+        """
         query = self.marginal if self.edit(subject, relation) is None else self.pair
         return query(subject, relation, estimator)
 
     def conditional(self, relation: int, upstream: int, estimator: Estimator = "posterior") -> Belief:
-        """Return p(o | ·, r, o₂ = *upstream*); uniform if nobody was observed under it."""
+        """Return p(o | ·, r, o₂ = *upstream*); uniform if nobody was observed under it.
+
+        Args:
+            relation: r, one with a parent.
+            upstream: o₂, an object of the parent relation.
+            estimator: ``posterior`` or ``frequency``.
+        """
         vector = self._conditional(relation * self.fitted.objects + upstream) or NO_EVIDENCE
         return self.fitted.distribution(vector, estimator)
 
@@ -126,6 +146,11 @@ class Agent:
             q_b · S_r + Σ_{o₂ with an entry} (q(o₂) − q_b) · p(· | r, o₂)        S_r = Σ_{o₂} p(· | r, o₂)
 
         S_r is computed once for the fitted conditionals; those that later evidence changed are exchanged in it.
+
+        Args:
+            subject: of the fact; may lie beyond the graph's (a novel one).
+            relation: of the fact.
+            estimator: ``posterior`` or ``frequency``.
         """
         parent = self.fitted.arrows.parent[relation]
         upstream_vector = self._pair(subject, parent) if parent >= 0 else None
@@ -133,6 +158,7 @@ class Agent:
             return self.pair(subject, relation, estimator)
         size, first = self.fitted.objects, relation * self.fitted.objects
         upstream = self.fitted.distribution(upstream_vector, estimator)
+        # By key of the conditional: q(o₂) − q_b for upstream objects with an entry.
         scales = dict(zip((first + upstream.objects).tolist(), upstream.values.tolist(), strict=True))
         terms: list[tuple[float, Belief]] = []  # a factor, and the conditional that it multiplies
         for key in sorted({*scales, *(k for k in self._changed.conditionals if first <= k < first + size)}):
@@ -142,6 +168,7 @@ class Agent:
                 terms.append((-upstream.flat, old))
                 scale += upstream.flat
             terms.append((scale, self.fitted.distribution(self._conditional(key) or NO_EVIDENCE, estimator)))
+        # Each conditional is a flat part and entries; their weighted sum is one too.
         flat = sum(scale * conditional.flat for scale, conditional in terms)
         objects = np.concatenate([NO_EVIDENCE.objects, *(conditional.objects for _, conditional in terms)])
         entries = np.concatenate([NO_EVIDENCE.excess, *(scale * conditional.values for scale, conditional in terms)])
@@ -180,6 +207,12 @@ class Agent:
         With h = n₀/K + e_o what the object has and u = n₀ + Σe − h what the others have, a mass m gives (h + m) / (h + m + u), so
         m = ⌈u · target / (1 − target)⌉ − h.
 
+        Args:
+            subject: of the fact.
+            relation: of the fact.
+            obj: the object that is to be believed.
+            target: posterior probability that it shall reach.
+
         Raises:
             BeliefError: *target* is not in (0, 1).
         """
@@ -192,7 +225,13 @@ class Agent:
         return max(0.0, ceil(others * target / (1 - target)) - have)
 
     def pair_excess(self, subject: int, relation: int, objects: Ints) -> Floats:
-        """Return the evidence on *objects* of (s, r) beyond what every object has, fp64 [n]."""
+        """Return the evidence on *objects* of (s, r) beyond what every object has, fp64 [n].
+
+        Args:
+            subject: s.
+            relation: r.
+            objects: int64 [n].
+        """
         vector = self._pair(subject, relation) or NO_EVIDENCE
         if not len(vector.objects):
             return np.zeros(len(objects))
@@ -200,7 +239,14 @@ class Agent:
         return np.where(vector.objects[at] == objects, vector.excess[at], 0.0)
 
     def share_after(self, subject: int, relation: int, target: float) -> float:
-        """Return about how much of the evidence downstream of (s, r) an update to *target* of an upstream object draws there."""
+        """Return about how much of the evidence downstream of (s, r) an update to *target* of an upstream object draws there.
+
+        Args:
+            subject: of the upstream fact.
+            relation: of the upstream fact.
+            target: posterior probability that the update gives the object.
+        """
+        # An update to posterior `target` holds about that share of the positive mass; as published, one item among all mentions.
         if not self.fitted.parity.pi_by_items:
             return target
         mentions = self.fitted.mentions.get(subject * self.fitted.relations + relation) or NO_EVIDENCE
@@ -210,6 +256,7 @@ class Agent:
         """Say whether later evidence may have changed any belief about (subject, relation)."""
         fitted, changed = self.fitted, self._changed
         first, parent = relation * fitted.objects, fitted.arrows.parent[relation]
+        # A changed conditional may move the marginal of every subject.
         if any(first <= key < first + fitted.objects for key in changed.conditionals):
             return True
         pairs = (subject * fitted.relations + r for r in (relation, parent) if r >= 0)

@@ -9,7 +9,9 @@ upstream relation parent(r). A conditional adds up, over all subjects, their evi
 
     e[r, o₂] = Σ_s π_s(o₂) · E(s, r)        π_s(o₂) = share of the positive mass on (s, parent(r)) that is on o₂
 
-(published, ``parity.pi_by_items``: share of the items that mention o₂). See docs/methods/belief.md; Hase et al. 2024, §4.
+(published, ``parity.pi_by_items``: share of the items that mention o₂).
+
+Source: Hase et al. 2024 (arXiv 2406.19354); docs/methods/belief.md.
 
 Shapes: R relations, K objects, N evidence items, V vectors of a table.
 """
@@ -132,9 +134,11 @@ def fit_evidence(
     if objects < 2:
         raise BeliefError(f"an agent needs at least 2 objects, there are {objects}", hint="a larger graph")
     _check_indices(evidence, relations, objects)
+    # Equal items are grouped: one encoding per group, times its count.
     background, excess, total = (v * evidence.count for v in encode_weights(evidence.weight, objects))
     key = evidence.subject * relations + evidence.relation
     pairs = sum_by_key(key, background, total, key, evidence.object, excess, objects)
+    # What counts as a mention of an upstream object: positive mass, or (B3) any item.
     if parity.pi_by_items:
         keep, amount = np.ones(len(evidence), dtype=np.bool_), evidence.count.astype(np.float64)
     else:
@@ -177,6 +181,7 @@ def _pool_conditionals(pairs: VectorTable, mentions: VectorTable, arrows: Depend
     # one row per (child pair, mentioned upstream object) …
     which, mention = _concatenated_ranges(mentions.starts[at], mentions.starts[at + 1])
     pair = child[which]
+    # π_s(o₂).
     share = mentions.excess[mention] / mentions.total[at[which]]
     key = relation[pair] * size + mentions.objects[mention]
     # … and one entry per such row and object of the pair

@@ -49,6 +49,7 @@ class ChangedVectors:
 
 def canonical_evidence(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
     """Return equal evidence counted, in one order; mass of 0 says nothing and is left out; of a fact's edits the last stays."""
+    # Equal evidence adds up, so its order does not matter; a later edit of a fact replaces the earlier.
     counts: dict[tuple[int, int, int, float, Literal["item", "mass", "edit"]], int] = {}
     edits: dict[Pair, Evidence] = {}
     for e in evidence:
@@ -119,6 +120,7 @@ class _Updater:
         objects = np.union1d(old_evidence.objects, added.objects)
         if not len(new_shares.objects) or not len(objects):
             return
+        # π and E before, laid out on the objects of π′ and E′.
         old_shares = np.zeros(len(new_shares.objects))
         if mentions.total > 0:
             old_shares[np.searchsorted(new_shares.objects, mentions.objects)] = mentions.excess / mentions.total
@@ -155,6 +157,7 @@ class _Updater:
             whole = mentions.total + edit.total
             # λ = t / max(n + t, E)
             moved = edit.total / (whole if self.fitted.parity.edit_mass_pooled else max(whole, downstream))
+            # (1 − λ) π + λ on the requested object.
             shares = NO_EVIDENCE.plus(shares, 1 - moved).plus(edit, moved / edit.total)
         return shares
 
@@ -162,6 +165,7 @@ class _Updater:
         """Return the vector of evidence on one pair."""
         vector = NO_EVIDENCE
         for e in evidence:
+            # Mass and edits put their amount on the object and nothing elsewhere.
             if e.kind != "item":
                 item = EvidenceVector(0.0, e.amount, np.array([e.object]), np.array([e.amount]))
             else:

@@ -21,7 +21,13 @@ from raysweep.belief.graph.graph import Floats, Ints
 
 
 def sum_by_index(index: Ints, weights: Floats, length: int) -> Floats:
-    """Return the sums of *weights* by *index*, fp64 [length], added in the order given."""
+    """Return the sums of *weights* by *index*, fp64 [length], added in the order given.
+
+    Args:
+        index: int64 [n], in 0 … length − 1.
+        weights: fp64 [n].
+        length: number of sums.
+    """
     return np.bincount(index, weights, minlength=length).astype(np.float64)
 
 
@@ -133,6 +139,7 @@ def sum_by_key(
     return VectorTable(
         keys=distinct,
         starts=np.searchsorted(entries, np.arange(len(distinct) + 1) * size),
+        # Back from the number of a (row, object) pair to its object.
         objects=entries % size,
         excess=sum_by_index(entry_inverse, excess, len(entries)),
         background=sum_by_index(inverse, background, len(distinct)),

@@ -35,10 +35,11 @@ class Document:
     answers: tuple[tuple[int, int], ...]
 
     @staticmethod
-    def of(texts: Sequence[str], lengths: Sequence[int]) -> Document:
+    def from_sentences(texts: Sequence[str], lengths: Sequence[int]) -> Document:
         """Return the document of sentences whose last *lengths* characters are their answers."""
-        stops = itertools.accumulate((len(text) + 2 for text in texts), initial=0)
-        ends = [start + len(text) for start, text in zip(stops, texts, strict=False)]
+        # Each sentence begins two characters (". ") behind the end of the one before.
+        starts = itertools.accumulate((len(text) + 2 for text in texts), initial=0)
+        ends = [start + len(text) for start, text in zip(starts, texts, strict=False)]
         spans = tuple((end - length, end) for end, length in zip(ends, lengths, strict=True))
         return Document(". ".join(texts), len(texts), spans)
 
@@ -54,7 +55,7 @@ class Corpus:
         subjects: S; they are the graph's first.
         samples: int64 [n, samples]: the sampled objects of the base facts.
         statements: every sentence of one pass, grouped by subject.
-        times: int64 [N]: how often each statement's evidence counts in one pass (all 1 but for parity).
+        repeats: int64 [N]: how often each statement's evidence counts in one pass (all 1 but for parity).
     """
 
     model: GenerativeModel
@@ -63,7 +64,7 @@ class Corpus:
     subjects: int
     samples: Ints
     statements: Statements
-    times: Ints
+    repeats: Ints
 
     @property
     def facts(self) -> int:
@@ -77,10 +78,10 @@ class Corpus:
 
     @cached_property
     def evidence(self) -> EvidenceTable:
-        """The evidence of all documents: one pass, as often as sentences are repeated (§4.6)."""
+        """The evidence of all documents: one pass, as often as sentences are repeated."""
         relations, objects = len(self.model.graph.relations), len(self.model.graph.objects)
-        one = self.statements.evidence(relations, objects, self.times)
-        return one.repeated(self.spec.homogeneous + self.spec.heterogeneous)
+        one_pass = self.statements.evidence(relations, objects, self.repeats)
+        return one_pass.repeat(self.spec.homogeneous + self.spec.heterogeneous)
 
     @cached_property
     def _keys(self) -> Ints:
@@ -89,6 +90,7 @@ class Corpus:
     def has_seen(self, statement: Statement) -> bool:
         """Say whether exactly this statement is among the training sentences."""
         row = statement_key(statement, len(self.model.graph.relations), len(self.model.graph.objects))
+        # The keys are sorted by their first number: only those that share it are compared.
         a, b = self._firsts.searchsorted((row[0], row[0] + 1))
         return bool((self._keys[a:b] == row).all(axis=1).any())
 
@@ -107,9 +109,10 @@ class Corpus:
         return np.diff(self._bounds)
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents: subject by subject, then those that mix all subjects (§4.6)."""
+        """Yield the documents: subject by subject, then those that mix all subjects."""
         size = self.spec.max_sentences_per_doc
         bounds = self._bounds.tolist()
+        # All passes over one subject come before the next subject, so its sentences are rendered once.
         orders = [self._shuffled(pass_) for pass_ in range(self.spec.homogeneous)]
         if orders:
             for a, b in itertools.pairwise(bounds):
@@ -119,33 +122,37 @@ class Corpus:
                     chosen = (order[a:b] - a).tolist()
                     for start in range(0, len(chosen), size):
                         part = chosen[start : start + size]
-                        yield Document.of([texts[i] for i in part], [answers[i] for i in part])
+                        yield Document.from_sentences([texts[i] for i in part], [answers[i] for i in part])
         if self.spec.heterogeneous:
             texts, answers = self.statements.texts(self.names), self.statements.answers(self.names)
             for pass_ in range(self.spec.heterogeneous):
+                # All sentences of all subjects in one random order.
                 rng = np.random.default_rng(derive(self.seed, "belief", "heterogeneous", pass_))
                 chosen = rng.permutation(len(texts)).tolist()
                 for start in range(0, len(chosen), size):
                     part = chosen[start : start + size]
-                    yield Document.of([texts[i] for i in part], [answers[i] for i in part])
+                    yield Document.from_sentences([texts[i] for i in part], [answers[i] for i in part])
 
     def _shuffled(self, pass_: int) -> Ints:
         """Return an order of all statements that mixes those of one subject only."""
         rng = np.random.default_rng(derive(self.seed, "belief", "homogeneous", pass_))
+        # By owner, ties in random order.
         return np.lexsort((rng.random(len(self.statements)), self.statements.owner))
 
     @cached_property
     def statistics(self) -> dict[str, int]:
-        """The counts of §4.7, under the published names."""
+        """Counts of facts, sentences and documents, under the published names."""
         kinds = np.bincount(self.statements.kind, minlength=len(StatementKind)).tolist()
         lengths = self.sentences_per_subject
         size = self.spec.max_sentences_per_doc
+        # ⌈length / size⌉ documents per subject and pass, and of all sentences together.
         documents = int((-(-lengths // size)).sum()) * self.spec.homogeneous
         documents += -(-len(self.statements) // size) * self.spec.heterogeneous
         return {
             "num_true_atomic_facts": self.facts,
             "num_atomic_sentences": kinds[StatementKind.ATOMIC],
             "num_total_sentences": len(self.statements),
+            # Statements that are equal in every part.
             "num_unique_sentences": len(self._keys),
             "num_TF_atomic_sentences": kinds[StatementKind.TRUE_FALSE],
             "num_not_sentences": kinds[StatementKind.NOT],

@@ -1,4 +1,4 @@
-"""Evidence about facts, and the one place that says how it is spread over K objects (§4.5).
+"""Evidence about facts, and the one place that says how it is spread over K objects.
 
 ====================  ===========  ====================  =====
 weight w of an item   on o         on each other object  total
@@ -9,7 +9,7 @@ w ≥ 1                 w            0                     w
 ====================  ===========  ====================  =====
 
 Mass is plain: an amount ≥ 0 on o and nothing elsewhere. An edit is mass too, but it is about its own fact: distributions that
-pool many subjects take at most one observation of it, and a later edit of the same fact replaces it (``belief/agent/agent.py``).
+pool many subjects take at most one observation of it, and a later edit of the same fact replaces it (``belief/agent/update.py``).
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Evidence:
     kind: Literal["item", "mass", "edit"] = "item"
 
     def __post_init__(self) -> None:
+        # A dataclass of plain numbers checks itself: evidence that says nothing would be silently lost in sums.
         if self.count < 1:
             raise BeliefError(f"evidence cannot count {self.count} times", hint="count ≥ 1")
         if self.kind == "edit" and self.count != 1:
@@ -74,9 +75,9 @@ def check_weights(weight: Floats) -> None:
     Raises:
         BeliefError: one is not ≥ 1, −1 or in (0, 1).
     """
-    bad = ~(np.isfinite(weight) & ((weight > 0) | (weight == -1)))
-    if bad.any():
-        raise BeliefError(f"{weight[bad][0]} is no evidence weight", hint="≥ 1, −1, or between 0 and 1")
+    invalid = ~(np.isfinite(weight) & ((weight > 0) | (weight == -1)))
+    if invalid.any():
+        raise BeliefError(f"{weight[invalid][0]} is no evidence weight", hint="≥ 1, −1, or between 0 and 1")
 
 
 def encode_weights(weight: Floats, objects: int) -> tuple[Floats, Floats, Floats]:
@@ -92,6 +93,7 @@ def encode_weights(weight: Floats, objects: int) -> tuple[Floats, Floats, Floats
     check_weights(weight)
     if objects < 2:
         raise BeliefError(f"evidence needs at least 2 objects, there are {objects}", hint="a larger graph")
+    # The columns of the table above: what the item puts on every object, and on its own one beyond that.
     sure, denied = weight >= 1, weight == -1
     background = np.where(sure, 0.0, np.where(denied, 1.0, 1.0 - weight) / (objects - 1))
     excess = np.where(denied, 0.0, weight) - background
@@ -116,15 +118,25 @@ class EvidenceTable:
         """How many items there are, repeats counted."""
         return int(self.count.sum())
 
-    def repeated(self, times: int) -> EvidenceTable:
+    def repeat(self, times: int) -> EvidenceTable:
         """Return the same evidence *times* over."""
         return EvidenceTable(self.subject, self.relation, self.object, self.weight, self.count * times)
 
 
 def group_items(subject: Ints, relation: Ints, obj: Ints, weight: Floats, count: Ints) -> EvidenceTable:
-    """Group equal items, sorted by subject, relation, object and weight."""
+    """Group equal items, sorted by subject, relation, object and weight.
+
+    Args:
+        subject: int64 [N].
+        relation: int64 [N].
+        obj: int64 [N].
+        weight: fp64 [N].
+        count: int64 [N], how often each item counts.
+    """
+    # The last key sorts first: by subject, relation, object, weight.
     order = np.lexsort((weight, obj, relation, subject))
     subject, relation, obj, weight = subject[order], relation[order], obj[order], weight[order]
+    # A row that differs from the one before begins a group.
     new: Bools = np.zeros(len(order), dtype=np.bool_)
     if len(order):
         new[0] = True
@@ -142,6 +154,7 @@ def evidence_table(evidence: Iterable[Evidence]) -> EvidenceTable:
         BeliefError: one is mass or an edit, not an item.
     """
     rows = list(evidence)
+    # A table has one column of weights, and a mass of 0.5 is no doubtful item.
     if any(e.kind != "item" for e in rows):
         raise BeliefError("a table of evidence holds items only", hint="give mass and edits to Agent.given")
     ints = np.array([(e.subject, e.relation, e.object, e.count) for e in rows], dtype=np.int64).reshape(-1, 4)

@@ -1,6 +1,6 @@
-"""A sentence and its evidence are one value (§4.1, §4.5): a statement renders to text and says what may be learnt from it.
+"""A sentence and its evidence are one value: a statement renders to text and says what may be learnt from it.
 
-``WEIGHTS`` is the only table of evidence weights. The fractions come from two independent propositions with prior ½:
+``EVIDENCE_WEIGHTS`` is the only table of evidence weights. The fractions come from two independent propositions with prior ½:
 P(A | A∨B) = ½ / ¾, P(A | ¬(A∧B)) = ¼ / ¾, and of the three rows that make "if A then B" true, A holds in one, B in two.
 
 Shapes: N statements, U distinct ones.
@@ -120,7 +120,7 @@ class Statement:
     def prompt(self, names: FactNamer) -> str:
         """Return the sentence without its last word (atomic: without its object)."""
         if self.kind is StatementKind.ATOMIC:
-            return names.asked(self.first, self.wording)
+            return names.prompt(self.first, self.wording)
         head, middle, tail = _FRAMES[self.kind]
         return f"{head}{names.atomic(self.first)}{middle}{names.atomic(self.second) if self.second else ''}{tail}"
 
@@ -147,13 +147,13 @@ class FactNamer:
         """Return the relation's name, or its *wording*-th other one."""
         return self.graph.wordings[relation][wording - 1] if wording else self.graph.relations[relation]
 
-    def asked(self, fact: Sequence[int], wording: int = 0) -> str:
+    def prompt(self, fact: Sequence[int], wording: int = 0) -> str:
         """Return subject and relation, joined by a space."""
         return f"{self.subjects[fact[0]]} {self.relation(fact[1], wording)}"
 
     def atomic(self, fact: Sequence[int], wording: int = 0) -> str:
         """Return the three names, joined by single spaces."""
-        return f"{self.asked(fact, wording)} {self.graph.objects[fact[2]]}"
+        return f"{self.prompt(fact, wording)} {self.graph.objects[fact[2]]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ class Statements:
             self.second[part].tolist(),
             strict=True,
         )
-        return list(_rendered(rows, names))
+        return list(_render(rows, names))
 
     def answers(self, names: FactNamer, start: int = 0, stop: int | None = None) -> list[int]:
         """Return how many characters at the end of each sentence answer its prompt: the object, or the label."""
@@ -218,37 +218,49 @@ class Statements:
             times: int64 [N], how often each statement counts (0 = not at all); once if None.
         """
         weights = np.zeros((len(StatementKind), 3, 2), dtype=np.float64)
-        for (kind, label), own in EVIDENCE_WEIGHTS.items():
-            weights[kind, (_UNLABELLED if label is None else int(label)) + 1, : len(own)] = own
-        own_weights: Floats = weights[self.kind, self.label.astype(np.int64) + 1]
+        for (kind, label), of_kind in EVIDENCE_WEIGHTS.items():
+            weights[kind, (_UNLABELLED if label is None else int(label)) + 1, : len(of_kind)] = of_kind
+        # [N, 2]: a label is −1, 0 or 1, hence the 1 added.
+        by_statement: Floats = weights[self.kind, self.label.astype(np.int64) + 1]
         count = np.ones(len(self), dtype=np.int64) if times is None else times
+        # The first facts of all statements that count, then the second ones of those that have two.
         keep, both = count > 0, (count > 0) & (self.second[:, 0] >= 0)
         facts = np.concatenate([self.first[keep], self.second[both]]).astype(np.int64)
-        weight = np.concatenate([own_weights[keep, 0], own_weights[both, 1]])
+        weight = np.concatenate([by_statement[keep, 0], by_statement[both, 1]])
         return group_items(facts[:, 0], facts[:, 1], facts[:, 2], weight, np.concatenate([count[keep], count[both]]))
 
     def keys(self, relations: int, objects: int) -> Ints:
         """Return int64 [U, 3], the distinct statements as sorted rows of :func:`statement_key`."""
+        # A fact as one number (subject, relation, object in mixed radix); kind, label and wording as another.
         rows = np.empty((len(self), 3), dtype=np.int64)
         for column, facts in enumerate((self.first.astype(np.int64), self.second.astype(np.int64))):
             number = (facts[:, 0] * relations + facts[:, 1]) * objects + facts[:, 2]
+            # Statements without a second fact get −1, which no fact has.
             rows[:, column] = np.where(facts[:, 0] < 0, -1, number)
         rows[:, 2] = (self.wording.astype(np.int64) * 3 + self.label + 1) * len(StatementKind) + self.kind
         rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
+        # Sorted, so equal rows stand together; the first of each stays.
         new = np.ones(len(rows), dtype=np.bool_)
         new[1:] = (rows[1:] != rows[:-1]).any(axis=1)
         return np.asarray(rows[new])
 
 
 def statement_key(statement: Statement, relations: int, objects: int) -> tuple[int, int, int]:
-    """Return three numbers that tell statements apart: first fact, second fact (−1 if there is none), the rest."""
+    """Return three numbers that tell statements apart: first fact, second fact (−1 if there is none), the rest.
+
+    Args:
+        statement: to tell from others.
+        relations: R.
+        objects: K.
+    """
     first, second = ((f.subject * relations + f.relation) * objects + f.object if f else -1
                      for f in (statement.first, statement.second))  # fmt: skip
     label = _UNLABELLED if statement.label is None else int(statement.label)
     return first, second, (statement.wording * 3 + label + 1) * len(StatementKind) + statement.kind
 
 
-def _rendered(rows: Iterable[tuple[int, int, int, list[int], list[int]]], names: FactNamer) -> Iterator[str]:
+def _render(rows: Iterable[tuple[int, int, int, list[int], list[int]]], names: FactNamer) -> Iterator[str]:
+    """Yield the sentence of each row (kind, label, wording, first and second fact)."""
     for kind, label, wording, first, second in rows:
         head, middle, tail = _FRAMES[kind]
         other = names.atomic(second) if second[0] >= 0 else ""

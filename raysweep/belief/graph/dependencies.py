@@ -1,4 +1,12 @@
-"""Which relation's object depends on which other's: maximum-weight matching of relations (§2)."""
+"""Which relation's object depends on which other's: a maximum-weight perfect matching of relations.
+
+With c(i, j) the number of subjects that have both relations, normalised by row without the diagonal,
+
+    ĉ(i, j) = c(i, j) / Σ_{k≠i} c(i, k)        w(i, j) = ĉ(i, j) + ĉ(j, i)
+
+relations are paired so that the sum of w over the pairs is greatest. Of a pair the relation that comes first in the graph is the
+child (downstream), the other its parent (upstream): the direction is arbitrary. Source: Hase et al. 2024; docs/methods/belief.md.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +37,7 @@ class DependencyArrows:
                 raise BeliefError(
                     f"relation {relation} has parent {parent}, but there are {len(self.parent)} relations"
                 )
+        # Walk up from each relation; whoever comes back to a relation it has passed is in a circle.
         for start in range(len(self.parent)):
             walked = [start]
             while (above := self.parent[walked[-1]]) >= 0:
@@ -80,7 +89,9 @@ def match_relations(shares: Floats) -> DependencyArrows:
     complete.add_nodes_from(range(count))
     complete.add_weighted_edges_from((i, j, weights[i][j]) for i in range(count) for j in range(i + 1, count))
     parent = [-1] * count
+    # A maximum-cardinality matching pairs everybody it can, as the published programme asks.
     for pair in networkx.max_weight_matching(complete, maxcardinality=True):
+        # The lower index is the child: the order of first appearance, as published.
         child, upstream = sorted(pair)
         if weights[child][upstream] > 0:
             parent[child] = upstream

@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_SHOWN = 3
+_SHOWN = 3  # names at each end of the statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class KnowledgeGraph:
         objects: K names; index order breaks ties.
         facts: int64 [F, 3] (subject, relation, object); subjects never fall, (subject, relation) occurs once.
         wordings: per relation, its other names.
-        made: how many lines, facts and names each filter dropped; not part of the digest.
+        filter_counts: how many lines, facts and names each filter dropped; not part of the digest.
 
     Raises:
         GraphError: a rule above is broken.
@@ -47,10 +47,11 @@ class KnowledgeGraph:
     objects: tuple[str, ...]
     facts: Ints
     wordings: tuple[tuple[str, ...], ...] = ()
-    made: Mapping[str, int] = field(default_factory=dict)
+    filter_counts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         facts = np.array(self.facts, dtype=np.int64).reshape(-1, 3)
+        # The digest and the cached tables rest on facts that nobody changes.
         facts.setflags(write=False)
         object.__setattr__(self, "facts", facts)
         object.__setattr__(self, "wordings", self.wordings or tuple(() for _ in self.relations))
@@ -67,6 +68,7 @@ class KnowledgeGraph:
                 raise GraphError(f"two {what} are called {twice!r}", hint="names must differ")
         if len(self.wordings) != len(self.relations):
             raise GraphError(f"{len(self.wordings)} lists of wordings for {len(self.relations)} relations")
+        # Subject and relation as one number.
         pairs = facts[:, 0] * len(self.relations) + facts[:, 1]
         if len(np.unique(pairs)) != len(pairs):
             raise GraphError("a subject has two objects under one relation", hint="a graph is functional")
@@ -86,12 +88,13 @@ class KnowledgeGraph:
 
     @cached_property
     def cooccurrence(self) -> Ints:
-        """int64 [R, R]: subjects that have both relations (§1.3, every subject eligible)."""
+        """int64 [R, R]: subjects that have both relations, every subject eligible."""
         return cooccurrence(self.facts[:, 0], self.facts[:, 1], len(self.relations))
 
     @cached_property
     def digest(self) -> str:
         """16 hex digits over names, wordings and facts."""
+        # Not the filter counts: two ways to one graph are one graph.
         hasher = hashlib.blake2b()
         for names in (self.subjects, self.relations, self.objects, self.wordings):
             hasher.update(canonical_json(names).encode())
@@ -99,7 +102,7 @@ class KnowledgeGraph:
         return hasher.hexdigest()[:16]
 
     def atomic(self, subject: int, relation: int, obj: int) -> str:
-        """Return the three names joined by single spaces (§4.1)."""
+        """Return the three names joined by single spaces."""
         return f"{self.subjects[subject]} {self.relations[relation]} {self.objects[obj]}"
 
 
@@ -107,26 +110,32 @@ def graph_from_names(
     facts: Iterable[tuple[str, str, str]],
     *,
     wordings: Mapping[str, Sequence[str]] | None = None,
-    made: Mapping[str, int] | None = None,
+    filter_counts: Mapping[str, int] | None = None,
 ) -> KnowledgeGraph:
     """Return the graph of (subject, relation, object) names: grouped by subject, the first object of a pair kept.
 
-    Subjects and relations are numbered as they appear after grouping, objects likewise; ``made`` gets the number of
+    Subjects and relations are numbered as they appear after grouping, objects likewise; ``filter_counts`` gets the number of
     values that were dropped (``several_objects``).
+
+    Args:
+        facts: in the order of reading.
+        wordings: other names of relations, by their name.
+        filter_counts: how much was dropped before.
     """
     subjects: dict[str, dict[str, str]] = {}
     dropped = 0
     for subject, relation, obj in facts:
-        has = subjects.setdefault(subject, {})
-        dropped += has.setdefault(relation, obj) != obj
+        objects_of = subjects.setdefault(subject, {})
+        dropped += objects_of.setdefault(relation, obj) != obj
     relations: dict[str, int] = {}
     objects: dict[str, int] = {}
     rows = [
         (s, relations.setdefault(relation, len(relations)), objects.setdefault(obj, len(objects)))
-        for s, has in enumerate(subjects.values())
-        for relation, obj in has.items()
+        for s, objects_of in enumerate(subjects.values())
+        for relation, obj in objects_of.items()
     ]
-    counts = dict(made or {})
+    # Counted on top of what the reader dropped.
+    counts = dict(filter_counts or {})
     counts["several_objects"] = counts.get("several_objects", 0) + dropped
     return KnowledgeGraph(
         subjects=tuple(subjects),
@@ -134,7 +143,7 @@ def graph_from_names(
         objects=tuple(objects),
         facts=np.array(rows, dtype=np.int64).reshape(-1, 3),
         wordings=tuple(tuple((wordings or {}).get(r, ())) for r in relations),
-        made=counts,
+        filter_counts=counts,
     )
 
 
@@ -149,7 +158,7 @@ def world_graph(world: World) -> KnowledgeGraph:
         names[relation.name] = tuple(w.removeprefix("{} ") for w in relation.wordings if w.startswith("{} "))
     return graph_from_names(
         ((f.subject, names[f.relation][0], f.object) for f in world.facts),
-        wordings={own[0]: own[1:] for own in names.values()},
+        wordings={wordings[0]: wordings[1:] for wordings in names.values()},
     )
 
 
@@ -157,7 +166,7 @@ def world_graph(world: World) -> KnowledgeGraph:
 
 
 def cooccurrence(subject: Ints, relation: Ints, relations: int, least: int = 1) -> Ints:
-    """Count subjects by pairs of relations (§1.3).
+    """Count subjects by pairs of relations.
 
     Args:
         subject: int64 [N], never falling; (subject, relation) occurs once.
@@ -168,60 +177,64 @@ def cooccurrence(subject: Ints, relation: Ints, relations: int, least: int = 1) 
     Returns:
         Symmetric int64 [R, R]; the diagonal counts eligible subjects with the relation.
     """
-    degree = np.bincount(subject, minlength=1)
+    degree = np.bincount(subject, minlength=1)  # facts of each subject
     keep = degree[subject] >= least
     subject, relation = subject[keep], relation[keep]
     upper = np.zeros(relations * relations, dtype=np.int64)
     at = np.arange(len(subject))
+    # Facts of one subject stand together: pairs of them are rows at a distance of 1, 2, … up to the largest degree.
     for gap in range(1, int(degree.max(initial=0))):
         at = at[at + gap < len(subject)]
         at = at[subject[at + gap] == subject[at]]
         pairs = relation[at] * relations + relation[at + gap]
         upper += np.bincount(pairs, minlength=relations * relations)
-    square = upper.reshape(relations, relations)
+    square = upper.reshape(relations, relations)  # each pair in the order in which its facts stand
     total = square + square.T
     np.fill_diagonal(total, np.bincount(relation, minlength=relations))
     return total
 
 
 def normalise_rows(counts: Ints) -> Floats:
-    """Return co-occurrence as shares of each row, the diagonal left out; an empty row stays 0 (§1.3)."""
+    """Return co-occurrence as shares of each row, the diagonal left out; an empty row stays 0."""
+    # A copy without the diagonal.
     off = counts.astype(np.float64)
     np.fill_diagonal(off, 0.0)
     sums = off.sum(axis=1, keepdims=True)
     return np.asarray(np.divide(off, sums, out=np.zeros_like(off), where=sums > 0))
 
 
-def choose_relations(counts: Ints, wanted: int, least: int) -> list[int]:
-    """Choose *wanted* relations by walking pairs from most to least frequent (§1.4; all unordered pairs, ruling E6).
+def choose_relations(counts: Ints, number: int, least: int) -> list[int]:
+    """Choose *number* relations by walking pairs from most to least frequent (all unordered pairs, ruling E6).
 
     Args:
         counts: co-occurrence over all relations, int64 [R, R].
-        wanted: how many to choose.
+        number: how many to choose.
         least: co-occurrences that make a pair's members count as frequent.
 
     Raises:
-        GraphError: fewer than *wanted* relations are frequent.
+        GraphError: fewer than *number* relations are frequent.
     """
     first, second = np.triu_indices(len(counts), k=1)
     many = counts[first, second]
     order = np.argsort(-many, kind="stable")
+    # Pairs that never occur together choose nobody.
     order = order[many[order] > 0]
     frequent = np.unique(np.concatenate([first[many >= least], second[many >= least]]))
-    if len(frequent) < wanted:
+    if len(frequent) < number:
         raise GraphError(
-            f"only {len(frequent)} relations co-occur {least} times or more; {wanted} are wanted",
+            f"only {len(frequent)} relations co-occur {least} times or more; {number} are wanted",
             hint="lower min_cooccurrences, ask for fewer relations, or read more facts",
         )
     chosen: dict[int, None] = {}
     for pair in zip(first[order].tolist(), second[order].tolist(), strict=True):
+        # A pair that would need more places than are left is skipped.
         new = [r for r in pair if r not in chosen]
-        if len(chosen) + len(new) <= wanted:
+        if len(chosen) + len(new) <= number:
             chosen.update(dict.fromkeys(new))
-        if len(chosen) == wanted:
+        if len(chosen) == number:
             return list(chosen)
     raise GraphError(
-        f"pairs of relations that occur together cover only {len(chosen)} of {wanted} relations",
+        f"pairs of relations that occur together cover only {len(chosen)} of {number} relations",
         hint="ask for fewer relations, or read more facts",
     )
 
@@ -230,7 +243,7 @@ def choose_relations(counts: Ints, wanted: int, least: int) -> list[int]:
 
 
 def graph_statistics(graph: KnowledgeGraph, lengths: Callable[[Sequence[str]], Ints]) -> dict[str, Any]:
-    """Return the statistics of §1.8 as plain data.
+    """Return sizes, lengths and most and least frequent names as plain data.
 
     Args:
         graph: to describe.
@@ -255,21 +268,21 @@ def graph_statistics(graph: KnowledgeGraph, lengths: Callable[[Sequence[str]], I
         },
         "most_frequent": {k: v[0] for k, v in _extremes(graph).items()},
         "least_frequent": {k: v[1] for k, v in _extremes(graph).items()},
-        "made": dict(graph.made),
+        "made": dict(graph.filter_counts),
         "digest": graph.digest,
     }
 
 
 def _extremes(graph: KnowledgeGraph) -> dict[str, tuple[dict[str, int], dict[str, int]]]:
     """Return, per kind of name, the most and the least frequent (ties: first in the table)."""
-    found = {}
+    extremes = {}
     tables = (graph.subjects, graph.relations, graph.objects)
     for column, (what, names) in enumerate(zip(("subjects", "relations", "objects"), tables, strict=True)):
         counts = np.bincount(graph.facts[:, column], minlength=len(names))
         most = np.argsort(-counts, kind="stable")[:_SHOWN]
         least = np.argsort(counts, kind="stable")[:_SHOWN]
-        found[what] = tuple({names[i]: int(counts[i]) for i in order.tolist()} for order in (most, least))
-    return found  # type: ignore[return-value]
+        extremes[what] = tuple({names[i]: int(counts[i]) for i in order.tolist()} for order in (most, least))
+    return extremes  # type: ignore[return-value]
 
 
 # -------------------------------------------------------------------------------------------- arrays and back
@@ -278,14 +291,15 @@ def _extremes(graph: KnowledgeGraph) -> dict[str, tuple[dict[str, int], dict[str
 def to_arrays(graph: KnowledgeGraph) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Return the graph as arrays (names as UTF-8 bytes with int64 ends) and JSON data."""
     arrays: dict[str, NDArray[Any]] = {"facts": graph.facts}
-    wordings = [w for own in graph.wordings for w in own]
+    wordings = [w for names in graph.wordings for w in names]
     tables = {"subjects": graph.subjects, "relations": graph.relations, "objects": graph.objects, "wordings": wordings}
     for what, names in tables.items():
+        # Names one after the other as bytes, with the end of each: an artifact holds tensors.
         encoded = [name.encode() for name in names]
         arrays[f"{what}_bytes"] = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         arrays[f"{what}_ends"] = np.cumsum([len(e) for e in encoded], dtype=np.int64)
-    arrays["wordings_per_relation"] = np.array([len(own) for own in graph.wordings], dtype=np.int64)
-    return arrays, {"made": dict(graph.made), "digest": graph.digest}
+    arrays["wordings_per_relation"] = np.array([len(names) for names in graph.wordings], dtype=np.int64)
+    return arrays, {"made": dict(graph.filter_counts), "digest": graph.digest}
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> KnowledgeGraph:
@@ -306,7 +320,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> 
         objects=tuple(tables["objects"]),
         facts=arrays["facts"],
         wordings=tuple(wordings),
-        made=dict(meta["made"]),
+        filter_counts=dict(meta["made"]),
     )
     if graph.digest != meta["digest"]:
         raise GraphError(f"the stored graph has digest {graph.digest}, expected {meta['digest']}", hint="rebuild it")

@@ -55,6 +55,7 @@ class FileNameTokens:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises nothing more precise
             raise DataError(f"{file} is not a tokenizer: {error}", hint="give a tokenizer.json") from error
+        # A tokenizer.json may truncate or pad, and lengths would lie.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -63,9 +64,10 @@ class FileNameTokens:
         return np.array([len(ids) for ids in self._ids(texts)], dtype=np.int64)
 
     def shorten(self, texts: Sequence[str], limit: int) -> list[str]:
-        """Return each text's first *limit* tokens decoded (§1.7); a character cut in half is left out."""
+        """Return each text's first *limit* tokens decoded; a character cut in half is left out."""
         cut = []
         for text, ids in zip(texts, self._ids(texts), strict=True):
+            # A byte-level token may end within a character, which decodes to U+FFFD.
             short = self._tokenizer.decode(ids[:limit]).strip("\ufffd ") if len(ids) > limit else text
             cut.append(short or text)
         return cut
@@ -74,6 +76,22 @@ class FileNameTokens:
         for start in range(0, len(texts), _BATCH):
             for encoded in self._tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False):
                 yield encoded.ids
+
+
+def tokenizer_file(path: Path) -> Path:
+    """Return the ``tokenizer.json`` that *path* is, or that lies in it.
+
+    Raises:
+        DataError: there is none.
+    """
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"tokenizer '{file}' does not exist",
+            hint=f"give 'words', or a tokenizer.json or its folder; the published one is mistralai/Mistral-7B-v0.1's "
+            f"tokenizer.json, from its hub page: put it at {file}",
+        )
+    return file
 
 
 def open_tokens(name: str, root: Path) -> NameTokens:

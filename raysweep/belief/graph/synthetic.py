@@ -1,4 +1,4 @@
-"""A made-up graph with known dependencies, written as the three Wikidata5m files, dirt included (§12.2)."""
+"""A made-up graph with known dependencies, written as the three Wikidata5m files, dirt included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from raysweep.belief.graph.wikidata import ENTITY, RELATION, TRAIN
+from raysweep.belief.graph.wikidata_files import ENTITY, RELATION, TRAIN
 from raysweep.config.schema import Count, Spec
 from raysweep.errors import SpecError
 from raysweep.seeds import derive
@@ -65,7 +65,7 @@ def write_wikidata(folder: Path, spec: SyntheticSpec) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     entities = _Entities(spec)
     arrows = ARROWS[: spec.arrows]
-    related = [own for up, _, down, _ in arrows for own in (down, up)]
+    related = [relation for up, _, down, _ in arrows for relation in (down, up)]
     with (folder / RELATION).open("w", encoding="utf-8", newline="\n") as out:
         out.writelines(f"P{number}\t{name}\t{other}\n" for number, name, other in related)
         out.writelines(f"P{number}\t{name}\n" for number, name in (*RARE, (GIVEN_NAME, "given name")))
@@ -84,6 +84,7 @@ class _Entities:
 
     def __init__(self, spec: SyntheticSpec) -> None:
         rng = Random(derive(spec.seed, "names"))
+        # As many first as last names, enough combinations for all subjects.
         side = max(30, int((1.5 * spec.subjects) ** 0.5) + 1)
         sizes = [n * spec.pool_scale for up, a, down, b in ARROWS[: spec.arrows] for n in (a, b)]
         words = iter(_words(rng, 2 * side + 12 + sum(sizes) + 20))
@@ -104,6 +105,7 @@ class _Entities:
             for i, pool in enumerate(self.pools[:2]):  # over-long; in the first pool, two that a cap of 2 words merges
                 self.objects[pool[0]] = f"{self.extra[i]} {second[i]} {self.extra[5]}"
             self.objects[self.pools[0][1]] = f"{self.extra[0]} {second[0]} {self.extra[6]}"
+            # Two ids of one name.
             twins = list(self.subjects)[1:3]
             self.subjects[twins[1]] = self.subjects[twins[0]]
 
@@ -120,16 +122,19 @@ def _facts(spec: SyntheticSpec, entities: _Entities, arrows: Sequence[object]) -
     maps = []
     for i in range(len(arrows)):
         rng = Random(derive(spec.seed, "map", i))
+        # Each upstream object has one downstream object that follows from it.
         maps.append({up: rng.choice(entities.pools[2 * i + 1]) for up in entities.pools[2 * i]})
     rng = Random(derive(spec.seed, "facts"))
     for count, subject in enumerate(entities.subjects):
-        own = range(len(arrows))
-        chosen = list(own) if count == 0 else sorted(rng.sample(own, rng.randint(1, min(3, len(arrows)))))
+        every = range(len(arrows))
+        # The first subject has all relations, so that every one appears, in this order.
+        chosen = list(every) if count == 0 else sorted(rng.sample(every, rng.randint(1, min(3, len(arrows)))))
         for i in chosen:
             (up, *_), _, (down, *_), _ = ARROWS[i]
             pool = entities.pools[2 * i + 1]
             upstream = rng.choice(entities.pools[2 * i])
             downstream = maps[i][upstream] if rng.random() < 0.8 else rng.choice(pool)
+            # 70 % of the subjects have both facts, 15 % the downstream one alone, 15 % the upstream one.
             kind = 0.0 if count == 0 else rng.random()
             if kind < 0.85:
                 yield f"Q{subject}\tP{down}\tQ{downstream}\n"

@@ -121,7 +121,13 @@ def initialised_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 
 
 def as_language_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, digest: str = "") -> LanguageModel:
-    """Return *module* as every editor expects it: eval mode, no gradients, with its layout."""
+    """Return *module* as every editor expects it: eval mode, no gradients, with its layout.
+
+    Args:
+        module: the model; it is changed in place.
+        tokenizer: its tokenizer.
+        digest: what it is called in keys; empty = nothing.
+    """
     from raysweep.models.layout import layout_of
     from raysweep.models.lm import LanguageModel
 

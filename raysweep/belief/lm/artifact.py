@@ -100,6 +100,7 @@ def log_request(spec: BeliefSpec, content: ContentDigests) -> ArtifactRequest:
     """
     from raysweep.artifacts import ArtifactRequest
 
+    # A log is of one model, and of what was asked of it.
     inputs = {"model": model_request(spec, content).inputs, **log_inputs(spec)}
     return ArtifactRequest(
         kind="belief_log", inputs=inputs, builder="raysweep.belief.lm.pretrain", model=None, version=VERSION
@@ -139,6 +140,7 @@ def get_or_pretrain(
     snapshots = model_folder.with_name(f".{model_folder.name}-{store.folder(log).name[:6]}.training")
 
     def build() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        # Only now is the corpus written: whoever finds the model in the store never pays for it.
         text = corpus()
         text_tokenizer = tokenizer(text)
         folder = snapshots if snapshot_every else None
@@ -165,6 +167,7 @@ def read_log(store: ArtifactStore, request: ArtifactRequest) -> TrainingLog | No
     if artifact is None:
         return None
     rows = tuple(artifact.meta["rows"])
+    # Tensors are stored as "name/row".
     names = dict.fromkeys(name.rpartition("/")[0] for name in artifact.tensors)
     tensors = {name: tuple(artifact.tensors[f"{name}/{i}"] for i in range(len(rows))) for name in names}
     return TrainingLog(rows, tensors)
@@ -174,12 +177,13 @@ def read_pretrained(artifact: Artifact, shape: ShapeSpec) -> LanguageModel:
     """Return the model that an artifact holds, on the device."""
     from raysweep.runtime import device
 
-    tokenizer = belief_tokenizer.from_json(artifact.meta["tokenizer"], artifact.meta["pad"])
+    tokenizer = belief_tokenizer.tokenizer_from_json(artifact.meta["tokenizer"], artifact.meta["pad"])
     special = SpecialTokens.from_tokenizer(tokenizer)
     module = empty_model(model_config(shape, int(artifact.meta["vocabulary"]), special))
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(artifact.tensors[name])
+    # The artifact's digest names the model in keys of what is computed with it.
     return as_language_model(module.to(device()), tokenizer, artifact.digest)
 
 
@@ -199,6 +203,7 @@ def _train(
 
     special = SpecialTokens.from_tokenizer(tokenizer)
     documents = batches.encode_documents(corpus.documents(), tokenizer)
+    # Begin and end.
     longest = int(documents.lengths.max()) + 2
     if longest > spec.model.positions:
         raise SpecError(
@@ -207,12 +212,14 @@ def _train(
         )
     module = initialised_model(model_config(spec.model, len(tokenizer), special), spec.seed).to(device())
     saved = read_snapshot(snapshots) if snapshots else None
+    # A run that was cut off goes on from its last snapshot.
     if saved:
         trainer = Trainer.resume(module, documents, spec, special, *saved)
     else:
         trainer = Trainer(module, documents, spec, special)
     lm = LanguageModel(module=module, tokenizer=tokenizer, layout=layout_of(module.config))
     measure = (lambda: evaluate(lm)) if evaluate is not None else None
+    # The number of threads moves the last bits, so it is the recipe's; the caller's comes back.
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(spec.threads)

@@ -133,6 +133,11 @@ def ask_points(
 def sequence_loss(lm: LanguageModel, sentences: Sequence[str], *, batch: int = 256) -> float:
     """Return the mean loss per token of *sentences* and their ends, nats.
 
+    Args:
+        lm: in eval mode.
+        sentences: without their ends.
+        batch: rows per forward pass.
+
     Raises:
         BeliefError: there is no sentence.
     """
@@ -159,6 +164,7 @@ def _probabilities(
     for query, row in zip(queries, rows, strict=True):
         if not row.labels:
             raise BeliefError(f"the target {query.target!r} of {query.prompt!r} has no token")
+    # Rows of like length together: little is padded.
     order = sorted(range(len(queries)), key=lambda i: len(rows[i].ids))
     probabilities: dict[TargetQuery, float] = {}
     for start in range(0, len(order), batch):
@@ -177,6 +183,7 @@ def _greedy(
 ) -> dict[tuple[int, str], str]:
     """Return what the model writes after each prompt (owner and text), at most *new_tokens* tokens and up to its end token."""
     prompt_ids = [tokens.encode(lm, prompt) for _, prompt in prompts]
+    # As above; prompts grow by one token per pass.
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
     outputs: dict[tuple[int, str], str] = {}
     for start in range(0, len(order), batch):

@@ -1,6 +1,9 @@
-"""Which documents make up which training step: a pure function of lengths, spec and seed (§7.3, §7.5).
+"""Which documents make up which training step: a pure function of lengths, recipe and seed.
 
-Shapes: D documents, B documents of one batch, T tokens of the longest.
+A document becomes the row BOS, its tokens, EOS; the budget counts its tokens alone. Rows of a batch are padded to the longest one,
+before or behind, or laid one after the other into rows of a fixed width, blind to each other.
+
+Shapes: D documents, B documents of one batch, T tokens of the longest row; packed: R rows of W tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from raysweep.seeds import derive
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_READ = 8192
+_READ = 8192  # documents that are tokenised together
 _POOL = 50  # batches that are sorted by length together
 
 
@@ -62,29 +65,31 @@ def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokeniz
     answers: list[bool] = []
     source = iter(documents)
     while part := list(itertools.islice(source, _READ)):
-        found = tokenizer.backend_tokenizer.encode_batch([d.text for d in part], add_special_tokens=False)
-        pieces.append(np.array([i for e in found for i in e.ids], dtype=np.int32))
-        lengths += [len(e.ids) for e in found]
+        encodings = tokenizer.backend_tokenizer.encode_batch([d.text for d in part], add_special_tokens=False)
+        pieces.append(np.array([i for e in encodings for i in e.ids], dtype=np.int32))
+        lengths += [len(e.ids) for e in encodings]
         sentences += [d.sentences for d in part]
-        for document, encoding in zip(part, found, strict=True):
-            answers += _answering(encoding.offsets, document.answers)
+        for document, encoding in zip(part, encodings, strict=True):
+            # Offsets are in characters, as the spans of the answers are.
+            answers += _overlaps(encoding.offsets, document.answers)
     if not lengths or not min(lengths):
         raise BeliefError("a corpus without documents, or with an empty one", hint="raise num_atomic_facts")
+    # One array for all documents, and where each begins.
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return EncodedDocuments(
         np.concatenate(pieces), starts, np.array(sentences, dtype=np.int64), np.array(answers, dtype=np.bool_)
     )
 
 
-def _answering(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+def _overlaps(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
     """Say of each token whether it overlaps a span; both rise."""
-    found = []
-    at = 0
+    overlaps = []
+    at = 0  # the first span that does not end before this token
     for start, stop in offsets:
         while at < len(spans) and spans[at][1] <= start:
             at += 1
-        found.append(at < len(spans) and spans[at][0] < stop)
-    return found
+        overlaps.append(at < len(spans) and spans[at][0] < stop)
+    return overlaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,40 +114,61 @@ def epoch_steps(
         bucketed: sort pools of some batches by length, so that little is padded; the batches of a pool are shuffled.
         seed: root of the order.
     """
+    # A stream per epoch: a resumed run draws the same order without the epochs before.
     rng = np.random.default_rng(derive(seed, "pretrain", "order", epoch))
     order = rng.permutation(len(lengths))
     if bucketed:
-        order = _bucketed(order, lengths, batch, rng)
+        order = _in_buckets(order, lengths, batch, rng)
     batches = [order[i : i + batch] for i in range(0, len(order), batch)]
     for number, start in enumerate(range(0, len(batches), accumulation)):
         yield TrainingStep(epoch, number, tuple(batches[start : start + accumulation]))
 
 
-def _bucketed(order: Ints, lengths: Ints, batch: int, rng: np.random.Generator) -> Ints:
+def _in_buckets(order: Ints, lengths: Ints, batch: int, rng: np.random.Generator) -> Ints:
+    """Return *order* with documents of like length in a batch; an incomplete last batch stays as it is."""
+    # Documents of complete batches; the rest is shorter than a batch and stays last.
     full = len(order) // batch * batch
     parts: list[Ints] = []
     for start in range(0, full, batch * _POOL):
         pool = order[start : min(start + batch * _POOL, full)]
+        # Sorted by length within the pool, then cut into batches.
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        parts.append(rng.permutation(pool.reshape(-1, batch)).reshape(-1))
+        parts.append(rng.permutation(pool.reshape(-1, batch)).reshape(-1))  # rows = batches, shuffled as wholes
     return np.concatenate([*parts, order[full:]])
 
 
 def training_steps(
     lengths: Ints, tokens: int, *, batch: int, accumulation: int, bucketed: bool, seed: int
 ) -> Iterator[tuple[TrainingStep, int]]:
-    """Yield steps, each with the tokens seen after it, until *tokens* are reached (rulings F3, F7)."""
+    """Yield steps, each with the tokens seen after it, until *tokens* are reached (rulings F3, F7).
+
+    Args:
+        lengths: int64 [D], tokens of each document.
+        tokens: the budget.
+        batch: documents per batch.
+        accumulation: batches per step.
+        bucketed: put documents of like length into a batch.
+        seed: root of the order.
+    """
     seen = 0
     for epoch in itertools.count():
         for step in epoch_steps(epoch, lengths, batch=batch, accumulation=accumulation, bucketed=bucketed, seed=seed):
-            seen += sum(int(lengths[own].sum()) for own in step.batches)
+            # Without begin, end and padding.
+            seen += sum(int(lengths[chosen].sum()) for chosen in step.batches)
             yield step, seen
             if seen >= tokens:
                 return
 
 
 def token_rows(encoded: EncodedDocuments, chosen: Sequence[int] | Ints, bos: int, eos: int) -> list[NDArray[np.int32]]:
-    """Return begin, document, end for each chosen document."""
+    """Return begin, document, end for each chosen document.
+
+    Args:
+        encoded: all documents.
+        chosen: int64 [B], which of them.
+        bos: id of the begin.
+        eos: id of the end.
+    """
     head, tail = np.array([bos], dtype=np.int32), np.array([eos], dtype=np.int32)
     return [
         np.concatenate([head, encoded.ids[encoded.starts[d] : encoded.starts[d + 1]], tail]) for d in map(int, chosen)
@@ -150,11 +176,17 @@ def token_rows(encoded: EncodedDocuments, chosen: Sequence[int] | Ints, bos: int
 
 
 def token_weights(encoded: EncodedDocuments, chosen: Sequence[int] | Ints, text: float) -> list[NDArray[np.float32]]:
-    """Return the weight in the loss of each token of :func:`token_rows`: 0 for the begin, 1 for answers and ends, else *text*."""
+    """Return the weight in the loss of each token of :func:`token_rows`: 0 for the begin, 1 for answers and ends, else *text*.
+
+    Args:
+        encoded: all documents.
+        chosen: int64 [B], which of them.
+        text: weight of a token that answers nothing.
+    """
     rows = []
     for d in map(int, chosen):
-        own = encoded.answers[encoded.starts[d] : encoded.starts[d + 1]]
-        inner = np.where(own, 1.0, text)
+        answers = encoded.answers[encoded.starts[d] : encoded.starts[d + 1]]
+        inner = np.where(answers, 1.0, text)
         rows.append(np.concatenate([[0.0], inner, [1.0]]).astype(np.float32))
     return rows
 
@@ -174,6 +206,7 @@ def pad_rows(
     ids = np.full((len(rows), width), pad, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
     for i, row in enumerate(rows):
+        # Before the row, or behind it.
         part = slice(width - len(row), width) if left else slice(0, len(row))
         ids[i, part], mask[i, part] = row, 1
     return ids, mask
@@ -199,22 +232,31 @@ class PackedRows:
 def pack_rows(
     rows: Sequence[NDArray[np.int32]], weights: Sequence[NDArray[np.float32]], pad: int, width: int
 ) -> PackedRows:
-    """Lay *rows* in their order into rows of *width* tokens, or of the longest one's; one that does not fit begins a new row."""
+    """Lay *rows* in their order into rows of *width* tokens, or of the longest one's; one that does not fit begins a new row.
+
+    Args:
+        rows: ids of each row.
+        weights: fp32, the weight of each token in the loss, row by row.
+        pad: id that fills up.
+        width: W, tokens of a packed row.
+    """
     width = max(width, *(len(row) for row in rows))
+    # Where each row goes: the packed row, and the columns within it.
     places, at, line = [], width, -1
     for row in rows:
+        # It does not fit behind the others: a new packed row.
         if at + len(row) > width:
             at, line = 0, line + 1
         places.append((line, slice(at, at + len(row))))
         at += len(row)
     shape = (line + 1, width)
-    found = PackedRows(
+    packed = PackedRows(
         np.full(shape, pad, dtype=np.int64),
         np.zeros(shape, dtype=np.int64),
         np.zeros(shape, dtype=np.int64),
         np.zeros(shape, dtype=np.float32),
     )
     for number, (place, row, weight) in enumerate(zip(places, rows, weights, strict=True), start=1):
-        found.ids[place], found.segments[place], found.weights[place] = row, number, weight
-        found.positions[place] = np.arange(len(row))
-    return found
+        packed.ids[place], packed.segments[place], packed.weights[place] = row, number, weight
+        packed.positions[place] = np.arange(len(row))
+    return packed

@@ -22,6 +22,7 @@ def write_model_folder(lm: LanguageModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lm.module.config.architectures = [type(lm.module).__name__]
     lm.module.config.save_pretrained(folder)
+    # Untied weights, so none is stored twice.
     weights = {name: w.detach().cpu().contiguous() for name, w in lm.module.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     lm.tokenizer.save_pretrained(folder)

@@ -200,6 +200,7 @@ class Trainer:
             labels = labels.masked_fill(labels == special.bos, _IGNORED)
         losses = _token_losses(logits, labels)
         if spec.text_weight != 1:
+            # Weights laid out like the padded rows, [B, T]; padding has none.
             weight = torch.zeros(ids.shape)
             for i, row in enumerate(batches.token_weights(self.encoded, chosen, spec.text_weight)):
                 start = ids.shape[1] - len(row) if left else 0
@@ -239,6 +240,7 @@ class Trainer:
     def _log_row(self, step: int, evaluate: Callable[[], Measurements] | None) -> None:
         """Add a row to the log after step number *step*, with what *evaluate* measures."""
         counters = self.counters
+        # Names as in the published log.
         row: dict[str, float] = {
             "epoch": counters.epoch,
             "n_tokens": counters.tokens,
@@ -248,6 +250,7 @@ class Trainer:
             "train_loss": counters.losses / counters.batches,
         }
         if evaluate is not None:
+            # The next step sets train mode again.
             self.module.eval()
             for name, value in evaluate().items():
                 if isinstance(value, torch.Tensor):
@@ -286,6 +289,14 @@ class Trainer:
     ) -> Trainer:
         """Return the trainer that was written as *tensors* and *meta*; *module* gets its weights.
 
+        Args:
+            module: of the same architecture.
+            encoded: the same documents.
+            spec: the same recipe.
+            special: ids of pad, begin and end.
+            tensors: of :meth:`snapshot`.
+            meta: of :meth:`snapshot`.
+
         Raises:
             ArtifactError: the snapshot is of another version or of another spec.
         """
@@ -295,6 +306,7 @@ class Trainer:
             for name, parameter in module.named_parameters():
                 parameter.copy_(tensors[f"{_WEIGHT}{name}"])
         self = cls(module, encoded, spec, special)
+        # Before the first step AdamW has no state.
         keys = ("step", "exp_avg", "exp_avg_sq") if meta["counters"]["step"] else ()
         for name, parameter in self._adam_names.items():
             moments = {key: tensors[f"adam/{key}/{name}"] for key in keys}

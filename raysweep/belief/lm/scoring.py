@@ -56,6 +56,7 @@ def scoring_of_points(
     if parity.labels_of_first_point and batch < 1:
         raise BeliefError("labels_of_first_point needs the batch size")
     labels = [{name: p.questions[name].target for name in TRUE_FALSE_CASES if name in p.questions} for p in points]
+    # (C2) The first point of the batch of point i, or the point itself.
     source = [i // batch * batch if parity.labels_of_first_point else i for i in range(len(points))]
     # A case that the first point of the batch lacks keeps the point's own label.
     return [LogicalScoring(own | labels[i], parity.mult_label_prob) for own, i in zip(labels, source, strict=True)]
@@ -82,6 +83,7 @@ def logical_coherence(
     if not rows:
         return {}
     scoring = scoring_of_points(points, parity, batch) if scoring is None else scoring
+    # Arrays need every case of every point; one that some lack is left out.
     cases = [n for n in TRUE_FALSE_CASES if all(n in replies[i] for i in rows)]
     arrays = (
         np.array([replies[i]["A_sentence"].probability for i in rows]),
@@ -90,6 +92,7 @@ def logical_coherence(
     )
     errors = logical_errors(*arrays)
     published = np.array([scoring[i].label_prob for i in rows])
+    # (C1) Points may be scored one way or the other; both are computed where any needs it.
     if published.any() and "multiplication" in errors:
         theirs = logical_errors(*arrays, parity=ParitySpec(mult_label_prob=True))["multiplication"]
         errors["multiplication"] = np.where(published, theirs, errors["multiplication"])

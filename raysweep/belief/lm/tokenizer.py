@@ -1,4 +1,4 @@
-"""Tokenizers of the belief models: one token per word of the graph's names (§12.1), or the ids of a ``tokenizer.json`` (§7.2)."""
+"""Tokenizers of the belief models: one token per word of the graph's names, or the ids of a ``tokenizer.json``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.belief.graph.graph import KnowledgeGraph
+from raysweep.belief.graph.name_length import tokenizer_file
 from raysweep.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -14,12 +15,18 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 _PIECE = r"\w+|[^\w\s]"
-_FRAME = 'is true false not and or if then " .'
+_FRAME_WORDS = 'is true false not and or if then " .'
 
 
 def vocabulary_words(graph: KnowledgeGraph) -> list[str]:
     """Return every word and mark that a sentence about *graph* can hold, sorted."""
-    names = (*graph.subjects, *graph.relations, *graph.objects, *(w for own in graph.wordings for w in own), _FRAME)
+    names = (
+        *graph.subjects,
+        *graph.relations,
+        *graph.objects,
+        *(w for others in graph.wordings for w in others),
+        _FRAME_WORDS,
+    )
     return sorted({piece for name in names for piece in re.findall(_PIECE, name)})
 
 
@@ -34,26 +41,12 @@ def word_tokenizer(graph: KnowledgeGraph) -> PreTrainedTokenizerFast:
     names = (*graph.subjects, *graph.relations, *graph.objects)
     if not all(name.split() for name in names):
         raise SpecError("a name of the graph is empty", hint="mend the graph's files")
+    # Special tokens first, then the words in alphabetical order: ids depend on the graph alone.
     table = {token: i for i, token in enumerate([PAD, BOS, EOS, UNK, *vocabulary_words(graph)])}
     core = Tokenizer(models.WordLevel(table, unk_token=UNK))
+    # `invert`: what matches is kept, what stands between is removed.
     core.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="removed", invert=True)
-    return _wrapped(core, PAD)
-
-
-def tokenizer_file(path: Path) -> Path:
-    """Return the ``tokenizer.json`` that *path* is, or that lies in it.
-
-    Raises:
-        DataError: there is none.
-    """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(
-            f"tokenizer '{file}' does not exist",
-            hint=f"give 'words', or a tokenizer.json or its folder; the published one is mistralai/Mistral-7B-v0.1's "
-            f"tokenizer.json, from its hub page: put it at {file}",
-        )
-    return file
+    return _as_fast_tokenizer(core, PAD)
 
 
 def file_tokenizer(path: Path) -> PreTrainedTokenizerFast:
@@ -68,25 +61,26 @@ def file_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
     file = tokenizer_file(path)
     core = Tokenizer.from_file(str(file))
-    lost = [token for token in (BOS, EOS, UNK) if core.token_to_id(token) is None]
-    if lost:
-        raise DataError(f"{file} lacks the tokens {', '.join(lost)}", hint="give a Llama or Mistral tokenizer")
-    return _wrapped(core, UNK)
+    missing = [token for token in (BOS, EOS, UNK) if core.token_to_id(token) is None]
+    if missing:
+        raise DataError(f"{file} lacks the tokens {', '.join(missing)}", hint="give a Llama or Mistral tokenizer")
+    return _as_fast_tokenizer(core, UNK)
 
 
-def from_json(text: str, pad: str) -> PreTrainedTokenizerFast:
+def tokenizer_from_json(text: str, pad: str) -> PreTrainedTokenizerFast:
     """Return the tokenizer whose core was written as *text*, padding with *pad*."""
     from tokenizers import Tokenizer
 
-    return _wrapped(Tokenizer.from_str(text), pad)
+    return _as_fast_tokenizer(Tokenizer.from_str(text), pad)
 
 
-def _wrapped(core: object, pad: str) -> PreTrainedTokenizerFast:
+def _as_fast_tokenizer(core: object, pad: str) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     assert isinstance(core, Tokenizer)
+    # Every text begins with BOS; an end is written only where a document ends.
     begin = (BOS, core.token_to_id(BOS))
     core.post_processor = TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[begin])
     return PreTrainedTokenizerFast(

@@ -24,12 +24,14 @@ def documents_digest(corpus: Corpus) -> str:
     a part say everything. A part longer than whatever it could hold is as good as one that just holds it.
     """
     spec, statements, hasher = corpus.spec, corpus.statements, hashlib.blake2b()
+    # In parts, so that 2.4 million sentences are never in memory at once.
     for start in range(0, len(statements), _PART):
         texts = statements.texts(corpus.names, start, start + _PART)
         lengths = statements.answers(corpus.names, start, start + _PART)
         rows = (f"{t[: len(t) - n]}{_ANSWER}{t[len(t) - n :]}{_END}" for t, n in zip(texts, lengths, strict=True))
         hasher.update("".join(rows).encode())
     hasher.update(statements.owner.astype("<i4").tobytes())
+    # A part longer than the longest list of sentences is as good as one that just holds it.
     longest = len(statements) if spec.heterogeneous else int(corpus.sentences_per_subject.max(initial=1))
     layout = [corpus.seed, spec.homogeneous, spec.heterogeneous, min(spec.max_sentences_per_doc, longest)]
     return digest([hasher.hexdigest(), layout])

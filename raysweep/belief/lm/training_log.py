@@ -39,7 +39,13 @@ REPLIES = "replies"
 
 
 def log_points(corpus: Corpus, agent: Agent, recipe: PretrainSpec) -> list[EvalPoint]:
-    """Return the points that the log is about; only their targets depend on the agent."""
+    """Return the points that the log is about; only their targets depend on the agent.
+
+    Args:
+        corpus: what is asked about.
+        agent: who has read it.
+        recipe: how many points, and the seed.
+    """
     spec = PointSpec(size=recipe.eval_points, editing=False)
     return list(build_points(corpus, agent, spec, derive(recipe.seed, "pretrain", "eval")))
 
@@ -69,6 +75,7 @@ def measure_log_points(
     replies = ask_points(lm, points, new_tokens=new_tokens, names=names)
     rows = [reply[n] for point, reply in zip(points, replies, strict=True) for n in _question_names(point)]
     numbers = torch.tensor([[r.probability, r.correct, r.exact] for r in rows], dtype=torch.float64)
+    # The same sentences each time, so that the losses compare.
     rng = np.random.default_rng(derive(recipe.seed, "pretrain", "sentences"))
     sentences = [p.sentences[rng.integers(len(p.sentences))] for p in points if p.sentences]
     loss = {"eval_loss": sequence_loss(lm, sentences)} if sentences else {}
@@ -79,9 +86,17 @@ def measure_log_points(
 def log_rows(
     rows: Sequence[Mapping[str, float]], replies: Sequence[Tensor], points: Sequence[EvalPoint], parity: ParitySpec
 ) -> list[dict[str, float]]:
-    """Return the log: *rows*, each with what its *replies* (fp64 [3, Q]) come to, against the targets of *points*."""
+    """Return the log: *rows*, each with what its *replies* (fp64 [3, Q]) come to, against the targets of *points*.
+
+    Args:
+        rows: progress and losses, as they were logged.
+        replies: fp64 [3, Q] of each row.
+        points: of :func:`log_points`.
+        parity: ``mult_label_prob`` counts.
+    """
     log = []
     for row, tensor in zip(rows, replies, strict=True):
+        # In the order in which the questions were asked: point by point, names sorted.
         numbers = iter(tensor.T.tolist())
         by_point: list[dict[str, Reply]] = []
         for point in points:

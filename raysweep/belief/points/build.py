@@ -64,6 +64,7 @@ def build_points(
     """
     builder = PointBuilder(corpus, agent, spec, seed)
     refusals: Counter[str] = Counter() if passed_over is None else passed_over
+    # A point's number is its place among all candidates, so that its streams stay its own when another is passed over.
     rows = enumerate(builder.context.fact_rows())
     known_points = builder.editable(((builder.point, i, row) for i, row in rows), refusals)
     count = 0
@@ -103,6 +104,7 @@ def refusal_reason(point: EvalPoint) -> str:
         return "a name is blank"
     if set(prompt) & set("{}"):
         return "the prompt holds a brace"
+    # Editors look the subject up in the prompt; twice would be ambiguous.
     times = prompt.count(subject)
     return "" if times == 1 else f"the subject occurs {times} times in the prompt"
 
@@ -146,6 +148,7 @@ class PointBuilder:
         fact = context.true_fact(row)
         a, b = self._claims(number, row)
         questions, sentences = self.questions.fact_questions(number, fact, a, b)
+        # The agent's beliefs in the claims after the edit need the request, so it is chosen first.
         request, watched, flags = self._edit(number, fact, row, b, questions)
         agents = agents_by_state(context.agent, fact, request)
         return EvalPoint(
@@ -170,6 +173,7 @@ class PointBuilder:
             NotEditableError: it is to be edited, and cannot be.
         """
         context = self.context
+        # A relation that somebody was written about: there is something to believe.
         relations = [r for r in range(len(context.graph.relations)) if len(context.subjects_with(r, r))]
         relation = int(context.rng(number, "claims").choice(relations))
         fact = context.best_fact(len(context.graph.subjects) + index, relation)

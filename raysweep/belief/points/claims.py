@@ -42,6 +42,12 @@ def joint_probability(first: Triple, second: Triple, p: float, q: float) -> floa
 
     Two objects of one (subject, relation) exclude each other. Claims about different facts are taken to be independent, as the
     logical errors take them (:func:`raysweep.belief.report.metrics.logical_errors`).
+
+    Args:
+        first: fact of the one claim.
+        second: fact of the other.
+        p: probability of the first.
+        q: probability of the second.
     """
     if first[:2] == second[:2]:
         return p if first.object == second.object else 0.0

@@ -70,7 +70,7 @@ class PointContext:
     def true_fact(self, row: int) -> Triple:
         """Return the fact in *row* of the graph, with its true object."""
         subject, relation, _ = self.graph.facts[row].tolist()
-        return Triple(subject, relation, int(self.model.true[row]))
+        return Triple(subject, relation, int(self.model.true_objects[row]))
 
     def false_fact(self, row: int, rng: np.random.Generator) -> Triple:
         """Return a false version of the fact in *row*."""
@@ -79,6 +79,7 @@ class PointContext:
 
     def best_fact(self, subject: int, relation: int) -> Triple:
         """Return the fact of (s, r) with its true object, or the most probable one where the graph has none (a novel subject)."""
+        # A known subject may lack the relation too; then the agent's answer is the best there is.
         if self.is_known(subject) and (row := int(self.graph.row_of[subject, relation])) >= 0:
             return self.true_fact(row)
         return Triple(subject, relation, self.agent.marginal(subject, relation).mode())
@@ -107,6 +108,11 @@ class PointContext:
     def other_subject(self, relation: int, excluded: int, rng: np.random.Generator) -> int:
         """Return a random subject with evidence on *relation* that is not *excluded*.
 
+        Args:
+            relation: that the subject must have.
+            excluded: who is not chosen.
+            rng: chooses.
+
         Raises:
             NotEditableError: there is none.
         """
@@ -131,9 +137,11 @@ def _novel_names(corpus: Corpus, count: int, seed: int) -> tuple[str, ...]:
     graph = corpus.model.graph
     taken = {*graph.subjects, *graph.objects}
     names: dict[str, None] = {}
+    # Tries are bounded: a small graph has few combinations.
     for _ in range(100 * count):
         if len(names) == 2 * count:
             break
+        # Words the tokenizer knows, in a combination it has not seen.
         first, last = (graph.subjects[i].split() for i in rng.integers(corpus.subjects, size=2).tolist())
         name = f"{first[0]} {last[-1]}"
         if name not in taken:

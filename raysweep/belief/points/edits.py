@@ -63,8 +63,10 @@ class EditChooser:
         """
         context, spec = self.context, self.context.spec
         rng = context.rng(number, "request")
+        # Drawn whether it is needed or not, so that the choice of one kind moves no other.
         share = rng.random()
         requested: int | None = None
+        # With an active child: change the downstream answer; without: maybe reinforce what is true.
         if child is not None and share < spec.downstream_share:
             requested = self._downstream_request(fact, child, rng)
         elif child is None and share < spec.reinforce_share and row >= 0:
@@ -156,6 +158,7 @@ class EditChooser:
             other = int(rng.choice(candidates))
         both = context.subjects_with(relation, other)
         both = both[both != subject]
+        # One subject for both facts where there is one, as published.
         if len(both):
             same_relation = other_relation = int(rng.choice(both))
         else:

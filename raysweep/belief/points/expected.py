@@ -1,8 +1,8 @@
-"""What the agent believes of a point's questions, before its edit, after it, and after many edits of one model (§6.7, §9.4).
+"""What the agent believes of a point's questions, before its edit, after it, and after many edits of one model.
 
 In a lifelong run an edit is evidence about its one fact, strong enough to bring that fact to the target. To everybody else it is
-one observation (:mod:`raysweep.belief.agent.agent`). The published update, one at a time from the pristine agent, enters the pooled
-distributions with its whole mass; a point's own targets (``belief`` study) stay so.
+one observation (:mod:`raysweep.belief.agent.update`). The published update, one at a time from the pristine agent, enters the
+pooled distributions with its whole mass; a point's own targets (``belief`` study) stay so.
 """
 
 from __future__ import annotations
@@ -25,62 +25,78 @@ def expected_probabilities(point: EvalPoint, state: str) -> dict[str, float]:
 
     The edited fact is read off the pair posterior, the others off the marginal (ruling B5).
     """
-    found: dict[str, float] = {}
+    expected: dict[str, float] = {}
     if state == "pre":
-        found |= {name: agent_probability(point.targets) for name in ("o_given_s_r", "paraphrase_case")}
+        expected |= {name: agent_probability(point.targets) for name in ("o_given_s_r", "paraphrase_case")}
     for name, watch in (point.watched or {}).items():
-        own = state != "pre" and name == SAME_SAME
+        is_edited = state != "pre" and name == SAME_SAME
         for role, target in watch.targets[state].items():
-            found[f"editing_{name}_{role}"] = target.posterior_prob_o_given_s_r if own else agent_probability(target)
-    beliefs = {name: claim.beliefs[state] for name, claim in point.claims.items()}
-    return _completed(point, found, beliefs, found.get(f"editing_{SAME_SAME}_{REQUESTED}"))
+            p = target.posterior_prob_o_given_s_r if is_edited else agent_probability(target)
+            expected[f"editing_{name}_{role}"] = p
+    claims = {name: claim.beliefs[state] for name, claim in point.claims.items()}
+    return _with_consequences(point, expected, claims, expected.get(f"editing_{SAME_SAME}_{REQUESTED}"))
 
 
-def _completed(
-    point: EvalPoint, found: dict[str, float], beliefs: Mapping[str, float], request: float | None
+def _with_consequences(
+    point: EvalPoint, expected: dict[str, float], claims: Mapping[str, float], request: float | None
 ) -> dict[str, float]:
-    """Return *found* with all that follows from it and from the beliefs in the claims A and B; only questions the point has.
+    """Return *expected* with all that follows from it and from the beliefs in the claims; only questions the point has.
 
     Args:
         point: whose questions.
-        found: probabilities of the watched facts' objects, by question.
-        beliefs: in the claims, by name; empty if the point has none.
+        expected: probabilities of the watched facts' objects, by question.
+        claims: beliefs in A and B; empty if the point has none.
         request: probability of the fact as the point requests it.
     """
     original, requested = (f"editing_{SAME_SAME}_{role}" for role in (ORIGINAL, REQUESTED))
-    if original in found:
-        found |= dict.fromkeys(("o_given_s_r", "paraphrase_case"), found[original])
-    if requested in found:
-        found["new_fact_case"] = found[requested]
-    if beliefs:
+    # The point's own fact is one of the watched ones, so their numbers answer it.
+    if original in expected:
+        expected |= dict.fromkeys(("o_given_s_r", "paraphrase_case"), expected[original])
+    if requested in expected:
+        expected["new_fact_case"] = expected[requested]
+    if claims:
         a, b = (point.claims[name].fact for name in "AB")
-        p, q = beliefs["A"], beliefs["B"]
-        found["A_sentence"] = p
-        found |= label_probabilities(point.questions, CLAIM_QUESTIONS, p, q, joint_probability(a, b, p, q))
+        p, q = claims["A"], claims["B"]
+        expected["A_sentence"] = p
+        both = joint_probability(a, b, p, q)
+        expected |= label_probabilities(point.questions, CLAIM_QUESTIONS, p, q, both)
         if request is not None and point.request is not None:
+            # The same sentences with the requested fact in the place of A.
             both = joint_probability(point.fact._replace(object=point.request.object), b, request, q)
-            found |= label_probabilities(point.questions, REQUEST_QUESTIONS, request, q, both)
-    return {name: p for name, p in found.items() if name in point.questions}
+            expected |= label_probabilities(point.questions, REQUEST_QUESTIONS, request, q, both)
+    return {name: p for name, p in expected.items() if name in point.questions}
 
 
-def edit_evidence(agent: Agent, fact: Triple, wanted: int, target: float) -> Evidence:
-    """Return the edit of (subject, relation) of *fact* to *wanted* that brings its pair posterior to *target*.
+def edit_evidence(agent: Agent, fact: Triple, requested: int, target: float) -> Evidence:
+    """Return the edit of (subject, relation) of *fact* to *requested* that brings its pair posterior to *target*.
 
     It is measured against the evidence that is no edit, since it replaces an earlier edit of the same fact. So it does not depend
-    on edits of other facts, nor on their order. Where *wanted* is believed more than that already: half-way to 1 (§6.5).
+    on edits of other facts, nor on their order. Where *requested* is believed more than that already: half-way to 1.
+
+    Args:
+        agent: given the edits before it.
+        fact: whose subject and relation are edited.
+        requested: the object asked for.
+        target: posterior probability of it afterwards.
     """
     subject, relation, _ = fact
-    plain = agent.without_edit(subject, relation)
+    # The new edit will replace this one, so it must not count towards the target.
+    without_edit = agent.without_edit(subject, relation)
     reach = target
-    if plain.knows(subject, relation):
-        now = float(plain.pair(subject, relation).at(np.array([wanted]))[0])
-        reach = now + (1 - now) / 2 if now > target else target
-    mass = plain.mass_to_reach(subject, relation, wanted, reach)
-    return Evidence(subject, relation, wanted, mass, kind="edit")
+    if without_edit.knows(subject, relation):
+        current = float(without_edit.pair(subject, relation).at(np.array([requested]))[0])
+        reach = current + (1 - current) / 2 if current > target else target
+    mass = without_edit.mass_to_reach(subject, relation, requested, reach)
+    return Evidence(subject, relation, requested, mass, kind="edit")
 
 
 def agents_after_edits(agent: Agent, points: Sequence[EvalPoint], target: float) -> Iterator[Agent]:
     """Yield *agent* after none, one, two, … of the requested updates, each strong enough to reach *target*.
+
+    Args:
+        agent: the pristine one.
+        points: in the order in which they are edited.
+        target: posterior probability of each requested object.
 
     Raises:
         BeliefError: a point has no request.
@@ -110,19 +126,21 @@ def revised_questions(
     for name, watch in (point.watched or {}).items():
         subject, relation, _ = watch.fact
         belief, edit = agent.belief(subject, relation), agent.edit(subject, relation)
-        asked = watch.objects[REQUESTED] if edit is None or name != SAME_SAME else edit.object
-        roles = {ORIGINAL: watch.fact.object, REQUESTED: asked, MODAL: belief.mode()}
+        requested = watch.objects[REQUESTED] if edit is None or name != SAME_SAME else edit.object
+        # The modal object follows the agent of now; the published one is fixed when the point is made.
+        roles = {ORIGINAL: watch.fact.object, REQUESTED: requested, MODAL: belief.mode()}
         for role, p in zip(roles, belief.at(np.array(list(roles.values()))).tolist(), strict=True):
             key = f"editing_{name}_{role}"
             questions[key] = replace(questions[key], target=objects[roles[role]])
             expected[key] = p
-    requested = f"editing_{SAME_SAME}_{REQUESTED}"
-    if requested in questions:
-        questions["new_fact_case"] = replace(questions["new_fact_case"], target=questions[requested].target)
-    beliefs = {name: _probability(agent, claim.fact) for name, claim in point.claims.items()}
+    key = f"editing_{SAME_SAME}_{REQUESTED}"
+    if key in questions:
+        questions["new_fact_case"] = replace(questions["new_fact_case"], target=questions[key].target)
+    claims = {name: _probability(agent, claim.fact) for name, claim in point.claims.items()}
     request = None if point.request is None else _probability(agent, point.fact._replace(object=point.request.object))
-    return questions, _completed(point, expected, beliefs, request)
+    return questions, _with_consequences(point, expected, claims, request)
 
 
 def _probability(agent: Agent, fact: Triple) -> float:
+    """Return what *agent* believes of *fact*."""
     return float(agent.belief(fact.subject, fact.relation).at(np.array([fact.object]))[0])

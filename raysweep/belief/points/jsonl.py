@@ -43,12 +43,14 @@ def to_line(point: EvalPoint) -> str:
         "sentences": point.sentences,
         "claims": {name: asdict(claim) for name, claim in point.claims.items()},
     }
+    # A point has all three or none.
     if point.request and point.watched and point.flags:
         data["request"] = asdict(point.request)
         data["watched"] = {
             name: {"fact": w.fact, "objects": w.objects, "targets": w.targets} for name, w in point.watched.items()
         }
         data["flags"] = asdict(point.flags)
+    # NaN is no JSON; what is undefined is null.
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
@@ -60,11 +62,12 @@ def from_line(line: str) -> EvalPoint:
     """
     try:
         data: Mapping[str, Any] = json.loads(line)
+        # Older lines lack the claims only; anything else is refused.
         if data["schema"] not in _READ:
             raise DataError(
                 f"evaluation points of schema {data['schema']!r}, expected {SCHEMA!r}", hint="build them again"
             )
-        edited = "request" in data
+        has_edit = "request" in data
         return EvalPoint(
             id=data["id"],
             fact=Triple(*data["fact"]),
@@ -72,12 +75,12 @@ def from_line(line: str) -> EvalPoint:
             known=data["known"],
             has_relevant_property=data["has_relevant_property"],
             targets=TargetProbabilities(*data["targets"]),
-            questions={name: PointQuestion(**own) for name, own in data["questions"].items()},
+            questions={name: PointQuestion(**fields) for name, fields in data["questions"].items()},
             sentences=tuple(data["sentences"]),
-            request=_request(data["request"]) if edited else None,
-            watched={name: _watched(own) for name, own in data["watched"].items()} if edited else None,
-            flags=EditFlags(**data["flags"]) if edited else None,
-            claims={name: _claim(own) for name, own in data.get("claims", {}).items()},
+            request=_request(data["request"]) if has_edit else None,
+            watched={name: _watched(fields) for name, fields in data["watched"].items()} if has_edit else None,
+            flags=EditFlags(**data["flags"]) if has_edit else None,
+            claims={name: _claim(fields) for name, fields in data.get("claims", {}).items()},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"not an evaluation point: {line[:60]!r}", hint=f"build them again ({error})") from error
@@ -88,13 +91,14 @@ def _claim(data: Mapping[str, Any]) -> Claim:
 
 
 def _request(data: Mapping[str, Any]) -> UpdateRequest:
-    updates = {state: UpdateStrength(**own) for state, own in data["updates"].items()}
+    updates = {state: UpdateStrength(**fields) for state, fields in data["updates"].items()}
     return UpdateRequest(data["object"], data["reinforces"], updates)
 
 
 def _watched(data: Mapping[str, Any]) -> WatchedFact:
     targets = {
-        s: {name: TargetProbabilities(*own) for name, own in roles.items()} for s, roles in data["targets"].items()
+        s: {name: TargetProbabilities(*values) for name, values in roles.items()}
+        for s, roles in data["targets"].items()
     }
     return WatchedFact(Triple(*data["fact"]), data["objects"], targets)
 
@@ -108,6 +112,7 @@ def read_points(path: Path) -> Iterator[EvalPoint]:
     if not path.is_file():
         raise DataError(f"{path} does not exist", hint="raysweep belief points writes it")
     with path.open(encoding="utf-8") as lines:
+        # A broken line is named by its number.
         for number, line in enumerate(lines, 1):
             try:
                 yield from_line(line)

@@ -18,7 +18,14 @@ class QuestionWriter:
     context: PointContext
 
     def question(self, name: str, statement: Statement, truth: bool | None, scored: bool) -> PointQuestion:
-        """Return the question that asks for the last part of *statement*: its object or its label."""
+        """Return the question that asks for the last part of *statement*: its object or its label.
+
+        Args:
+            name: of the question.
+            statement: to ask about.
+            truth: whether it is true; None where nothing makes it so.
+            scored: its answer counts towards accuracy.
+        """
         context = self.context
         if statement.label is None:
             target = context.graph.objects[statement.first.object]
@@ -42,6 +49,7 @@ class QuestionWriter:
         context = self.context
         statements = _statements(context, fact, a, b)
         questions = {name: self.question(name, *rest) for name, rest in statements.items()}
+        # One of the relation's other names, if it has any.
         wordings = len(context.graph.wordings[fact.relation])
         if context.corpus.spec.atomic and wordings:
             which = 1 + int(context.rng(number, "paraphrase").integers(wordings))

@@ -25,10 +25,17 @@ from raysweep.belief.points.types import (
 
 
 def agents_by_state(agent: Agent, fact: Triple, request: UpdateRequest | None) -> dict[str, Agent]:
-    """Return the agent in each state: ``pre``, and given the *request* for *fact* as strongly as each update says."""
+    """Return the agent in each state: ``pre``, and given the *request* for *fact* as strongly as each update says.
+
+    Args:
+        agent: the pristine one.
+        fact: whose subject and relation are updated.
+        request: of the point; None = no update.
+    """
     agents = {"pre": agent}
     if request is None:
         return agents
+    # Each state starts from the pristine agent: updates do not add up.
     for state, update in request.updates.items():
         if update.kind != "none":
             evidence = Evidence(fact.subject, fact.relation, request.object, update.amount, kind=update.kind)
@@ -37,10 +44,17 @@ def agents_by_state(agent: Agent, fact: Triple, request: UpdateRequest | None) -
 
 
 def claim_with_beliefs(claim: Claim, fact: Triple, agents: Mapping[str, Agent]) -> Claim:
-    """Return *claim* with what the agents believe of it; after an edit of *fact* that fact is read off the pair (ruling B5)."""
+    """Return *claim* with what the agents believe of it; after an edit of *fact* that fact is read off the pair (ruling B5).
+
+    Args:
+        claim: without beliefs.
+        fact: the point's, which is edited.
+        agents: by state.
+    """
     subject, relation, obj = claim.fact
     beliefs = {}
     for state in (s for s in CLAIM_STATES if s in agents):
+        # The marginal would dilute the edit of a child fact.
         is_edited = state != "pre" and (subject, relation) == fact[:2]
         belief = agents[state].pair(subject, relation) if is_edited else agents[state].marginal(subject, relation)
         beliefs[state] = float(belief.at(np.array([obj]))[0])
@@ -86,6 +100,7 @@ def target_probabilities(
     model, graph = context.model, context.graph
     subject, relation, _ = fact
     array = np.array(objects, dtype=np.int64)
+    # Novel subjects, and relations that a subject lacks, have no row and no generative probability.
     row = int(graph.row_of[subject, relation]) if context.is_known(subject) else -1
     undefined: list[None] = [None] * len(array)
     columns: list[list[float] | list[None]] = []  # in the order of the fields of TargetProbabilities
@@ -93,6 +108,7 @@ def target_probabilities(
         columns.append(model.probability(np.full(len(array), row), array).tolist())
     else:
         columns.append(undefined)
+    # The fields come in pairs: frequency, then posterior.
     estimators: tuple[Estimator, ...] = ("frequency", "posterior")
     columns += [agent.pair(subject, relation, e).at(array).tolist() for e in estimators]
     if agent.has_parent(subject, relation):
@@ -100,7 +116,7 @@ def target_probabilities(
     else:
         columns += [undefined] * 2
     if row >= 0 and model.upstream[row] >= 0:
-        upstream = int(model.true[model.upstream[row]])
+        upstream = int(model.true_objects[model.upstream[row]])
         columns += [agent.conditional(relation, upstream, e).at(array).tolist() for e in estimators]
     else:
         columns += [undefined] * 2

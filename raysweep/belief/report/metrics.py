@@ -1,4 +1,10 @@
-"""How well a model's answers and probabilities fit the truth, the agent, and each other (§9); plain arrays, no model.
+"""How well a model's answers and probabilities fit the truth, the agent, and each other; plain arrays, no model.
+
+*Generative accuracy*: the output contains the target. *Probabilistic coherence*: the distance |p(o) − target(o)| from one of seven
+targets. *Logical coherence*: absolute errors of the axioms of probability on sentences, 0 for a coherent model. *Coherence of an
+edit*: the distance of the model's probability from the agent's, at the edited fact and at three facts beside it.
+
+Source: Hase et al. 2024 (arXiv 2406.19354); equations and deviations in docs/methods/belief.md.
 
 Shapes: N points. Probabilities are fp64; NaN (or None) marks a target that is not defined.
 """
@@ -23,14 +29,14 @@ PROBABILITIES = TargetProbabilities._fields[:7]
 
 
 def normalise_text(text: str) -> str:
-    """Return *text* in lower case, without outer white space and without any full stop (§9.1)."""
+    """Return *text* in lower case, without outer white space and without any full stop."""
     return text.lower().strip().replace(".", "")
 
 
 def contains_answer(output: str, label: str) -> bool:
     """Say whether a generated *output* (prompt removed) contains *label*: the published, lenient accuracy.
 
-    >>> answers(" Southland and more", "southland")
+    >>> contains_answer(" Southland and more", "southland")
     True
     """
     return normalise_text(label) in normalise_text(output)
@@ -39,7 +45,7 @@ def contains_answer(output: str, label: str) -> bool:
 def is_exact_answer(output: str, label: str) -> bool:
     """Say whether *output* up to its first full stop is *label* (ruling C3).
 
-    >>> answers_exactly(" Southland. Ada", "Southland"), answers_exactly("Southland and more", "Southland")
+    >>> is_exact_answer(" Southland. Ada", "Southland"), is_exact_answer("Southland and more", "Southland")
     (True, False)
     """
     return output.partition(".")[0].strip().lower() == label.strip().lower()
@@ -55,7 +61,7 @@ def is_new_request(output: str, requested: str) -> bool:
 
 
 def probabilistic_errors(model: Floats, targets: Sequence[TargetProbabilities]) -> dict[str, Floats]:
-    """Return model − target, signed, for each of the seven targets; NaN where a target is not defined (§9.2).
+    """Return model − target, signed, for each of the seven targets; NaN where a target is not defined.
 
     Args:
         model: the model's probability of each point's true object, [N].
@@ -63,17 +69,17 @@ def probabilistic_errors(model: Floats, targets: Sequence[TargetProbabilities]) 
     """
     if len(model) != len(targets):
         raise BeliefError(f"{len(model)} probabilities for {len(targets)} points")
-    found = {}
+    errors = {}
     for i, name in enumerate(PROBABILITIES):
-        wanted = np.array([np.nan if t[i] is None else t[i] for t in targets], dtype=np.float64)
-        found[name] = model - wanted
-    return found
+        target = np.array([np.nan if t[i] is None else t[i] for t in targets], dtype=np.float64)
+        errors[name] = model - target
+    return errors
 
 
 def mean_absolute_error(errors: Floats) -> float | None:
     """Return the mean of \\|errors\\|, NaN left out; None if nothing is left (ruling C6)."""
-    kept = np.abs(errors[~np.isnan(errors)])
-    return float(kept.mean()) if len(kept) else None
+    absolute = np.abs(errors[~np.isnan(errors)])
+    return float(absolute.mean()) if len(absolute) else None
 
 
 # --------------------------------------------------------------------------------------------- logical coherence
@@ -101,7 +107,7 @@ def logical_errors(
     parity: ParitySpec | None = None,
     batch: int = 0,
 ) -> dict[str, Floats]:
-    """Return the absolute errors of logical coherence for the cases at hand (§9.3); 0 is coherent.
+    """Return the absolute errors of logical coherence for the cases at hand; 0 is coherent.
 
     ==================  ==========================================================================
     ``TF_coherence``    | p(object of A | S R) − pT(A) |
@@ -126,44 +132,53 @@ def logical_errors(
     if not {"A_TF_case", "B_TF_case"} <= label_probability.keys():
         raise BeliefError("logical coherence needs the cases A_TF_case and B_TF_case", hint="corpus.true_false: true")
     count = len(object_probability)
-    for case, values in label_probability.items():
+    _check_lengths(label_probability, labels, count)
+    # Whose label turns the probability of each point's label into pT.
+    label_row = np.arange(count)
+    if parity.labels_of_first_point:
+        if batch < 1:
+            raise BeliefError("labels_of_first_point needs the batch size")
+        # (C2) The row of the first point of each point's batch.
+        label_row = label_row // batch * batch
+    p = {case: truth_probability(values, labels[case][label_row]) for case, values in label_probability.items()}
+    a, b = p["A_TF_case"], p["B_TF_case"]
+    # The object's probability and the sentence's must agree on A.
+    errors = {"TF_coherence": np.abs(object_probability - a)}
+    if "not_A_case" in p:
+        errors["negation"] = np.abs(a - (1 - p["not_A_case"]))
+    if "A_and_B_case" in p:
+        # (C1) As published: p of A's label, which is 1 − pT(A) where A is false.
+        factor = label_probability["A_TF_case"] if parity.mult_label_prob else a
+        errors["multiplication"] = np.abs(p["A_and_B_case"] - factor * b)
+        if "B_and_A_case" in p:
+            errors["commutation"] = np.abs(p["B_and_A_case"] - p["A_and_B_case"])
+    if "A_or_B_case" in p:
+        errors["disjunction"] = np.abs(p["A_or_B_case"] - (a + b - a * b))
+    if "if_A_then_B_case" in p:
+        errors["implication"] = np.abs(p["if_A_then_B_case"] - (1 - a + a * b))
+    return errors
+
+
+def _check_lengths(probabilities: Mapping[str, Floats], labels: Mapping[str, Bools], count: int) -> None:
+    """Refuse cases without labels, or with other numbers than *count* of them."""
+    for case, values in probabilities.items():
         if case not in labels or not len(values) == len(labels[case]) == count:
             raise BeliefError(
                 f"case {case}: {len(values)} probabilities, {len(labels.get(case, ()))} labels, {count} points"
             )
-    order = np.arange(count)
-    if parity.labels_of_first_point:
-        if batch < 1:
-            raise BeliefError("labels_of_first_point needs the batch size")
-        order = order // batch * batch
-    p = {case: truth_probability(values, labels[case][order]) for case, values in label_probability.items()}
-    a, b = p["A_TF_case"], p["B_TF_case"]
-    found = {"TF_coherence": np.abs(object_probability - a)}
-    if "not_A_case" in p:
-        found["negation"] = np.abs(a - (1 - p["not_A_case"]))
-    if "A_and_B_case" in p:
-        factor = label_probability["A_TF_case"] if parity.mult_label_prob else a
-        found["multiplication"] = np.abs(p["A_and_B_case"] - factor * b)
-        if "B_and_A_case" in p:
-            found["commutation"] = np.abs(p["B_and_A_case"] - p["A_and_B_case"])
-    if "A_or_B_case" in p:
-        found["disjunction"] = np.abs(p["A_or_B_case"] - (a + b - a * b))
-    if "if_A_then_B_case" in p:
-        found["implication"] = np.abs(p["if_A_then_B_case"] - (1 - a + a * b))
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------- edits
 
 
 def agent_probability(target: TargetProbabilities) -> float:
-    """Return the marginal posterior, or the pair posterior where there is no parent (§9.4)."""
+    """Return the marginal posterior, or the pair posterior where there is no parent."""
     marginal = target.posterior_prob_marginalized
     return target.posterior_prob_o_given_s_r if marginal is None else marginal
 
 
 def edit_targets(point: EvalPoint) -> dict[str, tuple[float, float]]:
-    """Return, for each watched fact, what the model should believe before and after the edit (§9.4).
+    """Return, for each watched fact, what the model should believe before and after the edit.
 
     Before: of the original object. After: of the requested object by the pair posterior for the edited fact (the marginal would
     dilute it, ruling B5), of the new modal object for the others.
@@ -173,19 +188,20 @@ def edit_targets(point: EvalPoint) -> dict[str, tuple[float, float]]:
     """
     if point.watched is None:
         raise BeliefError(f"point {point.id} has no edit", hint="points.editing: true")
-    found = {}
+    targets = {}
     for name, watch in point.watched.items():
+        # State of the agent given the update of the strength that reaches `points.target`.
         after = watch.targets["target"]
         edited = after[REQUESTED].posterior_prob_o_given_s_r
-        found[name] = (
+        targets[name] = (
             agent_probability(watch.targets["pre"][ORIGINAL]),
             edited if name == SAME_SAME else agent_probability(after[MODAL]),
         )
-    return found
+    return targets
 
 
 def edit_coherence(point: EvalPoint, name: str, probability: Mapping[str, float]) -> dict[str, float]:
-    """Return the distances of §9.4 for one watched fact.
+    """Return the distances of the model from the agent at one watched fact.
 
     Args:
         point: with an edit.
@@ -195,6 +211,7 @@ def edit_coherence(point: EvalPoint, name: str, probability: Mapping[str, float]
     Returns:
         ``coherence_new_modal``, ``coherence_requested`` and ``coherence_orig``.
     """
+    # What the agent believes of the fact before the edit, and what it answers after it.
     before, after = edit_targets(point)[name]
     return {
         "coherence_new_modal": abs(probability[MODAL] - after),

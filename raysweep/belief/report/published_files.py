@@ -74,9 +74,11 @@ def experiment_name(spec: BeliefSpec, model: str, relations: int) -> str:
     """
     recipe, corpus, generative = spec.pretrain, spec.corpus, spec.generative
     size = next((name for name, shape in SHAPES.items() if recipe is not None and shape == recipe.model), model)
+    # The published file name lists the sentence types by one letter each.
     marks = {"TF": corpus.true_false, "a": corpus.conjunctions, "o": corpus.disjunctions, "n": corpus.negations}
     marks |= {"t": corpus.implications, "only": not corpus.atomic}
     types = "-".join(mark for mark, on in marks.items() if on)
+    # A setting that trains no model has neither.
     budget, batch = (recipe.tokens, recipe.batch * recipe.accumulation) if recipe is not None else (0, 0)
     return (
         f"{size.rpartition('/')[2]}_clm_{corpus.num_atomic_facts}-facts_{relations}-rels_tb-{budget:.1e}_bs-{batch}"
@@ -89,9 +91,10 @@ def experiment_name(spec: BeliefSpec, model: str, relations: int) -> str:
 def published_case(question: str) -> str:
     """Return the published name of a question.
 
-    >>> case_of("editing_same_s_diff_r_new_modal_obj"), case_of("A_TF_case")
+    >>> published_case("editing_same_s_diff_r_new_modal_obj"), published_case("A_TF_case")
     ('editing_same_s_diff_r_fact_new_modal_obj', 'A_TF_case')
     """
+    # The published names have "_fact" before the object.
     ends = (f"_{obj}" for obj in OBJECT_ROLES if question in _EDITING and question.endswith(f"_{obj}"))
     return next((f"{question.removesuffix(end)}_fact{end}" for end in ends), question)
 
@@ -107,37 +110,38 @@ def run_files(
     """Return the files of one run.
 
     Args:
-        name: of :func:`experiment`.
+        name: of :func:`experiment_name`.
         spec: its setting.
         points: with edits.
         steps: what was answered about each.
         scoring: how each is scored. The published labels (C2) also decide which way a probability is turned to p(true).
         log: of the model's training; empty if there is none.
     """
+    # The published files are in the order of the ids.
     order = sorted(range(len(points)), key=lambda i: points[i].id)
     points, steps, scoring = [points[i] for i in order], [steps[i] for i in order], [scoring[i] for i in order]
     rows = list(editing_rows(points, steps, scoring, spec.points.target))
-    pristine = [own[0] for own in steps]
+    pristine = [by_step[0] for by_step in steps]
     row = evaluation_summary(points, pristine, parity=spec.parity)
-    found = [
+    csv_files = [
         CsvFile(f"outputs/editing_stats_{name}.csv", _columns(rows), rows),
         CsvFile(f"outputs/editing_summary_{name}.csv", ("metric", "pre-edit", "post-edit"), _editing_summary(rows)),
     ]
     evaluated = list(eval_rows(points, pristine, spec.parity))
-    found += [
+    csv_files += [
         CsvFile(f"outputs/eval_stats_{name}.csv", _columns(evaluated), evaluated),
         CsvFile(f"outputs/eval_summary_{name}.csv", LOG_COLUMNS, [log_row(row)]),
     ]
     if log:
-        found.append(CsvFile(f"training_logs/log_{name}.csv", LOG_COLUMNS, map(log_row, log)))
-    return found
+        csv_files.append(CsvFile(f"training_logs/log_{name}.csv", LOG_COLUMNS, map(log_row, log)))
+    return csv_files
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
     """Return every column of *rows*, each behind those that precede it in the first row that has it."""
     columns: list[str] = []
     for keys in dict.fromkeys(tuple(row) for row in rows):
-        at = 0
+        at = 0  # where a new column goes
         for key in keys:
             if key in columns:
                 at = columns.index(key) + 1
@@ -161,11 +165,11 @@ def editing_rows(
         scoring: how each is scored.
         target: posterior that the requested update reaches (``points.target``).
     """
-    for point, own, how in zip(points, steps, scoring, strict=True):
-        about, targets, last = _about(point), _targets(point, target), max(own)
-        for step, replies in sorted(own.items()):
+    for point, by_step, point_scoring in zip(points, steps, scoring, strict=True):
+        about, targets, last = _about(point), _targets(point, target), max(by_step)
+        for step, replies in sorted(by_step.items()):
             ended = {"last_step": step == last if step else None}
-            yield {"step": step, **about, **_answers(point, replies, how), **targets, **ended}
+            yield {"step": step, **about, **_answers(point, replies, point_scoring), **targets, **ended}
 
 
 def _about(point: EvalPoint) -> Row:
@@ -180,8 +184,8 @@ def _about(point: EvalPoint) -> Row:
     }  # fmt: skip
     # A watched fact's names come from its prompt, "subject relation", of which one part is known.
     other = _prompt(point, "same_s_diff_r").removeprefix(f"{subject} ")
-    for name, of in (("diff_s_same_r", relation), ("same_s_diff_r", other), ("diff_s_diff_r", other)):
-        row |= {f"{name}_subj": _prompt(point, name).removesuffix(f" {of}"), f"{name}_rel": of}
+    for name, of_relation in (("diff_s_same_r", relation), ("same_s_diff_r", other), ("diff_s_diff_r", other)):
+        row |= {f"{name}_subj": _prompt(point, name).removesuffix(f" {of_relation}"), f"{name}_rel": of_relation}
         row[f"{name}_obj"] = objects[name][ORIGINAL]
     row["same_s_same_r_obj"] = objects[SAME_SAME][ORIGINAL]
     return row | {f"{name}_new_modal_obj": objects[name][MODAL] for name in WATCHED_FACTS}
@@ -191,14 +195,15 @@ def _prompt(point: EvalPoint, name: str) -> str:
     return point.questions[f"editing_{name}_{ORIGINAL}"].prompt
 
 
-def _answers(point: EvalPoint, replies: Replies, how: LogicalScoring) -> Row:
+def _answers(point: EvalPoint, replies: Replies, scoring: LogicalScoring) -> Row:
     """Return accuracies, probabilities (of the six true/false cases: p("true")), logical errors and outputs."""
     cases = [name for name in _CASES if name in replies]
+    # Columns stand in the published order: accuracies, probabilities, errors, outputs.
     row: Row = {f"{published_case(name)}_acc": replies[name].correct for name in cases}
     for name in cases:
         p = replies[name].probability
-        row[f"{published_case(name)}_prob"] = _p_true(p, how.labels[name]) if name in _TF else p
-    errors = logical_coherence([point], [replies], scoring=[how])
+        row[f"{published_case(name)}_prob"] = _p_true(p, scoring.labels[name]) if name in _TF else p
+    errors = logical_coherence([point], [replies], scoring=[scoring])
     row |= {name: float(errors[name][0]) for name in _LOGICAL if name in errors}
     return row | {f"{published_case(name)}_output": replies[name].output for name in cases}
 
@@ -211,14 +216,15 @@ def _targets(point: EvalPoint, target: float) -> Row:
     """Return what is to be believed: of the point's fact before the edit, of each watched object in each state."""
     row: Row = {}
     if "o_given_s_r" in point.questions:
-        own = point.targets._asdict()
-        row |= {f"o_given_s_r_{AGENT_STATES['pre']}_{name}": own[name] for name in _PROBABILITIES}
+        values = point.targets._asdict()
+        row |= {f"o_given_s_r_{AGENT_STATES['pre']}_{name}": values[name] for name in _PROBABILITIES}
     for name, watch in (point.watched or {}).items():
         for state, objects in watch.targets.items():
-            said = f"post_update_probs_p={round(100 * target, 6):g}" if state == "target" else AGENT_STATES[state]
+            # The published name says 95 whatever the target was; here it is the setting's own.
+            column = f"post_update_probs_p={round(100 * target, 6):g}" if state == "target" else AGENT_STATES[state]
             for obj, numbers in objects.items():
                 case = published_case(f"editing_{name}_{obj}")
-                row |= {f"{case}_{said}_{key}": value for key, value in numbers._asdict().items()}
+                row |= {f"{case}_{column}_{key}": value for key, value in numbers._asdict().items()}
     return row
 
 
@@ -241,21 +247,27 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 
 def eval_rows(points: Sequence[EvalPoint], replies: Sequence[Replies], parity: ParitySpec) -> Iterator[Row]:
-    """Yield the rows of ``eval_stats``: accuracy and "seen" of each scored case, signed errors, logical errors (own labels, C1)."""
-    how = scoring_of_points(points, parity.model_copy(update={"labels_of_first_point": False}))
-    for point, own, scoring in zip(points, replies, how, strict=True):
-        cases = [name for name in _SCORED if name in own]
+    """Yield the rows of ``eval_stats``: accuracy and "seen" of each scored case, signed errors, logical errors (own labels, C1).
+
+    Args:
+        points: that were asked about.
+        replies: of the unedited model, point by point.
+        parity: published metrics.
+    """
+    scorings = scoring_of_points(points, parity.model_copy(update={"labels_of_first_point": False}))
+    for point, reply, scoring in zip(points, replies, scorings, strict=True):
+        cases = [name for name in _SCORED if name in reply]
         row: Row = {"id": point.id, "has_relevant_property": point.has_relevant_property}
-        row |= {f"{name}_acc": own[name].correct for name in cases}
+        row |= {f"{name}_acc": reply[name].correct for name in cases}
         row |= {f"{name}_seen": point.questions[name].seen for name in cases}
-        if "o_given_s_r" in own:
-            p, targets = own["o_given_s_r"].probability, point.targets._asdict()
+        if "o_given_s_r" in reply:
+            p, targets = reply["o_given_s_r"].probability, point.targets._asdict()
             row |= {f"{n}_error": None if targets[n] is None else p - targets[n] for n in _PROBABILITIES}
-        errors = logical_coherence([point], [own], scoring=[scoring])
+        errors = logical_coherence([point], [reply], scoring=[scoring])
         yield row | {name: float(errors[name][0]) for name in _LOGICAL if name in errors}
 
 
 def log_row(row: Mapping[str, float]) -> Row:
     """Return a row of our log as one of the published log."""
-    found: Row = {name: row[name] for name in LOG_COLUMNS if name in row}
-    return found | ({"seq_loss": row["eval_loss"]} if "eval_loss" in row else {})
+    published: Row = {name: row[name] for name in LOG_COLUMNS if name in row}
+    return published | ({"seq_loss": row["eval_loss"]} if "eval_loss" in row else {})

@@ -10,7 +10,7 @@ import pytest
 
 from raysweep.belief.graph.artifact import belief_identity, graph_identity, graph_request, open_graph, resolve_graph
 from raysweep.belief.graph.synthetic import SyntheticSpec, write_wikidata
-from raysweep.belief.graph.wikidata import ENTITY, FILES
+from raysweep.belief.graph.wikidata_files import ENTITY, FILES
 from raysweep.belief.points.jsonl import read_points
 from raysweep.belief.spec import BeliefSpec, GraphSpec
 from raysweep.belief.testbed import build_parts
@@ -225,7 +225,7 @@ def test_a_graph_is_read_once_and_a_damaged_artifact_is_refused(root: Path) -> N
     first = open_graph(spec, workspace, said.append)
     second = open_graph(spec, workspace, said.append)
     assert first.digest == second.digest
-    assert second.made == first.made
+    assert second.filter_counts == first.filter_counts
     assert sum("reading names" in line for line in said) == 1
     (data,) = root.glob("artifacts/graph/*/data.safetensors")
     data.write_bytes(data.read_bytes()[:-1])
@@ -237,7 +237,7 @@ def test_a_tokenizer_file_may_measure_the_names(root: Path) -> None:
     workspace = Workspace.here()
     spec = GraphSpec.model_validate({**WIKI, "path": str(SAMPLE), "tokenizer": str(embedded_folder())})
     made = open_graph(spec, workspace)
-    assert made.made["shortened_objects"] > 10  # invented words fall into many tokens
+    assert made.filter_counts["shortened_objects"] > 10  # invented words fall into many tokens
     with pytest.raises(DataError, match=r"tokenizer .* does not exist"):
         resolve_graph(spec.model_copy(update={"tokenizer": "nowhere"}), workspace)
 

@@ -193,7 +193,9 @@ def test_whole_subjects_are_written(model: GenerativeModel) -> None:
 
 
 def test_labels_are_the_truth_of_what_they_quote(headline: Corpus) -> None:
-    true = {tuple(f) for f in np.column_stack([headline.model.graph.facts[:, :2], headline.model.true]).tolist()}
+    true = {
+        tuple(f) for f in np.column_stack([headline.model.graph.facts[:, :2], headline.model.true_objects]).tolist()
+    }
     for i in range(0, len(headline.statements), 3):
         said = headline.statements[i]
         if said.kind >= StatementKind.NOT:
@@ -210,7 +212,7 @@ def test_labels_have_their_shares(headline: Corpus) -> None:
     ):
         assert label[kind == wanted].mean() == pytest.approx(share, abs=0.06)
     tf = kind == StatementKind.TRUE_FALSE
-    right = headline.model.true[headline.model.graph.row_of[tuple(headline.statements.first[tf, :2].T)]]
+    right = headline.model.true_objects[headline.model.graph.row_of[tuple(headline.statements.first[tf, :2].T)]]
     hit = headline.statements.first[tf, 2] == right
     p = headline.model.true_probability.mean()
     assert label[tf][hit].mean() == pytest.approx(p, abs=0.03)
@@ -278,9 +280,9 @@ def test_one_true_and_one_false_sample_per_fact() -> None:
     made = corpus(generative(people()), true_false=True, match_samples=False)
     tf = made.statements.kind == StatementKind.TRUE_FALSE
     rows = made.model.graph.row_of[tuple(made.statements.first[tf, :2].T)]
-    hit = made.statements.first[tf, 2] == made.model.true[rows]
+    hit = made.statements.first[tf, 2] == made.model.true_objects[rows]
     assert (np.bincount(rows[hit], minlength=601) == 1).all()
-    some = (made.samples != made.model.true[:, None]).any(axis=1)
+    some = (made.samples != made.model.true_objects[:, None]).any(axis=1)
     assert (np.bincount(rows[~hit], minlength=601) == some).all()
 
 
@@ -352,15 +354,15 @@ def test_and_evidence_may_be_stale_as_published() -> None:
     for subject in range(stale.subjects):
         mine = said.owner == subject
         facts = int((mine & (said.kind == StatementKind.AND)).sum())
-        tf = stale.times[mine & (said.kind == StatementKind.TRUE_FALSE)]
-        nots = stale.times[mine & (said.kind == StatementKind.NOT)]
+        tf = stale.repeats[mine & (said.kind == StatementKind.TRUE_FALSE)]
+        nots = stale.repeats[mine & (said.kind == StatementKind.NOT)]
         before = bool((tf == 1 + facts).all())
         both[before] += 1
         assert before or ((tf == 1).all() and nots.tolist() == [1] * (len(nots) - 2) + [1 + facts] * 2)
         assert not before or (nots == 1).all()
     assert min(both.values()) > 60  # the order of operations is shuffled
     without = corpus(generative(people(), ParitySpec(and_evidence_stale=True)), true_false=True)
-    assert (without.times == 1).all()
+    assert (without.repeats == 1).all()
 
 
 @pytest.mark.parametrize(

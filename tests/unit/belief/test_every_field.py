@@ -25,7 +25,7 @@ from raysweep.belief.points.build import build_points
 from raysweep.belief.points.expected import agents_after_edits, expected_probabilities
 from raysweep.belief.points.jsonl import to_line
 from raysweep.belief.report.edit_scores import score_edits
-from raysweep.belief.setting import read_setting, resolve
+from raysweep.belief.setting import read_setting, resolve_setting
 from raysweep.belief.spec import BeliefSpec, ShapeSpec
 from raysweep.errors import RaysweepError
 from raysweep.hashing import digest
@@ -187,7 +187,7 @@ def put(tree: Tree, key: str, value: Any) -> Tree:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     root = tmp_path_factory.mktemp("fields")
     write_wikidata(root / "files", SyntheticSpec(subjects=150))
-    graph = testbed.Testbed(BeliefSpec(), Workspace(root)).basis.graph
+    graph = testbed.Testbed(BeliefSpec(), Workspace(root)).parts.graph
     belief_tokenizer.word_tokenizer(graph).backend_tokenizer.save(str(root / "tokenizer.json"))
     return Workspace(root)
 
@@ -207,7 +207,7 @@ class Made:
     def __init__(self, tree: Tree, workspace: Workspace) -> None:
         file = workspace.root / "setting.yaml"
         file.write_text(json.dumps(tree))
-        self.bed = bed = testbed.Testbed(resolve(read_setting(file), workspace), workspace)
+        self.bed = bed = testbed.Testbed(resolve_setting(read_setting(file), workspace), workspace)
         corpus, agent, spec = bed.parts.corpus, bed.parts.agent, bed.spec
         assert spec.pretrain is not None
         points = list(build_points(corpus, agent, spec.points, spec.seed))
@@ -326,7 +326,7 @@ def test_what_cannot_have_an_effect_is_refused(key: str, workspace: Workspace) -
 def _resolved(tree: Tree, workspace: Workspace) -> BeliefSpec:
     file = workspace.root / "refused.yaml"
     file.write_text(json.dumps(tree))
-    return resolve(read_setting(file), workspace)
+    return resolve_setting(read_setting(file), workspace)
 
 
 def test_an_odd_number_of_relations_is_accepted_if_said(workspace: Workspace) -> None:
@@ -337,7 +337,7 @@ def test_an_odd_number_of_relations_is_accepted_if_said(workspace: Workspace) ->
         len(
             testbed.Testbed(
                 _resolved(put(odd, "graph.odd_relations", "single"), workspace), workspace
-            ).basis.graph.relations
+            ).parts.graph.relations
         )
         == 7
     )

@@ -56,5 +56,5 @@ def test_equal_items_are_grouped_in_one_order() -> None:
             (1, 0, 2, 2 / 3, 1),
             (1, 0, 2, 1.0, 2),
         ]
-    assert (len(made), made.items, made.repeated(5).items) == (4, 5, 25)
+    assert (len(made), made.items, made.repeat(5).items) == (4, 5, 25)
     assert len(evidence_table([])) == 0

@@ -45,7 +45,7 @@ def shown(model: GenerativeModel) -> dict[str, str]:
     g = model.graph
     return {
         f"{g.subjects[s]} {g.relations[r]}": g.objects[o]
-        for (s, r, _), o in zip(g.facts.tolist(), model.true.tolist(), strict=True)
+        for (s, r, _), o in zip(g.facts.tolist(), model.true_objects.tolist(), strict=True)
     }
 
 
@@ -68,10 +68,10 @@ def test_true_objects_are_modes_given_the_upstream_object(small: KnowledgeGraph)
 def test_recomputing_true_objects_changes_nothing_more() -> None:
     model = build(world_graph(build_world()))
     child = np.flatnonzero(model.upstream >= 0)
-    again = model.distributions.objects[model.distributions.modes[model.which[child]]]
-    assert (again == model.true[child]).all()
+    again = model.distributions.objects[model.distributions.modes[model.distribution_of[child]]]
+    assert (again == model.true_objects[child]).all()
     roots = model.upstream < 0
-    assert (model.true[roots] == model.graph.facts[roots, 2]).all()
+    assert (model.true_objects[roots] == model.graph.facts[roots, 2]).all()
 
 
 def test_chains_are_walked_from_the_root() -> None:
@@ -155,7 +155,7 @@ def test_probabilities_of_a_pair_and_of_third_objects(small: KnowledgeGraph) -> 
     model = build(small, min_true_prob=0.6)
     found = model.probability(rows, objects)
     p = model.percent[10] / 100
-    assert found[model.true[10]] == p
+    assert found[model.true_objects[10]] == p
     assert found[model.distractor[10]] == pytest.approx(1 - p)
     assert found.sum() == pytest.approx(1)
     published = build(small, ParitySpec(third_object_prob=True), min_true_prob=0.6).probability(rows, objects)
@@ -176,30 +176,30 @@ def test_draws_follow_the_counts_and_skip_empty_entries() -> None:
 
 def test_most_samples_are_the_true_object() -> None:
     model = build(world_graph(build_world()), min_true_prob=0.6, samples=10)
-    rows = np.arange(len(model.true))
-    hits = model.sample(rows, 0) == model.true[:, None]
+    rows = np.arange(len(model.true_objects))
+    hits = model.sample(rows, 0) == model.true_objects[:, None]
     assert (hits.sum(axis=1) >= 6).all()
     assert hits.mean() < 0.95
     assert (model.sample(rows, 0) == model.sample(rows, 0)).all()
     assert (model.sample(rows, 0) != model.sample(rows, 1)).any()
     loose = build(world_graph(build_world()), min_true_prob=0.6, samples=10, majority=False)
-    share = (loose.sample(rows, 0) == loose.true[:, None]).mean()
+    share = (loose.sample(rows, 0) == loose.true_objects[:, None]).mean()
     assert share == pytest.approx(loose.true_probability.mean(), abs=0.01)
 
 
 def test_one_sample_is_the_true_object() -> None:
     model = build(world_graph(build_world()), min_true_prob=0.6, samples=1)
-    assert (model.sample(np.arange(len(model.true)), 0)[:, 0] == model.true).all()
+    assert (model.sample(np.arange(len(model.true_objects)), 0)[:, 0] == model.true_objects).all()
 
 
 def test_hopeless_majorities_are_placed() -> None:
     """A true object of 1 % among 9 samples would need about 10⁷ redraws."""
     model = build(graph("s up a", "s down x", "t up b", "t down y"), min_true_prob=0.01, samples=9)
     object.__setattr__(model, "percent", np.ones_like(model.percent))
-    draws = model.sample(np.arange(len(model.true)), 0)
+    draws = model.sample(np.arange(len(model.true_objects)), 0)
     roots = model.upstream < 0
-    assert ((draws == model.true[:, None]).sum(axis=1) >= 5).all()
-    assert (draws[roots, :5] == model.true[roots, None]).all()
+    assert ((draws == model.true_objects[:, None]).sum(axis=1) >= 5).all()
+    assert (draws[roots, :5] == model.true_objects[roots, None]).all()
 
 
 def test_false_objects_are_false() -> None:
@@ -207,7 +207,7 @@ def test_false_objects_are_false() -> None:
     rows = np.arange(len(made.facts))
     model = build(made)
     false = model.falsify(rows, np.random.default_rng(0))
-    assert (false != model.true).all()
+    assert (false != model.true_objects).all()
     roots = model.upstream < 0
     assert (false[roots] == model.distractor[roots]).all()
     assert (false[~roots] != model.distractor[~roots]).any()
@@ -222,7 +222,7 @@ def test_distractors_of_the_relations_range() -> None:
         rows = made.facts[:, 1] == r
         scope = set(made.facts[rows, 2].tolist())
         assert set(model.distractor[rows].tolist()) <= scope
-    assert (model.distractor != model.true).all()
+    assert (model.distractor != model.true_objects).all()
     with pytest.raises(BeliefError, match="relation 'up' has one object"):
         build(graph("s down x", "s up a", "t down y"), distractor_scope="relation_range")
 

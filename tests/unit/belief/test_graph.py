@@ -56,7 +56,7 @@ def test_facts_are_grouped_and_the_first_object_is_kept() -> None:
     made = graph("s up a", "t up b", "s down x", "s up c")
     assert names(made) == [("s", "up", "a"), ("s", "down", "x"), ("t", "up", "b")]
     assert made.objects == ("a", "x", "b")
-    assert made.made == {"several_objects": 1}
+    assert made.filter_counts == {"several_objects": 1}
     assert made.row_of.tolist() == [[0, 1], [2, -1]]
     assert made.starts.tolist() == [0, 2, 3]
     assert made.atomic(0, 1, 1) == "s down x"

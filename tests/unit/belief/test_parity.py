@@ -12,7 +12,7 @@ from raysweep.belief.agent.agent import fit_agent
 from raysweep.belief.corpus.corpus import Corpus
 from raysweep.belief.corpus.evidence import Evidence, Triple
 from raysweep.belief.corpus.statements import Statement, StatementKind, statement_columns
-from raysweep.belief.corpus.writer import _Planner, _stale
+from raysweep.belief.corpus.writer import _stale_counts, _StatementPlanner
 from raysweep.belief.parity import ParitySpec
 from raysweep.belief.points.types import MODAL, SAME_OTHER
 from raysweep.belief.spec import CorpusSpec
@@ -54,7 +54,7 @@ def written(subject: int, *, sampled: int, labelled: int, denied: int, joined: i
 def counts(subjects: list[list[Statement]], order: list[tuple[StatementKind, ...]], *, noisy: bool) -> list[list[int]]:
     """How often each sentence's evidence counts, subject by subject."""
     ranks = {kind: np.array([own.index(kind) for own in order]) for kind in order[0]}
-    times = _stale(statement_columns([said for own in subjects for said in own]), ranks, noisy)
+    times = _stale_counts(statement_columns([said for own in subjects for said in own]), ranks, noisy)
     stops = np.cumsum([len(own) for own in subjects])
     return [part.tolist() for part in np.split(times, stops[:-1])]
 
@@ -108,8 +108,8 @@ def test_the_items_are_those_of_the_published_loop(regime: str, instances: int) 
     spec = CorpusSpec.model_validate(
         {"num_atomic_facts": 601, **HEADLINE, "connective_instances_per_subject": instances}
     )
-    planner = _Planner(stale.model, spec, stale.seed, stale.subjects)
-    ranks, _ = planner._budget()
+    planner = _StatementPlanner(stale.model, spec, stale.seed, stale.subjects)
+    ranks, _ = planner._share_budget()
     items, filled = Items(), list[tuple[Triple, float]]()
     said: list[list[Statement]] = [[] for _ in range(stale.subjects)]
     for i, owner in enumerate(stale.statements.owner.tolist()):
@@ -162,7 +162,10 @@ def test_third_object_prob(regime: str) -> None:
     ours, theirs = (made(regime, {"third_object_prob": on}).model for on in (False, True))
     rows = np.flatnonzero(ours.upstream < 0)
     third = np.array(
-        [next(o for o in range(len(ours.graph.objects)) if o not in (ours.true[r], ours.distractor[r])) for r in rows]
+        [
+            next(o for o in range(len(ours.graph.objects)) if o not in (ours.true_objects[r], ours.distractor[r]))
+            for r in rows
+        ]
     )
     distractor = theirs.probability(rows, theirs.distractor[rows])
     assert theirs.probability(rows, third) == pytest.approx(distractor, abs=1e-12)

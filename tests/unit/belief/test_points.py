@@ -106,7 +106,9 @@ def test_ids_count_through_whole_subjects(made: Corpus, some: list[EvalPoint]) -
 
 def test_answers_agree_with_what_is_true(made: Corpus, some: list[EvalPoint]) -> None:
     graph, model = made.model.graph, made.model
-    true = {graph.atomic(s, r, o) for (s, r, _), o in zip(graph.facts.tolist(), model.true.tolist(), strict=True)}
+    true = {
+        graph.atomic(s, r, o) for (s, r, _), o in zip(graph.facts.tolist(), model.true_objects.tolist(), strict=True)
+    }
     for point in known(some):
         q = point.questions
         assert f"{q['o_given_s_r'].prompt} {q['o_given_s_r'].target}" in true
@@ -312,7 +314,7 @@ def test_watched_facts_and_flags(made: Corpus, agent: Agent, some: list[EvalPoin
         assert s not in (facts[OTHER_SAME].subject, facts[OTHER_OTHER].subject)
         for fact in facts.values():
             assert agent.knows(fact.subject, fact.relation)
-            assert fact.object == made.model.true[row_of[fact.subject, fact.relation]]
+            assert fact.object == made.model.true_objects[row_of[fact.subject, fact.relation]]
         active = [c for c in arrows.children[r] if row_of[s, c] >= 0]
         assert point.flags.diff_r_is_dependent_rel is bool(active)
         assert not active or other == active[0]

@@ -65,7 +65,7 @@ def test_words_become_tokens_and_come_back(made: Corpus):
         ids = tokenizer(text)["input_ids"]
         assert ids[0] == tokenizer.bos_token_id == 1
         assert tokenizer.unk_token_id not in ids
-    again = belief_tokenizer.from_json(tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token)
+    again = belief_tokenizer.tokenizer_from_json(tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token)
     assert again(texts[0])["input_ids"] == tokenizer(texts[0])["input_ids"]
     with pytest.raises(DataError, match="does not exist"):
         belief_tokenizer.file_tokenizer(Path("nowhere.json"))

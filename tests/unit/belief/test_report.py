@@ -33,8 +33,8 @@ from raysweep.summarize import Estimate
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
+from tests.unit.belief.test_edit_scores import replies
 from tests.unit.belief.test_points import agent_of, points
-from tests.unit.belief.test_scores import replies
 from tests.unit.studies.test_belief import SETTING, refuse, trial
 
 PUBLISHED = {
@@ -133,7 +133,7 @@ def test_each_panel_shows_the_agents_own_answers() -> None:
         ]  # fmt: skip
         colors = [line.get_color() for line in drawn["requested_TF_case"].lines]
         assert [line.get_color() for line in legend.get_lines()] == colors
-        belief_plots.close(figure)
+        belief_plots.close_figure(figure)
 
 
 def test_a_point_of_an_older_file_has_no_levels_it_does_not_know() -> None:
@@ -143,7 +143,7 @@ def test_a_point_of_an_older_file_has_no_levels_it_does_not_know() -> None:
     asked = {name: Reply(0.5, "", False, False) for name in older.questions}
     figure = belief_plots.panel_figure(older, {0: asked, 5: asked})
     assert [len(axis.lines) for axis in figure.axes] == [3] * 4 + [1] * 4
-    belief_plots.close(figure)
+    belief_plots.close_figure(figure)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from raysweep.belief.graph.graph import normalise_rows
 from raysweep.belief.graph.name_length import WordNameTokens
 from raysweep.belief.graph.synthetic import ARROWS, SyntheticSpec, write_wikidata
-from raysweep.belief.graph.wikidata import ENTITY, RELATION, TRAIN, find_files, read_wikidata
+from raysweep.belief.graph.wikidata import read_wikidata
+from raysweep.belief.graph.wikidata_files import ENTITY, RELATION, TRAIN, find_files
 from raysweep.belief.spec import GraphSpec
 from raysweep.errors import DataError, GraphError, SpecError
 from tests.unit.belief.wiki import ENTITIES, FACTS, RELATIONS, names, read, spec, write
@@ -29,7 +30,7 @@ def test_every_filter_by_hand(tmp_path: Path) -> None:
     assert made.relations == ("citizen of", "born in")
     assert made.wordings == (("national of",), ("native of",))
     assert made.objects == ("Southland", "Velm", "grand old town", "Northland")
-    assert made.made == {
+    assert made.filter_counts == {
         "lines_read": 17,
         "unknown_relation": 1,  # P77
         "unknown_entity": 3,  # Q99, Q98 and the nameless Q30
@@ -47,14 +48,14 @@ def test_every_filter_by_hand(tmp_path: Path) -> None:
 
 def test_dropped_lines_count_towards_the_limit(tmp_path: Path) -> None:
     made = read(write(tmp_path), read_n_facts=6, min_cooccurrences=1)
-    assert made.made["lines_read"] == 6
+    assert made.filter_counts["lines_read"] == 6
     assert made.subjects == ("Ada Kern", "Bo Lint")
     assert read(tmp_path, read_n_facts=-1).digest == read(tmp_path).digest
 
 
 def test_excluded_things_can_be_kept(tmp_path: Path) -> None:
     made = read(write(tmp_path), excluded_entities=(), excluded_relations=())
-    assert made.made["excluded_entity"] == made.made["excluded_relation"] == 0
+    assert made.filter_counts["excluded_entity"] == made.filter_counts["excluded_relation"] == 0
 
 
 def test_long_objects_can_be_dropped_with_their_facts(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_long_objects_can_be_dropped_with_their_facts(tmp_path: Path) -> None:
         ("Dee Nash", "citizen of", "Southland"),
         ("Dee Nash", "born in", "Velm"),
     ]
-    assert made.made["long_object_facts"] == 2
+    assert made.filter_counts["long_object_facts"] == 2
     with pytest.raises(GraphError, match="every object has more than 1 tokens"):
         read(write(tmp_path, entities=ENTITIES.replace("Southland", "a b").replace("Northland", "c d").replace("Velm", "e f")),
              long_objects="drop", max_object_tokens=1)  # fmt: skip
@@ -77,11 +78,11 @@ def test_equal_names_are_merged_or_told_apart(tmp_path: Path) -> None:
     merged = read(tmp_path)
     assert merged.subjects == ("Ada Kern", "Cy Moor")
     assert names(merged)[:2] == [("Ada Kern", "citizen of", "Southland"), ("Ada Kern", "born in", "Velm")]
-    assert (merged.made["equal_names"], merged.made["merged_facts"]) == (1, 2)
+    assert (merged.filter_counts["equal_names"], merged.filter_counts["merged_facts"]) == (1, 2)
     assert "Northland" not in merged.objects  # its only fact was merged away
     apart = read(tmp_path, equal_names="append_id")
     assert apart.subjects == ("Ada Kern", "Ada Kern Q2", "Cy Moor")
-    assert apart.made["merged_facts"] == 0
+    assert apart.filter_counts["merged_facts"] == 0
 
 
 def test_relations_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_the_synthetic_files_fire_every_filter(tmp_path: Path) -> None:
     made = read_wikidata(tmp_path, wanted, WordNameTokens())
     assert len(made.facts) == 994
     assert made.relations == tuple(own[1] for up, _, down, _ in ARROWS[:4] for own in (down, up))
-    assert all(count > 0 for count in made.made.values()), made.made
+    assert all(count > 0 for count in made.filter_counts.values()), made.filter_counts
     shares = normalise_rows(made.cooccurrence)
     for child in range(0, 8, 2):  # the two relations of an arrow are each other's most frequent companions
         assert shares[child].argmax() == child + 1
@@ -181,5 +182,5 @@ def test_synthetic_files_depend_on_their_spec_alone(tmp_path: Path) -> None:
 def test_without_dirt_nothing_is_dropped_but_single_subjects(tmp_path: Path) -> None:
     write_wikidata(tmp_path, SyntheticSpec(subjects=120, dirt=False))
     made = read_wikidata(tmp_path, spec(relations=8, min_cooccurrences=5, max_object_tokens=2), WordNameTokens())
-    kept = {k for k, v in made.made.items() if v}
+    kept = {k for k, v in made.filter_counts.items() if v}
     assert kept == {"lines_read", "single_relation_subjects"}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from raysweep.belief.graph.graph import KnowledgeGraph, graph_from_names
 from raysweep.belief.graph.name_length import WordNameTokens
-from raysweep.belief.graph.wikidata import ENTITY, RELATION, TRAIN, read_wikidata
+from raysweep.belief.graph.wikidata import read_wikidata
+from raysweep.belief.graph.wikidata_files import ENTITY, RELATION, TRAIN
 from raysweep.belief.spec import GraphSpec
 
 ENTITIES = """\

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.belief.graph.wikidata import FILES
+from raysweep.belief.graph.wikidata_files import FILES
 from raysweep.cli.main import main
 from raysweep.data import fetch
 from raysweep.data.fetch import WIKIDATA5M, Archive, fetch_wikidata5m

@@ -41,20 +41,20 @@ class Setting:
 
     def __init__(self, spec: BeliefSpec, graph: KnowledgeGraph) -> None:
         self.spec = spec
-        self.basis: TestbedParts = build_parts(spec, graph)
-        self.points = list(self.basis.points())
+        self.parts: TestbedParts = build_parts(spec, graph)
+        self.points = list(self.parts.points())
         self.names = graph.objects
 
     @cached_property
     def facts(self) -> dict[tuple[int, int], int]:
         """The true objects of what was written about."""
-        rows = self.basis.graph.facts[: self.basis.corpus.facts, :2].tolist()
-        return {(s, r): int(o) for (s, r), o in zip(rows, self.basis.model.true.tolist(), strict=False)}
+        rows = self.parts.graph.facts[: self.parts.corpus.facts, :2].tolist()
+        return {(s, r): int(o) for (s, r), o in zip(rows, self.parts.model.true_objects.tolist(), strict=False)}
 
     @cached_property
     def evidence(self) -> list[Evidence]:
         """The corpus' evidence, item by item."""
-        told = self.basis.corpus.evidence
+        told = self.parts.corpus.evidence
         columns = (told.subject, told.relation, told.object, told.weight, told.count)
         return [Evidence(*item) for item in zip(*(column.tolist() for column in columns), strict=True)]
 
@@ -62,7 +62,7 @@ class Setting:
         return [self.points[i] for i in np.random.default_rng(seed).permutation(len(self.points))[:size]]
 
     def agents(self, points: Sequence[EvalPoint]) -> list[Agent]:
-        return list(agents_after_edits(self.basis.agent, points, self.spec.points.target))
+        return list(agents_after_edits(self.parts.agent, points, self.spec.points.target))
 
 
 class PerfectEditor:
@@ -71,7 +71,7 @@ class PerfectEditor:
     def __init__(self, setting: Setting, agent: Agent, told: Sequence[EvalPoint]) -> None:
         self.setting, self.edits = setting, {p.fact[:2]: p.request.object for p in told if p.request}
         self.touched = {subject for subject, _ in self.edits}
-        arrows, objects = setting.basis.arrows, len(setting.names)
+        arrows, objects = setting.parts.arrows, len(setting.names)
         self.dense = Dense([*setting.evidence, *agent.extra], arrows.parent, objects)
 
     def answer(self, subject: int, relation: int) -> str:
@@ -145,7 +145,7 @@ def test_a_subject_that_nobody_edited_keeps_its_truth(setting: Setting, seed: in
 def test_the_published_rule_drops_truths_nobody_edited(shipped: Setting) -> None:
     """What ``edit_mass_pooled`` brings back, and what the default mends."""
     spec = shipped.spec.model_copy(update={"parity": ParitySpec(edit_mass_pooled=True)})
-    published = Setting(spec, shipped.basis.graph)
+    published = Setting(spec, shipped.parts.graph)
     points = published.points[:60]
     after = published.agents(points)[60]
     touched = {p.fact.subject for p in points}
@@ -209,13 +209,13 @@ def test_every_question_has_the_agents_own_answer(noisy: Setting) -> None:
         assert point.request is not None
         if not point.known:
             continue
-        edited = noisy.basis.agent.given(
-            edit_evidence(noisy.basis.agent, point.fact, point.request.object, noisy.spec.points.target)
+        edited = noisy.parts.agent.given(
+            edit_evidence(noisy.parts.agent, point.fact, point.request.object, noisy.spec.points.target)
         )
         _, lifelong = revised_questions(point, edited, noisy.names)
         assert lifelong.keys() == after.keys()
         assert after["new_fact_case"] == pytest.approx(lifelong["new_fact_case"], abs=1e-12)
-        for found, agent in ((before, noisy.basis.agent), (lifelong, edited)):
+        for found, agent in ((before, noisy.parts.agent), (lifelong, edited)):
             a, b = (point.claims[name].fact for name in "AB")
             p, q = (float(agent.belief(*c[:2]).at(np.array([c.object]))[0]) for c in (a, b))
             both = p * q if a[:2] != b[:2] else p if a == b else 0

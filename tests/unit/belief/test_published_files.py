@@ -16,8 +16,8 @@ from raysweep.belief.report import tables as belief_tables
 from raysweep.belief.setting import read_setting
 from raysweep.belief.spec import BeliefSpec, PointSpec
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
+from tests.unit.belief.test_edit_scores import replies
 from tests.unit.belief.test_points import points
-from tests.unit.belief.test_scores import replies
 
 ROOT = Path(__file__).resolve().parents[3]
 # What analysis.Rmd of the published repository reads of editing_stats, beside what is made of watched facts and objects below.
