@@ -209,7 +209,10 @@ def two_models_in_one_process(exam: Exam) -> None:
 
 
 def edits_made_together_are_those_made_alone(exam: Exam) -> None:
-    """``edit_many`` proposes what ``edit`` proposes without memory, up to rounding, and leaves the model bit-identical."""
+    """``edit_many`` proposes what ``edit`` proposes without memory, up to rounding, and leaves the model bit-identical.
+
+    Only an editor without state promises it.
+    """
     editor = exam.build()
     if not editor.is_stateless:
         return
@@ -320,3 +323,18 @@ PROMISES: tuple[Callable[[Exam], None], ...] = (
     names_its_artifacts,
     config_round_trips,
 )
+
+
+def promises_of(editor: AnyEditor, *, learns: bool) -> list[Callable[[Exam], None]]:
+    """Return the promises that *editor* makes; the others have nothing to examine.
+
+    Args:
+        editor: as the exam builds it.
+        learns: it is expected to make targets more probable on the shipped model (``Exam.learner`` is given).
+    """
+    left_out = set()
+    if not editor.is_stateless:
+        left_out.add(edits_made_together_are_those_made_alone)
+    if not learns:
+        left_out.add(raises_the_targets_probability)
+    return [promise for promise in PROMISES if promise not in left_out]
