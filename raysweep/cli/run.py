@@ -59,6 +59,7 @@ def command(
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
     store.folder.check_writable()
+    # With --fresh nothing of earlier runs counts, though it is still there.
     earlier = {} if fresh else statuses(planned, store)
     for line in announcement(planned, earlier):
         say(line)

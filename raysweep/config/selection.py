@@ -61,6 +61,7 @@ def select(
 
 def chosen(rows: Sequence[Row], spec: DataSpec) -> Selection:
     """Return the rows that the planned *spec* chooses: what its editor refuses is in ``left_out`` already."""
+    # By index: the plan has judged the rows already, and only it knows the editor.
     gone = frozenset(spec.left_out)
     return select([row for i, row in enumerate(rows) if i not in gone], spec, lambda record: None, "")
 

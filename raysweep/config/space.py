@@ -28,7 +28,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class ValuePath(Grid):
-    """A grid whose values take their edits from one run over the records; the component says what else that implies (``BaseWrapper.shareable``)."""
+    """A grid whose values take their edits from one run; the component says what else that implies (``BaseWrapper.shareable``)."""
 
     kind: ClassVar[str] = "path"
 

@@ -48,6 +48,7 @@ def by_arm(keys: Iterable[str], arms: Mapping[str, str]) -> str:
 def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
     """Return, for a run that did not do everything, what is missing and what makes it."""
     lines = []
+    # One cause often fails hundreds of trials; the first few show it.
     for key, error in list(outcome.failed.items())[:SHOWN]:
         where = f"{outcome.results}/{key}/FAILED.json"
         head, _, hint = brief(error).partition("\n")

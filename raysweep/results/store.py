@@ -85,6 +85,8 @@ class ResultStore:
         now (*arm*, *point*) goes in as history: readers take names from ``plan.json``.
         """
         key = trial.key
+        # Without a snapshot there is nothing to go on from, so rows that were written earlier must go: the new life
+        # writes all of them again, perhaps with fewer files.
         snapshot = self.latest_snapshot(key)
         about = self.about(key) if snapshot is not None else None
         if snapshot is None:
@@ -127,6 +129,7 @@ class ResultStore:
         return self.write_snapshot(key, result.snapshot, group=group, tensors=tensors) if result.snapshot else None
 
     def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:
+        # A mistake in sharing edits would file one trial's numbers under another's key, which no reader could notice.
         foreign = {r.trial_key for r in rows} - {key}
         if foreign:
             raise StoreError(f"rows of {', '.join(sorted(foreign))} were handed in for trial {key}")
@@ -147,10 +150,12 @@ class ResultStore:
         if tensors is None:
             from safetensors.torch import save
 
+            # clone: safetensors refuses tensors that share memory, as tied weights do.
             data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
             name = f"snapshot-{snapshot.step:06d}.safetensors"
             tensors = {"file": f"{GROUP_SNAPSHOTS}/{group}/{name}" if group else name, "blake2b": checksum(data)}
             self.folder.write(_tensor_file(key, tensors["file"]), data)
+        # Timing differs from run to run, so it is no part of what has to be there when a trial goes on.
         files = [f for f in self._files_of(key, snapshot.step) if f.step <= snapshot.step and f.table != TIMING.name]
         about = {
             "format": FORMAT,
@@ -159,6 +164,8 @@ class ResultStore:
             "meta": dict(snapshot.meta),
             "files": listed(files),
         }
+        # The order matters: tensors, then the file that names them, then the older tensors go. A crash between two of these
+        # steps leaves one whole snapshot.
         self.folder.write_json(f"{key}/{SNAPSHOT}", about)
         self._drop_snapshots(key, keep=tensors["file"])
         return tensors
@@ -181,11 +188,13 @@ class ResultStore:
 
     def reopen(self, key: str) -> None:
         """Take back that a trial ended; it can go on from its snapshot."""
+        # A trial that goes on must not look ended, should it be killed before its next round.
         for state in ENDS:
             self.folder.delete(f"{key}/{state}.json")
 
     def latest_snapshot(self, key: str) -> Snapshot | None:
         """Return the trial's snapshot, or None if it has none; a damaged one is set aside as ``*.corrupt``."""
+        # On an object store the new snapshot.json may be seen before the tensors that it names, or after they were replaced.
         for attempt in range(TRIES):
             try:
                 return self._read_snapshot(key)
@@ -239,6 +248,7 @@ class ResultStore:
         """
         spec = self._demand_begun(key)
         files = self._files_of(key, step)
+        # DONE is a promise to every later reader, so it is given only for what can be seen in the folder now.
         missing = missing_files(self.folder.sizes(key), spec.protocol.rounds, files)
         if missing:
             raise StorageLostError(f"{self.folder.path(f'{key}/{missing[0]}')} is gone, though this trial wrote it")

@@ -54,7 +54,7 @@ def run_sweep(
     store = ResultStore(workspace.results(plan.sweep.name))
     store.folder.check_writable()
     table = {t.key: t for t in plan.trials}
-    # Runs in one process may share a folder of results as long as their trials are different ones.
+    # Runs in one process may share a folder of results as long as their trials are different ones (`raysweep edit`, twice).
     lock = DriverLock(store.folder, keys=tuple(table) if inline else None, anyway=options.anyway)
     run = SweepRun(
         plan=plan, table=table, workspace=workspace, store=store, lock=lock,
@@ -63,6 +63,7 @@ def run_sweep(
     with lock:
         states = _prepare(run)
         run.watcher.prepared()
+        # Decided before anything runs: what is left alone now must be reported as altered at the end.
         altered = {k: s for k, s in states.items() if s.altered and not options.repair}
         interrupted = bool(
             lazy("raysweep.tune.inline").run_inline(run, states) if inline else _run_with_ray(run, states)
@@ -80,7 +81,9 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
         first = attempt == 0
         if not first:
             states = trial_states(run.store, run.table, verify=False)
+        # What failed in the first attempt stays failed: its error is the trial's own, not Ray's.
         todo = pending(states, retry=run.options.retry and first, repair=run.options.repair and first)
+        # A lock that is gone means that the folder was removed or replaced under us: nothing is written there any more.
         if not todo or not run.lock.check() or not (first or _is_writable(run.store)):
             return False
         if not first:
@@ -94,9 +97,11 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
         except RuntimeError as error:
             if not run.lock.check():
                 return False
+            # RuntimeError is what Ray raises when it itself gives up; an error of a trial never gets here.
             if attempt == RESTARTS:
                 raise RunFailedError(f"Ray gave up: {first_line(error)}", hint="run the same command again") from error
             log.warning("Ray gave up (%s)", first_line(error))
+        # Between two sessions no Tuner catches the signal, so Ctrl-C arrives here as an exception.
         except KeyboardInterrupt:
             return True
     return False

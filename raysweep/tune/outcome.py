@@ -63,11 +63,13 @@ def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: 
         interrupted: whether a signal ended the run.
     """
     store, lost = run.store, run.lock.lost
+    # Bytes were compared when the run began; reading all of them again would double the time of a small sweep.
     states = {**trial_states(store, run.table, verify=False), **altered}
     if not lost or store.folder.exists():
         if run.lock.keys is None:  # else others may be at work in the same folder
             _remove_shared(run, states)
         with suppress(StoreError):  # a disk that is full now has everything but this table, which is rebuilt each time
+            # The folder was removed and made anew while the sweep ran, or plan.json was damaged.
             if store.plan() is None:
                 store.write_plan(run.plan.as_json(), run.plan.sweep.source.text)
             Sweep(store).write_trials()
