@@ -12,10 +12,11 @@ from pyarrow import fs
 
 from raysweep.config.schema import TrialSpec
 from raysweep.config.space import Scalar
-from raysweep.errors import DamagedError, NewerFormatError, SnapshotError, StorageLostError, StoreError
+from raysweep.errors import DamagedError, SnapshotError, StorageLostError, StoreError
 from raysweep.results.folder import Folder
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TableSchema
-from raysweep.results.state import ENDS, State, TrialStatus, altered_files, checksum, missing_files, trial_state
+from raysweep.results.snapshots import GROUP_SNAPSHOTS, delete_unnamed_tensors, read_snapshot, tensor_file
+from raysweep.results.state import ENDS, State, TrialStatus, checksum, missing_files, trial_state
 from raysweep.results.statefiles import (
     FORMAT,
     HEARTBEAT,
@@ -23,11 +24,9 @@ from raysweep.results.statefiles import (
     SNAPSHOT,
     TIMES,
     TRIAL,
-    SnapshotFile,
     TableFile,
     listed,
     read_plan,
-    read_state,
     read_trial,
 )
 from raysweep.results.tablefiles import described, encoded, scan
@@ -35,7 +34,6 @@ from raysweep.rows import EvalRound, Snapshot
 
 __all__ = [
     "ENDS",
-    "GROUP_SNAPSHOTS",
     "HEARTBEAT",
     "PLAN",
     "SNAPSHOT",
@@ -48,7 +46,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-GROUP_SNAPSHOTS = "_passes"  # folder of the tensors that the trials of an edit group share
 Tensors = Mapping[str, str]  # where a snapshot's tensors lie, and their checksum
 TRIES = 3  # another process may replace the snapshot between our two reads
 
@@ -154,7 +151,7 @@ class ResultStore:
             data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
             name = f"snapshot-{snapshot.step:06d}.safetensors"
             tensors = {"file": f"{GROUP_SNAPSHOTS}/{group}/{name}" if group else name, "blake2b": checksum(data)}
-            self.folder.write(_tensor_file(key, tensors["file"]), data)
+            self.folder.write(tensor_file(key, tensors["file"]), data)
         # Timing differs from run to run, so it is no part of what has to be there when a trial goes on.
         files = [f for f in self._files_of(key, snapshot.step) if f.step <= snapshot.step and f.table != TIMING.name]
         about = {
@@ -172,19 +169,7 @@ class ResultStore:
 
     def tidy_group(self, group: str, keys: Iterable[str]) -> None:
         """Delete the tensors of the edit group *group* that the snapshot of none of *keys* names."""
-        folder = f"{GROUP_SNAPSHOTS}/{group}"
-        named = set()
-        for key in keys:
-            try:
-                about = read_state(self.folder, f"{key}/{SNAPSHOT}", SnapshotFile)
-            except (DamagedError, NewerFormatError):
-                continue  # whoever goes on from it sets it aside
-            named |= {about.file} if about is not None else set()
-        still_named = [name for name in self.folder.files(folder) if name in named]
-        if not still_named:
-            self.folder.delete_folder(folder)
-        for name in set(self.folder.files(folder)) - set(still_named):
-            self.folder.delete(name)
+        delete_unnamed_tensors(self.folder, group, keys)
 
     def reopen(self, key: str) -> None:
         """Take back that a trial ended; it can go on from its snapshot."""
@@ -211,34 +196,13 @@ class ResultStore:
         return None
 
     def _read_snapshot(self, key: str) -> Snapshot | None:
-        """Return the verified snapshot of *key*.
-
-        Raises:
-            SnapshotError: a file does not match its checksum or cannot be parsed.
-            FileNotFoundError: the tensor file is gone.
-        """
-        from safetensors.torch import load
-
-        try:
-            about = read_state(self.folder, f"{key}/{SNAPSHOT}", SnapshotFile)
-            begun = read_trial(self.folder, key) if about is not None else None
-        except DamagedError as error:
-            raise SnapshotError(error.message) from error
-        if about is None:
+        """Return the verified snapshot of *key* and remember the files that it lists; raises as :func:`read_snapshot`."""
+        read = read_snapshot(self.folder, key)
+        if read is None:
             return None
-        if begun is None:
-            raise SnapshotError(f"{self.folder.path(f'{key}/{TRIAL}')} is missing")
-        files = about.files if about.files is not None else scan(self.folder, key, about.step)
-        altered = altered_files(self.folder, key, files)
-        if altered:
-            raise SnapshotError(f"{self.folder.path(f'{key}/{altered[0]}')} is not as it was written")
-        name = _tensor_file(key, about.file)
-        data = self.folder.read(name)
-        if checksum(data) != about.blake2b:
-            raise SnapshotError(f"{self.folder.path(name)} does not match its checksum")
-        times = scan(self.folder, key, about.step, [TIMING])  # these differ between runs, so no snapshot lists them
-        self._files[key] = {file.name: file for file in (*files, *times)}
-        return Snapshot(step=about.step, tensors=load(data), meta=about.meta)
+        snapshot, files = read
+        self._files[key] = {file.name: file for file in files}
+        return snapshot
 
     def finish(self, key: str, *, step: int, keep_snapshot: bool = False) -> None:
         """Mark the trial DONE, naming its files; its snapshot goes unless *keep_snapshot*.
@@ -351,8 +315,3 @@ class ResultStore:
 def files_of_table(names: Iterable[str], table: TableSchema) -> list[str]:
     """Return those of the files *names* of one trial that hold rows of *table*."""
     return [n for n in names if n.rpartition("/")[2].startswith(f"{table.name}-") and n.endswith(".parquet")]
-
-
-def _tensor_file(key: str, name: str) -> str:
-    """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its edit group's."""
-    return name if name.startswith(f"{GROUP_SNAPSHOTS}/") else f"{key}/{name}"

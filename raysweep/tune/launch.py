@@ -12,8 +12,9 @@ from raysweep.lazy import lazy
 from raysweep.results.drivers import DriverLock
 from raysweep.results.proposals import PROPOSALS
 from raysweep.results.ray_logs import RAY_FOLDER
+from raysweep.results.snapshots import GROUP_SNAPSHOTS
 from raysweep.results.state import TrialStatus
-from raysweep.results.store import GROUP_SNAPSHOTS, ResultStore
+from raysweep.results.store import ResultStore
 from raysweep.tune import cluster
 from raysweep.tune.local_ray import first_line, running_ray
 from raysweep.tune.outcome import Outcome, conclude

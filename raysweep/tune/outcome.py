@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from raysweep.errors import StoreError
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
+from raysweep.results.snapshots import GROUP_SNAPSHOTS
 from raysweep.results.state import State, TrialStatus
-from raysweep.results.store import GROUP_SNAPSHOTS
 from raysweep.results.tables import Sweep
 from raysweep.tune.pending import trial_states
 from raysweep.tune.sweep_run import SweepRun
