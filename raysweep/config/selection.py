@@ -50,11 +50,11 @@ def select(
     for i, row in enumerate(rows):
         if len(taken) == end:
             break
-        found = _judged(row, i, refuses, where)
-        if isinstance(found, Problem):
-            bad.append((i, found))
+        verdict = _judged(row, i, refuses, where)
+        if isinstance(verdict, Problem):
+            bad.append((i, verdict))
         else:
-            taken.append(found)
+            taken.append(verdict)
     left_out, reasons = tuple(i for i, _ in bad), tuple(p for _, p in bad)
     return Selection(_records(taken[spec.skip :]), left_out=left_out, reasons=reasons)
 
