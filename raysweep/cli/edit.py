@@ -27,7 +27,7 @@ from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
     from raysweep.results.store import ResultStore
-    from raysweep.tune.outcome import Outcome
+    from raysweep.tune.outcome import SweepOutcome
 
 # The reference's names for one editor with one of its objectives.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -121,8 +121,8 @@ def _make(planned: Plan, workspace: Workspace, *, repair: bool) -> None:
     store.folder.check_writable()
     earlier = statuses(planned, store)
     watcher = display(planned, store, earlier, announcement(planned, earlier))
-    options = lazy("raysweep.tune.sweep_run").Options(retry=True, repair=repair)
-    outcome: Outcome = lazy("raysweep.tune.launch").run_sweep(
+    options = lazy("raysweep.tune.sweep_run").RunOptions(retry=True, repair=repair)
+    outcome: SweepOutcome = lazy("raysweep.tune.launch").run_sweep(
         planned, workspace, options=options, watcher=watcher, backend="inline"
     )
     summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)

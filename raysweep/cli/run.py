@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from raysweep.results.state import TrialStatus
     from raysweep.results.store import ResultStore
     from raysweep.results.tables import Sweep
-    from raysweep.tune.outcome import Outcome
+    from raysweep.tune.outcome import SweepOutcome
 
 
 def command(
@@ -63,7 +63,7 @@ def command(
     earlier = {} if fresh else statuses(planned, store)
     for line in announcement(planned, earlier):
         say(line)
-    options = sweep_run.Options(
+    options = sweep_run.RunOptions(
         address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway
     )
     outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(planned, store, earlier))
@@ -125,7 +125,7 @@ def summarise(sweep: Sweep, results: str) -> None:
         say(f"warning: {note}", err=True)
 
 
-def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
+def conclude(outcome: SweepOutcome, plan: Plan, workspace: Workspace) -> None:
     """Print the table, where the results lie, what is missing and what is no number."""
     if not (outcome.lost and len(outcome.absent) == len(plan.trials)):
         summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)

@@ -11,7 +11,7 @@ from raysweep.reports.prose import brief, counted
 
 if TYPE_CHECKING:
     from raysweep.results.tables import Sweep
-    from raysweep.tune.outcome import Outcome
+    from raysweep.tune.outcome import SweepOutcome
 
 SHOWN = 10  # lines of one kind; the rest is counted
 
@@ -45,7 +45,7 @@ def by_arm(keys: Iterable[str], arms: Mapping[str, str]) -> str:
     return ", ".join(f"{arm} ({counted(count, 'trial', 'trials')})" for arm, count in counts.items())
 
 
-def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
+def missing_lines(outcome: SweepOutcome, called: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
     """Return, for a run that did not do everything, what is missing and what makes it."""
     lines = []
     # One cause often fails hundreds of trials; the first few show it.

@@ -17,9 +17,9 @@ from raysweep.results.state import TrialStatus
 from raysweep.results.store import ResultStore
 from raysweep.tune import cluster
 from raysweep.tune.local_ray import first_line, running_ray
-from raysweep.tune.outcome import Outcome, conclude
+from raysweep.tune.outcome import SweepOutcome, conclude
 from raysweep.tune.pending import pending, trial_states
-from raysweep.tune.sweep_run import Options, SweepRun
+from raysweep.tune.sweep_run import RunOptions, SweepRun
 from raysweep.tune.watcher import Watcher
 from raysweep.workspace import Workspace
 
@@ -30,15 +30,15 @@ Backend = Literal["ray", "inline"]
 
 
 def run_sweep(
-    plan: Plan, workspace: Workspace, *, options: Options = Options(), watcher: Watcher | None = None,
+    plan: Plan, workspace: Workspace, *, options: RunOptions = RunOptions(), watcher: Watcher | None = None,
     backend: Backend = "ray",
-) -> Outcome:  # fmt: skip
+) -> SweepOutcome:  # fmt: skip
     """Run what is not done yet of *plan*.
 
     Args:
         plan: the trials, and the sweep they belong to.
         workspace: where results go.
-        options: see :class:`Options`.
+        options: see :class:`RunOptions`.
         watcher: told about every round; None = nothing is shown.
         backend: ``ray`` runs as many trials at once as fit, in processes that may die and be replaced; ``inline`` runs one after
             another in this process, where Ctrl-C is an exception. The numbers do not depend on it.

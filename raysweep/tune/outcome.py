@@ -16,7 +16,7 @@ from raysweep.tune.sweep_run import SweepRun
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SweepOutcome:
     """How a run ended, by our store; each planned trial that is not done stands in one of the others.
 
     Attributes:
@@ -54,7 +54,7 @@ class Outcome:
         return {**self.failed, **{key: self.damaged.get(key, "is unfinished") for key in self.unfinished}}
 
 
-def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: bool) -> Outcome:
+def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: bool) -> SweepOutcome:
     """Remove what only unfinished trials need, rebuild the table of trials, and return how *run* ended.
 
     Args:
@@ -74,7 +74,7 @@ def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: 
                 store.write_plan(run.plan.as_json(), run.plan.sweep.source.text)
             Sweep(store).write_trials()
     unfinished = {k: s for k, s in states.items() if s.state not in (State.DONE, State.FAILED)}
-    return Outcome(
+    return SweepOutcome(
         done=tuple(k for k, s in states.items() if s.state is State.DONE),
         failed={k: s.error for k, s in states.items() if s.state is State.FAILED},
         unfinished=tuple(unfinished),

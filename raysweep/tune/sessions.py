@@ -37,7 +37,7 @@ from raysweep.tune.trial_order import GroupByGroup, ray_config
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
-    from raysweep.tune.sweep_run import Options
+    from raysweep.tune.sweep_run import RunOptions
     from raysweep.tune.watcher import Watcher
 
 SESSION = 128  # trials of one session, at least
@@ -59,7 +59,7 @@ class Sessions:
 
     def __init__(
         self, store: ResultStore, table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
-        options: Options, watcher: Watcher | None, halted: Callable[[], bool],
+        options: RunOptions, watcher: Watcher | None, halted: Callable[[], bool],
     ) -> None:  # fmt: skip
         disable_log_once_globally()  # Ray remembers every line it might log twice, and makes one for each trial
         self.store, self.table, self.resources = store, table, sweep.resources
