@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         marks = sorted({int(m) for m in options.marks.split(",")} | {options.trials})
         shown = Observed(labels, dict.fromkeys(labels, options.edits), printer=lambda line: None, marks=marks)
         outcome = launch.run_sweep(
-            found, workspace, options=launch.Options(concurrent=options.concurrent), watcher=shown
+            found, workspace, options=launch.RunOptions(concurrent=options.concurrent), watcher=shown
         )
         if len(outcome.done) != options.trials:
             raise RunFailedError(f"{len(outcome.done)} of {options.trials} trials done: {dict(outcome.failed)}")

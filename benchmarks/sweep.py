@@ -75,7 +75,7 @@ def _sweep(count: int, edits: int, threads: int, concurrent: int) -> float:
         found = planned(count, edits, threads, workspace)
         clock = measure.Clock()
         with clock.timed():
-            outcome = launch.run_sweep(found, workspace, options=launch.Options(concurrent=concurrent))
+            outcome = launch.run_sweep(found, workspace, options=launch.RunOptions(concurrent=concurrent))
         _demand(len(outcome.done) == count, f"{len(outcome.done)} of {count} trials done: {dict(outcome.failed)}")
     return clock.wall[0]
 

@@ -74,7 +74,7 @@ def ours(options: argparse.Namespace, lams: Sequence[float], root: Path) -> dict
             here = Workspace(root, storage=f"{scratch}/{edits}")
             found = planned(options, lams, here, edits)
             start = time.perf_counter()
-            outcome = launch.run_sweep(found, here, options=launch.Options(concurrent=options.concurrent))
+            outcome = launch.run_sweep(found, here, options=launch.RunOptions(concurrent=options.concurrent))
             seconds = time.perf_counter() - start
             if len(outcome.done) != len(found.trials):
                 raise RunFailedError(f"the benchmark's trials failed: {dict(outcome.failed)}")

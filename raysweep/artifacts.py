@@ -118,6 +118,7 @@ class ArtifactStore:
         from safetensors.torch import load_file
 
         data = folder / "data.safetensors"
+        # COMPLETE holds the hash of the tensors, so a file that was cut short or replaced is noticed.
         if not data.is_file() or file_digest(data) != seal.read_text().strip():
             raise ArtifactError(f"artifact {folder} does not match its recorded hash", hint="delete that folder")
         meta = json.loads((folder / "meta.json").read_text())
@@ -125,6 +126,7 @@ class ArtifactStore:
 
     def get_or_build(self, request: ArtifactRequest, build: Callable[[], Built]) -> Artifact:
         """Return the artifact of *request*, building it if nobody has; wait if somebody is building it now."""
+        # Without a digest of everything it depends on, a later run could take it for another one's.
         if not request.known:
             return Artifact("", *build())
         while True:
@@ -135,6 +137,7 @@ class ArtifactStore:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with self._claim(folder) as mine:
                 if mine:
+                    # Somebody may have built it between the look above and the claim.
                     if self.get(request) is None:
                         self._write(folder, request, *build())
                 else:
@@ -158,6 +161,7 @@ class ArtifactStore:
         path = folder.with_name(f".{folder.name}.claim")
         token = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         try:
+            # O_EXCL is the lock: of several processes one creates the file.
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             self._take_over_if_stale(path)
@@ -189,6 +193,7 @@ class ArtifactStore:
         except FileNotFoundError:
             return
         host, _, rest = owner.partition(":")
+        # On this machine the process can be asked for; elsewhere only the age of the claim tells.
         dead = host == socket.gethostname() and rest and not _alive(rest.partition(":")[0])
         if dead or age > self.stale:
             log.warning("taking over the claim of %s on %s, silent for %.0f s", owner, path.name, age)

@@ -88,12 +88,14 @@ def replace_folder(new: Path, path: Path, aside: Path | None = None) -> None:
         OSError: it cannot be done.
     """
     aside = aside or _beside(path)
+    # A rename may reach the disk before the bytes of the files: after a power cut the folder would be full of empty ones.
     for folder, _, files in os.walk(new):
         for name in files:
             _sync(Path(folder, name))
         _sync(Path(folder))
     if path.exists():
         shutil.rmtree(aside, ignore_errors=True)
+        # rename(2) replaces a file at once, but no folder that holds something.
         os.replace(path, aside)
     os.replace(new, path)
     _sync(path.parent)

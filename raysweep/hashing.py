@@ -21,15 +21,18 @@ def canonical(value: Any) -> Any:
         TypeError: a value has no canonical form (sets, objects).
         ValueError: a float is not finite.
     """
+    # Enum members of str or int are plain values too, by their isinstance; they are spelled by their value below.
     if value is None or (isinstance(value, bool | str | int) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
         return canonical(value.value)
     if isinstance(value, float):
         if not math.isfinite(value):
+            # JSON has no spelling of NaN and infinity that all readers share.
             raise ValueError(f"no canonical form for {value!r}")
         return value
     if isinstance(value, Mapping):
+        # Sorted, so that the order in which keys were written moves no hash.
         return {str(k): canonical(value[k]) for k in sorted(value, key=str)}
     if isinstance(value, list | tuple):
         return [canonical(v) for v in value]

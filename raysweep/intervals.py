@@ -90,24 +90,32 @@ def variance_components(values: Array) -> Components:
     records and of the residual; expectations use the weights that the mean gives to each value.
     """
     there = ~np.isnan(values)
+    # Arrays are [..., R, S]: R records, S seeds, NaN where a record is not under a seed; sums run over the rest.
     filled = np.where(there, values, 0.0)
+    # n_s [..., S] records of a seed, n_r [..., R] seeds of a record.
     in_seed, in_record = there.sum(-2), there.sum(-1)
     n_seeds, n_records, n_values = (in_seed > 0).sum(-1), (in_record > 0).sum(-1), there.sum((-2, -1))
+    # mean = (1/S) Σ_s x̄_s: every seed counts alike, however many records it has.
     seed_means = filled.sum(-2) / np.maximum(in_seed, 1)
     mean = seed_means.sum(-1) / n_seeds
 
+    # w_rs = 1 / (n_s S), so mean = Σ_rs w_rs x_rs. With x_rs = μ + a_r + b_s + e_rs,
+    # Var(mean) = σ_a² Σ_r (Σ_s w_rs)² + σ_b² / S + σ_e² Σ_rs w_rs².
     weights = there / np.maximum(in_seed, 1)[..., None, :] / n_seeds[..., None, None]
     same = (weights.sum(-1) ** 2).sum(-1)  # multiplies the variance of records in that of the mean
     apart = (weights**2).sum((-2, -1))  # multiplies the variance of the residual
 
+    # Centred within its seed, a value no longer holds b_s; what is left varies by a_r + e_rs.
     centred = np.where(there, filled - seed_means[..., None, :], 0.0)
     total = (centred**2).sum((-2, -1)) / np.maximum(n_values - n_seeds, 1)  # of records and residual together
+    # What is left within a record, once its own mean is taken off, is e_rs alone.
     record_means = centred.sum(-1) / np.maximum(in_record, 1)
     within = (np.where(there, centred - record_means[..., None], 0.0) ** 2).sum((-2, -1))
     df_within = (n_values - n_records) * (1.0 - n_seeds / n_values)
     # Where no record is under two seeds the two cannot be told apart, and need not be: their multipliers are then equal.
     residual = np.where(df_within > 0, within / np.where(df_within > 0, df_within, 1.0), total / 2)
     residual = np.clip(residual, 0.0, total)
+    # σ_a² = (σ_a² + σ_e²) − σ_e², both estimated; the clip above keeps it from being negative.
     of_records = total - residual
 
     seed_square = np.where(in_seed > 0, (seed_means - mean[..., None]) ** 2, 0.0).sum(-1)
@@ -135,6 +143,7 @@ def share(values: Array) -> Interval:
     record counts as one 0/1 value.
     """
     c = variance_components(values)
+    # p (1 − p), from the mean alone; it is short of the variance of one value by the variance of the mean.
     outcome = np.maximum(c.mean * (1.0 - c.mean), 0.0)
     spread = outcome + c.variance  # estimates p (1 - p) without bias: the variance of one 0/1 value
     informed = (c.n_records - 1.0) * np.minimum(4.0 * spread, 1.0)
@@ -146,6 +155,7 @@ def share(values: Array) -> Interval:
     # t² over the effective number of 0/1 values, 1 + p (1 - p) / variance
     ratio = _half_square(c, records, df) / np.maximum(outcome + variance, TINY)
     ratio = np.where(outcome > TINY, ratio, _t(np.inf) ** 2 / c.n_records)
+    # Wilson: the p with (p̂ − p)² = ratio · p (1 − p), a quadratic equation; its roots are middle ± half.
     middle = (c.mean + ratio / 2.0) / (1.0 + ratio)
     half = np.sqrt(ratio * (outcome + ratio / 4.0)) / (1.0 + ratio)
     low = np.where(outcome > TINY, np.maximum(middle - half, 0.0), np.minimum(middle - half, c.mean))
@@ -227,8 +237,10 @@ def of_shares(function: Callable[..., float], shares: Sequence[Array]) -> Interv
     by_seed = [[float(m) for m in _mean_or_nan(values.T)] for values in shares]
     mean = np.mean([function(*of_seed) for of_seed in zip(*by_seed, strict=True)])
     sizes = [float(variance_components(values).variance) for values in shares]
+    # Parts of one measure share records, so their means are correlated: Var(a + b) = Var a + Var b + 2 Cov.
     correlation, slope = np.ones((len(shares), len(shares))), np.zeros(len(shares))
     for i in range(len(shares)):
+        # df/dp_i by central differences.
         slope[i] = (function(*_moved(means, i, means[i] + 1e-5)) - function(*_moved(means, i, means[i] - 1e-5))) / 2e-5
         for j in range(i):
             both = float(variance_components(shares[i] + shares[j]).variance)
@@ -236,9 +248,11 @@ def of_shares(function: Callable[..., float], shares: Sequence[Array]) -> Interv
             covariance = both - sizes[i] - sizes[j]
             correlation[i, j] = correlation[j, i] = np.clip(covariance / scale, -1.0, 1.0) if scale > TINY else 1.0
     scaled = slope * np.sqrt(sizes)
+    # Delta method: Var f ≈ gᵀ Σ g with g = ∂f/∂p.
     se = np.sqrt(np.maximum(scaled @ correlation @ scaled, 0.0))
     correlation += (1.0 - correlation) * min(ALIKE_RECORDS / float(variance_components(shares[0]).n_records), 1.0)
     base = function(*means)
+    # MOVER (Zou & Donner): each part moved to its own limit, so that the limits of f inherit their asymmetry.
     down = np.array([base - function(*_moved(means, i, float(part.low))) for i, part in enumerate(parts)])
     up = np.array([function(*_moved(means, i, float(part.high))) - base for i, part in enumerate(parts)])
     lowest, highest = function(*[0.0] * len(shares)), function(*[1.0] * len(shares))
@@ -260,6 +274,7 @@ def _half_square(c: Components, records: Array, df: Array | float) -> Array:
     What is taken off for the residual is the median of its distribution, not its mean: few seeds are below the mean of a skewed
     one so often that the interval would be too narrow when they do matter.
     """
+    # Imported here: scipy is slow to import, and most commands print no interval.
     from scipy.special import chdtri
 
     others = np.maximum(c.n_seeds - 1.0, 1.0)

@@ -53,9 +53,11 @@ def start_of(pid: int) -> str | None:
         process = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return process.stdout.strip() or None
     try:
+        # The name in brackets may hold blanks and brackets itself; fields are counted from behind the last one.
         fields = PROC.joinpath(str(pid), "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
+    # Field 3 is the state (Z zombie, X dead), field 22 the start time in clock ticks.
     return None if fields[0] in "ZX" else fields[19]
 
 

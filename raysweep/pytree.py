@@ -17,6 +17,7 @@ else:
 def flatten(prefix: str, node: Any) -> tuple[dict[str, Tensor], Any]:
     """Split nested data into tensors by path (copies) and JSON with ``None``-like markers in their place."""
     if isinstance(node, torch.Tensor):
+        # A copy: the state goes on changing while the snapshot waits to be written.
         return {prefix: node.clone()}, {"__tensor__": prefix}
     if isinstance(node, Mapping):
         tensors: dict[str, Tensor] = {}

@@ -29,6 +29,7 @@ class Registry(Generic[T]):
     def _entries(self) -> dict[str, str]:
         if not self._scanned:
             for point in entry_points(group=f"raysweep.{self.kind}s"):
+                # Two packages that define one name would make the result depend on which was installed first.
                 if point.name in self._table and self._table[point.name] != point.value:
                     raise NameUnknownError(
                         f"{self.kind} '{point.name}' is defined twice: {self._table[point.name]} and {point.value}",

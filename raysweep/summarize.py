@@ -92,6 +92,7 @@ def phase_masks(columns: Columns, step: int, batch_size: int) -> dict[str, NDArr
     """Return the row masks of ``retained``, ``immediate`` and (at step 0) ``pristine`` for the round at *step*."""
     steps = np.asarray(columns["step"], dtype=np.int64)
     edits = np.asarray(columns["edit_step"], dtype=np.int64)
+    # No later record overwrites it = never gone; NaN comes from Arrow's nulls.
     gone = np.array(
         [2**62 if s is None or s != s else int(str(s).partition(".")[0]) for s in columns["superseded_step"]],
         dtype=np.int64,
@@ -100,6 +101,7 @@ def phase_masks(columns: Columns, step: int, batch_size: int) -> dict[str, NDArr
         return {"pristine": steps == 0}
     return {
         "retained": (steps == step) & (edits <= step) & (gone > step),
+        # A batch is measured when it is written, so step − edit_step is below the batch size only then.
         "immediate": (steps <= step) & (steps >= edits) & (steps - edits < batch_size),
     }
 
@@ -115,6 +117,7 @@ def record_values(columns: Columns, step: int, batch_size: int) -> dict[str, dic
             values = per_record(columns, mask, view)
             if values and all(map(math.isfinite, values.values())):
                 values_by_view[f"{phase}/{view}"] = values
+        # Record by record, so that avg has an interval of its own: its parts share their records.
         average = averages(*(values_by_view.get(f"{phase}/{view}", {}) for view in ("rel", "gen", "loc")))
         if average:
             values_by_view[f"{phase}/avg"] = average
@@ -149,6 +152,7 @@ def summary(columns: Columns, step: int, batch_size: int, *, phases: Collection[
         if f"{phase}/ppl" in values:
             ppl = np.array(list(values[f"{phase}/ppl"].values()))
             out[f"{phase}/ppl_median"] = float(np.median(ppl))
+            # exp(mean log ppl): the perplexity of the mean loss, which one bad record does not rule.
             out[f"{phase}/ppl_expmean"] = math.exp(mean(np.log(ppl).tolist()))
     return dict(sorted(out.items()))
 
@@ -167,6 +171,7 @@ def pooled(by_seed: Sequence[Mapping[str, float]], view: str = "rel", *, differe
         parts = intervals.variance_components(values)
         none = np.asarray(math.nan)
         return estimate(Interval(parts.mean, np.sqrt(parts.variance), none, none), len(values))
+    # Log-probabilities are at most 0, differences of them anything.
     if view == "rel_logprob":
         interval = intervals.unbounded(values) if difference else intervals.unbounded(values, upper=0.0)
     else:

@@ -130,6 +130,7 @@ class Workspace:
         """Return the files of *folder* by stem, sorted; the root's hide the share's."""
         names = {
             path.name.removesuffix(suffix): path
+            # The root comes last, so its files replace the package's of the same name.
             for base in reversed(self._bases())
             if (base / folder).is_dir()
             for path in (base / folder).iterdir()
@@ -139,6 +140,7 @@ class Workspace:
 
     def resolve(self, path: str) -> Path:
         """Return *path*, which a file names, as an absolute path; a relative one counts from the root."""
+        # A path in a file means the same whoever runs it, from whatever folder.
         given = Path(path).expanduser()
         return given if given.is_absolute() else (self.root / given).resolve()
 

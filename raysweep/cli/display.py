@@ -85,6 +85,7 @@ class Display(Watcher):
         self.printer, self.folder, self.opening = printer, folder, opening
         self.began = time.monotonic()
         self.before = 0
+        # What earlier runs made counts as done, but not for the pace of this one.
         for key, step in (finished or {}).items():
             self.rows[key].done, self.rows[key].ended = step, step >= self.rows[key].total
             self.before += step
@@ -94,6 +95,7 @@ class Display(Watcher):
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._live: Live | None = None
+        # Into a file or pipe go plain lines, one per round; a live display would fill it with control characters.
         if console is not None and console.is_terminal:
             self._live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
@@ -147,6 +149,7 @@ class Display(Watcher):
         for key in sorted(self._running.copy()):
             beat = self._beat(key)
             seen = self._counted.get(key)
+            # Nothing is counted (any more): the next count begins a new pace.
             if beat.steps is None:
                 self._counted.pop(key, None)
             elif seen is None or seen.doing != beat.doing:
@@ -212,10 +215,12 @@ class Display(Watcher):
 
     def _head(self, beats: Mapping[str, Beat]) -> str:
         """Return the line for the sweep: trials, edits, pace, and when it will be done."""
+        # Members of an edit group advance together, though only one of them is running.
         moving = {self.edit_groups.get(key, key): max(self.rows[key].done, beat.done) for key, beat in beats.items()}
         done = sum(max(row.done, moving.get(self.edit_groups.get(key, key), 0)) for key, row in self.rows.items())
         total = sum(row.total for row in self.rows.values())
         seconds = max(time.monotonic() - self.began, 1e-9)
+        # Edits of this run only: earlier runs took their own time.
         rate = (done - self.before) / seconds
         left = f"ETA {_clock((total - done) / rate)}" if rate > 0 and done > self.before else "ETA –"
         ended = sum(row.ended for row in self.rows.values())
@@ -228,6 +233,7 @@ class Display(Watcher):
         if self.folder is None:
             return Beat()
         try:
+            # The file may be half-gone, of another version, or absent: a display must not end a sweep.
             heartbeat = json.loads((self.folder / key / HEARTBEAT).read_text())
             steps = heartbeat.get("steps")
             return Beat(

@@ -26,7 +26,7 @@ from raysweep.reports.standing import trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
-    from raysweep.results.outcome import Outcome
+    from raysweep.results.outcome import SweepOutcome
     from raysweep.results.store import ResultStore
 
 # The reference's names for one editor with one of its objectives.
@@ -90,6 +90,7 @@ def _steps(rounds: str, edits: int, batch_size: int) -> tuple[list[int], list[Pr
     With a mistake the steps are such that the rest of the flags can be checked, as for single records.
     """
     mistakes = []
+    # Noted, and the rest of the flags is checked as if records were written one by one.
     if edits % batch_size:
         below, above = edits - edits % batch_size, edits - edits % batch_size + batch_size
         near = " or ".join(f"--edits {number}" for number in (below, above) if number)
@@ -120,8 +121,8 @@ def _make(planned: Plan, workspace: Workspace, *, repair: bool) -> None:
     store.folder.check_writable()
     earlier = statuses(planned, store)
     watcher = display(planned, store, earlier, announcement(planned, earlier))
-    options = lazy("raysweep.tune.sweep_run").Options(retry=True, repair=repair)
-    outcome: Outcome = lazy("raysweep.tune.launch").run_sweep(
+    options = lazy("raysweep.tune.sweep_run").RunOptions(retry=True, repair=repair)
+    outcome: SweepOutcome = lazy("raysweep.tune.launch").run_sweep(
         planned, workspace, options=options, watcher=watcher, backend="inline"
     )
     summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)
@@ -151,6 +152,7 @@ def _planned(
         ProblemsError: everything that is wrong: what `run` would refuse, and flags that would have no effect.
     """
     ends = "is of SimIE, which is not asked for"
+    # A flag without an effect is refused rather than ignored: it is nearly always a forgotten --simie.
     idle = (
         [] if ctx.params["simie"] else flags.without_effect(ctx, ("lam", "init_model", "solver"), ends, "add --simie")
     )
@@ -160,6 +162,7 @@ def _planned(
         raise ProblemsError(noted)
     components = Components.installed(fetch=True)
     planned = plan(sweep, workspace, components, noted=[*noted, *_needs_ray(sweep.source)])
+    # --edits and --rounds may contradict each other, or --set may move the rounds.
     last = {t.trial.protocol.rounds[-1] for t in planned.trials}
     early: list[Problem] = []
     if last != {ctx.params["edits"]}:

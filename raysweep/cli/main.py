@@ -64,6 +64,7 @@ def load(name: str) -> Any:
     origin, _ = COMMANDS[name]
     module, _, attribute = origin.partition(":")
     try:
+        # Imports make many objects that all stay; the garbage collector would look at them again and again.
         with without_collection():
             attribute_value = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
@@ -143,12 +144,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in given
+    # Typer knows it before the command only; people write it at the end.
     if debug:
         given = ["--debug", *(a for a in given if a != "--debug")]
     try:
         app(given, prog_name="raysweep")
     except SystemExit as end:
+        # Click ends usage errors with a number, other exits with a text or nothing.
         return end.code if isinstance(end.code, int) else BAD_INPUT if end.code else 0
+    # The reader (`| head`) has gone; Python would complain while it flushes at exit.
     except BrokenPipeError:
         sys.stderr.close()
         return 0

@@ -64,6 +64,7 @@ def trial_statuses(planned: Plan, workspace: Workspace) -> list[tuple[str, str]]
     Where the sweep has no local folder yet, nothing is imported to find that out.
     """
     where = workspace.results(planned.sweep.name)
+    # pyarrow takes longer to import than a plan to make.
     if "://" not in where and not Path(where).is_dir():
         return [("absent", "")] * len(planned.trials)
     folder = lazy("raysweep.results.folder").Folder(where)

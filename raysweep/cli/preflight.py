@@ -64,6 +64,7 @@ def check(
         ProblemsError: everything that is lacking, and *noted*.
     """
     problems = list(noted)
+    # What a cluster's machines have is theirs to say, when Ray asks them.
     if address in (None, "", "local"):
         results = workspace.results(plan.sweep.name)
         machine = this_machine(results)
@@ -74,6 +75,7 @@ def check(
 
 def _storage(results: str) -> Iterator[Problem]:
     """Yield why nothing can be written to *results*, a folder that need not be there yet; a URI is asked when it is used."""
+    # The folder need not exist yet; the nearest parent that does decides whether it can be made.
     there = None if "://" in results else next((p for p in (Path(results), *Path(results).parents) if p.exists()), None)
     if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         why = "cannot be written" if there.is_dir() else "is no folder"
@@ -102,6 +104,7 @@ def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
 
 def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Machine) -> Iterator[Problem]:
     """Yield the arms of which one trial takes more memory or disk than there is."""
+    # One trial of each arm and model: seeds and λ take the same memory.
     for planned in {(t.arm, t.trial.model): t for t in plan.trials}.values():
         shape = lazy("raysweep.models.sources.catalogue").sizes_of(planned.trial.model, workspace)
         if shape is None:

@@ -22,7 +22,7 @@ from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
     from raysweep.cli.display import Display
-    from raysweep.results.outcome import Outcome
+    from raysweep.results.outcome import SweepOutcome
     from raysweep.results.state import TrialStatus
     from raysweep.results.store import ResultStore
     from raysweep.results.tables import Sweep
@@ -59,10 +59,11 @@ def command(
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
     store.folder.check_writable()
+    # With --fresh nothing of earlier runs counts, though it is still there.
     earlier = {} if fresh else statuses(planned, store)
     for line in announcement(planned, earlier):
         say(line)
-    options = sweep_run.Options(
+    options = sweep_run.RunOptions(
         address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway
     )
     outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(planned, store, earlier))
@@ -124,7 +125,7 @@ def summarise(sweep: Sweep, results: str) -> None:
         say(f"warning: {note}", err=True)
 
 
-def conclude(outcome: Outcome, plan: Plan, workspace: Workspace) -> None:
+def conclude(outcome: SweepOutcome, plan: Plan, workspace: Workspace) -> None:
     """Print the table, where the results lie, what is missing and what is no number."""
     if not (outcome.lost and len(outcome.absent) == len(plan.trials)):
         summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)

@@ -56,6 +56,7 @@ class Binder:
         """Return the trial of *point* in *arm*, or None after noting what is wrong."""
         before = len(self.problems)
         sections = {s: self._lookups.section(arm, point, s) for s in ("model", "data", "protocol")}
+        # Every section is read although an earlier one was wrong: a plan reports all mistakes at once.
         model, facts = (None, None) if self._unread(arm, "model") else self._model(sections["model"])
         data = None if self._unread(arm, "data") else self._data.open(sections["data"])
         protocol = None if self._unread(arm, "protocol") else self._protocol(sections["protocol"])
@@ -70,6 +71,7 @@ class Binder:
         if model and facts and editor and data.rows is not None:
             self._check_rows(model, chosen, editor, sections["model"])
         sound = model and facts and editor and len(self.problems) == before
+        # model_construct: each part was validated above, and some may be stand-ins for what was not.
         trial = TrialSpec.model_construct(
             study=self.sweep.study,
             model=model or ModelSpec(),
@@ -127,6 +129,7 @@ class Binder:
         """Note what may be longer than the model's rows can be (`rope_type` dynamic and longrope)."""
         place = merged.place(("path",) if model.path else ("name",))
         ask = lambda: self.components.row_limit(model, self.workspace)  # noqa: E731
+        # Only models whose position embedding depends on the length of the row have such a limit.
         limit = self._lookups.ask_once(("limit", model.name, model.path), ask, place)
         if limit is None:
             return
@@ -157,6 +160,7 @@ class Binder:
             "protocol": ProtocolSpec,
             **{f"metric/{name}": METRICS[name] for name in protocol.metrics},
         }
+        # An artifact's version is part of a key only where something in the trial may ask for such an artifact.
         kinds = {kind for component in named.values() for kind in getattr(component, "artifact_kinds", ())}
         versions = {name: component.version for name, component in named.items()}
         versions |= {f"artifact/{kind}": ARTIFACTS[kind] for kind in kinds}

@@ -47,6 +47,7 @@ class EditorBinder:
         config = None if kind is None else self._config(kind, editor, where, "editor.", target)
         wraps: list[WrapSpec | None] = []
         for i in range(len(editor.wrap)):
+            # From the inside out: what a wrapper may wrap depends on the one below it.
             wraps.append(self._wrap(i, kind, target, wraps[-1] if wraps else None))
         sound = tuple(w for w in wraps if w is not None)
         if config is None or len(sound) < len(wraps):
@@ -104,6 +105,7 @@ class EditorBinder:
         Without a model only what the arm and the point say is checked.
         """
         place, name, model = self.lookups.sweep.source.value(where), written.name, target.model
+        # Layers, each over the ones before: class defaults, the model's hparams file, the arm, the point.
         defaults = self._defaults(name, model, place) if model else None
         merged = MergedTree(place)
         if defaults is not None:
@@ -133,6 +135,7 @@ class EditorBinder:
         """Set what a path of values implies, having noted where the arm or the point says otherwise."""
         arm, source = target.arm, self.lookups.sweep.source
         for key in (k for k in target.point if k.startswith(prefix)):
+            # Only a path implies other values (SimIE's closed form, say); a grid runs each value by itself.
             if not isinstance(arm.space.get(key, self.lookups.sweep.space.get(key)), ValuePath):
                 continue
             field = key.removeprefix(prefix)
@@ -209,6 +212,7 @@ class EditorBinder:
 
         Without a path of its own it is read from the trial's file if it is of the same dataset.
         """
+        # A training split of the trial's own dataset comes from the trial's own file.
         if not value.path and value.name == data.name:
             value = value.model_copy(update={"path": data.path})
         facts = self.lookups.data(value, place)

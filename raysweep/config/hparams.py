@@ -64,6 +64,7 @@ def layers(defaults: Source, *, editor: str, data: str) -> list[tuple[Mapping[st
     actual = {"editor": editor, "data": data}
     parts: list[tuple[Mapping[str, Any], KeyPath]] = [({k: v for k, v in defaults.tree.items() if k != FOR}, ())]
     for i, entry in enumerate(defaults.tree.get(FOR, [])):
+        # What an entry does not name, it does not restrict.
         if all(entry.get(k, actual[k]) == actual[k] for k in FITS):
             parts.append(({k: v for k, v in entry.items() if k not in FITS}, (FOR, i)))
     return parts

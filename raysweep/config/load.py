@@ -90,6 +90,7 @@ def _examine(text: str, file: str) -> tuple[Source, list[Problem]]:
     yaml = YAML(typ="safe", pure=True)
     reader = _Reader(yaml, file)
     try:
+        # Events come one at a time: what is too deep or too large is refused before a tree of it is built ("billion laughs").
         _check_size(YAML(typ="safe", pure=True).parse(text), file)
         node = yaml.compose(text)
     except MarkedYAMLError as error:
@@ -173,6 +174,7 @@ class _Reader:
         """
         self.values[path] = self.place(node)
         self.parts += 1
+        # Aliases make a graph of the file; a node that is open already is inside itself.
         if id(node) in self.open:
             raise self.error(node, "an alias inside its own anchor has no end")
         if self.parts > limits.NODES or len(path) > limits.DEPTH:
@@ -199,6 +201,7 @@ class _Reader:
                 self.note(key_node, "a key must be plain text, not a list or mapping")
                 continue
             key = self.text(key_node)
+            # Merge keys of YAML 1.1 are ordinary keys in 1.2: a sweep that relies on them would silently lack what they merge.
             if key == "<<":
                 self.note(key_node, "merge keys ('<<') are not YAML 1.2", "arms already inherit everything in base")
                 merged = self.value(value_node, (*path, key))  # as meant, so that no key is missed for this reason
@@ -279,6 +282,7 @@ def _syntax(error: MarkedYAMLError, file: str, text: str) -> YamlError:
     line = lines[mark.line] if mark.line < len(lines) else ""
     if "\\t" in problem or line[: mark.column + 1].lstrip(" ").startswith("\t"):
         return _at(Place(file, mark.line + 1, mark.column + 1), "a tab cannot indent YAML", "use spaces")
+    # ruamel marks where it noticed; a person mends where the bracket or quote was opened.
     unclosed = "flow" in context or "quoted scalar" in context
     if unclosed and error.context_mark is not None:
         start = error.context_mark

@@ -56,6 +56,7 @@ class Lookups:
 
     def ask_once(self, question: Any, ask: Callable[[], Any], place: Place) -> Any:
         """Return the answer to *question*, asking only the first time; None after noting why there is none."""
+        # Many points ask the same (does this file exist?); a failure is kept too, and noted again at each place that asks.
         if question not in self._answers:
             try:
                 self._answers[question] = (ask(), None)
@@ -105,6 +106,7 @@ class Lookups:
 
     def put_points(self, merged: MergedTree, arm: ArmSpec, point: Point, prefix: str) -> None:
         """Lay the values of *point* whose keys begin with *prefix* on *merged*."""
+        # A swept name drops what was said of another model or dataset, so it must come before the other swept keys.
         names_first = sorted(point, key=lambda k: k != f"{prefix}name")
         for key in (k for k in names_first if k.startswith(prefix)):
             path = tuple(key.removeprefix(prefix).split("."))
@@ -117,6 +119,7 @@ class Lookups:
         domain = arm.space.get(key, self.sweep.space.get(key))
         if isinstance(domain, Grid):
             for i, candidate in enumerate(domain.values):
+                # 1 == True == 1.0 in Python; in a grid these are different values.
                 if candidate == value and type(candidate) is type(value):
                     return (*path, domain.kind, i)
         return path

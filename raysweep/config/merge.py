@@ -28,6 +28,7 @@ class MergedTree:
 
     def put(self, tree: Mapping[str, Any], source: Source, prefix: KeyPath) -> None:
         """Lay *tree*, which stands at *prefix* of *source*, on top."""
+        # Another model or dataset: what lower layers said of theirs (a path, a revision) is not about this one.
         if "name" in tree and tree["name"] != self.tree.get("name", tree["name"]):
             self.tree = {k: v for k, v in self.tree.items() if k not in self._tied}
         self._put(self.tree, tree, (), (source, prefix))
@@ -45,6 +46,7 @@ class MergedTree:
 
     def place(self, path: KeyPath, key: bool = False) -> Place:
         """Return where the value (or the *key*) at *path* was written."""
+        # The nearest part that was written somewhere; a default has no place of its own.
         for end in range(len(path), 0, -1):
             if path[:end] in self._origin:
                 source, written = self._origin[path[:end]]
@@ -56,6 +58,7 @@ class MergedTree:
         source, prefix = where
         for key, value in tree.items():
             here, written = (*path, key), (*prefix, key)
+            # Copied before it is changed: the mapping below is the file's own tree.
             if isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
                 below = dict(into[key])
                 self._put(below, value, here, (source, written))

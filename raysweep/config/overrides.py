@@ -60,6 +60,7 @@ def apply(source: Source, overrides: Iterable[str | Override]) -> tuple[Source, 
     """Return *source* with each override laid over it, and what is wrong with those that cannot be."""
     read, problems = _parse_all(overrides)
     statements: dict[tuple[str | None, str], Statement] = {}
+    # The broader ones first, so that `model=…` does not undo `model.dtype=…`.
     for one in sorted(read, key=lambda o: o.breadth):
         try:
             source, new_statements = _put_one(source, one)
@@ -69,6 +70,7 @@ def apply(source: Source, overrides: Iterable[str | Override]) -> tuple[Source, 
         for new in new_statements:
             old = statements.setdefault(new.target, new)
             problems += _contradiction(old.value, old.place, new.value, new.place, new.key)
+    # Laying a value down is not enough: a domain or an arm's own value may still hide it.
     source, refused = precedence.enforce(source, statements)
     return source, problems + refused
 
@@ -162,6 +164,7 @@ def _put_one(source: Source, one: Override) -> tuple[Source, list[Statement]]:
     """
     tree = copy.deepcopy(source.tree) if isinstance(source.tree, dict) else {}
     path = _path(tree, one.key, swept=is_domain(one.value))
+    # `model=gpt2` is short for `model.name=gpt2`.
     if len(path) == 2 and path[0] == "base" and path[1] in KEYS_OF_ONE_NAME and isinstance(one.value, str):
         path = (*path, "name")
     if path[0] == "base" and path[2:] == ("name",):
@@ -222,6 +225,7 @@ def _arm_path(tree: dict[str, Any], rest: str, *, swept: bool) -> KeyPath:
         forms = {unicodedata.normalize("NFC", n): n for n in names}
         twin = next((f for f in sorted(forms, key=len) if composed == f or composed.startswith(f"{f}.")), None)
         rest = rest if twin is None else forms[twin] + composed[len(twin) :]
+    # An arm may be called "a.b" beside another called "a"; the longest name that fits is meant.
     fitting = [n for n in names if rest == n or rest.startswith(f"{n}.")]
     if not fitting:
         hint = nearest(rest.partition(".")[0], names)

@@ -45,6 +45,7 @@ def _unwritten(sweep: SweepSpec, trials: Iterable[PlannedTrial]) -> Iterator[str
     for planned in trials:
         arm = sweep.arm(planned.arm)
         layers: list[Any] = [sweep.base.get("data"), arm.base.get("data")]
+        # Who asked for a number of records wants to know that some are not written; the default is all of a file.
         stated = (
             any(isinstance(layer, Mapping) and layer.get("size") for layer in layers) or "data.size" in planned.point
         )

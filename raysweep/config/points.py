@@ -39,6 +39,7 @@ def points(sweep: SweepSpec, arm: ArmSpec, components: Components | None = None)
     moves no other draw. An arm without a drawn domain is not repeated.
     """
     by_key = domains(sweep, arm, components)
+    # Grids are crossed with each other and with every draw.
     grids = {k: d.values for k, d in by_key.items() if isinstance(d, Grid)}
     drawn = {k: d for k, d in by_key.items() if not isinstance(d, Grid)}
     streams = {k: random.Random(derive(sweep.search.seed, "draw", arm.name, k)) for k in drawn}
@@ -75,6 +76,7 @@ def applies(arm: ArmSpec, key: str, components: Components) -> bool:
     """Tell whether *arm* has the thing that *key* sweeps (``wrap.simie.a.b`` is judged by ``wrap.simie.a``)."""
     head, _, rest = key.partition(".")
     depth = {"wrap": 3, "editor": 2}.get(head, 2 if rest else 1)
+    # The unknown editor was noted; which keys it has cannot be told.
     if head == "editor" and arm.editor.name not in components.editors:
         return True
     return ".".join(key.split(".")[:depth]) in swept_keys(arm, components)

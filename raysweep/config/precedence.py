@@ -120,6 +120,7 @@ def enforce(source: Source, statements: Statements) -> tuple[Source, list[Proble
     """
     enforcer = _Enforcer(source, statements)
     if isinstance(source.tree, dict):
+        # Statements about all arms first: those about one arm win over them.
         for statement in sorted(statements.values(), key=lambda s: s.arm is not None):
             if statement.key.partition(".")[0] in (*_SECTIONS, *_ALONE, *_PARTS):
                 enforcer.win(statement)
@@ -163,6 +164,7 @@ class _Enforcer:
             if (name, key) not in self.statements:
                 self._note(statement, ("arms", name, "space", key), f"the domain of '{key}' in arm '{name}'")
                 del arm["space"][key]
+        # Somebody stated this arm's own value, too; the nearer statement holds.
         if (name, statement.key) in self.statements:
             return
         head, _, below = statement.key.partition(".")
@@ -181,6 +183,7 @@ class _Enforcer:
         if before is None or before == statement.value:
             return
         self._note(statement, ("arms", name, section), f"{section} '{before}' of arm '{name}'")
+        # A path or revision belongs to the model that was named beside it, not to the new one.
         tied = {k for k in KEYS_OF_ONE_NAME[section] if (name, f"{section}.{k}") not in self.statements}
         remaining = {k: v for k, v in _items(replaced) if k != "name" and k not in tied}
         arm.pop(section)

@@ -48,6 +48,7 @@ def from_validation(
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     details = error.errors(include_url=False, include_context=True)
     for detail in details:
+        # Of a union pydantic reports each branch; only complaints about the deepest part say what to mend.
         below = any(
             len(d["loc"]) > len(detail["loc"]) and d["loc"][: len(detail["loc"])] == detail["loc"] for d in details
         )

@@ -50,17 +50,18 @@ def select(
     for i, row in enumerate(rows):
         if len(taken) == end:
             break
-        found = _judged(row, i, refuses, where)
-        if isinstance(found, Problem):
-            bad.append((i, found))
+        verdict = _judged(row, i, refuses, where)
+        if isinstance(verdict, Problem):
+            bad.append((i, verdict))
         else:
-            taken.append(found)
+            taken.append(verdict)
     left_out, reasons = tuple(i for i, _ in bad), tuple(p for _, p in bad)
     return Selection(_records(taken[spec.skip :]), left_out=left_out, reasons=reasons)
 
 
 def chosen(rows: Sequence[Row], spec: DataSpec) -> Selection:
     """Return the rows that the planned *spec* chooses: what its editor refuses is in ``left_out`` already."""
+    # By index: the plan has judged the rows already, and only it knows the editor.
     gone = frozenset(spec.left_out)
     return select([row for i, row in enumerate(rows) if i not in gone], spec, lambda record: None, "")
 

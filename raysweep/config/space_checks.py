@@ -30,6 +30,7 @@ def _check_space(sweep: SweepSpec, components: Components) -> list[Problem]:
     problems: list[Problem] = []
     for key, domain in sweep.space.items():
         place = sweep.source.key(("space", key))
+        # A key that applies to some arms only is no mistake: the others ignore it.
         if not any(applies(arm, key, components) for arm in sweep.arms) and not _lost_arms(sweep):
             every = {k for arm in sweep.arms for k in swept_keys(arm, components)}
             problems.append(problem(place, f"'{key}' applies to no arm", _near(key, every)))
@@ -95,6 +96,7 @@ def _check_count(sweep: SweepSpec, count: int) -> list[Problem]:
 def _check_metric(sweep: SweepSpec, components: Components) -> list[Problem]:
     """Return what is wrong with ``search.metric``: it must be one of the values a round's summary has."""
     metric, known = sweep.search.metric, summary_values(sweep, components)
+    # Empty = the study's own choice, which the plan fills in.
     if not metric or metric in known:
         return []
     place = sweep.source.value(("search", "metric"))

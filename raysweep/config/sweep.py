@@ -42,6 +42,7 @@ def find_file(file: str, workspace: Workspace) -> Path:
         NameUnknownError: there is none.
     """
     with suppress(OSError, ValueError, RuntimeError):  # a name too long, a NUL, the home of a user who is not
+        # As typed, from the current folder, first; then from the workspace's root.
         for given in (Path(file), workspace.resolve(file)):
             if given.is_file():
                 return given

@@ -84,10 +84,12 @@ class SweepReader:
     def arms(self, tree: dict[str, Any]) -> tuple[ArmSpec, ...]:
         """Return the arms that can be read."""
         arms = self.mapping(tree, ("arms",))
+        # A scalar or list there was noted by `mapping` already.
         if not arms and not isinstance(tree.get("arms"), str | int | float | list):
             self.say(("arms",), "a search space needs at least one arm", "arms: {rome: {editor: rome}}")
         shown: dict[str, str] = {}
         for name in arms:
+            # "é" is one character or two; a reader sees the same name either way.
             twin = shown.setdefault(unicodedata.normalize("NFC", name), name)
             if twin != name:
                 message = f"arms '{twin}' and '{name}' have the same name in two Unicode forms"
@@ -121,6 +123,7 @@ class SweepReader:
             w and self.without_paths(w, here, f"wrap.{w['name']}.", space)
             for (here, _), w in zip(listed, wrappers, strict=True)
         ]
+        # An arm that cannot be read whole would only breed complaints that follow from this one.
         if editor is None or None in wrappers or any(tree.get(k) is not None and k not in base for k in _SECTIONS):
             return None
         around = tuple(WrapSpec(name=w["name"], config=_rest(w)) for w in wrappers if w)
@@ -145,6 +148,7 @@ class SweepReader:
         remaining: dict[str, Any] = {}
         for key, value in tree.items():
             here, swept = (*path, key), f"{prefix}{key}"
+            # Only {path: […]} may stand in place of a value; other domains belong under `space`.
             if not (is_domain(value) and "path" in value):
                 inside = self.without_paths(value, here, f"{swept}.", space) if isinstance(value, dict) else value
                 if inside or inside == value:  # else there was nothing in it but a path
@@ -156,6 +160,7 @@ class SweepReader:
                 space[swept] = parse(value)
             except ValueError as error:
                 self.say(here, f"{key}: {error}")
+            # Messages about the swept key should point to where the domain was written.
             self.source = self.source.also(here, (*path[:2], "space", swept))
         return remaining
 
@@ -174,6 +179,7 @@ class SweepReader:
                 hint = "protocol: {rounds: [0, 10], batch_size: 1}"
                 self.say(here, f"protocol must be a mapping, got {value!r}", hint)
                 value = None
+            # A digest written by hand would stand in the key without anybody having read the file.
             if isinstance(value, dict) and "digest" in value:
                 self.say((*here, "digest"), f"'{section}.digest' is filled in by the plan", "remove it", key=True)
             if value is not None:

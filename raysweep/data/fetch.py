@@ -156,6 +156,7 @@ def _download(source: Archive, part: Path, by_hand: str, report: Log) -> None:
     The archives lie on the Hugging Face hub, but its client (2.4) took 23 seconds to say that nobody answers, and drops the last
     part of what came; pooch cannot go on in the middle at all.
     """
+    # 206 = the server goes on where we stopped; 200 = it sends everything again.
     have = part.stat().st_size if part.is_file() else 0
     if have >= source.size:
         return
@@ -183,6 +184,7 @@ def _verify(source: Archive, file: Path, *, keep: bool) -> None:
         checksum = hashlib.file_digest(handle, "sha256").hexdigest()
     if checksum == source.sha256:
         return
+    # A damaged download would be continued for ever; a file that the user gave is the user's.
     if not keep:
         file.unlink()
     raise DataError(

@@ -102,6 +102,7 @@ class JsonDataset:
         mark = _mark(path)
         train = train_file(mark[0])
         marks = (mark,) if train is None else (mark, _mark(train))
+        # Path, size and time stand for the content within one process: a plan asks for the digest of one file many times.
         if marks not in self._digests:
             digests = [file_digest(m[0]) for m in marks]
             self._digests[marks] = digests[0] if train is None else digest({"edit": digests[0], "train": digests[1]})
@@ -157,6 +158,7 @@ class JsonDataset:
                 out.append(record)
                 continue
             own_texts = {f"{p.prompt} {p.target}" for p in record.probes}
+            # Without a train file the text comes from half-way round the same file, so far away that it seldom is about the same.
             begin = i if train is not None else i + len(rows) // 2
             turns = (texts[(begin + k) % len(texts)] for k in range(len(texts)))
             out.append(replace(record, unrelated=next((t for t in turns if t and t not in own_texts), "")))
@@ -200,6 +202,7 @@ class JsonDataset:
             raise DataError(
                 f"{file}: these are rows of {layout.name}, a layout that is not read here", hint=layout.cure
             )
+        # One row that fits is enough here: the others are reported one by one, with their index.
         fitting = any(isinstance(row, Mapping) and any(f <= row.keys() for f in self.required) for row in rows)
         if not fitting:
             actual = sorted(map(str, rows[0])) if isinstance(rows[0], Mapping) else type_name(rows[0])
@@ -261,6 +264,7 @@ def field(row: Row, *path: str) -> str:
         value = value[key]
     if not isinstance(value, str):
         raise RecordError(f"field '{'.'.join(path)}' must be text, got {type_name(value)}")
+    # JSON can spell half of a surrogate pair; no tokenizer can encode it.
     odd = _SURROGATE.search(value)
     if odd is not None:
         raise RecordError(
@@ -296,6 +300,7 @@ def locality_probe(row: Row, question: str, answer: str) -> Probe | None:
     given = [name for name, text in texts.items() if text.strip()]
     if not given:
         return None
+    # Half a probe is a damaged row, not a row without a probe.
     if len(given) == 1:
         lost = answer if given == [question] else question
         raise RecordError(

@@ -70,6 +70,7 @@ def open_texts(text: TextSpec, data: DataSpec, workspace: Workspace) -> Iterator
         DataError: the text is not there, cannot be read, changed since the plan, or no source has this name.
         MissingExtraError: a hub corpus without the ``datasets`` package.
     """
+    # A text without a digest (a hub corpus) cannot be compared; what comes of it is not kept either.
     here = resolve(text, data, workspace).digest if text.digest else ""
     if text.digest != here:
         raise DataError(
@@ -191,6 +192,7 @@ def untag(tagged: str) -> str:
     >>> untag("``/`` Well/uh ,/, he/pps didn't/dod* go/vb ''/'' ./.")
     '"Well, he didn\\'t go".'
     """
+    # Tokens are "word/tag"; the last slash separates, since words may hold slashes.
     words = " ".join(token.rpartition("/")[0] for token in tagged.split())
     words = re.sub(r"(``|\() ?", lambda m: {"``": '"', "(": "("}[m[1]], words)
     words = re.sub(r" ?(''|\))", lambda m: {"''": '"', ")": ")"}[m[1]], words)
@@ -204,6 +206,7 @@ def _brown(files: list[Path]) -> Iterator[str]:
     Going round the files gives every genre its share however few tokens are taken.
     """
     queues = [_passages(file) for file in files]
+    # Round robin over the files that still have passages.
     while queues:
         alive = []
         for queue in queues:
@@ -219,6 +222,7 @@ def _passages(file: Path) -> Iterator[str]:
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         if line.strip():
             words += untag(line).split()
+            # Whole lines only: a passage ends with the line that reaches the length.
             if len(words) >= _PASSAGE_WORDS:
                 yield " ".join(words)
                 words = []

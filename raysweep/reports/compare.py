@@ -63,6 +63,7 @@ def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str
             raise SpecError(f"no trial sweeps '{by}'", hint=nearest(by, {"arm", *known}))
         configurations.sort(key=lambda item: _rank(item[2][0], by))
     shown = rows_of_configurations([(label, members) for _, label, members in configurations], phase=phase, at=at)
+    # Retained and immediate values are different quantities, whatever their names in a table.
     phases = {line.phase: line.label for line in shown if line.trials}
     if len(phases) > 1:
         each = ", ".join(f"{phase} ({label})" for phase, label in phases.items())
@@ -94,6 +95,7 @@ def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[
     row names its own.
     """
     pairs = _with_references(compared)
+    # One reference for all rows stands in the title; several need a column.
     several = len({id(pair.reference) for pair in pairs if pair.reference is not None}) > 1
     listed = {id(pair.line) for pair in pairs}
     several |= any(pair.reference is not None and id(pair.reference) not in listed for pair in pairs)
@@ -153,6 +155,7 @@ def unpaired(listed: Sequence[SummaryRow | Pair]) -> list[str]:
     for line, first in pairs:
         if first is None or not line.trials:
             continue
+        # One view is enough to count with: which records and seeds two rows share hardly depends on it.
         view = next((v for v in VIEWS if v in line.cells and v in first.cells), None)
         if view is None:
             continue

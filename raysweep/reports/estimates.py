@@ -111,6 +111,7 @@ def time_line(plan: Plan, workspace: Workspace, states: Sequence[str]) -> str:
     for trial in done:
         with suppress(StoreError):  # damaged: `show` and `run` say so
             taken.setdefault(trial.arm, []).append(_per_edit(trial, workspace.results(plan.sweep.name)))
+    # What an edit group shares is spent once, so it is added with the first of its trials.
     total, counted_groups = 0.0, set()
     for trial in (t for t in left if t.arm in taken):
         per_edit, shared = (sum(seconds) / len(seconds) for seconds in zip(*taken[trial.arm], strict=True))

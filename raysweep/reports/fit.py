@@ -35,6 +35,7 @@ def terminal_width(*, wide: bool = False, err: bool = False) -> int | None:
     if wide:
         return None
     columns = os.environ.get("COLUMNS", "")
+    # COLUMNS is asked first: it is how a user makes a pipe as narrow as a terminal.
     if columns.isdigit() and int(columns) > 0:
         return int(columns)
     stream = sys.stderr if err else sys.stdout
@@ -110,21 +111,25 @@ def listing(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: st
 
 def _fitted(columns: Sequence[Column], width: int) -> tuple[list[Column], list[str]]:
     """Return the first choice of columns that fits, or the narrowest, with what a reader must be told of it."""
+    # A column that says the same in every row is said once, in the line below the table.
     constant = [c for c in columns if c.name in CONSTANT and len(set(c.cells)) == 1 and len(c.cells) > 1]
     levels = [lambda c: c, _without_level, Column.without_intervals]
     paired = any(c.name.startswith("Δ") for c in columns)
     choices: list[tuple[list[Column], list[Column], int]] = []
+    # Each choice gives up more than the one before it; the first that fits is taken.
     for level in (0, 1, 2) if paired else (0, 2):
         drops: list[list[Column]] = [[]]
         for column in [c for name in SPARE for c in columns if c.name == name] + constant:
             drops.append([*drops[-1], column])
         choices += [([levels[level](c) for c in columns if c not in drop], drop, level) for drop in drops]
     last, drop, level = choices[-1]
+    # The last resort: where a difference stands beside it, a mean says the least.
     means = {c.name.removeprefix("Δ") for c in last if c.name.startswith("Δ")}
     for names in ({"to"}, {"to"} | means):
         choices.append(
             ([c for c in last if c.name not in names], [*drop, *(c for c in last if c.name in names)], level)
         )
+    # Lazily, since most tables fit early and measuring a table is most of the work.
     fitting = (x for x in choices[:-1] if _width(x[0]) <= width)
     foldable = (x for x in choices[-3:] if sum(_widths(x[0], width)) + GAP * (len(x[0]) - 1) <= width)
     chosen, drop, level = next(fitting, None) or next(foldable, choices[-1])
@@ -148,8 +153,10 @@ def _without_level(column: Column) -> Column:
 
 def _in_parts(columns: Sequence[Column], title: str, width: int) -> str:
     """Return one table, its columns of text folded, or as many as it takes, one below the other."""
+    # Names come first in every table; each part repeats them, so that its rows can be told apart.
     count = next((i for i, c in enumerate(columns) if c.number), len(columns))
     leading, rest = list(columns[: max(count, 1)]), list(columns[max(count, 1) :])
+    # Names that would take half of the line leave too little for numbers.
     if _least(leading) > width // 2:
         leading, rest = list(columns[:1]), list(columns[1:])
     if _least(columns) <= width or not rest:

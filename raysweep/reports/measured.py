@@ -91,6 +91,7 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
             read[key] = _read(sweep, key)
         except (DamagedError, NewerFormatError) as error:
             sweep.damaged[key] = error.message
+    # A trial may stand in the table under several names; what was measured is read once.
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
     study = sweep.plan.get("study") or next((row["study"] for row in rows.values()), "")
     views = []
@@ -105,11 +106,13 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
 
 def _read(sweep: Sweep, key: str) -> TrialView:
     """Return the trial *key* as measured, without a row; each of its files is read once, whatever is taken from it."""
+    # One listing of the folder, then one read of each file: on object storage each is a request.
     names = sweep.store.folder.files(key)
     probes, stats, timing = (
         read_fragments(sweep.store, table, files_of_table(names, table), columns=columns)
         for table, columns in ((PROBES, SUMMARY_COLUMNS), (STATS, STAT_COLUMNS), (TIMING, TIMING_COLUMNS))
     )
+    # Handed on while the tables are here, so that the trials table need not read them again.
     sweep.note(key, first_non_finite_of(probes, stats))
     spec = sweep.records[key].about()[1]
     rounds = spec.protocol.rounds

@@ -157,12 +157,14 @@ def _wrapped(entry: Entry) -> bool:
 
 def _unwrapped(entry: Entry) -> str:
     """Return what must be equal in an editor and in the same editor in a wrapper."""
+    # What is left must be equal for the difference to be the wrapper's.
     left_out = (WRAPPERS, *UNPAIRED)
     same = {
         name: value
         for name, value in entry.content.items()
         if value is not None
         and not any(name == part or name.startswith(f"{part}.") for part in left_out)
+        # A file that lies elsewhere is the same file, if its digest says so.
         and not (name.endswith(".path") and f"{name.removesuffix('path')}digest" in entry.content)
     }
     return json.dumps(same, sort_keys=True)

@@ -95,6 +95,7 @@ def draw_over(
     curves = _curves([(label, m) for label, m in configurations if key in m[0].point or not m[0].point], key)
     look = plot_style.styles({name: _editor(members[0][1]) for name, members in curves.items()})
     level = [name for name, members in curves.items() if key not in members[0][1][0].point]
+    # A level line has no points of its own to mark.
     look |= {name: replace(look[name], marker="") for name in level}
     figure, axes = plot_style.panels(len(curves), list(PANELS.values()))
     alpha = plot_style.band_alpha(len(curves))
@@ -127,11 +128,13 @@ def _curves(
     for label, members in configurations:
         first = members[0]
         rest = {k: v for k, v in first.point.items() if k != key}
+        # A curve joins what differs in *key* alone; every other swept key makes curves of its own.
         where = (bool(first.row["planned"]), str(first.row["arm"]), json.dumps(rest, sort_keys=True))
         curves.setdefault(where, []).append((label, members))
     out: dict[str, list[tuple[str, Configuration]]] = {}
     for planned in (True, False):
         alike = {(arm, rest): members for (current, arm, rest), members in curves.items() if current is planned}
+        # Labelled together, so that a label shows just what tells the curves apart.
         texts = names.labels([(arm, json.loads(rest)) for arm, rest in alike])
         marked = [text if planned else f"{text} {EARLIER}" for text in texts]
         out |= dict(zip(marked, alike.values(), strict=True))

@@ -34,6 +34,7 @@ def _broken(line: str, width: int, hang: int) -> list[str]:
         return [line]
     start = len(line) - len(line.lstrip(" "))
     indent = " " * min(start + hang, width // 2)
+    # Blanks are kept as they were: columns that somebody aligned by hand stay aligned on an unbroken line.
     pieces: list[tuple[str, str]] = []  # the blanks before a word, and the word
     end = 0
     for match in _WORD.finditer(line):

@@ -96,8 +96,10 @@ def with_interval(cell: Estimate, *, sign: str = "") -> str:
     """
     if not cell.has_interval:
         return f"{_bare(cell.mean, 3, sign)} [–]"
+    # Shares have two digits at least; a perplexity's limits need fewer.
     least = 2 if max(abs(cell.low), abs(cell.high)) <= 1 else 1
     apart = cell.high - cell.low
+    # As many digits as tell a fifth of the interval's length.
     digits = min(max(least, math.ceil(-math.log10(apart / 5))), 6) if apart > 0 else 3
     low, high = (f"{x:{sign}g}" if x in (-1.0, 0.0, 1.0) else _bare(x, digits, sign) for x in (cell.low, cell.high))
     return f"{_bare(cell.mean, 3, sign)} [{low}, {high}]"  # the ends of a range are exact
@@ -105,6 +107,7 @@ def with_interval(cell: Estimate, *, sign: str = "") -> str:
 
 def _bare(value: float, digits: int, sign: str) -> str:
     """Return *value* without the zero before its point."""
+    # Four significant digits: the decimals of a large number say nothing.
     if abs(value) >= 100:
         return f"{value:{sign}.4g}"
     text = f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no minus before a zero
@@ -120,6 +123,7 @@ def _flat(row: Row) -> dict[str, Any]:
     for name, cell in row.items():
         key = name.lower().replace(" ", "_")
         if isinstance(cell, Estimate):
+            # A program gets numbers and nulls, never NaN, which JSON has not.
             limits = {f"{key}_low": _plain(cell.low), f"{key}_high": _plain(cell.high)}
             values |= {key: _plain(cell.mean), f"{key}_se": _plain(cell.se), **limits, f"{key}_n": cell.n}
         else:

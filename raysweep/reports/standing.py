@@ -10,7 +10,7 @@ from raysweep.config.names import TrialName
 from raysweep.reports.prose import brief, counted
 
 if TYPE_CHECKING:
-    from raysweep.results.outcome import Outcome
+    from raysweep.results.outcome import SweepOutcome
     from raysweep.results.tables import Sweep
 
 SHOWN = 10  # lines of one kind; the rest is counted
@@ -45,9 +45,10 @@ def by_arm(keys: Iterable[str], arms: Mapping[str, str]) -> str:
     return ", ".join(f"{arm} ({counted(count, 'trial', 'trials')})" for arm, count in counts.items())
 
 
-def missing_lines(outcome: Outcome, called: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
+def missing_lines(outcome: SweepOutcome, called: Mapping[str, str], arms: Mapping[str, str]) -> list[str]:
     """Return, for a run that did not do everything, what is missing and what makes it."""
     lines = []
+    # One cause often fails hundreds of trials; the first few show it.
     for key, error in list(outcome.failed.items())[:SHOWN]:
         where = f"{outcome.results}/{key}/FAILED.json"
         head, _, hint = brief(error).partition("\n")

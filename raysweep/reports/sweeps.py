@@ -21,5 +21,6 @@ def open_labelled(
     if len(opened) == 1:
         return [(opened[0], "")]
     names = [sweep.name for sweep in opened]
+    # The same sweep in two folders: then the folder, not the name, tells them apart.
     alike = len(set(names)) < len(set(given))  # folders of one name in different places
     return [(sweep, f"{name if alike else sweep.name}: ") for sweep, name in zip(opened, given, strict=True)]

@@ -94,6 +94,7 @@ def rows_of_configurations(
     configurations: Labelled, *, phase: str | None = None, at: int | None = None
 ) -> list[SummaryRow]:
     """Return what :func:`rows_with_gaps` does, of labelled *configurations*."""
+    # −1 is resolved over all configurations together, so that one table holds one round.
     step = None if at is None else chosen_round(configurations, at)
     out = []
     for label, members in configurations:
@@ -128,6 +129,7 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, C
     firsts = [members[0] for members in by_configuration.values()]
     texts = dict(zip(map(id, firsts), _labels(firsts, by), strict=True))
     arms = list(dict.fromkeys(t.row["arm"] for t in trials if t.row["planned"]))
+    # Arms of earlier plans come behind those of the current one.
     arms += [arm for arm in dict.fromkeys(t.row["arm"] for t in trials) if arm not in arms]
     order = sorted(
         by_configuration.values(),
@@ -163,6 +165,7 @@ def _labels(trials: Sequence[TrialView], by: str) -> list[str]:
         for i, label in zip(which, labels(places), strict=True):
             seed = f" seed={trials[i].seed}" if by == "trial" else ""
             out[i] = f"{label}{seed}" if planned else f"{label}{seed} {EARLIER}"
+    # Two contents under one name happen with trials of earlier plans only; a piece of the hash tells them apart.
     often = Counter(out)
     for i, trial in enumerate(trials):
         if often[out[i]] > 1:
@@ -180,7 +183,9 @@ def _order(trial: TrialView, by: str) -> tuple[Any, ...]:
 
 def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> SummaryRow:
     where = (phase, step)
+    # Trials that have not come so far do not count: a mean over fewer seeds is honest, a gap as 0 is not.
     there = [t for t in members if where in t.measured]
+    # One value that is no number makes the view undefined for the configuration; leaving it out would flatter it.
     undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in there))
     cells = {}
     for view in (v for v in (*VIEWS, "avg") if v not in undefined):
@@ -188,6 +193,7 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Su
         if by_seed:
             cells[view] = pooled(by_seed, view)
     values = [t.measured[where] for t in there]
+    # Geo is taken of the means, seed by seed, not of single records.
     if all(v in cells for v in ("rel", "gen", "loc")):
         cells["geo"] = pooled_geo(values)
     if "ppl" in cells:
@@ -223,10 +229,12 @@ def shared_values(first: SummaryRow, other: SummaryRow, view: str) -> list[dict[
     """
     if (first.step, first.phase) != (other.step, other.phase) or view in first.undefined | other.undefined:
         return []
+    # Pairs need equal seeds: then records, their order and every draw are the same.
     of = {t.seed: t for t in first.trials}
     differences = []
     for trial in other.trials:
         against = of.get(trial.seed)
+        # Records of other data may have the same ids.
         if against is None or against.row["data_digest"] != trial.row["data_digest"]:
             continue
         a = against.measured[first.phase, first.step].get(view, {})

@@ -83,6 +83,7 @@ def _listed(folder: Folder, now: float) -> Iterator[tuple[Driver, bool]]:
     for name, modified in folder.modified(DRIVERS).items():
         driver = _read(folder, name)
         if driver is not None:
+            # None = a process of another machine or container, which only the age of its file can tell of.
             alive = driver.process.is_alive()
             yield driver, now - modified < STALE if alive is None else alive
 
@@ -145,6 +146,7 @@ class DriverLock:
         except BaseException:
             self._remove()
             raise
+        # The file is touched from now on, so that others can tell a driver at work from one that died.
         self._thread.start()
         return self
 
@@ -168,6 +170,7 @@ class DriverLock:
         """
         while True:
             waiting = False
+            # The storage's own clock is used on both sides of the comparison: this driver's file was just written.
             for driver, alive in list(_listed(self.folder, self.folder.modified_at(self._name))):
                 if driver.name == self._name:
                     continue
@@ -187,6 +190,7 @@ class DriverLock:
         while not self._end.wait(BEAT):
             if not self.check():
                 return
+            # A beat must never end a sweep.
             with suppress(OSError):  # the next beat will tell; and a disk that is read-only now does not end a sweep
                 self.folder.touch(self._name)
 

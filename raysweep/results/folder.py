@@ -173,6 +173,7 @@ class Folder:
                 self.filesystem.delete_dir(self.path(name))
         elif there:
             aside = f"{_ASIDE}{uuid.uuid4().hex[:8]}"
+            # Deleting file by file could fail half-way; renaming a folder either works or changes nothing.
             move_aside([Path(self.path(name)) for name in there], Path(self.path(aside)))
             shutil.rmtree(self.path(aside))
 
@@ -180,6 +181,7 @@ class Folder:
         """Delete what a killed process left in the folder *name*: half-written files, and folders it was about to delete."""
         if self.local is None:
             return  # an object store shows no half-written file
+        # Names that begin with a dot are never listed, so nobody has read these.
         for pattern in (".*.tmp", f"{_PROBE}*", f"{_ASIDE}*"):
             for path in Path(self.path(name)).glob(pattern):
                 if path.is_dir():
@@ -220,6 +222,7 @@ def move_aside(folders: Sequence[Path], aside: Path) -> None:
     try:
         for folder in folders:
             for inner, _, _ in os.walk(folder, onerror=_raise):
+                # A folder can be renamed though something in it cannot be deleted; better to find out before anything moved.
                 if not os.access(inner, os.W_OK | os.X_OK) or (Path(inner) != folder and os.path.ismount(inner)):
                     raise PermissionError(f"{inner} is read-only or a mount point")
         aside.mkdir()
@@ -228,6 +231,7 @@ def move_aside(folders: Sequence[Path], aside: Path) -> None:
             folder.rename(target)
             moved.append((folder, target))
     except OSError as error:
+        # Put back what was moved, last one first.
         for original, target in reversed(moved):
             target.rename(original)
         with suppress(OSError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SweepOutcome:
     """How a run ended, by our store; each planned trial that is not done stands in one of the others.
 
     Attributes:

@@ -63,6 +63,8 @@ class TrialRun:
         while True:
             try:
                 return self._advance()
+            # The generator that runs the group is closed by the error. The next turn of this loop begins again, from the snapshots
+            # and without the member that failed.
             except GroupMemberError as error:
                 self.close()
                 cause = error.__cause__ or error
@@ -75,6 +77,7 @@ class TrialRun:
             ) as error:  # no fault of the trial: a run on mended storage goes on
                 self.close()
                 return self._ended_by(error)
+            # An error that no member is to blame for came from what all of them share, so it is the end of each.
             except Exception as error:
                 self.close()
                 for job in self._running:
@@ -100,6 +103,7 @@ class TrialRun:
             self.store.fail(key, step=step, error=type(error).__name__, message=str(error), trace=trace)
 
     def _advance(self) -> RoundReport:
+        # Beginning is part of the first round: it reads snapshots and may fail like any other part of the trial.
         if self._rounds is None:
             self._rounds = self._begin()
         last = self.job.trial.protocol.rounds[-1]
@@ -115,6 +119,7 @@ class TrialRun:
                     seconds=_seconds(result), non_finite_step=self._non_finite,
                 )  # fmt: skip
                 break
+        # The process was killed between the last round and the file that says DONE.
         if report is None:
             if self.step != last:
                 raise RaysweepError(f"the study ended at step {self.step}, before its last round at {last}")
@@ -130,6 +135,7 @@ class TrialRun:
         if done:
             result = replace(result, snapshot=None)  # nobody would go on from here
         group = f"{self.job.edit_key}-{self.job.trial.seed}" if self._running else ""
+        # The members of a group reach a step with the same weights: the first one writes them, the others point there.
         written = self._tensors[1] if self._tensors[0] == result.step else None
         self._tensors = (result.step, self.store.write_round(key, result, group=group, tensors=written))
         if done:
@@ -141,6 +147,7 @@ class TrialRun:
         import torch
 
         environment.check(self.job.trial.environment)
+        # Threads change the order of sums, so the last bits; a process may have served a trial with other threads before.
         torch.set_num_threads(self.job.trial.threads)
         torch.set_float32_matmul_precision("highest")  # whatever this process was told before
         self._tensors = (-1, None)
@@ -150,6 +157,7 @@ class TrialRun:
             snapshot = self.store.begin(job.trial, arm=job.arm, point=job.point, provenance=provenance(job.trial))
             if snapshot is None:
                 continue
+            # Every member has a snapshot of its own step, but the run goes on from the lowest.
             for key, other in resumes.items():  # only the first with the lowest step needs its tensors
                 if other.step <= snapshot.step:
                     snapshot = replace(snapshot, tensors={})
@@ -161,7 +169,7 @@ class TrialRun:
         self._non_finite = non_finite_step(self.store, self.job.key) if resume is not None else None
         study = STUDIES.get(self.job.trial.study)()
         if not self._running:
-            return ((self.job.key, snapshot) for snapshot in study.execute(self.job.trial, self.deps, resume))
+            return ((self.job.key, result) for result in study.execute(self.job.trial, self.deps, resume))
         trials = [job.trial for job in (*self._running, self.job)]
         together: Iterator[tuple[str, EvalRound]] = iter(study.execute_group(trials, self.deps, resumes))
         return together
@@ -203,6 +211,7 @@ def replay(trial: TrialSpec, store: ResultStore) -> Iterator[RoundReport]:
     columns = trial_columns(store, trial.key)
     timing = seconds_by_step(store, trial.key)
     first = non_finite_step(store, trial.key)
+    # A round without timing rows was not finished when its trial ended.
     for step in (s for s in trial.protocol.rounds if s in timing and s <= status.step):
         done = status.state is State.DONE and step == trial.protocol.rounds[-1]
         values = summary(columns, step, trial.protocol.batch_size, phases=phases(trial.study))

@@ -122,6 +122,7 @@ def examine(
     """Return everything that the folder of the trial *key* says about it; see :func:`trial_state`."""
     sizes = folder.sizes(key)
     try:
+        # Everything else in the folder is read by what trial.json says: rounds, format, specification.
         begun = read_trial(folder, key)
         if begun is None:
             return TrialRecord(_not_begun(folder, key, sizes))
@@ -132,6 +133,7 @@ def examine(
             status = TrialStatus(State.DAMAGED, reason=error.message)
         if status.state is State.RUNNING:
             drivers = drivers_at_work(folder) if drivers is None else drivers
+            # Begun and without an end means RUNNING only while somebody works on it.
             if not any(driver.works_on(key) for driver in drivers):
                 status = TrialStatus(State.INTERRUPTED, status.step)
         return TrialRecord(status, about.model_dump_json())
@@ -185,6 +187,7 @@ def _finished(
     folder: Folder, key: str, sizes: Mapping[str, int], rounds: Sequence[int], done: DoneFile, verify: bool
 ) -> TrialStatus:
     """Return DONE if every file of every planned round is there as it was written, else DAMAGED."""
+    # Cheap checks first: names, then sizes, then (on demand) every byte.
     missing = missing_files(sizes, rounds, done.files)
     if missing:
         return TrialStatus(State.DAMAGED, done.step, reason=f"{folder.path(key)}: {_counted(missing)} missing")
@@ -211,6 +214,7 @@ def missing_files(names: Collection[str], rounds: Iterable[int], files: Iterable
     """
     listed = {file.name for file in files} if files is not None else None
     expected = [file_name(table.name, step) for step in rounds for table in ROUND_TABLES]
+    # A file of the right name that DONE.json does not list was put there by somebody else.
     unlisted = (
         [] if listed is None else [n for n in expected if n not in listed and not n.startswith(f"{TIMING.name}-")]
     )

@@ -12,10 +12,11 @@ from pyarrow import fs
 
 from raysweep.config.schema import TrialSpec
 from raysweep.config.space import Scalar
-from raysweep.errors import DamagedError, NewerFormatError, SnapshotError, StorageLostError, StoreError
+from raysweep.errors import DamagedError, SnapshotError, StorageLostError, StoreError
 from raysweep.results.folder import Folder
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TableSchema
-from raysweep.results.state import ENDS, State, TrialStatus, altered_files, checksum, missing_files, trial_state
+from raysweep.results.snapshots import GROUP_SNAPSHOTS, delete_unnamed_tensors, read_snapshot, tensor_file
+from raysweep.results.state import ENDS, State, TrialStatus, checksum, missing_files, trial_state
 from raysweep.results.statefiles import (
     FORMAT,
     HEARTBEAT,
@@ -23,11 +24,9 @@ from raysweep.results.statefiles import (
     SNAPSHOT,
     TIMES,
     TRIAL,
-    SnapshotFile,
     TableFile,
     listed,
     read_plan,
-    read_state,
     read_trial,
 )
 from raysweep.results.tablefiles import described, encoded, scan
@@ -35,7 +34,6 @@ from raysweep.rows import EvalRound, Snapshot
 
 __all__ = [
     "ENDS",
-    "GROUP_SNAPSHOTS",
     "HEARTBEAT",
     "PLAN",
     "SNAPSHOT",
@@ -48,7 +46,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-GROUP_SNAPSHOTS = "_passes"  # folder of the tensors that the trials of an edit group share
 Tensors = Mapping[str, str]  # where a snapshot's tensors lie, and their checksum
 TRIES = 3  # another process may replace the snapshot between our two reads
 
@@ -85,6 +82,8 @@ class ResultStore:
         now (*arm*, *point*) goes in as history: readers take names from ``plan.json``.
         """
         key = trial.key
+        # Without a snapshot there is nothing to go on from, so rows that were written earlier must go: the new life
+        # writes all of them again, perhaps with fewer files.
         snapshot = self.latest_snapshot(key)
         about = self.about(key) if snapshot is not None else None
         if snapshot is None:
@@ -127,6 +126,7 @@ class ResultStore:
         return self.write_snapshot(key, result.snapshot, group=group, tensors=tensors) if result.snapshot else None
 
     def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:
+        # A mistake in sharing edits would file one trial's numbers under another's key, which no reader could notice.
         foreign = {r.trial_key for r in rows} - {key}
         if foreign:
             raise StoreError(f"rows of {', '.join(sorted(foreign))} were handed in for trial {key}")
@@ -147,10 +147,12 @@ class ResultStore:
         if tensors is None:
             from safetensors.torch import save
 
+            # clone: safetensors refuses tensors that share memory, as tied weights do.
             data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
             name = f"snapshot-{snapshot.step:06d}.safetensors"
             tensors = {"file": f"{GROUP_SNAPSHOTS}/{group}/{name}" if group else name, "blake2b": checksum(data)}
-            self.folder.write(_tensor_file(key, tensors["file"]), data)
+            self.folder.write(tensor_file(key, tensors["file"]), data)
+        # Timing differs from run to run, so it is no part of what has to be there when a trial goes on.
         files = [f for f in self._files_of(key, snapshot.step) if f.step <= snapshot.step and f.table != TIMING.name]
         about = {
             "format": FORMAT,
@@ -159,33 +161,25 @@ class ResultStore:
             "meta": dict(snapshot.meta),
             "files": listed(files),
         }
+        # The order matters: tensors, then the file that names them, then the older tensors go. A crash between two of these
+        # steps leaves one whole snapshot.
         self.folder.write_json(f"{key}/{SNAPSHOT}", about)
         self._drop_snapshots(key, keep=tensors["file"])
         return tensors
 
     def tidy_group(self, group: str, keys: Iterable[str]) -> None:
         """Delete the tensors of the edit group *group* that the snapshot of none of *keys* names."""
-        folder = f"{GROUP_SNAPSHOTS}/{group}"
-        named = set()
-        for key in keys:
-            try:
-                about = read_state(self.folder, f"{key}/{SNAPSHOT}", SnapshotFile)
-            except (DamagedError, NewerFormatError):
-                continue  # whoever goes on from it sets it aside
-            named |= {about.file} if about is not None else set()
-        still_named = [name for name in self.folder.files(folder) if name in named]
-        if not still_named:
-            self.folder.delete_folder(folder)
-        for name in set(self.folder.files(folder)) - set(still_named):
-            self.folder.delete(name)
+        delete_unnamed_tensors(self.folder, group, keys)
 
     def reopen(self, key: str) -> None:
         """Take back that a trial ended; it can go on from its snapshot."""
+        # A trial that goes on must not look ended, should it be killed before its next round.
         for state in ENDS:
             self.folder.delete(f"{key}/{state}.json")
 
     def latest_snapshot(self, key: str) -> Snapshot | None:
         """Return the trial's snapshot, or None if it has none; a damaged one is set aside as ``*.corrupt``."""
+        # On an object store the new snapshot.json may be seen before the tensors that it names, or after they were replaced.
         for attempt in range(TRIES):
             try:
                 return self._read_snapshot(key)
@@ -202,34 +196,13 @@ class ResultStore:
         return None
 
     def _read_snapshot(self, key: str) -> Snapshot | None:
-        """Return the verified snapshot of *key*.
-
-        Raises:
-            SnapshotError: a file does not match its checksum or cannot be parsed.
-            FileNotFoundError: the tensor file is gone.
-        """
-        from safetensors.torch import load
-
-        try:
-            about = read_state(self.folder, f"{key}/{SNAPSHOT}", SnapshotFile)
-            begun = read_trial(self.folder, key) if about is not None else None
-        except DamagedError as error:
-            raise SnapshotError(error.message) from error
-        if about is None:
+        """Return the verified snapshot of *key* and remember the files that it lists; raises as :func:`read_snapshot`."""
+        read = read_snapshot(self.folder, key)
+        if read is None:
             return None
-        if begun is None:
-            raise SnapshotError(f"{self.folder.path(f'{key}/{TRIAL}')} is missing")
-        files = about.files if about.files is not None else scan(self.folder, key, about.step)
-        altered = altered_files(self.folder, key, files)
-        if altered:
-            raise SnapshotError(f"{self.folder.path(f'{key}/{altered[0]}')} is not as it was written")
-        name = _tensor_file(key, about.file)
-        data = self.folder.read(name)
-        if checksum(data) != about.blake2b:
-            raise SnapshotError(f"{self.folder.path(name)} does not match its checksum")
-        times = scan(self.folder, key, about.step, [TIMING])  # these differ between runs, so no snapshot lists them
-        self._files[key] = {file.name: file for file in (*files, *times)}
-        return Snapshot(step=about.step, tensors=load(data), meta=about.meta)
+        snapshot, files = read
+        self._files[key] = {file.name: file for file in files}
+        return snapshot
 
     def finish(self, key: str, *, step: int, keep_snapshot: bool = False) -> None:
         """Mark the trial DONE, naming its files; its snapshot goes unless *keep_snapshot*.
@@ -239,6 +212,7 @@ class ResultStore:
         """
         spec = self._demand_begun(key)
         files = self._files_of(key, step)
+        # DONE is a promise to every later reader, so it is given only for what can be seen in the folder now.
         missing = missing_files(self.folder.sizes(key), spec.protocol.rounds, files)
         if missing:
             raise StorageLostError(f"{self.folder.path(f'{key}/{missing[0]}')} is gone, though this trial wrote it")
@@ -341,8 +315,3 @@ class ResultStore:
 def files_of_table(names: Iterable[str], table: TableSchema) -> list[str]:
     """Return those of the files *names* of one trial that hold rows of *table*."""
     return [n for n in names if n.rpartition("/")[2].startswith(f"{table.name}-") and n.endswith(".parquet")]
-
-
-def _tensor_file(key: str, name: str) -> str:
-    """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its edit group's."""
-    return name if name.startswith(f"{GROUP_SNAPSHOTS}/") else f"{key}/{name}"

@@ -59,12 +59,14 @@ class Sweep:
         entries = self.plan.get("trials", [])
         known = dict.fromkeys(str(entry["key"]) for entry in entries)
         self.planned = len(known)
+        # A folder without plan.json (a newer or damaged one, or an old version) shows every trial there is.
         earlier = [key for key in store.keys() if key not in known] if everything or plan is None else []  # noqa: SIM118
         drivers = drivers_at_work(store.folder)
         self.records = {key: examine(store.folder, key, drivers=drivers) for key in (*known, *earlier)}
         self.damaged = {key: r.status.reason for key, r in self.records.items() if r.status.reason}
         current = [_place(self.records[str(entry["key"])], entry) for entry in entries]
         begun_as = [_begun_as(self.records[key], key, planned=plan is None) for key in earlier]
+        # The names of the latest plan come first and in its order, whatever the trials were called when they were begun.
         # Keys are hashes: in their order the arms would change places with every raised version.
         self.places = (*current, *sorted(begun_as, key=lambda name: name.arm))
         self.search: Mapping[str, Any] = self.plan.get("search", {})
@@ -188,6 +190,7 @@ def trials_table(names: Iterable[TrialName], contents: Mapping[str, Content]) ->
         point = json.dumps(dict(name.point), sort_keys=True)
         rows.append({**content, "arm": name.arm, "point": point, "planned": name.planned})
         extras.append({**{f"point.{k}": v for k, v in name.point.items()}, **spec})
+    # By content, not by time of writing: the same trials make the same file, byte for byte.
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["arm"], rows[i]["trial_key"], rows[i]["point"]))
     rows, extras = [rows[i] for i in order], [extras[i] for i in order]
     arrays = [_strict([r[c.name] for r in rows], c.type, c.name, c.nullable) for c in TRIALS.columns]
@@ -228,6 +231,7 @@ def trial_content(key: str, record: TrialRecord, first_non_finite: int | None) -
 def _group(trial: TrialSpec) -> str:
     """Return a hash that is equal for trials which differ in nothing but the seed."""
     identity = trial.identity()
+    # So the hash says "this configuration", which tables pool over.
     del identity["seed"]
     return digest(identity)
 
@@ -279,6 +283,7 @@ def _strict(values: list[Any], kind: pa.DataType, name: str, nullable: bool) -> 
 def _inferred(values: list[Any]) -> pa.Array:
     """Return *values* in the one type they share, numbers as float64 if mixed, anything else as JSON text."""
     kinds = {type(v) for v in values if v is not None}
+    # Arrow columns have one type, and a swept key may be an integer in one arm and a float in another.
     if kinds == {int, float}:
         values = [None if v is None else float(v) for v in values]
     elif len(kinds) > 1:

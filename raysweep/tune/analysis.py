@@ -86,6 +86,7 @@ def _best_by_ray(store: ResultStore, keys: Collection[str], metric: str, mode: s
 
 def _ranked_keys(last: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
     """Return the trials whose last logged round is the highest one and has a finite *metric*."""
+    # Values of different rounds are not ranked together: a trial that died early would look best.
     highest = max((int(row["step"]) for row in last.values()), default=0)
     return [key for key, row in last.items() if int(row["step"]) == highest and is_number(row.get(metric))]
 
@@ -106,6 +107,7 @@ def _compare(store: ResultStore, rounds: Mapping[str, Mapping[int, Mapping[str, 
         columns, trial = trial_columns(store, key), store.about(key)["trial"]
         batch = int(trial["protocol"]["batch_size"])
         for step, row in steps.items():
+            # A failed trial's last line has no values.
             if isinstance(row.get("failure"), str):
                 continue
             stored = summary(columns, step, batch, phases=phases(trial["study"]))

@@ -81,6 +81,7 @@ def check(address: str | None) -> None:
             pass
     except OSError as error:
         raise RunFailedError(f"no Ray cluster can be reached at {place}: {_reason(error)}", hint=hint) from error
+    # Something may listen on the port that is no Ray; connecting to it would hang for minutes.
     if not place.client and not _answers(place):
         raise RunFailedError(f"something listens at {place}, but does not answer as a Ray cluster does", hint=hint)
 

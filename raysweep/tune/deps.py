@@ -64,6 +64,7 @@ class ModelPool:
         self._spec, self._model = spec, model
         self._hashes = {name: _hash(t) for name, t in tensors.items()}
         self._shape = _structure(model.module)
+        # A copy in memory makes the next trial's start a matter of milliseconds.
         if sum(t.nbytes for t in tensors.values()) <= self._limit:
             self._copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
         return model
@@ -71,6 +72,7 @@ class ModelPool:
     def restore(self) -> bool:
         """Put the pristine weights back; return whether the model is now as loaded, hash for hash."""
         assert self._model is not None
+        # Cheap tests first: a replaced submodule or a hook that was left behind cannot be undone by copying weights.
         module = self._model.module
         if _structure(module) != self._shape or _has_hooks(module):
             return False
@@ -78,6 +80,7 @@ class ModelPool:
         if tensors.keys() != self._hashes.keys():
             return False
         changed = [name for name, t in tensors.items() if _hash(t) != self._hashes[name]]
+        # Large models have no second copy in memory; they are loaded again when something changed.
         if changed and not self._copies:
             return False
         with torch.no_grad():

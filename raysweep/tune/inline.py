@@ -20,6 +20,7 @@ def run_inline(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
         run.store.reopen(key)
     run.watcher.begin()
     try:
+        # In the plan's order, though `pending` puts begun trials first: nothing runs beside it that they would hold up.
         for planned in (t for key, t in run.table.items() if key in chosen):
             run.watcher.started(planned.key)
             for result in _rounds(run, planned):
@@ -33,6 +34,7 @@ def run_inline(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
 def _rounds(run: SweepRun, planned: PlannedTrial) -> Iterator[dict[str, Any]]:
     """Run *planned*, or tell its rounds where an earlier trial of its group made them; yield what Ray would report."""
     status = run.store.status(planned.key, planned.trial.protocol.rounds)
+    # The members of an edit group are run with its first one; when their turn comes, they are only told.
     ended = status.state in (State.DONE, State.FAILED)
     for report in replay(planned.trial, run.store) if ended else _run(run, planned):
         result: dict[str, Any] = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}

@@ -10,16 +10,17 @@ from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.errors import RunFailedError, UnwritableError
 from raysweep.lazy import lazy
 from raysweep.results.drivers import DriverLock
-from raysweep.results.outcome import Outcome
+from raysweep.results.outcome import SweepOutcome
 from raysweep.results.proposals import PROPOSALS
 from raysweep.results.ray_logs import RAY_FOLDER
+from raysweep.results.snapshots import GROUP_SNAPSHOTS
 from raysweep.results.state import TrialStatus
-from raysweep.results.store import GROUP_SNAPSHOTS, ResultStore
+from raysweep.results.store import ResultStore
 from raysweep.tune import cluster
 from raysweep.tune.local_ray import first_line, running_ray
 from raysweep.tune.outcome import conclude
 from raysweep.tune.pending import pending, trial_states
-from raysweep.tune.sweep_run import Options, SweepRun
+from raysweep.tune.sweep_run import RunOptions, SweepRun
 from raysweep.tune.watcher import Watcher
 from raysweep.workspace import Workspace
 
@@ -30,15 +31,15 @@ Backend = Literal["ray", "inline"]
 
 
 def run_sweep(
-    plan: Plan, workspace: Workspace, *, options: Options = Options(), watcher: Watcher | None = None,
+    plan: Plan, workspace: Workspace, *, options: RunOptions = RunOptions(), watcher: Watcher | None = None,
     backend: Backend = "ray",
-) -> Outcome:  # fmt: skip
+) -> SweepOutcome:  # fmt: skip
     """Run what is not done yet of *plan*.
 
     Args:
         plan: the trials, and the sweep they belong to.
         workspace: where results go.
-        options: see :class:`Options`.
+        options: see :class:`RunOptions`.
         watcher: told about every round; None = nothing is shown.
         backend: ``ray`` runs as many trials at once as fit, in processes that may die and be replaced; ``inline`` runs one after
             another in this process, where Ctrl-C is an exception. The numbers do not depend on it.
@@ -55,7 +56,7 @@ def run_sweep(
     store = ResultStore(workspace.results(plan.sweep.name))
     store.folder.check_writable()
     table = {t.key: t for t in plan.trials}
-    # Runs in one process may share a folder of results as long as their trials are different ones.
+    # Runs in one process may share a folder of results as long as their trials are different ones (`raysweep edit`, twice).
     lock = DriverLock(store.folder, keys=tuple(table) if inline else None, anyway=options.anyway)
     run = SweepRun(
         plan=plan, table=table, workspace=workspace, store=store, lock=lock,
@@ -64,6 +65,7 @@ def run_sweep(
     with lock:
         states = _prepare(run)
         run.watcher.prepared()
+        # Decided before anything runs: what is left alone now must be reported as altered at the end.
         altered = {k: s for k, s in states.items() if s.altered and not options.repair}
         interrupted = bool(
             lazy("raysweep.tune.inline").run_inline(run, states) if inline else _run_with_ray(run, states)
@@ -81,7 +83,9 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
         first = attempt == 0
         if not first:
             states = trial_states(run.store, run.table, verify=False)
+        # What failed in the first attempt stays failed: its error is the trial's own, not Ray's.
         todo = pending(states, retry=run.options.retry and first, repair=run.options.repair and first)
+        # A lock that is gone means that the folder was removed or replaced under us: nothing is written there any more.
         if not todo or not run.lock.check() or not (first or _is_writable(run.store)):
             return False
         if not first:
@@ -95,9 +99,11 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
         except RuntimeError as error:
             if not run.lock.check():
                 return False
+            # RuntimeError is what Ray raises when it itself gives up; an error of a trial never gets here.
             if attempt == RESTARTS:
                 raise RunFailedError(f"Ray gave up: {first_line(error)}", hint="run the same command again") from error
             log.warning("Ray gave up (%s)", first_line(error))
+        # Between two sessions no Tuner catches the signal, so Ctrl-C arrives here as an exception.
         except KeyboardInterrupt:
             return True
     return False

@@ -42,6 +42,7 @@ def running_ray(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray and Tune install handlers and leave them there.
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     with ExitStack() as stack:
@@ -49,6 +50,7 @@ def running_ray(address: str | None) -> Iterator[None]:
             scratch = stack.enter_context(scratch_folder())
             options |= {"include_dashboard": False, "object_store_memory": 200 << 20, "_temp_dir": str(scratch)}
         try:
+            # One's own Ray is started afresh, never the one that RAY_ADDRESS names, unless asked for.
             start(ray, address or "local", options)
             for name in ("ray.tune", "ray.train"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -87,6 +89,7 @@ def set_environment(*, local: bool) -> None:
     """Set what Ray reads when it is imported; a user's own settings stand, and so does a Ray imported earlier."""
     for key, value in EVERYWHERE.items():
         os.environ.setdefault(key, value)
+    # Ray reads these when it is imported; later they have no effect.
     if local and "ray" not in sys.modules:
         for key, value in LOCAL_ONLY.items():
             os.environ.setdefault(key, value)

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from raysweep.errors import StoreError
-from raysweep.results.outcome import Outcome
+from raysweep.results.outcome import SweepOutcome
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
+from raysweep.results.snapshots import GROUP_SNAPSHOTS
 from raysweep.results.state import State, TrialStatus
-from raysweep.results.store import GROUP_SNAPSHOTS
 from raysweep.results.tables import Sweep
 from raysweep.tune.pending import trial_states
 from raysweep.tune.sweep_run import SweepRun
 
 
-def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: bool) -> Outcome:
+def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: bool) -> SweepOutcome:
     """Remove what only unfinished trials need, rebuild the table of trials, and return how *run* ended.
 
     Args:
@@ -24,16 +24,18 @@ def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: 
         interrupted: whether a signal ended the run.
     """
     store, lost = run.store, run.lock.lost
+    # Bytes were compared when the run began; reading all of them again would double the time of a small sweep.
     states = {**trial_states(store, run.table, verify=False), **altered}
     if not lost or store.folder.exists():
         if run.lock.keys is None:  # else others may be at work in the same folder
             _remove_shared(run, states)
         with suppress(StoreError):  # a disk that is full now has everything but this table, which is rebuilt each time
+            # The folder was removed and made anew while the sweep ran, or plan.json was damaged.
             if store.plan() is None:
                 store.write_plan(run.plan.as_json(), run.plan.sweep.source.text)
             Sweep(store).write_trials()
     unfinished = {k: s for k, s in states.items() if s.state not in (State.DONE, State.FAILED)}
-    return Outcome(
+    return SweepOutcome(
         done=tuple(k for k, s in states.items() if s.state is State.DONE),
         failed={k: s.error for k, s in states.items() if s.state is State.FAILED},
         unfinished=tuple(unfinished),

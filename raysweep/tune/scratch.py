@@ -48,6 +48,7 @@ def remove_abandoned(place: Path = PLACE) -> list[Path]:
     removed = []
     for folder in place.glob(f"{PREFIX}*"):
         owner = _owner(folder)
+        # None = it cannot be told from here; then the folder stays.
         if owner is None or owner.is_alive() is not False:
             continue
         _end_processes_of(folder)
@@ -60,6 +61,7 @@ def _owner(folder: Path) -> ProcessId | None:
     """Return the process that made *folder*, if it is a scratch folder of this user's."""
     try:
         about = folder.lstat()
+        # lstat: /tmp is everybody's, and a link there may lead anywhere.
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
             return None
         return ProcessId(**json.loads(folder.joinpath(OWNER).read_text()))
@@ -86,6 +88,7 @@ def _delete(folder: Path) -> None:
 def _end_processes_of(folder: Path) -> None:
     """End this user's processes that were started with a path in *folder*: Ray's own, whose driver is gone."""
     until = time.monotonic() + _PATIENCE
+    # Ray's processes start each other, so one look is not enough.
     while (left := _processes_of(folder)) and time.monotonic() < until:
         for pid in left:
             with suppress(OSError):

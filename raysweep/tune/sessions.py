@@ -37,7 +37,7 @@ from raysweep.tune.trial_order import GroupByGroup, ray_config
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
-    from raysweep.tune.sweep_run import Options
+    from raysweep.tune.sweep_run import RunOptions
     from raysweep.tune.watcher import Watcher
 
 SESSION = 128  # trials of one session, at least
@@ -59,12 +59,13 @@ class Sessions:
 
     def __init__(
         self, store: ResultStore, table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
-        options: Options, watcher: Watcher | None, halted: Callable[[], bool],
+        options: RunOptions, watcher: Watcher | None, halted: Callable[[], bool],
     ) -> None:  # fmt: skip
         disable_log_once_globally()  # Ray remembers every line it might log twice, and makes one for each trial
         self.store, self.table, self.resources = store, table, sweep.resources
         self.options, self.watcher, self.halted = options, watcher, halted
         available = ray.cluster_resources()
+        # Asked before any process starts: a request that can never be met would wait in Ray's queue for ever.
         one = request(self.resources, available)
         shards = self.resources.shards
         can_propose = frozenset(key for key, trial in table.items() if trial.can_propose) if shards > 1 else frozenset()
@@ -80,6 +81,7 @@ class Sessions:
             """
             return tune.PlacementGroupFactory(split if config[TRIAL_KEY] in can_propose else [one])
 
+        # The table goes into Ray's object store once; a copy in every trial's configuration would be n² memory.
         bound = tune.with_parameters(Trainable, table=dict(table), workspace=workspace, sweep=sweep.name)
         self.trainable = tune.with_resources(bound, bundles)
 
@@ -109,6 +111,7 @@ class Sessions:
                 num_samples=len(keys),
                 reuse_actors=self.options.reuse,
                 max_concurrent_trials=self.concurrent or None,
+                # Ray's own names hold every hyper-parameter and exceed what a file system allows.
                 trial_dirname_creator=_name,
                 trial_name_creator=_name,
             ),
@@ -118,12 +121,14 @@ class Sessions:
                 verbose=0,
                 callbacks=callbacks,
                 failure_config=tune.FailureConfig(max_failures=self.resources.retries),
+                # Our snapshots are enough; Ray's checkpoints would be empty files.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
         with _watched_signals() as interruption:
             results = tuner.fit()
         for result in results:
+            # A trial that fails by itself stores that and returns; an error here is a process that died too often.
             if result.error is not None and result.config:
                 self._note_death(str(result.config[TRIAL_KEY]), first_line(result.error))
         return interruption.came
@@ -167,6 +172,7 @@ def _watched_signals() -> Iterator[_Interruption]:
     try:
         yield interruption
     finally:
+        # Python sets handlers in the main thread only, and so does Tune.
         if threading.current_thread() is threading.main_thread():
             interruption.came = signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
             for number, handler in before.items():

@@ -43,6 +43,7 @@ class Shard:
         self._proposer(trial, cache_key)
 
     def _proposer(self, trial: TrialSpec, cache_key: str) -> ComputeProposal:
+        # The model and the artifacts are loaded once per trial, not once per proposal.
         if self._ask is None or self._trial != trial.key:
             environment.check(trial.environment)
             deps = make_deps(self.workspace, proposal_cache=proposal_folder(self.workspace, self.sweep, cache_key))
@@ -75,6 +76,7 @@ class Shards:
         if trial.key not in self._begun:
             self.begin(trial)
         try:
+            # A helper that dies (RayActorError) gives its steps back; another, or this process, computes them.
             yield from in_order(steps, here, (), lost=RayActorError, starting=self._begun[trial.key])
         except RayTaskError as error:
             raise (error.cause or error) from error
@@ -96,6 +98,7 @@ class Shards:
         group = get_current_placement_group()
         if self._actors or group is None:
             return
+        # The first bundle is this process's own.
         for index, bundle in enumerate(group.bundle_specs[1:], start=1):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             requested = {

@@ -13,7 +13,7 @@ from raysweep.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class RunOptions:
     """How to run a sweep.
 
     Attributes:
@@ -54,5 +54,5 @@ class SweepRun:
     workspace: Workspace
     store: ResultStore
     lock: DriverLock
-    options: Options
+    options: RunOptions
     watcher: Watcher

@@ -44,9 +44,11 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         self._end()
         key = str(config[TRIAL_KEY])
         job = self.job = self.table[key]
+        # A worker with another version of the code or other environment variables would compute another trial.
         if job.key != key:
             raise AssertionError(f"the plan calls this trial {key}, here it hashes to {job.key}")
         self._ended: Iterator[RoundReport] | None = None
+        # Its group's first trial made its rounds, or Ray starts it again after an end that our store knows.
         if self.store.status(key).state in (State.DONE, State.FAILED):
             self._ended = replay(job.trial, self.store)
             return

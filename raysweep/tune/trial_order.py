@@ -66,6 +66,7 @@ class GroupByGroup(Searcher):  # type: ignore[misc]
         if not self.waiting or self.halted():
             return str(self.FINISHED)
         busy = set(self.running.values())
+        # Two trials of one edit group at once would both compute the edits that they could share.
         key = next((k for k in self.waiting if self.groups[k] not in busy), None)
         if key is None:
             return None

@@ -56,7 +56,8 @@ sys.path.insert(0, {here!r})
 from ray_helpers import fake_plan
 from raysweep.cli.errors import report
 from raysweep.errors import RaysweepError
-from raysweep.tune.launch import Options, run_sweep
+from raysweep.tune.launch import run_sweep
+from raysweep.tune.sweep_run import RunOptions
 from raysweep.cli.display import Display
 from raysweep.workspace import Workspace
 asked = json.loads(sys.argv[1])
@@ -68,7 +69,7 @@ labels = {{t.key: f"{{t.arm}}/{{t.trial.seed}}" for t in plan.trials}}
 display = Display(labels, {{k: 6 for k in labels}}, printer=lambda line: print(line, flush=True))
 workspace = Workspace(root=pathlib.Path(asked["root"]))
 try:
-    found = run_sweep(plan, workspace, options=Options(**asked["options"]), watcher=display)
+    found = run_sweep(plan, workspace, options=RunOptions(**asked["options"]), watcher=display)
 except RaysweepError as error:
     print(json.dumps({{"error": str(error)}}))
     sys.exit(report(error, debug=False))

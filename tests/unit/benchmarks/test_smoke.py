@@ -89,13 +89,13 @@ def test_simie_knows_every_back_end() -> None:
 
 
 def test_driver(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def without_ray(plan: Plan, workspace: Workspace, *, options: Any, watcher: Any) -> launch.Outcome:
+    def without_ray(plan: Plan, workspace: Workspace, *, options: Any, watcher: Any) -> launch.SweepOutcome:
         watcher.begin()
         for trial in plan.trials:
             watcher.started(trial.key)
             watcher.round(trial.key, {"step": 1, "done": True})
             watcher.stopped(trial.key)
-        return launch.Outcome(tuple(t.key for t in plan.trials), {}, (), False, "")
+        return launch.SweepOutcome(tuple(t.key for t in plan.trials), {}, (), False, "")
 
     monkeypatch.setattr(launch, "run_sweep", without_ray)
     rows = driver.main(["--trials", "3", "--marks", "1,2"])
@@ -114,8 +114,8 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 def test_sweep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def without_ray(plan: Plan, workspace: Workspace, **options: Any) -> launch.Outcome:
-        return launch.Outcome(tuple(t.key for t in plan.trials), {}, (), False, "")
+    def without_ray(plan: Plan, workspace: Workspace, **options: Any) -> launch.SweepOutcome:
+        return launch.SweepOutcome(tuple(t.key for t in plan.trials), {}, (), False, "")
 
     monkeypatch.setattr(launch, "run_sweep", without_ray)
     rows = sweep.main(["--trials", "2", "--edits", "1"])
@@ -127,9 +127,9 @@ def test_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     """Both sides make the same trials; the plain way makes one of the two λ and counts it twice."""
     asked: list[Plan] = []
 
-    def without_ray(plan: Plan, workspace: Workspace, **options: Any) -> launch.Outcome:
+    def without_ray(plan: Plan, workspace: Workspace, **options: Any) -> launch.SweepOutcome:
         asked.append(plan)
-        return launch.Outcome(tuple(t.key for t in plan.trials), {}, (), False, "")
+        return launch.SweepOutcome(tuple(t.key for t in plan.trials), {}, (), False, "")
 
     monkeypatch.setattr(launch, "run_sweep", without_ray)
     cheap = ["--set", "arms.rome.editor.value.steps=2", "--set", "arms.rome+simie.editor.value.steps=2"]
@@ -155,10 +155,10 @@ def test_lambda_path_refuses_what_is_none(tmp_path: Path) -> None:
 
 
 def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def in_process(plan: Plan, workspace: Workspace) -> launch.Outcome:
+    def in_process(plan: Plan, workspace: Workspace) -> launch.SweepOutcome:
         (job,) = plan.trials
         reports = list(run_trial(job, make_deps(workspace), ResultStore(workspace.results(plan.sweep.name))))
-        return launch.Outcome((job.key,), {}, (), False, reports[-1].error)
+        return launch.SweepOutcome((job.key,), {}, (), False, reports[-1].error)
 
     monkeypatch.setattr(launch, "run_sweep", in_process)
     asked = ["--editor", "null", "--wrap", "", "--root", str(tmp_path)]

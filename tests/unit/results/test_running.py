@@ -17,13 +17,13 @@ from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import BusyError, NewerFormatError, StoreError
 from raysweep.reports.standing import missing_lines
 from raysweep.results.drivers import DriverLock
-from raysweep.results.outcome import Outcome
+from raysweep.results.outcome import SweepOutcome
 from raysweep.results.state import State
 from raysweep.results.store import ResultStore
 from raysweep.tune import launch
 from raysweep.tune.launch import run_sweep
 from raysweep.tune.pending import pending, trial_states
-from raysweep.tune.sweep_run import Options, SweepRun
+from raysweep.tune.sweep_run import RunOptions, SweepRun
 from raysweep.workspace import Workspace
 
 SEEDS = range(4)
@@ -74,7 +74,7 @@ def fake(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return made
 
 
-def said(outcome: Outcome) -> str:
+def said(outcome: SweepOutcome) -> str:
     return "\n".join(missing_lines(outcome, {}, dict.fromkeys(outcome.absent, "memit")))
 
 
@@ -127,7 +127,7 @@ def test_a_missing_file_is_made_again_and_an_altered_one_on_demand(
     assert (outcome.exit_code, len(outcome.done), outcome.altered) == (3, 3, (plan.trials[2].key,))
     assert f"damaged: trial {plan.trials[2].key}: " in said(outcome)
     assert "1 finished trial has altered tables; add --repair to the same command" in said(outcome)
-    outcome = run_sweep(plan, workspace, options=Options(repair=True))
+    outcome = run_sweep(plan, workspace, options=RunOptions(repair=True))
     assert (fake.rounds[2:], outcome.exit_code) == ([[2]], 0)
 
 
@@ -137,7 +137,7 @@ def test_a_newer_raysweep_s_trial_and_plan_are_left_alone(
     run_sweep(plan, workspace)
     done = Path(store.folder.base) / plan.trials[0].key / "DONE.json"
     done.write_text(json.dumps({"format": 99}))
-    outcome = run_sweep(plan, workspace, options=Options(repair=True, retry=True))
+    outcome = run_sweep(plan, workspace, options=RunOptions(repair=True, retry=True))
     assert (outcome.exit_code, len(fake.rounds), json.loads(done.read_text())) == (3, 1, {"format": 99})
     assert "has format 99; this raysweep reads up to" in said(outcome)
     text = json.dumps({"format": 99})
@@ -191,11 +191,11 @@ def test_fresh_deletes_all_or_nothing(
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(StoreError, match=rf"cannot delete .*/{last}: .*; nothing was deleted"):
-        run_sweep(plan, workspace, options=Options(fresh=True))
+        run_sweep(plan, workspace, options=RunOptions(fresh=True))
     assert sorted(store.folder.files(recursive=True)) == before
     assert len(fake.rounds) == 1, "and nothing was run"
     monkeypatch.setattr(Path, "rename", rename)
-    assert run_sweep(plan, workspace, options=Options(fresh=True)).exit_code == 0
+    assert run_sweep(plan, workspace, options=RunOptions(fresh=True)).exit_code == 0
     assert fake.rounds == [[0, 1, 2, 3]] * 2
 
 
@@ -205,8 +205,8 @@ def test_a_second_driver_stops_before_it_changes_anything(
     run_sweep(plan, workspace)
     with DriverLock(store.folder):
         before = sorted(store.folder.files(recursive=True))
-        for options in (Options(), Options(fresh=True), Options(repair=True)):
+        for options in (RunOptions(), RunOptions(fresh=True), RunOptions(repair=True)):
             with pytest.raises(BusyError, match="is being run by process"):
                 run_sweep(plan, workspace, options=options)
         assert sorted(store.folder.files(recursive=True)) == before
-        assert run_sweep(plan, workspace, options=Options(anyway=True)).exit_code == 0
+        assert run_sweep(plan, workspace, options=RunOptions(anyway=True)).exit_code == 0

@@ -87,7 +87,7 @@ def make_sessions(
 ) -> Sessions:
     workspace = Workspace(root=tmp_path)
     table = {t.key: t for t in plan.trials}
-    options = launch.Options(concurrent=concurrent)
+    options = launch.RunOptions(concurrent=concurrent)
     return Sessions(ResultStore(workspace.results("s")), table, plan.sweep, workspace, options, watcher, halted)
 
 

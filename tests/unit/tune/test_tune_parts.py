@@ -14,7 +14,7 @@ from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.errors import SpecError
-from raysweep.results.outcome import Outcome
+from raysweep.results.outcome import SweepOutcome
 from raysweep.tune.deps import ModelPool
 from raysweep.tune.sessions import request
 
@@ -87,7 +87,7 @@ def test_requests_follow_the_cluster() -> None:
 def test_exit_codes() -> None:
     def outcome(**given: Any) -> int:
         empty: dict[str, Any] = {"done": (), "failed": {}, "unfinished": (), "interrupted": False, "results": ""}
-        return Outcome(**{**empty, **given}).exit_code
+        return SweepOutcome(**{**empty, **given}).exit_code
 
     assert outcome() == 0
     assert outcome(failed={"k": "e"}) == outcome(unfinished=("k",)) == 3
