@@ -161,11 +161,28 @@ class Rome(LocateEditor[RomeConfig, None]):
         return LowRank(r[:, None], u[None, :]), stats
 
     def key_and_output(self, lm: LanguageModel, value: target_value.Value, layer: int) -> tuple[Tensor, Tensor]:
-        """Return the key ``k [d_in]`` that the change maps to ``v*``, and ``W k [d_out]`` (with the bias): the bare prompt's."""
+        """Return the key ``k [d_in]`` that the change maps to ``v*``, and ``W k + b [d_out]``: the bare prompt's.
+
+        A variant of ROME that maps another key overrides this.
+
+        Args:
+            lm: the model as it stands, earlier changes of the batch included.
+            value: keys and output at the look-up token.
+            layer: the edited block.
+        """
         return value.keys[0], value.output
 
     def key_direction(self, mean_key: Tensor, layer: int, artifacts: Mapping[str, Artifact]) -> Tensor:
-        """Return ``C⁻¹ k̄ [d_in]`` in fp64; ``k̄`` itself without ``adjust``."""
+        """Return ``C⁻¹ k̄ [d_in]`` in fp64; ``k̄`` itself without ``adjust`` (eq. 2).
+
+        Args:
+            mean_key: ``k̄ [d_in]``, averaged over contexts, fp64.
+            layer: the block whose moments ``C`` to take.
+            artifacts: of the trial.
+
+        Raises:
+            ArtifactError: ``C`` is not positive definite.
+        """
         if not self.config.adjust:
             return mean_key
         artifact = artifacts[f"moments/{layer}"]

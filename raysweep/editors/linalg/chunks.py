@@ -53,7 +53,13 @@ def add_gram_product(
 
 
 def fold_chunks(base: Tensor | None, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return ``base + Σ Lᵀ R`` ``[d_l, d_r]`` for chunks ``L [n_i, d_l]``, ``R [n_i, d_r]`` of like lengths; None is 0."""
+    """Return ``base + Σ Lᵀ R`` ``[d_l, d_r]`` as a new matrix.
+
+    Args:
+        base: what to add to, not modified; None = 0.
+        left: chunks ``L [n_i, d_l]``, at least one.
+        right: chunks ``R [n_i, d_r]`` of the same lengths.
+    """
     total = right[0].new_zeros(left[0].shape[1], right[0].shape[1]) if base is None else base.clone()
     for one, other in zip(left, right, strict=True):
         total.addmm_(one.T, other)

@@ -71,7 +71,16 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
         return contexts.templates(self.config.contexts, artifacts.get("contexts"))
 
     def moment_factor(self, artifact: Artifact, device: torch.device, damping: float) -> cholesky.Factor:
-        """Return the Cholesky factor (fp64) of the second moments in *artifact*, computed once per editor."""
+        """Return the Cholesky factor (fp64) of second moments, computed once per editor.
+
+        Args:
+            artifact: of second moments ``C [d_in, d_in]``.
+            device: where to factor.
+            damping: added to the diagonal, in units of its mean.
+
+        Raises:
+            ArtifactError: ``C`` is not positive definite.
+        """
         if artifact.digest not in self._factors:
             matrix = artifact.tensors["moments"].to(device)
             self._factors[artifact.digest] = cholesky.factor(matrix, damping=damping)

@@ -100,7 +100,13 @@ def merge(
 
 
 def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
-    """Return the spherical interpolation from *start* (t = 0) to *end* (t = 1) as flat vectors; a line if nearly parallel."""
+    """Return the spherical interpolation between two tensors, taken for flat vectors; a straight line if they are nearly parallel.
+
+    Args:
+        start: the result at ``t = 0``.
+        end: the result at ``t = 1``.
+        t: how far to go.
+    """
     cosine = float((start.double() / start.double().norm() * (end.double() / end.double().norm())).sum())
     if abs(cosine) > _PARALLEL:
         return start + t * (end - start)
