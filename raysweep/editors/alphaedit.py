@@ -98,7 +98,8 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
 
     def __init__(self, config: AlphaEditConfig) -> None:
         super().__init__(config)
-        self._projectors: dict[str, Tensor] = {}  # memo by artifact digest: a pure function's values
+        # memo by artifact digest: a pure function's values
+        self._projectors: dict[str, Tensor] = {}
 
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for a null-space projector per layer and, unless given, context templates."""

@@ -148,7 +148,8 @@ class Rome(LocateEditor[RomeConfig, None]):
         direction = self.key_direction(value.keys.double().mean(0), layer, artifacts)
         u = direction / direction.norm()
         key, output = self.key_and_output(lm, value, layer)
-        gain = key.double() @ u  # uᵀ k
+        # uᵀ k
+        gain = key.double() @ u
         # r = (v* − (W k + b)) / uᵀ k, so that (W + r uᵀ) k + b = v*.
         r = ((value.origin + value.shift).double() - output.double()) / gain
         stats = {

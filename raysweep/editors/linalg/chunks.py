@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_BLOCK = 384  # columns computed together: enough for a fast product, few enough to skip most of the upper half
+# columns computed together: enough for a fast product, few enough to skip most of the upper half
+_BLOCK = 384
 
 
 def append_chunk(chunks: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
@@ -48,7 +49,8 @@ def add_gram_product(
         scale: of what is added.
     """
     for one, other in zip(right, left, strict=True):
-        total.addmm_(rows @ one.T, other, alpha=scale)  # (x Rᵢᵀ) Lᵢ: k n_i numbers between, not d_r d_l
+        # (x Rᵢᵀ) Lᵢ: k n_i numbers between, not d_r d_l
+        total.addmm_(rows @ one.T, other, alpha=scale)
     return total
 
 

@@ -55,7 +55,8 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
 
     def __init__(self, config: LocateConfigT) -> None:
         super().__init__(config)
-        self._factors: dict[str, cholesky.Factor] = {}  # memo by artifact digest: a pure function's values
+        # memo by artifact digest: a pure function's values
+        self._factors: dict[str, cholesky.Factor] = {}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""

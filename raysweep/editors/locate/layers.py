@@ -25,7 +25,8 @@ from raysweep.models.lm import LanguageModel
 from raysweep.models.patches import Delta, LowRank
 from raysweep.records import EditRecord
 
-Solve = Callable[[int, Tensor], Tensor]  # layer, K [d_in, n] fp64 → X [d_in, n] fp64
+# layer, K [d_in, n] fp64 → X [d_in, n] fp64
+Solve = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 Algorithm = Literal["ties", "magnitude_norm", "magnitude", "sign", "dare_ties", "dare_linear", "linear", "slerp"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-_PARALLEL = 0.9995  # abs(cosine) above which slerp is a straight line
+# abs(cosine) above which slerp is a straight line
+_PARALLEL = 0.9995
 
 
 @dataclass(frozen=True, slots=True)

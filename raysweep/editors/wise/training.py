@@ -32,7 +32,8 @@ from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
 
-NO_DISTANCE = 1e9  # activation distance of a memory without edits, and the losses before the first of the stopping rule
+# activation distance of a memory without edits, and the losses before the first of the stopping rule
+NO_DISTANCE = 1e9
 
 
 def positive_mean(values: Tensor) -> Tensor:
