@@ -1,8 +1,7 @@
-"""ROME: a rank-one edit that maps the subject's key to a value that says the target (Meng et al., NeurIPS 2022;
-docs/methods/rome.md).
+"""ROME: a rank-one edit that maps the subject's key to a value that says the target (docs/methods/rome.md).
 
 For the value matrix ``W`` of one block, the key ``k`` of the bare prompt, the key ``k̄`` averaged over contexts, the target value
-``v*`` and the second moments ``C`` of keys (eq. 2)::
+``v*`` and the second moments ``C`` of keys (Meng et al., NeurIPS 2022, eq. 2)::
 
     ΔW = r uᵀ,    u = C⁻¹ k̄ / ‖C⁻¹ k̄‖,    r = (v* − W k) / (uᵀ k)        so that (W + ΔW) k = v*
 
