@@ -68,7 +68,14 @@ DEFAULT_METRICS = ("token_match", "exact_match", "target_logprob", "ppl", "agree
 def metric(
     *, version: int, needs: Needs, range: tuple[float, float] = (0.0, 1.0), higher_is_better: bool = True
 ) -> Callable[[Callable[[Answer], float]], Callable[[Answer], float]]:
-    """Put a function into the table of metrics under its own name."""
+    """Return a decorator that puts a function into the table of metrics under its own name.
+
+    Args:
+        version: of its numbers, a part of the key; raise it when they change.
+        needs: probes that it applies to, those compared with their ``target`` or with the pristine model's answer (``base``).
+        range: least and largest value.
+        higher_is_better: which way is up.
+    """
 
     def enter(function: Callable[[Answer], float]) -> Callable[[Answer], float]:
         name = function.__name__

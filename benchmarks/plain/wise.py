@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.plain import common
-from raysweep.editors.wise import merging, training
+from raysweep.editors.wise import merging, padded_rows, training
 from raysweep.editors.wise.config import WiseConfig
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
@@ -76,10 +76,10 @@ def _train(
     name, n = lm.layout.mlp_matrix(config.layer, config.matrix), len(contexts)
     fact, others = (record.prompt, record.target), [record.unrelated or config.unrelated]
     if config.ref_padding:
-        rows = training.left_rows(lm, contexts, fact, others, ref_labels=config.ref_labels)
+        rows = padded_rows.left_rows(lm, contexts, fact, others, ref_labels=config.ref_labels)
         mask = rows.mask(lm)
     else:
-        rows = training.right_rows(lm, contexts, fact, others)
+        rows = padded_rows.right_rows(lm, contexts, fact, others)
         mask = rows.counted.long()
     act, (_, bias) = side_memory.mlp_activation(lm), replacement.weight_and_bias(lm.part(name))
     side = memory.side.clone().requires_grad_(True)
@@ -108,7 +108,7 @@ def _train(
     return side.detach(), found
 
 
-def _answers(logits: Tensor, rows: training.PaddedRows) -> Tensor:
+def _answers(logits: Tensor, rows: padded_rows.PaddedRows) -> Tensor:
     """Return the mean over rows of ``Σ CE / (m + 1)``."""
     losses = []
     for i, (first, end) in enumerate(rows.answers):

@@ -4,8 +4,8 @@ Target values and their spreading over layers are MEMIT's (``locate/layers.py``)
 
     ΔW = ρ [ (P (K Kᵀ + C_p) + L2 · I)⁻¹ P K ]ᵀ         P the null-space projector, C_p = Σ k kᵀ over the keys of earlier edits
 
-With ``R = (P C_p + L2 · I)⁻¹ P`` this is ``ρ [R K (I + Kᵀ R K)⁻¹]ᵀ``, exactly, for any symmetric ``P``: without memory ``R = P /
-L2`` for ever, with it ``R ← R − R K′ (I + K′ᵀ R K′)⁻¹ K′ᵀ R`` after each edit, ``K′`` the keys under all its updates.
+With ``R = (P C_p + L2 · I)⁻¹ P`` this is ``ρ [R K (I + Kᵀ R K)⁻¹]ᵀ``, exactly, for any symmetric ``P``: without memory
+``R = P / L2`` for ever, with it ``R ← R − R K′ (I + K′ᵀ R K′)⁻¹ K′ᵀ R`` after each edit, ``K′`` the keys under all its updates.
 
 Shape legend: ``n`` records of the batch, ``d_in`` width of a key; ``K [d_in, n]``, ``P``, ``R``, ``C_p [d_in, d_in]``.
 """
@@ -98,7 +98,8 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
 
     def __init__(self, config: AlphaEditConfig) -> None:
         super().__init__(config)
-        self._projectors: dict[str, Tensor] = {}  # memo by artifact digest: a pure function's values
+        # memo by artifact digest: a pure function's values
+        self._projectors: dict[str, Tensor] = {}
 
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for a null-space projector per layer and, unless given, context templates."""

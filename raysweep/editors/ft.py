@@ -221,7 +221,8 @@ def _train(
         # The edits share no weights, so the gradient of the sum holds each edit's own.
         gradients = torch.autograd.grad(loss.sum(), list(live))
         for master, gradient in zip(masters, gradients, strict=True):
-            master.grad = gradient.float().contiguous().view_as(master)  # fused Adam pairs entries by place in memory
+            # fused Adam pairs entries by place in memory
+            master.grad = gradient.float().contiguous().view_as(master)
         adam.step()
         if config.norm_constraint is not None:
             # The ball is around the weights before this edit, not around the pristine ones.

@@ -75,7 +75,17 @@ def joined(targets: Sequence[Targets]) -> Targets:
 
 
 def prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool, strip: bool) -> Targets:
-    """Demand every target token at the prompt's last token; unk is left out (and everything counts if there is none)."""
+    """Demand every target token at the prompt's last token (FT-L); the loss is the mean over a record's tokens, then over records.
+
+    Args:
+        lm: the model, for its tokenizer.
+        batch: records to learn together.
+        special: demand the special tokens that the tokenizer puts around a text, too (published; quirk Q13).
+        strip: do not demand SentencePiece's stand-alone space piece (quirk Q6).
+
+    Returns:
+        One row per record, its prompt. Tokens equal to unk are not demanded.
+    """
     rows, demanded = [], []
     for i, record in enumerate(batch):
         prompt = tokens.encode(lm, record.prompt)
@@ -95,7 +105,7 @@ def prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool
 
 
 def target_new(lm: LanguageModel, batch: Sequence[EditRecord]) -> Targets:
-    """Demand each target token given the prompt and the earlier ones."""
+    """Demand each target token given the prompt and the earlier ones (FT-M); the same means as in :func:`prompt_last`."""
     rows, demanded = [], []
     for i, record in enumerate(batch):
         scored = tokens.scored(lm, record.prompt, record.prompt + tokens.always_spaced(record.target))

@@ -40,9 +40,12 @@ else:
     tokens = lazy("raysweep.models.tokens")
     replacement = lazy("raysweep.models.modules.replacement")
 
-_SHRINK = 1e-5  # the older of two neighbours gives way by this much more than half their distance
-_SAME_KEY = 1e-4  # relative distance below which two queries are the same key but for rounding
-_ROUNDING = 1e-5  # relative to a query and its distance: by how much another batch may round the same query otherwise
+# the older of two neighbours gives way by this much more than half their distance
+_SHRINK = 1e-5
+# relative distance below which two queries are the same key but for rounding
+_SAME_KEY = 1e-4
+# relative to a query and its distance: by how much another batch may round the same query otherwise
+_ROUNDING = 1e-5
 
 
 class GraceConfig(EditorConfig):
@@ -265,7 +268,8 @@ def place(
         new["labels"][i], new["masked"][i] = list(labels), masked
         radii[i] = max(float(radii[i]), distance)
         return new, i, "taken_over"
-    radii[i] = distance / 2 - (_SHRINK if config.ref else min(_SHRINK, distance / 4))  # never below 0
+    # never below 0
+    radii[i] = distance / 2 - (_SHRINK if config.ref else min(_SHRINK, distance / 4))
     return _append(new, query, value, target, distance / 2), len(radii), "split"
 
 

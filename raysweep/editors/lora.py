@@ -1,10 +1,10 @@
-"""LoRA as Hase et al. 2024 edit with it: a fresh adapter on every block's last MLP map, folded into the weights
-(docs/methods/lora.md).
+"""LoRA: a fresh adapter on every block's last MLP map, trained on the records and folded into the weights (docs/methods/lora.md).
 
     W + (alpha / rank) · B A        A [rank, d_in], B [d_out, rank]; B = 0 at the start
     L = mean over records of −(1/m) Σ_j log p(y_j | x, y_{<j})
 
-minimised by AdamW with a clipped gradient. Sources: Hu et al. 2021, arXiv 2106.09685; Hase et al. 2024, arXiv 2406.19354.
+minimised by AdamW with a clipped gradient. Sources: Hu et al. 2021, arXiv 2106.09685; Hase et al. 2024, arXiv 2406.19354, who
+edit with it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""ROME: a rank-one edit that maps the subject's key to a value that says the target (Meng et al., NeurIPS 2022;
-docs/methods/rome.md).
+"""ROME: a rank-one edit that maps the subject's key to a value that says the target (docs/methods/rome.md).
 
 For the value matrix ``W`` of one block, the key ``k`` of the bare prompt, the key ``k̄`` averaged over contexts, the target value
-``v*`` and the second moments ``C`` of keys (eq. 2)::
+``v*`` and the second moments ``C`` of keys (Meng et al., NeurIPS 2022, eq. 2)::
 
     ΔW = r uᵀ,    u = C⁻¹ k̄ / ‖C⁻¹ k̄‖,    r = (v* − W k) / (uᵀ k)        so that (W + ΔW) k = v*
 
@@ -148,7 +147,8 @@ class Rome(LocateEditor[RomeConfig, None]):
         direction = self.key_direction(value.keys.double().mean(0), layer, artifacts)
         u = direction / direction.norm()
         key, output = self.key_and_output(lm, value, layer)
-        gain = key.double() @ u  # uᵀ k
+        # uᵀ k
+        gain = key.double() @ u
         # r = (v* − (W k + b)) / uᵀ k, so that (W + r uᵀ) k + b = v*.
         r = ((value.origin + value.shift).double() - output.double()) / gain
         stats = {
@@ -161,11 +161,28 @@ class Rome(LocateEditor[RomeConfig, None]):
         return LowRank(r[:, None], u[None, :]), stats
 
     def key_and_output(self, lm: LanguageModel, value: target_value.Value, layer: int) -> tuple[Tensor, Tensor]:
-        """Return the key ``k [d_in]`` that the change maps to ``v*``, and ``W k [d_out]`` (with the bias): the bare prompt's."""
+        """Return the key ``k [d_in]`` that the change maps to ``v*``, and ``W k + b [d_out]``: the bare prompt's.
+
+        A variant of ROME that maps another key overrides this.
+
+        Args:
+            lm: the model as it stands, earlier changes of the batch included.
+            value: keys and output at the look-up token.
+            layer: the edited block.
+        """
         return value.keys[0], value.output
 
     def key_direction(self, mean_key: Tensor, layer: int, artifacts: Mapping[str, Artifact]) -> Tensor:
-        """Return ``C⁻¹ k̄ [d_in]`` in fp64; ``k̄`` itself without ``adjust``."""
+        """Return ``C⁻¹ k̄ [d_in]`` in fp64; ``k̄`` itself without ``adjust`` (eq. 2).
+
+        Args:
+            mean_key: ``k̄ [d_in]``, averaged over contexts, fp64.
+            layer: the block whose moments ``C`` to take.
+            artifacts: of the trial.
+
+        Raises:
+            ArtifactError: ``C`` is not positive definite.
+        """
         if not self.config.adjust:
             return mean_key
         artifact = artifacts[f"moments/{layer}"]

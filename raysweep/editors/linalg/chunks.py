@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_BLOCK = 384  # columns computed together: enough for a fast product, few enough to skip most of the upper half
+# columns computed together: enough for a fast product, few enough to skip most of the upper half
+_BLOCK = 384
 
 
 def append_chunk(chunks: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
@@ -48,12 +49,19 @@ def add_gram_product(
         scale: of what is added.
     """
     for one, other in zip(right, left, strict=True):
-        total.addmm_(rows @ one.T, other, alpha=scale)  # (x Rᵢᵀ) Lᵢ: k n_i numbers between, not d_r d_l
+        # (x Rᵢᵀ) Lᵢ: k n_i numbers between, not d_r d_l
+        total.addmm_(rows @ one.T, other, alpha=scale)
     return total
 
 
 def fold_chunks(base: Tensor | None, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """Return ``base + Σ Lᵀ R`` ``[d_l, d_r]`` for chunks ``L [n_i, d_l]``, ``R [n_i, d_r]`` of like lengths; None is 0."""
+    """Return ``base + Σ Lᵀ R`` ``[d_l, d_r]`` as a new matrix.
+
+    Args:
+        base: what to add to, not modified; None = 0.
+        left: chunks ``L [n_i, d_l]``, at least one.
+        right: chunks ``R [n_i, d_r]`` of the same lengths.
+    """
     total = right[0].new_zeros(left[0].shape[1], right[0].shape[1]) if base is None else base.clone()
     for one, other in zip(left, right, strict=True):
         total.addmm_(one.T, other)

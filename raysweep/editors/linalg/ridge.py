@@ -56,7 +56,8 @@ class RidgeInverse:
         return add_gram(_scaled_eye(self.lam, self.keys[0]) if self.gram is None else self.gram, self.keys)
 
 
-DRIFT_INTERVAL = 8  # updates between two measurements of the drift
+# updates between two measurements of the drift
+DRIFT_INTERVAL = 8
 
 
 def woodbury(
@@ -213,7 +214,8 @@ class NormalEquations:
         outside = max(square - float(energy.sum()), 0.0)
         errors = []
         for lam in lams:
-            residual = lam / (values.clamp(min=0) + lam)  # λ / (s_i + λ), so tr H_λ = Σ (1 − residual)
+            # λ / (s_i + λ), so tr H_λ = Σ (1 − residual)
+            residual = lam / (values.clamp(min=0) + lam)
             free = 1 - float((1 - residual).sum()) / count
             misfit = float((energy * residual.square()).sum()) + outside
             errors.append(misfit / count / free**2 if free > 0 else math.inf)

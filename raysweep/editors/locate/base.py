@@ -55,7 +55,8 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
 
     def __init__(self, config: LocateConfigT) -> None:
         super().__init__(config)
-        self._factors: dict[str, cholesky.Factor] = {}  # memo by artifact digest: a pure function's values
+        # memo by artifact digest: a pure function's values
+        self._factors: dict[str, cholesky.Factor] = {}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
@@ -71,7 +72,16 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
         return contexts.templates(self.config.contexts, artifacts.get("contexts"))
 
     def moment_factor(self, artifact: Artifact, device: torch.device, damping: float) -> cholesky.Factor:
-        """Return the Cholesky factor (fp64) of the second moments in *artifact*, computed once per editor."""
+        """Return the Cholesky factor (fp64) of second moments, computed once per editor.
+
+        Args:
+            artifact: of second moments ``C [d_in, d_in]``.
+            device: where to factor.
+            damping: added to the diagonal, in units of its mean.
+
+        Raises:
+            ArtifactError: ``C`` is not positive definite.
+        """
         if artifact.digest not in self._factors:
             matrix = artifact.tensors["moments"].to(device)
             self._factors[artifact.digest] = cholesky.factor(matrix, damping=damping)

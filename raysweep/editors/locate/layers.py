@@ -25,7 +25,8 @@ from raysweep.models.lm import LanguageModel
 from raysweep.models.patches import Delta, LowRank
 from raysweep.records import EditRecord
 
-Solve = Callable[[int, Tensor], Tensor]  # layer, K [d_in, n] fp64 → X [d_in, n] fp64
+# layer, K [d_in, n] fp64 → X [d_in, n] fp64
+Solve = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,17 @@ def demanded(lm: LanguageModel, record: EditRecord, *, strip_dummy_piece: bool =
 def subject_keys(
     lm: LanguageModel, batch: Sequence[EditRecord], layers: Sequence[int], texts: Sequence[str]
 ) -> dict[int, Tensor]:
-    """Return the context-averaged keys ``[d_in, n]`` (fp64) of *batch* at each layer of the model as it stands."""
+    """Return the context-averaged keys of *batch* at each layer of the model as it stands.
+
+    Args:
+        lm: the model.
+        batch: ``n`` records with a subject.
+        layers: blocks whose value matrix's input is read.
+        texts: context templates, the bare one first.
+
+    Returns:
+        ``{layer: [d_in, n]}`` in fp64.
+    """
     packs, value = _packs(lm, batch, texts), lm.layout.mlp_out
     with torch.no_grad(), hooks.capture(lm, [(value.format(layer), "input") for layer in layers]) as seen:
         blocks.run_packs(lm, packs, last=max(layers))

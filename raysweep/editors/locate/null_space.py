@@ -29,7 +29,16 @@ Method = Literal["eigh64", "ref_fp32_svd"]
 def request(
     lm: LanguageModel, module: str, layer: int, config: MomentSpec, *, threshold: float, method: Method
 ) -> ArtifactRequest:
-    """Return the request for the projector of the input of *module* (a name with ``{}``) at *layer*."""
+    """Return the request for the null-space projector of what enters a module.
+
+    Args:
+        lm: the pristine model.
+        module: dotted name with ``{}`` for the block's number.
+        layer: the block.
+        config: how the second moments are estimated that it is made of.
+        threshold: eigenvalues below it span the null space.
+        method: of decomposition.
+    """
     # The projector is made of an artifact, not of the text: one reading serves every threshold.
     source = moments.request(lm, module, layer, config)
     return ArtifactRequest(

@@ -23,7 +23,13 @@ class RowwiseAdam:
         self.count = 0
 
     def step(self, value: Tensor, gradient: Tensor, active: Tensor) -> Tensor:
-        """Return *value* ``[n, d]`` after one update; rows that are not *active* ``[n]`` are the caller's to keep."""
+        """Return *value* after one update.
+
+        Args:
+            value: ``[n, d]``; not modified.
+            gradient: ``[n, d]``.
+            active: ``[n]`` bool; rows that are not active get no gradient, and it is the caller's to keep their old values.
+        """
         self.count += 1
         # Rows that have stopped get no gradient; their moments decay, which nobody reads.
         gradient = torch.where(active[:, None], gradient, torch.zeros_like(gradient))

@@ -26,7 +26,14 @@ from raysweep.models.sizes import size_from_config
 
 
 def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> ArtifactRequest:
-    """Return the request for the moments of the input of *module* (a name with ``{}``) at *layer*."""
+    """Return the request for the second moments of what enters a module.
+
+    Args:
+        lm: the pristine model.
+        module: dotted name with ``{}`` for the block's number.
+        layer: the block.
+        config: text, longest row in tokens, leading positions to skip.
+    """
     text = {"name": config.text.name, "digest": config.text.digest, "tokens": config.text.tokens}
     inputs = {
         "module": module.format(layer),

@@ -31,7 +31,8 @@ from raysweep.models import hooks, tokens
 from raysweep.models.forward import head, prefix_tree, resume
 from raysweep.models.lm import LanguageModel
 
-STOP_LOSS = 5e-2  # nats; published constant of ROME and MEMIT
+# nats; published constant of ROME and MEMIT
+STOP_LOSS = 5e-2
 MIN_ACTIVE_SHARE = (
     0.75  # of the tasks computed; below it those that have stopped are left out, which costs about a step
 )
@@ -159,7 +160,8 @@ def _optimise(lm: LanguageModel, tasks: Sequence[ValueTask], layer: int, site: s
     active = torch.ones(len(tasks), dtype=torch.bool, device=lm.device)
     # indices of the tasks that still take part in the forward pass
     computed = torch.arange(len(tasks), device=lm.device)
-    base_logp: Tensor | None = None  # log P_0 at the KL rows, known after the first pass
+    # log P_0 at the KL rows, known after the first pass
+    base_logp: Tensor | None = None
     first, last = (torch.zeros(len(tasks), device=lm.device) for _ in range(2))
     steps = torch.zeros(len(tasks), dtype=torch.int64, device=lm.device)
     for iteration in range(spec.steps):

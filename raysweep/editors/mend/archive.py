@@ -81,7 +81,13 @@ def _missing(path: Path) -> ArtifactError:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
-    """Write an archive in one move; *meta* becomes its metadata and ``FILE.json`` beside it."""
+    """Write an archive in one move.
+
+    Args:
+        path: of the safetensors file.
+        tensors: by their published names.
+        meta: plain data; becomes the file's metadata, and ``FILE.json`` beside it for people.
+    """
     pack(path, tensors, meta)
     text = json.dumps(canonical(meta), indent=1, ensure_ascii=False)
     write_file(path.with_suffix(".json"), f"{text}\n")

@@ -122,7 +122,8 @@ class MendConfig(EditorConfig):
         return data
 
 
-MIN_TRAINING_RECORDS = 2  # records with something that must stay: one to learn from, one to validate on
+# records with something that must stay: one to learn from, one to validate on
+MIN_TRAINING_RECORDS = 2
 
 
 class Mend(BaseEditor[MendConfig, None]):
@@ -204,7 +205,8 @@ class Mend(BaseEditor[MendConfig, None]):
         with torch.no_grad():
             for name, module in zip(names, modules, strict=True):
                 x, delta = gradients.pairs[module]
-                counted = network.nonzero_tokens(x, delta)  # [B, T]; the tokens of all records become n rows
+                # [B, T]; the tokens of all records become n rows
+                counted = network.nonzero_tokens(x, delta)
                 right, left = net(name, x[counted], delta[counted])
                 deltas[name] = LowRank(left.T, right)
                 # ‖Σ_t left_t right_tᵀ‖_F² = Σ_{s,t} (left_s · left_t) (right_s · right_t)

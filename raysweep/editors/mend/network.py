@@ -120,7 +120,13 @@ class FactorNet(nn.Module):
         self.k.fill_(total)
 
     def forward(self, x: Tensor, delta: Tensor, mode: int) -> tuple[Tensor, Tensor]:
-        """Return ``(x̃, δ̃)`` for ``[…, d_in]`` and ``[…, d_out]``; outputs stay in normalised units."""
+        """Return ``(x̃, δ̃)``; outputs stay in normalised units.
+
+        Args:
+            x: inputs of the map ``[…, d_in]``.
+            delta: gradients at its outputs ``[…, d_out]``.
+            mode: number of the matrix among those of this shape.
+        """
         joint = torch.cat(
             [(x - self.u_mean) / (self.u_std + EPSILON), (delta - self.v_mean) / (self.v_std + EPSILON)], dim=-1
         )

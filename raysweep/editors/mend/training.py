@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[Mapping[str, float]], None]
 State = tuple[dict[str, Tensor], dict[str, Any]]
-_ROWS = 32  # records validated at once
+# records validated at once
+_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 Algorithm = Literal["ties", "magnitude_norm", "magnitude", "sign", "dare_ties", "dare_linear", "linear", "slerp"]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
-_PARALLEL = 0.9995  # abs(cosine) above which slerp is a straight line
+# abs(cosine) above which slerp is a straight line
+_PARALLEL = 0.9995
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,13 @@ def merge(
 
 
 def slerp(start: Tensor, end: Tensor, t: float) -> Tensor:
-    """Return the spherical interpolation from *start* (t = 0) to *end* (t = 1) as flat vectors; a line if nearly parallel."""
+    """Return the spherical interpolation between two tensors, taken for flat vectors; a straight line if they are nearly parallel.
+
+    Args:
+        start: the result at ``t = 0``.
+        end: the result at ``t = 1``.
+        t: how far to go.
+    """
     cosine = float((start.double() / start.double().norm() * (end.double() / end.double().norm())).sum())
     if abs(cosine) > _PARALLEL:
         return start + t * (end - start)

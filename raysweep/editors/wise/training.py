@@ -24,81 +24,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raysweep.editors.wise import padded_rows
 from raysweep.editors.wise.config import MarginSpec, WiseConfig
-from raysweep.models import hooks, tokens
-from raysweep.models.forward import blocks, head, prefix_tree, resume
+from raysweep.models import hooks
+from raysweep.models.forward import blocks, head, resume
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement, side_memory
 from raysweep.records import EditRecord
 
-NO_DISTANCE = 1e9  # activation distance of a memory without edits, and the losses before the first of the stopping rule
-
-
-@dataclass(frozen=True, slots=True)
-class PaddedRows:
-    """A padded batch: edit rows first, other texts last.
-
-    Attributes:
-        ids: ``[R, L]``.
-        seen: ``[R, L, L]``, whether a token (second axis) may look at another (third).
-        counted: ``[R, L]`` tokens over which activation distances are averaged.
-        answers: first and last-plus-one column of each edit row's answer; ``n`` of them.
-    """
-
-    ids: Tensor
-    seen: Tensor
-    counted: Tensor
-    answers: tuple[tuple[int, int], ...]
-
-    def mask(self, lm: LanguageModel) -> prefix_tree.AttentionMask:
-        """Return what is added to attention scores."""
-        column = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
-        return prefix_tree.attention_mask(lm, self.seen, column, column)
-
-
-def right_rows(
-    lm: LanguageModel, templates: Sequence[str], record: tuple[str, str], others: Sequence[str]
-) -> PaddedRows:
-    """Return rows padded on the right, each with its own answer's columns."""
-    prompt, target = record
-    scored = [
-        tokens.scored(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target))) for t in templates
-    ]
-    ids, mask = tokens.pad([*(s.ids for s in scored), *(tokens.encode(lm, text) for text in others)], lm.device)
-    # [R, 1, L] and [L, L]: a token looks at what is no padding and not later than itself
-    seen = mask.bool()[:, None, :] & _earlier(ids.shape[1], ids.device)
-    return PaddedRows(ids, seen, mask.bool(), tuple((s.start, len(s.ids)) for s in scored))
-
-
-def left_rows(
-    lm: LanguageModel, templates: Sequence[str], record: tuple[str, str], others: Sequence[str], *, ref_labels: bool
-) -> PaddedRows:
-    """Return rows padded on the left with the tokenizer's pad token, pads counted, as published.
-
-    With *ref_labels* every answer begins at column ``max |enc(template(prompt))|`` (or where the row itself begins), which
-    is right only if no other text is the longest row.
-    """
-    prompt, target = record
-    scored = [
-        tokens.scored(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target))) for t in templates
-    ]
-    rows = [*(list(s.ids) for s in scored), *(tokens.encode(lm, text) for text in others)]
-    width, pad = max(len(r) for r in rows), lm.tokenizer.pad_token_id
-    ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=lm.device)
-    begins = torch.tensor([width - len(r) for r in rows], device=lm.device)
-    # The published rule counts the prompt from the padded row's left end (quirk Q28).
-    longest = max(len(tokens.encode(lm, t.replace("{}", prompt))) for t in templates)
-    firsts = [max(longest, width - len(s.ids)) if ref_labels else width - len(s.ids) + s.start for s in scored]
-    counted = torch.ones_like(ids, dtype=torch.bool)
-    # A pad may look at nothing, which the softmax turns into equal attention to all columns. Its activations are counted here,
-    # so this is stated here, not left to the attention kernel.
-    seen = _earlier(width, ids.device) & (torch.arange(width, device=ids.device) >= begins[:, None])[:, None, :]
-    return PaddedRows(ids, seen, counted, tuple((first, width) for first in firsts))
-
-
-def _earlier(width: int, device: torch.device) -> Tensor:
-    """Return ``[L, L]`` True on and below the diagonal."""
-    return torch.ones(width, width, dtype=torch.bool, device=device).tril()
+# activation distance of a memory without edits, and the losses before the first of the stopping rule
+NO_DISTANCE = 1e9
 
 
 def positive_mean(values: Tensor) -> Tensor:
@@ -108,7 +43,13 @@ def positive_mean(values: Tensor) -> Tensor:
 
 
 def activation_loss(edits: Tensor, other: Tensor, margins: MarginSpec) -> Tensor:
-    """Return the margin loss of the edit rows' distances ``[n]`` and the unrelated row's ``[1]``."""
+    """Return the margin loss ``mean⁺(a_u − a_e + γ) + mean⁺(a_u − α) + mean⁺(β − a_e)``.
+
+    Args:
+        edits: activation distances ``a_e [n]`` of the edit rows.
+        other: that of the unrelated row, ``a_u [1]``.
+        margins: ``α``, ``β``, ``γ``.
+    """
     return (
         positive_mean(other - edits + margins.gamma)
         + positive_mean(other - margins.alpha)
@@ -196,7 +137,7 @@ class SideMemoryTraining:
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(len(losses)), "act": act}
         return side.detach(), stats
 
-    def _prepare(self, rows: PaddedRows) -> tuple[ActivationDistance, AnswerLoss]:
+    def _prepare(self, rows: padded_rows.PaddedRows) -> tuple[ActivationDistance, AnswerLoss]:
         """Compute once what no side memory can change: everything below the linear map, and beside it."""
         lm, block = self.lm, self.lm.layout.block.format(self.config.layer)
         sides: list[tuple[str, hooks.Side]] = [(self.name, "input"), (self.name, "output")]
@@ -209,10 +150,10 @@ class SideMemoryTraining:
         activations = ActivationDistance.prepare(self, keys, rows.counted)
         return activations, AnswerLoss.prepare(self, rows, outputs, entering, leaving)
 
-    def _rows(self, record: tuple[str, str], others: Sequence[str]) -> PaddedRows:
+    def _rows(self, record: tuple[str, str], others: Sequence[str]) -> padded_rows.PaddedRows:
         if self.config.ref_padding:
-            return left_rows(self.lm, self.templates, record, others, ref_labels=self.config.ref_labels)
-        return right_rows(self.lm, self.templates, record, others)
+            return padded_rows.left_rows(self.lm, self.templates, record, others, ref_labels=self.config.ref_labels)
+        return padded_rows.right_rows(self.lm, self.templates, record, others)
 
     def _replay_loss(self, replay: Replay, side: Tensor) -> Tensor:
         """Keep one edit of each past group below α, and one of the present group above β."""
@@ -264,7 +205,13 @@ class ActivationDistance:
 
     @classmethod
     def prepare(cls, training: SideMemoryTraining, keys: Tensor, counted: Tensor) -> ActivationDistance:
-        """Pick the *counted* ones of ``keys [R, L, d_in]``."""
+        """Compute the original activations at the counted tokens.
+
+        Args:
+            training: model, map and frozen weight.
+            keys: what enters the map, ``[R, L, d_in]``.
+            counted: ``[R, L]`` bool, the tokens over which distances are averaged.
+        """
         act, chosen = side_memory.mlp_activation(training.lm), keys[counted]  # [K, d_in]
         _, bias = replacement.weight_and_bias(replacement.unwrap(training.lm.part(training.name)))
         # φ(W_0 x) at the counted tokens, [K, d_out]; it never changes, so it is computed once.
@@ -306,9 +253,22 @@ class AnswerLoss:
 
     @classmethod
     def prepare(
-        cls, training: SideMemoryTraining, rows: PaddedRows, outputs: Tensor, entering: Tensor, leaving: Tensor
+        cls,
+        training: SideMemoryTraining,
+        rows: padded_rows.PaddedRows,
+        outputs: Tensor,
+        entering: Tensor,
+        leaving: Tensor,
     ) -> AnswerLoss:
-        """Cut all rows but the edits away, and what comes after the last prediction."""
+        """Cut all rows but the edits away, and what comes after the last prediction.
+
+        Args:
+            training: model, map and configuration.
+            rows: the batch.
+            outputs: original outputs of the map, ``[R, L, d_out]``.
+            entering: what enters the map's block, ``[R, L, d]``.
+            leaving: what leaves it.
+        """
         n, width, layer = len(rows.answers), max(end for _, end in rows.answers) - 1, training.config.layer
         row, column = rows.counted.nonzero().T
         # Counted tokens come in the order of nonzero, row by row; these are the ones that answers depend on.

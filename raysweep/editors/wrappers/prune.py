@@ -181,8 +181,8 @@ def restraint(total: Tensor, largest: float, base: str) -> tuple[LowRank | None,
         base: key of the restraint.
     """
     none = total.new_zeros(0, dtype=torch.float64)
-    # Cheap and common: after few edits nothing is large.
-    if float(total.double().norm()) < largest:  # ‖D‖_F bounds σ_max(D)
+    # ‖D‖_F bounds σ_max(D): after few edits nothing is large, and nothing has to be decomposed.
+    if float(total.double().norm()) < largest:
         return None, none, none
     values, vectors = _spectrum(total)
     # Only these move; the rest of the spectrum is not touched, not even by rounding.

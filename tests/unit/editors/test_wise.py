@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from raysweep.artifacts import Artifact
 from raysweep.editors.locate import contexts
 from raysweep.editors.specs import ContextSpec
-from raysweep.editors.wise import training
+from raysweep.editors.wise import padded_rows, training
 from raysweep.editors.wise.config import MarginSpec, MergeSpec, WiseConfig
 from raysweep.editors.wise.editor import Wise
 from raysweep.errors import RecordError
@@ -159,14 +159,14 @@ def test_published_rows_pad_left_and_may_ask_too_much() -> None:
     """Quirk Q28: an unrelated text that is the longest row turns prompt tokens into labels; ours never does."""
     lm = tiny_lm("llama", bos=True)
     record, long = ("The pet of Bo is", "cat"), "x" * 60
-    ours = training.right_rows(lm, ["{}", "So, {}"], record, [long])
+    ours = padded_rows.right_rows(lm, ["{}", "So, {}"], record, [long])
     assert [end - first for first, end in ours.answers] == [4, 4]  # " cat"
-    correct = training.left_rows(lm, ["{}", "So, {}"], record, [long], ref_labels=False)
-    published = training.left_rows(lm, ["{}", "So, {}"], record, [long], ref_labels=True)
+    correct = padded_rows.left_rows(lm, ["{}", "So, {}"], record, [long], ref_labels=False)
+    published = padded_rows.left_rows(lm, ["{}", "So, {}"], record, [long], ref_labels=True)
     assert [end - first for first, end in correct.answers] == [4, 4]
     assert all(end - first > 4 for first, end in published.answers)
     assert bool(published.counted.all())
-    fits = training.left_rows(lm, ["{}", "So, {}"], record, ["x"], ref_labels=True)
+    fits = padded_rows.left_rows(lm, ["{}", "So, {}"], record, ["x"], ref_labels=True)
     assert [end - first for first, end in fits.answers] == [4, 4]
 
 

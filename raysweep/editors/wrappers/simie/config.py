@@ -33,7 +33,8 @@ Ridge = Annotated[
     Annotated[Positive, Tag("number")] | Annotated[Energy, Tag("mapping")] | Annotated[Literal["gcv"], Tag("word")],
     Discriminator(_form),
 ]
-CANDIDATES = tuple(10 ** (i / 4) for i in range(-24, 9))  # λ for `gcv`, in mean energies: 1e-6 … 100, four per decade
+# λ for `gcv`, in mean energies: 1e-6 … 100, four per decade
+CANDIDATES = tuple(10 ** (i / 4) for i in range(-24, 9))
 
 
 class SimIEConfig(EditorConfig):
@@ -66,7 +67,7 @@ class SimIEConfig(EditorConfig):
     text: TextSpec = TextSpec(tokens=4096)
 
     @model_validator(mode="after")
-    def _fits(self) -> SimIEConfig:
+    def _check_backend(self) -> SimIEConfig:
         if self.backend == "closed64" and self.mode != "init":
             raise ValueError("mode must be init for backend closed64, whose form holds on pristine weights only")
         if self.lam == "gcv" and self.backend != "closed64":
