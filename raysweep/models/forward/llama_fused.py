@@ -52,7 +52,7 @@ def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
     blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks if end is None else end)]
     if not blocks or lm.dtype != torch.float32 or getattr(lm.module.config, "hidden_act", "") != "silu":
         return False
-    final: Any = lm.part(lm.layout.norm)
+    final = lm.part(lm.layout.norm)
     if not all(_class_of(b) in SUPPORTED_BLOCKS and type(b.post_attention_layernorm) is type(final) for b in blocks):
         return False
     if len(set(attention.windows(lm.module.config))) > 1:
@@ -126,7 +126,7 @@ class FusedLlamaBlocks:
             real: ``[B, S]`` False at padding, which is then left out, but for what makes products go faster; None: nothing is.
             end: the block to stop before; None: run to the last one and the final norm.
         """
-        config: Any = lm.module.config
+        config = lm.module.config
         h, k = config.num_attention_heads, config.num_key_value_heads
         e = getattr(config, "head_dim", None) or config.hidden_size // h
         body: Any = lm.part(lm.layout.body)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
@@ -227,7 +227,7 @@ class Known:
 
     where: Path | str
     digest: str
-    tokenizer: Mapping[str, Any] | None
+    tokenizer: Mapping[str, object] | None
     bos: str
 
 
@@ -247,7 +247,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
     if bos == "auto":
         entry = None if spec.path else CATALOGUE.get(spec.name)
         bos = entry.bos if entry else "tokenizer"
-    made_of: Mapping[str, Any] | None
+    made_of: Mapping[str, object] | None
     if isinstance(where, str):
         # a plan that named a commit keeps it, whatever the branch says now
         commit = hub.commit_of(spec.digest) or hub.cached(where, spec.revision)

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from raysweep.hashing import canonical_json, digest, file_digest, text_digest
 from raysweep.models.sources.folder import check_folder, check_magic, read_json
@@ -143,7 +142,7 @@ class FileHashes:
         return hash_
 
 
-def _remember(place: Path, value: Mapping[str, Any]) -> None:
+def _remember(place: Path, value: Mapping[str, object]) -> None:
     draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     # a folder that cannot be written remembers nothing
     with suppress(OSError):
