@@ -215,7 +215,7 @@ def sizes_of(spec: ModelSpec, workspace: Workspace) -> ModelSize | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class ModelIdentity:
     """What is known of a model before its weights are read.
 
     Attributes:
@@ -231,7 +231,7 @@ class Known:
     bos: str
 
 
-def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> Known:
+def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> ModelIdentity:
     """Return what is known of the model of *spec*; nothing of it is imported.
 
     Args:
@@ -250,7 +250,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
     made_of: Mapping[str, object] | None
     if isinstance(where, str):
         # a plan that named a commit keeps it, whatever the branch says now
-        commit = hub.commit_of(spec.digest) or hub.cached(where, spec.revision)
+        commit = hub.commit_of(spec.digest) or hub.cached_commit(where, spec.revision)
         if fetch and not commit:
             commit = lazy("raysweep.models.sources.load").fetch_tokenizer(where, spec)
         digest = hub.digest_of(where, commit or spec.revision or "main")
@@ -264,7 +264,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
             _check_code(where)
         files = fingerprint(where, workspace.artifacts / _HASHES)
         digest, made_of = files.digest, {"files": files.tokenizer}
-    return Known(where=where, digest=digest, tokenizer=made_of, bos=bos)
+    return ModelIdentity(where=where, digest=digest, tokenizer=made_of, bos=bos)
 
 
 def resolve(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> ModelSpec:
