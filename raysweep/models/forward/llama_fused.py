@@ -256,19 +256,17 @@ class FusedLlamaBlocks:
         d_product = torch.mm(block.down.transposed, grad)
         d_w = torch.mm(block.gate.transposed, torch.ops.aten.silu_backward(d_product * up, gate))
         d_w = torch.addmm(d_w, block.up.transposed, d_product.mul_(silu))
-        grad = torch.addcmul(
-            grad, block.mlp_norm.backward_without_scale(y, r2, d_w), r2
-        )  # d_y = d_z + through the norm
+        # d_y = d_z + through the norm
+        grad = torch.addcmul(grad, block.mlp_norm.backward_without_scale(y, r2, d_w), r2)
         # attention: mixed = v Pᵀ, so d_P = d_mixedᵀ v; softmax: d_scores = P ⊙ (d_P − Σ_M d_P ⊙ P)
         d_mixed = queries.to_heads(torch.mm(block.o.transposed, grad), e, zero_empty=True)
         d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(d_mixed.mT, v), p, -1, p.dtype)
-        # columns before it are reused tokens: constants
-        own = k.shape[-1] - keys.grid[1]
+        # the first columns are reused tokens, which are constants
+        n_past = k.shape[-1] - keys.grid[1]
         # d_v = d_mixed P
-        d_v = keys.from_heads(self._sum_over_group(torch.bmm(d_mixed, p[:, :, own:])))
-        d_k = keys.from_heads(
-            self._sum_over_group(torch.bmm(q, d_scores[:, :, own:]))
-        )  # scores = qᵀk: d_k = q d_scores
+        d_v = keys.from_heads(self._sum_over_group(torch.bmm(d_mixed, p[:, :, n_past:])))
+        # scores = qᵀk, so d_k = q d_scores and d_q = k d_scoresᵀ, each turned back
+        d_k = keys.from_heads(self._sum_over_group(torch.bmm(q, d_scores[:, :, n_past:])))
         d_k = rotate_backward(d_k, keys.rotary)
         d_q = rotate_backward(queries.from_heads(torch.bmm(k, d_scores.mT)), queries.scaled_rotary)
         # d_u = W_qᵀ d_q (at the tokens that ask) + W_kᵀ d_k + W_vᵀ d_v
