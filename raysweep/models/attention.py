@@ -21,7 +21,7 @@ _TABULATED = ("gpt2", "gptj")  # positions end
 _CONTEXT = {"mistral": 131_072, **dict.fromkeys(_QWEN, 32_768)}  # transformers' max_position_embeddings
 
 
-def windows(config: Any) -> tuple[int | None, ...]:
+def windows(config: object) -> tuple[int | None, ...]:
     """Return, for each block, how many tokens a token sees (itself included); None: all before it.
 
     Raises:
@@ -56,7 +56,7 @@ def windows(config: Any) -> tuple[int | None, ...]:
     return tuple(window if t == SLIDING else None for t in types)
 
 
-def row_limit(config: Any) -> tuple[int, str] | None:
+def row_limit(config: object) -> tuple[int, str] | None:
     """Return the longest row whose numbers depend on that row alone, and why longer ones do not; None: every row does.
 
     With ``rope_type: dynamic`` or ``longrope`` the angles of *all* tokens change once the longest row of a forward pass is
@@ -77,12 +77,12 @@ def row_limit(config: Any) -> tuple[int, str] | None:
     return None
 
 
-def is_limited(config: Any) -> bool:
+def is_limited(config: object) -> bool:
     """Tell whether rows may be too long for the model at all."""
     return _get(config, "model_type", "") in _TABULATED or row_limit(config) is not None
 
 
-def check_row(config: Any, length: int) -> None:
+def check_row(config: object, length: int) -> None:
     """Raise :class:`ModelError` if a row of *length* tokens is longer than the model allows.
 
     That is :func:`row_limit`, and where positions are learnt or tabulated, their number.
@@ -98,7 +98,7 @@ def check_row(config: Any, length: int) -> None:
         )
 
 
-def _get(config: Any, key: str, default: Any) -> Any:
+def _get(config: object, key: str, default: object) -> Any:
     """Return a value of a configuration or of a mapping."""
     if isinstance(config, Mapping):
         return config.get(key, default)

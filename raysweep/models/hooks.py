@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -13,7 +13,7 @@ from raysweep.models.lm import LanguageModel
 Side = Literal["input", "output"]
 
 
-def first(value: Any) -> Tensor:
+def first(value: object) -> Tensor:
     """Return *value*, or its first element if it is a tuple (blocks of some families return tuples)."""
     tensor = value[0] if isinstance(value, tuple) else value
     assert isinstance(tensor, Tensor)
@@ -35,12 +35,12 @@ def capture(lm: LanguageModel, sides: Sequence[tuple[str, Side]]) -> Iterator[di
     handles = []
 
     def recorder(name: str, side: Side) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
             if side == "output":
                 seen[name, side] = first(output)
             else:
                 # some families pass the hidden states by keyword, some by position
-                seen[name, side] = first(args) if args else kwargs["hidden_states"]
+                seen[name, side] = first(args if args else kwargs["hidden_states"])
 
         return hook
 
@@ -63,8 +63,8 @@ def feed(module: nn.Module, states: Tensor) -> Iterator[None]:
     """
 
     def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         # whichever way the caller passes them, they must be replaced
         if args:
             return (states, *args[1:]), kwargs

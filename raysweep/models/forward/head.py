@@ -15,7 +15,7 @@ of the stream.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +40,10 @@ def target_logprobs(lm: LanguageModel, hidden: Tensor, rows: Tensor, targets: Te
     Returns:
         ``log p [k]``, fp32.
     """
-    head: Any = lm.part(lm.layout.head)
+    head = lm.part(lm.layout.head)
     if not _is_bare(head) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return blocks.logits(lm, hidden).log_softmax(-1)[rows, targets]
-    weight: Tensor = head.weight
+    weight = head.weight
     # one id of each row
     anchor = targets.new_zeros(len(hidden)).scatter_reduce(0, rows, targets, "amax")
     anchor_nll: Tensor = _FusedHead.apply(hidden, weight, anchor, None)[0]  # type: ignore[no-untyped-call]
@@ -78,7 +78,7 @@ def logprobs_and_kl(lm: LanguageModel, hidden: Tensor, targets: Tensor, base: Te
         targets: ids ``[k]``, one for each of the first ``k`` states.
         base: ``log P₀ [t, V]``; None: the present distributions, which makes the divergences zero.
     """
-    head: Any = lm.part(lm.layout.head)
+    head = lm.part(lm.layout.head)
     if _is_bare(head) and hidden.device.type == "cpu" and hidden.dtype == torch.float32:
         nll, *rest = _FusedHead.apply(hidden, head.weight, targets, base)  # type: ignore[no-untyped-call]
         return HeadReadout(-nll, *rest)
@@ -101,7 +101,7 @@ def argmax_and_logprob(lm: LanguageModel, hidden: Tensor, labels: Tensor) -> tup
     Returns:
         Arg-max ids ``[n]`` and ``log p [n]``, fp32.
     """
-    head: Any = lm.part(lm.layout.head)
+    head = lm.part(lm.layout.head)
     if not _is_bare(head) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         logits = blocks.logits(lm, hidden)
         return logits.argmax(-1), logits.gather(1, labels[:, None])[:, 0] - logits.logsumexp(-1)
@@ -123,7 +123,7 @@ def argmax_and_logprob(lm: LanguageModel, hidden: Tensor, labels: Tensor) -> tup
     return best, label_logits - top - sums.log()
 
 
-def _is_bare(head: Any) -> bool:
+def _is_bare(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Tell whether the head is a plain fp32 matrix: no bias, no hook, nothing around it, not trained."""
     if type(head) is not nn.Linear or head._forward_hooks or head._forward_pre_hooks:
         return False

@@ -52,7 +52,7 @@ def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
     blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks if end is None else end)]
     if not blocks or lm.dtype != torch.float32 or getattr(lm.module.config, "hidden_act", "") != "silu":
         return False
-    final: Any = lm.part(lm.layout.norm)
+    final = lm.part(lm.layout.norm)
     if not all(_class_of(b) in SUPPORTED_BLOCKS and type(b.post_attention_layernorm) is type(final) for b in blocks):
         return False
     if len(set(attention.windows(lm.module.config))) > 1:
@@ -126,7 +126,7 @@ class FusedLlamaBlocks:
             real: ``[B, S]`` False at padding, which is then left out, but for what makes products go faster; None: nothing is.
             end: the block to stop before; None: run to the last one and the final norm.
         """
-        config: Any = lm.module.config
+        config = lm.module.config
         h, k = config.num_attention_heads, config.num_key_value_heads
         e = getattr(config, "head_dim", None) or config.hidden_size // h
         body: Any = lm.part(lm.layout.body)
@@ -256,19 +256,17 @@ class FusedLlamaBlocks:
         d_product = torch.mm(block.down.transposed, grad)
         d_w = torch.mm(block.gate.transposed, torch.ops.aten.silu_backward(d_product * up, gate))
         d_w = torch.addmm(d_w, block.up.transposed, d_product.mul_(silu))
-        grad = torch.addcmul(
-            grad, block.mlp_norm.backward_without_scale(y, r2, d_w), r2
-        )  # d_y = d_z + through the norm
+        # d_y = d_z + through the norm
+        grad = torch.addcmul(grad, block.mlp_norm.backward_without_scale(y, r2, d_w), r2)
         # attention: mixed = v Pᵀ, so d_P = d_mixedᵀ v; softmax: d_scores = P ⊙ (d_P − Σ_M d_P ⊙ P)
         d_mixed = queries.to_heads(torch.mm(block.o.transposed, grad), e, zero_empty=True)
         d_scores = torch.ops.aten._softmax_backward_data(torch.bmm(d_mixed.mT, v), p, -1, p.dtype)
-        # columns before it are reused tokens: constants
-        own = k.shape[-1] - keys.grid[1]
+        # the first columns are reused tokens, which are constants
+        n_past = k.shape[-1] - keys.grid[1]
         # d_v = d_mixed P
-        d_v = keys.from_heads(self._sum_over_group(torch.bmm(d_mixed, p[:, :, own:])))
-        d_k = keys.from_heads(
-            self._sum_over_group(torch.bmm(q, d_scores[:, :, own:]))
-        )  # scores = qᵀk: d_k = q d_scores
+        d_v = keys.from_heads(self._sum_over_group(torch.bmm(d_mixed, p[:, :, n_past:])))
+        # scores = qᵀk, so d_k = q d_scores and d_q = k d_scoresᵀ, each turned back
+        d_k = keys.from_heads(self._sum_over_group(torch.bmm(q, d_scores[:, :, n_past:])))
         d_k = rotate_backward(d_k, keys.rotary)
         d_q = rotate_backward(queries.from_heads(torch.bmm(k, d_scores.mT)), queries.scaled_rotary)
         # d_u = W_qᵀ d_q (at the tokens that ask) + W_kᵀ d_k + W_vᵀ d_v

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +48,14 @@ class ReplacementModule(nn.Module):
         self.context: RowContext | None = None
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> nn.Parameter:
         """The inner map's weight."""
-        return self.inner.weight
+        return cast("nn.Parameter", self.inner.weight)
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> nn.Parameter | None:
         """The inner map's bias, or None."""
-        return getattr(self.inner, "bias", None)
+        return cast("nn.Parameter | None", getattr(self.inner, "bias", None))
 
     def last_tokens(self, states: Tensor) -> Tensor:
         """Return ``[B]`` the index of each prompt's last token among ``states [B, T, d]``."""
@@ -80,9 +80,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Return weight ``[d_out, d_in]`` (logical orientation, a view) and bias ``[d_out]`` or None of a linear map."""
     # Linear stores [d_out, d_in]; GPT-2's Conv1D its transpose
-    weight: Any = module.weight
-    bias: Any = getattr(module, "bias", None)
-    weight = weight.detach()
+    weight = cast("nn.Parameter", module.weight).detach()
+    bias = cast("nn.Parameter | None", getattr(module, "bias", None))
     return (weight if isinstance(module, nn.Linear) else weight.t()), None if bias is None else bias.detach()
 
 

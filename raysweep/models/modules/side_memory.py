@@ -10,7 +10,6 @@ Shape legend: ``B`` rows, ``T`` tokens of a row, ``d_in`` and ``d_out`` of the l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ LONG_ROW = 100  # rows longer than this are judged by their largest token, not b
 
 def mlp_activation(lm: LanguageModel) -> Activation:
     """Return the activation ``φ`` of the model's MLPs, by its configuration."""
-    config: Any = lm.module.config
+    config = lm.module.config
     name = getattr(config, "hidden_act", None) or config.activation_function
     function: Activation = ACT2FN[name]
     return function

@@ -7,7 +7,7 @@ Shape legend: ``N`` keys, ``d`` width of the stream.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,9 @@ class TableHead(nn.Module):
         self.training = head.training
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> nn.Parameter:
         """The inner head's weight (which may be tied)."""
-        return self.head.weight
+        return cast("nn.Parameter", self.head.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return logits ``[…, vocabulary]`` for normed states ``[…, d]``."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
@@ -215,7 +215,7 @@ def sizes_of(spec: ModelSpec, workspace: Workspace) -> ModelSize | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class ModelIdentity:
     """What is known of a model before its weights are read.
 
     Attributes:
@@ -227,11 +227,11 @@ class Known:
 
     where: Path | str
     digest: str
-    tokenizer: Mapping[str, Any] | None
+    tokenizer: Mapping[str, object] | None
     bos: str
 
 
-def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> Known:
+def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> ModelIdentity:
     """Return what is known of the model of *spec*; nothing of it is imported.
 
     Args:
@@ -247,10 +247,10 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
     if bos == "auto":
         entry = None if spec.path else CATALOGUE.get(spec.name)
         bos = entry.bos if entry else "tokenizer"
-    made_of: Mapping[str, Any] | None
+    made_of: Mapping[str, object] | None
     if isinstance(where, str):
         # a plan that named a commit keeps it, whatever the branch says now
-        commit = hub.commit_of(spec.digest) or hub.cached(where, spec.revision)
+        commit = hub.commit_of(spec.digest) or hub.cached_commit(where, spec.revision)
         if fetch and not commit:
             commit = lazy("raysweep.models.sources.tokenizers").fetch_tokenizer(where, spec)
         digest = hub.digest_of(where, commit or spec.revision or "main")
@@ -264,7 +264,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> K
             _check_code(where)
         files = fingerprint(where, workspace.artifacts / _HASHES)
         digest, made_of = files.digest, {"files": files.tokenizer}
-    return Known(where=where, digest=digest, tokenizer=made_of, bos=bos)
+    return ModelIdentity(where=where, digest=digest, tokenizer=made_of, bos=bos)
 
 
 def resolve(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> ModelSpec:

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from raysweep.atomic import write_file
 from raysweep.hashing import canonical_json, digest, file_digest, text_digest
@@ -142,6 +141,6 @@ class FileHashes:
         return hash_
 
 
-def _remember(place: Path, value: Mapping[str, Any]) -> None:
+def _remember(place: Path, value: Mapping[str, object]) -> None:
     with suppress(OSError):  # a folder that cannot be written remembers nothing
         write_file(place, json.dumps(value, indent=1, sort_keys=True) + "\n", sync=False)

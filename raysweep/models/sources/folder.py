@@ -179,7 +179,7 @@ def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
     return header
 
 
-def check_kind(folder: Path, config: Mapping[str, Any], *, trusted: bool) -> None:
+def check_kind(folder: Path, config: Mapping[str, object], *, trusted: bool) -> None:
     """Refuse a folder whose architecture is not known, or whose weights cannot be edited.
 
     Args:

@@ -32,7 +32,7 @@ def commit_of(digest: str) -> str:
     return last if digest.startswith(_PREFIX) and _COMMIT.fullmatch(last) else ""
 
 
-def cached(repository: str, revision: str) -> str:
+def cached_commit(repository: str, revision: str) -> str:
     """Return the commit of *revision* if its configuration and tokenizer are in the local cache, else an empty text."""
     from huggingface_hub import try_to_load_from_cache
 

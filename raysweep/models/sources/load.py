@@ -88,7 +88,7 @@ def _check_tokens(behaviour: str, spec: ModelSpec, where: Path | str) -> None:
         )
 
 
-def _digest(known: catalogue.Known, module: PreTrainedModel) -> str:
+def _digest(known: catalogue.ModelIdentity, module: PreTrainedModel) -> str:
     """Return the model's digest; of a hub model, with the commit that was loaded."""
     commit = getattr(module.config, "_commit_hash", None)
     return hub.digest_of(known.where, commit) if isinstance(known.where, str) and commit else known.digest

@@ -124,14 +124,14 @@ class Records:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def file(self, made_of: Mapping[str, Any]) -> Path:
+    def file(self, made_of: Mapping[str, object]) -> Path:
         """Return where the digest of the tokenizer made of *made_of* is kept."""
         here = Path(__file__).parent
         # other code may read the same files otherwise, so it is part of the name
         code = [file_digest(here / name) for name in _CODE]
         return self.folder / f"{digest({'of': made_of, 'code': code, 'packages': packages()})}.json"
 
-    def get_or_make(self, made_of: Mapping[str, Any], make: Callable[[], str]) -> str:
+    def get_or_make(self, made_of: Mapping[str, object], make: Callable[[], str]) -> str:
         """Return the digest that is kept for *made_of*, else the one that *make* returns, and keep it."""
         file = self.file(made_of)
         try:
@@ -144,7 +144,7 @@ class Records:
         self._keep(file, {"tokenizer_digest": made, "of": dict(made_of), "packages": packages()})
         return made
 
-    def _keep(self, file: Path, value: Mapping[str, Any]) -> None:
+    def _keep(self, file: Path, value: Mapping[str, object]) -> None:
         with suppress(OSError):  # a folder that cannot be written keeps nothing
             write_file(file, json.dumps(value, indent=1, sort_keys=True) + "\n", sync=False)
 

@@ -64,7 +64,7 @@ _BY_MODEL = {"gpt2": "GPT2Tokenizer", "gptj": "GPT2Tokenizer", "qwen2": "Qwen2To
 _BY_MODEL |= {"llama": "LlamaTokenizer", "mistral": "LlamaTokenizer"}
 
 
-def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, object]) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the checkpoint *where*, with the ids that transformers 4.44 gives.
 
     Args:
@@ -113,7 +113,7 @@ def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, Any]) -
     return tokenizer
 
 
-def _read(kind: Any, where: Path | str, options: Mapping[str, Any]) -> Any:
+def _read(kind: Any, where: Path | str, options: Mapping[str, object]) -> Any:
     try:
         return kind.from_pretrained(where, **options)
     except (OSError, ValueError):
@@ -122,13 +122,13 @@ def _read(kind: Any, where: Path | str, options: Mapping[str, Any]) -> Any:
         raise ValueError(f"the tokenizer's files cannot be read: {error}") from error
 
 
-def _declared(settings: Mapping[str, Any], config: Any) -> str:
+def _declared(settings: Mapping[str, object], config: Any) -> str:
     """Return the declared class without ``Fast``, or the one of the architecture."""
     named = settings.get("tokenizer_class") or getattr(config, "tokenizer_class", None)
     return str(named or _BY_MODEL.get(config.model_type, "PreTrainedTokenizer")).removesuffix("Fast")
 
 
-def _file(where: Path | str, name: str, options: Mapping[str, Any]) -> Path | None:
+def _file(where: Path | str, name: str, options: Mapping[str, object]) -> Path | None:
     """Return the path of a checkpoint's file, fetched if it is on the hub; None if there is none."""
     if isinstance(where, Path):
         return where / name if (where / name).is_file() else None
@@ -153,7 +153,7 @@ def _add_special_tokens(tokenizer: Any, special: Mapping[str, str]) -> None:
         setattr(tokenizer, role, token)
 
 
-def _set_template(tokenizer: Any, settings: Mapping[str, Any], add_bos: bool) -> None:
+def _set_template(tokenizer: Any, settings: Mapping[str, object], add_bos: bool) -> None:
     """Let every text begin with BOS and end with EOS, or not, as the settings say.
 
     Raises:
@@ -181,7 +181,7 @@ def _set_template(tokenizer: Any, settings: Mapping[str, Any], add_bos: bool) ->
 
 
 def _set_prefix(
-    backend: Tokenizer, defaults: ClassDefaults, settings: Mapping[str, Any], *, sentencepiece: bool
+    backend: Tokenizer, defaults: ClassDefaults, settings: Mapping[str, object], *, sentencepiece: bool
 ) -> None:
     """Put a space before every text, or none, where class and settings decide that and not the file.
 
@@ -236,7 +236,7 @@ def _set_piece_form(backend: Tokenizer, *, legacy: bool, prefix: bool) -> None:
 
 
 def _from_sentencepiece(
-    where: Path | str, model_file: Path, settings: Mapping[str, Any], options: Mapping[str, Any]
+    where: Path | str, model_file: Path, settings: Mapping[str, object], options: Mapping[str, object]
 ) -> Any:
     """Return the tokenizer that ``tokenizer.model`` stands for: as if its ``tokenizer.json`` had been made first."""
     from transformers import PreTrainedTokenizerFast

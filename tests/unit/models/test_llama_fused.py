@@ -68,8 +68,8 @@ def test_what_is_read_at_some_places_is_what_all_of_them_hold(threads: int, star
     rest = prepared(lm, 1, start)
     upper = rest.upper
     assert upper.fused is not None
-    laid = upper.fused.all_tokens.slots
-    places = (torch.arange(rest.states[..., 0].numel()) if laid is None else laid.slot_of_token)[[0, 1, -1, 0]]
+    slots = upper.fused.all_tokens.slots
+    places = (torch.arange(rest.states[..., 0].numel()) if slots is None else slots.slot_of_token)[[0, 1, -1, 0]]
     rows, columns = places // rest.states.shape[1], places % rest.states.shape[1]
     before, found = torch.get_num_threads(), []
     torch.set_num_threads(threads)
@@ -95,14 +95,14 @@ def test_what_is_read_once_goes_pack_by_pack_and_is_what_the_modules_say(family:
     asked = [(packs.row_positions[i][0], packs.row_positions[i][1][-1]) for i in (2, 0, 2)]
     rows, columns = (torch.tensor(c) for c in zip(*asked, strict=True))
     with torch.no_grad():
-        climb = (
+        fused = (
             resume.UpperBlocks.prepare(lm, 0, packs.positions, packs.visible, real=packs.real)
             .read_at(rows, columns, without_gradient=True)
             .upper.fused
         )
         found, wished = resume.packed_hidden_at(lm, packs, rows, columns), blocks.run_packs(lm, packs)[rows, columns]
-    assert climb is not None
-    assert bool(climb.final_queries.packs) == (len(packs.ids) > 1)
+    assert fused is not None
+    assert bool(fused.final_queries.packs) == (len(packs.ids) > 1)
     torch.testing.assert_close(found, wished, rtol=1e-4, atol=1e-5)
 
 
@@ -141,11 +141,11 @@ def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> 
     made = torch.Generator().manual_seed(0)
     states = torch.randn(rest.states.shape, generator=made, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(exact, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
-    laid = exact.all_tokens.slots
-    assert laid is not None, "no padding"
-    chosen = torch.tensor([0, 1, len(laid.slot_of_token) - 1])
+    slots = exact.all_tokens.slots
+    assert slots is not None, "no padding"
+    chosen = torch.tensor([0, 1, len(slots.slot_of_token) - 1])
     flags = torch.zeros(states.shape[:2], dtype=torch.bool)
-    flags.view(-1)[laid.slot_of_token[chosen]] = True
+    flags.view(-1)[slots.slot_of_token[chosen]] = True
     some = exact.read_at(flags)
     assert torch.autograd.gradcheck(some, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)
     torch.testing.assert_close(some(states), exact(states)[chosen])
