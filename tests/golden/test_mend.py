@@ -29,20 +29,20 @@ def test_factors_and_transformed_factors_are_the_published_ones(name: str) -> No
     variant = Variant(name)
     lm, record = variant.lm, variant.records[0]
     config = editor.MendConfig.model_validate(variant.spec().config)
-    asked = factors.ask(lm, record.prompt, record.target, special=True)
+    asked = factors.label_text(lm, record.prompt, record.target, special=True)
     tokens = variant.data["meta"]["edit_tokens"]["edit0"]
     assert [list(asked.ids)] == tokens["input_ids"]
     assert [list(asked.labels)] == tokens["labels"]
     names = editor.edited_parameters(lm, config)
     assert list(names) == variant.data["hparams"]["inner_params"]
     modules = [n.removesuffix(".weight") for n in names]
-    found = factors.factors(lm, factors.rows(lm, [asked], min(config.layers)), modules)
+    found = factors.gradient_factors(lm, factors.batch_texts(lm, [asked], min(config.layers)), modules)
     net = network.Hypernetwork.load(editor.matrices(lm, config), variant.artifacts()["hypernetwork"].tensors)
     for number, (weight, module) in enumerate(zip(names, modules, strict=True)):
         x, delta = found.pairs[module]
         close(variant, "edit0.x", weight, x)
         close(variant, "edit0.delta", weight, delta)
-        kept = network.alive(x, delta)
+        kept = network.nonzero_tokens(x, delta)
         left, right = net(weight, x[kept], delta[kept])
         assert left.shape == variant.tensors[f"edit0.x_transformed.{weight}"].shape
         close(variant, "edit0.x_transformed", weight, left)
@@ -66,8 +66,8 @@ def test_labels_without_special_tokens_give_another_update(name: str) -> None:
     """FIX against REF (quirk Q33): BOS is not demanded."""
     variant = Variant(name)
     record = variant.records[0]
-    fixed = factors.ask(variant.lm, record.prompt, record.target)
-    assert fixed.labels == factors.ask(variant.lm, record.prompt, record.target, special=True).labels[1:]
+    fixed = factors.label_text(variant.lm, record.prompt, record.target)
+    assert fixed.labels == factors.label_text(variant.lm, record.prompt, record.target, special=True).labels[1:]
     spec = variant.spec()
     other = replay(variant, EditorSpec(name=spec.name, config={**spec.config, "ref_labels": False}))
     published = replay(variant)

@@ -216,7 +216,7 @@ class TestDocs:
         assert docs.main(["errors"]) == 0
         assert capsys.readouterr().out == docs.errors_page()
         assert docs.main([]) == 2
-        assert "usage: python -m raysweep.cli.docs {errors" in capsys.readouterr().err
+        assert "usage: python -m raysweep.cli.docs {architecture|errors|keys}" in capsys.readouterr().err
 
 
 def test_problems_name_their_code():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from raysweep import intervals, summarize
-from raysweep.belief.report.edit_scores import means
+from raysweep.belief.report.edit_scores import mean_estimates
 from raysweep.metrics import METRICS
 from raysweep.reports import notes
 from raysweep.reports.compare import compared_rows
@@ -158,11 +158,11 @@ def test_every_view_s_interval_fits_its_metric_s_range() -> None:
 def test_beliefs_count_a_point_of_several_trials_once() -> None:
     rows = [{"acc": float(i % 2)} for i in range(10)] * 3
     places = [(str(i), trial) for trial in range(3) for i in range(10)]
-    found = means(rows, places)["acc"]
-    alone = means(rows[:10], places[:10])["acc"]
+    found = mean_estimates(rows, places)["acc"]
+    alone = mean_estimates(rows[:10], places[:10])["acc"]
     assert (found.mean, found.n) == (0.5, 30)
     assert (found.low, found.high) == (pytest.approx(alone.low, abs=0.01), pytest.approx(alone.high, abs=0.01))
-    assert means([{"d": -1.0}, {"d": 0.5}], places[:2], difference=True)["d"].low == -1.0
+    assert mean_estimates([{"d": -1.0}, {"d": 0.5}], places[:2], difference=True)["d"].low == -1.0
 
 
 def test_undefined_values_have_no_interval() -> None:
