@@ -14,6 +14,7 @@ import torch
 
 from raysweep.config.schema import TrialSpec
 from raysweep.editors.base import Proposal
+from raysweep.results import folder as folder_module
 from raysweep.results.folder import Folder
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
@@ -120,15 +121,15 @@ def _break_storage_on_demand(fault: Path) -> None:
     """Let every write of this process fail while *fault* is there, with the error that it names."""
     if getattr(Folder, "breakable", False):
         return
-    write = Folder._replace
+    write = folder_module.write_file
 
-    def replace(self: Folder, path: Path, data: bytes) -> None:
+    def write_file(path: Path, data: bytes, **options: Any) -> None:
         if fault.exists():
             number = getattr(errno, fault.read_text())
             raise OSError(number, os.strerror(number))
-        write(self, path, data)
+        write(path, data, **options)
 
-    Folder._replace, Folder.breakable = replace, True  # type: ignore[attr-defined, method-assign]
+    folder_module.write_file, Folder.breakable = write_file, True  # type: ignore[attr-defined]
 
 
 def _await_others(trial: TrialSpec) -> None:

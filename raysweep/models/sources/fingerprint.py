@@ -7,6 +7,7 @@ another key, not another model under the old one.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -119,12 +120,7 @@ class FileHashes:
         if self.folder is None or stat.st_size <= _LARGE:
             return file_digest(file, length=32)
         path = str(file.absolute())
-        now = {
-            "path": path,
-            "size": stat.st_size,
-            "inode": stat.st_ino,
-            "times": [stat.st_mtime_ns, stat.st_ctime_ns],
-        }
+        now = {"path": path, **_status(stat)}
         place = self.folder / f"{text_digest(path)}.json"
         try:
             known = json.loads(place.read_text(encoding="utf-8"))
@@ -136,9 +132,14 @@ class FileHashes:
         began = time.time()
         hash_ = file_digest(file, length=32)
         # not if the file has only just been written: it may change again unseen
-        if began - max(stat.st_mtime, stat.st_ctime) > _SETTLED and file.stat() == stat:
+        if began - max(stat.st_mtime, stat.st_ctime) > _SETTLED and _status(file.stat()) == _status(stat):
             _remember(place, {**now, "blake2b": hash_})
         return hash_
+
+
+def _status(stat: os.stat_result) -> dict[str, int | list[int]]:
+    """Return what changes with a file's content: not the time of its last reading, which hashing itself may move."""
+    return {"size": stat.st_size, "inode": stat.st_ino, "times": [stat.st_mtime_ns, stat.st_ctime_ns]}
 
 
 def _remember(place: Path, value: Mapping[str, object]) -> None:

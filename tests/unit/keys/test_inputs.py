@@ -317,6 +317,9 @@ class TestFiles:
         monkeypatch.setattr(module, "_SETTLED", -1.0)
         file, hashes = tmp_path / "w", FileHashes(tmp_path / "memory")
         file.write_bytes(b"abcd")
+        os.utime(
+            file, (1, file.stat().st_mtime)
+        )  # last read long ago: reading it now moves that time, and nothing else
         read: list[str] = []
         real = module.file_digest
         monkeypatch.setattr(module, "file_digest", lambda f, **k: read.append(f.name) or real(f, **k))
