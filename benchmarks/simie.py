@@ -138,7 +138,7 @@ def held(simie: SimIE, memory: dict[str, Any], keys: Tensor) -> dict[str, Any]:
 
 
 def truth(case: Case) -> Tensor:
-    """Return the change after the first few updates by a direct fp64 solve for each (editors.md §13.1)."""
+    """Return the change after the first few updates by a direct fp64 solve for each (docs/methods/simie.md)."""
     gram = case.lam * torch.eye(case.d_in, dtype=torch.float64, device=device())
     if case.held:
         gram += case.memory().double() @ case.memory().double().T

@@ -1,4 +1,4 @@
-"""AlphaEdit, plain: per layer and edit a general solve with ``d_out`` right-hand sides, in fp32 (editors.md §8.3)."""
+"""AlphaEdit, plain: per layer and edit a general solve with ``d_out`` right-hand sides, in fp32 (docs/methods/alphaedit.md)."""
 
 from __future__ import annotations
 

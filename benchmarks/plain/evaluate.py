@@ -1,4 +1,4 @@
-"""Evaluation, plain: one prompt at a time, the logits of every position (editors.md §3.1)."""
+"""Evaluation, plain: one prompt at a time, the logits of every position (docs/methods/evaluation.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FT, plain (editors.md §5)."""
+"""FT, plain (docs/methods/ft.md)."""
 
 from __future__ import annotations
 

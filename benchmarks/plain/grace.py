@@ -1,4 +1,4 @@
-"""GRACE, plain: every update of a value runs the whole model and takes the logits of every position (editors.md §10)."""
+"""GRACE, plain: every update of a value runs the whole model and takes the logits of every position (docs/methods/grace.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MEMIT, plain (editors.md §7)."""
+"""MEMIT, plain (docs/methods/memit.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROME, plain (editors.md §6)."""
+"""ROME, plain (docs/methods/rome.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SimIE, plain: P in fp32 and, per edit, a general solve with ``d_out`` right-hand sides (editors.md §13.2)."""
+"""SimIE, plain: P in fp32 and, per edit, a general solve with ``d_out`` right-hand sides (docs/methods/simie.md)."""
 
 from __future__ import annotations
 

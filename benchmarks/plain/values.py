@@ -1,4 +1,4 @@
-"""The vector that makes the model say the target (ROME v*, MEMIT z): every step runs the whole model (editors.md §6.3, §7.1)."""
+"""The vector that makes the model say the target (ROME v*, MEMIT z): every step runs the whole model (docs/methods/rome.md)."""
 
 from __future__ import annotations
 

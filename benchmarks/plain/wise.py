@@ -1,4 +1,4 @@
-"""WISE, plain: every update of the side memory runs the whole model on all rows (editors.md §11); ``retrieve`` mode."""
+"""WISE, plain: every update of the side memory runs the whole model on all rows (docs/methods/wise.md); ``retrieve`` mode."""
 
 from __future__ import annotations
 
