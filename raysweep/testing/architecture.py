@@ -165,14 +165,17 @@ def picture() -> str:
     for number, layer in enumerate(reversed(LAYERS)):
         y = 10 + number * row
         names = ", ".join(layer.packages)
-        inside = sorted({m.split(".")[2] for m in known if m.count(".") >= 2 and m.split(".")[1] in layer.packages})
-        detail = " ".join(inside) if len(layer.packages) == 1 or inside else ""
-        detail = detail if len(detail) <= 118 else f"{detail[:116].rpartition(' ')[0]} …"
+        parts = " ".join(
+            sorted({m.split(".")[2] for m in known if m.count(".") >= 2 and package_of(m) in layer.packages})
+        )
+        parts = parts if len(parts) <= 160 else f"{parts[:158].rpartition(' ')[0]} …"
+        # A layer of single modules has many names and no parts: what it is about goes below them.
+        right, below = (layer.about, parts) if parts else ("", layer.about)
         rows.append(
             f'<rect x="10" y="{y}" width="{width - 20}" height="{row - 6}" rx="5" class="box"/>'
             f'<text x="22" y="{y + 17}" class="name">{escape(names)}</text>'
-            f'<text x="{width - 22}" y="{y + 17}" text-anchor="end" class="about">{escape(layer.about)}</text>'
-            f'<text x="22" y="{y + 33}" class="parts">{escape(detail)}</text>'
+            f'<text x="{width - 22}" y="{y + 17}" text-anchor="end" class="about">{escape(right)}</text>'
+            f'<text x="22" y="{y + 33}" class="parts">{escape(below)}</text>'
         )
     height = 20 + len(LAYERS) * row
     style = (
