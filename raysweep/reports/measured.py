@@ -42,7 +42,6 @@ class TrialView:
         measured: ``{view: {record: value}}`` per (phase, step); undefined views are not in it.
         seconds: seconds and count by timing phase.
         undefined: the undefined views per (phase, step): some value is not a finite number, so there is no mean.
-        planned_rounds: the steps of all its rounds.
     """
 
     row: Mapping[str, Any]
@@ -50,7 +49,6 @@ class TrialView:
     measured: Mapping[Where, Values]
     seconds: Mapping[str, tuple[float, int]]
     undefined: Mapping[Where, frozenset[str]] = field(default_factory=dict)
-    planned_rounds: tuple[int, ...] = ()
 
     @property
     def seed(self) -> int | None:
@@ -142,7 +140,7 @@ def _viewed(tables: Sequence[_TrialTables]) -> list[TrialView]:
         shown = {where: values for where, values in measured.items() if where[0] in shown_phases}
         rounds = one.spec.protocol.rounds
         seen = tuple(r for r in rounds if any(step == r for _, step in shown))
-        views.append(TrialView({}, seen, shown, one.seconds, undefined, rounds))
+        views.append(TrialView({}, seen, shown, one.seconds, undefined))
     return views
 
 
@@ -155,7 +153,7 @@ def _unmeasured(name: TrialName, study: str, state: State) -> TrialView:
     given = {"trial_key": name.key, "arm": name.arm, "point": _point(name), "seed": name.seed, "study": study}
     columns = dict.fromkeys(column.name for column in TRIALS.columns)
     row = {**columns, **given, "planned": name.planned, "status": state.value}
-    return TrialView(row, (), {}, {}, planned_rounds=name.rounds)
+    return TrialView(row, (), {}, {})
 
 
 Measured = tuple[dict[Where, Values], dict[Where, frozenset[str]]]
