@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,3 +73,24 @@ def _commented(text: str) -> list[str]:
 def _typed(text: str) -> list[str]:
     lines = [line.removeprefix("$ ").replace("python cli.py", "raysweep") for line in text.splitlines()]
     return [line for line in lines if line.startswith("raysweep ")]
+
+
+def installed(page: Path, root: Path, name: str) -> None:
+    """Put what an installer leaves of the package *name* into *root*, with the entry point that *page* declares for it."""
+    head, line = block(page, "pyproject.toml").strip().splitlines()
+    group = head.removeprefix("[project.entry-points.").removesuffix("]").strip('"')
+    info = root / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{line}\n".replace('"', ""))
+
+
+def run_python(root: Path, *argv: str) -> str:
+    """Run Python in the workspace *root* with the package that lies there on its path; it must succeed."""
+    path = os.pathsep.join([str(root), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAYSWEEP_ROOT": str(root)}
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

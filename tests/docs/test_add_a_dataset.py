@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, block
+from tests.docs.pages import ROOT, block, installed, run_python
 
 PAGE = ROOT / "docs/add_a_dataset.md"
 
@@ -26,33 +23,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(block(PAGE, title), encoding="utf-8")
-    head, line = block(PAGE, "pyproject.toml").strip().splitlines()
-    info = root / "capitals-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: capitals\nVersion: 1.0\n")
-    group = head.removeprefix("[project.entry-points.").removesuffix("]").strip('"')
-    (info / "entry_points.txt").write_text(f"[{group}]\n{line}\n".replace('"', ""))
+    installed(PAGE, root, "capitals")
     return root
 
 
-def run(folder: Path, *argv: str) -> str:
-    """Run Python in *folder* with the page's package on its path; it must succeed."""
-    path = os.pathsep.join([str(folder), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAYSWEEP_ROOT": str(folder)}
-    done = subprocess.run(
-        [sys.executable, *argv], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_it_keeps_the_contract(folder: Path) -> None:
-    run(folder, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "test_capitals.py")
+    run_python(folder, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "test_capitals.py")
 
 
 def test_its_file_is_checked_and_its_sweep_planned(folder: Path) -> None:
-    assert "2 records, 6 probes" in run(folder, "-m", "raysweep", "data", "check", "capitals")
-    assert "1 trial" in run(folder, "-m", "raysweep", "validate", "capitals")
+    assert "2 records, 6 probes" in run_python(folder, "-m", "raysweep", "data", "check", "capitals")
+    assert "1 trial" in run_python(folder, "-m", "raysweep", "validate", "capitals")
 
 
 def test_it_is_small() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pytest
 
 from raysweep.models.layout import LAYOUTS, Layout
 from raysweep.testing.layout_contract import check_layout_contract, tiny_model
-from tests.docs.pages import ROOT, block, blocks
+from tests.docs.pages import ROOT, block, blocks, installed, run_python
 
 PAGE = ROOT / "docs/add_an_architecture.md"
 LOADS = """
@@ -39,38 +36,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "gemma_layout.py").write_text(block(PAGE, "raysweep/models/layouts/gemma.py"), encoding="utf-8")
     (root / "look.py").write_text(block(PAGE, "look.py"), encoding="utf-8")
     (root / "test_gemma.py").write_text(block(PAGE, "test_gemma.py"), encoding="utf-8")
-    head, line = block(PAGE, "pyproject.toml").strip().splitlines()
-    info = root / "gemma_layout-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gemma_layout\nVersion: 1.0\n")
-    group = head.removeprefix("[project.entry-points.").removesuffix("]").strip('"')
-    (info / "entry_points.txt").write_text(f"[{group}]\n{line}\n".replace('"', ""))
+    installed(PAGE, root, "gemma_layout")
     return root
 
 
-def run(folder: Path, *argv: str) -> str:
-    """Run Python in *folder* with the page's package on its path; it must succeed."""
-    path = os.pathsep.join([str(folder), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *argv], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_a_look_at_the_model_shows_the_names_of_the_layout(folder: Path) -> None:
-    printed = run(folder, "look.py")
+    printed = run_python(folder, "look.py")
     assert all(f"({name}):" in printed for name in ("embed_tokens", "layers", "down_proj", "o_proj", "norm", "lm_head"))
 
 
 def test_the_page_s_own_tests_pass(folder: Path) -> None:
-    printed = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_gemma.py")
+    printed = run_python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_gemma.py")
     assert "failed" not in printed
 
 
 def test_a_folder_of_the_family_loads(folder: Path) -> None:
-    run(folder, "-c", LOADS)
+    run_python(folder, "-c", LOADS)
 
 
 def test_the_sentence_is_what_the_contract_says() -> None:
