@@ -1,17 +1,13 @@
-"""GPT-J: attention and MLP side by side in a block, untied head with a bias."""
+"""GPT-J: GPT-2's parts under other names; attention and MLP side by side in a block, untied head with a bias."""
 
-from raysweep.models.layout import Layout
+from dataclasses import replace
 
-LAYOUT = Layout(
+from raysweep.models.layouts.gpt2 import LAYOUT as GPT2
+
+LAYOUT = replace(
+    GPT2,
     model_type="gptj",
-    body="transformer",
-    blocks="transformer.h",
-    block="transformer.h.{}",
-    mlp="transformer.h.{}.mlp",
     mlp_in=("transformer.h.{}.mlp.fc_in",),
     mlp_out="transformer.h.{}.mlp.fc_out",
     attn_out="transformer.h.{}.attn.out_proj",
-    norm="transformer.ln_f",
-    head="lm_head",
-    embed="transformer.wte",
 )

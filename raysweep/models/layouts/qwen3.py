@@ -1,17 +1,7 @@
 """Qwen3: Llama's parts, normed queries and keys."""
 
-from raysweep.models.layout import Layout
+from dataclasses import replace
 
-LAYOUT = Layout(
-    model_type="qwen3",
-    body="model",
-    blocks="model.layers",
-    block="model.layers.{}",
-    mlp="model.layers.{}.mlp",
-    mlp_in=("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
-    mlp_out="model.layers.{}.mlp.down_proj",
-    attn_out="model.layers.{}.self_attn.o_proj",
-    norm="model.norm",
-    head="lm_head",
-    embed="model.embed_tokens",
-)
+from raysweep.models.layouts.llama import LAYOUT as LLAMA
+
+LAYOUT = replace(LLAMA, model_type="qwen3")
