@@ -7,12 +7,9 @@ there. What raysweep does not model is refused here, by name, before any weight 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raysweep.errors import ModelError
-
-if TYPE_CHECKING:
-    pass
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of a block's kind of attention
 _NEVER = ("gpt2", "gptj", "llama")  # their code in transformers looks at no window, whatever the configuration says

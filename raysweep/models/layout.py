@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from raysweep.errors import ModelError, nearest
 from raysweep.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MlpSide = Literal["in", "out"]
 
@@ -48,7 +51,7 @@ class Layout:
     norm: str
     head: str
     embed: str
-    embed_scale: Callable[[Any], float] | None = None
+    embed_scale: Callable[[PretrainedConfig], float] | None = None
 
     def mlp_matrix(self, layer: int, side: MlpSide) -> str:
         """Return the name of a block's value matrix (``out``: ``mlp_out``) or of its first linear map (``in``: c_fc, gate_proj)."""
@@ -79,7 +82,7 @@ LAYOUTS: Registry[Layout] = Registry(
 )
 
 
-def layout_of(config: Any) -> Layout:
+def layout_of(config: PretrainedConfig) -> Layout:
     """Return the layout for a Hugging Face *config*.
 
     Raises:

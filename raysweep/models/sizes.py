@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from raysweep.models.layout import LAYOUTS
 
 # What transformers takes where config.json does not say it.
 _LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
 _QWEN = {**_LLAMA, "intermediate_size": 22016, "num_key_value_heads": 32, "vocab_size": 151_936}
-_ABSENT: Mapping[str, Mapping[str, Any]] = {
+_ABSENT: Mapping[str, Mapping[str, object]] = {
     "gpt2": {
         "n_embd": 768,
         "n_layer": 12,
@@ -77,7 +76,7 @@ class ModelSize:
         return self.layers * (attention + mlp) + ends * self.hidden
 
 
-def size_from_config(config: Mapping[str, Any]) -> ModelSize | None:
+def size_from_config(config: Mapping[str, object]) -> ModelSize | None:
     """Return the sizes in a Hugging Face *config*, or None if its architecture is not known.
 
     What the configuration does not say is what transformers takes then.
@@ -91,33 +90,40 @@ def size_from_config(config: Mapping[str, Any]) -> ModelSize | None:
         hidden = _first(config, "hidden_size", "n_embd")
         heads = _first(config, "num_attention_heads", "n_head")
         # some families (Qwen 3, Gemma) have heads whose widths don't add up to the stream
-        head = config.get("head_dim") or hidden // heads
+        head = _whole(config.get("head_dim") or hidden // heads)
         return ModelSize(
             hidden=hidden,
             mlp_width=_first(config, "intermediate_size", "n_inner", default=4 * hidden),
             layers=_first(config, "num_hidden_layers", "n_layer"),
             vocab=_first(config, "vocab_size"),
             q_width=heads * head,
-            kv_width=(config.get("num_key_value_heads") or heads) * head,
+            kv_width=_whole(config.get("num_key_value_heads") or heads) * head,
             gated=len(LAYOUTS.get(kind).mlp_in) == 2,
             tied=bool(config.get("tie_word_embeddings", False)),
-            positions=int(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
+            positions=_whole(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
 
 
-def positions_of(config: Mapping[str, Any]) -> int:
+def positions_of(config: Mapping[str, object]) -> int:
     """Return the longest row in tokens that a model of *config* was made for; 0 = not known.
 
     Learnt positions end there. Rotary ones do not, but beyond it a model was never trained, and its answers mean nothing.
     """
-    return int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
+    return _whole(config.get("max_position_embeddings") or config.get("n_positions") or 0)
 
 
-def _first(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+def _first(config: Mapping[str, object], *names: str, default: int | None = None) -> int:
     """Return the first of the entries *names* that *config* has."""
     value = next((config[n] for n in names if config.get(n) is not None), default)
     if value is None:
         raise KeyError(names[0])
+    return _whole(value)
+
+
+def _whole(value: object) -> int:
+    """Return an entry of a configuration as a whole number; a list or a table is none."""
+    if not isinstance(value, int | float | str):
+        raise TypeError(f"{value!r} is no number")
     return int(value)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from transformers.cache_utils import Cache
 from raysweep.models import attention, hooks
 from raysweep.models.forward import llama_fused, prefix_tree
 from raysweep.models.lm import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def only_blocks(lm: LanguageModel, first: int, last: int) -> Iterator[nn.ModuleL
     Yields:
         The blocks that are left.
     """
-    config: Any = lm.part(lm.layout.body).config
+    config: PretrainedConfig = lm.part(lm.layout.body).config
     types = getattr(config, "layer_types", None)
     owner_name, _, leaf = lm.layout.blocks.rpartition(".")
     owner = lm.part(owner_name)
@@ -93,7 +96,7 @@ def run(
     # only then: reading the largest position waits for the accelerator
     if attention.is_limited(lm.module.config):
         attention.check_row(lm.module.config, int(positions.max()) + 1)
-    common: dict[str, Any] = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    common: dict[str, object] = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
     common["use_cache"] = cache is not None
     with only_blocks(lm, first, last) as blocks:
         body = lm.part(lm.layout.body)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from raysweep.models.forward.llama_parts import BlockWeights, RmsNormWeights, ro
 from raysweep.models.forward.model_guard import ModelGuard
 from raysweep.models.forward.query_positions import PackSlice, QueryPositions, TokenSlots
 from raysweep.models.lm import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 _MODULE = "transformers.models.{0}.modeling_{0}"
 SUPPORTED_BLOCKS = {  # exactly this mathematics; another library's class of the same name is none of them
@@ -65,16 +68,16 @@ def _class_of(block: nn.Module) -> tuple[str, str]:
     return type(block).__module__, type(block).__name__
 
 
-def _rotates_whole_heads(lm: LanguageModel, block: Any) -> bool:
+def _rotates_whole_heads(lm: LanguageModel, block: LlamaDecoderLayer) -> bool:
     """Tell whether scores are divided by ``√e`` and all ``e`` entries of a head are rotated."""
-    body: Any = lm.part(lm.layout.body)
+    body: LlamaModel = lm.part(lm.layout.body)
     width = block.self_attn.head_dim
     return bool(block.self_attn.scaling == width**-0.5 and 2 * len(body.rotary_emb.inv_freq) == width)
 
 
 def _has_plain_maps(block: nn.Module) -> bool:
     """Tell whether a block's matrices are its seven linear maps (q, k, v, o, gate, up, down) and nothing more (adapters, say)."""
-    weights: list[tuple[nn.Module, Any]] = [(m, getattr(m, "weight", None)) for m in block.modules()]
+    weights = [(m, getattr(m, "weight", None)) for m in block.modules()]
     maps = [m for m, weight in weights if weight is not None and weight.dim() == 2]
     return len(maps) == 7 and all(type(m) is nn.Linear for m in maps)
 
@@ -129,7 +132,7 @@ class FusedLlamaBlocks:
         config = lm.module.config
         h, k = config.num_attention_heads, config.num_key_value_heads
         e = getattr(config, "head_dim", None) or config.hidden_size // h
-        body: Any = lm.part(lm.layout.body)
+        body: LlamaModel = lm.part(lm.layout.body)
         cos_and_sin = body.rotary_emb(lm.weight(f"{lm.layout.embed}.weight"), positions)
         b, s, m = len(mask), *mask.shape[2:]
         slots = None

@@ -14,10 +14,13 @@ Shape legend: ``n`` tokens, ``d`` width of the stream, ``e`` width of a head, ``
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 RotaryTable = tuple[Tensor, Tensor]
 """``cos`` and ``sin`` of each token's angles, ``[e/2, n]`` each: both halves of a head turn by the same angles."""
@@ -37,7 +40,7 @@ class LinearWeights(NamedTuple):
     bias: Tensor | None
 
     @classmethod
-    def from_module(cls, linear: Any) -> LinearWeights:
+    def from_module(cls, linear: nn.Linear) -> LinearWeights:
         """Take the parameters of an ``nn.Linear`` (views, not copies)."""
         weight, bias = linear.weight.detach(), linear.bias
         return cls(weight, weight.t(), None if bias is None else bias.detach()[:, None])
@@ -66,7 +69,7 @@ class RmsNormWeights(NamedTuple):
     mean: Tensor
 
     @classmethod
-    def from_module(cls, norm: Any) -> RmsNormWeights:
+    def from_module(cls, norm: LlamaRMSNorm) -> RmsNormWeights:
         """Take the parameters of a Llama-like RMS norm."""
         weight = norm.weight.detach()
         # [1, 1] and [1, d]: addmm then makes ε + mean(x²) in one call
@@ -108,7 +111,7 @@ class BlockWeights(NamedTuple):
     down: LinearWeights
 
     @classmethod
-    def from_module(cls, module: Any) -> BlockWeights:
+    def from_module(cls, module: LlamaDecoderLayer) -> BlockWeights:
         """Take the parameters of a block of transformers with Llama's names."""
         attention, mlp = module.self_attn, module.mlp
         return cls(

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -281,8 +280,8 @@ def _schedule(step: int, spec: EmbeddedSpec) -> float:
     return 1 - (1 - spec.final_lr) * done
 
 
-def _dropper(rate: float, generator: torch.Generator) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-    def drop(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+def _dropper(rate: float, generator: torch.Generator) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
+    def drop(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
         if not rate or not module.training:
             return None
         mask = torch.rand(output.shape, generator=generator) >= rate

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
@@ -75,12 +75,13 @@ def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
     return ModelFacts(size.layers, positions_of(config), count)
 
 
-def check_sizes(config: Mapping[str, Any], file: Path) -> None:
+def check_sizes(config: Mapping[str, object], file: Path) -> None:
     """Refuse a configuration whose sizes are no sizes.
 
     Raises:
         ModelError: one of them is not a whole number above 0.
     """
+    sizes: dict[str, int] = {}
     for name in _SIZES:
         value = config.get(name)
         if value is None:
@@ -91,9 +92,11 @@ def check_sizes(config: Mapping[str, Any], file: Path) -> None:
                 f"{file}: {name} is {value!r}; a whole number from 1 to {_LARGEST - 1:,} is needed",
                 hint="copy or fetch the model again",
             )
-    hidden = config.get("hidden_size") or config.get("n_embd")
-    heads = config.get("num_attention_heads") or config.get("n_head")
-    if hidden and heads and not config.get("head_dim") and hidden % heads:
+        sizes[name] = value
+    # a family has one of the two names
+    hidden = sizes.get("hidden_size") or sizes.get("n_embd")
+    heads = sizes.get("num_attention_heads") or sizes.get("n_head")
+    if hidden and heads and "head_dim" not in sizes and hidden % heads:
         raise ModelError(
             f"{file}: hidden_size {hidden} is not a multiple of the {heads} heads", hint="copy or fetch the model again"
         )

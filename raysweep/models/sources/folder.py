@@ -7,7 +7,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TypedDict
 
 from raysweep.errors import ModelError, nearest
 from raysweep.models.layout import LAYOUTS
@@ -32,7 +32,15 @@ _FORMATS = ("*.h5", "*.msgpack", "*.onnx", "*.pth", "*.pt", "*.ckpt", "*.gguf")
 _PACKED = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F4")
 
 
-def read_json(file: Path) -> dict[str, Any]:
+class StoredTensor(TypedDict):
+    """What a safetensors header says of a tensor: how it is stored, its shape, and where its bytes begin and end."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+def read_json(file: Path) -> dict[str, object]:
     """Return the JSON object in *file*.
 
     Raises:
@@ -148,7 +156,7 @@ def _check_config_there(folder: Path) -> None:
     raise ModelError(f"{folder}: no config.json", hint="a model folder holds config.json, tokenizer and weights")
 
 
-def read_header(file: Path) -> dict[str, Mapping[str, Any]]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
     """Return the header of a safetensors file: dtype, shape and place of each tensor.
 
     Raises:
@@ -207,7 +215,7 @@ def check_kind(folder: Path, config: Mapping[str, object], *, trusted: bool) -> 
     _check_not_quantised(folder, config)
 
 
-def _check_not_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+def _check_not_quantised(folder: Path, config: Mapping[str, object]) -> None:
     """Refuse packed weights: an edit adds a small change to them, which their few levels cannot hold."""
     cure = "give the unquantised checkpoint (model.dtype: bfloat16 halves its memory)"
     settings = config.get("quantization_config")
@@ -215,8 +223,10 @@ def _check_not_quantised(folder: Path, config: Mapping[str, Any]) -> None:
         if not settings and (folder / name).is_file():
             settings = read_json(folder / name)
     if settings:
-        keys = ("quant_method", "quant_algo", "method") if isinstance(settings, Mapping) else ()
-        method = next((str(settings[key]) for key in keys if settings.get(key)), "some method")
+        # what is no table has no name for its method either
+        table = settings if isinstance(settings, Mapping) else {}
+        stated = (table.get(key) for key in ("quant_method", "quant_algo", "method"))
+        method = next((str(name) for name in stated if name), "some method")
         raise ModelError(f"{folder}: the weights are quantised ({method}) and cannot be edited", hint=cure)
     for file in sorted(folder.glob("*.safetensors")):
         for name, entry in read_header(file).items():

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.atomic import write_folder
 from raysweep.errors import MissingExtraError, ModelError
@@ -25,7 +25,7 @@ from raysweep.models.sources import gguf_header, gguf_tokenizer
 from raysweep.models.sources.gguf_check import check_header, config_values
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _AGAIN = "fetch or download it again"
 
@@ -90,7 +90,7 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     (folder / "model.safetensors").chmod(0o644)
 
 
-def _check_tensors(header: gguf_header.Header, config: Any, path: Path) -> None:
+def _check_tensors(header: gguf_header.Header, config: PretrainedConfig, path: Path) -> None:
     """Refuse a file whose tensors are not those of a model of *config*, or cannot be unpacked; no weight is read.
 
     transformers leaves out tensors that it does not know, and draws those that are not there.
@@ -103,14 +103,14 @@ def _check_tensors(header: gguf_header.Header, config: Any, path: Path) -> None:
     names = get_tensor_name_map(architecture, config.num_hidden_layers)
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
-    wanted = {}
+    expected = {}
     for name, value in module.state_dict().items():
         if not (config.tie_word_embeddings and name == "lm_head.weight"):
-            wanted[names.get_name(name, try_suffixes=(".weight", ".bias"))] = tuple(value.shape)
+            expected[names.get_name(name, try_suffixes=(".weight", ".bias"))] = tuple(value.shape)
     for name in header.tensors:
-        if name not in wanted:
+        if name not in expected:
             raise ModelError(f"{path}: unexpected tensor '{name}' in a GGUF of architecture '{config.model_type}'")
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         # ggml counts axes from the fastest one; GPT-2 keeps its maps the other way round.
         if name not in header.tensors or header.tensors[name].shape not in (shape, shape[::-1]):
             what = f"'{name}' should be {shape}, and is {getattr(header.tensors.get(name), 'shape', 'not there')}"
@@ -125,7 +125,7 @@ def _check_tensors(header: gguf_header.Header, config: Any, path: Path) -> None:
             ) from error
 
 
-def _model(header: gguf_header.Header, config: Any, path: Path) -> PreTrainedModel:
+def _model(header: gguf_header.Header, config: PretrainedConfig, path: Path) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -173,7 +173,7 @@ def _unmark(module: PreTrainedModel) -> None:
         delattr(module, name)
 
 
-def _unpermute(module: PreTrainedModel, config: Any) -> None:
+def _unpermute(module: PreTrainedModel, config: PretrainedConfig) -> None:
     """Put the rows of query and key maps in Hugging Face's order (halves, not interleaved pairs)."""
     for name, weight in module.named_parameters():
         if name.endswith(("q_proj.weight", "k_proj.weight")):

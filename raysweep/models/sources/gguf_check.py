@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from raysweep.errors import ModelError
-from raysweep.models.sources.gguf_header import Header
+from raysweep.models.sources.gguf_header import Header, MetadataValue
 from raysweep.models.sources.gguf_tokenizer import PRE_TOKENIZERS, token_id
 
 _CONVERT = "convert it to a Hugging Face folder and give that as model.path"
@@ -31,7 +30,7 @@ def check_header(header: Header, path: Path) -> None:
     """
     values = header.values
     kind, family, pre = (values.get(k) for k in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre"))
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(f"'{name}'" for name in ARCHITECTURES)
         raise ModelError(f"{path}: GGUF architecture {kind!r} is not supported, only {known}", hint=_CONVERT)
     _check_known({**dict.fromkeys(header.lengths, True), **values}, header, kind, path)
@@ -50,7 +49,7 @@ def _epsilon(kind: str) -> str:
     return "layer_norm_epsilon" if kind == "gpt2" else "layer_norm_rms_epsilon"
 
 
-def _check_known(values: Mapping[str, Any], header: Header, kind: str, path: Path) -> None:
+def _check_known(values: Mapping[str, object], header: Header, kind: str, path: Path) -> None:
     """Raise :class:`ModelError` for hyper-parameters that would change the mathematics and are not modelled."""
     rope = f"{kind}.rope.scaling."
     stated = f"{rope}type" in values  # then a factor belongs to it
@@ -73,7 +72,7 @@ def _check_known(values: Mapping[str, Any], header: Header, kind: str, path: Pat
         raise ModelError(f"{path}: attention is not causal", hint="edit a decoder, not an encoder")
 
 
-def config_values(header: Header, path: Path) -> dict[str, Any]:
+def config_values(header: Header, path: Path) -> dict[str, object]:
     """Return the keyword arguments of transformers' configuration, ``model_type`` among them.
 
     Args:
@@ -83,7 +82,7 @@ def config_values(header: Header, path: Path) -> dict[str, Any]:
     Raises:
         ModelError: a size is no size, heads are not as wide as their rotation, or a special token is not in the vocabulary.
     """
-    kind = header.values["general.architecture"]
+    kind = str(header.values["general.architecture"])
     sizes = {name: header.number(f"{kind}.{name}") for name in _NEEDED}
     count = header.lengths["tokenizer.ggml.tokens"]
     blocks = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
@@ -106,7 +105,7 @@ def config_values(header: Header, path: Path) -> dict[str, Any]:
     return common | (_gpt2(sizes, epsilon) if kind == "gpt2" else _llama(header, kind, sizes, epsilon, path))
 
 
-def _gpt2(sizes: Mapping[str, int], epsilon: float) -> dict[str, Any]:
+def _gpt2(sizes: Mapping[str, int], epsilon: MetadataValue) -> dict[str, object]:
     return {
         "n_positions": sizes["context_length"],
         "n_embd": sizes["embedding_length"],
@@ -117,7 +116,9 @@ def _gpt2(sizes: Mapping[str, int], epsilon: float) -> dict[str, Any]:
     }
 
 
-def _llama(header: Header, kind: str, sizes: Mapping[str, int], epsilon: float, path: Path) -> dict[str, Any]:
+def _llama(
+    header: Header, kind: str, sizes: Mapping[str, int], epsilon: MetadataValue, path: Path
+) -> dict[str, object]:
     values, heads, width = header.values, sizes["attention.head_count"], sizes["embedding_length"]
     head = values.get(f"{kind}.attention.key_length", width // heads)
     for key in (f"{kind}.attention.value_length", f"{kind}.rope.dimension_count"):

@@ -19,6 +19,7 @@ from raysweep.errors import MissingExtraError, ModelError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
@@ -29,6 +30,9 @@ _BLOCKS = 4096  # more blocks no model has
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _OTHER = "model.path is a model folder or a .gguf file"
 _AGAIN = "fetch or download it again"
+
+
+MetadataValue = str | int | float  # a truth value is an int
 
 
 class Stored(NamedTuple):
@@ -48,7 +52,7 @@ class Header:
         tensors: the tensors by name.
     """
 
-    values: Mapping[str, Any]
+    values: Mapping[str, MetadataValue]
     lengths: Mapping[str, int]
     tensors: Mapping[str, Stored]
 
@@ -83,8 +87,8 @@ def read_header(file: Path) -> Header:
             hint=f"join the parts into one file: llama-gguf-split --merge {file.name} whole.gguf",
         )
     if beyond > 0:
-        said = f"it ends {beyond:,} bytes before its last tensor does"
-        raise ModelError(f"{file}: not a readable GGUF file: {said}", hint=_AGAIN)
+        defect = f"it ends {beyond:,} bytes before its last tensor does"
+        raise ModelError(f"{file}: not a readable GGUF file: {defect}", hint=_AGAIN)
     return header
 
 
@@ -98,7 +102,7 @@ def _block_sizes() -> Mapping[int, tuple[int, int]]:
     return {int(kind): (int(numbers), int(width)) for kind, (numbers, width) in GGML_QUANT_SIZES.items()}
 
 
-def empty_block(kind: int) -> np.ndarray[Any, Any]:
+def empty_block(kind: int) -> NDArray[np.uint8]:
     """Return one block of zeros of ggml type *kind*, ``[1, bytes]``."""
     import numpy as np
 
@@ -126,7 +130,7 @@ class _Reader:
             raise _NotGgufError(f"it is of version {swapped if order else version}{order}; versions 2 and 3 are read")
         tensors, keys = self.unpack("QQ")
         self.fits(keys, 13)
-        values: dict[str, Any] = {}
+        values: dict[str, MetadataValue] = {}
         lengths: dict[str, int] = {}
         for _ in range(keys):
             key, (kind,) = self.text(), self.unpack("I")
@@ -169,14 +173,15 @@ class _Reader:
         self.fits(length, 1)
         return str(self.handle.read(length), "utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int) -> MetadataValue:
         if kind == _STRING:
             return self.text()
         if kind not in _SCALARS:
             raise ValueError(f"a value has the unknown type {kind}")
-        return self.unpack(_SCALARS[kind])[0]
+        number: int | float = self.unpack(_SCALARS[kind])[0]
+        return number
 
-    def repeated(self, begin: int) -> Any:
+    def repeated(self, begin: int) -> int | float | None:
         """Return the number of which the short array at *begin* consists; None if it holds several, or something else."""
         end = self.handle.tell()
         self.handle.seek(begin)

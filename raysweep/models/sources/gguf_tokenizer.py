@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raysweep.errors import ModelError
 
 if TYPE_CHECKING:
+    from tokenizers.processors import PostProcessor
     from transformers import PreTrainedTokenizerBase
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # gguf.TokenType
@@ -99,21 +100,23 @@ def build(meta: Mapping[str, Any], length: int, path: Path) -> PreTrainedTokeniz
     return tokenizer
 
 
-def token_id(meta: Mapping[str, Any], role: str, count: int, path: Path) -> int | None:
+def token_id(meta: Mapping[str, object], role: str, count: int, path: Path) -> int | None:
     """Return the id of the special token *role* (``bos``, ``eos``, …) among *count* tokens, None if there is none.
 
     Raises:
         ModelError: there is no token of that id.
     """
-    number: int | None = meta.get(f"tokenizer.ggml.{role}_token_id")
-    if number is not None and not 0 <= number < count:
+    number = meta.get(f"tokenizer.ggml.{role}_token_id")
+    if number is None:
+        return None
+    if not isinstance(number, int) or not 0 <= number < count:
         raise ModelError(f"{path}: tokenizer.ggml.{role}_token_id is {number}, but there are {count} tokens")
     return number
 
 
 def _post_processor(
-    meta: Mapping[str, Any], pre: PreTokenizer, ends: Mapping[str, tuple[str | None, int | None]], path: Path
-) -> Any:
+    meta: Mapping[str, object], pre: PreTokenizer, ends: Mapping[str, tuple[str | None, int | None]], path: Path
+) -> PostProcessor:
     """Return what puts BOS before a text and EOS behind it: as the metadata say, else as llama.cpp does by default."""
     from tokenizers import processors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ from raysweep.models.sources.tokenizers import fit_tokenizer, guarded, load_opti
 from raysweep.runtime import device
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from raysweep.workspace import Workspace
 
@@ -131,7 +131,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
     return module, tokenizer
 
 
-def _attention(config: Any) -> str | None:
+def _attention(config: PretrainedConfig) -> str | None:
     """Name the attention implementation: sdpa where the architecture has it; None (its default) for remote code."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.atomic import write_file
 from raysweep.hashing import digest, file_digest, text_digest
@@ -92,10 +92,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> 
     # an added token is cut out of texts in ways that differ with what stands beside it
     written = [f"{a}{token}{b}" for _, token in added[:_WRITTEN_OUT] for a, b in (("", ""), ("a", "b"), ("a ", " b"))]
     joined = [text for prompt, target in PAIRS for text in (prompt, target, f"{prompt} {target}", f"{prompt}{target}")]
-    seen = {
+    behaviour = {
         "battery": BATTERY_VERSION,
         "bos": list(bos),
-        "texts": [_seen(tokenizer, text) for text in (*TEXTS, *joined, *written)],
+        "texts": [_tokenised(tokenizer, text) for text in (*TEXTS, *joined, *written)],
         "long": tokenizer(LONG, verbose=False)["input_ids"],
         "added": added,
         "special": {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES},
@@ -103,15 +103,15 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> 
         "size": len(tokenizer),
     }
     # plain data already, and much of it
-    return text_digest(json.dumps(seen, separators=(",", ":")))
+    return text_digest(json.dumps(behaviour, separators=(",", ":")))
 
 
-def _seen(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Any]:
+def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> list[object]:
     # offsets too: subjects and targets are found by them
     whole = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    bare = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    back = tokenizer.decode(bare, clean_up_tokenization_spaces=False)
-    return [whole["input_ids"], whole["offset_mapping"], bare, back]
+    alone = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    back = tokenizer.decode(alone, clean_up_tokenization_spaces=False)
+    return [whole["input_ids"], whole["offset_mapping"], alone, back]
 
 
 class Records:
@@ -140,9 +140,9 @@ class Records:
             known = None
         if isinstance(known, str) and known:
             return known
-        made = make()
-        self._keep(file, {"tokenizer_digest": made, "of": dict(made_of), "packages": packages()})
-        return made
+        fresh = make()
+        self._keep(file, {"tokenizer_digest": fresh, "of": dict(made_of), "packages": packages()})
+        return fresh
 
     def _keep(self, file: Path, value: Mapping[str, object]) -> None:
         with suppress(OSError):  # a folder that cannot be written keeps nothing

@@ -12,16 +12,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.errors import ModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPACE = "▁"  # how SentencePiece writes a space
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -64,7 +64,9 @@ _BY_MODEL = {"gpt2": "GPT2Tokenizer", "gptj": "GPT2Tokenizer", "qwen2": "Qwen2To
 _BY_MODEL |= {"llama": "LlamaTokenizer", "mistral": "LlamaTokenizer"}
 
 
-def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, object]) -> PreTrainedTokenizerBase:
+def read_tokenizer(
+    where: Path | str, config: PretrainedConfig, options: Mapping[str, object]
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the checkpoint *where*, with the ids that transformers 4.44 gives.
 
     Args:
@@ -85,15 +87,18 @@ def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, object]
     # a tokenizer with code of its own is what its code says
     code = settings.get("auto_map") or {}
     if options.get("trust_remote_code") and (isinstance(code, list) or "AutoTokenizer" in code):
-        return _read(AutoTokenizer, where, options)
+        return _read(AutoTokenizer.from_pretrained, where, options)
     # from vocab.json and merges.txt these two build the published ids
-    byte_level = {"GPT2Tokenizer": GPT2Tokenizer, "Qwen2Tokenizer": Qwen2Tokenizer}
+    byte_level = {
+        "GPT2Tokenizer": GPT2Tokenizer.from_pretrained,
+        "Qwen2Tokenizer": Qwen2Tokenizer.from_pretrained,
+    }
     declared = _declared(settings, config)
     # an undeclared or unknown class adds nothing to its files
     defaults = _CLASSES.get(declared, ClassDefaults())
     model_file = _file(where, "tokenizer.model", options)
     if _file(where, "tokenizer.json", options):
-        tokenizer = _read(PreTrainedTokenizerFast, where, options)
+        tokenizer = _read(PreTrainedTokenizerFast.from_pretrained, where, options)
         _set_prefix(tokenizer.backend_tokenizer, defaults, settings, sentencepiece=model_file is not None)
     # SentencePiece only: made into a tokenizer.json first, as 4.44 does
     elif declared == "LlamaTokenizer" and model_file:
@@ -113,16 +118,18 @@ def read_tokenizer(where: Path | str, config: Any, options: Mapping[str, object]
     return tokenizer
 
 
-def _read(kind: Any, where: Path | str, options: Mapping[str, object]) -> Any:
+def _read(
+    from_pretrained: Callable[..., PreTrainedTokenizerFast], where: Path | str, options: Mapping[str, object]
+) -> PreTrainedTokenizerFast:
     try:
-        return kind.from_pretrained(where, **options)
+        return from_pretrained(where, **options)
     except (OSError, ValueError):
         raise
     except Exception as error:  # of a damaged file the tokenizers package says nothing more precise
         raise ValueError(f"the tokenizer's files cannot be read: {error}") from error
 
 
-def _declared(settings: Mapping[str, object], config: Any) -> str:
+def _declared(settings: Mapping[str, object], config: PretrainedConfig) -> str:
     """Return the declared class without ``Fast``, or the one of the architecture."""
     named = settings.get("tokenizer_class") or getattr(config, "tokenizer_class", None)
     return str(named or _BY_MODEL.get(config.model_type, "PreTrainedTokenizer")).removesuffix("Fast")
@@ -139,7 +146,7 @@ def _file(where: Path | str, name: str, options: Mapping[str, object]) -> Path |
     return None if path is None else Path(path)
 
 
-def _add_special_tokens(tokenizer: Any, special: Mapping[str, str]) -> None:
+def _add_special_tokens(tokenizer: PreTrainedTokenizerFast, special: Mapping[str, str]) -> None:
     """Give roles that the settings say nothing of the class's tokens, if the vocabulary has them: no id is ever made."""
     from tokenizers import AddedToken
 
@@ -153,7 +160,7 @@ def _add_special_tokens(tokenizer: Any, special: Mapping[str, str]) -> None:
         setattr(tokenizer, role, token)
 
 
-def _set_template(tokenizer: Any, settings: Mapping[str, object], add_bos: bool) -> None:
+def _set_template(tokenizer: PreTrainedTokenizerFast, settings: Mapping[str, object], add_bos: bool) -> None:
     """Let every text begin with BOS and end with EOS, or not, as the settings say.
 
     Raises:
@@ -224,20 +231,20 @@ def _set_piece_form(backend: Tokenizer, *, legacy: bool, prefix: bool) -> None:
     from tokenizers import decoders, normalizers, pre_tokenizers
 
     if legacy:
-        front: list[Any] = [normalizers.Prepend(SPACE)] if prefix else []
+        front = [normalizers.Prepend(SPACE)] if prefix else []
         backend.normalizer = normalizers.Sequence([*front, normalizers.Replace(" ", SPACE)])
         backend.pre_tokenizer = None
     else:
         scheme = "first" if prefix else "never"
         backend.normalizer = None
         backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
-    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(content=" ", left=1)] if prefix else [])])
 
 
 def _from_sentencepiece(
     where: Path | str, model_file: Path, settings: Mapping[str, object], options: Mapping[str, object]
-) -> Any:
+) -> PreTrainedTokenizerFast:
     """Return the tokenizer that ``tokenizer.model`` stands for: as if its ``tokenizer.json`` had been made first."""
     from transformers import PreTrainedTokenizerFast
 
@@ -275,7 +282,7 @@ def _convert_sentencepiece(model_file: Path) -> Tokenizer:
     unknown, kind = proto.trainer_spec.unk_piece, proto.trainer_spec.model_type
     if kind == proto.trainer_spec.BPE:
         merges = generate_merges(ids, scores)
-        model: Any = models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        model: models.Model = models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     elif kind == proto.trainer_spec.UNIGRAM:
         pieces = [(piece.piece, piece.score) for piece in proto.pieces]
         model = models.Unigram(pieces, unk_id=ids[unknown], byte_fallback=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, RaysweepError, nearest
@@ -118,9 +118,12 @@ def _silence_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         raise ModelError("the tokenizer's own BOS cannot be switched off", hint="use model.bos: tokenizer")
 
 
-def load_options(where: Path | str, spec: ModelSpec) -> dict[str, Any]:
+def load_options(where: Path | str, spec: ModelSpec) -> dict[str, object]:
     """Return what ``from_pretrained`` is told of the place *where* and the revision."""
-    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code, "local_files_only": isinstance(where, Path)}
+    options: dict[str, object] = {
+        "trust_remote_code": spec.trust_remote_code,
+        "local_files_only": isinstance(where, Path),
+    }
     revision = hub.commit_of(spec.digest) or spec.revision
     return options | ({"revision": revision} if isinstance(where, str) and revision else {})
 
@@ -164,5 +167,6 @@ def _unloadable(where: Path | str, error: BaseException) -> ModelError:
 
 def _line(error: BaseException) -> str:
     """Return what *error* says, on one line; its type too where that is not one of ours to read."""
-    said = " ".join(str(error).split())
-    return said if said and isinstance(error, OSError | ValueError | ImportError) else f"{type(error).__name__}: {said}"
+    message = " ".join(str(error).split())
+    speaks_for_itself = message and isinstance(error, OSError | ValueError | ImportError)
+    return message if speaks_for_itself else f"{type(error).__name__}: {message}"
