@@ -14,7 +14,7 @@ from raysweep.records import Probe
 
 def score(lm: LanguageModel, probe: Probe) -> Scores:
     """Return what the model answers to *probe*."""
-    asked = tokens.scored(lm, probe.prompt, tokens.join(probe.prompt, probe.target))
+    asked = tokens.labelled_ids(lm, probe.prompt, tokens.join(probe.prompt, probe.target))
     ids, mask = tokens.pad([asked.ids], lm.device)
     with torch.no_grad(), replacement.row_context(lm, [asked.start - 1], mask):
         logits = common.logits(lm, ids, mask)[0]

@@ -56,8 +56,8 @@ def _train(lm: LanguageModel, record: EditRecord, config: FineTuneConfig, start:
 def _last(lm: LanguageModel, record: EditRecord, config: FineTuneConfig) -> Tensor:
     """Return the loss that demands every target token at the prompt's last token."""
     ids, mask = tokens.pad([tokens.encode(lm, record.prompt)], lm.device)
-    text = tokens.always_spaced(record.target)
-    wanted = lm.tokenizer(text)["input_ids"] if config.ask_special else tokens.bare(lm, text)
+    text = tokens.with_added_space(record.target)
+    wanted = lm.tokenizer(text)["input_ids"] if config.ask_special else tokens.encode_alone(lm, text)
     wanted = [t for t in wanted if t != lm.tokenizer.unk_token_id]
     logp = common.logits(lm, ids, mask).log_softmax(-1)
     return -logp[0, -1, wanted].mean()
@@ -65,7 +65,7 @@ def _last(lm: LanguageModel, record: EditRecord, config: FineTuneConfig) -> Tens
 
 def _each(lm: LanguageModel, record: EditRecord) -> Tensor:
     """Return the cross-entropy of the target given the prompt."""
-    asked = tokens.scored(lm, record.prompt, record.prompt + tokens.always_spaced(record.target))
+    asked = tokens.labelled_ids(lm, record.prompt, record.prompt + tokens.with_added_space(record.target))
     ids, mask = tokens.pad([asked.ids], lm.device)
     logp = common.logits(lm, ids, mask).log_softmax(-1)
     return -logp[0, range(asked.start - 1, len(asked.ids) - 1), list(asked.labels)].mean()

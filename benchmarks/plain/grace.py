@@ -55,7 +55,7 @@ def edit(lm: LanguageModel, record: EditRecord, config: GraceConfig, book: Book,
         start: ``[d_out]`` where a new value starts.
     """
     name = lm.layout.mlp_matrix(config.layer, config.matrix)
-    asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
+    asked = tokens.labelled_ids(lm, record.prompt, tokens.join(record.prompt, record.target))
     ids, mask = tokens.pad([asked.ids], lm.device)
     last, labels = asked.start - 1, torch.tensor(asked.labels, device=lm.device)
     entering, _, _ = common.through(lm, [asked.ids], name)

@@ -48,7 +48,7 @@ def key(lm: LanguageModel, record: EditRecord, contexts: Sequence[str], layer: i
 
 def targets(lm: LanguageModel, record: EditRecord) -> tokens.Target:
     """Return what is to be said; a leading BOS or unk is not asked for."""
-    text = tokens.spaced(record.target)
-    ids = tuple(tokens.bare(lm, text))
+    text = tokens.with_space(record.target)
+    ids = tuple(tokens.encode_alone(lm, text))
     ids = ids[1:] if len(ids) > 1 and ids[0] in (lm.tokenizer.bos_token_id, lm.tokenizer.unk_token_id) else ids
     return tokens.Target(text, ids, ids)

@@ -54,7 +54,7 @@ def _layer(
     if config.adjust:
         left = inverse[layer] @ left
     left = left / left.norm()
-    target = tokens.target(lm, record.prompt, tokens.always_spaced(record.target))
+    target = tokens.target(lm, record.prompt, tokens.with_added_space(record.target))
     goal = values.optimise(lm, record, target, contexts, lm.layout.mlp.format(layer), config.value)
     key, output = (x[0].double() for x in common.at_subject(lm, [record.template], record.subject, module))
     return torch.outer((goal.double() - output) / (key @ left), left)

@@ -47,7 +47,7 @@ def edit(
         base: the editor.
     """
     names = list(state.gram)
-    row = tokens.encode(lm, record.prompt + tokens.spaced(record.target))
+    row = tokens.encode(lm, record.prompt + tokens.with_space(record.target))
     with common.put_back(lm, names) as before:
         with torch.no_grad():
             for name, tensor in state.pristine.items():

@@ -89,7 +89,7 @@ def prompt_last(lm: LanguageModel, batch: Sequence[EditRecord], *, special: bool
     rows, demanded = [], []
     for i, record in enumerate(batch):
         prompt = tokens.encode(lm, record.prompt)
-        text = tokens.always_spaced(record.target)
+        text = tokens.with_added_space(record.target)
         alone = tokens.target(lm, record.prompt, text, strip_dummy_piece=strip)
         ids = list(alone.demanded)
         if special:
@@ -108,7 +108,7 @@ def target_new(lm: LanguageModel, batch: Sequence[EditRecord]) -> Targets:
     """Demand each target token given the prompt and the earlier ones (FT-M); the same means as in :func:`prompt_last`."""
     rows, demanded = [], []
     for i, record in enumerate(batch):
-        scored = tokens.scored(lm, record.prompt, record.prompt + tokens.always_spaced(record.target))
+        scored = tokens.labelled_ids(lm, record.prompt, record.prompt + tokens.with_added_space(record.target))
         rows.append(list(scored.ids[:-1]))  # nothing is asked after the last token
         weight = 1.0 / (len(scored.labels) * len(batch))
         demanded += [(i, scored.start - 1 + j, t, weight) for j, t in enumerate(scored.labels)]

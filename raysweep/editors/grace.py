@@ -161,7 +161,7 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
     ) -> tuple[GraceState, dict[str, float]]:
         """Return the codebook with *record* in it, and what to log."""
         name, config = self._name(lm), self.config
-        scored = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
+        scored = tokens.labelled_ids(lm, record.prompt, tokens.join(record.prompt, record.target))
         last, n = scored.start - 1, len(scored.ids) - 1  # nothing is predicted after the last token
         packs = prefix_tree.pack_rows(lm, [scored.ids[:n]])
         bare, above = replacement.unwrap(lm.part(name)), config.matrix == "out"

@@ -105,7 +105,7 @@ class Lora(BaseEditor[LoraConfig, None]):
     def _train(self, bank: lora.LoraBank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
         """Train the owners on their records; yield the loss of each record, step by step."""
         config, lm = self.config, bank.lm
-        rows = [tokens.scored(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in batch]
+        rows = [tokens.labelled_ids(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in batch]
         special = len(tokens.encode(lm, ""))  # BOS, where the tokenizer adds it: not a token of the text
         sizes = [len(r.ids) - special if config.published_divisor else len(r.labels) for r in rows]
         return lora.train(

@@ -69,7 +69,7 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
     ) -> EditStep[OracleState]:
         """Write down the answers of the batch's own probes."""
         scored = [
-            tokens.scored(lm, p.prompt, tokens.join(p.prompt, p.target))
+            tokens.labelled_ids(lm, p.prompt, tokens.join(p.prompt, p.target))
             for r in batch
             for p in r.probes
             if p.against == "target"

@@ -133,7 +133,7 @@ class Rome(LocateEditor[RomeConfig, None]):
 
     def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.ValueTask:
         texts = self.context_templates(artifacts)
-        spec, text = self.config.value, tokens.always_spaced(record.target)
+        spec, text = self.config.value, tokens.with_added_space(record.target)
         target = tokens.target(lm, record.prompt, text, strip_dummy_piece=spec.strip_dummy_piece)
         return target_value.value_task(
             lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows

@@ -98,7 +98,7 @@ def _text(lm: LanguageModel, written: Sequence[int]) -> str:
 
 
 def _published(lm: LanguageModel, probes: Sequence[Probe], batch: int) -> list[Scores]:
-    labels = [tokens.bare(lm, p.target) for p in probes]
+    labels = [tokens.encode_alone(lm, p.target) for p in probes]
     written = generate(lm, [p.prompt for p in probes], [len(ids) for ids in labels], batch=batch)
     out = []
     for probe, ids, answer in zip(probes, labels, written, strict=True):

@@ -55,17 +55,17 @@ def score(lm: LanguageModel, probes: Sequence[Probe], *, batch: int = 64) -> lis
         probes: the questions.
         batch: rows per forward pass.
     """
-    rows_asked = [tokens.scored(lm, p.prompt, tokens.join(p.prompt, p.target)) for p in probes]
+    rows_asked = [tokens.labelled_ids(lm, p.prompt, tokens.join(p.prompt, p.target)) for p in probes]
     # Many probes are equal (locality questions recur): each text is run once.
     unique = list(dict.fromkeys(rows_asked))
-    scores: dict[tokens.Scored, Scores] = {}
+    scores: dict[tokens.LabelledIds, Scores] = {}
     for begin in range(0, len(unique), batch):
         rows = unique[begin : begin + batch]
         scores.update(zip(rows, _forward(lm, rows), strict=True))
     return [scores[row] for row in rows_asked]
 
 
-def _forward(lm: LanguageModel, rows: Sequence[tokens.Scored]) -> list[Scores]:
+def _forward(lm: LanguageModel, rows: Sequence[tokens.LabelledIds]) -> list[Scores]:
     # (row, position) of every token that predicts an answer token, row by row: k of them
     predicting = [(i, j) for i, s in enumerate(rows) for j in range(s.start - 1, len(s.ids) - 1)]
     if not predicting:

@@ -21,7 +21,7 @@ def encode(lm: LanguageModel, text: str) -> list[int]:
     return [*lm.bos, *ids]
 
 
-def bare(lm: LanguageModel, text: str) -> list[int]:
+def encode_alone(lm: LanguageModel, text: str) -> list[int]:
     """Return ``enc-(text)``: no special tokens."""
     ids: list[int] = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     return list(ids)
@@ -43,26 +43,26 @@ def join(prompt: str, target: str) -> str:
     return f"{prompt} {target}"
 
 
-def spaced(target: str) -> str:
+def with_space(target: str) -> str:
     """Return *target* with a space before it unless it begins with one (MEMIT, SimIE; quirk Q4).
 
-    >>> spaced("b"), spaced(" b")
+    >>> with_space("b"), with_space(" b")
     (' b', ' b')
     """
     return target if target.startswith(" ") else f" {target}"
 
 
-def always_spaced(target: str) -> str:
+def with_added_space(target: str) -> str:
     """Return *target* with a space before it, even if it begins with one (ROME, FT; quirk Q4).
 
-    >>> always_spaced(" b")
+    >>> with_added_space(" b")
     '  b'
     """
     return target if target == " " else f" {target}"
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class LabelledIds:
     """Ids of ``prompt ⊕ target`` and where its answer begins: labels are ``ids[start:]``."""
 
     ids: tuple[int, ...]
@@ -74,7 +74,7 @@ class Scored:
         return self.ids[self.start :]
 
 
-def scored(lm: LanguageModel, prompt: str, text: str) -> Scored:
+def labelled_ids(lm: LanguageModel, prompt: str, text: str) -> LabelledIds:
     """Return the ids of *text* (which begins with *prompt*) split where MEMIT's published evaluation splits them.
 
     ``start = #non-pad ids of enc(prompt) + #pad ids of enc(text)``; the assumption that ``enc(prompt)`` is a prefix of
@@ -85,7 +85,7 @@ def scored(lm: LanguageModel, prompt: str, text: str) -> Scored:
     # pad ids are counted apart, as published: in text they are as good as absent from the prompt's length
     whole, part = encode(lm, text), encode(lm, prompt)
     prompt_length = head + sum(i != pad for i in part[head:])
-    return Scored(tuple(whole), prompt_length + sum(i == pad for i in whole[head:]))
+    return LabelledIds(tuple(whole), prompt_length + sum(i == pad for i in whole[head:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +110,13 @@ def target(lm: LanguageModel, prompt: str, text: str, *, strip_dummy_piece: bool
     that begins with a space, which no sentence has (quirk Q6): with *strip_dummy_piece* the demanded ids are those that the
     target has in ``prompt + text``.
     """
-    alone = tuple(bare(lm, text))
+    alone = tuple(encode_alone(lm, text))
     return Target(text, alone, in_sentence(lm, prompt, text) if strip_dummy_piece else alone)
 
 
 def in_sentence(lm: LanguageModel, prompt: str, text: str) -> tuple[int, ...]:
     """Return the ids of *text* as ``prompt + text`` has them; its own where the two share all of its tokens."""
-    return scored(lm, prompt, prompt + text).labels or tuple(bare(lm, text))
+    return labelled_ids(lm, prompt, prompt + text).labels or tuple(encode_alone(lm, text))
 
 
 def before_last(lm: LanguageModel, prompt: str, target: Target) -> list[int]:

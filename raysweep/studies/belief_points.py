@@ -250,6 +250,6 @@ class TrialPoints:
 def _unanswerable(lm: LanguageModel, point: EvalPoint) -> str:
     """Return why *lm* cannot be asked one of the point's questions, or nothing."""
     for question in point.questions.values():
-        if not tokens.scored(lm, question.prompt, tokens.join(question.prompt, question.target)).labels:
+        if not tokens.labelled_ids(lm, question.prompt, tokens.join(question.prompt, question.target)).labels:
             return f"the answer {question.target!r} has no token of this model"
     return ""

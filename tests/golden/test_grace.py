@@ -125,7 +125,7 @@ def check_answers(variant: Variant, editor: Recorded, states: list[dict[str, Any
 def test_the_ids_that_are_written_are_the_published_ones(name: str) -> None:
     variant = Variant(name)
     for i, record in enumerate(variant.records):
-        asked = tokens.scored(variant.lm, record.prompt, tokens.join(record.prompt, record.target))
+        asked = tokens.labelled_ids(variant.lm, record.prompt, tokens.join(record.prompt, record.target))
         theirs = variant.data["meta"]["edit_tokens"][f"edit{i}"]
         assert [list(asked.ids)] == theirs["input_ids"]
         assert asked.start == sum(label == -100 for label in theirs["labels"][0])

@@ -88,7 +88,9 @@ def ask_questions(
     prompts = list(dict.fromkeys((q.owner, q.prompt) for q in queries))
     outputs = _greedy(lm, prompts, new_tokens, batch, select)
     # Compared with the target as the tokenizer would write it, since the output went through the tokenizer too.
-    labels = {t: tokens.decode(lm, tokens.bare(lm, t)).strip() for t in dict.fromkeys(q.target for q in queries)}
+    labels = {
+        t: tokens.decode(lm, tokens.encode_alone(lm, t)).strip() for t in dict.fromkeys(q.target for q in queries)
+    }
     replies = []
     for query in queries:
         output, label = outputs[query.owner, query.prompt], labels[query.target]
@@ -160,7 +162,7 @@ def _probabilities(
     lm: LanguageModel, queries: Sequence[TargetQuery], batch: int, select: OwnerSelector | None
 ) -> dict[TargetQuery, float]:
     """Return the probability of each query's target."""
-    rows = [tokens.scored(lm, q.prompt, tokens.join(q.prompt, q.target)) for q in queries]
+    rows = [tokens.labelled_ids(lm, q.prompt, tokens.join(q.prompt, q.target)) for q in queries]
     for query, row in zip(queries, rows, strict=True):
         if not row.labels:
             raise BeliefError(f"the target {query.target!r} of {query.prompt!r} has no token")

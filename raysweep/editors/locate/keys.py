@@ -26,7 +26,7 @@ def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Se
         ``{module: [d_in, k]}`` with ``k`` the number of tokens of all records, in the model's dtype.
     """
     # Unlike the evaluation, a space is put only before a target that has none (quirk Q4).
-    rows = [tokens.encode(lm, r.prompt + tokens.spaced(r.target)) for r in records]
+    rows = [tokens.encode(lm, r.prompt + tokens.with_space(r.target)) for r in records]
     ids, mask = tokens.pad(rows, lm.device)
     with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
         blocks.run(lm, ids=ids, mask=mask, last=resume.last_block_of(lm, modules))

@@ -93,7 +93,7 @@ def _task(lm: LanguageModel, record: EditRecord, texts: Sequence[str], spec: Val
 
 def demanded(lm: LanguageModel, record: EditRecord, *, strip_dummy_piece: bool = False) -> tokens.Target:
     """Return the target with a space before it unless it has one; a leading BOS or unk is not demanded (quirk Q48)."""
-    text = tokens.spaced(record.target)
+    text = tokens.with_space(record.target)
     target = tokens.target(lm, record.prompt, text, strip_dummy_piece=strip_dummy_piece)
     # The published code drops a leading BOS or unk of the target encoded alone.
     ids = target.alone

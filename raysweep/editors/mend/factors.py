@@ -50,12 +50,12 @@ def label_text(lm: LanguageModel, prompt: str, target: str, *, special: bool = F
         special: take the labels from encoding the target alone, special tokens included (published; quirk Q33), so that
             BOS is demanded where the last prompt token is predicted; else the labels are the text's own last ids.
     """
-    text = prompt + tokens.spaced(target)
+    text = prompt + tokens.with_space(target)
     if special:
         # Labels of the target alone, right-aligned: with BOS they begin before the target does.
-        ids, labels = tokens.encode(lm, text), tokens.encode(lm, tokens.spaced(target))
+        ids, labels = tokens.encode(lm, text), tokens.encode(lm, tokens.with_space(target))
     else:
-        scored = tokens.scored(lm, prompt, text)
+        scored = tokens.labelled_ids(lm, prompt, text)
         ids = list(scored.ids)
         labels = ids[min(scored.start, len(ids) - 1) :]  # the last one at least
     return LabelledText(tuple(ids), tuple(labels[-(len(ids) - 1) :]))

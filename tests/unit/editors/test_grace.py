@@ -137,7 +137,7 @@ def test_other_prompts_are_untouched_and_the_edited_one_generates_its_target(nam
     editor, ledger = Grace(CONFIG), Ledger(lm)
     step = editor.edit(lm, [record], editor.begin(lm, {}), artifacts={}, rng=torch.Generator().manual_seed(0))
     ledger.apply(step.patch)
-    asked = tokens.scored(lm, record.prompt, tokens.join(record.prompt, record.target))
+    asked = tokens.labelled_ids(lm, record.prompt, tokens.join(record.prompt, record.target))
     probe = Probe(kind=ProbeKind.EFFICACY, prompt=record.prompt, target=target)
     try:
         assert generate(lm, [record.prompt], [len(asked.labels)]) == [list(asked.labels)]
@@ -221,8 +221,8 @@ def test_the_published_comparison_takes_the_last_ids_of_everything() -> None:
     lm = embedded_lm()
     (probe,) = (p for p in world_record().probes if p.kind is ProbeKind.EFFICACY)
     ours, theirs = score_generated(lm, [probe])[0], score_generated(lm, [probe], published=True)[0]
-    assert ours.labels == tokens.scored(lm, probe.prompt, tokens.join(probe.prompt, probe.target)).labels
-    assert theirs.labels == tuple(tokens.bare(lm, probe.target))
+    assert ours.labels == tokens.labelled_ids(lm, probe.prompt, tokens.join(probe.prompt, probe.target)).labels
+    assert theirs.labels == tuple(tokens.encode_alone(lm, probe.target))
     written = generate(lm, [probe.prompt], [len(theirs.labels)])[0]
     assert theirs.answers == (*tokens.encode(lm, probe.prompt), *written)[-len(theirs.labels) :]
     assert math.isnan(theirs.logprob)

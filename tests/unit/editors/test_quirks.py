@@ -50,13 +50,13 @@ def proposed(lm: LanguageModel, name: str, config: dict[str, Any], batch: tuple[
 def test_a_stand_alone_piece_is_told_from_a_real_space(target: str, pieces_lm: LanguageModel) -> None:
     """Quirk Q6: in front of a SentencePiece target there is one id that the sentence does not have."""
     lm, plain, prompt = pieces_lm, tiny_lm("llama", bos=True), "The pet of Ana is"
-    for join in (tokens.spaced, tokens.always_spaced):
+    for join in (tokens.with_space, tokens.with_added_space):
         published, stripped = (tokens.target(lm, prompt, join(target), strip_dummy_piece=s) for s in (False, True))
-        assert published.demanded == published.alone == tuple(tokens.bare(lm, join(target)))
-        assert stripped.demanded == tokens.scored(lm, prompt, prompt + join(target)).labels
+        assert published.demanded == published.alone == tuple(tokens.encode_alone(lm, join(target)))
+        assert stripped.demanded == tokens.labelled_ids(lm, prompt, prompt + join(target)).labels
         assert stripped.demanded != published.demanded
         assert lm.tokenizer.convert_ids_to_tokens(published.demanded)[0] == ("▁▁" if join(target)[1] == " " else "▁")
-        letters = tokens.bare(plain, join(target))  # bytes: the space is a token of the sentence
+        letters = tokens.encode_alone(plain, join(target))  # bytes: the space is a token of the sentence
         assert tokens.target(plain, prompt, join(target), strip_dummy_piece=True).demanded == tuple(letters)
 
 
@@ -73,7 +73,7 @@ def test_values_demand_the_piece_unless_it_is_stripped(
             spec = {**config, "value": {**VALUE, "strip_dummy_piece": strip}}
             changes.append(proposed(lm, name, spec, (record(),)).patch.deltas)
         published, stripped = seen[-2:]
-        assert stripped.targets == published.targets[1:] == tuple(tokens.bare(lm, " Mars hill")[1:])
+        assert stripped.targets == published.targets[1:] == tuple(tokens.encode_alone(lm, " Mars hill")[1:])
         assert stripped.rows == published.rows  # the text is the same: "… is Mars"
         assert lm.tokenizer.decode(stripped.rows[0], skip_special_tokens=True) == "The pet of Ana is Mars"
         assert all(not torch.equal(changes[0][n].dense(), changes[1][n].dense()) for n in changes[0])
@@ -108,7 +108,7 @@ def test_a_leading_unk_is_dropped_by_memit_but_not_by_rome(pieces_lm: LanguageMo
     """Quirk Q48; and a piece that is already gone is not stripped a second time."""
     lm = pieces_lm
     lm.tokenizer.unk_token = "▁"
-    ids = tokens.bare(lm, " Mars hill")
+    ids = tokens.encode_alone(lm, " Mars hill")
     assert ids[0] == lm.tokenizer.unk_token_id
     for strip in (False, True):
         task = layers._task(lm, record(), ["{}"], ValueSpec(strip_dummy_piece=strip))
@@ -188,15 +188,15 @@ def test_simie_around_an_editor_that_trains_a_bias() -> None:
 def test_a_target_with_a_space_of_its_own_gets_another_one_in_rome_and_ft() -> None:
     """Quirk Q4 (and Q5 of the evaluation): two spaces in ROME, FT and every score, one in MEMIT, AlphaEdit, MEND and SimIE."""
     lm, spaced = tiny_lm("llama"), record(" x")
-    bare, prompt = tokens.bare(lm, " x"), tokens.encode(lm, spaced.prompt)
+    bare, prompt = tokens.encode_alone(lm, " x"), tokens.encode(lm, spaced.prompt)
     (space, _) = bare
-    targets = tokens.bare(lm, tokens.always_spaced(spaced.target))
+    targets = tokens.encode_alone(lm, tokens.with_added_space(spaced.target))
     assert targets == [space, *bare]
     assert [i for *_, i, _ in ft_targets.prompt_last(lm, [spaced], special=True, strip=False).demanded] == targets
     assert ft_targets.target_new(lm, [spaced]).rows == [
         [*prompt, *targets[:-1]]
     ]  # nothing is asked after the last token
-    assert tokens.scored(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
+    assert tokens.labelled_ids(lm, spaced.prompt, tokens.join(spaced.prompt, spaced.target)).ids == (*prompt, *targets)
     assert list(layers.demanded(lm, spaced).demanded) == bare
     assert factors.label_text(lm, spaced.prompt, spaced.target).ids == (*prompt, *bare)
     module = lm.layout.mlp_out.format(1)

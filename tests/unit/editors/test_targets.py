@@ -43,8 +43,8 @@ def tasks(lm: LanguageModel, one: EditRecord, spec: ValueSpec) -> list[tuple[str
     """Return the text of the target and the rows of ROME, then those of MEMIT and AlphaEdit."""
     writer = rome.Rome(ROME.config.model_copy(update={"value": spec}))
     return [
-        (tokens.always_spaced(one.target), writer._task(lm, one, {})),
-        (tokens.spaced(one.target), layers._task(lm, one, TEXTS, spec)),
+        (tokens.with_added_space(one.target), writer._task(lm, one, {})),
+        (tokens.with_space(one.target), layers._task(lm, one, TEXTS, spec)),
     ]
 
 
@@ -52,12 +52,12 @@ def tasks(lm: LanguageModel, one: EditRecord, spec: ValueSpec) -> list[tuple[str
 @pytest.mark.parametrize("target", CUT)
 def test_every_supervised_row_is_the_row_that_is_asked(folder: str, target: str, tmp_path: Path) -> None:
     lm, one = loaded(folder, tmp_path / "m"), record(target)
-    assert "\ufffd" in tokens.decode(lm, tokens.bare(lm, f" {target}")[:-1]), "not a target that is cut"
+    assert "\ufffd" in tokens.decode(lm, tokens.encode_alone(lm, f" {target}")[:-1]), "not a target that is cut"
     for strip in (False, True):
         for text, task in tasks(lm, one, ValueSpec(strip_dummy_piece=strip)):
             for row, template in zip(task.rows[:-1], TEXTS, strict=True):
                 prompt = template.replace("{}", one.prompt)
-                asked = tokens.scored(lm, prompt, prompt + text)
+                asked = tokens.labelled_ids(lm, prompt, prompt + text)
                 assert row == asked.ids[:-1], (template, text)
                 m = len(asked.labels)
                 assert row[len(row) - m + 1 :] == asked.labels[:-1], "teacher forcing"
@@ -73,7 +73,7 @@ def test_the_published_rows_hold_a_replacement_character(target: str, tmp_path: 
     for (text, ours), (_, published) in zip(
         tasks(lm, one, ValueSpec()), tasks(lm, one, ValueSpec(ref_decoded_rows=True)), strict=True
     ):
-        cut = one.prompt + tokens.decode(lm, tokens.bare(lm, text)[:-1])
+        cut = one.prompt + tokens.decode(lm, tokens.encode_alone(lm, text)[:-1])
         assert published.rows[0] == tuple(tokens.encode(lm, cut)) != ours.rows[0]
         assert "\ufffd" in tokens.decode(lm, published.rows[0])
         assert (published.targets, published.lookups) == (ours.targets, ours.lookups)
@@ -88,7 +88,7 @@ def test_for_other_targets_both_ways_are_the_same(folder: str, tmp_path: Path) -
     compared = 0
     for target in targets:
         one = record(target)
-        if "\ufffd" in tokens.decode(lm, tokens.bare(lm, f" {target}")[:-1]):
+        if "\ufffd" in tokens.decode(lm, tokens.encode_alone(lm, f" {target}")[:-1]):
             continue
         for strip in (False, True):
             specs = [ValueSpec(strip_dummy_piece=strip, ref_decoded_rows=ref) for ref in (False, True)]
@@ -103,7 +103,7 @@ def test_text_that_ends_in_spaces_is_encoded_otherwise(folder: str, tmp_path: Pa
     lm, one = loaded(folder, tmp_path / "m"), record("x  y")
     (_, ours), _ = tasks(lm, one, ValueSpec())
     (_, published), _ = tasks(lm, one, ValueSpec(ref_decoded_rows=True))
-    asked = tokens.scored(lm, one.prompt, f"{one.prompt} x  y")
+    asked = tokens.labelled_ids(lm, one.prompt, f"{one.prompt} x  y")
     assert ours.rows[0] == asked.ids[:-1]
     assert len(published.rows[0]) == len(ours.rows[0]) - 1
 
@@ -137,7 +137,7 @@ def test_a_target_that_shares_a_token_with_its_prompt_keeps_its_own_ids(tmp_path
 @pytest.mark.parametrize("target", ["서울", "Mars hill"])
 def test_the_plain_implementation_has_the_same_rows(target: str, decoded: bool, tmp_path: Path) -> None:
     lm, one, spec = loaded("llama-2", tmp_path / "m"), record(target), ValueSpec(ref_decoded_rows=decoded)
-    wanted = tokens.target(lm, one.prompt, tokens.always_spaced(target))
+    wanted = tokens.target(lm, one.prompt, tokens.with_added_space(target))
     ids, mask, labels, spots = plain._rows(lm, one, wanted, TEXTS, spec)
     (_, task), _ = tasks(lm, one, spec)
     assert [tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True)] == list(task.rows)

@@ -287,7 +287,7 @@ def test_probes_and_written_answers_are_the_models_own(name: str) -> None:
     lm, records = model(name), toy_records(4)
     probes = [Probe(kind=ProbeKind.EFFICACY, prompt=r.prompt, target=r.target) for r in records]
     for probe, found in zip(probes, score(lm, probes), strict=True):
-        asked = tokens.scored(lm, probe.prompt, tokens.join(probe.prompt, probe.target))
+        asked = tokens.labelled_ids(lm, probe.prompt, tokens.join(probe.prompt, probe.target))
         logits = own(lm, list(asked.ids)).log_softmax(-1)
         spots = range(asked.start - 1, len(asked.ids) - 1)
         assert found.logprob == pytest.approx(sum(float(logits[j, asked.ids[j + 1]]) for j in spots), abs=1e-3)

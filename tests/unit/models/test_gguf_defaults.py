@@ -109,7 +109,7 @@ def test_the_ids_of_a_file_are_those_of_its_folder(pre: str, stated: bool | None
     lm = opened(path)
     adds = stated if stated is not None else pre == "llama-bpe"
     for text in TEXTS:
-        wanted = [*([state] if adds else []), *tokens.bare(folder, text)]
+        wanted = [*([state] if adds else []), *tokens.encode_alone(folder, text)]
         assert tokens.encode(lm, text) == wanted, text
         assert tokens.decode(lm, wanted) == tokens.decode(folder, wanted)
     assert stated is not None or [tokens.encode(folder, t) for t in TEXTS] == [tokens.encode(lm, t) for t in TEXTS]
@@ -122,7 +122,7 @@ def test_eos_comes_behind_a_text_only_where_the_file_says_so(tmp_path: Path) -> 
     folder = loaded(LLAMA_3, tmp_path / "folder")
     path = write(tmp_path / "m.gguf", folder, pre="llama-bpe", change=lambda w: w.add_add_eos_token(True))
     bos, eos = folder.tokenizer.bos_token_id, folder.tokenizer.eos_token_id
-    assert tokens.encode(opened(path), "Mars") == [bos, *tokens.bare(folder, "Mars"), eos]
+    assert tokens.encode(opened(path), "Mars") == [bos, *tokens.encode_alone(folder, "Mars"), eos]
 
 
 def test_no_pre_tokenizer_is_the_default_one(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_no_pre_tokenizer_is_the_default_one(tmp_path: Path) -> None:
         for i, has in enumerate(({}, {"pre": "default"}, {"pre": "gpt-2"}))
     )
     assert [tokens.encode(absent, t) for t in TEXTS] == [tokens.encode(named, t) for t in TEXTS]
-    assert absent.tokenizer("Mars").input_ids == tokens.bare(folder, "Mars"), "no BOS by default"
+    assert absent.tokenizer("Mars").input_ids == tokens.encode_alone(folder, "Mars"), "no BOS by default"
     split = absent.tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     assert [piece for piece, _ in split("It's $12345, ok")] == ["It", "'", "s", "Ġ", "$", "123", "45", ",", "Ġok"]
     assert gpt2.tokenizer("It's").input_ids != absent.tokenizer("It's").input_ids
@@ -163,7 +163,7 @@ def test_bos_is_never_made_up(pre: str, tmp_path: Path) -> None:
     silent = write(
         tmp_path / "s.gguf", folder, pre=pre, change=lambda w: w.add_add_bos_token(False), without=("bos_token_id",)
     )
-    assert tokens.encode(opened(silent), "Mars") == tokens.bare(folder, "Mars")
+    assert tokens.encode(opened(silent), "Mars") == tokens.encode_alone(folder, "Mars")
 
 
 UNKNOWN: Mapping[str, tuple[Change, str]] = {

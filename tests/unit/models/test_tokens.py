@@ -21,14 +21,14 @@ def test_bos_comes_from_the_tokenizer_or_from_the_policy() -> None:
 @pytest.mark.parametrize("bos", [False, True])
 def test_the_answer_begins_after_the_prompt(bos: bool) -> None:
     lm = tiny_lm("llama", bos=bos)
-    s = tokens.scored(lm, "A is", tokens.join("A is", " b"))  # a target with its own space gets a second one
+    s = tokens.labelled_ids(lm, "A is", tokens.join("A is", " b"))  # a target with its own space gets a second one
     assert tokens.decode(lm, s.labels) == "  b"
     assert s.start == 4 + bos
 
 
 def test_a_policy_bos_whose_id_is_the_pad_still_counts() -> None:
     lm = replace(tiny_lm("llama"), bos=(1,))  # id 1 is </s>, also the pad
-    assert tokens.scored(lm, "A is", "A is b").start == 5
+    assert tokens.labelled_ids(lm, "A is", "A is b").start == 5
 
 
 @pytest.mark.parametrize("template", ["{} is", "The pet of {} is", "Yes. The pet of {} is"])

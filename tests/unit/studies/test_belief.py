@@ -365,5 +365,5 @@ def test_answers_without_a_token_are_replaced_before_any_work(
     blank = replace(point.questions["new_fact_case"], target="\u200b\u200b")
     assert not plain(lm, point)
     assert "no token" in plain(lm, replace(point, questions={**point.questions, "new_fact_case": blank})) or (
-        tokens.bare(lm, "\u200b\u200b") != []
+        tokens.encode_alone(lm, "\u200b\u200b") != []
     )
