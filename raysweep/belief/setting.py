@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -131,21 +130,21 @@ def resolve_setting(spec: BeliefSpec, workspace: Workspace) -> BeliefSpec:
     return resolved.model_copy(update={"pretrain": recipe.model_copy(update={"tokenizer_digest": file_digest(file)})})
 
 
-def _with_value(tree: Any, path: Sequence[str], value: Any) -> Any:
+def _with_value(tree: object, path: Sequence[str], value: object) -> object:
     """Return *tree* with *value* at *path*; mappings that are not there are made."""
     if not path:
         return value
     # A scalar in the way is replaced; validation says what is wrong with that.
-    here: Mapping[str, Any] = tree if isinstance(tree, dict) else {}
+    here: Mapping[str, object] = tree if isinstance(tree, dict) else {}
     return {**here, path[0]: _with_value(here.get(path[0]), path[1:], value)}
 
 
-def _as_integer(value: Any) -> Any:
+def _as_integer(value: object) -> object:
     """Return a float that is a whole number, such as ``2e6``, as an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _digest_problems(tree: Mapping[str, Any], source: Source) -> list[Problem]:
+def _digest_problems(tree: Mapping[str, object], source: Source) -> list[Problem]:
     """Return a complaint for each digest that the file states: it is taken of what is there."""
     problems = []
     for path in _DIGESTS:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast
 
-    from raysweep.artifacts import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest, Built
     from raysweep.belief.lm.pretrain import Measurements
     from raysweep.models.lm import LanguageModel
     from raysweep.workspace import Workspace
@@ -166,7 +166,7 @@ class Testbed:
             log.info("%d facts were passed over, as they cannot be edited: %s", count, reason)
         return PointSet(points, spares, artifact.meta["passed_over"], int(artifact.meta["relations"]))
 
-    def _build_points(self) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
+    def _build_points(self) -> Built:
         size, passed_over = self.spec.points.size, Counter[str]()
         spares = max(_MIN_SPARES, size // 20) if self.spec.points.editing else 0
         points = list(self.parts.points(spares=spares, passed_over=passed_over))
@@ -198,7 +198,7 @@ class Testbed:
         """Digests of the documents and of the tokenizer; the corpus is planned for it once and never written."""
         from raysweep.artifacts import ArtifactRequest
 
-        def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
+        def build() -> Built:
             corpus = self.parts.corpus
             words = belief_tokenizer.vocabulary_words(corpus.model.graph)
             return {}, {"documents": documents_digest(corpus), "words": digest(words)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.belief.graph.graph import KnowledgeGraph, from_arrays, to_arrays, world_graph
 from raysweep.belief.graph.name_length import NameTokens, open_tokens, tokenizer_file
@@ -16,7 +16,7 @@ from raysweep.hashing import digest, file_digest
 from raysweep.world import WORLD_VERSION, WorldSpec, build_world
 
 if TYPE_CHECKING:
-    from raysweep.artifacts import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest, Built
     from raysweep.workspace import Workspace
 
 GRAPH_VERSION = 1  # of what the reader makes of the same files; part of the artifact's key
@@ -57,7 +57,7 @@ def resolve_graph(spec: GraphSpec, workspace: Workspace) -> GraphSpec:
     return spec.model_copy(update=digests)
 
 
-def graph_identity(spec: GraphSpec) -> dict[str, Any]:
+def graph_identity(spec: GraphSpec) -> dict[str, object]:
     """Return everything a graph depends on; *spec* is resolved."""
     if spec.source == "world":
         return {"source": "world", "version": WORLD_VERSION, "world": WorldSpec()}
@@ -66,13 +66,13 @@ def graph_identity(spec: GraphSpec) -> dict[str, Any]:
     return {**data, "tokens": "words" if spec.tokenizer == "words" else "file"}
 
 
-def belief_identity(spec: BeliefSpec) -> dict[str, Any]:
+def belief_identity(spec: BeliefSpec) -> dict[str, object]:
     """Return everything from graph to evaluation points depends on; ``spec.graph`` is resolved."""
     data = spec.model_dump(mode="json", exclude={"graph", "pretrain"})
     return {**data, "graph": graph_identity(spec.graph), "version": GRAPH_VERSION, "points_version": POINTS_VERSION}
 
 
-def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
+def measured_identity(spec: BeliefSpec) -> dict[str, object]:
     """Return everything that what is measured on a setting depends on, but for the model: :func:`belief_identity`, how many tokens
     an answer may have, and how its model's training is logged.
     """
@@ -82,7 +82,7 @@ def measured_identity(spec: BeliefSpec) -> dict[str, Any]:
     return {**belief_identity(spec), "max_object_tokens": spec.graph.max_object_tokens, "log": log}
 
 
-def without_places(spec: BeliefSpec) -> dict[str, Any]:
+def without_places(spec: BeliefSpec) -> dict[str, object]:
     """Return *spec* as plain data that says nothing of where files lie (their digests do)."""
     data = spec.model_dump(mode="json")
     data["graph"]["path"] = ""
@@ -131,7 +131,7 @@ def open_graph(spec: GraphSpec, workspace: Workspace, report: OnProgress = lambd
     tokens = graph_tokens(spec, workspace)
     built: list[KnowledgeGraph] = []  # the graph, if this call reads it
 
-    def build() -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
+    def build() -> Built:
         graph = read_wikidata(wikidata_folder(spec, workspace), spec, tokens, report)
         built.append(graph)
         arrays, meta = to_arrays(graph)

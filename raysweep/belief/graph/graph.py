@@ -22,6 +22,7 @@ from raysweep.world import World
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+StoredArray = Ints | NDArray[np.uint8]  # numbers, or the bytes of names
 
 _SHOWN = 3  # names at each end of the statistics
 
@@ -242,7 +243,7 @@ def choose_relations(counts: Ints, number: int, least: int) -> list[int]:
 # ---------------------------------------------------------------------------------------------------- statistics
 
 
-def graph_statistics(graph: KnowledgeGraph, lengths: Callable[[Sequence[str]], Ints]) -> dict[str, Any]:
+def graph_statistics(graph: KnowledgeGraph, lengths: Callable[[Sequence[str]], Ints]) -> dict[str, object]:
     """Return sizes, lengths and most and least frequent names as plain data.
 
     Args:
@@ -288,9 +289,9 @@ def _extremes(graph: KnowledgeGraph) -> dict[str, tuple[dict[str, int], dict[str
 # -------------------------------------------------------------------------------------------- arrays and back
 
 
-def to_arrays(graph: KnowledgeGraph) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def to_arrays(graph: KnowledgeGraph) -> tuple[dict[str, StoredArray], dict[str, object]]:
     """Return the graph as arrays (names as UTF-8 bytes with int64 ends) and JSON data."""
-    arrays: dict[str, NDArray[Any]] = {"facts": graph.facts}
+    arrays: dict[str, StoredArray] = {"facts": graph.facts}
     wordings = [w for names in graph.wordings for w in names]
     tables = {"subjects": graph.subjects, "relations": graph.relations, "objects": graph.objects, "wordings": wordings}
     for what, names in tables.items():
@@ -302,7 +303,7 @@ def to_arrays(graph: KnowledgeGraph) -> tuple[dict[str, NDArray[Any]], dict[str,
     return arrays, {"made": dict(graph.filter_counts), "digest": graph.digest}
 
 
-def from_arrays(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> KnowledgeGraph:
+def from_arrays(arrays: Mapping[str, StoredArray], meta: Mapping[str, Any]) -> KnowledgeGraph:
     """Return the graph that :func:`to_arrays` took apart.
 
     Raises:
@@ -318,7 +319,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> 
         subjects=tuple(tables["subjects"]),
         relations=tuple(tables["relations"]),
         objects=tuple(tables["objects"]),
-        facts=arrays["facts"],
+        facts=np.asarray(arrays["facts"], dtype=np.int64),
         wordings=tuple(wordings),
         filter_counts=dict(meta["made"]),
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.belief.spec import ShapeSpec
 from raysweep.errors import SpecError, nearest
@@ -72,7 +72,7 @@ def model_config(spec: ShapeSpec, vocabulary: int, special: SpecialTokens) -> Pr
     """
     from transformers import LlamaConfig, MistralConfig
 
-    options: dict[str, Any] = {
+    options: dict[str, object] = {
         "vocab_size": vocabulary,
         "hidden_size": spec.hidden,
         "intermediate_size": spec.mlp,

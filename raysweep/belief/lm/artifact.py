@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.artifacts import Artifact, ArtifactStore
 from raysweep.belief.corpus.corpus import Corpus
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
-    from raysweep.artifacts import ArtifactRequest
+    from raysweep.artifacts import ArtifactRequest, Built
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
@@ -139,7 +139,7 @@ def get_or_pretrain(
     model_folder = store.folder(request)
     snapshots = model_folder.with_name(f".{model_folder.name}-{store.folder(log).name[:6]}.training")
 
-    def build() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    def build() -> Built:
         # Only now is the corpus written: whoever finds the model in the store never pays for it.
         text = corpus()
         text_tokenizer = tokenizer(text)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep import atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from raysweep.belief.lm.pretrain import Trainer
+    from raysweep.belief.lm.pretrain import SnapshotMeta, Trainer
     from raysweep.models.lm import LanguageModel
 
 
@@ -38,12 +38,12 @@ def write_snapshot(folder: Path, trainer: Trainer) -> None:
         (draft / "state.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
-def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], SnapshotMeta] | None:
     """Return the tensors and JSON of the snapshot in *folder* (or of the one it was about to replace), or None."""
     from safetensors.torch import load_file
 
     for place in (folder, folder.with_name(f"{folder.name}.old")):
         if (place / "state.json").is_file():
-            meta: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            meta: SnapshotMeta = json.loads((place / "state.json").read_text(encoding="utf-8"))
             return load_file(place / "state.safetensors"), meta
     return None

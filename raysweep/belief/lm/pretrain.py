@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from raysweep.belief.lm import batches
 from raysweep.belief.lm.architecture import SpecialTokens
@@ -70,6 +70,20 @@ class TrainingCounters:
     losses: float = 0.0
     batches: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
+
+
+class SnapshotMeta(TypedDict):
+    """What a snapshot says in JSON.
+
+    Attributes:
+        version: of this module.
+        spec: the recipe, as plain data.
+        counters: the fields of :class:`TrainingCounters`.
+    """
+
+    version: int
+    spec: object
+    counters: dict[str, Any]
 
 
 class Trainer:
@@ -261,7 +275,7 @@ class Trainer:
 
     # -- snapshots
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def snapshot(self) -> tuple[dict[str, Tensor], SnapshotMeta]:
         """Return tensors (copies, on the CPU) and plain JSON from which :meth:`resume` goes on."""
         tensors = {f"{_WEIGHT}{n}": p for n, p in self.module.named_parameters()}
         for name, parameter in self._adam_names.items():
@@ -270,7 +284,7 @@ class Trainer:
         for i, buffer in enumerate(self._muon.buffers if self._muon is not None else ()):
             tensors[f"muon/{i}"] = buffer
         tensors |= {f"{_LOG}{name}/{i}": t for name, rows in self.log_tensors.items() for i, t in enumerate(rows)}
-        meta = {
+        meta: SnapshotMeta = {
             "version": VERSION,
             "spec": canonical(self.spec),
             "counters": {name: getattr(self.counters, name) for name in TrainingCounters.__dataclass_fields__},
@@ -285,7 +299,7 @@ class Trainer:
         spec: PretrainSpec,
         special: SpecialTokens,
         tensors: Mapping[str, Tensor],
-        meta: Mapping[str, Any],
+        meta: SnapshotMeta,
     ) -> Trainer:
         """Return the trainer that was written as *tensors* and *meta*; *module* gets its weights.
 

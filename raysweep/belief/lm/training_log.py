@@ -10,7 +10,7 @@ Shapes: Q questions, three numbers of each: probability of the target, whether t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def log_points(corpus: Corpus, agent: Agent, recipe: PretrainSpec) -> list[EvalP
     return list(build_points(corpus, agent, spec, derive(recipe.seed, "pretrain", "eval")))
 
 
-def log_inputs(spec: BeliefSpec) -> dict[str, Any]:
+def log_inputs(spec: BeliefSpec) -> dict[str, object]:
     """Return what the questions of the log depend on, and how often they are asked; *spec* is resolved and has a recipe."""
     recipe = spec.pretrain
     assert recipe is not None

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from raysweep.belief.corpus.evidence import Triple
 from raysweep.belief.points.types import (
@@ -29,9 +29,32 @@ SCHEMA = "points/2"
 _READ = ("points/1", SCHEMA)
 
 
+class _ClaimLine(TypedDict):
+    fact: list[int]
+    truth: bool
+    beliefs: dict[str, float]
+
+
+class _StrengthLine(TypedDict):
+    kind: Literal["none", "item", "mass"]
+    amount: float
+
+
+class _RequestLine(TypedDict):
+    object: int
+    reinforces: bool
+    updates: dict[str, _StrengthLine]
+
+
+class _WatchedLine(TypedDict):
+    fact: list[int]
+    objects: dict[str, int]
+    targets: dict[str, dict[str, list[float]]]  # by state, then by object; in the order of TargetProbabilities
+
+
 def to_line(point: EvalPoint) -> str:
     """Return *point* as one line of JSON."""
-    data: dict[str, Any] = {
+    data: dict[str, object] = {
         "schema": SCHEMA,
         "id": point.id,
         "fact": point.fact,
@@ -86,16 +109,16 @@ def from_line(line: str) -> EvalPoint:
         raise DataError(f"not an evaluation point: {line[:60]!r}", hint=f"build them again ({error})") from error
 
 
-def _claim(data: Mapping[str, Any]) -> Claim:
+def _claim(data: _ClaimLine) -> Claim:
     return Claim(Triple(*data["fact"]), data["truth"], data["beliefs"])
 
 
-def _request(data: Mapping[str, Any]) -> UpdateRequest:
+def _request(data: _RequestLine) -> UpdateRequest:
     updates = {state: UpdateStrength(**fields) for state, fields in data["updates"].items()}
     return UpdateRequest(data["object"], data["reinforces"], updates)
 
 
-def _watched(data: Mapping[str, Any]) -> WatchedFact:
+def _watched(data: _WatchedLine) -> WatchedFact:
     targets = {
         s: {name: TargetProbabilities(*values) for name, values in roles.items()}
         for s, roles in data["targets"].items()

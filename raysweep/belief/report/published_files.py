@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from raysweep.belief.points.types import (
 from raysweep.belief.report.metrics import parse_labels, truth_probability
 from raysweep.belief.spec import BeliefSpec
 
-Row = dict[str, Any]
+Row = dict[str, str | int | float | bool | None]
 Replies = Mapping[str, Reply]
 Steps = Mapping[int, Replies]
 """Replies by step of an edit, 0 = before it, then by question."""
@@ -239,7 +238,7 @@ def _editing_summary(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _mean(rows: Sequence[Row], name: str) -> float | None:
-    values = [float(row[name]) for row in rows if row.get(name) is not None]
+    values = [float(value) for row in rows if (value := row.get(name)) is not None]
     return sum(values) / len(values) if values else None
 
 
