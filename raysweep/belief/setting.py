@@ -135,8 +135,8 @@ def _with_value(tree: object, path: Sequence[str], value: object) -> object:
     if not path:
         return value
     # A scalar in the way is replaced; validation says what is wrong with that.
-    here: Mapping[str, object] = tree if isinstance(tree, dict) else {}
-    return {**here, path[0]: _with_value(here.get(path[0]), path[1:], value)}
+    branch: Mapping[str, object] = tree if isinstance(tree, dict) else {}
+    return {**branch, path[0]: _with_value(branch.get(path[0]), path[1:], value)}
 
 
 def _as_integer(value: object) -> object:

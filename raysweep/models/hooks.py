@@ -31,23 +31,23 @@ def capture(lm: LanguageModel, sides: Sequence[tuple[str, Side]]) -> Iterator[di
     Yields:
         A dict filled by each forward pass: ``{(name, side): tensor}``; the last pass wins. Tensors keep their graph.
     """
-    seen: dict[tuple[str, Side], Tensor] = {}
+    captured: dict[tuple[str, Side], Tensor] = {}
     handles = []
 
     def recorder(name: str, side: Side) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
             if side == "output":
-                seen[name, side] = first(output)
+                captured[name, side] = first(output)
             else:
                 # some families pass the hidden states by keyword, some by position
-                seen[name, side] = first(args if args else kwargs["hidden_states"])
+                captured[name, side] = first(args if args else kwargs["hidden_states"])
 
         return hook
 
     try:
         for name, side in sides:
             handles.append(lm.part(name).register_forward_hook(recorder(name, side), with_kwargs=True))
-        yield seen
+        yield captured
     finally:
         for handle in handles:
             handle.remove()

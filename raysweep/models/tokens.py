@@ -83,9 +83,9 @@ def labelled_ids(lm: LanguageModel, prompt: str, text: str) -> LabelledIds:
     pad = lm.tokenizer.pad_token_id
     head = len(lm.bos)
     # pad ids are counted apart, as published: in text they are as good as absent from the prompt's length
-    whole, part = encode(lm, text), encode(lm, prompt)
-    prompt_length = head + sum(i != pad for i in part[head:])
-    return LabelledIds(tuple(whole), prompt_length + sum(i == pad for i in whole[head:]))
+    text_ids, prompt_ids = encode(lm, text), encode(lm, prompt)
+    prompt_length = head + sum(i != pad for i in prompt_ids[head:])
+    return LabelledIds(tuple(text_ids), prompt_length + sum(i == pad for i in text_ids[head:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +126,13 @@ def before_last(lm: LanguageModel, prompt: str, target: Target) -> list[int]:
     stays what it is. Only where prompt and target share a token, and the text does not end with the target's other ids either, do
     the target's own ids come after the prompt's.
     """
-    whole, begun, alone = encode(lm, prompt + target.text), encode(lm, prompt), list(target.alone)
+    text_ids, prompt_ids, target_ids = encode(lm, prompt + target.text), encode(lm, prompt), list(target.alone)
     # the prompt's ids are the beginning of the text's: cut there
-    split = len(whole) > len(begun) and whole[: len(begun)] == begun
+    split = len(text_ids) > len(prompt_ids) and text_ids[: len(prompt_ids)] == prompt_ids
     # or the text ends like the target: then all but its last id is before the last demanded one
-    if split or (len(alone) > 1 and whole[1 - len(alone) :] == alone[1:]):
-        return whole[:-1]
-    return [*begun, *alone[:-1]]
+    if split or (len(target_ids) > 1 and text_ids[1 - len(target_ids) :] == target_ids[1:]):
+        return text_ids[:-1]
+    return [*prompt_ids, *target_ids[:-1]]
 
 
 def subject_last(lm: LanguageModel, template: str, subject: str) -> int:

@@ -176,8 +176,10 @@ def _pool_conditionals(pairs: VectorTable, mentions: VectorTable, arrows: Depend
     # The key of (s, parent(r)) differs from that of (s, r) in the relation only.
     upstream_key = pairs.keys[child] - relation[child] + parent[relation[child]]
     at = np.minimum(np.searchsorted(mentions.keys, upstream_key), max(len(mentions.keys) - 1, 0))
-    known = mentions.keys[at] == upstream_key if len(mentions.keys) else np.zeros(len(upstream_key), dtype=np.bool_)
-    child, at = child[known], at[known]
+    is_mentioned = (
+        mentions.keys[at] == upstream_key if len(mentions.keys) else np.zeros(len(upstream_key), dtype=np.bool_)
+    )
+    child, at = child[is_mentioned], at[is_mentioned]
     # one row per (child pair, mentioned upstream object) …
     which, mention = _concatenated_ranges(mentions.starts[at], mentions.starts[at + 1])
     pair = child[which]

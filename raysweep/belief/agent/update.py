@@ -154,9 +154,9 @@ class _Updater:
             shares = EvidenceVector(0.0, 1.0, mentions.objects, mentions.excess / mentions.total)
         edit = self._mentions([e for e in new if e.kind == "edit"])  # at most one
         if edit.total > 0:
-            whole = mentions.total + edit.total
+            total = mentions.total + edit.total
             # λ = t / max(n + t, E)
-            moved = edit.total / (whole if self.fitted.parity.edit_mass_pooled else max(whole, downstream))
+            moved = edit.total / (total if self.fitted.parity.edit_mass_pooled else max(total, downstream))
             # (1 − λ) π + λ on the requested object.
             shares = NO_EVIDENCE.plus(shares, 1 - moved).plus(edit, moved / edit.total)
         return shares

@@ -63,8 +63,8 @@ def read_label(word: str) -> bool:
     Raises:
         BeliefError: it is neither ``true`` nor ``false``.
     """
-    for label, known in _WORDS.items():
-        if word == known:
+    for label, label_word in _WORDS.items():
+        if word == label_word:
             return label
     raise BeliefError(f"{word!r} is no label", hint="a label is 'true' or 'false'")
 

@@ -58,9 +58,9 @@ def read_wikidata(
     filter_counts: dict[str, int] = {}
     relations = read_relation_names(relation)
     report(f"{len(relations)} relations; reading ids of {entity.name}")
-    known = read_entity_ids(entity)
-    report(f"{len(known)} entities; reading {train.name}")
-    facts = _first_filter(read_triples(train, spec.read_n_facts), spec, relations, known, filter_counts)
+    entity_ids = read_entity_ids(entity)
+    report(f"{len(entity_ids)} entities; reading {train.name}")
+    facts = _first_filter(read_triples(train, spec.read_n_facts), spec, relations, entity_ids, filter_counts)
     if not len(facts.subject):
         raise GraphError("no fact survives the first filter", hint="do the three files belong together?")
     report(f"{len(facts.subject)} facts survive the first filter; choosing relations")
@@ -89,7 +89,11 @@ def _isin(values: Ints, table: Ints) -> Bools:
 
 
 def _first_filter(
-    lines: Ints, spec: GraphSpec, relations: Mapping[int, tuple[str, ...]], known: Ints, filter_counts: dict[str, int]
+    lines: Ints,
+    spec: GraphSpec,
+    relations: Mapping[int, tuple[str, ...]],
+    entity_ids: Ints,
+    filter_counts: dict[str, int],
 ) -> _Facts:
     """Drop lines about unknown or excluded things and count them."""
     subject, relation, obj = lines.T
@@ -101,7 +105,7 @@ def _first_filter(
     barred = np.array(sorted(int(r[1:]) for r in spec.excluded_relations), dtype=np.int64)
     reasons: dict[str, Bools] = {
         "unknown_relation": ~_isin(relation, ids[by_id]),
-        "unknown_entity": ~(_isin(subject, known) & _isin(obj, known)),
+        "unknown_entity": ~(_isin(subject, entity_ids) & _isin(obj, entity_ids)),
         "excluded_relation": np.isin(relation, barred),
         "excluded_entity": np.isin(subject, outside) | np.isin(obj, outside),
     }
@@ -232,15 +236,15 @@ def _distinct_names(
     ids: Sequence[int], names: Mapping[int, str], append_id: bool, filter_counts: dict[str, int], letter: str = "Q"
 ) -> dict[int, str]:
     """Return the name of each id in order; with *append_id* a name that is taken gets the id behind it."""
-    taken: set[str] = set()
+    used_names: set[str] = set()
     name_of: dict[int, str] = {}
     equal = 0
     for i in ids:
         name = names[i]
-        if name in taken:
+        if name in used_names:
             equal += 1
             name = f"{name} {letter}{i}" if append_id else name
-        taken.add(name)
+        used_names.add(name)
         name_of[i] = name
     filter_counts["equal_names"] = equal
     return name_of

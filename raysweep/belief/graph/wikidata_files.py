@@ -47,9 +47,9 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield number (from 1) and bytes of each line that is not blank."""
     with path.open("rb") as handle:
         for number, line in enumerate(handle, 1):
-            bare = line.rstrip(b"\r\n")
-            if bare:
-                yield number, bare
+            content = line.rstrip(b"\r\n")
+            if content:
+                yield number, content
 
 
 def _is_id(field: bytes, letter: bytes) -> bool:
@@ -58,9 +58,9 @@ def _is_id(field: bytes, letter: bytes) -> bool:
 
 
 def _broken_line(path: Path, number: int, line: bytes, expected: str) -> DataError:
-    shown = line[:60].decode("utf-8", errors="backslashreplace")
+    excerpt = line[:60].decode("utf-8", errors="backslashreplace")
     return DataError(
-        f"{path}:{number}: expected {expected}, found {shown!r}", hint="the file is damaged; fetch it again"
+        f"{path}:{number}: expected {expected}, found {excerpt!r}", hint="the file is damaged; fetch it again"
     )
 
 

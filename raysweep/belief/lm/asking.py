@@ -190,22 +190,22 @@ def _greedy(
     outputs: dict[tuple[int, str], str] = {}
     for start in range(0, len(order), batch):
         part = order[start : start + batch]
-        written: dict[int, list[int]] = {i: [] for i in part}
+        answer_ids: dict[int, list[int]] = {i: [] for i in part}
         unfinished = list(part)
         for _ in range(new_tokens):
             if not unfinished:
                 break
-            rows = [[*prompt_ids[i], *written[i]] for i in unfinished]
+            rows = [[*prompt_ids[i], *answer_ids[i]] for i in unfinished]
             logits = _forward(lm, rows, [prompts[i][0] for i in unfinished], select)
             last = torch.tensor([len(row) - 1 for row in rows])  # rows are padded behind
             next_ids = logits[torch.arange(len(rows)), last].argmax(-1).tolist()
             eos = lm.tokenizer.eos_token_id
             going_on = [(i, token) for i, token in zip(unfinished, next_ids, strict=True) if token != eos]
             for i, token in going_on:
-                written[i].append(token)
+                answer_ids[i].append(token)
             unfinished = [i for i, _ in going_on]
         for i in part:
-            outputs[prompts[i]] = tokens.decode(lm, written[i])
+            outputs[prompts[i]] = tokens.decode(lm, answer_ids[i])
     return outputs
 
 

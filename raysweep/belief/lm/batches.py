@@ -150,13 +150,13 @@ def training_steps(
         bucketed: put documents of like length into a batch.
         seed: root of the order.
     """
-    seen = 0
+    tokens_so_far = 0
     for epoch in itertools.count():
         for step in epoch_steps(epoch, lengths, batch=batch, accumulation=accumulation, bucketed=bucketed, seed=seed):
             # Without begin, end and padding.
-            seen += sum(int(lengths[chosen].sum()) for chosen in step.batches)
-            yield step, seen
-            if seen >= tokens:
+            tokens_so_far += sum(int(lengths[chosen].sum()) for chosen in step.batches)
+            yield step, tokens_so_far
+            if tokens_so_far >= tokens:
                 return
 
 

@@ -108,11 +108,11 @@ class Trainer:
         self.counters = TrainingCounters()
         self.log_tensors: dict[str, list[Tensor]] = {}
         self.total = sum(1 for _ in self._steps())
-        named = list(module.named_parameters())
+        parameters = list(module.named_parameters())
         # Muon orthogonalises the blocks' matrices; embeddings, head and norms stay with AdamW.
-        inner = {n for n, p in named if p.ndim == 2 and spec.optimiser == "muon" and ".layers." in n}
-        self._muon = optim.Muon([p for n, p in named if n in inner], spec.lr, spec.weight_decay) if inner else None
-        rest = [(n, p) for n, p in named if n not in inner]
+        inner = {n for n, p in parameters if p.ndim == 2 and spec.optimiser == "muon" and ".layers." in n}
+        self._muon = optim.Muon([p for n, p in parameters if n in inner], spec.lr, spec.weight_decay) if inner else None
+        rest = [(n, p) for n, p in parameters if n not in inner]
         decayed = [p for _, p in rest if p.ndim > 1 or spec.decay_all]
         undecayed = [p for _, p in rest if not (p.ndim > 1 or spec.decay_all)]
         groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]

@@ -117,8 +117,8 @@ def evaluation_summary(
     """
     own_labels = (parity or ParitySpec()).model_copy(update={"labels_of_first_point": False})
     numbers: dict[str, float] = {}
-    scored = dict.fromkeys(n for p in points for n, q in p.questions.items() if q.scored)
-    for name in scored:
+    question_names = dict.fromkeys(n for p in points for n, q in p.questions.items() if q.scored)
+    for name in question_names:
         of_question = [r[name] for r in replies if name in r]
         if of_question:
             numbers[f"{name}_acc"] = float(np.mean([r.correct for r in of_question]))

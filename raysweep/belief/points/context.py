@@ -135,7 +135,7 @@ def _novel_names(corpus: Corpus, count: int, seed: int) -> tuple[str, ...]:
     """
     rng = np.random.default_rng(derive(seed, "belief", "novel"))
     graph = corpus.model.graph
-    taken = {*graph.subjects, *graph.objects}
+    used_names = {*graph.subjects, *graph.objects}
     names: dict[str, None] = {}
     # Tries are bounded: a small graph has few combinations.
     for _ in range(100 * count):
@@ -144,7 +144,7 @@ def _novel_names(corpus: Corpus, count: int, seed: int) -> tuple[str, ...]:
         # Words the tokenizer knows, in a combination it has not seen.
         first, last = (graph.subjects[i].split() for i in rng.integers(corpus.subjects, size=2).tolist())
         name = f"{first[0]} {last[-1]}"
-        if name not in taken:
+        if name not in used_names:
             names[name] = None
     if len(names) < count:
         raise BeliefError(f"only {len(names)} of {count} novel names can be made", hint="ask for fewer novel points")

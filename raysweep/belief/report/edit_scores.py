@@ -239,8 +239,8 @@ def downstream_outcomes(
         # An answer may contain several of the three objects.
         roles = {"new": MODAL, "old": ORIGINAL, "leak": REQUESTED}
         outcome = {name: float(last[f"editing_{SAME_OTHER}_{role}"].correct) for name, role in roles.items()}
-        known = float(first[f"editing_{SAME_OTHER}_{ORIGINAL}"].correct)
-        rows.append({"known": known, **outcome, "other": float(not any(outcome.values()))})
+        knew_old_answer = float(first[f"editing_{SAME_OTHER}_{ORIGINAL}"].correct)
+        rows.append({"known": knew_old_answer, **outcome, "other": float(not any(outcome.values()))})
         places.append(place)
     return mean_estimates(rows, places)
 

@@ -53,8 +53,10 @@ def is_exact_answer(output: str, label: str) -> bool:
 
 def is_new_request(output: str, requested: str) -> bool:
     """Say whether the unedited *output* lacks the requested object, parentheses left out of account (ruling G7)."""
-    bare = str.maketrans("", "", "()")
-    return normalise_text(requested.translate(bare)) not in normalise_text(output.translate(bare))
+    without_parentheses = str.maketrans("", "", "()")
+    return normalise_text(requested.translate(without_parentheses)) not in normalise_text(
+        output.translate(without_parentheses)
+    )
 
 
 # --------------------------------------------------------------------------------------- probabilistic coherence

@@ -191,15 +191,17 @@ def pretrained_row(
         scoring: how each is scored; None = as corrected.
     """
     places = edit_scores.point_places(points)
-    asked = [(w, p, r["o_given_s_r"]) for w, p, r in zip(places, points, replies, strict=True) if "o_given_s_r" in r]
+    questions = [
+        (w, p, r["o_given_s_r"]) for w, p, r in zip(places, points, replies, strict=True) if "o_given_s_r" in r
+    ]
     numbers: list[PointNumbers] = [
         {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - agent_probability(p.targets))}
-        for _, p, r in asked
+        for _, p, r in questions
     ]
     logical, logical_places = _logical(logical_coherence(points, replies, scoring=scoring), places, replies)
     return {
         "n": len(points),
-        **edit_scores.mean_estimates(numbers, [place for place, *_ in asked]),
+        **edit_scores.mean_estimates(numbers, [place for place, *_ in questions]),
         **edit_scores.mean_estimates(logical, logical_places),
     }
 

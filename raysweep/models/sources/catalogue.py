@@ -241,15 +241,15 @@ def resolve(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> Mo
         ModelError: the model is not there, its folder is incomplete, truncated or changed, its tokenizer cannot be opened, or the
             BOS policy names a token that it does not have.
     """
-    known = identify(spec, workspace, fetch=fetch)
-    resolved = spec.model_copy(update={"digest": known.digest, "bos": known.bos})
-    if known.tokenizer is None:
+    identity = identify(spec, workspace, fetch=fetch)
+    resolved = spec.model_copy(update={"digest": identity.digest, "bos": identity.bos})
+    if identity.tokenizer is None:
         return resolved
     records = tokenizer_behaviour.Records(workspace.artifacts / _RECORDS)
-    made_of = {**known.tokenizer, "bos": known.bos, "trust_remote_code": spec.trust_remote_code}
+    made_of = {**identity.tokenizer, "bos": identity.bos, "trust_remote_code": spec.trust_remote_code}
 
     def observe() -> str:
-        opened = lazy("raysweep.models.sources.tokenizers").open_tokenizer(known.where, resolved, workspace)
+        opened = lazy("raysweep.models.sources.tokenizers").open_tokenizer(identity.where, resolved, workspace)
         return tokenizer_behaviour.tokenizer_digest(*opened)
 
     return resolved.model_copy(update={"tokenizer_digest": records.get_or_make(made_of, observe)})
@@ -264,8 +264,8 @@ def _check_code(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         file = folder / name
         auto_map = json.loads(file.read_text(encoding="utf-8")).get("auto_map") if file.is_file() else None
-        listed = auto_map.values() if isinstance(auto_map, Mapping) else auto_map or ()
-        flat = [one for entry in listed for one in (entry if isinstance(entry, list) else [entry]) if one]
+        references = auto_map.values() if isinstance(auto_map, Mapping) else auto_map or ()
+        flat = [one for entry in references for one in (entry if isinstance(entry, list) else [entry]) if one]
         outside = [one for one in flat if "--" in one]
         if outside:
             hint = "copy its .py files into the folder and drop the prefix, so that they are in the fingerprint"

@@ -50,9 +50,9 @@ def scores(model: nn.Module, tokenizer: PreTrainedTokenizerFast, world: World) -
         questions.setdefault(name, []).append((wording.replace("{}", fact.subject), fact.object))
 
     for fact in world.facts:
-        relation, known = world.relation(fact.relation), world.wordings_of(fact)
-        ask("trained", rng.choice(known), fact)
-        cross = [w for w in relation.trained if w not in known]
+        relation, own_wordings = world.relation(fact.relation), world.wordings_of(fact)
+        ask("trained", rng.choice(own_wordings), fact)
+        cross = [w for w in relation.trained if w not in own_wordings]
         if cross:
             ask("cross", rng.choice(cross), fact)
         ask("novel", rng.choice(relation.novel[:-1]), fact)

@@ -120,20 +120,20 @@ class FileHashes:
         if self.folder is None or stat.st_size <= _LARGE:
             return file_digest(file, length=32)
         path = str(file.absolute())
-        now = {"path": path, **_status(stat)}
+        record = {"path": path, **_status(stat)}
         place = self.folder / f"{text_digest(path)}.json"
         try:
-            known = json.loads(place.read_text(encoding="utf-8"))
+            remembered = json.loads(place.read_text(encoding="utf-8"))
             # size, inode and both times as they were: the bytes are too
-            if {key: known[key] for key in now} == now:
-                return str(known["blake2b"])
+            if {key: remembered[key] for key in record} == record:
+                return str(remembered["blake2b"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         began = time.time()
         hash_ = file_digest(file, length=32)
         # not if the file has only just been written: it may change again unseen
         if began - max(stat.st_mtime, stat.st_ctime) > _SETTLED and _status(file.stat()) == _status(stat):
-            _remember(place, {**now, "blake2b": hash_})
+            _remember(place, {**record, "blake2b": hash_})
         return hash_
 
 

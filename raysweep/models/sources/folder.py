@@ -89,10 +89,10 @@ def _check_archive(file: Path) -> None:
         with file.open("rb") as handle:
             start = handle.read(4)
         # a pickle begins with its protocol, a zip archive with PK and ends with its table
-        whole = start[:2] == b"\x80\x02" or (start == b"PK\x03\x04" and zipfile.is_zipfile(file))
+        is_whole = start[:2] == b"\x80\x02" or (start == b"PK\x03\x04" and zipfile.is_zipfile(file))
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error}", hint=_AGAIN) from error
-    if not whole:
+    if not is_whole:
         raise ModelError(f"{file}: not a whole PyTorch file", hint=f"{_AGAIN} (a Git LFS pointer is a small text file)")
 
 
@@ -104,19 +104,19 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         ModelError: there are none, or the index names a file that is not there.
     """
-    named: set[Path] = set()
+    shards: set[Path] = set()
     for stem, ending in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index = folder / f"{stem}{ending}.index.json"
         # its shards, if it has some too, are left alone
         if (folder / f"{stem}{ending}").is_file():
             break
         if index.is_file():
-            named = _named_by(index, folder)
+            shards = _named_by(index, folder)
             break
     else:
         raise _no_weights(folder)
     pattern = "*.safetensors" if ending == ".safetensors" else "pytorch_model*.bin"
-    return tuple(sorted({*folder.glob(pattern), *named}))
+    return tuple(sorted({*folder.glob(pattern), *shards}))
 
 
 def _no_weights(folder: Path) -> ModelError:
@@ -225,15 +225,15 @@ def _check_not_quantised(folder: Path, config: Mapping[str, object]) -> None:
     if settings:
         # what is no table has no name for its method either
         table = settings if isinstance(settings, Mapping) else {}
-        stated = (table.get(key) for key in ("quant_method", "quant_algo", "method"))
-        method = next((str(name) for name in stated if name), "some method")
+        method_names = (table.get(key) for key in ("quant_method", "quant_algo", "method"))
+        method = next((str(name) for name in method_names if name), "some method")
         raise ModelError(f"{folder}: the weights are quantised ({method}) and cannot be edited", hint=cure)
     for file in sorted(folder.glob("*.safetensors")):
         for name, entry in read_header(file).items():
             packed = name.endswith((".weight", ".qweight", ".weight_packed"))
             # integer matrices are packed weights; integer vectors may be anything
-            whole = entry["dtype"] in ("I8", "U8", "I32", "I16") and len(entry["shape"]) == 2
-            if entry["dtype"] in _PACKED or (packed and whole):
+            is_integer_matrix = entry["dtype"] in ("I8", "U8", "I32", "I16") and len(entry["shape"]) == 2
+            if entry["dtype"] in _PACKED or (packed and is_integer_matrix):
                 raise ModelError(
                     f"{file}: '{name}' is stored as {entry['dtype']}: quantised weights cannot be edited", hint=cure
                 )

@@ -152,16 +152,16 @@ def _place(path: Path, header: gguf_header.Header, place: Path) -> bool:
     in a copy, under another name of the same length.
     """
     keys = ("llama.attention.head_count", "llama.attention.head_count_kv")
-    listed = [key.encode() for key in keys if key in header.lengths]
-    if not listed:
+    hidden_keys = [key.encode() for key in keys if key in header.lengths]
+    if not hidden_keys:
         place.symlink_to(path.resolve())
     else:
         shutil.copyfile(path, place)
-        with place.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as whole:
-            for key in listed:
-                begin = whole.find(len(key).to_bytes(8, "little") + key) + 8
-                whole[begin : begin + len(key)] = b"hidden".ljust(len(key), b".")
-    return header.values["general.architecture"] == "llama" and (keys[1] not in header.values or bool(listed))
+        with place.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as content:
+            for key in hidden_keys:
+                begin = content.find(len(key).to_bytes(8, "little") + key) + 8
+                content[begin : begin + len(key)] = b"hidden".ljust(len(key), b".")
+    return header.values["general.architecture"] == "llama" and (keys[1] not in header.values or bool(hidden_keys))
 
 
 def _unmark(module: PreTrainedModel) -> None:

@@ -31,8 +31,8 @@ def check_header(header: Header, path: Path) -> None:
     values = header.values
     kind, family, pre = (values.get(k) for k in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre"))
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        known = ", ".join(f"'{name}'" for name in ARCHITECTURES)
-        raise ModelError(f"{path}: GGUF architecture {kind!r} is not supported, only {known}", hint=_CONVERT)
+        supported = ", ".join(f"'{name}'" for name in ARCHITECTURES)
+        raise ModelError(f"{path}: GGUF architecture {kind!r} is not supported, only {supported}", hint=_CONVERT)
     _check_known({**dict.fromkeys(header.lengths, True), **values}, header, kind, path)
     if family != "gpt2":
         what = f"GGUF tokenizer {family!r} is not supported, only byte-level BPE ('gpt2')"
@@ -52,8 +52,8 @@ def _epsilon(kind: str) -> str:
 def _check_known(values: Mapping[str, object], header: Header, kind: str, path: Path) -> None:
     """Raise :class:`ModelError` for hyper-parameters that would change the mathematics and are not modelled."""
     rope = f"{kind}.rope.scaling."
-    stated = f"{rope}type" in values  # then a factor belongs to it
-    factor = values.get(f"{rope}factor", values.get(f"{kind}.rope.scale_linear", None if stated else 0.0))
+    has_type = f"{rope}type" in values  # then a factor belongs to it
+    factor = values.get(f"{rope}factor", values.get(f"{kind}.rope.scale_linear", None if has_type else 0.0))
     scaling = values.get(f"{rope}type", "linear")  # so a factor alone scales
     scaled = scaling not in ("none", "linear") or (scaling == "linear" and factor not in (0.0, 1.0))
     if scaled or values.get(f"{rope}attn_factor", 1.0) != 1.0 or "rope_freqs.weight" in header.tensors:
@@ -62,8 +62,8 @@ def _check_known(values: Mapping[str, object], header: Header, kind: str, path: 
         raise ModelError(f"{path}: {what}", hint=_CONVERT)
     for key, value in values.items():
         name = key.removeprefix(f"{kind}.")
-        known = name in _HYPER or name == f"attention.{_epsilon(kind)}" or key.startswith(rope)
-        if name != key and not known and value:
+        is_known = name in _HYPER or name == f"attention.{_epsilon(kind)}" or key.startswith(rope)
+        if name != key and not is_known and value:
             what = f"the GGUF metadata say {key} = {value}, which this reader does not know"
             raise ModelError(f"{path}: {what}", hint=_CONVERT)
         if name in _HYPER and key in header.lengths and key not in header.values:

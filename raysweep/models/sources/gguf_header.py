@@ -58,8 +58,8 @@ class Header:
 
     def number(self, key: str) -> int:
         """Return the whole number under *key*; 0 where there is none."""
-        found = self.values.get(key)
-        return found if isinstance(found, int) and not isinstance(found, bool) else 0
+        value = self.values.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def read_header(file: Path) -> Header:
@@ -79,11 +79,11 @@ def read_header(file: Path) -> Header:
         raise ModelError(f"{file}: not a readable GGUF file: {error}", hint=_OTHER) from error
     except (ValueError, struct.error, UnicodeDecodeError) as error:
         raise ModelError(f"{file}: not a readable GGUF file: {error}", hint=_AGAIN) from error
-    parts, named = header.number("split.count"), _SPLIT.search(file.name)
-    if parts > 1 or (named and int(named[2]) > 1):
-        number = header.number("split.no") + 1 if parts > 1 else int(named[1]) if named else 1
+    parts, part_in_name = header.number("split.count"), _SPLIT.search(file.name)
+    if parts > 1 or (part_in_name and int(part_in_name[2]) > 1):
+        number = header.number("split.no") + 1 if parts > 1 else int(part_in_name[1]) if part_in_name else 1
         raise ModelError(
-            f"{file}: this is part {number} of {parts or (named and int(named[2]))} of a split GGUF model",
+            f"{file}: this is part {number} of {parts or (part_in_name and int(part_in_name[2]))} of a split GGUF model",
             hint=f"join the parts into one file: llama-gguf-split --merge {file.name} whole.gguf",
         )
     if beyond > 0:

@@ -85,14 +85,14 @@ def build(meta: Mapping[str, Any], length: int, path: Path) -> PreTrainedTokeniz
             added = AddedToken(token, normalized=False, special=kind != _USER_DEFINED)
             backend.add_special_tokens([added]) if added.special else backend.add_tokens([added])
     ids = {role: token_id(meta, role, len(tokens), path) for role in ("bos", "eos", "unknown", "padding")}
-    named = {role: None if number is None else str(tokens[number]) for role, number in ids.items()}
-    backend.post_processor = _post_processor(meta, pre, {r: (named[r], ids[r]) for r in ("bos", "eos")}, path)
+    token_of_role = {role: None if number is None else str(tokens[number]) for role, number in ids.items()}
+    backend.post_processor = _post_processor(meta, pre, {r: (token_of_role[r], ids[r]) for r in ("bos", "eos")}, path)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=named["bos"],
-        eos_token=named["eos"],
-        unk_token=named["unknown"],
-        pad_token=named["padding"],
+        bos_token=token_of_role["bos"],
+        eos_token=token_of_role["eos"],
+        unk_token=token_of_role["unknown"],
+        pad_token=token_of_role["padding"],
         model_max_length=length,
         clean_up_tokenization_spaces=False,
     )

