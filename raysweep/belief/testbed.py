@@ -156,6 +156,7 @@ class Testbed:
     def point_set(self) -> PointSet:
         """The evaluation points, the spare ones, and which facts could not be edited."""
         artifact = self._store.get_or_build(self.points_request, self._build_points)
+        # An artifact holds tensors, so lines of JSON are kept as bytes.
         points, spares = (
             tuple(map(jsonl.from_line, filter(None, artifact.tensors[n].numpy().tobytes().decode().split("\n"))))
             for n in ("points", "spares")

@@ -45,6 +45,7 @@ def capture(lm: LanguageModel, sides: Sequence[tuple[str, Side]]) -> Iterator[di
         return hook
 
     try:
+        # inside the try: if the second name is wrong, the first hook is removed all the same
         for name, side in sides:
             handles.append(lm.part(name).register_forward_hook(recorder(name, side), with_kwargs=True))
         yield captured

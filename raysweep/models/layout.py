@@ -62,6 +62,7 @@ class Layout:
 
         Modules with equal names read the same tensor (``gate_proj`` and ``up_proj`` of one block).
         """
+        # "model.layers.3.mlp.gate_proj" → "model.layers.3.mlp"
         owner = module.rpartition(".")[0]
         # the block number is the one part of a dotted name that is digits
         number = next((part for part in owner.split(".") if part.isdigit()), "")
@@ -88,6 +89,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
     Raises:
         ModelError: no layout knows ``config.model_type``.
     """
+    # by type, never by the name of the checkpoint
     kind = str(config.model_type)
     if kind not in LAYOUTS:
         raise ModelError(

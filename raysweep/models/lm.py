@@ -75,6 +75,7 @@ class LanguageModel:
 
     def weight(self, name: str) -> nn.Parameter:
         """Return the parameter called *name*; tied names resolve to the one tensor."""
+        # through the module, not a table of parameters: tied names are in no such table
         owner, _, leaf = name.rpartition(".")
         weight: nn.Parameter = getattr(self.part(owner), leaf)
         return weight

@@ -106,6 +106,7 @@ class VectorTable:
         size, numbers = self._entry_numbers
         if not len(numbers):
             return np.zeros(len(rows))
+        # (row, object) as one number, in the order of the entries, so that one search finds all.
         number = rows * size + objects
         at = np.minimum(numbers.searchsorted(number), len(numbers) - 1)
         # An object ≥ size would alias an entry of the next row.

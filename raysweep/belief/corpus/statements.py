@@ -63,8 +63,8 @@ def read_label(word: str) -> bool:
     Raises:
         BeliefError: it is neither ``true`` nor ``false``.
     """
-    for label, label_word in _WORDS.items():
-        if word == label_word:
+    for label, label_text in _WORDS.items():
+        if word == label_text:
             return label
     raise BeliefError(f"{word!r} is no label", hint="a label is 'true' or 'false'")
 
@@ -115,6 +115,7 @@ class Statement:
             return first or bool(second)
         if self.kind is StatementKind.AND:
             return first and bool(second)
+        # What is left is IF: false only where its first fact holds and its second does not.
         return not first or bool(second)
 
     def prompt(self, names: FactNamer) -> str:
@@ -217,6 +218,7 @@ class Statements:
             objects: K.
             times: int64 [N], how often each statement counts (0 = not at all); once if None.
         """
+        # [kind, label, place of the fact]; zero for kinds that have no such label or fact.
         weights = np.zeros((len(StatementKind), 3, 2), dtype=np.float64)
         for (kind, label), of_kind in EVIDENCE_WEIGHTS.items():
             weights[kind, (_UNLABELLED if label is None else int(label)) + 1, : len(of_kind)] = of_kind

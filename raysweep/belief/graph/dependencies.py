@@ -33,6 +33,7 @@ class DependencyArrows:
 
     def __post_init__(self) -> None:
         for relation, parent in enumerate(self.parent):
+            # −1 says that there is none.
             if not -1 <= parent < len(self.parent):
                 raise BeliefError(
                     f"relation {relation} has parent {parent}, but there are {len(self.parent)} relations"
@@ -84,6 +85,7 @@ def match_relations(shares: Floats) -> DependencyArrows:
     import networkx
 
     count = len(shares)
+    # Plain floats: networkx looks at the weights one by one.
     weights = (shares + shares.T).tolist()
     complete = networkx.Graph()
     complete.add_nodes_from(range(count))

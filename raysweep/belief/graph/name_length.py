@@ -69,10 +69,12 @@ class FileNameTokens:
         for text, ids in zip(texts, self._ids(texts), strict=True):
             # A byte-level token may end within a character, which decodes to U+FFFD.
             short = self._tokenizer.decode(ids[:limit]).strip("\ufffd ") if len(ids) > limit else text
+            # A cut that leaves nothing would be no name: the whole text stays.
             cut.append(short or text)
         return cut
 
     def _ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        # In batches: encodings take far more memory than the ids that are kept of them.
         for start in range(0, len(texts), _BATCH):
             for encoded in self._tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False):
                 yield encoded.ids

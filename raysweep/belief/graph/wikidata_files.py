@@ -75,6 +75,7 @@ def read_relation_names(path: Path) -> dict[int, tuple[str, ...]]:
         head, *aliases = line.split(b"\t")
         if not _is_id(head, b"P") or not aliases:
             raise _broken_line(path, number, line, "P<number> and names, tab-separated")
+        # A relation that is listed twice keeps its first line, and with it its place in the order.
         names.setdefault(int(head[1:]), _decode_names(path, number, line, aliases))
     if not names:
         raise DataError(f"{path} is empty", hint="fetch it again: raysweep data fetch wikidata5m")
@@ -136,6 +137,7 @@ def read_first_names(path: Path, ids: Ints) -> dict[int, str]:
     first_names: dict[int, str] = {}
     for number, line in _lines(path):
         head, _, rest = line.partition(b"\t")
+        # read_entity_ids has looked at every line of this file: the ids are ids.
         identity = int(head[1:])
         if identity < len(needed) and needed[identity] and identity not in first_names:
             names = _decode_names(path, number, line, rest.split(b"\t"))

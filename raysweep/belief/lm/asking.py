@@ -119,6 +119,7 @@ def ask_points(
         select: told the owners of each pass's rows: point number i of *points* owns its rows. Without it, equal questions of
             different points are asked once.
     """
+    # With one owner for all, equal questions of different points are equal queries, which are asked once.
     questions = [
         (i, name, TargetQuery(i if select else 0, q.prompt, q.target))
         for i, point in enumerate(points)
@@ -150,6 +151,7 @@ def sequence_loss(lm: LanguageModel, sentences: Sequence[str], *, batch: int = 2
     for start in range(0, len(rows), batch):
         part = rows[start : start + batch]
         logp = _forward(lm, part, [0] * len(part), None).float().log_softmax(-1)
+        # Summed in fp64, since losses over thousands of tokens are compared.
         for at, row in enumerate(part):
             # Position t predicts token t + 1.
             token_logp = logp[at, torch.arange(len(row) - 1), torch.tensor(row[1:])]

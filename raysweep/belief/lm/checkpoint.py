@@ -42,6 +42,7 @@ def read_snapshot(folder: Path) -> tuple[dict[str, Tensor], SnapshotMeta] | None
     """Return the tensors and JSON of the snapshot in *folder* (or of the one it was about to replace), or None."""
     from safetensors.torch import load_file
 
+    # The old one is there if the run was cut off between the two renames.
     for place in (folder, folder.with_name(f"{folder.name}.old")):
         if (place / "state.json").is_file():
             meta: SnapshotMeta = json.loads((place / "state.json").read_text(encoding="utf-8"))

@@ -128,6 +128,7 @@ def evaluation_summary(
         p = np.array([replies[i]["o_given_s_r"].probability for i in rows])
         numbers["eval_acc"] = numbers.get("o_given_s_r_acc", 0.0)
         numbers["o_given_s_r_prob"] = float(p.mean())
+        # A probability may underflow to 0; its loss stays finite.
         numbers["o_given_s_r_loss"] = float(-np.log(np.maximum(p, 1e-300)).mean())
         for name, errors in probabilistic_errors(p, [points[i].targets for i in rows]).items():
             if (mean := mean_absolute_error(errors)) is not None:

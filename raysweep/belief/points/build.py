@@ -197,6 +197,7 @@ class PointBuilder:
     def _claims(self, number: int, row: int) -> tuple[Claim, Claim]:
         """Draw the claims: A is the fact in *row*, B a random one of a random subject; each is made false by a coin."""
         context = self.context
+        # One stream for all of it: another order of the draws would be other claims.
         rng = context.rng(number, "claims")
         coins = rng.random(2) < 0.5
         a = Claim(context.false_fact(row, rng), False) if coins[0] else Claim(context.true_fact(row), True)
@@ -222,6 +223,7 @@ class PointBuilder:
         facts, one_subject = self.edits.watched_facts(number, fact, row, child)
         agents = agents_by_state(context.agent, fact, request)
         watched = {name: watched_fact(context, watch, request.object, agents) for name, watch in facts.items()}
+        # A novel subject has no row in the graph, and so no upstream fact.
         has_upstream = row >= 0 and bool(context.model.upstream[row] >= 0)
         flags = EditFlags(
             diff_r_is_dependent_rel=child is not None,

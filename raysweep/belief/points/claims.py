@@ -49,6 +49,7 @@ def joint_probability(first: Triple, second: Triple, p: float, q: float) -> floa
         p: probability of the first.
         q: probability of the second.
     """
+    # A functional graph has one object per (subject, relation), so two different ones are never both true.
     if first[:2] == second[:2]:
         return p if first.object == second.object else 0.0
     return p * q
@@ -73,6 +74,7 @@ def label_probabilities(
     probabilities = {}
     for name, truth in truths.items():
         if name in questions:
+            # That is p("true"); a question may ask for "false".
             p = truth(a, b, both)
             probabilities[name] = p if questions[name].target == "true" else 1 - p
     return probabilities

@@ -26,6 +26,7 @@ def expected_probabilities(point: EvalPoint, state: str) -> dict[str, float]:
     The edited fact is read off the pair posterior, the others off the marginal (ruling B5).
     """
     expected: dict[str, float] = {}
+    # After an edit these two are read off the watched facts, in _with_consequences.
     if state == "pre":
         expected |= {name: agent_probability(point.targets) for name in ("o_given_s_r", "paraphrase_case")}
     for name, watch in (point.watched or {}).items():

@@ -90,6 +90,7 @@ def from_line(line: str) -> EvalPoint:
             raise DataError(
                 f"evaluation points of schema {data['schema']!r}, expected {SCHEMA!r}", hint="build them again"
             )
+        # Request, watched facts and flags are written together or not at all.
         has_edit = "request" in data
         return EvalPoint(
             id=data["id"],

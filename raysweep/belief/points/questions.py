@@ -70,6 +70,7 @@ class QuestionWriter:
         """
         context = self.context
         requested = fact._replace(object=request.object)
+        # Nothing makes a sentence about a novel subject true or false.
         truth = request.reinforces if context.is_known(fact.subject) else None
         yield self.question("new_fact_case", Statement(StatementKind.ATOMIC, None, requested), truth, False)
         for name, watch in watched.items():
@@ -110,6 +111,7 @@ def _statements(context: PointContext, fact: Triple, a: Claim, b: Claim) -> dict
     if corpus.true_false:
         for name, claim in (("A_TF_case", a), ("B_TF_case", b)):
             statements[name] = Statement(StatementKind.TRUE_FALSE, claim.truth, claim.fact), True, True
+        # A may be false: what a model makes of this sentence is no accuracy, so it is not scored.
         statements["A_sentence"] = Statement(StatementKind.ATOMIC, None, a.fact), a.truth, False
     if corpus.conjunctions:
         both = a.truth and b.truth
@@ -120,6 +122,7 @@ def _statements(context: PointContext, fact: Triple, a: Claim, b: Claim) -> dict
     if corpus.negations:
         statements["not_A_case"] = Statement(StatementKind.NOT, not a.truth, a.fact), True, True
     if corpus.implications:
+        # The material implication: false only where A holds and B does not.
         follows = not a.truth or b.truth
         statements["if_A_then_B_case"] = Statement(StatementKind.IF, follows, a.fact, b.fact), True, True
     return statements

@@ -165,6 +165,7 @@ def editing_rows(
         target: posterior that the requested update reaches (``points.target``).
     """
     for point, by_step, point_scoring in zip(points, steps, scoring, strict=True):
+        # Worked out once per point: they do not change from step to step.
         about, targets, last = _about(point), _targets(point, target), max(by_step)
         for step, replies in sorted(by_step.items()):
             ended = {"last_step": step == last if step else None}
@@ -253,6 +254,7 @@ def eval_rows(points: Sequence[EvalPoint], replies: Sequence[Replies], parity: P
         replies: of the unedited model, point by point.
         parity: published metrics.
     """
+    # The published evaluation of a model that is not edited gives each point its own labels.
     scorings = scoring_of_points(points, parity.model_copy(update={"labels_of_first_point": False}))
     for point, reply, scoring in zip(points, replies, scorings, strict=True):
         cases = [name for name in _SCORED if name in reply]

@@ -167,6 +167,7 @@ def published_columns(name: str, rows: Sequence[Row]) -> list[Row]:
     column, values = _RENAMED.get(name, ("group", {}))
     published: list[Row] = []
     for row in rows:
+        # Of the column "group" the values have published names too, of the others the headings only.
         cells = {PUBLISHED_COLUMNS.get(key, key): cell for key, cell in row.items()}
         published.append(
             {column if k == "group" else k: values.get(str(c), c) if k == "group" else c for k, c in cells.items()}
@@ -191,17 +192,15 @@ def pretrained_row(
         scoring: how each is scored; None = as corrected.
     """
     places = edit_scores.point_places(points)
-    questions = [
-        (w, p, r["o_given_s_r"]) for w, p, r in zip(places, points, replies, strict=True) if "o_given_s_r" in r
-    ]
+    facts = [(w, p, r["o_given_s_r"]) for w, p, r in zip(places, points, replies, strict=True) if "o_given_s_r" in r]
     numbers: list[PointNumbers] = [
         {"eval_acc": float(r.correct), "prob_coherence": abs(r.probability - agent_probability(p.targets))}
-        for _, p, r in questions
+        for _, p, r in facts
     ]
     logical, logical_places = _logical(logical_coherence(points, replies, scoring=scoring), places, replies)
     return {
         "n": len(points),
-        **edit_scores.mean_estimates(numbers, [place for place, *_ in questions]),
+        **edit_scores.mean_estimates(numbers, [place for place, *_ in facts]),
         **edit_scores.mean_estimates(logical, logical_places),
     }
 

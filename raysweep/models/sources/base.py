@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from raysweep.models.lm import LanguageModel
 
+# By name, not by import: the belief testbed stands above this package.
 MODEL_RECIPES: Registry[type[ModelRecipe]] = Registry(
     "model recipe", {".yaml": "raysweep.belief.testbed:TestbedRecipe"}
 )

@@ -168,6 +168,7 @@ def sizes_of(spec: ModelSpec, workspace: Workspace) -> ModelSize | None:
         where = locate(spec, workspace)
     except ModelError:
         return None
+    # an estimate never fails: what is wrong with the model is said when it is resolved
     if not isinstance(where, str) and (where / "config.json").is_file():
         try:
             return size_from_config(read_json(where / "config.json"))
@@ -210,6 +211,7 @@ def identify(spec: ModelSpec, workspace: Workspace, *, fetch: bool = False) -> M
     if bos == "auto":
         entry = None if spec.path else CATALOGUE.get(spec.name)
         bos = entry.bos if entry else "tokenizer"
+    # what the tokenizer is made of names its record, so that it need not be opened again
     made_of: Mapping[str, object] | None
     if isinstance(where, str):
         # a plan that named a commit keeps it, whatever the branch says now

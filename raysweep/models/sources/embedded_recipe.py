@@ -106,6 +106,7 @@ def build(
         tokenizer = train_tokenizer(world, spec.vocab)
         model = _train(world, tokenizer, spec, seed, progress)
         seconds = time.perf_counter() - started
+        # measured as written: the scores are those of the rounded weights
         model.to(torch.bfloat16)
         _save(model, tokenizer, out_dir)
         measured = scores(model.to(torch.float32), tokenizer, world)
@@ -134,6 +135,7 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out_dir: 
     model.config.dtype = torch.bfloat16
     model.config.save_pretrained(out_dir)
     model.generation_config.save_pretrained(out_dir)
+    # the head is tied to the embedding and not stored
     weights = {name: w.contiguous() for name, w in model.state_dict().items() if name != "lm_head.weight"}
     (out_dir / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     tokenizer.save_pretrained(out_dir)
@@ -215,6 +217,7 @@ def _rows(
     epoch = 0
     rows: list[tuple[list[int], list[float]]] = []
     while True:
+        # a row begins with BOS, which no loss is taken of
         ids: list[int] = [bos]
         weights: list[float] = [0.0]
         for tokens, flags in _encode(tokenizer, training_sentences(world, epoch)):

@@ -68,11 +68,13 @@ def fingerprint(path: Path, memory: Path | None = None) -> Fingerprint:
         check_magic(path)
         whole = digest({"gguf": hashes.of(path)})
         return Fingerprint(whole, whole)
+    # an incomplete folder has no fingerprint: it would be another model once the rest is there
     weights = check_folder(path)
     files = {file.relative_to(path).as_posix(): file for file in (*inputs(path), *weights)}
     hashed = {name: hashes.of(file) for name, file in files.items()}
     config = read_json(path / "config.json")
     settings = canonical_json({key: value for key, value in config.items() if key not in VOLATILE})
+    # the tokenizer may depend on any file but the weights, so all of them name it
     text = {name: hash_ for name, hash_ in hashed.items() if files[name] not in weights}
     return Fingerprint(digest({**hashed, "config.json": text_digest(settings)}), digest(text))
 

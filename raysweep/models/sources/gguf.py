@@ -45,6 +45,7 @@ def read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         raise MissingExtraError(
             "reading GGUF files needs the 'accelerate' package", hint="pip install 'raysweep[gguf]'"
         )
+    # what can be refused is refused by the header alone, before gigabytes are unpacked
     values = config_values(header, path)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     _check_tensors(header, config, path)
@@ -84,6 +85,7 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
 
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
+    # a tied head would be stored twice, and safetensors refuses tensors that share memory
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     state = {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -101,6 +103,7 @@ def _check_tensors(header: gguf_header.Header, config: PretrainedConfig, path: P
 
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == config.model_type)
     names = get_tensor_name_map(architecture, config.num_hidden_layers)
+    # on the meta device: names and shapes without memory
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config)
     expected = {}
@@ -115,6 +118,7 @@ def _check_tensors(header: gguf_header.Header, config: PretrainedConfig, path: P
         if name not in header.tensors or header.tensors[name].shape not in (shape, shape[::-1]):
             what = f"'{name}' should be {shape}, and is {getattr(header.tensors.get(name), 'shape', 'not there')}"
             raise ModelError(f"{path}: the tensors do not fit the metadata: {what}", hint=_AGAIN)
+    # one tensor of each type stands for all of that type
     for kind, name in {tensor.kind: name for name, tensor in header.tensors.items()}.items():
         try:
             dequantize(gguf_header.empty_block(kind), GGMLQuantizationType(kind))
@@ -178,6 +182,7 @@ def _unpermute(module: PreTrainedModel, config: PretrainedConfig) -> None:
     for name, weight in module.named_parameters():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            # [heads · e, d] → [heads, e/2, 2, d]: pairs side by side become halves
             rows = weight.data.reshape(heads, weight.shape[0] // heads // 2, 2, weight.shape[1])
             weight.data = rows.swapaxes(1, 2).reshape(weight.shape)
 

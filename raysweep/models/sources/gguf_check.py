@@ -55,11 +55,13 @@ def _check_known(values: Mapping[str, object], header: Header, kind: str, path: 
     has_type = f"{rope}type" in values  # then a factor belongs to it
     factor = values.get(f"{rope}factor", values.get(f"{kind}.rope.scale_linear", None if has_type else 0.0))
     scaling = values.get(f"{rope}type", "linear")  # so a factor alone scales
+    # a factor of 1 scales nothing; nor does 0, which llama.cpp takes for 1
     scaled = scaling not in ("none", "linear") or (scaling == "linear" and factor not in (0.0, 1.0))
     if scaled or values.get(f"{rope}attn_factor", 1.0) != 1.0 or "rope_freqs.weight" in header.tensors:
         keys = [k for k in values if k.startswith(f"{kind}.rope.scal")]
         what = f"scaled rotary embeddings ({', '.join(keys) or 'rope_freqs'}) are not supported"
         raise ModelError(f"{path}: {what}", hint=_CONVERT)
+    # a key that is false or zero switches nothing on, so an unknown one of that kind is let pass
     for key, value in values.items():
         name = key.removeprefix(f"{kind}.")
         is_known = name in _HYPER or name == f"attention.{_epsilon(kind)}" or key.startswith(rope)
@@ -85,6 +87,7 @@ def config_values(header: Header, path: Path) -> dict[str, object]:
     kind = str(header.values["general.architecture"])
     sizes = {name: header.number(f"{kind}.{name}") for name in _NEEDED}
     count = header.lengths["tokenizer.ggml.tokens"]
+    # tensors of blocks are called blk.<number>.<part>
     blocks = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
     for name, size in sizes.items():
         if size <= 0:
@@ -120,6 +123,7 @@ def _llama(
     header: Header, kind: str, sizes: Mapping[str, int], epsilon: MetadataValue, path: Path
 ) -> dict[str, object]:
     values, heads, width = header.values, sizes["attention.head_count"], sizes["embedding_length"]
+    # three keys may state the width of a head; transformers has one for all of them
     head = values.get(f"{kind}.attention.key_length", width // heads)
     for key in (f"{kind}.attention.value_length", f"{kind}.rope.dimension_count"):
         if values.get(key, head) != head:

@@ -79,6 +79,7 @@ def read_header(file: Path) -> Header:
         raise ModelError(f"{file}: not a readable GGUF file: {error}", hint=_OTHER) from error
     except (ValueError, struct.error, UnicodeDecodeError) as error:
         raise ModelError(f"{file}: not a readable GGUF file: {error}", hint=_AGAIN) from error
+    # llama.cpp splits large models; a part says so in its metadata, or by its file name only
     parts, part_in_name = header.number("split.count"), _SPLIT.search(file.name)
     if parts > 1 or (part_in_name and int(part_in_name[2]) > 1):
         number = header.number("split.no") + 1 if parts > 1 else int(part_in_name[1]) if part_in_name else 1
@@ -123,6 +124,7 @@ class _Reader:
         """Return the header, and by how many bytes at least the file is too short for its tensors."""
         if self.handle.read(4) != _MAGIC:
             raise _NotGgufError("it does not begin with 'GGUF'")
+        # versions are small, so one that is huge until its bytes are turned round tells a big-endian file
         (version,) = self.unpack("I")
         if version not in (2, 3):
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -135,12 +137,14 @@ class _Reader:
         for _ in range(keys):
             key, (kind,) = self.text(), self.unpack("I")
             if kind == _ARRAY:
+                # arrays are skipped, vocabularies are long; but some models repeat one number for every block
                 begin = self.handle.tell()
                 lengths[key] = self.skip_array(0)
                 if not key.startswith("tokenizer.") and (same := self.repeated(begin)) is not None:
                     values[key] = same
             else:
                 values[key] = self.value(kind)
+        # the shortest entry of a tensor: length of the name (8), dimensions (4), type (4), offset (8)
         self.fits(tensors, 24)
         places = [self.tensor() for _ in range(tensors)]
         end = max((end for *_, end in places), default=0)
@@ -157,6 +161,7 @@ class _Reader:
         if kind not in self.sizes:
             raise ValueError(f"tensor '{name}' has the unknown type {kind}")
         numbers, width = self.sizes[kind]
+        # quantised tensors are stored in blocks of a fixed number of weights
         return name, Stored(kind, lengths[::-1]), offset + math.prod(lengths) // numbers * width
 
     def unpack(self, form: str) -> tuple[Any, ...]:
@@ -183,6 +188,7 @@ class _Reader:
 
     def repeated(self, begin: int) -> int | float | None:
         """Return the number of which the short array at *begin* consists; None if it holds several, or something else."""
+        # the caller has skipped the array already: look back at it, then return to its end
         end = self.handle.tell()
         self.handle.seek(begin)
         kind, count = self.unpack("IQ")
@@ -193,6 +199,7 @@ class _Reader:
     def skip_array(self, depth: int) -> int:
         kind, count = self.unpack("IQ")
         if kind in _SCALARS:
+            # numbers are skipped in one leap, whatever their count says: the leap is compared with the file first
             width = struct.calcsize(f"<{_SCALARS[kind]}")
             self.fits(count, width)
             self.handle.seek(count * width, 1)

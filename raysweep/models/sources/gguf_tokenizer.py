@@ -75,11 +75,13 @@ def build(meta: Mapping[str, Any], length: int, path: Path) -> PreTrainedTokeniz
     if pre.nfc:
         backend.normalizer = normalizers.NFC()
     space = bool(meta.get("tokenizer.ggml.add_space_prefix", False))
+    # `use_regex=False` below: ByteLevel would split again, by the rule of GPT-2
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in pre.patterns]
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
+    # control tokens are cut out of texts before anything else; the vocabulary lists them among ordinary ones
     for token, kind in zip(tokens, kinds, strict=True):
         if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED):
             added = AddedToken(token, normalized=False, special=kind != _USER_DEFINED)
@@ -133,9 +135,11 @@ def _post_processor(
             )
         before, after = (f"{token} ", after) if role == "bos" else (before, f" {token}")
         used.append((token, number))
+    # offsets keep the space that a token begins with
     trim = processors.ByteLevel(trim_offsets=False)
     if not used:
         return trim
+    # a pair is two whole texts, each with its own ends
     one, two = f"{before}$A{after}", f"{before}$B{after}"
     template = processors.TemplateProcessing(single=one, pair=f"{one} {two}", special_tokens=used)
     return processors.Sequence([trim, template])

