@@ -289,5 +289,8 @@ def fit_agent(
     spec: AgentSpec | None = None,
     parity: ParitySpec | None = None,
 ) -> Agent:
-    """Return the agent that has seen *evidence*; arguments and errors of :func:`raysweep.belief.agent.fit.fit_evidence`."""
-    return Agent(fit_evidence(evidence, arrows, objects, spec, parity))
+    """Return the agent that has seen *evidence*; arguments and errors of :func:`raysweep.belief.agent.fit.fit_evidence`.
+
+    By default its prior is one observation in total, and no published behaviour is copied.
+    """
+    return Agent(fit_evidence(evidence, arrows, objects, spec or AgentSpec(), parity or ParitySpec()))

@@ -114,8 +114,8 @@ def fit_evidence(
     evidence: EvidenceTable,
     arrows: DependencyArrows,
     objects: int,
-    spec: AgentSpec | None = None,
-    parity: ParitySpec | None = None,
+    spec: AgentSpec,
+    parity: ParitySpec,
 ) -> FittedEvidence:
     """Return what *evidence* adds up to; neither its order nor its grouping matters.
 
@@ -123,13 +123,12 @@ def fit_evidence(
         evidence: N items.
         arrows: parent map over R relations.
         objects: K ≥ 2.
-        spec: prior; one observation in total by default.
+        spec: prior.
         parity: published behaviour.
 
     Raises:
         BeliefError: an item points outside of R relations and K objects, or K < 2.
     """
-    spec, parity = spec or AgentSpec(), parity or ParitySpec()
     relations = len(arrows.parent)
     if objects < 2:
         raise BeliefError(f"an agent needs at least 2 objects, there are {objects}", hint="a larger graph")

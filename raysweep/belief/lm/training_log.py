@@ -55,7 +55,7 @@ def log_inputs(spec: BeliefSpec) -> dict[str, object]:
     recipe = spec.pretrain
     assert recipe is not None
     sources = spec.model_dump(mode="json", include={"seed", "generative", "corpus"})
-    # These two decide which rows the log has, so they name the log; no weight depends on them.
+    # How often the log asks, about how many points, and about which.
     frequency = {"evals": recipe.evals, "eval_points": recipe.eval_points, "seed": recipe.seed}
     output = {"max_object_tokens": spec.graph.max_object_tokens}
     return {**sources, "graph": graph_identity(spec.graph), "recipe": frequency, **output, "version": VERSION}
