@@ -48,6 +48,7 @@ class GraphSpec(Spec):
     tokenizer_digest: str = ""
     long_objects: Literal["shorten", "drop"] = "shorten"
     equal_names: Literal["merge", "append_id"] = "merge"
+    # P131: located in the administrative entity, P735: given name; Q5: human, Q16521: taxon.
     excluded_relations: tuple[Annotated[str, Field(pattern=r"^P\d+$")], ...] = ("P131", "P735")
     excluded_entities: tuple[Annotated[str, Field(pattern=r"^Q\d+$")], ...] = ("Q5", "Q16521")
 
