@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from raysweep.data.files import JsonDataset, Row, field, locality_probe, optional, standard_probes
 from raysweep.errors import RecordError
@@ -61,7 +61,7 @@ def _original(row: Row, uid: str) -> EditRecord:
 
 
 def _strings(row: Row, name: str) -> Sequence[str]:
-    value: Any = row.get(name, [])
+    value: object = row.get(name, [])
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise RecordError(f"field '{name}' must be a list of texts")
     return [field({name: text}, name) for text in value]

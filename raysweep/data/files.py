@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from raysweep.config.schema import DataSpec
 from raysweep.data import foreign
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 _SUFFIXES = (".json", ".jsonl")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TEXT_KINDS = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
@@ -133,7 +133,7 @@ class JsonDataset:
             logger.info("%s: %d warnings, first: %s", file, len(warnings), warnings[0])
         return Reading.of(self._with_unrelated(rows, file), tuple(warnings))
 
-    def _record(self, row: Any, uid: str) -> EditRecord:
+    def _record(self, row: object, uid: str) -> EditRecord:
         """Return the record of one element of the file.
 
         Raises:
@@ -193,7 +193,7 @@ class JsonDataset:
                 if probe.kind in _TEXT_KINDS:
                     yield f"{probe.prompt} {probe.target}"
 
-    def _check_fields(self, rows: Sequence[Any], file: Path) -> None:
+    def _check_fields(self, rows: Sequence[object], file: Path) -> None:
         """Refuse a file none of whose rows has the fields of any format of this dataset."""
         if not rows:
             raise DataError(f"{file}: no records", hint="the file must hold a JSON array of objects, or JSONL")
@@ -257,7 +257,7 @@ def field(row: Row, *path: str) -> str:
     Raises:
         RecordError: it is missing, not text, or text that cannot be encoded.
     """
-    value: Any = row
+    value: object = row
     for key in path:
         if not isinstance(value, Mapping) or key not in value:
             raise RecordError(f"field '{'.'.join(path)}' is missing", hint=f"the row has: {', '.join(map(str, row))}")
@@ -276,7 +276,7 @@ def field(row: Row, *path: str) -> str:
 
 def optional(row: Row, *path: str) -> str:
     """Return the text at *path*, or "" where any step of it is missing or null."""
-    value: Any = row
+    value: object = row
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return "" if value is None else field(row, *path)

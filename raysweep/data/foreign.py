@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Layout:
     nested: frozenset[str] = frozenset()
     cure: str = ""
 
-    def fits(self, row: Any) -> bool:
+    def fits(self, row: object) -> bool:
         """Tell whether *row* is of this layout."""
         return (
             isinstance(row, Mapping)
@@ -73,7 +72,7 @@ LAYOUTS = (
 )
 
 
-def layout_of(row: Any) -> Layout | None:
+def layout_of(row: object) -> Layout | None:
     """Return the layout of *row* if it is one of those that are known but not read.
 
     >>> layout_of({"update": "Who?", "ans": "Bo"}).name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from raysweep.errors import DataError, RecordError
 
@@ -21,13 +20,13 @@ _MAGIC = {
 }
 
 
-class JsonObject(dict[str, Any]):
+class JsonObject(dict[str, object]):
     """A JSON object that knows which of its keys were written more than once (JSON itself takes the last, silently)."""
 
     repeated: tuple[str, ...] = ()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+def _object(pairs: list[tuple[str, object]]) -> JsonObject:
     made = JsonObject(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
@@ -35,7 +34,7 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     return made
 
 
-def read_rows(path: Path) -> list[Any]:
+def read_rows(path: Path) -> list[object]:
     """Return the elements of a JSON array, or the values of a file with one JSON value a line.
 
     The content decides, not the ending: JSON lines are often called ``.json``.
@@ -64,12 +63,12 @@ def read_rows(path: Path) -> list[Any]:
     return rows
 
 
-def type_name(value: Any) -> str:
+def type_name(value: object) -> str:
     """Return the name of the type that *value* has in Python; a JSON object is a ``dict``."""
     return "dict" if isinstance(value, dict) else type(value).__name__
 
 
-def check_keys(row: Any) -> None:
+def check_keys(row: object) -> None:
     """Raise :class:`RecordError` if an object in *row* has a key twice: which of the values is meant, nobody can tell."""
     if isinstance(row, JsonObject) and row.repeated:
         raise RecordError(f"the row has the key '{row.repeated[0]}' twice", hint="keep one of them")
@@ -96,7 +95,7 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _lines(text: str, path: Path) -> Iterator[Any]:
+def _lines(text: str, path: Path) -> Iterator[object]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _parse(line, path, number)
@@ -109,7 +108,7 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _parse(text: str, path: Path, first_line: int = 1) -> Any:
+def _parse(text: str, path: Path, first_line: int = 1) -> object:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from raysweep.config.schema import DataSpec, TextSpec
 from raysweep.data import DATASETS
@@ -28,6 +28,14 @@ _PASSAGE_WORDS = 100
 SOURCES = ("dataset", "brown", *_HUB)
 
 
+class _HubCorpus(Protocol):
+    """What is used of a corpus that the ``datasets`` package streams."""
+
+    def shuffle(self, *, seed: int, buffer_size: int) -> Iterable[Mapping[str, str]]:
+        """Return its rows in an order that *seed* and *buffer_size* determine."""
+        ...
+
+
 def resolve(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
     """Return *text* with ``digest`` filled in: it covers the content, and how texts are cut from it.
 
@@ -38,7 +46,7 @@ def resolve(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
     """
     if not text.path and text.name == "dataset":
         dataset = DATASETS.get(data.name)()
-        content: Any = {
+        content: object = {
             "dataset": data.name,
             "version": dataset.version,
             "content": dataset.digest(dataset.locate(data, workspace)),
@@ -241,7 +249,7 @@ def _hub(name: str) -> Iterator[str]:
     return _stream(name, load_dataset)
 
 
-def _stream(name: str, load_dataset: Any) -> Iterator[str]:
+def _stream(name: str, load_dataset: Callable[..., _HubCorpus]) -> Iterator[str]:
     repository, edition = _HUB[name]
     try:
         rows = load_dataset(repository, edition, split="train", streaming=True).shuffle(seed=1, buffer_size=10_000)

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -118,7 +117,7 @@ class DriverLock:
     def __post_init__(self) -> None:
         self._name = f"{DRIVERS}/{uuid.uuid4().hex[:12]}.json"
         process = this_process()
-        self._content: dict[str, Any] = {
+        self._content: dict[str, object] = {
             "format": 1,
             "host": process.host,
             "boot": process.boot,
@@ -195,7 +194,7 @@ class DriverLock:
                 self.folder.touch(self._name)
 
     def _write(self, *, running: bool) -> None:
-        content: Mapping[str, Any] = {**self._content, "running": running}
+        content: Mapping[str, object] = {**self._content, "running": running}
         try:
             self.folder.write_json(self._name, content)
         except (

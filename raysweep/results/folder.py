@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
@@ -99,7 +98,7 @@ class Folder:
         with self.filesystem.open_input_stream(self.path(name)) as stream:
             return bytes(stream.read())
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> dict[str, object] | None:
         """Return the JSON object in *name*, or None if there is no such file.
 
         Raises:
@@ -131,7 +130,7 @@ class Folder:
             reason = f"cannot write {self.path(name)}: {error}"
             raise UnwritableError(reason, hint="choose another --storage") from error
 
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Write *value* as indented JSON."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 

@@ -10,16 +10,15 @@ import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from raysweep import __version__
 from raysweep.config.schema import TrialSpec
 
 
-def provenance(trial: TrialSpec) -> dict[str, dict[str, Any]]:
+def provenance(trial: TrialSpec) -> dict[str, dict[str, object]]:
     """Return ``{"run": …, "session": …}``: what equal runs share, and what is this process's own (pid, host, time)."""
     sha, dirty = git_state()
-    run = {
+    run: dict[str, object] = {
         "git_sha": sha,
         "git_dirty": dirty,
         "raysweep": __version__,

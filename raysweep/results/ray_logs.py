@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from raysweep.errors import StoreError
 from raysweep.results.store import ResultStore
@@ -18,7 +17,7 @@ RAY_FOLDER = "_ray"
 TRIAL_KEY = "trial"
 """Key of the trial's configuration under which its trial key stands."""
 
-Rounds = dict[int, dict[str, Any]]
+Rounds = dict[int, dict[str, object]]
 
 
 def sessions(store: ResultStore) -> tuple[str, ...]:

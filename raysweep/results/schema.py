@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from raysweep.errors import DamagedError, NewerFormatError, StoreError
-from raysweep.rows import BeliefRow, PointRow, ProbeRow, StatRow, TimingRow, TrainingRow
+from raysweep.rows import BeliefRow, PointRow, ProbeRow, StatRow, TableRow, TimingRow, TrainingRow
 
 VERSION_KEY = b"raysweep.schema"
 
@@ -57,7 +56,7 @@ class TableSchema:
         parts = [pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns]
         return pa.schema(parts, metadata={VERSION_KEY: self.tag.encode()})
 
-    def build(self, rows: Sequence[Any]) -> pa.Table:
+    def build(self, rows: Sequence[TableRow]) -> pa.Table:
         """Return *rows* as a table in the schema's row order.
 
         Raises:
@@ -73,7 +72,7 @@ class TableSchema:
         return pa.Table.from_arrays([self._convert(c, [getattr(r, c.name) for r in ordered]) for c in self.columns],
                                     schema=self.arrow)  # fmt: skip
 
-    def _convert(self, column: Column, values: list[Any]) -> pa.Array:
+    def _convert(self, column: Column, values: list[object]) -> pa.Array:
         plain = _PLAIN[column.type]
         kinds = {type(v) for v in values}
         bad = [k.__name__ for k in kinds if not (k is type(None) or plain.accepts(k))]
@@ -87,10 +86,10 @@ class TableSchema:
 @dataclass(frozen=True, slots=True)
 class _Plain:
     accepts: Callable[[type], bool]
-    make: Callable[[Any], Any]
+    make: Callable[..., object]
 
 
-def _rank(value: Any) -> tuple[bool, Any]:
+def _rank(value: object) -> tuple[bool, object]:
     return (value is not None, value if value is not None else 0)
 
 

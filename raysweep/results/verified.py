@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,7 +84,7 @@ def _listed(folder: Folder, key: str, table: TableSchema) -> tuple[list[TableFil
     return [f for f in files if f.table == table.name], False
 
 
-def _trial_keys(data: bytes) -> set[Any]:
+def _trial_keys(data: bytes) -> set[object]:
     """Return the keys of the trials whose rows lie in a file that holds *data*; what is no Parquet is its reader's to report."""
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:

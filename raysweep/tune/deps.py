@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.artifacts import ArtifactStore
 from raysweep.atomic import write_file
@@ -168,13 +168,12 @@ def make_deps(
 ) -> Deps:
     """Return the effects a study may use, rooted at *workspace*."""
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
-    options: Mapping[str, Any] = {"progress": progress} if progress else {}
 
     def on_step(done: int, total: int) -> None:
         if progress is not None:
             progress(Progress(0, 0, "training the model", (done, total)))
 
-    return Deps(
+    deps = Deps(
         load_model=lambda spec: pool_of(workspace).get(spec, on_step),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
         artifacts=ArtifactStore(workspace.artifacts),
@@ -182,5 +181,5 @@ def make_deps(
         open_testbed=lambda spec: lazy("raysweep.data.belief_points").open_testbed(spec, workspace),
         proposal_scheduler=proposal_scheduler,
         proposal_cache=proposal_cache,
-        **options,
     )
+    return replace(deps, progress=progress) if progress is not None else deps

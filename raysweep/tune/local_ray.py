@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from types import ModuleType
 
 from raysweep.errors import RunFailedError
 from raysweep.tune.scratch import scratch_folder
@@ -44,7 +44,7 @@ def running_ray(address: str | None) -> Iterator[None]:
         return
     # Ray and Tune install handlers and leave them there.
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    options: dict[str, object] = {"log_to_driver": False, "logging_level": "error"}
     with ExitStack() as stack:
         if address is None:
             scratch = stack.enter_context(scratch_folder())
@@ -64,7 +64,7 @@ def running_ray(address: str | None) -> Iterator[None]:
                 signal.signal(number, handler or signal.SIG_DFL)
 
 
-def start(ray: Any, address: str, options: Mapping[str, Any], attempts: int = 3) -> None:
+def start(ray: ModuleType, address: str, options: Mapping[str, object], attempts: int = 3) -> None:
     """Start or join Ray; a busy machine misses Ray's fixed 30 seconds easily, so a local start is tried again.
 
     Raises:

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.debug import disable_log_once_globally
 
@@ -74,7 +75,7 @@ class Sessions:
         fitting = [int(available[name] // amount) for name, amount in one.items() if amount]
         self.size = max(SESSION, WAVES * (self.concurrent or min(fitting, default=1)))
 
-        def bundles(config: Mapping[str, Any]) -> Any:
+        def bundles(config: Mapping[str, object]) -> tune.PlacementGroupFactory:
             """One process for a trial, or as many as there are shards where its edits may be computed can_propose.
 
             Ray keeps a copy of this function, and of all that it refers to, for each session.
@@ -97,7 +98,7 @@ class Sessions:
 
     def _fit(self, keys: Sequence[str]) -> bool:
         """Run one Tune experiment over *keys*; return whether it was interrupted."""
-        callbacks: list[Any] = [JsonLoggerCallback(), CSVLoggerCallback()]
+        callbacks: list[tune.Callback] = [JsonLoggerCallback(), CSVLoggerCallback()]
         if self.watcher is not None:
             callbacks.append(RayCallback(self.watcher))
         tuner = tune.Tuner(
@@ -149,7 +150,7 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _name(trial: Any) -> str:
+def _name(trial: Trial) -> str:
     """Return what Ray calls a trial, and its folder: the trial's key."""
     return str(trial.config[TRIAL_KEY])
 

@@ -79,7 +79,7 @@ def test_ray_s_own_configuration_names_arm_point_and_hyper_parameters(bench: Ben
     (session,) = sessions(sweep.store)
     analysis = ExperimentAnalysis(sweep.store.folder.path(session))
     best = analysis.get_best_config(metric="retained/avg", mode="max")
-    trial = sweep.store.about(best["trial"])["trial"]
+    trial = sweep.store.about(best["trial"]).trial
     assert best["arm"] in {row["arm"] for row in sweep.trials().to_pylist()}
     assert best["editor"] == {"name": trial["editor"]["name"], **trial["editor"]["config"]}
     assert best["seed"] == trial["seed"] == best["point"]["seed"]
