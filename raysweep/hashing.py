@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 
-def canonical(value: object) -> Any:
+def canonical(value: object) -> object:
     """Return *value* as plain JSON data with one spelling per value.
 
     Mappings are sorted by key; tuples and lists are the same; ``1`` and ``1.0`` stay different.

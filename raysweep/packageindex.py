@@ -17,10 +17,10 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Mapping
 from html.parser import HTMLParser
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.response import addinfourl
 
 from raysweep.atomic import file_draft
 
@@ -81,18 +81,18 @@ def pip_indexes(environ: Mapping[str, str] | None = None) -> list[str]:
 
     A variable goes before the files; of the files, that of the environment before the user's before the system's.
     """
-    given = os.environ if environ is None else environ
-    main = _pip("index-url", given) or PYPI
-    return list(dict.fromkeys([*main.split()[:1], *_pip("extra-index-url", given).split()]))
+    variables = os.environ if environ is None else environ
+    main = _pip("index-url", variables) or PYPI
+    return list(dict.fromkeys([*main.split()[:1], *_pip("extra-index-url", variables).split()]))
 
 
 def npm_registry(environ: Mapping[str, str] | None = None) -> str:
     """Return the address of the registry that npm would ask."""
-    given = os.environ if environ is None else environ
-    for name, value in given.items():
+    variables = os.environ if environ is None else environ
+    for name, value in variables.items():
         if name.lower() == "npm_config_registry" and value:
             return value
-    for file in (Path(given.get("NPM_CONFIG_USERCONFIG") or _home(given) / ".npmrc"), Path("/etc/npmrc")):
+    for file in (Path(variables.get("NPM_CONFIG_USERCONFIG") or _home(variables) / ".npmrc"), Path("/etc/npmrc")):
         for line in _text(file).splitlines():
             key, _, value = line.partition("=")
             if key.strip() == "registry" and value.strip():
@@ -172,7 +172,7 @@ def _save(url: str, place: Path) -> Path:
     return place
 
 
-def _open(url: str, accept: str = "*/*") -> Any:
+def _open(url: str, accept: str = "*/*") -> HTTPResponse | addinfourl:
     """Open *url*, whose user and password, if it names some, go into a header: urllib takes them for a part of the host."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "file"):
@@ -183,7 +183,8 @@ def _open(url: str, accept: str = "*/*") -> Any:
         request.add_unredirected_header("Authorization", f"Basic {b64encode(pair.encode()).decode()}")
     bundle = _pip("cert", os.environ) if parts.scheme == "https" else ""
     context = ssl.create_default_context(cafile=bundle) if bundle else None
-    return urllib.request.urlopen(request, timeout=_SECONDS, context=context)
+    answer: HTTPResponse | addinfourl = urllib.request.urlopen(request, timeout=_SECONDS, context=context)
+    return answer
 
 
 def _with_login(url: str, page: str) -> str:
