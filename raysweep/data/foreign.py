@@ -33,6 +33,7 @@ class Layout:
 
 _COUNTERFACT = "'prompt', 'target_new', 'subject', 'rephrase_prompt', 'locality_prompt', 'locality_ground_truth'"
 _ZSRE = "'src', 'alt', 'subject', 'rephrase', 'loc', 'loc_ans'"
+# By keys that no layout of ours has. The first that fits is named.
 LAYOUTS = (
     Layout(
         "KnowEdit",

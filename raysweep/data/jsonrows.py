@@ -27,6 +27,7 @@ class JsonObject(dict[str, object]):
 
 
 def _object(pairs: list[tuple[str, object]]) -> JsonObject:
+    # json hands over the pairs as written; a dict keeps the last of two equal keys without a word.
     made = JsonObject(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
@@ -45,11 +46,13 @@ def read_rows(path: Path) -> list[object]:
     text = _text(path)
     if not text.strip():
         raise DataError(f"{path}: the file is empty", hint="it must hold a JSON array of objects, or one object a line")
+    # The ending is believed where the content does not speak against it.
     if path.suffix == ".jsonl" and not text.lstrip().startswith("["):
         return list(_lines(text, path))
     try:
         rows = _parse(text, path)
     except DataError:
+        # No JSON as a whole; if its first line is an object by itself, these are JSON lines with another ending.
         first = next(line for line in text.split("\n") if line.strip())
         if not _is_object(first):
             raise
@@ -96,6 +99,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(text: str, path: Path) -> Iterator[object]:
+    # Not splitlines(): it also breaks at characters that a JSON text may hold, such as U+2028.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _parse(line, path, number)

@@ -115,6 +115,8 @@ class DriverLock:
     lost: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        # A name that no other driver has, so that two never write one file; of two that wait, the lower name goes
+        # first.
         self._name = f"{DRIVERS}/{uuid.uuid4().hex[:12]}.json"
         process = this_process()
         self._content: dict[str, object] = {
@@ -138,6 +140,8 @@ class DriverLock:
             BusyError: somebody else runs the sweep; nothing was changed.
             StoreError: the storage cannot be written.
         """
+        # First the file, then the look: of two drivers that start at the same moment, at least one sees the other's
+        # file.
         self._write(running=False)
         try:
             self._settle()
@@ -150,8 +154,10 @@ class DriverLock:
         return self
 
     def __exit__(self, *error: object) -> None:
+        # The thread ends before the file goes: on an object store a beat is a write, which would bring it back.
         self._end.set()
         self._thread.join()
+        # A folder that was taken away during the last trial is noticed here; afterwards our own file is gone anyway.
         self.check()
         self._remove()
 
@@ -197,9 +203,8 @@ class DriverLock:
         content: Mapping[str, object] = {**self._content, "running": running}
         try:
             self.folder.write_json(self._name, content)
-        except (
-            UnwritableError
-        ):  # a driver that just ended may have removed the empty folder between two steps of the writing
+        # A driver that just ended may have removed the empty folder between two steps of the writing.
+        except UnwritableError:
             self.folder.write_json(self._name, content)
 
     def _remove(self) -> None:

@@ -86,6 +86,7 @@ class Folder:
         return sorted(i.path[len(self.base) + 1 :] for i in self._infos(name, kind, recursive))
 
     def _infos(self, name: str, kind: fs.FileType, recursive: bool) -> list[fs.FileInfo]:
+        # Drafts, probes and folders on their way out begin with a dot: no reader may take one of them for results.
         chosen = fs.FileSelector(self.path(name), recursive=recursive, allow_not_found=True)
         return [i for i in self.filesystem.get_file_info(chosen) if i.type == kind and not i.base_name.startswith(".")]
 
@@ -143,6 +144,7 @@ class Folder:
         if self.local is None:
             self._put(name, self.read(name))
         else:
+            # utime makes no file, so a folder that is just being removed does not come back.
             os.utime(self.path(name))
 
     def delete(self, name: str) -> None:
@@ -166,14 +168,14 @@ class Folder:
         Raises:
             StoreError: one of them cannot be deleted; nothing was.
         """
-        there = [name for name in dict.fromkeys(names) if self.exists(name)]
+        existing = [name for name in dict.fromkeys(names) if self.exists(name)]
         if self.local is None:
-            for name in there:
+            for name in existing:
                 self.filesystem.delete_dir(self.path(name))
-        elif there:
+        elif existing:
             aside = f"{_ASIDE}{uuid.uuid4().hex[:8]}"
             # Deleting file by file could fail half-way; renaming a folder either works or changes nothing.
-            move_aside([Path(self.path(name)) for name in there], Path(self.path(aside)))
+            move_aside([Path(self.path(name)) for name in existing], Path(self.path(aside)))
             shutil.rmtree(self.path(aside))
 
     def drop_drafts(self, name: str = "") -> None:
@@ -196,6 +198,7 @@ class Folder:
 
     def rename(self, old: str, new: str) -> None:
         """Give a file another name, if it is there."""
+        # pyarrow's move raises where there is no such file.
         if self.exists(old):
             self.filesystem.move(self.path(old), self.path(new))
 
@@ -206,6 +209,7 @@ class Folder:
         self.delete(probe)
 
     def _put(self, name: str, data: bytes) -> None:
+        # An object appears when its stream is closed, all of it at once.
         self.filesystem.create_dir(self.path(name).rpartition("/")[0], recursive=True)
         with self.filesystem.open_output_stream(self.path(name)) as stream:
             stream.write(data)

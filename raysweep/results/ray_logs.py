@@ -42,6 +42,8 @@ def logged_rounds(store: ResultStore, keys: Collection[str]) -> dict[str, Rounds
         for folder in store.folder.folders(session):
             key = _trial_of(store, folder)
             if key in keys:
+                # Sessions come in the order of their start, so rounds that a later one made again replace those of an
+                # earlier one.
                 rounds.setdefault(key, {}).update(_rounds(store, f"{folder}/result.json"))
     return rounds
 
@@ -57,6 +59,7 @@ def _trial_of(store: ResultStore, folder: str) -> str:
 
 def _rounds(store: ResultStore, name: str) -> Rounds:
     try:
+        # A killed driver may leave half a character at the end.
         lines = store.folder.read(name).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
@@ -66,6 +69,7 @@ def _rounds(store: ResultStore, name: str) -> Rounds:
             row = json.loads(line)
             rounds[int(row["step"])] = row
         except (ValueError, TypeError, KeyError) as error:
+            # Ray appends a line per round, so only the last one can be torn.
             if number == len(lines):
                 break
             raise StoreError(

@@ -68,18 +68,22 @@ class TableSchema:
         wrong = {type(r).__name__ for r in rows if type(r) is not self.row}
         if wrong:
             raise StoreError(f"table {self.tag} is built from {self.row.__name__}, got {', '.join(sorted(wrong))}")
+        # The order is the schema's: the same rows are the same bytes, in whatever order they were measured.
         ordered = sorted(rows, key=lambda r: tuple(_rank(getattr(r, name)) for name in self.order))
         return pa.Table.from_arrays([self._convert(c, [getattr(r, c.name) for r in ordered]) for c in self.columns],
                                     schema=self.arrow)  # fmt: skip
 
     def _convert(self, column: Column, values: list[object]) -> pa.Array:
         plain = _PLAIN[column.type]
+        # By exact type, since bool is an int in Python: True in a column of numbers is a mistake of whoever made the
+        # row.
         kinds = {type(v) for v in values}
         bad = [k.__name__ for k in kinds if not (k is type(None) or plain.accepts(k))]
         if bad:
             raise StoreError(f"{self.tag}.{column.name} holds {column.type}, got {', '.join(sorted(bad))}")
         if type(None) in kinds and not column.nullable:
             raise StoreError(f"{self.tag}.{column.name} may not be null")
+        # from_pandas would turn NaN into null; here NaN is a value that is undefined, null one that there is none of.
         return pa.array([None if v is None else plain.make(v) for v in values], type=column.type, from_pandas=False)
 
 
@@ -90,9 +94,11 @@ class _Plain:
 
 
 def _rank(value: object) -> tuple[bool, object]:
+    # Nulls first: None cannot be compared with a number.
     return (value is not None, value if value is not None else 0)
 
 
+# What a column of each Arrow type takes, and what it becomes: an enum its value, an int among floats a float.
 _PLAIN: dict[pa.DataType, _Plain] = {
     pa.string(): _Plain(lambda k: issubclass(k, str), lambda v: str(getattr(v, "value", v))),
     pa.int64(): _Plain(lambda k: issubclass(k, int) and k is not bool, int),
@@ -285,6 +291,7 @@ def upgrade(data: pa.Table, table: TableSchema, version: int) -> pa.Table:
     """Bring *data*, written as *version* of *table*, to the current version, one step at a time."""
     for number in range(version, table.version):
         data = UPGRADES[table.name, number](data)
+    # The cast also sets which columns may be null, and the tag of the current version.
     return data.cast(table.arrow)
 
 

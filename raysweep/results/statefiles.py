@@ -18,14 +18,14 @@ from raysweep.results.folder import Folder
 from raysweep.results.schema import TABLES
 
 TRIAL, SNAPSHOT, HEARTBEAT, PLAN = "trial.json", "snapshot.json", ".heartbeat", "plan.json"
-TIMES = (
-    "timing.json"  # lists a finished trial's timing files, which differ between equal runs, so that DONE.json need not
-)
+# Lists a finished trial's timing files, which differ between equal runs, so that DONE.json need not: equal runs have equal ones.
+TIMES = "timing.json"
 FORMAT = 2  # of all of them; what raysweep 0.1 wrote has no such field and counts as 1
 _TABLE_NAMES = frozenset(table.name for table in TABLES)
 
 
 class _StateFile(BaseModel):
+    # Strict: a file that somebody edited counts as damaged rather than as something near it.
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     format: int = 1
@@ -168,6 +168,7 @@ def read_state(folder: Folder, name: str, kind: type[T]) -> T | None:
         raise DamagedError(f"{folder.path(name)} is not JSON: {_first_line(error)}") from error
     if not isinstance(data, dict):
         raise DamagedError(f"{folder.path(name)} holds {_kind(data)}, not a JSON object")
+    # Before the shape is examined, since a newer format may have another one; True is an int in Python, but no format.
     number = data.get("format", 1)
     if type(number) is int and number > FORMAT:
         message = f"{folder.path(name)} has format {number}; this raysweep reads up to {FORMAT}"

@@ -61,12 +61,12 @@ class ResultStore:
 
     def __init__(self, root: str | Path, filesystem: fs.FileSystem | None = None) -> None:
         self.folder = Folder(root, filesystem)
-        self._files: dict[
-            str, dict[str, TableFile]
-        ] = {}  # of the trials this process writes: their files so far, by name
+        # Of the trials that this process writes, by key: their files so far, by name.
+        self._files: dict[str, dict[str, TableFile]] = {}
 
     def keys(self) -> tuple[str, ...]:
         """Return the keys of all trials ever begun here, sorted."""
+        # A name that begins with an underscore is the sweep's own: Ray's logs, drivers, shared tensors and proposals.
         return tuple(n for n in self.folder.folders() if not n.startswith("_") and self.folder.exists(f"{n}/{TRIAL}"))
 
     def status(self, key: str, rounds: Sequence[int] | None = None) -> TrialStatus:
@@ -119,6 +119,7 @@ class ResultStore:
             StorageLostError: the trial's folder was removed, moved or made anew since the trial began.
             StoreError: the storage cannot be written.
         """
+        # Writing would make a folder that was removed anew, with the later rounds only.
         self._demand_begun(key)
         # One file of each of these per round, even if it has no rows: a reader tells a round that is not there by that.
         every_round: tuple[_Written, ...] = ((PROBES, result.rows), (STATS, result.stats), (TIMING, result.timing))
@@ -135,6 +136,7 @@ class ResultStore:
         data = encoded(table, rows)
         file = described(table, step, len(rows), data)
         self.folder.write(f"{key}/{file.name}", data)
+        # Noted when it is on the disk: what a state file lists, a reader may count on.
         self._files.setdefault(key, {})[file.name] = file
 
     def write_snapshot(
@@ -220,8 +222,10 @@ class ResultStore:
             raise StorageLostError(f"{self.folder.path(f'{key}/{missing[0]}')} is gone, though this trial wrote it")
         times = [f for f in files if f.table == TIMING.name]
         facts = [f for f in files if f.table != TIMING.name]
+        # DONE.json comes last: whoever sees it may count on all that it and timing.json name.
         self.folder.write_json(f"{key}/{TIMES}", {"format": FORMAT, "files": listed(times)})
         self.folder.write_json(f"{key}/{State.DONE}.json", {"format": FORMAT, "step": step, "files": listed(facts)})
+        # The trial is DONE from here on, whatever happens: what follows only tidies up.
         self._files.pop(key, None)
         self.folder.drop_drafts(key)
         if not keep_snapshot:

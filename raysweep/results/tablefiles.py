@@ -39,6 +39,8 @@ def scan(folder: Folder, key: str, last: int, tables: Sequence[TableSchema] = TA
     entries = []
     for table in tables:
         for name in folder.files(key):
+            # Our own names only, `probes-000100.parquet`: in a trial's folder lie other files too, and those of later
+            # steps.
             head, _, tail = name.rpartition("/")[2].removesuffix(".parquet").rpartition("-")
             if head != table.name or not tail.isdigit() or int(tail) > last:
                 continue

@@ -30,9 +30,8 @@ log = logging.getLogger(__name__)
 
 SUMMARY_COLUMNS = ("step", "edit_step", "superseded_step", "record_id", "probe_kind", "metric", "value")
 TRIALS_FILE = "trials.parquet"
-Content = tuple[
-    dict[str, object], dict[str, object]
-]  # columns of the trials table that depend on no name, and resolved values
+# The columns of the trials table that depend on no name, and the resolved values by dotted name.
+Content = tuple[dict[str, object], dict[str, object]]
 
 
 class Sweep:
@@ -149,6 +148,7 @@ class Sweep:
         """Return the files of *table* of the trials whose files of it are as written; note the others."""
         files: list[str] = []
         for key in self.keys:
+            # One trial at a time, so that a damaged one is named and left out and the others are read.
             names = self.store.fragments(table, key)
             try:
                 read_as_written(self.store.folder, table, names)
@@ -166,6 +166,7 @@ def open_results(name: str | Path, workspace: Workspace | None = None, *, everyt
     """
     workspace = workspace or Workspace.here()
     text = str(name)
+    # A URI, or a folder that is there, is taken as it is; anything else is a sweep's name in the workspace.
     if "://" in text or Path(text).is_dir():
         folder = Folder(text)
     else:
@@ -195,6 +196,7 @@ def trials_table(names: Iterable[TrialName], contents: Mapping[str, Content]) ->
     rows, extras = [rows[i] for i in order], [extras[i] for i in order]
     arrays = [_strict([r[c.name] for r in rows], c.type, c.name, c.nullable) for c in TRIALS.columns]
     parts = list(TRIALS.arrow)
+    # A column per swept key and per resolved value of any trial; null for the trials that do not have it.
     for column in sorted({n for e in extras for n in e}):
         array = _inferred([e.get(column) for e in extras])
         arrays.append(array)
@@ -294,6 +296,7 @@ def _inferred(values: list[object]) -> pa.Array:
 def seconds_by_step(store: ResultStore, key: str) -> dict[int, float]:
     """Return what each round of one trial took, with all that led up to it."""
     table = read_fragments(store, TIMING, store.fragments(TIMING, key))
+    # From the files' names first: a round whose file holds no row is a round, of 0 s.
     seconds = dict.fromkeys((_step_of(name) for name in store.fragments(TIMING, key)), 0.0)
     for row in table.group_by("step").aggregate([("seconds", "sum")]).to_pylist():
         seconds[row["step"]] = row["seconds_sum"]
@@ -308,9 +311,8 @@ def seconds_by_phase(timing: pa.Table) -> dict[str, dict[str, tuple[float, int]]
     """Return ``{trial_key: {phase: (seconds, count)}}``."""
     by_trial: dict[str, dict[str, tuple[float, int]]] = {}
     columns = (timing[name].to_pylist() for name in ("trial_key", "phase", "seconds", "count"))
-    for key, phase, seconds, count in zip(
-        *columns, strict=True
-    ):  # few rows: Arrow's grouping takes longer to begin with
+    # There are few rows: Arrow's grouping takes longer only to begin with.
+    for key, phase, seconds, count in zip(*columns, strict=True):
         phases = by_trial.setdefault(key, {})
         before = phases.get(phase, (0.0, 0))
         phases[phase] = (before[0] + seconds, before[1] + count)

@@ -118,15 +118,16 @@ def _compare(store: ResultStore, rounds: Mapping[str, Rounds]) -> tuple[int, lis
                 continue
             stored = summary(columns, step, batch, phases=phases(trial.study))
             logged = {n for n, v in row.items() if n.partition("/")[0] in (*PHASES, "pristine") and is_number(v)}
+            # Of both sides: a value that only one of them has is a disagreement too.
             for name in sorted(stored.keys() | logged):
                 ours, theirs = stored.get(name), row.get(name)
                 compared += 1
                 if ours is None or not isinstance(theirs, int | float) or not _same(ours, float(theirs)):
-                    wrong.append(f"{key} at {step}: {name} is {theirs} for Ray, {_told(ours)} in our tables")
+                    wrong.append(f"{key} at {step}: {name} is {theirs} for Ray, {_printed(ours)} in our tables")
     return compared, wrong
 
 
-def _told(value: float | None) -> str:
+def _printed(value: float | None) -> str:
     return "undefined" if value is None else str(value)
 
 

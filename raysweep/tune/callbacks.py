@@ -16,6 +16,7 @@ class RayCallback(Callback):  # type: ignore[misc]
         self.watcher = watcher
 
     def __getstate__(self) -> dict[str, object]:
+        # Ray pickles a Tuner, and this with it, into the session's folder; a display could not be, and nobody reads it.
         return {"watcher": None}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
@@ -38,6 +39,7 @@ class RayCallback(Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Note a death that is not."""
         if self.watcher is not None:
+            # Ray calls this when no retry is left; until then it calls on_trial_recover.
             self.watcher.lost(_key(trial), False)
             self.watcher.stopped(_key(trial))
 

@@ -110,6 +110,7 @@ def _structure(module: nn.Module) -> tuple[tuple[str, str], ...]:
 
 
 def _has_hooks(module: nn.Module) -> bool:
+    # torch has no public way to ask for them.
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(part, kind, None) for part in module.modules() for kind in kinds)
 
@@ -119,6 +120,7 @@ def _hash(tensor: Tensor) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+# All that lives from one trial of a process to its next.
 _POOLS: dict[str, ModelPool] = {}
 
 
@@ -149,6 +151,7 @@ class Heartbeat:
         try:
             if not self._path.parent.is_dir():  # Ray has removed the trial's folder; it must not come back
                 raise FileNotFoundError(self._path)
+            # Not synced: it is written twice a second, and nothing depends on it.
             write_file(self._path, json.dumps(asdict(progress)), sync=False)
         except OSError:
             self._path = None

@@ -19,7 +19,9 @@ EVERYWHERE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # JSON and CSV are passed explicitly; TensorBoard is left out
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # Else a worker runs in its trial's folder, and relative paths in a search space lead elsewhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Else Ray hides every accelerator from a process that asks for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 LOCAL_ONLY = {
@@ -78,8 +80,8 @@ def start(ray: ModuleType, address: str, options: Mapping[str, object], attempts
             ray.shutdown()
             if attempt == attempts:
                 busy = "the machine may be busy or short of memory: run the same command again later"
-                there = f"is a cluster running at {address}? `ray status --address {address}` tells"
-                hint = busy if address == "local" else there
+                no_answer = f"is a cluster running at {address}? `ray status --address {address}` tells"
+                hint = busy if address == "local" else no_answer
                 raise RunFailedError(f"Ray did not start: {first_line(error)}", hint=hint) from error
         else:
             return

@@ -109,6 +109,7 @@ class Sessions:
                     self.halted,
                     {key: ray_config(self.table[key]) for key in keys},
                 ),
+                # An upper bound for Ray; the searcher ends the experiment.
                 num_samples=len(keys),
                 reuse_actors=self.options.reuse,
                 max_concurrent_trials=self.concurrent or None,
@@ -190,11 +191,11 @@ def request(resources: ResourceSpec, available: Mapping[str, float], shards: int
     gpu = (1.0 if gpus >= 1 else 0.0) if resources.gpu == "auto" else float(resources.gpu)
     requested = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
     for name, amount in requested.items():
-        there = available.get(name, 0.0)
-        if amount * shards > there:
+        total = available.get(name, 0.0)
+        if amount * shards > total:
             each = f"{amount:g}" if shards == 1 else f"{amount:g} for each of {shards} shards"
             raise SpecError(
-                f"resources.{name.lower()} = {each}, but the cluster has {there:g}",
+                f"resources.{name.lower()} = {each}, but the cluster has {total:g}",
                 hint="ask for less, or join a larger cluster with --address",
             )
     return {k: v for k, v in requested.items() if v}

@@ -79,6 +79,7 @@ class Shards:
             # A helper that dies (RayActorError) gives its steps back; another, or this process, computes them.
             yield from in_order(steps, here, (), lost=RayActorError, starting=self._begun[trial.key])
         except RayTaskError as error:
+            # The trial fails with what the helper raised, not with Ray's wrapping of it.
             raise (error.cause or error) from error
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
 
     def reset_config(self, new_config: dict[str, object]) -> bool:
         """Take up another trial in the same process."""
+        # True says that this process serves the trial now; Ray takes anything else for a mistake.
         self._begin(new_config)
         return True
 
@@ -52,6 +53,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
             self._ended = replay(job.trial, self.store)
             return
         local = self.store.folder.local
+        # Of the whole sweep: a member may be waiting for a later session.
         members = [t for t in self.table.values() if job.edit_key and t.edit_key == job.edit_key and t.key != key]
         self.shards.cache_key = self._cache_key()
         if job.can_propose:

@@ -58,11 +58,14 @@ class GroupByGroup(Searcher):  # type: ignore[misc]
         self.running: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, object]:
+        # Ray pickles a Tuner, and this with it, into the session's folder: `halted` leads to a lock, which cannot be
+        # pickled, and nobody reads the rest back.
         return {**self.__dict__, "halted": None, "waiting": [], "configs": {}}
 
     def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """Return the next trial's configuration, None while all that wait must wait, or that there is no more."""
         if not self.waiting or self.halted():
+            # None would mean "ask again later" to Ray, which would then wait for ever.
             return str(self.FINISHED)
         busy = set(self.running.values())
         # Two trials of one edit group at once would both compute the edits that they could share.
