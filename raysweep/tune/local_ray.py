@@ -21,7 +21,7 @@ EVERYWHERE = {
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
     # Else a worker runs in its trial's folder, and relative paths in a search space lead elsewhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    # Else Ray hides every accelerator from a process that asks for none.
+    # An older Ray hides every accelerator from a process that asks for none unless told this.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 LOCAL_ONLY = {
