@@ -74,6 +74,7 @@ class ArtifactRequest:
     def identity(self) -> dict[str, object]:
         """Return everything that the artifact depends on, as plain data, without what is empty; its digest is the hash of it."""
         sources = {name: source.identity() for name, source in self.sources.items()}
+        # Empty ones are left out, so that a field added later moves no digest of what does not use it.
         optional = {"model": self.model, "threads": self.threads, "sources": sources}
         named = {"kind": self.kind, "version": self.version, "inputs": self.inputs}
         return named | {key: value for key, value in optional.items() if value}
@@ -153,6 +154,7 @@ class ArtifactStore:
             (draft / "spec.json").write_text(json.dumps(spec, indent=1, sort_keys=True))
             (draft / "meta.json").write_text(json.dumps(canonical(meta), indent=1, sort_keys=True))
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / "data.safetensors")
+            # The seal is written last; the folder gets its name only after that.
             (draft / "COMPLETE").write_text(file_digest(draft / "data.safetensors"))
 
     @contextmanager
@@ -182,6 +184,7 @@ class ArtifactStore:
     def _heartbeat(self, path: Path, stop: threading.Event) -> None:
         while not stop.wait(self.beat):
             try:
+                # The claim's age is how others tell that we live; the file's own time needs no reading.
                 os.utime(path)
             except FileNotFoundError:
                 return

@@ -45,6 +45,7 @@ def fetch_wheel(project: str, file: str, folder: Path) -> Path:
     """
     failures = []
     for index in pip_indexes():
+        # PEP 503 writes a project's name in lower case, with hyphens.
         page = f"{index.rstrip('/')}/{quote(project.lower().replace('_', '-').replace('.', '-'))}/"
         try:
             links = _links(page)
@@ -90,6 +91,7 @@ def npm_registry(environ: Mapping[str, str] | None = None) -> str:
     """Return the address of the registry that npm would ask."""
     variables = os.environ if environ is None else environ
     for name, value in variables.items():
+        # npm takes its variables in capitals and in small letters.
         if name.lower() == "npm_config_registry" and value:
             return value
     for file in (Path(variables.get("NPM_CONFIG_USERCONFIG") or _home(variables) / ".npmrc"), Path("/etc/npmrc")):
@@ -117,11 +119,13 @@ def _pip(option: str, environ: Mapping[str, str]) -> str:
         Path("/etc/xdg/pip/pip.conf"),
     )
     for file in files:
+        # Raw: a % in an address is no interpolation.
         parser = configparser.RawConfigParser()
         try:
             parser.read_string(_text(file))
         except configparser.Error:  # not ours to mend
             continue
+        # As pip has it: the section of the command goes before the global one; `pip download` is what is done here.
         for section in ("download", "global"):
             if value := parser.get(section, option, fallback=""):
                 return value
@@ -142,11 +146,13 @@ def _text(file: Path) -> str:
 def _links(page: str) -> dict[str, str]:
     """Return the addresses of the files on a project's *page*, by file name."""
     local = urlsplit(page).scheme == "file"
+    # A folder of files, as `pip --index-url file:…` reads it, has its page under this name.
     page = urljoin(page, "index.html") if local else page
     with _open(page, accept=f"{_JSON}, text/html;q=0.1") as answer:
         text, base = answer.read().decode("utf-8", errors="replace"), page if local else answer.geturl()
         kind = answer.headers.get_content_type()
     if kind in (_JSON, "application/json"):
+        # PEP 691; any other answer is the HTML of PEP 503.
         return {entry["filename"]: urljoin(base, entry["url"]) for entry in json.loads(text)["files"]}
     parser = _Anchors()
     parser.feed(text)

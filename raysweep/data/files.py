@@ -66,6 +66,7 @@ class JsonDataset:
         if spec.path:
             path = workspace.resolve(spec.path)
             return self._file_at(path if path.exists() else workspace.find(spec.path) or path)
+        # Most specific first: a folder may hold several editions of the same records.
         for place in self.places:
             known_place = workspace.find("data", *place.split("/"))
             if known_place is not None:
