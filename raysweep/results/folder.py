@@ -99,23 +99,6 @@ class Folder:
         with self.filesystem.open_input_stream(self.path(name)) as stream:
             return bytes(stream.read())
 
-    def read_json(self, name: str) -> dict[str, object] | None:
-        """Return the JSON object in *name*, or None if there is no such file.
-
-        Raises:
-            StoreError: the file is not JSON.
-        """
-        try:
-            value = json.loads(self.read(name))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            hint = "delete that trial's folder and run the same command again"
-            raise StoreError(f"{self.path(name)} is not JSON: {error}", hint=hint) from error
-        if not isinstance(value, dict):
-            raise StoreError(f"{self.path(name)} does not hold a JSON object")
-        return value
-
     def write(self, name: str, data: bytes) -> None:
         """Write *data* as *name*, whole or not at all.
 

@@ -102,7 +102,7 @@ def test_killed_worker_fresh_processes_and_a_failing_arm_change_nothing(bench: B
     assert all(found[name] == expected[name] for name in shared)
     store = ResultStore(root / "results/s")
     failed = [key for key in store.keys() if store.status(key).state is State.FAILED]  # noqa: SIM118
-    about = store.folder.read_json(f"{failed[0]}/FAILED.json")
+    about = json.loads(store.folder.read(f"{failed[0]}/FAILED.json"))
     assert about is not None
     assert "raise ValueError" in about["traceback"]
     code, _, lines = finish(start(root, "s", more, (0,), plugins=bench.plugins))
