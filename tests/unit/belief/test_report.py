@@ -218,7 +218,6 @@ def test_arms_are_named_by_the_plan_and_unfinished_ones_say_so(workspace: Worksp
     """Configurations of one arm are not pooled, equal arms are both there, and a trial that did not end is marked."""
     store = ResultStore(workspace.results("tiny"))
     before = json.loads(store.folder.read(PLAN))
-    assert before is not None
     lora = next(row["trial_key"] for row in Sweep(store).trials().to_pylist() if row["study"] == "belief")
     entries = [{"key": lora, "arm": arm, "point": {"editor.lr": lr}} for arm, lr in (("a", 1), ("a", 2), ("b", 1))]
     try:
