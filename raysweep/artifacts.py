@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Built = tuple[Mapping[str, "Tensor"], Mapping[str, Any]]
+Built = tuple[Mapping[str, "Tensor"], Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ArtifactRequest:
     model: str | None = field(kw_only=True)
     sources: Mapping[str, ArtifactRequest] = field(default_factory=dict)
     data: DataSpec | None = None
-    where: Mapping[str, Any] = field(default_factory=dict)
+    where: Mapping[str, str] = field(default_factory=dict)
     text: TextSpec | None = None
     version: int = 1
     threads: int = 0
@@ -71,9 +71,10 @@ class ArtifactRequest:
         named = self.model != "" and (self.text is None or bool(self.text.digest))
         return named and all(source.known for source in self.sources.values())
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Return everything that the artifact depends on, as plain data, without what is empty; its digest is the hash of it."""
         sources = {name: source.identity() for name, source in self.sources.items()}
+        # Empty ones are left out, so that a field added later moves no digest of what does not use it.
         optional = {"model": self.model, "threads": self.threads, "sources": sources}
         named = {"kind": self.kind, "version": self.version, "inputs": self.inputs}
         return named | {key: value for key, value in optional.items() if value}
@@ -144,15 +145,16 @@ class ArtifactStore:
                     time.sleep(min(self.beat, 0.5))
 
     def _write(
-        self, folder: Path, request: ArtifactRequest, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+        self, folder: Path, request: ArtifactRequest, tensors: Mapping[str, Tensor], meta: Mapping[str, object]
     ) -> None:
         from safetensors.torch import save_file
 
         with write_folder(folder) as draft:
-            spec = {**canonical(request.identity()), "builder": request.builder}
+            spec = canonical({**request.identity(), "builder": request.builder})
             (draft / "spec.json").write_text(json.dumps(spec, indent=1, sort_keys=True))
             (draft / "meta.json").write_text(json.dumps(canonical(meta), indent=1, sort_keys=True))
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / "data.safetensors")
+            # The seal is written last; the folder gets its name only after that.
             (draft / "COMPLETE").write_text(file_digest(draft / "data.safetensors"))
 
     @contextmanager
@@ -182,6 +184,7 @@ class ArtifactStore:
     def _heartbeat(self, path: Path, stop: threading.Event) -> None:
         while not stop.wait(self.beat):
             try:
+                # The claim's age is how others tell that we live; the file's own time needs no reading.
                 os.utime(path)
             except FileNotFoundError:
                 return

@@ -42,10 +42,12 @@ def file_draft(path: Path, *, sync: bool = True) -> Iterator[Path]:
         yield draft
         if sync:
             _sync(draft)
+        # Only now: a rename of bytes that are not on the disk yet could leave an empty file after a power cut.
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     if sync:
+        # The new name itself is on the disk when its folder is.
         _sync(path.parent)
 
 
@@ -64,6 +66,7 @@ def write_folder(path: Path, *, only_writer: bool = False) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
+    # Fixed names can be found again after a kill, names of their own are safe from other writers.
     draft = path.with_name(f"{path.name}.draft") if only_writer else _beside(path)
     aside = path.with_name(f"{path.name}.old") if only_writer else _beside(path)
     if only_writer:

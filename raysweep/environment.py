@@ -46,8 +46,8 @@ def stated(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     >>> stated({"MKL_CBWR": "COMPATIBLE", "HOME": "/root"})
     {'MKL_CBWR': 'COMPATIBLE'}
     """
-    given = os.environ if environ is None else environ
-    return {name: given[name] for name in VARIABLES if given.get(name)}
+    variables = os.environ if environ is None else environ
+    return {name: variables[name] for name in VARIABLES if variables.get(name)}
 
 
 def check(planned: Mapping[str, str]) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 
-def canonical(value: Any) -> Any:
+def canonical(value: object) -> object:
     """Return *value* as plain JSON data with one spelling per value.
 
     Mappings are sorted by key; tuples and lists are the same; ``1`` and ``1.0`` stay different.
@@ -43,7 +42,7 @@ def canonical(value: Any) -> Any:
     raise TypeError(f"no canonical form for {type(value).__name__}: {value!r}")
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """Return *value* as canonical JSON text.
 
     >>> canonical_json({"b": (1, 2.0), "a": None})
@@ -52,7 +51,7 @@ def canonical_json(value: Any) -> str:
     return json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def digest(value: Any, *, length: int = 16) -> str:
+def digest(value: object, *, length: int = 16) -> str:
     """Return the first *length* hex digits of the BLAKE2b hash of the canonical form of *value*."""
     return hashlib.blake2b(canonical_json(value).encode()).hexdigest()[:length]
 

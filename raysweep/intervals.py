@@ -89,28 +89,28 @@ def variance_components(values: Array) -> Components:
     With gaps, the variance within seeds and the variance left within records once seeds are centred give the variances of
     records and of the residual; expectations use the weights that the mean gives to each value.
     """
-    there = ~np.isnan(values)
+    defined = ~np.isnan(values)
     # Arrays are [..., R, S]: R records, S seeds, NaN where a record is not under a seed; sums run over the rest.
-    filled = np.where(there, values, 0.0)
+    filled = np.where(defined, values, 0.0)
     # n_s [..., S] records of a seed, n_r [..., R] seeds of a record.
-    in_seed, in_record = there.sum(-2), there.sum(-1)
-    n_seeds, n_records, n_values = (in_seed > 0).sum(-1), (in_record > 0).sum(-1), there.sum((-2, -1))
+    in_seed, in_record = defined.sum(-2), defined.sum(-1)
+    n_seeds, n_records, n_values = (in_seed > 0).sum(-1), (in_record > 0).sum(-1), defined.sum((-2, -1))
     # mean = (1/S) Σ_s x̄_s: every seed counts alike, however many records it has.
     seed_means = filled.sum(-2) / np.maximum(in_seed, 1)
     mean = seed_means.sum(-1) / n_seeds
 
     # w_rs = 1 / (n_s S), so mean = Σ_rs w_rs x_rs. With x_rs = μ + a_r + b_s + e_rs,
     # Var(mean) = σ_a² Σ_r (Σ_s w_rs)² + σ_b² / S + σ_e² Σ_rs w_rs².
-    weights = there / np.maximum(in_seed, 1)[..., None, :] / n_seeds[..., None, None]
+    weights = defined / np.maximum(in_seed, 1)[..., None, :] / n_seeds[..., None, None]
     same = (weights.sum(-1) ** 2).sum(-1)  # multiplies the variance of records in that of the mean
     apart = (weights**2).sum((-2, -1))  # multiplies the variance of the residual
 
     # Centred within its seed, a value no longer holds b_s; what is left varies by a_r + e_rs.
-    centred = np.where(there, filled - seed_means[..., None, :], 0.0)
+    centred = np.where(defined, filled - seed_means[..., None, :], 0.0)
     total = (centred**2).sum((-2, -1)) / np.maximum(n_values - n_seeds, 1)  # of records and residual together
     # What is left within a record, once its own mean is taken off, is e_rs alone.
     record_means = centred.sum(-1) / np.maximum(in_record, 1)
-    within = (np.where(there, centred - record_means[..., None], 0.0) ** 2).sum((-2, -1))
+    within = (np.where(defined, centred - record_means[..., None], 0.0) ** 2).sum((-2, -1))
     df_within = (n_values - n_records) * (1.0 - n_seeds / n_values)
     # Where no record is under two seeds the two cannot be told apart, and need not be: their multipliers are then equal.
     residual = np.where(df_within > 0, within / np.where(df_within > 0, df_within, 1.0), total / 2)
@@ -305,9 +305,9 @@ def _typical(distances: Array, *, otherwise: Array | float) -> Array:
 
 def _mean_or_nan(values: Array) -> Array:
     """Return the mean over the last axis of what is not NaN; NaN where nothing is."""
-    there = ~np.isnan(values)
-    count = there.sum(-1)
-    return np.where(count > 0, np.where(there, values, 0.0).sum(-1) / np.maximum(count, 1), np.nan)
+    defined = ~np.isnan(values)
+    count = defined.sum(-1)
+    return np.where(count > 0, np.where(defined, values, 0.0).sum(-1) / np.maximum(count, 1), np.nan)
 
 
 def _median(values: Array) -> Array:

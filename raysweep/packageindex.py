@@ -17,10 +17,10 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Mapping
 from html.parser import HTMLParser
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.response import addinfourl
 
 from raysweep.atomic import file_draft
 
@@ -45,6 +45,7 @@ def fetch_wheel(project: str, file: str, folder: Path) -> Path:
     """
     failures = []
     for index in pip_indexes():
+        # PEP 503 writes a project's name in lower case, with hyphens.
         page = f"{index.rstrip('/')}/{quote(project.lower().replace('_', '-').replace('.', '-'))}/"
         try:
             links = _links(page)
@@ -81,18 +82,19 @@ def pip_indexes(environ: Mapping[str, str] | None = None) -> list[str]:
 
     A variable goes before the files; of the files, that of the environment before the user's before the system's.
     """
-    given = os.environ if environ is None else environ
-    main = _pip("index-url", given) or PYPI
-    return list(dict.fromkeys([*main.split()[:1], *_pip("extra-index-url", given).split()]))
+    variables = os.environ if environ is None else environ
+    main = _pip("index-url", variables) or PYPI
+    return list(dict.fromkeys([*main.split()[:1], *_pip("extra-index-url", variables).split()]))
 
 
 def npm_registry(environ: Mapping[str, str] | None = None) -> str:
     """Return the address of the registry that npm would ask."""
-    given = os.environ if environ is None else environ
-    for name, value in given.items():
+    variables = os.environ if environ is None else environ
+    for name, value in variables.items():
+        # npm takes its variables in capitals and in small letters.
         if name.lower() == "npm_config_registry" and value:
             return value
-    for file in (Path(given.get("NPM_CONFIG_USERCONFIG") or _home(given) / ".npmrc"), Path("/etc/npmrc")):
+    for file in (Path(variables.get("NPM_CONFIG_USERCONFIG") or _home(variables) / ".npmrc"), Path("/etc/npmrc")):
         for line in _text(file).splitlines():
             key, _, value = line.partition("=")
             if key.strip() == "registry" and value.strip():
@@ -117,11 +119,13 @@ def _pip(option: str, environ: Mapping[str, str]) -> str:
         Path("/etc/xdg/pip/pip.conf"),
     )
     for file in files:
+        # Raw: a % in an address is no interpolation.
         parser = configparser.RawConfigParser()
         try:
             parser.read_string(_text(file))
         except configparser.Error:  # not ours to mend
             continue
+        # As pip has it: the section of the command goes before the global one; `pip download` is what is done here.
         for section in ("download", "global"):
             if value := parser.get(section, option, fallback=""):
                 return value
@@ -142,11 +146,13 @@ def _text(file: Path) -> str:
 def _links(page: str) -> dict[str, str]:
     """Return the addresses of the files on a project's *page*, by file name."""
     local = urlsplit(page).scheme == "file"
+    # A folder of files, as `pip --index-url file:…` reads it, has its page under this name.
     page = urljoin(page, "index.html") if local else page
     with _open(page, accept=f"{_JSON}, text/html;q=0.1") as answer:
         text, base = answer.read().decode("utf-8", errors="replace"), page if local else answer.geturl()
         kind = answer.headers.get_content_type()
     if kind in (_JSON, "application/json"):
+        # PEP 691; any other answer is the HTML of PEP 503.
         return {entry["filename"]: urljoin(base, entry["url"]) for entry in json.loads(text)["files"]}
     parser = _Anchors()
     parser.feed(text)
@@ -172,7 +178,7 @@ def _save(url: str, place: Path) -> Path:
     return place
 
 
-def _open(url: str, accept: str = "*/*") -> Any:
+def _open(url: str, accept: str = "*/*") -> HTTPResponse | addinfourl:
     """Open *url*, whose user and password, if it names some, go into a header: urllib takes them for a part of the host."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "file"):
@@ -183,7 +189,8 @@ def _open(url: str, accept: str = "*/*") -> Any:
         request.add_unredirected_header("Authorization", f"Basic {b64encode(pair.encode()).decode()}")
     bundle = _pip("cert", os.environ) if parts.scheme == "https" else ""
     context = ssl.create_default_context(cafile=bundle) if bundle else None
-    return urllib.request.urlopen(request, timeout=_SECONDS, context=context)
+    answer: HTTPResponse | addinfourl = urllib.request.urlopen(request, timeout=_SECONDS, context=context)
+    return answer
 
 
 def _with_login(url: str, page: str) -> str:

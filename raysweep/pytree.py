@@ -14,14 +14,14 @@ else:
     torch = lazy("torch")
 
 
-def flatten(prefix: str, node: Any) -> tuple[dict[str, Tensor], Any]:
+def flatten(prefix: str, node: object) -> tuple[dict[str, Tensor], object]:
     """Split nested data into tensors by path (copies) and JSON with ``None``-like markers in their place."""
     if isinstance(node, torch.Tensor):
         # A copy: the state goes on changing while the snapshot waits to be written.
         return {prefix: node.clone()}, {"__tensor__": prefix}
     if isinstance(node, Mapping):
         tensors: dict[str, Tensor] = {}
-        plain: dict[str, Any] = {}
+        plain: dict[str, object] = {}
         for key, value in node.items():
             tensors_below, plain[str(key)] = flatten(f"{prefix}/{key}", value)
             tensors |= tensors_below
@@ -32,7 +32,7 @@ def flatten(prefix: str, node: Any) -> tuple[dict[str, Tensor], Any]:
     return {}, node
 
 
-def unflatten(prefix: str, tensors: Mapping[str, Tensor], node: Any, device: torch.device) -> Any:
+def unflatten(prefix: str, tensors: Mapping[str, Tensor], node: object, device: torch.device) -> Any:
     """Undo :func:`flatten`, with the tensors on *device*."""
     if isinstance(node, Mapping):
         if "__tensor__" in node:
@@ -43,7 +43,7 @@ def unflatten(prefix: str, tensors: Mapping[str, Tensor], node: Any, device: tor
     return node
 
 
-def moved(node: Any, device: torch.device | str) -> Any:
+def moved(node: object, device: torch.device | str) -> Any:
     """Return nested data with its tensors on *device*; nothing is copied that is there already."""
     if isinstance(node, torch.Tensor):
         return node.to(device)

@@ -83,6 +83,7 @@ def check_record(record: EditRecord, *, where: str = "") -> tuple[str, ...]:
         for field in ("prompt", "target"):
             if not getattr(probe, field).strip():
                 raise RecordError(f"{at}: {probe.kind} probe has an empty {field}", hint="drop the probe or fill it")
+    # Odd, but what the file says: prompts and targets are never changed (`Dataset`, promise 2).
     warnings = []
     if record.target[:1].isspace():
         warnings.append(f"{at}: target begins with a space")
@@ -118,6 +119,7 @@ def _spelling(subject: str, prompt: str, count: int) -> str:
     """Return what to do about a *subject* that occurs *count* times in *prompt*: often it is there, spelled otherwise."""
     if count:
         return "the subject must occur exactly once: reword the prompt, or make the subject longer"
+    # Compared from strict to lax, so that the hint names the least change that helps.
     one_form = [unicodedata.normalize("NFC", text) for text in (subject, prompt)]
     if one_form[0] in one_form[1]:
         return "both spell it alike, but in different Unicode forms: convert the file to NFC"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from raysweep.errors import NameUnknownError, nearest
 
@@ -56,8 +56,8 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Import and return the object called *name*."""
         module, _, attribute = self.origin(name).partition(":")
-        component: Any = getattr(importlib.import_module(module), attribute)
-        return component  # type: ignore[no-any-return]
+        component: T = getattr(importlib.import_module(module), attribute)
+        return component
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries()

@@ -152,6 +152,9 @@ class TrainingRow:
     value: float
 
 
+TableRow = ProbeRow | StatRow | TimingRow | BeliefRow | PointRow | TrainingRow
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything a trial needs to go on after ``step`` edits, bit for bit.

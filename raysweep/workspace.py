@@ -34,10 +34,12 @@ def resolve_from_cwd(path: str | Path, *, shipped: bool = False) -> str:
     """
     if "://" in str(path):
         return str(path)
-    given = Path(path).expanduser()
-    here = Path(os.path.abspath(given))  # not resolve(): a link is left as it was named
-    there = package_share() / given
-    return str(there if shipped and not given.is_absolute() and not here.exists() and there.exists() else here)
+    stated = Path(path).expanduser()
+    # Not resolve(): a link is left as it was named.
+    own = Path(os.path.abspath(stated))
+    came_along = package_share() / stated
+    use_shipped = shipped and not stated.is_absolute() and not own.exists() and came_along.exists()
+    return str(came_along if use_shipped else own)
 
 
 def unknown_variables() -> list[str]:
@@ -141,8 +143,8 @@ class Workspace:
     def resolve(self, path: str) -> Path:
         """Return *path*, which a file names, as an absolute path; a relative one counts from the root."""
         # A path in a file means the same whoever runs it, from whatever folder.
-        given = Path(path).expanduser()
-        return given if given.is_absolute() else (self.root / given).resolve()
+        named = Path(path).expanduser()
+        return named if named.is_absolute() else (self.root / named).resolve()
 
     def holds(self, path: str) -> bool:
         """Tell whether something is at *path* (relative paths count from the root); no where there can be nothing."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -17,8 +18,11 @@ from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.problems import problem
 from raysweep.errors import Problem, ProblemsError, StoreError
 from raysweep.lazy import lazy
-from raysweep.reports.estimates import amount, memory
+from raysweep.reports.estimates import amount, driver_memory, memory
+from raysweep.reports.prose import counted
 from raysweep.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 ELSEWHERE = "ask for less, or join a larger cluster: --address"
 SPARE = 64 << 20  # bytes on disk for tables, logs and Ray's own files
@@ -71,6 +75,8 @@ def check(
         problems += [*_storage(results), *_resources(plan, machine), *_needs(plan, workspace, components, machine)]
     if problems:
         raise ProblemsError(dict.fromkeys(problems))
+    # The driver runs on this machine wherever its trials do.
+    _warn_of_driver(plan, this_machine(workspace.results(plan.sweep.name)).memory)
 
 
 def _storage(results: str) -> Iterator[Problem]:
@@ -119,6 +125,17 @@ def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Ma
             yield _lack(
                 plan, planned, f"disk below {where}", written, machine.free, "free some, or `run --storage` elsewhere"
             )
+
+
+def _warn_of_driver(plan: Plan, available: int | None) -> None:
+    """Warn where the driver over all trials of *plan* takes more bytes than this machine has."""
+    count = len(plan.trials)
+    needed = driver_memory(count)
+    if available is not None and needed > available:
+        log.warning(
+            "the process that runs %s takes about %s of memory itself, this machine has %s",
+            counted(count, "trial", "trials"), amount(needed), amount(available),
+        )  # fmt: skip
 
 
 def _lack(plan: Plan, planned: PlannedTrial, what: str, needed: int, there: int, hint: str) -> Problem:

@@ -41,6 +41,7 @@ def resolve(spec: DataSpec, workspace: Workspace) -> DataSpec:
     path = dataset.locate(spec, workspace)
     where = str(path or spec.name)
     filled_in = {"digest": dataset.digest(path)}
+    # Counting rows needs no look into them; leaving some out does.
     if spec.invalid == "refuse":
         return spec.model_copy(update={**filled_in, "size": _size(spec, dataset.count(path), where)})
     selection = select(dataset.read(path).every, spec, lambda record: None, where)
@@ -60,11 +61,13 @@ def open_dataset(spec: DataSpec, workspace: Workspace) -> tuple[EditRecord, ...]
     path = dataset.locate(spec, workspace)
     where = str(path or spec.name)
     actual = dataset.digest(path)
+    # Workers open the data hours after the plan was made; other records would be filed under its keys.
     if spec.digest and spec.digest != actual:
         raise DataError(
             f"{where}: its content has digest {actual}, the plan saw {spec.digest}",
             hint="the file changed meanwhile; restore it, or plan again",
         )
+    # Reading refuses an empty file for its missing fields; that it holds too few records is the better message.
     reading = dataset.read(path) if dataset.count(path) else Reading(())
     selection = chosen(reading.every, spec)
     if selection.problems:
@@ -76,6 +79,7 @@ def open_dataset(spec: DataSpec, workspace: Workspace) -> tuple[EditRecord, ...]
 def _size(spec: DataSpec, count: int, where: str) -> int:
     """Return how many records *spec* chooses of *count*."""
     left = count - spec.skip
+    # size 0 asks for all there are, and for one at least.
     if left < max(spec.size, 1):
         stated = f"data.size = {spec.size} after data.skip = {spec.skip}" if spec.size else f"data.skip = {spec.skip}"
         kind = "records" if spec.invalid == "refuse" else "records that can be used"

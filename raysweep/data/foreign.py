@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Layout:
     nested: frozenset[str] = frozenset()
     cure: str = ""
 
-    def fits(self, row: Any) -> bool:
+    def fits(self, row: object) -> bool:
         """Tell whether *row* is of this layout."""
         return (
             isinstance(row, Mapping)
@@ -34,6 +33,7 @@ class Layout:
 
 _COUNTERFACT = "'prompt', 'target_new', 'subject', 'rephrase_prompt', 'locality_prompt', 'locality_ground_truth'"
 _ZSRE = "'src', 'alt', 'subject', 'rephrase', 'loc', 'loc_ans'"
+# By keys that no layout of ours has. The first that fits is named.
 LAYOUTS = (
     Layout(
         "KnowEdit",
@@ -73,7 +73,7 @@ LAYOUTS = (
 )
 
 
-def layout_of(row: Any) -> Layout | None:
+def layout_of(row: object) -> Layout | None:
     """Return the layout of *row* if it is one of those that are known but not read.
 
     >>> layout_of({"update": "Who?", "ans": "Bo"}).name

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from raysweep.errors import DataError, RecordError
 
@@ -21,13 +20,14 @@ _MAGIC = {
 }
 
 
-class JsonObject(dict[str, Any]):
+class JsonObject(dict[str, object]):
     """A JSON object that knows which of its keys were written more than once (JSON itself takes the last, silently)."""
 
     repeated: tuple[str, ...] = ()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+def _object(pairs: list[tuple[str, object]]) -> JsonObject:
+    # json hands over the pairs as written; a dict keeps the last of two equal keys without a word.
     made = JsonObject(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
@@ -35,7 +35,7 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     return made
 
 
-def read_rows(path: Path) -> list[Any]:
+def read_rows(path: Path) -> list[object]:
     """Return the elements of a JSON array, or the values of a file with one JSON value a line.
 
     The content decides, not the ending: JSON lines are often called ``.json``.
@@ -46,11 +46,13 @@ def read_rows(path: Path) -> list[Any]:
     text = _text(path)
     if not text.strip():
         raise DataError(f"{path}: the file is empty", hint="it must hold a JSON array of objects, or one object a line")
+    # The ending is believed where the content does not speak against it.
     if path.suffix == ".jsonl" and not text.lstrip().startswith("["):
         return list(_lines(text, path))
     try:
         rows = _parse(text, path)
     except DataError:
+        # No JSON as a whole; if its first line is an object by itself, these are JSON lines with another ending.
         first = next(line for line in text.split("\n") if line.strip())
         if not _is_object(first):
             raise
@@ -64,12 +66,12 @@ def read_rows(path: Path) -> list[Any]:
     return rows
 
 
-def type_name(value: Any) -> str:
+def type_name(value: object) -> str:
     """Return the name of the type that *value* has in Python; a JSON object is a ``dict``."""
     return "dict" if isinstance(value, dict) else type(value).__name__
 
 
-def check_keys(row: Any) -> None:
+def check_keys(row: object) -> None:
     """Raise :class:`RecordError` if an object in *row* has a key twice: which of the values is meant, nobody can tell."""
     if isinstance(row, JsonObject) and row.repeated:
         raise RecordError(f"the row has the key '{row.repeated[0]}' twice", hint="keep one of them")
@@ -96,7 +98,8 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _lines(text: str, path: Path) -> Iterator[Any]:
+def _lines(text: str, path: Path) -> Iterator[object]:
+    # Not splitlines(): it also breaks at characters that a JSON text may hold, such as U+2028.
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _parse(line, path, number)
@@ -109,7 +112,7 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _parse(text: str, path: Path, first_line: int = 1) -> Any:
+def _parse(text: str, path: Path, first_line: int = 1) -> object:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except RecursionError as error:

@@ -16,6 +16,7 @@ def order(records: Iterable[EditRecord], seed: int) -> tuple[EditRecord, ...]:
     """
 
     def place(record: EditRecord) -> tuple[bytes, str]:
+        # A hash of each record alone: a shuffle would move all of them when one is added. The id settles equal hashes.
         return hashlib.blake2b(f"{seed}/{record.id}".encode(), digest_size=16).digest(), record.id
 
     return tuple(sorted(records, key=place))

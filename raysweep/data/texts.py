@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from raysweep.config.schema import DataSpec, TextSpec
 from raysweep.data import DATASETS
@@ -28,6 +28,14 @@ _PASSAGE_WORDS = 100
 SOURCES = ("dataset", "brown", *_HUB)
 
 
+class _HubCorpus(Protocol):
+    """What is used of a corpus that the ``datasets`` package streams."""
+
+    def shuffle(self, *, seed: int, buffer_size: int) -> Iterable[Mapping[str, str]]:
+        """Return its rows in an order that *seed* and *buffer_size* determine."""
+        ...
+
+
 def resolve(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
     """Return *text* with ``digest`` filled in: it covers the content, and how texts are cut from it.
 
@@ -38,7 +46,7 @@ def resolve(text: TextSpec, data: DataSpec, workspace: Workspace) -> TextSpec:
     """
     if not text.path and text.name == "dataset":
         dataset = DATASETS.get(data.name)()
-        content: Any = {
+        content: object = {
             "dataset": data.name,
             "version": dataset.version,
             "content": dataset.digest(dataset.locate(data, workspace)),
@@ -96,7 +104,7 @@ def brown_folder(workspace: Workspace) -> Path | None:
 
 def _files(text: TextSpec, workspace: Workspace) -> list[Path]:
     if text.path:
-        return _given(workspace.resolve(text.path))
+        return _files_at(workspace.resolve(text.path))
     if text.name != "brown":
         hint = f"{nearest(text.name, SOURCES)}; or give text.path"
         raise DataError(f"unknown text source '{text.name}'", hint=hint)
@@ -114,9 +122,10 @@ def _files(text: TextSpec, workspace: Workspace) -> list[Path]:
     return files
 
 
-def _given(path: Path) -> list[Path]:
+def _files_at(path: Path) -> list[Path]:
     kinds = ", ".join(_SUFFIXES)
     if path.is_dir():
+        # A folder's own order differs between file systems, and second moments depend on the order of texts.
         files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES)
         if not files:
             raise DataError(f"text.path '{path}' holds no {kinds} file", hint="name a file, or another folder")
@@ -151,6 +160,7 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 
 def _jsonl(path: Path) -> Iterator[str]:
+    # Only \n ends a line; a lone \r may stand inside one.
     with path.open(encoding="utf-8-sig", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -158,6 +168,7 @@ def _jsonl(path: Path) -> Iterator[str]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
+                # It is a ValueError too, but what is wrong then is the encoding, which `_file` reports.
                 if isinstance(error, UnicodeDecodeError):
                     raise
                 raise DataError(f"{path}:{number}: not JSON", hint="one JSON object or string per line") from error
@@ -180,6 +191,7 @@ def _parquet(path: Path) -> Iterator[str]:
         kind = file.schema_arrow.field("text").type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise DataError(f"{path}: the column 'text' holds {kind}, not text", hint="cast it to string")
+        # Batch by batch: a corpus may be larger than memory.
         for batch in file.iter_batches(columns=["text"]):
             yield from (value for value in batch.column(0).to_pylist() if value and value.strip())
     except (pa.ArrowException, OSError) as error:
@@ -241,9 +253,11 @@ def _hub(name: str) -> Iterator[str]:
     return _stream(name, load_dataset)
 
 
-def _stream(name: str, load_dataset: Any) -> Iterator[str]:
+def _stream(name: str, load_dataset: Callable[..., _HubCorpus]) -> Iterator[str]:
     repository, edition = _HUB[name]
     try:
+        # A stream is shuffled within a buffer, so seed and size of the buffer make the order: raise "shuffle" in
+        # `resolve` with them.
         rows = load_dataset(repository, edition, split="train", streaming=True).shuffle(seed=1, buffer_size=10_000)
         for row in rows:
             if row["text"].strip():

@@ -86,4 +86,5 @@ def _records() -> tuple[EditRecord, ...]:
 @cache
 def _digest() -> str:
     texts = hashlib.blake2b("\n".join(s.text for s in training_sentences(_world())).encode()).hexdigest()
+    # The hash of the texts stands for them: there are thousands of sentences.
     return digest({"version": WORLD_VERSION, "records": _records(), "texts": texts})

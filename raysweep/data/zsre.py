@@ -21,6 +21,7 @@ class Zsre(JsonDataset):
         """Map ``src, alt, subject?, rephrase?, loc?, loc_ans?, portability?``."""
         prompt, target = field(row, "src"), field(row, "alt")
         probes = standard_probes(prompt, target, optional(row, "rephrase"), locality_probe(row, "loc", "loc_ans"))
+        # Only some rows have a one-hop question; half of one is none.
         question = optional(row, "portability", "New Question")
         answer = optional(row, "portability", "New Answer")
         if question.strip() and answer.strip():

@@ -18,6 +18,8 @@ from raysweep.workspace import Workspace
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TOKENS = 20  # of prompt and target, about: keys per edit
+DRIVER_BASE, DRIVER_TRIAL = 527_000_000, 21_900  # bytes, see driver_memory
+MANY_TRIALS = 1000  # from more on, a plan says what the driver takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +65,32 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
     return Memory({k: v for k, v in parts.items() if v}, tuple(unknown))
 
 
+def driver_memory(trials: int) -> int:
+    """Return about how many bytes the process of ``raysweep run`` itself takes over a sweep of *trials* trials through Ray.
+
+    Both constants were measured on 2,000 trials of the editor ``null`` with two rounds, in sessions of 128
+    (``python -m benchmarks.driver``; docs/performance.md, "The driver over many trials"). It takes 527 MB (``DRIVER_BASE``)
+    with Python, Ray, pyarrow and Tune's record of one session; each trial adds .0154 MB while the sweep runs, and .0219 MB
+    (``DRIVER_TRIAL``) when all trials have been read for ``trials.parquet`` at its end. Two things come on top that are not
+    in here: rows of many rounds are larger when they are read, and a session is longer than 128 trials where more than eight run
+    at once (:mod:`raysweep.tune.sessions`), with about .2 MB for each of its trials until it ends.
+    """
+    return DRIVER_BASE + DRIVER_TRIAL * trials
+
+
 def memory_lines(plan: Plan, workspace: Workspace, components: Components) -> list[str]:
-    """Return a line per arm and model: what one of its trials takes."""
+    """Return a line per arm and model: what one of its trials takes; and one for the driver of a sweep of many trials."""
     arms_by_text: dict[str, list[str]] = {}
     for trial in {(t.arm, t.trial.model): t for t in plan.trials}.values():
         shape = lazy("raysweep.models.sources.catalogue").sizes_of(trial.trial.model, workspace)
         arms_by_text.setdefault(_memory_text(trial, shape, components), []).append(trial.arm)
-    return [
+    lines = [
         f"memory per trial, about: {text} ({', '.join(dict.fromkeys(arms))})" for text, arms in arms_by_text.items()
     ]
+    count = len(plan.trials)
+    if count > MANY_TRIALS:
+        lines.append(f"memory of the process that runs {count:,} trials, about: {amount(driver_memory(count))}")
+    return lines
 
 
 def _memory_text(planned: PlannedTrial, shape: ModelSize | None, components: Components) -> str:

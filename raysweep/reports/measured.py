@@ -93,7 +93,7 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
     read = dict(zip(tables, _viewed(list(tables.values())), strict=True))
     # A trial may stand in the table under several names; what was measured is read once.
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
-    study = sweep.plan.get("study") or next((row["study"] for row in rows.values()), "")
+    study = sweep.plan.study or next((row["study"] for row in rows.values()), "")
     views = []
     for name in sweep.places:
         row = rows.get((name.arm, name.key, _point(name)))

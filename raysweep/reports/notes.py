@@ -63,7 +63,7 @@ def outdated(sweep: Sweep) -> list[str]:
 
     A table has the names of the latest ``raysweep run``, with the trials that then stood under them.
     """
-    file, folder = str(sweep.plan.get("file", "")), sweep.store.folder
+    file, folder = sweep.plan.file, sweep.store.folder
     # Results may be read on another machine, without the file they were planned from.
     if not file or not Path(file).is_file() or not folder.exists("sweep.yaml"):
         return []

@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -116,9 +115,11 @@ class DriverLock:
     lost: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        # A name that no other driver has, so that two never write one file; of two that wait, the lower name goes
+        # first.
         self._name = f"{DRIVERS}/{uuid.uuid4().hex[:12]}.json"
         process = this_process()
-        self._content: dict[str, Any] = {
+        self._content: dict[str, object] = {
             "format": 1,
             "host": process.host,
             "boot": process.boot,
@@ -139,6 +140,8 @@ class DriverLock:
             BusyError: somebody else runs the sweep; nothing was changed.
             StoreError: the storage cannot be written.
         """
+        # First the file, then the look: of two drivers that start at the same moment, at least one sees the other's
+        # file.
         self._write(running=False)
         try:
             self._settle()
@@ -151,8 +154,10 @@ class DriverLock:
         return self
 
     def __exit__(self, *error: object) -> None:
+        # The thread ends before the file goes: on an object store a beat is a write, which would bring it back.
         self._end.set()
         self._thread.join()
+        # A folder that was taken away during the last trial is noticed here; afterwards our own file is gone anyway.
         self.check()
         self._remove()
 
@@ -195,12 +200,11 @@ class DriverLock:
                 self.folder.touch(self._name)
 
     def _write(self, *, running: bool) -> None:
-        content: Mapping[str, Any] = {**self._content, "running": running}
+        content: Mapping[str, object] = {**self._content, "running": running}
         try:
             self.folder.write_json(self._name, content)
-        except (
-            UnwritableError
-        ):  # a driver that just ended may have removed the empty folder between two steps of the writing
+        # A driver that just ended may have removed the empty folder between two steps of the writing.
+        except UnwritableError:
             self.folder.write_json(self._name, content)
 
     def _remove(self) -> None:

@@ -14,9 +14,8 @@ from raysweep.results.store import ResultStore
 from raysweep.rows import NON_FINITE_STAT, ProbeRow, StatRow
 
 STAT_COLUMNS = ("step", "name", "value")
-DRIFT = (
-    "drift/"  # norms of the change of a weight: NaN where an entry is (but infinite also where their squares overflow)
-)
+# Norms of the change of a weight: NaN where an entry is. Infinite also where only the squares overflow, which tells nothing.
+DRIFT = "drift/"
 
 
 def first_non_finite(rows: Iterable[ProbeRow], stats: Iterable[StatRow]) -> int | None:

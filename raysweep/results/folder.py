@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
@@ -87,6 +86,7 @@ class Folder:
         return sorted(i.path[len(self.base) + 1 :] for i in self._infos(name, kind, recursive))
 
     def _infos(self, name: str, kind: fs.FileType, recursive: bool) -> list[fs.FileInfo]:
+        # Drafts, probes and folders on their way out begin with a dot: no reader may take one of them for results.
         chosen = fs.FileSelector(self.path(name), recursive=recursive, allow_not_found=True)
         return [i for i in self.filesystem.get_file_info(chosen) if i.type == kind and not i.base_name.startswith(".")]
 
@@ -98,23 +98,6 @@ class Folder:
         """
         with self.filesystem.open_input_stream(self.path(name)) as stream:
             return bytes(stream.read())
-
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """Return the JSON object in *name*, or None if there is no such file.
-
-        Raises:
-            StoreError: the file is not JSON.
-        """
-        try:
-            value = json.loads(self.read(name))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            hint = "delete that trial's folder and run the same command again"
-            raise StoreError(f"{self.path(name)} is not JSON: {error}", hint=hint) from error
-        if not isinstance(value, dict):
-            raise StoreError(f"{self.path(name)} does not hold a JSON object")
-        return value
 
     def write(self, name: str, data: bytes) -> None:
         """Write *data* as *name*, whole or not at all.
@@ -131,7 +114,7 @@ class Folder:
             reason = f"cannot write {self.path(name)}: {error}"
             raise UnwritableError(reason, hint="choose another --storage") from error
 
-    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+    def write_json(self, name: str, value: Mapping[str, object]) -> None:
         """Write *value* as indented JSON."""
         self.write(name, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
@@ -144,6 +127,7 @@ class Folder:
         if self.local is None:
             self._put(name, self.read(name))
         else:
+            # utime makes no file, so a folder that is just being removed does not come back.
             os.utime(self.path(name))
 
     def delete(self, name: str) -> None:
@@ -167,14 +151,14 @@ class Folder:
         Raises:
             StoreError: one of them cannot be deleted; nothing was.
         """
-        there = [name for name in dict.fromkeys(names) if self.exists(name)]
+        existing = [name for name in dict.fromkeys(names) if self.exists(name)]
         if self.local is None:
-            for name in there:
+            for name in existing:
                 self.filesystem.delete_dir(self.path(name))
-        elif there:
+        elif existing:
             aside = f"{_ASIDE}{uuid.uuid4().hex[:8]}"
             # Deleting file by file could fail half-way; renaming a folder either works or changes nothing.
-            move_aside([Path(self.path(name)) for name in there], Path(self.path(aside)))
+            move_aside([Path(self.path(name)) for name in existing], Path(self.path(aside)))
             shutil.rmtree(self.path(aside))
 
     def drop_drafts(self, name: str = "") -> None:
@@ -197,6 +181,7 @@ class Folder:
 
     def rename(self, old: str, new: str) -> None:
         """Give a file another name, if it is there."""
+        # pyarrow's move raises where there is no such file.
         if self.exists(old):
             self.filesystem.move(self.path(old), self.path(new))
 
@@ -207,6 +192,7 @@ class Folder:
         self.delete(probe)
 
     def _put(self, name: str, data: bytes) -> None:
+        # An object appears when its stream is closed, all of it at once.
         self.filesystem.create_dir(self.path(name).rpartition("/")[0], recursive=True)
         with self.filesystem.open_output_stream(self.path(name)) as stream:
             stream.write(data)

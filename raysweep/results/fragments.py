@@ -13,7 +13,8 @@ from raysweep.results.schema import TableSchema, upgrade, version_of
 from raysweep.results.store import ResultStore
 from raysweep.results.verified import damaged_error, read_as_written
 
-_MANY = 64  # files from which on they are decoded by several threads
+# Files from which on they are decoded by several threads; for fewer, starting the threads takes longer.
+_MANY = 64
 
 
 def read_fragments(
@@ -32,6 +33,7 @@ def read_fragments(
     column_names = list(columns or table.arrow.names)
 
     def read(name: str) -> pa.Table:
+        # pop: the bytes of a file are given back as soon as it is decoded.
         return _decoded(store, table, name, data.pop(name), column_names)
 
     if len(names) < _MANY:
@@ -50,20 +52,21 @@ def _decoded(store: ResultStore, table: TableSchema, name: str, data: bytes, col
             schema = file.schema_arrow
             version = version_of(schema, table, store.folder.path(name))
             if version < table.version:
+                # An upgrade may need columns that were not asked for.
                 return upgrade(file.read(use_threads=False), table, version).select(columns)
             if schema.equals(table.arrow):
+                # The usual case; only the columns that were asked for are decoded.
                 return file.read(columns=columns, use_threads=False).select(columns)
+            # Of this version, but not exactly of this schema.
             return _conformed(file.read(use_threads=False), table).select(columns)
-    except (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: nulls, or no column, where a value is a must
+    # ValueError: nulls, or no column, where a value is a must.
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(store, name, error) from error
 
 
 def _conformed(data: pa.Table, table: TableSchema) -> pa.Table:
     """Return *data* with the columns and types of *table*: a column that is missing is null, a further one is dropped."""
+    # Permissive: a column that holds only nulls takes the schema's type, and a narrower number widens.
     merged = pa.concat_tables([table.arrow.empty_table(), data], promote_options="permissive")
     return merged.select(table.arrow.names).cast(table.arrow)
 

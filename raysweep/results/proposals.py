@@ -12,6 +12,8 @@ from raysweep.lazy import lazy
 from raysweep.results.folder import Folder
 
 PROPOSALS = "_proposals"
+# A file is 32 hex digits, the hash of its body; 8 bytes, the size of the JSON; and the body: that JSON, then
+# safetensors.
 _HASH = 32
 torch = lazy("torch")
 
@@ -38,6 +40,7 @@ class ProposalFolder:
             int.from_bytes(data[_HASH : _HASH + 8]),
             data[_HASH + 8 :],
         )
+        # A torn or altered file costs no more than the proposal, which is computed again.
         if _hash(body) != sealed:
             return None
         proposal: Proposal = pytree.unflatten("p", load(body[size:]), json.loads(body[:size]), torch.device("cpu"))

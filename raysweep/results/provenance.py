@@ -10,16 +10,17 @@ import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from raysweep import __version__
 from raysweep.config.schema import TrialSpec
 
 
-def provenance(trial: TrialSpec) -> dict[str, dict[str, Any]]:
+def provenance(trial: TrialSpec) -> dict[str, dict[str, object]]:
     """Return ``{"run": …, "session": …}``: what equal runs share, and what is this process's own (pid, host, time)."""
+    # What a trial that goes on compares with its first session (`ResultStore.begin`): no time and no process belongs
+    # here.
     sha, dirty = git_state()
-    run = {
+    run: dict[str, object] = {
         "git_sha": sha,
         "git_dirty": dirty,
         "raysweep": __version__,
@@ -52,6 +53,7 @@ def git_state() -> tuple[str | None, bool | None]:
         return None, None
     try:
         sha = _git(root, "rev-parse", "HEAD")
+        # Dirty means that numbers may be other ones: a changed page of the manual does not count.
         return sha, bool(
             _git(root, "status", "--porcelain", "--untracked-files=no", "--", "raysweep", "hparams", "data")
         )
@@ -60,6 +62,7 @@ def git_state() -> tuple[str | None, bool | None]:
 
 
 def _git(root: Path, *arguments: str) -> str:
+    # Many workers ask at once, so git must not take its lock on the index to refresh it.
     command = ["git", "-C", str(root), "--no-optional-locks", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from raysweep.errors import StoreError
 from raysweep.results.store import ResultStore
@@ -18,7 +17,7 @@ RAY_FOLDER = "_ray"
 TRIAL_KEY = "trial"
 """Key of the trial's configuration under which its trial key stands."""
 
-Rounds = dict[int, dict[str, Any]]
+Rounds = dict[int, dict[str, object]]
 
 
 def sessions(store: ResultStore) -> tuple[str, ...]:
@@ -43,6 +42,8 @@ def logged_rounds(store: ResultStore, keys: Collection[str]) -> dict[str, Rounds
         for folder in store.folder.folders(session):
             key = _trial_of(store, folder)
             if key in keys:
+                # Sessions come in the order of their start, so rounds that a later one made again replace those of an
+                # earlier one.
                 rounds.setdefault(key, {}).update(_rounds(store, f"{folder}/result.json"))
     return rounds
 
@@ -58,6 +59,7 @@ def _trial_of(store: ResultStore, folder: str) -> str:
 
 def _rounds(store: ResultStore, name: str) -> Rounds:
     try:
+        # A killed driver may leave half a character at the end.
         lines = store.folder.read(name).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
@@ -67,6 +69,7 @@ def _rounds(store: ResultStore, name: str) -> Rounds:
             row = json.loads(line)
             rounds[int(row["step"])] = row
         except (ValueError, TypeError, KeyError) as error:
+            # Ray appends a line per round, so only the last one can be torn.
             if number == len(lines):
                 break
             raise StoreError(

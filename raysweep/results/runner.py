@@ -55,6 +55,7 @@ class TrialRun:
         self.step = 0
         self._running: Sequence[PlannedTrial] = ()
         self._rounds: Iterator[tuple[str, EvalRound]] | None = None
+        # The step whose weights a member of the group wrote last, and where they lie; -1 = none yet.
         self._tensors: tuple[int, Tensors | None] = (-1, None)
         self._non_finite: int | None = None
 
@@ -71,10 +72,8 @@ class TrialRun:
                 if error.key == self.job.key:
                     return self._failed(cause)
                 self._fail(error.key, self.store.status(error.key).step, cause)
-            except (
-                StorageLostError,
-                UnwritableError,
-            ) as error:  # no fault of the trial: a run on mended storage goes on
+            # No fault of the trial, so it is not FAILED: a run on mended storage goes on.
+            except (StorageLostError, UnwritableError) as error:
                 self.close()
                 return self._ended_by(error)
             # An error that no member is to blame for came from what all of them share, so it is the end of each.

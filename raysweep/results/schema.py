@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from raysweep.errors import DamagedError, NewerFormatError, StoreError
-from raysweep.rows import BeliefRow, PointRow, ProbeRow, StatRow, TimingRow, TrainingRow
+from raysweep.rows import BeliefRow, PointRow, ProbeRow, StatRow, TableRow, TimingRow, TrainingRow
 
 VERSION_KEY = b"raysweep.schema"
 
@@ -57,7 +56,7 @@ class TableSchema:
         parts = [pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns]
         return pa.schema(parts, metadata={VERSION_KEY: self.tag.encode()})
 
-    def build(self, rows: Sequence[Any]) -> pa.Table:
+    def build(self, rows: Sequence[TableRow]) -> pa.Table:
         """Return *rows* as a table in the schema's row order.
 
         Raises:
@@ -69,37 +68,49 @@ class TableSchema:
         wrong = {type(r).__name__ for r in rows if type(r) is not self.row}
         if wrong:
             raise StoreError(f"table {self.tag} is built from {self.row.__name__}, got {', '.join(sorted(wrong))}")
+        # The order is the schema's: the same rows are the same bytes, in whatever order they were measured.
         ordered = sorted(rows, key=lambda r: tuple(_rank(getattr(r, name)) for name in self.order))
         return pa.Table.from_arrays([self._convert(c, [getattr(r, c.name) for r in ordered]) for c in self.columns],
                                     schema=self.arrow)  # fmt: skip
 
-    def _convert(self, column: Column, values: list[Any]) -> pa.Array:
+    def _convert(self, column: Column, values: list[object]) -> pa.Array:
         plain = _PLAIN[column.type]
+        # By exact type, since bool is an int in Python: True in a column of numbers is a mistake of whoever made the
+        # row.
         kinds = {type(v) for v in values}
         bad = [k.__name__ for k in kinds if not (k is type(None) or plain.accepts(k))]
         if bad:
             raise StoreError(f"{self.tag}.{column.name} holds {column.type}, got {', '.join(sorted(bad))}")
         if type(None) in kinds and not column.nullable:
             raise StoreError(f"{self.tag}.{column.name} may not be null")
+        # from_pandas would turn NaN into null; here NaN is a value that is undefined, null one that there is none of.
         return pa.array([None if v is None else plain.make(v) for v in values], type=column.type, from_pandas=False)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plain:
     accepts: Callable[[type], bool]
-    make: Callable[[Any], Any]
+    make: Callable[..., object]
 
 
-def _rank(value: Any) -> tuple[bool, Any]:
+def _rank(value: object) -> tuple[bool, object]:
+    # Nulls first: None cannot be compared with a number.
     return (value is not None, value if value is not None else 0)
 
 
+# What a column of each Arrow type takes, and what it becomes: an enum its value, an int among floats a float.
 _PLAIN: dict[pa.DataType, _Plain] = {
     pa.string(): _Plain(lambda k: issubclass(k, str), lambda v: str(getattr(v, "value", v))),
     pa.int64(): _Plain(lambda k: issubclass(k, int) and k is not bool, int),
     pa.float64(): _Plain(lambda k: issubclass(k, int | float) and k is not bool, float),
     pa.bool_(): _Plain(lambda k: k is bool, bool),
 }
+
+
+def _text(name: str, doc: str, presence: str = "") -> Column:
+    """Return a column of text, which has no unit."""
+    return Column(name, pa.string(), "", doc, presence)
+
 
 _KEY = Column(
     "trial_key", pa.string(), "16 hex digits", "key of the trial: the hash of everything its numbers depend on"
@@ -110,20 +121,20 @@ PROBES = TableSchema(
     (
         _KEY,
         Column("step", pa.int64(), "records", "records edited so far when this was measured; 0 = the unedited model"),
-        Column("record_id", pa.string(), "", "the record"),
+        _text("record_id", "the record"),
         Column("edit_step", pa.int64(), "records", "step at which the record was written (from 1)"),
         Column("superseded_step", pa.int64(), "records",
                "step at which a later record with its prompt and another target came", "null = never superseded"),
-        Column("probe_kind", pa.string(), "", "efficacy, paraphrase, locality or portability"),
-        Column("probe_name", pa.string(), "", "tells probes of one kind apart; empty if there is nothing to tell"),
+        _text("probe_kind", "efficacy, paraphrase, locality or portability"),
+        _text("probe_name", "tells probes of one kind apart; empty if there is nothing to tell"),
         Column("probe_index", pa.int64(), "", "position of the probe in its record, from 0"),
-        Column("metric", pa.string(), "", "what was computed, such as token_match, agreement or target_logprob"),
+        _text("metric", "what was computed, such as token_match, agreement or target_logprob"),
         Column("value", pa.float64(), "of the metric",
                "the value; matches and agreements lie in 0..1; NaN = undefined, the logits were not finite",
                "null = the probe had no scorable position"),
         Column("n_tokens", pa.int64(), "tokens", "answer positions compared"),
         Column("prompt_digest", pa.string(), "16 hex digits", "hash of the probe's prompt and target"),
-        Column("answer", pa.string(), "", "the model's arg-max tokens at the compared positions, decoded"),
+        _text("answer", "the model's arg-max tokens at the compared positions, decoded"),
     ),
     ("step", "edit_step", "record_id", "probe_index", "probe_kind", "probe_name", "metric"),
 )  # fmt: skip
@@ -133,7 +144,7 @@ STATS = TableSchema(
     (
         _KEY,
         Column("step", pa.int64(), "records", "step reached by the call"),
-        Column("name", pa.string(), "", "the editor's name for the number, such as loss or residual"),
+        _text("name", "the editor's name for the number, such as loss or residual"),
         Column("value", pa.float64(), "the editor's", "the number"),
     ),
     ("step", "name"),
@@ -144,7 +155,7 @@ TIMING = TableSchema(
     (
         _KEY,
         Column("step", pa.int64(), "records", "the round the seconds belong to"),
-        Column("phase", pa.string(), "",
+        _text("phase",
                "load, artifacts, base, edit, apply, immediate, round or snapshot; with _shared behind it, done once for all "
                "trials of a pass, each of which has the seconds in full: do not add those up over trials"),
         Column("seconds", pa.float64(), "s", "wall-clock seconds"),
@@ -160,33 +171,33 @@ TRIALS = TableSchema(
     None,
     (
         _KEY,
-        Column("arm", pa.string(), "", "the arm that the latest plan puts the trial in"),
-        Column("status", pa.string(), "", "RUNNING, INTERRUPTED, DONE, FAILED or STOPPED"),
+        _text("arm", "the arm that the latest plan puts the trial in"),
+        _text("status", "RUNNING, INTERRUPTED, DONE, FAILED or STOPPED"),
         Column("step", pa.int64(), "records", "records edited when the status was written"),
-        Column("error", pa.string(), "", "type and message of what ended the trial", "null unless FAILED"),
+        _text("error", "type and message of what ended the trial", "null unless FAILED"),
         Column("non_finite_step", pa.int64(), "records",
                "step at which a weight or a logit that is NaN or infinite was first seen", "null = never"),
-        Column("study", pa.string(), "", "the kind of trial"),
-        Column("model", pa.string(), "", "name of the language model"),
-        Column("editor", pa.string(), "", "editor and its wrappers, such as memit+simie"),
+        _text("study", "the kind of trial"),
+        _text("model", "name of the language model"),
+        _text("editor", "editor and its wrappers, such as memit+simie"),
         Column("seed", pa.int64(), "", "the trial's seed"),
         Column("batch_size", pa.int64(), "records", "records per call of the editor"),
         Column("last_round", pa.int64(), "records", "the step of the last planned round"),
         Column("group", pa.string(), "16 hex digits", "equal for trials that differ in nothing but the seed"),
         Column("point", pa.string(), "JSON", "the swept keys and their values"),
         Column("planned", pa.bool_(), "", "whether arm and point are the latest plan's; else they are what the trial was begun as"),
-        Column("git_sha", pa.string(), "", "commit of the code", "null outside a git checkout"),
+        _text("git_sha", "commit of the code", "null outside a git checkout"),
         Column("git_dirty", pa.bool_(), "", "whether it had uncommitted changes", "null outside a git checkout"),
         Column("raysweep", pa.string(), "version", "version of raysweep"),
         Column("python", pa.string(), "version", "version of Python"),
         Column("torch", pa.string(), "version", "version of torch", "null if it was not installed"),
         Column("transformers", pa.string(), "version", "version of transformers", "null if it was not installed"),
         Column("ray", pa.string(), "version", "version of Ray", "null if it was not installed"),
-        Column("device", pa.string(), "", "the accelerator's name, or cpu"),
-        Column("cpu", pa.string(), "", "the processor's name"),
+        _text("device", "the accelerator's name, or cpu"),
+        _text("cpu", "the processor's name"),
         Column("threads", pa.int64(), "", "CPU threads the numerics used"),
-        Column("model_digest", pa.string(), "", "fingerprint of the pristine weights"),
-        Column("data_digest", pa.string(), "", "hash of the dataset's content"),
+        _text("model_digest", "fingerprint of the pristine weights"),
+        _text("data_digest", "hash of the dataset's content"),
     ),
     ("arm", "trial_key"),
 )  # fmt: skip
@@ -198,18 +209,18 @@ BELIEFS = TableSchema(
         _KEY,
         Column("step", pa.int64(), "records",
                "records edited so far; 0 = the unedited model; where each edit stands alone, the record's position"),
-        Column("record_id", pa.string(), "", "the record, and so the point"),
+        _text("record_id", "the record, and so the point"),
         Column("edit_step", pa.int64(), "records", "step at which the record is written (from 1)"),
         Column("inner_step", pa.int64(), "steps", "steps of the edit's own optimiser; 0 = the unedited model"),
         Column("last_step", pa.bool_(), "", "whether the edit was complete"),
-        Column("question", pa.string(), "", "its name (docs/belief.md)"),
-        Column("target", pa.string(), "", "the continuation that was asked for"),
+        _text("question", "its name (docs/belief.md)"),
+        _text("target", "the continuation that was asked for"),
         Column("probability", pa.float64(), "0..1",
                "the model's, of the target after the prompt; NaN = the logits were not finite, correct and exact mean nothing"),
         Column("expected", pa.float64(), "0..1", "the agent's at that step", "null where the agent is not asked"),
         Column("correct", pa.bool_(), "", "what the model wrote contains the target"),
         Column("exact", pa.bool_(), "", "what it wrote up to its first stop is the target"),
-        Column("output", pa.string(), "", "what it wrote, greedily"),
+        _text("output", "what it wrote, greedily"),
     ),
     ("step", "edit_step", "record_id", "inner_step", "question"),
 )  # fmt: skip
@@ -218,18 +229,18 @@ POINTS = TableSchema(
     "points", 2, "One evaluation point of a trial of a belief study.", PointRow,
     (
         _KEY,
-        Column("record_id", pa.string(), "", "the record"),
+        _text("record_id", "the record"),
         Column("edit_step", pa.int64(), "records", "step at which the record is written (from 1)"),
-        Column("subject", pa.string(), "", "of the point's fact"),
-        Column("relation", pa.string(), "", "of the point's fact"),
-        Column("object", pa.string(), "", "true object of the point's fact"),
-        Column("requested", pa.string(), "", "object that the update asks for"),
+        _text("subject", "of the point's fact"),
+        _text("relation", "of the point's fact"),
+        _text("object", "true object of the point's fact"),
+        _text("requested", "object that the update asks for"),
         Column("reinforces", pa.bool_(), "", "whether that is the true object already"),
         Column("has_relevant_property", pa.bool_(), "", "whether the subject also has the upstream relation"),
         Column("downstream_answer_changes", pa.bool_(), "", "whether the update changes the agent's answer downstream"),
         Column("point", pa.string(), "JSON", "the whole point, a line of points/2 (raysweep/belief/points/jsonl.py)"),
-        Column("replaces", pa.string(), "", "the record in whose place this one came", "null = this one was planned"),
-        Column("refusal", pa.string(), "", "why that record could not be edited", "null = this one was planned"),
+        _text("replaces", "the record in whose place this one came", "null = this one was planned"),
+        _text("refusal", "why that record could not be edited", "null = this one was planned"),
         Column("testbed", pa.string(), "JSON",
                "the setting (spec), how many facts were passed over since they cannot be edited (passed_over), number of relations",
                "null = written before these columns"),
@@ -243,7 +254,7 @@ TRAINING = TableSchema(
         _KEY,
         Column("row", pa.int64(), "", "row of the log, from 0"),
         Column("n_tokens", pa.int64(), "tokens", "tokens trained on so far"),
-        Column("name", pa.string(), "", "what was measured, such as train_loss or eval_acc"),
+        _text("name", "what was measured, such as train_loss or eval_acc"),
         Column("value", pa.float64(), "of the name", "the number"),
     ),
     ("row", "name"),
@@ -286,6 +297,7 @@ def upgrade(data: pa.Table, table: TableSchema, version: int) -> pa.Table:
     """Bring *data*, written as *version* of *table*, to the current version, one step at a time."""
     for number in range(version, table.version):
         data = UPGRADES[table.name, number](data)
+    # The cast also sets which columns may be null, and the tag of the current version.
     return data.cast(table.arrow)
 
 

@@ -12,7 +12,10 @@ from raysweep.results.statefiles import SNAPSHOT, TRIAL, SnapshotFile, TableFile
 from raysweep.results.tablefiles import scan
 from raysweep.rows import Snapshot
 
-GROUP_SNAPSHOTS = "_passes"  # folder of the tensors that the trials of an edit group share
+# The folder of the tensors that the trials of an edit group share. It has the name of an older word for an edit group, "pass", and
+# keeps it: the snapshots of unfinished trials hold paths below it, so with another name for new ones there would be two folders to
+# read, to tidy and to delete for ever, and the name is nobody's to type.
+GROUP_SNAPSHOTS = "_passes"
 
 
 def tensor_file(key: str, name: str) -> str:
@@ -61,6 +64,7 @@ def delete_unnamed_tensors(folder: Folder, group: str, keys: Iterable[str]) -> N
         except (DamagedError, NewerFormatError):
             continue  # whoever goes on from it sets it aside
         named |= {about.file} if about is not None else set()
+    # What a trial would go on from stays, whoever wrote it.
     still_named = [name for name in folder.files(place) if name in named]
     if not still_named:
         folder.delete_folder(place)

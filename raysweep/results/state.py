@@ -145,6 +145,8 @@ def examine(
 
 def _not_begun(folder: Folder, key: str, names: Collection[str]) -> TrialStatus:
     """Return the state of a trial without ``trial.json``: absent, or failed where its process died before that was written."""
+    # trial.json is written first, so whoever removed it did so later. FAILED may stand alone: a process can die before
+    # it writes anything.
     for end in (State.DONE, State.STOPPED):
         if f"{end.value}.json" in names:
             reason = f"{folder.path(f'{key}/{TRIAL}')} is missing beside {end.value}.json"
@@ -162,6 +164,7 @@ def _status(folder: Folder, key: str, sizes: Mapping[str, int], rounds: Sequence
         DamagedError: one of its other state files is not valid.
         NewerFormatError: a newer raysweep wrote one of them.
     """
+    # At most one of these is there: `ResultStore.reopen` removes them when a trial goes on.
     done = read_state(folder, f"{key}/{State.DONE}.json", DoneFile)
     if done is not None:
         return _finished(folder, key, sizes, rounds, done, verify)
@@ -172,6 +175,7 @@ def _status(folder: Folder, key: str, sizes: Mapping[str, int], rounds: Sequence
     if stopped is not None:
         return TrialStatus(State.STOPPED, stopped.step)
     snapshot = _snapshot(folder, key)
+    # Begun and not ended; whether anybody is at work, `examine` finds out.
     return TrialStatus(State.RUNNING, snapshot.step if snapshot is not None else 0)
 
 
@@ -237,6 +241,7 @@ def altered_files(folder: Folder, key: str, files: Iterable[TableFile]) -> list[
         data = _bytes_of(folder, f"{key}/{file.name}")
         return data is None or checksum(data) != file.blake2b
 
+    # Reading from an object store is mostly waiting, so many files are read at once there.
     if folder.local is not None:
         return [file.name for file in files if is_altered(file)]
     with ThreadPoolExecutor(_READERS) as pool:

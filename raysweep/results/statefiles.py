@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raysweep.config.schema import TrialSpec
+from raysweep.config.space import Scalar
 from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.results.folder import Folder
 from raysweep.results.schema import TABLES
 
 TRIAL, SNAPSHOT, HEARTBEAT, PLAN = "trial.json", "snapshot.json", ".heartbeat", "plan.json"
-TIMES = (
-    "timing.json"  # lists a finished trial's timing files, which differ between equal runs, so that DONE.json need not
-)
+# Lists a finished trial's timing files, which differ between equal runs, so that DONE.json need not: equal runs have equal ones.
+TIMES = "timing.json"
 FORMAT = 2  # of all of them; what raysweep 0.1 wrote has no such field and counts as 1
 _TABLE_NAMES = frozenset(table.name for table in TABLES)
 
 
 class _StateFile(BaseModel):
+    # Strict: a file that somebody edited counts as damaged rather than as something near it.
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     format: int = 1
@@ -59,7 +60,7 @@ class BegunAs(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     arm: str
-    point: dict[str, Any]
+    point: dict[str, Scalar]
 
 
 class TrialFile(_StateFile):
@@ -70,10 +71,10 @@ class TrialFile(_StateFile):
     key: str
     begun_as: BegunAs | None = None
     arm: str = ""
-    point: dict[str, Any] = {}
-    trial: dict[str, Any]
-    provenance: dict[str, Any]
-    sessions: list[dict[str, Any]]
+    point: dict[str, Scalar] = {}
+    trial: dict[str, object]
+    provenance: dict[str, object]
+    sessions: list[dict[str, object]]
 
 
 class EndFile(_StateFile):
@@ -114,7 +115,7 @@ class SnapshotFile(_StateFile):
     step: int = Field(ge=0)
     file: str
     blake2b: str
-    meta: dict[str, Any]
+    meta: dict[str, object]
     files: tuple[TableFile, ...] | None = None
 
 
@@ -125,17 +126,19 @@ class PlannedFile(BaseModel):
 
     key: str
     arm: str | None = None
-    point: dict[str, Any] = {}
+    point: dict[str, Scalar] = {}
     seed: int | None = None
     rounds: tuple[int, ...] = ()
 
 
 class PlanFile(_StateFile):
-    """``plan.json``: which trials the latest command asked for."""
+    """``plan.json``: which trials the latest command asked for, of which study, from which file."""
 
     sweep: str
+    study: str = ""
+    file: str = ""
     trials: tuple[PlannedFile, ...]
-    search: dict[str, Any] = {}
+    search: dict[str, object] = {}
 
 
 T = TypeVar("T", bound=_StateFile)
@@ -165,6 +168,7 @@ def read_state(folder: Folder, name: str, kind: type[T]) -> T | None:
         raise DamagedError(f"{folder.path(name)} is not JSON: {_first_line(error)}") from error
     if not isinstance(data, dict):
         raise DamagedError(f"{folder.path(name)} holds {_kind(data)}, not a JSON object")
+    # Before the shape is examined, since a newer format may have another one; True is an int in Python, but no format.
     number = data.get("format", 1)
     if type(number) is int and number > FORMAT:
         message = f"{folder.path(name)} has format {number}; this raysweep reads up to {FORMAT}"
@@ -195,14 +199,14 @@ def read_trial(folder: Folder, key: str) -> tuple[TrialFile, TrialSpec] | None:
         raise DamagedError(f"{path} is damaged: {complaint(error, 'trial.')}") from error
 
 
-def read_plan(folder: Folder) -> dict[str, Any] | None:
+def read_plan(folder: Folder) -> PlanFile | None:
     """Return the sweep's ``plan.json``, or None if there is none.
 
     Raises:
         DamagedError: it is not a plan.
         NewerFormatError: a newer raysweep wrote it.
     """
-    return None if read_state(folder, PLAN, PlanFile) is None else folder.read_json(PLAN)
+    return read_state(folder, PLAN, PlanFile)
 
 
 def complaint(error: ValidationError, prefix: str = "") -> str:
@@ -213,12 +217,12 @@ def complaint(error: ValidationError, prefix: str = "") -> str:
     return f"{prefix}{place}: {message}" if place else message
 
 
-def listed(files: Sequence[TableFile]) -> list[dict[str, Any]]:
+def listed(files: Sequence[TableFile]) -> list[dict[str, object]]:
     """Return *files* as JSON data, by step and table."""
     return [file.model_dump() for file in sorted(files, key=lambda f: (f.step, f.table))]
 
 
-def _kind(data: Any) -> str:
+def _kind(data: object) -> str:
     names = {
         "NoneType": "null",
         "bool": "true or false",

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
 
@@ -24,13 +23,15 @@ from raysweep.results.statefiles import (
     SNAPSHOT,
     TIMES,
     TRIAL,
+    PlanFile,
     TableFile,
+    TrialFile,
     listed,
     read_plan,
     read_trial,
 )
 from raysweep.results.tablefiles import described, encoded, scan
-from raysweep.rows import EvalRound, Snapshot
+from raysweep.rows import EvalRound, Snapshot, TableRow
 
 __all__ = [
     "ENDS",
@@ -47,6 +48,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, str]  # where a snapshot's tensors lie, and their checksum
+_Written = tuple[TableSchema, Sequence[TableRow]]
 TRIES = 3  # another process may replace the snapshot between our two reads
 
 
@@ -59,12 +61,12 @@ class ResultStore:
 
     def __init__(self, root: str | Path, filesystem: fs.FileSystem | None = None) -> None:
         self.folder = Folder(root, filesystem)
-        self._files: dict[
-            str, dict[str, TableFile]
-        ] = {}  # of the trials this process writes: their files so far, by name
+        # Of the trials that this process writes, by key: their files so far, by name.
+        self._files: dict[str, dict[str, TableFile]] = {}
 
     def keys(self) -> tuple[str, ...]:
         """Return the keys of all trials ever begun here, sorted."""
+        # A name that begins with an underscore is the sweep's own: Ray's logs, drivers, shared tensors and proposals.
         return tuple(n for n in self.folder.folders() if not n.startswith("_") and self.folder.exists(f"{n}/{TRIAL}"))
 
     def status(self, key: str, rounds: Sequence[int] | None = None) -> TrialStatus:
@@ -72,7 +74,7 @@ class ResultStore:
         return trial_state(self.folder, key, rounds)
 
     def begin(
-        self, trial: TrialSpec, *, arm: str, point: Mapping[str, Scalar], provenance: Mapping[str, Any]
+        self, trial: TrialSpec, *, arm: str, point: Mapping[str, Scalar], provenance: Mapping[str, Mapping[str, object]]
     ) -> Snapshot | None:
         """Open *trial* for writing; return the snapshot to go on from, or None to begin at the first edit.
 
@@ -88,9 +90,9 @@ class ResultStore:
         about = self.about(key) if snapshot is not None else None
         if snapshot is None:
             self._clear(key)
-        sessions = list(about["sessions"]) if about else []
+        sessions = about.sessions if about is not None else []
         now = provenance.get("run", {})
-        first = about["provenance"] if about else now
+        first = about.provenance if about is not None else now
         changed = {k: v for k, v in now.items() if v != first.get(k)}
         session = {"from_step": snapshot.step if snapshot else 0, **provenance.get("session", {})}
         session |= {"changed": changed} if changed else {}
@@ -117,15 +119,16 @@ class ResultStore:
             StorageLostError: the trial's folder was removed, moved or made anew since the trial began.
             StoreError: the storage cannot be written.
         """
+        # Writing would make a folder that was removed anew, with the later rounds only.
         self._demand_begun(key)
-        for table, rows in ((PROBES, result.rows), (STATS, result.stats), (TIMING, result.timing)):
+        # One file of each of these per round, even if it has no rows: a reader tells a round that is not there by that.
+        every_round: tuple[_Written, ...] = ((PROBES, result.rows), (STATS, result.stats), (TIMING, result.timing))
+        some: tuple[_Written, ...] = ((BELIEFS, result.beliefs), (POINTS, result.points), (TRAINING, result.training))
+        for table, rows in (*every_round, *(pair for pair in some if pair[1])):
             self._write_rows(key, table, result.step, rows)
-        for table, extra in ((BELIEFS, result.beliefs), (POINTS, result.points), (TRAINING, result.training)):
-            if extra:
-                self._write_rows(key, table, result.step, extra)
         return self.write_snapshot(key, result.snapshot, group=group, tensors=tensors) if result.snapshot else None
 
-    def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[Any]) -> None:
+    def _write_rows(self, key: str, table: TableSchema, step: int, rows: Sequence[TableRow]) -> None:
         # A mistake in sharing edits would file one trial's numbers under another's key, which no reader could notice.
         foreign = {r.trial_key for r in rows} - {key}
         if foreign:
@@ -133,6 +136,7 @@ class ResultStore:
         data = encoded(table, rows)
         file = described(table, step, len(rows), data)
         self.folder.write(f"{key}/{file.name}", data)
+        # Noted when it is on the disk: what a state file lists, a reader may count on.
         self._files.setdefault(key, {})[file.name] = file
 
     def write_snapshot(
@@ -218,8 +222,10 @@ class ResultStore:
             raise StorageLostError(f"{self.folder.path(f'{key}/{missing[0]}')} is gone, though this trial wrote it")
         times = [f for f in files if f.table == TIMING.name]
         facts = [f for f in files if f.table != TIMING.name]
+        # DONE.json comes last: whoever sees it may count on all that it and timing.json name.
         self.folder.write_json(f"{key}/{TIMES}", {"format": FORMAT, "files": listed(times)})
         self.folder.write_json(f"{key}/{State.DONE}.json", {"format": FORMAT, "step": step, "files": listed(facts)})
+        # The trial is DONE from here on, whatever happens: what follows only tidies up.
         self._files.pop(key, None)
         self.folder.drop_drafts(key)
         if not keep_snapshot:
@@ -245,13 +251,13 @@ class ResultStore:
         """
         self.folder.delete_folders(keys)
 
-    def write_plan(self, plan: Mapping[str, Any], source: str) -> None:
+    def write_plan(self, plan: Mapping[str, object], source: str) -> None:
         """Write which trials the latest command asked for, and the search space as it was written."""
         self.folder.write_json(PLAN, {"format": FORMAT, **plan})
         if source:
             self.folder.write("sweep.yaml", source.encode())
 
-    def plan(self) -> dict[str, Any] | None:
+    def plan(self) -> PlanFile | None:
         """Return what :meth:`write_plan` wrote last; None if nothing was, or if the file is damaged, which is logged.
 
         Raises:
@@ -263,7 +269,7 @@ class ResultStore:
             log.warning("%s; `raysweep run` writes it anew, until then every trial ever begun counts", error.message)
             return None
 
-    def about(self, key: str) -> dict[str, Any]:
+    def about(self, key: str) -> TrialFile:
         """Return the contents of the trial's ``trial.json``.
 
         Raises:
@@ -272,7 +278,7 @@ class ResultStore:
         begun = read_trial(self.folder, key)
         if begun is None:
             raise StoreError(f"{self.folder.path(key)} holds no trial")
-        return begun[0].model_dump()
+        return begun[0]
 
     def fragments(self, table: TableSchema, key: str) -> list[str]:
         """Return the trial's files of *table*, by rising step, relative to the store's folder."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +13,10 @@ from raysweep.results.folder import Folder
 from raysweep.results.schema import TABLES, TableSchema
 from raysweep.results.state import checksum
 from raysweep.results.statefiles import TableFile
+from raysweep.rows import TableRow
 
 
-def encoded(table: TableSchema, rows: Sequence[Any]) -> bytes:
+def encoded(table: TableSchema, rows: Sequence[TableRow]) -> bytes:
     """Return *rows* as the bytes of a Parquet file: the same rows are the same bytes."""
     sink = io.BytesIO()
     pq.write_table(table.build(rows), sink, compression="zstd")
@@ -39,6 +39,8 @@ def scan(folder: Folder, key: str, last: int, tables: Sequence[TableSchema] = TA
     entries = []
     for table in tables:
         for name in folder.files(key):
+            # Our own names only, `probes-000100.parquet`: in a trial's folder lie other files too, and those of later
+            # steps.
             head, _, tail = name.rpartition("/")[2].removesuffix(".parquet").rpartition("-")
             if head != table.name or not tail.isdigit() or int(tail) > last:
                 continue

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +21,7 @@ from raysweep.results.folder import Folder
 from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS, TableSchema
 from raysweep.results.state import State, TrialRecord, examine
+from raysweep.results.statefiles import PlanFile, PlannedFile
 from raysweep.results.store import ResultStore
 from raysweep.results.verified import read_as_written
 from raysweep.workspace import Workspace
@@ -30,9 +30,8 @@ log = logging.getLogger(__name__)
 
 SUMMARY_COLUMNS = ("step", "edit_step", "superseded_step", "record_id", "probe_kind", "metric", "value")
 TRIALS_FILE = "trials.parquet"
-Content = tuple[
-    dict[str, Any], dict[str, Any]
-]  # columns of the trials table that depend on no name, and resolved values
+# The columns of the trials table that depend on no name, and the resolved values by dotted name.
+Content = tuple[dict[str, object], dict[str, object]]
 
 
 class Sweep:
@@ -42,7 +41,7 @@ class Sweep:
 
     Attributes:
         store: where it lies.
-        plan: ``plan.json``, as the latest command wrote it; empty if there is none.
+        plan: ``plan.json``, as the latest command wrote it; without trials if there is none.
         places: the arms and points of the latest plan, in its order; a trial may stand at several. Opened with
             ``everything``, the trials of no current plan follow under the names they were begun with, marked by
             ``planned=False``. Without a plan, those are all.
@@ -55,22 +54,22 @@ class Sweep:
     def __init__(self, store: ResultStore, *, everything: bool = False) -> None:
         self.store = store
         plan = store.plan()
-        self.plan: Mapping[str, Any] = plan or {}
-        entries = self.plan.get("trials", [])
-        known = dict.fromkeys(str(entry["key"]) for entry in entries)
+        self.plan = plan or PlanFile(sweep="", trials=())
+        entries = self.plan.trials
+        known = dict.fromkeys(entry.key for entry in entries)
         self.planned = len(known)
         # A folder without plan.json (a newer or damaged one, or an old version) shows every trial there is.
         earlier = [key for key in store.keys() if key not in known] if everything or plan is None else []  # noqa: SIM118
         drivers = drivers_at_work(store.folder)
         self.records = {key: examine(store.folder, key, drivers=drivers) for key in (*known, *earlier)}
         self.damaged = {key: r.status.reason for key, r in self.records.items() if r.status.reason}
-        current = [_place(self.records[str(entry["key"])], entry) for entry in entries]
+        current = [_place(self.records[entry.key], entry) for entry in entries]
         begun_as = [_begun_as(self.records[key], key, planned=plan is None) for key in earlier]
         # The names of the latest plan come first and in its order, whatever the trials were called when they were begun.
         # Keys are hashes: in their order the arms would change places with every raised version.
         self.places = (*current, *sorted(begun_as, key=lambda name: name.arm))
-        self.search: Mapping[str, Any] = self.plan.get("search", {})
-        self.name = str(self.plan.get("sweep") or store.folder.base.rpartition("/")[2])
+        self.search: Mapping[str, object] = self.plan.search
+        self.name = self.plan.sweep or store.folder.base.rpartition("/")[2]
         self._contents: dict[str, Content] = {}  # what the trials table has of each trial, as read from its files once
 
     @property
@@ -149,6 +148,7 @@ class Sweep:
         """Return the files of *table* of the trials whose files of it are as written; note the others."""
         files: list[str] = []
         for key in self.keys:
+            # One trial at a time, so that a damaged one is named and left out and the others are read.
             names = self.store.fragments(table, key)
             try:
                 read_as_written(self.store.folder, table, names)
@@ -166,6 +166,7 @@ def open_results(name: str | Path, workspace: Workspace | None = None, *, everyt
     """
     workspace = workspace or Workspace.here()
     text = str(name)
+    # A URI, or a folder that is there, is taken as it is; anything else is a sweep's name in the workspace.
     if "://" in text or Path(text).is_dir():
         folder = Folder(text)
     else:
@@ -176,7 +177,7 @@ def open_results(name: str | Path, workspace: Workspace | None = None, *, everyt
     return Sweep(ResultStore(folder.base, folder.filesystem), everything=everything)
 
 
-def trial_columns(store: ResultStore, key: str) -> dict[str, list[Any]]:
+def trial_columns(store: ResultStore, key: str) -> dict[str, list[object]]:
     """Return the columns that :mod:`raysweep.summarize` reads, of one trial."""
     table = read_fragments(store, PROBES, store.fragments(PROBES, key)).select(list(SUMMARY_COLUMNS))
     return {name: table.column(name).to_pylist() for name in SUMMARY_COLUMNS}
@@ -195,6 +196,7 @@ def trials_table(names: Iterable[TrialName], contents: Mapping[str, Content]) ->
     rows, extras = [rows[i] for i in order], [extras[i] for i in order]
     arrays = [_strict([r[c.name] for r in rows], c.type, c.name, c.nullable) for c in TRIALS.columns]
     parts = list(TRIALS.arrow)
+    # A column per swept key and per resolved value of any trial; null for the trials that do not have it.
     for column in sorted({n for e in extras for n in e}):
         array = _inferred([e.get(column) for e in extras])
         arrays.append(array)
@@ -236,14 +238,14 @@ def _group(trial: TrialSpec) -> str:
     return digest(identity)
 
 
-def _place(record: TrialRecord, entry: Mapping[str, Any]) -> TrialName:
+def _place(record: TrialRecord, entry: PlannedFile) -> TrialName:
     """Return the name in an entry of ``plan.json``; one without an arm gets the name that the trial was begun with."""
-    key = str(entry["key"])
-    if entry.get("arm") is None:
-        return _begun_as(record, key, planned=True)
-    point = entry.get("point", {})
-    seed = entry.get("seed", point.get("seed"))
-    return TrialName(str(entry["arm"]), point, key, seed, tuple(entry.get("rounds", ())))
+    if entry.arm is None:
+        return _begun_as(record, entry.key, planned=True)
+    # Plans of raysweep 0.1 name the seed only where it is swept.
+    swept_seed = entry.point.get("seed")
+    seed = entry.seed if entry.seed is not None or not isinstance(swept_seed, int) else swept_seed
+    return TrialName(entry.arm, entry.point, entry.key, seed, entry.rounds)
 
 
 def _begun_as(record: TrialRecord, key: str, *, planned: bool) -> TrialName:
@@ -255,13 +257,13 @@ def _begun_as(record: TrialRecord, key: str, *, planned: bool) -> TrialName:
     return TrialName(name.arm, name.point, key, spec.seed, spec.protocol.rounds, planned=planned)
 
 
-def flatten(value: Any, prefix: str) -> dict[str, Any]:
+def flatten(value: object, prefix: str) -> dict[str, object]:
     """Return the scalars of nested JSON data under dotted names; a list of scalars becomes JSON text.
 
     >>> flatten({"a": {"b": 1}, "c": [1, 2]}, "spec.")
     {'spec.a.b': 1, 'spec.c': '[1, 2]'}
     """
-    scalars: dict[str, Any] = {}
+    scalars: dict[str, object] = {}
     if isinstance(value, Mapping):
         for key, inner in value.items():
             scalars.update(flatten(inner, f"{prefix}{key}."))
@@ -273,19 +275,19 @@ def flatten(value: Any, prefix: str) -> dict[str, Any]:
     return scalars
 
 
-def _strict(values: list[Any], kind: pa.DataType, name: str, nullable: bool) -> pa.Array:
+def _strict(values: list[object], kind: pa.DataType, name: str, nullable: bool) -> pa.Array:
     array = pa.array(values, type=kind)
     if array.null_count and not nullable:
         raise StoreError(f"{TRIALS.tag}.{name} may not be null")
     return array
 
 
-def _inferred(values: list[Any]) -> pa.Array:
+def _inferred(values: list[object]) -> pa.Array:
     """Return *values* in the one type they share, numbers as float64 if mixed, anything else as JSON text."""
     kinds = {type(v) for v in values if v is not None}
     # Arrow columns have one type, and a swept key may be an integer in one arm and a float in another.
     if kinds == {int, float}:
-        values = [None if v is None else float(v) for v in values]
+        values = [float(v) if isinstance(v, int | float) else None for v in values]
     elif len(kinds) > 1:
         values = [None if v is None else json.dumps(v) for v in values]
     return pa.array(values, type=pa.string() if not kinds else None)
@@ -294,6 +296,7 @@ def _inferred(values: list[Any]) -> pa.Array:
 def seconds_by_step(store: ResultStore, key: str) -> dict[int, float]:
     """Return what each round of one trial took, with all that led up to it."""
     table = read_fragments(store, TIMING, store.fragments(TIMING, key))
+    # From the files' names first: a round whose file holds no row is a round, of 0 s.
     seconds = dict.fromkeys((_step_of(name) for name in store.fragments(TIMING, key)), 0.0)
     for row in table.group_by("step").aggregate([("seconds", "sum")]).to_pylist():
         seconds[row["step"]] = row["seconds_sum"]
@@ -308,9 +311,8 @@ def seconds_by_phase(timing: pa.Table) -> dict[str, dict[str, tuple[float, int]]
     """Return ``{trial_key: {phase: (seconds, count)}}``."""
     by_trial: dict[str, dict[str, tuple[float, int]]] = {}
     columns = (timing[name].to_pylist() for name in ("trial_key", "phase", "seconds", "count"))
-    for key, phase, seconds, count in zip(
-        *columns, strict=True
-    ):  # few rows: Arrow's grouping takes longer to begin with
+    # There are few rows: Arrow's grouping takes longer only to begin with.
+    for key, phase, seconds, count in zip(*columns, strict=True):
         phases = by_trial.setdefault(key, {})
         before = phases.get(phase, (0.0, 0))
         phases[phase] = (before[0] + seconds, before[1] + count)

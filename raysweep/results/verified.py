@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +50,7 @@ def damaged_error(folder: Folder, key: str, files: Sequence[str], reason: str) -
 
 
 def _read_trial_files(folder: Folder, table: TableSchema, key: str, names: Sequence[str]) -> dict[str, bytes]:
+    # The list is read before the files: it was written after those that it names, so they are there.
     files, complete = _listed(folder, key, table)
     listed = {file.name: file.blake2b for file in files}
     data = read_files(folder, key, dict.fromkeys((*listed, *names)))
@@ -58,8 +58,10 @@ def _read_trial_files(folder: Folder, table: TableSchema, key: str, names: Seque
     if altered:
         raise damaged_error(folder, key, altered, "missing or not as it was written")
     others = [name for name in names if name not in listed]
+    # A finished trial writes no more: what it does not list, somebody else put there.
     if complete and others:
         raise damaged_error(folder, key, others, "none that the trial wrote")
+    # A trial at work has files that no snapshot lists yet. Only their rows tell whose they are.
     for name in others:
         if name not in data:
             raise damaged_error(folder, key, [name], "gone, or cannot be read")
@@ -79,13 +81,14 @@ def _listed(folder: Folder, key: str, table: TableSchema) -> tuple[list[TableFil
         return [f for f in done.files or () if f.table == table.name], done.files is not None
     try:
         snapshot = read_state(folder, f"{key}/{SNAPSHOT}", SnapshotFile)
+    # The tables beside a damaged snapshot are as good as ever; they are told by their rows then.
     except DamagedError:
         snapshot = None
     files: Iterable[TableFile] = snapshot.files or () if snapshot is not None else ()
     return [f for f in files if f.table == table.name], False
 
 
-def _trial_keys(data: bytes) -> set[Any]:
+def _trial_keys(data: bytes) -> set[object]:
     """Return the keys of the trials whose rows lie in a file that holds *data*; what is no Parquet is its reader's to report."""
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
-from raysweep.results.ray_logs import TRIAL_KEY, logged_rounds, sessions
+from raysweep.config.schema import TrialSpec
+from raysweep.results.ray_logs import TRIAL_KEY, Rounds, logged_rounds, sessions
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import trial_columns
 from raysweep.studies import phases
@@ -25,7 +26,7 @@ class Analysis:
     """
 
     sessions: tuple[str, ...]
-    rounds: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    rounds: Mapping[str, Rounds]
     best: tuple[str, float] | None
     compared: int
     disagreements: tuple[str, ...]
@@ -51,10 +52,9 @@ def analyse(store: ResultStore, keys: Collection[str], *, metric: str, mode: str
     return Analysis(sessions(store), rounds, best, compared, tuple(wrong))
 
 
-def _best(rounds: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str, mode: str) -> tuple[str, float] | None:
+def _best(rounds: Mapping[str, Rounds], metric: str, mode: str) -> tuple[str, float] | None:
     """Return the trial with the best *metric* in its last logged round, and that value; None where none can be ranked."""
-    last = {key: steps[max(steps)] for key, steps in rounds.items() if steps}
-    values = {key: float(last[key][metric]) for key in _ranked_keys(last, metric)}
+    values = _ranked({key: (max(steps), steps[max(steps)]) for key, steps in rounds.items() if steps}, metric)
     if not values:
         return None
     best = (max if mode == "max" else min)(values, key=lambda key: values[key])
@@ -64,8 +64,9 @@ def _best(rounds: Mapping[str, Mapping[int, Mapping[str, Any]]], metric: str, mo
 def _best_by_ray(store: ResultStore, keys: Collection[str], metric: str, mode: str) -> tuple[str, float] | None:
     """Return what ``ExperimentAnalysis.get_best_trial`` chooses over the latest session of every trial."""
     from ray.tune import ExperimentAnalysis
+    from ray.tune.experiment import Trial
 
-    latest: dict[str, Any] = {}
+    latest: dict[str, Trial] = {}
     opened = ""
     for name in sessions(store):
         if not any("experiment_state-" in f for f in store.folder.files(name)):
@@ -76,7 +77,8 @@ def _best_by_ray(store: ResultStore, keys: Collection[str], metric: str, mode: s
             key = str(trial.config[TRIAL_KEY])
             if key in keys and "step" in trial.last_result:  # not so where a process died before its first round
                 latest[key] = trial
-    able = [latest[key] for key in _ranked_keys({k: t.last_result for k, t in latest.items()}, metric)]
+    last = {key: (int(trial.last_result["step"]), trial.last_result) for key, trial in latest.items()}
+    able = [latest[key] for key in _ranked(last, metric)]
     if not able:
         return None
     whole = ExperimentAnalysis(opened, storage_filesystem=store.folder.filesystem, trials=able)
@@ -84,19 +86,23 @@ def _best_by_ray(store: ResultStore, keys: Collection[str], metric: str, mode: s
     return None if winner is None else (str(winner.config[TRIAL_KEY]), float(winner.last_result[metric]))
 
 
-def _ranked_keys(last: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
-    """Return the trials whose last logged round is the highest one and has a finite *metric*."""
+def _ranked(last: Mapping[str, tuple[int, Mapping[str, object]]], metric: str) -> dict[str, float]:
+    """Return the *metric* of the trials whose last logged round is the highest one, where it is a finite number there.
+
+    *last* has the step of each trial's last round, and what Ray was told of it.
+    """
     # Values of different rounds are not ranked together: a trial that died early would look best.
-    highest = max((int(row["step"]) for row in last.values()), default=0)
-    return [key for key, row in last.items() if int(row["step"]) == highest and is_number(row.get(metric))]
+    highest = max((step for step, _ in last.values()), default=0)
+    logged = {key: row.get(metric) for key, (step, row) in last.items() if step == highest}
+    return {key: float(value) for key, value in logged.items() if is_number(value)}
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Tell whether *value* is a finite number: a metric that is undefined is missing from what Ray logged, or NaN."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _compare(store: ResultStore, rounds: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> tuple[int, list[str]]:
+def _compare(store: ResultStore, rounds: Mapping[str, Rounds]) -> tuple[int, list[str]]:
     """Compare every logged summary value with the one our rows give."""
     compared, wrong = 0, []
     known = set(store.keys())
@@ -104,23 +110,24 @@ def _compare(store: ResultStore, rounds: Mapping[str, Mapping[int, Mapping[str, 
         if key not in known:
             wrong.append(f"{key}: Ray logged it, our tables do not have it")
             continue
-        columns, trial = trial_columns(store, key), store.about(key)["trial"]
-        batch = int(trial["protocol"]["batch_size"])
+        columns, trial = trial_columns(store, key), TrialSpec.model_validate(store.about(key).trial)
+        batch = trial.protocol.batch_size
         for step, row in steps.items():
             # A failed trial's last line has no values.
             if isinstance(row.get("failure"), str):
                 continue
-            stored = summary(columns, step, batch, phases=phases(trial["study"]))
+            stored = summary(columns, step, batch, phases=phases(trial.study))
             logged = {n for n, v in row.items() if n.partition("/")[0] in (*PHASES, "pristine") and is_number(v)}
+            # Of both sides: a value that only one of them has is a disagreement too.
             for name in sorted(stored.keys() | logged):
                 ours, theirs = stored.get(name), row.get(name)
                 compared += 1
-                if ours is None or theirs is None or not _same(ours, float(theirs)):
-                    wrong.append(f"{key} at {step}: {name} is {theirs} for Ray, {_told(ours)} in our tables")
+                if ours is None or not isinstance(theirs, int | float) or not _same(ours, float(theirs)):
+                    wrong.append(f"{key} at {step}: {name} is {theirs} for Ray, {_printed(ours)} in our tables")
     return compared, wrong
 
 
-def _told(value: float | None) -> str:
+def _printed(value: float | None) -> str:
     return "undefined" if value is None else str(value)
 
 

@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.artifacts import ArtifactStore
 from raysweep.atomic import write_file
@@ -110,6 +110,7 @@ def _structure(module: nn.Module) -> tuple[tuple[str, str], ...]:
 
 
 def _has_hooks(module: nn.Module) -> bool:
+    # torch has no public way to ask for them.
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(part, kind, None) for part in module.modules() for kind in kinds)
 
@@ -119,6 +120,7 @@ def _hash(tensor: Tensor) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+# All that lives from one trial of a process to its next.
 _POOLS: dict[str, ModelPool] = {}
 
 
@@ -149,6 +151,7 @@ class Heartbeat:
         try:
             if not self._path.parent.is_dir():  # Ray has removed the trial's folder; it must not come back
                 raise FileNotFoundError(self._path)
+            # Not synced: it is written twice a second, and nothing depends on it.
             write_file(self._path, json.dumps(asdict(progress)), sync=False)
         except OSError:
             self._path = None
@@ -168,13 +171,12 @@ def make_deps(
 ) -> Deps:
     """Return the effects a study may use, rooted at *workspace*."""
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
-    options: Mapping[str, Any] = {"progress": progress} if progress else {}
 
     def on_step(done: int, total: int) -> None:
         if progress is not None:
             progress(Progress(0, 0, "training the model", (done, total)))
 
-    return Deps(
+    deps = Deps(
         load_model=lambda spec: pool_of(workspace).get(spec, on_step),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
         artifacts=ArtifactStore(workspace.artifacts),
@@ -182,5 +184,5 @@ def make_deps(
         open_testbed=lambda spec: lazy("raysweep.data.belief_points").open_testbed(spec, workspace),
         proposal_scheduler=proposal_scheduler,
         proposal_cache=proposal_cache,
-        **options,
     )
+    return replace(deps, progress=progress) if progress is not None else deps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.runner import RoundReport, replay, run_trial
@@ -31,13 +30,13 @@ def run_inline(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
     return False
 
 
-def _rounds(run: SweepRun, planned: PlannedTrial) -> Iterator[dict[str, Any]]:
+def _rounds(run: SweepRun, planned: PlannedTrial) -> Iterator[dict[str, object]]:
     """Run *planned*, or tell its rounds where an earlier trial of its group made them; yield what Ray would report."""
     status = run.store.status(planned.key, planned.trial.protocol.rounds)
     # The members of an edit group are run with its first one; when their turn comes, they are only told.
     ended = status.state in (State.DONE, State.FAILED)
     for report in replay(planned.trial, run.store) if ended else _run(run, planned):
-        result: dict[str, Any] = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
+        result: dict[str, object] = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
         result |= {"non_finite_step": report.non_finite_step}
         yield {**result, "failure": report.error} if report.error else result
 

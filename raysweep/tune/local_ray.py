@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from types import ModuleType
 
 from raysweep.errors import RunFailedError
 from raysweep.tune.scratch import scratch_folder
@@ -19,7 +19,9 @@ EVERYWHERE = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # JSON and CSV are passed explicitly; TensorBoard is left out
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    # Else a worker runs in its trial's folder, and relative paths in a search space lead elsewhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # An older Ray hides every accelerator from a process that asks for none unless told this.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 LOCAL_ONLY = {
@@ -44,7 +46,7 @@ def running_ray(address: str | None) -> Iterator[None]:
         return
     # Ray and Tune install handlers and leave them there.
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    options: dict[str, object] = {"log_to_driver": False, "logging_level": "error"}
     with ExitStack() as stack:
         if address is None:
             scratch = stack.enter_context(scratch_folder())
@@ -64,7 +66,7 @@ def running_ray(address: str | None) -> Iterator[None]:
                 signal.signal(number, handler or signal.SIG_DFL)
 
 
-def start(ray: Any, address: str, options: Mapping[str, Any], attempts: int = 3) -> None:
+def start(ray: ModuleType, address: str, options: Mapping[str, object], attempts: int = 3) -> None:
     """Start or join Ray; a busy machine misses Ray's fixed 30 seconds easily, so a local start is tried again.
 
     Raises:
@@ -78,8 +80,8 @@ def start(ray: Any, address: str, options: Mapping[str, Any], attempts: int = 3)
             ray.shutdown()
             if attempt == attempts:
                 busy = "the machine may be busy or short of memory: run the same command again later"
-                there = f"is a cluster running at {address}? `ray status --address {address}` tells"
-                hint = busy if address == "local" else there
+                no_answer = f"is a cluster running at {address}? `ray status --address {address}` tells"
+                hint = busy if address == "local" else no_answer
                 raise RunFailedError(f"Ray did not start: {first_line(error)}", hint=hint) from error
         else:
             return

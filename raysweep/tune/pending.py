@@ -16,12 +16,13 @@ def pending(states: Mapping[str, TrialStatus], *, retry: bool = False, repair: b
     only with *repair*. A trial that lacks a file, or whose state files are damaged, is run as if it had not ended.
     """
 
-    def wanted(status: TrialStatus) -> bool:
+    def is_pending(status: TrialStatus) -> bool:
         if status.state is State.FAILED:
             return retry
         return repair if status.altered else not status.ended
 
-    todo = [key for key, status in states.items() if wanted(status)]
+    todo = [key for key, status in states.items() if is_pending(status)]
+    # Begun ones first; sorting is stable, so within both halves the plan's order stays.
     return sorted(todo, key=lambda key: states[key].state is State.ABSENT)
 
 

@@ -97,6 +97,7 @@ def _end_processes_of(folder: Path) -> None:
 
 
 def _processes_of(folder: Path) -> list[int]:
+    # By the folder's path on their command lines: a dead driver's processes have no parent left to be found by.
     processes = []
     for process in PROC.glob("[0-9]*"):
         with suppress(OSError):

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.debug import disable_log_once_globally
 
@@ -74,7 +75,7 @@ class Sessions:
         fitting = [int(available[name] // amount) for name, amount in one.items() if amount]
         self.size = max(SESSION, WAVES * (self.concurrent or min(fitting, default=1)))
 
-        def bundles(config: Mapping[str, Any]) -> Any:
+        def bundles(config: Mapping[str, object]) -> tune.PlacementGroupFactory:
             """One process for a trial, or as many as there are shards where its edits may be computed can_propose.
 
             Ray keeps a copy of this function, and of all that it refers to, for each session.
@@ -97,7 +98,7 @@ class Sessions:
 
     def _fit(self, keys: Sequence[str]) -> bool:
         """Run one Tune experiment over *keys*; return whether it was interrupted."""
-        callbacks: list[Any] = [JsonLoggerCallback(), CSVLoggerCallback()]
+        callbacks: list[tune.Callback] = [JsonLoggerCallback(), CSVLoggerCallback()]
         if self.watcher is not None:
             callbacks.append(RayCallback(self.watcher))
         tuner = tune.Tuner(
@@ -108,6 +109,7 @@ class Sessions:
                     self.halted,
                     {key: ray_config(self.table[key]) for key in keys},
                 ),
+                # An upper bound for Ray; the searcher ends the experiment.
                 num_samples=len(keys),
                 reuse_actors=self.options.reuse,
                 max_concurrent_trials=self.concurrent or None,
@@ -149,7 +151,7 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _name(trial: Any) -> str:
+def _name(trial: Trial) -> str:
     """Return what Ray calls a trial, and its folder: the trial's key."""
     return str(trial.config[TRIAL_KEY])
 
@@ -189,11 +191,11 @@ def request(resources: ResourceSpec, available: Mapping[str, float], shards: int
     gpu = (1.0 if gpus >= 1 else 0.0) if resources.gpu == "auto" else float(resources.gpu)
     requested = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
     for name, amount in requested.items():
-        there = available.get(name, 0.0)
-        if amount * shards > there:
+        total = available.get(name, 0.0)
+        if amount * shards > total:
             each = f"{amount:g}" if shards == 1 else f"{amount:g} for each of {shards} shards"
             raise SpecError(
-                f"resources.{name.lower()} = {each}, but the cluster has {there:g}",
+                f"resources.{name.lower()} = {each}, but the cluster has {total:g}",
                 hint="ask for less, or join a larger cluster with --address",
             )
     return {k: v for k, v in requested.items() if v}

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -59,7 +59,7 @@ class Shards:
 
     def __init__(self, workspace: Workspace, sweep: str, cache_key: str = "") -> None:
         self.workspace, self.sweep, self.cache_key = workspace, sweep, cache_key
-        self._actors: list[Any] = []
+        self._actors: list[ActorHandle] = []
         self._begun: dict[str, list[tuple[Future[None], Helper]]] = {}
 
     def begin(self, trial: TrialSpec) -> None:
@@ -79,6 +79,7 @@ class Shards:
             # A helper that dies (RayActorError) gives its steps back; another, or this process, computes them.
             yield from in_order(steps, here, (), lost=RayActorError, starting=self._begun[trial.key])
         except RayTaskError as error:
+            # The trial fails with what the helper raised, not with Ray's wrapping of it.
             raise (error.cause or error) from error
 
     def close(self) -> None:
@@ -87,7 +88,7 @@ class Shards:
             ray.kill(actor)
         self._actors, self._begun = [], {}
 
-    def _helper(self, actor: Any, trial: TrialSpec) -> Helper:
+    def _helper(self, actor: ActorHandle, trial: TrialSpec) -> Helper:
         def start(step: int) -> Future[Proposal]:
             future: Future[Proposal] = actor.propose.remote(trial, self.cache_key, step).future()
             return future

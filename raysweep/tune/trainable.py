@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from ray import tune
 
@@ -26,7 +25,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
     """
 
     def setup(
-        self, config: dict[str, Any], *, table: Mapping[str, PlannedTrial], workspace: Workspace, sweep: str
+        self, config: dict[str, object], *, table: Mapping[str, PlannedTrial], workspace: Workspace, sweep: str
     ) -> None:
         """Take the table of trials and open the store."""
         self.table, self.workspace, self.sweep = table, workspace, sweep
@@ -35,12 +34,13 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         self._run: TrialRun | None = None
         self._begin(config)
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
+    def reset_config(self, new_config: dict[str, object]) -> bool:
         """Take up another trial in the same process."""
+        # True says that this process serves the trial now; Ray takes anything else for a mistake.
         self._begin(new_config)
         return True
 
-    def _begin(self, config: Mapping[str, Any]) -> None:
+    def _begin(self, config: Mapping[str, object]) -> None:
         self._end()
         key = str(config[TRIAL_KEY])
         job = self.job = self.table[key]
@@ -53,6 +53,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
             self._ended = replay(job.trial, self.store)
             return
         local = self.store.folder.local
+        # Of the whole sweep: a member may be waiting for a later session.
         members = [t for t in self.table.values() if job.edit_key and t.edit_key == job.edit_key and t.key != key]
         self.shards.cache_key = self._cache_key()
         if job.can_propose:
@@ -71,12 +72,12 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         groups = {t.edit_key or t.key for t in self.table.values() if t.proposal_cache_key == key}
         return key if len(groups) > 1 else ""
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, object]:
         """Run to the next round; a failure is stored as FAILED and ends the trial: Ray retries dead processes only."""
         replayed = self._ended is not None
         report = next(self._ended) if self._ended is not None else self._run.advance()  # type: ignore[union-attr]
         trial = self.job.trial
-        extra: dict[str, Any] = {"failure": report.error} if report.error else {}
+        extra: dict[str, object] = {"failure": report.error} if report.error else {}
         if report.non_finite_step is not None:
             extra["non_finite_step"] = report.non_finite_step
         if self.job.edit_key and not math.isnan(report.seconds):
@@ -90,7 +91,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: the snapshot is in our store already (Ray insists on the method)."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
+    def load_checkpoint(self, checkpoint: object) -> None:
         """Load nothing: the trial went on from our snapshot when it began."""
 
     def cleanup(self) -> None:

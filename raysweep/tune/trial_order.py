@@ -7,7 +7,6 @@ The first trial of an edit group runs all of it; when Ray starts the others, the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from ray.tune.search import Searcher
 
@@ -15,7 +14,7 @@ from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.ray_logs import TRIAL_KEY
 
 
-def ray_config(planned: PlannedTrial) -> dict[str, Any]:
+def ray_config(planned: PlannedTrial) -> dict[str, object]:
     """Return the configuration of *planned* for Ray's own tools: arm, point and every hyper-parameter, as plain data.
 
     The trial itself depends on its key alone; this makes the ``config/…`` columns of Tune's data frame and the ``config`` of
@@ -49,7 +48,7 @@ class GroupByGroup(Searcher):  # type: ignore[misc]
         self,
         groups: Mapping[str, str],
         halted: Callable[[], bool] = lambda: False,
-        configs: Mapping[str, Mapping[str, Any]] | None = None,
+        configs: Mapping[str, Mapping[str, object]] | None = None,
     ) -> None:
         super().__init__()
         self.halted = halted
@@ -58,12 +57,15 @@ class GroupByGroup(Searcher):  # type: ignore[misc]
         self.waiting = list(groups)
         self.running: dict[str, str] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
+        # Ray pickles a Tuner, and this with it, into the session's folder: `halted` leads to a lock, which cannot be
+        # pickled, and nobody reads the rest back.
         return {**self.__dict__, "halted": None, "waiting": [], "configs": {}}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, object] | str | None:
         """Return the next trial's configuration, None while all that wait must wait, or that there is no more."""
         if not self.waiting or self.halted():
+            # None would mean "ask again later" to Ray, which would then wait for ever.
             return str(self.FINISHED)
         busy = set(self.running.values())
         # Two trials of one edit group at once would both compute the edits that they could share.
@@ -74,7 +76,7 @@ class GroupByGroup(Searcher):  # type: ignore[misc]
         self.running[trial_id] = self.groups[key]
         return {**self.configs.get(key, {}), TRIAL_KEY: key}
 
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
         """Release the group of a trial that ended."""
         self.running.pop(trial_id, None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 
 class Watcher:
@@ -21,7 +20,7 @@ class Watcher:
     def started(self, key: str) -> None:
         """A trial runs."""
 
-    def round(self, key: str, result: Mapping[str, Any]) -> None:
+    def round(self, key: str, result: Mapping[str, object]) -> None:
         """A trial reached a round."""
 
     def lost(self, key: str, retried: bool) -> None:

@@ -79,7 +79,7 @@ def test_ray_s_own_configuration_names_arm_point_and_hyper_parameters(bench: Ben
     (session,) = sessions(sweep.store)
     analysis = ExperimentAnalysis(sweep.store.folder.path(session))
     best = analysis.get_best_config(metric="retained/avg", mode="max")
-    trial = sweep.store.about(best["trial"])["trial"]
+    trial = sweep.store.about(best["trial"]).trial
     assert best["arm"] in {row["arm"] for row in sweep.trials().to_pylist()}
     assert best["editor"] == {"name": trial["editor"]["name"], **trial["editor"]["config"]}
     assert best["seed"] == trial["seed"] == best["point"]["seed"]
@@ -102,7 +102,7 @@ def test_killed_worker_fresh_processes_and_a_failing_arm_change_nothing(bench: B
     assert all(found[name] == expected[name] for name in shared)
     store = ResultStore(root / "results/s")
     failed = [key for key in store.keys() if store.status(key).state is State.FAILED]  # noqa: SIM118
-    about = store.folder.read_json(f"{failed[0]}/FAILED.json")
+    about = json.loads(store.folder.read(f"{failed[0]}/FAILED.json"))
     assert about is not None
     assert "raise ValueError" in about["traceback"]
     code, _, lines = finish(start(root, "s", more, (0,), plugins=bench.plugins))

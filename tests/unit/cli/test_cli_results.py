@@ -129,7 +129,7 @@ def test_edit_runs_in_process_and_is_never_run_twice(tmp_path: Path, capsys: pyt
     store = ResultStore(tmp_path / "results" / "edit")
     (key,) = store.keys()
     assert store.status(key).state is State.DONE
-    assert store.about(key)["trial"]["seed"] == 1
+    assert store.about(key).trial["seed"] == 1
     code, out, _ = call(capsys, tmp_path, *flags)
     assert (code, "1 trials done" in out, "2/2 edits" in out) == (0, True, False)
 

@@ -14,7 +14,8 @@ from raysweep.editors.wrappers.prune import Prune
 from raysweep.editors.wrappers.simie.config import SimIEConfig
 from raysweep.editors.wrappers.simie.wrapper import SimIE
 from raysweep.models.sources.catalogue import CATALOGUE
-from raysweep.reports.estimates import memory, memory_lines, time_line
+from raysweep.reports import estimates
+from raysweep.reports.estimates import driver_memory, memory, memory_lines, time_line
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound, TimingRow
 from raysweep.workspace import Workspace
@@ -54,6 +55,16 @@ def test_a_wrapper_s_state_is_told_or_said_to_be_unknown(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Prune, "state_bytes", staticmethod(state_bytes), raising=False)
     assert memory_lines(found, workspace, Components.installed())[0].endswith(" + prune copy 262 kB (rome)")
+
+
+def test_a_plan_of_many_trials_says_what_the_driver_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the figures of docs/performance.md: 571 MB after the table of 2,000 trials."""
+    assert driver_memory(2000) == pytest.approx(571e6, rel=1e-3)
+    found, workspace = planned(tmp_path, rome={"editor": "rome"}, ft={"editor": "ft"})
+    assert len(memory_lines(found, workspace, Components.installed())) == 2
+    monkeypatch.setattr(estimates, "MANY_TRIALS", 1)
+    line = "memory of the process that runs 2 trials, about: 527 MB"
+    assert memory_lines(found, workspace, Components.installed())[-1] == line
 
 
 def test_time_is_that_of_the_arm_s_done_trials_and_a_pass_counts_once(tmp_path: Path) -> None:

@@ -70,6 +70,20 @@ def test_memory_and_disk(machine: Machine, said: str, tmp_path: Path, monkeypatc
     assert (len(found), all(said in one for one in found)) == (2 if said else 0, True), found
 
 
+def test_a_driver_without_memory_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever the trials run, the process that runs them is here."""
+    monkeypatch.setattr(preflight, "this_machine", lambda results: Machine(8, 256 << 20, 0, 1 << 40))
+    found = planned(tmp_path)
+    check(found, Workspace(tmp_path), Components.installed(), address="head:6379")
+    assert "runs 2 trials takes about 527 MB of memory itself, this machine has 268 MB" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(preflight, "this_machine", lambda results: ROOMY)
+    check(found, Workspace(tmp_path), Components.installed(), address="head:6379")
+    assert not caplog.text
+
+
 def test_a_cluster_is_not_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "this_machine", lambda results: Machine(1, 1, 0, 1))
     found = planned(tmp_path, cpu=64)

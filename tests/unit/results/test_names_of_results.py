@@ -50,7 +50,7 @@ def test_arms_that_swap_names_take_their_numbers_along(store: ResultStore) -> No
     assert list(rel(store)) == ["one", "two"]
     rows = Sweep(store).trials().to_pylist()
     assert {r["arm"]: r["trial_key"] for r in rows} == {"one": wrapped.key, "two": plain.key}
-    assert store.about(plain.key)["begun_as"]["arm"] == "one", "history"
+    assert store.about(plain.key).model_dump()["begun_as"]["arm"] == "one", "history"
 
 
 def test_a_trial_stands_under_each_of_its_names(store: ResultStore) -> None:
@@ -106,7 +106,7 @@ def test_names_of_an_older_version_are_read(store: ResultStore) -> None:
     """Arm and point once stood at the top level of trial.json, and plan.json had neither seeds nor rounds."""
     trial = make_trial()
     write_trial(store, trial, "old")
-    about = store.about(trial.key)
+    about = store.about(trial.key).model_dump()
     begun = about.pop("begun_as")
     store.folder.write_json(f"{trial.key}/{TRIAL}", {**about, **begun, "group": "0" * 16})
     assert list(rel(store)) == ["old"]

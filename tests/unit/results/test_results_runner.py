@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -173,7 +174,7 @@ def test_a_pass_goes_on_from_the_tensors_its_members_share(store: ResultStore, j
     assert [run.advance().step for _ in range(2)] == [0, 2]
     run.close()
     for one in jobs:
-        about = store.folder.read_json(f"{one.key}/snapshot.json")
+        about = json.loads(store.folder.read(f"{one.key}/snapshot.json"))
         assert about is not None
         assert about["file"] == "_passes/p-0/snapshot-000002.safetensors"
     Pass.edits.clear()
@@ -205,7 +206,7 @@ def test_where_one_of_a_pass_fails_the_others_go_on(store: ResultStore, jobs: li
     assert (last.step, last.done, last.error) == (4, True, "")
     assert [store.status(j.key).state for j in jobs] == [State.DONE, State.FAILED, State.DONE]
     assert store.status(jobs[1].key).error == "ValueError: mine"
-    assert "ValueError: mine" in store.folder.read_json(f"{jobs[1].key}/FAILED.json")["traceback"]  # type: ignore[index]
+    assert "ValueError: mine" in json.loads(store.folder.read(f"{jobs[1].key}/FAILED.json"))["traceback"]
     assert shared(store) == ["snapshot-000002.safetensors"], "a retry of the failed one needs it"
     assert [(r.step, r.done, r.error) for r in replay(jobs[1].trial, store)][-1] == (2, True, "ValueError: mine")
     Pass.fail = ("", -1)

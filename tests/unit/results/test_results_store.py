@@ -54,7 +54,7 @@ def test_going_on_returns_the_snapshot_and_notes_the_session(store: ResultStore)
     assert snapshot is not None
     assert (snapshot.step, dict(snapshot.meta)) == (4, {"n": 4})
     assert torch.equal(snapshot.tensors["weights/w"], torch.full((2, 3), 4.0))
-    assert [s["from_step"] for s in store.about(trial.key)["sessions"]] == [0, 4]
+    assert [s["from_step"] for s in store.about(trial.key).sessions] == [0, 4]
     assert len([n for n in store.folder.files(trial.key) if n.endswith(".safetensors")]) == 1
 
 
@@ -65,9 +65,9 @@ def test_going_on_with_other_versions_is_noted(store: ResultStore) -> None:
     newer = {"run": {**ORIGIN["run"], "torch": "3", "git_dirty": True}, "session": ORIGIN["session"]}
     store.begin(trial, arm="memit", point={}, provenance=newer)
     about = store.about(trial.key)
-    assert about["provenance"]["torch"] == "2"
-    assert "changed" not in about["sessions"][0]
-    assert about["sessions"][1]["changed"] == {"torch": "3", "git_dirty": True}
+    assert about.provenance["torch"] == "2"
+    assert "changed" not in about.sessions[0]
+    assert about.sessions[1]["changed"] == {"torch": "3", "git_dirty": True}
 
 
 def test_a_round_written_twice_is_the_same_bytes(store: ResultStore) -> None:
