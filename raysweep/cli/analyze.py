@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say, tell
 from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
 from raysweep.errors import SpecError, nearest
@@ -53,7 +53,7 @@ def command(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     analyse = lazy("raysweep.tune.analysis").analyse
 
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     results = open_results(sweep, workspace)
     trials = trial_views(results)
     metric = metric or _metric(results, trials)

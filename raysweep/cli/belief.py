@@ -20,7 +20,7 @@ from raysweep.belief.setting import open_setting
 from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.testbed import TestbedParts, build_parts
 from raysweep.cli.belief_report import command as report
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
@@ -172,7 +172,7 @@ def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) ->
 
 def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str | Override]) -> tuple[BeliefSpec, Workspace]:
     """Return the spec as written, with ``--wikidata`` and ``--set`` laid over the file and the graph's files found."""
-    workspace = (ctx.find_object(Options) or Options()).workspace
+    workspace = workspace_of(ctx)
     if wikidata:
         where, flag = resolve_from_cwd(wikidata, shipped=True), Place("--wikidata")
         sets = (Override("graph.source", "wikidata5m", flag), Override("graph.path", str(where), flag), *sets)

@@ -16,7 +16,7 @@ import typer
 from raysweep.belief.report import published_files
 from raysweep.belief.report import tables as belief
 from raysweep.belief.report.tables import Row
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.show import SweepArgument, report_left_out
 from raysweep.errors import StoreError
@@ -50,7 +50,7 @@ def command(
 
     Example: `raysweep belief report belief_demo --out report`
     """
-    workspace = (ctx.find_object(Options) or Options()).workspace
+    workspace = workspace_of(ctx)
     found = open_results(sweep, workspace)
     found.leave_out_altered()
     tables = tables_of(found)

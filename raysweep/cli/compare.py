@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import tell
 from raysweep.cli.show import AllOption, FormatOption, Phase, PhaseOption, WideOption, report_left_out
 from raysweep.errors import SpecError
@@ -63,7 +63,7 @@ def command(
         raysweep compare simie_table1 --against simie-table1
         raysweep compare demo --against simie-table1 --loosely
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
     if against:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from raysweep.belief.graph.wikidata_files import FILES
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
@@ -27,17 +27,13 @@ _SHOWN = 10
 _FETCHED = ("brown", "wikidata5m")
 
 
-def _workspace(ctx: typer.Context) -> Workspace:
-    return (ctx.find_object(Options) or Options()).workspace
-
-
 @app.command("ls")
 def ls(ctx: typer.Context) -> None:
     """List datasets and text sources: what was found where, and where missing files belong.
 
     Example: `raysweep data ls`
     """
-    workspace = _workspace(ctx)
+    workspace = workspace_of(ctx)
     rows = []
     for name in DATASETS.names():
         dataset = DATASETS.get(name)()
@@ -88,9 +84,9 @@ def fetch(
     from raysweep.data import fetch as fetching
 
     if name == "brown":
-        print(fetching.fetch_brown(_workspace(ctx), archive=archive))
+        print(fetching.fetch_brown(workspace_of(ctx), archive=archive))
     else:
-        print(fetching.fetch_wikidata5m(_workspace(ctx), archive=archive, report=lambda line: say(line, err=True)))
+        print(fetching.fetch_wikidata5m(workspace_of(ctx), archive=archive, report=lambda line: say(line, err=True)))
 
 
 @app.command("check")
@@ -105,7 +101,7 @@ def check(
     """
     dataset = DATASETS.get(name)()
     stated = resolve_from_cwd(path, shipped=True) if path else ""
-    where = dataset.locate(DataSpec(name=name, path=stated), _workspace(ctx))
+    where = dataset.locate(DataSpec(name=name, path=stated), workspace_of(ctx))
     reading = dataset.read(where)
     for warning in reading.warnings[:_SHOWN]:
         say(f"warning: {warning}")

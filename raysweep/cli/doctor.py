@@ -17,7 +17,7 @@ import typer
 
 from raysweep.cli.docs import explain as explained
 from raysweep.cli.errors import UNEXPECTED
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
@@ -64,7 +64,7 @@ def command(
     if explain is not None:
         say(explained(explain))
         return
-    findings = list(check(ctx.find_object(Options).workspace))  # type: ignore[union-attr]
+    findings = list(check(workspace_of(ctx)))
     for one in findings:
         say(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.found}", hang=21)
         if one.cure:

@@ -9,7 +9,7 @@ import typer
 
 from raysweep.cli import flags
 from raysweep.cli.errors import TRIALS_FAILED
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.run import announcement, display, statuses, summarise
 from raysweep.cli.say import say
 from raysweep.cli.validate import SetOption
@@ -67,7 +67,7 @@ def command(
         raysweep edit --editor ROME --simie --lam 10 --edits 20
         raysweep edit --editor MEMIT --model gpt2-xl --data ZsRE --data-path zsre.json --simie --lam 10 --edits 100
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     steps, mistakes = _steps(rounds, edits, batch_size)
     arm_name, arm = _arm(editor, {"lam": lam, "init_model": init_model, "solver": solver} if simie else None)
     path = {"path": resolve_from_cwd(data_path, shipped=True)} if data_path else {}

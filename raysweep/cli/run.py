@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raysweep.cli import flags
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
 from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
+from raysweep.reports.plan_table import extent
 from raysweep.reports.prose import counted
 from raysweep.reports.standing import trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
@@ -49,7 +50,7 @@ def command(
         raysweep run demo
         raysweep run search_spaces/smoke.yaml --set data.size=20 --concurrent 1
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     if storage:
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
@@ -81,7 +82,7 @@ def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]
     """Return the lines that say what will be run, where *earlier* runs left trials in these states."""
     done = sum(status.state == "DONE" for status in earlier.values())
     arms = counted(len({n.arm for n in planned.names}), "arm", "arms")
-    first = f"sweep {planned.sweep.name}: {lazy('raysweep.cli.plan').extent(planned)}, {arms}; {done} trials done"
+    first = f"sweep {planned.sweep.name}: {extent(planned)}, {arms}; {done} trials done"
     return [first, *(f"note: {note}" for note in planned.notes)]
 
 

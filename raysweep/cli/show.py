@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from raysweep.cli.errors import TRIALS_FAILED
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say, tell
 from raysweep.errors import SpecError
 from raysweep.lazy import lazy
@@ -76,7 +76,7 @@ def command(
 ) -> None:
     """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with 95% intervals, n, seeds, status and time.
 
-    Round 0 is the unedited model. A time "+ … shared" was spent once, on edits that several trials took from one pass.
+    Round 0 is the unedited model. A time "+ … shared" was spent once, on what the trials of an edit group share.
     Arms have the names of the latest `raysweep run`. Trials whose files are damaged are named and have no numbers; the exit
     code is 3 then.
 
@@ -88,7 +88,7 @@ def command(
     """
     if over and plot is None:
         raise SpecError("--over says over which key to draw", hint="add --plot FILE")
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     results = open_results(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
     trials = trial_views(results)

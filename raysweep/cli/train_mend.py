@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from raysweep.cli.flags import model_spec
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.config import hparams
 from raysweep.config.overrides import Override, parse_overrides
 from raysweep.config.places import Place
@@ -54,7 +54,7 @@ def command(
 
         raysweep train-mend --model embedded --data world --skip 300 --size 230 --out mend.safetensors
     """
-    workspace = (ctx.find_object(Options) or Options()).workspace
+    workspace = workspace_of(ctx)
     spec = ModelSpec.model_validate(model_spec(model, workspace))
     path = resolve_from_cwd(data_path, shipped=True) if data_path else None
     fold = {"name": data.lower() or None, "path": path, "skip": skip, "size": size}

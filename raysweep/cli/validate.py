@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
@@ -47,7 +47,7 @@ def command(
         raysweep validate demo
         raysweep validate search_spaces/smoke.yaml --set data.size=20
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     components = Components.installed()
     planned = open_plan(file, workspace, set_ or (), components)
     lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
