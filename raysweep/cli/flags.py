@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -16,7 +15,7 @@ from raysweep.errors import Problem, ProblemsError
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
-Stated = tuple[str, str, Any]  # a parameter's name, the dotted key that it sets, the value
+Stated = tuple[str, str, object]  # a parameter's name, the dotted key that it sets, the value
 
 
 def is_stated(ctx: typer.Context, parameter: str) -> bool:
@@ -29,8 +28,9 @@ def as_typed(ctx: typer.Context, parameter: str) -> str:
     """Return *parameter* as it was written, ``--seed 1``."""
     (option,) = (p for p in ctx.command.params if p.name == parameter)
     value = ctx.params[parameter]
-    shown = f"{value:g}" if isinstance(value, float) else value
-    return option.opts[0] if value is True else f"{option.opts[0]} {shown}"
+    if value is True:
+        return option.opts[0]
+    return f"{option.opts[0]} {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def overrides(ctx: typer.Context, flags: Iterable[Stated]) -> list[Override]:

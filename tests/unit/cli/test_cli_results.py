@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raysweep.cli.edit import rounds_of
+from raysweep.cli.edit_space import rounds_of
 from raysweep.cli.main import main
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.results.drivers import DriverLock
