@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import typer
+from typer.models import OptionInfo
 
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
@@ -16,6 +17,16 @@ from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 Stated = tuple[str, str, object]  # a parameter's name, the dotted key that it sets, the value
+
+
+def set_option(about: str) -> OptionInfo:
+    """Return ``--set KEY=VALUE``; *about* says over what, and which keys there are.
+
+    It stands in an ``Annotated`` type, as ``Annotated[list[str] | None, set_option("…")]``.
+    """
+    # The default is None, which help would show as if somebody had to type it.
+    option: OptionInfo = typer.Option("--set", metavar="KEY=VALUE", help=about, show_default=False)
+    return option
 
 
 def is_stated(ctx: typer.Context, parameter: str) -> bool:

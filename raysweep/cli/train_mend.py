@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from raysweep.cli.flags import model_spec
+from raysweep.cli.flags import model_spec, set_option
 from raysweep.cli.options import workspace_of
 from raysweep.config import hparams
 from raysweep.config.overrides import Override, parse_overrides
@@ -42,7 +42,7 @@ def command(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe: train.lr=1e-4, rank=32 …"),
+        set_option("Lay a value over the recipe: train.lr=1e-4, rank=32 …"),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Torch threads.")] = 1,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from raysweep.cli.flags import set_option
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.components import Components
@@ -17,12 +18,7 @@ FileArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Lay a value over the file; repeatable. KEY: data.size, protocol.rounds, arms.ARM.editor.layers …",
-        show_default=False,
-    ),
+    set_option("Lay a value over the file; repeatable. KEY: data.size, protocol.rounds, arms.ARM.editor.layers …"),
 ]
 
 
