@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,7 +25,7 @@ from raysweep.results.tables import Sweep, open_results, trial_columns
 from raysweep.studies import default_metric, phases
 from raysweep.summarize import summary
 
-Logged = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what Ray logged: key → step → values
+Logged = Mapping[str, Mapping[int, Mapping[str, object]]]  # what Ray logged: key → step → values
 
 
 def command(
@@ -107,13 +107,13 @@ def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metri
 
 def unlogged(
     store: ResultStore, named: Labelled, rounds: Logged, *, metric: str, step: int
-) -> dict[str, Mapping[str, Any]]:
+) -> dict[str, Mapping[str, object]]:
     """Return our own values of the round at *step*, by key, of the trials that were measured there without Ray's log knowing.
 
     So it is after a driver was killed, and of a trial that failed later (its failure is logged over its last round). Left out of
     the ranking, the best trial would not be named.
     """
-    summaries: dict[str, Mapping[str, Any]] = {}
+    summaries: dict[str, Mapping[str, object]] = {}
     for _, (trial,) in named:
         key, logged = str(trial.row["trial_key"]), rounds.get(str(trial.row["trial_key"]), {}).get(step, {})
         if step not in trial.rounds or metric in logged:
@@ -176,11 +176,11 @@ def ranked(
         names |= {n for n in logged if "/" in n and not n.startswith(("point/", "config/"))}
         known = step in trial.rounds
         undefined = view in trial.undefined.get((phase, step), ())
-        value = logged.get(metric)
+        value, seconds = logged.get(metric), logged.get("time_total_s")
         row: dict[str, Cell] = {
             "trial": key, "arm": trial.row["arm"], "point": " ".join(f"{k}={v}" for k, v in trial.point.items()),
             "seed": trial.seed, "edits": step if known else None, metric: UNDEFINED if undefined else None,
-            "status": state(trial), "seconds": float(logged.get("time_total_s", math.nan)),
+            "status": state(trial), "seconds": float(seconds) if isinstance(seconds, int | float) else math.nan,
         }  # fmt: skip
         if known and not undefined and isinstance(value, float) and math.isfinite(value):
             out.append({**row, metric: value})

@@ -47,7 +47,7 @@ class Row:
     done: int = 0
     began: float = 0.0
     began_at: int = 0
-    summary: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, float | int] = field(default_factory=dict)
     ended: bool = False
 
 
@@ -249,7 +249,7 @@ def _eta(steps: tuple[int, int], seen: Counted, now: float) -> str:
     return f"ETA {_clock((steps[1] - steps[0]) * seconds / made)}" if made > 0 else "ETA –"
 
 
-def _scores(result: Mapping[str, Any]) -> str:
+def _scores(result: Mapping[str, float | int]) -> str:
     """Return a round's Rel, Gen and Loc in the first phase that it has, and from where on it is not finite."""
     phase = next((p for p in PHASES if any(f"{p}/{view}" in result for view in SHOWN)), "")
     parts = [f"{v.capitalize()} {float(result[f'{phase}/{v}']):.2f}" for v in SHOWN if f"{phase}/{v}" in result]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
 from raysweep.cli.options import workspace_of
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Rows = list[tuple[str, ...]]
 
@@ -52,7 +55,7 @@ def listing(kind: Kind, workspace: Workspace) -> tuple[Sequence[str], Rows]:
     return headings, make(workspace)
 
 
-def _registry(module: str, table: str, *columns: Callable[[Any], str]) -> Callable[[Workspace], Rows]:
+def _registry(module: str, table: str, *columns: Callable[..., str]) -> Callable[[Workspace], Rows]:
     def rows(workspace: Workspace) -> Rows:
         registry = getattr(lazy(module), table)
         return [(name, *(column(registry.get(name)) for column in columns)) for name in registry.names()]
@@ -60,19 +63,23 @@ def _registry(module: str, table: str, *columns: Callable[[Any], str]) -> Callab
     return rows
 
 
-def _version(component: Any) -> str:
+class _Component(Protocol):
+    """What every class in a table has."""
+
+    version: int
+    config_type: type[BaseModel]
+
+
+def _version(component: _Component) -> str:
     return str(component.version)
 
 
-def _about(component: Any) -> str:
-    return str(getattr(component, "about", "") or _first_line(component))
+def _about(component: object) -> str:
+    # Components of other people's packages need not have `about`; a class nearly always has a docstring.
+    return str(getattr(component, "about", "") or (component.__doc__ or "").strip().partition("\n")[0])
 
 
-def _first_line(component: Any) -> str:
-    return (component.__doc__ or "").strip().splitlines()[0] if component.__doc__ else ""
-
-
-def _keys(component: Any) -> str:
+def _keys(component: _Component) -> str:
     return ", ".join(
         f"{name}*" if info.is_required() else name for name, info in component.config_type.model_fields.items()
     )
@@ -110,7 +117,7 @@ def _published(workspace: Workspace) -> Rows:
     ]
 
 
-def _each(rows: Sequence[Any], attribute: str) -> str:
+def _each(rows: Sequence[object], attribute: str) -> str:
     return ", ".join(dict.fromkeys(getattr(row, attribute) for row in rows))
 
 

@@ -55,7 +55,7 @@ class LazyGroup(TyperGroup):
         return name, load(name) if name and stub else stub, rest
 
 
-def load(name: str) -> Any:
+def load(name: str) -> TyperCommand | TyperGroup:
     """Return the command called *name*.
 
     Raises:
@@ -79,6 +79,7 @@ def load(name: str) -> Any:
         sub = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
         sub.command(name)(attribute_value)
     made = typer.main.get_command(sub)
+    assert isinstance(made, TyperCommand | TyperGroup), "what Typer makes of its own classes"
     made.name = name
     for command in (made, *getattr(made, "commands", {}).values()):
         command.help = fenced(command.help or "")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -24,7 +24,7 @@ COMPUTED = {"digest", "tokenizer_digest", "source"}
 
 _ENTRY = re.compile(r"^(?P<names>\w+(?:, \w+)*)(?: \((?P<unit>[^)]*)\))?: (?P<text>.*)$")
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-_PLAIN: Mapping[Any, str] = {
+_PLAIN: Mapping[object, str] = {
     int: "whole number",
     float: "number",
     bool: "true or false",
@@ -87,7 +87,7 @@ def keys_of(spec: type[BaseModel], prefix: str = "") -> Iterator[Key]:
             yield from keys_of(inner, f"{prefix}{name}.")
 
 
-def _inner_specs(annotation: Any) -> list[type[BaseModel]]:
+def _inner_specs(annotation: object) -> list[type[BaseModel]]:
     """Return the specs inside *annotation*; the members of a list or mapping have no dotted key of their own."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
@@ -96,7 +96,7 @@ def _inner_specs(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _kind(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
+def _kind(annotation: object, metadata: Sequence[object] = ()) -> str:
     """Return what a value of *annotation* must be: ``whole number ≥ 1``, ``list of text``, ``null or number > 0``."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
@@ -109,7 +109,8 @@ def _kind(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return ", or ".join(_kind(part) for part in ordered)
     if origin in (tuple, list):
         members = list(dict.fromkeys(_kind(part) for part in parts if part is not Ellipsis))
-        least = next((m.min_length for m in _constraints(metadata) if getattr(m, "min_length", None)), 0)
+        lengths = (getattr(constraint, "min_length", None) for constraint in _constraints(metadata))
+        least = next(filter(None, lengths), 0)
         return f"list{f' (at least {least})' if least else ''} of {' / '.join(members)}"
     if isinstance(annotation, type) and issubclass(annotation, str) and annotation is not str:
         return " or ".join(f"`{member.value}`" for member in annotation)  # type: ignore[attr-defined]
@@ -123,7 +124,7 @@ def _kind(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
     return f"{name} {' and '.join(limits)}" if limits else name
 
 
-def _constraints(metadata: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
+def _constraints(metadata: Sequence[object]) -> Iterator[object]:
     """Yield the constraints in *metadata*, those inside a ``Field(…)`` included."""
     for item in metadata:
         if isinstance(item, FieldInfo):
@@ -141,7 +142,7 @@ def _default(field: FieldInfo) -> str:
     return f"`{_yaml(value)}`"
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: object) -> str:
     """Return *value* in YAML's flow form.
 
     >>> _yaml((1, "a", None, True, 1e-05))

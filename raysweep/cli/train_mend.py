@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -66,7 +66,7 @@ def command(
 
 
 def recipe(
-    model: ModelSpec, workspace: Workspace, fold: Mapping[str, Any], overrides: Sequence[str | Override]
+    model: ModelSpec, workspace: Workspace, fold: Mapping[str, object], overrides: Sequence[str | Override]
 ) -> MendConfig:
     """Return the configuration to train with: the hyper-parameter file, with *fold* and *overrides* laid over it.
 
@@ -108,7 +108,7 @@ def train(
     *,
     threads: int,
     report: Callable[[Mapping[str, float]], None],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train, or go on from ``FILE.resume``, and write the archive; return its scores and the seconds it took."""
     torch, training = lazy("torch"), lazy("raysweep.editors.mend.training")
     archive, datasets = lazy("raysweep.editors.mend.archive"), lazy("raysweep.data")
@@ -148,12 +148,12 @@ class Reporter:
 
     def __call__(self, row: Mapping[str, float]) -> None:
         """Print *row* if it is a validation or some seconds have passed."""
-        parse_overrides = "val_right" in row
-        if not parse_overrides and time.monotonic() - self._last < REPORT:
+        validated = "val_right" in row
+        if not validated and time.monotonic() - self._last < REPORT:
             return
         self._last = time.monotonic()
         line = f"step {row['step']:.0f}/{row['steps']:.0f}  loss {row['loss']:.3f}"
-        if parse_overrides:
+        if validated:
             line += (
                 f"  held out: edits {row['val_right']:.3f}, locality {row['val_same']:.3f}, loss {row['val_loss']:.3f}"
             )

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raysweep.config.names import TrialName, without_seed
 from raysweep.config.schema import TrialSpec
+from raysweep.config.space import Scalar
 from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.lazy import without_collection
 from raysweep.results.finite import STAT_COLUMNS, first_non_finite_of
@@ -29,7 +31,7 @@ TIMING_COLUMNS = ("trial_key", "phase", "seconds", "count")
 VIEW_OF = {(kind, metric): view for view, (kind, metric) in VIEWS.items()}
 Values = dict[str, dict[str, float]]  # view → record → value
 Where = tuple[str, int]  # phase and step
-Ints = np.ndarray[Any, np.dtype[np.int64]]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,12 @@ class TrialView:
         return None if seed is None else int(seed)
 
     @property
-    def point(self) -> dict[str, Any]:
+    def point(self) -> dict[str, Scalar]:
         """The swept keys and their values, without the seed."""
         return without_seed(json.loads(self.row["point"]))
 
     @property
-    def configuration(self) -> tuple[Any, ...]:
+    def configuration(self) -> tuple[object, ...]:
         """What it shares with the trials that differ in nothing but the seed.
 
         In a plan that is arm and point. Names of earlier plans may mean different things at different times, so there the
@@ -150,9 +152,10 @@ def _point(name: TrialName) -> str:
 
 def _unmeasured(name: TrialName, study: str, state: State) -> TrialView:
     """Return a trial that has not begun, or that cannot be read."""
-    given = {"trial_key": name.key, "arm": name.arm, "point": _point(name), "seed": name.seed, "study": study}
+    known = {"trial_key": name.key, "arm": name.arm, "point": _point(name), "seed": name.seed, "study": study}
+    # Every column is there, so that readers need not ask; what only a begun trial knows is None.
     columns = dict.fromkeys(column.name for column in TRIALS.columns)
-    row = {**columns, **given, "planned": name.planned, "status": state.value}
+    row = {**columns, **known, "planned": name.planned, "status": state.value}
     return TrialView(row, (), {}, {})
 
 
@@ -220,7 +223,7 @@ class _ProbeRows:
     superseded_step: Ints
     record: Ints
     view: Ints
-    value: np.ndarray[Any, np.dtype[np.float64]]
+    value: NDArray[np.float64]
     records: Sequence[str]
     views: Sequence[str]
     steps: int
@@ -256,7 +259,7 @@ class _ProbeRows:
         """A number for each pair of trial and step."""
         return self.trial * self.steps + self.step
 
-    def means(self, use: np.ndarray[Any, np.dtype[np.bool_]], *, by_step: bool) -> Iterator[tuple[Any, ...]]:
+    def means(self, use: NDArray[np.bool_], *, by_step: bool) -> Iterator[tuple[int, int, int, str, str, float]]:
         """Yield ``(trial, lowest step, step or 0, view, record, mean)`` of each record's probes of one kind and metric.
 
         Only rows of *use* count; the groups come in the order of their first rows. A mean is not finite where a value is not.

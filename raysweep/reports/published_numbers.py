@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.errors import DataError, NameUnknownError, nearest
 from raysweep.workspace import Workspace
@@ -96,7 +96,7 @@ class Ours:
             return f"{written.get('energy'):g} mean energies" if "energy" in written else str(dict(written))
         return "" if written is None else written if isinstance(written, str) else f"{written:g}"
 
-    def _written_lam(self) -> Any:
+    def _written_lam(self) -> object:
         return next((w.config["lam"] for w in reversed(self.trial.editor.wrap) if "lam" in w.config), None)
 
 

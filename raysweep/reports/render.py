@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
 
 from raysweep.reports import fit
 from raysweep.summarize import Estimate
@@ -118,8 +117,8 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _flat(row: Row) -> dict[str, float | int | str | None]:
+    values: dict[str, float | int | str | None] = {}
     for name, cell in row.items():
         key = name.lower().replace(" ", "_")
         if isinstance(cell, Estimate):

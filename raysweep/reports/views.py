@@ -9,11 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
 from raysweep.config.names import labels
+from raysweep.config.space import Scalar
 from raysweep.errors import SpecError, nearest
 from raysweep.reports.measured import TrialView, trial_views
 from raysweep.reports.rounds import Configuration, Labelled, chosen_round, measured_rounds, status
@@ -122,7 +123,7 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, C
 
     A label is the arm and whichever swept keys vary within it. Trials of no current plan are marked as such.
     """
-    by_configuration: dict[tuple[Any, ...], list[TrialView]] = {}
+    by_configuration: dict[tuple[object, ...], list[TrialView]] = {}
     for trial in trials:
         trial_alone = (trial.row["trial_key"],) if by == "trial" else ()
         by_configuration.setdefault((*trial.configuration, *trial_alone), []).append(trial)
@@ -138,7 +139,7 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, C
     return [(texts[id(members[0])], members) for members in order]
 
 
-def swept_values(trials: Sequence[TrialView], key: str) -> list[Any]:
+def swept_values(trials: Sequence[TrialView], key: str) -> list[Scalar]:
     """Return the values of the swept *key*, each once: numbers in order, then all others.
 
     Raises:
@@ -151,7 +152,7 @@ def swept_values(trials: Sequence[TrialView], key: str) -> list[Any]:
     return sorted(by_text.values(), key=lambda v: (not is_number(v), v if is_number(v) else 0.0, str(v)))
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Tell whether a swept value is a number, which truth values are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -174,7 +175,7 @@ def _labels(trials: Sequence[TrialView], by: str) -> list[str]:
     return out
 
 
-def _order(trial: TrialView, by: str) -> tuple[Any, ...]:
+def _order(trial: TrialView, by: str) -> tuple[tuple[tuple[str, bool, str | float], ...], int]:
     point = tuple(
         (k, isinstance(v, str), v if isinstance(v, str) else float(v or 0)) for k, v in sorted(trial.point.items())
     )
