@@ -60,31 +60,34 @@ def command(
     mode = mode or str(results.search.get("mode", "max"))
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
-    seen = analyse(results.store, results.keys, metric=metric, mode=mode, trust=trust)
+    analysis = analyse(results.store, results.keys, metric=metric, mode=mode, trust=trust)
     named = groups(trials, by="trial")
     step = chosen_round(named, -1 if at is None else at)
-    by_tables = unlogged(results.store, named, seen.rounds, metric=metric, step=step)
-    rounds = {**seen.rounds, **{key: {**seen.rounds.get(key, {}), step: values} for key, values in by_tables.items()}}
+    by_tables = unlogged(results.store, named, analysis.rounds, metric=metric, step=step)
+    rounds = {
+        **analysis.rounds,
+        **{key: {**analysis.rounds.get(key, {}), step: values} for key, values in by_tables.items()},
+    }
     rows, left = ranked(named, rounds, metric=metric, mode=mode, step=step)
-    title = f"{results.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
+    title = f"{results.name} at {step} edits by {metric} ({mode}), {len(analysis.sessions)} Ray sessions"
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     listed = [for_program(row, trials) if plain else row for row in (*rows, *left)]
     print(render(listed, format_, title=title, width=width))
     if format_ is Format.TABLE:
-        _conclude(rows, seen.best if trust else None, metric)
-        if not seen.disagreements:
-            say(f"Ray's log and our tables agree ({seen.compared} values compared)")
+        _conclude(rows, analysis.best if trust else None, metric)
+        if not analysis.disagreements:
+            say(f"Ray's log and our tables agree ({analysis.compared} values compared)")
     tell(
         [*taken(by_tables, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(results)],
         format_,
     )
-    missing = [k for k in results.keys if k not in seen.rounds]
+    missing = [k for k in results.keys if k not in analysis.rounds]
     if missing:
         say(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
-    for line in seen.disagreements[:20]:
+    for line in analysis.disagreements[:20]:
         say(line, err=True)
-    if seen.disagreements:
-        say(f"Ray and our tables disagree in {len(seen.disagreements)} values", err=True)
+    if analysis.disagreements:
+        say(f"Ray and our tables disagree in {len(analysis.disagreements)} values", err=True)
         raise typer.Exit(3)
     report_left_out(results)
 

@@ -45,8 +45,8 @@ def ls(ctx: typer.Context) -> None:
     print(fit.listing(("dataset", "what", "records", "where"), rows), end="\n\n")
     print(fit.listing(("text", "where"), [(source, _text_place(source, workspace)) for source in SOURCES]), end="\n\n")
     folder = workspace.data / "wikidata5m"
-    there = all((folder / name).is_file() for name in FILES)
-    where = str(folder) if there else "raysweep data fetch wikidata5m"
+    complete = all((folder / name).is_file() for name in FILES)
+    where = str(folder) if complete else "raysweep data fetch wikidata5m"
     print(fit.listing(("graph", "where"), [("world", "in the package"), ("wikidata5m", where)]))
 
 

@@ -148,16 +148,16 @@ class Display(Watcher):
         lines = []
         for key in sorted(self._running.copy()):
             beat = self._beat(key)
-            seen = self._counted.get(key)
+            first = self._counted.get(key)
             # Nothing is counted (any more): the next count begins a new pace.
             if beat.steps is None:
                 self._counted.pop(key, None)
-            elif seen is None or seen.doing != beat.doing:
+            elif first is None or first.doing != beat.doing:
                 self._counted[key] = Counted(beat.doing, now, beat.steps[0], now)
                 lines.append(f"{self.rows[key].label}: {beat}")
-            elif now - seen.told >= QUIET:
-                seen.told = now
-                lines.append(f"{self.rows[key].label}: {beat}, {_eta(beat.steps, seen, now)}")
+            elif now - first.told >= QUIET:
+                first.told = now
+                lines.append(f"{self.rows[key].label}: {beat}, {_eta(beat.steps, first, now)}")
         if not lines and now - self._told >= QUIET:
             lines.append(self._head({key: self._beat(key) for key in self._running.copy()}))
         self._told = now if lines else self._told
@@ -243,9 +243,9 @@ class Display(Watcher):
             return Beat()
 
 
-def _eta(steps: tuple[int, int], seen: Counted, now: float) -> str:
+def _eta(steps: tuple[int, int], first: Counted, now: float) -> str:
     """Return when what is counted will be done, by its pace since it was first seen."""
-    made, seconds = steps[0] - seen.began_at, now - seen.began
+    made, seconds = steps[0] - first.began_at, now - first.began
     return f"ETA {_clock((steps[1] - steps[0]) * seconds / made)}" if made > 0 else "ETA –"
 
 

@@ -43,7 +43,7 @@ class Finding:
     """One check: what it looked at, what it found, and what to do if that is a fault."""
 
     what: str
-    found: str
+    result: str
     good: bool = True
     cure: str = ""
 
@@ -66,7 +66,7 @@ def command(
         return
     findings = list(check(workspace_of(ctx)))
     for one in findings:
-        say(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.found}", hang=21)
+        say(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.result}", hang=21)
         if one.cure:
             say(f"      {'':<14} {one.cure}", hang=0)
     faults = sum(not one.good for one in findings)
@@ -127,14 +127,14 @@ def _folders(workspace: Workspace) -> Iterator[Finding]:
 
 def _folder(what: str, folder: Path) -> Finding:
     """Return whether *folder*, or what would hold it, can be written to and has room."""
-    there = next(p for p in (folder, *folder.parents) if p.exists())
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        cure = f"make {there} writable, or choose another folder with --root or RAYSWEEP_ROOT"
+        cure = f"make {existing} writable, or choose another folder with --root or RAYSWEEP_ROOT"
         return Finding(what, f"{folder}: cannot write ({error.strerror or error})", False, cure)
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing).free
     roomy = free >= MIN_FREE
     cure = "" if roomy else f"free some space: at least {MIN_FREE / 2**30:.0f} GiB are wanted"
     return Finding(what, f"{folder}: writable, {free / 2**30:.1f} GiB free", roomy, cure)

@@ -140,16 +140,16 @@ def options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; ``--debug`` may stand anywhere."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # half a character, in a file or an argument, must not end a message
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    debug = "--debug" in given
+    debug = "--debug" in arguments
     # Typer knows it before the command only; people write it at the end.
     if debug:
-        given = ["--debug", *(a for a in given if a != "--debug")]
+        arguments = ["--debug", *(a for a in arguments if a != "--debug")]
     try:
-        app(given, prog_name="raysweep")
+        app(arguments, prog_name="raysweep")
     except SystemExit as end:
         # Click ends usage errors with a number, other exits with a text or nothing.
         return end.code if isinstance(end.code, int) else BAD_INPUT if end.code else 0

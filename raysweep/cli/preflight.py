@@ -76,10 +76,12 @@ def check(
 def _storage(results: str) -> Iterator[Problem]:
     """Yield why nothing can be written to *results*, a folder that need not be there yet; a URI is asked when it is used."""
     # The folder need not exist yet; the nearest parent that does decides whether it can be made.
-    there = None if "://" in results else next((p for p in (Path(results), *Path(results).parents) if p.exists()), None)
-    if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        why = "cannot be written" if there.is_dir() else "is no folder"
-        message = f"results belong into {results}, but {there} {why}"
+    existing = (
+        None if "://" in results else next((p for p in (Path(results), *Path(results).parents) if p.exists()), None)
+    )
+    if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        why = "cannot be written" if existing.is_dir() else "is no folder"
+        message = f"results belong into {results}, but {existing} {why}"
         yield Problem(
             code=StoreError.code, message=message, hint="--root, RAYSWEEP_ROOT or `run --storage` choose another place"
         )
@@ -95,11 +97,11 @@ def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
         "gpu": (gpu, machine.gpus),
         "memory": (requested.memory, machine.memory),
     }
-    for name, (each, there) in have.items():
-        if there is not None and each * processes > there:
+    for name, (each, available) in have.items():
+        if available is not None and each * processes > available:
             amount_text = f"{each:g}" if processes == 1 else f"{each:g} for each of {processes} shards"
             place = plan.sweep.source.value(("resources", name))
-            yield problem(place, f"resources.{name} = {amount_text}, but this machine has {there:g}", ELSEWHERE)
+            yield problem(place, f"resources.{name} = {amount_text}, but this machine has {available:g}", ELSEWHERE)
 
 
 def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Machine) -> Iterator[Problem]:
@@ -121,8 +123,10 @@ def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Ma
             )
 
 
-def _lack(plan: Plan, planned: PlannedTrial, what: str, needed: int, there: int, hint: str) -> Problem:
-    message = f"a trial of arm '{planned.arm}' takes about {amount(needed)} of {what}, this machine has {amount(there)}"
+def _lack(plan: Plan, planned: PlannedTrial, what: str, needed: int, available: int, hint: str) -> Problem:
+    message = (
+        f"a trial of arm '{planned.arm}' takes about {amount(needed)} of {what}, this machine has {amount(available)}"
+    )
     return problem(plan.sweep.source.key(("arms", planned.arm)), message, hint)
 
 
@@ -143,7 +147,7 @@ def _gpus() -> int | None:
 
 def _free(folder: Path) -> int | None:
     try:
-        there = next(p for p in (folder, *folder.parents) if p.is_dir())
-        return shutil.disk_usage(there).free
+        existing = next(p for p in (folder, *folder.parents) if p.is_dir())
+        return shutil.disk_usage(existing).free
     except (OSError, StopIteration):
         return None

@@ -99,7 +99,7 @@ def display(
     """
     from rich.console import Console
 
-    shown: Display = lazy("raysweep.cli.display").Display(
+    live: Display = lazy("raysweep.cli.display").Display(
         trial_labels(planned.names),
         {t.key: t.trial.protocol.rounds[-1] for t in planned.trials},
         printer=say,
@@ -109,7 +109,7 @@ def display(
         edit_groups={t.key: t.edit_key for t in planned.trials if t.edit_key},
         opening=opening,
     )
-    return shown
+    return live
 
 
 def summarise(sweep: Sweep, results: str) -> None:

@@ -92,13 +92,13 @@ def command(
     results = open_results(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
     trials = trial_views(results)
-    shown = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
+    lines = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
     if over:
         swept_values(trials, over)
-    print(table(results, trials, shown, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
-    missing = notes.missing_rounds(shown) if at is not None else []
+    print(table(results, trials, lines, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
+    missing = notes.missing_rounds(lines) if at is not None else []
     passed_over = left_out(results.trials().to_pylist())
-    intervals = notes.about_intervals(shown, ppl=ppl)
+    intervals = notes.about_intervals(lines, ppl=ppl)
     below = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(results)]
     tell(below, format_)
     if plot is not None:

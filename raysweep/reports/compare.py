@@ -62,14 +62,14 @@ def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str
         if by not in known:
             raise SpecError(f"no trial sweeps '{by}'", hint=nearest(by, {"arm", *known}))
         configurations.sort(key=lambda item: _rank(item[2][0], by))
-    shown = rows_of_configurations([(label, members) for _, label, members in configurations], phase=phase, at=at)
+    lines = rows_of_configurations([(label, members) for _, label, members in configurations], phase=phase, at=at)
     # Retained and immediate values are different quantities, whatever their names in a table.
-    phases = {line.phase: line.label for line in shown if line.trials}
+    phases = {line.phase: line.label for line in lines if line.trials}
     if len(phases) > 1:
         each = ", ".join(f"{phase} ({label})" for phase, label in phases.items())
         raise SpecError(f"these show different phases: {each}", hint="choose one with --phase")
     entries = []
-    for line, (prefix, _, members) in zip(shown, configurations, strict=True):
+    for line, (prefix, _, members) in zip(lines, configurations, strict=True):
         begun = next((t for t in members if t.row["trial_key"] in content[prefix]), members[0])
         entries.append(Entry(line, prefix, begun, content[prefix].get(str(begun.row["trial_key"]), {})))
     return entries

@@ -54,8 +54,8 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
     columns = TOKENS * trial.protocol.rounds[-1]
     unknown = []
     wraps = [(components.wrappers.get(w.name), w.name, dict(w.config)) for w in trial.editor.wrap]
-    for one, name, given in ((kind, trial.editor.name, config), *wraps):
-        state = one.state_bytes(one.config_type.model_validate(given), matrices, columns)
+    for one, name, values in ((kind, trial.editor.name, config), *wraps):
+        state = one.state_bytes(one.config_type.model_validate(values), matrices, columns)
         if state is None:
             unknown.append(name)
         else:

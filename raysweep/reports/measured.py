@@ -139,10 +139,10 @@ def _viewed(tables: Sequence[_TrialTables]) -> list[TrialView]:
     views = []
     for one, (measured, undefined) in zip(tables, measured_trials, strict=True):
         shown_phases = {*phases(one.spec.study), "pristine"}
-        shown = {where: values for where, values in measured.items() if where[0] in shown_phases}
+        of_study = {where: values for where, values in measured.items() if where[0] in shown_phases}
         rounds = one.spec.protocol.rounds
-        seen = tuple(r for r in rounds if any(step == r for _, step in shown))
-        views.append(TrialView({}, seen, shown, one.seconds, undefined))
+        measured_rounds = tuple(r for r in rounds if any(step == r for _, step in of_study))
+        views.append(TrialView({}, measured_rounds, of_study, one.seconds, undefined))
     return views
 
 

@@ -69,8 +69,8 @@ def draw(
         if isinstance(locator, MaxNLocator):
             locator.set_params(integer=True)
         for label, points in curves.items():
-            shown = [p for p in points if view in p.cells]
-            _curve(axis, [p.step for p in shown], shown, view, look[label], alpha)
+            defined = [p for p in points if view in p.cells]
+            _curve(axis, [p.step for p in defined], defined, view, look[label], alpha)
     _finish(
         figure, axes, look, {label: _legend(label, members) for label, members in configurations}, x="edits so far",
         title=f"{sweep.name}, {_extent([line for points in curves.values() for line in points])}",
@@ -112,12 +112,12 @@ def draw_over(
     places = _axis(axes, values)
     for axis, view in zip(axes, PANELS, strict=True):
         for name, members in curves.items():
-            shown = [(t[0].point.get(key), measured[label]) for label, t in members if view in measured[label].cells]
-            points = sorted(((places[repr(v)], line) for v, line in shown if repr(v) in places), key=lambda p: p[0])
+            defined = [(t[0].point.get(key), measured[label]) for label, t in members if view in measured[label].cells]
+            points = sorted(((places[repr(v)], line) for v, line in defined if repr(v) in places), key=lambda p: p[0])
             if points:
                 _curve(axis, [x for x, _ in points], [line for _, line in points], view, look[name], alpha)
-            elif shown:
-                _level(axis, shown[0][1], view, look[name], alpha)
+            elif defined:
+                _level(axis, defined[0][1], view, look[name], alpha)
     texts = {
         name: _legend(name, [t for _, configuration in members for t in configuration])
         for name, members in curves.items()
@@ -180,10 +180,10 @@ def _legend(label: str, members: Configuration) -> str:
     return label if state == "done" else f"{label} [{state}]"
 
 
-def _extent(shown: Sequence[SummaryRow]) -> str:
+def _extent(lines: Sequence[SummaryRow]) -> str:
     """Return which phase and how many seeds are drawn."""
-    seeds = len({t.seed for line in shown for t in line.trials})
-    phases = " and ".join(dict.fromkeys(line.phase for line in shown if line.trials))
+    seeds = len({t.seed for line in lines for t in line.trials})
+    phases = " and ".join(dict.fromkeys(line.phase for line in lines if line.trials))
     return f"{phases}: {seeds} seed{'' if seeds == 1 else 's'}, bands are 95% intervals"
 
 

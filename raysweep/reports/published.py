@@ -133,8 +133,8 @@ def _lambdas(matches: Sequence[tuple[Ours, Number]]) -> list[str]:
 
 def _left_out(matches: Sequence[tuple[Ours, Number]], ours: Sequence[Ours]) -> list[str]:
     """Return a note on our configurations that have no published counterpart."""
-    there = {o.line.label for o, _ in matches} | {o.line.label for o in ours if o.line.undefined}
-    left = [label for label in dict.fromkeys(o.line.label for o in ours) if label not in there]
+    accounted_for = {o.line.label for o, _ in matches} | {o.line.label for o in ours if o.line.undefined}
+    left = [label for label in dict.fromkeys(o.line.label for o in ours) if label not in accounted_for]
     return [f"without a published counterpart: {', '.join(left)}"] if left else []
 
 

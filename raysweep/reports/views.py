@@ -185,15 +185,15 @@ def _order(trial: TrialView, by: str) -> tuple[tuple[tuple[str, bool, str | floa
 def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> SummaryRow:
     where = (phase, step)
     # Trials that have not come so far do not count: a mean over fewer seeds is honest, a gap as 0 is not.
-    there = [t for t in members if where in t.measured]
+    measured = [t for t in members if where in t.measured]
     # One value that is no number makes the view undefined for the configuration; leaving it out would flatter it.
-    undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in there))
+    undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in measured))
     cells = {}
     for view in (v for v in (*VIEWS, "avg") if v not in undefined):
-        by_seed = [t.measured[where][view] for t in there if view in t.measured[where]]
+        by_seed = [t.measured[where][view] for t in measured if view in t.measured[where]]
         if by_seed:
             cells[view] = pooled(by_seed, view)
-    values = [t.measured[where] for t in there]
+    values = [t.measured[where] for t in measured]
     # Geo is taken of the means, seed by seed, not of single records.
     if all(v in cells for v in ("rel", "gen", "loc")):
         cells["geo"] = pooled_geo(values)
@@ -208,9 +208,9 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Su
     unshared, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
     return SummaryRow(
         label=label, arm=members[0].row["arm"], step=step, phase=phase,
-        seeds=tuple(sorted({t.seed or 0 for t in there})), cells=cells, status=status(members),
+        seeds=tuple(sorted({t.seed or 0 for t in measured})), cells=cells, status=status(members),
         seconds=float(unshared), shared=float(shared),
-        per_edit=sum(s for s, _ in edit) / sum(c for _, c in edit) if edit else math.nan, trials=there,
+        per_edit=sum(s for s, _ in edit) / sum(c for _, c in edit) if edit else math.nan, trials=measured,
         undefined=undefined, members=len(members),
     )  # fmt: skip
 

@@ -179,7 +179,7 @@ class TestDoctor:
         monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
         found = doctor._folder("root", tmp_path / "a" / "b")
         assert not found.good
-        assert "cannot write (Permission denied)" in found.found
+        assert "cannot write (Permission denied)" in found.result
         assert f"make {tmp_path} writable" in found.cure
 
     def test_full_disk(self, tmp_path, monkeypatch):
@@ -188,12 +188,12 @@ class TestDoctor:
 
     def test_share_without_its_folders(self, tmp_path):
         found = doctor._share(Workspace(tmp_path, share=tmp_path))
-        assert "lacks search_spaces, hparams, data" in found.found
+        assert "lacks search_spaces, hparams, data" in found.result
         assert found.cure == "reinstall raysweep"
 
     def test_remote_results(self, tmp_path):
         found = {f.what: f for f in doctor._folders(Workspace(tmp_path, storage="s3://b"))}
-        assert found["results"].found.startswith("s3://b (remote")
+        assert found["results"].result.startswith("s3://b (remote")
 
 
 class TestDocs:
