@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from raysweep.cli.errors import TRIALS_FAILED
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say, tell
 from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
@@ -24,6 +25,9 @@ from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, open_results, trial_columns
 from raysweep.studies import default_metric, phases
 from raysweep.summarize import summary
+
+if TYPE_CHECKING:
+    from raysweep.tune.analysis import Analysis
 
 Logged = Mapping[str, Mapping[int, Mapping[str, object]]]  # what Ray logged: key → step → values
 
@@ -50,6 +54,7 @@ def command(
 
         raysweep analyze demo --metric retained/avg --mode max
     """
+    # Before Ray is imported, so that nothing is ever sent.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     analyse = lazy("raysweep.tune.analysis").analyse
 
@@ -61,15 +66,18 @@ def command(
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
     analysis = analyse(results.store, results.keys, metric=metric, mode=mode, trust=trust)
+    # One group per trial and name: the ranking has no use for pooled seeds.
     named = groups(trials, by="trial")
     step = chosen_round(named, -1 if at is None else at)
     by_tables = unlogged(results.store, named, analysis.rounds, metric=metric, step=step)
+    # What Ray logged stays; our own values fill in the one round that is ranked.
     rounds = {
         **analysis.rounds,
         **{key: {**analysis.rounds.get(key, {}), step: values} for key, values in by_tables.items()},
     }
     rows, left = ranked(named, rounds, metric=metric, mode=mode, step=step)
     title = f"{results.name} at {step} edits by {metric} ({mode}), {len(analysis.sessions)} Ray sessions"
+    # A program gets null for what is undefined, a reader the word.
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     listed = [for_program(row, trials) if plain else row for row in (*rows, *left)]
     print(render(listed, format_, title=title, width=width))
@@ -81,19 +89,26 @@ def command(
         [*taken(by_tables, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(results)],
         format_,
     )
+    _check_agreement(results, analysis)
+    report_left_out(results)
+
+
+def _check_agreement(results: Sweep, analysis: Analysis) -> None:
+    """Say on standard error where Ray's logs have gaps or differ from our tables; leave with exit code 3 if they differ."""
     missing = [k for k in results.keys if k not in analysis.rounds]
     if missing:
         say(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
+    # One cause makes many; twenty lines show it, and the count below is of all.
     for line in analysis.disagreements[:20]:
         say(line, err=True)
     if analysis.disagreements:
         say(f"Ray and our tables disagree in {len(analysis.disagreements)} values", err=True)
-        raise typer.Exit(3)
-    report_left_out(results)
+        raise typer.Exit(TRIALS_FAILED)
 
 
 def _metric(sweep: Sweep, trials: Sequence[TrialView]) -> str:
     """Return what the plan ranks by, if the trials' study has it, else what the study does."""
+    # The plan may be newer than the trials, and of another study, which has other metrics.
     planned, study = str(sweep.search.get("metric", "")), next((str(t.row["study"]) for t in trials), "")
     return planned if planned.partition("/")[0] in phases(study) else default_metric(study)
 
@@ -119,6 +134,7 @@ def unlogged(
     summaries: dict[str, Mapping[str, object]] = {}
     for _, (trial,) in named:
         key, logged = str(trial.row["trial_key"]), rounds.get(str(trial.row["trial_key"]), {}).get(step, {})
+        # Not measured, or nothing to add: Ray knows the value.
         if step not in trial.rounds or metric in logged:
             continue
         values = summary(
@@ -139,6 +155,7 @@ def for_program(row: Mapping[str, Cell], trials: Sequence[TrialView]) -> dict[st
     """Return *row* with null for what is undefined, and the first step that is not finite, as ``show`` has it."""
     first = next((t.row["non_finite_step"] for t in trials if t.row["trial_key"] == row["trial"]), None)
     plain: dict[str, Cell] = {name: None if value == UNDEFINED else value for name, value in row.items()}
+    # Columns keep the order that `show` has, for programs that read both.
     status = list(plain).index("status") + 1
     return dict([*list(plain.items())[:status], ("non_finite_step", first), *list(plain.items())[status:]])
 
@@ -176,6 +193,7 @@ def ranked(
     for _, (trial,) in named:
         key = str(trial.row["trial_key"])
         logged = rounds.get(key, {}).get(step, {})
+        # For the hint of the error below: metrics, not the hyper-parameters that Ray logs beside them.
         names |= {n for n in logged if "/" in n and not n.startswith(("point/", "config/"))}
         known = step in trial.rounds
         undefined = view in trial.undefined.get((phase, step), ())
@@ -185,10 +203,12 @@ def ranked(
             "seed": trial.seed, "edits": step if known else None, metric: UNDEFINED if undefined else None,
             "status": state(trial), "seconds": float(seconds) if isinstance(seconds, int | float) else math.nan,
         }  # fmt: skip
+        # A row either has a rank or says why it has none; nothing is dropped.
         if known and not undefined and isinstance(value, float) and math.isfinite(value):
             out.append({**row, metric: value})
         else:
             left.append(row)
+    # A typing mistake in --metric, unless the metric exists and is undefined everywhere.
     if not out and not any(row[metric] == UNDEFINED for row in left):
         raise SpecError(f"no trial has logged '{metric}' at {step}", hint=nearest(metric, names))
     return sorted(out, key=lambda r: -float(r[metric]) if mode == "max" else float(r[metric])), left  # type: ignore[arg-type]

@@ -52,6 +52,7 @@ def command(
     """
     workspace = workspace_of(ctx)
     results = open_results(sweep, workspace)
+    # Before anything is read, so that no table holds a part of an altered trial.
     results.leave_out_altered()
     tables = tables_of(results)
     folder = out or Path(workspace.results(results.name)) / "report"
@@ -78,6 +79,7 @@ def command(
 
 def _csv(name: str, rows: Sequence[Row]) -> str:
     """Return *rows* as CSV; columns of the published tables and of the training log have their published names, case and all."""
+    # `render` writes heads in lower case, as programs like them; the published notebook asks for its own case.
     rows = belief.published_columns(name, rows)
     head, newline, rest = render(rows, Format.CSV).partition("\n")
     if name in _OURS:
@@ -99,6 +101,7 @@ def write_published(sweep: Sweep, folder: Path) -> int:
     """Write the files of the published code below *folder*, a folder per run; return how many."""
     runs, count = belief_rows.read_runs(sweep), 0
     for run in runs:
+        # Seeds and swept keys share an arm, and must not share a folder.
         alone = sum(other.arm == run.arm for other in runs) == 1
         below = folder / (run.arm if alone else f"{run.arm}-{run.key}")
         name = published_files.experiment_name(run.spec, run.model, run.relations)
@@ -106,6 +109,7 @@ def write_published(sweep: Sweep, folder: Path) -> int:
             path = below / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", encoding="utf-8", newline="") as lines:
+                # A row need not have every column: the published code leaves such cells empty.
                 writer = csv.DictWriter(lines, file.columns, restval="", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows({name: _defined(cell) for name, cell in row.items()} for row in file.rows)
@@ -141,6 +145,7 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
         tables["lifelong"] = belief.lifelong_rows(stages)
     tables["points"] = belief_rows.read_point_choice(sweep)
     for number, log in enumerate(belief_rows.read_training(sweep).values()):
+        # Evaluations are logged now and then, so rows differ in their keys; all get all columns, in order of first sight.
         names = list(dict.fromkeys(name for row in log for name in row))
         tables[f"training{number or ''}"] = [{name: row.get(name) for name in names} for row in log]
     return {name: rows for name, rows in tables.items() if rows}
@@ -181,6 +186,7 @@ def markdown(name: str, tables: Mapping[str, Sequence[Row]], figures: Sequence[P
 
 def page(name: str, tables: Mapping[str, Sequence[Row]], figures: Sequence[Path]) -> str:
     """Return everything as one HTML page that needs no other file."""
+    # Everything is inside the page: it is mailed and moved without its folder.
     style = "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:2px 8px;border:1px solid #ccc}"
     parts = [f"<!doctype html><meta charset='utf-8'><title>{html.escape(name)}</title><style>{style}</style>"]
     parts.append(f"<h1>{html.escape(name)}</h1>")

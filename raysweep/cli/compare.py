@@ -66,6 +66,7 @@ def command(
     workspace = workspace_of(ctx)
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
+    # Flags that would be ignored are refused: a table that looks like what was asked for misleads.
     if against:
         if by != "arm" or to or pair or phase not in (None, Phase.RETAINED):
             hint = "leave out --by and --phase, --to and --pair"

@@ -78,6 +78,7 @@ def fetch(
 
     Example: `raysweep data fetch brown`
     """
+    # Checked first, so that a mistyped name imports no downloader.
     if name not in _FETCHED:
         hint = f"{nearest(name, _FETCHED)}; datasets are put into data/ by hand, see data/README.md"
         raise DataError(f"nothing to fetch under '{name}'", hint=hint)
@@ -108,10 +109,12 @@ def check(
     if len(reading.warnings) > _SHOWN:
         print(f"… and {len(reading.warnings) - _SHOWN} more warnings")
     problems = [*reading.problems, *_subject_problems(reading, where)]
+    # All problems at once, in the order of the file; one after another would take as many runs.
     if problems:
         raise ProblemsError(sorted(problems, key=_row_number))
     probes = sum(len(record.probes) for record in reading.records)
     digest = dataset.digest(where)
+    # No mistake, since most editors do not look the subject up.
     bare = sum(not record.subject.strip() for record in reading.records)
     if bare:
         say(f"note: {bare} of the records name no subject; editors that look it up refuse them, the others run")
@@ -126,11 +129,13 @@ def _subject_problems(reading: Reading, where: Path | None) -> list[Problem]:
         if error is not None:
             message = f"{error.message.partition(': ')[2]} (only editors that look it up need it)"
             place = f"{where}:{index}" if where else ""
+            # The id too, which can be searched for in the file; the row is counted from 0.
             message = f"({record.id}): {message}"  # type: ignore[union-attr]
             problems.append(Problem(code=error.code, message=message, file=place, hint=error.hint))
     return problems
 
 
 def _row_number(problem: Problem) -> int:
+    # `file:row` as a number: as text, row 10 comes before row 2. What has no row comes first.
     number = problem.file.rpartition(":")[2]
     return int(number) if number.isdecimal() else -1

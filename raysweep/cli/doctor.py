@@ -98,6 +98,7 @@ def _package(package: str, find_version: Callable[[str], str], cure: str, *, nee
 
 def _device() -> Finding:
     try:
+        # Imported, not looked up: a torch may be installed and not load, for a library that is missing.
         importlib.import_module("torch")
     except (ImportError, OSError) as error:
         return Finding("device", f"torch does not load: {error}", False, "reinstall torch for this machine")
@@ -109,6 +110,7 @@ def _device() -> Finding:
 
 
 def _cpus() -> Finding:
+    # In a container or under a scheduler fewer than the machine has.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Finding("cpu", f"{count} usable")
 
@@ -127,8 +129,10 @@ def _folders(workspace: Workspace) -> Iterator[Finding]:
 
 def _folder(what: str, folder: Path) -> Finding:
     """Return whether *folder*, or what would hold it, can be written to and has room."""
+    # The folder is made when it is needed; until then its nearest parent answers for it.
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     try:
+        # By writing: permissions do not know of read-only mounts and full disks.
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:

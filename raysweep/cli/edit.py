@@ -84,9 +84,11 @@ def command(
 def _make(planned: Plan, workspace: Workspace, *, repair: bool) -> None:
     """Make what is missing of *planned*, print the table, and say what is missing still; exit code 3 if anything is."""
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
+    # Before the model is loaded, which takes longer than to find out.
     store.folder.check_writable()
     earlier = statuses(planned, store)
     watcher = display(planned, store, earlier, announcement(planned, earlier))
+    # Whoever types the same flags again wants a failed trial tried again.
     options = lazy("raysweep.tune.sweep_run").RunOptions(retry=True, repair=repair)
     outcome: SweepOutcome = lazy("raysweep.tune.launch").run_sweep(
         planned, workspace, options=options, watcher=watcher, backend="inline"

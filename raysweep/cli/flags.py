@@ -31,12 +31,14 @@ def set_option(about: str) -> OptionInfo:
 
 def is_stated(ctx: typer.Context, parameter: str) -> bool:
     """Tell whether *parameter* was written on the command line."""
+    # By name: the enumeration is of the click that Typer bundles, which has moved between versions.
     source = ctx.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def as_typed(ctx: typer.Context, parameter: str) -> str:
     """Return *parameter* as it was written, ``--seed 1``."""
+    # Typer gives a parameter its Python name; what a user typed is the first of its options.
     (option,) = (p for p in ctx.command.params if p.name == parameter)
     value = ctx.params[parameter]
     if value is True:
@@ -69,10 +71,12 @@ def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
 
     A bare name that is known is that model, whatever lies in the current folder; ``./name`` is the folder.
     """
+    # A name has no separator; whatever has one is a path or a hub id.
     bare = not text.startswith("~") and os.sep not in text and "/" not in text
     if bare and (
         text in lazy("raysweep.models.sources.catalogue").CATALOGUE or workspace.find("models", text) is not None
     ):
+        # Said, not refused: the name has always meant the model, and a folder may turn up any day.
         if workspace.holds(str(Path(text).absolute())):
             typer.echo(
                 f"note: '{text}' is the model of that name; write ./{text} for what lies in this folder", err=True

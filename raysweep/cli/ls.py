@@ -88,6 +88,7 @@ def _keys(component: _Component) -> str:
 def _models(workspace: Workspace) -> Rows:
     catalogue = lazy("raysweep.models.sources.catalogue").CATALOGUE
     known: Rows = [(entry.name, entry.kind, entry.about) for entry in catalogue.values()]
+    # Folders that somebody put there; fetched models have a line already.
     local = sorted(p.name for p in workspace.models.iterdir()) if workspace.models.is_dir() else []
     return known + [(name, "local", "") for name in local if name not in catalogue and not name.startswith(".")]
 
@@ -124,6 +125,7 @@ def _each(rows: Sequence[object], attribute: str) -> str:
 def _question(path: Path) -> str:
     """Return the ``# Question:`` line of a search space, else its first comment."""
     try:
+        # A file that nobody can plan with is listed all the same, with the reason.
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return f"cannot be read: {error.strerror}"
@@ -132,6 +134,7 @@ def _question(path: Path) -> str:
     return (questions or lines or [""])[0]
 
 
+# Headings beside how their rows are made; each maker imports its table when it is asked.
 _TABLES: Mapping[Kind, tuple[Sequence[str], Callable[[Workspace], Rows]]] = {
     Kind.EDITORS: (
         ("name", "version", "patch", "keys (* required)", "paper"),

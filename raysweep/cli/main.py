@@ -47,10 +47,12 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
+        # Stand-ins without parameters: enough for --help and for "did you mean".
         self.commands = {name: TyperCommand(name, help=line, short_help=line) for name, (_, line) in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the real command in place of its stand-in."""
+        # Typer reports an unknown name here, before anything is imported.
         name, stub, rest = super().resolve_command(ctx, args)
         return name, load(name) if name and stub else stub, rest
 
@@ -68,6 +70,7 @@ def load(name: str) -> TyperCommand | TyperGroup:
         with without_collection():
             attribute_value = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
+        # Something that the module imports is missing: that is another fault, with another cure.
         if error.name != module:
             raise
         raise RaysweepError(
@@ -76,11 +79,13 @@ def load(name: str) -> TyperCommand | TyperGroup:
     if isinstance(attribute_value, typer.Typer):
         sub = attribute_value
     else:
+        # A lone function becomes a command only through an app; Typer unwraps an app of one command.
         sub = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
         sub.command(name)(attribute_value)
     made = typer.main.get_command(sub)
     assert isinstance(made, TyperCommand | TyperGroup), "what Typer makes of its own classes"
     made.name = name
+    # Groups have commands of their own, whose help has examples as well.
     for command in (made, *getattr(made, "commands", {}).values()):
         command.help = fenced(command.help or "")
     return made
@@ -131,6 +136,7 @@ def options(
 
     Example: `raysweep run demo`, then `raysweep show demo`.
     """
+    # A mistyped RAYSWEEP_ROOT would write results elsewhere without a word.
     unknown = unknown_variables()
     if unknown:
         hints = [f"{name}: {nearest(name, VARIABLES)}" for name in unknown]

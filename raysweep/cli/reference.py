@@ -58,18 +58,21 @@ def attribute_docs(spec: type[BaseModel]) -> dict[str, tuple[str, str]]:
     An entry is ``name: meaning`` or ``name (unit): meaning``, and may go on over indented lines.
     """
     entries: dict[str, tuple[str, str]] = {}
+    # Bases first: a class may say more of a key that it inherits.
     for base in reversed(spec.__mro__):
         if not (isinstance(base, type) and issubclass(base, BaseModel) and base.__doc__):
             continue
         _, _, section = inspect.cleandoc(base.__doc__).partition("Attributes:\n")
         names: list[str] = []
         for line in section.splitlines():
+            # The section ends where the indentation does.
             if line and not line.startswith("    "):
                 break
             match = _ENTRY.match(line[4:])
             if match:
                 names = match["names"].split(", ")
                 entries |= dict.fromkeys(names, (match["unit"] or "", match["text"].strip()))
+            # A further line of the entry above; `a, b: …` describes both names.
             elif line.strip():
                 entries |= {n: (entries[n][0], f"{entries[n][1]} {line.strip()}") for n in names}
     return entries
@@ -105,6 +108,7 @@ def _kind(annotation: object, metadata: Sequence[object] = ()) -> str:
     if origin is Literal:
         return " or ".join(f"`{_yaml(part)}`" for part in parts)
     if origin in (Union, types.UnionType):
+        # null last: "number, or null" reads better than "null, or number".
         ordered = sorted(parts, key=lambda part: part is type(None))
         return ", or ".join(_kind(part) for part in ordered)
     if origin in (tuple, list):
@@ -112,6 +116,7 @@ def _kind(annotation: object, metadata: Sequence[object] = ()) -> str:
         lengths = (getattr(constraint, "min_length", None) for constraint in _constraints(metadata))
         least = next(filter(None, lengths), 0)
         return f"list{f' (at least {least})' if least else ''} of {' / '.join(members)}"
+    # An enumeration of texts: its members are what may be written.
     if isinstance(annotation, type) and issubclass(annotation, str) and annotation is not str:
         return " or ".join(f"`{member.value}`" for member in annotation)  # type: ignore[attr-defined]
     name = _PLAIN.get(annotation, "mapping")
@@ -241,5 +246,6 @@ def _table(title: str, summary: str, keys: tuple[Key, ...]) -> list[str]:
 
 def _cell(text: str) -> str:
     """Return *text* for one cell of a Markdown table, references to code as plain names."""
+    # Sphinx roles would be printed as they are.
     plain = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text.replace("``", "`"))
     return plain.replace("|", "\\|")

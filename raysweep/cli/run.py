@@ -59,6 +59,7 @@ def command(
     lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
+    # Before Ray starts, which takes seconds: a full or read-only disk is known now.
     store.folder.check_writable()
     # With --fresh nothing of earlier runs counts, though it is still there.
     earlier = {} if fresh else statuses(planned, store)
@@ -128,8 +129,10 @@ def summarise(sweep: Sweep, results: str) -> None:
 
 def conclude(outcome: SweepOutcome, plan: Plan, workspace: Workspace) -> None:
     """Print the table, where the results lie, what is missing and what is no number."""
+    # Where the folder is gone and nothing was made, there is no table to open.
     if not (outcome.lost and len(outcome.absent) == len(plan.trials)):
         summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)
+    # The first arm of a trial that stands at several.
     arms: dict[str, str] = {}
     for name in plan.names:
         arms.setdefault(name.key, name.arm)

@@ -86,6 +86,7 @@ def command(
         raysweep show demo --at -1 --format markdown --plot demo.png
         raysweep show lambda_units --plot lambda.png --over wrap.simie.lam
     """
+    # Refused rather than ignored, as it changes nothing that is printed.
     if over and plot is None:
         raise SpecError("--over says over which key to draw", hint="add --plot FILE")
     workspace = workspace_of(ctx)
@@ -94,6 +95,7 @@ def command(
     trials = trial_views(results)
     lines = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
     if over:
+        # For its error alone: a key that nothing sweeps is refused before the table is printed.
         swept_values(trials, over)
     print(table(results, trials, lines, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
     missing = notes.missing_rounds(lines) if at is not None else []
@@ -114,6 +116,7 @@ def command(
 
 def report_left_out(*sweeps: Sweep) -> None:
     """Name the damaged trials of *sweeps* on stderr, and leave with exit code 3 if there are any."""
+    # Last of all: the table of what can be read is printed first.
     lines = [line for sweep in sweeps for line in left_out_lines(sweep)]
     for line in lines:
         say(line, err=True)

@@ -81,12 +81,14 @@ def recipe(
             hint=f"write hparams/{Mend.name}/{hparams.stem(model)}.yaml, with layers and a 'train:' section",
         )
     tree = copy.deepcopy(defaults.tree)
+    # Where editing finds the trained network; here it is what is being made.
     tree.pop("weights", None)
     flags = {"name": "--data", "path": "--data-path", "skip": "--skip", "size": "--size"}
     stated = [Override(f"train.data.{key}", value, Place(f"{flags[key]} {value}")) for key, value in fold.items()]
     for one in parse_overrides([*stated, *overrides]):
         *above, last = one.key.split(".")
         here = tree
+        # Sections that the recipe does not have are made on the way down.
         for part in above:
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
@@ -118,6 +120,7 @@ def train(
     torch.set_num_threads(threads)
     lm = lazy("raysweep.models.sources.load").load(model, workspace)
     trainer = training.Trainer(lm, config, datasets.open_dataset(fold, workspace))
+    # Beside the archive, so that two trainings never share one.
     paused = out.with_name(f"{out.name}.resume")
     if paused.is_file():
         tensors, meta = archive.unpack(paused)
@@ -136,6 +139,7 @@ def train(
         raise
     tensors, meta = trainer.result()
     archive.write(out, tensors, {**meta, "model_name": model.name, "data": fold.model_dump(exclude={"path"})})
+    # Only now: until the archive is whole on disk, the state is all there is.
     paused.unlink(missing_ok=True)
     return {**trainer.scores, "seconds": round(time.perf_counter() - began, 1)}
 

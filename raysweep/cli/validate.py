@@ -45,6 +45,7 @@ def command(
     """
     workspace = workspace_of(ctx)
     components = Components.installed()
+    # What `run` does up to the first trial, in the same order, so that both refuse the same.
     planned = open_plan(file, workspace, set_ or (), components)
     lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
     for note in planned.notes:

@@ -54,7 +54,9 @@ def draw_training_curves(log: Sequence[Mapping[str, float]], names: Mapping[str,
     """
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(5, 3.4), dpi=130)
+    # Not strict, as cycles are endless: there may be more curves than colours.
     for (name, label), color, marker in zip(names.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
+        # A row has what was measured at its step; a curve takes the rows that know it.
         rows = [(row["n_tokens"] / 1e3, row[name]) for row in log if name in row]
         if rows:
             axis.plot(*zip(*rows, strict=True), color=color, marker=marker, markersize=4, label=label)
@@ -103,6 +105,7 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
         len(rows), 4, figsize=(13, 0.8 + 2.7 * len(rows)), dpi=110, sharex=True, sharey=True, squeeze=False
     )
     steps = sorted(replies)
+    # The agent answers in closed form, so its levels are lines, not curves.
     levels = [expected_probabilities(point, state) for state in ("pre", "target")]
     for row, names in zip(axes, rows, strict=True):
         for axis, name in zip(row, names, strict=False):
@@ -118,11 +121,13 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
                         label=label,
                     )
             axis.set_title(_title(point, name), fontsize=7)
+            # Not drawn: it is how a test finds the panel of a question.
             axis.set_label(name)
         row[0].set_ylabel("probability")
     for axis in axes[-1]:
         axis.set_xlabel("steps of the edit")
     axes[0][0].set_ylim(-0.02, 1.02)
+    # The first panel has every label; one legend for all panels.
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.035, 1, 1))
@@ -198,6 +203,7 @@ def _pyplot() -> ModuleType:
 
 def _finish(figure: Figure, axis: Axes, path: Path) -> None:
     axis.grid(alpha=0.25)
+    # matplotlib warns of a legend without entries.
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()

@@ -110,6 +110,7 @@ def read_arms(sweep: Sweep) -> list[Arm]:
         before, after, scorings = [], [], []
         for key in keys:
             rows = answers.of_trial(key)
+            # Step 0 is asked before any edit; `last_step` marks the end of each edit, whatever its length.
             first = _by_record(rows.filter(pc.equal(rows["step"], 0)))
             last = _by_record(rows.filter(rows["last_step"]))
             for record, point in answers.points.get(key, {}).items():
@@ -135,6 +136,7 @@ def read_panels(sweep: Sweep, arm: Arm, chosen: Sequence[int]) -> list[Panel]:
     key = trial_keys_by_arm(sweep, INDEPENDENT)[arm.name][0]
     beliefs = sweep.beliefs()
     trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
+    # A point's id is its own; rows name the record that the trial made of it.
     records = {point.id: record for record, point in _points(sweep)[key].items()}
     panels: list[Panel] = []
     for i in chosen:
@@ -180,6 +182,7 @@ def read_runs(sweep: Sweep) -> list[TrialRun]:
     models = {row["trial_key"]: row["model"] for row in sweep.trials().select(["trial_key", "model"]).to_pylist()}
     runs = []
     for arm, keys in trial_keys_by_arm(sweep, INDEPENDENT).items():
+        # Trials that have begun and hold no points yet have nothing to read.
         for key in (k for k in keys if k in rows):
             testbed, spec = rows[key][0]["testbed"], setting_of_row(rows[key][0])
             trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
@@ -206,6 +209,7 @@ def read_stages(sweep: Sweep) -> list[Stage]:
     stages = []
     for arm, keys in trial_keys_by_arm(sweep, LIFELONG).items():
         tables = {key: answers.of_trial(key) for key in keys}
+        # Seeds may be at different steps while the sweep runs; a step has those that have come to it.
         for step in sorted({s for table in tables.values() for s in pc.unique(table["step"]).to_pylist()}):
             edited: list[EvalPoint] = []
             replies: list[Mapping[str, Reply]] = []
@@ -271,6 +275,7 @@ def read_point_choice(sweep: Sweep) -> list[Row]:
     choices: list[Row] = []
     for arm, key in trials:
         points = rows.get(key, [])
+        # Every row of a trial tells the same testbed, so the first is enough.
         testbed = json.loads(points[0]["testbed"] or "{}") if points else {}
         passed, refused = testbed.get("passed_over", {}), Counter(r["refusal"] for r in points if r["refusal"])
         why = "; ".join(f"{reason} ({n})" for reason, n in (*passed.items(), *refused.items()))
@@ -283,6 +288,7 @@ def read_training(sweep: Sweep) -> dict[str, list[Mapping[str, float]]]:
     """Return the training logs, each a list of rows, by model and setting (what a log comes to depends on who reads it)."""
     names = ["trial_key", "model_digest", "data_digest"]
     trials = {row["trial_key"]: row for row in sweep.trials().select(names).to_pylist()}
+    # Seeds share a model, and so its log; the first one stands for all of them.
     logs: dict[str, list[Mapping[str, float]]] = {}
     for key, log in _logs(sweep).items():
         logs.setdefault(f"{trials[key]['model_digest']} {trials[key]['data_digest']}", log)

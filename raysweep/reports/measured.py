@@ -91,10 +91,12 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
         try:
             tables[key] = _read(sweep, key)
         except (DamagedError, NewerFormatError) as error:
+            # Noted and gone on with: one damaged trial must not hide the others.
             sweep.damaged[key] = error.message
     read = dict(zip(tables, _viewed(list(tables.values())), strict=True))
     # A trial may stand in the table under several names; what was measured is read once.
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
+    # For trials that have no row of their own; a plan of an older raysweep does not say its study.
     study = sweep.plan.get("study") or next((row["study"] for row in rows.values()), "")
     views = []
     for name in sweep.places:
@@ -184,14 +186,19 @@ def measure_trials(
     """
     rows = _ProbeRows.of_trials(probes)
     step, edit = rows.step, rows.edit_step
-    at_round = np.isin(rows.trial_step, [t * rows.steps + r for t, own in enumerate(rounds) for r in own])
+    # Each trial has its own rounds, so the trial is part of the number that is looked up.
+    # A round that nobody has come to yet is no number here: it would be that of a step of the next trial.
+    reached_rounds = [[r for r in own if r < rows.steps] for own in rounds]
+    at_round = np.isin(rows.trial_step, [t * rows.steps + r for t, own in enumerate(reached_rounds) for r in own])
     batch = np.asarray(batch_sizes, np.int64)[rows.trial]
     retained = at_round & (edit <= step) & (rows.superseded_step > step) & (step > 0)
+    # A whole batch is written at once, and measured after it: all of its records are fresh.
     fresh = (step >= edit) & (step - edit < batch) & (step > 0)
     measured: list[dict[Where, Values]] = [{} for _ in probes]
     for trial, _, at, view, record, value in rows.means(retained | (step == 0), by_step=True):
         where = (PHASES[0], at) if at else ("pristine", 0)
         measured[trial].setdefault(where, {}).setdefault(view, {})[record] = value
+    # An immediate value stands at every round from its own on, but at none that was not measured.
     reached = [[r for r in own if (PHASES[0], r) in values_at] for own, values_at in zip(rounds, measured, strict=True)]
     for trial, first, _, view, record, value in rows.means(fresh, by_step=False):
         for r in reached[trial]:
@@ -239,6 +246,7 @@ class _ProbeRows:
         views = [VIEW_OF.get((k, m)) for k in kinds for m in metrics]
         view = kind * len(metrics) + metric
         named = np.array([name is not None for name in views], bool)
+        # Null = not asked; NaN is a value, and makes its view undefined.
         use = pc.is_valid(whole["value"]).to_numpy() & (named[view] if len(views) else False)
         step = whole["step"].to_numpy()[use]
         return cls(
@@ -266,11 +274,14 @@ class _ProbeRows:
         """
         at = self.step[use] if by_step else np.zeros(int(use.sum()), np.int64)
         group = self.trial[use] * self.steps + at
+        # Mixed-radix digits: one integer per (trial, step, record, view), so that one `unique` groups them all.
         group = (group * max(len(self.records), 1) + self.record[use]) * max(len(self.views), 1) + self.view[use]
         _, first, inverse, count = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+        # Sums in the order of the rows, as a loop would make them: to the last bit the same mean.
         mean = np.bincount(inverse, self.value[use], len(first)) / count
         lowest = np.full(len(first), self.steps)
         np.minimum.at(lowest, inverse, self.step[use])
+        # `unique` sorts by number; the caller needs the order of the first rows.
         order = np.argsort(first)
         rows = first[order]
         yield from zip(
@@ -286,6 +297,7 @@ class _ProbeRows:
 
 def _codes(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
     """Return the column of texts as numbers, and the texts that these number."""
+    # One chunk first: every chunk of a chunked column has a dictionary of its own.
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 

@@ -68,6 +68,7 @@ def to_one(entries: Sequence[Entry], name: str = "") -> list[Pair]:
 
 def _named(entries: Sequence[Entry], name: str) -> SummaryRow:
     called = [entry.line for entry in entries if entry.line.label == name]
+    # A label names one configuration; an arm, with or without its sweep, may have several.
     called = called or [e.line for e in entries if name in (e.line.arm, f"{e.sweep}{e.line.arm}")]
     if not called:
         arms = [entry.line.arm for entry in entries]

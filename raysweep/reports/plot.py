@@ -104,6 +104,7 @@ def draw_over(
     measured = {line.label: line for line in rows_of_configurations(configurations, phase=phase, at=at)}
     curves = _curves([(label, m) for label, m in configurations if key in m[0].point or not m[0].point], key)
     look = plot_style.styles({name: _editor(members[0][1]) for name, members in curves.items()})
+    # An arm without the key has one value, whatever the axis says.
     level = [name for name, members in curves.items() if key not in members[0][1][0].point]
     # A level line has no points of its own to mark.
     look |= {name: replace(look[name], marker="") for name in level}
@@ -113,6 +114,7 @@ def draw_over(
     for axis, view in zip(axes, PANELS, strict=True):
         for name, members in curves.items():
             defined = [(t[0].point.get(key), measured[label]) for label, t in members if view in measured[label].cells]
+            # By place: configurations come in the order of the plan, a line is drawn from left to right.
             points = sorted(((places[repr(v)], line) for v, line in defined if repr(v) in places), key=lambda p: p[0])
             if points:
                 _curve(axis, [x for x, _ in points], [line for _, line in points], view, look[name], alpha)
@@ -122,6 +124,7 @@ def draw_over(
         name: _legend(name, [t for _, configuration in members for t in configuration])
         for name, members in curves.items()
     }
+    # All lines are of one round; any of them tells which.
     line = next(line for line in measured.values() if line.trials)
     _finish(
         figure, axes, look, texts, x=key,
@@ -201,6 +204,7 @@ def _finish(
             axis.set_ylabel("mean over records so far")
         if place.is_last_row():
             axis.set_xlabel(x)
+    # A "$" in a sweep's name is a dollar, not mathematics.
     figure.suptitle(title, fontsize=12).set_parse_math(False)
     handles = [
         Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, markersize=4.5, linewidth=1.8)

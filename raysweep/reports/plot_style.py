@@ -78,11 +78,13 @@ def panels(count: int, titles: Sequence[str], *, share_x: bool = True) -> tuple[
     """Return a figure with a panel per title: in a row, or in a larger square where there are many configurations."""
     import matplotlib
 
+    # Before pyplot: on a machine without a display the default back end ends in an error.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     crowded = count > CROWDED
     rows, columns = (2, 2) if crowded else (1, len(titles))
+    # "constrained" makes room for the legend outside, which tight_layout does not.
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(14, 8.4 if crowded else 3.6), sharey=True, sharex=share_x, dpi=150, layout="constrained"
     )
@@ -99,6 +101,7 @@ def panels(count: int, titles: Sequence[str], *, share_x: bool = True) -> tuple[
 def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Put a legend below the panels, in as many columns as fit, and make the figure as much higher."""
     size = 10 if len(labels) <= CROWDED else 8
+    # How wide a legend is can only be measured on a drawn one, so each number of columns is tried.
     for columns in range(min(6, max(len(labels), 1)), 0, -1):
         # Labels are set afterwards: one that begins with "_" would be left out, and "$" would be read as mathematics.
         box = figure.legend(
@@ -120,5 +123,6 @@ def save(figure: Figure, path: Path) -> None:
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    # matplotlib writes its version into PNG; other formats have other keys, and would refuse this one.
     figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
     pyplot.close(figure)

@@ -53,6 +53,7 @@ def render(rows: Sequence[Row], how: Format, *, title: str = "", width: int | No
     if how is Format.TABLE:
         return fit.table(_columns(names, rows), title=title, width=width)
     if how is Format.MARKDOWN:
+        # A bar inside a cell would end it.
         lines = [names, ["---"] * len(names), *([cell_text(r[n]).replace("|", "\\|") for n in names] for r in rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if how is Format.LATEX:

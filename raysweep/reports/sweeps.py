@@ -15,6 +15,7 @@ def open_labelled(
 ) -> list[LabelledSweep]:
     """Return each of *sweeps* with what goes before its labels, which tells it from the others; what is open stays as it is."""
     texts = [sweep for sweep in sweeps if isinstance(sweep, str)]
+    # They come opened, all of them; opened again, every file would be read again.
     if len(texts) < len(sweeps):
         return [sweep for sweep in sweeps if not isinstance(sweep, str)]
     opened = [open_results(name, workspace, everything=everything) for name in texts]
