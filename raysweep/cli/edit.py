@@ -63,21 +63,11 @@ def command(
         raysweep edit --editor MEMIT --model gpt2-xl --data ZsRE --data-path zsre.json --simie --lam 10 --edits 100
     """
     workspace = workspace_of(ctx)
+    path = resolve_from_cwd(data_path, shipped=True) if data_path else ""
     edit_flags = EditFlags(
-        name=name,
-        editor=editor,
-        model=flags.model_spec(model, workspace),
-        data=data,
-        data_path=resolve_from_cwd(data_path, shipped=True) if data_path else "",
-        simie=simie,
-        lam=lam,
-        init_model=init_model,
-        solver=solver,
-        edits=edits,
-        batch_size=batch_size,
-        rounds=rounds,
-        seed=seed,
-    )
+        name=name, editor=editor, model=flags.model_spec(model, workspace), data=data, data_path=path, simie=simie, lam=lam,
+        init_model=init_model, solver=solver, edits=edits, batch_size=batch_size, rounds=rounds, seed=seed,
+    )  # fmt: skip
     _make(_planned(ctx, edit_flags, set_ or (), workspace), workspace, repair=repair)
 
 
