@@ -32,7 +32,7 @@ from benchmarks.plain import rome as plain_rome
 from benchmarks.plain import simie as plain_simie
 from benchmarks.plain import wise as plain_wise
 from raysweep.artifacts import Artifact
-from raysweep.cli.edit import ALIASES
+from raysweep.cli.edit_space import ALIASES
 from raysweep.config.plan import plan
 from raysweep.config.schema import TrialSpec
 from raysweep.config.sweep import parse_search_space

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raysweep.cli.options import Options
+from raysweep.cli.errors import TRIALS_FAILED
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say, tell
 from raysweep.cli.show import FormatOption, SweepArgument, WideOption, report_left_out
 from raysweep.errors import SpecError, nearest
@@ -25,7 +26,10 @@ from raysweep.results.tables import Sweep, open_results, trial_columns
 from raysweep.studies import default_metric, phases
 from raysweep.summarize import summary
 
-Logged = Mapping[str, Mapping[int, Mapping[str, Any]]]  # what Ray logged: key → step → values
+if TYPE_CHECKING:
+    from raysweep.tune.analysis import Analysis
+
+Logged = Mapping[str, Mapping[int, Mapping[str, object]]]  # what Ray logged: key → step → values
 
 
 def command(
@@ -50,47 +54,61 @@ def command(
 
         raysweep analyze demo --metric retained/avg --mode max
     """
+    # Before Ray is imported, so that nothing is ever sent.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     analyse = lazy("raysweep.tune.analysis").analyse
 
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     results = open_results(sweep, workspace)
     trials = trial_views(results)
     metric = metric or _metric(results, trials)
     mode = mode or str(results.search.get("mode", "max"))
     if mode not in ("max", "min"):
         raise SpecError(f"--mode is max or min, got {mode!r}")
-    seen = analyse(results.store, results.keys, metric=metric, mode=mode, trust=trust)
+    analysis = analyse(results.store, results.keys, metric=metric, mode=mode, trust=trust)
+    # One group per trial and name: the ranking has no use for pooled seeds.
     named = groups(trials, by="trial")
     step = chosen_round(named, -1 if at is None else at)
-    by_tables = unlogged(results.store, named, seen.rounds, metric=metric, step=step)
-    rounds = {**seen.rounds, **{key: {**seen.rounds.get(key, {}), step: values} for key, values in by_tables.items()}}
+    by_tables = unlogged(results.store, named, analysis.rounds, metric=metric, step=step)
+    # What Ray logged stays; our own values fill in the one round that is ranked.
+    rounds = {
+        **analysis.rounds,
+        **{key: {**analysis.rounds.get(key, {}), step: values} for key, values in by_tables.items()},
+    }
     rows, left = ranked(named, rounds, metric=metric, mode=mode, step=step)
-    title = f"{results.name} at {step} edits by {metric} ({mode}), {len(seen.sessions)} Ray sessions"
+    title = f"{results.name} at {step} edits by {metric} ({mode}), {len(analysis.sessions)} Ray sessions"
+    # A program gets null for what is undefined, a reader the word.
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     listed = [for_program(row, trials) if plain else row for row in (*rows, *left)]
     print(render(listed, format_, title=title, width=width))
     if format_ is Format.TABLE:
-        _conclude(rows, seen.best if trust else None, metric)
-        if not seen.disagreements:
-            say(f"Ray's log and our tables agree ({seen.compared} values compared)")
+        _conclude(rows, analysis.best if trust else None, metric)
+        if not analysis.disagreements:
+            say(f"Ray's log and our tables agree ({analysis.compared} values compared)")
     tell(
         [*taken(by_tables, step), *unranked(left, metric, step), *notes.non_finite(trials), *notes.outdated(results)],
         format_,
     )
-    missing = [k for k in results.keys if k not in seen.rounds]
+    _check_agreement(results, analysis)
+    report_left_out(results)
+
+
+def _check_agreement(results: Sweep, analysis: Analysis) -> None:
+    """Say on standard error where Ray's logs have gaps or differ from our tables; leave with exit code 3 if they differ."""
+    missing = [k for k in results.keys if k not in analysis.rounds]
     if missing:
         say(f"not in Ray's logs: {len(missing)} trials ({', '.join(missing[:3])} …)", err=True)
-    for line in seen.disagreements[:20]:
+    # One cause makes many; twenty lines show it, and the count below is of all.
+    for line in analysis.disagreements[:20]:
         say(line, err=True)
-    if seen.disagreements:
-        say(f"Ray and our tables disagree in {len(seen.disagreements)} values", err=True)
-        raise typer.Exit(3)
-    report_left_out(results)
+    if analysis.disagreements:
+        say(f"Ray and our tables disagree in {len(analysis.disagreements)} values", err=True)
+        raise typer.Exit(TRIALS_FAILED)
 
 
 def _metric(sweep: Sweep, trials: Sequence[TrialView]) -> str:
     """Return what the plan ranks by, if the trials' study has it, else what the study does."""
+    # The plan may be newer than the trials, and of another study, which has other metrics.
     planned, study = str(sweep.search.get("metric", "")), next((str(t.row["study"]) for t in trials), "")
     return planned if planned.partition("/")[0] in phases(study) else default_metric(study)
 
@@ -107,15 +125,16 @@ def _conclude(rows: list[dict[str, Cell]], best: tuple[str, float] | None, metri
 
 def unlogged(
     store: ResultStore, named: Labelled, rounds: Logged, *, metric: str, step: int
-) -> dict[str, Mapping[str, Any]]:
+) -> dict[str, Mapping[str, object]]:
     """Return our own values of the round at *step*, by key, of the trials that were measured there without Ray's log knowing.
 
     So it is after a driver was killed, and of a trial that failed later (its failure is logged over its last round). Left out of
     the ranking, the best trial would not be named.
     """
-    summaries: dict[str, Mapping[str, Any]] = {}
+    summaries: dict[str, Mapping[str, object]] = {}
     for _, (trial,) in named:
         key, logged = str(trial.row["trial_key"]), rounds.get(str(trial.row["trial_key"]), {}).get(step, {})
+        # Not measured, or nothing to add: Ray knows the value.
         if step not in trial.rounds or metric in logged:
             continue
         values = summary(
@@ -136,6 +155,7 @@ def for_program(row: Mapping[str, Cell], trials: Sequence[TrialView]) -> dict[st
     """Return *row* with null for what is undefined, and the first step that is not finite, as ``show`` has it."""
     first = next((t.row["non_finite_step"] for t in trials if t.row["trial_key"] == row["trial"]), None)
     plain: dict[str, Cell] = {name: None if value == UNDEFINED else value for name, value in row.items()}
+    # Columns keep the order that `show` has, for programs that read both.
     status = list(plain).index("status") + 1
     return dict([*list(plain.items())[:status], ("non_finite_step", first), *list(plain.items())[status:]])
 
@@ -173,19 +193,22 @@ def ranked(
     for _, (trial,) in named:
         key = str(trial.row["trial_key"])
         logged = rounds.get(key, {}).get(step, {})
+        # For the hint of the error below: metrics, not the hyper-parameters that Ray logs beside them.
         names |= {n for n in logged if "/" in n and not n.startswith(("point/", "config/"))}
         known = step in trial.rounds
         undefined = view in trial.undefined.get((phase, step), ())
-        value = logged.get(metric)
+        value, seconds = logged.get(metric), logged.get("time_total_s")
         row: dict[str, Cell] = {
             "trial": key, "arm": trial.row["arm"], "point": " ".join(f"{k}={v}" for k, v in trial.point.items()),
             "seed": trial.seed, "edits": step if known else None, metric: UNDEFINED if undefined else None,
-            "status": state(trial), "seconds": float(logged.get("time_total_s", math.nan)),
+            "status": state(trial), "seconds": float(seconds) if isinstance(seconds, int | float) else math.nan,
         }  # fmt: skip
+        # A row either has a rank or says why it has none; nothing is dropped.
         if known and not undefined and isinstance(value, float) and math.isfinite(value):
             out.append({**row, metric: value})
         else:
             left.append(row)
+    # A typing mistake in --metric, unless the metric exists and is undefined everywhere.
     if not out and not any(row[metric] == UNDEFINED for row in left):
         raise SpecError(f"no trial has logged '{metric}' at {step}", hint=nearest(metric, names))
     return sorted(out, key=lambda r: -float(r[metric]) if mode == "max" else float(r[metric])), left  # type: ignore[arg-type]

@@ -6,9 +6,9 @@ import csv
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TextIO
 
 import typer
 
@@ -20,7 +20,8 @@ from raysweep.belief.setting import open_setting
 from raysweep.belief.spec import BeliefSpec
 from raysweep.belief.testbed import TestbedParts, build_parts
 from raysweep.cli.belief_report import command as report
-from raysweep.cli.options import Options
+from raysweep.cli.flags import set_option
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
@@ -48,12 +49,7 @@ WikidataOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Lay a value over the spec; repeatable. KEY: graph.relations, corpus.num_atomic_facts, parity.…",
-        show_default=False,
-    ),
+    set_option("Lay a value over the spec; repeatable. KEY: graph.relations, corpus.num_atomic_facts, parity.…"),
 ]
 OutOption = Annotated[
     Path | None,
@@ -61,6 +57,8 @@ OutOption = Annotated[
         "--out", metavar="FILE", help="JSON lines to write; else a file named after the setting, in this folder."
     ),
 ]
+
+WriteLines = Callable[[TestbedParts, TextIO], Mapping[str, object]]  # writes lines; returns what to print of them
 
 
 @app.command("graph")
@@ -82,117 +80,128 @@ def graph(
         raysweep belief graph --wikidata data/wikidata5m --set graph.read_n_facts=2e6 --csv matrices
     """
     spec, workspace = _spec(ctx, file, wikidata, set_ or ())
-    found = open_graph(spec.graph, workspace, _report)
-    arrows = graph_dependencies(found)
-    told = graph_statistics(found, graph_tokens(spec.graph, workspace).lengths)
-    told["arrows"] = arrows.named(found.relations)
-    told["single_relations"] = [found.relations[r] for r in arrows.single]
+    knowledge_graph = open_graph(spec.graph, workspace, _report)
+    arrows = graph_dependencies(knowledge_graph)
+    statistics = graph_statistics(knowledge_graph, graph_tokens(spec.graph, workspace).lengths)
+    statistics["arrows"] = arrows.named(knowledge_graph.relations)
+    statistics["single_relations"] = [knowledge_graph.relations[r] for r in arrows.single]
     if json_:
-        print(json.dumps({**told, "cooccurrence": found.cooccurrence.tolist()}, indent=1, ensure_ascii=False))
+        everything = {**statistics, "cooccurrence": knowledge_graph.cooccurrence.tolist()}
+        print(json.dumps(everything, indent=1, ensure_ascii=False))
     else:
-        _print_graph(told, found)
+        _print_graph(statistics, knowledge_graph)
     if csv_ is not None:
-        _write_matrices(csv_, found)
+        _write_matrices(csv_, knowledge_graph)
 
 
-@app.command("corpus")
-def corpus(
-    ctx: typer.Context,
-    file: FileArgument = "",
-    out: OutOption = None,
-    wikidata: WikidataOption = "",
-    set_: SetOption = None,
-) -> None:
+def _writing_command(name: str) -> Callable[[WriteLines], WriteLines]:
+    """Return a decorator that makes the command *name* of a function which writes lines of the testbed and counts them.
+
+    The function's docstring is the command's help. The function itself stays what it was, to be called from a program.
+    """
+
+    def register(write: WriteLines) -> WriteLines:
+        # Typer reads the parameters from the signature, so they stand here once for every such command.
+        def command(
+            ctx: typer.Context,
+            file: FileArgument = "",
+            out: OutOption = None,
+            wikidata: WikidataOption = "",
+            set_: SetOption = None,
+        ) -> None:
+            parts = _testbed_parts(ctx, file, wikidata, set_ or ())
+            out = out or Path(f"{Path(file).stem or 'belief'}-{name}.jsonl")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with out.open("w", encoding="utf-8", newline="\n") as lines:
+                counts = write(parts, lines)
+            print(json.dumps({"file": str(out), **counts}, indent=1))
+
+        command.__doc__ = write.__doc__
+        app.command(name)(command)
+        return write
+
+    return register
+
+
+@_writing_command("corpus")
+def write_corpus(parts: TestbedParts, lines: TextIO) -> Mapping[str, object]:
     """Write the documents a language model is trained on, and print the corpus' counts as JSON.
 
     Example: `raysweep belief corpus belief-small --out corpus.jsonl --set corpus.num_atomic_facts=300`
     """
-    basis = _basis(ctx, file, wikidata, set_ or ())
-    out = out or _beside(file, "corpus")
-    with _open(out) as lines:
-        for document in basis.corpus.documents():
-            row = {"document": document.text, "num_sentences": document.sentences}
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-    print(json.dumps({"file": str(out), **basis.corpus.statistics}, indent=1))
+    for document in parts.corpus.documents():
+        row = {"document": document.text, "num_sentences": document.sentences}
+        lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return parts.corpus.statistics
 
 
-@app.command("points")
-def points(
-    ctx: typer.Context,
-    file: FileArgument = "",
-    out: OutOption = None,
-    wikidata: WikidataOption = "",
-    set_: SetOption = None,
-) -> None:
+@_writing_command("points")
+def write_points(parts: TestbedParts, lines: TextIO) -> Mapping[str, object]:
     """Write evaluation points: questions, requested updates, and what the agent believes before and after them.
 
     A fact that cannot be edited is passed over and the next one takes its place; how many there were is printed, by reason.
 
     Example: `raysweep belief points belief-small --out points.jsonl --set points.size=100`
     """
-    basis = _basis(ctx, file, wikidata, set_ or ())
-    out = out or _beside(file, "points")
     counts = {"points": 0, "novel": 0, "with_downstream": 0, "downstream_answer_changes": 0, "reinforcing": 0}
+    # Filled while the points are drawn, so it is read after the loop.
     passed_over: Counter[str] = Counter()
-    with _open(out) as lines:
-        for point in basis.points(passed_over=passed_over):
-            lines.write(jsonl.to_line(point) + "\n")
-            counts["points"] += 1
-            counts["novel"] += not point.known
-            if point.flags:
-                counts["with_downstream"] += point.flags.diff_r_is_dependent_rel
-                counts["downstream_answer_changes"] += point.flags.downstream_answer_changes
-                counts["reinforcing"] += point.flags.new_fact_reinforces
-    asked = basis.spec.points.size + basis.spec.points.novel
-    print(json.dumps({"file": str(out), "asked": asked, **counts, "passed_over": dict(passed_over)}, indent=1))
-
-
-def _beside(file: str, what: str) -> Path:
-    """Return the file in the current folder that a command writes without ``--out``."""
-    return Path(f"{Path(file).stem or 'belief'}-{what}.jsonl")
+    for point in parts.points(passed_over=passed_over):
+        lines.write(jsonl.to_line(point) + "\n")
+        counts["points"] += 1
+        counts["novel"] += not point.known
+        if point.flags:
+            counts["with_downstream"] += point.flags.diff_r_is_dependent_rel
+            counts["downstream_answer_changes"] += point.flags.downstream_answer_changes
+            counts["reinforcing"] += point.flags.new_fact_reinforces
+    asked = parts.spec.points.size + parts.spec.points.novel
+    return {"asked": asked, **counts, "passed_over": dict(passed_over)}
 
 
 def _report(line: str) -> None:
+    # To stderr: what is printed on stdout is JSON for a program.
     say(line, err=True)
 
 
-def _open(path: Path) -> Any:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w", encoding="utf-8", newline="\n")
-
-
-def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> TestbedParts:
+def _testbed_parts(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> TestbedParts:
     spec, workspace = _spec(ctx, file, wikidata, sets)
-    found = open_graph(spec.graph, workspace, _report)
+    knowledge_graph = open_graph(spec.graph, workspace, _report)
     started = time.perf_counter()
-    basis = build_parts(spec, found)
+    parts = build_parts(spec, knowledge_graph)
     _report(f"corpus and agent: {time.perf_counter() - started:.1f} s")
-    return basis
+    return parts
 
 
 def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str | Override]) -> tuple[BeliefSpec, Workspace]:
     """Return the spec as written, with ``--wikidata`` and ``--set`` laid over the file and the graph's files found."""
-    workspace = (ctx.find_object(Options) or Options()).workspace
+    workspace = workspace_of(ctx)
+    # As overrides with a place of their own: a --set of the same key is refused with both names.
     if wikidata:
         where, flag = resolve_from_cwd(wikidata, shipped=True), Place("--wikidata")
         sets = (Override("graph.source", "wikidata5m", flag), Override("graph.path", str(where), flag), *sets)
     return open_setting(file, sets, workspace), workspace
 
 
-def _print_graph(told: Mapping[str, Any], found: KnowledgeGraph) -> None:
+def _print_graph(statistics: Mapping[str, object], knowledge_graph: KnowledgeGraph) -> None:
     """Print the statistics line by line, then both co-occurrence matrices."""
-    for name, value in told.items():
+    for name, value in statistics.items():
+        # A mapping is a block of lines; a mapping inside it goes on one line.
         if isinstance(value, Mapping):
             print(name.replace("_", " "))
             for key, inner in value.items():
-                shown = inner if not isinstance(inner, Mapping) else ", ".join(f"{k} ({v})" for k, v in inner.items())
-                text = f"{shown:.2f}" if isinstance(shown, float) else shown
-                say(f"    {key.replace('_', ' '):30} {text}", hang=31)
+                say(f"    {key.replace('_', ' '):30} {_statistic(inner)}", hang=31)
         else:
             text = ", ".join(value) or "-" if isinstance(value, list) else value
             say(f"{name.replace('_', ' '):34} {text}", hang=35)
-    for title, matrix in _matrices(found):
-        print(f"\n{_matrix(f'co-occurrence, {title}', found.relations, matrix)}")
+    for title, matrix in _matrices(knowledge_graph):
+        print(f"\n{_matrix(f'co-occurrence, {title}', knowledge_graph.relations, matrix)}")
+
+
+def _statistic(value: object) -> str:
+    """Return one value of a block for a reader."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} ({number})" for name, number in value.items())
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _matrix(title: str, relations: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
@@ -205,15 +214,15 @@ def _matrix(title: str, relations: Sequence[str], matrix: Sequence[Sequence[floa
     return fit.complete(columns, title=title, width=fit.terminal_width())
 
 
-def _matrices(found: KnowledgeGraph) -> tuple[tuple[str, list[list[float]]], ...]:
-    counts = found.cooccurrence
+def _matrices(knowledge_graph: KnowledgeGraph) -> tuple[tuple[str, list[list[float]]], ...]:
+    counts = knowledge_graph.cooccurrence
     return ("counts", counts.tolist()), ("percent", (100 * normalise_rows(counts)).round(2).tolist())
 
 
-def _write_matrices(folder: Path, found: KnowledgeGraph) -> None:
+def _write_matrices(folder: Path, knowledge_graph: KnowledgeGraph) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, matrix in _matrices(found):
+    for name, matrix in _matrices(knowledge_graph):
         with (folder / f"cooccurrence_{name}.csv").open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out)
-            writer.writerow(["", *found.relations])
-            writer.writerows([relation, *row] for relation, row in zip(found.relations, matrix, strict=True))
+            writer.writerow(["", *knowledge_graph.relations])
+            writer.writerows([relation, *row] for relation, row in zip(knowledge_graph.relations, matrix, strict=True))

@@ -16,14 +16,14 @@ import typer
 from raysweep.belief.report import published_files
 from raysweep.belief.report import tables as belief
 from raysweep.belief.report.tables import Row
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.show import SweepArgument, report_left_out
 from raysweep.errors import StoreError
 from raysweep.reports import belief_plots as plots
 from raysweep.reports import belief_rows
 from raysweep.reports.fit import terminal_width
-from raysweep.reports.render import Format, complete, render, shown
+from raysweep.reports.render import Format, cell_text, complete, render
 from raysweep.results.tables import Sweep, open_results
 from raysweep.summarize import Estimate
 
@@ -50,34 +50,36 @@ def command(
 
     Example: `raysweep belief report belief_demo --out report`
     """
-    workspace = (ctx.find_object(Options) or Options()).workspace
-    found = open_results(sweep, workspace)
-    found.leave_out_altered()
-    tables = tables_of(found)
-    folder = out or Path(workspace.results(found.name)) / "report"
+    workspace = workspace_of(ctx)
+    results = open_results(sweep, workspace)
+    # Before anything is read, so that no table holds a part of an altered trial.
+    results.leave_out_altered()
+    tables = tables_of(results)
+    folder = out or Path(workspace.results(results.name)) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         for how, ending in _ENDINGS.items():
             text = _csv(name, rows) if how is Format.CSV else render(rows, how, title=name)
             (folder / f"{name}.{ending}").write_text(text + "\n", encoding="utf-8")
-    figures = draw(found, tables, folder)
-    (folder / "report.md").write_text(markdown(found.name, tables, figures), encoding="utf-8")
-    (folder / "report.html").write_text(page(found.name, tables, figures), encoding="utf-8")
+    figures = draw(results, tables, folder)
+    (folder / "report.md").write_text(markdown(results.name, tables, figures), encoding="utf-8")
+    (folder / "report.html").write_text(page(results.name, tables, figures), encoding="utf-8")
     for name in _PRINTED:
         if name in tables:
             rows = [_means(row) for row in tables[name]]
             print(complete(rows, title=name, width=terminal_width()).rstrip(), end="\n\n")
-    for label, state in belief_rows.states(found).items():
+    for label, state in belief_rows.states(results).items():
         say(f"note: {label}: {state}")
-    written = write_published(found, folder / "published") if published else 0
+    written = write_published(results, folder / "published") if published else 0
     say(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
     if written:
         say(f"{written} files as published: {folder / 'published'}")
-    report_left_out(found)
+    report_left_out(results)
 
 
 def _csv(name: str, rows: Sequence[Row]) -> str:
     """Return *rows* as CSV; columns of the published tables and of the training log have their published names, case and all."""
+    # `render` writes heads in lower case, as programs like them; the published notebook asks for its own case.
     rows = belief.published_columns(name, rows)
     head, newline, rest = render(rows, Format.CSV).partition("\n")
     if name in _OURS:
@@ -99,6 +101,7 @@ def write_published(sweep: Sweep, folder: Path) -> int:
     """Write the files of the published code below *folder*, a folder per run; return how many."""
     runs, count = belief_rows.read_runs(sweep), 0
     for run in runs:
+        # Seeds and swept keys share an arm, and must not share a folder.
         alone = sum(other.arm == run.arm for other in runs) == 1
         below = folder / (run.arm if alone else f"{run.arm}-{run.key}")
         name = published_files.experiment_name(run.spec, run.model, run.relations)
@@ -106,6 +109,7 @@ def write_published(sweep: Sweep, folder: Path) -> int:
             path = below / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", encoding="utf-8", newline="") as lines:
+                # A row need not have every column: the published code leaves such cells empty.
                 writer = csv.DictWriter(lines, file.columns, restval="", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows({name: _defined(cell) for name, cell in row.items()} for row in file.rows)
@@ -141,6 +145,7 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
         tables["lifelong"] = belief.lifelong_rows(stages)
     tables["points"] = belief_rows.read_point_choice(sweep)
     for number, log in enumerate(belief_rows.read_training(sweep).values()):
+        # Evaluations are logged now and then, so rows differ in their keys; all get all columns, in order of first sight.
         names = list(dict.fromkeys(name for row in log for name in row))
         tables[f"training{number or ''}"] = [{name: row.get(name) for name in names} for row in log]
     return {name: rows for name, rows in tables.items() if rows}
@@ -148,11 +153,11 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
 
 def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
     """Draw the figures into *folder*; return their files."""
-    found: list[Path] = []
+    files: list[Path] = []
 
     def path(name: str) -> Path:
-        found.append(folder / f"{name}.png")
-        return found[-1]
+        files.append(folder / f"{name}.png")
+        return files[-1]
 
     for number, log in enumerate(belief_rows.read_training(sweep).values()):
         plots.draw_training_curves(
@@ -169,7 +174,7 @@ def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> lis
                 plots.draw_panels(arm.points[i], replies, path(f"{arm.points[i].id}_all_plots_{arm.name}"))
     if "lifelong" in tables:
         plots.draw_lifelong_curves(tables["lifelong"], path("lifelong"))
-    return found
+    return files
 
 
 def markdown(name: str, tables: Mapping[str, Sequence[Row]], figures: Sequence[Path]) -> str:
@@ -181,12 +186,13 @@ def markdown(name: str, tables: Mapping[str, Sequence[Row]], figures: Sequence[P
 
 def page(name: str, tables: Mapping[str, Sequence[Row]], figures: Sequence[Path]) -> str:
     """Return everything as one HTML page that needs no other file."""
+    # Everything is inside the page: it is mailed and moved without its folder.
     style = "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:2px 8px;border:1px solid #ccc}"
     parts = [f"<!doctype html><meta charset='utf-8'><title>{html.escape(name)}</title><style>{style}</style>"]
     parts.append(f"<h1>{html.escape(name)}</h1>")
     for title, rows in tables.items():
         head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
-        lines = ("".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row.values()) for row in rows)
+        lines = ("".join(f"<td>{html.escape(cell_text(cell))}</td>" for cell in row.values()) for row in rows)
         parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>")
         parts += [f"<tr>{line}</tr>" for line in lines]
         parts.append("</table>")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import tell
 from raysweep.cli.show import AllOption, FormatOption, Phase, PhaseOption, WideOption, report_left_out
 from raysweep.errors import SpecError
@@ -63,9 +63,10 @@ def command(
         raysweep compare simie_table1 --against simie-table1
         raysweep compare demo --against simie-table1 --loosely
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
+    # Flags that would be ignored are refused: a table that looks like what was asked for misleads.
     if against:
         if by != "arm" or to or pair or phase not in (None, Phase.RETAINED):
             hint = "leave out --by and --phase, --to and --pair"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from raysweep.belief.graph.wikidata_files import FILES
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
@@ -27,17 +27,13 @@ _SHOWN = 10
 _FETCHED = ("brown", "wikidata5m")
 
 
-def _workspace(ctx: typer.Context) -> Workspace:
-    return (ctx.find_object(Options) or Options()).workspace
-
-
 @app.command("ls")
 def ls(ctx: typer.Context) -> None:
     """List datasets and text sources: what was found where, and where missing files belong.
 
     Example: `raysweep data ls`
     """
-    workspace = _workspace(ctx)
+    workspace = workspace_of(ctx)
     rows = []
     for name in DATASETS.names():
         dataset = DATASETS.get(name)()
@@ -49,8 +45,8 @@ def ls(ctx: typer.Context) -> None:
     print(fit.listing(("dataset", "what", "records", "where"), rows), end="\n\n")
     print(fit.listing(("text", "where"), [(source, _text_place(source, workspace)) for source in SOURCES]), end="\n\n")
     folder = workspace.data / "wikidata5m"
-    there = all((folder / name).is_file() for name in FILES)
-    where = str(folder) if there else "raysweep data fetch wikidata5m"
+    complete = all((folder / name).is_file() for name in FILES)
+    where = str(folder) if complete else "raysweep data fetch wikidata5m"
     print(fit.listing(("graph", "where"), [("world", "in the package"), ("wikidata5m", where)]))
 
 
@@ -82,15 +78,16 @@ def fetch(
 
     Example: `raysweep data fetch brown`
     """
+    # Checked first, so that a mistyped name imports no downloader.
     if name not in _FETCHED:
         hint = f"{nearest(name, _FETCHED)}; datasets are put into data/ by hand, see data/README.md"
         raise DataError(f"nothing to fetch under '{name}'", hint=hint)
     from raysweep.data import fetch as fetching
 
     if name == "brown":
-        print(fetching.fetch_brown(_workspace(ctx), archive=archive))
+        print(fetching.fetch_brown(workspace_of(ctx), archive=archive))
     else:
-        print(fetching.fetch_wikidata5m(_workspace(ctx), archive=archive, report=lambda line: say(line, err=True)))
+        print(fetching.fetch_wikidata5m(workspace_of(ctx), archive=archive, report=lambda line: say(line, err=True)))
 
 
 @app.command("check")
@@ -105,17 +102,19 @@ def check(
     """
     dataset = DATASETS.get(name)()
     stated = resolve_from_cwd(path, shipped=True) if path else ""
-    where = dataset.locate(DataSpec(name=name, path=stated), _workspace(ctx))
+    where = dataset.locate(DataSpec(name=name, path=stated), workspace_of(ctx))
     reading = dataset.read(where)
     for warning in reading.warnings[:_SHOWN]:
         say(f"warning: {warning}")
     if len(reading.warnings) > _SHOWN:
         print(f"… and {len(reading.warnings) - _SHOWN} more warnings")
     problems = [*reading.problems, *_subject_problems(reading, where)]
+    # All problems at once, in the order of the file; one after another would take as many runs.
     if problems:
         raise ProblemsError(sorted(problems, key=_row_number))
     probes = sum(len(record.probes) for record in reading.records)
     digest = dataset.digest(where)
+    # No mistake, since most editors do not look the subject up.
     bare = sum(not record.subject.strip() for record in reading.records)
     if bare:
         say(f"note: {bare} of the records name no subject; editors that look it up refuse them, the others run")
@@ -130,11 +129,13 @@ def _subject_problems(reading: Reading, where: Path | None) -> list[Problem]:
         if error is not None:
             message = f"{error.message.partition(': ')[2]} (only editors that look it up need it)"
             place = f"{where}:{index}" if where else ""
+            # The id too, which can be searched for in the file; the row is counted from 0.
             message = f"({record.id}): {message}"  # type: ignore[union-attr]
             problems.append(Problem(code=error.code, message=message, file=place, hint=error.hint))
     return problems
 
 
 def _row_number(problem: Problem) -> int:
+    # `file:row` as a number: as text, row 10 comes before row 2. What has no row comes first.
     number = problem.file.rpartition(":")[2]
     return int(number) if number.isdecimal() else -1

@@ -47,7 +47,7 @@ class Row:
     done: int = 0
     began: float = 0.0
     began_at: int = 0
-    summary: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, float | int] = field(default_factory=dict)
     ended: bool = False
 
 
@@ -89,6 +89,7 @@ class Display(Watcher):
         for key, step in (finished or {}).items():
             self.rows[key].done, self.rows[key].ended = step, step >= self.rows[key].total
             self.before += step
+        # Written by the main thread, read by `_watch`: always through a copy.
         self._running: set[str] = set()
         self._counted: dict[str, Counted] = {}
         self._told = self.began
@@ -115,6 +116,7 @@ class Display(Watcher):
             self._live.start()
         elif self.folder is not None and self._thread is None:
             self._ended.clear()
+            # A daemon: a hung file system must not keep the process alive after the sweep.
             self._thread = threading.Thread(target=self._watch, name="raysweep-display", daemon=True)
             self._thread.start()
 
@@ -128,6 +130,7 @@ class Display(Watcher):
             self._thread = None
 
     def _watch(self) -> None:
+        # Waits for the event rather than sleeping, so that `end` need not wait for a whole poll.
         while not self._ended.wait(POLL):
             try:
                 for line in self.news(time.monotonic()):
@@ -148,16 +151,16 @@ class Display(Watcher):
         lines = []
         for key in sorted(self._running.copy()):
             beat = self._beat(key)
-            seen = self._counted.get(key)
+            first = self._counted.get(key)
             # Nothing is counted (any more): the next count begins a new pace.
             if beat.steps is None:
                 self._counted.pop(key, None)
-            elif seen is None or seen.doing != beat.doing:
+            elif first is None or first.doing != beat.doing:
                 self._counted[key] = Counted(beat.doing, now, beat.steps[0], now)
                 lines.append(f"{self.rows[key].label}: {beat}")
-            elif now - seen.told >= QUIET:
-                seen.told = now
-                lines.append(f"{self.rows[key].label}: {beat}, {_eta(beat.steps, seen, now)}")
+            elif now - first.told >= QUIET:
+                first.told = now
+                lines.append(f"{self.rows[key].label}: {beat}, {_eta(beat.steps, first, now)}")
         if not lines and now - self._told >= QUIET:
             lines.append(self._head({key: self._beat(key) for key in self._running.copy()}))
         self._told = now if lines else self._told
@@ -177,6 +180,7 @@ class Display(Watcher):
         if result.get("replayed"):
             row.began = 0.0  # its edits were made in another trial's time
         failure = str(result.get("failure", ""))
+        # A failure is printed above a live display, too: there it stays when the display goes.
         if self._live is None or failure:
             self._print(self.line(row, failure))
 
@@ -204,12 +208,15 @@ class Display(Watcher):
     def render(self) -> Group:
         """Return the live display: one line for the sweep, one per running trial."""
         beats = {key: self._beat(key) for key in self._running.copy()}
+        # No header and no rule: the display is redrawn twice a second, and every line costs a line of the terminal.
         table = Table.grid(padding=(0, 2))
         for _ in range(4):
             table.add_column(overflow="fold")
         for key in sorted(beats):
             row = self.rows[key]
+            # A heartbeat comes between rounds; a row knows the last round only.
             done = max(row.done, beats[key].done)
+            # As Text: rich would take "[b]" in a label for markup.
             table.add_row(Text(row.label), f"{done}/{row.total}", _scores(row.summary).strip(), Text(str(beats[key])))
         return Group(Text(self._head(beats), style="bold"), table)
 
@@ -217,6 +224,7 @@ class Display(Watcher):
         """Return the line for the sweep: trials, edits, pace, and when it will be done."""
         # Members of an edit group advance together, though only one of them is running.
         moving = {self.edit_groups.get(key, key): max(self.rows[key].done, beat.done) for key, beat in beats.items()}
+        # Each row counts as far as its group has come, once; `moving` has one entry per group.
         done = sum(max(row.done, moving.get(self.edit_groups.get(key, key), 0)) for key, row in self.rows.items())
         total = sum(row.total for row in self.rows.values())
         seconds = max(time.monotonic() - self.began, 1e-9)
@@ -243,13 +251,13 @@ class Display(Watcher):
             return Beat()
 
 
-def _eta(steps: tuple[int, int], seen: Counted, now: float) -> str:
+def _eta(steps: tuple[int, int], first: Counted, now: float) -> str:
     """Return when what is counted will be done, by its pace since it was first seen."""
-    made, seconds = steps[0] - seen.began_at, now - seen.began
+    made, seconds = steps[0] - first.began_at, now - first.began
     return f"ETA {_clock((steps[1] - steps[0]) * seconds / made)}" if made > 0 else "ETA –"
 
 
-def _scores(result: Mapping[str, Any]) -> str:
+def _scores(result: Mapping[str, float | int]) -> str:
     """Return a round's Rel, Gen and Loc in the first phase that it has, and from where on it is not finite."""
     phase = next((p for p in PHASES if any(f"{p}/{view}" in result for view in SHOWN)), "")
     parts = [f"{v.capitalize()} {float(result[f'{phase}/{v}']):.2f}" for v in SHOWN if f"{phase}/{v}" in result]

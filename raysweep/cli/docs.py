@@ -21,11 +21,13 @@ def error_classes() -> dict[str, type[RaysweepError]]:
     def family(kind: type[RaysweepError]) -> Iterator[type[RaysweepError]]:
         yield kind
         for child in kind.__subclasses__():
+            # Tests define errors of their own, and other packages may.
             if child.__module__ == errors.__name__:
                 yield from family(child)
 
     by_code: dict[str, type[RaysweepError]] = {}
     for kind in family(RaysweepError):
+        # Bases come first, so a class that only refines one is not a section of its own.
         by_code.setdefault(kind.code, kind)
     return dict(sorted(by_code.items()))
 
@@ -65,6 +67,7 @@ def errors_page() -> str:
 
 def keys_page() -> str:
     """Return ``docs/keys.md``."""
+    # Lazily: errors are explained without the editors, whose keys the other page lists.
     page: str = lazy("raysweep.cli.reference").keys_page()
     return page
 

@@ -17,7 +17,7 @@ import typer
 
 from raysweep.cli.docs import explain as explained
 from raysweep.cli.errors import UNEXPECTED
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
@@ -43,7 +43,7 @@ class Finding:
     """One check: what it looked at, what it found, and what to do if that is a fault."""
 
     what: str
-    found: str
+    result: str
     good: bool = True
     cure: str = ""
 
@@ -64,9 +64,9 @@ def command(
     if explain is not None:
         say(explained(explain))
         return
-    findings = list(check(ctx.find_object(Options).workspace))  # type: ignore[union-attr]
+    findings = list(check(workspace_of(ctx)))
     for one in findings:
-        say(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.found}", hang=21)
+        say(f"{'ok  ' if one.good else 'FAIL'}  {one.what:<14} {one.result}", hang=21)
         if one.cure:
             say(f"      {'':<14} {one.cure}", hang=0)
     faults = sum(not one.good for one in findings)
@@ -98,6 +98,7 @@ def _package(package: str, find_version: Callable[[str], str], cure: str, *, nee
 
 def _device() -> Finding:
     try:
+        # Imported, not looked up: a torch may be installed and not load, for a library that is missing.
         importlib.import_module("torch")
     except (ImportError, OSError) as error:
         return Finding("device", f"torch does not load: {error}", False, "reinstall torch for this machine")
@@ -109,6 +110,7 @@ def _device() -> Finding:
 
 
 def _cpus() -> Finding:
+    # In a container or under a scheduler fewer than the machine has.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Finding("cpu", f"{count} usable")
 
@@ -127,14 +129,16 @@ def _folders(workspace: Workspace) -> Iterator[Finding]:
 
 def _folder(what: str, folder: Path) -> Finding:
     """Return whether *folder*, or what would hold it, can be written to and has room."""
-    there = next(p for p in (folder, *folder.parents) if p.exists())
+    # The folder is made when it is needed; until then its nearest parent answers for it.
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        # By writing: permissions do not know of read-only mounts and full disks.
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        cure = f"make {there} writable, or choose another folder with --root or RAYSWEEP_ROOT"
+        cure = f"make {existing} writable, or choose another folder with --root or RAYSWEEP_ROOT"
         return Finding(what, f"{folder}: cannot write ({error.strerror or error})", False, cure)
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(existing).free
     roomy = free >= MIN_FREE
     cure = "" if roomy else f"free some space: at least {MIN_FREE / 2**30:.0f} GiB are wanted"
     return Finding(what, f"{folder}: writable, {free / 2**30:.1f} GiB free", roomy, cure)

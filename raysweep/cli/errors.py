@@ -26,6 +26,7 @@ def report(error: BaseException, *, debug: bool) -> int:
         print("interrupted; the same command again goes on", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, RaysweepError):
+        # Lazily, since every command imports this module, and few end here.
         lazy("raysweep.cli.say").say(describe(error), err=True, hang=2)
         return TRIALS_FAILED if isinstance(error, RunFailedError) else BAD_INPUT
     print(f"unexpected {type(error).__name__}: {error}", file=sys.stderr)

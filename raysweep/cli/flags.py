@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import typer
+from typer.models import OptionInfo
 
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
@@ -16,21 +16,34 @@ from raysweep.errors import Problem, ProblemsError
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
-Stated = tuple[str, str, Any]  # a parameter's name, the dotted key that it sets, the value
+Stated = tuple[str, str, object]  # a parameter's name, the dotted key that it sets, the value
+
+
+def set_option(about: str) -> OptionInfo:
+    """Return ``--set KEY=VALUE``; *about* says over what, and which keys there are.
+
+    It stands in an ``Annotated`` type, as ``Annotated[list[str] | None, set_option("…")]``.
+    """
+    # The default is None, which help would show as if somebody had to type it.
+    option: OptionInfo = typer.Option("--set", metavar="KEY=VALUE", help=about, show_default=False)
+    return option
 
 
 def is_stated(ctx: typer.Context, parameter: str) -> bool:
     """Tell whether *parameter* was written on the command line."""
+    # By name: the enumeration is of the click that Typer bundles, which has moved between versions.
     source = ctx.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def as_typed(ctx: typer.Context, parameter: str) -> str:
     """Return *parameter* as it was written, ``--seed 1``."""
+    # Typer gives a parameter its Python name; what a user typed is the first of its options.
     (option,) = (p for p in ctx.command.params if p.name == parameter)
     value = ctx.params[parameter]
-    shown = f"{value:g}" if isinstance(value, float) else value
-    return option.opts[0] if value is True else f"{option.opts[0]} {shown}"
+    if value is True:
+        return option.opts[0]
+    return f"{option.opts[0]} {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def overrides(ctx: typer.Context, flags: Iterable[Stated]) -> list[Override]:
@@ -58,10 +71,12 @@ def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
 
     A bare name that is known is that model, whatever lies in the current folder; ``./name`` is the folder.
     """
+    # A name has no separator; whatever has one is a path or a hub id.
     bare = not text.startswith("~") and os.sep not in text and "/" not in text
     if bare and (
         text in lazy("raysweep.models.sources.catalogue").CATALOGUE or workspace.find("models", text) is not None
     ):
+        # Said, not refused: the name has always meant the model, and a folder may turn up any day.
         if workspace.holds(str(Path(text).absolute())):
             typer.echo(
                 f"note: '{text}' is the model of that name; write ./{text} for what lies in this folder", err=True

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 Rows = list[tuple[str, ...]]
 
@@ -40,7 +43,7 @@ def command(
 
         raysweep ls editors
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     for one in [kind] if kind else list(Kind):
         headings, rows = listing(one, workspace)
         _print(one.value, headings, rows)
@@ -52,7 +55,7 @@ def listing(kind: Kind, workspace: Workspace) -> tuple[Sequence[str], Rows]:
     return headings, make(workspace)
 
 
-def _registry(module: str, table: str, *columns: Callable[[Any], str]) -> Callable[[Workspace], Rows]:
+def _registry(module: str, table: str, *columns: Callable[..., str]) -> Callable[[Workspace], Rows]:
     def rows(workspace: Workspace) -> Rows:
         registry = getattr(lazy(module), table)
         return [(name, *(column(registry.get(name)) for column in columns)) for name in registry.names()]
@@ -60,19 +63,23 @@ def _registry(module: str, table: str, *columns: Callable[[Any], str]) -> Callab
     return rows
 
 
-def _version(component: Any) -> str:
+class _Component(Protocol):
+    """What every class in a table has."""
+
+    version: int
+    config_type: type[BaseModel]
+
+
+def _version(component: _Component) -> str:
     return str(component.version)
 
 
-def _about(component: Any) -> str:
-    return str(getattr(component, "about", "") or _first_line(component))
+def _about(component: object) -> str:
+    # Components of other people's packages need not have `about`; a class nearly always has a docstring.
+    return str(getattr(component, "about", "") or (component.__doc__ or "").strip().partition("\n")[0])
 
 
-def _first_line(component: Any) -> str:
-    return (component.__doc__ or "").strip().splitlines()[0] if component.__doc__ else ""
-
-
-def _keys(component: Any) -> str:
+def _keys(component: _Component) -> str:
     return ", ".join(
         f"{name}*" if info.is_required() else name for name, info in component.config_type.model_fields.items()
     )
@@ -81,6 +88,7 @@ def _keys(component: Any) -> str:
 def _models(workspace: Workspace) -> Rows:
     catalogue = lazy("raysweep.models.sources.catalogue").CATALOGUE
     known: Rows = [(entry.name, entry.kind, entry.about) for entry in catalogue.values()]
+    # Folders that somebody put there; fetched models have a line already.
     local = sorted(p.name for p in workspace.models.iterdir()) if workspace.models.is_dir() else []
     return known + [(name, "local", "") for name in local if name not in catalogue and not name.startswith(".")]
 
@@ -110,13 +118,14 @@ def _published(workspace: Workspace) -> Rows:
     ]
 
 
-def _each(rows: Sequence[Any], attribute: str) -> str:
+def _each(rows: Sequence[object], attribute: str) -> str:
     return ", ".join(dict.fromkeys(getattr(row, attribute) for row in rows))
 
 
 def _question(path: Path) -> str:
     """Return the ``# Question:`` line of a search space, else its first comment."""
     try:
+        # A file that nobody can plan with is listed all the same, with the reason.
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return f"cannot be read: {error.strerror}"
@@ -125,6 +134,7 @@ def _question(path: Path) -> str:
     return (questions or lines or [""])[0]
 
 
+# Headings beside how their rows are made; each maker imports its table when it is asked.
 _TABLES: Mapping[Kind, tuple[Sequence[str], Callable[[Workspace], Rows]]] = {
     Kind.EDITORS: (
         ("name", "version", "patch", "keys (* required)", "paper"),

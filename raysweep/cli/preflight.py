@@ -82,10 +82,12 @@ def check(
 def _storage(results: str) -> Iterator[Problem]:
     """Yield why nothing can be written to *results*, a folder that need not be there yet; a URI is asked when it is used."""
     # The folder need not exist yet; the nearest parent that does decides whether it can be made.
-    there = None if "://" in results else next((p for p in (Path(results), *Path(results).parents) if p.exists()), None)
-    if there is not None and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        why = "cannot be written" if there.is_dir() else "is no folder"
-        message = f"results belong into {results}, but {there} {why}"
+    existing = (
+        None if "://" in results else next((p for p in (Path(results), *Path(results).parents) if p.exists()), None)
+    )
+    if existing is not None and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        why = "cannot be written" if existing.is_dir() else "is no folder"
+        message = f"results belong into {results}, but {existing} {why}"
         yield Problem(
             code=StoreError.code, message=message, hint="--root, RAYSWEEP_ROOT or `run --storage` choose another place"
         )
@@ -94,18 +96,20 @@ def _storage(results: str) -> Iterator[Problem]:
 def _resources(plan: Plan, machine: Machine) -> Iterator[Problem]:
     """Yield what ``resources`` asks for and nobody here has; each process of a trial gets as much."""
     requested = plan.sweep.resources
+    # Shards are processes of their own, and each of them gets all of it.
     processes = requested.shards if any(t.can_propose for t in plan.trials) else 1
+    # `auto` takes what is there, so it never lacks anything.
     gpu = 0.0 if requested.gpu == "auto" else float(requested.gpu)
     have = {
         "cpu": (requested.cpu, machine.cpus),
         "gpu": (gpu, machine.gpus),
         "memory": (requested.memory, machine.memory),
     }
-    for name, (each, there) in have.items():
-        if there is not None and each * processes > there:
+    for name, (each, available) in have.items():
+        if available is not None and each * processes > available:
             amount_text = f"{each:g}" if processes == 1 else f"{each:g} for each of {processes} shards"
             place = plan.sweep.source.value(("resources", name))
-            yield problem(place, f"resources.{name} = {amount_text}, but this machine has {there:g}", ELSEWHERE)
+            yield problem(place, f"resources.{name} = {amount_text}, but this machine has {available:g}", ELSEWHERE)
 
 
 def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Machine) -> Iterator[Problem]:
@@ -113,10 +117,12 @@ def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Ma
     # One trial of each arm and model: seeds and λ take the same memory.
     for planned in {(t.arm, t.trial.model): t for t in plan.trials}.values():
         shape = lazy("raysweep.models.sources.catalogue").sizes_of(planned.trial.model, workspace)
+        # Of a model that is not on this machine yet nothing is known.
         if shape is None:
             continue
         parts = memory(planned.trial, shape, components).parts
         total, written = sum(parts.values()), SPARE + sum(parts.get(name, 0) for name in _ON_DISK)
+        # With an accelerator the weights lie there, and this machine's memory says nothing.
         if machine.memory is not None and not machine.gpus and total > machine.memory:
             smaller = "a smaller model.dtype or model, fewer layers, or a larger machine: `run --address`"
             yield _lack(plan, planned, "memory", total, machine.memory, smaller)
@@ -138,8 +144,10 @@ def _warn_of_driver(plan: Plan, available: int | None) -> None:
         )  # fmt: skip
 
 
-def _lack(plan: Plan, planned: PlannedTrial, what: str, needed: int, there: int, hint: str) -> Problem:
-    message = f"a trial of arm '{planned.arm}' takes about {amount(needed)} of {what}, this machine has {amount(there)}"
+def _lack(plan: Plan, planned: PlannedTrial, what: str, needed: int, available: int, hint: str) -> Problem:
+    message = (
+        f"a trial of arm '{planned.arm}' takes about {amount(needed)} of {what}, this machine has {amount(available)}"
+    )
     return problem(plan.sweep.source.key(("arms", planned.arm)), message, hint)
 
 
@@ -160,7 +168,7 @@ def _gpus() -> int | None:
 
 def _free(folder: Path) -> int | None:
     try:
-        there = next(p for p in (folder, *folder.parents) if p.is_dir())
-        return shutil.disk_usage(there).free
+        existing = next(p for p in (folder, *folder.parents) if p.is_dir())
+        return shutil.disk_usage(existing).free
     except (OSError, StopIteration):
         return None

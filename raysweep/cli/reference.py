@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -24,7 +24,7 @@ COMPUTED = {"digest", "tokenizer_digest", "source"}
 
 _ENTRY = re.compile(r"^(?P<names>\w+(?:, \w+)*)(?: \((?P<unit>[^)]*)\))?: (?P<text>.*)$")
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-_PLAIN: Mapping[Any, str] = {
+_PLAIN: Mapping[object, str] = {
     int: "whole number",
     float: "number",
     bool: "true or false",
@@ -58,18 +58,21 @@ def attribute_docs(spec: type[BaseModel]) -> dict[str, tuple[str, str]]:
     An entry is ``name: meaning`` or ``name (unit): meaning``, and may go on over indented lines.
     """
     entries: dict[str, tuple[str, str]] = {}
+    # Bases first: a class may say more of a key that it inherits.
     for base in reversed(spec.__mro__):
         if not (isinstance(base, type) and issubclass(base, BaseModel) and base.__doc__):
             continue
         _, _, section = inspect.cleandoc(base.__doc__).partition("Attributes:\n")
         names: list[str] = []
         for line in section.splitlines():
+            # The section ends where the indentation does.
             if line and not line.startswith("    "):
                 break
             match = _ENTRY.match(line[4:])
             if match:
                 names = match["names"].split(", ")
                 entries |= dict.fromkeys(names, (match["unit"] or "", match["text"].strip()))
+            # A further line of the entry above; `a, b: …` describes both names.
             elif line.strip():
                 entries |= {n: (entries[n][0], f"{entries[n][1]} {line.strip()}") for n in names}
     return entries
@@ -87,7 +90,7 @@ def keys_of(spec: type[BaseModel], prefix: str = "") -> Iterator[Key]:
             yield from keys_of(inner, f"{prefix}{name}.")
 
 
-def _inner_specs(annotation: Any) -> list[type[BaseModel]]:
+def _inner_specs(annotation: object) -> list[type[BaseModel]]:
     """Return the specs inside *annotation*; the members of a list or mapping have no dotted key of their own."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
@@ -96,7 +99,7 @@ def _inner_specs(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _kind(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
+def _kind(annotation: object, metadata: Sequence[object] = ()) -> str:
     """Return what a value of *annotation* must be: ``whole number ≥ 1``, ``list of text``, ``null or number > 0``."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
@@ -105,12 +108,15 @@ def _kind(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
     if origin is Literal:
         return " or ".join(f"`{_yaml(part)}`" for part in parts)
     if origin in (Union, types.UnionType):
+        # null last: "number, or null" reads better than "null, or number".
         ordered = sorted(parts, key=lambda part: part is type(None))
         return ", or ".join(_kind(part) for part in ordered)
     if origin in (tuple, list):
         members = list(dict.fromkeys(_kind(part) for part in parts if part is not Ellipsis))
-        least = next((m.min_length for m in _constraints(metadata) if getattr(m, "min_length", None)), 0)
+        lengths = (getattr(constraint, "min_length", None) for constraint in _constraints(metadata))
+        least = next(filter(None, lengths), 0)
         return f"list{f' (at least {least})' if least else ''} of {' / '.join(members)}"
+    # An enumeration of texts: its members are what may be written.
     if isinstance(annotation, type) and issubclass(annotation, str) and annotation is not str:
         return " or ".join(f"`{member.value}`" for member in annotation)  # type: ignore[attr-defined]
     name = _PLAIN.get(annotation, "mapping")
@@ -123,7 +129,7 @@ def _kind(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
     return f"{name} {' and '.join(limits)}" if limits else name
 
 
-def _constraints(metadata: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
+def _constraints(metadata: Sequence[object]) -> Iterator[object]:
     """Yield the constraints in *metadata*, those inside a ``Field(…)`` included."""
     for item in metadata:
         if isinstance(item, FieldInfo):
@@ -141,7 +147,7 @@ def _default(field: FieldInfo) -> str:
     return f"`{_yaml(value)}`"
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: object) -> str:
     """Return *value* in YAML's flow form.
 
     >>> _yaml((1, "a", None, True, 1e-05))
@@ -240,5 +246,6 @@ def _table(title: str, summary: str, keys: tuple[Key, ...]) -> list[str]:
 
 def _cell(text: str) -> str:
     """Return *text* for one cell of a Markdown table, references to code as plain names."""
+    # Sphinx roles would be printed as they are.
     plain = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text.replace("``", "`"))
     return plain.replace("|", "\\|")

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from raysweep.cli import flags
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
 from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
+from raysweep.reports.plan_table import extent
 from raysweep.reports.prose import counted
 from raysweep.reports.standing import trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
@@ -49,7 +50,7 @@ def command(
         raysweep run demo
         raysweep run search_spaces/smoke.yaml --set data.size=20 --concurrent 1
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     if storage:
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
@@ -58,6 +59,7 @@ def command(
     lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
+    # Before Ray starts, which takes seconds: a full or read-only disk is known now.
     store.folder.check_writable()
     # With --fresh nothing of earlier runs counts, though it is still there.
     earlier = {} if fresh else statuses(planned, store)
@@ -81,7 +83,7 @@ def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]
     """Return the lines that say what will be run, where *earlier* runs left trials in these states."""
     done = sum(status.state == "DONE" for status in earlier.values())
     arms = counted(len({n.arm for n in planned.names}), "arm", "arms")
-    first = f"sweep {planned.sweep.name}: {lazy('raysweep.cli.plan').extent(planned)}, {arms}; {done} trials done"
+    first = f"sweep {planned.sweep.name}: {extent(planned)}, {arms}; {done} trials done"
     return [first, *(f"note: {note}" for note in planned.notes)]
 
 
@@ -98,7 +100,7 @@ def display(
     """
     from rich.console import Console
 
-    shown: Display = lazy("raysweep.cli.display").Display(
+    live: Display = lazy("raysweep.cli.display").Display(
         trial_labels(planned.names),
         {t.key: t.trial.protocol.rounds[-1] for t in planned.trials},
         printer=say,
@@ -108,7 +110,7 @@ def display(
         edit_groups={t.key: t.edit_key for t in planned.trials if t.edit_key},
         opening=opening,
     )
-    return shown
+    return live
 
 
 def summarise(sweep: Sweep, results: str) -> None:
@@ -127,8 +129,10 @@ def summarise(sweep: Sweep, results: str) -> None:
 
 def conclude(outcome: SweepOutcome, plan: Plan, workspace: Workspace) -> None:
     """Print the table, where the results lie, what is missing and what is no number."""
+    # Where the folder is gone and nothing was made, there is no table to open.
     if not (outcome.lost and len(outcome.absent) == len(plan.trials)):
         summarise(lazy("raysweep.results.tables").open_results(outcome.results, workspace), outcome.results)
+    # The first arm of a trial that stands at several.
     arms: dict[str, str] = {}
     for name in plan.names:
         arms.setdefault(name.key, name.arm)

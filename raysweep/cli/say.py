@@ -22,4 +22,5 @@ def say(text: str, *, err: bool = False, hang: int = HANG) -> None:
 def tell(notes: Iterable[str], how: Format) -> None:
     """Print *notes*: below a table for a reader, on standard error beside one for a program."""
     for note in notes:
+        # csv and json on standard output stay parsable.
         say(f"note: {note}", err=how != "table")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from raysweep.cli.errors import TRIALS_FAILED
-from raysweep.cli.options import Options
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say, tell
 from raysweep.errors import SpecError
 from raysweep.lazy import lazy
@@ -76,7 +76,7 @@ def command(
 ) -> None:
     """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with 95% intervals, n, seeds, status and time.
 
-    Round 0 is the unedited model. A time "+ … shared" was spent once, on edits that several trials took from one pass.
+    Round 0 is the unedited model. A time "+ … shared" was spent once, on what the trials of an edit group share.
     Arms have the names of the latest `raysweep run`. Trials whose files are damaged are named and have no numbers; the exit
     code is 3 then.
 
@@ -86,19 +86,21 @@ def command(
         raysweep show demo --at -1 --format markdown --plot demo.png
         raysweep show lambda_units --plot lambda.png --over wrap.simie.lam
     """
+    # Refused rather than ignored, as it changes nothing that is printed.
     if over and plot is None:
         raise SpecError("--over says over which key to draw", hint="add --plot FILE")
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     results = open_results(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
     trials = trial_views(results)
-    shown = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
+    lines = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
     if over:
+        # For its error alone: a key that nothing sweeps is refused before the table is printed.
         swept_values(trials, over)
-    print(table(results, trials, shown, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
-    missing = notes.missing_rounds(shown) if at is not None else []
+    print(table(results, trials, lines, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
+    missing = notes.missing_rounds(lines) if at is not None else []
     passed_over = left_out(results.trials().to_pylist())
-    intervals = notes.about_intervals(shown, ppl=ppl)
+    intervals = notes.about_intervals(lines, ppl=ppl)
     below = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(results)]
     tell(below, format_)
     if plot is not None:
@@ -114,6 +116,7 @@ def command(
 
 def report_left_out(*sweeps: Sweep) -> None:
     """Name the damaged trials of *sweeps* on stderr, and leave with exit code 3 if there are any."""
+    # Last of all: the table of what can be read is printed first.
     lines = [line for sweep in sweeps for line in left_out_lines(sweep)]
     for line in lines:
         say(line, err=True)

@@ -7,14 +7,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from raysweep.cli.flags import model_spec
-from raysweep.cli.options import Options
+from raysweep.cli.flags import model_spec, set_option
+from raysweep.cli.options import workspace_of
 from raysweep.config import hparams
 from raysweep.config.overrides import Override, parse_overrides
 from raysweep.config.places import Place
@@ -42,7 +42,7 @@ def command(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Lay a value over the recipe: train.lr=1e-4, rank=32 …"),
+        set_option("Lay a value over the recipe: train.lr=1e-4, rank=32 …"),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Torch threads.")] = 1,
 ) -> None:
@@ -54,7 +54,7 @@ def command(
 
         raysweep train-mend --model embedded --data world --skip 300 --size 230 --out mend.safetensors
     """
-    workspace = (ctx.find_object(Options) or Options()).workspace
+    workspace = workspace_of(ctx)
     spec = ModelSpec.model_validate(model_spec(model, workspace))
     path = resolve_from_cwd(data_path, shipped=True) if data_path else None
     fold = {"name": data.lower() or None, "path": path, "skip": skip, "size": size}
@@ -66,7 +66,7 @@ def command(
 
 
 def recipe(
-    model: ModelSpec, workspace: Workspace, fold: Mapping[str, Any], overrides: Sequence[str | Override]
+    model: ModelSpec, workspace: Workspace, fold: Mapping[str, object], overrides: Sequence[str | Override]
 ) -> MendConfig:
     """Return the configuration to train with: the hyper-parameter file, with *fold* and *overrides* laid over it.
 
@@ -81,12 +81,14 @@ def recipe(
             hint=f"write hparams/{Mend.name}/{hparams.stem(model)}.yaml, with layers and a 'train:' section",
         )
     tree = copy.deepcopy(defaults.tree)
+    # Where editing finds the trained network; here it is what is being made.
     tree.pop("weights", None)
     flags = {"name": "--data", "path": "--data-path", "skip": "--skip", "size": "--size"}
     stated = [Override(f"train.data.{key}", value, Place(f"{flags[key]} {value}")) for key, value in fold.items()]
     for one in parse_overrides([*stated, *overrides]):
         *above, last = one.key.split(".")
         here = tree
+        # Sections that the recipe does not have are made on the way down.
         for part in above:
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
@@ -108,7 +110,7 @@ def train(
     *,
     threads: int,
     report: Callable[[Mapping[str, float]], None],
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train, or go on from ``FILE.resume``, and write the archive; return its scores and the seconds it took."""
     torch, training = lazy("torch"), lazy("raysweep.editors.mend.training")
     archive, datasets = lazy("raysweep.editors.mend.archive"), lazy("raysweep.data")
@@ -118,6 +120,7 @@ def train(
     torch.set_num_threads(threads)
     lm = lazy("raysweep.models.sources.load").load(model, workspace)
     trainer = training.Trainer(lm, config, datasets.open_dataset(fold, workspace))
+    # Beside the archive, so that two trainings never share one.
     paused = out.with_name(f"{out.name}.resume")
     if paused.is_file():
         tensors, meta = archive.unpack(paused)
@@ -136,6 +139,7 @@ def train(
         raise
     tensors, meta = trainer.result()
     archive.write(out, tensors, {**meta, "model_name": model.name, "data": fold.model_dump(exclude={"path"})})
+    # Only now: until the archive is whole on disk, the state is all there is.
     paused.unlink(missing_ok=True)
     return {**trainer.scores, "seconds": round(time.perf_counter() - began, 1)}
 
@@ -148,12 +152,12 @@ class Reporter:
 
     def __call__(self, row: Mapping[str, float]) -> None:
         """Print *row* if it is a validation or some seconds have passed."""
-        parse_overrides = "val_right" in row
-        if not parse_overrides and time.monotonic() - self._last < REPORT:
+        validated = "val_right" in row
+        if not validated and time.monotonic() - self._last < REPORT:
             return
         self._last = time.monotonic()
         line = f"step {row['step']:.0f}/{row['steps']:.0f}  loss {row['loss']:.3f}"
-        if parse_overrides:
+        if validated:
             line += (
                 f"  held out: edits {row['val_right']:.3f}, locality {row['val_same']:.3f}, loss {row['val_loss']:.3f}"
             )

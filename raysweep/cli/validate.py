@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from raysweep.cli.options import Options
+from raysweep.cli.flags import set_option
+from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
@@ -17,12 +18,7 @@ FileArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Lay a value over the file; repeatable. KEY: data.size, protocol.rounds, arms.ARM.editor.layers …",
-        show_default=False,
-    ),
+    set_option("Lay a value over the file; repeatable. KEY: data.size, protocol.rounds, arms.ARM.editor.layers …"),
 ]
 
 
@@ -47,8 +43,9 @@ def command(
         raysweep validate demo
         raysweep validate search_spaces/smoke.yaml --set data.size=20
     """
-    workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
+    workspace = workspace_of(ctx)
     components = Components.installed()
+    # What `run` does up to the first trial, in the same order, so that both refuse the same.
     planned = open_plan(file, workspace, set_ or (), components)
     lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
     for note in planned.notes:

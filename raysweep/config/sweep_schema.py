@@ -42,7 +42,7 @@ class ResourceSpec(Spec):
         memory (bytes): bytes reserved per trial; 0 = not reserved.
         concurrent (trials): trials at once; 0 = as many as fit.
         retries (restarts): restarts of a trial whose process died.
-        share: let trials that differ only in what their editors report of shared edits (λ, say) run in one pass.
+        share: let trials that differ only in what their editors report of shared edits (λ, say) make an edit group.
         shards (processes): processes that compute the edits of one trial, where its edits may be computed apart
             (SimIE's closed form); each gets ``cpu``, ``gpu`` and ``memory``. The numbers do not depend on it.
     """

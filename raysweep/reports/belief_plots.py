@@ -6,15 +6,22 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from raysweep.belief.corpus.statements import read_label
 from raysweep.belief.lm.asking import Reply
 from raysweep.belief.points.expected import expected_probabilities
 from raysweep.belief.points.types import MODAL, OTHER_OTHER, OTHER_SAME, REQUESTED, SAME_OTHER, SAME_SAME, EvalPoint
 from raysweep.belief.report.metrics import truth_probability
+from raysweep.belief.report.tables import Row
 from raysweep.lazy import lazy
 from raysweep.reports.plot_style import COLOURS, MARKERS
+from raysweep.summarize import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 np = lazy("numpy")
 WATCHED = {
@@ -47,7 +54,9 @@ def draw_training_curves(log: Sequence[Mapping[str, float]], names: Mapping[str,
     """
     pyplot = _pyplot()
     figure, axis = pyplot.subplots(figsize=(5, 3.4), dpi=130)
+    # Not strict, as cycles are endless: there may be more curves than colours.
     for (name, label), color, marker in zip(names.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
+        # A row has what was measured at its step; a curve takes the rows that know it.
         rows = [(row["n_tokens"] / 1e3, row[name]) for row in log if name in row]
         if rows:
             axis.plot(*zip(*rows, strict=True), color=color, marker=marker, markersize=4, label=label)
@@ -77,7 +86,7 @@ def draw_panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], pa
     _save(panel_figure(point, replies), path)
 
 
-def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -> Any:
+def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -> Figure:
     """Return the figure of one point along its edit: the model's probabilities, and the agent's before and after the edit.
 
     Rows: the four watched facts; sentences about the requested fact; sentences about the claims A and B, as published. In each
@@ -91,10 +100,12 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
     rows = [_facts(point), [name for name in _REQUESTED if name in point.questions], _claims(point)]
     # A corpus without sentences about sentences has fewer rows.
     rows = [row for row in rows if row]
+    figure: Figure
     figure, axes = _pyplot().subplots(
         len(rows), 4, figsize=(13, 0.8 + 2.7 * len(rows)), dpi=110, sharex=True, sharey=True, squeeze=False
     )
     steps = sorted(replies)
+    # The agent answers in closed form, so its levels are lines, not curves.
     levels = [expected_probabilities(point, state) for state in ("pre", "target")]
     for row, names in zip(axes, rows, strict=True):
         for axis, name in zip(row, names, strict=False):
@@ -110,11 +121,13 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
                         label=label,
                     )
             axis.set_title(_title(point, name), fontsize=7)
+            # Not drawn: it is how a test finds the panel of a question.
             axis.set_label(name)
         row[0].set_ylabel("probability")
     for axis in axes[-1]:
         axis.set_xlabel("steps of the edit")
     axes[0][0].set_ylim(-0.02, 1.02)
+    # The first panel has every label; one legend for all panels.
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.035, 1, 1))
@@ -150,7 +163,7 @@ def _title(point: EvalPoint, name: str) -> str:
     return fill(f"{question.prompt} true", 46)
 
 
-def draw_lifelong_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw_lifelong_curves(rows: Sequence[Row], path: Path) -> None:
     """Draw, against the number of edits, accuracy on the edited facts, on what follows from them, and on other subjects' facts."""
     curves = {
         "acc: edited": "the edits themselves",
@@ -164,7 +177,8 @@ def draw_lifelong_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     for axis, (column, title) in zip(axes, curves.items(), strict=True):
         for arm, color, marker in zip(arms, cycle(COLOURS), cycle(MARKERS), strict=False):
-            curve = [(r["edits"], r[column].mean) for r in rows if r["arm"] == arm and r.get(column) is not None]
+            of_arm = [(row["edits"], row.get(column)) for row in rows if row["arm"] == arm]
+            curve = [(edits, cell.mean) for edits, cell in of_arm if isinstance(cell, Estimate)]
             if curve:
                 axis.plot(*zip(*curve, strict=True), color=color, marker=marker, markersize=4, label=arm)
         axis.set_title(title, fontsize=9)
@@ -176,30 +190,32 @@ def draw_lifelong_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def _pyplot() -> Any:
+def _pyplot() -> ModuleType:
     import matplotlib
 
     # No display: figures are files.
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as module
 
+    pyplot: ModuleType = module
     return pyplot
 
 
-def _finish(figure: Any, axis: Any, path: Path) -> None:
+def _finish(figure: Figure, axis: Axes, path: Path) -> None:
     axis.grid(alpha=0.25)
+    # matplotlib warns of a legend without entries.
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     _save(figure, path)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     # Without the version of the library, so that equal figures are equal files.
     figure.savefig(path, metadata={"Software": None})
     close_figure(figure)
 
 
-def close_figure(figure: Any) -> None:
+def close_figure(figure: Figure) -> None:
     """Let go of a figure that is drawn."""
     _pyplot().close(figure)

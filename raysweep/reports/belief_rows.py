@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,7 @@ from raysweep.belief.lm.asking import Reply
 from raysweep.belief.lm.scoring import LogicalScoring, scoring_of_points
 from raysweep.belief.points.jsonl import from_line
 from raysweep.belief.points.types import EvalPoint
-from raysweep.belief.report.tables import Arm, Stage
+from raysweep.belief.report.tables import Arm, Row, Stage
 from raysweep.belief.spec import BeliefSpec
 from raysweep.config.names import labels, without_seed
 from raysweep.reports.rounds import status
@@ -24,6 +24,59 @@ from raysweep.results.tables import Sweep
 
 INDEPENDENT, LIFELONG = "belief", "belief_lifelong"  # names of the studies
 Panel = Mapping[int, Mapping[str, Reply]]  # by inner step, then by question
+
+
+class AnswerRow(TypedDict):
+    """The columns of a row of ``beliefs`` that are read here (schema ``beliefs``)."""
+
+    record_id: str
+    question: str
+    target: str
+    expected: float | None
+    inner_step: int
+    probability: float
+    output: str
+    correct: bool
+    exact: bool
+
+
+class PointRow(TypedDict):
+    """The columns of a row of ``points`` that are read here (schema ``points``)."""
+
+    trial_key: str
+    record_id: str
+    edit_step: int
+    point: str
+    replaces: str | None
+    refusal: str | None
+    testbed: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What a belief sweep's models were asked, with what the questions were about.
+
+    Attributes:
+        beliefs: the rows of all trials.
+        points: the points by trial and record.
+        scoring: how each is scored, likewise.
+        states: where the trials of an arm stand, by what the latest plan calls it; arms that are simply done are not there.
+    """
+
+    beliefs: pa.Table
+    points: Mapping[str, Mapping[str, EvalPoint]]
+    scoring: Mapping[str, Mapping[str, LogicalScoring]]
+    states: Mapping[str, str]
+
+    @classmethod
+    def of_sweep(cls, sweep: Sweep) -> _Answers:
+        """Return those of *sweep*."""
+        points = _points(sweep)
+        return cls(sweep.beliefs(), points, _scoring(sweep, points), states(sweep))
+
+    def of_trial(self, key: str) -> pa.Table:
+        """Return the rows of the trial *key*."""
+        return self.beliefs.filter(pc.equal(self.beliefs["trial_key"], key))
 
 
 def trial_keys_by_arm(sweep: Sweep, study: str) -> dict[str, list[str]]:
@@ -50,27 +103,25 @@ def states(sweep: Sweep) -> dict[str, str]:
 
 def read_arms(sweep: Sweep) -> list[Arm]:
     """Return what each arm answered before and after each edit, over all its trials; points without an end are left out."""
-    beliefs = sweep.beliefs()
-    points = _points(sweep)
-    state = states(sweep)
-    scoring = _scoring(sweep, points)
+    answers = _Answers.of_sweep(sweep)
     arms = []
     for name, keys in trial_keys_by_arm(sweep, INDEPENDENT).items():
         edited: list[EvalPoint] = []
         before, after, scorings = [], [], []
         for key in keys:
-            rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
+            rows = answers.of_trial(key)
+            # Step 0 is asked before any edit; `last_step` marks the end of each edit, whatever its length.
             first = _by_record(rows.filter(pc.equal(rows["step"], 0)))
             last = _by_record(rows.filter(rows["last_step"]))
-            for record, point in points.get(key, {}).items():
+            for record, point in answers.points.get(key, {}).items():
                 # A point that was begun and not ended would count as an edit that did nothing.
                 if record in first and record in last:
                     edited.append(point)
                     before.append(first[record])
                     after.append(last[record])
-                    scorings.append(scoring[key][record])
+                    scorings.append(answers.scoring[key][record])
         if edited:
-            arms.append(Arm(name, edited, before, after, state=state.get(name, ""), scoring=scorings))
+            arms.append(Arm(name, edited, before, after, state=answers.states.get(name, ""), scoring=scorings))
     return arms
 
 
@@ -85,6 +136,7 @@ def read_panels(sweep: Sweep, arm: Arm, chosen: Sequence[int]) -> list[Panel]:
     key = trial_keys_by_arm(sweep, INDEPENDENT)[arm.name][0]
     beliefs = sweep.beliefs()
     trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
+    # A point's id is its own; rows name the record that the trial made of it.
     records = {point.id: record for record, point in _points(sweep)[key].items()}
     panels: list[Panel] = []
     for i in chosen:
@@ -130,8 +182,9 @@ def read_runs(sweep: Sweep) -> list[TrialRun]:
     models = {row["trial_key"]: row["model"] for row in sweep.trials().select(["trial_key", "model"]).to_pylist()}
     runs = []
     for arm, keys in trial_keys_by_arm(sweep, INDEPENDENT).items():
+        # Trials that have begun and hold no points yet have nothing to read.
         for key in (k for k in keys if k in rows):
-            spec = setting_of_row(rows[key][0])
+            testbed, spec = rows[key][0]["testbed"], setting_of_row(rows[key][0])
             trial_rows = beliefs.filter(pc.equal(beliefs["trial_key"], key))
             ended = set(trial_rows.filter(trial_rows["last_step"])["record_id"].to_pylist())
             panels: dict[str, dict[int, dict[str, Reply]]] = {}
@@ -139,10 +192,10 @@ def read_runs(sweep: Sweep) -> list[TrialRun]:
                 panels.setdefault(row["record_id"], {}).setdefault(row["inner_step"], {})[row["question"]] = _reply(row)
             # Asked before its edit and after it.
             records = [r for r in points[key] if r in ended and 0 in panels[r]]
-            if spec is None or not records:
+            if testbed is None or spec is None or not records:
                 continue
             # The number of relations is part of the published file name.
-            relations = int(json.loads(rows[key][0]["testbed"])["relations"])
+            relations = int(json.loads(testbed)["relations"])
             edited, scorings = [points[key][r] for r in records], [scoring[key][r] for r in records]
             steps = [panels[r] for r in records]
             log = logs.get(key, [])
@@ -152,13 +205,11 @@ def read_runs(sweep: Sweep) -> list[TrialRun]:
 
 def read_stages(sweep: Sweep) -> list[Stage]:
     """Return what each arm of a lifelong belief sweep answered at each step, about the points edited so far (step 0: about all)."""
-    beliefs = sweep.beliefs()
-    points = _points(sweep)
-    state = states(sweep)
-    scoring = _scoring(sweep, points)
+    answers = _Answers.of_sweep(sweep)
     stages = []
     for arm, keys in trial_keys_by_arm(sweep, LIFELONG).items():
-        tables = {key: beliefs.filter(pc.equal(beliefs["trial_key"], key)) for key in keys}
+        tables = {key: answers.of_trial(key) for key in keys}
+        # Seeds may be at different steps while the sweep runs; a step has those that have come to it.
         for step in sorted({s for table in tables.values() for s in pc.unique(table["step"]).to_pylist()}):
             edited: list[EvalPoint] = []
             replies: list[Mapping[str, Reply]] = []
@@ -167,23 +218,24 @@ def read_stages(sweep: Sweep) -> list[Stage]:
             scorings: list[LogicalScoring] = []
             for key, table in tables.items():
                 for record, rows in _rows_by_record(table, step).items():
-                    if record not in points[key]:  # refused, and replaced since
+                    # Its edit was refused, and another point has taken its place since.
+                    if record not in answers.points[key]:
                         continue
-                    edited.append(points[key][record])
+                    edited.append(answers.points[key][record])
                     replies.append({r["question"]: _reply(r) for r in rows})
                     expected.append({r["question"]: r["expected"] for r in rows if r["expected"] is not None})
                     targets.append({r["question"]: r["target"] for r in rows})
-                    scorings.append(scoring[key][record])
-            status_text = state.get(arm, "")
+                    scorings.append(answers.scoring[key][record])
+            status_text = answers.states.get(arm, "")
             stages.append(Stage(arm, step, edited, replies, expected, targets, state=status_text, scoring=scorings))
     return stages
 
 
-def _rows_by_record(beliefs: pa.Table, step: int) -> dict[str, list[dict[str, Any]]]:
+def _rows_by_record(beliefs: pa.Table, step: int) -> dict[str, list[AnswerRow]]:
     """Return the rows of *beliefs* at *step*, after the last step of each edit, by record."""
     rows = beliefs.filter(pc.equal(beliefs["step"], step))
     rows = rows.filter(rows["last_step"]) if step else rows
-    by_record: dict[str, list[dict[str, Any]]] = {}
+    by_record: dict[str, list[AnswerRow]] = {}
     for row in rows.to_pylist():
         by_record.setdefault(row["record_id"], []).append(row)
     return by_record
@@ -204,12 +256,12 @@ def _scoring(sweep: Sweep, points: Mapping[str, Mapping[str, EvalPoint]]) -> dic
     return by_trial
 
 
-def setting_of_row(row: Mapping[str, Any]) -> BeliefSpec | None:
+def setting_of_row(row: PointRow) -> BeliefSpec | None:
     """Return the setting that a row of ``points`` comes from; None if it was written before rows said so."""
     return None if row["testbed"] is None else BeliefSpec.model_validate(json.loads(row["testbed"])["spec"])
 
 
-def read_point_choice(sweep: Sweep) -> list[Mapping[str, Any]]:
+def read_point_choice(sweep: Sweep) -> list[Row]:
     """Return, trial by trial, how the points came about: how many there are, how many facts were passed over when they were drawn,
     how many were replaced when they were edited, and why.
     """
@@ -220,9 +272,10 @@ def read_point_choice(sweep: Sweep) -> list[Mapping[str, Any]]:
         for arm, keys in trial_keys_by_arm(sweep, study).items()
         for key in keys
     ]
-    choices: list[Mapping[str, Any]] = []
+    choices: list[Row] = []
     for arm, key in trials:
         points = rows.get(key, [])
+        # Every row of a trial tells the same testbed, so the first is enough.
         testbed = json.loads(points[0]["testbed"] or "{}") if points else {}
         passed, refused = testbed.get("passed_over", {}), Counter(r["refusal"] for r in points if r["refusal"])
         why = "; ".join(f"{reason} ({n})" for reason, n in (*passed.items(), *refused.items()))
@@ -235,6 +288,7 @@ def read_training(sweep: Sweep) -> dict[str, list[Mapping[str, float]]]:
     """Return the training logs, each a list of rows, by model and setting (what a log comes to depends on who reads it)."""
     names = ["trial_key", "model_digest", "data_digest"]
     trials = {row["trial_key"]: row for row in sweep.trials().select(names).to_pylist()}
+    # Seeds share a model, and so its log; the first one stands for all of them.
     logs: dict[str, list[Mapping[str, float]]] = {}
     for key, log in _logs(sweep).items():
         logs.setdefault(f"{trials[key]['model_digest']} {trials[key]['data_digest']}", log)
@@ -261,9 +315,9 @@ def _points(sweep: Sweep) -> dict[str, dict[str, EvalPoint]]:
     return by_trial
 
 
-def _point_rows(sweep: Sweep) -> dict[str, list[dict[str, Any]]]:
+def _point_rows(sweep: Sweep) -> dict[str, list[PointRow]]:
     """Return the rows of points by trial, by rising position; one that was refused is not among them, what replaced it is."""
-    by_trial: dict[str, dict[int, dict[str, Any]]] = {}
+    by_trial: dict[str, dict[int, PointRow]] = {}
     names = ["trial_key", "record_id", "edit_step", "point", "replaces", "refusal", "testbed"]
     for row in sweep.points().select(names).to_pylist():
         by_position = by_trial.setdefault(row["trial_key"], {})
@@ -281,5 +335,5 @@ def _by_record(rows: pa.Table) -> dict[str, dict[str, Reply]]:
     return replies
 
 
-def _reply(row: Mapping[str, Any]) -> Reply:
+def _reply(row: AnswerRow) -> Reply:
     return Reply(row["probability"], row["output"], row["correct"], row["exact"])

@@ -54,6 +54,7 @@ def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str
     for sweep, prefix in sweeps:
         trials = trial_views(sweep)  # before the rows, which then are there without another look at the files
         content[prefix] = contents(sweep)
+        # All keys are collected, for the hint below, before arms without the key are passed over.
         for label, members in groups(trials):
             known |= set(members[0].point)
             if by == "arm" or by in members[0].point:
@@ -62,14 +63,15 @@ def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str
         if by not in known:
             raise SpecError(f"no trial sweeps '{by}'", hint=nearest(by, {"arm", *known}))
         configurations.sort(key=lambda item: _rank(item[2][0], by))
-    shown = rows_of_configurations([(label, members) for _, label, members in configurations], phase=phase, at=at)
+    lines = rows_of_configurations([(label, members) for _, label, members in configurations], phase=phase, at=at)
     # Retained and immediate values are different quantities, whatever their names in a table.
-    phases = {line.phase: line.label for line in shown if line.trials}
+    phases = {line.phase: line.label for line in lines if line.trials}
     if len(phases) > 1:
         each = ", ".join(f"{phase} ({label})" for phase, label in phases.items())
         raise SpecError(f"these show different phases: {each}", hint="choose one with --phase")
     entries = []
-    for line, (prefix, _, members) in zip(shown, configurations, strict=True):
+    for line, (prefix, _, members) in zip(lines, configurations, strict=True):
+        # A trial that has not begun has no content yet; another seed of it tells the same.
         begun = next((t for t in members if t.row["trial_key"] in content[prefix]), members[0])
         entries.append(Entry(line, prefix, begun, content[prefix].get(str(begun.row["trial_key"]), {})))
     return entries
@@ -77,6 +79,7 @@ def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str
 
 def _rank(trial: TrialView, by: str) -> tuple[bool, str | float]:
     value = trial.point.get(by)
+    # Numbers before words: a text and a number cannot be compared.
     return (True, value) if isinstance(value, str) else (False, float(value or 0))
 
 
@@ -97,6 +100,7 @@ def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[
     pairs = _with_references(compared)
     # One reference for all rows stands in the title; several need a column.
     several = len({id(pair.reference) for pair in pairs if pair.reference is not None}) > 1
+    # By identity: equal rows of two sweeps are two rows.
     listed = {id(pair.line) for pair in pairs}
     several |= any(pair.reference is not None and id(pair.reference) not in listed for pair in pairs)
     views = [v for v in VIEWS if any(v in (*p.line.cells, *p.line.undefined) for p in pairs)]
@@ -140,6 +144,7 @@ def comparison_notes(sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, 
 
 def alone(pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
     """Return a note on lines that were measured and have nothing to be compared with."""
+    # A reference has no partner either, and needs no note.
     references = {id(p.reference) for p in pairs}
     left = [p.line.label for p in pairs if p.reference is None and p.line.trials and id(p.line) not in references]
     if not left or (by == "arm" and not pair):

@@ -43,6 +43,7 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
     """
     size = BYTES[trial.model.dtype]
     weights = shape.parameters * size
+    # Large models are read again from disk rather than kept twice.
     parts = {"weights": weights, "pristine copy": weights if weights <= COPY_LIMIT else 0}
     config = dict(trial.editor.config)
     kind = components.editors.get(trial.editor.name)
@@ -50,14 +51,16 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
     matrices: list[tuple[int, int]] = []
     if isinstance(layers, list) and kind.patch_kind == "weights":
         matrices = [(shape.hidden, shape.mlp_width)] * len(layers)
+        # In fp32, in which they are edited, and once more in the model's own type.
         parts["edited matrices"] = sum(a * b for a, b in matrices) * (4 + size)
         if "moments" in config:
+            # 8 bytes: the algebra is in fp64.
             parts["second moments"] = 2 * 8 * len(layers) * shape.mlp_width**2
     columns = TOKENS * trial.protocol.rounds[-1]
     unknown = []
     wraps = [(components.wrappers.get(w.name), w.name, dict(w.config)) for w in trial.editor.wrap]
-    for one, name, given in ((kind, trial.editor.name, config), *wraps):
-        state = one.state_bytes(one.config_type.model_validate(given), matrices, columns)
+    for one, name, values in ((kind, trial.editor.name, config), *wraps):
+        state = one.state_bytes(one.config_type.model_validate(values), matrices, columns)
         if state is None:
             unknown.append(name)
         else:

@@ -87,6 +87,7 @@ def table(columns: Sequence[Column], *, title: str = "", width: int | None = Non
     columns = list(columns)
     if width is None or _width(columns) + len(columns) + 1 <= width:
         return _drawn(columns, title, None)  # rich's usual gap is wider by one, and there is an edge
+    # From here on something gives way; what did is told in the last line.
     columns_shown, notes = _fitted(columns, width)
     footnote = f"{width} columns: {'; '.join(notes)} (--wide has everything)" if notes else ""
     return _in_parts(columns_shown, title, width) + (f"\n{_folded(footnote, width)}" if footnote else "")
@@ -117,6 +118,7 @@ def _fitted(columns: Sequence[Column], width: int) -> tuple[list[Column], list[s
     paired = any(c.name.startswith("Δ") for c in columns)
     choices: list[tuple[list[Column], list[Column], int]] = []
     # Each choice gives up more than the one before it; the first that fits is taken.
+    # Level 1 keeps the intervals of differences; without differences it would be level 2.
     for level in (0, 1, 2) if paired else (0, 2):
         drops: list[list[Column]] = [[]]
         for column in [c for name in SPARE for c in columns if c.name == name] + constant:
@@ -185,6 +187,7 @@ def _width(columns: Sequence[Column]) -> int:
 def _drawn(columns: Sequence[Column], title: str, width: int | None) -> str:
     """Return the table, its columns of text folded where it is wider than *width*."""
     widths = _widths(columns, width)
+    # rich draws, but chooses no widths: it would cut what does not fit.
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     if width is not None:
         drawn.padding, drawn.show_edge = (0, 1, 0, 0), False  # as narrow as can be
@@ -194,6 +197,7 @@ def _drawn(columns: Sequence[Column], title: str, width: int | None) -> str:
     for cells in zip(*(c.cells for c in columns), strict=True):
         drawn.add_row(*map(Text, cells))
     body = io.StringIO()
+    # So wide that rich never shrinks a column; widths are ours. Without highlight and colours, which would be escape codes.
     Console(file=body, width=WIDEST, highlight=False, color_system=None).print(drawn)
     lines = [line.rstrip() for line in body.getvalue().strip("\n").split("\n")]
     return "\n".join([*([_folded(title, width)] if title else []), *lines])
@@ -205,6 +209,7 @@ def _widths(columns: Sequence[Column], width: int | None) -> list[int]:
     over = sum(widths) + GAP * max(len(columns) - 1, 0) - (width or WIDEST)
     while over > 0:
         texts = [i for i, c in enumerate(columns) if widths[i] > c.narrowest]
+        # Names are typed from the screen, so they are the last to be folded.
         texts = [i for i in texts if not columns[i].name_column] or texts
         if not texts:
             break
@@ -222,5 +227,6 @@ def _folded(text: str, width: int | None) -> str:
     """Return *text* in lines of *width* characters, broken between words."""
     if width is None or cell_len(text) <= width:
         return text
+    # A console only for its width; rich counts cells, so wide characters are two.
     lines = Text(text).wrap(Console(file=io.StringIO(), width=width), width)
     return "\n".join(line.plain.rstrip() for line in lines)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 COLUMN = "spec.data.left_out"
 
 
-def left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def left_out(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Return a note for each arm with rows that were left out.
 
     Args:
@@ -20,7 +19,7 @@ def left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     counts: dict[str, set[int]] = {}
     for row in rows:
-        listed = json.loads(row.get(COLUMN) or "[]")
+        listed = json.loads(str(row.get(COLUMN) or "[]"))
         if listed:
             counts.setdefault(str(row["arm"]), set()).add(len(listed))
     return [

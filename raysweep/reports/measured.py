@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raysweep.config.names import TrialName, without_seed
 from raysweep.config.schema import TrialSpec
+from raysweep.config.space import Scalar
 from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.lazy import without_collection
 from raysweep.results.finite import STAT_COLUMNS, first_non_finite_of
@@ -29,7 +31,7 @@ TIMING_COLUMNS = ("trial_key", "phase", "seconds", "count")
 VIEW_OF = {(kind, metric): view for view, (kind, metric) in VIEWS.items()}
 Values = dict[str, dict[str, float]]  # view → record → value
 Where = tuple[str, int]  # phase and step
-Ints = np.ndarray[Any, np.dtype[np.int64]]
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,12 @@ class TrialView:
         return None if seed is None else int(seed)
 
     @property
-    def point(self) -> dict[str, Any]:
+    def point(self) -> dict[str, Scalar]:
         """The swept keys and their values, without the seed."""
         return without_seed(json.loads(self.row["point"]))
 
     @property
-    def configuration(self) -> tuple[Any, ...]:
+    def configuration(self) -> tuple[object, ...]:
         """What it shares with the trials that differ in nothing but the seed.
 
         In a plan that is arm and point. Names of earlier plans may mean different things at different times, so there the
@@ -89,10 +91,12 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
         try:
             tables[key] = _read(sweep, key)
         except (DamagedError, NewerFormatError) as error:
+            # Noted and gone on with: one damaged trial must not hide the others.
             sweep.damaged[key] = error.message
     read = dict(zip(tables, _viewed(list(tables.values())), strict=True))
     # A trial may stand in the table under several names; what was measured is read once.
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
+    # For trials that have no row of their own; a plan of an older raysweep does not say its study.
     study = sweep.plan.study or next((row["study"] for row in rows.values()), "")
     views = []
     for name in sweep.places:
@@ -137,10 +141,10 @@ def _viewed(tables: Sequence[_TrialTables]) -> list[TrialView]:
     views = []
     for one, (measured, undefined) in zip(tables, measured_trials, strict=True):
         shown_phases = {*phases(one.spec.study), "pristine"}
-        shown = {where: values for where, values in measured.items() if where[0] in shown_phases}
+        of_study = {where: values for where, values in measured.items() if where[0] in shown_phases}
         rounds = one.spec.protocol.rounds
-        seen = tuple(r for r in rounds if any(step == r for _, step in shown))
-        views.append(TrialView({}, seen, shown, one.seconds, undefined))
+        measured_rounds = tuple(r for r in rounds if any(step == r for _, step in of_study))
+        views.append(TrialView({}, measured_rounds, of_study, one.seconds, undefined))
     return views
 
 
@@ -150,9 +154,10 @@ def _point(name: TrialName) -> str:
 
 def _unmeasured(name: TrialName, study: str, state: State) -> TrialView:
     """Return a trial that has not begun, or that cannot be read."""
-    given = {"trial_key": name.key, "arm": name.arm, "point": _point(name), "seed": name.seed, "study": study}
+    known = {"trial_key": name.key, "arm": name.arm, "point": _point(name), "seed": name.seed, "study": study}
+    # Every column is there, so that readers need not ask; what only a begun trial knows is None.
     columns = dict.fromkeys(column.name for column in TRIALS.columns)
-    row = {**columns, **given, "planned": name.planned, "status": state.value}
+    row = {**columns, **known, "planned": name.planned, "status": state.value}
     return TrialView(row, (), {}, {})
 
 
@@ -181,14 +186,19 @@ def measure_trials(
     """
     rows = _ProbeRows.of_trials(probes)
     step, edit = rows.step, rows.edit_step
-    at_round = np.isin(rows.trial_step, [t * rows.steps + r for t, own in enumerate(rounds) for r in own])
+    # Each trial has its own rounds, so the trial is part of the number that is looked up.
+    # A round that nobody has come to yet is no number here: it would be that of a step of the next trial.
+    reached_rounds = [[r for r in own if r < rows.steps] for own in rounds]
+    at_round = np.isin(rows.trial_step, [t * rows.steps + r for t, own in enumerate(reached_rounds) for r in own])
     batch = np.asarray(batch_sizes, np.int64)[rows.trial]
     retained = at_round & (edit <= step) & (rows.superseded_step > step) & (step > 0)
+    # A whole batch is written at once, and measured after it: all of its records are fresh.
     fresh = (step >= edit) & (step - edit < batch) & (step > 0)
     measured: list[dict[Where, Values]] = [{} for _ in probes]
     for trial, _, at, view, record, value in rows.means(retained | (step == 0), by_step=True):
         where = (PHASES[0], at) if at else ("pristine", 0)
         measured[trial].setdefault(where, {}).setdefault(view, {})[record] = value
+    # An immediate value stands at every round from its own on, but at none that was not measured.
     reached = [[r for r in own if (PHASES[0], r) in values_at] for own, values_at in zip(rounds, measured, strict=True)]
     for trial, first, _, view, record, value in rows.means(fresh, by_step=False):
         for r in reached[trial]:
@@ -220,7 +230,7 @@ class _ProbeRows:
     superseded_step: Ints
     record: Ints
     view: Ints
-    value: np.ndarray[Any, np.dtype[np.float64]]
+    value: NDArray[np.float64]
     records: Sequence[str]
     views: Sequence[str]
     steps: int
@@ -236,6 +246,7 @@ class _ProbeRows:
         views = [VIEW_OF.get((k, m)) for k in kinds for m in metrics]
         view = kind * len(metrics) + metric
         named = np.array([name is not None for name in views], bool)
+        # Null = not asked; NaN is a value, and makes its view undefined.
         use = pc.is_valid(whole["value"]).to_numpy() & (named[view] if len(views) else False)
         step = whole["step"].to_numpy()[use]
         return cls(
@@ -256,18 +267,21 @@ class _ProbeRows:
         """A number for each pair of trial and step."""
         return self.trial * self.steps + self.step
 
-    def means(self, use: np.ndarray[Any, np.dtype[np.bool_]], *, by_step: bool) -> Iterator[tuple[Any, ...]]:
+    def means(self, use: NDArray[np.bool_], *, by_step: bool) -> Iterator[tuple[int, int, int, str, str, float]]:
         """Yield ``(trial, lowest step, step or 0, view, record, mean)`` of each record's probes of one kind and metric.
 
         Only rows of *use* count; the groups come in the order of their first rows. A mean is not finite where a value is not.
         """
         at = self.step[use] if by_step else np.zeros(int(use.sum()), np.int64)
         group = self.trial[use] * self.steps + at
+        # Mixed-radix digits: one integer per (trial, step, record, view), so that one `unique` groups them all.
         group = (group * max(len(self.records), 1) + self.record[use]) * max(len(self.views), 1) + self.view[use]
         _, first, inverse, count = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+        # Sums in the order of the rows, as a loop would make them: to the last bit the same mean.
         mean = np.bincount(inverse, self.value[use], len(first)) / count
         lowest = np.full(len(first), self.steps)
         np.minimum.at(lowest, inverse, self.step[use])
+        # `unique` sorts by number; the caller needs the order of the first rows.
         order = np.argsort(first)
         rows = first[order]
         yield from zip(
@@ -283,6 +297,7 @@ class _ProbeRows:
 
 def _codes(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
     """Return the column of texts as numbers, and the texts that these number."""
+    # One chunk first: every chunk of a chunked column has a dictionary of its own.
     encoded = column.combine_chunks().dictionary_encode()
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 

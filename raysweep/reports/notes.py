@@ -44,15 +44,15 @@ def about_intervals(rows: Sequence[SummaryRow], *, ppl: bool = False) -> list[st
     notes = []
     if measured and all(len(line.trials) == 1 for line in measured):
         notes.append("one seed: intervals say what other records would give, not other seeds")
-    shown = [(line, view) for line in measured for view in line.cells if ppl or view not in PERPLEXITIES]
-    alone = dict.fromkeys(line.label for line, view in shown if line.cells[view].n == 1)
+    printed = [(line, view) for line in measured for view in line.cells if ppl or view not in PERPLEXITIES]
+    alone = dict.fromkeys(line.label for line, view in printed if line.cells[view].n == 1)
     if alone:
         notes.append(f"[–]: one record says nothing of others ({', '.join(alone)})")
-    if any(view == "ppl" for _, view in shown):
+    if any(view == "ppl" for _, view in printed):
         notes.append(
             "PPL [–]: a few records make up most of a mean of perplexities; the median and exp-mean have intervals"
         )
-    medians = [line.cells[view] for line, view in shown if view == "ppl_median"]
+    medians = [line.cells[view] for line, view in printed if view == "ppl_median"]
     if any(cell.n > 1 and not cell.has_interval for cell in medians):
         notes.append("PPL median [–]: there are fewer than five records, or few seeds that differ much")
     return notes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from raysweep.config.space import Scalar
 from raysweep.errors import SpecError, nearest
@@ -32,7 +31,7 @@ class Entry:
     line: SummaryRow
     sweep: str
     trial: TrialView
-    content: Mapping[str, Any]
+    content: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Pair:
     reference: SummaryRow | None
 
 
-def contents(sweep: Sweep) -> dict[str, dict[str, Any]]:
+def contents(sweep: Sweep) -> dict[str, dict[str, object]]:
     """Return the resolved values of each trial that has begun, by key."""
     rows = sweep.trials().to_pylist()
     return {
@@ -69,6 +68,7 @@ def to_one(entries: Sequence[Entry], name: str = "") -> list[Pair]:
 
 def _named(entries: Sequence[Entry], name: str) -> SummaryRow:
     called = [entry.line for entry in entries if entry.line.label == name]
+    # A label names one configuration; an arm, with or without its sweep, may have several.
     called = called or [e.line for e in entries if name in (e.line.arm, f"{e.sweep}{e.line.arm}")]
     if not called:
         arms = [entry.line.arm for entry in entries]

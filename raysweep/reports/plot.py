@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raysweep.config import names
+from raysweep.config.space import Scalar
 from raysweep.reports import plot_style
 from raysweep.reports.measured import TrialView
 from raysweep.reports.plot_style import Style
@@ -24,6 +25,10 @@ from raysweep.reports.views import (
     trial_views,
 )
 from raysweep.results.tables import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PANELS = {
     "rel": "Rel: the edit itself",
@@ -47,6 +52,8 @@ def draw(
         phase, by: as in :func:`raysweep.reports.views.summary_rows`.
         trials: those of *sweep*, if they are read already.
     """
+    from matplotlib.ticker import MaxNLocator
+
     trials = trial_views(sweep) if trials is None else trials
     configurations = groups(trials, by=by)
     curves: dict[str, list[SummaryRow]] = {label: [] for label, _ in configurations}
@@ -57,10 +64,13 @@ def draw(
     figure, axes = plot_style.panels(len(curves), list(PANELS.values()))
     alpha = plot_style.band_alpha(len(curves))
     for axis, view in zip(axes, PANELS, strict=True):
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        locator = axis.xaxis.get_major_locator()
+        # There is no half an edit. The locator that is there keeps its other settings, so it is not replaced.
+        if isinstance(locator, MaxNLocator):
+            locator.set_params(integer=True)
         for label, points in curves.items():
-            shown = [p for p in points if view in p.cells]
-            _curve(axis, [p.step for p in shown], shown, view, look[label], alpha)
+            defined = [p for p in points if view in p.cells]
+            _curve(axis, [p.step for p in defined], defined, view, look[label], alpha)
     _finish(
         figure, axes, look, {label: _legend(label, members) for label, members in configurations}, x="edits so far",
         title=f"{sweep.name}, {_extent([line for points in curves.values() for line in points])}",
@@ -94,6 +104,7 @@ def draw_over(
     measured = {line.label: line for line in rows_of_configurations(configurations, phase=phase, at=at)}
     curves = _curves([(label, m) for label, m in configurations if key in m[0].point or not m[0].point], key)
     look = plot_style.styles({name: _editor(members[0][1]) for name, members in curves.items()})
+    # An arm without the key has one value, whatever the axis says.
     level = [name for name, members in curves.items() if key not in members[0][1][0].point]
     # A level line has no points of its own to mark.
     look |= {name: replace(look[name], marker="") for name in level}
@@ -102,16 +113,18 @@ def draw_over(
     places = _axis(axes, values)
     for axis, view in zip(axes, PANELS, strict=True):
         for name, members in curves.items():
-            shown = [(t[0].point.get(key), measured[label]) for label, t in members if view in measured[label].cells]
-            points = sorted(((places[repr(v)], line) for v, line in shown if repr(v) in places), key=lambda p: p[0])
+            defined = [(t[0].point.get(key), measured[label]) for label, t in members if view in measured[label].cells]
+            # By place: configurations come in the order of the plan, a line is drawn from left to right.
+            points = sorted(((places[repr(v)], line) for v, line in defined if repr(v) in places), key=lambda p: p[0])
             if points:
                 _curve(axis, [x for x, _ in points], [line for _, line in points], view, look[name], alpha)
-            elif shown:
-                _level(axis, shown[0][1], view, look[name], alpha)
+            elif defined:
+                _level(axis, defined[0][1], view, look[name], alpha)
     texts = {
         name: _legend(name, [t for _, configuration in members for t in configuration])
         for name, members in curves.items()
     }
+    # All lines are of one round; any of them tells which.
     line = next(line for line in measured.values() if line.trials)
     _finish(
         figure, axes, look, texts, x=key,
@@ -141,20 +154,23 @@ def _curves(
     return out
 
 
-def _axis(axes: Sequence[Any], values: Sequence[Any]) -> dict[str, float]:
+def _axis(axes: Sequence[Axes], values: Sequence[Scalar]) -> dict[str, float]:
     """Set the scale of *axes* for *values*; return where each stands, by its ``repr``."""
-    if not all(map(is_number, values)):
+    numbers = [v for v in values if is_number(v)]
+    # One word among them ("gcv") is enough: it has no place on a scale of numbers.
+    if len(numbers) < len(values):
         for axis in axes:
             axis.set_xticks(range(len(values)), [str(v) for v in values])
         return {repr(v): float(i) for i, v in enumerate(values)}
-    positive = [float(v) for v in values if v > 0]
+    positive = [float(v) for v in numbers if v > 0]
     if positive and max(positive) >= DECADES * min(positive):
         for axis in axes:
-            if min(values) > 0:
+            if min(numbers) > 0:
                 axis.set_xscale("log")
-            else:  # 0 has no logarithm: linear up to the smallest value
+            # 0 has no logarithm: linear up to the smallest value.
+            else:
                 axis.set_xscale("symlog", linthresh=min(positive))
-    return {repr(v): float(v) for v in values}
+    return {repr(v): float(v) for v in numbers}
 
 
 def _editor(members: Configuration) -> str:
@@ -167,24 +183,28 @@ def _legend(label: str, members: Configuration) -> str:
     return label if state == "done" else f"{label} [{state}]"
 
 
-def _extent(shown: Sequence[SummaryRow]) -> str:
+def _extent(lines: Sequence[SummaryRow]) -> str:
     """Return which phase and how many seeds are drawn."""
-    seeds = len({t.seed for line in shown for t in line.trials})
-    phases = " and ".join(dict.fromkeys(line.phase for line in shown if line.trials))
+    seeds = len({t.seed for line in lines for t in line.trials})
+    phases = " and ".join(dict.fromkeys(line.phase for line in lines if line.trials))
     return f"{phases}: {seeds} seed{'' if seeds == 1 else 's'}, bands are 95% intervals"
 
 
 def _finish(
-    figure: Any, axes: Sequence[Any], look: Mapping[str, Style], texts: Mapping[str, str], *, x: str, title: str
+    figure: Figure, axes: Sequence[Axes], look: Mapping[str, Style], texts: Mapping[str, str], *, x: str, title: str
 ) -> None:
     """Write what stands around the panels, and the legend."""
     from matplotlib.lines import Line2D
 
     for axis in axes:
-        if axis.get_subplotspec().is_first_col():
+        place = axis.get_subplotspec()
+        assert place is not None, "panels are made as a grid"
+        # Axes are shared, so a label at the grid's edge is enough.
+        if place.is_first_col():
             axis.set_ylabel("mean over records so far")
-        if axis.get_subplotspec().is_last_row():
+        if place.is_last_row():
             axis.set_xlabel(x)
+    # A "$" in a sweep's name is a dollar, not mathematics.
     figure.suptitle(title, fontsize=12).set_parse_math(False)
     handles = [
         Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, markersize=4.5, linewidth=1.8)
@@ -193,17 +213,19 @@ def _finish(
     plot_style.legend(figure, handles, [texts[label] for label in look])
 
 
-def _curve(axis: Any, x: Sequence[float], points: Sequence[SummaryRow], view: str, style: Style, alpha: float) -> None:
+def _curve(axis: Axes, x: Sequence[float], points: Sequence[SummaryRow], view: str, style: Style, alpha: float) -> None:
     means = [p.cells[view].mean for p in points]
     axis.plot(x, means, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5, linewidth=1.8)
-    limits = [(p.cells[view].low, p.cells[view].high) for p in points]  # NaN, where there is no interval, is a gap
-    if limits:
-        axis.fill_between(x, *zip(*limits, strict=True), color=style.colour, alpha=alpha, linewidth=0)
-    if len(limits) == 1:  # a band of one point is not seen
-        axis.vlines(x, *zip(*limits, strict=True), color=style.colour, alpha=min(1.0, 4 * alpha), linewidth=2)
+    # NaN, where there is no interval, is a gap.
+    low, high = [p.cells[view].low for p in points], [p.cells[view].high for p in points]
+    if points:
+        axis.fill_between(x, low, high, color=style.colour, alpha=alpha, linewidth=0)
+    # A band of one point has no width, and is not seen.
+    if len(points) == 1:
+        axis.vlines(x, low, high, color=style.colour, alpha=min(1.0, 4 * alpha), linewidth=2)
 
 
-def _level(axis: Any, line: SummaryRow, view: str, style: Style, alpha: float) -> None:
+def _level(axis: Axes, line: SummaryRow, view: str, style: Style, alpha: float) -> None:
     """Draw what does not depend on the axis as a level line."""
     cell = line.cells[view]
     axis.axhline(cell.mean, color=style.colour, linestyle=style.line, linewidth=1.8)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Dashes = (
+    str | tuple[float, tuple[float, ...]]
+)  # a name of matplotlib's, or an offset and lengths of ink and gap in line widths
 
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933", "#882255", "#332288", "#AA4466",
@@ -13,8 +23,8 @@ COLOURS = (
 )  # fmt: skip
 """Okabe and Ito's eight, then four of Tol's: for people who see colours differently, too."""
 MARKERS = "osD^vPX*<>hp"
-PLAIN = (0, (4, 2))
-LINES: tuple[Any, ...] = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+PLAIN: Dashes = (0, (4, 2))
+LINES: tuple[Dashes, ...] = ("-", (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 LIGHTEST, DARKEST = 0.62, 0.24  # lightness of the shades within one editor and wrapper
 CROWDED = 12  # configurations from which on panels are larger and bands fainter
 
@@ -24,7 +34,7 @@ class Style:
     """How one configuration is drawn: a colour, a dash pattern and a marker."""
 
     colour: str
-    line: Any
+    line: Dashes
     marker: str
 
 
@@ -64,15 +74,17 @@ def band_alpha(count: int) -> float:
     return 0.16 if count <= CROWDED // 2 else 0.09 if count <= CROWDED else 0.04
 
 
-def panels(count: int, titles: Sequence[str], *, share_x: bool = True) -> tuple[Any, list[Any]]:
+def panels(count: int, titles: Sequence[str], *, share_x: bool = True) -> tuple[Figure, list[Axes]]:
     """Return a figure with a panel per title: in a row, or in a larger square where there are many configurations."""
     import matplotlib
 
+    # Before pyplot: on a machine without a display the default back end ends in an error.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     crowded = count > CROWDED
     rows, columns = (2, 2) if crowded else (1, len(titles))
+    # "constrained" makes room for the legend outside, which tight_layout does not.
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(14, 8.4 if crowded else 3.6), sharey=True, sharex=share_x, dpi=150, layout="constrained"
     )
@@ -86,9 +98,10 @@ def panels(count: int, titles: Sequence[str], *, share_x: bool = True) -> tuple[
     return figure, flat
 
 
-def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
+def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Put a legend below the panels, in as many columns as fit, and make the figure as much higher."""
     size = 10 if len(labels) <= CROWDED else 8
+    # How wide a legend is can only be measured on a drawn one, so each number of columns is tried.
     for columns in range(min(6, max(len(labels), 1)), 0, -1):
         # Labels are set afterwards: one that begins with "_" would be left out, and "$" would be read as mathematics.
         box = figure.legend(
@@ -98,17 +111,18 @@ def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
         for text, label in zip(box.get_texts(), labels, strict=True):
             text.set_parse_math(False)
             text.set_text(label)
-        extent = box.get_window_extent(figure.canvas.get_renderer())
+        extent = box.get_window_extent()
         if extent.width <= figure.bbox.width * 0.98 or columns == 1:
             figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
             return
         box.remove()
 
 
-def save(figure: Any, path: Any) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write the figure; equal figures are equal files."""
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    # matplotlib writes its version into PNG; other formats have other keys, and would refuse this one.
     figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
     pyplot.close(figure)

@@ -39,6 +39,7 @@ def _broken(line: str, width: int, hang: int) -> list[str]:
     end = 0
     for match in _WORD.finditer(line):
         gap, word = line[end : match.start()], match.group()
+        # A command between backticks is one word as long as it can stand on a line.
         whole = cell_len(indent) + cell_len(word) <= width
         parts = [word] if whole else word.split(" ")
         pieces += [(gap if i == 0 else " ", part) for i, part in enumerate(parts)]

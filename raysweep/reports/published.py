@@ -65,6 +65,7 @@ def beside(
 def _row(one: Ours, number: Number, *, plain: bool, loosely: bool) -> dict[str, Cell]:
     """Return one row: *one* of our lines, one published *number*, and ours minus theirs."""
     cell = one.line.cells[number.view]
+    # A bound has no difference.
     difference = None if number.sign == ">" else cell.mean - number.value
     model, data, edits = one.trial.model.name, one.trial.data.name, one.line.step
     row: dict[str, Cell] = {"arm": one.line.label}
@@ -89,6 +90,7 @@ def _row(one: Ours, number: Number, *, plain: bool, loosely: bool) -> dict[str, 
 
 def _printed(number: Number) -> str:
     """Return the published value with the digits it was given with."""
+    # Half a unit of the last digit is what the file holds; 1e-9 keeps rounding from adding a digit.
     digits = max(0, math.ceil(-math.log10(2 * number.uncertainty) - 1e-9)) if number.uncertainty else 0
     return f"{number.sign}{number.value:.{digits}f}"
 
@@ -133,8 +135,8 @@ def _lambdas(matches: Sequence[tuple[Ours, Number]]) -> list[str]:
 
 def _left_out(matches: Sequence[tuple[Ours, Number]], ours: Sequence[Ours]) -> list[str]:
     """Return a note on our configurations that have no published counterpart."""
-    there = {o.line.label for o, _ in matches} | {o.line.label for o in ours if o.line.undefined}
-    left = [label for label in dict.fromkeys(o.line.label for o in ours) if label not in there]
+    accounted_for = {o.line.label for o, _ in matches} | {o.line.label for o in ours if o.line.undefined}
+    left = [label for label in dict.fromkeys(o.line.label for o in ours) if label not in accounted_for]
     return [f"without a published counterpart: {', '.join(left)}"] if left else []
 
 

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.errors import DataError, NameUnknownError, nearest
 from raysweep.workspace import Workspace
@@ -96,7 +96,7 @@ class Ours:
             return f"{written.get('energy'):g} mean energies" if "energy" in written else str(dict(written))
         return "" if written is None else written if isinstance(written, str) else f"{written:g}"
 
-    def _written_lam(self) -> Any:
+    def _written_lam(self) -> object:
         return next((w.config["lam"] for w in reversed(self.trial.editor.wrap) if "lam" in w.config), None)
 
 
@@ -130,6 +130,7 @@ def read(path: Path) -> tuple[Number, ...]:
     with path.open(encoding="utf-8", newline="") as text:
         rows = csv.DictReader(text)
         columns = list(Number.__dataclass_fields__)
+        # Order too: the files are read by people, side by side.
         if rows.fieldnames != columns:
             raise DataError(f"{path}:1: the columns must be {','.join(columns)}", hint="see data/README.md")
         return tuple(_number(row, f"{path}:{line}") for line, row in enumerate(rows, 2))
@@ -137,6 +138,7 @@ def read(path: Path) -> tuple[Number, ...]:
 
 def _number(row: Mapping[str, str], where: str) -> Number:
     try:
+        # csv fills missing cells with None, and keeps surplus ones under the key None.
         if None in row.values():
             raise ValueError("too few columns")
         texts = {k: row[k] for k in row if k not in ("edits", "batch", "config", "wrap", "lam", "value", "uncertainty")}
@@ -188,6 +190,7 @@ def beside(numbers: Sequence[Number], ours: Iterable[Ours], *, loosely: bool) ->
             fitting = [n for n in _of_arm(numbers, one, exact=True) if (n.model, n.dataset, n.edits) == here]
             matches += [(one, n) for n in fitting if n.view in one.line.cells]
         return matches
+    # In such a table λ is what tells its rows apart.
     exact = sweeps_lambda(numbers)
     for label in dict.fromkeys(o.line.label for o in lines):
         group = [o for o in lines if o.line.label == label]

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
 
 from raysweep.reports import fit
 from raysweep.summarize import Estimate
@@ -54,7 +53,8 @@ def render(rows: Sequence[Row], how: Format, *, title: str = "", width: int | No
     if how is Format.TABLE:
         return fit.table(_columns(names, rows), title=title, width=width)
     if how is Format.MARKDOWN:
-        lines = [names, ["---"] * len(names), *([shown(r[n]).replace("|", "\\|") for n in names] for r in rows)]
+        # A bar inside a cell would end it.
+        lines = [names, ["---"] * len(names), *([cell_text(r[n]).replace("|", "\\|") for n in names] for r in rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if how is Format.LATEX:
         return _latex(names, rows, title)
@@ -73,7 +73,7 @@ def complete(rows: Sequence[Row], *, title: str = "", width: int | None = None) 
     return fit.complete(_columns(list(rows[0]) if rows else [], rows), title=title, width=width)
 
 
-def shown(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
     """Return *cell* for a reader."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "–"
@@ -118,8 +118,8 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _flat(row: Row) -> dict[str, float | int | str | None]:
+    values: dict[str, float | int | str | None] = {}
     for name, cell in row.items():
         key = name.lower().replace(" ", "_")
         if isinstance(cell, Estimate):
@@ -143,14 +143,14 @@ def _columns(names: Sequence[str], rows: Sequence[Row]) -> list[fit.Column]:
         estimates = any(isinstance(cell, Estimate) for cell in cells)
         short = [_short(cell) for cell in cells] if estimates else None
         number = any(isinstance(cell, Estimate | float | int) for cell in cells)
-        out.append(fit.Column(name, [shown(cell) for cell in cells], short, number=number))
+        out.append(fit.Column(name, [cell_text(cell) for cell in cells], short, number=number))
     return out
 
 
 def _short(cell: Cell) -> str:
     """Return *cell* without its interval; a difference whose interval does not hold 0 has a star."""
     if not isinstance(cell, Estimate) or math.isnan(cell.mean):
-        return shown(cell)
+        return cell_text(cell)
     if not isinstance(cell, Difference):
         return _bare(cell.mean, 3, "")
     return _bare(cell.mean, 3, "+") + ("*" if cell.low > 0 or cell.high < 0 else "")
@@ -158,7 +158,7 @@ def _short(cell: Cell) -> str:
 
 def _latex(names: Sequence[str], rows: Sequence[Row], title: str) -> str:
     align = "".join("r" if any(isinstance(r[n], Estimate | float | int) for r in rows) else "l" for n in names)
-    body = [" & ".join(_tex(shown(row[n])) for n in names) + r" \\" for row in rows]
+    body = [" & ".join(_tex(cell_text(row[n])) for n in names) + r" \\" for row in rows]
     head = " & ".join(_tex(n) for n in names) + r" \\"
     note = [f"% {title}"] if title else []
     return "\n".join([*note, rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",

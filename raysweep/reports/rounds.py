@@ -44,6 +44,7 @@ def last_common(configurations: Iterable[Configuration]) -> int | None:
     """
     every = [(members, measured_rounds(members)) for members in configurations]
     chosen = [steps for members, steps in every if complete(members) and steps]
+    # Nothing is done yet: whoever has edited decides, and where nobody has, whoever was measured.
     chosen = chosen or [steps for _, steps in every if steps - {0}] or [steps for _, steps in every if steps]
     common = set.intersection(*chosen) if chosen else set()
     last = max(common, default=0)

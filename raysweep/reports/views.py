@@ -9,11 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 
 from raysweep.config.names import labels
+from raysweep.config.space import Scalar
 from raysweep.errors import SpecError, nearest
 from raysweep.reports.measured import TrialView, trial_views
 from raysweep.reports.rounds import Configuration, Labelled, chosen_round, measured_rounds, status
@@ -122,7 +123,7 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, C
 
     A label is the arm and whichever swept keys vary within it. Trials of no current plan are marked as such.
     """
-    by_configuration: dict[tuple[Any, ...], list[TrialView]] = {}
+    by_configuration: dict[tuple[object, ...], list[TrialView]] = {}
     for trial in trials:
         trial_alone = (trial.row["trial_key"],) if by == "trial" else ()
         by_configuration.setdefault((*trial.configuration, *trial_alone), []).append(trial)
@@ -138,7 +139,7 @@ def groups(trials: Sequence[TrialView], *, by: str = "arm") -> list[tuple[str, C
     return [(texts[id(members[0])], members) for members in order]
 
 
-def swept_values(trials: Sequence[TrialView], key: str) -> list[Any]:
+def swept_values(trials: Sequence[TrialView], key: str) -> list[Scalar]:
     """Return the values of the swept *key*, each once: numbers in order, then all others.
 
     Raises:
@@ -151,7 +152,7 @@ def swept_values(trials: Sequence[TrialView], key: str) -> list[Any]:
     return sorted(by_text.values(), key=lambda v: (not is_number(v), v if is_number(v) else 0.0, str(v)))
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Tell whether a swept value is a number, which truth values are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -174,7 +175,7 @@ def _labels(trials: Sequence[TrialView], by: str) -> list[str]:
     return out
 
 
-def _order(trial: TrialView, by: str) -> tuple[Any, ...]:
+def _order(trial: TrialView, by: str) -> tuple[tuple[tuple[str, bool, str | float], ...], int]:
     point = tuple(
         (k, isinstance(v, str), v if isinstance(v, str) else float(v or 0)) for k, v in sorted(trial.point.items())
     )
@@ -184,15 +185,15 @@ def _order(trial: TrialView, by: str) -> tuple[Any, ...]:
 def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> SummaryRow:
     where = (phase, step)
     # Trials that have not come so far do not count: a mean over fewer seeds is honest, a gap as 0 is not.
-    there = [t for t in members if where in t.measured]
+    measured = [t for t in members if where in t.measured]
     # One value that is no number makes the view undefined for the configuration; leaving it out would flatter it.
-    undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in there))
+    undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in measured))
     cells = {}
     for view in (v for v in (*VIEWS, "avg") if v not in undefined):
-        by_seed = [t.measured[where][view] for t in there if view in t.measured[where]]
+        by_seed = [t.measured[where][view] for t in measured if view in t.measured[where]]
         if by_seed:
             cells[view] = pooled(by_seed, view)
-    values = [t.measured[where] for t in there]
+    values = [t.measured[where] for t in measured]
     # Geo is taken of the means, seed by seed, not of single records.
     if all(v in cells for v in ("rel", "gen", "loc")):
         cells["geo"] = pooled_geo(values)
@@ -207,9 +208,9 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Su
     unshared, shared = np.mean(totals, axis=0) if totals else (math.nan, 0.0)
     return SummaryRow(
         label=label, arm=members[0].row["arm"], step=step, phase=phase,
-        seeds=tuple(sorted({t.seed or 0 for t in there})), cells=cells, status=status(members),
+        seeds=tuple(sorted({t.seed or 0 for t in measured})), cells=cells, status=status(members),
         seconds=float(unshared), shared=float(shared),
-        per_edit=sum(s for s, _ in edit) / sum(c for _, c in edit) if edit else math.nan, trials=there,
+        per_edit=sum(s for s, _ in edit) / sum(c for _, c in edit) if edit else math.nan, trials=measured,
         undefined=undefined, members=len(members),
     )  # fmt: skip
 

@@ -157,7 +157,7 @@ TIMING = TableSchema(
         Column("step", pa.int64(), "records", "the round the seconds belong to"),
         _text("phase",
                "load, artifacts, base, edit, apply, immediate, round or snapshot; with _shared behind it, done once for all "
-               "trials of a pass, each of which has the seconds in full: do not add those up over trials"),
+               "trials of an edit group, each of which has the seconds in full: do not add those up over trials"),
         Column("seconds", pa.float64(), "s", "wall-clock seconds"),
         Column("count", pa.int64(), "", "edits or records the seconds cover"),
     ),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raysweep.cli.edit import rounds_of
+from raysweep.cli.edit_space import rounds_of
 from raysweep.cli.main import main
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.results.drivers import DriverLock
@@ -183,7 +183,7 @@ def test_edit_runs_a_path_in_one_pass(tmp_path: Path, capsys: pytest.CaptureFixt
     path = ("--set", "arms.null.wrap={name: prune, base: {path: [1.2, 2, e]}}")
     code, out, _ = call(capsys, tmp_path, *flags, *path)
     assert code == 0
-    assert "sweep edit: 3 trials in 1 pass, 4 edits in all, 1 arm; 0 trials done" in out
+    assert "sweep edit: 3 trials in 1 edit group, 4 edits in all, 1 arm; 0 trials done" in out
     assert [f"[{i}/3] null base={b}: 4/4 edits" in out for i, b in ((1, "1.2"), (2, "2"), (3, "e"))] == [True] * 3
     assert out.count("edits/s") == 1, "the others' edits were made in the first one's time"
     assert " shared" in out

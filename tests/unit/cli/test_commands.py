@@ -78,12 +78,12 @@ class TestPlan:
         assert "rounds [0, 5, 20] (batch size 1): plain, surgeon, ridge" in out
         assert out.endswith("6 trials, 120 edits in all; 0 done, 6 to run\n")
 
-    def test_passes_count_their_edits_once(self, run, file):
+    def test_edit_groups_count_their_edits_once(self, run, file):
         assert run("plan", file, "--set", "wrap.ridge.lam={path: [0.1, 1, 10]}")[1].endswith(
-            "10 trials in 6 passes, 120 edits in all; 0 done, 10 to run\n"
+            "10 trials in 6 edit groups, 120 edits in all; 0 done, 10 to run\n"
         )
         _, out, _ = run("plan", file, "--set", "wrap.ridge.lam={path: [1]}", "--format", "json")
-        assert [bool(t["share"]) for t in json.loads(out)["trials"]] == [False] * 4 + [True] * 2
+        assert [bool(t["edit_group"]) for t in json.loads(out)["trials"]] == [False] * 4 + [True] * 2
 
     def test_json_has_every_resolved_value(self, run, file):
         code, out, _ = run("plan", file, "--format", "json", "--set", "space.seed={grid: [3]}")
@@ -179,7 +179,7 @@ class TestDoctor:
         monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
         found = doctor._folder("root", tmp_path / "a" / "b")
         assert not found.good
-        assert "cannot write (Permission denied)" in found.found
+        assert "cannot write (Permission denied)" in found.result
         assert f"make {tmp_path} writable" in found.cure
 
     def test_full_disk(self, tmp_path, monkeypatch):
@@ -188,12 +188,12 @@ class TestDoctor:
 
     def test_share_without_its_folders(self, tmp_path):
         found = doctor._share(Workspace(tmp_path, share=tmp_path))
-        assert "lacks search_spaces, hparams, data" in found.found
+        assert "lacks search_spaces, hparams, data" in found.result
         assert found.cure == "reinstall raysweep"
 
     def test_remote_results(self, tmp_path):
         found = {f.what: f for f in doctor._folders(Workspace(tmp_path, storage="s3://b"))}
-        assert found["results"].found.startswith("s3://b (remote")
+        assert found["results"].result.startswith("s3://b (remote")
 
 
 class TestDocs:

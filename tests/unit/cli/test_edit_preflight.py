@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from raysweep.cli import preflight
-from raysweep.cli.edit import rounds_of
+from raysweep.cli.edit_space import rounds_of
 from raysweep.cli.main import main
 from raysweep.cli.preflight import Machine
 from raysweep.errors import SpecError

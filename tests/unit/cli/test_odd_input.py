@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from raysweep.cli.display import Display
-from raysweep.cli.edit import rounds_of
+from raysweep.cli.edit_space import rounds_of
 from raysweep.reports.left_out import left_out
 from raysweep.reports.prose import brief
 

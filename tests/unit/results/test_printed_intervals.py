@@ -18,7 +18,7 @@ from raysweep.metrics import METRICS
 from raysweep.reports import notes
 from raysweep.reports.compare import compared_rows
 from raysweep.reports.compare import rows as compare_rows
-from raysweep.reports.render import Format, render, shown, with_interval
+from raysweep.reports.render import Format, cell_text, render, with_interval
 from raysweep.reports.sweep_table import text
 from raysweep.reports.views import paired, summary_rows, trial_views
 from raysweep.results.store import ResultStore
@@ -120,7 +120,7 @@ def test_all_right_is_not_certainly_right(tmp_path: Path) -> None:
 def test_where_there_is_no_interval_it_says_so(tmp_path: Path) -> None:
     one = store_sweep(tmp_path / "results" / "one", {None: np.array([[0.5, 1.0]])})
     (line,) = summary_rows(trial_views(one), at=-1)
-    assert shown(line.cells["rel"]) == ".750 [–]"
+    assert cell_text(line.cells["rel"]) == ".750 [–]"
     assert notes.about_intervals([line]) == ["[–]: one record says nothing of others (memit)"]
     seed = store_sweep(tmp_path / "results" / "seed", {None: np.array([[0.5], [1.0], [0.0]])})
     told = notes.about_intervals(summary_rows(trial_views(seed), at=-1), ppl=True)

@@ -14,7 +14,7 @@ from results_helpers import begin, make_round, make_trial, write_trial
 from raysweep.errors import SpecError, StoreError
 from raysweep.reports.compare import compared_rows
 from raysweep.reports.compare import rows as compare_rows
-from raysweep.reports.render import Format, render, shown
+from raysweep.reports.render import Format, cell_text, render
 from raysweep.reports.sweep_table import text
 from raysweep.reports.views import groups, paired, summary_rows, trial_views
 from raysweep.results.store import ResultStore
@@ -163,7 +163,7 @@ def test_render_escapes_for_its_reader() -> None:
             "y": None,
         }
     ]
-    assert shown(12345.678) == "1.235e+04"
+    assert cell_text(12345.678) == "1.235e+04"
 
 
 def test_trials_table_has_every_resolved_value(workspace: Workspace) -> None:
