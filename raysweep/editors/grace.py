@@ -13,10 +13,10 @@ Shape legend: ``n`` entries; ``κ [n, d_in]``, ``ν [n, d_out]``, ``ε [n]``; ``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack
 
 from raysweep.config.schema import Block, Count, Positive
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep
 from raysweep.lazy import lazy
 from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
@@ -125,18 +125,12 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         }
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: GraceState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: GraceState, **given: Unpack[EditInputs]
     ) -> EditStep[GraceState]:
         """Write the records one after the other (the method knows no batches)."""
         stats: dict[str, float] = {}
         for record in batch:
-            state, stats = self._write(lm, record, state, rng)
+            state, stats = self._write(lm, record, state, given["rng"])
         return EditStep(self.module_patch(lm, state), state, stats)
 
     def module_patch(self, lm: LanguageModel, state: GraceState) -> ModulePatch:

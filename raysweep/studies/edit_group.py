@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep import __version__, pytree
 from raysweep.data.sampling import order
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep import summarize
+    from raysweep.artifacts import Artifact
     from raysweep.config.schema import TrialSpec
     from raysweep.editors import build
     from raysweep.editors.base import AnyEditor, EditStep
@@ -82,7 +83,7 @@ class GroupMember:
         self.immediate = [ProbeRow(**dict(zip(_PROBE_COLUMNS, row, strict=True))) for row in snapshot.meta["immediate"]]
 
     def finish_round(
-        self, step: int, shared: Clock, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, alone: bool
+        self, step: int, shared: Clock, tensors: Mapping[str, Tensor], meta: Mapping[str, object], *, alone: bool
     ) -> EvalRound:
         """Return the round of *step* with everything that has accumulated since the last one.
 
@@ -121,7 +122,7 @@ class EditGroup:
     deps: Deps
     lm: LanguageModel
     records: Sequence[EditRecord]
-    artifacts: Mapping[str, Any]
+    artifacts: Mapping[str, Artifact]
     ledger: ledger.Ledger
     proposals: ProposalSource
     questionnaire: Questionnaire
@@ -169,7 +170,7 @@ class EditGroup:
         """Return the members that have not measured *step* yet."""
         return [member for member in self.members if member.measured_to < step]
 
-    def restore(self, snapshot: Snapshot) -> Any:
+    def restore(self, snapshot: Snapshot) -> object:
         """Bring weights and editor state of *snapshot* back; return the state."""
         device = self.lm.device
         weights = {
@@ -181,7 +182,7 @@ class EditGroup:
             self.ledger.apply(self.editor.module_patch(self.lm, state))
         return state
 
-    def apply(self, step: int, edit: EditStep[Any]) -> Any:
+    def apply(self, step: int, edit: EditStep[object]) -> object:
         """Write the patch of *edit* into the model; return the editor's new state."""
         with self.clock.measure("apply", self.trial.protocol.batch_size):
             self.ledger.apply(edit.patch)
@@ -189,7 +190,7 @@ class EditGroup:
             member.add_stats(step, edit.stats)
         return edit.state
 
-    def measure_immediate(self, step: int, state: Any) -> None:
+    def measure_immediate(self, step: int, state: object) -> None:
         """Let each member ask about the batch that was just written."""
         batch = self.trial.protocol.batch_size
         questions = self.questionnaire.questions(range(step - batch, step))
@@ -201,7 +202,7 @@ class EditGroup:
             ):
                 member.add_rows(self.questionnaire.rows(member.trial.key, questions, step))
 
-    def measure_round(self, step: int, state: Any) -> Iterator[tuple[str, EvalRound]]:
+    def measure_round(self, step: int, state: object) -> Iterator[tuple[str, EvalRound]]:
         """Let each member ask everything in scope; yield its round with its trial's key."""
         protocol, size = self.trial.protocol, self.questionnaire.size
         self.deps.progress(Progress(step, protocol.rounds[-1], "round"))
@@ -256,7 +257,7 @@ class EditGroup:
             raise GroupMemberError(member.trial.key) from error
 
     @contextmanager
-    def _viewed(self, member: GroupMember, state: Any, step: int, *, at_round: bool) -> Iterator[None]:
+    def _viewed(self, member: GroupMember, state: object, step: int, *, at_round: bool) -> Iterator[None]:
         """Let the model be what *member* reports inside the block; at a round, a view that persists stays."""
         view = member.editor.report_view(self.lm, self.ledger.total_deltas, state)
         if view is None:
@@ -279,7 +280,7 @@ def ordered_records(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
     return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records
 
 
-def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Any]:
+def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Artifact]:
     """Return the artifacts that *editor* asks for, by name, found or built."""
     return build.provide(
         lm,

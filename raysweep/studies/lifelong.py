@@ -16,7 +16,7 @@ What is asked and how rows come of it is in :mod:`raysweep.studies.measuring`, w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import pytree
 from raysweep.errors import Problem
@@ -115,7 +115,7 @@ def _run(group: EditGroup, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[st
             group.measure_immediate(step, state)
 
 
-def _edit(group: EditGroup, step: int, state: Any, proposals: Iterator[Proposal] | None) -> Any:
+def _edit(group: EditGroup, step: int, state: object, proposals: Iterator[Proposal] | None) -> object:
     """Write the batch that reaches *step* into the model; return the editor's new state."""
     batch = group.proposals.batch(step)
     group.deps.progress(Progress(step - len(batch), group.trial.protocol.rounds[-1], "edit"))

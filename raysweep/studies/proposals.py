@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.editors.base import Proposal
 from raysweep.lazy import lazy
@@ -20,6 +20,7 @@ from raysweep.seeds import derive
 if TYPE_CHECKING:
     import torch
 
+    from raysweep.artifacts import Artifact
     from raysweep.config.schema import TrialSpec
     from raysweep.editors.base import AnyEditor
     from raysweep.models.lm import LanguageModel
@@ -46,7 +47,7 @@ class ProposalSource:
     editor: AnyEditor
     lm: LanguageModel
     records: Sequence[EditRecord]
-    artifacts: Mapping[str, Any]
+    artifacts: Mapping[str, Artifact]
 
     def batch(self, step: int) -> Sequence[EditRecord]:
         """Return the records that reach *step*."""
@@ -111,4 +112,9 @@ class ProposalSource:
         wanted = set(steps)
         for end in asked:
             group = next(groups)
-            yield from (group[str(step)] for step in self._group_of(end) if step in wanted)
+            for step in self._group_of(end):
+                # a step that was reached before the run was interrupted is computed with its group, and dropped
+                if step in wanted:
+                    proposal = group[str(step)]
+                    assert isinstance(proposal, Mapping)
+                    yield proposal

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Unpack
 
 from pydantic import Field, model_validator
 
 from raysweep.artifact_kinds import VERSIONS
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep
 from raysweep.errors import DataError, SpecError
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, LowRank, WeightDelta
@@ -162,14 +162,12 @@ class Mend(BaseEditor[MendConfig, None]):
             SpecError: neither an archive nor a recipe is configured.
         """
         config = self.config
-        identity: dict[str, Any] = {"model": lm.identity, "version": VERSIONS[ARTIFACT]}
         if config.weights.path:
             archive = config.weights.digest or mend_archive.digest_of(Path(config.weights.path))
-            inputs: dict[str, Any] = {"archive": archive, "matrices": self.edited_parameters(lm)}
+            inputs: dict[str, object] = {"archive": archive, "matrices": self.edited_parameters(lm)}
             builder = "raysweep.editors.mend.archive:build"
-            return {
-                ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, where={"path": config.weights.path}, **identity)
-            }
+            where = {"path": config.weights.path}
+            return {ARTIFACT: self._request(lm, inputs, builder, where=where)}
         if config.train is None:
             raise SpecError(
                 "MEND has no hypernetwork for this model",
@@ -183,19 +181,26 @@ class Mend(BaseEditor[MendConfig, None]):
             # Networks of such models were once trained with other blocks' windows.
             inputs["blocks"] = "each with its own window"
         builder = "raysweep.editors.mend.training:build"
-        return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, data=config.train.data, **identity)}
+        return {ARTIFACT: self._request(lm, inputs, builder, data=config.train.data)}
 
-    def edit(
+    def _request(
         self,
         lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: None,
+        inputs: Mapping[str, object],
+        builder: str,
         *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        where: Mapping[str, str] | None = None,
+        data: DataSpec | None = None,
+    ) -> ArtifactRequest:
+        return ArtifactRequest(
+            ARTIFACT, inputs, builder, where=where or {}, data=data, model=lm.identity, version=VERSIONS[ARTIFACT]
+        )
+
+    def edit(
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: None, **given: Unpack[EditInputs]
     ) -> EditStep[None]:
         """Transform the gradient factors of each record's own loss on the model as it stands, and sum over records."""
-        net = self._network(lm, artifacts[ARTIFACT])
+        net = self._network(lm, given["artifacts"][ARTIFACT])
         names = self.edited_parameters(lm)
         modules = [n.rpartition(".")[0] for n in names]
         texts = [factors.label_text(lm, r.prompt, r.target, special=self.config.ref_labels) for r in batch]

@@ -14,10 +14,10 @@ Shape legend: all weights ``[d_out, d_in]``, fp32, logical orientation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.base import BaseEditor, EditStep, RecordCheck
+from raysweep.editors.base import BaseEditor, EditInputs, EditStep, RecordCheck
 from raysweep.editors.wise.config import WiseConfig
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
@@ -123,27 +123,21 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
         }
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: WiseState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: WiseState, **given: Unpack[EditInputs]
     ) -> EditStep[WiseState]:
         """Write the records one after the other (the method knows no batches).
 
         Raises:
             RecordError: a record brings no unrelated text and the configuration has none either.
         """
-        templates = contexts.templates(self.config.contexts, artifacts.get("contexts"))
+        templates = contexts.templates(self.config.contexts, given["artifacts"].get("contexts"))
         stats: dict[str, float] = {}
         for record in batch:
             error = self.record_check(self.config)(record)
             if error is not None:
                 raise error
             unrelated = record.unrelated or self.config.unrelated
-            state, stats = self._write(lm, record, unrelated, templates, state, rng)
+            state, stats = self._write(lm, record, unrelated, templates, state, given["rng"])
         return EditStep(self.module_patch(lm, state), state, stats)
 
     def module_patch(self, lm: LanguageModel, state: WiseState) -> ModulePatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypedDict, TypeVar
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.base import StateT
@@ -24,6 +24,18 @@ else:
     keys = lazy("raysweep.editors.locate.keys")
     second_moments = lazy("raysweep.editors.locate.second_moments")
     ledger = lazy("raysweep.models.ledger")
+
+
+InputMemoryT = TypeVar("InputMemoryT")
+MatrixMemoryT = TypeVar("MatrixMemoryT")
+
+
+class SimIEState(TypedDict, Generic[InputMemoryT, MatrixMemoryT]):
+    """State of SimIE: the inner editor's, and what is remembered of each input (by its name) and matrix (by parameter name)."""
+
+    inner: object
+    inputs: dict[str, InputMemoryT]
+    matrices: dict[str, MatrixMemoryT]
 
 
 class BaseSimIE(BaseWrapper[SimIEConfig, StateT]):

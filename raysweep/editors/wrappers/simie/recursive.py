@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Required, TypedDict, cast
+from typing import TYPE_CHECKING, Required, TypeAlias, TypedDict, Unpack, cast
 
-from raysweep.editors.base import EditStep
-from raysweep.editors.wrappers.simie.common import BaseSimIE, input_of
+from raysweep.editors.base import EditInputs, EditStep
+from raysweep.editors.wrappers.simie.common import BaseSimIE, SimIEState, input_of
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, Dense, LowRank, WeightDelta
 from raysweep.records import EditRecord
@@ -73,12 +73,8 @@ class MatrixMemory(TypedDict, total=False):
     base: Tensor
 
 
-class RecursiveState(TypedDict):
-    """State of :class:`RecursiveSimIE`: the inner editor's, and memories by input and by parameter name."""
-
-    inner: Any
-    inputs: dict[str, InputMemory]
-    matrices: dict[str, MatrixMemory]
+RecursiveState: TypeAlias = SimIEState[InputMemory, MatrixMemory]
+"""State of :class:`RecursiveSimIE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +116,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
         return state
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: RecursiveState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: RecursiveState, **given: Unpack[EditInputs]
     ) -> EditStep[RecursiveState]:
         """Let the inner editor propose, then project its change on what the keys of all edits so far allow."""
         memories = state["matrices"]
@@ -135,7 +125,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
         if self.config.mode == "init":
             pristine = {n: ledger.to_stored_layout(lm, n, m["pristine"]).contiguous() for n, m in memories.items()}
         with ledger.substituted(lm, pristine):
-            step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
+            step = self.inner.edit(lm, batch, state["inner"], **given)
             assert isinstance(step.patch, WeightDelta)
             proposed = step.patch.deltas
             by_module = self._keys(lm, batch, list(memories), proposed)
