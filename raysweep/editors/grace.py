@@ -215,7 +215,7 @@ EVENTS = ("added", "split", "expanded", "reused", "taken_over")
 def place(
     state: GraceState, query: Tensor, value: Tensor, target: tuple[list[int], int], config: GraceConfig
 ) -> tuple[GraceState, int, str]:
-    """Find or make the entry that *query* is written to (Hartvigsen et al. 2023, Algorithm 1).
+    """Find or make the entry that *query* is written to (Hartvigsen et al. 2023, the upkeep of the codebook).
 
     With the nearest key at distance ``d`` and ``ε`` its radius: beyond ``ε_init + ε`` a new entry; else with the same target ``ε``
     grows to ``d``; else both get half the distance.

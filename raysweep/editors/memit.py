@@ -58,7 +58,7 @@ class MemitConfig(LocateConfig):
 
 
 class Memit(LocateEditor[MemitConfig, None]):
-    """One target hidden state per record, one regularised solve per layer and batch; no memory (Meng et al. 2023, Algorithm 1)."""
+    """One target hidden state per record, one regularised solve per layer and batch; no memory (Meng et al. 2023, §4.3)."""
 
     name = "memit"
     version = 2

@@ -104,7 +104,7 @@ class Rome(LocateEditor[RomeConfig, None]):
             return super().edit_many(lm, batches, **given)
         (layer,) = self.config.layers
         name, steps = f"{lm.layout.mlp_out.format(layer)}.weight", []
-        tasks = [self._value_task(lm, record, given["artifacts"]) for (record,) in batches]
+        tasks = [self._task(lm, record, given["artifacts"]) for (record,) in batches]
         for value in target_value.optimise(lm, tasks, layer=layer, site="mlp", spec=self.config.value):
             delta, numbers = self._rank_one_change(lm, value, layer, given["artifacts"])
             stats = {f"{key}/{layer}": v for key, v in numbers.items()}
@@ -115,21 +115,18 @@ class Rome(LocateEditor[RomeConfig, None]):
         self, lm: LanguageModel, record: EditRecord, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
         """Return the change of one layer that writes *record*, and what to log."""
-        task = self._value_task(lm, record, artifacts)
+        task = self._task(lm, record, artifacts)
         # site="mlp": v* is the MLP's output with the shift found, as in the paper; MEMIT's is the whole block's.
         (value,) = target_value.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
         return self._rank_one_change(lm, value, layer, artifacts)
 
-    def _value_task(
-        self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]
-    ) -> target_value.ValueTask:
+    def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.ValueTask:
         """Return what to optimise for *record*: its prompt in every context, and the ids that are demanded behind it."""
-        spec = self.config.value
-        text = tokens.always_spaced(record.target)
+        texts = self.context_templates(artifacts)
+        spec, text = self.config.value, tokens.always_spaced(record.target)
         target = tokens.target(lm, record.prompt, text, strip_dummy_piece=spec.strip_dummy_piece)
-        templates = self.context_templates(artifacts)
         return target_value.value_task(
-            lm, record.template, record.subject, target, templates, decoded=spec.ref_decoded_rows
+            lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows
         )
 
     def _rank_one_change(

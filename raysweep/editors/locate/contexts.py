@@ -1,7 +1,7 @@
 """Context templates: short texts sampled from the pristine model, put before a prompt to average over contexts.
 
-ROME and MEMIT average a key over ``c`` texts that begin with "The", "Therefore", … and optimise the value in all of them (ROME §3.1
-and appendix E.5; docs/methods/rome.md). A text is drawn token by token from the renormalised top 5 and ends with ``". {}"``.
+ROME and MEMIT average a key over ``c`` texts that begin with "The", "Therefore", … and optimise the value in all of them (ROME
+eq. 3 and 4; docs/methods/rome.md). A text is drawn token by token from the renormalised top 5 and ends with ``". {}"``.
 WISE continues openings instead (docs/methods/wise.md).
 """
 

@@ -1,7 +1,7 @@
 """A change of the residual stream, spread over several layers: the part that MEMIT and AlphaEdit share.
 
 One target hidden state ``z`` per record at the last chosen layer ``L`` (MEMIT eq. 16), then layer by layer upwards, with the lower
-updates in place (MEMIT eq. 20 and Algorithm 1; docs/methods/memit.md)::
+updates in place (MEMIT eq. 20; docs/methods/memit.md)::
 
     ρ_l = (z − h^L) / (layers left, this one included)      what is still missing, shared out over this layer and those above it
     ΔW_l = ρ_l X_lᵀ                                         X_l from the keys K_l; the methods differ only in it (``Solve``)
@@ -65,7 +65,7 @@ def spread_over_layers(
         templates: context templates, the bare one first.
         solve: returns ``X [d_in, n]`` for a layer and its keys ``K [d_in, n]``, both fp64.
     """
-    tasks = [_value_task(lm, r, templates, value) for batch in batches for r in batch]
+    tasks = [_task(lm, r, templates, value) for batch in batches for r in batch]
     # Values are looked for together, over all batches; each batch then takes its own, in order.
     values = iter(target_value.optimise(lm, tasks, layer=layers[-1], site="block", spec=value))
     return [_layer_updates(lm, batch, layers, templates, [next(values) for _ in batch], solve) for batch in batches]
@@ -91,9 +91,7 @@ def _layer_updates(
     return LayerUpdates(deltas, stats)
 
 
-def _value_task(
-    lm: LanguageModel, record: EditRecord, templates: Sequence[str], spec: ValueSpec
-) -> target_value.ValueTask:
+def _task(lm: LanguageModel, record: EditRecord, templates: Sequence[str], spec: ValueSpec) -> target_value.ValueTask:
     """Return what to optimise for *record*: its prompt in every context, and the ids that are demanded behind it."""
     target = demanded(lm, record, strip_dummy_piece=spec.strip_dummy_piece)
     return target_value.value_task(

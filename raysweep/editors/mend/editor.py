@@ -1,7 +1,7 @@
 """MEND: a hypernetwork turns the gradient of one edit into a low-rank update (Mitchell et al., ICLR 2022; docs/methods/mend.md).
 
 For each edited matrix the loss on the record gives, per token ``t``, an input ``x_t`` and an output gradient ``δ_t``; the network
-maps them to ``x̃_t, δ̃_t``, and the update is ``W + η Σ_t δ̃_t x̃_tᵀ`` with a learnt step size ``η`` per matrix (eq. 3). The
+maps them to ``x̃_t, δ̃_t``, and the update is ``W + η Σ_t δ̃_t x̃_tᵀ`` with a learnt step size ``η`` per matrix. The
 network is an artifact: trained when it is first needed, or read from a file.
 
 Shape legend: ``n`` tokens that count, ``x̃ [n, d_in]``, ``η δ̃ [n, d_out]``; the change ``[d_out, d_in]`` is their product.

@@ -1,6 +1,6 @@
 """Training of MEND's hypernetwork: batched, resumable to the step, deterministic (docs/methods/mend.md).
 
-The loss of one record, with the update that the network makes of its own gradient (Mitchell et al. 2022, eq. 4)::
+The loss of one record, with the update that the network makes of its own gradient (Mitchell et al. 2022, their training loss)::
 
     L = cedit · NLL_edited(target | question)  +  cloc · KL(p_base ‖ p_edited on a text that must stay)
 

@@ -1,8 +1,8 @@
 """WISE: side memories of one linear map, trained on random masks, merged, and chosen by activation (docs/methods/wise.md).
 
 Beside the frozen map ``W_0`` there is a trained copy ``W′`` (the *side memory*). After ``shard`` edits it is put away and another
-one begins; after ``merge_every`` edits the last ones are merged into one (Wang et al. 2024). A question is answered
-by the memory ``M`` whose activations it moves most, if that is enough::
+one begins; after ``merge_every`` edits the last ones are merged into one (Wang et al. 2024, eq. 8). A question is
+answered by the memory ``M`` whose activations it moves most, if that is enough (eq. 6)::
 
     d(M) = mean over the row's tokens of ‖φ(W_M x) − φ(W_0 x)‖₂            use M if d(M) ≥ act_ratio · (least d of M's own edits)
 

@@ -1,6 +1,6 @@
 """PRUNE: report a model whose total change has its large singular values restrained (Ma et al., ICLR 2025; docs/methods/prune.md).
 
-With the total change ``D = W − W_0 = U diag(s) Vᵀ`` and ``M = σ_max(W_0)``, every ``s_i ≥ M`` is restrained (paper §5), the others
+With the total change ``D = W − W_0 = U diag(s) Vᵀ`` and ``M = σ_max(W_0)``, every ``s_i ≥ M`` is restrained, the others
 stay::
 
     F(s) = M + log_b(s / M),   or ``linear``: F(s) = ½ s + ½ M             view: W + Σ_i (F(s_i) − s_i) u_i v_iᵀ

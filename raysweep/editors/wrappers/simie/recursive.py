@@ -1,12 +1,12 @@
 """SimIE by recursive least squares: each proposed change is corrected by what the keys of all edits so far allow.
 
-Per edited matrix, with the keys ``K_t [d_in, k]`` of all tokens of the t-th prompt and target (Guo et al. 2025, eq. 5)::
+Per edited matrix, with the keys ``K_t [d_in, k]`` of all tokens of the t-th prompt and target (Guo et al. 2025)::
 
     P_0 = λI,   P_t = P_{t−1} + K_t K_tᵀ,   W_t = W_{t−1} + E_t K_t (P_t⁻¹ K_t)ᵀ
 
 ``E_t`` is the inner editor's change (``sequential``), or ``W_0 + Δ_t − W_{t−1}`` with ``Δ_t`` computed on the pristine weights
-(``init``; Remark D.1). There are never more than ``k`` right-hand sides: the correction is the product of ``E_t K_t [d_out, k]``
-and the gain ``G = P_t⁻¹ K_t [d_in, k]``. ``docs/methods/simie.md`` tells modes, back ends and deviations.
+(``init``, a remark in their appendix). There are never more than ``k`` right-hand sides: the correction is the product of
+``E_t K_t [d_out, k]`` and the gain ``G = P_t⁻¹ K_t [d_in, k]``. ``docs/methods/simie.md`` tells modes, back ends and deviations.
 
 Shape legend: ``k`` keys of one edit (columns), ``d_in``, ``d_out`` of a matrix, ``S = W_t − W_0 [d_out, d_in]`` its total change.
 """
