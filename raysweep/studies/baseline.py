@@ -49,9 +49,11 @@ def answers(
     """
     if not probes:
         return []
+    # Sorted, so that neither the order of the records nor how often a question comes changes what is asked in one batch.
     distinct = {(p.prompt, p.target): p for p in probes}
     chosen = [distinct[k] for k in sorted(distinct)]
     listed = "\x1e".join(f"{p.prompt}\x1f{p.target}" for p in chosen)
+    # The batch is a part of the identity: rows of one forward pass move each other's last bits.
     request = ArtifactRequest(
         kind="answers",
         inputs={
@@ -71,6 +73,7 @@ def answers(
 
 
 def _packed(scores: Sequence[Scores]) -> Built:
+    # Answers differ in length: all ids in one tensor behind each other, and the lengths to cut it by.
     tensors = {
         name: torch.tensor([i for s in scores for i in getattr(s, name)], dtype=torch.int64)
         for name in ("labels", "answers")

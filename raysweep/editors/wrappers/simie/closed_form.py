@@ -41,7 +41,7 @@ class InputMemory(TypedDict, total=False):
     Attributes:
         energy: mean energy of its keys on the pristine model.
         count: keys so far.
-        keys: those not yet in ``gram``, as chunks of rows ``[n_i, d_in]``.
+        keys: those not yet in ``gram``, as chunks of rows ``[n_i, d_in]``: a list, so that an edit copies no earlier one.
         gram: ``C [d_in, d_in]`` of the others; there once ``d_in`` keys are in.
     """
 
@@ -123,6 +123,7 @@ class ClosedFormSimIE(BaseSimIE[ClosedFormState]):
 
     def absorb(self, lm: LanguageModel, state: ClosedFormState, proposal: Proposal) -> EditStep[ClosedFormState]:
         """Remember the keys and values of one proposal."""
+        # what propose returned, here or elsewhere
         return self._remember(lm, state, cast("KeysAndValues", proposal), state["inner"])
 
     def _keys_and_values(self, lm: LanguageModel, batch: Sequence[EditRecord], step: EditStep[object]) -> KeysAndValues:

@@ -39,7 +39,7 @@ class SimIEState(TypedDict, Generic[InputMemoryT, MatrixMemoryT]):
 
 
 class BaseSimIE(BaseWrapper[SimIEConfig, StateT]):
-    """An editor made of a weight editor: the inner one proposes, the ridge regression over all edits so far disposes.
+    """An editor made of a weight editor: what the inner one proposes is corrected by a ridge regression over all edits so far.
 
     An *input* is what enters an edited matrix. Matrices that read the same one (the gate and up projections of a block) have the
     same keys and so share one memory of them.
