@@ -42,10 +42,8 @@ if TYPE_CHECKING:
     from raysweep.models import ledger
     from raysweep.models.lm import LanguageModel
 else:
-    torch = lazy("torch")
-    cholesky = lazy("raysweep.editors.linalg.cholesky")
-    null_space = lazy("raysweep.editors.locate.null_space")
-    locate_layers = lazy("raysweep.editors.locate.layers")
+    torch, cholesky = lazy("torch"), lazy("raysweep.editors.linalg.cholesky")
+    locate_layers, null_space = lazy("raysweep.editors.locate.layers"), lazy("raysweep.editors.locate.null_space")
     ledger = lazy("raysweep.models.ledger")
 
 

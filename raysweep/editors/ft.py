@@ -35,13 +35,10 @@ if TYPE_CHECKING:
     from raysweep.models.forward import blocks, prefix_tree, resume
     from raysweep.models.lm import LanguageModel
 else:
-    torch = lazy("torch")
-    ft_targets = lazy("raysweep.editors.ft_targets")
-    hooks = lazy("raysweep.models.hooks")
+    torch, ft_targets = lazy("torch"), lazy("raysweep.editors.ft_targets")
+    hooks, ledger = lazy("raysweep.models.hooks"), lazy("raysweep.models.ledger")
+    blocks, resume = lazy("raysweep.models.forward.blocks"), lazy("raysweep.models.forward.resume")
     prefix_tree = lazy("raysweep.models.forward.prefix_tree")
-    blocks = lazy("raysweep.models.forward.blocks")
-    resume = lazy("raysweep.models.forward.resume")
-    ledger = lazy("raysweep.models.ledger")
 
 
 class FineTuneConfig(EditorConfig):

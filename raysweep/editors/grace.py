@@ -32,13 +32,10 @@ if TYPE_CHECKING:
     from raysweep.models.modules import codebook, replacement
 else:
     torch = lazy("torch")
-    codebook = lazy("raysweep.models.modules.codebook")
-    hooks = lazy("raysweep.models.hooks")
-    head = lazy("raysweep.models.forward.head")
+    hooks, tokens = lazy("raysweep.models.hooks"), lazy("raysweep.models.tokens")
+    head, resume = lazy("raysweep.models.forward.head"), lazy("raysweep.models.forward.resume")
     prefix_tree = lazy("raysweep.models.forward.prefix_tree")
-    resume = lazy("raysweep.models.forward.resume")
-    tokens = lazy("raysweep.models.tokens")
-    replacement = lazy("raysweep.models.modules.replacement")
+    codebook, replacement = lazy("raysweep.models.modules.codebook"), lazy("raysweep.models.modules.replacement")
 
 # the older of two neighbours gives way by this much more than half their distance
 _SHRINK = 1e-5

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import table_head
 else:
-    torch = lazy("torch")
-    blocks = lazy("raysweep.models.forward.blocks")
-    table_head = lazy("raysweep.models.modules.table_head")
-    tokens = lazy("raysweep.models.tokens")
+    torch, tokens = lazy("torch"), lazy("raysweep.models.tokens")
+    blocks, table_head = lazy("raysweep.models.forward.blocks"), lazy("raysweep.models.modules.table_head")
 
 
 class OracleConfig(EditorConfig):

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from raysweep.models import attention
     from raysweep.models.lm import LanguageModel
 else:
-    torch = lazy("torch")
-    mend_archive = lazy("raysweep.editors.mend.archive")
-    network = lazy("raysweep.editors.mend.network")
-    factors = lazy("raysweep.editors.mend.factors")
+    torch, mend_archive = lazy("torch"), lazy("raysweep.editors.mend.archive")
+    network, factors = lazy("raysweep.editors.mend.network"), lazy("raysweep.editors.mend.factors")
     attention = lazy("raysweep.models.attention")
 
 ARTIFACT = "hypernetwork"

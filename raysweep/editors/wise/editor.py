@@ -34,10 +34,8 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import replacement, side_memory
 else:
-    torch = lazy("torch")
-    contexts = lazy("raysweep.editors.locate.contexts")
-    merging = lazy("raysweep.editors.wise.merging")
-    training = lazy("raysweep.editors.wise.training")
+    torch, contexts = lazy("torch"), lazy("raysweep.editors.locate.contexts")
+    merging, training = lazy("raysweep.editors.wise.merging"), lazy("raysweep.editors.wise.training")
     side_memory, replacement = lazy("raysweep.models.modules.side_memory"), lazy("raysweep.models.modules.replacement")
 
 

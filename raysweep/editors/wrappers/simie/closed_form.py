@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    chunks = lazy("raysweep.editors.linalg.chunks")
-    ridge = lazy("raysweep.editors.linalg.ridge")
+    chunks, ridge = lazy("raysweep.editors.linalg.chunks"), lazy("raysweep.editors.linalg.ridge")
 
 
 class InputMemory(TypedDict, total=False):

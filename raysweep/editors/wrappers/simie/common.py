@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from raysweep.models import ledger
     from raysweep.models.lm import LanguageModel
 else:
-    keys = lazy("raysweep.editors.locate.keys")
-    second_moments = lazy("raysweep.editors.locate.second_moments")
+    keys, second_moments = lazy("raysweep.editors.locate.keys"), lazy("raysweep.editors.locate.second_moments")
     ledger = lazy("raysweep.models.ledger")
 
 

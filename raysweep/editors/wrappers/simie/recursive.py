@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    chunks = lazy("raysweep.editors.linalg.chunks")
-    ridge = lazy("raysweep.editors.linalg.ridge")
+    chunks, ridge = lazy("raysweep.editors.linalg.chunks"), lazy("raysweep.editors.linalg.ridge")
     ledger = lazy("raysweep.models.ledger")
 
 
