@@ -105,8 +105,8 @@ def value_task(
             rows.append(tuple(tokens.encode(lm, prompt + tokens.decode(lm, target.alone[:-1]))))
         else:
             rows.append(tuple(tokens.before_last(lm, prompt, target)))
-    # The KL row. Only the prediction behind the subject is read, so "is a" tells no more than where the subject ends: the
-    # published code has these words, and with some tokenizers they decide it.
+    # The KL row. Only the prediction right behind the subject is read, in which "is a" has no part; but the published code
+    # encodes the subject together with these words, and so it is done here.
     lookups.append(tokens.subject_last(lm, "{} is a", subject))
     rows.append(tuple(tokens.encode(lm, f"{subject} is a")))
     return ValueTask(tuple(rows), tuple(lookups), target.demanded)
