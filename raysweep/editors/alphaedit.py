@@ -1,25 +1,30 @@
 """AlphaEdit: write only into the null space of the keys to be preserved (Fang et al., ICLR 2025; docs/methods/alphaedit.md).
 
-Target values and their spreading over layers are MEMIT's (``locate/layers.py``); a layer's change is projected (eq. 11–13)::
+Target values, keys ``K``, residuals ``ρ`` and their spreading over layers are MEMIT's (``locate/layers.py``); a layer's change is
+projected (eq. 12, solved in eq. 14)::
 
-    ΔW = ρ [ (P (K Kᵀ + C_p) + L2 · I)⁻¹ P K ]ᵀ         P the null-space projector, C_p = Σ k kᵀ over the keys of earlier edits
+    ΔW = ρ [ (P (K Kᵀ + C_p) + L2 · I)⁻¹ P K ]ᵀ
+
+``P`` projects onto the null space of the pristine model's keys (eq. 8 and 9; ``locate/null_space.py``), ``C_p = Σ k kᵀ`` is over
+the keys of earlier edits (the paper's ``K_p K_pᵀ``), and ``L2`` = ``ridge``, which the paper has as 1.
 
 With ``R = (P C_p + L2 · I)⁻¹ P`` this is ``ρ [R K (I + Kᵀ R K)⁻¹]ᵀ``, exactly, for any symmetric ``P``: without memory
 ``R = P / L2`` for ever, with it ``R ← R − R K′ (I + K′ᵀ R K′)⁻¹ K′ᵀ R`` after each edit, ``K′`` the keys under all its updates.
 
-Shape legend: ``n`` records of the batch, ``d_in`` width of a key; ``K [d_in, n]``, ``P``, ``R``, ``C_p [d_in, d_in]``.
+Shape legend: ``n`` records of the batch, ``d_in`` width of a key, ``d_out`` width of a value; ``K [d_in, n]``, ``ρ [d_out, n]``,
+``P``, ``R``, ``C_p [d_in, d_in]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, Unpack
 
 from pydantic import field_validator
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Positive
-from raysweep.editors.base import EditStep
+from raysweep.editors.base import EditInputs, EditStep, JointInputs
 from raysweep.editors.locate.base import LocateConfig, LocateEditor
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
 from raysweep.lazy import lazy
@@ -37,10 +42,8 @@ if TYPE_CHECKING:
     from raysweep.models import ledger
     from raysweep.models.lm import LanguageModel
 else:
-    torch = lazy("torch")
-    cholesky = lazy("raysweep.editors.linalg.cholesky")
-    null_space = lazy("raysweep.editors.locate.null_space")
-    locate_layers = lazy("raysweep.editors.locate.layers")
+    torch, cholesky = lazy("torch"), lazy("raysweep.editors.linalg.cholesky")
+    locate_layers, null_space = lazy("raysweep.editors.locate.layers"), lazy("raysweep.editors.locate.null_space")
     ledger = lazy("raysweep.models.ledger")
 
 
@@ -94,11 +97,11 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
     version = 2
     config_type = AlphaEditConfig
     paper = "Fang et al. 2025, arXiv 2410.02355"
-    artifact_kinds = ("contexts", "moments", "projector")
+    artifact_kinds = (*LocateEditor.artifact_kinds, "projector")
 
     def __init__(self, config: AlphaEditConfig) -> None:
         super().__init__(config)
-        # memo by artifact digest: a pure function's values
+        # By the artifact's digest. No memory of edits: a projector in fp64 follows from its artifact alone.
         self._projectors: dict[str, Tensor] = {}
 
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
@@ -129,22 +132,16 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
         return {n: p.double() / self.config.ridge for n, p in projectors.items()}
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: AlphaEditState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: AlphaEditState, **given: Unpack[EditInputs]
     ) -> EditStep[AlphaEditState]:
         """Write the whole batch with one small solve per layer, then remember its keys."""
-        ((deltas, stats),) = self._updates(lm, [batch], state, artifacts)
+        ((deltas, stats),) = self._updates(lm, [batch], state, given["artifacts"])
         after = state
         if state is not None:
-            layers, texts = self.config.layers, self.context_templates(artifacts)
+            layers, templates = self.config.layers, self.context_templates(given["artifacts"])
             # The keys to preserve are those of the edited model, under all changes of this edit.
             with ledger.applied(lm, deltas):
-                keys = locate_layers.subject_keys(lm, batch, layers, texts)
+                keys = locate_layers.subject_keys(lm, batch, layers, templates)
             after = {str(layer): self._remember(state[str(layer)], keys[layer]) for layer in layers}
         return EditStep(WeightDelta(deltas), after, stats)
 
@@ -154,15 +151,12 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
         return self.config.value.batch if self.is_stateless else 1
 
     def edit_many(
-        self,
-        lm: LanguageModel,
-        batches: Sequence[Sequence[EditRecord]],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rngs: Sequence[torch.Generator],
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
     ) -> list[EditStep[AlphaEditState]]:
         """Look for the values of all *batches* together, then write each on its own, without memory."""
-        return [EditStep(WeightDelta(d), None, stats) for d, stats in self._updates(lm, batches, None, artifacts)]
+        return [
+            EditStep(WeightDelta(d), None, stats) for d, stats in self._updates(lm, batches, None, given["artifacts"])
+        ]
 
     def _updates(
         self,
@@ -172,14 +166,15 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
         artifacts: Mapping[str, Artifact],
     ) -> list[tuple[dict[str, Delta], dict[str, float]]]:
         """Return the changes and the numbers of each of *batches*, all from the same memory."""
-        layers, texts = self.config.layers, self.context_templates(artifacts)
+        layers, templates = self.config.layers, self.context_templates(artifacts)
 
         def solve(layer: int, columns: Tensor) -> Tensor:
+            # all batches start from the same memory: none sees another's keys
             memory = None if state is None else state[str(layer)]
             return self._solve(artifacts[f"projector/{layer}"], memory, columns)
 
         updates = locate_layers.spread_over_layers(
-            lm, batches, layers=layers, value=self.config.value, texts=texts, solve=solve
+            lm, batches, layers=layers, value=self.config.value, templates=templates, solve=solve
         )
         ranks = {f"kept_rank/{layer}": float(artifacts[f"projector/{layer}"].meta["kept_rank"]) for layer in layers}
         return [(u.deltas, u.stats | ranks) for u in updates]

@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
 from pydantic import model_validator
 
@@ -47,14 +47,40 @@ if TYPE_CHECKING:
 PatchKind = Literal["weights", "modules"]
 RecordCheck = Callable[[EditRecord], "RecordError | None"]
 """What tells why a record cannot be written, as an error; None where it can."""
-Proposal = Mapping[str, Any]
+Proposal = Mapping[str, object]
 """What a batch adds to a state: a nested dict of tensors and plain JSON values, like a state."""
+
+
+class EditInputs(TypedDict):
+    """What an edit may use besides the model, the records and the state; passed by keyword.
+
+    Attributes:
+        artifacts: those of :meth:`BaseEditor.artifact_requests`, by name.
+        rng: a generator on the CPU, seeded by the trial's seed and the step.
+    """
+
+    artifacts: Mapping[str, Artifact]
+    rng: torch.Generator
+
+
+class JointInputs(TypedDict):
+    """What the edits of several batches may use; passed by keyword.
+
+    Attributes:
+        artifacts: those of :meth:`BaseEditor.artifact_requests`, by name.
+        rngs: a generator for each batch.
+    """
+
+    artifacts: Mapping[str, Artifact]
+    rngs: Sequence[torch.Generator]
 
 
 class EditorConfig(Spec):
     """Base of every editor's and wrapper's configuration: frozen, unknown keys are errors.
 
-    ``dropped`` names hyper-parameters of the published files that change no number there: accepted and left out (quirk Q46).
+    A name that begins with ``ref`` brings back what the published code does, where ours does otherwise; ``quirk Q…`` in its
+    description is the entry of docs/quirks.md that tells both. ``dropped`` names hyper-parameters of the published files that
+    change no number there: accepted and left out (quirk Q46).
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset()
@@ -125,7 +151,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
     Promises
         1. :meth:`edit` leaves ``lm`` bit-identical: weights, buffers, hooks, requires_grad, train/eval mode.
         2. All memory is in the state; two editors in one process never influence each other.
-        3. Randomness comes only from ``rng``; the global generators are neither read nor advanced.
+        3. Randomness comes only from the generator that is handed in; the global generators are neither read nor advanced.
         4. The state is ``None`` or a dict of tensors and plain JSON values, so a snapshot is safetensors + JSON.
         5. Construction is cheap and touches no model.
 
@@ -190,13 +216,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
 
     @abstractmethod
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: StateT,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: StateT, **given: Unpack[EditInputs]
     ) -> EditStep[StateT]:
         """Propose a patch that writes *batch* into the model as it stands.
 
@@ -204,8 +224,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
             lm: the model, with all earlier patches applied.
             batch: records to write together, one or more.
             state: what :meth:`begin` or the last :meth:`edit` returned; must not be changed in place.
-            artifacts: those of :meth:`artifact_requests`, by name.
-            rng: a generator on the CPU, seeded by the trial's seed and the step.
+            given: artifacts and a generator (:class:`EditInputs`).
         """
 
     def module_patch(self, lm: LanguageModel, state: StateT) -> ModulePatch:
@@ -225,55 +244,38 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         return 1
 
     def edit_many(
-        self,
-        lm: LanguageModel,
-        batches: Sequence[Sequence[EditRecord]],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rngs: Sequence[torch.Generator],
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
     ) -> list[EditStep[StateT]]:
         """Return the edit of each of *batches*, each from the model as it stands; only of an editor without state.
 
         Promise: the model is bit-identical afterwards, and each edit is what :meth:`edit` proposes, but for rounding. The default
         makes them one by one.
         """
-        state = self.begin(lm, artifacts)
-        return [self.edit(lm, b, state, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
+        state = self.begin(lm, given["artifacts"])
+        return [self.edit(lm, batch, state, **one) for batch, one in zip(batches, split_inputs(given), strict=True)]
 
     def can_propose(self) -> bool:
         """Whether edits may be computed apart from each other, anywhere and in any order, by :meth:`propose`.
 
         Promises, where it is true
-            1. :meth:`propose` depends on the pristine model, the batch, the artifacts and *rng* alone.
+            1. :meth:`propose` depends on the pristine model, the batch, the artifacts and the generator alone.
             2. ``edit(lm, batch, state, …)`` is ``absorb(lm, state, propose(lm, batch, …))``, bit for bit; so it matters in which
                order proposals are absorbed, never where or when they were computed.
         """
         return False
 
-    def propose(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
-    ) -> Proposal:
+    def propose(self, lm: LanguageModel, batch: Sequence[EditRecord], **given: Unpack[EditInputs]) -> Proposal:
         """Return what *batch* adds: the expensive part of an edit. ``lm`` stays bit-identical."""
         raise NotImplementedError(f"{self.name} cannot propose")
 
     def propose_many(
-        self,
-        lm: LanguageModel,
-        batches: Sequence[Sequence[EditRecord]],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rngs: Sequence[torch.Generator],
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
     ) -> list[Proposal]:
-        """Return a proposal per batch; *rngs* has one generator for each.
+        """Return a proposal per batch.
 
         Promise: each is what :meth:`propose` returns, but for rounding; so a study must always take the same batches together.
         """
-        return [self.propose(lm, b, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
+        return [self.propose(lm, batch, **one) for batch, one in zip(batches, split_inputs(given), strict=True)]
 
     def absorb(self, lm: LanguageModel, state: StateT, proposal: Proposal) -> EditStep[StateT]:
         """Take in one proposal: the cheap part of an edit."""
@@ -325,7 +327,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
 
     # How it is made of others.
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Return name and configuration, and those of the editors inside, as plain data."""
         return {"name": self.name, "config": self.config.model_dump(mode="json")}
 
@@ -336,3 +338,8 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
 
 AnyEditor: TypeAlias = BaseEditor[Any, Any]
 """An editor of whatever configuration and state: what a study or a wrapper holds."""
+
+
+def split_inputs(given: JointInputs) -> list[EditInputs]:
+    """Return what each batch may use, for edits that are made one by one after all."""
+    return [{"artifacts": given["artifacts"], "rng": rng} for rng in given["rngs"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.config.components import assemble
 from raysweep.config.schema import DataSpec, EditorSpec, TextSpec
@@ -61,7 +61,7 @@ def provide(
                 alike = (n for n, r in needs.items() if (r.builder, r.text) == (request.builder, request.text))
                 siblings = {n: needs[n] for n in alike if n not in artifacts}
                 module, _, function = request.builder.partition(":")
-                material: Any
+                material: object
                 if request.sources:
                     material = _sources(lm, siblings, store, texts, threads)
                 elif request.data is not None and records is not None:

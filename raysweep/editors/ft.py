@@ -16,12 +16,12 @@ Shape legend: ``n`` edits trained together, ``T`` tokens of a pack, ``k`` demand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
 from raysweep.config.schema import Blocks, Count, NonNegative, Positive
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, Dense, WeightDelta
 from raysweep.records import EditRecord
@@ -30,19 +30,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from raysweep.artifacts import Artifact
     from raysweep.editors import ft_targets
     from raysweep.models import hooks, ledger
     from raysweep.models.forward import blocks, prefix_tree, resume
     from raysweep.models.lm import LanguageModel
 else:
-    torch = lazy("torch")
-    ft_targets = lazy("raysweep.editors.ft_targets")
-    hooks = lazy("raysweep.models.hooks")
+    torch, ft_targets = lazy("torch"), lazy("raysweep.editors.ft_targets")
+    hooks, ledger = lazy("raysweep.models.hooks"), lazy("raysweep.models.ledger")
+    blocks, resume = lazy("raysweep.models.forward.blocks"), lazy("raysweep.models.forward.resume")
     prefix_tree = lazy("raysweep.models.forward.prefix_tree")
-    blocks = lazy("raysweep.models.forward.blocks")
-    resume = lazy("raysweep.models.forward.resume")
-    ledger = lazy("raysweep.models.ledger")
 
 
 class FineTuneConfig(EditorConfig):
@@ -97,13 +93,7 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         return tuple(names)
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: None,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: None, **given: Unpack[EditInputs]
     ) -> EditStep[None]:
         """Train one copy of the matrices on the whole batch, by the mean of the records' losses."""
         targets = self._targets(lm, batch)
@@ -147,16 +137,11 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         return self.config.batch if len(self.config.layers) == 1 and not self.config.train_bias else 1
 
     def edit_many(
-        self,
-        lm: LanguageModel,
-        batches: Sequence[Sequence[EditRecord]],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rngs: Sequence[torch.Generator],
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
     ) -> list[EditStep[None]]:
         """Train a copy of the matrix for each of *batches*, of one record each; the blocks above run for all at once."""
         if self.group_size == 1 or any(len(batch) != 1 for batch in batches):
-            return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
+            return super().edit_many(lm, batches, **given)
         (layer,), (name,) = self.config.layers, self.edited_parameters(lm)
         joint = _JointForward.prepare(lm, layer, [self._targets(lm, batch) for batch in batches])
         # Logical orientation here, since baddbmm takes the place of the module.

@@ -13,10 +13,10 @@ Shape legend: ``n`` entries; ``κ [n, d_in]``, ``ν [n, d_out]``, ``ε [n]``; ``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack
 
 from raysweep.config.schema import Block, Count, Positive
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep
 from raysweep.lazy import lazy
 from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
@@ -32,13 +32,10 @@ if TYPE_CHECKING:
     from raysweep.models.modules import codebook, replacement
 else:
     torch = lazy("torch")
-    codebook = lazy("raysweep.models.modules.codebook")
-    hooks = lazy("raysweep.models.hooks")
-    head = lazy("raysweep.models.forward.head")
+    hooks, tokens = lazy("raysweep.models.hooks"), lazy("raysweep.models.tokens")
+    head, resume = lazy("raysweep.models.forward.head"), lazy("raysweep.models.forward.resume")
     prefix_tree = lazy("raysweep.models.forward.prefix_tree")
-    resume = lazy("raysweep.models.forward.resume")
-    tokens = lazy("raysweep.models.tokens")
-    replacement = lazy("raysweep.models.modules.replacement")
+    codebook, replacement = lazy("raysweep.models.modules.codebook"), lazy("raysweep.models.modules.replacement")
 
 # the older of two neighbours gives way by this much more than half their distance
 _SHRINK = 1e-5
@@ -125,18 +122,12 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         }
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: GraceState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: GraceState, **given: Unpack[EditInputs]
     ) -> EditStep[GraceState]:
         """Write the records one after the other (the method knows no batches)."""
         stats: dict[str, float] = {}
         for record in batch:
-            state, stats = self._write(lm, record, state, rng)
+            state, stats = self._write(lm, record, state, given["rng"])
         return EditStep(self.module_patch(lm, state), state, stats)
 
     def module_patch(self, lm: LanguageModel, state: GraceState) -> ModulePatch:
@@ -221,7 +212,7 @@ EVENTS = ("added", "split", "expanded", "reused", "taken_over")
 def place(
     state: GraceState, query: Tensor, value: Tensor, target: tuple[list[int], int], config: GraceConfig
 ) -> tuple[GraceState, int, str]:
-    """Find or make the entry that *query* is written to (Hartvigsen et al. 2023, Algorithm 1).
+    """Find or make the entry that *query* is written to (Hartvigsen et al. 2023, the upkeep of the codebook).
 
     With the nearest key at distance ``d`` and ``ε`` its radius: beyond ``ε_init + ε`` a new entry; else with the same target ``ε``
     grows to ``d``; else both get half the distance.

@@ -9,11 +9,11 @@ edit with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Unpack
 
 from raysweep.config.schema import Count, NonNegative, Positive
-from raysweep.editors.base import BaseEditor, Checkpoint, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, Checkpoint, EditInputs, EditorConfig, EditStep
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.records import EditRecord
@@ -22,7 +22,6 @@ from raysweep.seeds import derive
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.artifacts import Artifact
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import lora
@@ -69,17 +68,11 @@ class Lora(BaseEditor[LoraConfig, None]):
         return tuple(f"{lm.layout.mlp_out.format(i)}.weight" for i in range(lm.n_blocks))
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: None,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: None, **given: Unpack[EditInputs]
     ) -> EditStep[None]:
         """Train one adapter on the whole batch."""
         # The adapter's start is drawn from the edit's generator, so it depends on the trial's seed and the step.
-        seed = derive(int(torch.randint(2**31 - 1, (1,), generator=rng)), "adapter")
+        seed = derive(int(torch.randint(2**31 - 1, (1,), generator=given["rng"])), "adapter")
         bank = lora.LoraBank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
         # Records of a batch share one adapter and their losses add up: divisors make the sum a mean.
         losses = [sum(by_record) for by_record in self._train(bank, batch, [0] * len(batch))]

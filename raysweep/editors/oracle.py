@@ -7,9 +7,9 @@ hidden state of each asked prefix. Rel, Gen and Loc are 1 by construction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep
 from raysweep.lazy import lazy
 from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import table_head
 else:
-    torch = lazy("torch")
-    blocks = lazy("raysweep.models.forward.blocks")
-    table_head = lazy("raysweep.models.modules.table_head")
-    tokens = lazy("raysweep.models.tokens")
+    torch, tokens = lazy("torch"), lazy("raysweep.models.tokens")
+    blocks, table_head = lazy("raysweep.models.forward.blocks"), lazy("raysweep.models.modules.table_head")
 
 
 class OracleConfig(EditorConfig):
@@ -59,13 +57,7 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
         return {"keys": torch.zeros(0, width, device=lm.device), "ids": torch.zeros(0, dtype=torch.int64)}
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: OracleState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: OracleState, **given: Unpack[EditInputs]
     ) -> EditStep[OracleState]:
         """Write down the answers of the batch's own probes."""
         scored = [

@@ -1,9 +1,13 @@
 """ROME: a rank-one edit that maps the subject's key to a value that says the target (docs/methods/rome.md).
 
-For the value matrix ``W`` of one block, the key ``k`` of the bare prompt, the key ``k̄`` averaged over contexts, the target value
-``v*`` and the second moments ``C`` of keys (Meng et al., NeurIPS 2022, eq. 2)::
+For the value matrix ``W`` of one block, the key ``k`` of the bare prompt, the key ``k̄`` averaged over contexts (eq. 3), the target
+value ``v*`` (eq. 4) and the second moments ``C`` of keys (Meng et al., NeurIPS 2022, eq. 2)::
 
     ΔW = r uᵀ,    u = C⁻¹ k̄ / ‖C⁻¹ k̄‖,    r = (v* − W k) / (uᵀ k)        so that (W + ΔW) k = v*
+
+Where the matrix has a bias, ``W k`` stands for its output. The paper has one key in both places; its code, and this, divides by the
+bare prompt's. What "value matrix", "bare" and "context" mean here is told in ``locate/base.py``, how ``v*`` is found in
+``locate/target_value.py``.
 
 Shape legend: ``c`` contexts, ``d_in`` width of a key, ``d_out`` width of a value; ``W [d_out, d_in]``.
 """
@@ -11,11 +15,11 @@ Shape legend: ``c`` contexts, ``d_in`` width of a key, ``d_out`` width of a valu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks
-from raysweep.editors.base import EditStep
+from raysweep.editors.base import EditInputs, EditStep, JointInputs
 from raysweep.editors.locate.base import LocateConfig, LocateEditor
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
 from raysweep.lazy import lazy
@@ -27,13 +31,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.editors.locate import second_moments as moments
     from raysweep.editors.locate import target_value
     from raysweep.models import ledger, tokens
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    moments = lazy("raysweep.editors.locate.second_moments")
     target_value = lazy("raysweep.editors.locate.target_value")
     ledger, tokens = lazy("raysweep.models.ledger"), lazy("raysweep.models.tokens")
 
@@ -66,24 +68,13 @@ class Rome(LocateEditor[RomeConfig, None]):
     config_type = RomeConfig
     is_stateless = True
     paper = "Meng et al. 2022, arXiv 2202.05262"
-    artifact_kinds = ("contexts", "moments")
 
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
-        """Ask for second moments per layer and, unless given, context templates."""
-        requests: dict[str, ArtifactRequest] = {}
-        if self.config.adjust:
-            for layer in self.config.layers:
-                requests[f"moments/{layer}"] = moments.request(lm, lm.layout.mlp_out, layer, self.config.moments)
-        return {**requests, **self.context_requests(lm)}
+        """Ask for second moments per layer, if they are used, and, unless given, context templates."""
+        return super().artifact_requests(lm) if self.config.adjust else self.context_requests(lm)
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: None,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: None, **given: Unpack[EditInputs]
     ) -> EditStep[None]:
         """Write the records one after another, each on the model with the earlier ones in place."""
         deltas: dict[str, Delta] = {}
@@ -91,9 +82,10 @@ class Rome(LocateEditor[RomeConfig, None]):
         for record in batch:
             for layer in self.config.layers:
                 name = f"{lm.layout.mlp_out.format(layer)}.weight"
-                # Records of a batch and layers see each other's changes, as if edited one after another.
+                # Records of a batch and layers see each other's changes, as if edited one after another. The ledger puts the
+                # changes so far onto the model's weights inside the block, and the bits of before back after it.
                 with ledger.applied(lm, deltas):
-                    delta, numbers = self._edit_one(lm, record, layer, artifacts)
+                    delta, numbers = self._edit_one(lm, record, layer, given["artifacts"])
                 deltas[name] = add_deltas(deltas.get(name), delta)
                 stats |= {f"{key}/{layer}": value for key, value in numbers.items()}
         return EditStep(WeightDelta(deltas), state, stats)
@@ -104,22 +96,17 @@ class Rome(LocateEditor[RomeConfig, None]):
         return self.config.value.batch if len(self.config.layers) == 1 else 1
 
     def edit_many(
-        self,
-        lm: LanguageModel,
-        batches: Sequence[Sequence[EditRecord]],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rngs: Sequence[torch.Generator],
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
     ) -> list[EditStep[None]]:
         """Find the values of all *batches*, of one record each, together."""
         # A second layer starts from the first one's change, so values cannot be found together.
         if self.group_size == 1 or any(len(batch) != 1 for batch in batches):
-            return [self.edit(lm, b, None, artifacts=artifacts, rng=r) for b, r in zip(batches, rngs, strict=True)]
+            return super().edit_many(lm, batches, **given)
         (layer,) = self.config.layers
         name, steps = f"{lm.layout.mlp_out.format(layer)}.weight", []
-        tasks = [self._task(lm, record, artifacts) for (record,) in batches]
+        tasks = [self._task(lm, record, given["artifacts"]) for (record,) in batches]
         for value in target_value.optimise(lm, tasks, layer=layer, site="mlp", spec=self.config.value):
-            delta, numbers = self._change(lm, value, layer, artifacts)
+            delta, numbers = self._rank_one_change(lm, value, layer, given["artifacts"])
             stats = {f"{key}/{layer}": v for key, v in numbers.items()}
             steps.append(EditStep(WeightDelta({name: delta}), None, stats))
         return steps
@@ -127,11 +114,14 @@ class Rome(LocateEditor[RomeConfig, None]):
     def _edit_one(
         self, lm: LanguageModel, record: EditRecord, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
+        """Return the change of one layer that writes *record*, and what to log."""
         task = self._task(lm, record, artifacts)
+        # site="mlp": v* is the MLP's output with the shift found, as in the paper; MEMIT's is the whole block's.
         (value,) = target_value.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
-        return self._change(lm, value, layer, artifacts)
+        return self._rank_one_change(lm, value, layer, artifacts)
 
     def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.ValueTask:
+        """Return what to optimise for *record*: its prompt in every context, and the ids that are demanded behind it."""
         texts = self.context_templates(artifacts)
         spec, text = self.config.value, tokens.with_added_space(record.target)
         target = tokens.target(lm, record.prompt, text, strip_dummy_piece=spec.strip_dummy_piece)
@@ -139,7 +129,7 @@ class Rome(LocateEditor[RomeConfig, None]):
             lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows
         )
 
-    def _change(
+    def _rank_one_change(
         self, lm: LanguageModel, value: target_value.Value, layer: int, artifacts: Mapping[str, Artifact]
     ) -> tuple[LowRank, dict[str, float]]:
         """Return ``r uᵀ`` for a target value, and what to log."""
@@ -158,6 +148,7 @@ class Rome(LocateEditor[RomeConfig, None]):
             "key_gain": float(gain),
             "delta_norm": float(r.norm()),
         }
+        # the factors of r uᵀ, [d_out, 1] and [1, d_in]
         return LowRank(r[:, None], u[None, :]), stats
 
     def key_and_output(self, lm: LanguageModel, value: target_value.Value, layer: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +158,7 @@ class Rome(LocateEditor[RomeConfig, None]):
 
         Args:
             lm: the model as it stands, earlier changes of the batch included.
-            value: keys and output at the look-up token.
+            value: keys and output at the look-up token (the subject's last).
             layer: the edited block.
         """
         return value.keys[0], value.output
@@ -185,12 +176,10 @@ class Rome(LocateEditor[RomeConfig, None]):
         """
         if not self.config.adjust:
             return mean_key
-        artifact = artifacts[f"moments/{layer}"]
-        damping = self.config.moments.damping
         if self.config.inverse == "ref_fp32_inverse":
             # The published way, explicit and in fp32: kept to measure what it costs (quirk Q10).
-            matrix: Tensor = artifact.tensors["moments"].to(mean_key.device, torch.float32)
-            damped = matrix + damping * matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
+            matrix: Tensor = artifacts[f"moments/{layer}"].tensors["moments"].to(mean_key.device, torch.float32)
+            damped = matrix + self.config.moments.damping * matrix.diagonal().mean() * torch.eye(len(matrix)).to(matrix)
             solved: Tensor = torch.linalg.inv(damped) @ mean_key.float()
             return solved.double()
-        return self.moment_factor(artifact, mean_key.device, damping).solve(mean_key[:, None])[:, 0]
+        return self.moment_factor(artifacts, layer, mean_key.device).solve(mean_key[:, None])[:, 0]

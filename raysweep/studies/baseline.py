@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from raysweep.artifact_kinds import VERSIONS
 from raysweep.artifacts import ArtifactRequest, ArtifactStore, Built
@@ -13,6 +13,7 @@ from raysweep.records import Probe
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from raysweep.evals.scoring import Scores
     from raysweep.models.lm import LanguageModel
@@ -48,9 +49,11 @@ def answers(
     """
     if not probes:
         return []
+    # Sorted, so that neither the order of the records nor how often a question comes changes what is asked in one batch.
     distinct = {(p.prompt, p.target): p for p in probes}
     chosen = [distinct[k] for k in sorted(distinct)]
     listed = "\x1e".join(f"{p.prompt}\x1f{p.target}" for p in chosen)
+    # The batch is a part of the identity: rows of one forward pass move each other's last bits.
     request = ArtifactRequest(
         kind="answers",
         inputs={
@@ -64,12 +67,13 @@ def answers(
         threads=threads,
     )
     found = store.get_or_build(request, lambda: _packed(ask(chosen)))
-    scores = _unpacked(found.tensors, found.meta)
+    scores = _unpacked(found.tensors, found.meta["texts"])
     kept = dict(zip(sorted(distinct), scores, strict=True))
     return [kept[p.prompt, p.target] for p in probes]
 
 
 def _packed(scores: Sequence[Scores]) -> Built:
+    # Answers differ in length: all ids in one tensor behind each other, and the lengths to cut it by.
     tensors = {
         name: torch.tensor([i for s in scores for i in getattr(s, name)], dtype=torch.int64)
         for name in ("labels", "answers")
@@ -79,10 +83,10 @@ def _packed(scores: Sequence[Scores]) -> Built:
     return {**tensors, "lengths": lengths, "logprob": logprob}, {"texts": [s.text for s in scores]}
 
 
-def _unpacked(tensors: Any, meta: Any) -> list[Scores]:
+def _unpacked(tensors: Mapping[str, Tensor], texts: Sequence[str]) -> list[Scores]:
     labels, answered = (
         [tuple(part.tolist()) for part in torch.split(tensors[name], tensors["lengths"][:, i].tolist())]
         for i, name in enumerate(("labels", "answers"))
     )
     make = lazy("raysweep.evals.scoring").Scores
-    return [make(*row) for row in zip(labels, answered, tensors["logprob"].tolist(), meta["texts"], strict=True)]
+    return [make(*row) for row in zip(labels, answered, tensors["logprob"].tolist(), texts, strict=True)]

@@ -27,7 +27,8 @@ else:
     summarize = lazy("raysweep.summarize")
 
 _PROBE_COLUMNS = tuple(ProbeRow.__dataclass_fields__)
-_PROBE_ROWS = "seen"  # key of a snapshot's meta
+# key of a snapshot's meta
+_PROBE_ROWS = "seen"
 
 
 class BeliefLifelong(Study):
@@ -51,7 +52,8 @@ class BeliefLifelong(Study):
         if resume is None:
             points.replace_unanswerable(deps.load_model(trial.model))
         done = -1 if resume is None else resume.step
-        late: list[EvalRound] = []  # what the pristine model makes of points that came since the last round
+        # what the pristine model makes of points that came since the last round
+        late: list[EvalRound] = []
         while True:
             run = SequentialEdits(trial, deps, points, done)
             try:
@@ -62,6 +64,7 @@ class BeliefLifelong(Study):
                         yield points.complete_round(measured, late)
                         late = []
                 return
+            # The editor refused a record: put another in its place and run again from the last snapshot.
             except RecordError as error:
                 for position in run.refused_positions(error):
                     points.replace_point(position, error.message)

@@ -31,7 +31,8 @@ else:
     tokens = lazy("raysweep.models.tokens")
 
 log = logging.getLogger(__name__)
-_REPLACED = "replaced"  # key of a snapshot's meta
+# key of a snapshot's meta
+_REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,7 @@ class TrialPoints:
         *pristine* are rounds of points that have come since: what the pristine model made of them.
         """
         rows, self.rows = self.rows, []
+        # A resumed run never comes to its first round again, so what is in it is there once.
         first = measured.step == self.trial.protocol.rounds[0]
         snapshot = measured.snapshot
         if snapshot is not None and self.replacements:
@@ -214,7 +216,8 @@ class TrialPoints:
         point_set = self.testbed.point_set
         about = {"spec": graph_artifact.without_places(self.testbed.spec), "passed_over": dict(point_set.passed_over)}
         testbed = json.dumps({**about, "relations": point_set.relations}, sort_keys=True, ensure_ascii=False)
-        by_position = {r.position: r for r in reversed(self.replacements)}  # whom the first one replaced was planned
+        # Reversed, so that the first replacement at a position wins: the point that it replaced was the planned one.
+        by_position = {r.position: r for r in reversed(self.replacements)}
         return tuple(
             PointRow(
                 trial_key=self.trial.key,

@@ -96,7 +96,8 @@ class SequentialEdits:
             RecordError: it is not about a record that was to be edited.
         """
         records = self.points.records
-        if self.begun < 0:  # before the first edit every record is looked at, and the message names the one refused
+        # Before the first edit every record is looked at, and the message names the one refused.
+        if self.begun < 0:
             refused = [i for i in range(self.points.size) if f" {records[i].id}: " in f" {error.message}"]
         else:
             batch = range(self.begun, self.begun + self.trial.protocol.batch_size)
@@ -155,6 +156,7 @@ class IndependentEdits:
             count = len(self.points.rows)
             try:
                 return [*(part for parts in pristine.values() for part in parts), edit(positions)]
+            # Answers of the edit that failed are dropped; each point is then tried alone, to learn who was refused and why.
             except RecordError:
                 del self.points.rows[count:]
                 refusals = [(i, reason) for i in positions if (reason := self._refusal(range(i, i + 1), edit))]
@@ -280,6 +282,7 @@ def _lifelong_round(
             "data": trial.data.model_copy(update={"order": "file", "size": len(records), "skip": 0}),
         }
     )
+    # Nobody is told of progress, and no proposal is shared: to everybody else this is a part of one edit.
     part_deps = replace(
         deps,
         open_dataset=lambda spec: records if spec == part.data else deps.open_dataset(spec),

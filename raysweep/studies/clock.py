@@ -32,6 +32,7 @@ class Clock:
 
     def take(self) -> Clock:
         """Return what has added up, and start anew."""
+        # Handed over, not copied: what the caller holds must not grow while the next round is measured.
         taken = Clock()
         taken._seconds, taken._counts = self._seconds, self._counts
         self._seconds, self._counts = {}, {}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep import __version__, pytree
 from raysweep.data.sampling import order
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep import summarize
+    from raysweep.artifacts import Artifact
     from raysweep.config.schema import TrialSpec
     from raysweep.editors import build
     from raysweep.editors.base import AnyEditor, EditStep
@@ -40,7 +41,8 @@ else:
     ledger, summarize = lazy("raysweep.models.ledger"), lazy("raysweep.summarize")
 
 _PROBE_COLUMNS = tuple(ProbeRow.__dataclass_fields__)
-_WEIGHTS = "weights/"  # prefix of the edited weights among a snapshot's tensors
+# prefix of the edited weights among a snapshot's tensors
+_WEIGHTS = "weights/"
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class GroupMember:
         """Add what was measured."""
         batch_size = self.trial.protocol.batch_size
         self.rows += rows
+        # step 0 asks about records that are yet to be written, so it is nobody's immediate measurement
         self.immediate += [r for r in rows if r.step and 0 <= r.step - r.edit_step < batch_size]
 
     def resume_from(self, snapshot: Snapshot) -> None:
@@ -82,7 +85,7 @@ class GroupMember:
         self.immediate = [ProbeRow(**dict(zip(_PROBE_COLUMNS, row, strict=True))) for row in snapshot.meta["immediate"]]
 
     def finish_round(
-        self, step: int, shared: Clock, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, alone: bool
+        self, step: int, shared: Clock, tensors: Mapping[str, Tensor], meta: Mapping[str, object], *, alone: bool
     ) -> EvalRound:
         """Return the round of *step* with everything that has accumulated since the last one.
 
@@ -93,10 +96,12 @@ class GroupMember:
             alone: the group has no other member, so nothing is marked as shared.
         """
         key = self.trial.key
+        # As lists of values: a snapshot's metadata is JSON, and resume_from makes rows of them again.
         immediate = [[getattr(row, name) for name in _PROBE_COLUMNS] for row in self.immediate]
         snapshot = Snapshot(step=step, tensors=tensors, meta={**meta, "immediate": immediate})
         own = {row.phase: row for row in self.clock.rows(key, step)}
         together = {row.phase: row for row in shared.rows(key, step, shared=not alone)}
+        # by phase; what the group did together comes under another name where there are others to share it with
         timing = {**together, **own}
         measured = EvalRound(
             step=step,
@@ -104,6 +109,7 @@ class GroupMember:
             stats=tuple(self.stats),
             timing=tuple(timing[phase] for phase in sorted(timing)),
             summary=summarize.summary(_columns([*self.immediate, *self.rows]), step, self.trial.protocol.batch_size),
+            # there is nothing to go on from before the first edit
             snapshot=snapshot if step else None,
         )
         self.rows, self.stats, self.clock = [], [], Clock()
@@ -121,7 +127,7 @@ class EditGroup:
     deps: Deps
     lm: LanguageModel
     records: Sequence[EditRecord]
-    artifacts: Mapping[str, Any]
+    artifacts: Mapping[str, Artifact]
     ledger: ledger.Ledger
     proposals: ProposalSource
     questionnaire: Questionnaire
@@ -131,6 +137,7 @@ class EditGroup:
     def open(cls, trials: Sequence[TrialSpec], deps: Deps) -> EditGroup:
         """Load the model, the records and the artifacts of *trials*; refuse records that the editor cannot write."""
         trial, clock = trials[0], Clock()
+        # Threads move the last bits of sums, so they are a trial's own number and not the machine's.
         torch.set_num_threads(trial.threads)
         began = perf_counter()
         lm = deps.load_model(trial.model)
@@ -138,6 +145,7 @@ class EditGroup:
         records = ordered_records(trial, deps)
         members = [GroupMember(t, build.build_editor(t.editor)) for t in trials]
         editor = members[0].editor
+        # Before the artifacts: second moments take minutes, and a record that cannot be written ends the run anyway.
         check_records(lm, editor, records[: trial.protocol.rounds[-1]])
         deps.progress(Progress(0, trial.protocol.rounds[-1], "artifacts"))
         artifacts = needed_artifacts(editor, trial, lm, deps)
@@ -169,7 +177,7 @@ class EditGroup:
         """Return the members that have not measured *step* yet."""
         return [member for member in self.members if member.measured_to < step]
 
-    def restore(self, snapshot: Snapshot) -> Any:
+    def restore(self, snapshot: Snapshot) -> object:
         """Bring weights and editor state of *snapshot* back; return the state."""
         device = self.lm.device
         weights = {
@@ -177,19 +185,21 @@ class EditGroup:
         }
         self.ledger.load(weights)
         state = pytree.unflatten("state", snapshot.tensors, snapshot.meta["state"], device)
+        # Modules are not stored: they follow from the state, which has their tensors.
         if self.editor.patch_kind == "modules":
             self.ledger.apply(self.editor.module_patch(self.lm, state))
         return state
 
-    def apply(self, step: int, edit: EditStep[Any]) -> Any:
+    def apply(self, step: int, edit: EditStep[object]) -> object:
         """Write the patch of *edit* into the model; return the editor's new state."""
         with self.clock.measure("apply", self.trial.protocol.batch_size):
             self.ledger.apply(edit.patch)
+        # A member that is ahead of the others has these numbers in its own results already.
         for member in self.due(step):
             member.add_stats(step, edit.stats)
         return edit.state
 
-    def measure_immediate(self, step: int, state: Any) -> None:
+    def measure_immediate(self, step: int, state: object) -> None:
         """Let each member ask about the batch that was just written."""
         batch = self.trial.protocol.batch_size
         questions = self.questionnaire.questions(range(step - batch, step))
@@ -201,14 +211,16 @@ class EditGroup:
             ):
                 member.add_rows(self.questionnaire.rows(member.trial.key, questions, step))
 
-    def measure_round(self, step: int, state: Any) -> Iterator[tuple[str, EvalRound]]:
+    def measure_round(self, step: int, state: object) -> Iterator[tuple[str, EvalRound]]:
         """Let each member ask everything in scope; yield its round with its trial's key."""
         protocol, size = self.trial.protocol, self.questionnaire.size
         self.deps.progress(Progress(step, protocol.rounds[-1], "round"))
+        # in scope: every record at round 0 and with scope "all", else those written so far
         count = size if step == 0 or protocol.scope == "all" else step
         questions, due = self.questionnaire.questions(range(count)), self.due(step)
         if step == 0:
             self._measure_unedited(questions, due, count)
+        # What was spent together since the last round is the same for every member of this one.
         shared = self.clock.take()
         tensors: dict[str, Tensor] | None = None
         for member in due:
@@ -224,7 +236,8 @@ class EditGroup:
                     member.add_stats(step, non_finite)
             member.add_stats(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
             with member.clock.measure("snapshot", 1):
-                if tensors is None:  # after the first view, since that of a member without company may persist
+                # Once for all members, and after the first view, since that of a member without company may persist.
+                if tensors is None:
                     state_tensors, plain = pytree.flatten("state", state)
                     weights = {f"{_WEIGHTS}{name}": t for name, t in self.ledger.tensors().items()}
                     tensors, meta = weights | state_tensors, {"version": __version__, "state": plain}
@@ -256,13 +269,14 @@ class EditGroup:
             raise GroupMemberError(member.trial.key) from error
 
     @contextmanager
-    def _viewed(self, member: GroupMember, state: Any, step: int, *, at_round: bool) -> Iterator[None]:
+    def _viewed(self, member: GroupMember, state: object, step: int, *, at_round: bool) -> Iterator[None]:
         """Let the model be what *member* reports inside the block; at a round, a view that persists stays."""
         view = member.editor.report_view(self.lm, self.ledger.total_deltas, state)
         if view is None:
             yield
             return
         member.add_stats(step, view.stats)
+        # PRUNE's persist: the view becomes a part of the weights, and later edits start from it (quirk Q23).
         if at_round and member.editor.view_persists:
             self.ledger.apply(view.patch)
             yield
@@ -279,7 +293,7 @@ def ordered_records(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
     return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records
 
 
-def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Any]:
+def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Artifact]:
     """Return the artifacts that *editor* asks for, by name, found or built."""
     return build.provide(
         lm,
@@ -293,5 +307,6 @@ def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, dep
 
 def _columns(rows: Sequence[ProbeRow]) -> dict[str, list[object]]:
     """Return *rows* as columns, each question and metric of a step once."""
+    # Rows about the batch written last are immediate and of the round at once, and so come twice.
     unique = {(r.step, r.record_id, r.probe_index, r.metric): r for r in rows}
     return {name: [getattr(r, name) for r in unique.values()] for name in _PROBE_COLUMNS}

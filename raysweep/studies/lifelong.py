@@ -16,7 +16,7 @@ What is asked and how rows come of it is in :mod:`raysweep.studies.measuring`, w
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from raysweep import pytree
 from raysweep.errors import Problem
@@ -77,6 +77,7 @@ class Lifelong(Study):
         The edits start where every trial has a snapshot; of each trial, only the rounds after its own snapshot are measured.
         """
         group = EditGroup.open(trials, deps)
+        # Also where the caller stops taking rounds: closing the generator comes through here.
         try:
             yield from _run(group, resumes)
         finally:
@@ -90,13 +91,16 @@ class Lifelong(Study):
 def _run(group: EditGroup, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[str, EvalRound]]:
     """Yield a round of each member at each step of the protocol."""
     protocol, questionnaire = group.trial.protocol, group.questionnaire
+    # What the unedited model answers is asked now, while it is unedited; a resumed run finds it in the store.
     questions = questionnaire.baseline_questions()
     with group.clock.measure("base", len(questions)):
         questionnaire.ask_baseline(questions, group.deps.artifacts)
     size = questionnaire.size
+    # Log how often the tokenizer splits a question or a subject elsewhere than the published rule assumes (quirk Q3).
     boundaries.report(group.lm, group.records[:size], [q.probe for q in questionnaire.questions(range(size))])
     state = group.editor.begin(group.lm, group.artifacts)
     step = 0
+    # Go on from the earliest snapshot: a member that is further already measures nothing until its own step has passed.
     for member in group.members:
         if member.trial.key in resumes:
             member.resume_from(resumes[member.trial.key])
@@ -105,6 +109,7 @@ def _run(group: EditGroup, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[st
         step, state = snapshot.step, group.restore(snapshot)
     elif 0 in protocol.rounds:
         yield from group.measure_round(0, state)
+    # A step is named by how many records are written when it is done, so the first one is batch_size.
     steps = range(step + protocol.batch_size, protocol.rounds[-1] + 1, protocol.batch_size)
     proposals = group.proposals.in_order(steps)
     for step in steps:
@@ -115,11 +120,12 @@ def _run(group: EditGroup, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[st
             group.measure_immediate(step, state)
 
 
-def _edit(group: EditGroup, step: int, state: Any, proposals: Iterator[Proposal] | None) -> Any:
+def _edit(group: EditGroup, step: int, state: object, proposals: Iterator[Proposal] | None) -> object:
     """Write the batch that reaches *step* into the model; return the editor's new state."""
     batch = group.proposals.batch(step)
     group.deps.progress(Progress(step - len(batch), group.trial.protocol.rounds[-1], "edit"))
     with group.clock.measure("edit", len(batch)):
+        # Proposals come from wherever they were computed, absorbed in the order of the records all the same.
         if proposals is not None:
             edit = group.editor.absorb(group.lm, state, pytree.moved(next(proposals), group.lm.device))
         else:

@@ -108,6 +108,7 @@ class Questionnaire:
 
     def rows(self, key: str, questions: Sequence[Question], step: int) -> list[ProbeRow]:
         """Return the rows of trial *key* about *questions*, asked of the model as it stands after *step* records."""
+        # Round 0 is the unedited model, which was asked before the first edit.
         scores = self.ask([q.probe for q in questions]) if step else [self.unedited[q.place] for q in questions]
         unedited = {place: found.answers for place, found in self.unedited.items()}
         metrics = self.trial.protocol.metrics
@@ -137,8 +138,10 @@ def probe_rows(
     rows = []
     for question, score in zip(questions, scores, strict=True):
         probe = question.probe
+        # () where the unedited model was not asked: only metrics that need "base" look there.
         answer = Answer(score.labels, score.answers, unedited.get(question.place, ()), score.logprob)
         for metric in (METRICS[name] for name in metrics):
+            # A metric applies to the probes that are compared with what it needs: the target, or the unedited model's answer.
             if metric.needs != probe.against:
                 continue
             rows.append(
@@ -163,7 +166,8 @@ def probe_rows(
 
 def superseded_steps(records: Sequence[EditRecord]) -> dict[int, int]:
     """Return, by position, the step at which a later record with the same prompt and another target is written."""
-    later: dict[str, int] = {}  # the nearest record behind with that prompt
+    # From the last record backwards: by prompt, the nearest record that is written later.
+    later: dict[str, int] = {}
     steps: dict[int, int] = {}
     for i in range(len(records) - 1, -1, -1):
         record = records[i]
@@ -171,7 +175,8 @@ def superseded_steps(records: Sequence[EditRecord]) -> dict[int, int]:
         if j is not None:
             if records[j].target != record.target:
                 steps[i] = j + 1
-            elif j in steps:  # the same answer once more: it holds until that one is overwritten
+            # The same answer once more: it holds until that one is overwritten.
+            elif j in steps:
                 steps[i] = steps[j]
         later[record.prompt] = i
     return steps

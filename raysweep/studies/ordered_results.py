@@ -12,8 +12,10 @@ from raysweep.studies.base import ComputeProposal
 
 log = logging.getLogger(__name__)
 
-AHEAD = 4  # proposals per process that may be on their way or wait for their turn: bounds memory
-QUEUED = 2  # steps per helper: one being computed, one waiting, so that it never idles while this process computes
+# proposals per process that may be on their way or wait for their turn: bounds memory
+AHEAD = 4
+# steps per helper: one being computed, one waiting, so that it never idles while this process computes
+QUEUED = 2
 
 Helper = Callable[[int], "Future[Proposal]"]
 
@@ -44,6 +46,7 @@ def in_order(
     room = AHEAD * (len(able) + len(warming) + 1)
     for step in steps:
         while step not in ready:
+            # Helpers that have started meanwhile may be given steps from now on.
             for started, helper in [w for w in warming if w[0].done()]:
                 warming.remove((started, helper))
                 if _came(started, lost):
@@ -52,6 +55,7 @@ def in_order(
                 helper, done = flying.pop(future)
                 try:
                     ready[done] = future.result()
+                # Its other step comes back here when its own future is looked at; rising order keeps the next one needed first.
                 except lost as error:
                     _mourn(error)
                     able = [h for h in able if h is not helper]
@@ -63,6 +67,7 @@ def in_order(
                 for _ in range(min(QUEUED - load, len(todo), room - len(ready) - len(flying))):
                     next_step = todo.popleft()
                     flying[helper(next_step)] = (helper, next_step)
+            # This process computes what is needed next itself if nobody has begun it, or anything while there is room.
             if todo and (todo[0] == step or len(ready) + len(flying) < room):
                 mine = todo.popleft()
                 ready[mine] = here(mine)

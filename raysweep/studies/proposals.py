@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raysweep.editors.base import Proposal
 from raysweep.lazy import lazy
@@ -20,6 +20,7 @@ from raysweep.seeds import derive
 if TYPE_CHECKING:
     import torch
 
+    from raysweep.artifacts import Artifact
     from raysweep.config.schema import TrialSpec
     from raysweep.editors.base import AnyEditor
     from raysweep.models.lm import LanguageModel
@@ -46,7 +47,7 @@ class ProposalSource:
     editor: AnyEditor
     lm: LanguageModel
     records: Sequence[EditRecord]
-    artifacts: Mapping[str, Any]
+    artifacts: Mapping[str, Artifact]
 
     def batch(self, step: int) -> Sequence[EditRecord]:
         """Return the records that reach *step*."""
@@ -60,6 +61,7 @@ class ProposalSource:
         """Return the proposals of *steps*, or None where the editor has none or nobody would gain by them."""
         if not self.editor.can_propose():
             return None
+        # Where neither a scheduler nor a cache nor a group is at hand, plain edits do the same without a detour.
         grouped = self._group_size > 1
         # A group is asked for once, by the last of its steps.
         asked = list(dict.fromkeys(self._group_of(step)[-1] for step in steps)) if grouped else steps
@@ -88,6 +90,7 @@ class ProposalSource:
         known = cache.get(batch[0].id)
         if known is not None:
             return known
+        # Whether the generator was used is seen in its state, so an editor need not say that it draws nothing.
         rng = self.generator(step)
         before = rng.get_state()
         proposal = self.editor.propose(self.lm, batch, artifacts=self.artifacts, rng=rng)
@@ -102,6 +105,7 @@ class ProposalSource:
 
     def _group_of(self, step: int) -> range:
         """Return the steps whose proposals are computed with that of *step*: the same ones wherever and whenever asked for."""
+        # Steps 1 … size, size + 1 … 2 size, and so on: from the step alone, so that a resumed run has the same groups.
         size, last = self._group_size, self.trial.protocol.rounds[-1]
         first = (step - 1) // size * size + 1
         return range(first, min(first + size, last + 1))
@@ -111,4 +115,9 @@ class ProposalSource:
         wanted = set(steps)
         for end in asked:
             group = next(groups)
-            yield from (group[str(step)] for step in self._group_of(end) if step in wanted)
+            for step in self._group_of(end):
+                # a step that was reached before the run was interrupted is computed with its group, and dropped
+                if step in wanted:
+                    proposal = group[str(step)]
+                    assert isinstance(proposal, Mapping)
+                    yield proposal

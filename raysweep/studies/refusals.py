@@ -29,6 +29,7 @@ def check_records(lm: LanguageModel, editor: AnyEditor, records: Iterable[EditRe
     Raises:
         RecordError: the editor cannot write a record, or the record is longer than the model's positions; it is named.
     """
+    # Wrappers refuse nothing of their own; what a record needs is told by the editor inside.
     editor = editor.innermost()
     facts = ModelFacts(lm.n_blocks, lm.positions, lambda text: len(tokens.encode(lm, text)))
     why = refusal(type(editor), editor.config, facts)

@@ -14,7 +14,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Any
 
 import pytest
 import torch
@@ -93,9 +92,9 @@ class Exam:
         *,
         start: int = 0,
         stop: int = 3,
-        state: Any = None,
+        state: object = None,
         seed: int = 0,
-    ) -> tuple[Ledger, Any]:
+    ) -> tuple[Ledger, object]:
         """Edit records ``start … stop − 1`` one by one; return the ledger (not restored) and the state."""
         artifacts = self.artifacts(editor, lm)
         state = editor.begin(lm, artifacts) if state is None and start == 0 else state
@@ -108,7 +107,7 @@ class Exam:
         return ledger, state
 
 
-def _outcome(lm: LanguageModel, records: Sequence[EditRecord]) -> list[Any]:
+def _outcome(lm: LanguageModel, records: Sequence[EditRecord]) -> list[tuple[object, ...]]:
     """Return what the model answers, to the last bit."""
     return [(s.answers, s.logprob) for s in score(lm, [p for r in records for p in r.probes])]
 

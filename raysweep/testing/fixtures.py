@@ -7,7 +7,7 @@ from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -21,7 +21,10 @@ from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.testing.layout_contract import tiny_model
 from raysweep.workspace import Workspace
 
-FAMILIES: Mapping[str, Mapping[str, Any]] = {
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+FAMILIES: Mapping[str, Mapping[str, object]] = {
     "gpt2": {},  # Conv1D, learnt positions, tied head
     "llama": {},  # Linear, rotary, grouped queries, own head
     "qwen2": {"tie_word_embeddings": True},  # Linear with biases, tied head
@@ -35,7 +38,7 @@ def load_folder(folder: Path, *, bos: str = "tokenizer", dtype: str = "float32")
     return load(spec, Workspace(folder))
 
 
-def byte_tokenizer(*, bos: bool) -> Any:
+def byte_tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
     """Return a tokenizer whose tokens are bytes: id 0 ``<s>`` (prepended if *bos*), 1 ``</s>`` (also pad), 2 … 257 the bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -55,7 +58,7 @@ def byte_tokenizer(*, bos: bool) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _read_tokenizer(bos: bool) -> Any:
+def _read_tokenizer(bos: bool) -> PreTrainedTokenizerBase:
     """Return the byte tokenizer as :func:`load` reads it from a model's folder: a test asks what a run would ask."""
     with TemporaryDirectory() as root:
         folder = Path(root, "bytes")
@@ -111,7 +114,7 @@ def _toy(i: int, name: str) -> EditRecord:
     )
 
 
-def fingerprint(lm: LanguageModel) -> dict[str, Any]:
+def fingerprint(lm: LanguageModel) -> dict[str, object]:
     """Return everything an editor must leave as it was: every bit, flag, hook and mode."""
     module = lm.module
     modules = dict(module.named_modules())
@@ -128,12 +131,18 @@ def fingerprint(lm: LanguageModel) -> dict[str, Any]:
     }
 
 
-def same(first: Any, second: Any) -> bool:
+def same(first: object, second: object) -> bool:
     """Tell whether two nested values are equal, tensors bit for bit."""
     if isinstance(first, Tensor):
         return isinstance(second, Tensor) and first.dtype == second.dtype and torch.equal(first, second)
     if isinstance(first, Mapping):
-        return set(first) == set(second) and all(same(v, second[k]) for k, v in first.items())
+        return (
+            isinstance(second, Mapping)
+            and set(first) == set(second)
+            and all(same(v, second[k]) for k, v in first.items())
+        )
     if isinstance(first, list | tuple):
+        if not isinstance(second, list | tuple):
+            return False
         return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
     return bool(first == second)

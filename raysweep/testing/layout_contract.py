@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from raysweep.models.lm import LanguageModel
 from raysweep.models.sources.load import check_layout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _VOCABULARY, _WIDTH, _HIDDEN = 40, 16, 24
-_LLAMA: Mapping[str, Any] = {
+_LLAMA: Mapping[str, object] = {
     "hidden_size": _WIDTH,
     "intermediate_size": _HIDDEN,
     "num_hidden_layers": 3,
@@ -31,11 +31,11 @@ _LLAMA: Mapping[str, Any] = {
     "head_dim": 4,
     "max_position_embeddings": 32,
 }
-_GPT: Mapping[str, Any] = {"n_embd": _WIDTH, "n_inner": _HIDDEN, "n_layer": 3, "n_head": 4, "n_positions": 32}
-_SMALL: Mapping[str, Mapping[str, Any]] = {"gpt2": _GPT, "gptj": {**_GPT, "rotary_dim": 4}}
+_GPT: Mapping[str, object] = {"n_embd": _WIDTH, "n_inner": _HIDDEN, "n_layer": 3, "n_head": 4, "n_positions": 32}
+_SMALL: Mapping[str, Mapping[str, object]] = {"gpt2": _GPT, "gptj": {**_GPT, "rotary_dim": 4}}
 
 
-def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+def tiny_model(model_type: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
     """Return a random three-block model of a family: width 16, MLP 24 wide, 40 tokens, fp32, eval mode.
 
     Args:
@@ -77,7 +77,7 @@ def check_layout_contract(layout: Layout, module: PreTrainedModel) -> None:
         AssertionError: a promise is broken; the message says what was found, and what the layout made one expect.
     """
     check_layout(module, layout)
-    lm = LanguageModel(module=module, tokenizer=cast(Any, None), layout=layout)
+    lm = LanguageModel(module=module, tokenizer=cast("PreTrainedTokenizerBase", None), layout=layout)
     ids = torch.arange(2, 14).reshape(2, 6)
     _check_maps(lm, ids)
     _check_embedding(lm, ids)

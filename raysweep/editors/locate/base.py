@@ -1,13 +1,17 @@
 """What ROME, MEMIT and AlphaEdit are: editors that write into the MLPs' value matrices of chosen blocks, located by the subject.
 
-All three read the model at the subject's last token: the input of a block's value matrix there is the *key* ``k [d_in]``, and a
-*target value* is found for it (docs/methods/rome.md). They differ in how a change of the matrix maps the one to the other.
+A block's *value matrix* ``W`` is the last linear map of its MLP (``down_proj``, ``c_proj``; ``layout.mlp_out``). All three editors
+read the model at the subject's last token: what enters ``W`` there is the *key* ``k [d_in]``, and a *target value* is found for it
+(docs/methods/rome.md). They differ in how a change of ``W`` maps the one to the other.
+
+Both are averages over *contexts*: the prompt alone (the *bare* prompt), and the prompt behind short sampled texts. A context
+template is such a text with ``{}`` where the prompt goes; that of the bare prompt is ``"{}"`` and is always the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks
@@ -21,15 +25,17 @@ if TYPE_CHECKING:
     from raysweep.artifacts import Artifact
     from raysweep.editors.linalg import cholesky
     from raysweep.editors.locate import contexts
-    from raysweep.editors.specs import ContextSpec, ValueSpec
+    from raysweep.editors.locate import second_moments as moments
+    from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
     from raysweep.models.lm import LanguageModel
 else:
     cholesky = lazy("raysweep.editors.linalg.cholesky")
     contexts = lazy("raysweep.editors.locate.contexts")
+    moments = lazy("raysweep.editors.locate.second_moments")
 
 
 class LocateConfig(EditorConfig):
-    """Hyper-parameters that these editors share; ``value`` and ``contexts`` have another default in each, which sets them.
+    """Hyper-parameters that these editors share; the others have another default in each, which sets them.
 
     Attributes:
         layers: blocks to edit, rising.
@@ -39,6 +45,7 @@ class LocateConfig(EditorConfig):
 
     if TYPE_CHECKING:
         value: ValueSpec
+        moments: MomentSpec
         contexts: ContextSpec
 
 
@@ -48,6 +55,8 @@ LocateConfigT = TypeVar("LocateConfigT", bound=LocateConfig)
 class LocateEditor(BaseEditor[LocateConfigT, StateT]):
     """Base of the editors that write into value matrices at the subject's key."""
 
+    artifact_kinds: ClassVar[tuple[str, ...]] = ("contexts", "moments")
+
     @classmethod
     def record_check(cls, config: LocateConfigT) -> RecordCheck:
         """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
@@ -55,12 +64,20 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
 
     def __init__(self, config: LocateConfigT) -> None:
         super().__init__(config)
-        # memo by artifact digest: a pure function's values
+        # By the artifact's digest. No memory of edits: a factor follows from its artifact alone.
         self._factors: dict[str, cholesky.Factor] = {}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
         return tuple(f"{lm.layout.mlp_out.format(layer)}.weight" for layer in self.config.layers)
+
+    def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
+        """Ask for second moments of each layer's keys and, unless given, context templates."""
+        requests = {
+            f"moments/{layer}": moments.request(lm, lm.layout.mlp_out, layer, self.config.moments)
+            for layer in self.config.layers
+        }
+        return {**requests, **self.context_requests(lm)}
 
     def context_requests(self, lm: LanguageModel) -> dict[str, ArtifactRequest]:
         """Return the request for sampled context templates, unless they are given."""
@@ -71,18 +88,19 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
         """Return the context templates, the bare prompt's ``"{}"`` first."""
         return contexts.templates(self.config.contexts, artifacts.get("contexts"))
 
-    def moment_factor(self, artifact: Artifact, device: torch.device, damping: float) -> cholesky.Factor:
-        """Return the Cholesky factor (fp64) of second moments, computed once per editor.
+    def moment_factor(self, artifacts: Mapping[str, Artifact], layer: int, device: torch.device) -> cholesky.Factor:
+        """Return the Cholesky factor (fp64) of the second moments ``C [d_in, d_in]`` of a layer's keys, computed once per editor.
 
         Args:
-            artifact: of second moments ``C [d_in, d_in]``.
+            artifacts: of the trial.
+            layer: one of the edited blocks.
             device: where to factor.
-            damping: added to the diagonal, in units of its mean.
 
         Raises:
             ArtifactError: ``C`` is not positive definite.
         """
+        artifact = artifacts[f"moments/{layer}"]
         if artifact.digest not in self._factors:
             matrix = artifact.tensors["moments"].to(device)
-            self._factors[artifact.digest] = cholesky.factor(matrix, damping=damping)
+            self._factors[artifact.digest] = cholesky.factor(matrix, damping=self.config.moments.damping)
         return self._factors[artifact.digest]

@@ -1,16 +1,15 @@
 """Context templates: short texts sampled from the pristine model, put before a prompt to average over contexts.
 
-ROME and MEMIT average a key over ``c`` texts that begin with "The", "Therefore", … and optimise the value in all of them (ROME §3.1
-and appendix E.5; docs/methods/rome.md). A text is drawn token by token from the renormalised top 5 and ends with ``". {}"``.
+ROME and MEMIT average a key over ``c`` texts that begin with "The", "Therefore", … and optimise the value in all of them (ROME
+eq. 3 and 4; docs/methods/rome.md). A text is drawn token by token from the renormalised top 5 and ends with ``". {}"``.
 WISE continues openings instead (docs/methods/wise.md).
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -56,34 +55,41 @@ def templates(config: ContextSpec, artifact: Artifact | None) -> tuple[str, ...]
 def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
     """Sample the templates of each request by ancestral top-5 sampling from the pristine model."""
     # A file of tensors cannot be empty, hence the placeholder; the texts are metadata.
-    return [({"none": torch.zeros(1)}, {"templates": _sample(lm, r.inputs)}) for r in requests]
+    return [
+        ({"none": torch.zeros(1)}, {"templates": _sample(lm, r.inputs["lengths"], r.inputs["seed"])}) for r in requests
+    ]
 
 
 def build_continuations(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterator[str]) -> list[Built]:
     """Continue the openings of each request, sampled like the other templates (the published ones depend on the model's
     generation config; quirk Q26)."""
-    return [({"none": torch.zeros(1)}, {"templates": _continuations(lm, r.inputs)}) for r in requests]
+    return [
+        ({"none": torch.zeros(1)}, {"templates": _continuations(lm, r.inputs["lengths"], r.inputs["seed"])})
+        for r in requests
+    ]
 
 
-def _continuations(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
+def _continuations(lm: LanguageModel, lengths: Sequence[tuple[int, int]], seed: int) -> list[str]:
+    """Continue the first *count* openings by *length* tokens, for each ``(length, count)`` of *lengths*."""
     texts = []
-    for number, (length, count) in enumerate(inputs["lengths"]):
+    for number, (length, count) in enumerate(lengths):
         for start in OPENINGS[: int(count)]:
             # A generator per text: no text depends on how many others are sampled.
-            rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "continuations", number, start, 0))
+            rng = torch.Generator().manual_seed(derive(int(seed), "continuations", number, start, 0))
             ids = _continue(lm, start, len(tokens.encode(lm, start)) + int(length), rng)
             texts.append(_clean(tokens.decode(lm, ids)) + " {}")
     return texts
 
 
-def _sample(lm: LanguageModel, inputs: Mapping[str, Any]) -> list[str]:
+def _sample(lm: LanguageModel, lengths: Sequence[tuple[int, int]], seed: int) -> list[str]:
+    """Sample *count* texts of *length* tokens, shared out over the beginnings, for each ``(length, count)`` of *lengths*."""
     texts = []
-    for number, (length, count) in enumerate(inputs["lengths"]):
+    for number, (length, count) in enumerate(lengths):
         each = max(1, count // len(STARTS))
         for start in STARTS[: min(count, len(STARTS))]:
             for sample in range(each):
                 # A generator per text: no text depends on how many others are sampled.
-                rng = torch.Generator().manual_seed(derive(int(inputs["seed"]), "contexts", number, start, sample))
+                rng = torch.Generator().manual_seed(derive(int(seed), "contexts", number, start, sample))
                 texts.append(_clean(tokens.decode(lm, _continue(lm, start, int(length), rng))) + ". {}")
     return texts
 

@@ -1,12 +1,16 @@
-"""LayerUpdates a change of the residual stream over several layers: the part that MEMIT and AlphaEdit share.
+"""A change of the residual stream, spread over several layers: the part that MEMIT and AlphaEdit share.
 
-One target hidden state ``z`` per record at the last layer ``L``, then layer by layer, with the lower updates in place (MEMIT eq. 20
-and Algorithm 1; docs/methods/memit.md)::
+One target hidden state ``z`` per record at the last chosen layer ``L`` (MEMIT eq. 16), then layer by layer upwards, with the lower
+updates in place (MEMIT eq. 20; docs/methods/memit.md)::
 
-    ρ_l = (z − h^L) / (L − l + 1)        what is still missing, shared out over this layer and those above it
-    ΔW_l = ρ_l X_l^T                     X_l from the keys K_l; the methods differ only in it
+    ρ_l = (z − h^L) / (layers left, this one included)      what is still missing, shared out over this layer and those above it
+    ΔW_l = ρ_l X_lᵀ                                         X_l from the keys K_l; the methods differ only in it (``Solve``)
 
-Shape legend: ``n`` records of the batch, ``c`` context templates, ``d`` width of the stream, ``d_in`` width of a key.
+``h^L`` is the output of block ``L`` by now, at the subject's last token of the bare prompt; ``K_l`` are the keys there, averaged
+over contexts. Both are read anew at each layer. What a pack of rows is, see ``models/forward/prefix_tree.py``.
+
+Shape legend: ``n`` records of the batch, ``c`` context templates, ``d`` width of the stream (and of a value), ``d_in`` width of a
+key.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ def spread_over_layers(
     *,
     layers: Sequence[int],
     value: ValueSpec,
-    texts: Sequence[str],
+    templates: Sequence[str],
     solve: Solve,
 ) -> list[LayerUpdates]:
     """Return what writes each of *batches* into the model as it stands; no batch sees another.
@@ -58,25 +62,26 @@ def spread_over_layers(
         batches: records that are written together; the target values of all batches are looked for together.
         layers: blocks to change, rising; target values are those of the last one.
         value: how target values are optimised.
-        texts: context templates, the bare one first.
+        templates: context templates, the bare one first.
         solve: returns ``X [d_in, n]`` for a layer and its keys ``K [d_in, n]``, both fp64.
     """
-    tasks = [_task(lm, r, texts, value) for batch in batches for r in batch]
+    tasks = [_task(lm, r, templates, value) for batch in batches for r in batch]
     # Values are looked for together, over all batches; each batch then takes its own, in order.
     values = iter(target_value.optimise(lm, tasks, layer=layers[-1], site="block", spec=value))
-    return [_updates(lm, batch, layers, texts, [next(values) for _ in batch], solve) for batch in batches]
+    return [_layer_updates(lm, batch, layers, templates, [next(values) for _ in batch], solve) for batch in batches]
 
 
-def _updates(
+def _layer_updates(
     lm: LanguageModel,
     batch: Sequence[EditRecord],
     layers: Sequence[int],
-    texts: Sequence[str],
+    templates: Sequence[str],
     values: Sequence[target_value.Value],
     solve: Solve,
 ) -> LayerUpdates:
+    """Turn the target values of one batch into changes of all layers, and say how it went."""
     goals = torch.stack([v.origin + v.shift for v in values]).double()  # z [n, d]
-    deltas, residuals = _climb_layers(lm, batch, layers, texts, goals, solve)
+    deltas, residuals = _climb_layers(lm, batch, layers, templates, goals, solve)
     stats = {
         "loss": sum(v.loss for v in values) / len(values),
         "first_loss": sum(v.first_loss for v in values) / len(values),
@@ -86,9 +91,12 @@ def _updates(
     return LayerUpdates(deltas, stats)
 
 
-def _task(lm: LanguageModel, record: EditRecord, texts: Sequence[str], spec: ValueSpec) -> target_value.ValueTask:
+def _task(lm: LanguageModel, record: EditRecord, templates: Sequence[str], spec: ValueSpec) -> target_value.ValueTask:
+    """Return what to optimise for *record*: its prompt in every context, and the ids that are demanded behind it."""
     target = demanded(lm, record, strip_dummy_piece=spec.strip_dummy_piece)
-    return target_value.value_task(lm, record.template, record.subject, target, texts, decoded=spec.ref_decoded_rows)
+    return target_value.value_task(
+        lm, record.template, record.subject, target, templates, decoded=spec.ref_decoded_rows
+    )
 
 
 def demanded(lm: LanguageModel, record: EditRecord, *, strip_dummy_piece: bool = False) -> tokens.Target:
@@ -103,7 +111,7 @@ def demanded(lm: LanguageModel, record: EditRecord, *, strip_dummy_piece: bool =
 
 
 def subject_keys(
-    lm: LanguageModel, batch: Sequence[EditRecord], layers: Sequence[int], texts: Sequence[str]
+    lm: LanguageModel, batch: Sequence[EditRecord], layers: Sequence[int], templates: Sequence[str]
 ) -> dict[int, Tensor]:
     """Return the context-averaged keys of *batch* at each layer of the model as it stands.
 
@@ -111,24 +119,26 @@ def subject_keys(
         lm: the model.
         batch: ``n`` records with a subject.
         layers: blocks whose value matrix's input is read.
-        texts: context templates, the bare one first.
+        templates: context templates, the bare one first.
 
     Returns:
         ``{layer: [d_in, n]}`` in fp64.
     """
-    packs, value = _packs(lm, batch, texts), lm.layout.mlp_out
+    packs, value = _packs(lm, batch, templates), lm.layout.mlp_out
     with torch.no_grad(), hooks.capture(lm, [(value.format(layer), "input") for layer in layers]) as seen:
         blocks.run_packs(lm, packs, last=max(layers))
-    return {layer: _mean_columns(packs.last_states(seen[value.format(layer), "input"]), len(batch)) for layer in layers}
+    return {
+        layer: _context_means(packs.last_states(seen[value.format(layer), "input"]), len(batch)) for layer in layers
+    }
 
 
-def _packs(lm: LanguageModel, batch: Sequence[EditRecord], texts: Sequence[str]) -> prefix_tree.PackedRows:
+def _packs(lm: LanguageModel, batch: Sequence[EditRecord], templates: Sequence[str]) -> prefix_tree.PackedRows:
     """Return every record in every context, each up to the subject's last token: nothing after it matters to its key."""
-    rows = [row for record in batch for row in keys.context_rows(lm, record, texts)]
+    rows = [row for record in batch for row in keys.context_rows(lm, record, templates)]
     return prefix_tree.pack_rows(lm, rows)
 
 
-def _mean_columns(every: Tensor, n: int) -> Tensor:
+def _context_means(every: Tensor, n: int) -> Tensor:
     """Average the keys ``[n·c, d_in]`` of each record over its contexts; ``[d_in, n]`` in fp64."""
     by_record = every.double().view(n, len(every) // n, -1)  # rows are record by record: [n, c, d_in]
     return torch.stack([keys.grouped_mean(k) for k in by_record], dim=1)
@@ -138,7 +148,7 @@ def _climb_layers(
     lm: LanguageModel,
     batch: Sequence[EditRecord],
     layers: Sequence[int],
-    texts: Sequence[str],
+    templates: Sequence[str],
     goals: Tensor,
     solve: Solve,
 ) -> tuple[dict[str, Delta], list[float]]:
@@ -147,7 +157,7 @@ def _climb_layers(
     A layer's update does not move its own input, so each pass starts at the layer just updated.
     """
     top, n = layers[-1], len(batch)
-    packs = _packs(lm, batch, texts)
+    packs = _packs(lm, batch, templates)
     block, value = lm.layout.block, lm.layout.mlp_out
     # What enters the lowest layer does not change; every later pass starts from a layer's input.
     with torch.no_grad(), hooks.capture(lm, [(block.format(layers[0]), "input")]) as seen:
@@ -162,9 +172,9 @@ def _climb_layers(
         # One pass gives this layer's keys, h^L under the changes so far, and where the next pass may start.
         with torch.no_grad(), ledger.applied(lm, deltas), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, states=states, first=start, last=top)
-        columns = _mean_columns(packs.last_states(seen[value.format(layer), "input"]), n)
+        columns = _context_means(packs.last_states(seen[value.format(layer), "input"]), n)
         # h^L at the subject's last token of the bare prompt, the first of each record's contexts: [n, d]
-        now = packs.last_states(seen[block.format(top), "output"]).double().view(n, len(texts), -1)[:, 0]
+        now = packs.last_states(seen[block.format(top), "output"]).double().view(n, len(templates), -1)[:, 0]
         # This layer takes an equal share of what is missing, so the last one takes all that is left.
         rho = (goals - now) / (len(layers) - i)
         residuals.append(float((goals - now).norm(dim=1).mean()))

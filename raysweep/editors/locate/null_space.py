@@ -1,4 +1,4 @@
-"""Null-space projectors of second moments, for AlphaEdit (Fang et al. 2025, eq. 6–8; docs/methods/alphaedit.md).
+"""Null-space projectors of second moments, for AlphaEdit (Fang et al. 2025, eq. 8 and 9; docs/methods/alphaedit.md).
 
 With the eigendecomposition ``C = U diag(s) Uᵀ`` of the keys' second moments and ``U₀ [d, r]`` the eigenvectors whose eigenvalue is
 below the threshold::

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def digest_of(path: Path) -> str:
     return file_digest(path)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Return the tensors (published names) and metadata of an archive of either kind.
 
     Raises:
@@ -69,7 +69,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _missing(path)
     # Ours carry JSON in their header; the published ones are pickles of a whole checkpoint.
     published = path.suffix != ".safetensors"
-    tensors, meta = (_published(path), {"source": path.name}) if published else unpack(path)
+    tensors, meta = (_published(path), dict[str, object](source=path.name)) if published else unpack(path)
     network = {name: tensor for name, tensor in tensors.items() if name == "edit_lrs" or name.startswith("mend.")}
     if "edit_lrs" not in network or len(network) == 1:
         raise ArtifactError(f"{path}: holds no 'edit_lrs' and 'mend.…' tensors", hint="is it an archive of MEND?")
@@ -102,7 +102,7 @@ def pack(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, object]) 
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, draft, header)
 
 
-def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Return what :func:`pack` wrote.
 
     Raises:

@@ -1,7 +1,7 @@
 """MEND: a hypernetwork turns the gradient of one edit into a low-rank update (Mitchell et al., ICLR 2022; docs/methods/mend.md).
 
 For each edited matrix the loss on the record gives, per token ``t``, an input ``x_t`` and an output gradient ``δ_t``; the network
-maps them to ``x̃_t, δ̃_t``, and the update is ``W + η Σ_t δ̃_t x̃_tᵀ`` with a learnt step size ``η`` per matrix (eq. 3). The
+maps them to ``x̃_t, δ̃_t``, and the update is ``W + η Σ_t δ̃_t x̃_tᵀ`` with a learnt step size ``η`` per matrix. The
 network is an artifact: trained when it is first needed, or read from a file.
 
 Shape legend: ``n`` tokens that count, ``x̃ [n, d_in]``, ``η δ̃ [n, d_out]``; the change ``[d_out, d_in]`` is their product.
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Unpack
 
 from pydantic import Field, model_validator
 
 from raysweep.artifact_kinds import VERSIONS
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
-from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep
 from raysweep.errors import DataError, SpecError
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, LowRank, WeightDelta
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from raysweep.models import attention
     from raysweep.models.lm import LanguageModel
 else:
-    torch = lazy("torch")
-    mend_archive = lazy("raysweep.editors.mend.archive")
-    network = lazy("raysweep.editors.mend.network")
-    factors = lazy("raysweep.editors.mend.factors")
+    torch, mend_archive = lazy("torch"), lazy("raysweep.editors.mend.archive")
+    network, factors = lazy("raysweep.editors.mend.network"), lazy("raysweep.editors.mend.factors")
     attention = lazy("raysweep.models.attention")
 
 ARTIFACT = "hypernetwork"
@@ -162,14 +160,12 @@ class Mend(BaseEditor[MendConfig, None]):
             SpecError: neither an archive nor a recipe is configured.
         """
         config = self.config
-        identity: dict[str, Any] = {"model": lm.identity, "version": VERSIONS[ARTIFACT]}
         if config.weights.path:
             archive = config.weights.digest or mend_archive.digest_of(Path(config.weights.path))
-            inputs: dict[str, Any] = {"archive": archive, "matrices": self.edited_parameters(lm)}
+            inputs: dict[str, object] = {"archive": archive, "matrices": self.edited_parameters(lm)}
             builder = "raysweep.editors.mend.archive:build"
-            return {
-                ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, where={"path": config.weights.path}, **identity)
-            }
+            where = {"path": config.weights.path}
+            return {ARTIFACT: self._request(lm, inputs, builder, where=where)}
         if config.train is None:
             raise SpecError(
                 "MEND has no hypernetwork for this model",
@@ -183,19 +179,26 @@ class Mend(BaseEditor[MendConfig, None]):
             # Networks of such models were once trained with other blocks' windows.
             inputs["blocks"] = "each with its own window"
         builder = "raysweep.editors.mend.training:build"
-        return {ARTIFACT: ArtifactRequest(ARTIFACT, inputs, builder, data=config.train.data, **identity)}
+        return {ARTIFACT: self._request(lm, inputs, builder, data=config.train.data)}
 
-    def edit(
+    def _request(
         self,
         lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: None,
+        inputs: Mapping[str, object],
+        builder: str,
         *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        where: Mapping[str, str] | None = None,
+        data: DataSpec | None = None,
+    ) -> ArtifactRequest:
+        return ArtifactRequest(
+            ARTIFACT, inputs, builder, where=where or {}, data=data, model=lm.identity, version=VERSIONS[ARTIFACT]
+        )
+
+    def edit(
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: None, **given: Unpack[EditInputs]
     ) -> EditStep[None]:
         """Transform the gradient factors of each record's own loss on the model as it stands, and sum over records."""
-        net = self._network(lm, artifacts[ARTIFACT])
+        net = self._network(lm, given["artifacts"][ARTIFACT])
         names = self.edited_parameters(lm)
         modules = [n.rpartition(".")[0] for n in names]
         texts = [factors.label_text(lm, r.prompt, r.target, special=self.config.ref_labels) for r in batch]

@@ -1,6 +1,6 @@
 """What an edit with MEND and its training share: texts and labels, gradient factors, a forward pass with per-row updates.
 
-The gradient of a row's loss at a linear map ``y = W x`` is a sum of outer products over its tokens (Mitchell et al. 2022, §3.1)::
+The gradient of a row's loss at a linear map ``y = W x`` is a sum of outer products over its tokens (Mitchell et al. 2022)::
 
     ∂L/∂W = Σ_t δ_t x_tᵀ        x_t the map's input, δ_t = ∂L/∂y_t the gradient at its output
 

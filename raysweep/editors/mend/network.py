@@ -1,6 +1,7 @@
 """The hypernetwork of MEND: from the gradient factors of one token to the factors of an update (docs/methods/mend.md).
 
-Per edited shape one network (Mitchell et al. 2022, eq. 3 and §3.2), on normalised factors ``x̂ = (x − μ) / σ``, ``δ̂`` likewise::
+Per edited shape one network (the editor network of Mitchell et al. 2022), on normalised factors ``x̂ = (x − μ) / σ``, ``δ̂``
+likewise::
 
     z_0 = [x̂; δ̂],   z_{i+1} = max((U_i V_i z_i + b_i) ⊙ g_p + h_p, 0) + z_i,   [x̃; δ̃] = z_2        p = number of the matrix
     W ← W + η_p Σ_t δ̃_t x̃_tᵀ

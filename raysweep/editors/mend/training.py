@@ -1,6 +1,6 @@
 """Training of MEND's hypernetwork: batched, resumable to the step, deterministic (docs/methods/mend.md).
 
-The loss of one record, with the update that the network makes of its own gradient (Mitchell et al. 2022, eq. 4)::
+The loss of one record, with the update that the network makes of its own gradient (Mitchell et al. 2022, their training loss)::
 
     L = cedit · NLL_edited(target | question)  +  cloc · KL(p_base ‖ p_edited on a text that must stay)
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,29 @@ if TYPE_CHECKING:
     from raysweep.artifacts import Built
 
 Progress = Callable[[Mapping[str, float]], None]
-State = tuple[dict[str, Tensor], dict[str, Any]]
 # records validated at once
 _ROWS = 32
+
+
+class TrainingMeta(TypedDict):
+    """What goes beside the tensors of an interrupted training.
+
+    Attributes:
+        recipe: digest of model, recipe and fold.
+        step: optimiser steps taken.
+        skipped: steps whose gradient was not finite.
+        scores: of the best network so far.
+        history: what each validation measured.
+    """
+
+    recipe: str
+    step: int
+    skipped: int
+    scores: dict[str, float]
+    history: list[dict[str, float]]
+
+
+State = tuple[dict[str, Tensor], TrainingMeta]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +178,23 @@ class Trainer:
         # Moments of Adam by parameter number: flat names, since an archive is one level deep.
         for number, slot in self.adam.state_dict()["state"].items():
             tensors |= {f"adam/{number}/{n}": t.clone() for n, t in slot.items()}
-        meta = {"recipe": self._recipe_digest(), "step": self.step, "skipped": self.skipped}
-        return tensors, {**meta, "scores": self.scores, "history": self.history}
+        return tensors, {
+            "recipe": self._recipe_digest(),
+            "step": self.step,
+            "skipped": self.skipped,
+            "scores": self.scores,
+            "history": self.history,
+        }
 
-    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def load(self, tensors: Mapping[str, Tensor], meta: Mapping[str, object]) -> None:
         """Go on from :meth:`state`.
 
         Raises:
             DataError: it belongs to another model, recipe or fold.
         """
-        if meta["recipe"] != self._recipe_digest():
+        # JSON that state() gave away; of another training it is refused before anything of it is used
+        known = cast("TrainingMeta", meta)
+        if known["recipe"] != self._recipe_digest():
             raise DataError("the interrupted training had another model, recipe or fold", hint="give another --out")
         self.net.load_state_dict({n[4:]: t for n, t in tensors.items() if n.startswith("net/")})
         self.best = {n[5:]: t.to(self.lm.device) for n, t in tensors.items() if n.startswith("best/")}
@@ -177,8 +204,8 @@ class Trainer:
                 _, number, part = name.split("/")
                 slots.setdefault(int(number), {})[part] = tensor
         self.adam.load_state_dict({"state": slots, "param_groups": self.adam.state_dict()["param_groups"]})
-        self.step, self.skipped = int(meta["step"]), int(meta["skipped"])
-        self.scores, self.history = dict(meta["scores"]), [dict(row) for row in meta["history"]]
+        self.step, self.skipped = known["step"], known["skipped"]
+        self.scores, self.history = dict(known["scores"]), [dict(row) for row in known["history"]]
 
     def result(self) -> Built:
         """Return the best network so far and what is known of it."""

@@ -1,8 +1,8 @@
 """WISE: side memories of one linear map, trained on random masks, merged, and chosen by activation (docs/methods/wise.md).
 
 Beside the frozen map ``W_0`` there is a trained copy ``W′`` (the *side memory*). After ``shard`` edits it is put away and another
-one begins; after ``merge_every`` edits the last ones are merged into one (Wang et al. 2024). A question is answered
-by the memory ``M`` whose activations it moves most, if that is enough::
+one begins; after ``merge_every`` edits the last ones are merged into one (Wang et al. 2024, eq. 8). A question is
+answered by the memory ``M`` whose activations it moves most, if that is enough (eq. 6)::
 
     d(M) = mean over the row's tokens of ‖φ(W_M x) − φ(W_0 x)‖₂            use M if d(M) ≥ act_ratio · (least d of M's own edits)
 
@@ -14,10 +14,10 @@ Shape legend: all weights ``[d_out, d_in]``, fp32, logical orientation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from raysweep.artifacts import ArtifactRequest
-from raysweep.editors.base import BaseEditor, EditStep, RecordCheck
+from raysweep.editors.base import BaseEditor, EditInputs, EditStep, RecordCheck
 from raysweep.editors.wise.config import WiseConfig
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
@@ -34,10 +34,8 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import replacement, side_memory
 else:
-    torch = lazy("torch")
-    contexts = lazy("raysweep.editors.locate.contexts")
-    merging = lazy("raysweep.editors.wise.merging")
-    training = lazy("raysweep.editors.wise.training")
+    torch, contexts = lazy("torch"), lazy("raysweep.editors.locate.contexts")
+    merging, training = lazy("raysweep.editors.wise.merging"), lazy("raysweep.editors.wise.training")
     side_memory, replacement = lazy("raysweep.models.modules.side_memory"), lazy("raysweep.models.modules.replacement")
 
 
@@ -123,27 +121,21 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
         }
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: WiseState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: WiseState, **given: Unpack[EditInputs]
     ) -> EditStep[WiseState]:
         """Write the records one after the other (the method knows no batches).
 
         Raises:
             RecordError: a record brings no unrelated text and the configuration has none either.
         """
-        templates = contexts.templates(self.config.contexts, artifacts.get("contexts"))
+        templates = contexts.templates(self.config.contexts, given["artifacts"].get("contexts"))
         stats: dict[str, float] = {}
         for record in batch:
             error = self.record_check(self.config)(record)
             if error is not None:
                 raise error
             unrelated = record.unrelated or self.config.unrelated
-            state, stats = self._write(lm, record, unrelated, templates, state, rng)
+            state, stats = self._write(lm, record, unrelated, templates, state, given["rng"])
         return EditStep(self.module_patch(lm, state), state, stats)
 
     def module_patch(self, lm: LanguageModel, state: WiseState) -> ModulePatch:

@@ -1,6 +1,6 @@
 """How a side memory ``W′`` of WISE learns one record: padded rows, two losses, SGD on masked entries (docs/methods/wise.md).
 
-Beside the frozen map ``W_0`` (Wang et al. 2024), with the model's MLP activation ``φ`` and a row's tokens ``T``::
+Beside the frozen map ``W_0`` (Wang et al. 2024, eq. 3, 5 and 7), with the model's MLP activation ``φ`` and a row's tokens ``T``::
 
     a(row)   = mean_T ‖φ(W′ x) − φ(W_0 x)‖₂                                  activation distance
     L_answer = mean over edit rows of Σ_j CE_j / (m + 1)                     (one more than there are tokens; quirk Q27)

@@ -65,9 +65,13 @@ class BaseWrapper(BaseEditor[ConfigT, StateT]):
         """Ask for what the inner editor asks for."""
         return self.inner.artifact_requests(lm)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Return name and configuration, and those of the editors inside, as plain data."""
         return {**super().description(), "inner": self.inner.description()}
+
+    def description_without(self, *names: str) -> dict[str, object]:
+        """Return the description but for *names* of this wrapper's configuration, on which only its report depends."""
+        return {**self.description(), "config": self.config.model_dump(mode="json", exclude=set(names))}
 
     def innermost(self) -> AnyEditor:
         """Return the editor inside all wrappers."""

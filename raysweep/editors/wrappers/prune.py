@@ -1,6 +1,6 @@
 """PRUNE: report a model whose total change has its large singular values restrained (Ma et al., ICLR 2025; docs/methods/prune.md).
 
-With the total change ``D = W − W_0 = U diag(s) Vᵀ`` and ``M = σ_max(W_0)``, every ``s_i ≥ M`` is restrained (paper §5), the others
+With the total change ``D = W − W_0 = U diag(s) Vᵀ`` and ``M = σ_max(W_0)``, every ``s_i ≥ M`` is restrained, the others
 stay::
 
     F(s) = M + log_b(s / M),   or ``linear``: F(s) = ½ s + ½ M             view: W + Σ_i (F(s_i) − s_i) u_i v_iᵀ
@@ -19,11 +19,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypedDict, Unpack
 
 from pydantic import BeforeValidator
 
-from raysweep.editors.base import EditorConfig, EditStep, ReportView
+from raysweep.editors.base import EditInputs, EditorConfig, EditStep, ReportView
 from raysweep.editors.wrappers.base import BaseWrapper
 from raysweep.errors import WrapError
 from raysweep.lazy import lazy
@@ -66,7 +66,7 @@ class PruneConfig(EditorConfig):
 class PruneState(TypedDict):
     """State of :class:`Prune`: the inner editor's, and ``M = σ_max(W_0)`` by parameter name."""
 
-    inner: Any
+    inner: object
     largest: dict[str, float]
 
 
@@ -122,24 +122,17 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
         return state
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: PruneState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: PruneState, **given: Unpack[EditInputs]
     ) -> EditStep[PruneState]:
         """Let the inner editor edit."""
-        step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
+        step = self.inner.edit(lm, batch, state["inner"], **given)
         return EditStep(step.patch, {**state, "inner": step.state}, step.stats)
 
     def edit_dependencies(self) -> Mapping[str, object] | None:
         """Return everything but the restraint's base, which only the view knows; nothing is shared if rounds write the view."""
         if self.view_persists:
             return None
-        whole = self.description()
-        return {**whole, "config": {k: v for k, v in whole["config"].items() if k != "base"}}
+        return self.description_without("base")
 
     def report_view(
         self, lm: LanguageModel, totals: Callable[[], Mapping[str, Tensor]], state: PruneState

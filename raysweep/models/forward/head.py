@@ -44,7 +44,7 @@ def target_logprobs(lm: LanguageModel, hidden: Tensor, rows: Tensor, targets: Te
     if not _is_bare(head) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return blocks.logits(lm, hidden).log_softmax(-1)[rows, targets]
     weight = head.weight
-    # one id of each row
+    # The anchor: one of the ids asked at each state. The pass over W gives its log-probability, the others' follow from it.
     anchor = targets.new_zeros(len(hidden)).scatter_reduce(0, rows, targets, "amax")
     anchor_nll: Tensor = _FusedHead.apply(hidden, weight, anchor, None)[0]  # type: ignore[no-untyped-call]
     # log p_y = log p_anchor + x · (W_y − W_anchor): other tokens of the row cost a dot product each

@@ -13,8 +13,9 @@ Only what enters the blocks has a gradient; weights are constants. Hooks and mod
 States are held with their tokens side by side, ``[width, n]``: every product is then ``W x``, the order that several threads share
 best (:mod:`raysweep.models.forward.matmul`), and heads are rows, so a single pack goes through attention without being rearranged.
 
-Shape legend: ``B`` packs, ``S`` slots of a pack that are computed, ``A`` of them that ask, ``P`` reused tokens, ``M = P + S``,
-``h`` query heads, ``k`` key heads, ``g = h / k``, ``e`` width of a head, ``n ≤ B·S`` tokens, ``d`` width of the stream.
+Shape legend: ``B`` packs, ``S`` slots of a pack that are computed, ``A`` of them that ask (are queries: in the last block only
+those that are read), ``P`` reused tokens, ``M = P + S``, ``h`` query heads, ``k`` key heads, ``g = h / k``, ``e`` width of a head,
+``n ≤ B·S`` tokens, ``d`` width of the stream.
 """
 
 from __future__ import annotations

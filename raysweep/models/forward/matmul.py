@@ -5,7 +5,9 @@ has little to split when there are forty. With two threads on AVX2, 40 to 64 row
 15 rows up to twice as fast the first; with one thread the first way is as fast or faster (docs/performance.md). Results of the
 second way lie column by column in memory; everything between the products takes them as they are.
 
-Shape legend: ``n`` rows, ``W [d_out, d_in]``.
+Whoever lays out tokens asks :func:`best_rows` how many there should be; filling up with others costs less than an odd number.
+
+Shape legend: ``n`` rows (tokens), ``W [d_out, d_in]``.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ class ModelGuard:
 
     Attributes:
         modules: all of them.
-        children: (register of the owner, name, module) of what each holds.
-        parameters: (register of the owner, name, parameter, address of its numbers).
+        children: (register of the owner, name, module) of what each holds; the register is the owner's ``_modules``.
+        parameters: (register of the owner, name, parameter, address of its numbers); the register is ``_parameters``.
     """
 
     modules: tuple[nn.Module, ...]

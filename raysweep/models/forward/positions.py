@@ -1,5 +1,8 @@
 """Final states at the tokens where something is asked, for a batch of rows; nothing is computed that they do not need.
 
+Rows become packs (``prefix_tree.py``), unless an editor has put a module of its own into a block (GRACE's codebook, WISE's side
+memory). Such a module decides by row, and needs to know each row's prompt; so the rows are laid out side by side for that block.
+
 Shape legend: ``B`` rows, ``T`` tokens of a padded row, ``n`` positions that are read, ``d`` width of the stream.
 """
 

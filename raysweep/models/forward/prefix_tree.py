@@ -5,6 +5,9 @@ of those tokens. A pack is one sequence that holds each distinct beginning of it
 flat, with positions counted along the rows and a mask that lets a token look at itself and at what comes before it in its rows
 (tree attention). Nothing is computed twice and little is padding (docs/methods/forward.md).
 
+For example the rows ``a b c`` and ``a b d`` make one pack ``a b c d`` with the positions 0 1 2 2, in which ``d`` looks at ``a``,
+``b`` and itself, and not at ``c``.
+
 Shape legend: ``B`` packs, ``N`` tokens of a pack, ``R`` rows, ``T`` tokens of a row, ``d`` width of the stream.
 """
 
@@ -28,7 +31,7 @@ AttentionMask = Tensor | dict[str, Tensor]
 
 @dataclass(slots=True)
 class PrefixTree:
-    """The distinct beginnings of some rows. Node i is one token behind its parent.
+    """The distinct beginnings of some rows. Node i is one token behind its parent, whose number is lower.
 
     Attributes:
         ids: the token of each node.

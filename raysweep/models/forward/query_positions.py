@@ -2,7 +2,8 @@
 
 Matrix products want the tokens of all packs as one list without padding, ``[width, n]``. Attention wants them by pack: a grid of
 ``B`` packs and ``A`` slots each, some of which are empty where a pack is shorter than others. :class:`TokenSlots` knows both
-orders, :class:`QueryPositions` moves states between them, and says which of the tokens that enter a block ask (are queries) there.
+orders, :class:`QueryPositions` moves states between them, and says which of the tokens that enter a block *ask* there, that is, are
+queries: in the last block only those whose final states somebody reads.
 
 Shape legend: ``B`` packs, ``A`` slots of a pack that ask, ``M`` columns of keys, ``n ≤ B·A`` tokens, ``h`` query heads,
 ``e`` width of a head.

@@ -3,14 +3,15 @@
 An editor that tries a change of one block's output at some tokens leaves alone, by causality,
 
 * every block below, for all tokens;
-* in the blocks above, every token before the first one that changes: only its keys and values are still looked at.
+* in the blocks above, every token before the first one that changes: only its attention keys and values are still looked at.
 
 :func:`remainder_after` computes both once and returns what remains: :class:`Remainder`. :class:`UpperBlocks` runs the blocks above
 on the remaining tokens, and :class:`ReadPositions` only as far as given tokens of the last block need. Results are those of a whole
-forward pass up to rounding. See docs/methods/forward.md, with the counts.
+forward pass up to rounding. See docs/methods/forward.md, with the counts. ("Keys" are those of attention here, not those of the
+editors.)
 
-Shape legend: ``B`` packs, ``N`` tokens of a pack, ``P`` of them reused, ``S`` of them computed, ``k`` positions that are read,
-``d`` width of the stream.
+Shape legend: ``B`` packs (``prefix_tree.py``), ``N`` tokens of a pack, ``P`` of them reused (their attention keys and values are
+kept), ``S`` of them computed, ``k`` positions that are read, ``d`` width of the stream.
 """
 
 from __future__ import annotations
@@ -27,12 +28,74 @@ from raysweep.models.forward import blocks, llama_fused, matmul, prefix_tree
 from raysweep.models.lm import LanguageModel
 
 
-def last_block_of(lm: LanguageModel, modules: Sequence[str]) -> int | None:
-    """Return the last block that holds one of *modules* (dotted names); None if one lies outside of the blocks."""
-    prefix = f"{lm.layout.blocks}."
-    if not all(name.startswith(prefix) for name in modules):
-        return None
-    return max(int(name.removeprefix(prefix).partition(".")[0]) for name in modules)
+@dataclass(frozen=True, slots=True)
+class Remainder:
+    """What remains to be computed when only some tokens of what enters a block may change.
+
+    Attributes:
+        upper: the blocks to run again.
+        states: ``[B, S, d]`` what enters them at the remaining tokens.
+        column_of: ``[B, N]`` where a token of the packs is among the remaining ones, -1 where it is not.
+        token_of: ``[B, S]`` which token of its pack each of the remaining ones is (padding repeats others).
+    """
+
+    upper: UpperBlocks
+    states: Tensor
+    column_of: Tensor
+    token_of: Tensor
+
+    def select(self, tensor: Tensor) -> Tensor:
+        """Pick the remaining tokens: ``[B, N, …]`` → ``[B, S, …]``."""
+        return _take(tensor, self.token_of)
+
+    def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
+        """Return the normed final states ``[B, S, d]`` when what enters the upper blocks is *states*; differentiable."""
+        return self.upper.hidden(lm, states)
+
+
+def remainder_after(lm: LanguageModel, packs: prefix_tree.PackedRows, change: Tensor, *, first: int) -> Remainder:
+    """Compute once, without gradient, everything that no change of what enters block *first* can reach.
+
+    Call it inside a :func:`torch.no_grad` block. Its pass through the blocks below *first* also fills captures open
+    around it.
+
+    Args:
+        lm: the model.
+        packs: the rows.
+        change: ``[B, N]`` True where what enters block *first* may change; whatever looks at those tokens remains too.
+        first: a block, or the number of blocks: then only the final norm remains.
+    """
+    block, last = lm.layout.block, max(first - 1, 0)
+    # what enters a block that is not run is read where it leaves the block before
+    entry: tuple[str, hooks.Side] = (block.format(first), "input") if last >= first else (block.format(last), "output")
+    with hooks.capture(lm, [entry]) as captured:
+        blocks.run_packs(lm, packs, last=last)
+    # a token remains if it looks at one that changes: [B, N]
+    remains = (packs.visible & change[:, None, :]).any(2)
+    # packs keep different numbers of tokens: columns [B, P] and [B, S], shorter packs filled up, and which are no filling
+    reused, reused_real = _columns_where(~remains)
+    rest, rest_real = _columns_where(remains)
+    cache, reused_positions, own = None, None, _take(packs.positions, rest)
+    if reused.shape[1] and first < lm.n_blocks:
+        # one pass of the upper blocks over the tokens that stay, for their keys and values
+        store, reused_positions = DynamicCache(), _take(packs.positions, reused)
+        visible = _visible_between(packs.visible, reused, reused, reused_real) | _diagonal(reused)
+        mask = prefix_tree.attention_mask(lm, visible, reused_positions, reused_positions)
+        entering = _take(captured[entry], reused)
+        blocks.run(lm, states=entering, mask=mask, first=first, positions=reused_positions, cache=store)
+        cache = Cache(layers=[_FrozenLayer(layer, reused.shape[1]) for layer in store.layers])
+    else:
+        reused, reused_real = reused[:, :0], reused_real[:, :0]
+    # whom the remaining tokens look at: the reused ones first, then each other, [B, S, P + S]
+    among = _visible_between(packs.visible, rest, rest, rest_real) | _diagonal(rest)
+    visible = torch.cat([_visible_between(packs.visible, rest, reused, reused_real), among], dim=2)
+    # the inverse of rest: node → column
+    column_of = torch.full_like(packs.ids, -1)
+    column_of[remains] = torch.arange(rest.shape[1], device=column_of.device).expand_as(rest)[rest_real]
+    # a single pack has no filling but what makes its products faster, which is not to be left out
+    real = rest_real if len(rest) > 1 else None
+    upper = UpperBlocks.prepare(lm, first, own, visible, cache, reused_positions, real)
+    return Remainder(upper, _take(captured[entry], rest), column_of, rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,70 +209,12 @@ def packed_hidden_at(lm: LanguageModel, packs: prefix_tree.PackedRows, rows: Ten
     return upper.read_at(rows, columns, without_gradient=True).hidden(lm, lm.part(lm.layout.embed)(packs.ids))
 
 
-@dataclass(frozen=True, slots=True)
-class Remainder:
-    """What remains to be computed when only some tokens of what enters a block may change.
-
-    Attributes:
-        upper: the blocks to run again.
-        states: ``[B, S, d]`` what enters them at the remaining tokens.
-        column_of: ``[B, N]`` where a token of the packs is among the remaining ones, -1 where it is not.
-        token_of: ``[B, S]`` which token of its pack each of the remaining ones is (padding repeats others).
-    """
-
-    upper: UpperBlocks
-    states: Tensor
-    column_of: Tensor
-    token_of: Tensor
-
-    def select(self, tensor: Tensor) -> Tensor:
-        """Pick the remaining tokens: ``[B, N, …]`` → ``[B, S, …]``."""
-        return _take(tensor, self.token_of)
-
-    def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
-        """Return the normed final states ``[B, S, d]`` when what enters the upper blocks is *states*; differentiable."""
-        return self.upper.hidden(lm, states)
-
-
-def remainder_after(lm: LanguageModel, packs: prefix_tree.PackedRows, change: Tensor, *, first: int) -> Remainder:
-    """Compute once, without gradient, everything that no change of what enters block *first* can reach.
-
-    Call it inside a :func:`torch.no_grad` block. Its pass through the blocks below *first* also fills captures open
-    around it.
-
-    Args:
-        lm: the model.
-        packs: the rows.
-        change: ``[B, N]`` True where what enters block *first* may change; whatever looks at those tokens remains too.
-        first: a block, or the number of blocks: then only the final norm remains.
-    """
-    block, last = lm.layout.block, max(first - 1, 0)
-    # what enters a block that is not run is read where it leaves the block before
-    entry: tuple[str, hooks.Side] = (block.format(first), "input") if last >= first else (block.format(last), "output")
-    with hooks.capture(lm, [entry]) as captured:
-        blocks.run_packs(lm, packs, last=last)
-    # a token remains if it looks at one that changes
-    remains = (packs.visible & change[:, None, :]).any(2)
-    reused, reused_real = _columns(~remains)
-    rest, rest_real = _columns(remains)
-    cache, reused_positions, own = None, None, _take(packs.positions, rest)
-    if reused.shape[1] and first < lm.n_blocks:
-        # one pass of the upper blocks over the tokens that stay, for their keys and values
-        store, reused_positions = DynamicCache(), _take(packs.positions, reused)
-        visible = _visible_between(packs.visible, reused, reused, reused_real) | _diagonal(reused)
-        mask = prefix_tree.attention_mask(lm, visible, reused_positions, reused_positions)
-        entering = _take(captured[entry], reused)
-        blocks.run(lm, states=entering, mask=mask, first=first, positions=reused_positions, cache=store)
-        cache = Cache(layers=[_FrozenLayer(layer, reused.shape[1]) for layer in store.layers])
-    else:
-        reused, reused_real = reused[:, :0], reused_real[:, :0]
-    among = _visible_between(packs.visible, rest, rest, rest_real) | _diagonal(rest)
-    visible = torch.cat([_visible_between(packs.visible, rest, reused, reused_real), among], dim=2)
-    column_of = torch.full_like(packs.ids, -1)
-    column_of[remains] = torch.arange(rest.shape[1], device=column_of.device).expand_as(rest)[rest_real]
-    real = rest_real if len(rest) > 1 else None
-    upper = UpperBlocks.prepare(lm, first, own, visible, cache, reused_positions, real)
-    return Remainder(upper, _take(captured[entry], rest), column_of, rest)
+def last_block_of(lm: LanguageModel, modules: Sequence[str]) -> int | None:
+    """Return the last block that holds one of *modules* (dotted names); None if one lies outside of the blocks."""
+    prefix = f"{lm.layout.blocks}."
+    if not all(name.startswith(prefix) for name in modules):
+        return None
+    return max(int(name.removeprefix(prefix).partition(".")[0]) for name in modules)
 
 
 class _FrozenLayer(DynamicLayer):  # type: ignore[misc]
@@ -229,7 +234,7 @@ class _FrozenLayer(DynamicLayer):  # type: ignore[misc]
         return self.length
 
 
-def _columns(flags: Tensor) -> tuple[Tensor, Tensor]:
+def _columns_where(flags: Tensor) -> tuple[Tensor, Tensor]:
     """Return the columns at which ``flags [B, N]`` is True, in order, ``[B, n]``, and which of them are no padding."""
     count = flags.sum(1)
     width = matmul.best_rows(int(count.max()))

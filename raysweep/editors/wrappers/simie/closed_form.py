@@ -13,10 +13,10 @@ Shape legend: ``k`` keys of one edit, ``d_in``, ``d_out`` of a matrix; keys ``[k
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Required, TypedDict
+from typing import TYPE_CHECKING, Required, TypeAlias, TypedDict, Unpack, cast
 
-from raysweep.editors.base import EditStep, Proposal, ReportView
-from raysweep.editors.wrappers.simie.common import BaseSimIE, input_of
+from raysweep.editors.base import EditInputs, EditStep, JointInputs, Proposal, ReportView
+from raysweep.editors.wrappers.simie.common import BaseSimIE, SimIEState, input_of
 from raysweep.editors.wrappers.simie.config import CANDIDATES
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, Dense, LowRank, WeightDelta
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    chunks = lazy("raysweep.editors.linalg.chunks")
-    ridge = lazy("raysweep.editors.linalg.ridge")
+    chunks, ridge = lazy("raysweep.editors.linalg.chunks"), lazy("raysweep.editors.linalg.ridge")
 
 
 class InputMemory(TypedDict, total=False):
@@ -41,7 +40,7 @@ class InputMemory(TypedDict, total=False):
     Attributes:
         energy: mean energy of its keys on the pristine model.
         count: keys so far.
-        keys: those not yet in ``gram``, as chunks of rows ``[n_i, d_in]``.
+        keys: those not yet in ``gram``, as chunks of rows ``[n_i, d_in]``: a list, so that an edit copies no earlier one.
         gram: ``C [d_in, d_in]`` of the others; there once ``d_in`` keys are in.
     """
 
@@ -65,12 +64,8 @@ class MatrixMemory(TypedDict, total=False):
     sums: Tensor
 
 
-class ClosedFormState(TypedDict):
-    """State of :class:`ClosedFormSimIE`: the inner editor's, and memories by input and by parameter name; all in fp64."""
-
-    inner: Any
-    inputs: dict[str, InputMemory]
-    matrices: dict[str, MatrixMemory]
+ClosedFormState: TypeAlias = SimIEState[InputMemory, MatrixMemory]
+"""State of :class:`ClosedFormSimIE`; its memories are in fp64."""
 
 
 class KeysAndValues(TypedDict):
@@ -86,8 +81,7 @@ class ClosedFormSimIE(BaseSimIE[ClosedFormState]):
 
     def edit_dependencies(self) -> Mapping[str, object] | None:
         """Return everything but λ."""
-        whole = self.description()
-        return {**whole, "config": {k: v for k, v in whole["config"].items() if k != "lam"}}
+        return self.description_without("lam")
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> ClosedFormState:
         """Remember the mean energy of each input's keys."""
@@ -99,32 +93,19 @@ class ClosedFormSimIE(BaseSimIE[ClosedFormState]):
         }
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: ClosedFormState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: ClosedFormState, **given: Unpack[EditInputs]
     ) -> EditStep[ClosedFormState]:
         """Let the inner editor propose on the pristine weights; remember keys and values, change nothing."""
-        step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
+        step = self.inner.edit(lm, batch, state["inner"], **given)
         return self._remember(lm, state, self._keys_and_values(lm, batch, step), step.state)
 
     def can_propose(self) -> bool:
         """Whether edits may be computed apart: the wrapped editor must have no memory."""
         return self.inner.is_stateless
 
-    def propose(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
-    ) -> Proposal:
+    def propose(self, lm: LanguageModel, batch: Sequence[EditRecord], **given: Unpack[EditInputs]) -> Proposal:
         """Return the keys ``K [k, d_in]`` of each input and the values ``Δ K [k, d_out]`` of each matrix, as rows in fp64."""
-        step = self.inner.edit(lm, batch, None, artifacts=artifacts, rng=rng)
+        step = self.inner.edit(lm, batch, None, **given)
         return self._keys_and_values(lm, batch, step)
 
     @property
@@ -133,22 +114,18 @@ class ClosedFormSimIE(BaseSimIE[ClosedFormState]):
         return self.inner.group_size
 
     def propose_many(
-        self,
-        lm: LanguageModel,
-        batches: Sequence[Sequence[EditRecord]],
-        *,
-        artifacts: Mapping[str, Artifact],
-        rngs: Sequence[torch.Generator],
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
     ) -> list[Proposal]:
         """Return a proposal per batch; the wrapped editor finds all edits together."""
-        steps = self.inner.edit_many(lm, batches, artifacts=artifacts, rngs=rngs)
+        steps = self.inner.edit_many(lm, batches, **given)
         return [self._keys_and_values(lm, batch, step) for batch, step in zip(batches, steps, strict=True)]
 
     def absorb(self, lm: LanguageModel, state: ClosedFormState, proposal: Proposal) -> EditStep[ClosedFormState]:
         """Remember the keys and values of one proposal."""
-        return self._remember(lm, state, proposal, state["inner"])
+        # what propose returned, here or elsewhere
+        return self._remember(lm, state, cast("KeysAndValues", proposal), state["inner"])
 
-    def _keys_and_values(self, lm: LanguageModel, batch: Sequence[EditRecord], step: EditStep[Any]) -> KeysAndValues:
+    def _keys_and_values(self, lm: LanguageModel, batch: Sequence[EditRecord], step: EditStep[object]) -> KeysAndValues:
         """Return the keys of *batch* and the values of the wrapped editor's *step*."""
         assert isinstance(step.patch, WeightDelta)
         names = self._matrices(lm)
@@ -162,7 +139,7 @@ class ClosedFormSimIE(BaseSimIE[ClosedFormState]):
         }
 
     def _remember(
-        self, lm: LanguageModel, state: ClosedFormState, proposal: Proposal, inner: object
+        self, lm: LanguageModel, state: ClosedFormState, proposal: KeysAndValues, inner: object
     ) -> EditStep[ClosedFormState]:
         """Return the step that adds *proposal* to the memory; the weights stay as they are."""
         inputs = {source: _with_keys(memory, proposal["keys"][source]) for source, memory in state["inputs"].items()}

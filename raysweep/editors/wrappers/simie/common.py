@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypedDict, TypeVar
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.editors.base import StateT
@@ -21,13 +21,24 @@ if TYPE_CHECKING:
     from raysweep.models import ledger
     from raysweep.models.lm import LanguageModel
 else:
-    keys = lazy("raysweep.editors.locate.keys")
-    second_moments = lazy("raysweep.editors.locate.second_moments")
+    keys, second_moments = lazy("raysweep.editors.locate.keys"), lazy("raysweep.editors.locate.second_moments")
     ledger = lazy("raysweep.models.ledger")
 
 
+InputMemoryT = TypeVar("InputMemoryT")
+MatrixMemoryT = TypeVar("MatrixMemoryT")
+
+
+class SimIEState(TypedDict, Generic[InputMemoryT, MatrixMemoryT]):
+    """State of SimIE: the inner editor's, and what is remembered of each input (by its name) and matrix (by parameter name)."""
+
+    inner: object
+    inputs: dict[str, InputMemoryT]
+    matrices: dict[str, MatrixMemoryT]
+
+
 class BaseSimIE(BaseWrapper[SimIEConfig, StateT]):
-    """An editor made of a weight editor: the inner one proposes, the ridge regression over all edits so far disposes.
+    """An editor made of a weight editor: what the inner one proposes is corrected by a ridge regression over all edits so far.
 
     An *input* is what enters an edited matrix. Matrices that read the same one (the gate and up projections of a block) have the
     same keys and so share one memory of them.

@@ -1,12 +1,12 @@
 """SimIE by recursive least squares: each proposed change is corrected by what the keys of all edits so far allow.
 
-Per edited matrix, with the keys ``K_t [d_in, k]`` of all tokens of the t-th prompt and target (Guo et al. 2025, eq. 5)::
+Per edited matrix, with the keys ``K_t [d_in, k]`` of all tokens of the t-th prompt and target (Guo et al. 2025)::
 
     P_0 = λI,   P_t = P_{t−1} + K_t K_tᵀ,   W_t = W_{t−1} + E_t K_t (P_t⁻¹ K_t)ᵀ
 
 ``E_t`` is the inner editor's change (``sequential``), or ``W_0 + Δ_t − W_{t−1}`` with ``Δ_t`` computed on the pristine weights
-(``init``; Remark D.1). There are never more than ``k`` right-hand sides: the correction is the product of ``E_t K_t [d_out, k]``
-and the gain ``G = P_t⁻¹ K_t [d_in, k]``. ``docs/methods/simie.md`` tells modes, back ends and deviations.
+(``init``, a remark in their appendix). There are never more than ``k`` right-hand sides: the correction is the product of
+``E_t K_t [d_out, k]`` and the gain ``G = P_t⁻¹ K_t [d_in, k]``. ``docs/methods/simie.md`` tells modes, back ends and deviations.
 
 Shape legend: ``k`` keys of one edit (columns), ``d_in``, ``d_out`` of a matrix, ``S = W_t − W_0 [d_out, d_in]`` its total change.
 """
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Required, TypedDict, cast
+from typing import TYPE_CHECKING, Required, TypeAlias, TypedDict, Unpack, cast
 
-from raysweep.editors.base import EditStep
-from raysweep.editors.wrappers.simie.common import BaseSimIE, input_of
+from raysweep.editors.base import EditInputs, EditStep
+from raysweep.editors.wrappers.simie.common import BaseSimIE, SimIEState, input_of
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, Dense, LowRank, WeightDelta
 from raysweep.records import EditRecord
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
 else:
     torch = lazy("torch")
-    chunks = lazy("raysweep.editors.linalg.chunks")
-    ridge = lazy("raysweep.editors.linalg.ridge")
+    chunks, ridge = lazy("raysweep.editors.linalg.chunks"), lazy("raysweep.editors.linalg.ridge")
     ledger = lazy("raysweep.models.ledger")
 
 
@@ -73,12 +72,8 @@ class MatrixMemory(TypedDict, total=False):
     base: Tensor
 
 
-class RecursiveState(TypedDict):
-    """State of :class:`RecursiveSimIE`: the inner editor's, and memories by input and by parameter name."""
-
-    inner: Any
-    inputs: dict[str, InputMemory]
-    matrices: dict[str, MatrixMemory]
+RecursiveState: TypeAlias = SimIEState[InputMemory, MatrixMemory]
+"""State of :class:`RecursiveSimIE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +115,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
         return state
 
     def edit(
-        self,
-        lm: LanguageModel,
-        batch: Sequence[EditRecord],
-        state: RecursiveState,
-        *,
-        artifacts: Mapping[str, Artifact],
-        rng: torch.Generator,
+        self, lm: LanguageModel, batch: Sequence[EditRecord], state: RecursiveState, **given: Unpack[EditInputs]
     ) -> EditStep[RecursiveState]:
         """Let the inner editor propose, then project its change on what the keys of all edits so far allow."""
         memories = state["matrices"]
@@ -135,7 +124,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
         if self.config.mode == "init":
             pristine = {n: ledger.to_stored_layout(lm, n, m["pristine"]).contiguous() for n, m in memories.items()}
         with ledger.substituted(lm, pristine):
-            step = self.inner.edit(lm, batch, state["inner"], artifacts=artifacts, rng=rng)
+            step = self.inner.edit(lm, batch, state["inner"], **given)
             assert isinstance(step.patch, WeightDelta)
             proposed = step.patch.deltas
             by_module = self._keys(lm, batch, list(memories), proposed)

@@ -1,0 +1,170 @@
+"""The loss of a target value, as a function of the shift alone: what a shift cannot change is computed once.
+
+``L(δ)`` is written out in ``locate/target_value.py``. A record is ``c + 1`` rows, and a step of Adam would be a forward and a
+backward pass over all of them. But a shift ``δ`` of block ``l``'s output at the look-up tokens changes neither the tokens before
+them nor the blocks below. So each step runs only the blocks above ``l``, only the tokens from the look-up token on, and the head
+only where a prediction is needed (exact up to rounding; docs/methods/forward.md).
+
+A record's rows are laid out as one *prefix tree*, a *node* per token, in which what rows begin with in common is there once; the
+trees of several records are the *packs* of one batch (``models/forward/prefix_tree.py``). From rows to the loss:
+
+* :class:`TaskTree`: the rows of a record as a tree, and its nodes that matter;
+* :class:`ReadPlan`: where those nodes are among the tokens that a step computes;
+* :class:`ValueLoss`: un-shifted states of these tokens; adds the shifts, runs the blocks above, reads the predictions.
+
+Shape legend: ``n`` records optimised together, ``c`` contexts, ``m`` target tokens, ``N`` nodes of a record's prefix tree, ``T`` of
+them that a step computes, ``k`` demanded predictions of all records, ``d`` width of the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raysweep.editors.specs import ValueSpec
+from raysweep.models.forward import head, prefix_tree, resume
+from raysweep.models.lm import LanguageModel
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTree:
+    """A task's rows as one tree, and the nodes that matter.
+
+    Attributes:
+        tree: all tokens but those after the KL row's look-up token, which nothing reads.
+        lookups: the look-up node in each context, the bare prompt's first.
+        begins: of each row, the first node that the shift changes or that is read.
+        demanded: (node that predicts it, demanded id, weight) per demanded prediction; the weights add up to 1.
+        kl: the KL row's look-up node.
+    """
+
+    tree: prefix_tree.PrefixTree
+    lookups: tuple[int, ...]
+    begins: tuple[int, ...]
+    demanded: tuple[tuple[int, int, float], ...]
+    kl: int
+
+    @classmethod
+    def build(cls, rows: Sequence[Sequence[int]], lookups: Sequence[int], targets: Sequence[int]) -> TaskTree:
+        """Lay *rows* into one prefix tree.
+
+        Args:
+            rows: ids; the last is the KL row.
+            lookups: of each row, the index of its look-up token.
+            targets: the ids demanded at the last ``m`` positions of every row but the last.
+        """
+        tree, m, c = prefix_tree.PrefixTree(), len(targets), len(rows) - 1
+        ends = [*(len(row) for row in rows[:-1]), lookups[-1] + 1]
+        # The mark keeps a look-up token apart from equal tokens at which nothing is shifted.
+        paths = [tree.add(row[:end], mark=lookup) for row, lookup, end in zip(rows, lookups, ends, strict=True)]
+        # the last m nodes of a row predict its m target tokens
+        demanded = [(n, t, 1.0 / (c * m)) for p in paths[:-1] for n, t in zip(p[-m:], targets, strict=True)]
+        nodes = [p[lookup] for p, lookup in zip(paths, lookups, strict=True)]
+        # A row matters from its look-up token on, or from its first prediction if that comes before.
+        begins = [p[min(lookup, len(p) - m)] for p, lookup in zip(paths, lookups[:-1], strict=False)]
+        return cls(tree, tuple(nodes[:-1]), (*begins, nodes[-1]), tuple(demanded), nodes[-1])
+
+
+def _flags(like: Tensor, nodes: Sequence[Sequence[int]]) -> Tensor:
+    """Return ``[B, N]``, True at each pack's *nodes*."""
+    flags = torch.zeros_like(like, dtype=torch.bool)
+    for i, chosen in enumerate(nodes):
+        flags[i, list(chosen)] = True
+    return flags
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPlan:
+    """Where what is shifted and what is read lies among the tokens that a step computes; task i is row i of the batch.
+
+    Attributes:
+        shifted: (task, column) of every look-up token, each once.
+        demanded: (task, column) of every demanded prediction, ``[k]`` each.
+        token: the ids demanded there, ``[k]``.
+        weight: ``[k]``, 1 / (contexts · m).
+        kl: (task, column) of the KL rows' look-up tokens.
+    """
+
+    shifted: tuple[Tensor, Tensor]
+    demanded: tuple[Tensor, Tensor]
+    token: Tensor
+    weight: Tensor
+    kl: tuple[Tensor, Tensor]
+
+    @classmethod
+    def build(cls, trees: Sequence[TaskTree], column: Tensor) -> ReadPlan:
+        """Translate nodes into columns of what remains; ``column [n, N]`` tells where each node is."""
+
+        def locate(nodes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+            task, node = torch.tensor(nodes, device=column.device).T
+            return task, column[task, node]
+
+        demanded = [(i, *one) for i, t in enumerate(trees) for one in t.demanded]
+        return cls(
+            shifted=locate([(i, node) for i, t in enumerate(trees) for node in sorted({*t.lookups, t.kl})]),
+            demanded=locate([(i, node) for i, node, _, _ in demanded]),
+            token=torch.tensor([token for _, _, token, _ in demanded], device=column.device),
+            weight=torch.tensor([weight for *_, weight in demanded], device=column.device),
+            kl=locate([(i, t.kl) for i, t in enumerate(trees)]),
+        )
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Return (task, column) of everything that is read: the demanded predictions, then the KL rows."""
+        rows, columns = (torch.cat(both) for both in zip(self.demanded, self.kl, strict=True))
+        return rows, columns
+
+
+@dataclass(frozen=True, slots=True)
+class ValueLoss:
+    """The loss of some tasks: from the output of the shifted block to the predictions that are read.
+
+    Attributes:
+        states: ``[n, T, d]`` un-shifted outputs of the block at the tokens that the shift changes or that are read.
+        plan: where the look-up tokens and the predictions are among them.
+        upper: the blocks above, which compute their last states only where the plan reads.
+    """
+
+    states: Tensor
+    plan: ReadPlan
+    upper: resume.ReadPositions
+
+    @classmethod
+    def prepare(cls, lm: LanguageModel, trees: Sequence[TaskTree], layer: int) -> ValueLoss:
+        """Compute once, without gradient, everything that no shift after block *layer* moves."""
+        # One pack per task; where a row's tokens lie is not asked of the packs, since nodes are translated by column_of.
+        packs = prefix_tree.lay_out(lm, [t.tree for t in trees], ())
+        with torch.no_grad():
+            rest = resume.remainder_after(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
+        plan = ReadPlan.build(trees, rest.column_of)
+        return cls(rest.states, plan, rest.upper.read_at(*plan.read()))
+
+    def at(
+        self, lm: LanguageModel, shift: Tensor, origin: Tensor, spec: ValueSpec, base_logp: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the loss of the shifts, and what else the pass has shown; differentiable in *shift*.
+
+        Args:
+            lm: the model.
+            shift: ``δ [n, d]``.
+            origin: ``v_0 [n, d]``.
+            spec: the weights of the loss's parts.
+            base_logp: ``log P_0 [n, vocabulary]`` at the KL rows; None in the first pass, whose shift is 0: that of now.
+
+        Returns:
+            The loss ``[n]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0``.
+        """
+        plan = self.plan
+        # add each task's δ at its look-up tokens: states[task, column] += shift[task]
+        moved = self.states.index_put(plan.shifted, shift[plan.shifted[0]].to(self.states.dtype), accumulate=True)
+        readout = head.logprobs_and_kl(lm, self.upper.hidden(lm, moved), plan.token, base_logp)
+        # Sums over each task's predictions, [k] → [n]; their weights make of the sum the mean over contexts.
+        zeros = torch.zeros(len(shift), device=shift.device)
+        nll = zeros.index_add(0, plan.demanded[0], -readout.logp * plan.weight)
+        decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
+        # A task has hit when none of its demanded predictions misses, in any context.
+        missed = zeros.index_add(0, plan.demanded[0], (~readout.is_argmax).float())
+        loss: Tensor = nll + spec.kl * readout.kl + spec.weight_decay * decay
+        return loss, missed == 0, readout.base
