@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from raysweep.config import limits
 from raysweep.errors import nearest
+from raysweep.jsontypes import Scalar as Scalar
 
-Scalar = bool | int | float | str | None
 FORMS = ", ".join([
     "{grid: [0, 1]}", "{path: [0.1, 1]}", "{choice: [a, b]}", "{uniform: [0, 1]}", "{loguniform: [0.01, 100]}",
     "{int: [1, 8]}", "{logint: [1, 64]}",
