@@ -10,6 +10,7 @@ from raysweep.config import limits, rows, selection
 from raysweep.config.bind_data import DataBinder
 from raysweep.config.bind_editor import EditorBinder, Target
 from raysweep.config.components import Components, ModelFacts
+from raysweep.config.editor_schema import EditorConfig
 from raysweep.config.lookups import Lookups
 from raysweep.config.lookups import Point as Point
 from raysweep.config.merge import MergedTree
@@ -76,7 +77,7 @@ class Binder:
             study=self.sweep.study,
             model=model or ModelSpec(),
             data=chosen,
-            editor=editor or EditorSpec(name=arm.editor.name),
+            editor=editor or EditorSpec.model_construct(name=arm.editor.name, config=EditorConfig(), wrap=()),
             protocol=_with_rounds(protocol, chosen.size),
             seed=plain.seed,
             threads=plain.threads,

@@ -30,7 +30,7 @@ class Grid:
 class ValuePath(Grid):
     """A grid whose values take their edits from one run over the records.
 
-    The component says what else that implies (``BaseWrapper.shareable``).
+    The component says what else that implies (``BaseEditor.shareable``).
     """
 
     kind: ClassVar[str] = "path"

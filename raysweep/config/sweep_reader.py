@@ -16,9 +16,9 @@ from raysweep.config.load import codepoint
 from raysweep.config.overrides import BASE_KEYS, TOP_KEYS
 from raysweep.config.places import KeyPath, Source
 from raysweep.config.problems import from_validation, problem, unknown_keys
-from raysweep.config.schema import EditorSpec, Spec, WrapSpec
+from raysweep.config.schema import Spec
 from raysweep.config.space import Domain, is_domain, parse
-from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SearchSpec, SweepSpec
+from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SearchSpec, SweepSpec, WrittenComponent, WrittenEditor
 from raysweep.errors import Problem
 
 ARM_KEYS = ("editor", "wrap", "space", *BASE_KEYS)
@@ -126,8 +126,8 @@ class SweepReader:
         # An arm that cannot be read whole would only breed complaints that follow from this one.
         if editor is None or None in wrappers or any(tree.get(k) is not None and k not in base for k in _SECTIONS):
             return None
-        around = tuple(WrapSpec(name=w["name"], config=_rest(w)) for w in wrappers if w)
-        spec = EditorSpec(name=editor["name"], config=_rest(editor), wrap=around)
+        around = tuple(WrittenComponent(name=w["name"], config=_rest(w)) for w in wrappers if w)
+        spec = WrittenEditor(name=editor["name"], config=_rest(editor), wrap=around)
         return ArmSpec(name=name, editor=spec, base=base, space=space)
 
     def arm_name(self, name: str, path: KeyPath) -> None:

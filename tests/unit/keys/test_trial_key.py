@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from raysweep.artifacts import ArtifactRequest
+from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.schema import (
     DataSpec,
     EditorSpec,
@@ -124,8 +125,8 @@ def test_only_specifications_with_a_digest_have_a_path_that_is_left_out() -> Non
     """What is left out by its name is left out because a digest covers it."""
     for kind in (ModelSpec, DataSpec, TextSpec, FileSpec):
         assert {"path", "digest"} <= set(kind.model_fields)
-    bare = trial(editor=EditorSpec(name="ft", config={"path": "a"}))
-    assert bare.key != trial(editor=EditorSpec(name="ft", config={"path": "b"})).key
+    bare = trial(editor=EditorSpec(name="ft", config=UnreadConfig(path="a")))
+    assert bare.key != trial(editor=EditorSpec(name="ft", config=UnreadConfig(path="b"))).key
 
 
 def test_the_page_lists_every_field() -> None:
