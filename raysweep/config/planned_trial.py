@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from raysweep.config.components import Components, assemble
 from raysweep.config.lookups import Point
@@ -12,6 +11,7 @@ from raysweep.config.names import TrialName
 from raysweep.config.schema import TrialSpec, without_paths
 from raysweep.config.sweep_schema import SweepSpec
 from raysweep.hashing import digest
+from raysweep.jsontypes import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Plan:
         """Every arm and point, in their order; a key comes as often as it has names."""
         return self.places or tuple(map(name_of, self.trials))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Return ``plan.json``: which trials there are, what they are called, and what they were planned from."""
         source = self.sweep.source
         return {
