@@ -82,17 +82,17 @@ def graph(
         raysweep belief graph --wikidata data/wikidata5m --set graph.read_n_facts=2e6 --csv matrices
     """
     spec, workspace = _spec(ctx, file, wikidata, set_ or ())
-    found = open_graph(spec.graph, workspace, _report)
-    arrows = graph_dependencies(found)
-    told = graph_statistics(found, graph_tokens(spec.graph, workspace).lengths)
-    told["arrows"] = arrows.named(found.relations)
-    told["single_relations"] = [found.relations[r] for r in arrows.single]
+    graph = open_graph(spec.graph, workspace, _report)
+    arrows = graph_dependencies(graph)
+    told = graph_statistics(graph, graph_tokens(spec.graph, workspace).lengths)
+    told["arrows"] = arrows.named(graph.relations)
+    told["single_relations"] = [graph.relations[r] for r in arrows.single]
     if json_:
-        print(json.dumps({**told, "cooccurrence": found.cooccurrence.tolist()}, indent=1, ensure_ascii=False))
+        print(json.dumps({**told, "cooccurrence": graph.cooccurrence.tolist()}, indent=1, ensure_ascii=False))
     else:
-        _print_graph(told, found)
+        _print_graph(told, graph)
     if csv_ is not None:
-        _write_matrices(csv_, found)
+        _write_matrices(csv_, graph)
 
 
 @app.command("corpus")
@@ -163,9 +163,9 @@ def _open(path: Path) -> Any:
 
 def _basis(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str]) -> TestbedParts:
     spec, workspace = _spec(ctx, file, wikidata, sets)
-    found = open_graph(spec.graph, workspace, _report)
+    graph = open_graph(spec.graph, workspace, _report)
     started = time.perf_counter()
-    basis = build_parts(spec, found)
+    basis = build_parts(spec, graph)
     _report(f"corpus and agent: {time.perf_counter() - started:.1f} s")
     return basis
 
@@ -179,7 +179,7 @@ def _spec(ctx: typer.Context, file: str, wikidata: str, sets: Sequence[str | Ove
     return open_setting(file, sets, workspace), workspace
 
 
-def _print_graph(told: Mapping[str, Any], found: KnowledgeGraph) -> None:
+def _print_graph(told: Mapping[str, Any], graph: KnowledgeGraph) -> None:
     """Print the statistics line by line, then both co-occurrence matrices."""
     for name, value in told.items():
         if isinstance(value, Mapping):
@@ -191,8 +191,8 @@ def _print_graph(told: Mapping[str, Any], found: KnowledgeGraph) -> None:
         else:
             text = ", ".join(value) or "-" if isinstance(value, list) else value
             say(f"{name.replace('_', ' '):34} {text}", hang=35)
-    for title, matrix in _matrices(found):
-        print(f"\n{_matrix(f'co-occurrence, {title}', found.relations, matrix)}")
+    for title, matrix in _matrices(graph):
+        print(f"\n{_matrix(f'co-occurrence, {title}', graph.relations, matrix)}")
 
 
 def _matrix(title: str, relations: Sequence[str], matrix: Sequence[Sequence[float]]) -> str:
@@ -205,15 +205,15 @@ def _matrix(title: str, relations: Sequence[str], matrix: Sequence[Sequence[floa
     return fit.complete(columns, title=title, width=fit.terminal_width())
 
 
-def _matrices(found: KnowledgeGraph) -> tuple[tuple[str, list[list[float]]], ...]:
-    counts = found.cooccurrence
+def _matrices(graph: KnowledgeGraph) -> tuple[tuple[str, list[list[float]]], ...]:
+    counts = graph.cooccurrence
     return ("counts", counts.tolist()), ("percent", (100 * normalise_rows(counts)).round(2).tolist())
 
 
-def _write_matrices(folder: Path, found: KnowledgeGraph) -> None:
+def _write_matrices(folder: Path, graph: KnowledgeGraph) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, matrix in _matrices(found):
+    for name, matrix in _matrices(graph):
         with (folder / f"cooccurrence_{name}.csv").open("w", encoding="utf-8", newline="") as out:
             writer = csv.writer(out)
-            writer.writerow(["", *found.relations])
-            writer.writerows([relation, *row] for relation, row in zip(found.relations, matrix, strict=True))
+            writer.writerow(["", *graph.relations])
+            writer.writerows([relation, *row] for relation, row in zip(graph.relations, matrix, strict=True))

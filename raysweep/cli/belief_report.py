@@ -51,29 +51,29 @@ def command(
     Example: `raysweep belief report belief_demo --out report`
     """
     workspace = (ctx.find_object(Options) or Options()).workspace
-    found = open_results(sweep, workspace)
-    found.leave_out_altered()
-    tables = tables_of(found)
-    folder = out or Path(workspace.results(found.name)) / "report"
+    results = open_results(sweep, workspace)
+    results.leave_out_altered()
+    tables = tables_of(results)
+    folder = out or Path(workspace.results(results.name)) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
         for how, ending in _ENDINGS.items():
             text = _csv(name, rows) if how is Format.CSV else render(rows, how, title=name)
             (folder / f"{name}.{ending}").write_text(text + "\n", encoding="utf-8")
-    figures = draw(found, tables, folder)
-    (folder / "report.md").write_text(markdown(found.name, tables, figures), encoding="utf-8")
-    (folder / "report.html").write_text(page(found.name, tables, figures), encoding="utf-8")
+    figures = draw(results, tables, folder)
+    (folder / "report.md").write_text(markdown(results.name, tables, figures), encoding="utf-8")
+    (folder / "report.html").write_text(page(results.name, tables, figures), encoding="utf-8")
     for name in _PRINTED:
         if name in tables:
             rows = [_means(row) for row in tables[name]]
             print(complete(rows, title=name, width=terminal_width()).rstrip(), end="\n\n")
-    for label, state in belief_rows.states(found).items():
+    for label, state in belief_rows.states(results).items():
         say(f"note: {label}: {state}")
-    written = write_published(found, folder / "published") if published else 0
+    written = write_published(results, folder / "published") if published else 0
     say(f"{len(tables)} tables and {len(figures)} figures: {folder / 'report.html'}")
     if written:
         say(f"{written} files as published: {folder / 'published'}")
-    report_left_out(found)
+    report_left_out(results)
 
 
 def _csv(name: str, rows: Sequence[Row]) -> str:
@@ -148,11 +148,11 @@ def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
 
 def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
     """Draw the figures into *folder*; return their files."""
-    found: list[Path] = []
+    pictures: list[Path] = []
 
     def path(name: str) -> Path:
-        found.append(folder / f"{name}.png")
-        return found[-1]
+        pictures.append(folder / f"{name}.png")
+        return pictures[-1]
 
     for number, log in enumerate(belief_rows.read_training(sweep).values()):
         plots.draw_training_curves(
@@ -169,7 +169,7 @@ def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> lis
                 plots.draw_panels(arm.points[i], replies, path(f"{arm.points[i].id}_all_plots_{arm.name}"))
     if "lifelong" in tables:
         plots.draw_lifelong_curves(tables["lifelong"], path("lifelong"))
-    return found
+    return pictures
 
 
 def markdown(name: str, tables: Mapping[str, Sequence[Row]], figures: Sequence[Path]) -> str:

@@ -11,7 +11,6 @@ from raysweep.config.names import TrialName
 from raysweep.config.schema import TrialSpec, without_paths
 from raysweep.config.sweep_schema import SweepSpec
 from raysweep.hashing import digest
-from raysweep.jsontypes import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Plan:
         """Every arm and point, in their order; a key comes as often as it has names."""
         return self.places or tuple(map(name_of, self.trials))
 
-    def as_json(self) -> JsonObject:
+    def as_json(self) -> dict[str, object]:
         """Return ``plan.json``: which trials there are, what they are called, and what they were planned from."""
         source = self.sweep.source
         return {

@@ -92,9 +92,9 @@ class DataSpec(Spec):
     left_out: tuple[Natural, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out what only ``invalid: skip`` adds, so that trials that refuse keep the key they always had."""
-        tree: dict[str, Any] = handler(self)
+        tree: dict[str, object] = handler(self)
         return tree if self.invalid == "skip" else {k: v for k, v in tree.items() if k not in ("invalid", "left_out")}
 
 
@@ -143,9 +143,9 @@ class ProtocolSpec(Spec):
         return tuple(name for name in METRICS if name in names)
 
     @model_serializer(mode="wrap")
-    def _without_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out the default metrics, so that trials planned before there was a choice keep their key."""
-        tree: dict[str, Any] = handler(self)
+        tree: dict[str, object] = handler(self)
         return {k: v for k, v in tree.items() if k != "metrics"} if self.metrics == DEFAULT_METRICS else tree
 
     @model_validator(mode="after")

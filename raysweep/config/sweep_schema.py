@@ -55,7 +55,7 @@ class ResourceSpec(Spec):
     shards: Annotated[int, Field(ge=1, le=limits.SHARDS)] = 1
 
 
-def _domain(value: Any) -> Domain:
+def _domain(value: object) -> Domain:
     """Return *value* if it is a domain, else the domain it spells."""
     return value if isinstance(value, Domain) else parse(value)
 

@@ -54,8 +54,8 @@ class Header:
 
     def number(self, key: str) -> int:
         """Return the whole number under *key*; 0 where there is none."""
-        found = self.values.get(key)
-        return found if isinstance(found, int) and not isinstance(found, bool) else 0
+        value = self.values.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def read_header(file: Path) -> Header:
