@@ -170,12 +170,11 @@ def varied(scene: Scene) -> Iterator[tuple[str, EditorSpec]]:
     else:
         kind, config = EDITORS.get(scene.spec.name).config_type, scene.spec.config
     for leaf, changed in changes(kind, config, scene.stuck):
-        plain = changed.model_dump(mode="json")
         if scene.spec.wrap:
-            wrap = (WrapSpec(name=scene.spec.wrap[0].name, config=plain),)
+            wrap = (WrapSpec(name=scene.spec.wrap[0].name, config=changed),)
             yield leaf, scene.spec.model_copy(update={"wrap": wrap})
         else:
-            yield leaf, scene.spec.model_copy(update={"config": plain})
+            yield leaf, scene.spec.model_copy(update={"config": changed})
 
 
 @pytest.mark.parametrize("kind", SCENES)
