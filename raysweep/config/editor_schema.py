@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, SerializeAsAny, ValidationInfo, model_validator
 
@@ -15,12 +15,17 @@ from raysweep.hashing import canonical_json
 from raysweep.jsontypes import Json
 from raysweep.registry import Registry
 
-if TYPE_CHECKING:
-    from raysweep.editors.base import AnyEditor
-
 SpecT = TypeVar("SpecT", bound=BaseModel)
+
+
+class _Component(Protocol):
+    """What is asked of an editor's or wrapper's class here."""
+
+    config_type: type[EditorConfig]
+
+
 # Names, as in every table of components: the tables themselves stand above this package.
-_TABLES: Registry[Registry[type[AnyEditor]]] = Registry(
+_TABLES: Registry[Registry[_Component]] = Registry(
     "table of component", {"editor": "raysweep.editors:EDITORS", "wrapper": "raysweep.editors.wrappers:WRAPPERS"}
 )
 
