@@ -302,8 +302,12 @@ def measured(arm: str, bench: Bench, edits: int, count: int, *, together: int = 
     if plain_side:
         plain_side.finish()
     differ = evaluated(mine, questions, bench.trial.protocol.eval_batch, clocks[2:], with_plain=with_plain)
-    row: dict[str, Any] = {"editor": arm, "edits": len(records), "wrap": [w.config for w in bench.trial.editor.wrap]}
-    row |= {"steps": steps, "config": bench.trial.editor.config}
+    row: dict[str, Any] = {
+        "editor": arm,
+        "edits": len(records),
+        "wrap": [w.config.model_dump(mode="json") for w in bench.trial.editor.wrap],
+    }
+    row |= {"steps": steps, "config": bench.trial.editor.config.model_dump(mode="json")}
     row["clocks"] = [{"wall": c.wall, "cpu": c.cpu} for c in clocks]
     for what, clock, count in zip(("edit", "plain edit", "eval", "plain eval"), clocks, (0, 0, 1, 1), strict=True):
         row[f"{what} s"], row[f"{what} cpu s"] = clock.mean(TURNS * len(asked) if count else len(records))

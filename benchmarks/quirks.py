@@ -129,7 +129,7 @@ class World:
             changes = {n: tensors[f"weights/{n}"] - lm.weight(n).float() for n in names}
             if "state/side" in tensors:
                 config = trial.editor.config
-                name = lm.layout.mlp_matrix(config["layer"], config["matrix"])
+                name = lm.layout.mlp_matrix(config.layer, config.matrix)
                 changes["side"] = tensors["state/side"] - lm.logical(f"{name}.weight").float()
             self.done[trial.key] = (last, changes)
         return self.done[trial.key]
@@ -203,7 +203,7 @@ def tiny_rows(wanted: Sequence[str]) -> list[Row]:
         if not wanted or quirk in wanted:
             variant = Variant(name)
             spec = variant.spec()
-            fixed = EditorSpec(name=spec.name, config={**spec.config, **fix}, wrap=spec.wrap)
+            fixed = EditorSpec(name=spec.name, config={**spec.config.model_dump(), **fix}, wrap=spec.wrap)
             rows.append(tiny_row(quirk, name, said, edited(variant, fixed), edited(variant, spec)))
     if not wanted or "Q17" in wanted:
         variant = Variant(test_alphaedit.REHEARSED[0])

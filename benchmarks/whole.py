@@ -112,7 +112,7 @@ def _trial(bench: Bench, trial: TrialSpec, most: int) -> tuple[float, float]:
     lm = replace(bench.lm, module=copy.deepcopy(bench.lm.module))
     edit = plain_editor(bench, lm)()
     if trial.editor.wrap:
-        state = plain_simie.begin(lm, list(bench.edited), lam=float(trial.editor.wrap[0].config["lam"]), init=True)
+        state = plain_simie.begin(lm, list(bench.edited), lam=float(trial.editor.wrap[0].config.lam), init=True)
         edit = partial(plain_simie.edit, state=state, base=edit)
     rounds, editing, measuring, done = trial.protocol.rounds, 0.0, 0.0, 0
     for step in rounds:

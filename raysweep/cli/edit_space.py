@@ -186,7 +186,7 @@ def keys_of_flags(tree: SearchSpaceTree) -> Iterator[Stated]:
     yield "data_path", "data.path", base["data"].get("path", "")
     yield "edits", "data.size", base["data"]["size"]
     yield "batch_size", "protocol.batch_size", base["protocol"]["batch_size"]
-    yield "rounds", "protocol.rounds", base["protocol"]["rounds"]
+    yield "rounds", "protocol.rounds", [*base["protocol"]["rounds"]]
     yield "seed", "seed", base["seed"]
     yield "name", "sweep", tree["sweep"]
     if "wrap" in section:

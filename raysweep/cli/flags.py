@@ -13,10 +13,11 @@ from raysweep.config.overrides import Override
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
 from raysweep.errors import Problem, ProblemsError
+from raysweep.jsontypes import Json
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
-Stated = tuple[str, str, object]  # a parameter's name, the dotted key that it sets, the value
+Stated = tuple[str, str, Json]  # a parameter's name, the dotted key that it sets, the value
 
 
 def set_option(about: str) -> OptionInfo:

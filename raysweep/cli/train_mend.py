@@ -22,6 +22,7 @@ from raysweep.config.problems import from_validation
 from raysweep.config.schema import ModelSpec
 from raysweep.editors.mend.editor import Mend, MendConfig
 from raysweep.errors import ProblemsError, SpecError
+from raysweep.jsontypes import Json
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
@@ -66,7 +67,7 @@ def command(
 
 
 def recipe(
-    model: ModelSpec, workspace: Workspace, fold: Mapping[str, object], overrides: Sequence[str | Override]
+    model: ModelSpec, workspace: Workspace, fold: Mapping[str, Json], overrides: Sequence[str | Override]
 ) -> MendConfig:
     """Return the configuration to train with: the hyper-parameter file, with *fold* and *overrides* laid over it.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.artifact_kinds import VERSIONS as ARTIFACTS
 from raysweep.config import limits, rows, selection
 from raysweep.config.bind_data import DataBinder
 from raysweep.config.bind_editor import EditorBinder, Target
 from raysweep.config.components import Components, ModelFacts
+from raysweep.config.editor_schema import EditorConfig
 from raysweep.config.lookups import Lookups
 from raysweep.config.lookups import Point as Point
 from raysweep.config.merge import MergedTree
@@ -19,6 +20,9 @@ from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import ModelError, Problem
 from raysweep.metrics import METRICS
 from raysweep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from raysweep.studies.base import Study
 
 _BLAME = {"E-DATA": ("data", "size"), "E-RECORD": ("data", "name"), "E-MODEL": ("model", "name")}
 
@@ -76,7 +80,7 @@ class Binder:
             study=self.sweep.study,
             model=model or ModelSpec(),
             data=chosen,
-            editor=editor or EditorSpec(name=arm.editor.name),
+            editor=editor or EditorSpec.model_construct(name=arm.editor.name, config=EditorConfig(), wrap=()),
             protocol=_with_rounds(protocol, chosen.size),
             seed=plain.seed,
             threads=plain.threads,
@@ -143,16 +147,16 @@ class Binder:
         reading = dataset.read(dataset.locate(data, self.workspace))
         return rows.longest_text(selection.chosen(reading.every, data).records)
 
-    def _study(self) -> Any:
+    def _study(self) -> type[Study] | None:
         """Return the study's class, or None after noting that there is none of its name."""
         name = self.sweep.study
         place = self.sweep.source.value(("study",))
         return self._lookups.ask_once(("studies", name), lambda: self.components.studies.get(name), place)
 
-    def _versions(self, editor: EditorSpec, data: str, study: Any, protocol: ProtocolSpec) -> dict[str, int]:
+    def _versions(self, editor: EditorSpec, data: str, study: type[Study], protocol: ProtocolSpec) -> dict[str, int]:
         """Return the version of every component and metric the trial names, and of the artifacts they may ask for."""
         have = self.components
-        named = {
+        named: dict[str, Any] = {
             f"editor/{editor.name}": have.editors.get(editor.name),
             **{f"wrapper/{w.name}": have.wrappers.get(w.name) for w in editor.wrap},
             f"dataset/{data}": have.datasets.get(data),
@@ -166,7 +170,9 @@ class Binder:
         versions |= {f"artifact/{kind}": ARTIFACTS[kind] for kind in kinds}
         return dict(sorted(versions.items()))
 
-    def _check_study(self, trial: TrialSpec, available: int, study: Any, sections: Mapping[str, MergedTree]) -> bool:
+    def _check_study(
+        self, trial: TrialSpec, available: int, study: type[Study], sections: Mapping[str, MergedTree]
+    ) -> bool:
         """Tell whether the study accepts *trial*, noting what it does not."""
         complaints: list[Problem] = study().check(trial, available)
         for one in complaints:

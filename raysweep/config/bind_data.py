@@ -78,15 +78,17 @@ class DataBinder:
         if spec.invalid == "refuse" and not spec.size:
             spec = spec.model_copy(update={"size": data.count - spec.skip})
         kind = self.lookups.components.editors.get(editor.name) if editor else None
-        resolved = kind.config_type.model_validate(dict(editor.config)) if editor and kind else None
+        resolved = editor.config if editor else None
         # Of the configuration only what may refuse a record or make a row longer joins the question: a λ sweep asks once.
-        matters = kind is not None and (kind.record_check(resolved) is not None or hasattr(resolved, "contexts"))
-        config = canonical_json(editor.config) if editor and matters else ""
-        selection: Selection = self.lookups.ask_once(
+        matters = kind and resolved and (kind.record_check(resolved) is not None or resolved.context_specs())
+        config = canonical_json(resolved) if matters else ""
+        selection = self.lookups.ask_once(
             ("rows", spec, editor and editor.name, config, facts.positions),
             lambda: select(data.rows or (), spec, refusal(kind, resolved, facts), data.where),
             merged.place(("name",)),
         )
+        if selection is None:
+            return spec
         if spec.invalid == "refuse":
             self.lookups.problems += first_few(selection.problems, data.where)
             return spec

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from raysweep.config import hparams
 from raysweep.config.checks import missing_blocks
 from raysweep.config.components import ModelFacts
+from raysweep.config.editor_schema import EditorConfig, EditorSpec, WrapSpec
 from raysweep.config.lookups import Lookups, Point
 from raysweep.config.merge import MergedTree
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import from_error, from_validation
-from raysweep.config.schema import DataSpec, EditorSpec, FileSpec, ModelSpec, Spec, TextSpec, WrapSpec
-from raysweep.config.selection import Selection, first_few, select
+from raysweep.config.schema import DataSpec, FileSpec, ModelSpec, TextSpec
+from raysweep.config.selection import first_few, select
 from raysweep.config.space import ValuePath
-from raysweep.config.sweep_schema import ArmSpec
+from raysweep.config.sweep_schema import ArmSpec, WrittenComponent
 from raysweep.errors import DataError, WrapError
 from raysweep.hashing import file_digest
+from raysweep.registry import Registry
+
+if TYPE_CHECKING:
+    from raysweep.editors.base import AnyEditor
+
+EditorT = TypeVar("EditorT", bound="AnyEditor")
+SpecT = TypeVar("SpecT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class EditorBinder:
         """Return the editor and its wrappers with every configuration key filled in."""
         editor = target.arm.editor
         where: KeyPath = ("arms", target.arm.name, "editor")
-        kind = self._component("editors", editor.name, where)
+        kind = self._component(self.lookups.components.editors, "editors", editor.name, where)
         config = None if kind is None else self._config(kind, editor, where, "editor.", target)
         wraps: list[WrapSpec | None] = []
         for i in range(len(editor.wrap)):
@@ -54,11 +62,13 @@ class EditorBinder:
             return None
         return EditorSpec(name=editor.name, config=config, wrap=sound)
 
-    def _wrap(self, index: int, editor: Any, target: Target, below: WrapSpec | None) -> WrapSpec | None:
+    def _wrap(
+        self, index: int, editor: type[AnyEditor] | None, target: Target, below: WrapSpec | None
+    ) -> WrapSpec | None:
         """Return wrapper number *index* with its configuration, having checked that it can wrap what is *below*."""
         arm, written = target.arm, target.arm.editor.wrap[index]
         where = self._wrap_path(arm, index)
-        kind = self._component("wrappers", written.name, where)
+        kind = self._component(self.lookups.components.wrappers, "wrappers", written.name, where)
         if kind is None:
             return None
         inner, given = self._wrapped_component(arm, index, editor, below)
@@ -70,27 +80,27 @@ class EditorBinder:
         config = self._config(kind, written, where, f"wrap.{written.name}.", target)
         if config is None:
             return None
-        why = kind.incompatible_with(kind.config_type.model_validate(config), wrapped=index > 0)
+        why = kind.incompatible_with(config, wrapped=index > 0)
         if why:
             message = f"{written.name} around '{inner}': {why}"
             hint = f"change its configuration, or remove 'wrap: {inner}'"
             self.lookups.note(self.lookups.sweep.source.value(where), message, hint, WrapError.code)
         return WrapSpec(name=written.name, config=config)
 
-    def _wrapped_component(self, arm: ArmSpec, index: int, editor: Any, below: WrapSpec | None) -> tuple[str, str]:
+    def _wrapped_component(
+        self, arm: ArmSpec, index: int, editor: type[AnyEditor] | None, below: WrapSpec | None
+    ) -> tuple[str, str]:
         """Return the name of what wrapper number *index* wraps, and what that gives (empty = not known)."""
         if index == 0:
             return arm.editor.name, "" if editor is None else editor.patch_kind
         name = arm.editor.wrap[index - 1].name
-        known = self.lookups.answer(("wrappers", name))
-        if known is None or below is None:
-            return name, ""
-        return name, known.output_kind(known.config_type.model_validate(below.config))
+        # A wrapper that was bound is a known one.
+        return name, "" if below is None else self.lookups.components.wrappers.get(name).output_kind(below.config)
 
-    def _component(self, table: str, name: str, path: KeyPath) -> Any:
-        source = self.lookups.sweep.source
-        place = source.value((*path, "name"))
-        return self.lookups.ask_once((table, name), lambda: getattr(self.lookups.components, table).get(name), place)
+    def _component(self, table: Registry[type[EditorT]], what: str, name: str, path: KeyPath) -> type[EditorT] | None:
+        """Return the class called *name* of a *table*; None after noting that there is none."""
+        place = self.lookups.sweep.source.value((*path, "name"))
+        return self.lookups.ask_once((what, name), lambda: table.get(name), place)
 
     def _wrap_path(self, arm: ArmSpec, index: int) -> KeyPath:
         """Return where the wrapper number *index* of *arm* was written: ``wrap`` is one or a list."""
@@ -98,8 +108,8 @@ class EditorBinder:
         return listed if listed in self.lookups.sweep.source.values else listed[:-1]
 
     def _config(
-        self, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: Target
-    ) -> dict[str, Any] | None:
+        self, kind: type[AnyEditor], written: WrittenComponent, where: KeyPath, prefix: str, target: Target
+    ) -> EditorConfig | None:
         """Return one component's configuration: class defaults, hparams file, arm, point.
 
         Without a model only what the arm and the point say is checked.
@@ -130,7 +140,8 @@ class EditorBinder:
         return self._with_texts(config, target.data, merged, kind) if target.data else None
 
     def _put_implied(
-        self, merged: MergedTree, kind: Any, written: EditorSpec | WrapSpec, where: KeyPath, prefix: str, target: Target
+        self, merged: MergedTree, kind: type[AnyEditor], written: WrittenComponent, where: KeyPath, prefix: str,
+        target: Target,
     ) -> None:  # fmt: skip
         """Set what a path of values implies, having noted where the arm or the point says otherwise."""
         arm, source = target.arm, self.lookups.sweep.source
@@ -139,7 +150,7 @@ class EditorBinder:
             if not isinstance(arm.space.get(key, self.lookups.sweep.space.get(key)), ValuePath):
                 continue
             field = key.removeprefix(prefix)
-            for name, value in getattr(kind, "shareable", {}).get(field.partition(".")[0], {}).items():
+            for name, value in kind.shareable.get(field.partition(".")[0], {}).items():
                 swept = target.point.get(f"{prefix}{name}", value)
                 stated = written.config.get(name, value)
                 at = self.lookups.written(arm, key, target.point[key])
@@ -168,13 +179,21 @@ class EditorBinder:
         message = f"'{name}' has no hyper-parameters for model '{model.name}': {missing_file} is missing"
         self.lookups.note(place, message, hint)
 
-    def _with_texts(self, config: Spec, data: DataSpec, merged: MergedTree, kind: Any) -> dict[str, Any] | None:
-        """Return *config*, the configuration of *kind*, as plain data, with the digest of every text it names."""
+    def _with_texts(
+        self, config: EditorConfig, data: DataSpec, merged: MergedTree, kind: type[AnyEditor]
+    ) -> EditorConfig | None:
+        """Return *config*, the configuration of *kind*, with the digest of every text it names."""
         before = len(self.lookups.problems)
-        resolved = self._texts(config, data, merged, (), kind)
-        return resolved.model_dump(mode="json") if len(self.lookups.problems) == before else None
+        resolved = self._filled(config, data, merged, (), kind)
+        return resolved if len(self.lookups.problems) == before else None
 
-    def _texts(self, value: Any, data: DataSpec, merged: MergedTree, path: KeyPath, kind: Any) -> Any:
+    def _filled(self, spec: SpecT, data: DataSpec, merged: MergedTree, path: KeyPath, kind: type[AnyEditor]) -> SpecT:
+        """Return *spec*, found at *path* of a configuration, with the digests of all texts, files and data below it."""
+        below = {k: getattr(spec, k) for k in type(spec).model_fields}
+        # model_copy: each part was validated, and what is filled in (paths, digests, sizes) comes from the files themselves.
+        return spec.model_copy(update={k: self._texts(v, data, merged, (*path, k), kind) for k, v in below.items()})
+
+    def _texts(self, value: object, data: DataSpec, merged: MergedTree, path: KeyPath, kind: type[AnyEditor]) -> object:
         if isinstance(value, TextSpec):
             question = ("text", value, data.digest, data.path, data.name)
             ask = lambda: self.lookups.components.text(value, data, self.lookups.workspace)  # noqa: E731
@@ -187,10 +206,7 @@ class EditorBinder:
         if isinstance(value, tuple):
             return tuple(self._texts(v, data, merged, (*path, i), kind) for i, v in enumerate(value))
         if isinstance(value, BaseModel):
-            below = {k: getattr(value, k) for k in type(value).model_fields}
-            return value.model_copy(
-                update={k: self._texts(v, data, merged, (*path, k), kind) for k, v in below.items()}
-            )
+            return self._filled(value, data, merged, path, kind)
         return value
 
     def _file(self, value: FileSpec, place: Place) -> FileSpec:
@@ -207,7 +223,7 @@ class EditorBinder:
         read: tuple[str, str] | None = self.lookups.ask_once(("file", value.path), ask, place)
         return value if read is None else value.model_copy(update={"path": read[0], "digest": read[1]})
 
-    def _training_split(self, value: DataSpec, data: DataSpec, place: Place, kind: Any) -> DataSpec | None:
+    def _training_split(self, value: DataSpec, data: DataSpec, place: Place, kind: type[AnyEditor]) -> DataSpec | None:
         """Return the data that component *kind* itself reads, with digest and size filled in; None after noting what is wrong.
 
         Without a path of its own it is read from the trial's file if it is of the same dataset.
@@ -219,9 +235,11 @@ class EditorBinder:
         if facts is None:
             return None
         rows, where = facts.rows, facts.path or value.name
-        selection: Selection = self.lookups.ask_once(
+        selection = self.lookups.ask_once(
             ("training split", value), lambda: select(rows, value, lambda record: None, where), place
         )
+        if selection is None:
+            return None
         left = facts.count - value.skip if value.invalid == "refuse" else len(selection.records)
         if left < max(value.size, 1):
             message = (

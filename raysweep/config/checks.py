@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from raysweep.config.components import ModelFacts
+from raysweep.config.editor_schema import EditorConfig
 from raysweep.config.places import KeyPath
 from raysweep.config.values import BlockNumber
 from raysweep.errors import RecordError
 from raysweep.records import EditRecord, length_error
+
+if TYPE_CHECKING:
+    from raysweep.editors.base import AnyEditor
 
 
 def blocks_of(config: BaseModel, path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
@@ -38,7 +42,9 @@ def missing_blocks(config: BaseModel, facts: ModelFacts) -> Iterator[tuple[KeyPa
             )
 
 
-def refusal(editor: Any, config: BaseModel | None, facts: ModelFacts) -> Callable[[EditRecord], RecordError | None]:
+def refusal(
+    editor: type[AnyEditor] | None, config: EditorConfig | None, facts: ModelFacts
+) -> Callable[[EditRecord], RecordError | None]:
     """Return what tells why *editor* cannot write a record on a model; what it returns is None where it can.
 
     Args:
@@ -47,19 +53,18 @@ def refusal(editor: Any, config: BaseModel | None, facts: ModelFacts) -> Callabl
         facts: of the model.
     """
     check = editor.record_check(config) if editor is not None and config is not None else None
-    before = _context_tokens(config)
+    before = _context_tokens(config) if config is not None else 0
 
     def why(record: EditRecord) -> RecordError | None:
-        error: RecordError | None = check(record) if check is not None else None
-        if error is not None:
+        error = check(record) if check is not None else None
+        if editor is not None and error is not None:
             return RecordError(f"{editor.name} cannot write {error.message}", hint=error.hint)
         return length_error(record, facts.positions, facts.count, before=before)
 
     return why
 
 
-def _context_tokens(config: BaseModel | None) -> int:
+def _context_tokens(config: EditorConfig) -> int:
     """Return about how many tokens of context an editor puts before a prompt, at most."""
-    contexts = getattr(config, "contexts", None)
-    lengths = getattr(contexts, "lengths", ()) if getattr(contexts, "templates", None) is None else ()
-    return max((length for length, _ in lengths), default=0)
+    sampled = (spec.lengths for spec in config.context_specs() if spec.templates is None)
+    return max((length for lengths in sampled for length, _ in lengths), default=0)

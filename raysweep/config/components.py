@@ -79,9 +79,7 @@ def assemble(
     spec: EditorSpec, editors: Registry[type[BaseEditor[Any, Any]]], wrappers: Registry[type[BaseWrapper[Any, Any]]]
 ) -> BaseEditor[Any, Any]:
     """Return the editor of *spec* with its wrappers around it, innermost first; the classes come from the two tables."""
-    kind = editors.get(spec.name)
-    editor = kind(kind.config_type.model_validate(dict(spec.config)))
+    editor = editors.get(spec.name)(spec.config)
     for wrap in spec.wrap:
-        wrapper = wrappers.get(wrap.name)
-        editor = wrapper.around(wrapper.config_type.model_validate(dict(wrap.config)), editor)
+        editor = wrappers.get(wrap.name).around(wrap.config, editor)
     return editor

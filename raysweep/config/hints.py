@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from raysweep.config.space import is_domain
+from raysweep.jsontypes import Json
 
 
-def quoted(key: str, value: Any) -> str:
+def quoted(key: str, value: Json) -> str:
     """Return how to write *value*, which YAML takes for something else, as a name; empty if it can be none.
 
     >>> quoted("sweep", 20240101)
@@ -23,7 +23,7 @@ def quoted(key: str, value: Any) -> str:
     return ""
 
 
-def nested_domains(tree: Any, key: str) -> Iterator[str]:
+def nested_domains(tree: Json, key: str) -> Iterator[str]:
     """Yield, for each domain inside the mapping *tree* at *key*, the line that should stand in its place.
 
     >>> list(nested_domains({"simie": {"lam": {"grid": [1, 10]}}}, "wrap"))

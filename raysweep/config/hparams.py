@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from raysweep.config.load import read
 from raysweep.config.places import KeyPath, Source
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import YamlError, nearest
+from raysweep.jsontypes import Json
 from raysweep.registry import Registry
 from raysweep.workspace import Workspace
 
@@ -32,7 +32,7 @@ def stem(model: ModelSpec) -> str:
 
 
 def find(
-    component: str, model: ModelSpec, workspace: Workspace, known: Mapping[str, Registry[Any]] | None = None
+    component: str, model: ModelSpec, workspace: Workspace, known: Mapping[str, Registry[object]] | None = None
 ) -> Source | None:
     """Return the hyper-parameters of *component* on *model* without the remarks, or None where there is no file.
 
@@ -56,13 +56,13 @@ def find(
     return defaults
 
 
-def layers(defaults: Source, *, editor: str, data: str) -> list[tuple[Mapping[str, Any], KeyPath]]:
+def layers(defaults: Source, *, editor: str, data: str) -> list[tuple[Mapping[str, Json], KeyPath]]:
     """Return what *defaults* says of *editor* on the dataset *data*, later parts over earlier ones, each with its place.
 
     The keys of the file come first, then the entries of ``for`` that fit, in order.
     """
     actual = {"editor": editor, "data": data}
-    parts: list[tuple[Mapping[str, Any], KeyPath]] = [({k: v for k, v in defaults.tree.items() if k != FOR}, ())]
+    parts: list[tuple[Mapping[str, Json], KeyPath]] = [({k: v for k, v in defaults.tree.items() if k != FOR}, ())]
     for i, entry in enumerate(defaults.tree.get(FOR, [])):
         # What an entry does not name, it does not restrict.
         if all(entry.get(k, actual[k]) == actual[k] for k in FITS):
@@ -70,7 +70,7 @@ def layers(defaults: Source, *, editor: str, data: str) -> list[tuple[Mapping[st
     return parts
 
 
-def _check_for(defaults: Source, known: Mapping[str, Registry[Any]]) -> None:
+def _check_for(defaults: Source, known: Mapping[str, Registry[object]]) -> None:
     entries = defaults.tree.get(FOR, [])
     for i, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         where = defaults.value((FOR, i))

@@ -9,16 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, NodeEvent
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, Event, NodeEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from raysweep.config import limits
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.errors import Problem, YamlError
+from raysweep.jsontypes import Json, JsonObject
 
 _SCALARS = ("null", "bool", "int", "float", "str", "timestamp")
 _TAG = "tag:yaml.org,2002:"
@@ -117,7 +117,7 @@ def _check_text(text: str, file: str) -> None:
         raise _at(place, f"the character {codepoint(odd[0])} is not allowed", "remove it; YAML is printable text")
 
 
-def _check_size(events: Iterable[Any], file: str) -> None:
+def _check_size(events: Iterable[Event], file: str) -> None:
     """Refuse what is nested too deep or has too many parts, before anything of it is built.
 
     Raises:
@@ -149,7 +149,7 @@ def codepoint(character: str) -> str:
     return f"U+{ord(character):04X}"
 
 
-def parse_value(text: str, file: str) -> Any:
+def parse_value(text: str, file: str) -> Json:
     """Return the value of one YAML expression, as after ``--set key=``; empty text is the empty string."""
     return parse(text, file).tree if text.strip() else ""
 
@@ -166,7 +166,7 @@ class _Reader:
         self.open: set[int] = set()
         self.parts = 0
 
-    def value(self, node: Node, path: KeyPath) -> Any:
+    def value(self, node: Node, path: KeyPath) -> Json:
         """Return what *node*, found at *path*, says.
 
         Raises:
@@ -192,10 +192,10 @@ class _Reader:
         finally:
             self.open.discard(id(node))
 
-    def mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
+    def mapping(self, node: MappingNode, path: KeyPath) -> JsonObject:
         """Return a mapping without the keys that are not scalars or come twice, which are noted."""
-        values: dict[str, Any] = {}
-        inherited: dict[str, Any] = {}
+        values: JsonObject = {}
+        inherited: JsonObject = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, ScalarNode):
                 self.note(key_node, "a key must be plain text, not a list or mapping")
@@ -217,7 +217,7 @@ class _Reader:
             values[key] = self.value(value_node, here)
         return {**inherited, **values}
 
-    def scalar(self, node: ScalarNode) -> Any:
+    def scalar(self, node: ScalarNode) -> Json:
         """Return a scalar of one of the plain types; None after noting that it is none."""
         tag = str(node.tag)
         kind = tag.removeprefix(_TAG)
@@ -227,7 +227,8 @@ class _Reader:
         if kind in ("str", "timestamp"):
             return self.text(node)
         try:
-            return self.yaml.constructor.construct_object(node)
+            value: Json = self.yaml.constructor.construct_object(node)
+            return value
         except (YAMLError, ValueError, ArithmeticError, TypeError):
             self.note(node, f"'{_short(node.value)}' is not a valid {kind}")
             return None

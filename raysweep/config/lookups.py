@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import DataError, Problem, RaysweepError, SpecError
 from raysweep.workspace import Workspace
 
+T = TypeVar("T")
 P = TypeVar("P", bound=BaseModel)
 Point = Mapping[str, Scalar]
 
@@ -48,13 +49,14 @@ class Lookups:
     workspace: Workspace
     components: Components
     problems: list[Problem] = field(default_factory=list)
-    _answers: dict[Any, Any] = field(default_factory=dict)
+    # Any: what each question is answered with is its asker's affair.
+    _answers: dict[Hashable, tuple[Any, RaysweepError | None]] = field(default_factory=dict)
 
     def note(self, place: Place, message: str, hint: str = "", code: str = SpecError.code) -> None:
         """Keep the problem *message* at *place*."""
         self.problems.append(problem(place, message, hint, code))
 
-    def ask_once(self, question: Any, ask: Callable[[], Any], place: Place) -> Any:
+    def ask_once(self, question: Hashable, ask: Callable[[], T], place: Place) -> T | None:
         """Return the answer to *question*, asking only the first time; None after noting why there is none."""
         # Many points ask the same (does this file exist?); a failure is kept too, and noted again at each place that asks.
         if question not in self._answers:
@@ -66,14 +68,11 @@ class Lookups:
                 message = " ".join(str(error).split()) or type(error).__name__
                 hint = "see what is written here"
                 self._answers[question] = (None, DataError(f"cannot be looked up: {message}", hint=hint))
+        answer: T | None
         answer, complaint = self._answers[question]
         if complaint is not None:
             self.problems.append(from_error(complaint, place))
         return answer
-
-    def answer(self, question: Any) -> Any:
-        """Return the answer to a *question* that was asked before; None if it was not, or had none."""
-        return self._answers.get(question, (None, None))[0]
 
     def data(self, spec: DataSpec, place: Place) -> DataFacts | None:
         """Return what the file of *spec* holds; None after noting why it cannot be read."""
@@ -84,8 +83,7 @@ class Lookups:
             reading = dataset.read(path)
             return DataFacts(str(path or ""), dataset.count(path), dataset.digest(path), reading.every)
 
-        facts: DataFacts | None = self.ask_once(("data", spec.name, spec.path), ask, place)
-        return facts
+        return self.ask_once(("data", spec.name, spec.path), ask, place)
 
     def validated(self, merged: MergedTree, spec: type[P], what: str) -> P | None:
         """Return *merged* as a *spec*; None after noting what is wrong with it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from raysweep.config.places import KeyPath, Place, Source
 
@@ -21,22 +20,22 @@ class MergedTree:
     """
 
     def __init__(self, at: Place, *, section: str = "") -> None:
-        self.tree: dict[str, Any] = {}
+        self.tree: dict[str, object] = {}
         self.at = at
         self._tied = KEYS_OF_ONE_NAME.get(section, frozenset())
         self._origin: dict[KeyPath, tuple[Source, KeyPath]] = {}
 
-    def put(self, tree: Mapping[str, Any], source: Source, prefix: KeyPath) -> None:
+    def put(self, tree: Mapping[str, object], source: Source, prefix: KeyPath) -> None:
         """Lay *tree*, which stands at *prefix* of *source*, on top."""
         # Another model or dataset: what lower layers said of theirs (a path, a revision) is not about this one.
         if "name" in tree and tree["name"] != self.tree.get("name", tree["name"]):
             self.tree = {k: v for k, v in self.tree.items() if k not in self._tied}
         self._put(self.tree, tree, (), (source, prefix))
 
-    def put_at(self, path: tuple[str, ...], value: Any, source: Source, written: KeyPath) -> None:
+    def put_at(self, path: tuple[str, ...], value: object, source: Source, written: KeyPath) -> None:
         """Set the one value at *path*, which stands at *written* of *source*."""
-        tree: Any = value
-        for part in reversed(path):
+        tree = {path[-1]: value}
+        for part in reversed(path[:-1]):
             tree = {part: tree}
         if path == ("name",):
             self.put(tree, source, written)
@@ -54,13 +53,16 @@ class MergedTree:
                 return source.key(full) if key else source.value(full)
         return self.at
 
-    def _put(self, into: dict[str, Any], tree: Mapping[str, Any], path: KeyPath, where: tuple[Source, KeyPath]) -> None:
+    def _put(
+        self, into: dict[str, object], tree: Mapping[str, object], path: KeyPath, where: tuple[Source, KeyPath]
+    ) -> None:
         source, prefix = where
         for key, value in tree.items():
             here, written = (*path, key), (*prefix, key)
             # Copied before it is changed: the mapping below is the file's own tree.
-            if isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
-                below = dict(into[key])
+            before = into.get(key)
+            if isinstance(value, Mapping) and isinstance(before, Mapping):
+                below = dict(before)
                 self._put(below, value, here, (source, written))
                 into[key] = below
             else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from raysweep.config.space import Scalar
 
@@ -33,7 +32,7 @@ class TrialName:
     rounds: tuple[int, ...] = ()
     planned: bool = field(default=True, kw_only=True)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the entry of ``plan.json``."""
         return {"key": self.key, "arm": self.arm, "point": dict(self.point), "seed": self.seed, "rounds": self.rounds}
 

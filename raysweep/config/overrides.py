@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from raysweep.config.precedence import Statement
 from raysweep.config.problems import from_error, problem
 from raysweep.config.space import is_domain
 from raysweep.errors import Problem, ProblemsError, SpecError, YamlError, nearest
+from raysweep.jsontypes import Json, JsonObject
 from raysweep.workspace import resolve_from_cwd
 
 BASE_KEYS = ("model", "data", "protocol", "threads", "seed")
@@ -41,7 +42,7 @@ class Override:
     """
 
     key: str
-    value: Any
+    value: Json
     place: Place
 
     @property
@@ -98,7 +99,7 @@ def parse_overrides(overrides: Iterable[str | Override]) -> list[Override]:
         ProblemsError: one is not ``key=value``, or a key is given two values.
     """
     read, problems = _parse_all(overrides)
-    values: dict[str, tuple[Any, Place]] = {}
+    values: dict[str, tuple[Json, Place]] = {}
     read.sort(key=lambda o: o.breadth)
     for one in read:
         for leaf in precedence.leaves(one.key, one.value):
@@ -109,13 +110,13 @@ def parse_overrides(overrides: Iterable[str | Override]) -> list[Override]:
     return read
 
 
-def _contradiction(old: Any, first: Place, new: Any, second: Place, key: str) -> list[Problem]:
+def _contradiction(old: Json, first: Place, new: Json, second: Place, key: str) -> list[Problem]:
     if old == new and isinstance(old, bool) is isinstance(new, bool):
         return []
     return [problem(second, f"'{key}' is given two values, here and by {first.file}", "leave one of them out")]
 
 
-def _split(text: str) -> tuple[str, Any]:
+def _split(text: str) -> tuple[str, Json]:
     """Return key and value of one ``key=value``.
 
     Raises:
@@ -131,20 +132,21 @@ def _split(text: str) -> tuple[str, Any]:
     return key, absolute_paths(key, _value(key, written))
 
 
-def absolute_paths(key: str, value: Any) -> Any:
+def absolute_paths(key: str, value: Json) -> Json:
     """Return the *value* of a dotted *key* with each relative path in it made absolute, from the current folder."""
-    if isinstance(value, Mapping) and not is_domain(value):
+    swept = is_domain(value)
+    if isinstance(value, dict) and not swept:
         return {k: absolute_paths(str(k), v) for k, v in value.items()}
     if isinstance(value, list):
         return [absolute_paths("", v) for v in value]
     if key.rpartition(".")[2] not in FILE_KEYS:
         return value
-    if isinstance(value, Mapping):
-        return {kind: [absolute_paths(key, v) for v in values] for kind, values in value.items()}
+    if isinstance(value, dict):
+        return {k: [absolute_paths(key, v) for v in values] for k, values in value.items() if isinstance(values, list)}
     return resolve_from_cwd(value, shipped=True) if isinstance(value, str) and value not in ("", "words") else value
 
 
-def _reads_back(value: Any) -> bool:
+def _reads_back(value: Json) -> bool:
     """Tell whether *value* is a text that needs no quotes."""
     try:
         return isinstance(value, str) and value != "" and bool(parse_value(value, "value") == value)
@@ -174,14 +176,14 @@ def _put_one(source: Source, one: Override) -> tuple[Source, list[Statement]]:
     return source.replaced(path, tree, one.place, one.text), statements
 
 
-def _value(key: str, written: str) -> Any:
+def _value(key: str, written: str) -> Json:
     """Return the value of an override: YAML, but a path is taken as it stands, since it may hold ``: `` or `` #``."""
     if key.rpartition(".")[2] == "path" and written.strip()[:1] not in ("'", '"', "{", "["):
         return written.strip()
     return parse_value(written, "value")
 
 
-def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:
+def _drop_tied(tree: JsonObject, section: str, name: Json) -> None:
     """Forget what was said of another model or dataset."""
     base = tree.get("base")
     if not isinstance(base, dict):
@@ -191,7 +193,7 @@ def _drop_tied(tree: dict[str, Any], section: str, name: str) -> None:
         base[section] = {k: v for k, v in section_values.items() if k not in KEYS_OF_ONE_NAME[section]}
 
 
-def _path(tree: dict[str, Any], key: str, *, swept: bool) -> KeyPath:
+def _path(tree: JsonObject, key: str, *, swept: bool) -> KeyPath:
     """Return where in the file *key* belongs; a domain (*swept*) belongs into a ``space``."""
     head, _, rest = key.removeprefix("base.").partition(".")
     if swept and head in (*BASE_KEYS, "editor", "wrap"):
@@ -214,7 +216,7 @@ def _path(tree: dict[str, Any], key: str, *, swept: bool) -> KeyPath:
     raise SpecError(f"unknown key '{head}'", hint=hint)
 
 
-def _arm_path(tree: dict[str, Any], rest: str, *, swept: bool) -> KeyPath:
+def _arm_path(tree: JsonObject, rest: str, *, swept: bool) -> KeyPath:
     """Return the path of ``arms.<rest>``; an arm's name may have dots in it."""
     arms = tree.get("arms")
     if not isinstance(arms, dict):
@@ -243,10 +245,10 @@ def _arm_path(tree: dict[str, Any], rest: str, *, swept: bool) -> KeyPath:
     return ("arms", name, "space", below) if swept and head != "space" else ("arms", name, *below.split("."))
 
 
-def _wrap_path(arm: Any, tail: str) -> KeyPath:
+def _wrap_path(arm: Json, tail: str) -> KeyPath:
     """Return the path of a wrapper's key, ``<wrapper>.<key>``, inside one arm."""
-    wrap: Any = arm.get("wrap", []) if isinstance(arm, dict) else []
-    entries: list[Any] = wrap if isinstance(wrap, list) else [wrap]
+    wrap: Json = arm.get("wrap", []) if isinstance(arm, dict) else []
+    entries: list[Json] = wrap if isinstance(wrap, list) else [wrap]
     names = [e.get("name") if isinstance(e, dict) else e for e in entries]
     wrapper, _, key = tail.partition(".")
     if wrapper not in names:
@@ -255,11 +257,11 @@ def _wrap_path(arm: Any, tail: str) -> KeyPath:
     return ("wrap", *index, *key.split(".")) if key else ("wrap", *index)
 
 
-def _put(tree: Any, path: KeyPath, value: Any, key: str) -> None:
+def _put(tree: Json, path: KeyPath, value: Json, key: str) -> None:
     """Set *value* at *path*, making mappings on the way; a bare name becomes ``{name: …}``."""
-    here: Any = tree
+    here: Any = tree  # a mapping or a list, as the next part of the path is a text or a number
     for depth, part in enumerate(path[:-1]):
-        below: Any = here[part] if isinstance(part, int) else here.get(part)
+        below: Json = here[part] if isinstance(part, int) else here.get(part)
         if below is None:
             below = {}
         elif isinstance(below, str) and (part in _NAMED or isinstance(part, int)):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from raysweep.config.overrides import FILE_KEYS
 from raysweep.config.places import KeyPath, Source
 from raysweep.config.problems import problem
 from raysweep.errors import DataError, Problem
+from raysweep.jsontypes import Json
 from raysweep.workspace import Workspace
 
 
-def relative_paths(tree: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+def relative_paths(tree: Json, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Yield place and text of each relative path in *tree*; those from the command line are absolute already."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from raysweep.config import paths, precedence
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.selection import Selection
 from raysweep.config.space_checks import idle_draws
 from raysweep.config.sweep_schema import SweepSpec
+from raysweep.jsontypes import Json
 from raysweep.workspace import Workspace
 
 
@@ -44,7 +44,7 @@ def _unwritten(sweep: SweepSpec, trials: Iterable[PlannedTrial]) -> Iterator[str
     arms_by_extent: dict[tuple[int, int], dict[str, None]] = {}
     for planned in trials:
         arm = sweep.arm(planned.arm)
-        layers: list[Any] = [sweep.base.get("data"), arm.base.get("data")]
+        layers: list[Json] = [sweep.base.get("data"), arm.base.get("data")]
         # Who asked for a number of records wants to know that some are not written; the default is all of a file.
         stated = (
             any(isinstance(layer, Mapping) and layer.get("size") for layer in layers) or "data.size" in planned.point

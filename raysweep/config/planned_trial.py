@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from raysweep.config.components import Components, assemble
 from raysweep.config.lookups import Point
@@ -63,7 +62,7 @@ class Plan:
         """Every arm and point, in their order; a key comes as often as it has names."""
         return self.places or tuple(map(name_of, self.trials))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return ``plan.json``: which trials there are, what they are called, and what they were planned from."""
         source = self.sweep.source
         return {

@@ -16,13 +16,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from raysweep.config.merge import KEYS_OF_ONE_NAME
 from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import problem
 from raysweep.config.space import is_domain
 from raysweep.errors import Problem
+from raysweep.jsontypes import Json, JsonObject
 
 _SECTIONS = ("model", "data", "protocol")
 _ALONE = ("seed", "threads")
@@ -35,7 +35,7 @@ class Statement:
 
     arm: str | None
     key: str
-    value: Any
+    value: Json
     place: Place
     swept: bool = False
 
@@ -48,7 +48,7 @@ class Statement:
 Statements = Mapping[tuple[str | None, str], Statement]
 
 
-def statements(tree: Any, path: KeyPath, value: Any, place: Place) -> Iterator[Statement]:
+def statements(tree: Json, path: KeyPath, value: Json, place: Place) -> Iterator[Statement]:
     """Yield what *value*, put at *path* of *tree*, states: one key at a time, mappings taken apart."""
     head, rest = path[0], path[1:]
     if head == "base":
@@ -65,7 +65,7 @@ def statements(tree: Any, path: KeyPath, value: Any, place: Place) -> Iterator[S
         yield from _leaves(None, path, value, place)
 
 
-def _of_arm(tree: Any, arm: str, path: KeyPath, value: Any, place: Place) -> Iterator[Statement]:
+def _of_arm(tree: Json, arm: str, path: KeyPath, value: Json, place: Place) -> Iterator[Statement]:
     """Yield what *value*, put at *path* of one arm, states."""
     if not path:
         for key, inner in _items(value):
@@ -74,7 +74,7 @@ def _of_arm(tree: Any, arm: str, path: KeyPath, value: Any, place: Place) -> Ite
         for swept, domain in [(str(path[1]), value)] if path[1:] else _items(value):
             yield Statement(arm, swept, domain, place, swept=True)
     elif path[0] == "wrap":
-        written = tree["arms"][arm]["wrap"]
+        written = _mapping(_arm(tree, arm)).get("wrap")
         entries = list(enumerate(written)) if isinstance(written, list) else [(None, written)]
         index = path[1] if path[1:] and isinstance(path[1], int) else None
         for i, entry in entries:
@@ -88,7 +88,7 @@ def _of_arm(tree: Any, arm: str, path: KeyPath, value: Any, place: Place) -> Ite
         yield from _leaves(arm, path, value, place)
 
 
-def _leaves(arm: str | None, path: KeyPath, value: Any, place: Place) -> Iterator[Statement]:
+def _leaves(arm: str | None, path: KeyPath, value: Json, place: Place) -> Iterator[Statement]:
     """Yield one statement for each key below *path*; a bare name of a section or component is its ``name``."""
     if not path:
         for key, inner in _items(value):
@@ -102,9 +102,10 @@ def _leaves(arm: str | None, path: KeyPath, value: Any, place: Place) -> Iterato
         yield Statement(arm, f"{key}.name" if bare else key, leaf, place, swept=is_domain(leaf))
 
 
-def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+def leaves(key: str, value: Json) -> Iterator[tuple[str, Json]]:
     """Yield each dotted key below *key* with its value; a list, a domain and an empty mapping are values."""
-    if isinstance(value, Mapping) and value and not is_domain(value):
+    whole = is_domain(value)
+    if isinstance(value, Mapping) and value and not whole:
         for inner, below in value.items():
             yield from leaves(f"{key}.{inner}", below)
     else:
@@ -158,12 +159,12 @@ class _Enforcer:
             else:
                 del self.source.tree["space"][key]
 
-    def _over_arm(self, statement: Statement, name: str, arm: dict[str, Any]) -> None:
+    def _over_arm(self, statement: Statement, name: str, arm: JsonObject) -> None:
         """Let a statement about all arms take the place of what one arm says, but for statements about that arm."""
         for key in _hiding(arm, statement.key):
             if (name, key) not in self.statements:
                 self._note(statement, ("arms", name, "space", key), f"the domain of '{key}' in arm '{name}'")
-                del arm["space"][key]
+                _drop_domain(arm, key)
         # Somebody stated this arm's own value, too; the nearer statement holds.
         if (name, statement.key) in self.statements:
             return
@@ -176,7 +177,7 @@ class _Enforcer:
         elif statement.swept:
             self._drop_path(arm, statement.key)
 
-    def _rename(self, statement: Statement, name: str, arm: dict[str, Any], section: str) -> None:
+    def _rename(self, statement: Statement, name: str, arm: JsonObject, section: str) -> None:
         """Let one model or dataset of all arms take the place of an arm's own, with what the arm says of that."""
         replaced = arm.get(section)
         before = _name(replaced)
@@ -190,7 +191,7 @@ class _Enforcer:
         if remaining:
             arm[section] = remaining
 
-    def _in_arm(self, statement: Statement, name: str, arm: dict[str, Any]) -> None:
+    def _in_arm(self, statement: Statement, name: str, arm: JsonObject) -> None:
         """Let a statement about one arm take the place of what is swept there."""
         if statement.swept:
             if statement.key in _mapping(arm.get("space")):  # else it stands in the editor or wrapper itself
@@ -198,7 +199,7 @@ class _Enforcer:
             return
         for key in _hiding(arm, statement.key):
             self._note(statement, ("arms", name, "space", key), f"the domain of '{key}' in arm '{name}'")
-            del arm["space"][key]
+            _drop_domain(arm, key)
         for key in _hiding(self.source.tree, statement.key):
             if key == statement.key and _plain(statement.value):
                 self._note(statement, ("space", key), f"the sweep's domain of '{key}' in arm '{name}'")
@@ -248,7 +249,7 @@ class _Enforcer:
         here[path[-1]] = {"grid": [statement.value]}
         self.source = self.source.replaced(path, self.source.tree, statement.place, "")
 
-    def _drop(self, tree: dict[str, Any], path: list[str]) -> bool:
+    def _drop(self, tree: JsonObject, path: list[str]) -> bool:
         """Remove the value at *path*, and the mappings that it leaves empty; tell whether there was one."""
         if path[0] not in tree:
             return False
@@ -262,7 +263,7 @@ class _Enforcer:
             del tree[path[0]]
         return True
 
-    def _drop_path(self, arm: dict[str, Any], key: str) -> None:
+    def _drop_path(self, arm: JsonObject, key: str) -> None:
         """Remove a domain that is written in an arm's editor or wrapper in place of a value."""
         head, _, below = key.partition(".")
         written = arm.get(head)
@@ -272,7 +273,7 @@ class _Enforcer:
             if head == "wrap" and entry.get("name") != wrapper:
                 continue
             *parts, last = (inside if head == "wrap" else below).split(".")
-            here: Any = entry
+            here: Json = entry
             for part in parts:
                 here = here.get(part) if isinstance(here, dict) else None
             if isinstance(here, dict) and is_domain(here.get(last)):
@@ -283,10 +284,10 @@ class _Enforcer:
         self.source = replace(self.source, notes=(*self.source.notes, note))
 
 
-def hidden_values(tree: Any, source: Source) -> Iterator[str]:
+def hidden_values(tree: Json, source: Source) -> Iterator[str]:
     """Yield a note for each value of a search space that a domain in it hides, so that it is no trial's."""
-    swept: dict[str, tuple[KeyPath, Any]] = {k: (("space", k), d) for k, d in _items(_mapping(tree).get("space"))}
-    places: list[tuple[KeyPath, Any, str, Mapping[str, tuple[KeyPath, Any]]]] = []
+    swept: dict[str, tuple[KeyPath, Json]] = {k: (("space", k), d) for k, d in _items(_mapping(tree).get("space"))}
+    places: list[tuple[KeyPath, Json, str, Mapping[str, tuple[KeyPath, Json]]]] = []
     places.append((("base",), _mapping(tree).get("base"), "base", swept))
     for name, arm in _items(_mapping(tree).get("arms")):
         sections = {k: v for k, v in _items(arm) if k in (*_SECTIONS, *_ALONE, "editor")}
@@ -296,29 +297,41 @@ def hidden_values(tree: Any, source: Source) -> Iterator[str]:
         for section, value in _items(values):
             for key, leaf in leaves(str(section), value):
                 where, domain = domains.get(key, ((), None))
-                if is_domain(domain) and list(*_mapping(domain).values()) != [leaf]:
+                if is_domain(domain) and list(*domain.values()) != [leaf]:
                     at = _at(source.value((*path, *key.split("."))))
                     yield f"'{key}' of {what}{at} has no effect: it is swept{_at(source.key(where))}"
 
 
-def _hiding(tree: Mapping[str, Any], key: str) -> list[str]:
+def _hiding(tree: Mapping[str, Json], key: str) -> list[str]:
     """Return the keys of the ``space`` of *tree* whose domain would hide a value of *key*."""
     return [swept for swept in _mapping(tree.get("space")) if _overlap(swept, key)]
 
 
-def _name(section: Any) -> Any:
+def _name(section: Json) -> Json:
     """Return the name that a section gives, bare or in a mapping; None without one."""
     return section.get("name") if isinstance(section, Mapping) else section
 
 
-def _swept_names(tree: Mapping[str, Any], arm: str, key: str) -> tuple[list[Any], KeyPath]:
+def _swept_names(tree: Mapping[str, Json], arm: str, key: str) -> tuple[list[Json], KeyPath]:
     """Return the values over which *key* is swept in *arm*, none if it is not, and where that is written."""
     in_arm: KeyPath = ("arms", arm, "space", key)
-    for path, space in ((in_arm, _mapping(tree["arms"][arm]).get("space")), (("space", key), tree.get("space"))):
+    for path, space in ((in_arm, _mapping(_arm(tree, arm)).get("space")), (("space", key), tree.get("space"))):
         if key in _mapping(space):
             domain = _mapping(space)[key]
             return (list(*domain.values()), path) if is_domain(domain) else ([], path)
     return [], in_arm
+
+
+def _arm(tree: object, name: str) -> Json:
+    """Return what is written of the arm called *name*; None without one."""
+    return _mapping(_mapping(tree).get("arms")).get(name)
+
+
+def _drop_domain(arm: JsonObject, key: str) -> None:
+    """Remove the domain of *key* from the ``space`` of *arm*, in place."""
+    space = arm.get("space")
+    if isinstance(space, dict):
+        del space[key]
 
 
 def _overlap(swept: str, key: str) -> bool:
@@ -326,15 +339,15 @@ def _overlap(swept: str, key: str) -> bool:
     return swept == key or swept.startswith(f"{key}.") or key.startswith(f"{swept}.")
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: Json) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, Json]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _items(value: Any) -> list[tuple[str, Any]]:
+def _items(value: Json) -> list[tuple[str, Json]]:
     return list(_mapping(value).items())
 
 

@@ -5,14 +5,12 @@ A tokenizer gives a text at most as many ids as it has bytes, BOS and SentencePi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
-from raysweep.config.schema import EditorSpec
+from raysweep.config.editor_schema import EditorConfig, EditorSpec
 from raysweep.records import EditRecord
 
 ASIDE = 2  # BOS, and the space that SentencePiece puts before a text
-ENERGY_WIDTH = 512  # the longest row from which SimIE's unit of λ is taken
 
 
 def refusals(
@@ -37,7 +35,7 @@ def refusals(
             f"{message}; {about}",
             "take shorter records, or a model of another rope_type (default, linear, llama3, yarn)",
         )
-    for width, key in (row for config in configs for row in text_rows(config)):
+    for width, key in (row for config in configs for row in config.text_rows()):
         if width > tokens:
             yield (
                 f"{message}; but {key} reads rows of {width}",
@@ -62,26 +60,13 @@ def _bytes(text: str) -> int:
     return len(text.encode())
 
 
-def context_tokens(config: Any) -> int:
-    """Return how many tokens the longest context template anywhere in a component's *config* may add to a prompt."""
+def context_tokens(config: EditorConfig) -> int:
+    """Return how many tokens the longest context template of a component with *config* may add to a prompt."""
     longest = 0
-    if isinstance(config, Mapping):
-        lengths, templates = config.get("lengths"), config.get("templates")
-        if templates is not None:
-            longest = max((_bytes(template) for template in templates), default=0)
-        elif lengths is not None:
-            longest = max((int(length) for length, _ in lengths), default=0) + ASIDE
-        return max([longest, *(context_tokens(value) for value in config.values())])
+    for spec in config.context_specs():
+        if spec.templates is not None:
+            here = max((_bytes(template) for template in spec.templates), default=0)
+        else:
+            here = max((length for length, _ in spec.lengths), default=0) + ASIDE
+        longest = max(longest, here)
     return longest
-
-
-def text_rows(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[int, str]]:
-    """Yield how long the rows are that a component with *config* cuts out of a text, and the key that says so."""
-    if not isinstance(config, Mapping):
-        return
-    if "text" in config and "width" in config:
-        yield int(config["width"]), ".".join((*path, "width"))
-    if isinstance(config.get("lam"), Mapping) and "energy" in config["lam"]:
-        yield ENERGY_WIDTH, ".".join((*path, "lam.energy"))
-    for key, value in config.items():
-        yield from text_rows(value, (*path, str(key)))

@@ -14,6 +14,11 @@ from pydantic import (
     model_validator,
 )
 
+from raysweep.config.editor_schema import STORED
+from raysweep.config.editor_schema import EditorSpec as EditorSpec
+from raysweep.config.editor_schema import WrapSpec as WrapSpec
+from raysweep.config.shared_specs import FileSpec as FileSpec
+from raysweep.config.shared_specs import TextSpec as TextSpec
 from raysweep.config.space import Scalar as Scalar
 from raysweep.config.values import Block as Block
 from raysweep.config.values import Blocks as Blocks
@@ -87,9 +92,9 @@ class DataSpec(Spec):
     left_out: tuple[Natural, ...] = ()
 
     @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out what only ``invalid: skip`` adds, so that trials that refuse keep the key they always had."""
-        tree: dict[str, Any] = handler(self)
+        tree: dict[str, object] = handler(self)
         return tree if self.invalid == "skip" else {k: v for k, v in tree.items() if k not in ("invalid", "left_out")}
 
 
@@ -138,9 +143,9 @@ class ProtocolSpec(Spec):
         return tuple(name for name in METRICS if name in names)
 
     @model_serializer(mode="wrap")
-    def _without_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Leave out the default metrics, so that trials planned before there was a choice keep their key."""
-        tree: dict[str, Any] = handler(self)
+        tree: dict[str, object] = handler(self)
         return {k: v for k, v in tree.items() if k != "metrics"} if self.metrics == DEFAULT_METRICS else tree
 
     @model_validator(mode="after")
@@ -153,55 +158,6 @@ class ProtocolSpec(Spec):
         if not self.rounds:
             raise ValueError("rounds must name at least one step")
         return self
-
-
-class TextSpec(Spec):
-    """Text from which second moments of keys are taken.
-
-    Attributes:
-        name: ``dataset`` (the dataset's own texts), ``brown`` (``raysweep data fetch brown``), ``wikipedia`` or
-            ``wikitext`` (extra ``[datasets]``, needs a network), or any label when ``path`` is given.
-        path: a text, JSONL or Parquet file, or a folder of them; not part of the key (``digest`` is).
-        tokens (tokens): stop after this many tokens; 0 = everything.
-        digest: hash of the text, filled in by the plan.
-    """
-
-    name: str = "dataset"
-    path: str = ""
-    tokens: Natural = 100_000
-    digest: str = ""
-
-
-class FileSpec(Spec):
-    """A file a component reads.
-
-    Attributes:
-        path: where it lies; empty = there is none; not part of the key (``digest`` is).
-        digest: hash of its content, filled in by the plan.
-    """
-
-    path: str = ""
-    digest: str = ""
-
-
-class WrapSpec(Spec):
-    """One wrapper around an editor: its name and its resolved configuration."""
-
-    name: str
-    config: Mapping[str, Any] = {}
-
-
-class EditorSpec(Spec):
-    """One editor with its resolved configuration, and the wrappers around it, innermost first."""
-
-    name: str
-    config: Mapping[str, Any] = {}
-    wrap: tuple[WrapSpec, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """``memit+simie``."""
-        return "+".join([self.name, *(w.name for w in self.wrap)])
 
 
 class TrialSpec(Spec):
@@ -220,6 +176,15 @@ class TrialSpec(Spec):
     threads: Threads = 1
     versions: Mapping[str, int] = {}
     environment: Mapping[str, str] = {}
+
+    @classmethod
+    def read_back(cls, stored: Mapping[str, object]) -> TrialSpec:
+        """Return the trial of which *stored* is the JSON; it is stored as the same JSON again, whatever its components have become.
+
+        Raises:
+            ValidationError: it is no trial.
+        """
+        return cls.model_validate(stored, context=STORED)
 
     def identity(self) -> dict[str, Any]:
         """Return everything the key covers: all fields but file-system paths."""

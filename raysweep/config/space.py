@@ -6,12 +6,13 @@ import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 from raysweep.config import limits
 from raysweep.errors import nearest
+from raysweep.jsontypes import Json
+from raysweep.jsontypes import Scalar as Scalar
 
-Scalar = bool | int | float | str | None
 FORMS = ", ".join([
     "{grid: [0, 1]}", "{path: [0.1, 1]}", "{choice: [a, b]}", "{uniform: [0, 1]}", "{loguniform: [0.01, 100]}",
     "{int: [1, 8]}", "{logint: [1, 64]}",
@@ -30,7 +31,7 @@ class Grid:
 class ValuePath(Grid):
     """A grid whose values take their edits from one run over the records.
 
-    The component says what else that implies (``BaseWrapper.shareable``).
+    The component says what else that implies (``BaseEditor.shareable``).
     """
 
     kind: ClassVar[str] = "path"
@@ -106,7 +107,7 @@ Drawn = Choice | Uniform | LogUniform | IntRange | LogInt
 Domain = Grid | Drawn
 
 
-def parse(tree: Any) -> Domain:
+def parse(tree: object) -> Domain:
     """Return the domain written as *tree*.
 
     Raises:
@@ -129,7 +130,7 @@ def parse(tree: Any) -> Domain:
     return _MAKERS[kind](kind, argument)
 
 
-def is_domain(tree: Any) -> bool:
+def is_domain(tree: object) -> TypeGuard[Mapping[str, list[Json]]]:
     """Tell whether *tree* looks like a domain: one of their names and a list."""
     return (
         isinstance(tree, Mapping)
@@ -145,15 +146,16 @@ def as_tree(domain: Domain) -> dict[str, list[Scalar]]:
     return {domain.kind: [domain.low, domain.high]}
 
 
-def _listed(kind: str, argument: list[Any]) -> Domain:
+def _listed(kind: str, argument: list[Json]) -> Domain:
     if not argument:
         raise ValueError(f"'{kind}' needs at least one value")
     odd = [v for v in argument if not (v is None or isinstance(v, bool | int | float | str))]
     if odd:
         raise ValueError(f"'{kind}' takes plain values, got {_flow(odd[0])}; for lists and mappings write one arm each")
-    return _LISTS[kind](tuple(argument))
+    return _LISTS[kind](tuple(v for v in argument if not isinstance(v, list | dict)))
 
 
+# Any: whether they are numbers, and of which kind, is what the next function finds out.
 def _bounds(kind: str, argument: list[Any], types: tuple[type, ...]) -> tuple[Any, Any]:
     good = len(argument) == 2 and all(isinstance(v, types) and not isinstance(v, bool) for v in argument)
     if not good:
@@ -171,18 +173,18 @@ def _bounds(kind: str, argument: list[Any], types: tuple[type, ...]) -> tuple[An
     return low, high
 
 
-def _real(kind: str, argument: list[Any]) -> Domain:
+def _real(kind: str, argument: list[Json]) -> Domain:
     low, high = _bounds(kind, argument, (int, float))
     return (Uniform if kind == "uniform" else LogUniform)(float(low), float(high))
 
 
-def _whole(kind: str, argument: list[Any]) -> Domain:
+def _whole(kind: str, argument: list[Json]) -> Domain:
     low, high = _bounds(kind, argument, (int,))
     return (IntRange if kind == "int" else LogInt)(low, high)
 
 
 _LISTS: Mapping[str, type[Grid] | type[Choice]] = {"grid": Grid, "path": ValuePath, "choice": Choice}
-_MAKERS: Mapping[str, Callable[[str, list[Any]], Domain]] = {
+_MAKERS: Mapping[str, Callable[[str, list[Json]], Domain]] = {
     "grid": _listed,
     "path": _listed,
     "choice": _listed,
@@ -202,7 +204,7 @@ def _clip(value: float, low: float, high: float) -> float:
     return min(high, max(low, value))
 
 
-def _flow(value: Any) -> str:
+def _flow(value: object) -> str:
     """Return *value* in YAML's flow form, near enough for a message."""
     if isinstance(value, list):
         return "[" + ", ".join(_flow(v) for v in value) + "]"

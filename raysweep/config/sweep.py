@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from raysweep.config.load import examine
 from raysweep.config.overrides import Override, apply
@@ -13,6 +12,7 @@ from raysweep.config.places import Source
 from raysweep.config.sweep_reader import SweepReader
 from raysweep.config.sweep_schema import SweepSpec
 from raysweep.errors import NameUnknownError, Problem, ProblemsError, nearest
+from raysweep.jsontypes import Json
 from raysweep.workspace import Workspace
 
 
@@ -56,7 +56,7 @@ def find_file(file: str, workspace: Workspace) -> Path:
 
 
 def parse_search_space(
-    source: Source | Mapping[str, Any], overrides: Iterable[str | Override] = (), *, file: str = ""
+    source: Source | Mapping[str, Json], overrides: Iterable[str | Override] = (), *, file: str = ""
 ) -> SweepSpec:
     """Return the search space that *source* holds, with *overrides* laid over it.
 

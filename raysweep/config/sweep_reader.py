@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -16,10 +16,11 @@ from raysweep.config.load import codepoint
 from raysweep.config.overrides import BASE_KEYS, TOP_KEYS
 from raysweep.config.places import KeyPath, Source
 from raysweep.config.problems import from_validation, problem, unknown_keys
-from raysweep.config.schema import EditorSpec, Spec, WrapSpec
+from raysweep.config.schema import Spec
 from raysweep.config.space import Domain, is_domain, parse
-from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SearchSpec, SweepSpec
+from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SearchSpec, SweepSpec, WrittenComponent, WrittenEditor
 from raysweep.errors import Problem
+from raysweep.jsontypes import Json, JsonObject
 
 ARM_KEYS = ("editor", "wrap", "space", *BASE_KEYS)
 _SECTIONS = ("model", "data", "protocol")
@@ -68,7 +69,7 @@ class SweepReader:
             unread=frozenset(self.unread),
         )
 
-    def name(self, tree: dict[str, Any]) -> str:
+    def name(self, tree: JsonObject) -> str:
         """Return the sweep's name, which is also a folder's."""
         name = tree.get("sweep")
         if name is None:
@@ -81,7 +82,7 @@ class SweepReader:
             self.say(("sweep",), f"sweep: a name has at most {limits.NAME_BYTES} bytes, this one {len(name.encode())}")
         return str(name)
 
-    def arms(self, tree: dict[str, Any]) -> tuple[ArmSpec, ...]:
+    def arms(self, tree: JsonObject) -> tuple[ArmSpec, ...]:
         """Return the arms that can be read."""
         arms = self.mapping(tree, ("arms",))
         # A scalar or list there was noted by `mapping` already.
@@ -97,7 +98,7 @@ class SweepReader:
         specs = (self.arm(name, arms[name], ("arms", name)) for name in arms)
         return tuple(arm for arm in specs if arm is not None)
 
-    def arm(self, name: str, tree: Any, path: KeyPath) -> ArmSpec | None:
+    def arm(self, name: str, tree: Json, path: KeyPath) -> ArmSpec | None:
         """Return one arm, or None if its editor or a section of it cannot be told."""
         self.arm_name(name, path)
         if not isinstance(tree, dict):
@@ -108,11 +109,11 @@ class SweepReader:
             self.say(path, f"arm '{name}' needs the key 'editor'", "raysweep ls editors", key=True)
         editor = self.named(tree.get("editor"), (*path, "editor"), "editor") if "editor" in tree else None
         wraps = tree.get("wrap", [])
-        listed: list[tuple[KeyPath, Any]] = [((*path, "wrap"), wraps)]
+        listed: list[tuple[KeyPath, Json]] = [((*path, "wrap"), wraps)]
         if isinstance(wraps, list):
             listed = [((*path, "wrap", i), w) for i, w in enumerate(wraps)]
         wrappers = [self.named(w, here, "wrapper") for here, w in listed]
-        names = [w["name"] for w in wrappers if w]
+        names = [str(w["name"]) for w in wrappers if w]
         for twice in sorted({n for n in names if names.count(n) > 1}):
             self.say((*path, "wrap"), f"wrapper '{twice}' is written twice in arm '{name}'")
         base = self.base(tree, path, (*BASE_KEYS, *ARM_KEYS), f"arm '{name}'", report=False)
@@ -126,8 +127,8 @@ class SweepReader:
         # An arm that cannot be read whole would only breed complaints that follow from this one.
         if editor is None or None in wrappers or any(tree.get(k) is not None and k not in base for k in _SECTIONS):
             return None
-        around = tuple(WrapSpec(name=w["name"], config=_rest(w)) for w in wrappers if w)
-        spec = EditorSpec(name=editor["name"], config=_rest(editor), wrap=around)
+        around = tuple(WrittenComponent(name=str(w["name"]), config=_rest(w)) for w in wrappers if w)
+        spec = WrittenEditor(name=str(editor["name"]), config=_rest(editor), wrap=around)
         return ArmSpec(name=name, editor=spec, base=base, space=space)
 
     def arm_name(self, name: str, path: KeyPath) -> None:
@@ -141,11 +142,9 @@ class SweepReader:
             message = f"the name of an arm has at most {limits.NAME_BYTES} bytes, this one {len(name.encode())}"
             self.say(path, message, key=True)
 
-    def without_paths(
-        self, tree: dict[str, Any], path: KeyPath, prefix: str, space: dict[str, Domain]
-    ) -> dict[str, Any]:
+    def without_paths(self, tree: JsonObject, path: KeyPath, prefix: str, space: dict[str, Domain]) -> JsonObject:
         """Return a component's keys without those whose value is a ``{path: […]}``, which join the arm's *space*."""
-        remaining: dict[str, Any] = {}
+        remaining: JsonObject = {}
         for key, value in tree.items():
             here, swept = (*path, key), f"{prefix}{key}"
             # Only {path: […]} may stand in place of a value; other domains belong under `space`.
@@ -165,12 +164,12 @@ class SweepReader:
         return remaining
 
     def base(
-        self, tree: dict[str, Any], path: KeyPath, known: Iterable[str], what: str, *, report: bool = True
-    ) -> dict[str, Any]:
+        self, tree: JsonObject, path: KeyPath, known: Iterable[str], what: str, *, report: bool = True
+    ) -> JsonObject:
         """Return the sections of ``base`` that *tree* has, names spelt out."""
         if report:
             self.unknown(tree, path, known, what)
-        sections: dict[str, Any] = {}
+        sections: JsonObject = {}
         for section in (k for k in BASE_KEYS if k in tree):
             value, here = tree[section], (*path, section)
             if section in ("model", "data"):
@@ -188,7 +187,7 @@ class SweepReader:
                 self.unread.add(section)
         return sections
 
-    def named(self, value: Any, path: KeyPath, what: str, *, need_name: bool = True) -> dict[str, Any] | None:
+    def named(self, value: Json, path: KeyPath, what: str, *, need_name: bool = True) -> JsonObject | None:
         """Return ``{name: …, …}`` for a bare name or a mapping with one."""
         if isinstance(value, str) and value:
             return {"name": value}
@@ -204,7 +203,7 @@ class SweepReader:
             self.say(path, f"this {what} must be a name or a mapping with one, got {value!r}", hint)
         return None
 
-    def space(self, tree: dict[str, Any], path: KeyPath) -> dict[str, Domain]:
+    def space(self, tree: JsonObject, path: KeyPath) -> dict[str, Domain]:
         """Return the domains that can be read."""
         by_key: dict[str, Domain] = {}
         for key, value in self.mapping(tree, path).items():
@@ -218,7 +217,7 @@ class SweepReader:
                 self.unread.add("space")
         return by_key
 
-    def part(self, tree: dict[str, Any], key: str, spec: type[P]) -> P | None:
+    def part(self, tree: JsonObject, key: str, spec: type[P]) -> P | None:
         """Return the section *key* as a *spec*, or None after noting what is wrong."""
         try:
             return spec.model_validate(self.mapping(tree, (key,)))
@@ -228,7 +227,7 @@ class SweepReader:
             )
             return None
 
-    def mapping(self, tree: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+    def mapping(self, tree: JsonObject, path: KeyPath) -> JsonObject:
         """Return the mapping under the last part of *path*; nothing written is an empty one."""
         value = tree.get(str(path[-1]))
         if value is None:
@@ -238,7 +237,7 @@ class SweepReader:
             return {}
         return value
 
-    def unknown(self, tree: dict[str, Any], path: KeyPath, known: Iterable[str], what: str) -> None:
+    def unknown(self, tree: JsonObject, path: KeyPath, known: Iterable[str], what: str) -> None:
         """Note each key of *tree* that is not known."""
         self.problems += unknown_keys(tree, known, what, lambda k: self.source.key((*path, k)))
 
@@ -248,5 +247,5 @@ class SweepReader:
         self.problems.append(problem(place, message, hint))
 
 
-def _rest(named: Mapping[str, Any]) -> dict[str, Any]:
+def _rest(named: Mapping[str, Json]) -> JsonObject:
     return {k: v for k, v in named.items() if k != "name"}

@@ -9,7 +9,6 @@ from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator
 
 from raysweep.config import limits
 from raysweep.config.places import Source
-from raysweep.config.schema import EditorSpec
 from raysweep.config.space import Domain, as_tree, parse
 from raysweep.config.values import Count, Natural, NonNegative, Positive, Spec
 from raysweep.errors import NameUnknownError, nearest
@@ -56,12 +55,25 @@ class ResourceSpec(Spec):
     shards: Annotated[int, Field(ge=1, le=limits.SHARDS)] = 1
 
 
-def _domain(value: Any) -> Domain:
+def _domain(value: object) -> Domain:
     """Return *value* if it is a domain, else the domain it spells."""
     return value if isinstance(value, Domain) else parse(value)
 
 
 DomainField = Annotated[Domain, PlainValidator(_domain), PlainSerializer(as_tree)]
+
+
+class WrittenComponent(Spec):
+    """An editor or a wrapper as an arm writes it down: defaults are not filled in, and nothing of it is checked."""
+
+    name: str
+    config: Mapping[str, object] = {}
+
+
+class WrittenEditor(WrittenComponent):
+    """An editor as an arm writes it down, and the wrappers around it, innermost first."""
+
+    wrap: tuple[WrittenComponent, ...] = ()
 
 
 class ArmSpec(Spec):
@@ -75,7 +87,7 @@ class ArmSpec(Spec):
     """
 
     name: str
-    editor: EditorSpec
+    editor: WrittenEditor
     base: Mapping[str, Any] = {}
     space: Mapping[str, DomainField] = {}
 

@@ -31,7 +31,7 @@ Block = Annotated[int, Field(ge=0), BlockNumber()]
 Blocks = Annotated[tuple[Natural, ...], Field(min_length=1), AfterValidator(_each_once), BlockNumber()]
 
 
-def _numbers_as_written(node: Any) -> None:
+def _numbers_as_written(node: object) -> None:
     """Make each number in the schema *node* strict, and keep its whole numbers within 64 bits, in place."""
     if isinstance(node, dict):
         if node.get("type") in ("int", "float"):

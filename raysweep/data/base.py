@@ -37,7 +37,7 @@ class Reading:
         return self.rows or self.records
 
     @staticmethod
-    def of(rows: Sequence[EditRecord | Problem], warnings: tuple[str, ...] = ()) -> Reading:
+    def from_rows(rows: Sequence[EditRecord | Problem], warnings: tuple[str, ...] = ()) -> Reading:
         """Return the reading of a file with these *rows*."""
         records = tuple(row for row in rows if isinstance(row, EditRecord))
         return Reading(records, tuple(row for row in rows if isinstance(row, Problem)), warnings, tuple(rows))

@@ -136,7 +136,7 @@ class JsonDataset:
         warnings += _contradictions([r for r in rows if isinstance(r, EditRecord)], file)
         if warnings:
             logger.info("%s: %d warnings, first: %s", file, len(warnings), warnings[0])
-        return Reading.of(self._with_unrelated(rows, file), tuple(warnings))
+        return Reading.from_rows(self._with_unrelated(rows, file), tuple(warnings))
 
     def _record(self, row: object, uid: str) -> EditRecord:
         """Return the record of one element of the file.

@@ -30,9 +30,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypedDict, TypeVar, Unpack
 
-from pydantic import model_validator
-
-from raysweep.config.schema import Spec
+from raysweep.config.editor_schema import EditorConfig as EditorConfig
+from raysweep.jsontypes import Scalar
 from raysweep.records import EditRecord
 
 if TYPE_CHECKING:
@@ -73,22 +72,6 @@ class JointInputs(TypedDict):
 
     artifacts: Mapping[str, Artifact]
     rngs: Sequence[torch.Generator]
-
-
-class EditorConfig(Spec):
-    """Base of every editor's and wrapper's configuration: frozen, unknown keys are errors.
-
-    A name that begins with ``ref`` brings back what the published code does, where ours does otherwise; ``quirk Q…`` in its
-    description is the entry of docs/quirks.md that tells both. ``dropped`` names hyper-parameters of the published files that
-    change no number there: accepted and left out (quirk Q46).
-    """
-
-    dropped: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_dead_names(cls, data: object) -> object:
-        return {k: v for k, v in data.items() if k not in cls.dropped} if isinstance(data, Mapping) else data
 
 
 ConfigT = TypeVar("ConfigT", bound=EditorConfig)
@@ -160,6 +143,8 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         version: of its numbers, a part of every trial's key; raise it when they change.
         config_type: the class of its configuration.
         patch_kind: what :meth:`edit` proposes, changes of ``weights`` or ``modules`` that take the place of others.
+        shareable: of a wrapper, keys whose values can share edits (``path`` in a search space), each with the configuration that
+            this takes.
         artifact_kinds: kinds of artifacts (``raysweep/artifacts.py``) that it may ask for; their versions join the key.
         paper: the source of the method.
         config: what it was built from.
@@ -169,6 +154,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
     version: ClassVar[int]
     config_type: ClassVar[type[EditorConfig]]
     patch_kind: ClassVar[PatchKind] = "weights"
+    shareable: ClassVar[Mapping[str, Mapping[str, Scalar]]] = {}
     artifact_kinds: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = "–"
 

@@ -2,44 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from raysweep.config.schema import Count, NonNegative, Positive, Spec, TextSpec
-
-
-class ContextSpec(Spec):
-    """Which context templates to put before a prompt (docs/methods/rome.md).
-
-    Attributes:
-        lengths (tokens, texts): pairs (tokens per text, number of texts) to sample; ROME uses ``[[5, 10], [10,
-            10]]``, MEMIT ``[[10, 5]]``.
-        seed: of the sampling.
-        templates: use these instead of sampling (``{}`` is always first).
-    """
-
-    lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
-    seed: int = 0
-    templates: tuple[str, ...] | None = None
-
-
-class MomentSpec(Spec):
-    """How to estimate second moments of keys (docs/methods/rome.md).
-
-    Attributes:
-        text: where the tokens come from, and how many.
-        width (tokens): longest row in tokens; longer texts are cut.
-        skip (tokens): leading tokens of each row to leave out (1 for models whose position 0 is an attention sink; 0 = published).
-        damping (mean diagonal of C): added to the diagonal, in units of its mean, before factoring (0 = published).
-        ref_fp32: add the products up in fp32, as published (quirk Q10).
-    """
-
-    text: TextSpec = TextSpec()
-    width: Count = 512
-    skip: Annotated[int, Field(ge=0)] = 0
-    damping: NonNegative = 0.0
-    ref_fp32: bool = False
+from raysweep.config.schema import Count, NonNegative, Positive, Spec
+from raysweep.config.shared_specs import ContextSpec as ContextSpec
+from raysweep.config.shared_specs import MomentSpec as MomentSpec
 
 
 class ValueSpec(Spec):

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from raysweep.config.checks import blocks_of
 from raysweep.config.components import Components
+from raysweep.config.editor_schema import parts as parts_of
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import TrialSpec
+from raysweep.config.shared_specs import MomentSpec
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
 from raysweep.models.sizes import COPY_LIMIT, ModelSize
@@ -45,22 +48,21 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
     weights = shape.parameters * size
     # Large models are read again from disk rather than kept twice.
     parts = {"weights": weights, "pristine copy": weights if weights <= COPY_LIMIT else 0}
-    config = dict(trial.editor.config)
-    kind = components.editors.get(trial.editor.name)
-    layers = config.get("layers")
+    editor, kind = trial.editor, components.editors.get(trial.editor.name)
+    layers = [block for path, block in blocks_of(editor.config) if path[0] == "layers"]
     matrices: list[tuple[int, int]] = []
-    if isinstance(layers, list) and kind.patch_kind == "weights":
+    if layers and kind.patch_kind == "weights":
         matrices = [(shape.hidden, shape.mlp_width)] * len(layers)
         # In fp32, in which they are edited, and once more in the model's own type.
         parts["edited matrices"] = sum(a * b for a, b in matrices) * (4 + size)
-        if "moments" in config:
+        if any(parts_of(editor.config, MomentSpec)):
             # 8 bytes: the algebra is in fp64.
             parts["second moments"] = 2 * 8 * len(layers) * shape.mlp_width**2
     columns = TOKENS * trial.protocol.rounds[-1]
     unknown = []
-    wraps = [(components.wrappers.get(w.name), w.name, dict(w.config)) for w in trial.editor.wrap]
-    for one, name, values in ((kind, trial.editor.name, config), *wraps):
-        state = one.state_bytes(one.config_type.model_validate(values), matrices, columns)
+    wraps = [(components.wrappers.get(w.name), w.name, w.config) for w in editor.wrap]
+    for one, name, config in ((kind, editor.name, editor.config), *wraps):
+        state = one.state_bytes(config, matrices, columns)
         if state is None:
             unknown.append(name)
         else:

@@ -37,7 +37,7 @@ def measured(
             raise SpecError(message, hint="name a sweep of a lifelong study")
         for line in summary_rows(trials, phase=RETAINED, at=None if at < 0 else at):
             if line.step and line.trials:
-                trial = TrialSpec.model_validate(sweep.store.about(line.trials[0].row["trial_key"]).trial)
+                trial = TrialSpec.read_back(sweep.store.about(line.trials[0].row["trial_key"]).trial)
                 out.append(Ours(replace(line, label=f"{prefix}{line.label}"), trial))
     if not out:
         raise SpecError("nothing was measured after an edit", hint="`raysweep show SWEEP` lists the rounds")

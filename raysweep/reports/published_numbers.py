@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.errors import DataError, NameUnknownError, nearest
+from raysweep.jsontypes import Json
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -96,8 +97,9 @@ class Ours:
             return f"{written.get('energy'):g} mean energies" if "energy" in written else str(dict(written))
         return "" if written is None else written if isinstance(written, str) else f"{written:g}"
 
-    def _written_lam(self) -> object:
-        return next((w.config["lam"] for w in reversed(self.trial.editor.wrap) if "lam" in w.config), None)
+    def _written_lam(self) -> Json:
+        lambdas = (w.config.stored_value("lam") for w in reversed(self.trial.editor.wrap))
+        return next((lam for lam in lambdas if lam is not None), None)
 
 
 def names(workspace: Workspace) -> Mapping[str, Path]:
@@ -169,7 +171,7 @@ def same_arm(number: Number, trial: TrialSpec) -> bool:
     return (
         number.editor == editor.name
         and number.wrap == tuple(w.name for w in editor.wrap)
-        and all(str(editor.config.get(key)) == value for key, value in number.config.items())
+        and all(str(editor.config.stored_value(key)) == value for key, value in number.config.items())
         and number.batch == trial.protocol.batch_size
     )
 

@@ -96,7 +96,7 @@ class TrialRecord:
     def about(self) -> tuple[TrialFile, TrialSpec]:
         """Return the ``trial.json`` of a trial that has begun, and the specification in it."""
         about = TrialFile.model_validate_json(self.text)
-        return about, TrialSpec.model_validate(about.trial)
+        return about, TrialSpec.read_back(about.trial)
 
 
 def trial_state(

@@ -194,7 +194,7 @@ def read_trial(folder: Folder, key: str) -> tuple[TrialFile, TrialSpec] | None:
     if about.key != key:
         raise DamagedError(f"{path} is that of trial {about.key}")
     try:
-        return about, TrialSpec.model_validate(about.trial)
+        return about, TrialSpec.read_back(about.trial)
     except ValidationError as error:
         raise DamagedError(f"{path} is damaged: {complaint(error, 'trial.')}") from error
 

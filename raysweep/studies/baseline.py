@@ -66,8 +66,8 @@ def answers(
         version=VERSIONS["answers"],
         threads=threads,
     )
-    found = store.get_or_build(request, lambda: _packed(ask(chosen)))
-    scores = _unpacked(found.tensors, found.meta["texts"])
+    answers_artifact = store.get_or_build(request, lambda: _packed(ask(chosen)))
+    scores = _unpacked(answers_artifact.tensors, answers_artifact.meta["texts"])
     kept = dict(zip(sorted(distinct), scores, strict=True))
     return [kept[p.prompt, p.target] for p in probes]
 

@@ -35,7 +35,7 @@ class Layer:
 # From the bottom to the top.
 LAYERS: tuple[Layer, ...] = (
     Layer(
-        ("atomic", "errors", "lazy", "hashing", "runtime", "measures", "processes", "artifact_kinds"),
+        ("atomic", "errors", "lazy", "hashing", "runtime", "measures", "processes", "artifact_kinds", "jsontypes"),
         "one idea each, nothing of ours below",
     ),
     Layer(

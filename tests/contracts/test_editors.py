@@ -72,7 +72,9 @@ def specs() -> list[EditorSpec]:
     wrapped += [EditorSpec(name=name, config=CONFIGS[name], wrap=(closed,)) for name in ("null", "memit", "mend")]
     wrapped.append(
         EditorSpec(
-            name="ft", config=CONFIGS["ft"], wrap=(WrapSpec(name="simie", config={**closed.config, "lam": "gcv"}),)
+            name="ft",
+            config=CONFIGS["ft"],
+            wrap=(WrapSpec(name="simie", config={**closed.config.model_dump(exclude_unset=True), "lam": "gcv"}),),
         )
     )
     pruned = WrapSpec(name="prune", config={"base": "2"})
@@ -92,13 +94,24 @@ def shipped(spec: EditorSpec) -> EditorSpec:
             found["train"] = {**found["train"], "steps": 2}  # the exam asks for nine of ten, not for a good network
         return {k: v for k, v in found.items() if k not in ("source", "notes")}
 
-    wrap = tuple(WrapSpec(name=w.name, config={**config(w.name), **w.config}) for w in spec.wrap)
+    wrap = tuple(
+        WrapSpec(name=w.name, config={**config(w.name), **w.config.model_dump(exclude_unset=True)}) for w in spec.wrap
+    )
     return EditorSpec(name=spec.name, config=config(spec.name), wrap=wrap)
 
 
 def label(spec: EditorSpec) -> str:
-    own = [str(spec.config[k]) for k in ("pre", "backend") if k in spec.config]
-    return "-".join([spec.label, *own, *(str(v) for w in spec.wrap for k, v in w.config.items() if k != "lam")])
+    written = as_written(spec)
+    own = [str(written["config"][k]) for k in ("pre", "backend") if k in written["config"]]
+    around = [str(v) for w in written["wrap"] for k, v in w["config"].items() if k != "lam"]
+    return "-".join([spec.label, *own, *around])
+
+
+def as_written(spec: EditorSpec) -> dict[str, Any]:
+    """Return the plain data that *spec* was made of, without the defaults of its configurations."""
+    config, *around = (one.config.model_dump(mode="json", exclude_unset=True) for one in (spec, *spec.wrap))
+    wraps = [{"name": w.name, "config": inside} for w, inside in zip(spec.wrap, around, strict=True)]
+    return {"name": spec.name, "config": config, "wrap": wraps}
 
 
 def test_every_editor_is_examined() -> None:

@@ -108,7 +108,7 @@ def test_the_sweep_plans(folder: Path) -> None:
     workspace = Workspace(folder)
     found = plan(load_search_space("nudge_size", workspace), workspace, components)
     assert len(found.trials) == 2 * 2 * 3
-    assert {t.trial.editor.config["layer"] for t in found.trials} == {1}
+    assert {t.trial.editor.config.layer for t in found.trials} == {1}
     assert YAML(typ="safe", pure=True).load(folder / "hparams/nudge/embedded.yaml")["source"]
 
 

@@ -58,10 +58,10 @@ def replay(variant: Variant, spec: EditorSpec, *, rehearse: bool = False) -> tup
             if wrapped:
                 found[f"{group}.after_simie"] |= ledger.tensors()
             elif isinstance(state, dict):
-                cache = torch.stack([state[str(layer)] for layer in spec.config["layers"]])
+                cache = torch.stack([state[str(layer)] for layer in spec.config.layers])
                 found[f"{group}.cache_c_after"][""] = cache
             if wrapped and isinstance(state["inner"], dict):
-                cache = torch.stack([state["inner"][str(layer)] for layer in spec.config["layers"]])
+                cache = torch.stack([state["inner"][str(layer)] for layer in spec.config.layers])
                 found[f"{group}.cache_c_after"][""] = cache
     finally:
         inner.edit = base

@@ -45,12 +45,12 @@ class Exact(Variant):
 
 def solved(spec: EditorSpec, *, published: bool) -> EditorSpec:
     """Return *spec* with the published solves, or with ours."""
-    config = dict(spec.config)
+    config = spec.config.model_dump()
     if spec.name == "alphaedit":
         config["backend"] = "ref_fp32_lu" if published else "rls64"
     if published:
         return EditorSpec(name=spec.name, config=config, wrap=spec.wrap)
-    wraps = (WrapSpec(name=w.name, config={**w.config, "backend": "woodbury64"}) for w in spec.wrap)
+    wraps = (WrapSpec(name=w.name, config={**w.config.model_dump(), "backend": "woodbury64"}) for w in spec.wrap)
     return EditorSpec(name=spec.name, config=config, wrap=tuple(wraps))
 
 

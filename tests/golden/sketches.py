@@ -35,7 +35,7 @@ from raysweep.testing.fixtures import embedded_lm, tiny_lm, toy_records
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace, package_share
 from tests.contracts.test_datasets import SAMPLES
-from tests.contracts.test_editors import CONFIGS, specs
+from tests.contracts.test_editors import CONFIGS, as_written, specs
 
 Figures = dict[
     str, list[float] | str
@@ -119,10 +119,13 @@ def _edits(kind: str, name: str) -> Figures:
     for spec in (*specs(), *ALSO):
         alone = kind == "editor" and not spec.wrap and spec.name == name
         around = kind == "wrapper" and name in [w.name for w in spec.wrap]
-        plain = alone and spec.config == {**CONFIGS[name], **(DAMPED if name in ("rome", "memit") else {})}
+        plain = alone and as_written(spec)["config"] == {
+            **CONFIGS[name],
+            **(DAMPED if name in ("rome", "memit") else {}),
+        }
         families = ["llama"] * (alone or around) + ["gpt2"] * plain + ["embedded"] * (alone and spec in DEEP)
         for family in families:
-            of = f"{family}/{spec.label}-{digest(spec)[:6]}"
+            of = f"{family}/{spec.label}-{digest(as_written(spec))[:6]}"
             found |= {f"{of}/{key}": value for key, value in _edited(spec, family).items()}
     return found
 

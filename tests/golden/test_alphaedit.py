@@ -30,7 +30,7 @@ BACKENDS = ("rls64", "ref_fp32_lu")
 
 def spec_of(variant: Variant, **changes: Any) -> EditorSpec:
     spec = variant.spec()
-    return EditorSpec(name=spec.name, config={**spec.config, **changes}, wrap=spec.wrap)
+    return EditorSpec(name=spec.name, config={**spec.config.model_dump(), **changes}, wrap=spec.wrap)
 
 
 def run(

@@ -69,6 +69,6 @@ def test_labels_without_special_tokens_give_another_update(name: str) -> None:
     fixed = factors.label_text(variant.lm, record.prompt, record.target)
     assert fixed.labels == factors.label_text(variant.lm, record.prompt, record.target, special=True).labels[1:]
     spec = variant.spec()
-    other = replay(variant, EditorSpec(name=spec.name, config={**spec.config, "ref_labels": False}))
+    other = replay(variant, EditorSpec(name=spec.name, config={**spec.config.model_dump(), "ref_labels": False}))
     published = replay(variant)
     assert all(not torch.equal(other[0][n], published[0][n]) for n in other[0])

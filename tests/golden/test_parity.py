@@ -84,7 +84,7 @@ def test_every_backend_agrees_with_the_published_solve(name: str, backend: str) 
     """FIX against REF: fp64 back ends differ from the recorded fp32 LU only by its own rounding."""
     variant = Variant(name)
     spec = variant.spec()
-    config = {**spec.wrap[0].config, "backend": backend}
+    config = {**spec.wrap[0].config.model_dump(), "backend": backend}
     fixed = EditorSpec(name=spec.name, config=spec.config, wrap=(WrapSpec(name="simie", config=config),))
     errors = weight_errors(variant, replay(variant, fixed))
     for relative, absolute, noise, key in errors:

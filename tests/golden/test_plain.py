@@ -10,10 +10,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.plain import alphaedit, common, evaluate, ft, grace, memit, rome, simie, wise
-from raysweep.editors.alphaedit import AlphaEditConfig
-from raysweep.editors.ft import FineTuneConfig
-from raysweep.editors.memit import MemitConfig
-from raysweep.editors.rome import RomeConfig
 from raysweep.records import EditRecord, Probe, ProbeKind
 from tests.golden import test_grace, test_wise
 from tests.golden.recorded import Variant, variants
@@ -45,22 +41,22 @@ def editor(variant: Variant) -> Callable[..., common.Changes]:
     """Return the plain editor of *variant* as a function of model and record."""
     spec = variant.spec()
     if spec.name == "ft":
-        return partial(ft.edit, config=FineTuneConfig(**spec.config))
-    contexts = ("{}", *(t for t in spec.config["contexts"]["templates"] if t != "{}"))
+        return partial(ft.edit, config=spec.config)
+    contexts = ("{}", *(t for t in spec.config.contexts.templates if t != "{}"))
     kind = "projector" if spec.name == "alphaedit" else "moments"
     stored = {n: a.tensors[kind] for n, a in variant.artifacts().items() if n.startswith(f"{kind}/")}
     moments = {int(n.partition("/")[2]): tensor for n, tensor in stored.items()}
     if spec.name == "alphaedit":
-        preserving = AlphaEditConfig(**spec.config)
+        preserving = spec.config
         memory = alphaedit.begin(preserving, moments)
         write = partial(alphaedit.edit, config=preserving, contexts=contexts, projectors=moments, memory=memory)
         if preserving.pre:  # quirk Q17: the published memory holds a throwaway edit of the last record
             write(variant.lm, variant.records[-1])
         return write
     if spec.name == "rome":
-        config = RomeConfig(**spec.config)
+        config = spec.config
         return partial(rome.edit, config=config, contexts=contexts, inverse=rome.inverses(config, moments))
-    return partial(memit.edit, config=MemitConfig(**spec.config), contexts=contexts, moments=moments)
+    return partial(memit.edit, config=spec.config, contexts=contexts, moments=moments)
 
 
 def replay(variant: Variant) -> list[dict[str, Tensor]]:
@@ -68,12 +64,12 @@ def replay(variant: Variant) -> list[dict[str, Tensor]]:
     lm, edit = variant.lm, editor(variant)
     spec = variant.spec()
     if spec.name == "ft":
-        names = ft.names(lm, FineTuneConfig(**spec.config))
+        names = ft.names(lm, spec.config)
     else:
-        names = [f"{lm.layout.mlp_out.format(layer)}.weight" for layer in spec.config["layers"]]
+        names = [f"{lm.layout.mlp_out.format(layer)}.weight" for layer in spec.config.layers]
     if spec.wrap:
         config = spec.wrap[0].config
-        state = simie.begin(lm, names, lam=config["lam"], init=config["mode"] == "init")
+        state = simie.begin(lm, names, lam=config.lam, init=config.mode == "init")
         base = edit
 
         def edit(lm: object, record: EditRecord) -> common.Changes:

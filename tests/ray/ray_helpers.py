@@ -13,9 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
-from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SweepSpec
+from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SweepSpec, WrittenEditor
 from raysweep.results.tables import open_results
 from raysweep.workspace import Workspace
 
@@ -36,13 +37,13 @@ def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, .
 
     Arms whose configuration has a ``scale`` share their edits, if ``resources.share`` is on; the edits of all are apart.
     """
-    arms = tuple(ArmSpec(name=arm, editor=EditorSpec(name="fake")) for arm in configs)
+    arms = tuple(ArmSpec(name=arm, editor=WrittenEditor(name="fake")) for arm in configs)
     spec = SweepSpec(name=name, study="fake", arms=arms, resources=ResourceSpec(**{"cpu": 1, "gpu": 0, **resources}))
     trials = []
     for arm, config in configs.items():
         for seed in seeds:
             trial = TrialSpec(
-                study="fake", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name="fake", config=config),
+                study="fake", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name="fake", config=UnreadConfig(**config)),
                 protocol=ProtocolSpec(rounds=(0, 2, 4, 6)), seed=seed,
             )  # fmt: skip
             share = f"pass-{seed}" if "scale" in config and spec.resources.share else ""

@@ -64,7 +64,7 @@ class Fake(Study):
                     yield member.trial.key, found
 
     def proposal_function(self, trial: TrialSpec, deps: Deps) -> ComputeProposal:
-        config = trial.editor.config
+        config = trial.editor.config.model_dump()
         if "log" in config:
             Path(f"{config['log']}-{os.getpid()}").touch()
 
@@ -97,7 +97,7 @@ class _Member:
 
     def measure(self, step: int, total: torch.Tensor, at_round: bool) -> EvalRound | None:
         trial = self.trial
-        mine = total * trial.editor.config.get("scale", 1.0)
+        mine = total * (trial.editor.config.stored_value("scale") or 1.0)
         self.stats.append(StatRow(trial_key=trial.key, step=step, name="total", value=float(mine[0])))
         now = _rows(trial, mine, [step], step)
         self.seen += now
@@ -134,7 +134,7 @@ def _break_storage_on_demand(fault: Path) -> None:
 
 def _await_others(trial: TrialSpec) -> None:
     """Wait until another process can edit too, where the test says that there is to be one."""
-    log = Path(trial.editor.config.get("log", "none"))
+    log = Path(str(trial.editor.config.stored_value("log")))
     until = time.monotonic() + 60
     while log.with_name("shards").exists() and time.monotonic() < until:
         if len(list(log.parent.glob(f"{log.name}-*"))) > 1:

@@ -24,12 +24,10 @@ class BaseWrapper(BaseEditor[ConfigT, StateT]):
 
     Attributes:
         accepts: kinds of patches that it can wrap.
-        shareable: keys whose values can share edits (``path`` in a search space), each with the configuration that this takes.
         inner: the editor it wraps.
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
-    shareable: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 
     def __init__(self, config: ConfigT, inner: AnyEditor) -> None:
         super().__init__(config)

@@ -26,6 +26,7 @@ from pydantic import BeforeValidator
 from raysweep.editors.base import EditInputs, EditorConfig, EditStep, ReportView
 from raysweep.editors.wrappers.base import BaseWrapper
 from raysweep.errors import WrapError
+from raysweep.jsontypes import Scalar
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.records import EditRecord
@@ -76,7 +77,7 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
     name = "prune"
     version = 1
     config_type = PruneConfig
-    shareable: ClassVar[Mapping[str, Mapping[str, object]]] = {"base": {"persist": False}}
+    shareable: ClassVar[Mapping[str, Mapping[str, Scalar]]] = {"base": {"persist": False}}
     paper = "Ma et al. 2025, arXiv 2405.16821"
 
     def __init__(self, config: PruneConfig, inner: AnyEditor) -> None:

@@ -66,12 +66,12 @@ def fingerprint(path: Path, memory: Path | None = None) -> Fingerprint:
     hashes = FileHashes(memory)
     if path.is_file():
         check_magic(path)
-        whole = digest({"gguf": hashes.of(path)})
+        whole = digest({"gguf": hashes.hash_of(path)})
         return Fingerprint(whole, whole)
     # an incomplete folder has no fingerprint: it would be another model once the rest is there
     weights = check_folder(path)
     files = {file.relative_to(path).as_posix(): file for file in (*inputs(path), *weights)}
-    hashed = {name: hashes.of(file) for name, file in files.items()}
+    hashed = {name: hashes.hash_of(file) for name, file in files.items()}
     config = read_json(path / "config.json")
     settings = canonical_json({key: value for key, value in config.items() if key not in VOLATILE})
     # the tokenizer may depend on any file but the weights, so all of them name it
@@ -116,7 +116,7 @@ class FileHashes:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def of(self, file: Path) -> str:
+    def hash_of(self, file: Path) -> str:
         """Return 32 hex digits over every byte of *file*."""
         stat = file.stat()
         if self.folder is None or stat.st_size <= _LARGE:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from raysweep.cli.main import main
+from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound, ProbeRow
@@ -39,7 +40,9 @@ def write(
         model=ModelSpec(name=model),
         data=DataSpec(name=data, order="file"),
         editor=EditorSpec(
-            name=editor, config=config, wrap=(WrapSpec(name="simie", config={"lam": lam}),) if lam else ()
+            name=editor,
+            config=UnreadConfig(**config),
+            wrap=(WrapSpec(name="simie", config=UnreadConfig(lam=lam)),) if lam else (),
         ),
         protocol=ProtocolSpec(rounds=steps),
         seed=0,

@@ -13,6 +13,7 @@ import pytest
 
 from raysweep.cli.edit_space import rounds_of
 from raysweep.cli.main import main
+from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.results.drivers import DriverLock
 from raysweep.results.folder import Folder
@@ -24,7 +25,7 @@ KINDS = (("efficacy", "token_match"), ("paraphrase", "token_match"), ("locality"
 
 def write(root: Path, seed: int, arm: str, value: float) -> str:
     trial = TrialSpec(
-        study="lifelong", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name=arm),
+        study="lifelong", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name=arm, config=UnreadConfig()),
         protocol=ProtocolSpec(rounds=(2,)), seed=seed,
     )  # fmt: skip
     store = ResultStore(root / "results" / "toy")

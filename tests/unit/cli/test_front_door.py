@@ -15,6 +15,7 @@ from rich.cells import cell_len
 
 from raysweep.cli.display import QUIET, Display
 from raysweep.cli.main import main
+from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.reports import fit, plot_style
 from raysweep.reports.render import Difference, Format, render
@@ -31,10 +32,10 @@ def write(
     wrap: tuple[tuple[str, Any], ...] = (), point: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Write a finished trial of three records, all with the same value."""
-    wrappers = tuple(WrapSpec(name=name, config={"lam": lam}) for name, lam in wrap)
+    wrappers = tuple(WrapSpec(name=name, config=UnreadConfig(lam=lam)) for name, lam in wrap)
     trial = TrialSpec(
         study="lifelong", model=ModelSpec(digest="m"), data=DataSpec(digest="d"),
-        editor=EditorSpec(name=editor, config={"layer": layer}, wrap=wrappers), protocol=ProtocolSpec(rounds=(2, 4)),
+        editor=EditorSpec(name=editor, config=UnreadConfig(layer=layer), wrap=wrappers), protocol=ProtocolSpec(rounds=(2, 4)),
         seed=seed, versions={editor: 1, **{name: 1 for name, _ in wrap}},
     )  # fmt: skip
     store = ResultStore(root / "results" / "toy")

@@ -48,7 +48,7 @@ class TestTrials:
         assert trial.model.digest == "m-tiny"
         assert trial.model.bos == "none"
         assert (trial.data.digest, trial.data.size) == ("d1", 20)
-        assert trial.editor.config == {
+        assert trial.editor.config.model_dump(mode="json") == {
             "layers": [2],
             "rate": 1.0,
             "moments": {
@@ -56,7 +56,11 @@ class TestTrials:
                 "samples": 10,
             },
         }
-        assert trial.editor.wrap[0].config == {"lam": 1.0, "blur": {"width": 1.0}, "mode": "sequential"}
+        assert trial.editor.wrap[0].config.model_dump(mode="json") == {
+            "lam": 1.0,
+            "blur": {"width": 1.0},
+            "mode": "sequential",
+        }
         assert trial.versions == {f"metric/{name}": metric.version for name, metric in METRICS.items()} | {
             "dataset/hundred": 5,
             "editor/surgeon": 3,
@@ -127,8 +131,8 @@ class TestPoints:
         )
         trial = planned(with_space(space), workspace).trials[-1].trial
         assert (trial.threads, trial.model.dtype, trial.data.skip, trial.protocol.batch_size) == (2, "float16", 10, 5)
-        assert trial.editor.config["moments"]["text"]["tokens"] == 7
-        assert trial.editor.wrap[0].config["mode"] == "init"
+        assert trial.editor.config.moments.text.tokens == 7
+        assert trial.editor.wrap[0].config.mode == "init"
 
     def test_swept_dataset_does_not_inherit_the_path(self, workspace):
         spec = with_space("{data.name: {grid: [hundred, other]}}")
@@ -188,14 +192,14 @@ class TestPasses:
 
     def test_a_path_may_come_from_the_command_line(self, workspace):
         found = planned(sweep(SWEEP, "wrap.ridge.lam={path: [2, 4]}"), workspace)
-        assert [t.trial.editor.wrap[0].config["mode"] for t in found.trials[2:]] == ["init", "init"]
+        assert [t.trial.editor.wrap[0].config.mode for t in found.trials[2:]] == ["init", "init"]
 
     def test_a_path_may_lie_deeper(self, workspace):
         text = SWEEP.replace("wrap: ridge", "wrap: {name: ridge, blur: {width: {path: [2, -3]}}}")
         assert f"x.yaml:9:{column(text, '-3')}  'ridge': blur.width" in complaints(sweep(text), workspace)[0]
         found = planned(sweep(text.replace("-3", "3")), workspace)
-        assert [t.trial.editor.wrap[0].config["blur"]["width"] for t in found.edit_groups[-1]] == [2, 3]
-        assert found.trials[-1].trial.editor.wrap[0].config["mode"] == "init"
+        assert [t.trial.editor.wrap[0].config.blur.width for t in found.edit_groups[-1]] == [2, 3]
+        assert found.trials[-1].trial.editor.wrap[0].config.mode == "init"
 
     def test_seeds_and_whatever_else_is_measured_make_passes_of_their_own(self, workspace):
         found = planned(sweep(self.ARM, "space.seed={grid: [0, 1]}"), workspace)
@@ -265,13 +269,13 @@ class TestHparams:
         )
         text = self.LAYERLESS + "  own: {editor: {name: surgeon, rate: 5}, space: {editor.rate: {grid: [7]}}}\n"
         found = {t.arm: t.trial.editor.config for t in planned(sweep(text), workspace).trials}
-        assert (found["surgeon"]["layers"], found["surgeon"]["rate"]) == ([3], 2.0)
-        assert found["surgeon"]["moments"]["samples"] == 4
-        assert (found["own"]["layers"], found["own"]["rate"]) == ([3], 7.0)
+        assert (found["surgeon"].layers, found["surgeon"].rate) == ((3,), 2.0)
+        assert found["surgeon"].moments.samples == 4
+        assert (found["own"].layers, found["own"].rate) == ((3,), 7.0)
 
     def test_wrapper_may_have_a_file(self, workspace):
         write(workspace, "hparams/ridge/tiny.yaml", "lam: 9")
-        assert planned(sweep(), workspace).trials[2].trial.editor.wrap[0].config["lam"] == 9.0
+        assert planned(sweep(), workspace).trials[2].trial.editor.wrap[0].config.lam == 9.0
 
     def test_values_for_one_editor_or_dataset(self, workspace):
         entries = (
@@ -312,7 +316,7 @@ class TestHparams:
         write(workspace, "hparams/surgeon/gpt-j-6b.yaml", "layers: [5]")
         for override in ("model.hparams=gpt-j-6b", "model=EleutherAI/GPT-J-6b"):
             found = planned(sweep(self.LAYERLESS, override), workspace)
-            assert found.trials[1].trial.editor.config["layers"] == [5]
+            assert found.trials[1].trial.editor.config.layers == (5,)
 
     def test_missing_file_lists_those_there_are(self, workspace):
         write(workspace, "hparams/surgeon/other.yaml", "layers: [5]")

@@ -49,11 +49,11 @@ def workspace(tmp_path: Path) -> Workspace:
 def value(trial: Any, key: str) -> Any:
     """Return what *trial* has under a dotted key; the wrapper and the editor by their configuration."""
     if key.startswith("editor."):
-        return trial.editor.config.get(key.removeprefix("editor."))
+        return trial.editor.config.stored_value(key.removeprefix("editor."))
     if key.startswith("wrap."):
         found = {w.name: w.config for w in trial.editor.wrap}
         name, _, field = key.removeprefix("wrap.").partition(".")
-        return found[name][field] if name in found else None
+        return found[name].stored_value(field) if name in found else None
     for part in key.split("."):
         trial = getattr(trial, part)
     return trial

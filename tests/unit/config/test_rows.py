@@ -11,6 +11,9 @@ import pytest
 
 from raysweep.cli.main import main
 from raysweep.config import rows
+from raysweep.config.shared_specs import ContextSpec, MomentSpec
+from raysweep.editors.rome import RomeConfig
+from raysweep.editors.wrappers.simie.config import Energy, SimIEConfig
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.testing.layout_contract import tiny_model
 from tests.unit.models.conftest import byte_tokenizer
@@ -120,8 +123,9 @@ def test_bytes_bound_tokens_and_contexts_count() -> None:
     assert rows.longest_text([one]) == (18 + 3 + rows.ASIDE, "a")
     assert rows.longest_text([one, other]) == (30 + rows.ASIDE, "b")
     assert rows.longest_text([]) == (0, "")
-    assert rows.context_tokens({"contexts": {"lengths": ((5, 10), (10, 10)), "templates": None}}) == 12
-    assert rows.context_tokens({"value": {"steps": 3}, "contexts": {"lengths": ((5, 1),), "templates": ("é {}",)}}) == 5
-    energy = {"lam": {"energy": 0.1}, "text": {"name": "x"}}
-    assert list(rows.text_rows(energy)) == [(512, "lam.energy")]
-    assert list(rows.text_rows({"moments": {"text": {}, "width": 64}})) == [(64, "moments.width")]
+    assert rows.context_tokens(RomeConfig(layers=(1,))) == 12
+    assert (
+        rows.context_tokens(RomeConfig(layers=(1,), contexts=ContextSpec(lengths=((5, 1),), templates=("é {}",)))) == 5
+    )
+    assert list(SimIEConfig(lam=Energy(energy=0.1)).text_rows()) == [(512, "lam.energy")]
+    assert list(RomeConfig(layers=(1,), moments=MomentSpec(width=64)).text_rows()) == [(64, "moments.width")]

@@ -324,10 +324,10 @@ def test_the_plan_covers_the_archive_and_the_fold(tmp_path: Path) -> None:
         return plan(parse_search_space(tree, file="t.yaml"), workspace).trials[0].trial
 
     trained = trial()
-    assert trained.editor.config["train"]["data"]["digest"] == trained.data.digest
+    assert trained.editor.config.train.data.digest == trained.data.digest
     given = trial(weights={"path": "net.safetensors"})
-    assert given.editor.config["train"] is None
-    assert given.editor.config["weights"]["path"] == str(tmp_path / "net.safetensors")
+    assert given.editor.config.train is None
+    assert given.editor.config.weights.path == str(tmp_path / "net.safetensors")
     (tmp_path / "net.safetensors").write_bytes(b"second")
     assert trial(weights={"path": "net.safetensors"}).key != given.key
     with pytest.raises(ProblemsError, match="does not exist"):

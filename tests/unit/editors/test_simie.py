@@ -122,8 +122,8 @@ def test_lambda_in_units_of_energy_is_written_and_swept_in_yaml(tmp_path: Path) 
     (tmp_path / "units.yaml").write_text(SWEEP)
     workspace = Workspace(tmp_path)
     found = plan(load_search_space("units.yaml", workspace), workspace).trials
-    assert [t.trial.editor.wrap[0].config["lam"] for t in found] == [{"energy": x} for x in (0.1, 0.01, 1.0)]
-    assert all(t.trial.editor.wrap[0].config["text"]["digest"] for t in found)
+    assert [t.trial.editor.wrap[0].config.lam for t in found] == [Energy(energy=x) for x in (0.1, 0.01, 1.0)]
+    assert all(t.trial.editor.wrap[0].config.text.digest for t in found)
 
 
 VALUE = {"steps": 4, "lr": 0.5, "weight_decay": 0.001}

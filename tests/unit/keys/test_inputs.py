@@ -323,14 +323,14 @@ class TestFiles:
         read: list[str] = []
         real = module.file_digest
         monkeypatch.setattr(module, "file_digest", lambda f, **k: read.append(f.name) or real(f, **k))
-        first = hashes.of(file)
-        assert (hashes.of(file), read) == (first, ["w"])
+        first = hashes.hash_of(file)
+        assert (hashes.hash_of(file), read) == (first, ["w"])
         os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
-        assert (hashes.of(file), read) == (first, ["w", "w"]), "its status has changed: it is read again"
+        assert (hashes.hash_of(file), read) == (first, ["w", "w"]), "its status has changed: it is read again"
         times = file.stat()
         file.write_bytes(b"abce")
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # another content with the old time
-        assert hashes.of(file) != first
+        assert hashes.hash_of(file) != first
 
     def test_an_adapter_is_refused(self, root: Path) -> None:
         (root / "m/adapter_config.json").write_text("{}", encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from raysweep.artifacts import ArtifactRequest
+from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.schema import (
     DataSpec,
     EditorSpec,
@@ -89,11 +90,16 @@ def test_the_same_is_the_same() -> None:
 
 def test_every_field_of_a_trial_is_in_its_key_or_on_the_list() -> None:
     key, seen = trial().key, {}
-    for name, changed in changes(TrialSpec, trial()):
+    # The editor's name says what its configuration is, so it is changed alone below; its configuration has a test of its own.
+    for name, changed in changes(TrialSpec, trial(), ["editor.name"]):
         assert (changed.key == key) == (name in NOT_IN_KEY), name
         seen.setdefault(changed.key, []).append(name)
     assert set(NOT_IN_KEY) <= {name for names in seen.values() for name in names}, "a reason for what there is not"
     assert len(seen) == sum(map(len, seen.values())) - len(NOT_IN_KEY) + 1, "two changes, one key"
+    assert (
+        trial(editor=EditorSpec(name="a", config=UnreadConfig())).key
+        != trial(editor=EditorSpec(name="b", config=UnreadConfig())).key
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +112,9 @@ def test_every_field_of_a_configuration_is_in_the_key(place: str, name: str) -> 
         plain = config.model_dump(mode="json")
         if place == "editor":
             return trial(editor=EditorSpec(name=name, config=plain)).key
-        return trial(editor=EditorSpec(name="ft", wrap=(WrapSpec(name=name, config=plain),))).key
+        return trial(
+            editor=EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name=name, config=plain),))
+        ).key
 
     start = kind.model_validate(STARTS[name])
     for leaf, changed in changes(kind, start, STUCK.get(name, ())):
@@ -124,8 +132,8 @@ def test_only_specifications_with_a_digest_have_a_path_that_is_left_out() -> Non
     """What is left out by its name is left out because a digest covers it."""
     for kind in (ModelSpec, DataSpec, TextSpec, FileSpec):
         assert {"path", "digest"} <= set(kind.model_fields)
-    bare = trial(editor=EditorSpec(name="ft", config={"path": "a"}))
-    assert bare.key != trial(editor=EditorSpec(name="ft", config={"path": "b"})).key
+    bare = trial(editor=EditorSpec(name="ft", config=UnreadConfig(path="a")))
+    assert bare.key != trial(editor=EditorSpec(name="ft", config=UnreadConfig(path="b"))).key
 
 
 def test_the_page_lists_every_field() -> None:

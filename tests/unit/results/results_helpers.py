@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
@@ -22,10 +23,10 @@ ORIGIN = {
 
 
 def make_trial(seed: int = 0, lam: float | None = None, rounds: tuple[int, ...] = (0, 2, 4)) -> TrialSpec:
-    wrap = (WrapSpec(name="simie", config={"lam": lam}),) if lam is not None else ()
+    wrap = (WrapSpec(name="simie", config=UnreadConfig(lam=lam)),) if lam is not None else ()
     return TrialSpec(
         study="lifelong", model=ModelSpec(digest="m"), data=DataSpec(digest="d"),
-        editor=EditorSpec(name="memit", wrap=wrap),
+        editor=EditorSpec(name="memit", config=UnreadConfig(), wrap=wrap),
         protocol=ProtocolSpec(rounds=rounds), seed=seed,
     )  # fmt: skip
 
@@ -61,7 +62,7 @@ def make_round(trial: TrialSpec, step: int, *, shift: float = 0.0) -> EvalRound:
 
 
 def begin(store: ResultStore, trial: TrialSpec, arm: str = "memit") -> Snapshot | None:
-    lam = [w.config["lam"] for w in trial.editor.wrap]
+    lam = [w.config.lam for w in trial.editor.wrap]
     point = {"seed": trial.seed, **({"wrap.simie.lam": lam[0]} if lam else {})}
     return store.begin(trial, arm=arm, point=point, provenance=ORIGIN)
 

@@ -12,8 +12,7 @@ import pytest
 from results_helpers import make_round, make_trial, write_trial
 
 from raysweep.config.planned_trial import Plan, PlannedTrial
-from raysweep.config.schema import EditorSpec
-from raysweep.config.sweep_schema import ArmSpec, SweepSpec
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec, WrittenEditor
 from raysweep.errors import BusyError, NewerFormatError, StoreError
 from raysweep.reports.standing import missing_lines
 from raysweep.results.drivers import DriverLock
@@ -32,7 +31,7 @@ SEEDS = range(4)
 @pytest.fixture
 def plan() -> Plan:
     trials = [PlannedTrial("memit", {"seed": seed}, make_trial(seed)) for seed in SEEDS]
-    arms = (ArmSpec(name="memit", editor=EditorSpec(name="memit")),)
+    arms = (ArmSpec(name="memit", editor=WrittenEditor(name="memit")),)
     return Plan(SweepSpec(name="s", arms=arms), tuple(trials))
 
 

@@ -80,8 +80,7 @@ def install(monkeypatch: Any) -> list[Closed]:
         *inside, last = spec.wrap or (None,)
         if last is None or last.name != "closed":
             return original(spec)
-        config = ClosedConfig.model_validate(dict(last.config))
-        built.append(Closed(config, original(spec.model_copy(update={"wrap": tuple(inside)}))))
+        built.append(Closed(last.config, original(spec.model_copy(update={"wrap": tuple(inside)}))))
         return built[-1]
 
     monkeypatch.setattr(build, "build_editor", with_closed)
@@ -90,7 +89,7 @@ def install(monkeypatch: Any) -> list[Closed]:
 
 def closed(lam: float = 1.0, *, seed: int = 0, jitter: float = 0.0, order: str = "file", **protocol: Any) -> TrialSpec:
     bare = trial("ft", **({"rounds": (0, 2, 4)} | protocol))
-    around = (WrapSpec(name="closed", config={"lam": lam, "jitter": jitter}),)
+    around = (WrapSpec(name="closed", config=ClosedConfig(lam=lam, jitter=jitter)),)
     return bare.model_copy(
         update={
             "editor": bare.editor.model_copy(update={"wrap": around}),

@@ -15,7 +15,7 @@ import pytest
 from raysweep.cli.display import Display
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
-from raysweep.config.sweep_schema import ArmSpec, SweepSpec
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec, WrittenEditor
 from raysweep.results.provenance import provenance
 from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.results.state import State
@@ -34,7 +34,7 @@ def make_plan(count: int) -> Plan:
         )
         for seed in range(count)
     ]  # fmt: skip
-    spec = SweepSpec(name="s", arms=(ArmSpec(name="null", editor=EditorSpec(name="null")),))
+    spec = SweepSpec(name="s", arms=(ArmSpec(name="null", editor=WrittenEditor(name="null")),))
     return Plan(spec, tuple(PlannedTrial("null", {"seed": t.seed}, t) for t in trials))
 
 

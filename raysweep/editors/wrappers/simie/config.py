@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Tag, model_validator
@@ -33,6 +33,7 @@ Ridge = Annotated[
     Annotated[Positive, Tag("number")] | Annotated[Energy, Tag("mapping")] | Annotated[Literal["gcv"], Tag("word")],
     Discriminator(_form),
 ]
+ENERGY_WIDTH = 512  # the longest row, in tokens, from which the unit of λ is taken
 # λ for `gcv`, in mean energies: 1e-6 … 100, four per decade
 CANDIDATES = tuple(10 ** (i / 4) for i in range(-24, 9))
 
@@ -65,6 +66,12 @@ class SimIEConfig(EditorConfig):
     refresh: Count = 1000
     tolerance: Positive = 1e-6
     text: TextSpec = TextSpec(tokens=4096)
+
+    def text_rows(self) -> Iterator[tuple[int, str]]:
+        """Yield the rows from which the mean energy of keys is taken, too, if λ is in its units."""
+        if isinstance(self.lam, Energy):
+            yield ENERGY_WIDTH, "lam.energy"
+        yield from super().text_rows()
 
     @model_validator(mode="after")
     def _check_backend(self) -> SimIEConfig:
