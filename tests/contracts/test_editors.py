@@ -16,7 +16,7 @@ from raysweep.editors.wrappers import WRAPPERS
 from raysweep.testing.editor_contract import Exam, promises_of
 from raysweep.testing.fixtures import FAMILIES, tiny_lm
 
-VALUE = {"steps": 3, "lr": 0.5, "weight_decay": 0.001, "batch": 2}
+VALUE = {"steps": 6, "lr": 0.5, "weight_decay": 0.001, "batch": 2}
 # One small configuration per editor; a new editor fails test_every_editor_is_examined until it has one.
 CONFIGS: dict[str, dict[str, Any]] = {
     "ft": {"layers": [1], "steps": 4, "lr": 5e-3, "batch": 2},

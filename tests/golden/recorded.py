@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import EditorSpec, WrapSpec
+from raysweep.editors.base import AnyEditor, EditStep
 from raysweep.editors.build import build_editor
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
@@ -27,6 +29,12 @@ FOLDERS = {"tiny-gpt2": "tiny-gpt2-xl", "tiny-llama": "tiny-llama"}
 @lru_cache(maxsize=2)
 def model(name: str) -> LanguageModel:
     return load_folder(HERE / "models" / FOLDERS[name])
+
+
+@lru_cache(maxsize=1)
+def tolerances() -> dict[str, Any]:
+    """What two runs of the published code itself differ by, by the name of the run."""
+    return json.loads((HERE / "tolerances.json").read_text())  # type: ignore[no-any-return]
 
 
 def variants(*prefixes: str) -> list[str]:
@@ -82,8 +90,7 @@ class Variant:
 
     def noise(self, group: str) -> float:
         """Largest absolute difference between two runs of the published code itself."""
-        table = json.loads((HERE / "tolerances.json").read_text())
-        pairs = table[self.name]["max_abs_diff_and_max_abs_value"]
+        pairs = tolerances()[self.name]["max_abs_diff_and_max_abs_value"]
         return float(pairs[group][0]) if group in pairs else 0.0
 
     def spec(self) -> EditorSpec:
@@ -150,18 +157,32 @@ class Variant:
         return out
 
 
-def replay(variant: Variant, spec: EditorSpec | None = None) -> list[dict[str, Tensor]]:
-    """Edit every record with our editor; return the edited weights after each edit (the model is restored)."""
-    lm, artifacts = variant.lm, variant.artifacts()
-    editor = build_editor(spec or variant.spec())
-    ledger, history = Ledger(lm), []
-    state = editor.begin(lm, artifacts)
+def edit_each(
+    lm: LanguageModel,
+    editor: AnyEditor,
+    records: Iterable[EditRecord],
+    artifacts: Mapping[str, Artifact],
+    state: Any = None,
+) -> Iterator[tuple[EditStep[Any], Ledger]]:
+    """Write *records* one by one; yield each step, and the ledger that has it. The model is restored at the end.
+
+    *state* is what the editor begins with, if not with what it says itself.
+    """
+    ledger = Ledger(lm)
+    if state is None:
+        state = editor.begin(lm, artifacts)
     try:
-        for record in variant.records:
+        for record in records:
             step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
             ledger.apply(step.patch)
             state = step.state
-            history.append(ledger.tensors())
+            yield step, ledger
     finally:
         ledger.restore()
-    return history
+
+
+def replay(variant: Variant, spec: EditorSpec | None = None) -> list[dict[str, Tensor]]:
+    """Edit every record with our editor; return the edited weights after each edit (the model is restored)."""
+    editor = build_editor(spec or variant.spec())
+    steps = edit_each(variant.lm, editor, variant.records, variant.artifacts())
+    return [ledger.tensors() for _, ledger in steps]

@@ -13,7 +13,7 @@ from raysweep.evals.generation import generate, score_generated
 from raysweep.models import tokens
 from raysweep.models.ledger import Ledger
 from raysweep.records import Probe, ProbeKind
-from tests.golden.recorded import Variant, variants
+from tests.golden.recorded import Variant, edit_each, variants
 
 ALL = variants("grace")
 PARTS = {"keys": "keys", "values": "values", "radii": "epsilons"}
@@ -56,21 +56,11 @@ def replay(
     variant: Variant, starts: list[Tensor] | None = None
 ) -> tuple[Recorded, list[dict[str, Any]], list[dict[str, float]]]:
     """Edit every record in turn; return the editor, the states and the stats (the model is restored)."""
-    lm = variant.lm
     if starts is None:
         starts = [variant.tensors[f"edit{i}.new_value_init"][0] for i in range(len(variant.records))]
-    editor, ledger = Recorded(config(variant), starts), Ledger(lm)
-    state, states, stats = editor.begin(lm, {}), [], []
-    try:
-        for record in variant.records:
-            step = editor.edit(lm, [record], state, artifacts={}, rng=torch.Generator())
-            ledger.apply(step.patch)
-            state = step.state
-            states.append(state)
-            stats.append(dict(step.stats))
-    finally:
-        ledger.restore()
-    return editor, states, stats
+    editor = Recorded(config(variant), starts)
+    steps = [step for step, _ in edit_each(variant.lm, editor, variant.records, {})]
+    return editor, [step.state for step in steps], [dict(step.stats) for step in steps]
 
 
 @pytest.mark.parametrize("name", ALL)
