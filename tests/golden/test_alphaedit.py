@@ -46,10 +46,10 @@ def run(
             lm, variant.records[-1:], state["inner"], artifacts=artifacts, rng=torch.Generator()
         ).state
         state = {**state, "inner": inner}
-    history = []
-    for step, ledger in edit_each(lm, editor, variant.records, artifacts, state):
-        history.append(ledger.tensors())
-    return history, step.state
+    steps = [
+        (ledger.tensors(), step.state) for step, ledger in edit_each(lm, editor, variant.records, artifacts, state)
+    ]
+    return [weights for weights, _ in steps], steps[-1][1]
 
 
 @cache
@@ -85,11 +85,11 @@ def test_memory_is_the_recorded_one(name: str) -> None:
     for backend in BACKENDS:
         _, state = published_run(name, backend)
         memory = state["inner"] if name in REHEARSED else state
-        for layer, cache in zip(layers, recorded, strict=True):
-            wanted = cache
+        for layer, cached in zip(layers, recorded, strict=True):
+            wanted = cached
             if backend == "rls64":
                 projector = variant.artifacts()[f"projector/{layer}"].tensors["projector"].double()
-                wanted = torch.linalg.solve(projector @ cache + ridge * torch.eye(len(cache)), projector)
+                wanted = torch.linalg.solve(projector @ cached + ridge * torch.eye(len(cached)), projector)
             assert float((memory[str(layer)] - wanted).norm() / wanted.norm()) < 1e-5
 
 

@@ -70,9 +70,8 @@ def replay(
     variant: Variant, masks: list[Tensor] | None = None
 ) -> tuple[Recorded, list[dict[str, Any]], list[dict[str, float]]]:
     """Edit every record in turn; return the editor, the states and the stats (the model is restored)."""
-    lm, n = variant.lm, len(variant.data["requests"])
     if masks is None:
-        names = [f"edit{i}.weight_mask" for i in range(n)]
+        names = [f"edit{i}.weight_mask" for i in range(len(variant.data["requests"]))]
         masks = [variant.tensors[k] for k in names if k in variant.tensors]
     editor = Recorded(config(variant), masks)
     steps = [step for step, _ in edit_each(variant.lm, editor, records(variant), {})]

@@ -105,7 +105,7 @@ def test_each_panel_shows_the_agents_own_answers() -> None:
     before = agent_of(written)
     some = points(written, size=40)
     objects = written.model.graph.objects
-    for point in some[:12] + [some[i] for i in belief_tables.figure_points(some)]:
+    for point in some[:5] + [some[i] for i in belief_tables.figure_points(some)]:
         assert point.request is not None
         update = point.request.updates["target"]
         learnt = Evidence(point.fact.subject, point.fact.relation, point.request.object, update.amount, kind="mass")
