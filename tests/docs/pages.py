@@ -34,14 +34,14 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    found = _FENCE.findall(page.read_text(encoding="utf-8"))
-    return [Block(language, rest.partition("title=")[2].strip(), text) for language, rest, text in found]
+    fences = _FENCE.findall(page.read_text(encoding="utf-8"))
+    return [Block(language, rest.partition("title=")[2].strip(), text) for language, rest, text in fences]
 
 
 def block(page: Path, title: str) -> str:
     """Return the text of the one block with *title*."""
-    (found,) = (b.text for b in blocks(page) if b.title == title)
-    return found
+    (text,) = (b.text for b in blocks(page) if b.title == title)
+    return text
 
 
 def prose(page: Path) -> str:

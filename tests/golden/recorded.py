@@ -38,14 +38,14 @@ def tolerances() -> dict[str, Any]:
 
 
 def variants(*prefixes: str) -> list[str]:
-    found = [
+    names = [
         f"{m}/{d.name}"
         for m in FOLDERS
         for d in sorted((HERE / m).iterdir())
         if d.is_dir() and d.name.split("-")[0] in prefixes
     ]
-    assert found
-    return found
+    assert names
+    return names
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Variant:
 
     @property
     def records(self) -> list[EditRecord]:
-        out = []
+        records = []
         for i, r in enumerate(self.data["requests"]):
             probes = [Probe(kind=ProbeKind.EFFICACY, prompt=r["prompt"], target=r["target_new"])]
             if r.get("rephrase_prompt"):
@@ -81,12 +81,12 @@ class Variant:
                     against="base",
                 )
             )
-            out.append(
+            records.append(
                 EditRecord(
                     id=str(i), subject=r["subject"], prompt=r["prompt"], target=r["target_new"], probes=tuple(probes)
                 )
             )
-        return out
+        return records
 
     def noise(self, group: str) -> float:
         """Largest absolute difference between two runs of the published code itself."""
@@ -141,20 +141,20 @@ class Variant:
 
     def artifacts(self) -> dict[str, Artifact]:
         moments = load_file(HERE / self.name.split("/")[0] / "covariance.safetensors")
-        out = {}
+        artifacts = {}
         if "inner_params" in self.data["hparams"]:
             archive = load_file(HERE / self.name.split("/")[0] / "mend_hypernetwork.safetensors")
             return {"hypernetwork": Artifact(f"{self.name}/archive", archive, {})}
         for layer in self.data["hparams"]["layers"]:
             name = self.lm.layout.mlp_out.format(layer)
             if name in moments:
-                out[f"moments/{layer}"] = Artifact(f"{self.name}/{layer}", {"moments": moments[name]}, {})
+                artifacts[f"moments/{layer}"] = Artifact(f"{self.name}/{layer}", {"moments": moments[name]}, {})
         if "nullspace_threshold" in self.data["hparams"]:
-            found = load_file(HERE / self.name.split("/")[0] / "alphaedit_P.safetensors")["P"]
-            for layer, projector in zip(self.data["hparams"]["layers"], found, strict=True):
+            projectors = load_file(HERE / self.name.split("/")[0] / "alphaedit_P.safetensors")["P"]
+            for layer, projector in zip(self.data["hparams"]["layers"], projectors, strict=True):
                 meta = {"kept_rank": round(float(projector.trace()))}
-                out[f"projector/{layer}"] = Artifact(f"{self.name}/P{layer}", {"projector": projector}, meta)
-        return out
+                artifacts[f"projector/{layer}"] = Artifact(f"{self.name}/P{layer}", {"projector": projector}, meta)
+        return artifacts
 
 
 def edit_each(

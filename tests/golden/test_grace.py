@@ -30,20 +30,17 @@ class Recorded(Grace):
         return self.starts.pop(0)
 
 
-def layer_of(h: dict[str, Any]) -> tuple[int, str]:
-    """Return block and matrix of ``transformer.h[2].mlp.c_fc.weight``."""
+def training(h: dict[str, Any]) -> dict[str, Any]:
+    """Return what GRACE and WISE call alike; the matrix is written as ``transformer.h[2].mlp.c_fc.weight``."""
     name = h["inner_params"][0]
-    return int(name.partition("[")[2].partition("]")[0]), "in" if "c_fc" in name else "out"
+    layer = int(name.partition("[")[2].partition("]")[0])
+    return {"layer": layer, "matrix": "in" if "c_fc" in name else "out", "steps": h["n_iter"], "lr": h["edit_lr"]}
 
 
 def config(variant: Variant, *, ref: bool = True) -> GraceConfig:
     h = variant.data["hparams"]
-    layer, matrix = layer_of(h)
     return GraceConfig(
-        layer=layer,
-        matrix=matrix,  # type: ignore[arg-type]
-        steps=h["n_iter"],
-        lr=h["edit_lr"],
+        **training(h),
         radius=h["eps"],
         start=h["val_init"],
         expand=h["eps_expand"],

@@ -56,7 +56,7 @@ def check_errors(errors: list[tuple[float, float, float, str]]) -> None:
         assert relative <= 1e-4 or absolute <= noise, f"{key}: relative {relative:.1e}, absolute {absolute:.1e}"
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *variants("mend")])
 def test_weight_changes_and_answers_are_the_published_ones(name: str) -> None:
     variant = Variant(name)
     history = replay(variant)

@@ -19,7 +19,7 @@ from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
 from raysweep.records import EditRecord, Probe, ProbeKind
 from tests.golden.recorded import Variant, edit_each, tolerances, variants
-from tests.golden.test_grace import layer_of
+from tests.golden.test_grace import training
 from tests.golden.test_parity import check_errors
 
 ALL = variants("wise")
@@ -41,12 +41,8 @@ class Recorded(Wise):
 
 def config(variant: Variant) -> WiseConfig:
     h = variant.data["hparams"]
-    layer, matrix = layer_of(h)
     return WiseConfig(
-        layer=layer,
-        matrix=matrix,  # type: ignore[arg-type]
-        steps=h["n_iter"],
-        lr=h["edit_lr"],
+        **training(h),
         norm_constraint=h["norm_constraint"],
         mask_ratio=h["mask_ratio"],
         margins=MarginSpec(alpha=h["alpha"], beta=h["beta"], gamma=h["gamma"]),
