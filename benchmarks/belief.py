@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     about = measure.machine()
     with tempfile.TemporaryDirectory(dir=options.folder or None) as scratch:
         rows = _run(Path(scratch), options)
-    measure.show(TITLE, about, COLUMNS, rows)
-    measure.write_json(options.json, TITLE, about, vars(options), rows)
+    measure.report(options, TITLE, about, COLUMNS, rows)
     return rows
 
 

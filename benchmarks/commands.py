@@ -81,8 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             files = write_sweep(Workspace(root), count, options.rounds, options.records)
             for command in ("show many", "compare many") if count > 1 else ("show many",):
                 rows.append({**timed(command, root, options.repeats), "trials": count, "files": files})
-    measure.show(TITLE, about, COLUMNS, rows)
-    measure.write_json(options.json, TITLE, about, vars(options), rows)
+    measure.report(options, TITLE, about, COLUMNS, rows)
     return rows
 
 

@@ -96,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         if len(outcome.done) != options.trials:
             raise RunFailedError(f"{len(outcome.done)} of {options.trials} trials done: {dict(outcome.failed)}")
         shown.measured.append(shown.row())
-    measure.show(TITLE, about, COLUMNS, shown.measured)
-    measure.write_json(options.json, TITLE, about, vars(options), shown.measured)
+    measure.report(options, TITLE, about, COLUMNS, shown.measured)
     return shown.measured
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -118,3 +119,15 @@ def write_json(
     if file:
         data = {"benchmark": title, "machine": dict(about), "options": dict(options), "rows": list(rows)}
         Path(file).write_text(json.dumps(data, indent=1, default=str) + "\n")
+
+
+def report(
+    options: argparse.Namespace,
+    title: str,
+    about: Mapping[str, Any],
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Print the table, and write everything to the file that ``--json`` names."""
+    show(title, about, columns, rows)
+    write_json(options.json, title, about, vars(options), rows)

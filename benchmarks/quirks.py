@@ -431,8 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         options.only, World(Workspace.here(options.root or None), options.edits)
     )
     rows.sort(key=lambda r: int(str(r["quirk"]).split(",")[0][1:]))
-    measure.show(TITLE, about, COLUMNS, rows)
-    measure.write_json(options.json, TITLE, about, vars(options), rows)
+    measure.report(options, TITLE, about, COLUMNS, rows)
     return rows
 
 

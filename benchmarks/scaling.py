@@ -186,8 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     workspace = Workspace(options.root.resolve())
     rows = growth(options, workspace) if options.growth else spread(options, workspace)
     title, columns = (GROWTH, GROWTH_COLUMNS) if options.growth else (TITLE, COLUMNS)
-    measure.show(title, about, columns, rows)
-    measure.write_json(options.json, title, about, vars(options), rows)
+    measure.report(options, title, about, columns, rows)
     return rows
 
 

@@ -67,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     about = measure.machine()
     with tempfile.TemporaryDirectory(prefix="rs-bench-", dir=options.folder) as scratch:
         rows = measured(options, Path(scratch))
-    measure.show(TITLE, about, COLUMNS, rows)
-    measure.write_json(options.json, TITLE, about, vars(options), rows)
+    measure.report(options, TITLE, about, COLUMNS, rows)
     return rows
 
 

@@ -99,8 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     rows = [in_process(options.trials, options.edits, options.threads)]
     rows.append(through_ray(options.trials, options.edits, options.threads, options.concurrent))
     rows[1]["ratio"] = rows[1]["s per trial"] / rows[0]["s per trial"]
-    measure.show(TITLE, about, COLUMNS, rows)
-    measure.write_json(options.json, TITLE, about, vars(options), rows)
+    measure.report(options, TITLE, about, COLUMNS, rows)
     return rows
 
 

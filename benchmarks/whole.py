@@ -155,8 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     lams = [float(v) for v in options.lams.split(",")]
     rows = [ours(options, lams, root), plain(options, lams, root)]
     rows[1]["ratio"] = rows[1]["whole s"] / rows[0]["whole s"]
-    measure.show(TITLE, about, COLUMNS, rows)
-    measure.write_json(options.json, TITLE, about, vars(options), rows)
+    measure.report(options, TITLE, about, COLUMNS, rows)
     return rows
 
 

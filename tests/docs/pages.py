@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
 _FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _COST = re.compile(r"\s{2,}\(.*$")  # what stands behind the command in the first line of a search space
+_MARK = "=====> "  # before what a part prints
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    found = _FENCE.findall(page.read_text(encoding="utf-8"))
-    return [Block(language, rest.partition("title=")[2].strip(), text) for language, rest, text in found]
+    fences = _FENCE.findall(page.read_text(encoding="utf-8"))
+    return [Block(language, rest.partition("title=")[2].strip(), text) for language, rest, text in fences]
 
 
 def block(page: Path, title: str) -> str:
     """Return the text of the one block with *title*."""
-    (found,) = (b.text for b in blocks(page) if b.title == title)
-    return found
+    (text,) = (b.text for b in blocks(page) if b.title == title)
+    return text
 
 
 def prose(page: Path) -> str:
@@ -85,12 +86,19 @@ def installed(page: Path, root: Path, name: str) -> None:
     (info / "entry_points.txt").write_text(f"[{group}]\n{line}\n".replace('"', ""))
 
 
-def run_python(root: Path, *argv: str) -> str:
-    """Run Python in the workspace *root* with the package that lies there on its path; it must succeed."""
+def run_parts(root: Path, parts: Mapping[str, str]) -> dict[str, str]:
+    """Run pieces of code in one Python, in the workspace *root*, with the package that lies there on its path.
+
+    They share what is imported, which takes longer than they do, and nothing else. All must succeed.
+
+    Returns:
+        What each printed, by its name.
+    """
     path = os.pathsep.join([str(root), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RAYSWEEP_ROOT": str(root)}
+    code = "".join(f"print({_MARK + name!r}, flush=True)\nexec({text!r}, {{}})\n" for name, text in parts.items())
     done = subprocess.run(
-        [sys.executable, *argv], cwd=root, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return dict(part.split("\n", 1) for part in done.stdout.split(_MARK)[1:])

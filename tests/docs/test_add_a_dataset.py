@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, block, installed, run_python
+from tests.docs.pages import ROOT, block, installed, run_parts
 
 PAGE = ROOT / "docs/add_a_dataset.md"
 
@@ -27,13 +27,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_it_keeps_the_contract(folder: Path) -> None:
-    run_python(folder, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "test_capitals.py")
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> dict[str, str]:
+    """What a process that finds the package prints of each part, by its title."""
+    argv = ["-q", "-p", "no:randomly", "-p", "no:cacheprovider", "test_capitals.py"]
+    return run_parts(
+        folder,
+        {
+            "contract": f"import pytest; assert pytest.main({argv}) == 0",
+            "check": "from raysweep.cli.main import main; assert main(['data', 'check', 'capitals']) == 0",
+            "validate": "from raysweep.cli.main import main; assert main(['validate', 'capitals']) == 0",
+        },
+    )
 
 
-def test_its_file_is_checked_and_its_sweep_planned(folder: Path) -> None:
-    assert "2 records, 6 probes" in run_python(folder, "-m", "raysweep", "data", "check", "capitals")
-    assert "1 trial" in run_python(folder, "-m", "raysweep", "validate", "capitals")
+def test_it_keeps_the_contract(printed: dict[str, str]) -> None:
+    assert "1 passed" in printed["contract"]
+
+
+def test_its_file_is_checked_and_its_sweep_planned(printed: dict[str, str]) -> None:
+    assert "2 records, 6 probes" in printed["check"]
+    assert "1 trial" in printed["validate"]
 
 
 def test_it_is_small() -> None:

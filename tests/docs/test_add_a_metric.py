@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset as ds
+import pytest
 
 from raysweep import metrics
+from raysweep.cli.main import main
+from raysweep.metrics import METRICS
 from tests.docs.pages import ROOT, block
 
 PAGE = ROOT / "docs/add_a_metric.md"
-# What a line more in raysweep/metrics.py does, before the command line is asked.
-SITE = """
-import raysweep.metrics
-from raysweep.metrics import Answer, metric
-{function}
-from raysweep.cli.main import main
-import sys
-sys.exit(main(sys.argv[1:]))
-"""
+ASKED = "base.protocol.metrics=[token_match, exact_match, agreement, first_token]"
 
 
-def raysweep(root: Path, *argv: str, added: bool = True) -> str:
-    code = SITE.format(function=block(PAGE, "raysweep/metrics.py") if added else "")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAYSWEEP_ROOT": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *argv], cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == (0 if added else 2), done.stdout + done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with the page's search space."""
+    monkeypatch.setenv("RAYSWEEP_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search_spaces").mkdir()
+    (tmp_path / "search_spaces/first_token.yaml").write_text(block(PAGE, "search_spaces/first_token.yaml"))
+    return tmp_path
 
 
-def test_a_protocol_that_asks_for_it_has_its_rows(tmp_path: Path) -> None:
-    spaces = tmp_path / "search_spaces"
-    spaces.mkdir()
-    (spaces / "first_token.yaml").write_text(block(PAGE, "search_spaces/first_token.yaml"), encoding="utf-8")
-    assert "first_token" in raysweep(tmp_path, "validate", "first_token", added=False)  # unknown without the function
+@pytest.fixture
+def added() -> Iterator[None]:
+    """What the page's lines do at the end of raysweep/metrics.py; the table is as it was afterwards."""
+    table = dict(METRICS)
+    try:
+        exec(block(PAGE, "raysweep/metrics.py"), {**vars(metrics)})
+        assert set(METRICS) - set(table) == {"first_token"}
+        yield
+    finally:
+        METRICS.clear()
+        METRICS.update(table)
+
+
+def test_without_the_function_its_name_is_refused(space: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "first_token"]) == 2
+    assert "first_token" in capsys.readouterr().err
+
+
+def test_a_protocol_that_asks_for_it_has_its_rows(space: Path, added: None) -> None:
     flags = ("--editor", "FT-L", "--edits", "2", "--rounds", "0,2", "--name", "x")
-    raysweep(
-        tmp_path, "edit", *flags, "--set", "base.protocol.metrics=[token_match, exact_match, agreement, first_token]"
-    )
-    files = [str(p) for p in (tmp_path / "results/x").rglob("probes-*.parquet")]
+    assert main(["edit", *flags, "--set", ASKED]) == 0
+    files = [str(p) for p in (space / "results/x").rglob("probes-*.parquet")]
     table = ds.dataset(files).to_table(columns=["metric", "value"]).to_pylist()
     values = [row["value"] for row in table if row["metric"] == "first_token"]
     assert len(values) > 0

@@ -10,7 +10,7 @@ import pytest
 
 from raysweep.models.layout import LAYOUTS, Layout
 from raysweep.testing.layout_contract import check_layout_contract, tiny_model
-from tests.docs.pages import ROOT, block, blocks, installed, run_python
+from tests.docs.pages import ROOT, block, blocks, installed, run_parts
 
 PAGE = ROOT / "docs/add_an_architecture.md"
 LOADS = """
@@ -40,18 +40,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_look_at_the_model_shows_the_names_of_the_layout(folder: Path) -> None:
-    printed = run_python(folder, "look.py")
-    assert all(f"({name}):" in printed for name in ("embed_tokens", "layers", "down_proj", "o_proj", "norm", "lm_head"))
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> dict[str, str]:
+    """What a process that finds the layout prints of each part, by its title."""
+    tests = "import pytest; assert pytest.main(['-q', '-p', 'no:cacheprovider', 'test_gemma.py']) == 0"
+    return run_parts(folder, {"look": block(PAGE, "look.py"), "tests": tests, "loads": LOADS})
 
 
-def test_the_page_s_own_tests_pass(folder: Path) -> None:
-    printed = run_python(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_gemma.py")
-    assert "failed" not in printed
+def test_a_look_at_the_model_shows_the_names_of_the_layout(printed: dict[str, str]) -> None:
+    names = ("embed_tokens", "layers", "down_proj", "o_proj", "norm", "lm_head")
+    assert all(f"({name}):" in printed["look"] for name in names)
 
 
-def test_a_folder_of_the_family_loads(folder: Path) -> None:
-    run_python(folder, "-c", LOADS)
+def test_the_page_s_own_tests_pass(printed: dict[str, str]) -> None:
+    assert "passed" in printed["tests"]
+    assert "failed" not in printed["tests"]
+
+
+def test_a_folder_of_the_family_loads(printed: dict[str, str]) -> None:
+    assert "loads" in printed
 
 
 def test_the_sentence_is_what_the_contract_says() -> None:

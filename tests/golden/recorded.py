@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from raysweep.artifacts import Artifact
 from raysweep.config.schema import EditorSpec, WrapSpec
+from raysweep.editors.base import AnyEditor, EditStep
 from raysweep.editors.build import build_editor
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
@@ -29,15 +31,21 @@ def model(name: str) -> LanguageModel:
     return load_folder(HERE / "models" / FOLDERS[name])
 
 
+@lru_cache(maxsize=1)
+def tolerances() -> dict[str, Any]:
+    """What two runs of the published code itself differ by, by the name of the run."""
+    return json.loads((HERE / "tolerances.json").read_text())  # type: ignore[no-any-return]
+
+
 def variants(*prefixes: str) -> list[str]:
-    found = [
+    names = [
         f"{m}/{d.name}"
         for m in FOLDERS
         for d in sorted((HERE / m).iterdir())
         if d.is_dir() and d.name.split("-")[0] in prefixes
     ]
-    assert found
-    return found
+    assert names
+    return names
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Variant:
 
     @property
     def records(self) -> list[EditRecord]:
-        out = []
+        records = []
         for i, r in enumerate(self.data["requests"]):
             probes = [Probe(kind=ProbeKind.EFFICACY, prompt=r["prompt"], target=r["target_new"])]
             if r.get("rephrase_prompt"):
@@ -73,17 +81,16 @@ class Variant:
                     against="base",
                 )
             )
-            out.append(
+            records.append(
                 EditRecord(
                     id=str(i), subject=r["subject"], prompt=r["prompt"], target=r["target_new"], probes=tuple(probes)
                 )
             )
-        return out
+        return records
 
     def noise(self, group: str) -> float:
         """Largest absolute difference between two runs of the published code itself."""
-        table = json.loads((HERE / "tolerances.json").read_text())
-        pairs = table[self.name]["max_abs_diff_and_max_abs_value"]
+        pairs = tolerances()[self.name]["max_abs_diff_and_max_abs_value"]
         return float(pairs[group][0]) if group in pairs else 0.0
 
     def spec(self) -> EditorSpec:
@@ -134,34 +141,48 @@ class Variant:
 
     def artifacts(self) -> dict[str, Artifact]:
         moments = load_file(HERE / self.name.split("/")[0] / "covariance.safetensors")
-        out = {}
+        artifacts = {}
         if "inner_params" in self.data["hparams"]:
             archive = load_file(HERE / self.name.split("/")[0] / "mend_hypernetwork.safetensors")
             return {"hypernetwork": Artifact(f"{self.name}/archive", archive, {})}
         for layer in self.data["hparams"]["layers"]:
             name = self.lm.layout.mlp_out.format(layer)
             if name in moments:
-                out[f"moments/{layer}"] = Artifact(f"{self.name}/{layer}", {"moments": moments[name]}, {})
+                artifacts[f"moments/{layer}"] = Artifact(f"{self.name}/{layer}", {"moments": moments[name]}, {})
         if "nullspace_threshold" in self.data["hparams"]:
-            found = load_file(HERE / self.name.split("/")[0] / "alphaedit_P.safetensors")["P"]
-            for layer, projector in zip(self.data["hparams"]["layers"], found, strict=True):
+            projectors = load_file(HERE / self.name.split("/")[0] / "alphaedit_P.safetensors")["P"]
+            for layer, projector in zip(self.data["hparams"]["layers"], projectors, strict=True):
                 meta = {"kept_rank": round(float(projector.trace()))}
-                out[f"projector/{layer}"] = Artifact(f"{self.name}/P{layer}", {"projector": projector}, meta)
-        return out
+                artifacts[f"projector/{layer}"] = Artifact(f"{self.name}/P{layer}", {"projector": projector}, meta)
+        return artifacts
+
+
+def edit_each(
+    lm: LanguageModel,
+    editor: AnyEditor,
+    records: Iterable[EditRecord],
+    artifacts: Mapping[str, Artifact],
+    state: Any = None,
+) -> Iterator[tuple[EditStep[Any], Ledger]]:
+    """Write *records* one by one; yield each step, and the ledger that has it. The model is restored at the end.
+
+    *state* is what the editor begins with, if not with what it says itself.
+    """
+    ledger = Ledger(lm)
+    if state is None:
+        state = editor.begin(lm, artifacts)
+    try:
+        for record in records:
+            step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
+            ledger.apply(step.patch)
+            state = step.state
+            yield step, ledger
+    finally:
+        ledger.restore()
 
 
 def replay(variant: Variant, spec: EditorSpec | None = None) -> list[dict[str, Tensor]]:
     """Edit every record with our editor; return the edited weights after each edit (the model is restored)."""
-    lm, artifacts = variant.lm, variant.artifacts()
     editor = build_editor(spec or variant.spec())
-    ledger, history = Ledger(lm), []
-    state = editor.begin(lm, artifacts)
-    try:
-        for record in variant.records:
-            step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
-            ledger.apply(step.patch)
-            state = step.state
-            history.append(ledger.tensors())
-    finally:
-        ledger.restore()
-    return history
+    steps = edit_each(variant.lm, editor, variant.records, variant.artifacts())
+    return [ledger.tensors() for _, ledger in steps]

@@ -13,7 +13,7 @@ from raysweep.evals.generation import generate, score_generated
 from raysweep.models import tokens
 from raysweep.models.ledger import Ledger
 from raysweep.records import Probe, ProbeKind
-from tests.golden.recorded import Variant, variants
+from tests.golden.recorded import Variant, edit_each, variants
 
 ALL = variants("grace")
 PARTS = {"keys": "keys", "values": "values", "radii": "epsilons"}
@@ -30,20 +30,17 @@ class Recorded(Grace):
         return self.starts.pop(0)
 
 
-def layer_of(h: dict[str, Any]) -> tuple[int, str]:
-    """Return block and matrix of ``transformer.h[2].mlp.c_fc.weight``."""
+def training(h: dict[str, Any]) -> dict[str, Any]:
+    """Return what GRACE and WISE call alike; the matrix is written as ``transformer.h[2].mlp.c_fc.weight``."""
     name = h["inner_params"][0]
-    return int(name.partition("[")[2].partition("]")[0]), "in" if "c_fc" in name else "out"
+    layer = int(name.partition("[")[2].partition("]")[0])
+    return {"layer": layer, "matrix": "in" if "c_fc" in name else "out", "steps": h["n_iter"], "lr": h["edit_lr"]}
 
 
 def config(variant: Variant, *, ref: bool = True) -> GraceConfig:
     h = variant.data["hparams"]
-    layer, matrix = layer_of(h)
     return GraceConfig(
-        layer=layer,
-        matrix=matrix,  # type: ignore[arg-type]
-        steps=h["n_iter"],
-        lr=h["edit_lr"],
+        **training(h),
         radius=h["eps"],
         start=h["val_init"],
         expand=h["eps_expand"],
@@ -56,21 +53,11 @@ def replay(
     variant: Variant, starts: list[Tensor] | None = None
 ) -> tuple[Recorded, list[dict[str, Any]], list[dict[str, float]]]:
     """Edit every record in turn; return the editor, the states and the stats (the model is restored)."""
-    lm = variant.lm
     if starts is None:
         starts = [variant.tensors[f"edit{i}.new_value_init"][0] for i in range(len(variant.records))]
-    editor, ledger = Recorded(config(variant), starts), Ledger(lm)
-    state, states, stats = editor.begin(lm, {}), [], []
-    try:
-        for record in variant.records:
-            step = editor.edit(lm, [record], state, artifacts={}, rng=torch.Generator())
-            ledger.apply(step.patch)
-            state = step.state
-            states.append(state)
-            stats.append(dict(step.stats))
-    finally:
-        ledger.restore()
-    return editor, states, stats
+    editor = Recorded(config(variant), starts)
+    steps = [step for step, _ in edit_each(variant.lm, editor, variant.records, {})]
+    return editor, [step.state for step in steps], [dict(step.stats) for step in steps]
 
 
 @pytest.mark.parametrize("name", ALL)

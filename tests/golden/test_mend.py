@@ -1,4 +1,4 @@
-"""MEND against the published code: gradient factors, transformed factors, weights, answers; with and without SimIE.
+"""MEND against the published code: gradient factors and transformed factors; ``test_parity`` has its weights and answers.
 
 Tolerances as in ``test_parity``: 1e-4 relative (Frobenius), or three times what two runs of the published code differ by.
 """
@@ -11,10 +11,8 @@ import torch
 from raysweep.config.schema import EditorSpec
 from raysweep.editors.mend import editor, factors, network
 from tests.golden.recorded import Variant, replay, variants
-from tests.golden.test_parity import check_answers, weight_errors
 
-ALL = variants("mend")
-PLAIN = [name for name in ALL if name.endswith("/mend")]
+PLAIN = [name for name in variants("mend") if name.endswith("/mend")]
 
 
 def close(variant: Variant, group: str, name: str, ours: torch.Tensor) -> None:
@@ -48,17 +46,6 @@ def test_factors_and_transformed_factors_are_the_published_ones(name: str) -> No
         close(variant, "edit0.x_transformed", weight, left)
         close(variant, "edit0.delta_transformed", weight, right / net.edit_lrs[number])
         assert net.net(weight)[1] == variant.data["meta"]["param_idx"][weight]
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_weight_changes_and_answers_are_the_published_ones(name: str) -> None:
-    variant = Variant(name)
-    history = replay(variant)
-    errors = weight_errors(variant, history)
-    assert errors
-    for relative, absolute, noise, key in errors:
-        assert relative <= 1e-4 or absolute <= noise, f"{key}: relative {relative:.1e}, absolute {absolute:.1e}"
-    check_answers(variant, history)
 
 
 @pytest.mark.parametrize("name", ["tiny-llama/mend"])

@@ -13,7 +13,7 @@ from benchmarks.plain import alphaedit, common, evaluate, ft, grace, memit, rome
 from raysweep.records import EditRecord, Probe, ProbeKind
 from tests.golden import test_grace, test_wise
 from tests.golden.recorded import Variant, variants
-from tests.golden.test_parity import weight_errors
+from tests.golden.test_parity import check_errors, check_weights
 
 NAMES = [
     "tiny-gpt2/ft-prompt_last",
@@ -87,10 +87,7 @@ def replay(variant: Variant) -> list[dict[str, Tensor]]:
 def test_plain_weight_changes_and_answers_are_the_published_ones(name: str) -> None:
     variant = Variant(name)
     history = replay(variant)
-    errors = weight_errors(variant, history)
-    assert errors
-    for relative, absolute, noise, key in errors:
-        assert relative <= 1e-4 or absolute <= noise, f"{key}: relative {relative:.1e}, absolute {absolute:.1e}"
+    check_weights(variant, history)
     compared, last = 0, max(e["after_edits"] for e in variant.data["evals"])
     with common.put_back(variant.lm, list(history[-1])):
         common.add(variant.lm, {n: w - variant.lm.weight(n).detach() for n, w in history[last - 1].items()})
@@ -139,5 +136,4 @@ def test_the_plain_side_memory_is_the_published_one(name: str) -> None:
             mask = drawn.draw_mask(tuple(memory.side.shape), torch.Generator())
         wise.edit(variant.lm, record, config, contexts, memory, mask)
         states.append({"side": memory.side, "memories": [weight for weight, _ in memory.finished]})
-    for relative, absolute, noise, key in test_wise.errors(variant, states):
-        assert relative <= 1e-4 or absolute <= noise, f"{key}: relative {relative:.1e}, absolute {absolute:.1e}"
+    check_errors(test_wise.errors(variant, states))

@@ -12,10 +12,9 @@ from torch import Tensor
 from raysweep.artifacts import Artifact, ArtifactRequest
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.editors.build import build_editor
-from raysweep.models.ledger import Ledger
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
-from tests.golden.recorded import Variant, variants
+from tests.golden.recorded import Variant, edit_each, variants
 from tests.golden.test_parity import check_answers
 
 ALL = variants("prune")
@@ -32,23 +31,16 @@ def spec_of(variant: Variant, *, persist: bool = True) -> EditorSpec:
 
 def replay(variant: Variant) -> dict[str, dict[str, Tensor]]:
     """Return the weights after each edit (``edit3``) and after each round's pruning (``round1``)."""
-    lm, artifacts = variant.lm, variant.artifacts()
     editor: Any = build_editor(spec_of(variant))
-    ledger, found = Ledger(lm), {}
-    state = editor.begin(lm, artifacts)
-    try:
-        for i, record in enumerate(variant.records):
-            step = editor.edit(lm, [record], state, artifacts=artifacts, rng=torch.Generator())
-            ledger.apply(step.patch)
-            state = step.state
-            found[f"edit{i}"] = ledger.tensors()
-            if i + 1 in ROUNDS:
-                view = editor.report_view(lm, ledger.total_deltas, state)
-                ledger.apply(view.patch)
-                found[f"round{i + 1}"] = ledger.tensors()
-    finally:
-        ledger.restore()
-    return found
+    weights = {}
+    steps = edit_each(variant.lm, editor, variant.records, variant.artifacts())
+    for number, (step, ledger) in enumerate(steps, 1):
+        weights[f"edit{number - 1}"] = ledger.tensors()
+        if number in ROUNDS:
+            view = editor.report_view(variant.lm, ledger.total_deltas, step.state)
+            ledger.apply(view.patch)
+            weights[f"round{number}"] = ledger.tensors()
+    return weights
 
 
 class Recorded:

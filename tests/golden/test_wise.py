@@ -6,7 +6,6 @@ attention kernel (two runs of the published code itself differ there by the reco
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +18,9 @@ from raysweep.editors.wise.editor import Wise
 from raysweep.evals.scoring import score
 from raysweep.models.ledger import Ledger
 from raysweep.records import EditRecord, Probe, ProbeKind
-from tests.golden.recorded import HERE, Variant, variants
-from tests.golden.test_grace import layer_of
+from tests.golden.recorded import Variant, edit_each, tolerances, variants
+from tests.golden.test_grace import training
+from tests.golden.test_parity import check_errors
 
 ALL = variants("wise")
 STRICT = [name for name in ALL if name.endswith("-nopad")]
@@ -41,12 +41,8 @@ class Recorded(Wise):
 
 def config(variant: Variant) -> WiseConfig:
     h = variant.data["hparams"]
-    layer, matrix = layer_of(h)
     return WiseConfig(
-        layer=layer,
-        matrix=matrix,  # type: ignore[arg-type]
-        steps=h["n_iter"],
-        lr=h["edit_lr"],
+        **training(h),
         norm_constraint=h["norm_constraint"],
         mask_ratio=h["mask_ratio"],
         margins=MarginSpec(alpha=h["alpha"], beta=h["beta"], gamma=h["gamma"]),
@@ -70,23 +66,12 @@ def replay(
     variant: Variant, masks: list[Tensor] | None = None
 ) -> tuple[Recorded, list[dict[str, Any]], list[dict[str, float]]]:
     """Edit every record in turn; return the editor, the states and the stats (the model is restored)."""
-    lm, n = variant.lm, len(variant.data["requests"])
     if masks is None:
-        names = [f"edit{i}.weight_mask" for i in range(n)]
+        names = [f"edit{i}.weight_mask" for i in range(len(variant.data["requests"]))]
         masks = [variant.tensors[k] for k in names if k in variant.tensors]
     editor = Recorded(config(variant), masks)
-    ledger, state = Ledger(lm), editor.begin(lm, {})
-    states, stats = [], []
-    try:
-        for record in records(variant):
-            step = editor.edit(lm, [record], state, artifacts={}, rng=torch.Generator())
-            ledger.apply(step.patch)
-            state = step.state
-            states.append(state)
-            stats.append(dict(step.stats))
-    finally:
-        ledger.restore()
-    return editor, states, stats
+    steps = [step for step, _ in edit_each(variant.lm, editor, records(variant), {})]
+    return editor, [step.state for step in steps], [dict(step.stats) for step in steps]
 
 
 def errors(variant: Variant, states: list[dict[str, Any]]) -> list[tuple[float, float, float, str]]:
@@ -114,8 +99,7 @@ def replay_start(variant: Variant) -> Tensor:
 def test_weights_and_statistics_are_the_published_ones(name: str) -> None:
     variant = Variant(name)
     _, states, stats = replay(variant)
-    for relative, absolute, noise, key in errors(variant, states):
-        assert relative <= 1e-4 or absolute <= noise, f"{key}: relative {relative:.1e}, absolute {absolute:.1e}"
+    check_errors(errors(variant, states))
     loose = 1e-4 if name in STRICT else 2e-2
     for i, (state, found) in enumerate(zip(states, stats, strict=True)):
         theirs = variant.data["meta"]["wise_state"][f"edit{i}"]
@@ -148,6 +132,6 @@ def test_answers_are_the_published_ones(name: str) -> None:
             assert list(scores.labels) == row["labels"]
             tokens += len(row["labels"])
             other += sum(a != b for a, b in zip(scores.answers, row["answers"], strict=True))
-    table = json.loads((HERE / "tolerances.json").read_text())[variant.name]
+    table = tolerances()[variant.name]
     assert tokens == table["answer_tokens"]
     assert other <= table["answer_tokens_differing"], f"{other} of {tokens} tokens differ"

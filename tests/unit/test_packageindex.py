@@ -7,10 +7,9 @@ import hashlib
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -23,6 +22,7 @@ from raysweep.models.sources import wheel as models
 from raysweep.models.sources.catalogue import Entry, Wheel
 from raysweep.packageindex import PackageIndexError, fetch_npm, fetch_wheel, npm_registry, pip_indexes
 from raysweep.workspace import Workspace
+from tests.unit.loopback import serving
 
 from .data.test_texts import brown
 
@@ -47,27 +47,17 @@ class Server:
 def server() -> Iterator[Server]:
     state = Server()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            state.asked.append((self.path, self.headers.get("Authorization", "")))
-            kind, content = state.pages.get(self.path, ("", b""))
-            self.send_response(200 if kind else 404)
-            self.send_header("Content-Type", kind or "text/plain")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        state.asked.append((request.path, request.headers.get("Authorization", "")))
+        kind, content = state.pages.get(request.path, ("", b""))
+        request.send_response(200 if kind else 404)
+        request.send_header("Content-Type", kind or "text/plain")
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.port = http.server_port
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield state
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving(answer) as state.port:
+        yield state
 
 
 @pytest.fixture(autouse=True)

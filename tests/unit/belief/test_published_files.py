@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from raysweep.belief.report import published_files
 from raysweep.belief.report import tables as belief_tables
 from raysweep.belief.setting import read_setting
 from raysweep.belief.spec import BeliefSpec, PointSpec
-from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_edit_scores import replies
-from tests.unit.belief.test_points import points
+from tests.unit.belief.test_report import agents_arm
 
 ROOT = Path(__file__).resolve().parents[3]
 # What analysis.Rmd of the published repository reads of editing_stats, beside what is made of watched facts and objects below.
@@ -46,17 +46,13 @@ LOGGED = {
 
 @pytest.fixture(scope="module")
 def arm() -> belief_tables.Arm:
-    """What the agent itself says before and after each update, as a model would; half of it before the first."""
-    written = corpus(generative(people()), **HEADLINE)
-    asked: list[EvalPoint] = points(written, size=40)
-    objects = written.model.graph.objects
+    """What the agent itself says before and after each update; the answer about (s, r) is that to the new fact."""
 
-    def said(point: EvalPoint, state: str) -> dict[str, Reply]:
-        found = replies(point, objects, state)
-        return {**found, "o_given_s_r": found["new_fact_case"]}
+    def say(point: EvalPoint, objects: Sequence[str], state: str) -> dict[str, Reply]:
+        answers = replies(point, objects, state)
+        return {**answers, "o_given_s_r": answers["new_fact_case"]}
 
-    pre, post = ([said(p, state) for p in asked] for state in ("pre", "target"))
-    return belief_tables.Arm("agent", asked, pre, post)
+    return agents_arm(say)
 
 
 def rows_of(

@@ -200,12 +200,15 @@ def test_a_path_of_one_dataset_says_where_another_is_used(workspace: Workspace) 
 
 
 class TestPaths:
-    def test_stated_paths_count_from_the_current_folder(
-        self, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        here = tmp_path / "here"
-        here.mkdir()
-        monkeypatch.chdir(here)
+    @pytest.fixture
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The current folder, below the workspace's root."""
+        folder = tmp_path / "here"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        return folder
+
+    def test_stated_paths_count_from_the_current_folder(self, workspace: Workspace, tmp_path: Path, here: Path) -> None:
         for override, wanted in [
             ("data.path=a.json", str(here / "a.json")),
             ("data={name: hundred, path: ../a.json}", str(tmp_path / "a.json")),
@@ -218,12 +221,7 @@ class TestPaths:
         text = SPACE.replace("size: 20", "size: 20, path: a.json")
         assert planned(workspace, text=text).trials[0].trial.data.path == str(workspace.root / "a.json")
 
-    def test_a_path_that_is_nowhere_says_what_was_tried(
-        self, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        here = tmp_path / "here"
-        here.mkdir()
-        monkeypatch.chdir(here)
+    def test_a_path_that_is_nowhere_says_what_was_tried(self, workspace: Workspace, tmp_path: Path, here: Path) -> None:
         text = SPACE.replace("size: 20", "size: 20, path: missing")
         said = "\n".join(refused(workspace, text=text))
         assert f"x.yaml:5:41  'missing' is neither at {tmp_path / 'missing'}" in said
@@ -231,14 +229,9 @@ class TestPaths:
         (here / "missing").write_text("[]")
         assert f"the current folder has one: write {here / 'missing'}" in "\n".join(refused(workspace, text=text))
 
-    def test_a_path_in_two_places_says_which_is_used(
-        self, workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        here = tmp_path / "here"
-        here.mkdir()
+    def test_a_path_in_two_places_says_which_is_used(self, workspace: Workspace, tmp_path: Path, here: Path) -> None:
         for folder in (here, tmp_path):
             (folder / "a.json").write_text("[]")
-        monkeypatch.chdir(here)
         text = SPACE.replace("size: 20", "size: 20, path: a.json")
         told = f"x.yaml:5: 'a.json' is {tmp_path / 'a.json'} (a path in a file counts from the root), not {here / 'a.json'}"
         assert told in planned(workspace, text=text).notes

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from raysweep.data import fetch
 from raysweep.data.fetch import WIKIDATA5M, Archive, fetch_wikidata5m
 from raysweep.errors import DataError
 from raysweep.workspace import Workspace
+from tests.unit.loopback import serving
 
 
 def tar(**members: str) -> bytes:
@@ -54,28 +54,18 @@ class Server:
 def server() -> Iterator[Server]:
     state = Server()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = state.files[self.path[1:]]
-            asked = self.headers.get("Range", "")
-            state.asked.append(asked)
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges else 0
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
-            self.end_headers()
-            self.wfile.write(content[start:][: state.limit])
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        content = state.files[request.path[1:]]
+        asked = request.headers.get("Range", "")
+        state.asked.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges else 0
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Length", str(len(content) - start))
+        request.end_headers()
+        request.wfile.write(content[start:][: state.limit])
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.port = http.server_port
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
-    yield state
-    http.shutdown()
-    http.server_close()
-    thread.join()
+    with serving(answer) as state.port:
+        yield state
 
 
 @pytest.fixture
