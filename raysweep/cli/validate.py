@@ -50,7 +50,8 @@ def command(
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     components = Components.installed()
     planned = open_plan(file, workspace, set_ or (), components)
-    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
+    ray_choice = lazy("raysweep.tune.cluster").choose(address)
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=ray_choice.address)
     for note in planned.notes:
         say(f"note: {note}")
     count = len(planned.trials)

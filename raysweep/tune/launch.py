@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from raysweep.config.planned_trial import Plan, PlannedTrial
@@ -52,6 +53,8 @@ def run_sweep(
     """
     inline = backend == "inline"
     if not inline:
+        # Resolved once: whatever is done later, `address` is a cluster's, or None for a Ray of our own.
+        options = replace(options, address=cluster.choose(options.address).address)
         cluster.check(options.address)
     store = ResultStore(workspace.results(plan.sweep.name))
     store.folder.check_writable()
@@ -111,7 +114,7 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
 
 def _run_in_ray(run: SweepRun, todo: Sequence[str]) -> bool:
     """Start or join a Ray and run the trials *todo*; return whether that was interrupted."""
-    with running_ray(cluster.wanted(run.options.address)):
+    with running_ray(run.options.address):
         sessions = lazy("raysweep.tune.sessions").Sessions(
             run.store, run.table, run.plan.sweep, run.workspace, run.options, run.watcher, lambda: run.lock.lost
         )
