@@ -108,6 +108,11 @@ class Display(Watcher):
         """Say that Ray is being started, or joined."""
         self._print("starting Ray …" if address is None else f"joining Ray at {address} …")
 
+    def joined(self, nodes: Sequence[str]) -> None:
+        """Show the nodes of the cluster that was joined."""
+        for line in nodes:
+            self._print(line)
+
     def begin(self) -> None:
         """Start the clock and the live display; without one, look for news now and then."""
         self.began = time.monotonic()

@@ -49,6 +49,7 @@ def run_sweep(
         BusyError: somebody else runs this sweep; nothing was changed.
         StoreError: the storage cannot be written; nothing was started.
         SpecError: no node can give a trial what it asks for, or ``options.address`` is malformed.
+        NodeError: a node of the cluster lacks a package, a file, or the storage; nothing was started.
         RunFailedError: no cluster answers at ``options.address``, or Ray itself gave up twice.
     """
     inline = backend == "inline"
@@ -97,7 +98,7 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
             run.store.reopen(key)
         run.watcher.connecting(run.options.address)
         try:
-            if _run_in_ray(run, todo):
+            if _run_in_ray(run, todo, first=first):
                 return True
         except RuntimeError as error:
             if not run.lock.check():
@@ -112,9 +113,11 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
     return False
 
 
-def _run_in_ray(run: SweepRun, todo: Sequence[str]) -> bool:
-    """Start or join a Ray and run the trials *todo*; return whether that was interrupted."""
+def _run_in_ray(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
+    """Start or join a Ray and run the trials *todo*; return whether that was interrupted. Nodes are examined the *first* time."""
     with running_ray(run.options.address):
+        if first and run.options.address is not None:
+            lazy("raysweep.tune.nodes").check(run.plan, run.workspace, run.watcher.joined)
         sessions = lazy("raysweep.tune.sessions").Sessions(
             run.store, run.table, run.plan.sweep, run.workspace, run.options, run.watcher, lambda: run.lock.lost
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -14,6 +14,9 @@ class Watcher:
 
     def connecting(self, address: str | None) -> None:
         """Ray is about to be started, or joined at *address*; that takes seconds."""
+
+    def joined(self, nodes: Sequence[str]) -> None:
+        """A cluster was joined; *nodes* are the lines of a table of its nodes."""
 
     def begin(self) -> None:
         """The trials are about to start."""
