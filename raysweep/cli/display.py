@@ -189,6 +189,15 @@ class Display(Watcher):
         """Note that a trial's process died."""
         self._print(f"{self.rows[key].label}: its process died; {'going on' if retried else 'given up'}")
 
+    def cluster_lost(self, address: str, done: int, total: int) -> None:
+        """Say that the cluster is gone, what is done, and what goes on."""
+        if self._live is not None:
+            self._live.stop()
+        self._print(f"the cluster is gone: its control service at {address} takes no connections any more")
+        self._print(
+            f"{done} of {total} trials are done; run the same command again, on this cluster or another, to go on"
+        )
+
     def stopped(self, key: str) -> None:
         """Note that a trial no longer runs."""
         self._running.discard(key)

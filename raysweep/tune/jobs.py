@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raysweep.errors import MissingExtraError, RunFailedError, SpecError
+from raysweep.results.outcome import INCOMPLETE
 from raysweep.tune.local_ray import first_line
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # where Ray's own `ray jo
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 SWEEP, ROOT = "raysweep_sweep", "raysweep_root"  # a job's metadata: what it runs, and where
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-INCOMPLETE = 3  # `raysweep run`'s exit code where trials are missing
 PAUSE = 1.0  # seconds between two questions about a job's state
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.errors import RunFailedError, UnwritableError
 from raysweep.lazy import lazy
 from raysweep.results.drivers import DriverLock
-from raysweep.results.outcome import SweepOutcome
+from raysweep.results.outcome import INCOMPLETE, SweepOutcome
 from raysweep.results.proposals import PROPOSALS
 from raysweep.results.ray_logs import RAY_FOLDER
 from raysweep.results.snapshots import GROUP_SNAPSHOTS
-from raysweep.results.state import TrialStatus
+from raysweep.results.state import State, TrialStatus
 from raysweep.results.store import ResultStore
 from raysweep.tune import cluster
+from raysweep.tune.control_watch import watched
 from raysweep.tune.local_ray import first_line, running_ray
 from raysweep.tune.outcome import conclude
 from raysweep.tune.pending import pending, trial_states
@@ -121,11 +124,25 @@ def _run_in_ray(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
         sessions = lazy("raysweep.tune.sessions").Sessions(
             run.store, run.table, run.plan.sweep, run.workspace, run.options, run.watcher, lambda: run.lock.lost
         )
-        run.watcher.begin()
-        try:
-            return bool(sessions.run(todo))
-        finally:
-            run.watcher.end()
+        service = cluster.parse(lazy("ray").get_runtime_context().gcs_address)
+        with watched(service.host, service.port, partial(_end_without_cluster, run, str(service))):
+            run.watcher.begin()
+            try:
+                return bool(sessions.run(todo))
+            finally:
+                run.watcher.end()
+
+
+def _end_without_cluster(run: SweepRun, address: str) -> None:
+    """End this process, whose Ray has lost its control service at *address*: Ray would, a minute later and without a word."""
+    try:
+        states = trial_states(run.store, run.table, verify=False)
+        done = sum(status.state is State.DONE for status in states.values())
+        run.watcher.cluster_lost(address, done, len(states))
+        run.lock.release()
+    finally:
+        # No exception could reach the main thread, which waits in Ray's own code.
+        os._exit(INCOMPLETE)
 
 
 def _prepare(run: SweepRun) -> Mapping[str, TrialStatus]:

@@ -30,6 +30,9 @@ class Watcher:
     def lost(self, key: str, retried: bool) -> None:
         """A trial's process died."""
 
+    def cluster_lost(self, address: str, done: int, total: int) -> None:
+        """The control service at *address* is gone; this process ends, with *done* of *total* trials done."""
+
     def stopped(self, key: str) -> None:
         """A trial no longer runs."""
 
