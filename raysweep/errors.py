@@ -198,6 +198,16 @@ class RunFailedError(RaysweepError):
     code = "E-RUN"
 
 
+class NodeError(RaysweepError):
+    """Nodes of a cluster lack what a sweep needs.
+
+    Cause: a node has no raysweep or another version of a package, does not see the results' storage, or misses a model or dataset.
+    Cure: each line of the message names a node and what it lacks; give every node the same image and the same file system.
+    """
+
+    code = "E-NODE"
+
+
 class MissingExtraError(RaysweepError):
     """A feature needs a package that is not installed.
 

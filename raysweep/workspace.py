@@ -42,6 +42,19 @@ def resolve_from_cwd(path: str | Path, *, shipped: bool = False) -> str:
     return str(came_along if use_shipped else own)
 
 
+def join_location(location: str, *names: str) -> str:
+    """Return the folder *names* below *location*, a folder or URI; the query of a URI stays at its end.
+
+    >>> join_location("s3://bucket/prefix?scheme=http", "demo")
+    's3://bucket/prefix/demo?scheme=http'
+    >>> join_location("/scratch/results/", "demo")
+    '/scratch/results/demo'
+    """
+    # Only a URI has a query; a local folder may be called anything.
+    path, mark, query = location.partition("?") if "://" in location else (location, "", "")
+    return "/".join([path.rstrip("/"), *names]) + mark + query
+
+
 def unknown_variables() -> list[str]:
     """Return the environment variables that look like ours and are not."""
     return sorted(name for name in os.environ if name.startswith("RAYSWEEP_") and name not in VARIABLES)
@@ -102,11 +115,11 @@ class Workspace:
     @property
     def results_root(self) -> str:
         """The folder or URI that holds one folder per sweep."""
-        return self.storage.rstrip("/") if self.storage else str(self.root / "results")
+        return join_location(self.storage) if self.storage else str(self.root / "results")
 
     def results(self, sweep: str) -> str:
         """Return the folder or URI of one sweep's results."""
-        return f"{self.results_root}/{sweep}"
+        return join_location(self.results_root, sweep)
 
     def find(self, *parts: str) -> Path | None:
         """Return ``root/parts`` if it exists, else ``share/parts`` if that does, else None."""

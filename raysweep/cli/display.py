@@ -109,6 +109,11 @@ class Display(Watcher):
         """Say that Ray is being started, or joined."""
         self._print("starting Ray …" if address is None else f"joining Ray at {address} …")
 
+    def joined(self, nodes: Sequence[str]) -> None:
+        """Show the nodes of the cluster that was joined."""
+        for line in nodes:
+            self._print(line)
+
     def begin(self) -> None:
         """Start the clock and the live display; without one, look for news now and then."""
         self.began = time.monotonic()
@@ -187,6 +192,15 @@ class Display(Watcher):
     def lost(self, key: str, retried: bool) -> None:
         """Note that a trial's process died."""
         self._print(f"{self.rows[key].label}: its process died; {'going on' if retried else 'given up'}")
+
+    def cluster_lost(self, address: str, done: int, total: int) -> None:
+        """Say that the cluster is gone, what is done, and what goes on."""
+        if self._live is not None:
+            self._live.stop()
+        self._print(f"the cluster is gone: its control service at {address} takes no connections any more")
+        self._print(
+            f"{done} of {total} trials are done; run the same command again, on this cluster or another, to go on"
+        )
 
     def stopped(self, key: str) -> None:
         """Note that a trial no longer runs."""

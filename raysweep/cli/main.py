@@ -24,6 +24,7 @@ from raysweep.workspace import VARIABLES, unknown_variables
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("raysweep.cli.run:command", "Run a sweep; run it again to go on where it stopped."),
+    "submit": ("raysweep.cli.submit:command", "Run a sweep as a job on a Ray cluster, and follow it."),
     "plan": ("raysweep.cli.plan:command", "Print the trials of a sweep without running any."),
     "validate": ("raysweep.cli.validate:command", "Check a search space; report every mistake at once."),
     "ls": (

@@ -61,7 +61,7 @@ def check(
         plan: what will be run.
         workspace: where models are found, and where results go.
         components: tables to resolve names with.
-        address: a Ray cluster to run on; its machines are not asked.
+        address: a Ray cluster to run on, whose machines are asked when it is joined; None = a Ray of our own.
         noted: other mistakes, to be reported with what is lacking.
 
     Raises:
@@ -69,7 +69,7 @@ def check(
     """
     problems = list(noted)
     # What a cluster's machines have is theirs to say, when Ray asks them.
-    if address in (None, "", "local"):
+    if address is None:
         results = workspace.results(plan.sweep.name)
         machine = this_machine(results)
         problems += [*_storage(results), *_resources(plan, machine), *_needs(plan, workspace, components, machine)]

@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from raysweep.results.tables import Sweep
 
 
+ADDRESS_HELP = "Ray cluster to join: HOST:PORT, auto, local (its own). Left out: RAY_ADDRESS, else the Ray job this is, else local."
+
+
 def command(
     ctx: typer.Context,
     file: FileArgument,
     set_: SetOption = None,
-    address: Annotated[str | None, typer.Option("--address", help="Join the Ray cluster at this address.")] = None,
+    address: Annotated[str | None, typer.Option("--address", help=ADDRESS_HELP)] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
     concurrent: Annotated[int, typer.Option("--concurrent", min=0, help="Trials at once; 0 = as many as fit.")] = 0,
     storage: Annotated[str, typer.Option("--storage", help="Folder or URI for results (s3://…, gs://…).")] = "",
@@ -51,12 +54,16 @@ def command(
         raysweep run search_spaces/smoke.yaml --set data.size=20 --concurrent 1
     """
     workspace = workspace_of(ctx)
+    ray_choice = lazy("raysweep.tune.cluster").choose(address)
+    # Said first of all: a sweep that joins a cluster nobody named on the command line must not do so silently.
+    if ray_choice.reason:
+        say(f"cluster: joining Ray at {ray_choice.address}, {ray_choice.reason}")
     if storage:
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
     components = Components.installed(fetch=True)
     planned = open_plan(file, workspace, [*stated, *(set_ or ())], components)
-    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=ray_choice.address)
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
     # Before Ray starts, which takes seconds: a full or read-only disk is known now.
@@ -66,7 +73,12 @@ def command(
     for line in announcement(planned, earlier):
         say(line)
     options = sweep_run.RunOptions(
-        address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway
+        address=ray_choice.address or "local",
+        retry=retry,
+        fresh=fresh,
+        concurrent=concurrent,
+        repair=repair,
+        anyway=anyway,
     )
     outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(planned, store, earlier))
     conclude(outcome, planned, workspace)

@@ -47,7 +47,8 @@ def command(
     components = Components.installed()
     # What `run` does up to the first trial, in the same order, so that both refuse the same.
     planned = open_plan(file, workspace, set_ or (), components)
-    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
+    ray_choice = lazy("raysweep.tune.cluster").choose(address)
+    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=ray_choice.address)
     for note in planned.notes:
         say(f"note: {note}")
     count = len(planned.trials)

@@ -12,9 +12,11 @@ from raysweep.records import EditRecord
 from raysweep.registry import Registry
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from raysweep.workspace import Workspace
 
-__all__ = ["DATASETS", "Dataset", "Reading", "open_dataset", "resolve"]
+__all__ = ["DATASETS", "Dataset", "Reading", "check_digest", "open_dataset", "resolve"]
 
 DATASETS: Registry[type[Dataset]] = Registry(
     "dataset",
@@ -57,16 +59,8 @@ def open_dataset(spec: DataSpec, workspace: Workspace) -> tuple[EditRecord, ...]
         DataError: its file is missing or unreadable, changed since the plan, or holds fewer records than asked for.
         ProblemsError: rows that were to be used break rules; every one is listed as ``file:index``.
     """
-    dataset = DATASETS.get(spec.name)()
-    path = dataset.locate(spec, workspace)
+    dataset, path = check_digest(spec, workspace)
     where = str(path or spec.name)
-    actual = dataset.digest(path)
-    # Workers open the data hours after the plan was made; other records would be filed under its keys.
-    if spec.digest and spec.digest != actual:
-        raise DataError(
-            f"{where}: its content has digest {actual}, the plan saw {spec.digest}",
-            hint="the file changed meanwhile; restore it, or plan again",
-        )
     # Reading refuses an empty file for its missing fields; that it holds too few records is the better message.
     reading = dataset.read(path) if dataset.count(path) else Reading(())
     selection = chosen(reading.every, spec)
@@ -74,6 +68,25 @@ def open_dataset(spec: DataSpec, workspace: Workspace) -> tuple[EditRecord, ...]
         raise ProblemsError(selection.problems)
     _size(spec, dataset.count(path) if spec.invalid == "refuse" else spec.skip + len(selection.records), where)
     return selection.records
+
+
+def check_digest(spec: DataSpec, workspace: Workspace) -> tuple[Dataset, Path | None]:
+    """Return the dataset of *spec* and its file, None where it has none, if the content is what the plan saw.
+
+    Raises:
+        NameUnknownError: no such dataset.
+        DataError: its file is missing or unreadable, or changed since the plan.
+    """
+    dataset = DATASETS.get(spec.name)()
+    path = dataset.locate(spec, workspace)
+    actual = dataset.digest(path)
+    # Workers open the data hours after the plan was made; other records would be filed under its keys.
+    if spec.digest and spec.digest != actual:
+        raise DataError(
+            f"{path or spec.name}: its content has digest {actual}, the plan saw {spec.digest}",
+            hint="the file changed meanwhile; restore it, or plan again",
+        )
+    return dataset, path
 
 
 def _size(spec: DataSpec, count: int, where: str) -> int:

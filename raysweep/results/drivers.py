@@ -161,6 +161,11 @@ class DriverLock:
         self.check()
         self._remove()
 
+    def release(self) -> None:
+        """Give the lock back at once, from whatever thread, where this process is about to end without leaving the block."""
+        self._end.set()
+        self._remove()
+
     def check(self) -> bool:
         """Tell whether the lock is still held; notes it if it is gone."""
         if not self.lost:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+INCOMPLETE = 3  # exit code of a run after which trials failed or are missing
+
 
 @dataclass(frozen=True, slots=True)
 class SweepOutcome:
@@ -37,7 +39,7 @@ class SweepOutcome:
         """0 complete, 130 interrupted, 3 incomplete."""
         if self.interrupted:
             return 130
-        return 3 if self.failed or self.unfinished else 0
+        return INCOMPLETE if self.failed or self.unfinished else 0
 
     @property
     def missing(self) -> dict[str, str]:

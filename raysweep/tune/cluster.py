@@ -1,4 +1,8 @@
-"""Whether a Ray cluster answers, asked before Ray is: left to itself, Ray retries for minutes without a word."""
+"""Which Ray a sweep runs in, and whether a cluster answers, asked before Ray is: left to itself, Ray retries for minutes.
+
+Nothing here imports Ray. The rule is :func:`choose`: what was stated counts first, then where this process already is (a Ray job,
+or a shell with ``RAY_ADDRESS``), and otherwise a sweep starts a Ray of its own on this machine.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,49 +19,96 @@ from raysweep.errors import RunFailedError, SpecError
 
 CONNECT_SECONDS = 5.0  # for a port to open
 ANSWER_SECONDS = 20.0  # for what listens there to answer as Ray's control service does
-CLIENT_PORT = 10001  # of ray://host
 CURRENT = Path("/tmp/ray/ray_current_cluster")  # where a started Ray notes its address for this machine
-FORMS = "host:port (of `ray start --head`, usually port 6379), ray://host:port, auto, or local"
+ADDRESS = "RAY_ADDRESS"
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job supervisor sets it for the processes of a job
+FORMS = "host:port (of `ray start --head`, usually port 6379), auto, or local"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Host and port of a cluster; *client* = of its client server (``ray://``), not of its control service."""
+    """Host and port of a cluster's control service."""
 
     host: str
     port: int
-    client: bool = False
 
     def __str__(self) -> str:
         return f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-def parse(address: str) -> Place:
-    """Return host and port of *address*.
+@dataclass(frozen=True, slots=True)
+class RayChoice:
+    """Which Ray a sweep runs in.
 
-    >>> str(parse("ray://head"))
-    'head:10001'
+    Attributes:
+        address: of the cluster to join, ``host:port`` or ``auto``; None = a Ray of our own on this machine.
+        reason: why a cluster is joined though nobody named it; empty where there is nothing to explain.
+    """
+
+    address: str | None
+    reason: str = ""
+
+
+def choose(stated: str | None, environ: Mapping[str, str] | None = None) -> RayChoice:
+    """Return which Ray a sweep runs in.
+
+    Args:
+        stated: ``host:port``, ``auto``, or ``local``; None or empty = not stated.
+        environ: environment variables; None = this process's.
 
     Raises:
-        SpecError: it is not of a form that Ray knows.
+        SpecError: the address is malformed, or of a kind in which a sweep cannot run.
+
+    >>> choose(None, {}).address is None, choose("local", {"RAY_ADDRESS": "head:6379"}).address is None
+    (True, True)
+    >>> choose(None, {"RAY_ADDRESS": "head:6379"}).address
+    'head:6379'
     """
+    variables = os.environ if environ is None else environ
+    address, origin = (stated or "").strip(), "--address"
+    if not address:
+        address, origin = variables.get(ADDRESS, "").strip(), ADDRESS
+        if not address and variables.get(JOB):
+            address, origin = "auto", "this Ray job"
+    if address in ("", "local"):
+        return RayChoice(None)
+    if address != "auto":
+        address = str(parse(address, origin=origin))
+    return RayChoice(address, "" if origin == "--address" else f"as {origin} says; `--address local` starts its own")
+
+
+def parse(address: str, *, origin: str = "--address") -> Place:
+    """Return host and port of *address*.
+
+    Args:
+        address: what was written.
+        origin: where it was written, for the error.
+
+    Raises:
+        SpecError: it is not of a form in which a sweep can join a cluster.
+
+    >>> str(parse("head:6379"))
+    'head:6379'
+    """
+    label = f"{origin} {address!r}"
     scheme, mark, rest = address.strip().rpartition("://")
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^\s\[\]:/@]+))(?::(\d+))?", rest)
-    if mark and scheme not in ("ray", "http", "https"):
-        raise SpecError(f"--address {address!r}: unknown scheme '{scheme}://'", hint=f"write {FORMS}")
+    if scheme == "ray":
+        # Through Ray Client the whole Tuner would run as an actor on the head and end when this connection does.
+        host = match[1] or match[2] if match else "HOST"
+        hint = f"on a machine of the cluster write {host}:6379; from elsewhere `raysweep submit SWEEP --address http://{host}:8265`"
+        raise SpecError(f"{label} is a Ray Client address; a sweep would not outlive the connection", hint=hint)
     if scheme in ("http", "https"):
-        raise SpecError(f"--address {address!r} is that of Ray's dashboard", hint=f"write {FORMS}")
-    if match is None or not (match[3] or scheme):
-        raise SpecError(f"--address {address!r} has no host and port", hint=f"write {FORMS}")
-    port = int(match[3]) if match[3] else CLIENT_PORT
+        hint = f"`raysweep submit SWEEP --address {address}` runs the sweep as a job there; `run` wants {FORMS}"
+        raise SpecError(f"{label} is that of Ray's dashboard", hint=hint)
+    if mark:
+        raise SpecError(f"{label}: unknown scheme '{scheme}://'", hint=f"write {FORMS}")
+    if match is None or not match[3]:
+        raise SpecError(f"{label} has no host and port", hint=f"write {FORMS}")
+    port = int(match[3])
     if not 0 < port < 1 << 16:
-        raise SpecError(f"--address {address!r}: there is no port {port}", hint="ports go from 1 to 65535")
-    return Place(match[1] or match[2], port, client=bool(scheme))
-
-
-def wanted(address: str | None) -> str | None:
-    """Return *address*, with None for a Ray of our own (``local``)."""
-    return None if address is None or address.strip() in ("", "local") else address.strip()
+        raise SpecError(f"{label}: there is no port {port}", hint="ports go from 1 to 65535")
+    return Place(match[1] or match[2], port)
 
 
 def check(address: str | None) -> None:
@@ -65,24 +117,26 @@ def check(address: str | None) -> None:
     ``auto`` is looked up as Ray does: ``RAY_ADDRESS``, then the cluster noted on this machine; if neither is set, Ray looks for
     itself, which is quick.
 
+    Args:
+        address: what :func:`choose` chose.
+
     Raises:
         SpecError: the address is malformed.
         RunFailedError: nothing answers there.
     """
-    address = wanted(address)
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "") or (CURRENT.read_text().strip() if CURRENT.is_file() else "")
+        address = os.environ.get(ADDRESS, "") or (CURRENT.read_text().strip() if CURRENT.is_file() else "")
     if not address or address in ("auto", "local"):
         return
     place = parse(address)
-    hint = f"is a cluster running there? `ray status --address {place}` tells; leave --address out for one of your own"
+    hint = f"is a cluster running there? `ray status --address {place}` tells; `--address local` starts one of its own"
     try:
         with socket.create_connection((place.host, place.port), timeout=CONNECT_SECONDS):
             pass
     except OSError as error:
         raise RunFailedError(f"no Ray cluster can be reached at {place}: {_reason(error)}", hint=hint) from error
     # Something may listen on the port that is no Ray; connecting to it would hang for minutes.
-    if not place.client and not _answers(place):
+    if not answers(place):
         raise RunFailedError(f"something listens at {place}, but does not answer as a Ray cluster does", hint=hint)
 
 
@@ -90,11 +144,11 @@ def _reason(error: OSError) -> str:
     return "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
 
 
-def _answers(place: Place) -> bool:
-    """Tell whether Ray's own health check passes, in a process that can be given up."""
+def answers(place: Place, seconds: float | None = None) -> bool:
+    """Tell whether Ray's own health check passes at *place*, asked by a process that is given up after *seconds*."""
     argv = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", str(place)]
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=ANSWER_SECONDS, check=False)
+        done = subprocess.run(argv, capture_output=True, timeout=seconds or ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.errors import RunFailedError, UnwritableError
 from raysweep.lazy import lazy
 from raysweep.results.drivers import DriverLock
-from raysweep.results.outcome import SweepOutcome
+from raysweep.results.outcome import INCOMPLETE, SweepOutcome
 from raysweep.results.proposals import PROPOSALS
 from raysweep.results.ray_logs import RAY_FOLDER
 from raysweep.results.snapshots import GROUP_SNAPSHOTS
-from raysweep.results.state import TrialStatus
+from raysweep.results.state import State, TrialStatus
 from raysweep.results.store import ResultStore
 from raysweep.tune import cluster
+from raysweep.tune.control_watch import watched
 from raysweep.tune.local_ray import first_line, running_ray
 from raysweep.tune.outcome import conclude
 from raysweep.tune.pending import pending, trial_states
@@ -48,10 +52,13 @@ def run_sweep(
         BusyError: somebody else runs this sweep; nothing was changed.
         StoreError: the storage cannot be written; nothing was started.
         SpecError: no node can give a trial what it asks for, or ``options.address`` is malformed.
+        NodeError: a node of the cluster lacks a package, a file, or the storage; nothing was started.
         RunFailedError: no cluster answers at ``options.address``, or Ray itself gave up twice.
     """
     inline = backend == "inline"
     if not inline:
+        # Resolved once: whatever is done later, `address` is a cluster's, or None for a Ray of our own.
+        options = replace(options, address=cluster.choose(options.address).address)
         cluster.check(options.address)
     store = ResultStore(workspace.results(plan.sweep.name))
     store.folder.check_writable()
@@ -94,7 +101,7 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
             run.store.reopen(key)
         run.watcher.connecting(run.options.address)
         try:
-            if _run_in_ray(run, todo):
+            if _run_in_ray(run, todo, first=first):
                 return True
         except RuntimeError as error:
             if not run.lock.check():
@@ -109,17 +116,33 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
     return False
 
 
-def _run_in_ray(run: SweepRun, todo: Sequence[str]) -> bool:
-    """Start or join a Ray and run the trials *todo*; return whether that was interrupted."""
-    with running_ray(cluster.wanted(run.options.address)):
+def _run_in_ray(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
+    """Start or join a Ray and run the trials *todo*; return whether that was interrupted. Nodes are examined the *first* time."""
+    with running_ray(run.options.address):
+        if first and run.options.address is not None:
+            lazy("raysweep.tune.nodes").check(run.plan, run.workspace, run.watcher.joined)
         sessions = lazy("raysweep.tune.sessions").Sessions(
             run.store, run.table, run.plan.sweep, run.workspace, run.options, run.watcher, lambda: run.lock.lost
         )
-        run.watcher.begin()
-        try:
-            return bool(sessions.run(todo))
-        finally:
-            run.watcher.end()
+        service = cluster.parse(lazy("ray").get_runtime_context().gcs_address)
+        with watched(service.host, service.port, partial(_end_without_cluster, run, str(service))):
+            run.watcher.begin()
+            try:
+                return bool(sessions.run(todo))
+            finally:
+                run.watcher.end()
+
+
+def _end_without_cluster(run: SweepRun, address: str) -> None:
+    """End this process, whose Ray has lost its control service at *address*: Ray would, a minute later and without a word."""
+    try:
+        states = trial_states(run.store, run.table, verify=False)
+        done = sum(status.state is State.DONE for status in states.values())
+        run.watcher.cluster_lost(address, done, len(states))
+        run.lock.release()
+    finally:
+        # No exception could reach the main thread, which waits in Ray's own code.
+        os._exit(INCOMPLETE)
 
 
 def _prepare(run: SweepRun) -> Mapping[str, TrialStatus]:

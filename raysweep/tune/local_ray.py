@@ -26,20 +26,26 @@ EVERYWHERE = {
 }
 LOCAL_ONLY = {
     "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # despite its name: everything listens on loopback
     "RAY_memory_monitor_refresh_ms": "0",  # its kill would end the whole run
 }
+# "0" makes everything listen on loopback, despite the name. Ray reads it when it is imported and hands it to the processes that it
+# starts; left in our environment it would make every later `ray start` of a child process refuse to join a cluster.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
 def running_ray(address: str | None) -> Iterator[None]:
     """Start a Ray of our own on loopback, or join the one at *address*; leave signals as they were.
 
+    Args:
+        address: ``host:port`` or ``auto``; None = a Ray of our own.
+
     Raises:
         RunFailedError: Ray did not start, or there is none at *address*.
     """
     set_environment(local=address is None)
-    import ray
+    with loopback_only(local=address is None):
+        import ray
 
     if ray.is_initialized():
         yield
@@ -53,7 +59,8 @@ def running_ray(address: str | None) -> Iterator[None]:
             options |= {"include_dashboard": False, "object_store_memory": 200 << 20, "_temp_dir": str(scratch)}
         try:
             # One's own Ray is started afresh, never the one that RAY_ADDRESS names, unless asked for.
-            start(ray, address or "local", options)
+            with loopback_only(local=address is None):
+                start(ray, address or "local", options)
             for name in ("ray.tune", "ray.train"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             # Tune stops gracefully on SIGUSR1; while no Tuner runs, a KeyboardInterrupt does
@@ -85,6 +92,24 @@ def start(ray: ModuleType, address: str, options: Mapping[str, object], attempts
                 raise RunFailedError(f"Ray did not start: {first_line(error)}", hint=hint) from error
         else:
             return
+
+
+@contextmanager
+def loopback_only(*, local: bool) -> Iterator[None]:
+    """Let the Ray that is imported or started in this block listen on loopback alone, where it is our own.
+
+    A user's own setting stands, and so does a Ray that was imported as one that may have many nodes.
+    """
+    ray = sys.modules.get("ray")
+    imported_for_many = ray is not None and bool(ray._private.ray_constants.ENABLE_RAY_CLUSTER)
+    if not local or LOOPBACK in os.environ or imported_for_many:
+        yield
+        return
+    os.environ[LOOPBACK] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[LOOPBACK]
 
 
 def set_environment(*, local: bool) -> None:

@@ -35,7 +35,7 @@ from raysweep.tune.callbacks import RayCallback
 from raysweep.tune.local_ray import first_line
 from raysweep.tune.trainable import Trainable
 from raysweep.tune.trial_order import GroupByGroup, ray_config
-from raysweep.workspace import Workspace
+from raysweep.workspace import Workspace, join_location
 
 if TYPE_CHECKING:
     from raysweep.tune.sweep_run import RunOptions
@@ -208,4 +208,4 @@ def _ray_storage(store: ResultStore) -> str:
         return str(Path(local) / RAY_FOLDER)
     if "://" not in store.folder.location:
         raise StoreError(f"Ray cannot write to {store.folder.location}")
-    return f"{store.folder.location}/{RAY_FOLDER}"
+    return join_location(store.folder.location, RAY_FOLDER)

@@ -17,7 +17,8 @@ class RunOptions:
     """How to run a sweep.
 
     Attributes:
-        address: the cluster to join; None = a Ray of our own.
+        address: the cluster to join, ``host:port`` or ``auto``; ``local`` = a Ray of our own; None = the cluster that
+            ``RAY_ADDRESS`` names or whose job this is, else a Ray of our own.
         retry: run failed trials again.
         repair: make finished trials again whose tables are damaged.
         fresh: forget what earlier runs of these trials measured.

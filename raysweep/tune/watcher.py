@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class Watcher:
@@ -13,6 +13,9 @@ class Watcher:
 
     def connecting(self, address: str | None) -> None:
         """Ray is about to be started, or joined at *address*; that takes seconds."""
+
+    def joined(self, nodes: Sequence[str]) -> None:
+        """A cluster was joined; *nodes* are the lines of a table of its nodes."""
 
     def begin(self) -> None:
         """The trials are about to start."""
@@ -25,6 +28,9 @@ class Watcher:
 
     def lost(self, key: str, retried: bool) -> None:
         """A trial's process died."""
+
+    def cluster_lost(self, address: str, done: int, total: int) -> None:
+        """The control service at *address* is gone; this process ends, with *done* of *total* trials done."""
 
     def stopped(self, key: str) -> None:
         """A trial no longer runs."""

@@ -68,7 +68,7 @@ if asked["session"]:
 plan = fake_plan(asked["name"], asked["configs"], tuple(asked["seeds"]), **asked["resources"])
 labels = {{t.key: f"{{t.arm}}/{{t.trial.seed}}" for t in plan.trials}}
 display = Display(labels, {{k: 6 for k in labels}}, printer=lambda line: print(line, flush=True))
-workspace = Workspace(root=pathlib.Path(asked["root"]))
+workspace = Workspace(root=pathlib.Path(asked["root"]), storage=asked["storage"])
 try:
     found = run_sweep(plan, workspace, options=RunOptions(**asked["options"]), watcher=display)
 except RaysweepError as error:
@@ -82,11 +82,12 @@ sys.exit(found.exit_code)
 
 def start(
     root: Path, name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), *,
-    options: dict[str, Any] | None = None, plugins: Path, session: int = 0, **resources: Any,
+    options: dict[str, Any] | None = None, plugins: Path, session: int = 0, storage: str = "", **resources: Any,
 ) -> subprocess.Popen[str]:  # fmt: skip
     """Start a driver process over a fake plan; *session* = trials of one Ray session, 0 = as usual."""
     asked = {
         "root": str(root),
+        "storage": storage,
         "name": name,
         "configs": configs,
         "seeds": seeds,

@@ -20,7 +20,7 @@ from raysweep.config import overrides
 from raysweep.data import fetch as data_fetch
 from raysweep.models.sources import embedded_recipe
 from raysweep.models.sources import wheel as model_fetch
-from raysweep.tune import analysis, launch
+from raysweep.tune import analysis, jobs, launch
 from raysweep.tune.analysis import Analysis
 from raysweep.workspace import VARIABLES, Workspace, package_share
 from tests.unit.cli.test_cli_results import write
@@ -323,7 +323,33 @@ def _data_path(b: Bench) -> None:
     b.refused(["data", "check", "world"], "--path", "few.json", by="dataset 'world' has no file")
 
 
+SUBMIT = ["submit", "x.yaml", "--there", "/shared"]
+
+
+def _submitted(b: Bench, *flags: str) -> Any:
+    """Return the request that a `submit` with *flags* would send, from where it asks whether that runs already."""
+    with b.patch.context() as patched:
+        patched.setattr(jobs, "connect", lambda address: address)
+        return b.seen(jobs, "running", *SUBMIT, *flags).what[1]
+
+
+def _followed(b: Bench) -> None:
+    """Without ``--no-follow`` the job that runs already is followed; with it, the command ends."""
+    with b.patch.context() as patched:
+        patched.setattr(jobs, "connect", lambda address: address)
+        patched.setattr(jobs, "running", lambda client, request: "job-1")
+        assert b.seen(jobs, "follow", *SUBMIT).what[1] == "job-1"
+        assert b.run(*SUBMIT, "--no-follow")[0] == 0
+
+
 CHECKS: dict[str, Check] = {
+    "submit FILE": lambda b: b.refused(["submit", "--there", "/shared"], "nowhere", by="no search space 'nowhere'"),
+    "submit --there": lambda b: _equal(_submitted(b).root, "/shared"),
+    "submit --set": lambda b: _equal(_submitted(b, "--set", "data.size=2").arguments, ("--set", "data.size=2")),
+    "submit --storage": lambda b: _equal(_submitted(b, "--storage", "s3://b").arguments, ("--storage", "s3://b")),
+    "submit --retry": lambda b: _equal(_submitted(b, "--retry").arguments, ("--retry",)),
+    "submit --address": lambda b: _equal(b.seen(jobs, "connect", *SUBMIT, "--address", "http://h:1").what[0], "http://h:1"),
+    "submit --follow": _followed,
     "--root": _root,
     "--debug": lambda b: b.refused(["--debug", "show"], "nowhere", by="Traceback"),
     "--version": lambda b: _version(b),

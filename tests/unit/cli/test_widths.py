@@ -65,6 +65,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "doctor, a code": ("doctor", "--explain", "E-RECORD"),
 }
 NO_TABLE = {
+    "submit": "what the job prints there",
     "train-mend": "steps, and JSON",
     "models fetch": "one path",
     "models build": "steps, and JSON",

@@ -34,14 +34,11 @@ def closed() -> str:
     [
         ("10.0.0.1:6379", "10.0.0.1:6379"),
         (" head:6379 ", "head:6379"),
-        ("ray://head:10005", "head:10005"),
-        ("ray://head", "head:10001"),
         ("[::1]:6379", "[::1]:6379"),
     ],
 )
 def test_addresses_are_read_as_ray_does(address: str, place: str) -> None:
     assert str(cluster.parse(address)) == place
-    assert cluster.parse(address).client is address.startswith("ray://")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +51,8 @@ def test_addresses_are_read_as_ray_does(address: str, place: str) -> None:
         ("head:99999", "there is no port 99999"),
         ("head:0", "there is no port 0"),
         ("http://head:8265", "is that of Ray's dashboard"),
+        ("ray://head:10001", "is a Ray Client address"),
+        ("ray://head", "is a Ray Client address"),
         ("redis://head:6379", "unknown scheme 'redis://'"),
     ],
 )
@@ -64,12 +63,11 @@ def test_a_malformed_address_is_refused_with_the_right_forms(address: str, said:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_nothing_listens(scheme: str, closed: str) -> None:
+def test_nothing_listens(closed: str) -> None:
     with pytest.raises(
         RunFailedError, match=f"no Ray cluster can be reached at {closed}: Connection refused"
     ) as caught:
-        cluster.check(f"{scheme}{closed}")
+        cluster.check(closed)
     assert f"ray status --address {closed}" in caught.value.hint
 
 
@@ -107,7 +105,45 @@ def test_auto_is_looked_up_where_ray_does(closed: str, tmp_path, monkeypatch: py
         cluster.check("auto")
 
 
-@pytest.mark.parametrize("address", [None, "", "local"])
+@pytest.mark.parametrize("address", [None, "", "local", " local "])
 def test_a_ray_of_our_own_is_not_looked_for(address: str | None) -> None:
-    cluster.check(address)
-    assert cluster.wanted(address) is None
+    choice = cluster.choose(address, {})
+    assert choice == cluster.RayChoice(None)
+    cluster.check(choice.address)
+
+
+SAYS = "says; `--address local` starts its own"
+
+
+@pytest.mark.parametrize(
+    ("stated", "environ", "address", "reason"),
+    [
+        ("head:1", {}, "head:1", ""),
+        ("auto", {}, "auto", ""),
+        (None, {"RAY_ADDRESS": " head:6379 "}, "head:6379", f"as RAY_ADDRESS {SAYS}"),
+        (None, {"RAY_ADDRESS": "auto"}, "auto", f"as RAY_ADDRESS {SAYS}"),
+        (None, {"RAY_ADDRESS": "local"}, None, ""),
+        (None, {"RAY_ADDRESS": ""}, None, ""),
+        ("local", {"RAY_ADDRESS": "head:6379"}, None, ""),
+        ("other:1", {"RAY_ADDRESS": "head:6379"}, "other:1", ""),
+        (None, {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}, "auto", f"as this Ray job {SAYS}"),
+        (
+            None,
+            {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_ADDRESS": "h:6379"},
+            "h:6379",
+            f"as RAY_ADDRESS {SAYS}",
+        ),
+        ("local", {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}, None, ""),
+    ],
+)
+def test_what_is_stated_counts_first_then_where_we_are(
+    stated: str | None, environ: dict[str, str], address: str | None, reason: str
+) -> None:
+    assert cluster.choose(stated, environ) == cluster.RayChoice(address, reason)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head"])
+def test_an_unusable_ray_address_is_named_as_such(address: str) -> None:
+    with pytest.raises(SpecError, match="RAY_ADDRESS") as caught:
+        cluster.choose(None, {"RAY_ADDRESS": address})
+    assert caught.value.hint
