@@ -13,6 +13,7 @@ from raysweep.cli.options import Options
 from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
+from raysweep.config.parts import Part
 from raysweep.config.plan import open_plan
 from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
@@ -39,15 +40,18 @@ def command(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of these trials found.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Make trials again whose tables were damaged.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Run although somebody else runs this sweep.")] = False,
+    shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Run part I of N; others run theirs.")] = "",
 ) -> None:
     """Run a sweep. Run the same command again and it goes on where it stopped; trials that are done are not repeated.
 
     Ctrl-C stops after the rounds in flight. Exit codes: 0 complete; 3 trials failed or are missing; 130 interrupted.
+    SIGUSR1, which schedulers send before a time limit, stops like Ctrl-C, with exit code 3.
 
     Example:
 
         raysweep run demo
         raysweep run search_spaces/smoke.yaml --set data.size=20 --concurrent 1
+        raysweep run demo --shard 1/2
     """
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     if storage:
@@ -55,18 +59,23 @@ def command(
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
     components = Components.installed(fetch=True)
     planned = open_plan(file, workspace, [*stated, *(set_ or ())], components)
-    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=address)
+    part = Part.parse(shard) if shard else None
+    # Every other part, and this one when it is run again, would find its own work gone.
+    together = "with --shard, --fresh would forget what this part did before it was run again"
+    flags.refuse(flags.without_effect(ctx, ["fresh"] if part else [], together, "run --fresh without --shard first"))
+    shown = part.of(planned) if part else planned
+    lazy("raysweep.cli.preflight").check(shown, workspace, components, address=address)
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
     store.folder.check_writable()
     # With --fresh nothing of earlier runs counts, though it is still there.
-    earlier = {} if fresh else statuses(planned, store)
-    for line in announcement(planned, earlier):
+    earlier = {} if fresh else statuses(shown, store)
+    for line in announcement(shown, earlier):
         say(line)
     options = sweep_run.RunOptions(
-        address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway
+        address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway, part=part
     )
-    outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(planned, store, earlier))
+    outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(shown, store, earlier))
     conclude(outcome, planned, workspace)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
