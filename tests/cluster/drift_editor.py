@@ -1,4 +1,4 @@
-"""An editor that takes its time: each edit adds a little to one matrix, by the record, after a sleep; on demand one of them fails."""
+"""An editor that takes its time: each edit adds a little to one matrix, by the record, after a sleep; on demand it fails."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Two hosts on one machine with a real SLURM over them: what the scripts of ``cluster/`` are submitted to.
 
-A host is a network namespace with an address of its own, a process-id namespace (so that `ray stop`, or the loss of one host, leaves the
-other alone) and a ``/tmp`` of its own. Both see everything else of this machine: a shared file system is given.
+A host is a network namespace with an address of its own, a process-id namespace (so that `ray stop`, or the loss of one host,
+leaves the other alone) and a ``/tmp`` of its own. Both see everything else of this machine: a shared file system is given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-NEEDED = ("slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue", "srun", "munged", "ip", "nsenter", "unshare")
+NEEDED = (
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "scancel",
+    "scontrol",
+    "squeue",
+    "srun",
+    "munged",
+    "ip",
+    "nsenter",
+    "unshare",
+)
 INSTALL = "apt-get install -y --no-install-recommends slurm-wlm munge iproute2"
 SUBNET = "10.213.7"  # in namespaces that nothing leads out of
 
@@ -150,7 +162,9 @@ class Slurm:
             for number, name in enumerate(self.hosts, start=1)
         ]
         self.config.write_text("\n".join([*_settings(self.folder, machine), *nodes, ""]))
-        self._started.append(self._start(*self._inside("one"), "slurmctld", "-D", "-f", str(self.config), log="ctld.out"))
+        self._started.append(
+            self._start(*self._inside("one"), "slurmctld", "-D", "-f", str(self.config), log="ctld.out")
+        )
         for name in self.hosts:
             # Bash is the first process of the host and reaps; it ends with `unshare`, and then the kernel ends all of the host's.
             host = 'mount -t tmpfs tmpfs /tmp; slurmd -D -f "$0" -N "$1" & wait'

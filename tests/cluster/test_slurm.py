@@ -1,4 +1,4 @@
-"""The scripts of ``cluster/`` under a real SLURM with two hosts: always the exit code of the sweep, and an undisturbed run's tables."""
+"""The scripts of ``cluster/`` under a real SLURM with two hosts: the sweep's exit code, and an undisturbed run's tables."""
 
 from __future__ import annotations
 
@@ -155,7 +155,9 @@ def test_an_array_without_a_cluster_stops_is_requeued_and_is_one_sweep(bench: Be
     assert "starting Ray" not in said
 
 
-@pytest.mark.parametrize("loss", ["its step is cancelled", "its host is lost"])  # in this order: the host does not come back
+@pytest.mark.parametrize(
+    "loss", ["its step is cancelled", "its host is lost"]
+)  # in this order: the host does not come back
 def test_the_loss_of_a_node_is_not_that_of_the_job(bench: Bench, loss: str) -> None:
     name = loss.replace(" ", "-")
     job = bench.submit("slurm_ray.sbatch", name)
