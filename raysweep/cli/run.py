@@ -19,6 +19,7 @@ from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
 from raysweep.reports.prose import counted
 from raysweep.reports.standing import trial_labels
+from raysweep.tune.stop_signals import noted_signals
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def command(
         raysweep run search_spaces/smoke.yaml --set data.size=20 --concurrent 1
         raysweep run demo --shard 1/2
     """
+    ctx.with_resource(noted_signals())  # from here on, though nothing runs yet: a scheduler's warning is no crash
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]
     if storage:
         workspace = replace(workspace, storage=resolve_from_cwd(storage))

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 
+class TimeUp(KeyboardInterrupt):
+    """SIGUSR1 came where nothing was to be brought to an end: a scheduler's warning before a time limit."""
+
+
 class StopSignals:
     """The signals that came since :func:`noted_signals` began."""
 
@@ -31,7 +35,7 @@ class StopSignals:
 
 @contextmanager
 def noted_signals() -> Iterator[StopSignals]:
-    """Note the signals that come during the block; SIGUSR1 counts as Ctrl-C in it where nobody else handles it.
+    """Note the signals that come during the block; SIGUSR1 raises :class:`TimeUp` in it where nobody else handles it.
 
     Tune puts its own handlers in the place of any that we could set. Whoever handles a signal, the interpreter writes its number
     into the wake-up pipe. Python allows that in the main thread only; in another one nothing is noted.
@@ -44,7 +48,7 @@ def noted_signals() -> Iterator[StopSignals]:
     for end in (signals._reader, writer):
         os.set_blocking(end, False)
     # By default SIGUSR1 ends a process at once, without a word.
-    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    before = signal.signal(signal.SIGUSR1, _raise)
     earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield signals
@@ -55,3 +59,7 @@ def noted_signals() -> Iterator[StopSignals]:
         for end in (signals._reader, writer):
             os.close(end)
         signals._reader = -1
+
+
+def _raise(number: int, frame: object) -> None:
+    raise TimeUp

@@ -8,20 +8,22 @@ import threading
 
 import pytest
 
-from raysweep.tune.stop_signals import noted_signals
+from raysweep.cli.errors import report
+from raysweep.tune.stop_signals import TimeUp, noted_signals
 
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_sigusr1_counts_as_ctrl_c_where_nobody_handles_it() -> None:
+def test_sigusr1_ends_a_command_where_nobody_handles_it() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with noted_signals() as signals:
         assert not signals.time_is_up
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(TimeUp) as caught:
             send(signal.SIGUSR1)
         assert signals.time_is_up
+    assert report(caught.value, debug=False) == 3
     assert signals.time_is_up
     assert signal.getsignal(signal.SIGUSR1) is before
     assert signal.set_wakeup_fd(-1) == -1
