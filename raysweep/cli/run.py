@@ -74,6 +74,8 @@ def command(
     earlier = {} if fresh else statuses(shown, store)
     for line in announcement(shown, earlier):
         say(line)
+    if part:
+        say(f"this is part {part} of {counted(len(planned.trials), 'trial', 'trials')}")
     options = sweep_run.RunOptions(
         address=address, retry=retry, fresh=fresh, concurrent=concurrent, repair=repair, anyway=anyway, part=part
     )
