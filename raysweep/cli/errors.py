@@ -7,6 +7,7 @@ import traceback
 
 from raysweep.errors import ProblemsError, RaysweepError, RunFailedError
 from raysweep.lazy import lazy
+from raysweep.tune.stop_signals import TimeUp
 
 OK, UNEXPECTED, BAD_INPUT, TRIALS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 EXIT_CODES = {
@@ -22,6 +23,9 @@ def report(error: BaseException, *, debug: bool) -> int:
     """Print *error* to stderr, with its traceback if *debug*, and return the exit code."""
     if debug:
         traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, TimeUp):
+        print("stopped by SIGUSR1, for the time limit; run the same command again to go on", file=sys.stderr)
+        return TRIALS_FAILED
     if isinstance(error, KeyboardInterrupt):
         print("interrupted; the same command again goes on", file=sys.stderr)
         return INTERRUPTED

@@ -13,12 +13,14 @@ from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
+from raysweep.config.parts import Part
 from raysweep.config.plan import open_plan
 from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
 from raysweep.reports.plan_table import extent
 from raysweep.reports.prose import counted
 from raysweep.reports.standing import trial_labels
+from raysweep.tune.stop_signals import noted_signals
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 if TYPE_CHECKING:
@@ -43,16 +45,20 @@ def command(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of these trials found.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Make trials again whose tables were damaged.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Run although somebody else runs this sweep.")] = False,
+    shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Run part I of N; others run theirs.")] = "",
 ) -> None:
     """Run a sweep. Run the same command again and it goes on where it stopped; trials that are done are not repeated.
 
     Ctrl-C stops after the rounds in flight. Exit codes: 0 complete; 3 trials failed or are missing; 130 interrupted.
+    SIGUSR1, which schedulers send before a time limit, stops like Ctrl-C, with exit code 3.
 
     Example:
 
         raysweep run demo
         raysweep run search_spaces/smoke.yaml --set data.size=20 --concurrent 1
+        raysweep run demo --shard 1/2
     """
+    ctx.with_resource(noted_signals())  # from here on, though nothing runs yet: a scheduler's warning is no crash
     workspace = workspace_of(ctx)
     ray_choice = lazy("raysweep.tune.cluster").choose(address)
     # Said first of all: a sweep that joins a cluster nobody named on the command line must not do so silently.
@@ -63,24 +69,27 @@ def command(
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
     components = Components.installed(fetch=True)
     planned = open_plan(file, workspace, [*stated, *(set_ or ())], components)
-    lazy("raysweep.cli.preflight").check(planned, workspace, components, address=ray_choice.address)
+    part = Part.parse(shard) if shard else None
+    # Every other part, and this one when it is run again, would find its own work gone.
+    together = "with --shard, --fresh would forget what this part did before it was run again"
+    flags.refuse(flags.without_effect(ctx, ["fresh"] if part else [], together, "run --fresh without --shard first"))
+    shown = part.of(planned) if part else planned
+    lazy("raysweep.cli.preflight").check(shown, workspace, components, address=ray_choice.address)
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
     store: ResultStore = lazy("raysweep.results.store").ResultStore(workspace.results(planned.sweep.name))
     # Before Ray starts, which takes seconds: a full or read-only disk is known now.
     store.folder.check_writable()
     # With --fresh nothing of earlier runs counts, though it is still there.
-    earlier = {} if fresh else statuses(planned, store)
-    for line in announcement(planned, earlier):
+    earlier = {} if fresh else statuses(shown, store)
+    for line in announcement(shown, earlier):
         say(line)
+    if part:
+        say(f"this is part {part} of {counted(len(planned.trials), 'trial', 'trials')}")
     options = sweep_run.RunOptions(
-        address=ray_choice.address or "local",
-        retry=retry,
-        fresh=fresh,
-        concurrent=concurrent,
-        repair=repair,
-        anyway=anyway,
-    )
-    outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(planned, store, earlier))
+        address=ray_choice.address or "local", retry=retry, fresh=fresh, concurrent=concurrent,
+        repair=repair, anyway=anyway, part=part,
+    )  # fmt: skip
+    outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(shown, store, earlier))
     conclude(outcome, planned, workspace)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)

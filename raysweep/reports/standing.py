@@ -65,7 +65,9 @@ def missing_lines(outcome: SweepOutcome, called: Mapping[str, str], arms: Mappin
         lines.append(f"{outcome.results} was removed, moved or replaced while the sweep ran")
     if outcome.absent:
         lines.append(f"not begun: {by_arm(outcome.absent, arms)}")
-    if outcome.interrupted:
+    if outcome.time_up:
+        lines.append("stopped by SIGUSR1, for the time limit; run the same command again to go on")
+    elif outcome.interrupted:
         lines.append("interrupted; run the same command again to go on")
     elif outcome.unfinished:
         count = counted(len(outcome.unfinished), "trial is", "trials are")

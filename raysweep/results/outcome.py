@@ -22,6 +22,7 @@ class SweepOutcome:
         damaged: of the unfinished, those whose files are damaged or of a newer raysweep, with the reason.
         altered: of the damaged, those that are made again with ``--repair`` only.
         lost: whether the results folder was removed, moved or replaced while the sweep ran.
+        time_up: whether SIGUSR1, a scheduler's warning before its time limit, ended the run.
     """
 
     done: tuple[str, ...]
@@ -33,11 +34,12 @@ class SweepOutcome:
     damaged: Mapping[str, str] = field(default_factory=dict)
     altered: tuple[str, ...] = ()
     lost: bool = False
+    time_up: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0 complete, 130 interrupted, 3 incomplete."""
-        if self.interrupted:
+        """0 complete, 130 interrupted by a person, 3 incomplete."""
+        if self.interrupted and not self.time_up:
             return 130
         return INCOMPLETE if self.failed or self.unfinished else 0
 

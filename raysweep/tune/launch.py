@@ -24,6 +24,7 @@ from raysweep.tune.control_watch import watched
 from raysweep.tune.local_ray import first_line, running_ray
 from raysweep.tune.outcome import conclude
 from raysweep.tune.pending import pending, trial_states
+from raysweep.tune.stop_signals import noted_signals
 from raysweep.tune.sweep_run import RunOptions, SweepRun
 from raysweep.tune.watcher import Watcher
 from raysweep.workspace import Workspace
@@ -62,14 +63,16 @@ def run_sweep(
         cluster.check(options.address)
     store = ResultStore(workspace.results(plan.sweep.name))
     store.folder.check_writable()
-    table = {t.key: t for t in plan.trials}
-    # Runs in one process may share a folder of results as long as their trials are different ones (`raysweep edit`, twice).
-    lock = DriverLock(store.folder, keys=tuple(table) if inline else None, anyway=options.anyway)
+    part = options.part
+    table = {t.key: t for t in (plan.trials if part is None else part.trials_of(plan))}
+    # Parts of a sweep, and runs in one process (`raysweep edit`, twice), share a folder of results as long as their trials differ.
+    beside_others = inline or part is not None
+    lock = DriverLock(store.folder, keys=tuple(table) if beside_others else None, anyway=options.anyway)
     run = SweepRun(
         plan=plan, table=table, workspace=workspace, store=store, lock=lock,
         options=options, watcher=watcher or Watcher(),
     )  # fmt: skip
-    with lock:
+    with noted_signals() as signals, lock:
         states = _prepare(run)
         run.watcher.prepared()
         # Decided before anything runs: what is left alone now must be reported as altered at the end.
@@ -77,7 +80,7 @@ def run_sweep(
         interrupted = bool(
             lazy("raysweep.tune.inline").run_inline(run, states) if inline else _run_with_ray(run, states)
         )
-    return conclude(run, altered, interrupted=interrupted)
+    return conclude(run, altered, interrupted=interrupted, time_up=signals.time_is_up)
 
 
 def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:

@@ -87,7 +87,7 @@ class Sessions:
         self.trainable = tune.with_resources(bound, bundles)
 
     def run(self, keys: Sequence[str]) -> bool:
-        """Run the trials *keys*, in that order; return whether somebody interrupted that (SIGINT or SIGTERM)."""
+        """Run the trials *keys*, in that order; return whether somebody interrupted that (SIGINT, SIGTERM or SIGUSR1)."""
         for begin in range(0, len(keys), self.size):
             if self.halted():
                 return False
@@ -118,7 +118,8 @@ class Sessions:
                 trial_name_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
+                # Thousands of an array job's tasks may begin in the same second.
+                name=f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}",
                 storage_path=_ray_storage(self.store),
                 verbose=0,
                 callbacks=callbacks,

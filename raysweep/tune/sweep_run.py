@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from raysweep.config.parts import Part
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.results.drivers import DriverLock
 from raysweep.results.store import ResultStore
@@ -25,6 +26,7 @@ class RunOptions:
         anyway: run although somebody else runs this sweep.
         concurrent: how many trials at once; 0 = as many as fit.
         reuse: let a process serve many trials, which saves seconds per trial and changes no number.
+        part: run this part of the plan only, beside others that run theirs; None = all of it.
     """
 
     address: str | None = None
@@ -34,6 +36,7 @@ class RunOptions:
     anyway: bool = False
     concurrent: int = 0
     reuse: bool = True
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,7 @@ class SweepRun:
 
     Attributes:
         plan: the trials, and the sweep they belong to.
-        table: the planned trials by key, in the plan's order.
+        table: the trials that this run takes on by key, in the plan's order.
         workspace: where data, models and artifacts lie.
         store: where results go.
         lock: held while it runs.

@@ -132,6 +132,18 @@ def test_interrupted_then_killed_driver_changes_nothing(bench: Bench) -> None:
     assert analyse(sweep.store, sweep.keys, metric="retained/avg", mode="max").disagreements == ()
 
 
+def test_a_scheduler_s_warning_before_its_time_limit_is_no_interruption(bench: Bench) -> None:
+    first = bench.start("limited")
+    _await_round(first)
+    first.send_signal(signal.SIGUSR1)
+    code, outcome, lines = finish(first)
+    assert (code, outcome["failed"]) == (3, []), lines
+    assert outcome["unfinished"] > 0
+    code, outcome, _ = finish(bench.start("limited"))
+    assert (code, outcome["done"]) == (0, 4)
+    assert bench.bytes("limited") == bench.bytes("undisturbed")
+
+
 def _await_round(process: Any) -> None:
     """Wait until some trial has edited something."""
     deadline = time.monotonic() + 120

@@ -17,6 +17,7 @@ import typer
 
 from raysweep.cli import belief, main, preflight, train_mend
 from raysweep.config import overrides
+from raysweep.config.parts import Part
 from raysweep.data import fetch as data_fetch
 from raysweep.models.sources import embedded_recipe
 from raysweep.models.sources import wheel as model_fetch
@@ -270,6 +271,13 @@ def _concurrent(b: Bench) -> None:
     b.refused(["run", "x.yaml", "--concurrent", "3"], "--set", "resources.concurrent=1", by="--concurrent 3")
 
 
+def _shard(b: Bench) -> None:
+    assert b.launched("--shard", "2/3").said["options"].part == Part(2, 3)
+    assert b.launched().said["options"].part is None
+    b.refused(["run", "x.yaml"], "--shard", "4/3", by="--shard '4/3' names no part")
+    b.refused(["run", "x.yaml", "--shard", "1/3"], "--fresh", by="run --fresh without --shard first")
+
+
 def _option(name: str, value: Any, *flag: str) -> Check:
     def check(b: Bench) -> None:
         options = [b.launched(*more).said["options"] for more in ((), flag)]
@@ -360,6 +368,7 @@ CHECKS: dict[str, Check] = {
     "run --fresh": _option("fresh", True, "--fresh"),
     "run --repair": _option("repair", True, "--repair"),
     "run --anyway": _option("anyway", True, "--anyway"),
+    "run --shard": _shard,
     "run --concurrent": _concurrent,
     "run --storage": _storage,
     "plan FILE": _argument(["plan"], "x.yaml", "y.yaml"),
