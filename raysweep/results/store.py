@@ -208,8 +208,8 @@ class ResultStore:
         self._files[key] = {file.name: file for file in files}
         return snapshot
 
-    def finish(self, key: str, *, step: int, keep_snapshot: bool = False) -> None:
-        """Mark the trial DONE, naming its files; its snapshot goes unless *keep_snapshot*.
+    def finish(self, key: str, *, step: int) -> None:
+        """Mark the trial DONE, naming its files; its snapshot goes.
 
         Raises:
             StorageLostError: not every file of every planned round is there, or the trial's folder is gone.
@@ -228,9 +228,15 @@ class ResultStore:
         # The trial is DONE from here on, whatever happens: what follows only tidies up.
         self._files.pop(key, None)
         self.folder.drop_drafts(key)
-        if not keep_snapshot:
-            self.folder.delete(f"{key}/{SNAPSHOT}")
-            self._drop_snapshots(key)
+        self.drop_leftovers(key)
+
+    def drop_leftovers(self, key: str) -> None:
+        """Delete what only a trial without an end needs: its snapshot and its last sign of life.
+
+        A process on a node that was lost may take one more step, and write another snapshot, after a trial was ended elsewhere.
+        """
+        self.folder.delete(f"{key}/{SNAPSHOT}")
+        self._drop_snapshots(key)
         self.folder.delete(f"{key}/{HEARTBEAT}")
 
     def fail(self, key: str, *, step: int, error: str, message: str, trace: str = "") -> None:

@@ -131,7 +131,12 @@ def _run_in_ray(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
         with watched(service.host, service.port, partial(_end_without_cluster, run, str(service))):
             run.watcher.begin()
             try:
-                return bool(sessions.run(todo))
+                interrupted = bool(sessions.run(todo))
+                if run.options.address is not None and run.lock.check():
+                    for key in todo:
+                        if run.store.status(key).state is State.DONE:
+                            run.store.drop_leftovers(key)
+                return interrupted
             finally:
                 run.watcher.end()
 

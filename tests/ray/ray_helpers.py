@@ -118,7 +118,8 @@ def table_bytes(root: Path, name: str) -> dict[str, bytes]:
     folder = root / "results" / name
     keep = [p for p in folder.glob("*/*.parquet") if not p.name.startswith("timing")]
     left = [p for p in folder.glob("*/snapshot*") if not (p.parent / "FAILED.json").exists()]
-    assert not left + list(folder.glob("_passes/*")), "a trial that is done keeps no snapshot"
+    left += list(folder.glob("_passes/*"))
+    assert not left, f"a trial that is done keeps no snapshot: {left}"
     assert open_results(name, Workspace(root=root)).probes().num_rows
     sink = io.BytesIO()
     pq.write_table(pq.read_table(folder / "trials.parquet").drop_columns(["git_sha", "git_dirty"]), sink)
