@@ -37,6 +37,8 @@ class LocalCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # The `raysweep` of a job is the one beside this Python, as it would be in a node's image.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             # Despite its name: nodes on Linux may join one another through loopback.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
         }

@@ -153,8 +153,7 @@ def test_a_job_runs_the_sweep_and_ends_with_its_exit_code(short: Path, tmp_path:
         sys.executable, "-m", "raysweep", "submit", "smoke", "--address", cluster.dashboard, "--there", str(root),
         "--set", "data.size=2", "--set", "protocol.rounds=[0, 2]",
     ]  # fmt: skip
-    # The job's `raysweep` is the one beside this Python, as it would be in an image.
-    environment = {**cluster.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = cluster.environment
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
