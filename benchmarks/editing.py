@@ -205,7 +205,7 @@ def plain(bench: Bench, lm: LanguageModel, together: int) -> Side:
         if not wraps:
             return make()
         config = wraps[0].config
-        state = plain_simie.begin(lm, names, lam=float(config["lam"]), init=config["mode"] == "init")
+        state = plain_simie.begin(lm, names, lam=float(config.lam), init=config.mode == "init")
         return partial(plain_simie.edit, state=state, base=make())
 
     with common.put_back(lm, names):

@@ -10,6 +10,7 @@ The reader of YAML (:mod:`raysweep.config.load`) lets no other kind through: its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeAlias
 
 Scalar: TypeAlias = bool | int | float | str | None
@@ -18,3 +19,13 @@ Json: TypeAlias = "Scalar | list[Json] | dict[str, Json]"
 """Any value; recursive, so a type checker follows it down."""
 JsonObject: TypeAlias = dict[str, Json]
 """A mapping of text to values: what most files hold."""
+
+
+def mapping_of(value: object) -> Mapping[str, Json]:
+    """Return *value* if it is a mapping, else an empty one: for trees in which somebody may have written anything."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def items_of(value: Json) -> list[tuple[str, Json]]:
+    """Return the items of *value*, as they are now, so that it may be changed while they are looked at."""
+    return list(mapping_of(value).items())

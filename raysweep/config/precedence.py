@@ -22,7 +22,7 @@ from raysweep.config.places import KeyPath, Place, Source
 from raysweep.config.problems import problem
 from raysweep.config.space import is_domain
 from raysweep.errors import Problem
-from raysweep.jsontypes import Json, JsonObject
+from raysweep.jsontypes import Json, JsonObject, items_of, mapping_of
 
 _SECTIONS = ("model", "data", "protocol")
 _ALONE = ("seed", "threads")
@@ -54,10 +54,10 @@ def statements(tree: Json, path: KeyPath, value: Json, place: Place) -> Iterator
     if head == "base":
         yield from _leaves(None, rest, value, place)
     elif head == "space":
-        for key, domain in [(rest[0], value)] if rest else _items(value):
+        for key, domain in [(rest[0], value)] if rest else items_of(value):
             yield Statement(None, str(key), domain, place, swept=True)
     elif head == "arms" and not rest:
-        for name, arm in _items(value):
+        for name, arm in items_of(value):
             yield from statements(tree, ("arms", name), arm, place)
     elif head == "arms":
         yield from _of_arm(tree, str(rest[0]), rest[1:], value, place)
@@ -68,13 +68,13 @@ def statements(tree: Json, path: KeyPath, value: Json, place: Place) -> Iterator
 def _of_arm(tree: Json, arm: str, path: KeyPath, value: Json, place: Place) -> Iterator[Statement]:
     """Yield what *value*, put at *path* of one arm, states."""
     if not path:
-        for key, inner in _items(value):
+        for key, inner in items_of(value):
             yield from _of_arm(tree, arm, (key,), inner, place)
     elif path[0] == "space":
-        for swept, domain in [(str(path[1]), value)] if path[1:] else _items(value):
+        for swept, domain in [(str(path[1]), value)] if path[1:] else items_of(value):
             yield Statement(arm, swept, domain, place, swept=True)
     elif path[0] == "wrap":
-        written = _mapping(_arm(tree, arm)).get("wrap")
+        written = mapping_of(_arm(tree, arm)).get("wrap")
         entries = list(enumerate(written)) if isinstance(written, list) else [(None, written)]
         index = path[1] if path[1:] and isinstance(path[1], int) else None
         for i, entry in entries:
@@ -91,7 +91,7 @@ def _of_arm(tree: Json, arm: str, path: KeyPath, value: Json, place: Place) -> I
 def _leaves(arm: str | None, path: KeyPath, value: Json, place: Place) -> Iterator[Statement]:
     """Yield one statement for each key below *path*; a bare name of a section or component is its ``name``."""
     if not path:
-        for key, inner in _items(value):
+        for key, inner in items_of(value):
             yield from _leaves(arm, (key,), inner, place)
         return
     for key, leaf in leaves(".".join(map(str, path)), value):
@@ -141,7 +141,7 @@ class _Enforcer:
         if statement.arm is None:
             if not statement.swept:
                 self._over_sweep(statement)
-            for name, arm in _items(self.source.tree.get("arms")):
+            for name, arm in items_of(self.source.tree.get("arms")):
                 if isinstance(arm, dict):
                     self._over_arm(statement, name, arm)
         else:
@@ -186,7 +186,7 @@ class _Enforcer:
         self._note(statement, ("arms", name, section), f"{section} '{before}' of arm '{name}'")
         # A path or revision belongs to the model that was named beside it, not to the new one.
         tied = {k for k in KEYS_OF_ONE_NAME[section] if (name, f"{section}.{k}") not in self.statements}
-        remaining = {k: v for k, v in _items(replaced) if k != "name" and k not in tied}
+        remaining = {k: v for k, v in items_of(replaced) if k != "name" and k not in tied}
         arm.pop(section)
         if remaining:
             arm[section] = remaining
@@ -194,7 +194,7 @@ class _Enforcer:
     def _in_arm(self, statement: Statement, name: str, arm: JsonObject) -> None:
         """Let a statement about one arm take the place of what is swept there."""
         if statement.swept:
-            if statement.key in _mapping(arm.get("space")):  # else it stands in the editor or wrapper itself
+            if statement.key in mapping_of(arm.get("space")):  # else it stands in the editor or wrapper itself
                 self._drop_path(arm, statement.key)
             return
         for key in _hiding(arm, statement.key):
@@ -217,12 +217,12 @@ class _Enforcer:
         if statement.swept or key not in KEYS_OF_ONE_NAME.get(section, ()):
             return
         tree = self.source.tree
-        base = _name(_mapping(tree.get("base")).get(section))
+        base = _name(mapping_of(tree.get("base")).get(section))
         used, others = False, dict[str, None]()
-        for arm, tree_of_arm in _items(tree.get("arms")):
+        for arm, tree_of_arm in items_of(tree.get("arms")):
             if statement.arm not in (None, arm) or (statement.arm is None and (arm, statement.key) in self.statements):
                 continue
-            arm_name = _name(_mapping(tree_of_arm).get(section))
+            arm_name = _name(mapping_of(tree_of_arm).get(section))
             expected = arm_name if statement.arm is not None and arm_name is not None else base
             if arm_name not in (None, expected):
                 others[f"arm '{arm}' has {section} '{arm_name}'{_at(self.source.value(('arms', arm, section)))}"] = None
@@ -286,15 +286,15 @@ class _Enforcer:
 
 def hidden_values(tree: Json, source: Source) -> Iterator[str]:
     """Yield a note for each value of a search space that a domain in it hides, so that it is no trial's."""
-    swept: dict[str, tuple[KeyPath, Json]] = {k: (("space", k), d) for k, d in _items(_mapping(tree).get("space"))}
+    swept: dict[str, tuple[KeyPath, Json]] = {k: (("space", k), d) for k, d in items_of(mapping_of(tree).get("space"))}
     places: list[tuple[KeyPath, Json, str, Mapping[str, tuple[KeyPath, Json]]]] = []
-    places.append((("base",), _mapping(tree).get("base"), "base", swept))
-    for name, arm in _items(_mapping(tree).get("arms")):
-        sections = {k: v for k, v in _items(arm) if k in (*_SECTIONS, *_ALONE, "editor")}
-        of_arm = {k: (("arms", name, "space", k), d) for k, d in _items(_mapping(arm).get("space"))}
+    places.append((("base",), mapping_of(tree).get("base"), "base", swept))
+    for name, arm in items_of(mapping_of(tree).get("arms")):
+        sections = {k: v for k, v in items_of(arm) if k in (*_SECTIONS, *_ALONE, "editor")}
+        of_arm = {k: (("arms", name, "space", k), d) for k, d in items_of(mapping_of(arm).get("space"))}
         places.append((("arms", name), sections, f"arm '{name}'", {**swept, **of_arm}))
     for path, values, what, domains in places:
-        for section, value in _items(values):
+        for section, value in items_of(values):
             for key, leaf in leaves(str(section), value):
                 where, domain = domains.get(key, ((), None))
                 if is_domain(domain) and list(*domain.values()) != [leaf]:
@@ -304,7 +304,7 @@ def hidden_values(tree: Json, source: Source) -> Iterator[str]:
 
 def _hiding(tree: Mapping[str, Json], key: str) -> list[str]:
     """Return the keys of the ``space`` of *tree* whose domain would hide a value of *key*."""
-    return [swept for swept in _mapping(tree.get("space")) if _overlap(swept, key)]
+    return [swept for swept in mapping_of(tree.get("space")) if _overlap(swept, key)]
 
 
 def _name(section: Json) -> Json:
@@ -315,16 +315,16 @@ def _name(section: Json) -> Json:
 def _swept_names(tree: Mapping[str, Json], arm: str, key: str) -> tuple[list[Json], KeyPath]:
     """Return the values over which *key* is swept in *arm*, none if it is not, and where that is written."""
     in_arm: KeyPath = ("arms", arm, "space", key)
-    for path, space in ((in_arm, _mapping(_arm(tree, arm)).get("space")), (("space", key), tree.get("space"))):
-        if key in _mapping(space):
-            domain = _mapping(space)[key]
+    for path, space in ((in_arm, mapping_of(_arm(tree, arm)).get("space")), (("space", key), tree.get("space"))):
+        if key in mapping_of(space):
+            domain = mapping_of(space)[key]
             return (list(*domain.values()), path) if is_domain(domain) else ([], path)
     return [], in_arm
 
 
 def _arm(tree: object, name: str) -> Json:
     """Return what is written of the arm called *name*; None without one."""
-    return _mapping(_mapping(tree).get("arms")).get(name)
+    return mapping_of(mapping_of(tree).get("arms")).get(name)
 
 
 def _drop_domain(arm: JsonObject, key: str) -> None:
@@ -341,14 +341,6 @@ def _overlap(swept: str, key: str) -> bool:
 
 def _plain(value: Json) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _mapping(value: object) -> Mapping[str, Json]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _items(value: Json) -> list[tuple[str, Json]]:
-    return list(_mapping(value).items())
 
 
 def _at(place: Place) -> str:

@@ -79,7 +79,7 @@ def test_promise(promise: Callable[[Exam], None], folder: Path, nudge: ModuleTyp
 
 def test_simie_wraps_it(monkeypatch: pytest.MonkeyPatch, nudge: ModuleType) -> None:
     monkeypatch.setattr(build, "EDITORS", Registry("editor", {"nudge": "nudge:Nudge"}))
-    spec = EditorSpec(name="nudge", config={"layer": 1}, wrap=(WrapSpec(name="simie"),))
+    spec = EditorSpec(name="nudge", config=nudge.Nudge.config_type(layer=1), wrap=(WrapSpec(name="simie"),))
     for promise in PROMISES:
         if promise.__name__ in ("leaves_the_model_bit_identical", "resume_equals_straight"):
             promise(

@@ -104,7 +104,7 @@ def test_status_is_the_stores(run, file, tmp_path):
     assert {t["status"] for t in plan["trials"]} == {"absent"}
     begun, broken, *rest = plan["trials"]
     store = ResultStore(tmp_path / "results" / plan["sweep"]["name"])
-    store.begin(TrialSpec.model_validate(begun["trial"]), arm="plain", point={}, provenance={})
+    store.begin(TrialSpec.read_back(begun["trial"]), arm="plain", point={}, provenance={})
     (tmp_path / "results" / plan["sweep"]["name"] / broken["key"]).mkdir()
     (tmp_path / "results" / plan["sweep"]["name"] / broken["key"] / "trial.json").write_text("[]")
     again = json.loads(run("plan", file, "--format", "json")[1])["trials"]

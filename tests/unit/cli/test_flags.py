@@ -412,7 +412,7 @@ CHECKS: dict[str, Check] = {
     "edit --model": _model,
     "edit --data": lambda b: _equal(b.edit("--data", "CounterFact").base["data"]["name"], "counterfact"),
     "edit --data-path": lambda b: _equal(b.edit("--data-path", "z.json").base["data"]["path"], str(b.folder / "z.json")),
-    "edit --simie": lambda b: _equal(b.edit("--simie").arms[0].editor.label, "ft+simie"),
+    "edit --simie": lambda b: _equal([w.name for w in b.edit("--simie").arms[0].editor.wrap], ["simie"]),
     "edit --lam": _only_with_simie("--lam", "5"),
     "edit --init-model": _only_with_simie("--init-model"),
     "edit --solver": _only_with_simie("--solver", "chol64"),

@@ -286,7 +286,7 @@ class TestHparams:
 
         def ridges(*overrides):
             found = {t.arm: t.trial.editor.wrap for t in planned(sweep(text, *overrides), workspace).trials}
-            return {arm: (w[0].config["lam"], w[0].config["mode"]) for arm, w in found.items() if w}
+            return {arm: (w[0].config.lam, w[0].config.mode) for arm, w in found.items() if w}
 
         assert ridges() == {"ridge": (2.0, "sequential"), "plain ridge": (9.0, "sequential")}
         assert ridges("data=other") == {"ridge": (4.0, "init"), "plain ridge": (4.0, "sequential")}

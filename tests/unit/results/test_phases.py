@@ -25,7 +25,7 @@ from raysweep.workspace import Workspace
 
 @pytest.fixture
 def trial() -> TrialSpec:
-    return TrialSpec.model_validate({**make_trial().model_dump(), "study": "belief"})
+    return TrialSpec.read_back({**make_trial().model_dump(), "study": "belief"})
 
 
 @pytest.fixture

@@ -166,7 +166,7 @@ def test_records_of_other_data_are_not_paired(workspace: Workspace) -> None:
     """Two files may call different records by one id."""
     one = make_trial(0)
     two = one.model_copy(update={"data": DataSpec(digest="e")})
-    for name, trial in (("x", one), ("y", TrialSpec.model_validate(two.model_dump()))):
+    for name, trial in (("x", one), ("y", TrialSpec.read_back(two.model_dump()))):
         write_trial(store_of(workspace, name), trial, "a")
     found = compared_rows(["x", "y"], workspace, by="arm", phase=None, at=4)
     assert compare_rows(found)[1]["ΔRel"] == "–"
