@@ -44,7 +44,7 @@ def command(
 
     Example:
 
-        raysweep submit demo --address http://head:8265 --there /shared/raysweep
+        raysweep submit demo --address http://head:8265 --there /shared
     """
     jobs = lazy("raysweep.tune.jobs")
     workspace = ctx.find_object(Options).workspace  # type: ignore[union-attr]

@@ -104,7 +104,7 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
             run.store.reopen(key)
         run.watcher.connecting(run.options.address)
         try:
-            if _run_in_ray(run, todo, first=first):
+            if _run_in_ray(run, todo):
                 return True
         except RuntimeError as error:
             if not run.lock.check():
@@ -119,10 +119,10 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
     return False
 
 
-def _run_in_ray(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
-    """Start or join a Ray and run the trials *todo*; return whether that was interrupted. Nodes are examined the *first* time."""
+def _run_in_ray(run: SweepRun, todo: Sequence[str]) -> bool:
+    """Start or join a Ray and run the trials *todo*; return whether that was interrupted. The nodes of a cluster are examined first."""
     with running_ray(run.options.address):
-        if first and run.options.address is not None:
+        if run.options.address is not None:
             lazy("raysweep.tune.nodes").check(run.plan, run.workspace, run.watcher.joined)
         sessions = lazy("raysweep.tune.sessions").Sessions(
             run.store, run.table, run.plan.sweep, run.workspace, run.options, run.watcher, lambda: run.lock.lost

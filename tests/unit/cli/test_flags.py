@@ -358,6 +358,7 @@ CHECKS: dict[str, Check] = {
     "submit --retry": lambda b: _equal(_submitted(b, "--retry").arguments, ("--retry",)),
     "submit --address": lambda b: _equal(b.seen(jobs, "connect", *SUBMIT, "--address", "http://h:1").what[0], "http://h:1"),
     "submit --follow": _followed,
+    "submit --no-follow": _followed,
     "--root": _root,
     "--debug": lambda b: b.refused(["--debug", "show"], "nowhere", by="Traceback"),
     "--version": lambda b: _version(b),

@@ -13,8 +13,7 @@ from results_helpers import make_trial, write_trial
 
 from raysweep.config.parts import Part
 from raysweep.config.planned_trial import Plan, PlannedTrial
-from raysweep.config.schema import EditorSpec
-from raysweep.config.sweep_schema import ArmSpec, SweepSpec
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec, WrittenEditor
 from raysweep.errors import BusyError
 from raysweep.reports.standing import missing_lines
 from raysweep.results.proposals import PROPOSALS
@@ -30,7 +29,7 @@ def plan_of(seeds: int, proposal_cache_key: str = "") -> Plan:
         PlannedTrial("memit", {"seed": seed}, make_trial(seed), proposal_cache_key=proposal_cache_key)
         for seed in range(seeds)
     ]
-    arms = (ArmSpec(name="memit", editor=EditorSpec(name="memit")),)
+    arms = (ArmSpec(name="memit", editor=WrittenEditor(name="memit")),)
     return Plan(SweepSpec(name="s", arms=arms), tuple(trials))
 
 
