@@ -183,20 +183,26 @@ class Chaos:
             played.wrong.append(f"a traceback: {err[-1500:]}")
         complete = self._complete(root)
         if (process.returncode == 0) and not complete:
-            played.wrong.append(f"exit code 0, but the tables are not those of the undisturbed run\n{out}\n{err}")
+            differing = self._difference(root)
+            played.wrong.append(f"exit code 0, but not the undisturbed run's tables: {differing}\n{out}\n{err}")
         if process.returncode not in (0, 2) and complete and process.returncode > 0:
             played.wrong.append(f"exit code {process.returncode}, but everything is there\n{out}\n{err}")
 
     def _complete(self, root: Path) -> bool:
         """Tell whether the tables are there and equal to those of the undisturbed run."""
+        return self._difference(root) == ""
+
+    def _difference(self, root: Path) -> str:
+        """Return in what the tables differ from those of the undisturbed run; nothing if they do not."""
         try:
-            return table_bytes(root, "s") == self.expected
-        except Exception:
-            return False
+            tables = table_bytes(root, "s")
+        except Exception as error:
+            return repr(error)
+        return ", ".join(sorted(n for n in tables.keys() | self.expected if tables.get(n) != self.expected.get(n)))
 
     def _check_rest(self, root: Path, played: Played) -> None:
         if played.codes[-1:] == [0] and not self._complete(root):
-            played.wrong.append("the final tables are not those of the undisturbed run")
+            played.wrong.append(f"the final tables are not those of the undisturbed run: {self._difference(root)}")
         drafts = [p for p in (root / "results" / "s").rglob(".*") if "_ray" not in p.parts]
         if drafts or (root / "results" / "s" / "_drivers").exists():
             played.wrong.append(f"left in the results: {drafts or '_drivers'}")
