@@ -120,7 +120,7 @@ def _run_with_ray(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
 
 
 def _run_in_ray(run: SweepRun, todo: Sequence[str]) -> bool:
-    """Start or join a Ray and run the trials *todo*; return whether that was interrupted. The nodes of a cluster are examined first."""
+    """Start or join a Ray, whose nodes are then examined, and run the trials *todo*; return whether that was interrupted."""
     with running_ray(run.options.address):
         if run.options.address is not None:
             lazy("raysweep.tune.nodes").check(run.plan, run.workspace, run.watcher.joined)

@@ -82,7 +82,7 @@ def test_parts_make_the_sweep_and_a_plain_run_finds_it_done(plan: Plan, workspac
     assert (len(run_sweep(plan, workspace).done), len(fake.runs)) == (5, 2)
     saved = ResultStore(workspace.results("s")).plan()
     assert saved is not None
-    assert len(saved["trials"]) == 5, "plan.json has the whole plan"
+    assert len(saved.trials) == 5, "plan.json has the whole plan"
 
 
 def test_a_part_runs_beside_another_but_not_beside_itself_or_the_whole(
