@@ -50,11 +50,13 @@ class LocalCluster:
                 self.add(count, head=not number)
             stack.pop_all()
 
-    def add(self, cpus: int, *, head: bool = False, resources: str = "{}") -> None:
-        """Start a node and wait until the cluster counts it."""
+    def add(self, cpus: int, *, head: bool = False, resources: str = "{}", gpus: int = 0, labels: str = "") -> None:
+        """Start a node and wait until the cluster counts it; it offers *gpus* whether they are there or not."""
         where = (
             ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"] if head else [f"--address={self.address}"]
         )
+        where += [f"--num-gpus={gpus}"] if gpus else []
+        where += [f"--labels={labels}"] if labels else []
         if head and self.dashboard_port:
             where += ["--include-dashboard=true", f"--dashboard-port={self.dashboard_port}"]
         elif head:
