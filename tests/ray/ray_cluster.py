@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -96,6 +97,22 @@ class LocalCluster:
             capture_output=True, text=True, env=self.environment, timeout=60, check=False,
         )  # fmt: skip
         return done.stdout.split()
+
+    def tell_autoscaler(self, **resources: int) -> None:
+        """Tell the control service, as an autoscaler may, that up to 100 nodes with *resources* can be brought."""
+        script = (
+            "import json, sys\nfrom ray._raylet import GcsClient\nfrom ray.core.generated import autoscaler_pb2\n"
+            "told = autoscaler_pb2.ClusterConfig()\n"
+            "group = told.node_group_configs.add(name='workers', max_count=100)\n"
+            "group.resources.update(json.loads(sys.argv[2]))\n"
+            "GcsClient(address=sys.argv[1]).report_cluster_config(told.SerializeToString())"
+        )
+        subprocess.run(
+            [sys.executable, "-c", script, self.address, json.dumps(resources)],
+            env=self.environment,
+            timeout=60,
+            check=True,
+        )
 
     def kill(self, number: int) -> None:
         """End a node as a power cut would: every process of it at once."""

@@ -89,7 +89,7 @@ def test_a_cluster_is_not_this_machine(tmp_path: Path, monkeypatch: pytest.Monke
     found = planned(tmp_path, cpu=64)
     check(found, Workspace(tmp_path), Components.installed(), address="head:6379")
     with pytest.raises(ProblemsError):
-        check(found, Workspace(tmp_path), Components.installed(), address="local")
+        check(found, Workspace(tmp_path), Components.installed(), address=None)
 
 
 def test_storage_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
