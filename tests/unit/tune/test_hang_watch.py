@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,8 @@ from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.errors import SpecError
 from raysweep.results.folder import Folder
 from raysweep.results.store import HEARTBEAT
-from raysweep.tune import hang_watch
+from raysweep.studies.base import Progress
+from raysweep.tune import deps, hang_watch
 from raysweep.tune.hang_watch import HangWatch
 from raysweep.tune.waiting import Waiting
 
@@ -92,6 +94,23 @@ def test_where_trials_leave_no_heartbeat_it_is_refused(tmp_path: Path) -> None:
     hang_watch.check(ResourceSpec(hung_after=30), Folder(tmp_path))
     with pytest.raises(SpecError, match="no sign of life between rounds"):
         hang_watch.check(ResourceSpec(hung_after=30), Remote(tmp_path))
+
+
+def test_a_trial_beats_again_once_its_storage_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beat, path = deps.Heartbeat(tmp_path / "k"), tmp_path / "k" / HEARTBEAT
+    monkeypatch.setattr(deps, "BEAT", 0.0)
+    beat(Progress(1, 9, "edit"))
+    assert not path.parent.exists(), "a folder that was removed does not come back"
+    path.parent.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(deps, "write_file", _full)
+        beat(Progress(2, 9, "edit"))
+    beat(Progress(3, 9, "edit"))
+    assert json.loads(path.read_text())["done"] == 3
+
+
+def _full(*args: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "no space left on device")
 
 
 def test_less_than_ten_minutes_is_refused() -> None:
