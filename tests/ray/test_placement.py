@@ -125,7 +125,7 @@ def test_what_our_own_ray_can_never_give_is_refused(
 ) -> None:
     began = time.monotonic()
     assert said in refusal(start(tmp_path, "s", CALM, plugins=plugins, **resources))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
 
 
 def test_our_own_ray_offers_no_gpus_that_ray_alone_sees(tmp_path: Path) -> None:
