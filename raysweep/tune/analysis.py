@@ -110,7 +110,7 @@ def _compare(store: ResultStore, rounds: Mapping[str, Rounds]) -> tuple[int, lis
         if key not in known:
             wrong.append(f"{key}: Ray logged it, our tables do not have it")
             continue
-        columns, trial = trial_columns(store, key), TrialSpec.model_validate(store.about(key).trial)
+        columns, trial = trial_columns(store, key), TrialSpec.read_back(store.about(key).trial)
         batch = trial.protocol.batch_size
         for step, row in steps.items():
             # A failed trial's last line has no values.
