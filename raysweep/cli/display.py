@@ -93,6 +93,7 @@ class Display(Watcher):
         self._running: set[str] = set()
         self._counted: dict[str, Counted] = {}
         self._told = self.began
+        self._waiting = ""  # why no trial runs, while none does
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._live: Live | None = None
@@ -173,6 +174,7 @@ class Display(Watcher):
 
     def started(self, key: str) -> None:
         """Note that a trial runs."""
+        self._waiting = ""
         self._running.add(key)
         self.rows[key].began, self.rows[key].began_at = time.monotonic(), self.rows[key].done
 
@@ -192,6 +194,16 @@ class Display(Watcher):
     def lost(self, key: str, retried: bool) -> None:
         """Note that a trial's process died."""
         self._print(f"{self.rows[key].label}: its process died; {'going on' if retried else 'given up'}")
+
+    def hung(self, key: str, reason: str) -> None:
+        """Say that a trial hangs and its process is being ended."""
+        self._print(f"{self.rows[key].label}: hung: {reason}; ending its process")
+
+    def waiting(self, reason: str) -> None:
+        """Say that trials wait for nodes; the live display shows it for as long as that lasts."""
+        self._waiting = f"waiting for nodes: {reason}"
+        if self._live is None:
+            self._print(self._waiting)
 
     def cluster_lost(self, address: str, done: int, total: int) -> None:
         """Say that the cluster is gone, what is done, and what goes on."""
@@ -232,7 +244,8 @@ class Display(Watcher):
             done = max(row.done, beats[key].done)
             # As Text: rich would take "[b]" in a label for markup.
             table.add_row(Text(row.label), f"{done}/{row.total}", _scores(row.summary).strip(), Text(str(beats[key])))
-        return Group(Text(self._head(beats), style="bold"), table)
+        head = Text(self._head(beats), style="bold")
+        return Group(head, Text(self._waiting), table) if self._waiting else Group(head, table)
 
     def _head(self, beats: Mapping[str, Beat]) -> str:
         """Return the line for the sweep: trials, edits, pace, and when it will be done."""

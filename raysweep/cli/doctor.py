@@ -19,7 +19,9 @@ from raysweep.cli.docs import explain as explained
 from raysweep.cli.errors import UNEXPECTED
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
+from raysweep.errors import SpecError
 from raysweep.lazy import lazy
+from raysweep.tune import cluster
 from raysweep.workspace import Workspace
 
 REQUIRED = (
@@ -85,6 +87,7 @@ def check(workspace: Workspace, find_version: Callable[[str], str] = version) ->
         yield _package(package, find_version, f"optional: pip install 'raysweep[{extra}]'", needed=False)
     yield _device()
     yield _cpus()
+    yield _ray(find_version)
     yield from _folders(workspace)
     yield _share(workspace)
 
@@ -113,6 +116,24 @@ def _cpus() -> Finding:
     # In a container or under a scheduler fewer than the machine has.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Finding("cpu", f"{count} usable")
+
+
+def _ray(find_version: Callable[[str], str]) -> Finding:
+    """Return in which Ray a sweep would run, who could reach it, and whether it asks for a token."""
+    try:
+        choice, ray = cluster.choose(None), find_version("ray")
+    except SpecError as error:
+        return Finding("ray runs", error.message, False, error.hint or "")
+    except PackageNotFoundError:
+        return Finding("ray runs", "not installed", False, "pip install ray")
+    own = choice.address is None
+    token = cluster.uses_token(os.environ, Path.home(), ray, own=own)
+    authentication = f"token authentication {'on' if token else 'off'}"
+    cure = "" if token else "RAY_AUTH_MODE=token, here and on every node: docs/cluster.md, Who can reach it"
+    if not own:
+        return Finding("ray runs", f"joins {choice.address}, {choice.reason}; {authentication} here", cure=cure)
+    where = "on loopback" if cluster.on_loopback(os.environ) else f"on every address ({cluster.LOOPBACK} is set)"
+    return Finding("ray runs", f"its own on this machine, {where}; {authentication}", cure=cure)
 
 
 def _folders(workspace: Workspace) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """Whether this machine can give a sweep what it asks for: processors, accelerators, memory, disk. Asked before anything runs.
 
-`validate`, `run` and `edit` ask it. A sweep that joins a cluster is not asked: what other machines have is known to them only.
+`validate`, `run` and `edit` ask it. Of a sweep that joins a cluster only its storage is asked: what other machines have is known to
+them only.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def check(
     Raises:
         ProblemsError: everything that is lacking, and *noted*.
     """
-    problems = list(noted)
+    problems = [*noted, *_hang_watch(plan, workspace)]
     # What a cluster's machines have is theirs to say, when Ray asks them.
     if address is None:
         results = workspace.results(plan.sweep.name)
@@ -77,6 +78,15 @@ def check(
         raise ProblemsError(dict.fromkeys(problems))
     # The driver runs on this machine wherever its trials do.
     _warn_of_driver(plan, this_machine(workspace.results(plan.sweep.name)).memory)
+
+
+def _hang_watch(plan: Plan, workspace: Workspace) -> Iterator[Problem]:
+    """Yield why trials that hang could not be found: where results lie on an object store there are no heartbeats."""
+    where = workspace.results_root
+    if plan.sweep.resources.hung_after and "://" in where:
+        place = plan.sweep.source.value(("resources", "hung_after"))
+        message = f"resources.hung_after: {where} is no folder, so trials give no sign of life between rounds"
+        yield problem(place, message, "leave it 0, or `run --storage` with a folder that all nodes share")
 
 
 def _storage(results: str) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ LARGEST = 2**63 - 1  # a whole number; the results hold them as 64 bits with sig
 SMALLEST = -(2**63)
 THREADS = 1024  # of torch, per trial
 SHARDS = 1024  # processes per trial
+HUNG_AFTER = 10  # minutes without a sign of life, at least, before a trial may count as hung
 FILE_BYTES = 512 << 10  # of a YAML file
 DEPTH = 32  # of lists and mappings inside each other
 NODES = 50_000  # of a YAML file, with every alias written out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from raysweep.config import limits
 from raysweep.config.places import Source
@@ -32,6 +32,19 @@ class SearchSpec(Spec):
     mode: Literal["max", "min"] = "max"
 
 
+# Ray's own rule for the labels of nodes, which is that of Kubernetes.
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+LabelName = Annotated[str, Field(pattern=rf"^(?:{_LABEL}/)?{_LABEL}$")]
+LabelSelector = Annotated[str, Field(pattern=rf"^!?(?:{_LABEL}|in\({_LABEL}(?:, ?{_LABEL})*\))$")]
+
+
+def _rarely(minutes: float) -> float:
+    if 0 < minutes < limits.HUNG_AFTER:
+        # A round, an artifact or a large batch of edits gives no sign of life for minutes: less would end healthy trials.
+        raise ValueError(f"is 0 (off) or at least {limits.HUNG_AFTER} minutes: healthy trials are silent for minutes")
+    return minutes
+
+
 class ResourceSpec(Spec):
     """What one trial gets; never part of a key.
 
@@ -39,8 +52,13 @@ class ResourceSpec(Spec):
         cpu (CPUs): CPUs per trial.
         gpu (GPUs): ``auto`` = one GPU where there is one; a number (fractions allowed) = that many.
         memory (bytes): bytes reserved per trial; 0 = not reserved.
+        labels: what a node's labels must be, such as ``{ray.io/accelerator-type: H100}``; a value may be ``!H100``,
+            ``in(A100, H100)`` or ``!in(A100, H100)``. Needs a Ray whose placement groups know labels (2.60 does).
         concurrent (trials): trials at once; 0 = as many as fit.
         retries (restarts): restarts of a trial whose process died.
+        hung_after (minutes): without a sign of life for so long, counted from a trial's first one, its process is ended and
+            restarted like one that died; 0 = never. At least 10, and longer than the longest round, batch of edits or
+            artifact, which give no sign while they last. Needs results in a folder, not on an object store.
         share: let trials that differ only in what their editors report of shared edits (λ, say) make an edit group.
         shards (processes): processes that compute the edits of one trial, where its edits may be computed apart
             (SimIE's closed form); each gets ``cpu``, ``gpu`` and ``memory``. The numbers do not depend on it.
@@ -49,8 +67,10 @@ class ResourceSpec(Spec):
     cpu: Positive = 1.0
     gpu: Literal["auto"] | NonNegative = "auto"
     memory: Natural = 0
+    labels: Mapping[LabelName, LabelSelector] = {}
     concurrent: Natural = 0
     retries: Natural = 2
+    hung_after: Annotated[NonNegative, AfterValidator(_rarely)] = 0.0
     share: bool = True
     shards: Annotated[int, Field(ge=1, le=limits.SHARDS)] = 1
 

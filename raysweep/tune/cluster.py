@@ -22,6 +22,10 @@ ANSWER_SECONDS = 20.0  # for what listens there to answer as Ray's control servi
 CURRENT = Path("/tmp/ray/ray_current_cluster")  # where a started Ray notes its address for this machine
 ADDRESS = "RAY_ADDRESS"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's job supervisor sets it for the processes of a job
+TOKENS_SINCE = (2, 52)  # version of Ray that first knew token authentication
+# "0" makes everything listen on loopback, despite the name. Ray reads it when it is imported and hands it to the processes that it
+# starts; left in our environment it would make every later `ray start` of a child process refuse to join a cluster.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 FORMS = "host:port (of `ray start --head`, usually port 6379), auto, or local"
 
 
@@ -75,6 +79,29 @@ def choose(stated: str | None, environ: Mapping[str, str] | None = None) -> RayC
     if address != "auto":
         address = str(parse(address, origin=origin))
     return RayChoice(address, "" if origin == "--address" else f"as {origin} says; `--address local` starts its own")
+
+
+def uses_token(environ: Mapping[str, str], home: Path, version: str, *, own: bool) -> bool:
+    """Return whether this process and the Ray that it runs in show each other a token, by Ray's own rules.
+
+    Args:
+        environ: environment variables.
+        home: the user's home folder, where Ray keeps a token.
+        version: of Ray.
+        own: whether it is a Ray of our own, which has a token unless the environment says otherwise.
+    """
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < TOKENS_SINCE:
+        return False
+    mode = environ.get("RAY_AUTH_MODE")
+    if mode is not None:
+        return mode.lower() == "token"
+    named = any(environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return own or named or (home / ".ray" / "auth_token").is_file()
+
+
+def on_loopback(environ: Mapping[str, str]) -> bool:
+    """Return whether a Ray of our own listens on loopback alone: unless the environment asks for a Ray of many nodes."""
+    return environ.get(LOOPBACK, "0").lower() not in ("1", "true")
 
 
 def parse(address: str, *, origin: str = "--address") -> Place:

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,7 +137,10 @@ def pool_of(workspace: Workspace) -> ModelPool:
 
 
 class Heartbeat:
-    """Writes how far a trial is, at most twice a second, where the display finds it; never more than a convenience."""
+    """Writes how far a trial is, at most twice a second, where the display and the watch for hung trials find it.
+
+    A heartbeat that cannot be written is never an error of the trial.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._path = folder / HEARTBEAT if folder is not None else None
@@ -148,13 +152,12 @@ class Heartbeat:
         if self._path is None or now - self._last < BEAT:
             return
         self._last = now
-        try:
-            if not self._path.parent.is_dir():  # Ray has removed the trial's folder; it must not come back
-                raise FileNotFoundError(self._path)
-            # Not synced: it is written twice a second, and nothing depends on it.
-            write_file(self._path, json.dumps(asdict(progress)), sync=False)
-        except OSError:
-            self._path = None
+        # Storage that is away may be back for the next one; a trial that gave up beating would count as hung.
+        with suppress(OSError):
+            # The trial's folder may have been removed by somebody; it must not come back.
+            if self._path.parent.is_dir():
+                # Not synced: it is written twice a second, and no result depends on it.
+                write_file(self._path, json.dumps(asdict(progress)), sync=False)
 
 
 def proposal_folder(workspace: Workspace, sweep: str, cache_key: str) -> ProposalCache | None:

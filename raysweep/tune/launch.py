@@ -19,7 +19,7 @@ from raysweep.results.ray_logs import RAY_FOLDER
 from raysweep.results.snapshots import GROUP_SNAPSHOTS
 from raysweep.results.state import State, TrialStatus
 from raysweep.results.store import ResultStore
-from raysweep.tune import cluster
+from raysweep.tune import cluster, hang_watch
 from raysweep.tune.control_watch import watched
 from raysweep.tune.local_ray import first_line, running_ray
 from raysweep.tune.outcome import conclude
@@ -52,7 +52,7 @@ def run_sweep(
     Raises:
         BusyError: somebody else runs this sweep; nothing was changed.
         StoreError: the storage cannot be written; nothing was started.
-        SpecError: no node can give a trial what it asks for, or ``options.address`` is malformed.
+        SpecError: no node can give a trial what it asks for, ``options.address`` is malformed, or hung trials cannot be found.
         NodeError: a node of the cluster lacks a package, a file, or the storage; nothing was started.
         RunFailedError: no cluster answers at ``options.address``, or Ray itself gave up twice.
     """
@@ -62,6 +62,8 @@ def run_sweep(
         options = replace(options, address=cluster.choose(options.address).address)
         cluster.check(options.address)
     store = ResultStore(workspace.results(plan.sweep.name))
+    if not inline:
+        hang_watch.check(plan.sweep.resources, store.folder)
     store.folder.check_writable()
     part = options.part
     table = {t.key: t for t in (plan.trials if part is None else part.trials_of(plan))}

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from types import ModuleType
 
 from raysweep.errors import RunFailedError
+from raysweep.tune.cluster import LOOPBACK
 from raysweep.tune.scratch import scratch_folder
 
 EVERYWHERE = {
@@ -28,9 +29,6 @@ LOCAL_ONLY = {
     "RAY_AUTH_MODE": "token",
     "RAY_memory_monitor_refresh_ms": "0",  # its kill would end the whole run
 }
-# "0" makes everything listen on loopback, despite the name. Ray reads it when it is imported and hands it to the processes that it
-# starts; left in our environment it would make every later `ray start` of a child process refuse to join a cluster.
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
@@ -61,6 +59,8 @@ def running_ray(address: str | None) -> Iterator[None]:
             # One's own Ray is started afresh, never the one that RAY_ADDRESS names, unless asked for.
             with loopback_only(local=address is None):
                 start(ray, address or "local", options)
+                if address is None:
+                    _withdraw_unseen_gpus(ray, options)
             for name in ("ray.tune", "ray.train"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
             # Tune stops gracefully on SIGUSR1; while no Tuner runs, a KeyboardInterrupt does
@@ -92,6 +92,22 @@ def start(ray: ModuleType, address: str, options: Mapping[str, object], attempts
                 raise RunFailedError(f"Ray did not start: {first_line(error)}", hint=hint) from error
         else:
             return
+
+
+def _withdraw_unseen_gpus(ray: ModuleType, options: Mapping[str, object]) -> None:
+    """Start our own Ray again where it offers accelerators that torch does not see: trials given one would run on the CPU."""
+    offered = ray.cluster_resources().get("GPU", 0)
+    # torch takes seconds to import, and most machines without accelerators are spared that.
+    if offered and (seen := visible_gpus()) < offered:
+        ray.shutdown()
+        start(ray, "local", {**options, "num_gpus": seen})
+
+
+def visible_gpus() -> int:
+    """Return how many accelerators torch sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 @contextmanager

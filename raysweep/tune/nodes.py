@@ -75,6 +75,7 @@ class Requirements:
         models: every model of the sweep, with its digest.
         data: every dataset of the sweep, with its digest.
         token: name of a file that this process wrote into *results*; a node that sees it shares the storage.
+        accelerated: whether trials may be given accelerators, so that what a node offers must be there.
         versions: version of each of :data:`PACKAGES` here.
         python: major and minor version here.
     """
@@ -84,6 +85,7 @@ class Requirements:
     models: tuple[ModelSpec, ...]
     data: tuple[DataSpec, ...]
     token: str
+    accelerated: bool = True
     versions: Mapping[str, str | None] = field(default_factory=lambda: {name: installed(name) for name in PACKAGES})
     python: str = ".".join(platform.python_version_tuple()[:2])
 
@@ -111,6 +113,8 @@ def check(plan: Plan, workspace: Workspace, report: Callable[[Sequence[str]], No
             tuple(dict.fromkeys(trial.model for trial in trials)),
             tuple({trial.data.digest: trial.data for trial in trials}.values()),
             token,
+            # With 0 the CPU is meant, and what a node says of its GPUs does not matter.
+            accelerated=plan.sweep.resources.gpu != 0,
         )
         nodes = ask(needed)
     finally:
@@ -138,7 +142,8 @@ def ask(needed: Requirements) -> list[Node]:
     payload = cloudpickle.dumps(needed)
     for node in alive:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        reference = remote.options(scheduling_strategy=here).remote(payload, bool(node["Resources"].get("GPU")))
+        accelerated = needed.accelerated and bool(node["Resources"].get("GPU"))
+        reference = remote.options(scheduling_strategy=here).remote(payload, accelerated)
         tasks[reference] = Node(str(node["NodeManagerAddress"]), node["Resources"])
     ready, late = ray.wait(list(tasks), num_returns=len(tasks), timeout=SECONDS) if tasks else ([], [])
     nodes = [
@@ -191,7 +196,7 @@ def examine(needed: Requirements, answer: Answer, *, accelerated: bool) -> Answe
     Args:
         needed: what the sweep needs.
         answer: what is known so far.
-        accelerated: whether the node offers accelerators to Ray.
+        accelerated: whether the node offers accelerators to Ray, and trials may be given them.
     """
     import shutil
 
@@ -261,7 +266,7 @@ def faults(node: Node, needed: Requirements) -> list[str]:
             lacking.append(f"{name} {there}, here {here}: pip install {name}=={here}")
     lacking += answer["problems"]
     offered = node.resources.get("GPU", 0)
-    if answer["packages"]["raysweep"] and offered > len(answer["gpus"]):
+    if needed.accelerated and answer["packages"]["raysweep"] and offered > len(answer["gpus"]):
         lacking.append(
             f"offers {offered:g} GPU to Ray, but torch sees {len(answer['gpus'])} (a CPU wheel, or the driver)"
         )

@@ -16,22 +16,24 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from ray.util.debug import disable_log_once_globally
 
 from raysweep.config.planned_trial import PlannedTrial
-from raysweep.config.sweep_schema import ResourceSpec, SweepSpec
-from raysweep.errors import SpecError, StoreError, UnwritableError
+from raysweep.config.sweep_schema import SweepSpec
+from raysweep.errors import StoreError, UnwritableError
 from raysweep.results.ray_logs import RAY_FOLDER, TRIAL_KEY
 from raysweep.results.store import ResultStore, State
+from raysweep.tune import placement, ray_nodes
 from raysweep.tune.callbacks import RayCallback
+from raysweep.tune.hang_watch import HangWatch
 from raysweep.tune.local_ray import first_line
 from raysweep.tune.trainable import Trainable
 from raysweep.tune.trial_order import GroupByGroup, ray_config
@@ -65,22 +67,27 @@ class Sessions:
         disable_log_once_globally()  # Ray remembers every line it might log twice, and makes one for each trial
         self.store, self.table, self.resources = store, table, sweep.resources
         self.options, self.watcher, self.halted = options, watcher, halted
-        available = ray.cluster_resources()
-        # Asked before any process starts: a request that can never be met would wait in Ray's queue for ever.
-        one = request(self.resources, available)
-        shards = self.resources.shards
+        shards, labels = self.resources.shards, self.resources.labels
         can_propose = frozenset(key for key, trial in table.items() if trial.can_propose) if shards > 1 else frozenset()
-        split = [request(self.resources, available, shards)] * shards if can_propose else []
+        # Asked before any process starts: a request that can never be met would wait in Ray's queue for ever.
+        supply = ray_nodes.supply()
+        processes = shards if can_propose else 1
+        asked = placement.request(self.resources, supply, processes)
+        one, split = (ray_nodes.bundles(asked, count, labels) for count in (1, processes))
+        self.why_waiting = partial(ray_nodes.why_waiting, asked, processes, labels)
         self.concurrent = options.concurrent or self.resources.concurrent
-        fitting = [int(available[name] // amount) for name, amount in one.items() if amount]
-        self.size = max(SESSION, WAVES * (self.concurrent or min(fitting, default=1)))
+        fitting = int(placement.capacity(asked, supply.matching(labels).up))
+        self.size = max(SESSION, WAVES * (self.concurrent or fitting))
+        local = store.folder.local
+        minutes = self.resources.hung_after
+        self.hangs = HangWatch(Path(local), minutes) if minutes and local is not None else None
 
         def bundles(config: Mapping[str, object]) -> tune.PlacementGroupFactory:
             """One process for a trial, or as many as there are shards where its edits may be computed can_propose.
 
             Ray keeps a copy of this function, and of all that it refers to, for each session.
             """
-            return tune.PlacementGroupFactory(split if config[TRIAL_KEY] in can_propose else [one])
+            return split if config[TRIAL_KEY] in can_propose else one
 
         # The table goes into Ray's object store once; a copy in every trial's configuration would be n² memory.
         bound = tune.with_parameters(Trainable, table=dict(table), workspace=workspace, sweep=sweep.name)
@@ -100,7 +107,7 @@ class Sessions:
         """Run one Tune experiment over *keys*; return whether it was interrupted."""
         callbacks: list[tune.Callback] = [JsonLoggerCallback(), CSVLoggerCallback()]
         if self.watcher is not None:
-            callbacks.append(RayCallback(self.watcher))
+            callbacks.append(RayCallback(self.watcher, self.hangs, self.why_waiting))
         tuner = tune.Tuner(
             self.trainable,
             tune_config=tune.TuneConfig(
@@ -139,9 +146,11 @@ class Sessions:
     def _note_death(self, key: str, error: str) -> None:
         """Mark a trial FAILED whose process died more often than it may; one that ended by itself has its state already."""
         status = self.store.status(key)
+        hung = self.hangs.reasons.get(key) if self.hangs is not None else None
+        kind, message = ("hung", hung) if hung else ("ProcessDied", error)
         if status.state in (State.ABSENT, State.RUNNING, State.INTERRUPTED) and not self.halted():
             with suppress(UnwritableError):
-                self.store.fail(key, step=status.step, error="ProcessDied", message=error)
+                self.store.fail(key, step=status.step, error=kind, message=message)
 
 
 def release_memory() -> None:
@@ -180,26 +189,6 @@ def _watched_signals() -> Iterator[_Interruption]:
             interruption.came = signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
-
-
-def request(resources: ResourceSpec, available: Mapping[str, float], shards: int = 1) -> dict[str, float]:
-    """Return what each of the *shards* processes of a trial asks Ray for, given the cluster's totals.
-
-    Raises:
-        SpecError: the cluster can never give it.
-    """
-    gpus = available.get("GPU", 0.0)
-    gpu = (1.0 if gpus >= 1 else 0.0) if resources.gpu == "auto" else float(resources.gpu)
-    requested = {"CPU": resources.cpu, "GPU": gpu, "memory": float(resources.memory)}
-    for name, amount in requested.items():
-        total = available.get(name, 0.0)
-        if amount * shards > total:
-            each = f"{amount:g}" if shards == 1 else f"{amount:g} for each of {shards} shards"
-            raise SpecError(
-                f"resources.{name.lower()} = {each}, but the cluster has {total:g}",
-                hint="ask for less, or join a larger cluster with --address",
-            )
-    return {k: v for k, v in requested.items() if v}
 
 
 def _ray_storage(store: ResultStore) -> str:

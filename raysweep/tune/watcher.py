@@ -29,6 +29,12 @@ class Watcher:
     def lost(self, key: str, retried: bool) -> None:
         """A trial's process died."""
 
+    def hung(self, key: str, reason: str) -> None:
+        """A trial gave no sign of life for too long, in the words of *reason*; its process is being ended."""
+
+    def waiting(self, reason: str) -> None:
+        """Trials wait and none runs: the cluster has no place for one now, for *reason*; said again while that lasts."""
+
     def cluster_lost(self, address: str, done: int, total: int) -> None:
         """The control service at *address* is gone; this process ends, with *done* of *total* trials done."""
 

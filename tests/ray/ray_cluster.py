@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -52,11 +53,13 @@ class LocalCluster:
                 self.add(count, head=not number)
             stack.pop_all()
 
-    def add(self, cpus: int, *, head: bool = False, resources: str = "{}") -> None:
-        """Start a node and wait until the cluster counts it."""
+    def add(self, cpus: int, *, head: bool = False, resources: str = "{}", gpus: int = 0, labels: str = "") -> None:
+        """Start a node and wait until the cluster counts it; it offers *gpus* whether they are there or not."""
         where = (
             ["--head", f"--port={self.port}", f"--temp-dir={self.folder}"] if head else [f"--address={self.address}"]
         )
+        where += [f"--num-gpus={gpus}"] if gpus else []
+        where += [f"--labels={labels}"] if labels else []
         if head and self.dashboard_port:
             where += ["--include-dashboard=true", f"--dashboard-port={self.dashboard_port}"]
         elif head:
@@ -96,6 +99,22 @@ class LocalCluster:
             capture_output=True, text=True, env=self.environment, timeout=60, check=False,
         )  # fmt: skip
         return done.stdout.split()
+
+    def tell_autoscaler(self, **resources: int) -> None:
+        """Tell the control service, as an autoscaler may, that up to 100 nodes with *resources* can be brought."""
+        script = (
+            "import json, sys\nfrom ray._raylet import GcsClient\nfrom ray.core.generated import autoscaler_pb2\n"
+            "told = autoscaler_pb2.ClusterConfig()\n"
+            "group = told.node_group_configs.add(name='workers', max_count=100)\n"
+            "group.resources.update(json.loads(sys.argv[2]))\n"
+            "GcsClient(address=sys.argv[1]).report_cluster_config(told.SerializeToString())"
+        )
+        subprocess.run(
+            [sys.executable, "-c", script, self.address, json.dumps(resources)],
+            env=self.environment,
+            timeout=60,
+            check=True,
+        )
 
     def kill(self, number: int) -> None:
         """End a node as a power cut would: every process of it at once."""

@@ -65,6 +65,9 @@ asked = json.loads(sys.argv[1])
 if asked["session"]:
     from raysweep.tune import sessions
     sessions.SESSION, sessions.WAVES = asked["session"], 0
+if asked["minute"]:
+    from raysweep.tune import hang_watch
+    hang_watch.MINUTE = asked["minute"]
 plan = fake_plan(asked["name"], asked["configs"], tuple(asked["seeds"]), **asked["resources"])
 labels = {{t.key: f"{{t.arm}}/{{t.trial.seed}}" for t in plan.trials}}
 display = Display(labels, {{k: 6 for k in labels}}, printer=lambda line: print(line, flush=True))
@@ -82,9 +85,13 @@ sys.exit(found.exit_code)
 
 def start(
     root: Path, name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), *,
-    options: dict[str, Any] | None = None, plugins: Path, session: int = 0, storage: str = "", **resources: Any,
+    options: dict[str, Any] | None = None, plugins: Path, session: int = 0, storage: str = "", minute: float = 0,
+    **resources: Any,
 ) -> subprocess.Popen[str]:  # fmt: skip
-    """Start a driver process over a fake plan; *session* = trials of one Ray session, 0 = as usual."""
+    """Start a driver process over a fake plan; 0 = as usual.
+
+    *session* is how many trials one Ray session has, *minute* how many seconds a minute without a sign of life.
+    """
     asked = {
         "root": str(root),
         "storage": storage,
@@ -93,6 +100,7 @@ def start(
         "seeds": seeds,
         "options": options or {},
         "session": session,
+        "minute": minute,
         "resources": resources,
     }
     environment = {**os.environ, "PYTHONPATH": str(plugins), "PYTHONDONTWRITEBYTECODE": "1"}

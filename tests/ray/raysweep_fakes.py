@@ -77,6 +77,10 @@ class Fake(Study):
                 raise ValueError("asked to fail")
             if step == config.get("die_at") and _once(config["flag"]):
                 os.kill(os.getpid(), signal.SIGKILL)
+            if step == config.get("hang_at") and ("flag" not in config or _once(config["flag"])):
+                if config.get("stopped"):
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(3600)
             if "log" in config:
                 with Path(config["log"]).open("a") as handle:
                     handle.write(f"{trial.seed} {step} {os.getpid()}\n")

@@ -160,6 +160,37 @@ class TestDoctor:
         code, out, _ = run("doctor")
         assert (code, out.splitlines()[-1]) == (0, "all good")
 
+    @pytest.mark.parametrize(
+        ("variables", "result"),
+        [
+            ({}, "its own on this machine, on loopback; token authentication on"),
+            ({"RAY_AUTH_MODE": "disabled"}, "its own on this machine, on loopback; token authentication off"),
+            (
+                {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"},
+                "its own on this machine, on every address (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER is set); token authentication on",
+            ),
+            (
+                {"RAY_ADDRESS": "h:1"},
+                "joins h:1, as RAY_ADDRESS says; `--address local` starts its own; token authentication off here",
+            ),
+            (
+                {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}", "RAY_AUTH_MODE": "token"},
+                "joins auto, as this Ray job says; `--address local` starts its own; token authentication on here",
+            ),
+            (
+                {"RAY_ADDRESS": "ray://h:10001"},
+                "RAY_ADDRESS 'ray://h:10001' is a Ray Client address; a sweep would not outlive the connection",
+            ),
+        ],
+    )
+    def test_the_ray_that_a_sweep_runs_in(self, variables, result, monkeypatch, tmp_path):
+        monkeypatch.setattr(doctor.os, "environ", variables)
+        monkeypatch.setattr(doctor.Path, "home", lambda: tmp_path)
+        found = doctor._ray(lambda package: "2.60.0")
+        assert (found.result, found.good) == (result, "Client" not in result)
+        assert bool(found.cure) == ("off" in result or "Client" in result)
+        assert "off" in doctor._ray(lambda package: "2.48.0").result or not found.good
+
     def test_missing_packages(self, tmp_path, monkeypatch):
         monkeypatch.setattr(doctor, "_device", lambda: doctor.Finding("device", "CPU"))
 

@@ -89,7 +89,7 @@ def test_a_cluster_is_not_this_machine(tmp_path: Path, monkeypatch: pytest.Monke
     found = planned(tmp_path, cpu=64)
     check(found, Workspace(tmp_path), Components.installed(), address="head:6379")
     with pytest.raises(ProblemsError):
-        check(found, Workspace(tmp_path), Components.installed(), address="local")
+        check(found, Workspace(tmp_path), Components.installed(), address=None)
 
 
 def test_storage_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,3 +125,24 @@ def test_validate_for_a_cluster(run, fakes, tmp_path: Path) -> None:
         "sweep: x\nbase: {model: tiny, data: hundred}\narms: {a: {editor: plain}}\nresources: {cpu: 99999}\n"
     )
     assert run("validate", "x.yaml", "--address", "head:6379")[0] == 0
+
+
+@pytest.mark.parametrize("address", [None, "head:6379"])
+def test_hung_trials_cannot_be_found_on_an_object_store(address: str | None, tmp_path: Path) -> None:
+    found = planned(tmp_path, hung_after=30)
+    check(found, Workspace(tmp_path), Components.installed(), address=address)
+    with pytest.raises(
+        ProblemsError, match=r"resources\.hung_after: s3://b/p is no folder, so trials give no sign of life"
+    ):
+        check(found, Workspace(tmp_path, storage="s3://b/p"), Components.installed(), address=address)
+
+
+def test_labels_and_the_watch_for_hung_trials_are_read_as_written_and_are_in_no_key(tmp_path: Path) -> None:
+    labels = {"ray.io/accelerator-type": "in(A100, H100)"}
+    found, plain = planned(tmp_path, labels=labels, hung_after=12.5), planned(tmp_path)
+    assert (found.sweep.resources.labels, found.sweep.resources.hung_after) == (labels, 12.5)
+    assert [t.key for t in found.trials] == [t.key for t in plain.trials]
+    with pytest.raises(ProblemsError, match="healthy trials are silent for minutes"):
+        planned(tmp_path, hung_after=5)
+    with pytest.raises(ProblemsError, match="labels"):
+        planned(tmp_path, labels={"card": "H100 or A100"})

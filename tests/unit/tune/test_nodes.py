@@ -61,6 +61,12 @@ def test_each_fault_is_one_sentence_that_names_the_node(node: Node, fault: str, 
     assert not fault or lacking[0].startswith(f"n1: {fault}")
 
 
+def test_made_up_gpus_are_no_fault_where_the_cpu_is_meant(needed: Requirements) -> None:
+    node = Node("n1", {"CPU": 2, "GPU": 2}, answer())
+    assert len(nodes.faults(node, needed)) == 1
+    assert nodes.faults(node, replace(needed, accelerated=False)) == []
+
+
 def test_a_node_that_has_everything(needed: Requirements) -> None:
     results = Path(needed.results)
     results.mkdir(parents=True)

@@ -21,7 +21,8 @@ from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.results.state import State
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound
-from raysweep.tune import launch, sessions
+from raysweep.tune import launch, ray_nodes, sessions
+from raysweep.tune.placement import NodeKind, Supply
 from raysweep.tune.sessions import SESSION, WAVES, Sessions
 from raysweep.workspace import Workspace
 
@@ -71,7 +72,7 @@ class FakeTuner:
 
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeTuner]]:
-    monkeypatch.setattr(sessions.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray_nodes, "supply", lambda: Supply([NodeKind("n1", {"CPU": 2.0})]))
     monkeypatch.setattr(sessions.tune, "with_parameters", lambda trainable, **_: trainable)
     monkeypatch.setattr(sessions.tune, "with_resources", lambda trainable, _: trainable)
     monkeypatch.setattr(sessions.tune, "Tuner", FakeTuner)

@@ -3,6 +3,7 @@
 import pytest
 
 from raysweep.errors import RunFailedError
+from raysweep.tune import local_ray
 from raysweep.tune.local_ray import start
 
 
@@ -38,3 +39,29 @@ def test_a_cluster_is_asked_once() -> None:
         start(ray, "10.0.0.1:6379", {})
     assert ray.asked == 1
     assert "10.0.0.1:6379" in str(caught.value.hint)
+
+
+class Generous(Stubborn):
+    """Offers as many GPUs as it is told to, or finds two."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.offers: list[object] = []
+
+    def init(self, address: str, **options: object) -> None:
+        self.offers.append(options.get("num_gpus", 2))
+
+    def cluster_resources(self) -> dict[str, float]:
+        offered = float(str(self.offers[-1]))
+        return {"CPU": 2.0, **({"GPU": offered} if offered else {})}
+
+
+@pytest.mark.parametrize(("seen", "offers"), [(0, [2, 0]), (1, [2, 1]), (2, [2])])
+def test_our_own_ray_offers_no_gpu_that_torch_does_not_see(
+    seen: int, offers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ray, "visible_gpus", lambda: seen)
+    ray = Generous()
+    start(ray, "local", {})
+    local_ray._withdraw_unseen_gpus(ray, {})
+    assert ray.offers == offers

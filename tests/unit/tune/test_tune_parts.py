@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,8 @@ from torch import nn
 from raysweep.cli.display import Display
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
-from raysweep.config.sweep_schema import ResourceSpec
-from raysweep.errors import SpecError
 from raysweep.results.outcome import SweepOutcome
 from raysweep.tune.deps import ModelPool
-from raysweep.tune.sessions import request
 
 
 class Toy:
@@ -66,22 +64,6 @@ def test_pool_loads_again_what_it_cannot_restore(harm: str) -> None:
         model.module[0].weight.zero_()
     assert pool.get(ModelSpec(dtype="bfloat16") if harm == "spec" else ModelSpec()) is not model
     assert len(loads) == 2
-
-
-def test_requests_follow_the_cluster() -> None:
-    assert request(ResourceSpec(), {"CPU": 4}) == {"CPU": 1.0}
-    assert request(ResourceSpec(cpu=2, memory=5), {"CPU": 4, "GPU": 2, "memory": 9}) == {
-        "CPU": 2,
-        "GPU": 1,
-        "memory": 5,
-    }
-    assert request(ResourceSpec(gpu=0.25), {"CPU": 4, "GPU": 1}) == {"CPU": 1, "GPU": 0.25}
-    with pytest.raises(SpecError, match=r"resources\.gpu = 3, but the cluster has 0"):
-        request(ResourceSpec(gpu=3), {"CPU": 4})
-    with pytest.raises(SpecError, match=r"resources\.cpu = 8, but the cluster has 4"):
-        request(ResourceSpec(cpu=8), {"CPU": 4})
-    with pytest.raises(SpecError, match=r"resources\.cpu = 3 for each of 2 shards, but the cluster has 4"):
-        request(ResourceSpec(cpu=3), {"CPU": 4}, 2)
 
 
 def test_exit_codes() -> None:
@@ -199,3 +181,30 @@ def test_ray_gets_no_names_that_the_next_plan_may_change() -> None:
         "retained/rel": 0.5, "step": 4, "done": False, "editor": "null", "seed": 3, "non_finite_step": 2, "replayed": True,
     }  # fmt: skip
     assert "non_finite_step" not in second
+
+
+def test_waiting_for_nodes_is_said_and_shown_until_a_trial_runs(tmp_path: Path) -> None:
+    printed: list[str] = []
+    display = Display({"k": "memit"}, {"k": 10}, printer=printed.append, folder=tmp_path)
+    display.waiting("a trial asks for 1 CPU, 1 GPU; 3 nodes up, none free")
+    assert printed == ["waiting for nodes: a trial asks for 1 CPU, 1 GPU; 3 nodes up, none free"]
+    console = Console(width=100, file=io.StringIO(), force_terminal=True)
+    live = Display({"k": "memit"}, {"k": 10}, printer=printed.append, folder=tmp_path, console=console)
+    live.waiting("a trial asks for 2 CPU; no node is up")
+    assert len(printed) == 1, "the live display shows it instead"
+
+    def shown() -> str:
+        with console.capture() as captured:
+            console.print(live.render())
+        return captured.get()
+
+    assert "waiting for nodes: a trial asks for 2 CPU; no node is up" in shown()
+    live.started("k")
+    assert "waiting" not in shown()
+
+
+def test_a_trial_that_hangs_is_said(tmp_path: Path) -> None:
+    printed: list[str] = []
+    display = Display({"k": "memit"}, {"k": 10}, printer=printed.append, folder=tmp_path)
+    display.hung("k", "no sign of life for 10 minutes at edit 3")
+    assert printed == ["memit: hung: no sign of life for 10 minutes at edit 3; ending its process"]
