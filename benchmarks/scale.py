@@ -1,12 +1,12 @@
-"""Thousands of trials through the real shell: what each costs beyond its own work, and what the driver, the store and the commands do.
+"""Thousands of trials through the real shell: what each costs beyond its own work.
 
     python -m benchmarks.scale --trials 10000
     python -m benchmarks.scale --trials 200 --nodes 4
 
-Trials of a study that does nothing (``benchmarks/instant.py``), so that all that is measured is overhead: ``raysweep run`` in a process of
-its own with Ray, the store and the display; then the same command again, which finds everything done, and ``raysweep show``. With
-``--nodes`` it joins a cluster of so many raylets on this machine. Memory and CPU seconds are read from ``/proc`` twice a second, by
-kind of process: the driver, the trials' workers, and Ray's own.
+Trials of a study that does nothing (``benchmarks/instant.py``), so that all that is measured is overhead: ``raysweep run`` in a
+process of its own with Ray, the store and the display; then the same command again, which finds everything done, and
+``raysweep show``. With ``--nodes`` it joins a cluster of so many raylets on this machine. Memory and CPU seconds are read from
+``/proc`` twice a second, by kind of process: the driver, the trials' workers, and Ray's own.
 """
 
 from __future__ import annotations
@@ -32,13 +32,25 @@ from benchmarks import instant, measure
 from raysweep.errors import RunFailedError
 
 TITLE = "many trials through the shell"
-COLUMNS = ("trials ended", "driver MB", "driver peak MB", "all MB", "driver cpu s", "worker cpu s", "ray cpu s", "wall s", "s a trial")
+COLUMNS = (
+    "trials ended",
+    "driver MB",
+    "driver peak MB",
+    "all MB",
+    "driver cpu s",
+    "worker cpu s",
+    "ray cpu s",
+    "wall s",
+    "s a trial",
+)
 COMMAND_TITLE = "commands on that sweep"
 COMMAND_COLUMNS = ("command", "trials", "wall s", "cpu s", "peak MB")
 STORE_COLUMNS = ("what", "files", "files a trial", "bytes a trial", "bytes on disk a trial")
 TICK = os.sysconf("SC_CLK_TCK")
 PAUSE = 0.5  # seconds between two looks at the processes
-ENDED = re.compile(r"\[(\d+)/\d+\] ")  # how the plain display begins a line about a trial: how many have ended, of how many
+ENDED = re.compile(
+    r"\[(\d+)/\d+\] "
+)  # how the plain display begins a line about a trial: how many have ended, of how many
 
 
 @dataclass
@@ -61,9 +73,11 @@ class Usage:
     def _kind(self, pid: int) -> str:
         if pid == self.driver:
             return "driver"
-        # Ray names the process of an actor after its class while it has one.
-        title = _read(f"/proc/{pid}/cmdline").partition(b"\0")[0]
-        return "worker" if title.startswith(b"ray::") and b"Agent" not in title else "ray"
+        # A worker has Ray's own name at first, then that of its class, and ray::IDLE between two.
+        title = _read(f"/proc/{pid}/cmdline")
+        return (
+            "worker" if b"default_worker" in title or (title.startswith(b"ray::") and b"Agent" not in title) else "ray"
+        )
 
     def seconds(self, kind: str) -> float:
         """Return the CPU seconds of all processes of *kind*."""
@@ -100,7 +114,9 @@ class Run:
         self.start = time.perf_counter()
         self.began: tuple[float, int] | None = None  # when the first trials had ended, and how many
         self._errors = log.with_suffix(".err").open("w")
-        self.process = subprocess.Popen(command, env=dict(environment), stdout=subprocess.PIPE, stderr=self._errors, text=True)  # noqa: S603
+        self.process = subprocess.Popen(
+            command, env=dict(environment), stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
         self.usage = Usage(self.process.pid, tuple(roots))
         self.peak = 0.0
 
@@ -123,7 +139,9 @@ class Run:
         reader.join()
         self._errors.close()
         if self.process.returncode != 0:
-            raise RunFailedError(f"raysweep run ended with {self.process.returncode}: {self.log.with_suffix('.err').read_text()[-2000:]}")
+            raise RunFailedError(
+                f"raysweep run ended with {self.process.returncode}: {self.log.with_suffix('.err').read_text()[-2000:]}"
+            )
         self.rows.append(self.row() | {"end": True})
         return time.perf_counter() - self.start
 
@@ -159,7 +177,11 @@ def space(trials: int, rounds: int) -> dict[str, object]:
     return {
         "sweep": "scale",
         "study": "instant",
-        "base": {"model": "embedded", "data": {"name": "world", "size": rounds}, "protocol": {"rounds": list(range(1, rounds + 1))}},
+        "base": {
+            "model": "embedded",
+            "data": {"name": "world", "size": rounds},
+            "protocol": {"rounds": list(range(1, rounds + 1))},
+        },
         "arms": {"first": {"editor": "null"}, "second": {"editor": "null", "wrap": "prune"}},
         "space": {"seed": {"grid": list(range((trials + 1) // 2))}},
         "resources": {"cpu": 1, "gpu": 0},
@@ -182,7 +204,12 @@ def cluster(nodes: int, environment: dict[str, str], folder: Path) -> Iterator[t
         for _ in range(nodes - 1):
             made.add_node(**each)
         made.wait_for_nodes()
-        started = (process.process.pid for node in made.list_all_nodes() for each in node.all_processes.values() for process in each)
+        started = (
+            process.process.pid
+            for node in made.list_all_nodes()
+            for each in node.all_processes.values()
+            for process in each
+        )
         yield made.address, tuple(started)
     finally:
         made.shutdown()
@@ -190,22 +217,35 @@ def cluster(nodes: int, environment: dict[str, str], folder: Path) -> Iterator[t
 
 def timed(words: Sequence[str], environment: Mapping[str, str], log: Path) -> dict[str, object]:
     """Run a command of ``raysweep`` to its end; return what it used."""
-    start = time.perf_counter()
+    start, peak = time.perf_counter(), 0.0
     with log.open("w") as out:
-        done = subprocess.Popen([sys.executable, "-m", "raysweep", *words], env=dict(environment), stdout=out, stderr=subprocess.STDOUT)  # noqa: S603
-        _, code, used = os.wait4(done.pid, 0)
-        done.returncode = os.waitstatus_to_exitcode(code)
-    if done.returncode != 0:
-        raise RunFailedError(f"raysweep {' '.join(words)} ended with {done.returncode}: {log.read_text()[-2000:]}")
+        command = [sys.executable, "-m", "raysweep", *words]
+        process = subprocess.Popen(command, env=dict(environment), stdout=out, stderr=subprocess.STDOUT)
+        ended, code, used = 0, 0, None
+        while not ended:
+            # The high-water mark of the process itself: rusage counts what it was forked from as well.
+            peak = max(peak, _high_water(process.pid))
+            time.sleep(0.02)
+            ended, code, used = os.wait4(process.pid, os.WNOHANG)
+        process.returncode = os.waitstatus_to_exitcode(code)
+    if process.returncode != 0 or used is None:
+        raise RunFailedError(f"raysweep {' '.join(words)} ended with {process.returncode}: {log.read_text()[-2000:]}")
     wall = time.perf_counter() - start
-    return {"wall s": wall, "cpu s": used.ru_utime + used.ru_stime, "peak MB": used.ru_maxrss * 1024 / 1e6}
+    return {"wall s": wall, "cpu s": used.ru_utime + used.ru_stime, "peak MB": peak}
+
+
+def _high_water(pid: int) -> float:
+    found = re.search(rb"VmHWM:\s+(\d+)", _read(f"/proc/{pid}/status"))
+    return int(found[1]) * 1024 / 1e6 if found is not None else 0.0
 
 
 def stored(results: Path, trials: int) -> list[dict[str, object]]:
     """Return how many files and bytes lie in *results*: ours, and Ray's own logs."""
     rows = []
     for what, ours in (("the store", True), ("Ray's logs", False)):
-        infos = [p.stat() for p in results.rglob("*") if p.is_file() and ("_ray" not in p.relative_to(results).parts) == ours]
+        infos = [
+            p.stat() for p in results.rglob("*") if p.is_file() and ("_ray" not in p.relative_to(results).parts) == ours
+        ]
         each = {"files a trial": len(infos), "bytes a trial": sum(i.st_size for i in infos),
                 "bytes on disk a trial": sum(i.st_blocks * 512 for i in infos)}  # fmt: skip
         rows.append({"what": what, "files": len(infos), **{name: count / trials for name, count in each.items()}})
@@ -221,6 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--nodes", type=int, default=0, help="join a cluster of so many raylets on this machine")
     parser.add_argument("--marks", default="10,100,500,1000,2000,3000,4000,5000,6000,7000,8000,9000")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the workspace, which is left there")
+    parser.add_argument(
+        "--commands", action="store_true", help="only the commands, on the finished sweep that --keep names"
+    )
     parser.add_argument("--json", default="", help="write the numbers to this file")
     options = parser.parse_args(arguments)
     about = measure.machine()
@@ -238,20 +281,28 @@ def measured(options: argparse.Namespace, scratch: Path, root: Path) -> tuple[li
     root.mkdir(parents=True, exist_ok=True)
     file = root / "scale.yaml"
     file.write_text(yaml.safe_dump(space(options.trials, options.rounds)))
-    environment = {**os.environ, **instant.install(scratch / "plugins"), "RAYSWEEP_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        **instant.install(scratch / "plugins"),
+        "RAYSWEEP_ROOT": str(root),
+        "OMP_NUM_THREADS": "1",
+    }
     count = 2 * ((options.trials + 1) // 2)
     run = ["run", str(file), "--concurrent", str(options.concurrent)]
-    with cluster(options.nodes, environment, scratch) as (address, roots):
-        joined = [*run, "--address", address] if address else run
-        watched = Run([sys.executable, "-m", "raysweep", *joined], environment, root / "run.log", roots)
-        watched.follow([int(mark) for mark in options.marks.split(",")])
-    if watched.ended != count:
-        raise RunFailedError(f"{watched.ended} of {count} trials were seen to end; {watched.log} has what was printed")
+    rows: list[dict[str, object]] = []
+    if not options.commands:
+        with cluster(options.nodes, environment, scratch) as (address, roots):
+            joined = [*run, "--address", address] if address else run
+            watched = Run([sys.executable, "-m", "raysweep", *joined], environment, root / "run.log", roots)
+            watched.follow([int(mark) for mark in options.marks.split(",")])
+        if watched.ended != count:
+            raise RunFailedError(f"{watched.ended} of {count} trials were seen to end; {watched.log} says more")
+        rows = watched.rows
     commands = []
     for words in (["validate", str(file)], ["plan", str(file)], run, ["show", "scale"], ["compare", "scale"]):
-        used = timed(words, environment, root / f"{words[0]}.log")
+        used = timed(words, environment, root / f"again-{words[0]}.log")
         commands.append({"command": "run, all done" if words is run else words[0], "trials": count, **used})
-    return watched.rows, commands, stored(root / "results" / "scale", count)
+    return rows, commands, stored(root / "results" / "scale", count)
 
 
 if __name__ == "__main__":
