@@ -198,7 +198,8 @@ def cluster(nodes: int, environment: dict[str, str], folder: Path) -> Iterator[t
     os.environ |= {name: environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR", "PYTHONPATH")}
     from ray.cluster_utils import Cluster
 
-    each = {"num_cpus": 1, "object_store_memory": 100 << 20, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    each = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    # Listening on this machine's own address, and guarded by the token: Ray's clients turn the loopback's into that one.
     made = Cluster(initialize_head=True, head_node_args=each)
     try:
         for _ in range(nodes - 1):
@@ -283,7 +284,7 @@ def measured(options: argparse.Namespace, scratch: Path, root: Path) -> tuple[li
     file.write_text(yaml.safe_dump(space(options.trials, options.rounds)))
     environment = {
         **os.environ,
-        **instant.install(scratch / "plugins"),
+        **instant.install(root / "plugins"),
         "RAYSWEEP_ROOT": str(root),
         "OMP_NUM_THREADS": "1",
     }
