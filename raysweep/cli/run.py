@@ -74,7 +74,8 @@ def command(
 
 def statuses(planned: Plan, store: ResultStore) -> dict[str, TrialStatus]:
     """Return where each trial of *planned* stands, by key."""
-    return {t.key: store.status(t.key, t.trial.protocol.rounds) for t in planned.trials}
+    known = lazy("raysweep.results.index").finished(store.folder, [t.key for t in planned.trials])
+    return {t.key: known.get(t.key) or store.status(t.key, t.trial.protocol.rounds) for t in planned.trials}
 
 
 def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]:

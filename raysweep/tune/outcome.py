@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from raysweep.errors import StoreError
+from raysweep.results.indexing import index_finished
 from raysweep.results.outcome import SweepOutcome
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
 from raysweep.results.snapshots import GROUP_SNAPSHOTS
@@ -33,7 +34,9 @@ def conclude(run: SweepRun, altered: Mapping[str, TrialStatus], *, interrupted: 
             # The folder was removed and made anew while the sweep ran, or plan.json was damaged.
             if store.plan() is None:
                 store.write_plan(run.plan.as_json(), run.plan.sweep.source.text)
-            Sweep(store).write_trials()
+            sweep = Sweep(store)
+            index_finished(sweep)
+            sweep.write_trials()
     unfinished = {k: s for k, s in states.items() if s.state not in (State.DONE, State.FAILED)}
     return SweepOutcome(
         done=tuple(k for k, s in states.items() if s.state is State.DONE),
