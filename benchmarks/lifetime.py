@@ -172,9 +172,8 @@ def work(options: argparse.Namespace) -> None:
 
 
 def marks(edits: int) -> list[int]:
-    """Return the rounds: after the first hundredth, some in between, at nine tenths, before the last hundredth, at the end."""
-    first = max(edits // 100, 1)
-    return sorted({first, edits * 3 // 10, edits * 6 // 10, edits * 9 // 10, edits - first, edits})
+    """Return the rounds: after the first hundredth, at three, six and nine tenths, at the end."""
+    return sorted({max(edits // 100, 1), edits * 3 // 10, edits * 6 // 10, edits * 9 // 10, edits})
 
 
 def _start(options: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes]:

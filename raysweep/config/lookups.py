@@ -49,6 +49,7 @@ class Lookups:
     components: Components
     problems: list[Problem] = field(default_factory=list)
     _answers: dict[Any, Any] = field(default_factory=dict)
+    _positions: dict[KeyPath, dict[tuple[type, Scalar], int]] = field(default_factory=dict)
 
     def note(self, place: Place, message: str, hint: str = "", code: str = SpecError.code) -> None:
         """Keep the problem *message* at *place*."""
@@ -118,8 +119,10 @@ class Lookups:
         path: KeyPath = ("arms", arm.name, "space", key) if in_arm else ("space", key)
         domain = arm.space.get(key, self.sweep.space.get(key))
         if isinstance(domain, Grid):
-            for i, candidate in enumerate(domain.values):
-                # 1 == True == 1.0 in Python; in a grid these are different values.
-                if candidate == value and type(candidate) is type(value):
-                    return (*path, domain.kind, i)
+            if path not in self._positions:
+                # From the end, so that of equal values the first one counts. 1 == True == 1.0 in Python; in a grid they differ.
+                numbered = reversed([*enumerate(domain.values)])
+                self._positions[path] = {(type(candidate), candidate): i for i, candidate in numbered}
+            i = self._positions[path].get((type(value), value))
+            return path if i is None else (*path, domain.kind, i)
         return path

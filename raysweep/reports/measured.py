@@ -144,9 +144,10 @@ def _viewed(tables: Sequence[_TrialTables]) -> list[TrialView]:
     measured_trials = measure_trials(
         [one.probes for one in tables], [one.rounds for one in tables], [one.batch_size for one in tables]
     )
+    phases_of = {study: {*phases(study), "pristine"} for study in {one.study for one in tables}}
     views = []
     for one, (measured, undefined) in zip(tables, measured_trials, strict=True):
-        shown_phases = {*phases(one.study), "pristine"}
+        shown_phases = phases_of[one.study]
         shown = {where: values for where, values in measured.items() if where[0] in shown_phases}
         seen = tuple(r for r in one.rounds if any(step == r for _, step in shown))
         views.append(TrialView({}, seen, shown, one.seconds, undefined))
