@@ -119,7 +119,9 @@ def _hash(tensor: Tensor) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+# Both hand out what they were told to load, checked anew each time, so no number depends on what a process did before.
 _POOLS: dict[str, ModelPool] = {}
+_ARTIFACTS: dict[str, ArtifactStore] = {}
 
 
 def pool_of(workspace: Workspace) -> ModelPool:
@@ -131,6 +133,11 @@ def pool_of(workspace: Workspace) -> ModelPool:
         return load_model(spec, workspace, on_step)
 
     return _POOLS.setdefault(str(workspace.root), ModelPool(load))
+
+
+def artifacts_of(workspace: Workspace) -> ArtifactStore:
+    """Return this process's store of artifacts for *workspace*, which maps each artifact's file once."""
+    return _ARTIFACTS.setdefault(str(workspace.artifacts), ArtifactStore(workspace.artifacts))
 
 
 class Heartbeat:
@@ -177,7 +184,7 @@ def make_deps(
     return Deps(
         load_model=lambda spec: pool_of(workspace).get(spec, on_step),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
-        artifacts=ArtifactStore(workspace.artifacts),
+        artifacts=artifacts_of(workspace),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),
         open_testbed=lambda spec: lazy("raysweep.data.belief_points").open_testbed(spec, workspace),
         proposal_scheduler=proposal_scheduler,
