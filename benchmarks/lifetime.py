@@ -61,9 +61,9 @@ COLUMNS = (
 EDITORS = {
     "ft": "{name: ft, layers: [1], steps: 2, lr: 1.0e-3}",
     "grace": "{name: grace, layer: 1, steps: 3, lr: 1.0, radius: 1.0}",
-    "wise": "{name: wise, layer: 1, steps: 3, contexts: {lengths: []}}",
 }
 SIMIE = "{name: simie, lam: 10}"
+LONG = 1000  # edits from which on the run is killed well within its last tenth, and not at its beginning
 WAIT = 0.05  # seconds between two looks at a run
 
 
@@ -116,6 +116,7 @@ class Notes:
         self.snapshot_bytes = 0
         self.edits_began: float | None = None
         self.edit_cpu = 0.0
+        self.edited, self.told = file.with_suffix(".edits"), False
 
     def watch(self, store: ResultStore) -> None:
         """Measure the snapshots that *store* writes."""
@@ -137,6 +138,9 @@ class Notes:
         now = time.process_time()
         if told.doing == "edit" and self.edits_began is None:
             self.edits_began = now
+        elif told.doing == "edit" and not self.told:
+            self.edited.touch()
+            self.told = True
         elif told.doing == "round" and self.edits_began is not None:
             self.edit_cpu, self.edits_began = now - self.edits_began, None
 
@@ -182,6 +186,11 @@ def _start(options: argparse.Namespace, folder: Path) -> subprocess.Popen[bytes]
     return subprocess.Popen([sys.executable, "-m", "benchmarks.lifetime", *words])
 
 
+def _edits(folder: Path) -> Path:
+    """Return the file that is there once the run in *folder* has made an edit."""
+    return folder.with_suffix(".edits")
+
+
 def _notes(folder: Path) -> list[dict[str, object]]:
     file = folder.with_suffix(".jsonl")
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -205,8 +214,12 @@ def lifetime(options: argparse.Namespace) -> list[dict[str, object]]:
         began = time.perf_counter()
         _finish(process)
         tenth = time.perf_counter() - began
+        _edits(resumed).unlink(missing_ok=True)
         killed = _start(options, resumed)
-        time.sleep(options.start_seconds + tenth / 3)
+        # Its first edits, and a third of what the whole stretch took: in the middle of its edits or of the last questions.
+        while killed.poll() is None and not _edits(resumed).exists():
+            time.sleep(WAIT / 10)
+        time.sleep(tenth / 3 if options.edits >= LONG else 0)
         if killed.poll() is not None:
             raise RunFailedError("the run was over before it could be killed")
         killed.send_signal(signal.SIGKILL)
@@ -266,7 +279,6 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, object]]:
     parser.add_argument("--wrap", default=None, help="as in a search space; empty = none; default: SimIE for ft")
     parser.add_argument("--width", type=int, default=32, help="of the model's stream; its MLP is twice as wide")
     parser.add_argument("--no-resume", dest="resume", action="store_false", help="leave out the run that is killed")
-    parser.add_argument("--start-seconds", type=float, default=8.0, help="that a process takes before its first edit")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the workspace, which is left there")
     parser.add_argument("--json", default="", help="write the numbers to this file")
     parser.add_argument("--root", type=Path, default=None, help=argparse.SUPPRESS)

@@ -146,7 +146,7 @@ class Run:
         return time.perf_counter() - self.start
 
     def _count(self, lines: IO[str]) -> None:
-        with self.log.open("w") as log:
+        with self.log.open("w", buffering=1) as log:
             for line in lines:
                 log.write(line)
                 told = ENDED.match(line)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,7 @@ def store(tmp_path: Path) -> ResultStore:
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     found: Counter[str] = Counter()
     read = Folder.read
 
@@ -51,7 +50,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         return read(self, name)
 
     monkeypatch.setattr(Folder, "read", counted)
-    yield found
+    return found
 
 
 def shown(store: ResultStore) -> tuple[bytes, str, dict[str, State]]:
