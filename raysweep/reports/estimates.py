@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from raysweep.config.components import Components
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import TrialSpec
+from raysweep.editors.base import KEYS_PER_EDIT
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
 from raysweep.models.sizes import COPY_LIMIT, ModelSize
@@ -17,7 +18,6 @@ from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.workspace import Workspace
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-TOKENS = 20  # of prompt and target, about: keys per edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,12 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
         parts["edited matrices"] = sum(a * b for a, b in matrices) * (4 + size)
         if "moments" in config:
             parts["second moments"] = 2 * 8 * len(layers) * shape.mlp_width**2
-    columns = TOKENS * trial.protocol.rounds[-1]
+    elif isinstance(config.get("layer"), int):
+        # A module stands for one map of a block's MLP: the second one, unless the configuration says otherwise.
+        matrices = [(shape.hidden, shape.mlp_width)]
+        if config.get("matrix") == "in":
+            matrices = [(shape.mlp_width, shape.hidden)]
+    columns = KEYS_PER_EDIT * trial.protocol.rounds[-1]
     unknown = []
     wraps = [(components.wrappers.get(w.name), w.name, dict(w.config)) for w in trial.editor.wrap]
     for one, name, given in ((kind, trial.editor.name, config), *wraps):
