@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import fs, ipc
 
+from raysweep.lazy import without_collection
 from raysweep.results.state import State, TrialRecord, TrialStatus, checksum
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class SweepIndex:
         )
 
 
+@without_collection()
 def finished(folder: Folder, keys: Iterable[str]) -> dict[str, TrialStatus]:
     """Return the status of those of *keys* that are DONE by the index, every byte of which was compared once."""
     index = SweepIndex(folder)

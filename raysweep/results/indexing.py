@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from raysweep.errors import DamagedError, NewerFormatError
+from raysweep.lazy import without_collection
 from raysweep.results.finite import first_non_finite_of
 from raysweep.results.fragments import read_fragments
 from raysweep.results.index import LEAST, MOST, IndexedTrial, write_index
@@ -16,6 +17,7 @@ from raysweep.results.tables import SUMMARY_COLUMNS, Sweep, seconds_by_phase
 _READ = (PROBES, STATS, TIMING)  # what every trial has; one with rows of other tables is read from its own files
 
 
+@without_collection()
 def index_finished(sweep: Sweep) -> None:
     """Write what the folders of finished trials of *sweep* hold into a few files, if they are many."""
     done = [key for key in sweep.keys if sweep.state(key) is State.DONE]

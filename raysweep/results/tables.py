@@ -16,6 +16,7 @@ from raysweep.config.names import TrialName
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import DamagedError, NewerFormatError, StoreError, nearest
 from raysweep.hashing import digest
+from raysweep.lazy import without_collection
 from raysweep.results.drivers import drivers_at_work
 from raysweep.results.finite import non_finite_step
 from raysweep.results.folder import Folder
@@ -54,6 +55,7 @@ class Sweep:
         stamps: what the trials' folders looked like before anything of them was read; empty where they are few.
     """
 
+    @without_collection()
     def __init__(self, store: ResultStore, *, everything: bool = False) -> None:
         self.store = store
         plan = store.plan()
@@ -127,6 +129,7 @@ class Sweep:
         """Return where the seconds went (schema ``timing``)."""
         return self._table(TIMING)
 
+    @without_collection()
     def trials(self) -> pa.Table:
         """Return one row per name (schema ``trials``), with a column per swept key and per resolved value."""
         for key in self.keys:
