@@ -74,8 +74,9 @@ def command(
 
 def statuses(planned: Plan, store: ResultStore) -> dict[str, TrialStatus]:
     """Return where each trial of *planned* stands, by key."""
-    known = lazy("raysweep.results.index").finished(store.folder, [t.key for t in planned.trials])
-    return {t.key: known.get(t.key) or store.status(t.key, t.trial.protocol.rounds) for t in planned.trials}
+    table = {t.key: t for t in planned.trials}
+    found: dict[str, TrialStatus] = lazy("raysweep.tune.pending").trial_states(store, table, verify=False)
+    return found
 
 
 def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]:

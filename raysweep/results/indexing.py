@@ -7,6 +7,7 @@ import time
 from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.lazy import without_collection
 from raysweep.results.finite import first_non_finite_of
+from raysweep.results.folder import each
 from raysweep.results.fragments import read_fragments
 from raysweep.results.index import LEAST, MOST, IndexedTrial, write_index
 from raysweep.results.schema import PROBES, STATS, TABLES, TIMING
@@ -23,15 +24,13 @@ def index_finished(sweep: Sweep) -> None:
     done = [key for key in sweep.keys if sweep.state(key) is State.DONE]
     if len(done) < LEAST:
         return
-    now, n_read, trials = time.time(), 0, {}
-    for key in done:
-        trial = sweep.indexed(key)
-        if trial is None and key in sweep.stamps and sweep.stamps[key].is_settled(now):
-            trial = _read(sweep, key)
-            n_read += 1
-        if trial is not None:
-            trials[key] = trial
-    if n_read and len(trials) >= LEAST:
+    now = time.time()
+    known = {key: trial for key in done if (trial := sweep.indexed(key)) is not None}
+    settled = [k for k in done if k not in known and k in sweep.stamps and sweep.stamps[k].is_settled(now)]
+    read = each(sweep.store.folder, settled, lambda key: _read(sweep, key))
+    found = {key: known.get(key) or read.get(key) for key in done}
+    trials = {key: trial for key, trial in found.items() if trial is not None}
+    if settled and len(trials) >= LEAST:
         write_index(sweep.store.folder, trials)
 
 

@@ -19,7 +19,7 @@ from raysweep.hashing import digest
 from raysweep.lazy import without_collection
 from raysweep.results.drivers import drivers_at_work
 from raysweep.results.finite import non_finite_step
-from raysweep.results.folder import Folder
+from raysweep.results.folder import Folder, each
 from raysweep.results.fragments import read_fragments
 from raysweep.results.index import LEAST, IndexedTrial, SweepIndex, stamps
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS, TableSchema
@@ -70,10 +70,9 @@ class Sweep:
         # Looked at before anything is read: what changes from now on has another stamp.
         self.stamps = stamps(store.folder, keys) if self._index or len(keys) >= LEAST else {}
         self._indexed = {key for key, stamp in self.stamps.items() if stamp.digest == self._index.stamp(key)}
-        self.records = {
-            key: self._index.record(key) if key in self._indexed else examine(store.folder, key, drivers=drivers)
-            for key in keys
-        }
+        unknown = [key for key in keys if key not in self._indexed]
+        read = each(store.folder, unknown, lambda key: examine(store.folder, key, drivers=drivers))
+        self.records = {key: read[key] if key in read else self._index.record(key) for key in keys}
         self.damaged = {key: r.status.reason for key, r in self.records.items() if r.status.reason}
         current = [_place(self.records[str(entry["key"])], entry) for entry in entries]
         begun_as = [_begun_as(self.records[key], key, planned=plan is None) for key in earlier]

@@ -14,11 +14,12 @@ from typing import Any
 from raysweep.errors import RunFailedError
 from raysweep.tune.scratch import scratch_folder
 
+STATE_PERIOD = "TUNE_GLOBAL_CHECKPOINT_S"  # seconds between two writings of Tune's state
 EVERYWHERE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # JSON and CSV are passed explicitly; TensorBoard is left out
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    STATE_PERIOD: "5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raysweep.config.planned_trial import PlannedTrial
+from raysweep.results.folder import each
 from raysweep.results.index import finished
 from raysweep.results.state import State, TrialStatus, trial_state
 from raysweep.results.store import ResultStore
@@ -34,7 +35,10 @@ def trial_states(
     A trial whose folder looks as it did when that was last done counts as compared (:mod:`raysweep.results.index`).
     """
     known = finished(store.folder, trials)
-    return {
-        key: known.get(key) or trial_state(store.folder, key, planned.trial.protocol.rounds, verify=verify, drivers=())
-        for key, planned in trials.items()
-    }
+
+    def ask(key: str) -> TrialStatus:
+        rounds = trials[key].trial.protocol.rounds
+        return trial_state(store.folder, key, rounds, verify=verify, drivers=())
+
+    read = each(store.folder, [key for key in trials if key not in known], ask)
+    return {key: read[key] if key in read else known[key] for key in trials}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import signal
 import threading
 import time
@@ -31,7 +32,7 @@ from raysweep.errors import SpecError, StoreError, UnwritableError
 from raysweep.results.ray_logs import RAY_FOLDER, TRIAL_KEY
 from raysweep.results.store import ResultStore, State
 from raysweep.tune.callbacks import RayCallback
-from raysweep.tune.local_ray import first_line
+from raysweep.tune.local_ray import EVERYWHERE, STATE_PERIOD, first_line
 from raysweep.tune.trainable import Trainable
 from raysweep.tune.trial_order import GroupByGroup, ray_config
 from raysweep.workspace import Workspace
@@ -73,6 +74,9 @@ class Sessions:
         self.concurrent = options.concurrent or self.resources.concurrent
         fitting = [int(available[name] // amount) for name, amount in one.items() if amount]
         self.size = max(SESSION, WAVES * (self.concurrent or min(fitting, default=1)))
+        # Of thousands of trials, 30 kB each, that state takes seconds to write; nothing of ours reads it while a session runs.
+        if self.size > SESSION and os.environ.get(STATE_PERIOD) == EVERYWHERE[STATE_PERIOD]:
+            os.environ[STATE_PERIOD] = "auto"  # a twentieth of the time at most
 
         def bundles(config: Mapping[str, Any]) -> Any:
             """One process for a trial, or as many as there are shards where its edits may be computed can_propose.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from results_helpers import make_trial, write_trial
 
 from raysweep.reports.views import rows_with_gaps, trial_views
 from raysweep.results import index, indexing, tables
-from raysweep.results.folder import Folder
+from raysweep.results.folder import Folder, each
 from raysweep.results.indexing import index_finished
 from raysweep.results.state import State
 from raysweep.results.store import ResultStore
@@ -147,3 +148,13 @@ def test_object_storage_is_listed_once_for_all_trials(store: ResultStore, monkey
     remote.write(f"{key}/more.json", b"{}")
     changed = index.stamps(remote, store.keys())
     assert {k for k in first if first[k].digest != changed[k].digest} == {key}
+
+
+def test_storage_that_is_not_local_is_asked_by_several_threads(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = threading.get_ident()
+    assert set(each(store.folder, "ab", lambda key: threading.get_ident()).values()) == {here}
+    monkeypatch.setattr(Folder, "local", None)
+    both = threading.Barrier(2, timeout=30)
+    assert list(each(store.folder, "ab", lambda key: both.wait() >= 0)) == ["a", "b"]
