@@ -157,8 +157,9 @@ class Notes:
         note = {
             "step": step, "wall": wall, "cpu": cpu, "edit cpu s": self.edit_cpu, "weights": self.weights,
             "MB": resident(), "peak MB": resident("VmHWM"), "snapshot MB": self.snapshot_bytes / 1e6,
-            "snapshot s": self.store_seconds[-1] if self.store_seconds else 0.0,
+            "snapshot s": sum(self.store_seconds),
         }  # fmt: skip
+        self.store_seconds, self.snapshot_bytes = [], 0  # none is written at the last round
         with self.file.open("a") as out:
             out.write(json.dumps(note) + "\n")
 
