@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KEPT = 128  # artifacts that a store holds in memory, as mapped files; the oldest goes first
 Built = tuple[Mapping[str, "Tensor"], Mapping[str, object]]
 
 
@@ -94,13 +95,16 @@ class ArtifactStore:
 
     Promises: an artifact appears complete or not at all; it is built once however many trials ask at the same time; a
     file that does not match its recorded hash is refused, never used; what is computed with a model or from a text that nobody
-    can tell from another is not kept.
+    can tell from another is not kept. An artifact that was read is handed out again, without another look at its bytes, as long
+    as its file is the same and nobody wrote into its tensors: the trials of a process map each file once, and those of a node
+    share its pages.
     """
 
     def __init__(self, root: Path, *, beat: float = 5.0, stale: float = 60.0) -> None:
         self.root = root
         self.beat = beat
         self.stale = stale
+        self._read: dict[Path, tuple[tuple[int, int, int], Artifact]] = {}
 
     def folder(self, request: ArtifactRequest) -> Path:
         """Return where the artifact of *request* lies or will lie."""
@@ -119,11 +123,18 @@ class ArtifactStore:
         from safetensors.torch import load_file
 
         data = folder / "data.safetensors"
+        mark, artifact = self._read.get(folder, (None, None))
+        if artifact is not None and mark == _mark(data) and not any(t._version for t in artifact.tensors.values()):
+            return artifact
         # COMPLETE holds the hash of the tensors, so a file that was cut short or replaced is noticed.
         if not data.is_file() or file_digest(data) != seal.read_text().strip():
             raise ArtifactError(f"artifact {folder} does not match its recorded hash", hint="delete that folder")
         meta = json.loads((folder / "meta.json").read_text())
-        return Artifact(folder.name, load_file(data), meta)
+        artifact = Artifact(folder.name, load_file(data), meta)
+        while len(self._read) >= KEPT:
+            del self._read[next(iter(self._read))]
+        self._read[folder] = _mark(data), artifact
+        return artifact
 
     def get_or_build(self, request: ArtifactRequest, build: Callable[[], Built]) -> Artifact:
         """Return the artifact of *request*, building it if nobody has; wait if somebody is building it now."""
@@ -201,6 +212,15 @@ class ArtifactStore:
         if dead or age > self.stale:
             log.warning("taking over the claim of %s on %s, silent for %.0f s", owner, path.name, age)
             path.unlink(missing_ok=True)
+
+
+def _mark(file: Path) -> tuple[int, int, int]:
+    """Return what stands for the content of *file* within one process: size, time, and the file itself."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0, 0
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def _alive(pid: str) -> bool:

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 ELSEWHERE = "ask for less, or join a larger cluster: --address"
 SPARE = 64 << 20  # bytes on disk for tables, logs and Ray's own files
-_ON_DISK = ("edited matrices", "second moments")  # parts of a trial's memory that are also written: snapshot, artifacts
+# Parts of a trial's memory that are also written: snapshots, artifacts.
+_ON_DISK = ("edited matrices", "second moments", "grace codebook")
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,9 @@ def command(
 
 def statuses(planned: Plan, store: ResultStore) -> dict[str, TrialStatus]:
     """Return where each trial of *planned* stands, by key."""
-    return {t.key: store.status(t.key, t.trial.protocol.rounds) for t in planned.trials}
+    table = {t.key: t for t in planned.trials}
+    found: dict[str, TrialStatus] = lazy("raysweep.tune.pending").trial_states(store, table, verify=False)
+    return found
 
 
 def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]:

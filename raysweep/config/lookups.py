@@ -51,6 +51,7 @@ class Lookups:
     problems: list[Problem] = field(default_factory=list)
     # Any: what each question is answered with is its asker's affair.
     _answers: dict[Hashable, tuple[Any, RaysweepError | None]] = field(default_factory=dict)
+    _positions: dict[KeyPath, dict[tuple[type, Scalar], int]] = field(default_factory=dict)
 
     def note(self, place: Place, message: str, hint: str = "", code: str = SpecError.code) -> None:
         """Keep the problem *message* at *place*."""
@@ -116,8 +117,10 @@ class Lookups:
         path: KeyPath = ("arms", arm.name, "space", key) if in_arm else ("space", key)
         domain = arm.space.get(key, self.sweep.space.get(key))
         if isinstance(domain, Grid):
-            for i, candidate in enumerate(domain.values):
-                # 1 == True == 1.0 in Python; in a grid these are different values.
-                if candidate == value and type(candidate) is type(value):
-                    return (*path, domain.kind, i)
+            if path not in self._positions:
+                # From the end, so that of equal values the first one counts. 1 == True == 1.0 in Python; in a grid they differ.
+                numbered = reversed([*enumerate(domain.values)])
+                self._positions[path] = {(type(candidate), candidate): i for i, candidate in numbered}
+            i = self._positions[path].get((type(value), value))
+            return path if i is None else (*path, domain.kind, i)
         return path

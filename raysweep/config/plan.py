@@ -20,6 +20,7 @@ from raysweep.config.space_checks import check_sweep, summary_values
 from raysweep.config.sweep import examine_sweep, find_file
 from raysweep.config.sweep_schema import SweepSpec
 from raysweep.errors import Problem, ProblemsError
+from raysweep.lazy import without_collection
 from raysweep.workspace import Workspace
 
 
@@ -40,6 +41,7 @@ def open_plan(
     return plan(sweep, workspace, components, noted=noted)
 
 
+@without_collection()
 def plan(
     sweep: SweepSpec, workspace: Workspace, components: Components | None = None, *, noted: Iterable[Problem] = ()
 ) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,8 @@ class JsonDataset:
         train = train_file(file)
         lenders = rows if train is None else self._lenient(train)
         texts = [_locality_text(r) if isinstance(r, EditRecord) else "" for r in lenders]
+        # Rows without a text are passed over at once: in a file that has none, each record would look at all the others.
+        lending = [i for i, text in enumerate(texts) if text]
         out: list[EditRecord | Problem] = []
         for i, record in enumerate(rows):
             if isinstance(record, Problem):
@@ -166,8 +169,9 @@ class JsonDataset:
             own_texts = {f"{p.prompt} {p.target}" for p in record.probes}
             # Without a train file the text comes from half-way round the same file, so far away that it seldom is about the same.
             begin = i if train is not None else i + len(rows) // 2
-            turns = (texts[(begin + k) % len(texts)] for k in range(len(texts)))
-            out.append(replace(record, unrelated=next((t for t in turns if t and t not in own_texts), "")))
+            first = bisect_left(lending, begin % len(texts)) if texts else 0
+            turns = (texts[lending[(first + k) % len(lending)]] for k in range(len(lending)))
+            out.append(replace(record, unrelated=next((t for t in turns if t not in own_texts), "")))
         return tuple(out)
 
     def _lenient(self, file: Path) -> list[EditRecord]:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from raysweep.models.lm import LanguageModel
     from raysweep.models.patches import ModulePatch, Patch, WeightDelta
 
+KEYS_PER_EDIT = 20  # tokens of prompt and target, about: what ``state_bytes`` is told of a run's length
 PatchKind = Literal["weights", "modules"]
 RecordCheck = Callable[[EditRecord], "RecordError | None"]
 """What tells why a record cannot be written, as an error; None where it can."""
@@ -181,10 +182,10 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
 
         Args:
             config: of the component.
-            matrices: shapes ``(d_out, d_in)`` of the edited matrices.
-            columns: keys that the run adds, about.
+            matrices: shapes ``(d_out, d_in)`` of the edited matrices, or of the map that a module replaces.
+            columns: keys that the run adds, about: ``KEYS_PER_EDIT`` for each edit.
         """
-        return {} if matrices else None
+        return {} if matrices and cls.patch_kind == "weights" else None
 
     # The edit.
 

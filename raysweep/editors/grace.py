@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack
 
 from raysweep.config.schema import Block, Count, Positive
-from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep
+from raysweep.editors.base import KEYS_PER_EDIT, BaseEditor, EditInputs, EditorConfig, EditStep
 from raysweep.lazy import lazy
 from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
@@ -104,6 +104,14 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
     config_type = GraceConfig
     patch_kind = "modules"
     paper = "Hartvigsen et al. 2023, arXiv 2211.11031"
+
+    @classmethod
+    def state_bytes(
+        cls, config: GraceConfig, matrices: Sequence[tuple[int, int]], columns: int
+    ) -> Mapping[str, int] | None:
+        """Return the bytes of a codebook with an entry for each edit, which is the most it has: key, value and radius in fp32."""
+        entries = columns // KEYS_PER_EDIT
+        return {"codebook": 4 * entries * sum(d_out + d_in + 1 for d_out, d_in in matrices)}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return nothing: no weight changes."""

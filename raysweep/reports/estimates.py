@@ -12,6 +12,7 @@ from raysweep.config.editor_schema import parts as parts_of
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.config.shared_specs import MomentSpec
+from raysweep.editors.base import KEYS_PER_EDIT
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
 from raysweep.models.sizes import COPY_LIMIT, ModelSize
@@ -20,7 +21,6 @@ from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.workspace import Workspace
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-TOKENS = 20  # of prompt and target, about: keys per edit
 DRIVER_BASE, DRIVER_TRIAL = 527_000_000, 21_900  # bytes, see driver_memory
 MANY_TRIALS = 1000  # from more on, a plan says what the driver takes
 
@@ -58,7 +58,12 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
         if any(parts_of(editor.config, MomentSpec)):
             # 8 bytes: the algebra is in fp64.
             parts["second moments"] = 2 * 8 * len(layers) * shape.mlp_width**2
-    columns = TOKENS * trial.protocol.rounds[-1]
+    elif isinstance(editor.config.stored_value("layer"), int):
+        # A module stands for one map of a block's MLP: the second one, unless the configuration says otherwise.
+        matrices = [(shape.hidden, shape.mlp_width)]
+        if editor.config.stored_value("matrix") == "in":
+            matrices = [(shape.mlp_width, shape.hidden)]
+    columns = KEYS_PER_EDIT * trial.protocol.rounds[-1]
     unknown = []
     wraps = [(components.wrappers.get(w.name), w.name, w.config) for w in editor.wrap]
     for one, name, config in ((kind, editor.name, editor.config), *wraps):

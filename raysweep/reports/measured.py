@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raysweep.config.names import TrialName, without_seed
-from raysweep.config.schema import TrialSpec
 from raysweep.config.space import Scalar
 from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.lazy import without_collection
@@ -23,7 +22,7 @@ from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import PROBES, STATS, TIMING, TRIALS
 from raysweep.results.state import State
 from raysweep.results.store import files_of_table
-from raysweep.results.tables import SUMMARY_COLUMNS, Sweep, seconds_by_phase
+from raysweep.results.tables import SUMMARY_COLUMNS, Content, Sweep, seconds_by_phase
 from raysweep.studies import phases
 from raysweep.summarize import PHASES, VIEWS, averages
 
@@ -110,15 +109,29 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
 
 @dataclass(frozen=True, slots=True)
 class _TrialTables:
-    """What is read of one trial: its probes, its seconds by phase, and its specification."""
+    """What is read of one trial: its probes, its seconds by phase, its study, and its rounds and batches."""
 
     probes: pa.Table
     seconds: Mapping[str, tuple[float, int]]
-    spec: TrialSpec
+    study: str
+    rounds: Sequence[int]
+    batch_size: int
+
+    @classmethod
+    def from_content(cls, probes: pa.Table, seconds: Mapping[str, tuple[float, int]], content: Content) -> _TrialTables:
+        """Return what was read of a trial whose part of the trials table is *content*."""
+        columns, resolved = content
+        # A row of the trials table holds lists as JSON text; the types of its columns are those of the schema.
+        rounds, study, batch_size = resolved["spec.protocol.rounds"], columns["study"], columns["batch_size"]
+        assert isinstance(rounds, str) and isinstance(study, str) and isinstance(batch_size, int)
+        return cls(probes, seconds, study, json.loads(rounds), batch_size)
 
 
 def _read(sweep: Sweep, key: str) -> _TrialTables:
     """Return what the trial *key* has measured; each of its files is read once, whatever is taken from it."""
+    indexed = sweep.indexed(key)
+    if indexed is not None:
+        return _TrialTables.from_content(indexed.probes, indexed.seconds, indexed.content)
     # One listing of the folder, then one read of each file: on object storage each is a request.
     names = sweep.store.folder.files(key)
     probes, stats, timing = (
@@ -127,23 +140,22 @@ def _read(sweep: Sweep, key: str) -> _TrialTables:
     )
     # Handed on while the tables are here, so that the trials table need not read them again.
     sweep.note(key, first_non_finite_of(probes, stats))
-    return _TrialTables(probes, seconds_by_phase(timing).get(key, {}), sweep.records[key].about()[1])
+    return _TrialTables.from_content(probes, seconds_by_phase(timing).get(key, {}), sweep.content(key))
 
 
 def _viewed(tables: Sequence[_TrialTables]) -> list[TrialView]:
     """Return the trials of *tables* as measured, without their rows of the trials table."""
     if not tables:
         return []
-    protocols = [one.spec.protocol for one in tables]
     measured_trials = measure_trials(
-        [one.probes for one in tables], [p.rounds for p in protocols], [p.batch_size for p in protocols]
+        [one.probes for one in tables], [one.rounds for one in tables], [one.batch_size for one in tables]
     )
+    phases_of = {study: {*phases(study), "pristine"} for study in {one.study for one in tables}}
     views = []
     for one, (measured, undefined) in zip(tables, measured_trials, strict=True):
-        shown_phases = {*phases(one.spec.study), "pristine"}
+        shown_phases = phases_of[one.study]
         of_study = {where: values for where, values in measured.items() if where[0] in shown_phases}
-        rounds = one.spec.protocol.rounds
-        measured_rounds = tuple(r for r in rounds if any(step == r for _, step in of_study))
+        measured_rounds = tuple(r for r in one.rounds if any(step == r for _, step in of_study))
         views.append(TrialView({}, measured_rounds, of_study, one.seconds, undefined))
     return views
 

@@ -7,15 +7,20 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from pyarrow import fs
 
 from raysweep.atomic import write_file
 from raysweep.errors import StoreError, UnwritableError
 
+K = TypeVar("K")
+T = TypeVar("T")
+REQUESTS = 16  # at once, where trials are asked for one by one in storage that is not local
 _PROBE, _ASIDE = ".probe-", ".deleted-"  # beginnings of names that a reader never lists
 
 
@@ -196,6 +201,15 @@ class Folder:
         self.filesystem.create_dir(self.path(name).rpartition("/")[0], recursive=True)
         with self.filesystem.open_output_stream(self.path(name)) as stream:
             stream.write(data)
+
+
+def each(folder: Folder, keys: Iterable[K], ask: Callable[[K], T]) -> dict[K, T]:
+    """Return what *ask* says of each of *keys*, in their order; by several threads where each question is a request."""
+    keys = tuple(keys)
+    if folder.local is not None:
+        return {key: ask(key) for key in keys}
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return dict(zip(keys, pool.map(ask, keys), strict=True))
 
 
 def move_aside(folders: Sequence[Path], aside: Path) -> None:

@@ -15,10 +15,12 @@ from raysweep.config.names import TrialName
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import DamagedError, NewerFormatError, StoreError, nearest
 from raysweep.hashing import digest
+from raysweep.lazy import without_collection
 from raysweep.results.drivers import drivers_at_work
 from raysweep.results.finite import non_finite_step
-from raysweep.results.folder import Folder
+from raysweep.results.folder import Folder, each
 from raysweep.results.fragments import read_fragments
+from raysweep.results.index import LEAST, IndexedTrial, SweepIndex, stamps
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS, TableSchema
 from raysweep.results.state import State, TrialRecord, examine
 from raysweep.results.statefiles import PlanFile, PlannedFile
@@ -49,8 +51,10 @@ class Sweep:
         damaged: why a trial is left out, by key: its files are damaged, or of a newer raysweep.
         planned: how many trials the latest plan has; 0 if there is no plan.
         search: how the plan draws and ranks its trials.
+        stamps: what the trials' folders looked like before anything of them was read; empty where they are few.
     """
 
+    @without_collection()
     def __init__(self, store: ResultStore, *, everything: bool = False) -> None:
         self.store = store
         plan = store.plan()
@@ -61,7 +65,13 @@ class Sweep:
         # A folder without plan.json (a newer or damaged one, or an old version) shows every trial there is.
         earlier = [key for key in store.keys() if key not in known] if everything or plan is None else []  # noqa: SIM118
         drivers = drivers_at_work(store.folder)
-        self.records = {key: examine(store.folder, key, drivers=drivers) for key in (*known, *earlier)}
+        self._index, keys = SweepIndex(store.folder), (*known, *earlier)
+        # Looked at before anything is read: what changes from now on has another stamp.
+        self.stamps = stamps(store.folder, keys) if self._index or len(keys) >= LEAST else {}
+        self._indexed = {key for key, stamp in self.stamps.items() if stamp.digest == self._index.stamp(key)}
+        unknown = [key for key in keys if key not in self._indexed]
+        read = each(store.folder, unknown, lambda key: examine(store.folder, key, drivers=drivers))
+        self.records = {key: read[key] if key in read else self._index.record(key) for key in keys}
         self.damaged = {key: r.status.reason for key, r in self.records.items() if r.status.reason}
         current = [_place(self.records[entry.key], entry) for entry in entries]
         begun_as = [_begun_as(self.records[key], key, planned=plan is None) for key in earlier]
@@ -117,15 +127,28 @@ class Sweep:
         """Return where the seconds went (schema ``timing``)."""
         return self._table(TIMING)
 
+    @without_collection()
     def trials(self) -> pa.Table:
         """Return one row per name (schema ``trials``), with a column per swept key and per resolved value."""
         for key in self.keys:
             try:
-                if key not in self._contents:
+                if key not in self._contents and self.indexed(key) is None:
                     self.note(key, non_finite_step(self.store, key))
             except (DamagedError, NewerFormatError) as error:
                 self.damaged[key] = error.message
         return trials_table(self.names, self._contents)
+
+    def indexed(self, key: str) -> IndexedTrial | None:
+        """Return what the index has of the trial *key*, and keep its part of the trials table; None = it is to be read."""
+        if key not in self._indexed:
+            return None
+        trial = self._index.trial(key)
+        self._contents[key] = trial.content
+        return trial
+
+    def content(self, key: str) -> Content:
+        """Return the trial's part of the trials table, once it was noted."""
+        return self._contents[key]
 
     def note(self, key: str, first_non_finite: int | None) -> None:
         """Keep the trial's part of the trials table, given its first non-finite step, so that its files are read once."""

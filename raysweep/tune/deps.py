@@ -122,7 +122,9 @@ def _hash(tensor: Tensor) -> str:
 
 
 # All that lives from one trial of a process to its next.
+# Both hand out what they were told to load, checked anew each time, so no number depends on what a process did before.
 _POOLS: dict[str, ModelPool] = {}
+_ARTIFACTS: dict[str, ArtifactStore] = {}
 
 
 def pool_of(workspace: Workspace) -> ModelPool:
@@ -134,6 +136,11 @@ def pool_of(workspace: Workspace) -> ModelPool:
         return load_model(spec, workspace, on_step)
 
     return _POOLS.setdefault(str(workspace.root), ModelPool(load))
+
+
+def artifacts_of(workspace: Workspace) -> ArtifactStore:
+    """Return this process's store of artifacts for *workspace*, which maps each artifact's file once."""
+    return _ARTIFACTS.setdefault(str(workspace.artifacts), ArtifactStore(workspace.artifacts))
 
 
 class Heartbeat:
@@ -182,7 +189,7 @@ def make_deps(
     deps = Deps(
         load_model=lambda spec: pool_of(workspace).get(spec, on_step),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
-        artifacts=ArtifactStore(workspace.artifacts),
+        artifacts=artifacts_of(workspace),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),
         open_testbed=lambda spec: lazy("raysweep.data.belief_points").open_testbed(spec, workspace),
         proposal_scheduler=proposal_scheduler,

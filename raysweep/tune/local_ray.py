@@ -15,11 +15,12 @@ from raysweep.errors import RunFailedError
 from raysweep.tune.cluster import LOOPBACK
 from raysweep.tune.scratch import scratch_folder
 
+STATE_PERIOD = "TUNE_GLOBAL_CHECKPOINT_S"  # seconds between two writings of Tune's state
 EVERYWHERE = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # JSON and CSV are passed explicitly; TensorBoard is left out
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    STATE_PERIOD: "5",
     # Else a worker runs in its trial's folder, and relative paths in a search space lead elsewhere.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # An older Ray hides every accelerator from a process that asks for none unless told this.

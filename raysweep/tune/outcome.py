@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from raysweep.errors import StoreError
+from raysweep.results.indexing import index_finished
 from raysweep.results.outcome import SweepOutcome
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
 from raysweep.results.snapshots import GROUP_SNAPSHOTS
@@ -71,7 +72,9 @@ def _write_trials(run: SweepRun) -> None:
     store = run.store
     ended = _ended(run)
     for _ in range(_REBUILDS):
-        Sweep(store).write_trials()
+        sweep = Sweep(store)
+        index_finished(sweep)
+        sweep.write_trials()
         before, ended = ended, _ended(run)
         if before == ended:
             return

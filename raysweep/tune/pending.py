@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from raysweep.config.planned_trial import PlannedTrial
+from raysweep.results.folder import each
+from raysweep.results.index import finished
 from raysweep.results.state import State, TrialStatus, trial_state
 from raysweep.results.store import ResultStore
 
@@ -29,8 +31,15 @@ def pending(states: Mapping[str, TrialStatus], *, retry: bool = False, repair: b
 def trial_states(
     store: ResultStore, trials: Mapping[str, PlannedTrial], *, verify: bool = True
 ) -> dict[str, TrialStatus]:
-    """Return where each of *trials* stands; with *verify*, every file of those that are done is compared with what was written."""
-    return {
-        key: trial_state(store.folder, key, planned.trial.protocol.rounds, verify=verify, drivers=())
-        for key, planned in trials.items()
-    }
+    """Return where each of *trials* stands; with *verify*, every file of those that are done is compared with what was written.
+
+    A trial whose folder looks as it did when that was last done counts as compared (:mod:`raysweep.results.index`).
+    """
+    known = finished(store.folder, trials)
+
+    def ask(key: str) -> TrialStatus:
+        rounds = trials[key].trial.protocol.rounds
+        return trial_state(store.folder, key, rounds, verify=verify, drivers=())
+
+    read = each(store.folder, [key for key in trials if key not in known], ask)
+    return {key: read[key] if key in read else known[key] for key in trials}

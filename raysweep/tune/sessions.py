@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import signal
 import threading
 import time
@@ -34,7 +35,7 @@ from raysweep.results.store import ResultStore, State
 from raysweep.tune import placement, ray_nodes
 from raysweep.tune.callbacks import RayCallback
 from raysweep.tune.hang_watch import HangWatch
-from raysweep.tune.local_ray import first_line
+from raysweep.tune.local_ray import EVERYWHERE, STATE_PERIOD, first_line
 from raysweep.tune.trainable import Trainable
 from raysweep.tune.trial_order import GroupByGroup, ray_config
 from raysweep.workspace import Workspace, join_location
@@ -81,6 +82,9 @@ class Sessions:
         local = store.folder.local
         minutes = self.resources.hung_after
         self.hangs = HangWatch(Path(local), minutes) if minutes and local is not None else None
+        # Of thousands of trials, 30 kB each, that state takes seconds to write; nothing of ours reads it while a session runs.
+        if self.size > SESSION and os.environ.get(STATE_PERIOD) == EVERYWHERE[STATE_PERIOD]:
+            os.environ[STATE_PERIOD] = "auto"  # a twentieth of the time at most
 
         def bundles(config: Mapping[str, object]) -> tune.PlacementGroupFactory:
             """One process for a trial, or as many as there are shards where its edits may be computed can_propose.

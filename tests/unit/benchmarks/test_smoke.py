@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +16,10 @@ from benchmarks import (
     driver,
     editing,
     lambda_path,
+    lifetime,
     measure,
     quirks,
+    scale,
     scaling,
     simie,
     store,
@@ -226,3 +229,46 @@ def test_coverage_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 2 + len(coverage.ROWS) + 4
     with pytest.raises(ValueError, match="no population is called 'x'"):
         coverage.cells(coverage.np.random.default_rng(0), "x", 5, 1, (0.0,), repetitions=1)
+
+
+@pytest.mark.slow
+def test_lifetime(capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that is killed in its last tenth ends like one that is not; the benchmark itself compares."""
+    rows = lifetime.main(["--edits", "60", "--width", "16"])
+    assert [r["edits"] for r in rows] == [1, 18, 36, 54, 60]
+    assert all(r["edit cpu ms"] > 0 and r["MB"] > 50 for r in rows[1:])
+    out = capsys.readouterr().out
+    assert "are equal, byte for byte" in out
+    assert "| x first" in out
+
+
+def test_lifetime_has_a_trial_for_each_editor(tmp_path: Path) -> None:
+    lifetime.write_model(tmp_path / "tiny", 16)
+    lifetime.write_facts(tmp_path / "facts.json", 20)
+    for editor in lifetime.EDITORS:
+        job, _ = lifetime.planned(tmp_path, 20, editor, "", lifetime.marks(20))
+        assert (job.trial.editor.name, job.trial.data.size) == (editor, 20)
+        assert job.trial.protocol.rounds == (1, 6, 12, 18, 20)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the real shell; then the commands once more, on what is there."""
+    rows = scale.main(["--trials", "4", "--marks", "1", "--keep", str(tmp_path / "work")])
+    last = rows[-1]
+    assert last["trials ended"] == 4
+    assert last["driver MB"] > 50 < last["driver peak MB"]
+    assert all(last[f"{kind} cpu s"] > 0 for kind in ("driver", "worker", "ray"))
+    assert scale.main(["--trials", "4", "--commands", "--keep", str(tmp_path / "work")]) == []
+    out = capsys.readouterr().out
+    assert out.count("| run, all done | 4 ") == 2
+    assert "| the store " in out
+
+
+def test_scale_counts_the_processes_of_a_family() -> None:
+    usage = scale.Usage(os.getpid())
+    usage.look()
+    assert usage.megabytes["driver"] > 50
+    assert usage.seconds("driver") > 0
+    assert usage.seconds("worker") == 0

@@ -42,12 +42,12 @@ def test_memory_of_a_published_setting(tmp_path: Path) -> None:
 
 
 def test_a_wrapper_s_state_is_told_or_said_to_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, workspace = planned(tmp_path, rome={"editor": "rome", "wrap": "prune"}, memory={"editor": "grace"})
+    found, workspace = planned(tmp_path, rome={"editor": "rome", "wrap": "prune"}, memory={"editor": "wise"})
     lines = memory_lines(found, workspace, Components.installed())
     assert lines[0].startswith("memory per trial, about: ")
     assert " + second moments 4.19 MB" in lines[0]
     assert lines[0].endswith(" + state of prune: not known (rome)")
-    assert lines[1].endswith(" + state of grace: not known (memory)")
+    assert lines[1].endswith(" + state of wise: not known (memory)")
 
     def state_bytes(config: Any, matrices: Sequence[tuple[int, int]], columns: int) -> Mapping[str, int]:
         assert (config.base, columns) == ("1.5", 200)
@@ -65,6 +65,18 @@ def test_a_plan_of_many_trials_says_what_the_driver_takes(tmp_path: Path, monkey
     monkeypatch.setattr(estimates, "MANY_TRIALS", 1)
     line = "memory of the process that runs 2 trials, about: 527 MB"
     assert memory_lines(found, workspace, Components.installed())[-1] == line
+
+
+@pytest.mark.parametrize("matrix", ["out", "in"])
+def test_a_codebook_has_an_entry_for_each_edit_at_most(tmp_path: Path, matrix: str) -> None:
+    """So that a lifetime whose codebook fills the disk, snapshot by snapshot, is seen before it begins."""
+    found, workspace = planned(tmp_path, grace={"editor": {"name": "grace", "layer": 2, "matrix": matrix}})
+    shape = CATALOGUE["llama-2-7b"].model_size
+    assert shape is not None
+    need = memory(found.trials[0].trial, shape, Components.installed())
+    assert need.parts["grace codebook"] == 4 * 10 * (4096 + 11008 + 1)
+    assert need.unknown == ()
+    assert " + grace codebook " in memory_lines(found, workspace, Components.installed())[0]
 
 
 def test_time_is_that_of_the_arm_s_done_trials_and_a_pass_counts_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 import weakref
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from raysweep.results.state import State
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound
 from raysweep.tune import launch, ray_nodes, sessions
+from raysweep.tune.local_ray import STATE_PERIOD
 from raysweep.tune.placement import NodeKind, Supply
 from raysweep.tune.sessions import SESSION, WAVES, Sessions
 from raysweep.workspace import Workspace
@@ -210,3 +212,14 @@ def test_ctrl_c_between_sessions_ends_with_130_and_a_rerun_makes_the_rest(
     } == {State.DONE}
     assert launch.run_sweep(plan, workspace).exit_code == 0
     assert len(Local.ran) == 3, "what is done is not run again"
+
+
+@pytest.mark.parametrize(
+    ("concurrent", "given", "used"), [(1, "5", "5"), (40, "5", "auto"), (40, "7", "7")], ids=["few", "many", "a user's"]
+)
+def test_the_state_of_a_long_session_is_not_written_every_five_seconds(
+    tmp_path: Path, tuner: type[FakeTuner], monkeypatch: pytest.MonkeyPatch, concurrent: int, given: str, used: str
+) -> None:
+    monkeypatch.setenv(STATE_PERIOD, given)
+    make_sessions(make_plan(1), tmp_path, concurrent=concurrent)
+    assert os.environ[STATE_PERIOD] == used
