@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ from raysweep.artifacts import ArtifactStore
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
 from raysweep.editors import EDITORS
+from raysweep.editors.base import EditStep
 from raysweep.editors.wrappers import WRAPPERS
-from raysweep.results.runner import TrialRun
+from raysweep.results.runner import TrialRun, replay
+from raysweep.results.state import COLLAPSED, State
 from raysweep.results.store import ResultStore
+from raysweep.results.tables import Sweep
 from raysweep.rows import EvalRound, Snapshot
 from raysweep.studies.base import Deps, Progress
+from raysweep.studies.edit_group import EditGroup
 from raysweep.testing.fixtures import fingerprint, same, tiny_lm, toy_records
 from tests.contracts.test_editors import CONFIGS
 
@@ -99,12 +104,17 @@ def live(trial: TrialSpec, root: Path, artifacts: ArtifactStore, stop_at: Callab
         now = fingerprint(lm)
         # The next trial of the process starts from the model as it was, however this one ended.
         assert all(same(pristine[part], now[part]) for part in ("tensors", "hooks"))
-    return run.snapshots[ROUNDS[-1]]
+    return run.snapshots.get(ROUNDS[-1])
 
 
 def tables(root: Path, key: str) -> dict[str, bytes]:
     """Return every file of a trial that is done but for its seconds."""
     return {p.name: p.read_bytes() for p in sorted((root / key).iterdir()) if p.name.startswith(("probes", "editor"))}
+
+
+def trial_of(spec: EditorSpec) -> TrialSpec:
+    data, protocol = DataSpec(name="toy", order="file"), ProtocolSpec(rounds=ROUNDS)
+    return TrialSpec(study="lifelong", model=ModelSpec(name="tiny"), data=data, editor=spec, protocol=protocol, seed=0)
 
 
 def label(spec: EditorSpec) -> str:
@@ -119,10 +129,7 @@ def test_every_wrapper_is_played() -> None:
 @pytest.mark.parametrize("spec", specs(), ids=label)
 def test_a_stop_at_every_step_resumes_bit_for_bit(spec: EditorSpec, artifacts: ArtifactStore, tmp_path: Path) -> None:
     """Each life of the trial is stopped one step later than the one before, and goes on from what that one stored."""
-    trial = TrialSpec(
-        study="lifelong", model=ModelSpec(name="tiny"), data=DataSpec(name="toy", order="file"), editor=spec,
-        protocol=ProtocolSpec(rounds=ROUNDS), seed=0,
-    )  # fmt: skip
+    trial = trial_of(spec)
     expected = live(trial, tmp_path / "straight", artifacts, lambda _: False)
     assert expected is not None
     # Nothing is stored but at a round's end, so before each round and before each edit is everywhere.
@@ -136,3 +143,40 @@ def test_a_stop_at_every_step_resumes_bit_for_bit(spec: EditorSpec, artifacts: A
     assert same(end.meta, expected.meta)
     done = [(tmp_path / life / trial.key / "DONE.json").read_bytes() for life in ("straight", "hurt")]
     assert done[0] == done[1]
+
+
+# Of the editors that change weights; SimIE's `init` mode makes its weights anew from keys and values at each round.
+COLLAPSING = [s for s in specs() if s.name in ("memit", "ft") and "init" not in label(s)]
+
+
+@pytest.mark.parametrize("spec", COLLAPSING, ids=label)
+def test_a_model_that_is_no_numbers_any_more_is_a_result(
+    spec: EditorSpec, artifacts: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trial goes on to its end, or is stopped by rule where its editor cannot; it has not failed in either case."""
+    apply = EditGroup.apply
+
+    def collapsing(group: EditGroup, step: int, edit: EditStep[Any]) -> object:
+        state = apply(group, step, edit)
+        if step == 2:
+            for name, master in group.ledger.master.items():
+                master.fill_(math.nan)
+                group.lm.weight(name).data.fill_(math.nan)
+        return state
+
+    monkeypatch.setattr(EditGroup, "apply", collapsing)
+    trial = trial_of(spec)
+    live(trial, tmp_path, artifacts, lambda _: False)
+    store = ResultStore(tmp_path)
+    status = store.status(trial.key)
+    # SimIE solves with keys, and those of ft's one matrix lie below what is no numbers.
+    cannot = "prune" in spec.label or spec.label == "memit+simie"
+    assert status.state is (State.STOPPED if cannot else State.DONE)
+    (row,) = Sweep(store, everything=True).trials().to_pylist()
+    assert (row["status"], row["non_finite_step"]) == (status.state.value, 2)
+    if cannot:
+        assert status.rule == COLLAPSED
+        assert status.error.startswith("after 2 edits the model is no finite numbers (")
+        assert row["error"] == status.error
+        (*_, last) = replay(trial, store)
+        assert (last.done, last.error, last.stopped) == (True, "", status.error)
