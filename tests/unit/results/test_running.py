@@ -54,7 +54,7 @@ class Fake:
         self.meanwhile: Callable[[], Any] = lambda: None
         self.interrupt_after = 99
 
-    def __call__(self, run: SweepRun, todo: Sequence[str]) -> bool:
+    def __call__(self, run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
         table = run.table
         self.rounds.append([table[key].trial.seed for key in todo])
         for number, key in enumerate(todo):
@@ -103,7 +103,7 @@ def test_storage_taken_away_ends_with_3_and_a_rerun_makes_what_is_missing(
 def test_storage_that_stays_away_is_said_too(
     plan: Plan, workspace: Workspace, store: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(run: SweepRun, todo: Sequence[str]) -> bool:
+    def run(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
         shutil.rmtree(run.store.folder.base)
         return False
 
@@ -166,9 +166,9 @@ def test_what_has_no_end_is_run_once_more(
 ) -> None:
     calls: list[int] = []
 
-    def run(run: SweepRun, todo: Sequence[str]) -> bool:
+    def run(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
         calls.append(len(todo))
-        return fake(run, todo[:2] if len(calls) == 1 else todo)
+        return fake(run, todo[:2] if len(calls) == 1 else todo, first=first)
 
     monkeypatch.setattr(launch, "_run_in_ray", run)
     assert run_sweep(plan, workspace).exit_code == 0
