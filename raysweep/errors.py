@@ -198,6 +198,17 @@ class RunFailedError(RaysweepError):
     code = "E-RUN"
 
 
+class OutOfMemoryError(RaysweepError):
+    """The accelerator has too little memory for an evaluation.
+
+    Cause: ``protocol.eval_batch`` rows do not fit beside the model, even after what was cached has been freed.
+    Cure: set the smaller ``protocol.eval_batch`` that the hint names. It is never made smaller by itself: rows of one forward pass
+    move each other's last bits, so the batch is a part of a trial's key.
+    """
+
+    code = "E-MEMORY"
+
+
 class NodeError(RaysweepError):
     """Nodes of a cluster lack what a sweep needs.
 

@@ -186,9 +186,11 @@ class Display(Watcher):
         row.summary = {name: result[name] for name in values}  # no more than is shown: there may be many trials
         if result.get("replayed"):
             row.began = 0.0  # its edits were made in another trial's time
-        failure = str(result.get("failure", ""))
+        failure, stopped = str(result.get("failure", "")), str(result.get("stopped", ""))
         # A failure is printed above a live display, too: there it stays when the display goes.
-        if self._live is None or failure:
+        if stopped:
+            self._print(f"{row.label}: STOPPED at {row.done}/{row.total}: {stopped}")
+        elif self._live is None or failure:
             self._print(self.line(row, failure))
 
     def lost(self, key: str, retried: bool) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from raysweep.evals.memory import within_memory
 from raysweep.evals.scoring import Scores, score
 from raysweep.metrics import NON_FINITE
 from raysweep.models import tokens
@@ -30,7 +32,8 @@ def generate(lm: LanguageModel, prompts: Sequence[str], lengths: Sequence[int], 
     written: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for begin in range(0, len(rows_to_write), batch):
         rows = rows_to_write[begin : begin + batch]
-        written |= dict(zip(rows, _continue(lm, rows), strict=True))
+        continued = within_memory(partial(_continue, lm, rows), batch)
+        written |= dict(zip(rows, continued, strict=True))
     return [written[tuple(tokens.encode(lm, p)), m] for p, m in zip(prompts, lengths, strict=True)]
 
 

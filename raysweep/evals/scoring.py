@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from raysweep.evals.memory import within_memory
 from raysweep.metrics import NON_FINITE
 from raysweep.models import tokens
 from raysweep.models.forward import head, positions
@@ -61,7 +63,8 @@ def score(lm: LanguageModel, probes: Sequence[Probe], *, batch: int = 64) -> lis
     scores: dict[tokens.LabelledIds, Scores] = {}
     for begin in range(0, len(unique), batch):
         rows = unique[begin : begin + batch]
-        scores.update(zip(rows, _forward(lm, rows), strict=True))
+        found = within_memory(partial(_forward, lm, rows), batch)
+        scores.update(zip(rows, found, strict=True))
     return [scores[row] for row in rows_asked]
 
 

@@ -123,7 +123,9 @@ class _TrialTables:
         columns, resolved = content
         # A row of the trials table holds lists as JSON text; the types of its columns are those of the schema.
         rounds, study, batch_size = resolved["spec.protocol.rounds"], columns["study"], columns["batch_size"]
-        assert isinstance(rounds, str) and isinstance(study, str) and isinstance(batch_size, int)
+        assert isinstance(rounds, str)
+        assert isinstance(study, str)
+        assert isinstance(batch_size, int)
         return cls(probes, seconds, study, json.loads(rounds), batch_size)
 
 

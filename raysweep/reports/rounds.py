@@ -12,11 +12,14 @@ Labelled = Sequence[tuple[str, Configuration]]
 
 
 def state(trial: TrialView) -> str:
-    """Return where *trial* stands: ``done``, ``failed at 50``, ``absent``, ``done (non-finite from 3)``."""
+    """Return where *trial* stands: ``done``, ``failed at 50``, ``absent``, ``collapsed at 3``."""
     word = str(trial.row["status"]).lower()
     text = word if word in ("done", "absent") or trial.row["step"] is None else f"{word} at {trial.row['step']}"
     first = trial.row["non_finite_step"]
-    return text if first is None else f"{text} (non-finite from {first})"
+    if first is None:
+        return text
+    # To a reader it is one result whether the editor could go on, so that every round is there, or had to stop.
+    return f"collapsed at {first}" if word in ("done", "stopped") else f"{text} (collapsed at {first})"
 
 
 def status(members: Configuration) -> str:

@@ -57,6 +57,8 @@ def missing_lines(outcome: SweepOutcome, called: Mapping[str, str], arms: Mappin
     if outcome.failed:
         count = counted(len(outcome.failed), "trial", "trials")
         lines.append(f"{count} failed; mend the cause and add --retry to the same command")
+    for key, reason in list(outcome.stopped.items())[:SHOWN]:
+        lines.append(f"stopped: {called.get(key, key)}: {reason}")
     lines += damage_lines(outcome.damaged, called)
     if outcome.altered:
         count = counted(len(outcome.altered), "finished trial has", "finished trials have")

@@ -15,7 +15,8 @@ class SweepOutcome:
     Attributes:
         done: trials that are done.
         failed: errors of failed trials, by key.
-        unfinished: trials without an end, whatever the reason: not begun, interrupted, damaged, of a newer raysweep, stopped.
+        stopped: why trials were stopped by a rule, by key: a result, like that of a trial that is done.
+        unfinished: trials without an end, whatever the reason: not begun, interrupted, damaged, of a newer raysweep.
         interrupted: whether a signal ended the run.
         results: where the results are.
         absent: of the unfinished, those that were never begun.
@@ -35,6 +36,7 @@ class SweepOutcome:
     altered: tuple[str, ...] = ()
     lost: bool = False
     time_up: bool = False
+    stopped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:

@@ -14,18 +14,18 @@ from raysweep.config.schema import TrialSpec
 from raysweep.errors import RaysweepError, StorageLostError, UnwritableError
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.provenance import provenance
-from raysweep.results.state import State
+from raysweep.results.state import COLLAPSED, State
 from raysweep.results.store import ResultStore, Tensors
 from raysweep.results.tables import seconds_by_step, trial_columns
 from raysweep.rows import EvalRound, Snapshot
 from raysweep.studies import STUDIES, phases
-from raysweep.studies.base import Deps, GroupMemberError
+from raysweep.studies.base import CollapsedError, Deps, GroupMemberError
 from raysweep.summarize import summary
 
 
 @dataclass(frozen=True, slots=True)
 class RoundReport:
-    """What one round came to: the step, its summary, whether the trial is done, and the error that ended it.
+    """What one round came to: the step, its summary, whether the trial is done, and the error, or the rule, that ended it.
 
     ``seconds`` is what the round took by the trial's own timing rows (nan = not known yet); ``non_finite_step`` is the first
     step up to this round at which a weight or a logit was not finite (None = none was).
@@ -37,6 +37,7 @@ class RoundReport:
     error: str = ""
     seconds: float = math.nan
     non_finite_step: int | None = None
+    stopped: str = ""
 
 
 class TrialRun:
@@ -91,14 +92,20 @@ class TrialRun:
 
     def _failed(self, error: BaseException) -> RoundReport:
         self._fail(self.job.key, self.step, error)
+        if isinstance(error, CollapsedError):
+            return _stop_report(error.step, str(error), self._non_finite)
         return self._ended_by(error)
 
     def _ended_by(self, error: BaseException) -> RoundReport:
         return RoundReport(self.step, {}, True, f"{type(error).__name__}: {error}", non_finite_step=self._non_finite)
 
     def _fail(self, key: str, step: int, error: BaseException) -> None:
+        """Store the end of a trial by *error*: FAILED, or STOPPED where the editor met a model that is no numbers any more."""
         trace = "".join(traceback.format_exception(error))
         with suppress(UnwritableError):  # then it stays unfinished
+            if isinstance(error, CollapsedError):
+                self.store.stop(key, step=error.step, rule=COLLAPSED, reason=str(error))
+                return
             self.store.fail(key, step=step, error=type(error).__name__, message=str(error), trace=trace)
 
     def _advance(self) -> RoundReport:
@@ -184,6 +191,11 @@ def _seconds(result: EvalRound) -> float:
     return sum(t.seconds for t in result.timing)
 
 
+def _stop_report(step: int, reason: str, first: int | None) -> RoundReport:
+    """Return the last report of a trial that has collapsed; *first* is the step at which its rounds had something not finite."""
+    return RoundReport(step, {}, True, non_finite_step=step if first is None else first, stopped=reason)
+
+
 def run_trial(
     job: PlannedTrial, deps: Deps, store: ResultStore, members: Sequence[PlannedTrial] = ()
 ) -> Iterator[RoundReport]:
@@ -218,3 +230,5 @@ def replay(trial: TrialSpec, store: ResultStore) -> Iterator[RoundReport]:
         yield RoundReport(step, values, done, seconds=timing[step], non_finite_step=reached)
     if status.state is State.FAILED:
         yield RoundReport(status.step, {}, True, status.error, non_finite_step=first)
+    elif status.state is State.STOPPED:
+        yield _stop_report(status.step, status.error, first)

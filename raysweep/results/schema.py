@@ -174,7 +174,7 @@ TRIALS = TableSchema(
         _text("arm", "the arm that the latest plan puts the trial in"),
         _text("status", "RUNNING, INTERRUPTED, DONE, FAILED or STOPPED"),
         Column("step", pa.int64(), "records", "records edited when the status was written"),
-        _text("error", "type and message of what ended the trial", "null unless FAILED"),
+        _text("error", "type and message of what ended the trial, or why it was stopped", "null unless FAILED or STOPPED"),
         Column("non_finite_step", pa.int64(), "records",
                "step at which a weight or a logit that is NaN or infinite was first seen", "null = never"),
         _text("study", "the kind of trial"),

@@ -23,9 +23,9 @@ from raysweep.results.statefiles import (
     TIMES,
     TRIAL,
     DoneFile,
-    EndFile,
     FailedFile,
     SnapshotFile,
+    StoppedFile,
     TableFile,
     TimesFile,
     TrialFile,
@@ -52,6 +52,7 @@ class State(StrEnum):
 
 
 ENDS = (State.DONE, State.FAILED, State.STOPPED)
+COLLAPSED = "collapsed"  # the rule that stops a trial whose model is no finite numbers, where its editor cannot go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,9 @@ class TrialStatus:
     Attributes:
         state: its state; begun and not ended is RUNNING while somebody works on it, else INTERRUPTED.
         step: the step it reached.
-        error: type and message of what ended it, if it is FAILED.
+        error: type and message of what ended it, if it is FAILED; why it was stopped, if it is STOPPED.
         reason: what is wrong, if it is DAMAGED or NEWER.
+        rule: by which it was stopped, if it is STOPPED.
         altered: tables of a finished trial that are there, but not as they were written: they are replaced on demand only.
     """
 
@@ -71,6 +73,7 @@ class TrialStatus:
     error: str = ""
     reason: str = ""
     altered: tuple[str, ...] = ()
+    rule: str = ""
 
     @property
     def ended(self) -> bool:
@@ -171,9 +174,9 @@ def _status(folder: Folder, key: str, sizes: Mapping[str, int], rounds: Sequence
     failed = read_state(folder, f"{key}/{State.FAILED}.json", FailedFile)
     if failed is not None:
         return TrialStatus(State.FAILED, failed.step, f"{failed.type}: {failed.message}")
-    stopped = read_state(folder, f"{key}/{State.STOPPED}.json", EndFile)
+    stopped = read_state(folder, f"{key}/{State.STOPPED}.json", StoppedFile)
     if stopped is not None:
-        return TrialStatus(State.STOPPED, stopped.step)
+        return TrialStatus(State.STOPPED, stopped.step, stopped.reason, rule=stopped.rule)
     snapshot = _snapshot(folder, key)
     # Begun and not ended; whether anybody is at work, `examine` finds out.
     return TrialStatus(State.RUNNING, snapshot.step if snapshot is not None else 0)

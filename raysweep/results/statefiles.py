@@ -78,9 +78,16 @@ class TrialFile(_StateFile):
 
 
 class EndFile(_StateFile):
-    """``STOPPED.json``, and what every end file has: the step that was reached."""
+    """What every end file has: the step that was reached."""
 
     step: int = Field(ge=0)
+
+
+class StoppedFile(EndFile):
+    """``STOPPED.json``: the rule by which the trial was stopped, and why it applied; empty = written before there were any."""
+
+    rule: str = ""
+    reason: str = ""
 
 
 class DoneFile(EndFile):

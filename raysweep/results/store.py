@@ -245,9 +245,16 @@ class ResultStore:
         content = {"format": FORMAT, "step": step, "type": error, "message": message, "traceback": trace}
         self.folder.write_json(f"{key}/{State.FAILED}.json", content)
 
-    def stop(self, key: str, *, step: int) -> None:
-        """Mark the trial STOPPED by a scheduler at *step*; it is never mistaken for DONE."""
-        self.folder.write_json(f"{key}/{State.STOPPED}.json", {"format": FORMAT, "step": step})
+    def stop(self, key: str, *, step: int, rule: str, reason: str) -> None:
+        """Mark the trial STOPPED at *step* by *rule*, which applied because of *reason*; it is never mistaken for DONE.
+
+        Nothing goes on from there, so its snapshot goes.
+        """
+        content = {"format": FORMAT, "step": step, "rule": rule, "reason": reason}
+        self.folder.write_json(f"{key}/{State.STOPPED}.json", content)
+        self.folder.delete(f"{key}/{SNAPSHOT}")
+        self._drop_snapshots(key)
+        self.folder.delete(f"{key}/{HEARTBEAT}")
 
     def forget(self, *keys: str) -> None:
         """Delete everything about the trials *keys*: of all of them, or of none.

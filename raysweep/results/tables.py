@@ -22,7 +22,7 @@ from raysweep.results.folder import Folder, each
 from raysweep.results.fragments import read_fragments
 from raysweep.results.index import LEAST, IndexedTrial, SweepIndex, stamps
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS, TableSchema
-from raysweep.results.state import State, TrialRecord, examine
+from raysweep.results.state import COLLAPSED, State, TrialRecord, examine
 from raysweep.results.statefiles import PlanFile, PlannedFile
 from raysweep.results.store import ResultStore
 from raysweep.results.verified import read_as_written
@@ -237,7 +237,7 @@ def trial_content(key: str, record: TrialRecord, first_non_finite: int | None) -
         "status": status.state.value,
         "step": status.step,
         "error": status.error or None,
-        "non_finite_step": first_non_finite,
+        "non_finite_step": status.step if first_non_finite is None and status.rule == COLLAPSED else first_non_finite,
         "study": trial.study,
         "model": trial.model.name,
         "editor": trial.editor.label,

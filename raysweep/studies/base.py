@@ -102,6 +102,18 @@ class GroupMemberError(Exception):
         self.key = key
 
 
+class CollapsedError(Exception):
+    """The edits left NaN or infinity in the model, and the editor, whose error is this one's cause, cannot go on from there.
+
+    That is what the trial found out, no fault of it: it ends as stopped by rule, with the step in its record.
+    """
+
+    def __init__(self, step: int, cause: Exception) -> None:
+        first = next(iter(str(cause).splitlines()), "")
+        super().__init__(f"after {step} edits the model is no finite numbers ({type(cause).__name__}: {first})")
+        self.step = step
+
+
 class Study(ABC):
     """A kind of trial.
 

@@ -6,7 +6,8 @@ comes out of one run, since λ enters only when the weights are reported. A tria
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -17,7 +18,7 @@ from raysweep.data.sampling import order
 from raysweep.lazy import lazy
 from raysweep.rows import NON_FINITE_STAT, EvalRound, ProbeRow, Snapshot, StatRow
 from raysweep.seeds import derive
-from raysweep.studies.base import GroupMemberError, Progress
+from raysweep.studies.base import CollapsedError, GroupMemberError, Progress
 from raysweep.studies.clock import Clock
 from raysweep.studies.measuring import Question, Questionnaire
 from raysweep.studies.proposals import ProposalSource
@@ -55,6 +56,7 @@ class GroupMember:
         measured_to: the step up to which its rounds are known; −1 = none are.
         rows: measured since the last round.
         immediate: rows about records right after their own edit, of the whole run: what the immediate summary needs.
+        undefined: whether any value that it measured is NaN: the logits were no finite numbers.
         stats: numbers of the editor since the last round.
         clock: what it spent since the last round.
     """
@@ -64,6 +66,7 @@ class GroupMember:
     measured_to: int = -1
     rows: list[ProbeRow] = field(default_factory=list)
     immediate: list[ProbeRow] = field(default_factory=list)
+    undefined: bool = False
     stats: list[StatRow] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
 
@@ -76,6 +79,7 @@ class GroupMember:
         """Add what was measured."""
         batch_size = self.trial.protocol.batch_size
         self.rows += rows
+        self.undefined = self.undefined or _any_undefined(rows)
         # step 0 asks about records that are yet to be written, so it is nobody's immediate measurement
         self.immediate += [r for r in rows if r.step and 0 <= r.step - r.edit_step < batch_size]
 
@@ -83,6 +87,7 @@ class GroupMember:
         """Take over what was measured up to *snapshot*."""
         self.measured_to = snapshot.step
         self.immediate = [ProbeRow(**dict(zip(_PROBE_COLUMNS, row, strict=True))) for row in snapshot.meta["immediate"]]
+        self.undefined = _any_undefined(self.immediate)
 
     def finish_round(
         self, step: int, shared: Clock, tensors: Mapping[str, Tensor], meta: Mapping[str, object], *, alone: bool
@@ -206,6 +211,7 @@ class EditGroup:
         for member in self.due(step):
             with (
                 self._blaming(member),
+                self.noting_collapse(step),
                 member.clock.measure("immediate", batch),
                 self._viewed(member, state, step, at_round=False),
             ):
@@ -227,6 +233,7 @@ class EditGroup:
             if step:
                 with (
                     self._blaming(member),
+                    self.noting_collapse(step),
                     member.clock.measure("round", count),
                     self._viewed(member, state, step, at_round=True),
                 ):
@@ -257,6 +264,21 @@ class EditGroup:
     def _observe(self, step: int) -> None:
         if self.deps.observe is not None:
             self.deps.observe(self.lm, step)
+
+    @contextmanager
+    def noting_collapse(self, step: int) -> Iterator[None]:
+        """Turn an error in this block into a :class:`CollapsedError` where the model of *step* edits is no finite numbers.
+
+        Decompositions and solvers refuse such weights, each in words of its own that name the wrong cause.
+        """
+        try:
+            yield
+        except (OSError, MemoryError, torch.OutOfMemoryError):
+            raise  # the machine's fault, whatever the model is
+        except Exception as error:
+            if self.ledger.non_finite() or any(member.undefined for member in self.members):
+                raise CollapsedError(step, error) from error
+            raise
 
     @contextmanager
     def _blaming(self, member: GroupMember) -> Iterator[None]:
@@ -303,6 +325,10 @@ def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, dep
         records=deps.open_dataset,
         threads=trial.threads,
     )
+
+
+def _any_undefined(rows: Iterable[ProbeRow]) -> bool:
+    return any(row.value is not None and math.isnan(row.value) for row in rows)
 
 
 def _columns(rows: Sequence[ProbeRow]) -> dict[str, list[object]]:

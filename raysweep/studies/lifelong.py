@@ -123,8 +123,9 @@ def _run(group: EditGroup, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[st
 def _edit(group: EditGroup, step: int, state: object, proposals: Iterator[Proposal] | None) -> object:
     """Write the batch that reaches *step* into the model; return the editor's new state."""
     batch = group.proposals.batch(step)
-    group.deps.progress(Progress(step - len(batch), group.trial.protocol.rounds[-1], "edit"))
-    with group.clock.measure("edit", len(batch)):
+    written = step - len(batch)
+    group.deps.progress(Progress(written, group.trial.protocol.rounds[-1], "edit"))
+    with group.noting_collapse(written), group.clock.measure("edit", len(batch)):
         # Proposals come from wherever they were computed, absorbed in the order of the records all the same.
         if proposals is not None:
             edit = group.editor.absorb(group.lm, state, pytree.moved(next(proposals), group.lm.device))

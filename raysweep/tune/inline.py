@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.runner import RoundReport, replay, run_trial
-from raysweep.results.state import State, TrialStatus
+from raysweep.results.state import ENDS, TrialStatus
 from raysweep.tune.deps import Heartbeat, make_deps
 from raysweep.tune.pending import pending
 from raysweep.tune.sweep_run import SweepRun
@@ -34,11 +34,12 @@ def _rounds(run: SweepRun, planned: PlannedTrial) -> Iterator[dict[str, object]]
     """Run *planned*, or tell its rounds where an earlier trial of its group made them; yield what Ray would report."""
     status = run.store.status(planned.key, planned.trial.protocol.rounds)
     # The members of an edit group are run with its first one; when their turn comes, they are only told.
-    ended = status.state in (State.DONE, State.FAILED)
+    ended = status.state in ENDS
     for report in replay(planned.trial, run.store) if ended else _run(run, planned):
         result: dict[str, object] = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
         result |= {"non_finite_step": report.non_finite_step}
-        yield {**result, "failure": report.error} if report.error else result
+        result |= {"failure": report.error} if report.error else {}
+        yield {**result, "stopped": report.stopped} if report.stopped else result
 
 
 def _run(run: SweepRun, planned: PlannedTrial) -> Iterator[RoundReport]:

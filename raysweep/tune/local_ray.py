@@ -7,13 +7,15 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 
 from raysweep.errors import RunFailedError
 from raysweep.tune.cluster import LOOPBACK
 from raysweep.tune.scratch import scratch_folder
+
+log = logging.getLogger(__name__)
 
 STATE_PERIOD = "TUNE_GLOBAL_CHECKPOINT_S"  # seconds between two writings of Tune's state
 EVERYWHERE = {
@@ -58,6 +60,7 @@ def running_ray(address: str | None) -> Iterator[None]:
             options |= {"include_dashboard": False, "object_store_memory": 200 << 20, "_temp_dir": str(scratch)}
         try:
             # One's own Ray is started afresh, never the one that RAY_ADDRESS names, unless asked for.
+            stack.enter_context(silent_nodes(ray))
             with loopback_only(local=address is None):
                 start(ray, address or "local", options)
                 if address is None:
@@ -109,6 +112,31 @@ def visible_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+@contextmanager
+def silent_nodes(ray: ModuleType) -> Iterator[None]:
+    """Keep what Ray tells of its nodes out of our output while the block runs; our log has it, at level DEBUG.
+
+    Where a node dies, another process publishes dozens of lines of that node's state, and ``log_to_driver=False`` does not keep
+    this process from printing them. Our own lines name the trials that were lost.
+    """
+    # Private, so another Ray may have no such function; then its lines are printed as before.
+    worker = ray._private.worker
+    before = getattr(worker, "print_to_stdstream", None)
+    if before is None:
+        yield
+        return
+
+    def note(data: Mapping[str, Sequence[str]], *rest: object, **more: object) -> None:
+        for line in data.get("lines", ()):
+            log.debug("Ray: %s", line)
+
+    worker.print_to_stdstream = note
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 @contextmanager

@@ -7,6 +7,7 @@ with this process, and :func:`table` shows them. Only :func:`ask` imports Ray.
 
 from __future__ import annotations
 
+import logging
 import platform
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("raysweep", "ray", "torch", "transformers", "numpy", "pyarrow")
 SECONDS = 90.0  # for a node to answer: its first task starts a process and imports pyarrow
@@ -149,11 +152,16 @@ def ask(needed: Requirements) -> list[Node]:
     nodes = [
         Node(tasks[task].name, tasks[task].resources, error=f"did not answer within {SECONDS:.0f} s") for task in late
     ]
+    node_ids = dict(zip(tasks, (node["NodeID"] for node in alive), strict=True))
     for task in ready:
         node = tasks[task]
         try:
             nodes.append(Node(node.name, node.resources, ray.get(task)))
         except Exception as error:  # whatever the node raised, the sentence must name the node
+            # One that was taken away meanwhile lacks nothing; the sweep runs on those that are left.
+            if len(alive) > 1 and node_ids[task] in {one["NodeID"] for one in ray.nodes() if not one["Alive"]}:
+                log.warning("node %s went away while it was examined", node.name)
+                continue
             last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             nodes.append(Node(node.name, node.resources, error=f"cannot run a task: {last[0][:200]}"))
     return sorted(nodes, key=lambda node: node.name)

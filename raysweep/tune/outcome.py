@@ -10,7 +10,7 @@ from raysweep.results.indexing import index_finished
 from raysweep.results.outcome import SweepOutcome
 from raysweep.results.proposals import PROPOSALS, ProposalFolder
 from raysweep.results.snapshots import GROUP_SNAPSHOTS
-from raysweep.results.state import State, TrialStatus
+from raysweep.results.state import ENDS, State, TrialStatus
 from raysweep.results.tables import Sweep
 from raysweep.tune.pending import trial_states
 from raysweep.tune.sweep_run import SweepRun
@@ -42,10 +42,11 @@ def conclude(
             if store.plan() is None:
                 store.write_plan(run.plan.as_json(), run.plan.sweep.source.text)
             _write_trials(run)
-    unfinished = {k: s for k, s in states.items() if s.state not in (State.DONE, State.FAILED)}
+    unfinished = {k: s for k, s in states.items() if s.state not in ENDS}
     return SweepOutcome(
         done=tuple(k for k, s in states.items() if s.state is State.DONE),
         failed={k: s.error for k, s in states.items() if s.state is State.FAILED},
+        stopped={k: s.error for k, s in states.items() if s.state is State.STOPPED},
         unfinished=tuple(unfinished),
         interrupted=interrupted and bool(unfinished),
         time_up=time_up and bool(unfinished),

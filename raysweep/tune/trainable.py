@@ -10,7 +10,8 @@ from ray import tune
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.results.runner import RoundReport, TrialRun, replay
-from raysweep.results.store import ResultStore, State
+from raysweep.results.state import ENDS
+from raysweep.results.store import ResultStore
 from raysweep.tune.deps import Heartbeat, make_deps, proposal_folder
 from raysweep.tune.shards import Shards
 from raysweep.workspace import Workspace
@@ -49,7 +50,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
             raise AssertionError(f"the plan calls this trial {key}, here it hashes to {job.key}")
         self._ended: Iterator[RoundReport] | None = None
         # Its group's first trial made its rounds, or Ray starts it again after an end that our store knows.
-        if self.store.status(key).state in (State.DONE, State.FAILED):
+        if self.store.status(key).state in ENDS:
             self._ended = replay(job.trial, self.store)
             return
         local = self.store.folder.local
@@ -78,6 +79,8 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         report = next(self._ended) if self._ended is not None else self._run.advance()  # type: ignore[union-attr]
         trial = self.job.trial
         extra: dict[str, object] = {"failure": report.error} if report.error else {}
+        if report.stopped:
+            extra["stopped"] = report.stopped
         if report.non_finite_step is not None:
             extra["non_finite_step"] = report.non_finite_step
         if self.job.edit_key and not math.isnan(report.seconds):

@@ -24,8 +24,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from ray_cluster import LocalCluster
 from ray_helpers import descendants, finish, install_fakes, start, table_bytes
 
 CONFIGS: dict[str, dict[str, Any]] = {"x1": {"scale": 1.0}, "x2": {"scale": 2.0}, "calm": {}}
@@ -70,6 +72,8 @@ class Chaos:
             "storage moved": lambda root, rng, played: self._taken(_move_away, root, rng, played),
             "storage read-only": lambda root, rng, played: self._unwritable("EROFS", root, rng, played),
             "storage full": lambda root, rng, played: self._unwritable("ENOSPC", root, rng, played),
+            "node killed": lambda root, rng, played: self._node_lost(LocalCluster.kill, root, rng, played),
+            "node drained": lambda root, rng, played: self._node_lost(LocalCluster.drain, root, rng, played),
             "two drivers": self._two_drivers,
             "two drivers, the second afresh": self._fresh_beside,
         }
@@ -133,6 +137,28 @@ class Chaos:
         with self._broken(error, root):
             self._end(process, root, played)
 
+    def _node_lost(
+        self, lose: Callable[[LocalCluster, int], None], root: Path, rng: random.Random, played: Played
+    ) -> None:
+        """Take one of two nodes away; what ran there goes on on the other one."""
+        folder = Path(tempfile.mkdtemp(prefix="rc"))  # short, for Ray's sockets
+        paths = {"PYTHONPATH": str(self.plugins), "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            with patch.dict(os.environ, paths):
+                cluster = LocalCluster(folder, cpus=(0, 1, 1))
+            try:
+                joining = {k: v for k, v in cluster.environment.items() if k.startswith("RAY_AUTH")}
+                with patch.dict(os.environ, joining):
+                    process = self._begun(root, rng, options={"address": cluster.address})
+                lose(cluster, rng.choice([1, 2]))
+                self._end(process, root, played)
+            finally:
+                cluster.stop()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if played.codes[-1] != 0:
+            played.wrong.append("the other node did not take over")
+
     def _two_drivers(self, root: Path, rng: random.Random, played: Played) -> None:
         first = self._begun(root, rng)
         second = self.start(root.name)
@@ -160,9 +186,11 @@ class Chaos:
         self.pids.add(process.pid)
         return process
 
-    def _begun(self, root: Path, rng: random.Random, *, shards: int = 1) -> subprocess.Popen[str]:
+    def _begun(
+        self, root: Path, rng: random.Random, *, shards: int = 1, options: dict[str, Any] | None = None
+    ) -> subprocess.Popen[str]:
         """Start a driver and wait until some trial, the more the later, has reached a round."""
-        process = self.start(root.name, shards=shards)
+        process = self.start(root.name, shards=shards, options=options)
         assert process.stdout is not None
         for _ in range(rng.randint(1, 12)):
             if not process.stdout.readline():

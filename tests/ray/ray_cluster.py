@@ -122,6 +122,12 @@ class LocalCluster:
             os.killpg(self.nodes[number].pid, signal.SIGKILL)
         self.nodes[number].wait()
 
+    def kill_raylet(self, number: int) -> None:
+        """End the daemon of a node alone; its other processes live on and tell the cluster what it last logged."""
+        group = str(self.nodes[number].pid)
+        found = subprocess.run(["pgrep", "-s", group, "-x", "raylet"], capture_output=True, text=True, check=True)
+        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+
     def drain(self, number: int) -> None:
         """Announce that a node is about to be taken away, as an autoscaler or a cloud's notice does, and take it away."""
         command = [

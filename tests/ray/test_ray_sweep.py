@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from ray.tune import ExperimentAnalysis
-from ray_helpers import finish, install_fakes, listening, start, table_bytes
+from ray_helpers import descendants, finish, install_fakes, listening, start, table_bytes
 
 from raysweep.results.ray_logs import sessions
 from raysweep.results.store import ResultStore, State
@@ -142,6 +142,28 @@ def test_a_scheduler_s_warning_before_its_time_limit_is_no_interruption(bench: B
     code, outcome, _ = finish(bench.start("limited"))
     assert (code, outcome["done"]) == (0, 4)
     assert bench.bytes("limited") == bench.bytes("undisturbed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_a_run_at_once(bench: Bench, number: signal.Signals) -> None:
+    """The first one waits for the rounds in flight, here more than a minute."""
+    slow = {arm: {**config, "sleep": 40.0} for arm, config in bench.configs.items()}
+    process = start(bench.base / f"twice-{number.name}", "s", slow, plugins=bench.plugins)
+    while "0/6 edits" not in process.stdout.readline():
+        assert process.poll() is None
+    family = descendants(process.pid)
+    process.send_signal(number)
+    time.sleep(2.0)
+    assert process.poll() is None
+    process.send_signal(number)
+    began = time.monotonic()
+    code, outcome, lines = finish(process)
+    assert time.monotonic() - began < 20
+    assert (code, outcome["failed"], outcome["unfinished"]) == (130, [], 4), lines
+    until = time.monotonic() + 20
+    while (left := {pid for pid in family if Path(f"/proc/{pid}").exists()}) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not left, "nothing of a run is left behind"
 
 
 def _await_round(process: Any) -> None:

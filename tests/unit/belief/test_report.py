@@ -207,7 +207,7 @@ def test_an_arm_of_answers_that_are_not_finite_has_undefined_means(agent: belief
     """One of its models answered NaN: what it came to after the edits is undefined, with its state; before them it is known."""
     after = [*agent.after]
     after[0] = {name: replace(reply, probability=math.nan) for name, reply in after[0].items()}
-    wild = replace(agent, name="wild", after=after, state="done (non-finite from 1)")
+    wild = replace(agent, name="wild", after=after, state="collapsed at 1")
     tables = belief_tables.belief_tables([agent, wild])
     for table in ("main_table", "all_data_results", "downstream_answers"):
         for row in tables[table]:

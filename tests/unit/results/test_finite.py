@@ -74,7 +74,7 @@ def test_show_says_undefined_and_since_when(workspace: Workspace) -> None:
     shown = text(sweep, how=Format.TABLE, at=4)
     (line,) = (row for row in shown.splitlines() if row.strip().startswith("bad"))
     assert line.count("undefined") == 5
-    assert "done (non-finite from 3)" in line
+    assert "collapsed at 3" in line
     assert non_finite(trial_views(sweep)) == [
         "bad: weights or logits are not finite from step 3 on; values are undefined"
     ]
@@ -92,7 +92,7 @@ def test_compare_takes_the_first_defined_arm_and_no_difference_to_the_other(work
     found = compared_rows(["s"], workspace, by="arm", phase=None, at=-1)
     assert reference(found).label == "good"
     rows = compare_rows(found)
-    assert (rows[0]["Rel"], rows[0]["ΔRel"], rows[0]["status"]) == ("undefined", "–", "done (non-finite from 3)")
+    assert (rows[0]["Rel"], rows[0]["ΔRel"], rows[0]["status"]) == ("undefined", "–", "collapsed at 3")
     assert compare_rows(found, plain=True)[0]["non_finite_step"] == 3
 
 
@@ -139,7 +139,7 @@ def test_one_seed_is_enough(tmp_path: Path) -> None:
     write_trial(store, make_trial(1), "a")
     (line,) = summary_rows(trial_views(Sweep(store)), at=4)
     assert "rel" in line.undefined
-    assert sorted(line.status.split(", ")) == ["1 done", "1 done (non-finite from 4)"]
+    assert sorted(line.status.split(", ")) == ["1 collapsed at 4", "1 done"]
     assert ["rel" in x.undefined for x in summary_rows(trial_views(Sweep(store)), at=4, by="trial")] == [True, False]
     (note,) = non_finite(trial_views(Sweep(store)))
     assert "not finite from step 4 (seed 0) on" in note

@@ -154,8 +154,8 @@ def test_a_failed_trial_goes_on_from_its_snapshot(store: ResultStore) -> None:
 def test_stopped_is_not_done(store: ResultStore) -> None:
     trial = make_trial()
     begin(store, trial)
-    store.stop(trial.key, step=2)
-    assert store.status(trial.key) == TrialStatus(State.STOPPED, 2)
+    store.stop(trial.key, step=2, rule="collapsed", reason="no numbers")
+    assert store.status(trial.key) == TrialStatus(State.STOPPED, 2, "no numbers", rule="collapsed")
 
 
 def test_rows_of_another_trial_are_refused(store: ResultStore) -> None:

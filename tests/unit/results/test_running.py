@@ -13,7 +13,7 @@ from results_helpers import make_round, make_trial, write_trial
 
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.sweep_schema import ArmSpec, SweepSpec, WrittenEditor
-from raysweep.errors import BusyError, NewerFormatError, StoreError
+from raysweep.errors import BusyError, NewerFormatError, RunFailedError, StoreError
 from raysweep.reports.standing import missing_lines
 from raysweep.results.drivers import DriverLock
 from raysweep.results.outcome import SweepOutcome
@@ -54,7 +54,7 @@ class Fake:
         self.meanwhile: Callable[[], Any] = lambda: None
         self.interrupt_after = 99
 
-    def __call__(self, run: SweepRun, todo: Sequence[str]) -> bool:
+    def __call__(self, run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
         table = run.table
         self.rounds.append([table[key].trial.seed for key in todo])
         for number, key in enumerate(todo):
@@ -103,7 +103,7 @@ def test_storage_taken_away_ends_with_3_and_a_rerun_makes_what_is_missing(
 def test_storage_that_stays_away_is_said_too(
     plan: Plan, workspace: Workspace, store: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(run: SweepRun, todo: Sequence[str]) -> bool:
+    def run(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
         shutil.rmtree(run.store.folder.base)
         return False
 
@@ -166,14 +166,46 @@ def test_what_has_no_end_is_run_once_more(
 ) -> None:
     calls: list[int] = []
 
-    def run(run: SweepRun, todo: Sequence[str]) -> bool:
+    def run(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
         calls.append(len(todo))
-        return fake(run, todo[:2] if len(calls) == 1 else todo)
+        return fake(run, todo[:2] if len(calls) == 1 else todo, first=first)
 
     monkeypatch.setattr(launch, "_run_in_ray", run)
     assert run_sweep(plan, workspace).exit_code == 0
     assert calls == [4, 2]
     assert "2 trials have no end; running them once more" in caplog.text
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_ray_that_gives_up_is_started_once_more(
+    deaths: int, plan: Plan, workspace: Workspace, fake: Fake, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster, its memory monitor's kill of a process ends all of Tune; so does a lost object."""
+    calls: list[int] = []
+
+    def run(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
+        calls.append(len(todo))
+        fake(run, todo[:1] if len(calls) <= deaths else todo, first=first)
+        if len(calls) <= deaths:
+            raise RuntimeError(
+                "Caught unexpected exception: OutOfMemoryError: Task was killed due to the node running low on memory."
+            )
+        return False
+
+    monkeypatch.setattr(launch, "_run_in_ray", run)
+    if deaths == 1:
+        assert run_sweep(plan, workspace).exit_code == 0
+        assert "3 trials have no end; running them once more" in caplog.text
+    else:
+        with pytest.raises(
+            RunFailedError, match="Ray gave up: Caught unexpected exception: OutOfMemoryError"
+        ) as raised:
+            run_sweep(plan, workspace)
+        assert raised.value.hint == "run the same command again"
+        deaths = 0
+        assert run_sweep(plan, workspace).exit_code == 0, "what was done counts, and the rest is made"
+    assert calls[:2] == [4, 3]
+    assert "Ray gave up (Caught unexpected exception: OutOfMemoryError" in caplog.text
 
 
 def test_fresh_deletes_all_or_nothing(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray import cloudpickle
@@ -131,3 +132,42 @@ def test_the_table_has_a_line_for_every_node() -> None:
         "10.0.0.1  8    1    80 GiB      50 GiB     3.11.7  1.0       1.0",
         "10.0.0.2  8    0                                             did not answer within 90 s",
     ]
+
+
+@pytest.mark.parametrize("alive_after", [False, True])
+def test_a_node_that_is_taken_away_meanwhile_lacks_nothing(
+    alive_after: bool, needed: Requirements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep runs on those that are left; one that is there and cannot run a task is a fault."""
+    import ray
+
+    def node(name: str, alive: bool) -> dict[str, object]:
+        return {
+            "NodeID": name.encode().hex() * 28,
+            "NodeManagerAddress": name,
+            "Alive": alive,
+            "Resources": {"CPU": 1.0},
+        }
+
+    looks = iter([[node("a", True), node("b", True)], [node("a", True), node("b", alive_after)]])
+    asked: list[str] = []
+
+    def submit(payload: bytes, accelerated: bool) -> str:
+        asked.append(f"task-{len(asked)}")
+        return asked[-1]
+
+    def get(task: str) -> Answer:
+        if task == "task-1":
+            raise RuntimeError("The task is not schedulable: the node doesn't exist any more")
+        return answer()
+
+    task = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=submit))
+    monkeypatch.setattr(ray, "nodes", lambda: next(looks))
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: task)
+    monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
+    monkeypatch.setattr(ray, "get", get)
+    found = nodes.ask(needed)
+    assert [one.name for one in found] == (["a", "b"] if alive_after else ["a"])
+    faults = [fault for one in found for fault in nodes.faults(one, needed)]
+    said = "b: cannot run a task: The task is not schedulable: the node doesn't exist any more"
+    assert faults == ([said] if alive_after else [])

@@ -106,6 +106,32 @@ def test_every_trial_is_in_one_session_and_no_session_has_more_than_its_share(
     assert sizes == [SESSION] * (count // SESSION) + [count % SESSION] * (count % SESSION > 0)
 
 
+def test_a_trial_whose_process_died_too_often_has_failed_with_ray_s_reason(
+    tmp_path: Path, tuner: type[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's kill for want of memory, for one; a trial that ended by itself keeps its own end."""
+    plan = make_plan(3)
+    fit = FakeTuner.fit
+
+    def dying(self: FakeTuner) -> list[Any]:
+        results = fit(self)
+        for result in results[:2]:
+            result.error = RuntimeError(
+                "The actor died unexpectedly before finishing this task.\nclass_name: Trainable"
+            )
+        return results
+
+    monkeypatch.setattr(FakeTuner, "fit", dying)
+    made = make_sessions(plan, tmp_path)
+    keys = [t.key for t in plan.trials]
+    made.store.fail(keys[1], step=0, error="ValueError", message="its own")
+    made.run(keys)
+    errors = {key: made.store.status(key).error for key in keys}
+    assert list(errors.values()) == [
+        "ProcessDied: The actor died unexpectedly before finishing this task.", "ValueError: its own", "",
+    ]  # fmt: skip
+
+
 def test_a_session_is_long_beside_what_runs_at_once(tmp_path: Path, tuner: type[FakeTuner]) -> None:
     assert make_sessions(make_plan(1), tmp_path).size == SESSION
     assert make_sessions(make_plan(1), tmp_path, concurrent=40).size == 40 * WAVES

@@ -13,8 +13,11 @@ from torch import nn
 from raysweep.cli.display import Display
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.reports.standing import missing_lines
 from raysweep.results.outcome import SweepOutcome
+from raysweep.results.state import State, TrialStatus
 from raysweep.tune.deps import ModelPool
+from raysweep.tune.pending import pending
 
 
 class Toy:
@@ -74,6 +77,17 @@ def test_exit_codes() -> None:
     assert outcome() == 0
     assert outcome(failed={"k": "e"}) == outcome(unfinished=("k",)) == 3
     assert outcome(unfinished=("k",), interrupted=True) == 130
+    assert outcome(done=("d",), stopped={"k": "after 2 edits the model is no finite numbers (…)"}) == 0
+
+
+def test_what_a_rule_stopped_is_told_and_nobody_is_asked_to_run_it_again() -> None:
+    why = "after 2 edits the model is no finite numbers (SpecError: λ = 0.1 is too small)"
+    outcome = SweepOutcome(
+        done=("d",), failed={}, unfinished=(), interrupted=False, results="r", stopped={"k": why}
+    )  # fmt: skip
+    assert missing_lines(outcome, {"k": "memit+simie seed=0"}, {}) == [f"stopped: memit+simie seed=0: {why}"]
+    states = {"k": TrialStatus(State.STOPPED, 2, why, rule="collapsed")}
+    assert pending(states, retry=True, repair=True) == []
 
 
 def test_display_prints_a_line_per_round_without_a_terminal(tmp_path: Path) -> None:
