@@ -163,7 +163,8 @@ def _prepare(run: SweepRun) -> Mapping[str, TrialStatus]:
     if run.options.fresh:
         _forget(run.store, run.table.values())
     run.store.write_plan(run.plan.as_json(), run.plan.sweep.source.text)
-    return trial_states(run.store, run.table)
+    # Whoever asks for repair suspects the disk, so every byte is read again.
+    return trial_states(run.store, run.table, trust_index=not run.options.repair)
 
 
 def _is_writable(store: ResultStore) -> bool:

@@ -29,13 +29,14 @@ def pending(states: Mapping[str, TrialStatus], *, retry: bool = False, repair: b
 
 
 def trial_states(
-    store: ResultStore, trials: Mapping[str, PlannedTrial], *, verify: bool = True
+    store: ResultStore, trials: Mapping[str, PlannedTrial], *, verify: bool = True, trust_index: bool = True
 ) -> dict[str, TrialStatus]:
     """Return where each of *trials* stands; with *verify*, every file of those that are done is compared with what was written.
 
-    A trial whose folder looks as it did when that was last done counts as compared (:mod:`raysweep.results.index`).
+    With *trust_index*, a trial whose folder looks as it did when that was last done counts as compared
+    (:mod:`raysweep.results.index`). A disk that altered bytes and no time of any file is found without it only.
     """
-    known = finished(store.folder, trials)
+    known = finished(store.folder, trials) if trust_index else {}
 
     def ask(key: str) -> TrialStatus:
         rounds = trials[key].trial.protocol.rounds

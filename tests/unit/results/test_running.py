@@ -54,7 +54,7 @@ class Fake:
         self.meanwhile: Callable[[], Any] = lambda: None
         self.interrupt_after = 99
 
-    def __call__(self, run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
+    def __call__(self, run: SweepRun, todo: Sequence[str]) -> bool:
         table = run.table
         self.rounds.append([table[key].trial.seed for key in todo])
         for number, key in enumerate(todo):
@@ -103,7 +103,7 @@ def test_storage_taken_away_ends_with_3_and_a_rerun_makes_what_is_missing(
 def test_storage_that_stays_away_is_said_too(
     plan: Plan, workspace: Workspace, store: ResultStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
+    def run(run: SweepRun, todo: Sequence[str]) -> bool:
         shutil.rmtree(run.store.folder.base)
         return False
 
@@ -166,9 +166,9 @@ def test_what_has_no_end_is_run_once_more(
 ) -> None:
     calls: list[int] = []
 
-    def run(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
+    def run(run: SweepRun, todo: Sequence[str]) -> bool:
         calls.append(len(todo))
-        return fake(run, todo[:2] if len(calls) == 1 else todo, first=first)
+        return fake(run, todo[:2] if len(calls) == 1 else todo)
 
     monkeypatch.setattr(launch, "_run_in_ray", run)
     assert run_sweep(plan, workspace).exit_code == 0
@@ -183,9 +183,9 @@ def test_a_ray_that_gives_up_is_started_once_more(
     """On a cluster, its memory monitor's kill of a process ends all of Tune; so does a lost object."""
     calls: list[int] = []
 
-    def run(run: SweepRun, todo: Sequence[str], *, first: bool) -> bool:
+    def run(run: SweepRun, todo: Sequence[str]) -> bool:
         calls.append(len(todo))
-        fake(run, todo[:1] if len(calls) <= deaths else todo, first=first)
+        fake(run, todo[:1] if len(calls) <= deaths else todo)
         if len(calls) <= deaths:
             raise RuntimeError(
                 "Caught unexpected exception: OutOfMemoryError: Task was killed due to the node running low on memory."
