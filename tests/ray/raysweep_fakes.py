@@ -18,7 +18,7 @@ from raysweep.results import folder as folder_module
 from raysweep.results.folder import Folder
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
-from raysweep.studies.base import ComputeProposal, Deps, Progress, Study
+from raysweep.studies.base import CollapsedError, ComputeProposal, Deps, Progress, Study
 from raysweep.summarize import summary
 
 KINDS = (("efficacy", "token_match"), ("paraphrase", "token_match"), ("locality", "agreement"))
@@ -75,6 +75,8 @@ class Fake(Study):
             time.sleep(config.get("sleep", 0.0))
             if step == config.get("raise_at"):
                 raise ValueError("asked to fail")
+            if step == config.get("collapse_at"):
+                raise CollapsedError(step - 1, ValueError("no decomposition"))
             if step == config.get("die_at") and _once(config["flag"]):
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == config.get("hang_at") and ("flag" not in config or _once(config["flag"])):

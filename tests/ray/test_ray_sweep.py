@@ -144,6 +144,23 @@ def test_a_scheduler_s_warning_before_its_time_limit_is_no_interruption(bench: B
     assert bench.bytes("limited") == bench.bytes("undisturbed")
 
 
+def test_a_collapsed_trial_is_stopped_by_rule_and_not_run_again(bench: Bench) -> None:
+    configs = {"collapsing": {"collapse_at": 4}, "calm": {}}
+    root = bench.base / "collapsed"
+    code, outcome, lines = finish(start(root, "s", configs, (0,), plugins=bench.plugins))
+    assert (code, outcome) == (0, {"done": 1, "failed": [], "unfinished": 0})
+    why = "after 3 edits the model is no finite numbers (ValueError: no decomposition)"
+    assert f"collapsing/0: STOPPED at 3/6: {why}" in lines
+    sweep = open_results("s", Workspace(root=root))
+    rows = {row["arm"]: row for row in sweep.trials().to_pylist()}
+    stopped = rows["collapsing"]
+    assert (stopped["status"], stopped["step"], stopped["error"]) == ("STOPPED", 3, why)
+    assert stopped["non_finite_step"] == 3
+    assert [p.name for p in (root / "results" / "s" / stopped["trial_key"]).glob("snapshot*")] == []
+    code, outcome, lines = finish(start(root, "s", configs, (0,), plugins=bench.plugins))
+    assert (code, lines) == (0, []), "what a rule stopped is no work"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_ends_a_run_at_once(bench: Bench, number: signal.Signals) -> None:
     """The first one waits for the rounds in flight, here more than a minute."""
