@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.parts import Part
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
@@ -21,13 +22,16 @@ def plan_of(groups: list[str]) -> Plan:
         PlannedTrial(
             arm="a", point={"seed": seed}, edit_key=group,
             trial=TrialSpec(
-                study="lifelong", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name="x"),
+                study="lifelong", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name="x", config=UnreadConfig()),
                 protocol=ProtocolSpec(rounds=(0, 2)), seed=seed,
             ),
         )
         for seed, group in enumerate(groups)
     ]  # fmt: skip
-    return Plan(SweepSpec(name="s", arms=(ArmSpec(name="a", editor=EditorSpec(name="x")),)), tuple(trials))
+    return Plan(
+        SweepSpec(name="s", arms=(ArmSpec(name="a", editor=EditorSpec(name="x", config=UnreadConfig())),)),
+        tuple(trials),
+    )
 
 
 @given(groups=st.lists(st.sampled_from(["", "g1", "g2", "g3"]), min_size=1, max_size=12), total=st.integers(1, 15))
