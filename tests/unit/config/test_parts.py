@@ -12,7 +12,7 @@ from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.parts import Part
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
-from raysweep.config.sweep_schema import ArmSpec, SweepSpec
+from raysweep.config.sweep_schema import ArmSpec, SweepSpec, WrittenEditor
 from raysweep.errors import SpecError
 
 
@@ -29,7 +29,7 @@ def plan_of(groups: list[str]) -> Plan:
         for seed, group in enumerate(groups)
     ]  # fmt: skip
     return Plan(
-        SweepSpec(name="s", arms=(ArmSpec(name="a", editor=EditorSpec(name="x", config=UnreadConfig())),)),
+        SweepSpec(name="s", arms=(ArmSpec(name="a", editor=WrittenEditor(name="x")),)),
         tuple(trials),
     )
 
