@@ -99,6 +99,19 @@ def test_a_node_that_goes_in_the_middle_changes_no_byte(
     assert [line for line in lines if not ours.match(line)] == []
 
 
+def test_shards_on_several_nodes_go_on_without_one_of_them(
+    cluster: LocalCluster, tmp_path: Path, plugins: Path, undisturbed: dict[str, bytes]
+) -> None:
+    """A trial's edits are computed on two nodes; a third takes the place of the one that is lost."""
+    cluster.add(1)
+    process = start(tmp_path, "s", CONFIGS, plugins=plugins, options={"address": cluster.address}, shards=2)
+    await_line(process, "2/6 edits")
+    cluster.kill(2)
+    code, outcome, lines = finish(process, timeout=240)
+    assert (code, outcome) == WHOLE, lines
+    assert table_bytes(tmp_path, "s") == undisturbed
+
+
 def test_ray_address_is_joined_and_said_first(cluster: LocalCluster, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "raysweep", "--root", str(tmp_path), "run", "smoke"]
     few = ["--set", "data.size=2", "--set", "protocol.rounds=[0, 2]"]
