@@ -128,9 +128,8 @@ class Chaos:
             with contextlib.suppress(OSError):
                 take(root / "results" / "s")
                 break
+        # A small sweep may be made anew before the driver looks for its lock: then 0 is right, and the tables are compared.
         self._end(process, root, played)
-        if played.codes[-1] == 0:
-            played.wrong.append("the driver whose storage was taken away says that all is done")
 
     def _unwritable(self, error: str, root: Path, rng: random.Random, played: Played) -> None:
         process = self._begun(root, rng)
