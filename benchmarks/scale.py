@@ -64,8 +64,12 @@ class Usage:
 
     def look(self) -> None:
         """Read ``/proc`` once more; what a process that is gone had used by the last look stays counted."""
+        family = _family({self.driver, *self.roots})
+        # A driver that has ended (a zombie has no pages) leaves what was seen last.
+        if self.megabytes and not family.get(self.driver, (0, 0, 0))[2]:
+            return
         self.megabytes = dict.fromkeys(("driver", "worker", "ray"), 0.0)
-        for pid, (start, ticks, pages) in _family({self.driver, *self.roots}).items():
+        for pid, (start, ticks, pages) in family.items():
             kind = self._kind(pid)
             self.cpu[pid, start] = kind, ticks / TICK
             self.megabytes[kind] += pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -32,6 +32,8 @@ ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # where Ray's own `ray jo
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 SWEEP, ROOT = "raysweep_sweep", "raysweep_root"  # a job's metadata: what it runs, and where
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+NO_AGENT = "No available agent"  # what the server says while no node's agent has come up yet
+AGENT_SECONDS = 60.0  # how long that may take
 PAUSE = 1.0  # seconds between two questions about a job's state
 
 
@@ -147,16 +149,21 @@ def submit(client: JobClient, request: JobRequest) -> str:
     """
     name = f"raysweep-{request.sweep}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     with _luggage(request) as folder:
-        try:
-            # Uploading is done when this returns, so the folder may go.
-            return client.submit_job(
-                entrypoint=request.entrypoint,
-                submission_id=name,
-                runtime_env={"working_dir": str(folder)},
-                metadata={SWEEP: request.sweep, ROOT: request.root},
-            )
-        except Exception as error:
-            raise RunFailedError(f"the job server refused the job: {first_line(error)}") from error
+        until = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                # Uploading is done when this returns, so the folder may go.
+                return client.submit_job(
+                    entrypoint=request.entrypoint,
+                    submission_id=name,
+                    runtime_env={"working_dir": str(folder)},
+                    metadata={SWEEP: request.sweep, ROOT: request.root},
+                )
+            except Exception as error:
+                # A cluster that has just started takes jobs some seconds later than connections.
+                if NO_AGENT not in str(error) or time.monotonic() > until:
+                    raise RunFailedError(f"the job server refused the job: {first_line(error)}") from error
+            time.sleep(PAUSE)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -41,6 +42,8 @@ def why_not() -> str:
         return f"{', '.join(lacking)} not installed: {INSTALL}"
     if os.geteuid() != 0:
         return "needs root, for namespaces"
+    if any(Path(place).resolve().is_relative_to("/tmp") for place in (sys.executable, __file__)):
+        return "this checkout is below /tmp, of which each host has its own"
     probe = subprocess.run(["unshare", "--net", "--pid", "--mount", "--fork", "true"], capture_output=True, check=False)
     return "" if probe.returncode == 0 else f"no namespaces here: {probe.stderr.decode().strip()}"
 

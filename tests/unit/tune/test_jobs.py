@@ -34,8 +34,12 @@ class Server:
     states: list[Job] = field(default_factory=list)
     sent: dict[str, Any] = field(default_factory=dict)
     refusal: str = ""
+    late: int = 0  # how often it is not ready yet
 
     def submit_job(self, **options: Any) -> str:
+        self.late -= 1
+        if self.late >= 0:
+            raise RuntimeError("status code 500: No available agent to submit job, please try again later")
         if self.refusal:
             raise RuntimeError(self.refusal)
         folder = Path(options["runtime_env"]["working_dir"])
@@ -68,6 +72,14 @@ def test_the_search_space_travels_and_the_rest_is_quoted(request_: JobRequest) -
     assert job.startswith("raysweep-sweep one-")
     assert server.sent["files"] == {"sweep one.yaml": "arms: {}\n"}
     assert server.sent["entrypoint"] == "raysweep --root /shared/r run './sweep one.yaml' --set 'data.size=2 0'"
+
+
+def test_a_cluster_that_has_just_started_is_given_time(request_: JobRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "PAUSE", 0)
+    assert jobs.submit(Server(late=3), request_).startswith("raysweep-")
+    monkeypatch.setattr(jobs, "AGENT_SECONDS", -1)
+    with pytest.raises(RunFailedError, match="No available agent"):
+        jobs.submit(Server(late=3), request_)
 
 
 def test_a_refusal_is_one_sentence(request_: JobRequest) -> None:
