@@ -67,7 +67,8 @@ class LocalCluster:
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--block", f"--num-cpus={cpus}",
             "--node-ip-address=127.0.0.1", "--disable-usage-stats",
-            f"--resources={resources}", "--object-store-memory=100000000",
+            # Its default is one port for the whole machine, and an agent that finds it taken runs no jobs.
+            f"--dashboard-agent-listen-port={_free_port()}", f"--resources={resources}", "--object-store-memory=100000000",
         ]  # fmt: skip
         log = (self.folder / f"node{len(self.nodes)}.log").open("wb")
         self.nodes.append(
