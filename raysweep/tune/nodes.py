@@ -21,6 +21,7 @@ from raysweep.errors import NodeError, RaysweepError
 from raysweep.lazy import lazy
 from raysweep.results.folder import Folder
 from raysweep.results.provenance import installed
+from raysweep.tune.local_ray import visible_gpus
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -225,8 +226,7 @@ def examine(needed: Requirements, answer: Answer, *, accelerated: bool) -> Answe
     if accelerated:
         import torch
 
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        cards = [torch.cuda.get_device_properties(index) for index in range(count)]
+        cards = [torch.cuda.get_device_properties(index) for index in range(visible_gpus())]
         answer["gpus"] = [(card.name, int(card.total_memory)) for card in cards]
     return answer
 
