@@ -1,7 +1,7 @@
 """Whether this machine can give a sweep what it asks for: processors, accelerators, memory, disk. Asked before anything runs.
 
-`validate`, `run` and `edit` ask it. Of a sweep that joins a cluster only its storage is asked: what other machines have is known to
-them only.
+`validate`, `run` and `edit` ask it. Of a sweep that joins a cluster only what the driver needs is asked: what other machines
+have is known to them only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 ELSEWHERE = "ask for less, or join a larger cluster: --address"
 SPARE = 64 << 20  # bytes on disk for tables, logs and Ray's own files
-# Parts of a trial's memory that are also written: snapshots, artifacts.
-_ON_DISK = ("edited matrices", "second moments", "grace codebook")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +129,8 @@ def _needs(plan: Plan, workspace: Workspace, components: Components, machine: Ma
         # Of a model that is not on this machine yet nothing is known.
         if shape is None:
             continue
-        parts = memory(planned.trial, shape, components).parts
-        total, written = sum(parts.values()), SPARE + sum(parts.get(name, 0) for name in _ON_DISK)
+        needed = memory(planned.trial, shape, components)
+        total, written = needed.total, SPARE + needed.written
         # With an accelerator the weights lie there, and this machine's memory says nothing.
         if machine.memory is not None and not machine.gpus and total > machine.memory:
             smaller = "a smaller model.dtype or model, fewer layers, or a larger machine: `run --address`"

@@ -27,10 +27,18 @@ MANY_TRIALS = 1000  # from more on, a plan says what the driver takes
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """About how many bytes a trial takes, by part, and of which parts nothing is known."""
+    """About how many bytes a trial takes, by part, and of which parts nothing is known.
+
+    Attributes:
+        parts: bytes by part.
+        unknown: components of whose state nothing is known.
+        written: bytes of the parts that are also files: a snapshot holds the edited matrices and the components' states, the
+            artifact store the second moments.
+    """
 
     parts: Mapping[str, int]
     unknown: tuple[str, ...] = ()
+    written: int = 0
 
     @property
     def total(self) -> int:
@@ -64,6 +72,7 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
         if editor.config.stored_value("matrix") == "in":
             matrices = [(shape.mlp_width, shape.hidden)]
     columns = KEYS_PER_EDIT * trial.protocol.rounds[-1]
+    written = sum(parts.get(name, 0) for name in ("edited matrices", "second moments"))
     unknown = []
     wraps = [(components.wrappers.get(w.name), w.name, w.config) for w in editor.wrap]
     for one, name, config in ((kind, editor.name, editor.config), *wraps):
@@ -72,7 +81,8 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
             unknown.append(name)
         else:
             parts |= {f"{name} {part}": count for part, count in state.items()}
-    return Memory({k: v for k, v in parts.items() if v}, tuple(unknown))
+            written += sum(state.values())
+    return Memory({k: v for k, v in parts.items() if v}, tuple(unknown), written)
 
 
 def driver_memory(trials: int) -> int:
