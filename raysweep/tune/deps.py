@@ -121,10 +121,8 @@ def _hash(tensor: Tensor) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-# All that lives from one trial of a process to its next.
-# Both hand out what they were told to load, checked anew each time, so no number depends on what a process did before.
+# It hands out what it was told to load, checked anew each time, so no number depends on what a process did before.
 _POOLS: dict[str, ModelPool] = {}
-_ARTIFACTS: dict[str, ArtifactStore] = {}
 
 
 def pool_of(workspace: Workspace) -> ModelPool:
@@ -136,11 +134,6 @@ def pool_of(workspace: Workspace) -> ModelPool:
         return load_model(spec, workspace, on_step)
 
     return _POOLS.setdefault(str(workspace.root), ModelPool(load))
-
-
-def artifacts_of(workspace: Workspace) -> ArtifactStore:
-    """Return this process's store of artifacts for *workspace*, which maps each artifact's file once."""
-    return _ARTIFACTS.setdefault(str(workspace.artifacts), ArtifactStore(workspace.artifacts))
 
 
 class Heartbeat:
@@ -178,8 +171,17 @@ def make_deps(
     *,
     proposal_scheduler: ProposalScheduler | None = None,
     proposal_cache: ProposalCache | None = None,
+    artifacts: ArtifactStore | None = None,
 ) -> Deps:
-    """Return the effects a study may use, rooted at *workspace*."""
+    """Return the effects a study may use, rooted at *workspace*.
+
+    Args:
+        workspace: where everything is looked for.
+        progress: told how far the trial is.
+        proposal_scheduler: computes proposals elsewhere; None = here.
+        proposal_cache: keeps proposals for other trials; None = nobody does.
+        artifacts: a store that maps each file once for all the trials it is given to; None = one for this trial alone.
+    """
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
 
     def on_step(done: int, total: int) -> None:
@@ -189,7 +191,7 @@ def make_deps(
     deps = Deps(
         load_model=lambda spec: pool_of(workspace).get(spec, on_step),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
-        artifacts=artifacts_of(workspace),
+        artifacts=artifacts or ArtifactStore(workspace.artifacts),
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),
         open_testbed=lambda spec: lazy("raysweep.data.belief_points").open_testbed(spec, workspace),
         proposal_scheduler=proposal_scheduler,

@@ -16,6 +16,7 @@ from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysweep import environment, pytree
+from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import TrialSpec
 from raysweep.editors.base import Proposal
 from raysweep.studies import STUDIES
@@ -30,6 +31,7 @@ class Shard:
 
     def __init__(self, workspace: Workspace, sweep: str) -> None:
         self.workspace, self.sweep = workspace, sweep
+        self.artifacts = ArtifactStore(workspace.artifacts)
         self._trial = ""
         self._ask: ComputeProposal | None = None
 
@@ -46,7 +48,8 @@ class Shard:
         # The model and the artifacts are loaded once per trial, not once per proposal.
         if self._ask is None or self._trial != trial.key:
             environment.check(trial.environment)
-            deps = make_deps(self.workspace, proposal_cache=proposal_folder(self.workspace, self.sweep, cache_key))
+            cache = proposal_folder(self.workspace, self.sweep, cache_key)
+            deps = make_deps(self.workspace, proposal_cache=cache, artifacts=self.artifacts)
             self._ask, self._trial = STUDIES.get(trial.study)().proposal_function(trial, deps), trial.key
         return self._ask
 

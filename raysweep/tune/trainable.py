@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from ray import tune
 
+from raysweep.artifacts import ArtifactStore
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.results.runner import RoundReport, TrialRun, replay
@@ -32,6 +33,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         self.table, self.workspace, self.sweep = table, workspace, sweep
         self.store = ResultStore(workspace.results(sweep))
         self.shards = Shards(workspace, sweep)
+        self.artifacts = ArtifactStore(workspace.artifacts)
         self._run: TrialRun | None = None
         self._begin(config)
 
@@ -64,6 +66,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
             Heartbeat(local / key if local is not None else None),
             proposal_scheduler=self.shards if job.can_propose else None,
             proposal_cache=proposal_folder(self.workspace, self.sweep, self.shards.cache_key),
+            artifacts=self.artifacts,
         )
         self._run = TrialRun(job, deps, self.store, members)
 
