@@ -6,18 +6,16 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_cluster import LocalCluster
-from ray_helpers import finish, install_fakes, start, table_bytes
+from ray_helpers import finish, start, table_bytes
 
 from raysweep.workspace import Workspace
 
@@ -31,13 +29,6 @@ WHOLE = (0, {"done": 6, "failed": [], "unfinished": 0})
 
 
 @pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plugins")
-    install_fakes(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, plugins: Path) -> dict[str, bytes]:
     """The bytes of a run on this machine alone."""
     root = tmp_path_factory.mktemp("undisturbed")
@@ -47,26 +38,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, plugins: Path) -> dict
 
 
 @pytest.fixture
-def short() -> Iterator[Path]:
-    """A folder with a short path, for Ray's sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="rs-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def cluster(short: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
+def cluster(start_cluster: Callable[..., LocalCluster]) -> LocalCluster:
     """A head without processors and two nodes with one each, so that trials run on the nodes alone."""
-    monkeypatch.setenv("PYTHONPATH", str(plugins))
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    made = LocalCluster(short, cpus=(0, 1, 1))
-    try:
-        for name, value in made.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-        yield made
-    finally:
-        made.stop()
+    return start_cluster(0, 1, 1)
 
 
 def await_line(process: subprocess.Popen[str], text: str) -> list[str]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_cluster import LocalCluster
-from ray_helpers import finish, install_fakes, start, table_bytes
+from ray_helpers import finish, start, table_bytes
 
 from raysweep.results.store import ResultStore, State
 
@@ -22,39 +20,10 @@ CALM: dict[str, dict[str, Any]] = {"calm": {"sleep": 0.2}}
 SECOND = 0.4  # that stands for a minute, so that ten of them are four seconds: a busy machine is silent for one or two
 
 
-@pytest.fixture(scope="module")
-def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plugins")
-    install_fakes(folder)
-    return folder
-
-
 @pytest.fixture
-def short() -> Iterator[Path]:
-    """A folder with a short path, for Ray's sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="rs-"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def environment(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setenv("PYTHONPATH", str(plugins))
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    return monkeypatch
-
-
-@pytest.fixture
-def cluster(short: Path, environment: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
+def cluster(start_cluster: Callable[..., LocalCluster]) -> LocalCluster:
     """A head without processors; tests add nodes."""
-    made = LocalCluster(short, cpus=(0,))
-    try:
-        for name, value in made.environment.items():
-            environment.setenv(name, value)
-        environment.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-        yield made
-    finally:
-        made.stop()
+    return start_cluster(0)
 
 
 def refusal(process: subprocess.Popen[str]) -> str:

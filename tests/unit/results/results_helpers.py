@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,3 +74,14 @@ def write_trial(store: ResultStore, trial: TrialSpec, arm: str = "memit", *, shi
     for step in trial.protocol.rounds:
         store.write_round(trial.key, make_round(trial, step, shift=shift))
     store.finish(trial.key, step=trial.protocol.rounds[-1])
+
+
+def write_pairs(folder: Path, seeds: Iterable[int]) -> ResultStore:
+    """Write a sweep of *seeds* each with and without λ, whose trials have three rounds of three tables; return its store."""
+    store = ResultStore(folder)
+    trials = {("memit" if lam is None else "simie", s): make_trial(s, lam) for lam in (None, 2.0) for s in seeds}
+    for trial in trials.values():
+        write_trial(store, trial)
+    places = [{"key": t.key, "arm": arm, "point": {"seed": seed}} for (arm, seed), t in trials.items()]
+    store.write_plan({"sweep": "s", "trials": places}, "")
+    return store

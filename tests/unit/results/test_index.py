@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from results_helpers import make_trial, write_trial
+from results_helpers import write_pairs
 
 from raysweep.reports.views import rows_with_gaps, trial_views
 from raysweep.results import index, indexing, tables
@@ -32,13 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ResultStore:
-    made = ResultStore(tmp_path / "results" / "s")
-    trials = {("memit" if lam is None else "simie", s): make_trial(s, lam) for lam in (None, 2.0) for s in SEEDS}
-    for trial in trials.values():
-        write_trial(made, trial)
-    places = [{"key": t.key, "arm": arm, "point": {"seed": seed}} for (arm, seed), t in trials.items()]
-    made.write_plan({"sweep": "s", "trials": places}, "")
-    return made
+    return write_pairs(tmp_path / "results" / "s", SEEDS)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from results_helpers import make_trial, write_trial
+from results_helpers import make_trial, write_pairs, write_trial
 
 from raysweep.cli.main import main
 from raysweep.errors import DamagedError
@@ -27,14 +27,7 @@ SEEDS, STATE_READS = range(3), 8  # state files read per trial, at most
 
 @pytest.fixture
 def store(tmp_path: Path) -> ResultStore:
-    """A sweep of three seeds each with and without λ, whose trials have three rounds of three tables."""
-    made = ResultStore(tmp_path / "results" / "s")
-    trials = {("memit" if lam is None else "simie", s): make_trial(s, lam) for lam in (None, 2.0) for s in SEEDS}
-    for trial in trials.values():
-        write_trial(made, trial)
-    places = [{"key": t.key, "arm": arm, "point": {"seed": seed}} for (arm, seed), t in trials.items()]
-    made.write_plan({"sweep": "s", "trials": places}, "")
-    return made
+    return write_pairs(tmp_path / "results" / "s", SEEDS)
 
 
 @pytest.fixture
