@@ -121,19 +121,23 @@ def _hash(tensor: Tensor) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-# It hands out what it was told to load, checked anew each time, so no number depends on what a process did before.
-_POOLS: dict[str, ModelPool] = {}
+class LoadedInputs:
+    """What a process loads once for all the trials it serves: one model, and a mapping of each artifact's file.
 
+    Both hand out what they were told to load, checked anew each time, so no number depends on what a process did before.
 
-def pool_of(workspace: Workspace) -> ModelPool:
-    """Return this process's pool for *workspace*; it hands out restored, hash-checked models only."""
+    Args:
+        workspace: where models and artifacts lie.
+    """
 
-    def load(spec: ModelSpec, on_step: OnStep) -> LanguageModel:
-        from raysweep.models.sources.load import load as load_model
+    def __init__(self, workspace: Workspace) -> None:
+        def load(spec: ModelSpec, on_step: OnStep) -> LanguageModel:
+            from raysweep.models.sources.load import load as load_model
 
-        return load_model(spec, workspace, on_step)
+            return load_model(spec, workspace, on_step)
 
-    return _POOLS.setdefault(str(workspace.root), ModelPool(load))
+        self.models = ModelPool(load)
+        self.artifacts = ArtifactStore(workspace.artifacts)
 
 
 class Heartbeat:
@@ -171,7 +175,7 @@ def make_deps(
     *,
     proposal_scheduler: ProposalScheduler | None = None,
     proposal_cache: ProposalCache | None = None,
-    artifacts: ArtifactStore | None = None,
+    loaded: LoadedInputs | None = None,
 ) -> Deps:
     """Return the effects a study may use, rooted at *workspace*.
 
@@ -180,8 +184,9 @@ def make_deps(
         progress: told how far the trial is.
         proposal_scheduler: computes proposals elsewhere; None = here.
         proposal_cache: keeps proposals for other trials; None = nobody does.
-        artifacts: a store that maps each file once for all the trials it is given to; None = one for this trial alone.
+        loaded: what this process has loaded for its trials; None = nothing yet, and nothing is kept for another trial.
     """
+    inputs = loaded or LoadedInputs(workspace)
     data, texts = lazy("raysweep.data"), lazy("raysweep.data.texts")
 
     def on_step(done: int, total: int) -> None:
@@ -189,9 +194,9 @@ def make_deps(
             progress(Progress(0, 0, "training the model", (done, total)))
 
     deps = Deps(
-        load_model=lambda spec: pool_of(workspace).get(spec, on_step),
+        load_model=lambda spec: inputs.models.get(spec, on_step),
         open_dataset=lambda spec: data.open_dataset(spec, workspace),
-        artifacts=artifacts or ArtifactStore(workspace.artifacts),
+        artifacts=inputs.artifacts,
         texts=lambda text, spec: texts.open_texts(text, spec, workspace),
         open_testbed=lambda spec: lazy("raysweep.data.belief_points").open_testbed(spec, workspace),
         proposal_scheduler=proposal_scheduler,

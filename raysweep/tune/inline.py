@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from raysweep.artifacts import ArtifactStore
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.runner import RoundReport, replay, run_trial
 from raysweep.results.state import ENDS, TrialStatus
-from raysweep.tune.deps import Heartbeat, make_deps
+from raysweep.tune.deps import Heartbeat, LoadedInputs, make_deps
 from raysweep.tune.pending import pending
 from raysweep.tune.sweep_run import SweepRun
 
@@ -18,13 +17,13 @@ def run_inline(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
     chosen = set(pending(states, retry=run.options.retry, repair=run.options.repair))
     for key in chosen:
         run.store.reopen(key)
-    artifacts = ArtifactStore(run.workspace.artifacts)  # one for all trials: each file is read and hashed once
+    loaded = LoadedInputs(run.workspace)
     run.watcher.begin()
     try:
         # In the plan's order, though `pending` puts begun trials first: nothing runs beside it that they would hold up.
         for planned in (t for key, t in run.table.items() if key in chosen):
             run.watcher.started(planned.key)
-            for result in _rounds(run, planned, artifacts):
+            for result in _rounds(run, planned, loaded):
                 run.watcher.round(planned.key, result)
             run.watcher.stopped(planned.key)
     finally:
@@ -32,22 +31,22 @@ def run_inline(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
     return False
 
 
-def _rounds(run: SweepRun, planned: PlannedTrial, artifacts: ArtifactStore) -> Iterator[dict[str, object]]:
+def _rounds(run: SweepRun, planned: PlannedTrial, loaded: LoadedInputs) -> Iterator[dict[str, object]]:
     """Run *planned*, or tell its rounds where an earlier trial of its group made them; yield what Ray would report."""
     status = run.store.status(planned.key, planned.trial.protocol.rounds)
     # The members of an edit group are run with its first one; when their turn comes, they are only told.
     ended = status.state in ENDS
-    for report in replay(planned.trial, run.store) if ended else _run(run, planned, artifacts):
+    for report in replay(planned.trial, run.store) if ended else _run(run, planned, loaded):
         result: dict[str, object] = {**report.summary, "step": report.step, "done": report.done, "replayed": ended}
         result |= {"non_finite_step": report.non_finite_step}
         result |= {"failure": report.error} if report.error else {}
         yield {**result, "stopped": report.stopped} if report.stopped else result
 
 
-def _run(run: SweepRun, planned: PlannedTrial, artifacts: ArtifactStore) -> Iterator[RoundReport]:
+def _run(run: SweepRun, planned: PlannedTrial, loaded: LoadedInputs) -> Iterator[RoundReport]:
     local = run.store.folder.local
     heartbeat = Heartbeat(local / planned.key if local is not None else None)
-    deps = make_deps(run.workspace, heartbeat, artifacts=artifacts)
+    deps = make_deps(run.workspace, heartbeat, loaded=loaded)
     members = [
         t for t in run.table.values() if planned.edit_key and t.edit_key == planned.edit_key and t is not planned
     ]

@@ -16,13 +16,12 @@ from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raysweep import environment, pytree
-from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import TrialSpec
 from raysweep.editors.base import Proposal
 from raysweep.studies import STUDIES
 from raysweep.studies.base import ComputeProposal
 from raysweep.studies.ordered_results import Helper, in_order
-from raysweep.tune.deps import make_deps, proposal_folder
+from raysweep.tune.deps import LoadedInputs, make_deps, proposal_folder
 from raysweep.workspace import Workspace
 
 
@@ -31,7 +30,7 @@ class Shard:
 
     def __init__(self, workspace: Workspace, sweep: str) -> None:
         self.workspace, self.sweep = workspace, sweep
-        self.artifacts = ArtifactStore(workspace.artifacts)
+        self.loaded = LoadedInputs(workspace)
         self._trial = ""
         self._ask: ComputeProposal | None = None
 
@@ -49,7 +48,7 @@ class Shard:
         if self._ask is None or self._trial != trial.key:
             environment.check(trial.environment)
             cache = proposal_folder(self.workspace, self.sweep, cache_key)
-            deps = make_deps(self.workspace, proposal_cache=cache, artifacts=self.artifacts)
+            deps = make_deps(self.workspace, proposal_cache=cache, loaded=self.loaded)
             self._ask, self._trial = STUDIES.get(trial.study)().proposal_function(trial, deps), trial.key
         return self._ask
 

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 
 from ray import tune
 
-from raysweep.artifacts import ArtifactStore
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.results.ray_logs import TRIAL_KEY
 from raysweep.results.runner import RoundReport, TrialRun, replay
 from raysweep.results.state import ENDS
 from raysweep.results.store import ResultStore
-from raysweep.tune.deps import Heartbeat, make_deps, proposal_folder
+from raysweep.tune.deps import Heartbeat, LoadedInputs, make_deps, proposal_folder
 from raysweep.tune.shards import Shards
 from raysweep.workspace import Workspace
 
@@ -33,7 +32,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         self.table, self.workspace, self.sweep = table, workspace, sweep
         self.store = ResultStore(workspace.results(sweep))
         self.shards = Shards(workspace, sweep)
-        self.artifacts = ArtifactStore(workspace.artifacts)
+        self.loaded = LoadedInputs(workspace)
         self._run: TrialRun | None = None
         self._begin(config)
 
@@ -66,7 +65,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
             Heartbeat(local / key if local is not None else None),
             proposal_scheduler=self.shards if job.can_propose else None,
             proposal_cache=proposal_folder(self.workspace, self.sweep, self.shards.cache_key),
-            artifacts=self.artifacts,
+            loaded=self.loaded,
         )
         self._run = TrialRun(job, deps, self.store, members)
 
