@@ -17,10 +17,11 @@ from pathlib import Path
 from raysweep.config.components import Components
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.problems import problem
-from raysweep.errors import Problem, ProblemsError, StoreError
+from raysweep.errors import Problem, ProblemsError, SpecError, StoreError
 from raysweep.lazy import lazy
 from raysweep.reports.estimates import amount, driver_memory, memory
 from raysweep.reports.prose import counted
+from raysweep.tune import hang_watch
 from raysweep.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -82,10 +83,11 @@ def check(
 def _hang_watch(plan: Plan, workspace: Workspace) -> Iterator[Problem]:
     """Yield why trials that hang could not be found: where results lie on an object store there are no heartbeats."""
     where = workspace.results_root
-    if plan.sweep.resources.hung_after and "://" in where:
-        place = plan.sweep.source.value(("resources", "hung_after"))
-        message = f"resources.hung_after: {where} is no folder, so trials give no sign of life between rounds"
-        yield problem(place, message, "leave it 0, or `run --storage` with a folder that all nodes share")
+    try:
+        hang_watch.check(plan.sweep.resources, where, local="://" not in where)
+    except SpecError as error:
+        # The same sentence, with the line of the file that it is about.
+        yield problem(plan.sweep.source.value(("resources", "hung_after")), error.message, error.hint)
 
 
 def _storage(results: str) -> Iterator[Problem]:

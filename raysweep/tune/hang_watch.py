@@ -12,7 +12,6 @@ from pathlib import Path
 
 from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.errors import SpecError
-from raysweep.results.folder import Folder
 from raysweep.results.store import HEARTBEAT
 
 MINUTE = 60.0  # seconds
@@ -20,15 +19,20 @@ POLL = 5.0  # seconds between two looks, at most
 LOOKS = 20  # in the time that a trial may be silent, at least
 
 
-def check(resources: ResourceSpec, results: Folder) -> None:
+def check(resources: ResourceSpec, results: str, *, local: bool) -> None:
     """Return if hung trials need not be found, or can be.
+
+    Args:
+        resources: what the sweep asks for.
+        results: where results lie.
+        local: whether that is a folder.
 
     Raises:
         SpecError: *results* lie on an object store, where trials leave no heartbeat; their rounds may be hours apart.
     """
-    if resources.hung_after and results.local is None:
+    if resources.hung_after and not local:
         raise SpecError(
-            f"resources.hung_after: {results.location} is no folder, so trials give no sign of life between rounds",
+            f"resources.hung_after: {results} is no folder, so trials give no sign of life between rounds",
             hint="leave it 0, or use --storage with a folder that all nodes share",
         )
 

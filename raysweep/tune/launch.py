@@ -63,7 +63,7 @@ def run_sweep(
         cluster.check(options.address)
     store = ResultStore(workspace.results(plan.sweep.name))
     if not inline:
-        hang_watch.check(plan.sweep.resources, store.folder)
+        hang_watch.check(plan.sweep.resources, store.folder.location, local=store.folder.local is not None)
     store.folder.check_writable()
     part = options.part
     table = {t.key: t for t in (plan.trials if part is None else part.trials_of(plan))}

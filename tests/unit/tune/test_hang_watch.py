@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.errors import SpecError
-from raysweep.results.folder import Folder
 from raysweep.results.store import HEARTBEAT
 from raysweep.studies.base import Progress
 from raysweep.tune import deps, hang_watch
@@ -87,13 +86,10 @@ def test_it_looks_rarely(trial: Trial, tmp_path: Path) -> None:
 
 
 def test_where_trials_leave_no_heartbeat_it_is_refused(tmp_path: Path) -> None:
-    class Remote(Folder):
-        local = None  # type: ignore[assignment]
-
-    hang_watch.check(ResourceSpec(), Remote(tmp_path))
-    hang_watch.check(ResourceSpec(hung_after=30), Folder(tmp_path))
+    hang_watch.check(ResourceSpec(), "s3://bucket", local=False)
+    hang_watch.check(ResourceSpec(hung_after=30), str(tmp_path), local=True)
     with pytest.raises(SpecError, match="no sign of life between rounds"):
-        hang_watch.check(ResourceSpec(hung_after=30), Remote(tmp_path))
+        hang_watch.check(ResourceSpec(hung_after=30), "s3://bucket", local=False)
 
 
 def test_a_trial_beats_again_once_its_storage_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
