@@ -21,7 +21,6 @@ from raysweep.errors import Problem, ProblemsError, SpecError, StoreError
 from raysweep.lazy import lazy
 from raysweep.reports.estimates import amount, driver_memory, memory
 from raysweep.reports.prose import counted
-from raysweep.tune import hang_watch
 from raysweep.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -82,9 +81,11 @@ def check(
 
 def _hang_watch(plan: Plan, workspace: Workspace) -> Iterator[Problem]:
     """Yield why trials that hang could not be found: where results lie on an object store there are no heartbeats."""
+    if not plan.sweep.resources.hung_after:
+        return  # asked before the import, which loads what plans and checks do without
     where = workspace.results_root
     try:
-        hang_watch.check(plan.sweep.resources, where, local="://" not in where)
+        lazy("raysweep.tune.hang_watch").check(plan.sweep.resources, where, local="://" not in where)
     except SpecError as error:
         # The same sentence, with the line of the file that it is about.
         yield problem(plan.sweep.source.value(("resources", "hung_after")), error.message, error.hint)
