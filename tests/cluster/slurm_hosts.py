@@ -33,6 +33,7 @@ NEEDED = (
 )
 INSTALL = "apt-get install -y --no-install-recommends slurm-wlm munge iproute2"
 SUBNET = "10.213.7"  # in namespaces that nothing leads out of
+CONTROLLER = "one"  # the host whose network slurmctld has; it outlives the loss of that host
 
 
 def why_not() -> str:
@@ -107,8 +108,17 @@ class Slurm:
 
     def lose(self, host: str) -> None:
         """Let *host* vanish with every process on it, as when its power fails."""
-        self._slurmd.pop(host).kill()
-        subprocess.run(["ip", "-n", self.hosts[host], "link", "set", f"{self.hosts[host]}v", "down"], check=True)
+        slurmd = self._slurmd.pop(host)
+        slurmd.kill()
+        slurmd.wait(30)
+        if host != CONTROLLER:  # whose daemon would be cut off from the other host
+            self._set_link(host, "down")
+
+    def bring_back(self, host: str) -> None:
+        """Start *host* again after it was lost, and wait until both hosts are free for jobs."""
+        self._set_link(host, "up")
+        self._start_host(host)
+        self._await_idle(180)
 
     def close(self) -> None:
         """End every process and remove the namespaces."""
@@ -166,17 +176,26 @@ class Slurm:
         ]
         self.config.write_text("\n".join([*_settings(self.folder, machine), *nodes, ""]))
         self._started.append(
-            self._start(*self._inside("one"), "slurmctld", "-D", "-f", str(self.config), log="ctld.out")
+            self._start(*self._inside(CONTROLLER), "slurmctld", "-D", "-f", str(self.config), log="ctld.out")
         )
         for name in self.hosts:
-            # Bash is the first process of the host and reaps; it ends with `unshare`, and then the kernel ends all of the host's.
-            host = 'mount -t tmpfs tmpfs /tmp; slurmd -D -f "$0" -N "$1" & wait'
-            namespaces = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
-            self._slurmd[name] = self._start(
-                *self._inside(name), *namespaces, "bash", "-c", host, str(self.config), name, log=f"slurmd-{name}.out"
-            )
-        # A node is idle once its slurmd has registered.
-        until(lambda: self._idle() == {"one", "two"}, 60, lambda: (self.folder / "ctld.log").read_text()[-3000:])
+            self._start_host(name)
+        self._await_idle(60)
+
+    def _start_host(self, name: str) -> None:
+        # Bash is the first process of the host and reaps; it ends with `unshare`, and then the kernel ends all of the host's.
+        host = 'mount -t tmpfs tmpfs /tmp; slurmd -D -f "$0" -N "$1" & wait'
+        namespaces = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        self._slurmd[name] = self._start(
+            *self._inside(name), *namespaces, "bash", "-c", host, str(self.config), name, log=f"slurmd-{name}.out"
+        )
+
+    def _set_link(self, host: str, state: str) -> None:
+        subprocess.run(["ip", "-n", self.hosts[host], "link", "set", f"{self.hosts[host]}v", state], check=True)
+
+    def _await_idle(self, seconds: float) -> None:
+        # A node is idle once its slurmd has registered and no job is on it.
+        until(lambda: self._idle() == {"one", "two"}, seconds, lambda: (self.folder / "ctld.log").read_text()[-3000:])
 
     def _idle(self) -> set[str]:
         asked = subprocess.run(

@@ -171,21 +171,39 @@ def test_an_array_without_a_cluster_stops_is_requeued_and_is_one_sweep(bench: Be
     assert "starting Ray" not in said
 
 
-@pytest.mark.parametrize(
-    "loss", ["its step is cancelled", "its host is lost"]
-)  # in this order: the host does not come back
-def test_the_loss_of_a_node_is_not_that_of_the_job(bench: Bench, loss: str) -> None:
-    name = loss.replace(" ", "-")
-    job = bench.submit("slurm_ray.sbatch", name)
-    until(lambda: len(bench.hosts(name)) == 2, 200, lambda: bench.slurm.log(job))
-    if loss == "its host is lost":
-        bench.slurm.lose("two")
-    else:
-        steps = bench.slurm.run("squeue", "--steps", "--noheader", "--format=%i %N").splitlines()
-        (step,) = (line.split()[0] for line in steps if line.split() == [line.split()[0], "two"])
-        bench.slurm.run("scancel", step)
+def test_the_loss_of_a_step_is_not_that_of_the_job(bench: Bench) -> None:
+    job = bench.submit("slurm_ray.sbatch", "step")
+    until(lambda: len(bench.hosts("step")) == 2, 200, lambda: bench.slurm.log(job))
+    steps = bench.slurm.run("squeue", "--steps", "--noheader", "--format=%i %N").splitlines()
+    (step,) = (line.split()[0] for line in steps if line.split() == [line.split()[0], "two"])
+    bench.slurm.run("scancel", step)
     assert bench.slurm.wait(job) == ("COMPLETED", 0), bench.slurm.log(job)
-    assert bench.tables(name) == bench.tables("undisturbed")
+    assert bench.tables("step") == bench.tables("undisturbed")
+
+
+def test_the_loss_of_a_host_is_not_that_of_the_job(bench: Bench) -> None:
+    job = bench.submit("slurm_ray.sbatch", "host")
+    until(lambda: len(bench.hosts("host")) == 2, 200, lambda: bench.slurm.log(job))
+    bench.slurm.lose("two")
+    try:
+        assert bench.slurm.wait(job) == ("COMPLETED", 0), bench.slurm.log(job)
+    finally:
+        bench.slurm.bring_back("two")
+    assert bench.tables("host") == bench.tables("undisturbed")
+
+
+def test_a_job_whose_script_s_host_is_lost_is_requeued_and_goes_on(bench: Bench) -> None:
+    job = bench.submit("slurm_ray.sbatch", "head")
+    bench.await_round("head", 2)
+    assert bench.slurm.field(job, "BatchHost") == "one"
+    bench.slurm.lose("one")
+    try:
+        bench.await_requeue(job)
+    finally:
+        bench.slurm.bring_back("one")
+    assert bench.slurm.wait(job) == ("COMPLETED", 0), bench.slurm.log(job)
+    assert bench.slurm.field(job, "Restarts") == "1"
+    assert bench.tables("head") == bench.tables("undisturbed")
 
 
 def _assert_values_equal(bench: Bench, name: str) -> None:

@@ -26,6 +26,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "calm": {"sleep": 0.3},
 }
 WHOLE = (0, {"done": 6, "failed": [], "unfinished": 0})
+PATHS = """
+sweep: paths
+study: lifelong
+base:
+  model: embedded
+  data: {name: world, size: 24}
+  protocol: {batch_size: 1, rounds: [0, 6, 12, 18, 24]}
+arms:
+  rome: {editor: rome, wrap: {name: simie, mode: init, backend: closed64}}
+  memit: {editor: memit, wrap: {name: simie, mode: init, backend: closed64}}
+space:
+  wrap.simie.lam: {grid: [0.1, 1.0, 10.0]}
+resources: {cpu: 1, gpu: 0}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +98,35 @@ def test_shards_on_several_nodes_go_on_without_one_of_them(
     code, outcome, lines = finish(process, timeout=240)
     assert (code, outcome) == WHOLE, lines
     assert table_bytes(tmp_path, "s") == undisturbed
+
+
+def test_paths_of_lambda_by_real_editors_go_on_without_a_node(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Two passes, three values of lambda each, on two nodes; one of these is lost, and its pass goes on on the other."""
+    (tmp_path / "paths.yaml").write_text(PATHS)
+
+    def command(storage: str, *options: str) -> list[str]:
+        where = ["--root", str(tmp_path), "run", str(tmp_path / "paths.yaml"), "--storage", str(tmp_path / storage)]
+        return [sys.executable, "-m", "raysweep", *where, *options]
+
+    def tables(storage: str) -> dict[str, bytes]:
+        files = (tmp_path / storage / "paths").glob("*/*.parquet")
+        return {f"{p.parent.name}/{p.name}": p.read_bytes() for p in files if not p.name.startswith("timing")}
+
+    alone = subprocess.run(command("alone", "--address", "local"), capture_output=True, text=True, check=False)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    sweep = subprocess.Popen(
+        command("cluster", "--address", cluster.address), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=cluster.environment,
+    )  # fmt: skip
+    snapshots = (tmp_path / "cluster/paths").glob
+    while len(list(snapshots("*/snapshot.json"))) < 2 and sweep.poll() is None:
+        time.sleep(0.05)
+    cluster.kill(2)
+    out, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, out
+    assert "its process died; going on" in out
+    assert tables("cluster") == tables("alone")
+    assert len({name.partition("/")[0] for name in tables("cluster")}) == 6
 
 
 def test_ray_address_is_joined_and_said_first(cluster: LocalCluster, tmp_path: Path) -> None:
