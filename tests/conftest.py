@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what mostly waits begin first: clusters, then Ray. At the end they would leave a single worker of pytest-xdist at work."""
+    first = {"cluster": 0, "ray": 1}
+    items.sort(key=lambda item: first.get(item.path.parent.name, 2))
+
+
 @pytest.fixture(autouse=True)
 def _own_loggers_speak() -> None:
     """Undo what a command or Ray, run in this process by an earlier test, did to our loggers."""
