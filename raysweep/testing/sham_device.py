@@ -18,8 +18,8 @@ It says nothing about time or memory, and one call of ATen may be several kernel
 The tensors say ``lazy`` where they are asked for their device. That is a device type which every build of torch knows and which
 has no kernels of its own; its backward pass runs on the thread that asked for it. A device type of one's own (torch's
 ``PrivateUse1``) would have to be registered before the first backward pass of the process, and every later test would see an
-accelerator. Here, importing the module changes nothing; the first tensor on the device gives ``lazy`` three kernels, for the rest
-of the process.
+accelerator. Here, importing the module changes nothing; the first block gives ``lazy`` three kernels, for the rest of the
+process.
 """
 
 from __future__ import annotations
@@ -91,7 +91,6 @@ class ShamTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor, on: torch.device) -> ShamTensor:
         """Return a tensor without numbers of its own."""
-        _kernels()
         wrapper: ShamTensor = torch.Tensor._make_wrapper_subclass(
             cls, held.size(), held.stride(), held.storage_offset(), dtype=held.dtype, device=on
         )
@@ -149,6 +148,7 @@ class ShamDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [(name, counts - earlier) for (name, counts), earlier in zip(self.marks, before, strict=False)]
 
     def __enter__(self) -> Self:
+        _kernels()
         _counting().append(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
