@@ -6,7 +6,8 @@
   from the host is an *upload*: ``torch.tensor(…, device=…)``, ``.to(device)``, an index that is on the CPU.
 * The numbers are the CPU's, so that results equal a plain run's but for kernels that are chosen by layout.
 
-It says nothing about time or memory, and one call of ATen may be several kernels of a GPU, or a part of a fused one::
+It says nothing about time or memory, and one call of ATen may be several kernels of a GPU, or a part of a fused one.
+``scaled_dot_product_attention`` is one launch, and one more in the backward pass::
 
     lm.module = move(lm.module)
     with ShamDevice() as sham:
@@ -26,56 +27,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Never, Self, TypeVar
+from unittest.mock import patch
 
 import torch
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from raysweep.testing.sham_rules import TYPE, Counts, one_device, price, refuse
+
 if TYPE_CHECKING:
     from torch._ops import OpOverload
+    from torch.autograd.function import FunctionCtx
 
-TYPE = "lazy"
-# No kernel runs for these, beside the views: they only allocate, or the output aliases an input without the schema's saying so.
-_FREE = ("aten._unsafe_view", "aten.empty", "aten.new_empty", "aten.lift_fresh")
-# The host reads a number that is there, or one (a size, often) that a kernel computes.
-_READS = ("aten._local_scalar_dense", "aten._linalg_check_errors")
-_COMPUTES_AND_READS = (
-    "aten.nonzero", "aten.masked_select", "aten.equal", "aten.allclose", "aten._unique", "aten.unique", "aten.bincount",
-    "aten.repeat_interleave.Tensor",
-)  # fmt: skip
-_INDEXING = ("aten.index.", "aten.index_put", "aten._index_put_impl_")
-_ACROSS = ("aten._to_copy", "aten.copy_", *_INDEXING)  # may see tensors of two devices
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 
 
 def device(index: int = 0) -> torch.device:
     """Return the *index*-th sham device; there are as many as are asked for."""
     return torch.device(TYPE, index)
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What the device was asked for.
-
-    Attributes:
-        launches: operations that a GPU would run a kernel for.
-        syncs: how often the host would wait for the device.
-        uploads: copies from the host to the device.
-    """
-
-    launches: int = 0
-    syncs: int = 0
-    uploads: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(self.launches + other.launches, self.syncs + other.syncs, self.uploads + other.uploads)
-
-    def __sub__(self, other: Counts) -> Counts:
-        return Counts(self.launches - other.launches, self.syncs - other.syncs, self.uploads - other.uploads)
 
 
 class ShamTensor(torch.Tensor):
@@ -86,7 +60,6 @@ class ShamTensor(torch.Tensor):
     """
 
     held: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, on: torch.device) -> ShamTensor:
@@ -113,6 +86,20 @@ class ShamTensor(torch.Tensor):
         raise TypeError("can't convert a tensor on the sham device to numpy; use .cpu() first")
 
     @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Let attention be one operation, as it is on a GPU; everything else goes on to ATen as it is."""
+        with torch._C.DisableTorchFunctionSubclass():
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                return _attend(*args, **(kwargs or {}))  # type: ignore[arg-type]
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: OpOverload,
@@ -137,6 +124,10 @@ class ShamDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.total = Counts()
         self.operations: Counter[str] = Counter()
         self.marks: list[tuple[str, Counts]] = []
+        # torch keeps a list of the devices that may be asked for a fused optimiser
+        fused = [*_get_fused_kernels_supported_devices(), TYPE]
+        module = import_module("torch.optim.optimizer")
+        self._fused = patch.object(module, "_get_fused_kernels_supported_devices", lambda: fused)
 
     def mark(self, name: str) -> None:
         """Keep the counts so far under *name*."""
@@ -150,6 +141,7 @@ class ShamDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __enter__(self) -> Self:
         _kernels()
         _counting().append(self)
+        self._fused.start()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -157,6 +149,7 @@ class ShamDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         _counting().remove(self)
+        self._fused.stop()
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
@@ -214,8 +207,8 @@ def _run(func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object
     if not ours and not here:
         return func(*args, **kwargs)
     name = str(func)
-    _refuse(func, name, tensors, args, kwargs)
-    _note(name, _price(func, name, tensors, args, kwargs))
+    refuse(func, name, tensors, args, kwargs)
+    _note(name, price(func, name, tensors, args, kwargs))
     on_cpu = {**kwargs, "device": torch.device("cpu")} if wanted is not None else kwargs
     bare, named = tree_map_only(ShamTensor, lambda t: t.held, (args, dict(on_cpu)))
     found = func(*bare, **named)
@@ -227,58 +220,51 @@ def _run(func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object
     return tree_map_only(torch.Tensor, lambda t: mine[id(t)] if id(t) in mine else ShamTensor(t, on), found)
 
 
-def _refuse(
-    func: OpOverload,
-    name: str,
-    tensors: Sequence[torch.Tensor],
-    args: tuple[object, ...],
-    kwargs: Mapping[str, object],
-) -> None:
-    """Raise what a GPU raises for tensors of two devices, and for a generator of the CPU."""
-    devices = {t.device for t in tensors if t.dim() or isinstance(t, ShamTensor)}
-    if len(devices) > 1 and not name.startswith(_ACROSS):
-        raise RuntimeError(f"{name}: tensors on {' and '.join(sorted(map(str, devices)))} in one operation")
-    if name.startswith(_INDEXING):
-        target = args[0]
-        others = [t for t in tree_leaves(args[1:]) if isinstance(t, ShamTensor) and t.device != tensors[0].device]
-        if others:
-            raise RuntimeError(f"{name}: the indices are on the sham device, the tensor is not")
-        values = args[2] if name.startswith(_INDEXING[1:]) else target
-        if isinstance(values, torch.Tensor) and values.dim() and values.device != tensors[0].device:
-            raise RuntimeError(f"{name}: the values are on {values.device}, the tensor on {tensors[0].device}")
-    generator = kwargs.get("generator")
-    if isinstance(generator, torch.Generator) and generator.device.type != TYPE:
-        raise RuntimeError(f"{name}: the generator is on {generator.device}, the tensor on the sham device")
-    if torch.Tag.inplace_view in func.tags and name != "aten.detach_.default":
-        raise NotImplementedError(f"{name}: the sham device has no views in place")
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Return the attention that the CPU's own kernel computes, as one launch, and one in the backward pass."""
+    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    one_device("attention", [t for t in (query, key, value, attn_mask) if t is not None])
+    attended: torch.Tensor = _Attention.apply(options, query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    return attended
 
 
-def _price(
-    func: OpOverload,
-    name: str,
-    tensors: Sequence[torch.Tensor],
-    args: tuple[object, ...],
-    kwargs: Mapping[str, object],
-) -> Counts:
-    """Return what a GPU would pay for an operation with at least one tensor of ours, or that makes one."""
-    from_cpu = [t for t in tensors if not isinstance(t, ShamTensor)]
-    if name.startswith("aten.copy_"):
-        up, down = isinstance(args[0], ShamTensor) and bool(from_cpu), not isinstance(args[0], ShamTensor)
-    elif name.startswith(_INDEXING):
-        up, down = any(t.dim() for t in from_cpu), False
-    elif kwargs.get("device") is not None:
-        down = torch.device(kwargs["device"]).type != TYPE  # type: ignore[call-overload]
-        up = not down and bool(from_cpu)
-    else:
-        up = down = False
-    masks = name.startswith(_INDEXING) and any(
-        isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in tree_leaves(args[1])
-    )
-    copied = down or (up and not name.startswith(_INDEXING))
-    free = copied or func.is_view or name.startswith((*_FREE, *_READS))
-    return Counts(
-        launches=not free, syncs=down or masks or name.startswith((*_READS, *_COMPUTES_AND_READS)), uploads=up
-    )
+class _Attention(torch.autograd.Function):
+    """``torch.nn.functional.scaled_dot_product_attention`` on what the tensors hold."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, options: dict[str, object], *given: torch.Tensor | None) -> torch.Tensor:
+        """Return what each query attends to, ``[…, queries, d_value]``; keep the CPU's own graph for the backward pass."""
+        wanted = ctx.needs_input_grad[1:]  # type: ignore[attr-defined]
+        held = [
+            t.held.detach().requires_grad_(w) if isinstance(t, ShamTensor) else t
+            for t, w in zip(given, wanted, strict=True)
+        ]
+        on = next(t.device for t in given if isinstance(t, ShamTensor))
+        with _disable_current_modes(), torch.set_grad_enabled(any(wanted)):
+            out = torch.nn.functional.scaled_dot_product_attention(*held, **options)  # type: ignore[arg-type]
+        ctx.kept = out, held  # type: ignore[attr-defined]
+        _note("attention", Counts(launches=1))
+        return ShamTensor(out.detach(), on)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: ShamTensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients by query, key, value and mask."""
+        out, held = ctx.kept  # type: ignore[attr-defined]
+        wanted = [t for t in held if t is not None and t.requires_grad]
+        with _disable_current_modes():
+            found = iter(torch.autograd.grad(out, wanted, gradient.held))
+        _note("attention, backward", Counts(launches=1))
+        asked = [t is not None and t.requires_grad for t in held]
+        return None, *(ShamTensor(next(found), gradient.device) if a else None for a in asked)
 
 
 @cache

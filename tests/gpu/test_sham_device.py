@@ -98,6 +98,39 @@ def test_a_pass_and_its_gradient_are_the_cpu_s() -> None:
     assert sham.total.launches > 100
 
 
+def test_attention_is_one_launch_and_the_cpu_s() -> None:
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 4, 5, 8, generator=rng) for _ in range(3))
+    k, v = k[:, :2], v[:, :2]
+    seen = torch.ones(5, 5, dtype=torch.bool).tril()
+    found = []
+    with ShamDevice() as sham:
+        for place in (to_sham, lambda t: t.clone()):
+            asked = [place(t).requires_grad_() for t in (q, k, v)]
+            out = torch.nn.functional.scaled_dot_product_attention(*asked, attn_mask=place(seen), enable_gqa=True)
+            sham.mark("forward")
+            found.append([out.detach(), *torch.autograd.grad(out.square().sum(), asked)])
+    assert sham.marks[0] == ("forward", Counts(launches=1))
+    assert sham.operations["attention, backward"] == 1
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-6, atol=1e-7)
+    with ShamDevice(), pytest.raises(RuntimeError, match="in one operation"):
+        torch.nn.functional.scaled_dot_product_attention(to_sham(q), to_sham(q), to_sham(q), attn_mask=seen)
+
+
+def test_a_fused_optimiser_is_one_launch_beside_its_clock() -> None:
+    with ShamDevice() as sham:
+        weight = to_sham(torch.ones(3)).requires_grad_()
+        adam = torch.optim.Adam([weight], lr=0.1, fused=True)
+        for _ in range(2):
+            adam.zero_grad()
+            weight.square().sum().backward()
+            sham.mark("gradient")
+            adam.step()
+            sham.mark("step")
+    assert sham.between_marks()[-1] == ("step", Counts(launches=2))
+
+
 def test_tied_parameters_stay_tied() -> None:
     module = move(tiny_lm("gpt2").module)
     assert module.get_input_embeddings().weight is module.get_output_embeddings().weight
