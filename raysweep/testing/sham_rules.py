@@ -98,7 +98,8 @@ def price(
         isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in tree_leaves(args[1])
     )
     copied = down or (up and not name.startswith(_INDEXING))
-    free = copied or func.is_view or name.startswith((*_FREE, *_READS))
+    views = func.is_view or torch.Tag.inplace_view in func.tags
+    free = copied or views or name.startswith((*_FREE, *_READS))
     return Counts(
         launches=not free, syncs=down or masks or name.startswith((*_READS, *_COMPUTES_AND_READS)), uploads=up
     )
