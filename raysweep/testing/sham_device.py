@@ -228,9 +228,7 @@ def _follow(tensor: ShamTensor) -> ShamTensor:
     held, on_cpu = tensor.held, torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     with no_dispatch():
         # The CPU's kernel only writes down sizes; the device itself has none.
-        torch.ops.aten.as_strided_.default.redispatch(
-            on_cpu, tensor, held.size(), held.stride(), held.storage_offset()
-        )
+        torch.ops.aten.as_strided_.default.redispatch(on_cpu, tensor, held.size(), held.stride(), held.storage_offset())
     return tensor
 
 
