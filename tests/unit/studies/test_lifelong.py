@@ -50,6 +50,7 @@ EDITORS = {
     ),
     "oracle": EditorSpec(name="oracle"),
     "grace": EditorSpec(name="grace", config={"layer": 1, "steps": 3, "radius": 2.0}),
+    "grace, by threes": EditorSpec(name="grace", config={"layer": 1, "steps": 3, "radius": 2.0, "batch": 3}),
     "wise": EditorSpec(
         name="wise",
         config={
