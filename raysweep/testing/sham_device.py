@@ -35,6 +35,7 @@ from unittest.mock import patch
 
 import torch
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -212,12 +213,25 @@ def _run(func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object
     on_cpu = {**kwargs, "device": torch.device("cpu")} if wanted is not None else kwargs
     bare, named = tree_map_only(ShamTensor, lambda t: t.held, (args, dict(on_cpu)))
     found = func(*bare, **named)
+    if torch.Tag.inplace_view in func.tags:
+        return _follow(ours[0])
     mine: dict[int, torch.Tensor] = {id(t.held if isinstance(t, ShamTensor) else t): t for t in tensors}
     if wanted is not None and not here:
         return found  # to the CPU
     on = wanted or ours[0].device
     # An operation in place returns what it was given.
     return tree_map_only(torch.Tensor, lambda t: mine[id(t)] if id(t) in mine else ShamTensor(t, on), found)
+
+
+def _follow(tensor: ShamTensor) -> ShamTensor:
+    """Give *tensor* the sizes and strides of what it holds, which a view in place has changed; return it."""
+    held, on_cpu = tensor.held, torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with no_dispatch():
+        # The CPU's kernel only writes down sizes; the device itself has none.
+        torch.ops.aten.as_strided_.default.redispatch(
+            on_cpu, tensor, held.size(), held.stride(), held.storage_offset()
+        )
+    return tensor
 
 
 def _attend(

@@ -67,8 +67,6 @@ def refuse(
     generator = kwargs.get("generator")
     if isinstance(generator, torch.Generator) and generator.device.type != TYPE:
         raise RuntimeError(f"{name}: the generator is on {generator.device}, the tensor on the sham device")
-    if torch.Tag.inplace_view in func.tags and name != "aten.detach_.default":
-        raise NotImplementedError(f"{name}: the sham device has no views in place")
 
 
 def one_device(name: str, tensors: Sequence[torch.Tensor]) -> None:
@@ -100,7 +98,8 @@ def price(
         isinstance(t, torch.Tensor) and t.dtype in (torch.bool, torch.uint8) for t in tree_leaves(args[1])
     )
     copied = down or (up and not name.startswith(_INDEXING))
-    free = copied or func.is_view or name.startswith((*_FREE, *_READS))
+    views = func.is_view or torch.Tag.inplace_view in func.tags
+    free = copied or views or name.startswith((*_FREE, *_READS))
     return Counts(
         launches=not free, syncs=down or masks or name.startswith((*_READS, *_COMPUTES_AND_READS)), uploads=up
     )

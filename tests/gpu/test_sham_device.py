@@ -148,6 +148,15 @@ def test_writing_in_place_changes_the_tensor() -> None:
         assert weight.tolist() == [0.0, 0.0, 0.0]
 
 
+def test_a_view_in_place_is_followed() -> None:
+    with ShamDevice() as sham:
+        x = a(2, 1, 3)
+        x.squeeze_(1).t_()
+        assert x.shape == (3, 2)
+        assert (x + 0).tolist() == [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]
+    assert sham.total == Counts(launches=1, syncs=1)
+
+
 def test_marks_part_the_counts() -> None:
     with ShamDevice() as sham:
         x = a(3)
