@@ -58,9 +58,7 @@ PROMISES: tuple[Callable[[Exam], None], ...] = (
 )
 
 
-def examine(
-    device: torch.device, keep_on: Callable[[], bool], families: Sequence[str]
-) -> Iterator[dict[str, Any]]:
+def examine(device: torch.device, keep_on: Callable[[], bool], families: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield, editor by editor while *keep_on* says so, the promises that it breaks on *device* and how far it is from the CPU.
 
     All editors sit the exam on the first family before the next one comes.

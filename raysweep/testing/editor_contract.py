@@ -312,7 +312,6 @@ def config_round_trips(exam: Exam) -> None:
     assert "no_such_key" in told
 
 
-
 PROMISES: tuple[Callable[[Exam], None], ...] = (
     leaves_the_model_bit_identical,
     apply_then_restore_is_the_identity,
