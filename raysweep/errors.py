@@ -199,11 +199,12 @@ class RunFailedError(RaysweepError):
 
 
 class OutOfMemoryError(RaysweepError):
-    """The accelerator has too little memory for an evaluation.
+    """The accelerator has too little memory for an evaluation or an edit.
 
-    Cause: ``protocol.eval_batch`` rows do not fit beside the model, even after what was cached has been freed.
-    Cure: set the smaller ``protocol.eval_batch`` that the hint names. It is never made smaller by itself: rows of one forward pass
-    move each other's last bits, so the batch is a part of a trial's key.
+    Cause: ``protocol.eval_batch`` rows, or edits made together, do not fit beside the model, even after what was cached has been
+    freed.
+    Cure: set the smaller number that the hint names. It is never made smaller by itself: rows of one forward pass move each other's
+    last bits, so the number is a part of a trial's key.
     """
 
     code = "E-MEMORY"
