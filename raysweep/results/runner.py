@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from raysweep import environment, runtime
+from raysweep import environment
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import RaysweepError, StorageLostError, UnwritableError
+from raysweep.lazy import lazy
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.provenance import provenance
 from raysweep.results.state import COLLAPSED, State
@@ -21,6 +22,8 @@ from raysweep.rows import EvalRound, Snapshot
 from raysweep.studies import STUDIES, phases
 from raysweep.studies.base import CollapsedError, Deps, GroupMemberError
 from raysweep.summarize import summary
+
+runtime = lazy("raysweep.runtime")  # it imports torch
 
 
 @dataclass(frozen=True, slots=True)

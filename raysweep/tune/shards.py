@@ -22,6 +22,7 @@ from raysweep.studies import STUDIES
 from raysweep.studies.base import ComputeProposal
 from raysweep.studies.ordered_results import Helper, in_order
 from raysweep.tune.deps import LoadedInputs, make_deps, proposal_folder
+from raysweep.tune.devices import take_given
 from raysweep.workspace import Workspace
 
 
@@ -30,7 +31,7 @@ class Shard:
 
     def __init__(self, workspace: Workspace, sweep: str) -> None:
         self.workspace, self.sweep = workspace, sweep
-        self.loaded = LoadedInputs(workspace)
+        self.loaded = LoadedInputs(workspace, take_given())
         self._trial = ""
         self._ask: ComputeProposal | None = None
 
