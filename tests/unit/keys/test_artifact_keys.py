@@ -218,6 +218,7 @@ def _with_token(token: str) -> Any:
 MODELS: Mapping[str, Callable[[], LanguageModel]] = {
     "weights": lambda: _model(digest="other"),
     "precision": lambda: _model(dtype=torch.bfloat16),
+    "precision of its products": lambda: _model(matmul="tf32"),
     "tokenizer that adds no BOS": lambda: _model(tokenizer=byte_tokenizer(bos=False)),
     "other tokenizer": lambda: _model(tokenizer=_with_token("ab")),
     "pad token": lambda: _model(pad="<s>"),
