@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what mostly waits begin first: clusters, then Ray. At the end they would leave a single worker of pytest-xdist at work."""
+    """Let what mostly waits begin first: clusters, then Ray. At the end they would keep one worker of pytest-xdist alone."""
     first = {"cluster": 0, "ray": 1}
     items.sort(key=lambda item: first.get(item.path.parent.name, 2))
 
