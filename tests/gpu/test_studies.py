@@ -22,7 +22,7 @@ from tests.contracts.test_datasets import SAMPLES
 from tests.contracts.test_stops import label, specs
 from tests.gpu.agree import agree, models
 
-TOLERANCE = 1e-5  # of three edits, one on top of the other
+TOLERANCE = 5e-5  # of three edits, one on top of the other
 
 
 def trial(spec: EditorSpec, rounds: tuple[int, ...] = (0, 1, 3)) -> TrialSpec:
