@@ -128,11 +128,11 @@ def per_batch(lm: LanguageModel) -> Paid:
 def rows(editors: Sequence[str], family: str, blocks: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of the table."""
     shallow, deep = model(family, blocks), model(family, blocks + MORE_BLOCKS)
-    kinds: list[tuple[str, Callable[[str, LanguageModel], Paid]]] = [
-        ("step", per_step),
-        ("edit", per_edit),
-        ("SimIE update", per_update),
-    ]
+    kinds: dict[str, Callable[[str, LanguageModel], Paid]] = {
+        "step": per_step,
+        "edit": per_edit,
+        "SimIE update": per_update,
+    }
     for name in editors:
         for per, count in kinds.items():
             if (per == "SimIE update" and name in MEMORIES) or (per == "step" and name in STEPLESS):
