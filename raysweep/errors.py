@@ -199,21 +199,24 @@ class RunFailedError(RaysweepError):
 
 
 class OutOfMemoryError(RaysweepError):
-    """The accelerator has too little memory for an evaluation.
+    """The accelerator has too little memory for an evaluation or an edit.
 
-    Cause: ``protocol.eval_batch`` rows do not fit beside the model, even after what was cached has been freed.
-    Cure: set the smaller ``protocol.eval_batch`` that the hint names. It is never made smaller by itself: rows of one forward pass
-    move each other's last bits, so the batch is a part of a trial's key.
+    Cause: ``protocol.eval_batch`` rows, or edits made together, do not fit beside the model, even after what was cached has been
+    freed.
+    Cure: set the smaller number that the hint names. It is never made smaller by itself: rows of one forward pass move each other's
+    last bits, so the number is a part of a trial's key.
     """
 
     code = "E-MEMORY"
 
 
 class NodeError(RaysweepError):
-    """Nodes of a cluster lack what a sweep needs.
+    """A node lacks what a sweep needs.
 
-    Cause: a node has no raysweep or another version of a package, does not see the results' storage, or misses a model or dataset.
-    Cure: each line of the message names a node and what it lacks; give every node the same image and the same file system.
+    Cause: a node has no raysweep or another version of a package, does not see the results' storage, or misses a model or dataset;
+    or a trial was given GPUs which torch does not see there (a torch for the CPU only, an old driver, GPUs that are made up).
+    Cure: the message names the node, what it lacks and what mends it; give every node the same image and the same file system.
+    ``resources.gpu: 0`` says that the CPU is meant.
     """
 
     code = "E-NODE"

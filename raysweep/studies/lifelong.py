@@ -130,6 +130,5 @@ def _edit(group: EditGroup, step: int, state: object, proposals: Iterator[Propos
         if proposals is not None:
             edit = group.editor.absorb(group.lm, state, pytree.moved(next(proposals), group.lm.device))
         else:
-            rng = group.proposals.generator(step)
-            edit = group.editor.edit(group.lm, batch, state, artifacts=group.artifacts, rng=rng)
+            edit = group.proposals.edit(step, state)
     return group.apply(step, edit)

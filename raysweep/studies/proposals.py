@@ -8,11 +8,12 @@ batches are proposed together depends on the step alone, never on who asks or wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
-from raysweep.editors.base import Proposal
+from raysweep.editors.base import EditStep, Proposal
 from raysweep.lazy import lazy
 from raysweep.records import EditRecord
 from raysweep.seeds import derive
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from raysweep.artifacts import Artifact
     from raysweep.config.schema import TrialSpec
     from raysweep.editors.base import AnyEditor
+    from raysweep.models import device_memory
     from raysweep.models.lm import LanguageModel
     from raysweep.studies.base import Deps
 else:
     torch = lazy("torch")
+    device_memory = lazy("raysweep.models.device_memory")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,20 @@ class ProposalSource:
         """Return the generator of the batch that reaches *step*; on the CPU, so that every device draws the same numbers."""
         return torch.Generator(device="cpu").manual_seed(derive(self.trial.seed, "edit", step))
 
+    def edit(self, step: int, state: object) -> EditStep[object]:
+        """Return what a plain edit makes of the batch that reaches *step* and the editor's *state*.
+
+        Raises:
+            OutOfMemoryError: the accelerator has too little memory for it, even after what was cached has been freed.
+        """
+        batch = self.batch(step)
+
+        def edit() -> EditStep[object]:
+            # A generator of its own for each attempt, so that the second one draws the same numbers.
+            return self.editor.edit(self.lm, batch, state, artifacts=self.artifacts, rng=self.generator(step))
+
+        return self._within_memory(edit, len(batch))
+
     def in_order(self, steps: Sequence[int]) -> Iterator[Proposal] | None:
         """Return the proposals of *steps*, or None where the editor has none or nobody would gain by them."""
         if not self.editor.can_propose():
@@ -73,6 +92,19 @@ class ProposalSource:
             return None
         return self._ungrouped(proposals, asked, steps) if grouped else proposals
 
+    def _within_memory(self, work: Callable[[], T], count: int) -> T:
+        """Do the work of *count* edits, which changes nothing; once more where there was no memory."""
+
+        def cure() -> tuple[str, str]:
+            together = "an edit needs" if count == 1 else f"{count} edits together need"
+            hint = "use a larger accelerator, or model.dtype=bfloat16"
+            fewer = (
+                f"make fewer of them together (value.batch or batch of {self.editor.name}, or protocol.batch_size), "
+            )
+            return f"{together} more memory than there is", (fewer if count > 1 else "") + hint
+
+        return device_memory.within_memory(work, f"{count} edits" if count > 1 else "an edit", cure)
+
     def compute(self, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds; of a group, what each of its batches adds, by step.
 
@@ -81,22 +113,30 @@ class ProposalSource:
         """
         if self._group_size > 1:
             steps = self._group_of(step)
-            batches, rngs = [self.batch(s) for s in steps], [self.generator(s) for s in steps]
-            each = self.editor.propose_many(self.lm, batches, artifacts=self.artifacts, rngs=rngs)
+            each = self._within_memory(partial(self._propose_many, steps), len(steps))
             return {str(s): proposal for s, proposal in zip(steps, each, strict=True)}
         batch, cache = self.batch(step), self.deps.proposal_cache
         if cache is None or len(batch) != 1:
-            return self.editor.propose(self.lm, batch, artifacts=self.artifacts, rng=self.generator(step))
+            return self._within_memory(lambda: self._propose(step)[0], len(batch))
         known = cache.get(batch[0].id)
         if known is not None:
             return known
-        # Whether the generator was used is seen in its state, so an editor need not say that it draws nothing.
-        rng = self.generator(step)
-        before = rng.get_state()
-        proposal = self.editor.propose(self.lm, batch, artifacts=self.artifacts, rng=rng)
-        if torch.equal(before, rng.get_state()):
+        proposal, drew = self._within_memory(lambda: self._propose(step), 1)
+        if not drew:
             cache.put(batch[0].id, proposal)
         return proposal
+
+    def _propose(self, step: int) -> tuple[Proposal, bool]:
+        """Return the proposal of *step*, and whether it drew anything from its generator."""
+        # Seen in the generator's state, so an editor need not say that it draws nothing.
+        rng = self.generator(step)
+        before = rng.get_state()
+        proposal = self.editor.propose(self.lm, self.batch(step), artifacts=self.artifacts, rng=rng)
+        return proposal, not torch.equal(before, rng.get_state())
+
+    def _propose_many(self, steps: Sequence[int]) -> Sequence[Proposal]:
+        batches, rngs = [self.batch(s) for s in steps], [self.generator(s) for s in steps]
+        return self.editor.propose_many(self.lm, batches, artifacts=self.artifacts, rngs=rngs)
 
     @property
     def _group_size(self) -> int:

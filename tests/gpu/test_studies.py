@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -37,11 +36,17 @@ def trial(spec: EditorSpec, rounds: tuple[int, ...] = (0, 1, 3)) -> TrialSpec:
     )
 
 
-def deps(root: Path, lm: LanguageModel, records: Sequence[EditRecord]) -> Deps:
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[ArtifactStore, ArtifactStore]:
+    """What is computed once on the pristine model: on the CPU, and on the sham device."""
+    return ArtifactStore(tmp_path_factory.mktemp("cpu")), ArtifactStore(tmp_path_factory.mktemp("sham"))
+
+
+def deps(artifacts: ArtifactStore, lm: LanguageModel, records: Sequence[EditRecord]) -> Deps:
     def texts(*_: object) -> Iterator[str]:
         return (f"{p.prompt} {p.target}" for r in toy_records(12) for p in r.probes)
 
-    return Deps(load_model=lambda _: lm, open_dataset=lambda _: records, artifacts=ArtifactStore(root), texts=texts)
+    return Deps(load_model=lambda _: lm, open_dataset=lambda _: records, artifacts=artifacts, texts=texts)
 
 
 def facts(rounds: Sequence[EvalRound]) -> list[object]:
@@ -56,14 +61,14 @@ def stored(snapshot: Snapshot | None) -> Snapshot:
 
 
 @pytest.mark.parametrize("spec", specs(), ids=label)
-def test_a_trial_is_the_cpu_s_and_goes_on(spec: EditorSpec, tmp_path: Path) -> None:
+def test_a_trial_is_the_cpu_s_and_goes_on(spec: EditorSpec, stores: tuple[ArtifactStore, ArtifactStore]) -> None:
     """Its artifacts are computed there too; a snapshot, which is on the CPU, is enough to go on bit for bit."""
     ours, theirs = models("llama")
     records = toy_records(4)
-    expected = list(Lifelong().execute(trial(spec), deps(tmp_path / "cpu", ours, records), None))
+    expected = list(Lifelong().execute(trial(spec), deps(stores[0], ours, records), None))
     with ShamDevice():
         before = fingerprint(theirs)
-        have = deps(tmp_path / "sham", theirs, records)
+        have = deps(stores[1], theirs, records)
         found = list(Lifelong().execute(trial(spec), have, None))
         assert same(before, fingerprint(theirs))
         resumed = list(Lifelong().execute(trial(spec), have, stored(found[1].snapshot)))
@@ -72,12 +77,14 @@ def test_a_trial_is_the_cpu_s_and_goes_on(spec: EditorSpec, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("name", "sample"), [(n, s[0]) for n, s in SAMPLES.items()])
-def test_every_dataset_is_asked_on_the_device(name: str, sample: str | None, tmp_path: Path) -> None:
+def test_every_dataset_is_asked_on_the_device(
+    name: str, sample: str | None, stores: tuple[ArtifactStore, ArtifactStore]
+) -> None:
     path = package_share() / "data" / sample if sample else None
     records = [replace(r, id=f"toy/{i}") for i, r in enumerate(DATASETS.get(name)().load(path))][:2]
     ours, theirs = models("gpt2")
     spec = EditorSpec(name="ft", config={"layers": [1], "steps": 1, "lr": 1e-3})
-    expected = list(Lifelong().execute(trial(spec, (0, 2)), deps(tmp_path / "cpu", ours, records), None))
+    expected = list(Lifelong().execute(trial(spec, (0, 2)), deps(stores[0], ours, records), None))
     with ShamDevice():
-        found = list(Lifelong().execute(trial(spec, (0, 2)), deps(tmp_path / "sham", theirs, records), None))
+        found = list(Lifelong().execute(trial(spec, (0, 2)), deps(stores[1], theirs, records), None))
     agree(facts(expected), facts(found), TOLERANCE)
