@@ -164,14 +164,14 @@ def _edit(cell: Cell, lm: LanguageModel, shape: models.Shape, row: dict[str, Any
     assert cell.arm is not None
     arm, asked = cell.arm, models.records()
     size = arm.together
-    few, more = _short_edits(arm, lm, shape, asked)
+    few, more, held = _short_edits(arm, lm, shape, asked)
     peak = counting.Peak()
     write, ledger = arm.ours(lm, shape)
     stats: dict[str, float] = {}
     batches = [asked[i * size : (i + 1) * size] if size == 1 else asked[:size] for i in range(TIMED)]
     row["each s"] = [counting.seconds(lambda b=b: stats.update(write(b)))[0] / size for b in batches]
     row["s"] = min(row["each s"])
-    row["peak GB"] = peak.gigabytes()
+    row["peak GB"] = peak.gigabytes() or (sum(p.nbytes for p in lm.module.parameters()) + held) / 1e9
     row["plan GB"] = _planned(cell, lm, shape, len(batches) * size) / 1e9
     row["steps"] = sum(value for name, value in stats.items() if name.partition("/")[0] in _LOSSES) or shape.steps
     ledger.restore()
@@ -188,8 +188,8 @@ def _edit(cell: Cell, lm: LanguageModel, shape: models.Shape, row: dict[str, Any
 
 def _short_edits(
     arm: arms.Arm, lm: LanguageModel, shape: models.Shape, asked: Sequence[Any]
-) -> tuple[counting.Counts, counting.Counts]:
-    """Count two edits of few steps, which also warm everything up."""
+) -> tuple[counting.Counts, counting.Counts, int]:
+    """Count two edits of few steps, which also warm everything up; on a CPU, return the bytes that the second one held, too."""
     found = []
     for steps in (FEW, MORE):
         write, ledger = arm.ours(lm, shape, steps)
@@ -197,7 +197,16 @@ def _short_edits(
         write(batch)
         found.append(counting.counted(lambda write=write, batch=batch: write(batch)))
         ledger.restore()
-    return found[0], found[1]
+    held = 0
+    if counting.device().type == "cpu":
+        # From the beginning, as a trial has it: second moments and their factors are made in here, too.
+        def whole() -> None:
+            write, ledger = arm.ours(lm, shape, FEW)
+            write(asked[: arm.together])
+            ledger.restore()
+
+        held = counting.live_bytes(whole, lm.module.parameters())
+    return found[0], found[1], held
 
 
 def _plain_edit(cell: Cell, lm: LanguageModel, shape: models.Shape, row: dict[str, Any]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import measure
@@ -132,8 +135,39 @@ def per_step(few: Counts, more: Counts, difference: int) -> Counts:
     return more.plus(few.times(-1)).times(1 / difference)
 
 
+class _Live(TorchDispatchMode):
+    """Follows the tensors that operations inside its block make, from the first that holds a storage to the last."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        # By address. What was there before counts nothing, wherever it is seen again.
+        self._held: dict[int, int] = {t.untyped_storage()._cdata: 0 for t in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._held:
+                storage = tensor.untyped_storage()
+                self._held[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata)
+        return out
+
+    def _gone(self, address: int) -> None:
+        self.now -= self._held.pop(address, 0)
+
+
+def live_bytes(call: Callable[[], object], known: Iterable[Tensor]) -> int:
+    """Return the most bytes that tensors made by *call* held at once; *known* were there before. On any device."""
+    with _Live(known) as live:
+        call()
+    return live.peak
+
+
 class Peak:
-    """The most memory that was allocated on the card since it was made; nothing is known of a CPU's."""
+    """The most memory that was allocated on the card since it was made; of a CPU's it knows nothing (:func:`live_bytes` does)."""
 
     def __init__(self) -> None:
         if device().type != "cpu":

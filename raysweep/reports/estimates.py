@@ -15,6 +15,7 @@ from raysweep.config.shared_specs import MomentSpec
 from raysweep.editors.base import KEYS_PER_EDIT
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.models.sizes import COPY_LIMIT, ModelSize
 from raysweep.reports.prose import clock
 from raysweep.rows import SHARED_PHASE_SUFFIX
@@ -31,7 +32,7 @@ class Memory:
 
     Attributes:
         parts: bytes by part.
-        unknown: components of whose state nothing is known.
+        unknown: what else it takes, of which nothing is known: a component's state, an editor's activations.
         written: bytes of the parts that are also files: a snapshot holds the edited matrices and the components' states, the
             artifact store the second moments.
     """
@@ -47,10 +48,11 @@ class Memory:
 
 
 def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory:
-    """Return what *trial* takes in this process or on its device; activations and the libraries come on top.
+    """Return what *trial* takes in this process or on its device; the libraries come on top.
 
-    Second moments count twice, for themselves and their factors. A component's own state counts where its
-    class knows it (``state_bytes``).
+    Second moments count twice, for themselves and their factors. A component's own state counts where its class knows it
+    (``state_bytes``), and so does what its edits take while they are made (``working_bytes``). Edits and questions do not
+    meet, so of their activations the larger ones count.
     """
     size = BYTES[trial.model.dtype]
     weights = shape.parameters * size
@@ -73,12 +75,17 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
             matrices = [(shape.mlp_width, shape.hidden)]
     columns = KEYS_PER_EDIT * trial.protocol.rounds[-1]
     written = sum(parts.get(name, 0) for name in ("edited matrices", "second moments"))
-    unknown = []
+    unknown: list[str] = []
+    asked = activations.passing(shape, size, tokens=trial.protocol.eval_batch * activations.ROW)
+    working = kind.working_bytes(editor.config, shape, size)
+    if working is None:
+        unknown.append(f"activations of {editor.name}")
+    parts |= {**(working or {}), "activations": max(asked, (working or {}).get("activations", 0))}
     wraps = [(components.wrappers.get(w.name), w.name, w.config) for w in editor.wrap]
     for one, name, config in ((kind, editor.name, editor.config), *wraps):
         state = one.state_bytes(config, matrices, columns)
         if state is None:
-            unknown.append(name)
+            unknown.append(f"state of {name}")
         else:
             parts |= {f"{name} {part}": count for part, count in state.items()}
             written += sum(state.values())
@@ -118,7 +125,7 @@ def _memory_text(planned: PlannedTrial, shape: ModelSize | None, components: Com
         return f"not known, the sizes of {planned.trial.model.name} are not here"
     needed = memory(planned.trial, shape, components)
     parts = " + ".join(f"{part} {amount(count)}" for part, count in needed.parts.items())
-    return f"{amount(needed.total)} = {parts}{''.join(f' + state of {name}: not known' for name in needed.unknown)}"
+    return f"{amount(needed.total)} = {parts}{''.join(f' + {part}: not known' for part in needed.unknown)}"
 
 
 def amount(count: float) -> str:
