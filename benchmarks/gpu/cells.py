@@ -249,7 +249,7 @@ def _simie_update(lm: LanguageModel, row: dict[str, Any]) -> None:
 
 
 def _planned(cell: Cell, lm: LanguageModel, shape: models.Shape, edits: int) -> float:
-    """Return the bytes that `raysweep plan` says of the device; the pristine copy of a small model lies in the host's memory."""
+    """Return the bytes that `raysweep plan` says of a GPU's memory."""
     assert cell.arm is not None
     size = size_from_config(lm.module.config.to_dict())
     assert size is not None
@@ -261,5 +261,4 @@ def _planned(cell: Cell, lm: LanguageModel, shape: models.Shape, edits: int) -> 
         protocol=ProtocolSpec(rounds=(edits,)),
         seed=0,
     )
-    found = estimates.memory(trial, size, Components.installed())
-    return found.total - found.parts.get("pristine copy", 0)
+    return estimates.memory(trial, size, Components.installed()).on_device

@@ -35,16 +35,24 @@ class Memory:
         unknown: what else it takes, of which nothing is known: a component's state, an editor's activations.
         written: bytes of the parts that are also files: a snapshot holds the edited matrices and the components' states, the
             artifact store the second moments.
+        on_host: bytes of the parts that stay in the host's memory where a GPU computes: the pristine copy, and the second moments
+            but for the one that is being factored.
     """
 
     parts: Mapping[str, int]
     unknown: tuple[str, ...] = ()
     written: int = 0
+    on_host: int = 0
 
     @property
     def total(self) -> int:
         """The sum of what is known."""
         return sum(self.parts.values())
+
+    @property
+    def on_device(self) -> int:
+        """What of it a GPU's memory has to hold."""
+        return self.total - self.on_host
 
 
 def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory:
@@ -89,7 +97,8 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
         else:
             parts |= {f"{name} {part}": count for part, count in state.items()}
             written += sum(state.values())
-    return Memory({k: v for k, v in parts.items() if v}, tuple(unknown), written)
+    on_host = parts["pristine copy"] + parts.get("second moments", 0) // 2 * (len(layers) - 1) // max(len(layers), 1)
+    return Memory({k: v for k, v in parts.items() if v}, tuple(unknown), written, on_host)
 
 
 def driver_memory(trials: int) -> int:
@@ -125,7 +134,8 @@ def _memory_text(planned: PlannedTrial, shape: ModelSize | None, components: Com
         return f"not known, the sizes of {planned.trial.model.name} are not here"
     needed = memory(planned.trial, shape, components)
     parts = " + ".join(f"{part} {amount(count)}" for part, count in needed.parts.items())
-    return f"{amount(needed.total)} = {parts}{''.join(f' + {part}: not known' for part in needed.unknown)}"
+    total = f"{amount(needed.total)} ({amount(needed.on_device)} on a GPU)"
+    return f"{total} = {parts}{''.join(f' + {part}: not known' for part in needed.unknown)}"
 
 
 def amount(count: float) -> str:
