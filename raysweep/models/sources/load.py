@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -114,6 +115,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
                 dtype=getattr(torch, spec.dtype),
                 attn_implementation=_attention(config),
                 output_loading_info=True,
+                **_placement(device()),
                 **options,
             ),
         )
@@ -129,6 +131,15 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
             hint="they would be random numbers; the files belong to another model or are incomplete",
         )
     return module, tokenizer
+
+
+def _placement(there: torch.device) -> dict[str, object]:
+    """Return the options with which transformers puts weights on a device one by one, as it reads and rounds them.
+
+    Otherwise the whole model would be in the host's memory first. transformers asks for the package accelerate then; without it,
+    and on a CPU, there are no options: :func:`load` moves the model when it is whole, to the same bits.
+    """
+    return {} if there.type == "cpu" or find_spec("accelerate") is None else {"device_map": {"": there}}
 
 
 def _attention(config: PretrainedConfig) -> str | None:
