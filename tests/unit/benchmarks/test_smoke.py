@@ -16,6 +16,7 @@ from benchmarks import (
     driver,
     editing,
     lambda_path,
+    launches,
     lifetime,
     measure,
     quirks,
@@ -82,6 +83,15 @@ def test_simie_back_ends_agree_with_a_direct_solve(mode: str, capsys: pytest.Cap
     for row in rows:
         assert row["error"] < (1e-2 if row["backend"] == simie.REFERENCE else 1e-6)
     assert capsys.readouterr().out.count("| 32 ") == 8
+
+
+def test_launches(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = launches.main(["--editor", "ft", "--blocks", "3"])
+    per = ["step", "edit", "SimIE update", "batch of 12", "question"]
+    assert [(r["what"], r["per"]) for r in rows] == list(zip(["ft"] * 3 + ["evaluation"] * 2, per, strict=True))
+    assert rows[0]["uploads"] == 0
+    assert rows[1]["launches"] > 20 * rows[0]["launches"] > rows[0]["a block"] > 0
+    assert "| a block |" in capsys.readouterr().out
 
 
 def test_simie_knows_every_back_end() -> None:

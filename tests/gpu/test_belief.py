@@ -1,0 +1,53 @@
+"""The belief study on a device: the editing of its points, and what the model is asked about them on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from raysweep.artifacts import ArtifactStore
+from raysweep.config.schema import DataSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.models.sources import catalogue
+from raysweep.rows import EvalRound
+from raysweep.studies.belief import Belief, BeliefLifelong
+from raysweep.testing.sham_device import ShamDevice, move
+from raysweep.tune.deps import make_deps
+from raysweep.workspace import Workspace
+from tests.gpu.agree import agree
+from tests.unit.studies.test_belief import EDITORS, SETTING
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    root = tmp_path_factory.mktemp("belief")
+    (root / "hparams/belief").mkdir(parents=True)
+    (root / "hparams/belief/tiny.yaml").write_text(SETTING)
+    return Workspace(root)
+
+
+def facts(rounds: list[EvalRound]) -> list[object]:
+    return [(r.step, r.rows, r.stats, dict(r.summary), r.beliefs, r.points, r.training) for r in rounds]
+
+
+@pytest.mark.parametrize("study", [Belief, BeliefLifelong], ids=lambda s: s.name)
+@pytest.mark.parametrize("editor", sorted(EDITORS))
+def test_points_are_edited_as_on_the_cpu(
+    editor: str, study: type[Belief] | type[BeliefLifelong], workspace: Workspace
+) -> None:
+    trial = TrialSpec(
+        study=study.name,
+        model=catalogue.resolve(ModelSpec(name="tiny"), workspace),
+        data=DataSpec(name="belief", path="hparams/belief/tiny.yaml", size=3),
+        editor=EDITORS[editor],
+        protocol=ProtocolSpec(batch_size=1, rounds=(0, 3)),
+        seed=1,
+    )
+    have = make_deps(workspace)
+    expected = list(study().execute(trial, have, None))
+    with ShamDevice():
+        model = make_deps(workspace).load_model(trial.model)
+        move(model.module)
+        elsewhere = replace(have, load_model=lambda _: model, artifacts=ArtifactStore(workspace.root / "sham"))
+        found = list(study().execute(trial, elsewhere, None))
+    agree(facts(expected), facts(found), 1e-5)
