@@ -211,10 +211,12 @@ class OutOfMemoryError(RaysweepError):
 
 
 class NodeError(RaysweepError):
-    """Nodes of a cluster lack what a sweep needs.
+    """A node lacks what a sweep needs.
 
-    Cause: a node has no raysweep or another version of a package, does not see the results' storage, or misses a model or dataset.
-    Cure: each line of the message names a node and what it lacks; give every node the same image and the same file system.
+    Cause: a node has no raysweep or another version of a package, does not see the results' storage, or misses a model or dataset;
+    or a trial was given GPUs which torch does not see there (a torch for the CPU only, an old driver, GPUs that are made up).
+    Cure: the message names the node, what it lacks and what mends it; give every node the same image and the same file system.
+    ``resources.gpu: 0`` says that the CPU is meant.
     """
 
     code = "E-NODE"

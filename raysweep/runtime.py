@@ -1,10 +1,87 @@
-"""What this process computes on; never part of a trial's key."""
+"""What this process computes on, how it multiplies there, and why it sees no GPU; no device is ever part of a trial's key."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
 import torch
+
+Matmul = Literal["ieee", "tf32"]
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+CPU_IS_MEANT = "resources.gpu: 0 says that the CPU is meant"
 
 
 def device() -> torch.device:
     """Return the GPU that torch sees first, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs torch sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def driver() -> str | None:
+    """Return the version of NVIDIA's driver; None where there is none, or it does not say."""
+    try:
+        # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul …"
+        found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", _DRIVER.read_text(encoding="utf-8").partition("Module")[2])
+    except OSError:
+        found = None
+    if found:
+        return found[0]
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, check=True, capture_output=True, text=True, timeout=20).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said[0] if said else None
+
+
+def torch_build() -> str:
+    """Return which torch this is and what it was built for: ``torch 2.13.0+cu130 (CUDA 13.0)``."""
+    cuda, rocm = torch.version.cuda, torch.version.hip
+    made_for = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "the CPU only"
+    return f"torch {torch.__version__} ({made_for})"
+
+
+def why_unseen() -> str:
+    """Return why torch sees fewer GPUs than there are said to be, and what mends it, as half a sentence."""
+    version = driver()
+    found = f"{torch_build()}, {f'NVIDIA driver {version}' if version else 'no NVIDIA driver found'}"
+    if not torch.version.cuda and not torch.version.hip:
+        cure = "install a torch that is built for GPUs (https://pytorch.org/get-started/locally)"
+    elif version:
+        cure = "a newer driver, or a torch for an older CUDA; CUDA_VISIBLE_DEVICES may hide some"
+    else:
+        cure = "load the driver, or give the container its GPUs (docker run --gpus all)"
+    return f"{found}; {cure}; {CPU_IS_MEANT}"
+
+
+@contextmanager
+def matmul(precision: Matmul) -> Iterator[None]:
+    """Let a GPU multiply fp32 matrices as *precision* says while the block runs, whatever this process was told before.
+
+    The CPU multiplies them in fp32 either way, and afterwards this process multiplies as it did.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # torch's stubs lack it
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch cannot name a mixture that was set back end by back end
+        legacy = "highest"
+    # The legacy names, since code beside us may ask by them, and torch refuses to answer where both kinds were set.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"  # "high" would let the CPU round, too
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(legacy)
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value

@@ -40,7 +40,10 @@ class ModelSpec(Spec):
     Attributes:
         name: ``embedded``, a fetched model (``raysweep models``), a hub id, or any label when ``path`` is given.
         path: a local folder or GGUF file; not part of the key (``digest`` is).
-        dtype: precision of the weights; the editors' algebra is fp32/fp64 whatever this says.
+        dtype: precision of the weights; what editors optimise, their losses and sums are fp32 and their solves fp64 whatever
+            this says. On a GPU ``bfloat16`` is recommended (docs/precision.md).
+        matmul: how a GPU multiplies fp32 matrices: ``ieee`` = in fp32; ``tf32`` = rounded to ten bits first, several times faster.
+            A CPU multiplies in fp32 either way.
         revision: hub revision; empty = the hub's default.
         trust_remote_code: run code that comes with the weights; off unless asked.
         bos: ``tokenizer`` = whatever the tokenizer prepends; ``none``; or the text of a token to prepend; ``auto`` =
@@ -53,12 +56,19 @@ class ModelSpec(Spec):
     name: str = "embedded"
     path: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    matmul: Literal["ieee", "tf32"] = "ieee"
     revision: str = ""
     trust_remote_code: bool = False
     bos: str = "auto"
     hparams: str = ""
     digest: str = ""
     tokenizer_digest: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_default_matmul(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Leave out the default way to multiply, so that trials planned before there was a choice keep their key."""
+        tree: dict[str, object] = handler(self)
+        return {k: v for k, v in tree.items() if k != "matmul"} if self.matmul == "ieee" else tree
 
     @property
     def provisional(self) -> bool:

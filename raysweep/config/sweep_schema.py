@@ -50,7 +50,8 @@ class ResourceSpec(Spec):
 
     Attributes:
         cpu (CPUs): CPUs per trial.
-        gpu (GPUs): ``auto`` = one GPU where there is one; a number (fractions allowed) = that many.
+        gpu (GPUs): ``auto`` = one GPU where there is one; a number = that many; a fraction = a share of one and of its memory; 0 =
+            the CPU is meant. A trial computes on what it was given, or is refused, and does not see other GPUs.
         memory (bytes): bytes reserved per trial; 0 = not reserved.
         labels: what a node's labels must be, such as ``{ray.io/accelerator-type: H100}``; a value may be ``!H100``,
             ``in(A100, H100)`` or ``!in(A100, H100)``. Needs a Ray whose placement groups know labels (2.60 does).

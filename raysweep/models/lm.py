@@ -12,6 +12,7 @@ from raysweep.hashing import digest
 from raysweep.models.layout import Layout
 from raysweep.models.sizes import positions_of
 from raysweep.models.sources.tokenizer_behaviour import tokenizer_digest
+from raysweep.runtime import Matmul
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ class LanguageModel:
         layout: where its parts are.
         bos: ids that :func:`raysweep.models.tokens.encode` puts before every text (empty when the tokenizer does it itself).
         digest: fingerprint of everything the pristine model was loaded from; empty = not known.
+        matmul: how a GPU multiplies its fp32 matrices, ``ieee`` or ``tf32`` (:func:`raysweep.runtime.matmul`).
     """
 
     module: PreTrainedModel
@@ -34,19 +36,22 @@ class LanguageModel:
     layout: Layout
     bos: tuple[int, ...] = ()
     digest: str = ""
+    matmul: Matmul = "ieee"
 
     @property
     def identity(self) -> str:
         """16 hex digits over all that decides what the pristine model makes of a text; empty if ``digest`` is.
 
-        That is: what it was loaded from, its precision, what its tokenizer does, and the BOS policy. Whatever is computed with a
-        pristine model is kept under this name (:class:`raysweep.artifacts.ArtifactRequest`).
+        That is: what it was loaded from, its precision and that of its products, what its tokenizer does, and the BOS policy.
+        Whatever is computed with a pristine model is kept under this name (:class:`raysweep.artifacts.ArtifactRequest`).
         """
         if not self.digest:
             return ""
         # what the tokenizer does, not what its files are: another version may read them differently
         tokens = tokenizer_digest(self.tokenizer, self.bos)
-        return digest({"digest": self.digest, "dtype": str(self.dtype), "tokenizer": tokens})
+        parts = {"digest": self.digest, "dtype": str(self.dtype), "tokenizer": tokens}
+        # What was kept before there was a choice is found again.
+        return digest(parts if self.matmul == "ieee" else parts | {"matmul": self.matmul})
 
     @property
     def device(self) -> torch.device:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from raysweep import __version__
 from raysweep.config.schema import TrialSpec
+from raysweep.lazy import lazy
+
+runtime = lazy("raysweep.runtime")  # it imports torch
 
 
 def provenance(trial: TrialSpec) -> dict[str, dict[str, object]]:
@@ -80,7 +83,9 @@ def cpu_name() -> str:
 
 @cache
 def device_name() -> str:
-    """Return the accelerator's name, or ``cpu``."""
+    """Return the accelerator's name with its driver and torch's build, or ``cpu``."""
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"{torch.cuda.get_device_name(0)} (driver {runtime.driver() or 'unknown'}, {runtime.torch_build()})"

@@ -12,6 +12,7 @@ from raysweep import environment
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import RaysweepError, StorageLostError, UnwritableError
+from raysweep.lazy import lazy
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.provenance import provenance
 from raysweep.results.state import COLLAPSED, State
@@ -21,6 +22,8 @@ from raysweep.rows import EvalRound, Snapshot
 from raysweep.studies import STUDIES, phases
 from raysweep.studies.base import CollapsedError, Deps, GroupMemberError
 from raysweep.summarize import summary
+
+runtime = lazy("raysweep.runtime")  # it imports torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ class TrialRun:
         """Run to the trial's next round and store it."""
         while True:
             try:
-                return self._advance()
+                with runtime.matmul(self.job.trial.model.matmul):
+                    return self._advance()
             # The generator that runs the group is closed by the error. The next turn of this loop begins again, from the snapshots
             # and without the member that failed.
             except GroupMemberError as error:
@@ -155,7 +159,6 @@ class TrialRun:
         environment.check(self.job.trial.environment)
         # Threads change the order of sums, so the last bits; a process may have served a trial with other threads before.
         torch.set_num_threads(self.job.trial.threads)
-        torch.set_float32_matmul_precision("highest")  # whatever this process was told before
         self._tensors = (-1, None)
         self._running = [job for job in self.members if not self.store.status(job.key).ended]
         resumes: dict[str, Snapshot] = {}

@@ -193,7 +193,7 @@ TRIALS = TableSchema(
         Column("torch", pa.string(), "version", "version of torch", "null if it was not installed"),
         Column("transformers", pa.string(), "version", "version of transformers", "null if it was not installed"),
         Column("ray", pa.string(), "version", "version of Ray", "null if it was not installed"),
-        _text("device", "the accelerator's name, or cpu"),
+        _text("device", "the accelerator's name, its driver and what torch was built for, or cpu"),
         _text("cpu", "the processor's name"),
         Column("threads", pa.int64(), "", "CPU threads the numerics used"),
         _text("model_digest", "fingerprint of the pristine weights"),

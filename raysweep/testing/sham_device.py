@@ -7,7 +7,7 @@
 * The numbers are the CPU's, so that results equal a plain run's but for kernels that are chosen by layout.
 
 It says nothing about time or memory, and one call of ATen may be several kernels of a GPU, or a part of a fused one.
-``scaled_dot_product_attention`` is one launch, and one more in the backward pass::
+Attention, RMS norm and SiLU are one launch each, and one more in the backward pass, though ATen takes them apart here::
 
     lm.module = move(lm.module)
     with ShamDevice() as sham:
@@ -34,10 +34,11 @@ from typing import TYPE_CHECKING, Never, Self, TypeVar
 from unittest.mock import patch
 
 import torch
+from torch.nn import functional as F
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from raysweep.testing.sham_rules import TYPE, Counts, one_device, price, refuse
 
@@ -46,6 +47,13 @@ if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
+
+# what is a kernel of its own on a GPU, by the name under which it is counted
+ONE_KERNEL: dict[Callable[..., object], str] = {
+    F.scaled_dot_product_attention: "attention",
+    F.rms_norm: "rms_norm",
+    F.silu: "silu",
+}
 
 
 def device(index: int = 0) -> torch.device:
@@ -94,10 +102,10 @@ class ShamTensor(torch.Tensor):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Let attention be one operation, as it is on a GPU; everything else goes on to ATen as it is."""
+        """Let attention, say, be one operation, as it is on a GPU; everything else goes on to ATen as it is."""
         with torch._C.DisableTorchFunctionSubclass():
-            if func is torch.nn.functional.scaled_dot_product_attention:
-                return _attend(*args, **(kwargs or {}))  # type: ignore[arg-type]
+            if func in ONE_KERNEL:
+                return _in_one(func, args, kwargs or {})
             return func(*args, **(kwargs or {}))
 
     @classmethod
@@ -232,51 +240,44 @@ def _follow(tensor: ShamTensor) -> ShamTensor:
     return tensor
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """Return the attention that the CPU's own kernel computes, as one launch, and one in the backward pass."""
-    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    one_device("attention", [t for t in (query, key, value, attn_mask) if t is not None])
-    attended: torch.Tensor = _Attention.apply(options, query, key, value, attn_mask)  # type: ignore[no-untyped-call]
-    return attended
+def _in_one(func: Callable[..., object], args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+    """Return what the CPU's own kernel computes, as one launch, and one in the backward pass."""
+    leaves, spec = tree_flatten((args, dict(kwargs)))
+    one_device(ONE_KERNEL[func], [t for t in leaves if isinstance(t, torch.Tensor)])
+    return _OneKernel.apply(func, spec, *leaves)  # type: ignore[no-untyped-call]
 
 
-class _Attention(torch.autograd.Function):
-    """``torch.nn.functional.scaled_dot_product_attention`` on what the tensors hold."""
+class _OneKernel(torch.autograd.Function):
+    """One of :data:`ONE_KERNEL` on what the tensors hold."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, options: dict[str, object], *given: torch.Tensor | None) -> torch.Tensor:
-        """Return what each query attends to, ``[…, queries, d_value]``; keep the CPU's own graph for the backward pass."""
-        wanted = ctx.needs_input_grad[1:]  # type: ignore[attr-defined]
+    def forward(
+        ctx: FunctionCtx, func: Callable[..., torch.Tensor], spec: TreeSpec, *given: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the result; keep the CPU's own graph for the backward pass."""
+        wanted = ctx.needs_input_grad[2:]  # type: ignore[attr-defined]
         held = [
             t.held.detach().requires_grad_(w) if isinstance(t, ShamTensor) else t
             for t, w in zip(given, wanted, strict=True)
         ]
         on = next(t.device for t in given if isinstance(t, ShamTensor))
+        args, kwargs = tree_unflatten(held, spec)
         with _disable_current_modes(), torch.set_grad_enabled(any(wanted)):
-            out = torch.nn.functional.scaled_dot_product_attention(*held, **options)  # type: ignore[arg-type]
-        ctx.kept = out, held  # type: ignore[attr-defined]
-        _note("attention", Counts(launches=1))
+            out = func(*args, **kwargs)
+        ctx.kept = func, out, held  # type: ignore[attr-defined]
+        _note(ONE_KERNEL[func], Counts(launches=1))
         return ShamTensor(out.detach(), on)
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: ShamTensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients by query, key, value and mask."""
-        out, held = ctx.kept  # type: ignore[attr-defined]
-        wanted = [t for t in held if t is not None and t.requires_grad]
+        """Return the gradients of the tensors that ask for one."""
+        func, out, held = ctx.kept  # type: ignore[attr-defined]
+        asked = [isinstance(t, torch.Tensor) and t.requires_grad for t in held]
+        wanted = [t for t, a in zip(held, asked, strict=True) if a]
         with _disable_current_modes():
             found = iter(torch.autograd.grad(out, wanted, gradient.held))
-        _note("attention, backward", Counts(launches=1))
-        asked = [t is not None and t.requires_grad for t in held]
-        return None, *(ShamTensor(next(found), gradient.device) if a else None for a in asked)
+        _note(f"{ONE_KERNEL[func]}, backward", Counts(launches=1))
+        return None, None, *(ShamTensor(next(found), gradient.device) if a else None for a in asked)
 
 
 @cache

@@ -20,6 +20,7 @@ from raysweep.models.sizes import COPY_LIMIT
 from raysweep.results.proposals import ProposalFolder
 from raysweep.results.store import HEARTBEAT, ResultStore
 from raysweep.studies.base import Deps, Progress, ProposalCache, ProposalScheduler
+from raysweep.tune.devices import demand
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -128,12 +129,16 @@ class LoadedInputs:
 
     Args:
         workspace: where models and artifacts lie.
+        gpus: how many GPUs, or which share of one, this process was given, so that it computes there or not at all; None = nobody
+            gives any, and it computes on what there is.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, gpus: float | None = None) -> None:
         def load(spec: ModelSpec, on_step: OnStep) -> LanguageModel:
             from raysweep.models.sources.load import load as load_model
 
+            if gpus is not None:
+                demand(gpus)
             return load_model(spec, workspace, on_step)
 
         self.models = ModelPool(load)

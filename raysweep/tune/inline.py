@@ -17,7 +17,8 @@ def run_inline(run: SweepRun, states: Mapping[str, TrialStatus]) -> bool:
     chosen = set(pending(states, retry=run.options.retry, repair=run.options.repair))
     for key in chosen:
         run.store.reopen(key)
-    loaded = LoadedInputs(run.workspace)
+    gpus = run.plan.sweep.resources.gpu
+    loaded = LoadedInputs(run.workspace, None if gpus == "auto" else gpus)
     run.watcher.begin()
     try:
         # In the plan's order, though `pending` puts begun trials first: nothing runs beside it that they would hold up.

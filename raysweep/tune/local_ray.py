@@ -12,10 +12,12 @@ from contextlib import ExitStack, contextmanager
 from types import ModuleType
 
 from raysweep.errors import RunFailedError
+from raysweep.lazy import lazy
 from raysweep.tune.cluster import LOOPBACK
 from raysweep.tune.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
+runtime = lazy("raysweep.runtime")  # it imports torch
 
 STATE_PERIOD = "TUNE_GLOBAL_CHECKPOINT_S"  # seconds between two writings of Tune's state
 EVERYWHERE = {
@@ -102,16 +104,10 @@ def _withdraw_unseen_gpus(ray: ModuleType, options: Mapping[str, object]) -> Non
     """Start our own Ray again where it offers accelerators that torch does not see: trials given one would run on the CPU."""
     offered = ray.cluster_resources().get("GPU", 0)
     # torch takes seconds to import, and most machines without accelerators are spared that.
-    if offered and (seen := visible_gpus()) < offered:
+    if offered and (seen := runtime.visible_gpus()) < offered:
+        log.warning("Ray finds %g GPU here, torch %d: %s", offered, seen, runtime.why_unseen())
         ray.shutdown()
         start(ray, "local", {**options, "num_gpus": seen})
-
-
-def visible_gpus() -> int:
-    """Return how many accelerators torch sees."""
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 @contextmanager

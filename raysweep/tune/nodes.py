@@ -21,7 +21,6 @@ from raysweep.errors import NodeError, RaysweepError
 from raysweep.lazy import lazy
 from raysweep.results.folder import Folder
 from raysweep.results.provenance import installed
-from raysweep.tune.local_ray import visible_gpus
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ class Answer(TypedDict):
         packages: version of each of :data:`PACKAGES`; None = not installed.
         free: bytes free below the workspace's root.
         gpus: names and bytes of the accelerators that torch sees; empty unless the node offers some to Ray.
+        why_unseen: its torch, its driver and the cure, should it offer more of them; empty unless it offers some.
         problems: what it cannot find or write, in sentences.
     """
 
@@ -49,6 +49,7 @@ class Answer(TypedDict):
     packages: dict[str, str | None]
     free: int | None
     gpus: list[tuple[str, int]]
+    why_unseen: str
     problems: list[str]
 
 
@@ -188,7 +189,7 @@ def probe_function() -> Callable[[bytes, bool], Answer]:
             except PackageNotFoundError:
                 found[name] = None
         answer: Answer = {
-            "python": platform.python_version(), "packages": found, "free": None, "gpus": [], "problems": [],
+            "python": platform.python_version(), "packages": found, "free": None, "gpus": [], "why_unseen": "", "problems": [],
         }  # fmt: skip
         if found["raysweep"] is None:
             return answer
@@ -226,8 +227,11 @@ def examine(needed: Requirements, answer: Answer, *, accelerated: bool) -> Answe
     if accelerated:
         import torch
 
+        from raysweep.runtime import visible_gpus, why_unseen
+
         cards = [torch.cuda.get_device_properties(index) for index in range(visible_gpus())]
         answer["gpus"] = [(card.name, int(card.total_memory)) for card in cards]
+        answer["why_unseen"] = why_unseen()
     return answer
 
 
@@ -275,9 +279,7 @@ def faults(node: Node, needed: Requirements) -> list[str]:
     lacking += answer["problems"]
     offered = node.resources.get("GPU", 0)
     if needed.accelerated and answer["packages"]["raysweep"] and offered > len(answer["gpus"]):
-        lacking.append(
-            f"offers {offered:g} GPU to Ray, but torch sees {len(answer['gpus'])} (a CPU wheel, or the driver)"
-        )
+        lacking.append(f"offers {offered:g} GPU to Ray, but torch sees {len(answer['gpus'])}: {answer['why_unseen']}")
     if answer["free"] is not None and answer["free"] < SPARE:
         lacking.append(f"{answer['free'] / 2**30:.1f} GiB free below {needed.workspace.root}, {SPARE >> 30} needed")
     return [f"{node.name}: {fault}" for fault in lacking]

@@ -15,13 +15,14 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raysweep import environment, pytree
+from raysweep import environment, pytree, runtime
 from raysweep.config.schema import TrialSpec
 from raysweep.editors.base import Proposal
 from raysweep.studies import STUDIES
 from raysweep.studies.base import ComputeProposal
 from raysweep.studies.ordered_results import Helper, in_order
 from raysweep.tune.deps import LoadedInputs, make_deps, proposal_folder
+from raysweep.tune.devices import take_given
 from raysweep.workspace import Workspace
 
 
@@ -30,18 +31,20 @@ class Shard:
 
     def __init__(self, workspace: Workspace, sweep: str) -> None:
         self.workspace, self.sweep = workspace, sweep
-        self.loaded = LoadedInputs(workspace)
+        self.loaded = LoadedInputs(workspace, take_given())
         self._trial = ""
         self._ask: ComputeProposal | None = None
 
     def propose(self, trial: TrialSpec, cache_key: str, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds, on the CPU."""
-        proposal: Proposal = pytree.moved(self._proposer(trial, cache_key)(step), "cpu")
-        return proposal
+        with runtime.matmul(trial.model.matmul):
+            proposal: Proposal = pytree.moved(self._proposer(trial, cache_key)(step), "cpu")
+            return proposal
 
     def prepare(self, trial: TrialSpec, cache_key: str) -> None:
         """Load what *trial* needs, before it is asked for proposals."""
-        self._proposer(trial, cache_key)
+        with runtime.matmul(trial.model.matmul):
+            self._proposer(trial, cache_key)
 
     def _proposer(self, trial: TrialSpec, cache_key: str) -> ComputeProposal:
         # The model and the artifacts are loaded once per trial, not once per proposal.

@@ -13,6 +13,7 @@ from raysweep.results.runner import RoundReport, TrialRun, replay
 from raysweep.results.state import ENDS
 from raysweep.results.store import ResultStore
 from raysweep.tune.deps import Heartbeat, LoadedInputs, make_deps, proposal_folder
+from raysweep.tune.devices import take_given
 from raysweep.tune.shards import Shards
 from raysweep.workspace import Workspace
 
@@ -32,7 +33,7 @@ class Trainable(tune.Trainable):  # type: ignore[misc]
         self.table, self.workspace, self.sweep = table, workspace, sweep
         self.store = ResultStore(workspace.results(sweep))
         self.shards = Shards(workspace, sweep)
-        self.loaded = LoadedInputs(workspace)
+        self.loaded = LoadedInputs(workspace, take_given())
         self._run: TrialRun | None = None
         self._begin(config)
 

@@ -65,6 +65,9 @@ asked = json.loads(sys.argv[1])
 if asked["session"]:
     from raysweep.tune import sessions
     sessions.SESSION, sessions.WAVES = asked["session"], 0
+if asked["unexamined"]:
+    from raysweep.tune import nodes
+    nodes.check = lambda *_: None
 if asked["minute"]:
     from raysweep.tune import hang_watch
     hang_watch.MINUTE = asked["minute"]
@@ -86,11 +89,12 @@ sys.exit(found.exit_code)
 def start(
     root: Path, name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), *,
     options: dict[str, Any] | None = None, plugins: Path, session: int = 0, storage: str = "", minute: float = 0,
-    **resources: Any,
+    unexamined: bool = False, **resources: Any,
 ) -> subprocess.Popen[str]:  # fmt: skip
     """Start a driver process over a fake plan; 0 = as usual.
 
-    *session* is how many trials one Ray session has, *minute* how many seconds a minute without a sign of life.
+    *session* is how many trials one Ray session has, *minute* how many seconds a minute without a sign of life. Where the nodes of
+    a cluster are *unexamined*, the GPUs that they made up are not noticed before a trial asks for one.
     """
     asked = {
         "root": str(root),
@@ -101,6 +105,7 @@ def start(
         "options": options or {},
         "session": session,
         "minute": minute,
+        "unexamined": unexamined,
         "resources": resources,
     }
     environment = {**os.environ, "PYTHONPATH": str(plugins), "PYTHONDONTWRITEBYTECODE": "1"}

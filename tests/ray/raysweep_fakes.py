@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import time
@@ -67,6 +68,10 @@ class Fake(Study):
         config = trial.editor.config.model_dump()
         if "log" in config:
             Path(f"{config['log']}-{os.getpid()}").touch()
+        if "cards" in config:
+            _note_cards(trial, Path(config["cards"]))
+        if "load" in config:
+            deps.load_model(trial.model)
 
         if "fault" in config:
             _break_storage_on_demand(Path(config["fault"]))
@@ -139,13 +144,25 @@ def _break_storage_on_demand(fault: Path) -> None:
 
 
 def _await_others(trial: TrialSpec) -> None:
-    """Wait until another process can edit too, where the test says that there is to be one."""
+    """Wait until as many processes can edit as the test says that there are to be: two, if it does not say."""
     log = Path(str(trial.editor.config.stored_value("log")))
     until = time.monotonic() + 60
     while log.with_name("shards").exists() and time.monotonic() < until:
-        if len(list(log.parent.glob(f"{log.name}-*"))) > 1:
+        if len(list(log.parent.glob(f"{log.name}-*"))) >= int(log.with_name("shards").read_text() or 2):
             return
         time.sleep(0.05)
+
+
+def _note_cards(trial: TrialSpec, file: Path) -> None:
+    """Write down which process of *trial* may use which GPUs, and on which node it is."""
+    import ray
+
+    found = {
+        "seed": trial.seed, "pid": os.getpid(), "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "node": ray.get_runtime_context().get_node_id(),
+    }  # fmt: skip
+    with file.open("a") as handle:
+        handle.write(json.dumps(found) + "\n")
 
 
 def _once(flag: str) -> bool:

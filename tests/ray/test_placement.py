@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ray_cluster import LocalCluster
 from ray_helpers import finish, start, table_bytes
 
@@ -101,7 +102,7 @@ def test_our_own_ray_offers_no_gpus_that_ray_alone_sees(tmp_path: Path) -> None:
     script = (
         "from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Manager\n"
         "Manager.get_current_node_num_accelerators = staticmethod(lambda: 2)\n"
-        "import ray\nfrom raysweep.tune import local_ray\nlocal_ray.visible_gpus = lambda: 0\n"
+        "import ray\nfrom raysweep import runtime\nfrom raysweep.tune import local_ray\nruntime.visible_gpus = lambda: 0\n"
         "with local_ray.running_ray(None):\n    print(ray.cluster_resources().get('GPU', 0))\n"
     )
     done = subprocess.run(
@@ -137,7 +138,8 @@ def test_made_up_gpus_are_refused_unless_the_cpu_is_meant(cluster: LocalCluster,
     cluster.add(1, gpus=2)
     options = {"address": cluster.address}
     told = refusal(start(tmp_path, "s", CALM, plugins=plugins, options=options, gpu="auto"))
-    assert ": offers 2 GPU to Ray, but torch sees 0" in told
+    assert f": offers 2 GPU to Ray, but torch sees 0: torch {torch.__version__} (" in told
+    assert "resources.gpu: 0 says that the CPU is meant" in told
     code, outcome, lines = finish(start(tmp_path, "s", CALM, plugins=plugins, options=options, gpu=0))
     assert (code, outcome["done"]) == (0, 2), lines
 

@@ -18,7 +18,7 @@ from raysweep.models.sources import catalogue, gguf, hub, tokenizer_behaviour
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 from raysweep.models.sources.tokenizer_files import read_tokenizer
 from raysweep.models.sources.tokenizers import fit_tokenizer, guarded, load_options
-from raysweep.runtime import device
+from raysweep.runtime import device, matmul
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -59,7 +59,9 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
             hint="the files changed meanwhile; restore them, or plan again",
         )
     if isinstance(where, Path) and where.suffix in MODEL_RECIPES:
-        trained = ModelRecipe.open(where, workspace).model(getattr(torch, spec.dtype), on_step)
+        # How a trial multiplies is no part of a recipe, so the model it trains is the same whoever is first to ask.
+        with matmul("ieee"):
+            trained = ModelRecipe.open(where, workspace).model(getattr(torch, spec.dtype), on_step)
         module, tokenizer = trained.module, trained.tokenizer
     elif isinstance(where, Path) and where.is_file():
         module, tokenizer = guarded(where, lambda: gguf.read(where))
@@ -75,7 +77,9 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     bos = fit_tokenizer(tokenizer, identity.bos, vocabulary=module.get_input_embeddings().num_embeddings)
     # nothing is trained unless an editor asks for it, tensor by tensor
     module = module.eval().requires_grad_(False).to(device())
-    return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module))
+    return LanguageModel(
+        module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul
+    )
 
 
 def _check_tokens(behaviour: str, spec: ModelSpec, where: Path | str) -> None:

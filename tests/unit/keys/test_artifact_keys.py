@@ -133,7 +133,11 @@ SCENES: Mapping[str, Scene] = {
             },
         ),
         depends=("*",),
-        apart={"train.data.path": WHERE, "weights.digest": "of an archive; this network is trained"},
+        apart={
+            "train.data.path": WHERE,
+            "weights.digest": "of an archive; this network is trained",
+            "batch": OF_THE_EDIT,
+        },
     ),
     "hypernetwork, read": Scene(
         EditorSpec(name="mend", config={"layers": [1, 2], "weights": {"path": "x", "digest": "w"}}),
@@ -144,6 +148,7 @@ SCENES: Mapping[str, Scene] = {
             "edit_lr": "the archive's own",
             "shared": OF_THE_EDIT,
             "ref_labels": OF_THE_EDIT,
+            "batch": OF_THE_EDIT,
         },
         stuck=("train",),  # dropped where an archive is given
     ),
@@ -213,6 +218,7 @@ def _with_token(token: str) -> Any:
 MODELS: Mapping[str, Callable[[], LanguageModel]] = {
     "weights": lambda: _model(digest="other"),
     "precision": lambda: _model(dtype=torch.bfloat16),
+    "precision of its products": lambda: _model(matmul="tf32"),
     "tokenizer that adds no BOS": lambda: _model(tokenizer=byte_tokenizer(bos=False)),
     "other tokenizer": lambda: _model(tokenizer=_with_token("ab")),
     "pad token": lambda: _model(pad="<s>"),

@@ -163,16 +163,25 @@ def test_another_environment_than_the_plans_is_refused(planned: Planned, monkeyp
 
 def test_threads_and_precision_are_what_the_trial_says_whatever_the_process_was_told(planned: Planned) -> None:
     assert planned(threads=2).key != planned().key
-    trial = planned(threads=1)
-    job: Any = type("Job", (), {"trial": trial, "key": trial.key, "arm": "a", "point": {}})
-    store: Any = type("Store", (), {"begin": staticmethod(lambda *_, **__: None)})
+    seen: list[tuple[int, bool, str]] = []
+
+    def begin(*_: object, **__: object) -> None:
+        cuda, cpu = torch.backends.cuda.matmul.allow_tf32, torch.backends.mkldnn.matmul.fp32_precision
+        seen.append((torch.get_num_threads(), cuda, cpu))
+        raise RuntimeError("seen enough")
+
+    nothing = staticmethod(lambda *_, **__: None)
+    store: Any = type("Store", (), {"begin": staticmethod(begin), "fail": nothing})
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(before + 1)
-        torch.set_float32_matmul_precision("medium")
-        TrialRun(job, None, store)._begin()  # type: ignore[arg-type]
-        assert torch.get_num_threads() == 1
-        assert torch.get_float32_matmul_precision() == "highest"
+        for precision in ("ieee", "tf32"):
+            trial = planned(threads=1, model={"name": "m", "path": "m", "matmul": precision})
+            job: Any = type("Job", (), {"trial": trial, "key": trial.key, "arm": "a", "point": {}})
+            torch.set_num_threads(before + 1)
+            torch.set_float32_matmul_precision("medium")
+            assert TrialRun(job, None, store).advance().error == "RuntimeError: seen enough"  # type: ignore[arg-type]
+            assert torch.get_float32_matmul_precision() == "medium", "nothing of a trial stays behind"
+        assert seen == [(1, False, "ieee"), (1, True, "ieee")], "the CPU never rounds"
     finally:
         torch.set_num_threads(before)
         torch.set_float32_matmul_precision("highest")

@@ -70,7 +70,7 @@ def added_metric() -> Iterator[str]:
 def trial(**changed: Any) -> TrialSpec:
     base: dict[str, Any] = {
         "study": "lifelong",
-        "model": ModelSpec(digest="m", tokenizer_digest="t"),
+        "model": ModelSpec(digest="m", tokenizer_digest="t", matmul="tf32"),
         "data": DataSpec(digest="d", size=12, invalid="skip", left_out=(3,)),
         "editor": EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name="simie", config={"lam": 1.0}),)),
         "protocol": ProtocolSpec(rounds=(0, 12), metrics=("token_match", "ppl")),

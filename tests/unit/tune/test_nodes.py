@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from ray import cloudpickle
 
+from raysweep import runtime
 from raysweep.config.schema import DataSpec, ModelSpec
 from raysweep.tune import nodes
 from raysweep.tune.nodes import Answer, Node, Requirements
@@ -21,7 +22,9 @@ VERSIONS = dict.fromkeys(nodes.PACKAGES, "1.0")
 
 def answer(**changes: object) -> Answer:
     """What a node answers that lacks nothing."""
-    whole: Answer = {"python": "3.11.7", "packages": dict(VERSIONS), "free": 50 << 30, "gpus": [], "problems": []}
+    whole: Answer = {
+        "python": "3.11.7", "packages": dict(VERSIONS), "free": 50 << 30, "gpus": [], "why_unseen": "", "problems": [],
+    }  # fmt: skip
     return {**whole, **changes}  # type: ignore[typeddict-item]
 
 
@@ -49,8 +52,8 @@ def needed(tmp_path: Path) -> Requirements:
         ),
         (Node("n1", {"CPU": 2}, answer(problems=["cannot write /r: read-only"])), "cannot write /r: read-only"),
         (
-            Node("n1", {"CPU": 2, "GPU": 2}, answer(gpus=[("H100", 80 << 30)])),
-            "offers 2 GPU to Ray, but torch sees 1 (a CPU wheel, or the driver)",
+            Node("n1", {"CPU": 2, "GPU": 2}, answer(gpus=[("H100", 80 << 30)], why_unseen="torch 2.0 (CUDA 12.6)")),
+            "offers 2 GPU to Ray, but torch sees 1: torch 2.0 (CUDA 12.6)",
         ),
         (Node("n1", {"CPU": 2, "GPU": 1}, answer(gpus=[("H100", 80 << 30)])), ""),
         (Node("n1", {"CPU": 2}, answer(free=1 << 29)), "0.5 GiB free below"),
@@ -66,6 +69,17 @@ def test_made_up_gpus_are_no_fault_where_the_cpu_is_meant(needed: Requirements) 
     node = Node("n1", {"CPU": 2, "GPU": 2}, answer())
     assert len(nodes.faults(node, needed)) == 1
     assert nodes.faults(node, replace(needed, accelerated=False)) == []
+
+
+def test_a_node_that_offers_gpus_says_what_torch_and_driver_it_has(
+    needed: Requirements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why it does not see them can be told there only."""
+    monkeypatch.setattr(runtime, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(runtime, "why_unseen", lambda: "torch 2.0 (the CPU only)")
+    found = nodes.examine(needed, answer(), accelerated=True)
+    (fault,) = (one for one in nodes.faults(Node("n1", {"CPU": 2, "GPU": 2}, found), needed) if "GPU" in one)
+    assert fault == "n1: offers 2 GPU to Ray, but torch sees 0: torch 2.0 (the CPU only)"
 
 
 def test_a_node_that_has_everything(needed: Requirements) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from raysweep import runtime
 from raysweep.errors import RunFailedError
 from raysweep.tune import local_ray
 from raysweep.tune.local_ray import start
@@ -60,7 +61,7 @@ class Generous(Stubborn):
 def test_our_own_ray_offers_no_gpu_that_torch_does_not_see(
     seen: int, offers: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_ray, "visible_gpus", lambda: seen)
+    monkeypatch.setattr(runtime, "visible_gpus", lambda: seen)
     ray = Generous()
     start(ray, "local", {})
     local_ray._withdraw_unseen_gpus(ray, {})
