@@ -19,12 +19,17 @@ from raysweep.evals import scoring
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sizes import size_from_config
 from raysweep.reports import estimates
+from raysweep.runtime import device, matmul
 
 FEW, MORE = 2, 4  # steps of the short edits whose counts differ by those of MORE - FEW steps
 TIMED = 2  # edits that are timed, of which the faster one counts
 SINGLE = 12  # questions that are asked one by one, the plain way
 _LOSSES = ("steps", "value_steps")
-_SPEC_DTYPE = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16"}
+_SPEC: Mapping[str, Mapping[str, str]] = {
+    "fp32": {"dtype": "float32"},
+    "tf32": {"dtype": "float32", "matmul": "tf32"},
+    "bf16": {"dtype": "bfloat16"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +118,15 @@ class Bench:
         for cell in cells:
             if not keep_on():
                 return
-            counting.set_matmul(cell.dtype)
             row: dict[str, Any] = dict(cell.name)
             try:
-                self._fill(cell, row)
+                with matmul(counting.PRODUCTS[cell.dtype][1]):
+                    self._fill(cell, row)
             except Exception:  # whatever it is, the other cells are worth having
                 row["failed"] = traceback.format_exc().strip().splitlines()[-6:]
                 self._loaded = None
-            finally:
-                counting.set_matmul("fp32")
             gc.collect()
-            if counting.device().type != "cpu":
+            if device().type != "cpu":
                 torch.accelerator.empty_cache()
             yield row
 
@@ -136,7 +139,7 @@ class Bench:
             made: list[LanguageModel] = []
             peak = counting.Peak()
             (row["load s"],) = counting.seconds(
-                lambda: made.append(models.random_model(*self._named(cell), key[1], counting.device()))
+                lambda: made.append(models.random_model(*self._named(cell), key[1], device()))
             )
             row["load peak GB"] = peak.gigabytes()
             self._loaded = (key, made[0])
@@ -198,7 +201,7 @@ def _short_edits(
         found.append(counting.counted(lambda write=write, batch=batch: write(batch)))
         ledger.restore()
     held = 0
-    if counting.device().type == "cpu":
+    if device().type == "cpu":
         # From the beginning, as a trial has it: second moments and their factors are made in here, too.
         def whole() -> None:
             write, ledger = arm.ours(lm, shape, FEW)
@@ -255,7 +258,7 @@ def _planned(cell: Cell, lm: LanguageModel, shape: models.Shape, edits: int) -> 
     assert size is not None
     trial = TrialSpec(
         study="lifelong",
-        model=ModelSpec(name=cell.shape, dtype=_SPEC_DTYPE[cell.dtype]),  # type: ignore[arg-type]
+        model=ModelSpec.model_validate({"name": cell.shape, **_SPEC[cell.dtype]}),
         data=DataSpec(size=edits),
         editor=cell.arm.spec(shape),
         protocol=ProtocolSpec(rounds=(edits,)),

@@ -14,16 +14,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import measure
-from raysweep.runtime import device
+from raysweep.runtime import Matmul, device, matmul
 
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemsetAsync")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 UPLOADS = ("Memcpy HtoD",)
-PRODUCTS: Mapping[str, tuple[torch.dtype, str]] = {
-    "fp32": (torch.float32, "highest"),
-    "tf32": (torch.float32, "high"),
-    "bf16": (torch.bfloat16, "highest"),
-    "fp64": (torch.float64, "highest"),
+PRODUCTS: Mapping[str, tuple[torch.dtype, Matmul]] = {
+    "fp32": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "bf16": (torch.bfloat16, "ieee"),
+    "fp64": (torch.float64, "ieee"),
 }
 
 
@@ -36,11 +36,6 @@ def seconds(call: Callable[[], object], times: int = 1) -> list[float]:
     return clock.wall
 
 
-def set_matmul(kind: str) -> None:
-    """Let fp32 products be computed as *kind* of :data:`PRODUCTS` says: ``tf32`` on tensor cores, all others exactly."""
-    torch.set_float32_matmul_precision(PRODUCTS[kind][1])
-
-
 def ceiling(square: int) -> dict[str, float]:
     """Return what this device gives in this process: TFLOP/s of square products by precision, GB/s of a copy.
 
@@ -48,13 +43,12 @@ def ceiling(square: int) -> dict[str, float]:
         square: side of the matrices.
     """
     found = {}
-    for kind, (dtype, _) in PRODUCTS.items():
-        set_matmul(kind)
+    for kind, (dtype, precision) in PRODUCTS.items():
         left, right = (torch.randn(square, square, device=device()).to(dtype) for _ in range(2))
         product = lambda left=left, right=right: left @ right  # noqa: E731
-        seconds(product, 2)
-        found[kind] = 2 * square**3 / min(seconds(product, 5)) / 1e12
-    set_matmul("fp32")
+        with matmul(precision):
+            seconds(product, 2)
+            found[kind] = 2 * square**3 / min(seconds(product, 5)) / 1e12
     source = torch.empty(8 * square * square, device=device())
     target = torch.empty_like(source)
     seconds(lambda: target.copy_(source), 2)
@@ -119,15 +113,21 @@ def counted(call: Callable[[], object]) -> Counts:
     torch.accelerator.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         call()
-        # the profiler's own wait, taken off again below
+        # The profile's own wait, so that the last kernels are in it; it is taken off again.
         torch.accelerator.synchronize()
-    events = seen.key_averages()
+    return tally(seen.key_averages()).plus(Counts(flop=arithmetic.flop, waits=-1))
+
+
+def tally(events: Iterable[Any]) -> Counts:
+    """Return launches, waits, uploads and busy seconds of a profile's *events*, averaged by name."""
+    events = list(events)
 
     def count(names: tuple[str, ...]) -> int:
         return sum(event.count for event in events if event.key.startswith(names))
 
-    kernels = sum(event.self_device_time_total for event in events if event.device_type.name != "CPU")
-    return Counts(arithmetic.flop, count(LAUNCHES), max(0, count(WAITS) - 1), count(UPLOADS), kernels / 1e6)
+    # What ran on the card stands there by the kernel's own name.
+    busy = sum(event.self_device_time_total for event in events if event.device_type.name != "CPU") / 1e6
+    return Counts(launches=count(LAUNCHES), waits=count(WAITS), uploads=count(UPLOADS), busy=busy)
 
 
 def per_step(few: Counts, more: Counts, difference: int) -> Counts:
