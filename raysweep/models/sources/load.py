@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -66,7 +67,7 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
         module, tokenizer = guarded(where, lambda: gguf.read(where))
         module = module.to(getattr(torch, spec.dtype))
     else:
-        module, tokenizer = _from_pretrained(where, spec)
+        module, tokenizer = _from_pretrained(where, spec, device())
     layout = layout_of(module.config)
     check_layout(module, layout)
     _check_finite(module, where)
@@ -98,7 +99,9 @@ def _digest(identity: catalogue.ModelIdentity, module: PreTrainedModel) -> str:
     return hub.digest_of(identity.where, commit) if isinstance(identity.where, str) and commit else identity.digest
 
 
-def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _from_pretrained(
+    where: Path | str, spec: ModelSpec, there: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -118,6 +121,7 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
                 dtype=getattr(torch, spec.dtype),
                 attn_implementation=_attention(config),
                 output_loading_info=True,
+                **_placement(there),
                 **options,
             ),
         )
@@ -133,6 +137,15 @@ def _from_pretrained(where: Path | str, spec: ModelSpec) -> tuple[PreTrainedMode
             hint="they would be random numbers; the files belong to another model or are incomplete",
         )
     return module, tokenizer
+
+
+def _placement(there: torch.device) -> dict[str, object]:
+    """Return the options with which transformers puts weights on a device one by one, as it reads and rounds them.
+
+    Otherwise the whole model would be in the host's memory first. transformers needs the package accelerate for it; without
+    that, and on a CPU, there are no options: :func:`load` moves the model when it is whole, to the same bits.
+    """
+    return {} if there.type == "cpu" or find_spec("accelerate") is None else {"device_map": {"": there}}
 
 
 def _attention(config: PretrainedConfig) -> str | None:
