@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit chaos fuzz docs clean
+.PHONY: demo test lint types unit chaos fuzz docs gpu-pack gpu-check clean
 
 demo: $(STAMP)
 	$(BIN)/raysweep run demo
@@ -34,6 +34,14 @@ docs: $(STAMP)
 	$(BIN)/python -m raysweep.cli.docs errors > docs/errors.md
 	$(BIN)/python -m raysweep.cli.docs keys > docs/keys.md
 	$(BIN)/python -m raysweep.results.schema
+
+# Figures of a card in less than eight minutes (docs/performance.md). Where the card is there may be no package index, no venv and no
+# make: `make gpu-pack` here, carry this folder there, then `make gpu-check` or `bash benchmarks/gpu/card.sh check`. On any machine: make gpu-check ARGS='--shape tiny'.
+gpu-pack:
+	PYTHON=$(PYTHON) bash benchmarks/gpu/card.sh pack
+
+gpu-check:
+	PYTHON=$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bash benchmarks/gpu/card.sh check gpu.json $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

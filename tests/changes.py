@@ -29,7 +29,8 @@ def changes(kind: type[BaseModel], value: BaseModel, stuck: Collection[str] = ()
     """
     tree = value.model_dump(mode="json")
     for path, annotation in _leaves(kind, tree, ()):
-        now = _at(tree, path)
+        # What stands in no dump at its default is asked of the value itself.
+        now = _at(tree, path[:-1]).get(path[-1], getattr(value, path[-1], None))
         for candidate in (*_literals(annotation, now), *_others(now)):
             if candidate == now and type(candidate) is type(now):
                 continue

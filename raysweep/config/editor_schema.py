@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Protocol, TypeVar
 
-from pydantic import BaseModel, SerializeAsAny, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from raysweep.config.places import KeyPath
 from raysweep.config.shared_specs import ContextSpec, MomentSpec
@@ -35,10 +42,21 @@ class EditorConfig(Spec):
 
     A name that begins with ``ref`` brings back what the published code does, where ours does otherwise; ``quirk Q…`` in its
     description is the entry of docs/quirks.md that tells both. ``dropped`` names hyper-parameters of the published files that
-    change no number there: accepted and left out (quirk Q46).
+    change no number there: accepted and left out (quirk Q46). ``added`` names fields that came after trials had been stored: at
+    their default, which is what those trials did, they stand in no key.
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_added(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        tree: dict[str, object] = handler(self)
+        fields = type(self).model_fields
+        for name in self.added & tree.keys():
+            if getattr(self, name) == fields[name].default:
+                del tree[name]
+        return tree
 
     @model_validator(mode="before")
     @classmethod

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
 from raysweep.config.schema import Blocks, Count, NonNegative, Positive
 from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs
+from raysweep.editors.stopping import steps_between_reads
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, Dense, WeightDelta
 from raysweep.records import EditRecord
@@ -187,21 +188,24 @@ def _train(
         losses: returns, with gradients enabled, the loss of each edit ``[n]`` given *masters*, and the tensors in the model's dtype
             that take their place, whose gradients are asked for.
     """
-    count = len(masters[0])
     # One optimiser for all edits: Adam is elementwise, so they do not meet in it.
     adam = torch.optim.Adam(list(masters), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    stopped: dict[int, list[Tensor]] = {}
-    history: list[list[float]] = [[] for _ in range(count)]
-    for _ in range(config.steps):
+    every, record = steps_between_reads(masters[0]), []
+    # The edits that go on, [n]; and the weights of each when it stopped, which mean nothing before.
+    running = torch.ones(len(masters[0]), dtype=torch.bool, device=masters[0].device)
+    final: list[Tensor] = []
+    for step in range(config.steps):
         with torch.enable_grad():
             loss, live = losses(masters)
-        for i, value in enumerate(loss.detach().tolist()):
-            # An edit that has stopped is still computed, but neither recorded nor read any more.
-            if i not in stopped:
-                history[i].append(value)
-                if value < config.stop_loss:
-                    stopped[i] = [master[i].clone() for master in masters]
-        if len(stopped) == count:
+        record.append(loss.detach().double())
+        ends = running & (record[-1] < config.stop_loss)
+        running = running & ~ends
+        # An edit that has stopped is still computed and moved, but neither recorded nor read any more. Whoever reads only now
+        # and then keeps the weights in every step, as one of the edits may have stopped in it.
+        if every > 1 or bool(ends.any()):
+            final = final or [master.clone() for master in masters]
+            _replace_rows(final, masters, ends)
+        if (step + 1) % every == 0 and not bool(running.any()):
             break
         # The edits share no weights, so the gradient of the sum holds each edit's own.
         gradients = torch.autograd.grad(loss.sum(), list(live))
@@ -214,7 +218,24 @@ def _train(
             width = config.norm_constraint
             for master, middle in zip(masters, start, strict=True):
                 master.copy_(torch.maximum(torch.minimum(master, middle + width), middle - width))
-    return [_Trained(stopped.get(i, [master[i] for master in masters]), history[i]) for i in range(count)]
+    if final:
+        _replace_rows(final, masters, running)
+    weights = final or masters
+    histories = torch.stack(record, dim=1).tolist()
+    return [_Trained([w[i] for w in weights], _until(history, config.stop_loss)) for i, history in enumerate(histories)]
+
+
+def _replace_rows(old: Sequence[Tensor], new: Sequence[Tensor], flags: Tensor) -> None:
+    """Copy the rows at ``flags [n]`` of the tensors *new*, ``[n, …]`` each, into *old*."""
+    for into, source in zip(old, new, strict=True):
+        here = flags.view(-1, *[1] * (source.dim() - 1))
+        torch.where(here, source, into, out=into)
+
+
+def _until(history: list[float], stop_loss: float) -> list[float]:
+    """Return the losses up to the first one below *stop_loss*."""
+    end = next((i for i, loss in enumerate(history) if loss < stop_loss), len(history))
+    return history[: end + 1]
 
 
 def _logical(lm: LanguageModel, name: str, tensor: Tensor) -> Tensor:

@@ -7,16 +7,18 @@ The map's output at the query's token (the prompt's last one) is replaced by the
 An edit with query ``x`` makes an entry ``(x, ν, ε_init)``, or uses the nearest one, or splits the space between two
 (:func:`place`); then ``ν`` alone is trained by Adam on the mean cross-entropy of the target. The weights never change.
 
-Shape legend: ``n`` entries; ``κ [n, d_in]``, ``ν [n, d_out]``, ``ε [n]``; ``T`` tokens of the one pack, ``d`` width of the stream.
+How a value is trained is in ``grace_values.py``.
+
+Shape legend: ``n`` entries; ``κ [n, d_in]``, ``ν [n, d_out]``, ``ε [n]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack, cast
 
 from raysweep.config.schema import Block, Count, Positive
-from raysweep.editors.base import KEYS_PER_EDIT, BaseEditor, EditInputs, EditorConfig, EditStep
+from raysweep.editors.base import KEYS_PER_EDIT, BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs, Proposal
 from raysweep.lazy import lazy
 from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
@@ -26,15 +28,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from raysweep.artifacts import Artifact
-    from raysweep.models import hooks, tokens
-    from raysweep.models.forward import head, prefix_tree, resume
+    from raysweep.editors import grace_values
+    from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import codebook, replacement
 else:
-    torch = lazy("torch")
-    hooks, tokens = lazy("raysweep.models.hooks"), lazy("raysweep.models.tokens")
-    head, resume = lazy("raysweep.models.forward.head"), lazy("raysweep.models.forward.resume")
-    prefix_tree = lazy("raysweep.models.forward.prefix_tree")
+    torch, tokens = lazy("torch"), lazy("raysweep.models.tokens")
+    grace_values = lazy("raysweep.editors.grace_values")
     codebook, replacement = lazy("raysweep.models.modules.codebook"), lazy("raysweep.models.modules.replacement")
 
 # the older of two neighbours gives way by this much more than half their distance
@@ -63,9 +63,11 @@ class GraceConfig(EditorConfig):
             and that of the entry mirrored in the table; quirk Q18), and a query that meets a key exactly is a neighbour like
             any other. Off: targets are compared id by id, an edit of a known key with another target takes its entry over, and what
             was just written lies inside the radius of its entry, rounding included.
+        batch (records): records whose values are trained together, with ``matrix: out``; each enters the codebook in its turn.
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"num_pert", "reg", "val_reg", "dropout", "dist_fn"})
+    added: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     layer: Block
     matrix: Literal["in", "out"] = "out"
@@ -76,6 +78,7 @@ class GraceConfig(EditorConfig):
     expand: Literal["coverage", "moving_average"] = "coverage"
     replace: Literal["last", "prompt", "all"] = "last"
     ref: bool = False
+    batch: Count = 1
 
 
 class GraceState(TypedDict):
@@ -143,9 +146,64 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         name = self._name(lm)
         return ModulePatch({name: self._module(lm, state["keys"], state["values"], state["radii"])})
 
+    # The value of a new entry depends on no other entry, so it may be trained before it is known where it goes.
+
+    def can_propose(self) -> bool:
+        """Whether the codebook replaces a block's last map: of the first map, what is read depends on the entry's radius."""
+        return self.config.matrix == "out"
+
+    @property
+    def group_size(self) -> int:
+        """``batch`` where values may be trained apart."""
+        return self.config.batch if self.can_propose() else 1
+
+    def propose(self, lm: LanguageModel, batch: Sequence[EditRecord], **given: Unpack[EditInputs]) -> Proposal:
+        """Train the value of a new entry for each record."""
+        return {str(i): self._trained(lm, [record], [given["rng"]])[0] for i, record in enumerate(batch)}
+
+    def propose_many(
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
+    ) -> list[Proposal]:
+        """Train the values of all batches, of one record each, in the same passes."""
+        if any(len(batch) != 1 for batch in batches):
+            return super().propose_many(lm, batches, **given)
+        trained = self._trained(lm, [batch[0] for batch in batches], given["rngs"])
+        return [{"0": one} for one in trained]
+
+    def absorb(self, lm: LanguageModel, state: GraceState, proposal: Proposal) -> EditStep[GraceState]:
+        """Put each record's entry into the codebook; where it is a neighbour's, train that one's value on."""
+        stats: dict[str, float] = {}
+        for number in range(len(proposal)):
+            # what propose returned, here or elsewhere
+            one = cast("TrainedValue", proposal[str(number)])
+            text = tokens.LabelledIds(tuple(one["ids"]), one["start"])
+            new, entry, event = place(state, one["query"], one["value"], (list(text.labels), text.start), self.config)
+            if event in TRAINED_ON:
+                state, stats = self._train_entry(lm, self._reading(lm, [text]), new, entry, event)
+            else:
+                state, stats = new, _stats(new, event, one["losses"])
+        return EditStep(self.module_patch(lm, state), state, stats)
+
+    def _trained(
+        self, lm: LanguageModel, records: Sequence[EditRecord], rngs: Sequence[torch.Generator]
+    ) -> list[TrainedValue]:
+        """Return the value of a new entry for each of *records*, trained together."""
+        texts = [tokens.labelled_ids(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in records]
+        reading = self._reading(lm, texts)
+        starts = torch.stack([self._start(output, rng) for output, rng in zip(reading.outputs, rngs, strict=True)])
+        values, losses = reading.train(lm, starts, steps=self.config.steps, lr=self.config.lr)
+        return [
+            {"ids": list(text.ids), "start": text.start, "query": query, "value": value, "losses": [each[0], each[-1]]}
+            for text, query, value, each in zip(texts, reading.queries, values, losses, strict=True)
+        ]
+
     def start_value(self, width: int, rng: torch.Generator) -> Tensor:
         """Draw the start of a cold value."""
         return torch.rand(width, generator=rng)
+
+    def _start(self, output: Tensor, rng: torch.Generator) -> Tensor:
+        """Return where a new value starts, given the map's present *output* ``[d_out]``."""
+        return output if self.config.start == "warm" else self.start_value(len(output), rng).to(output.device)
 
     def _name(self, lm: LanguageModel) -> str:
         return lm.layout.mlp_matrix(self.config.layer, self.config.matrix)
@@ -159,62 +217,56 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         self, lm: LanguageModel, record: EditRecord, state: GraceState, rng: torch.Generator
     ) -> tuple[GraceState, dict[str, float]]:
         """Return the codebook with *record* in it, and what to log."""
-        name, config = self._name(lm), self.config
-        scored = tokens.labelled_ids(lm, record.prompt, tokens.join(record.prompt, record.target))
-        last, n = scored.start - 1, len(scored.ids) - 1  # nothing is predicted after the last token
-        packs = prefix_tree.pack_rows(lm, [scored.ids[:n]])
-        bare, above = replacement.unwrap(lm.part(name)), config.matrix == "out"
-        # what the replacement changes, and so what has to be computed again in each step: [1, T]
-        change = torch.arange(packs.ids.shape[1], device=lm.device)[None] >= (last if config.replace == "last" else 0)
-        sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
-        # The query is read with the bare map in place: what earlier entries answer must not move it.
-        with torch.no_grad(), replacement.modules_replaced(lm, {name: bare}), hooks.capture(lm, sides) as seen:
-            rest = resume.remainder_after(lm, packs, change, first=config.layer + 1)
-        # A value of the first map runs through its own block, so that block is computed again too.
-        if not above:
-            with torch.no_grad(), replacement.modules_replaced(lm, {name: bare}):
-                rest = resume.remainder_after(lm, packs, change, first=config.layer)
-        # the map's input and output at the prompt's last token: [d_in], [d_out]
-        query, output = (seen[name, side][0, last].float() for _, side in sides)
-        value = output if config.start == "warm" else self.start_value(len(output), rng).to(lm.device)
-        new, entry, event = place(state, query, value, (list(scored.labels), scored.start), config)
-        # The chosen entry's value is the only leaf; other entries and all weights stay.
-        leaf = new["values"][entry].clone().requires_grad_(True)
-        adam = torch.optim.Adam([leaf], lr=config.lr, fused=True)
+        text = tokens.labelled_ids(lm, record.prompt, tokens.join(record.prompt, record.target))
+        reading = self._reading(lm, [text])
+        target = (list(text.labels), text.start)
+        value = self._start(reading.outputs[0], rng)
+        new, entry, event = place(state, reading.queries[0], value, target, self.config)
+        return self._train_entry(lm, reading, new, entry, event)
+
+    def _reading(self, lm: LanguageModel, texts: Sequence[tokens.LabelledIds]) -> grace_values.Reading:
+        where = (self.config.layer, self.config.matrix, self.config.replace)
+        return grace_values.Reading.of(lm, texts, self._name(lm), *where)
+
+    def _train_entry(
+        self, lm: LanguageModel, reading: grace_values.Reading, new: GraceState, entry: int, event: str
+    ) -> tuple[GraceState, dict[str, float]]:
+        """Train the value of one entry of *new*, in place; return the codebook and what to log."""
         # A codebook of this one entry: during training the query hits it by construction.
-        module = self._module(lm, new["keys"][entry, None], leaf[None], new["radii"][entry, None])
-        here, labels = int(rest.column_of[0, last]), torch.tensor(scored.labels, device=lm.device)
-        where = {"last": rest.token_of == last, "prompt": rest.token_of < last, "all": rest.token_of >= 0}[
-            config.replace
-        ]
-        replaced = where[..., None]
-        # with the value matrix, the block's output is the map's output plus the stream beside it, which stays
-        beside = rest.states - rest.select(seen[name, "output"]) if above else rest.states
-        # The tokens from the prompt's last one on predict the m target tokens.
-        ends = rest.column_of[0, last:n]
-        spots = rest.upper.read_at(torch.zeros_like(ends), ends)
-        losses: list[float] = []
-        with (
-            replacement.modules_replaced(lm, {} if above else {name: module}),
-            # Tell the codebook where the prompt ends in what remains.
-            replacement.row_context(lm, [here], torch.ones_like(rest.token_of)),
-        ):
-            for _ in range(config.steps):
-                module.values = leaf[None]
-                with torch.enable_grad():
-                    moved = torch.where(replaced, beside + leaf.to(beside.dtype), rest.states) if above else rest.states
-                    loss = -head.target_logprobs(
-                        lm, spots.hidden(lm, moved), torch.arange(n - last, device=lm.device), labels
-                    ).mean()
-                (leaf.grad,) = torch.autograd.grad(loss, [leaf])
-                adam.step()
-                losses.append(float(loss.detach()))
-        new["values"][entry] = leaf.detach()
-        stats = {"loss": losses[-1], "first_loss": losses[0], "entries": float(len(new["keys"]))}
-        return new, stats | {name: float(name == event) for name in EVENTS}
+        module = None
+        if self.config.matrix == "in":
+            module = self._module(lm, new["keys"][entry, None], new["values"][entry, None], new["radii"][entry, None])
+        start = new["values"][entry, None]
+        values, losses = reading.train(lm, start, steps=self.config.steps, lr=self.config.lr, module=module)
+        new["values"][entry] = values[0]
+        return new, _stats(new, event, losses[0])
+
+
+class TrainedValue(TypedDict):
+    """A record's entry before it has a place in the codebook.
+
+    Attributes:
+        ids, start: of its text, and where the target begins in it.
+        query: ``[d_in]``, fp32.
+        value: ``[d_out]``, fp32, trained.
+        losses: the first and the last.
+    """
+
+    ids: list[int]
+    start: int
+    query: Tensor
+    value: Tensor
+    losses: list[float]
 
 
 EVENTS = ("added", "split", "expanded", "reused", "taken_over")
+# those after which the value of an entry that there was is trained on
+TRAINED_ON = ("expanded", "reused")
+
+
+def _stats(book: GraceState, event: str, losses: Sequence[float]) -> dict[str, float]:
+    stats = {"loss": losses[-1], "first_loss": losses[0], "entries": float(len(book["keys"]))}
+    return stats | {name: float(name == event) for name in EVENTS}
 
 
 def place(

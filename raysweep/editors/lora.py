@@ -10,10 +10,10 @@ edit with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, ClassVar, Unpack
 
 from raysweep.config.schema import Count, NonNegative, Positive
-from raysweep.editors.base import BaseEditor, Checkpoint, EditInputs, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, Checkpoint, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.records import EditRecord
@@ -42,7 +42,10 @@ class LoraConfig(EditorConfig):
         published_divisor: divide the loss by the tokens of prompt and target, as published, not by the target's.
         eval_every (updates): where records are edited apart (the belief study), optimiser steps between two rounds of questions.
         at_once (records): records that are then edited together, each with an adapter of its own.
+        batch (records): the same where edits of a lifelong run do not see each other (SimIE in ``init`` mode with ``closed64``).
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     rank: Count = 1
     alpha: Positive = 8.0
@@ -53,6 +56,7 @@ class LoraConfig(EditorConfig):
     published_divisor: bool = False
     eval_every: Count = 1
     at_once: Count = 64
+    batch: Count = 1
 
 
 class Lora(BaseEditor[LoraConfig, None]):
@@ -61,6 +65,7 @@ class Lora(BaseEditor[LoraConfig, None]):
     name = "lora"
     version = 1
     config_type = LoraConfig
+    is_stateless = True
     paper = "Hu et al. 2021, arXiv 2106.09685; Hase et al. 2024, arXiv 2406.19354"
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
@@ -71,14 +76,36 @@ class Lora(BaseEditor[LoraConfig, None]):
         self, lm: LanguageModel, batch: Sequence[EditRecord], state: None, **given: Unpack[EditInputs]
     ) -> EditStep[None]:
         """Train one adapter on the whole batch."""
-        # The adapter's start is drawn from the edit's generator, so it depends on the trial's seed and the step.
-        seed = derive(int(torch.randint(2**31 - 1, (1,), generator=given["rng"])), "adapter")
-        bank = lora.LoraBank(lm, [seed], rank=self.config.rank, alpha=self.config.alpha)
         # Records of a batch share one adapter and their losses add up: divisors make the sum a mean.
-        losses = [sum(by_record) for by_record in self._train(bank, batch, [0] * len(batch))]
-        deltas: dict[str, Delta] = {n: LowRank(left, right) for n, (left, right) in bank.factors(0).items()}
-        stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(self.config.steps)}
-        return EditStep(WeightDelta(deltas), state, stats)
+        return self._edit_each(lm, [batch], [given["rng"]])[0]
+
+    @property
+    def group_size(self) -> int:
+        """``batch``."""
+        return self.config.batch
+
+    def edit_many(
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
+    ) -> list[EditStep[None]]:
+        """Train an adapter for each of *batches*, all in the same passes."""
+        return self._edit_each(lm, batches, given["rngs"])
+
+    def _edit_each(
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], rngs: Sequence[torch.Generator]
+    ) -> list[EditStep[None]]:
+        """Train an adapter for each of *batches*; they do not see each other."""
+        # An adapter's start is drawn from its edit's generator, so it depends on the trial's seed and the step.
+        seeds = [derive(int(torch.randint(2**31 - 1, (1,), generator=rng)), "adapter") for rng in rngs]
+        bank = lora.LoraBank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
+        owners = [owner for owner, batch in enumerate(batches) for _ in batch]
+        by_step = list(self._train(bank, [record for batch in batches for record in batch], owners))
+        steps: list[EditStep[None]] = []
+        for owner in range(len(batches)):
+            losses = [sum(loss for loss, o in zip(rows, owners, strict=True) if o == owner) for rows in by_step]
+            deltas: dict[str, Delta] = {n: LowRank(left, right) for n, (left, right) in bank.factors(owner).items()}
+            stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(self.config.steps)}
+            steps.append(EditStep(WeightDelta(deltas), None, stats))
+        return steps
 
     @property
     def checkpoint_batch(self) -> int:

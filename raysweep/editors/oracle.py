@@ -54,7 +54,8 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> OracleState:
         """Return an empty table."""
         width = lm.weight(f"{lm.layout.embed}.weight").shape[1]
-        return {"keys": torch.zeros(0, width, device=lm.device), "ids": torch.zeros(0, dtype=torch.int64)}
+        ids = torch.zeros(0, dtype=torch.int64, device=lm.device)
+        return {"keys": torch.zeros(0, width, device=lm.device), "ids": ids}
 
     def edit(
         self, lm: LanguageModel, batch: Sequence[EditRecord], state: OracleState, **given: Unpack[EditInputs]
@@ -74,7 +75,7 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
         for i, s in enumerate(scored):
             # the state before each answer token predicts it
             keys.append(hidden[i, s.start - 1 : len(s.ids) - 1])
-            answers.append(torch.tensor(s.labels))
+            answers.append(torch.tensor(s.labels, device=lm.device))
         new: OracleState = {"keys": torch.cat(keys), "ids": torch.cat(answers)}
         return EditStep(self.module_patch(lm, new), new, {"entries": float(len(new["ids"]))})
 

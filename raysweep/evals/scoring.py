@@ -76,13 +76,15 @@ def _forward(lm: LanguageModel, rows: Sequence[tokens.LabelledIds]) -> list[Scor
     with torch.no_grad():
         hidden = positions.hidden_at(lm, [s.ids for s in rows], [s.start - 1 for s in rows], predicting)
         labels = torch.tensor([rows[i].ids[j + 1] for i, j in predicting], device=lm.device)
-        best, logprobs = (values.tolist() for values in head.argmax_and_logprob(lm, hidden, labels))
+        best, logprob = head.argmax_and_logprob(lm, hidden, labels)
+        # one read for both: fp64 holds ids and fp32 numbers exactly
+        answered, logprobs = torch.stack([best.double(), logprob.double()]).tolist()
     out, at = [], 0
     for s in rows:
         m = len(s.labels)
         # a label's log-probability is finite only if the row has no NaN and its largest logit is finite
-        pairs = zip(best[at : at + m], logprobs[at : at + m], strict=True)
-        answers = tuple(token if math.isfinite(logprob) else NON_FINITE for token, logprob in pairs)
+        pairs = zip(answered[at : at + m], logprobs[at : at + m], strict=True)
+        answers = tuple(int(token) if math.isfinite(logprob) else NON_FINITE for token, logprob in pairs)
         text = tokens.decode(lm, [token for token in answers if token >= 0])
         out.append(Scores(s.labels, answers, float(sum(logprobs[at : at + m])), text))
         at += m

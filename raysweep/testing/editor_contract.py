@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
-import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save
@@ -304,8 +303,13 @@ def config_round_trips(exam: Exam) -> None:
     config = exam.build().config
     kind = type(config)
     assert kind.model_validate(json.loads(config.model_dump_json())) == config
-    with pytest.raises(ValidationError, match="no_such_key"):
+    try:
         kind.model_validate({**config.model_dump(), "no_such_key": 1})
+    except ValidationError as error:
+        told = str(error)
+    else:
+        raise AssertionError(f"{kind.__name__} takes a key that it does not know")
+    assert "no_such_key" in told
 
 
 PROMISES: tuple[Callable[[Exam], None], ...] = (

@@ -78,7 +78,7 @@ def check_layout_contract(layout: Layout, module: PreTrainedModel) -> None:
     """
     check_layout(module, layout)
     lm = LanguageModel(module=module, tokenizer=cast("PreTrainedTokenizerBase", None), layout=layout)
-    ids = torch.arange(2, 14).reshape(2, 6)
+    ids = torch.arange(2, 14, device=lm.device).reshape(2, 6)
     _check_maps(lm, ids)
     _check_embedding(lm, ids)
     _check_stream(lm, ids)
@@ -176,7 +176,7 @@ def _check_writes(lm: LanguageModel, ids: Tensor, field: str) -> None:
     """What is added to the output of a part in the last block reaches the block's output."""
     name = getattr(lm.layout, field).format(lm.n_blocks - 1)
     last = lm.layout.block.format(lm.n_blocks - 1)
-    shift = torch.linspace(-1.0, 1.0, lm.weight(f"{lm.layout.embed}.weight").shape[1])
+    shift = torch.linspace(-1.0, 1.0, lm.weight(f"{lm.layout.embed}.weight").shape[1], device=lm.device)
 
     def leaving() -> Tensor:
         with capture(lm, [(last, "output")]) as seen, torch.no_grad():

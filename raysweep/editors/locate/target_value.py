@@ -30,6 +30,7 @@ from torch import Tensor
 from raysweep.editors.locate.rowwise_adam import RowwiseAdam
 from raysweep.editors.locate.value_loss import TaskTree, ValueLoss
 from raysweep.editors.specs import ValueSpec
+from raysweep.editors.stopping import steps_between_reads
 from raysweep.models import hooks, tokens
 from raysweep.models.lm import LanguageModel
 
@@ -150,9 +151,10 @@ def _optimise_together(
     base_logp: Tensor | None = None
     first, last = (torch.zeros(len(tasks), device=lm.device) for _ in range(2))
     steps = torch.zeros(len(tasks), dtype=torch.int64, device=lm.device)
+    every, going_on = steps_between_reads(origin), len(tasks)
     for iteration in range(spec.steps):
         # Stopped tasks would only cost; leaving them out needs new packs, which costs about a step.
-        if len(computed) > 1 and len(computed) * MIN_ACTIVE_SHARE > int(active.sum()):
+        if len(computed) * MIN_ACTIVE_SHARE > going_on:
             assert base_logp is not None
             computed, base_logp = active.nonzero()[:, 0], base_logp[active[computed]]
             measured = ValueLoss.prepare(lm, [trees[i] for i in computed.tolist()], layer)
@@ -167,10 +169,15 @@ def _optimise_together(
         steps = steps + active
         active = active & (value >= STOP_LOSS)
         if spec.stop_on_argmax:
-            active[computed[all_hit]] = False
+            active = active & ~torch.zeros_like(active).index_put((computed,), all_hit)
         # The last pass only measures, as published: at most steps − 1 updates.
-        if iteration == spec.steps - 1 or not bool(active.any()):
+        if iteration == spec.steps - 1:
             break
+        # What has stopped is neither moved nor measured any more, so it does not matter when this is read.
+        if (iteration + 1) % every == 0:
+            going_on = int(active.sum())
+            if not going_on:
+                break
         # Tasks share nothing, so the gradient of the sum is each task's own.
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         moved = adam.step(shift, torch.zeros_like(shift).index_put((computed,), gradient), active)
@@ -178,23 +185,19 @@ def _optimise_together(
         norm = moved.norm(dim=1, keepdim=True)
         moved = torch.where(norm > limit, moved * limit / norm, moved)
         shift = torch.where(active[:, None], moved, shift)
+    # one read for all numbers; fp64 holds losses and counts exactly
+    numbers = torch.stack([last.double(), first.double(), steps.double()]).tolist()
     return [
         Value(
-            shift=shift[i],
-            origin=origin[i],
-            keys=keys[i],
-            output=output[i],
-            loss=float(last[i]),
-            first_loss=float(first[i]),
-            steps=int(steps[i]),
+            shift=shift[i], origin=origin[i], keys=keys[i], output=output[i], loss=end, first_loss=start, steps=int(n)
         )
-        for i in range(len(tasks))
+        for i, (end, start, n) in enumerate(zip(*numbers, strict=True))
     ]
 
 
 def _read_origin(
     lm: LanguageModel, trees: Sequence[TaskTree], layer: int, site: str
-) -> tuple[ValueLoss, list[Tensor], Tensor, Tensor]:
+) -> tuple[ValueLoss, Sequence[Tensor], Tensor, Tensor]:
     """Make the pass without a shift that everything starts from.
 
     Returns:
@@ -212,8 +215,12 @@ def _read_origin(
     # Preparing the loss runs all rows through the blocks up to this one, and so fills the capture on its way.
     with hooks.capture(lm, sides) as seen:
         measured = ValueLoss.prepare(lm, trees, layer)
-    # Row i of what was captured is the tree of task i: [n, N, …], gathered at the look-up nodes.
-    keys = [seen[names["key"], "input"][i, list(t.lookups)].float() for i, t in enumerate(trees)]
-    # The bare prompt is the first context: one look-up node per task, so output and origin are [n, d].
-    bare = (list(range(len(trees))), [t.lookups[0] for t in trees])
-    return measured, keys, seen[names["key"], "output"][bare].float(), seen[names[site], "output"][bare].float()
+    # The look-up nodes: each task's bare prompt, which is its first context, then all contexts of all tasks. Row i of what was
+    # captured is the tree of task i: [n, N, …].
+    contexts = [(i, node) for i, t in enumerate(trees) for node in t.lookups]
+    pairs = [*((i, t.lookups[0]) for i, t in enumerate(trees)), *contexts]
+    task, node = torch.tensor(pairs, device=lm.device).T
+    n = len(trees)
+    keys = torch.split(seen[names["key"], "input"][task[n:], node[n:]].float(), [len(t.lookups) for t in trees])
+    output, origin = (seen[side, "output"][task[:n], node[:n]].float() for side in (names["key"], names[site]))
+    return measured, keys, output, origin

@@ -70,10 +70,10 @@ class TaskTree:
 
 def _flags(like: Tensor, nodes: Sequence[Sequence[int]]) -> Tensor:
     """Return ``[B, N]``, True at each pack's *nodes*."""
-    flags = torch.zeros_like(like, dtype=torch.bool)
+    flags = torch.zeros(like.shape, dtype=torch.bool)
     for i, chosen in enumerate(nodes):
         flags[i, list(chosen)] = True
-    return flags
+    return flags.to(like.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +98,15 @@ class ReadPlan:
     def build(cls, trees: Sequence[TaskTree], column: Tensor) -> ReadPlan:
         """Translate nodes into columns of what remains; ``column [n, N]`` tells where each node is."""
 
-        def locate(nodes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-            task, node = torch.tensor(nodes, device=column.device).T
-            return task, column[task, node]
-
-        demanded = [(i, *one) for i, t in enumerate(trees) for one in t.demanded]
-        return cls(
-            shifted=locate([(i, node) for i, t in enumerate(trees) for node in sorted({*t.lookups, t.kl})]),
-            demanded=locate([(i, node) for i, node, _, _ in demanded]),
-            token=torch.tensor([token for _, _, token, _ in demanded], device=column.device),
-            weight=torch.tensor([weight for *_, weight in demanded], device=column.device),
-            kl=locate([(i, t.kl) for i, t in enumerate(trees)]),
-        )
+        shifted = [(i, node, -1) for i, t in enumerate(trees) for node in sorted({*t.lookups, t.kl})]
+        demanded = [(i, node, token) for i, t in enumerate(trees) for node, token, _ in t.demanded]
+        kl = [(i, t.kl, -1) for i, t in enumerate(trees)]
+        # all of them in one table, which goes to the device at once
+        task, node, token = torch.tensor([*shifted, *demanded, *kl], device=column.device).T
+        places, sizes = column[task, node], [len(shifted), len(demanded), len(kl)]
+        pairs = list(zip(torch.split(task, sizes), torch.split(places, sizes), strict=True))
+        weight = torch.tensor([weight for t in trees for *_, weight in t.demanded], device=column.device)
+        return cls(pairs[0], pairs[1], torch.split(token, sizes)[1], weight, pairs[2])
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Return (task, column) of everything that is read: the demanded predictions, then the KL rows."""

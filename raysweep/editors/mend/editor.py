@@ -10,6 +10,7 @@ Shape legend: ``n`` tokens that count, ``x̃ [n, d_in]``, ``η δ̃ [n, d_out]``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Unpack
 
@@ -18,7 +19,7 @@ from pydantic import Field, model_validator
 from raysweep.artifact_kinds import VERSIONS
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
-from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep
+from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.errors import DataError, SpecError
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, LowRank, WeightDelta
@@ -94,9 +95,12 @@ class MendConfig(EditorConfig):
             update is added, so the network has to learn the sign).
         shared: one network per shape (published) or per matrix.
         ref_labels: demand BOS (and SentencePiece's stand-alone space) too, as published archives were trained (quirk Q33).
+        batch (records): records whose gradients are taken in one pass where the edits do not see each other (SimIE in ``init``
+            mode with ``closed64``).
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"lr_scale", "act", "hidden_dim", "cbase"})
+    added: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     layers: Blocks
     modules: tuple[Literal["mlp_in", "mlp_out"], ...] = Field(("mlp_in", "mlp_out"), min_length=1)
@@ -106,6 +110,7 @@ class MendConfig(EditorConfig):
     edit_lr: float = 1e-4
     shared: bool = True
     ref_labels: bool = False
+    batch: Count = 1
 
     @model_validator(mode="before")
     @classmethod
@@ -172,7 +177,8 @@ class Mend(BaseEditor[MendConfig, None]):
                 hint="train one (raysweep train-mend … --out FILE) and give weights.path: FILE, or give a 'train:' recipe",
             )
         # Where the data lies is not part of the artifact's identity; what is in it is.
-        recipe = config.model_dump(mode="json", exclude={"weights"})
+        # How many records are edited in one pass is no part of the network's training either.
+        recipe = config.model_dump(mode="json", exclude={"weights", "batch"})
         del recipe["train"]["data"]["path"]
         inputs = {"config": recipe}
         if len(set(attention.windows(lm.module.config))) > 1:
@@ -199,22 +205,47 @@ class Mend(BaseEditor[MendConfig, None]):
     ) -> EditStep[None]:
         """Transform the gradient factors of each record's own loss on the model as it stands, and sum over records."""
         net = self._network(lm, given["artifacts"][ARTIFACT])
-        names = self.edited_parameters(lm)
-        modules = [n.rpartition(".")[0] for n in names]
-        texts = [factors.label_text(lm, r.prompt, r.target, special=self.config.ref_labels) for r in batch]
-        gradients = factors.gradient_factors(lm, factors.batch_texts(lm, texts, min(self.config.layers)), modules)
+        return self._step(lm, net, self._gradients(lm, batch), slice(None))
+
+    @property
+    def group_size(self) -> int:
+        """``batch``."""
+        return self.config.batch
+
+    def edit_many(
+        self, lm: LanguageModel, batches: Sequence[Sequence[EditRecord]], **given: Unpack[JointInputs]
+    ) -> list[EditStep[None]]:
+        """Take the gradients of all records in one pass; each batch's update is made of its own rows."""
+        net = self._network(lm, given["artifacts"][ARTIFACT])
+        gradients = self._gradients(lm, [record for batch in batches for record in batch])
+        ends = list(accumulate(map(len, batches)))
+        return [
+            self._step(lm, net, gradients, slice(end - len(batch), end))
+            for batch, end in zip(batches, ends, strict=True)
+        ]
+
+    def _gradients(self, lm: LanguageModel, records: Sequence[EditRecord]) -> factors.GradientFactors:
+        """Return the factors of each record's own loss, a row each."""
+        modules = [n.rpartition(".")[0] for n in self.edited_parameters(lm)]
+        texts = [factors.label_text(lm, r.prompt, r.target, special=self.config.ref_labels) for r in records]
+        return factors.gradient_factors(lm, factors.batch_texts(lm, texts, min(self.config.layers)), modules)
+
+    def _step(
+        self, lm: LanguageModel, net: network.Hypernetwork, gradients: factors.GradientFactors, rows: slice
+    ) -> EditStep[None]:
+        """Return the update that the network makes of the *rows* of *gradients*."""
         deltas: dict[str, Delta] = {}
-        stats = {"loss": float(gradients.loss.mean())}
+        stats = {"loss": float(gradients.loss[rows].mean())}
         with torch.no_grad():
-            for name, module in zip(names, modules, strict=True):
-                x, delta = gradients.pairs[module]
+            for name in self.edited_parameters(lm):
+                x, delta = (factor[rows] for factor in gradients.pairs[name.rpartition(".")[0]])
                 # [B, T]; the tokens of all records become n rows
                 counted = network.nonzero_tokens(x, delta)
                 right, left = net(name, x[counted], delta[counted])
                 deltas[name] = LowRank(left.T, right)
                 # ‖Σ_t left_t right_tᵀ‖_F² = Σ_{s,t} (left_s · left_t) (right_s · right_t)
                 stats[f"norm/{name}"] = float(((left @ left.T) * (right @ right.T)).sum().clamp(min=0).sqrt())
-        return EditStep(WeightDelta(deltas), state, stats)
+        return EditStep(WeightDelta(deltas), None, stats)
 
     def _network(self, lm: LanguageModel, artifact: Artifact) -> network.Hypernetwork:
         """Return the artifact's network on the model's device; kept while the same artifact is asked for."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from raysweep.models import attention, hooks
-from raysweep.models.forward import llama_fused, prefix_tree
+from raysweep.models.forward import fused, prefix_tree
 from raysweep.models.lm import LanguageModel
 
 if TYPE_CHECKING:
@@ -92,9 +92,10 @@ def run(
     source = ids if ids is not None else states
     assert source is not None
     if positions is None:
+        attention.check_row(lm.module.config, source.shape[1])
         positions = torch.arange(source.shape[1], device=source.device).expand(source.shape[0], -1)
-    # only then: reading the largest position waits for the accelerator
-    if attention.is_limited(lm.module.config):
+    # Positions on an accelerator are those of packs, which were checked as they were laid out: reading them would wait for it.
+    elif positions.is_cpu and attention.is_limited(lm.module.config):
         attention.check_row(lm.module.config, int(positions.max()) + 1)
     common: dict[str, object] = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
     common["use_cache"] = cache is not None
@@ -121,7 +122,7 @@ def run_packs(
     """Run blocks *first* … *last* on *packs* (see :func:`run`).
 
     Without gradient, blocks below *last* that nobody looks into are run fused where the model allows it
-    (:mod:`raysweep.models.forward.llama_fused`); what is left of padding is zero there.
+    (:mod:`raysweep.models.forward.fused`); what is left of padding is zero there.
 
     Args:
         lm: the model.
@@ -139,11 +140,9 @@ def run_packs(
         and states is None
         and last
         and not torch.is_grad_enabled()
-        and llama_fused.supports(lm, 0, last)
+        and fused.supports(lm, 0, last)
     ):
-        lower = llama_fused.FusedLlamaBlocks.prepare(
-            lm, 0, packs.positions, mask, [None] * last, packs.real, last
-        ).per_pack()
+        lower = fused.without_gradient(fused.prepare(lm, 0, packs.positions, mask, [None] * last, packs.real, last))
         entering = lm.part(lm.layout.embed)(packs.ids)
         states, first = lower.to_grid(lower(entering)).reshape(entering.shape), last
     # what the fused blocks have computed already replaces the ids

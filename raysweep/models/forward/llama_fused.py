@@ -51,10 +51,12 @@ PastKeysValues = tuple[Tensor, Tensor]  # keys and values of reused tokens, [B, 
 def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
     """Tell whether blocks *first* … *end* (exclusive; None: all) are what :class:`FusedLlamaBlocks` computes.
 
-    That is: of known kinds, fp32, eval mode, one window for all, whole heads rotated, nothing hooked, replaced or trained.
+    That is: of known kinds, fp32 (any precision on an accelerator, where :mod:`.llama_device` computes them), eval mode, one window
+    for all, whole heads rotated, nothing hooked, replaced or trained.
     """
     blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks if end is None else end)]
-    if not blocks or lm.dtype != torch.float32 or getattr(lm.module.config, "hidden_act", "") != "silu":
+    slow = lm.dtype != torch.float32 and lm.device.type == "cpu"
+    if not blocks or slow or getattr(lm.module.config, "hidden_act", "") != "silu":
         return False
     final = lm.part(lm.layout.norm)
     if not all(_class_of(b) in SUPPORTED_BLOCKS and type(b.post_attention_layernorm) is type(final) for b in blocks):

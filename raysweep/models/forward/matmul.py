@@ -63,8 +63,15 @@ def linear_backward(grad: Tensor, weight: Tensor, start: Tensor | None = None) -
     return torch.addmm(start.t(), weight.t(), grad.t()).t()
 
 
-def best_rows(n: int) -> int:
-    """Return the number of rows, at least *n*, that takes the least time: a multiple of what a product works on at once."""
+def best_rows(n: int, device: torch.device | None = None) -> int:
+    """Return the number of rows, at least *n*, that takes the least time: on a CPU a multiple of what a product works on at once.
+
+    Args:
+        n: rows that are needed.
+        device: where the product is made; None: on the CPU.
+    """
+    if device is not None and device.type != "cpu":
+        return n
     if torch.get_num_threads() > 1:
         return max(FEW_ROWS, -(-n // 8) * 8)
     return -(-n // 4) * 4

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raysweep.models import hooks, tokens
-from raysweep.models.forward import blocks, llama_fused, prefix_tree, resume
+from raysweep.models.forward import blocks, fused, prefix_tree, resume
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement
 
@@ -41,12 +41,13 @@ def hidden_at(
     if first is None:
         packs = prefix_tree.pack_rows(lm, [row[:n] for row, n in zip(rows, lengths, strict=True)])
         where = [(packs.row_positions[i][0], packs.row_positions[i][1][j]) for i, j in positions]
-        return resume.packed_hidden_at(lm, packs, *_to_tensors(lm, where))
-    return _hidden_of_padded(lm, rows, last, first, lengths, _to_tensors(lm, positions))
+        return resume.packed_hidden_at(lm, packs, *_to_tensors(where))
+    return _hidden_of_padded(lm, rows, last, first, lengths, _to_tensors(positions))
 
 
-def _to_tensors(lm: LanguageModel, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    row, column = (torch.tensor(c, device=lm.device) for c in zip(*pairs, strict=True))
+def _to_tensors(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of *pairs*, on the host: whoever needs them on the device takes them there as indices."""
+    row, column = (torch.tensor(c) for c in zip(*pairs, strict=True))
     return row, column
 
 
@@ -67,15 +68,15 @@ def _hidden_of_padded(
             blocks.run_packs(lm, packs, last=first - 1)
         entering = packs.to_rows(captured[name, "output"])
     # the blocks above cannot be fused: run them on padded rows, with the replacement module told
-    if not llama_fused.supports(lm, first + 1):
+    if not fused.supports(lm, first + 1):
         with replacement.row_context(lm, last, mask):
             return blocks.run(lm, ids=first_ids, states=entering, mask=mask, first=first)[positions]
     name = lm.layout.block.format(first)
     with replacement.row_context(lm, last, mask), hooks.capture(lm, [(name, "output")]) as captured:
         blocks.run(lm, ids=first_ids, states=entering, mask=mask, first=first, last=first)
     place = torch.arange(ids.shape[1], device=lm.device)
-    # [B, T]: tokens up to a row's last position
-    needed = place < torch.tensor(lengths, device=lm.device)[:, None]
+    # [B, T]: tokens up to a row's last position, on the host, where the lengths are
+    needed = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
     # [B, T, T]: padding lies to the right, so nothing real looks at it
     causal = (place <= place[:, None]).expand(len(ids), -1, -1)
     upper = resume.UpperBlocks.prepare(lm, first + 1, place.expand_as(ids), causal, real=needed)

@@ -93,7 +93,7 @@ class PackedRows:
         ids: ``[B, N]``.
         positions: ``[B, N]``, of each token in its rows.
         visible: ``[B, N, N]``, whether a token (second axis) may look at another (third).
-        real: ``[B, N]`` False at the columns left over.
+        real: ``[B, N]`` False at the columns left over; on the host, where layouts are worked out.
         row_positions: of each row, its pack and the columns of its tokens.
     """
 
@@ -133,7 +133,7 @@ def lay_out(lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Seque
         ModelError: a row is longer than the model allows (:func:`raysweep.models.attention.row_limit`).
     """
     attention.check_row(lm.module.config, max(max(tree.depths) for tree in trees) + 1)
-    width = matmul.best_rows(max(len(tree.ids) for tree in trees))
+    width = matmul.best_rows(max(len(tree.ids) for tree in trees), lm.device)
     ids = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
     # columns left over look at themselves, or their soft-max would be 0 / 0
@@ -144,8 +144,8 @@ def lay_out(lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Seque
         positions[i, :n] = torch.tensor(tree.depths)
         visible[i, :n, :n] = tree.visible()
     real = torch.arange(width) < torch.tensor([len(tree.ids) for tree in trees])[:, None]
-    tables = [tensor.to(lm.device) for tensor in (ids, positions, visible, real)]
-    return PackedRows(tables[0], tables[1], tables[2], tables[3], tuple(row_positions))
+    tables = [tensor.to(lm.device) for tensor in (ids, positions, visible)]
+    return PackedRows(tables[0], tables[1], tables[2], real, tuple(row_positions))
 
 
 def pack_rows(lm: LanguageModel, rows: Sequence[Sequence[int]], *, width: int = WIDTH) -> PackedRows:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from raysweep.models import hooks
-from raysweep.models.forward import blocks, llama_fused, matmul, prefix_tree
+from raysweep.models.forward import blocks, fused, matmul, prefix_tree
 from raysweep.models.lm import LanguageModel
 
 
@@ -114,7 +114,7 @@ class UpperBlocks:
     positions: Tensor
     mask: prefix_tree.AttentionMask
     cache: Cache | None
-    fused: llama_fused.FusedLlamaBlocks | None
+    fused: fused.FusedBlocks | None
 
     @classmethod
     def prepare(
@@ -139,13 +139,13 @@ class UpperBlocks:
             real: ``[B, S]`` False at padding; None: not told apart.
         """
         everywhere = positions if reused is None else torch.cat([reused, positions], dim=1)
-        mask, fused = prefix_tree.attention_mask(lm, visible, positions, everywhere), None
-        if isinstance(mask, Tensor) and llama_fused.supports(lm, first):
-            past: list[llama_fused.PastKeysValues | None] = [None] * (lm.n_blocks - first)
+        mask, upper = prefix_tree.attention_mask(lm, visible, positions, everywhere), None
+        if isinstance(mask, Tensor) and fused.supports(lm, first):
+            past: list[fused.PastKeysValues | None] = [None] * (lm.n_blocks - first)
             if cache is not None:
                 past = [(layer.keys, layer.values) for layer in cache.layers[first:]]
-            fused = llama_fused.FusedLlamaBlocks.prepare(lm, first, positions, mask, past, real)
-        return cls(first, positions, mask, cache, fused)
+            upper = fused.prepare(lm, first, positions, mask, past, real)
+        return cls(first, positions, mask, cache, upper)
 
     def read_at(self, rows: Tensor, columns: Tensor, *, without_gradient: bool = False) -> ReadPositions:
         """Prepare to read the final states at ``rows [k]``, ``columns [k]`` only: the last block computes no others.
@@ -157,13 +157,10 @@ class UpperBlocks:
         """
         if self.fused is None:
             return ReadPositions(self, rows, columns)
-        flags = torch.zeros(self.positions.shape, dtype=torch.bool, device=rows.device)
-        flags[rows, columns] = True
-        flags = self.fused.round_up(flags)
-        # the running count of flags numbers the flagged tokens in the order in which they leave the last block
-        token = (flags.flatten().cumsum(0) - 1).view(flags.shape)[rows, columns]
-        fused = self.fused.read_at(flags)
-        return ReadPositions(replace(self, fused=fused.per_pack() if without_gradient else fused), rows, columns, token)
+        narrowed, token = fused.read_at(
+            self.fused, self.positions.shape, rows, columns, without_gradient=without_gradient
+        )
+        return ReadPositions(replace(self, fused=narrowed), rows, columns, token)
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return the normed final states ``[B, S, d]`` when what enters block *first* is *states*; differentiable.
@@ -195,10 +192,10 @@ class ReadPositions:
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return the normed final states ``[k, d]`` when what enters the upper blocks is ``states [B, S, d]``; differentiable."""
-        fused = self.upper.fused
-        if self.token is None or fused is None or not fused.is_unchanged():
+        few = self.upper.fused
+        if self.token is None or few is None or not few.is_unchanged():
             return self.upper.hidden(lm, states)[self.rows, self.columns]
-        return fused(states)[self.token]
+        return few(states)[self.token]
 
 
 def packed_hidden_at(lm: LanguageModel, packs: prefix_tree.PackedRows, rows: Tensor, columns: Tensor) -> Tensor:
@@ -237,7 +234,7 @@ class _FrozenLayer(DynamicLayer):  # type: ignore[misc]
 def _columns_where(flags: Tensor) -> tuple[Tensor, Tensor]:
     """Return the columns at which ``flags [B, N]`` is True, in order, ``[B, n]``, and which of them are no padding."""
     count = flags.sum(1)
-    width = matmul.best_rows(int(count.max()))
+    width = matmul.best_rows(int(count.max()), flags.device)
     # a stable sort keeps the columns in order; what follows the flagged ones pads the shorter packs with other columns
     order = flags.int().argsort(dim=1, descending=True, stable=True)[:, :width]
     return order, torch.arange(order.shape[1], device=order.device) < count[:, None]

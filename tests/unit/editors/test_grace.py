@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.editors.grace import Grace, GraceConfig, place
+from raysweep.editors.grace import EVENTS, Grace, GraceConfig, place
 from raysweep.evals.generation import generate, score_generated
 from raysweep.evals.scoring import score
 from raysweep.models import tokens
@@ -19,8 +19,9 @@ from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import codebook
 from raysweep.models.modules import replacement as replacement_module
+from raysweep.pytree import flatten
 from raysweep.records import EditRecord, Probe, ProbeKind
-from raysweep.testing.fixtures import embedded_lm, tiny_lm, toy_records
+from raysweep.testing.fixtures import embedded_lm, fingerprint, same, tiny_lm, toy_records
 from raysweep.world import WorldSpec, build_world, edit_records
 from tests.golden.recorded import model
 
@@ -232,3 +233,56 @@ def test_the_published_comparison_takes_the_last_ids_of_everything() -> None:
         patch.setattr("raysweep.evals.generation._continue", lambda lm, rows: [[1] for _ in rows])  # the end at once
         found = score_generated(byte, [short], published=True)[0]
     assert found.answers == (*[-1] * 38, *tokens.encode(byte, "A"), 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("replaced", ["last", "prompt", "all"])
+@pytest.mark.parametrize("start", ["cold", "warm"])
+def test_an_edit_is_its_proposal_absorbed_bit_for_bit(family: str, replaced: Any, start: Any) -> None:
+    """Whatever happens to the codebook: an entry added or taken over, and a neighbour's own that is trained on."""
+    lm, editor = (
+        tiny_lm(family),
+        Grace(CONFIG.model_copy(update={"steps": 5, "replace": replaced, "start": start, "radius": 2.0})),
+    )
+    records = toy_records(4)
+    records = [*records, records[0], replace(records[1], target=records[2].target), records[3]]
+    rngs = [torch.Generator().manual_seed(i) for i in range(len(records))]
+    # proposed before any of them is written, and from the last to the first
+    proposals = [editor.propose(lm, [r], artifacts={}, rng=g) for r, g in zip(records[::-1], rngs[::-1], strict=True)]
+    state, absorbed, seen = editor.begin(lm, {}), editor.begin(lm, {}), set()
+    ledger = Ledger(lm)
+    for i, (record, proposal) in enumerate(zip(records, proposals[::-1], strict=True)):
+        rng = torch.Generator().manual_seed(i)
+        step = editor.edit(lm, [record], state, artifacts={}, rng=rng)
+        other = editor.absorb(lm, absorbed, proposal)
+        assert same(flatten("state", step.state), flatten("state", other.state)), i
+        assert step.stats == other.stats
+        seen |= {event for event in EVENTS if step.stats[event]}
+        ledger.apply(step.patch)
+        state, absorbed = step.state, other.state
+    ledger.restore()
+    assert {"added", "reused", "taken_over"} <= seen
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("replaced", ["last", "prompt", "all"])
+def test_values_trained_together_are_those_trained_alone(family: str, replaced: Any) -> None:
+    lm, editor = tiny_lm(family), Grace(CONFIG.model_copy(update={"steps": 6, "replace": replaced, "batch": 5}))
+    records = toy_records(5)
+    rngs = [torch.Generator().manual_seed(i) for i in range(5)]
+    before = fingerprint(lm)
+    together = editor.propose_many(lm, [[r] for r in records], artifacts={}, rngs=rngs)
+    assert same(before, fingerprint(lm))
+    for i, record in enumerate(records):
+        rng = torch.Generator().manual_seed(i)
+        alone = editor.propose(lm, [record], artifacts={}, rng=rng)
+        first, second = (flatten("proposal", one) for one in (together[i], alone))
+        assert first[0].keys() == second[0].keys()
+        for name, tensor in first[0].items():
+            torch.testing.assert_close(tensor, second[0][name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_first_map_reads_depends_on_the_radius_so_it_proposes_nothing() -> None:
+    editor = Grace(CONFIG.model_copy(update={"matrix": "in", "batch": 4}))
+    assert not editor.can_propose()
+    assert editor.group_size == 1

@@ -133,7 +133,11 @@ SCENES: Mapping[str, Scene] = {
             },
         ),
         depends=("*",),
-        apart={"train.data.path": WHERE, "weights.digest": "of an archive; this network is trained"},
+        apart={
+            "train.data.path": WHERE,
+            "weights.digest": "of an archive; this network is trained",
+            "batch": OF_THE_EDIT,
+        },
     ),
     "hypernetwork, read": Scene(
         EditorSpec(name="mend", config={"layers": [1, 2], "weights": {"path": "x", "digest": "w"}}),
@@ -144,6 +148,7 @@ SCENES: Mapping[str, Scene] = {
             "edit_lr": "the archive's own",
             "shared": OF_THE_EDIT,
             "ref_labels": OF_THE_EDIT,
+            "batch": OF_THE_EDIT,
         },
         stuck=("train",),  # dropped where an archive is given
     ),

@@ -21,7 +21,7 @@ ROWS = ([5, 6, 7, 8, 9, 10], [11, 12, 13], [5, 6, 7, 20, 21, 22, 23, 24])
 @pytest.fixture(params=["all padding left out", "as many as products like"])
 def padding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param.startswith("all"):
-        monkeypatch.setattr(matmul, "best_rows", lambda n: n)
+        monkeypatch.setattr(matmul, "best_rows", lambda n, device=None: n)
 
 
 def small(family: str, **changes: Any) -> LanguageModel:
@@ -125,7 +125,7 @@ def test_blocks_below_the_last_that_is_asked_go_the_short_way(family: str, width
 
 
 def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul, "best_rows", lambda n: n)
+    monkeypatch.setattr(matmul, "best_rows", lambda n, device=None: n)
     lm = small("llama")
     rest = prepared(lm, 2, 2)
     upper = rest.upper

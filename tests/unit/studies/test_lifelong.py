@@ -43,8 +43,14 @@ EDITORS = {
         config={"layers": [0, 1], "value": {**VALUE, "batch": 3}, "moment_weight": 1.0},
         wrap=(WrapSpec(name="simie", config={"lam": {"energy": 0.01}, "mode": "init", "backend": "closed64"}),),
     ),
+    "lora+closed simie, by threes": EditorSpec(
+        name="lora",
+        config={"steps": 3, "lr": 1e-2, "batch": 3},
+        wrap=(WrapSpec(name="simie", config={"lam": {"energy": 0.01}, "mode": "init", "backend": "closed64"}),),
+    ),
     "oracle": EditorSpec(name="oracle"),
     "grace": EditorSpec(name="grace", config={"layer": 1, "steps": 3, "radius": 2.0}),
+    "grace, by threes": EditorSpec(name="grace", config={"layer": 1, "steps": 3, "radius": 2.0, "batch": 3}),
     "wise": EditorSpec(
         name="wise",
         config={

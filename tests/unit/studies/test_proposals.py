@@ -62,10 +62,13 @@ def test_shards_change_no_bit(tmp_path: Path, built: list[Closed], batch: int, j
     assert helper.proposed
 
 
+@pytest.mark.parametrize("editor", ["memit+closed simie", "lora+closed simie", "grace"])
 @pytest.mark.parametrize("behind", [None, 1, 2])
-def test_groups_are_the_same_wherever_they_are_computed_and_after_a_resume(tmp_path: Path, behind: int | None) -> None:
+def test_groups_are_the_same_wherever_they_are_computed_and_after_a_resume(
+    tmp_path: Path, behind: int | None, editor: str
+) -> None:
     """Steps 1–3 and 4–6 go together, and 7 alone, for whoever asks and wherever the run begins (``behind``: after that round)."""
-    one = by_threes("memit+closed simie, by threes", rounds=(0, 2, 4, 7))
+    one = by_threes(f"{editor}, by threes", rounds=(0, 2, 4, 7))
     rounds = list(Lifelong().execute(one, deps(tmp_path, tiny_lm("llama")), None))
     asked: list[int] = []
     ask = Lifelong().proposal_function(one, deps(tmp_path, tiny_lm("llama")))

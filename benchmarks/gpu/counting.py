@@ -1,0 +1,144 @@
+"""What a card gives, and what a call asks of it: seconds, arithmetic, launches, waits, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks import measure
+from raysweep.runtime import device
+
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemsetAsync")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+UPLOADS = ("Memcpy HtoD",)
+PRODUCTS: Mapping[str, tuple[torch.dtype, str]] = {
+    "fp32": (torch.float32, "highest"),
+    "tf32": (torch.float32, "high"),
+    "bf16": (torch.bfloat16, "highest"),
+    "fp64": (torch.float64, "highest"),
+}
+
+
+def seconds(call: Callable[[], object], times: int = 1) -> list[float]:
+    """Return the wall seconds of each of *times* calls, the card's queue included."""
+    clock = measure.Clock()
+    for _ in range(times):
+        with clock.timed():
+            call()
+    return clock.wall
+
+
+def set_matmul(kind: str) -> None:
+    """Let fp32 products be computed as *kind* of :data:`PRODUCTS` says: ``tf32`` on tensor cores, all others exactly."""
+    torch.set_float32_matmul_precision(PRODUCTS[kind][1])
+
+
+def ceiling(square: int) -> dict[str, float]:
+    """Return what this device gives in this process: TFLOP/s of square products by precision, GB/s of a copy.
+
+    Args:
+        square: side of the matrices.
+    """
+    found = {}
+    for kind, (dtype, _) in PRODUCTS.items():
+        set_matmul(kind)
+        left, right = (torch.randn(square, square, device=device()).to(dtype) for _ in range(2))
+        product = lambda left=left, right=right: left @ right  # noqa: E731
+        seconds(product, 2)
+        found[kind] = 2 * square**3 / min(seconds(product, 5)) / 1e12
+    set_matmul("fp32")
+    source = torch.empty(8 * square * square, device=device())
+    target = torch.empty_like(source)
+    seconds(lambda: target.copy_(source), 2)
+    found["copy GB/s"] = 2 * source.nbytes / min(seconds(lambda: target.copy_(source), 5)) / 1e9
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a call asked of the device. On a CPU only the arithmetic is known; the rest is 0.
+
+    Attributes:
+        flop: of matrix products and attention; solves and factorisations are left out.
+        launches: kernels and fills started.
+        waits: times that the host waited for the device.
+        uploads: copies from the host's memory.
+        busy: seconds in which kernels ran.
+    """
+
+    flop: float = 0
+    launches: float = 0
+    waits: float = 0
+    uploads: float = 0
+    busy: float = 0
+
+    def times(self, factor: float) -> Counts:
+        """Return *factor* times as much of everything."""
+        return Counts(**{name: factor * value for name, value in asdict(self).items()})
+
+    def plus(self, other: Counts) -> Counts:
+        """Return the sums."""
+        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+class _Arithmetic(TorchDispatchMode):
+    """Adds up the arithmetic of the operations inside its block, those of backward passes included.
+
+    torch's own ``FlopCounterMode`` also hooks every module, which an editor takes for somebody else's change of the model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flop += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def counted(call: Callable[[], object]) -> Counts:
+    """Return what *call* asks of the device; it is called once, or twice on a card: profiling slows what Python watches."""
+    with _Arithmetic() as arithmetic:
+        call()
+    if device().type == "cpu":
+        return Counts(flop=arithmetic.flop)
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.accelerator.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        call()
+        # the profiler's own wait, taken off again below
+        torch.accelerator.synchronize()
+    events = seen.key_averages()
+
+    def count(names: tuple[str, ...]) -> int:
+        return sum(event.count for event in events if event.key.startswith(names))
+
+    kernels = sum(event.self_device_time_total for event in events if event.device_type.name != "CPU")
+    return Counts(arithmetic.flop, count(LAUNCHES), max(0, count(WAITS) - 1), count(UPLOADS), kernels / 1e6)
+
+
+def per_step(few: Counts, more: Counts, difference: int) -> Counts:
+    """Return what one step asks, from two calls of which *more* has *difference* steps more than *few*."""
+    return more.plus(few.times(-1)).times(1 / difference)
+
+
+class Peak:
+    """The most memory that was allocated on the card since it was made; nothing is known of a CPU's."""
+
+    def __init__(self) -> None:
+        if device().type != "cpu":
+            torch.accelerator.reset_peak_memory_stats()
+
+    def gigabytes(self) -> float | None:
+        """Return 10⁹ bytes."""
+        return torch.accelerator.max_memory_allocated() / 1e9 if device().type != "cpu" else None

@@ -1,0 +1,89 @@
+"""A list of tokens without padding, and the grid of packs in which attention wants them: differentiable moves between the two.
+
+Each token has one slot, so the gradient of a move is the move back, an index like the move itself (where autograd would add up into
+zeros). :mod:`.query_positions` does the same for states that lie column by column.
+
+Shape legend: ``B`` packs, ``A`` slots of a pack, ``n ≤ B·A`` tokens, ``w`` width of what is moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Grid(NamedTuple):
+    """How a list of tokens fills a grid of ``B`` packs with ``A`` slots each.
+
+    Attributes:
+        shape: ``(B, A)``.
+        slot_of_token: ``[n]`` index into the flat grid; None: one token in every slot, in order.
+        token_in_slot: ``[B·A]``; in an empty slot, any.
+        occupied: ``[B·A, 1]``, 1 where a token lies, else 0, in the states' dtype.
+    """
+
+    shape: tuple[int, int]
+    slot_of_token: Tensor | None = None
+    token_in_slot: Tensor | None = None
+    occupied: Tensor | None = None
+
+    @classmethod
+    def from_flags(cls, flags: Sequence[Sequence[bool]], like: Tensor) -> Grid:
+        """Number the tokens at *flags* ``[B][A]``, in order; tables lie where *like* lies, in its dtype."""
+        flat = [flag for row in flags for flag in row]
+        shape = len(flags), len(flags[0])
+        if all(flat):
+            return cls(shape)
+        slots = [i for i, flag in enumerate(flat) if flag]
+        token_of = {slot: token for token, slot in enumerate(slots)}
+        tokens = [token_of.get(i, 0) for i in range(len(flat))]
+        slot_of_token, token_in_slot = torch.tensor(slots + tokens, device=like.device).split_with_sizes(
+            [len(slots), len(tokens)]
+        )
+        occupied = torch.tensor(flat, device=like.device).to(like.dtype)[:, None]
+        return cls(shape, slot_of_token, token_in_slot, occupied)
+
+    def lay_out(self, tokens: Tensor) -> Tensor:
+        """Put ``tokens [n, w]`` into their slots, ``[B, A, w]``; an empty slot holds some token, which no mask lets anyone see."""
+        if self.slot_of_token is not None:
+            tokens = _ToGrid.apply(tokens, self)  # type: ignore[no-untyped-call]
+        return tokens.view(*self.shape, -1)
+
+    def take(self, grid: Tensor) -> Tensor:
+        """Take the list of tokens ``[n, w]`` back out of ``grid [B, A, w]``."""
+        flat = grid.reshape(-1, grid.shape[-1])
+        if self.slot_of_token is None:
+            return flat
+        tokens: Tensor = _FromGrid.apply(flat, self)  # type: ignore[no-untyped-call]
+        return tokens
+
+
+class _ToGrid(torch.autograd.Function):
+    """A list of tokens into slots; the gradient is taken back out, and nothing of an empty slot's counts."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, grid: Grid) -> Tensor:
+        assert grid.token_in_slot is not None
+        ctx.grid = grid
+        return tokens.index_select(0, grid.token_in_slot)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].reshape(-1, grads[0].shape[-1]).index_select(0, ctx.grid.slot_of_token), None
+
+
+class _FromGrid(torch.autograd.Function):
+    """Tokens out of their slots; the gradient is put into the slots, zero in empty ones."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, grid: Grid) -> Tensor:
+        assert grid.slot_of_token is not None
+        ctx.grid = grid
+        return flat.index_select(0, grid.slot_of_token)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].index_select(0, ctx.grid.token_in_slot).mul_(ctx.grid.occupied), None

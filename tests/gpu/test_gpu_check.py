@@ -1,0 +1,121 @@
+"""``make gpu-check`` at reduced shapes on the CPU, so that it works on the day when a card is at hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import arms, cells, counting, models, promises, table
+
+ROOT = Path(__file__).parents[2]
+# A machine with a card has torch and transformers, which brings numpy, safetensors and rich; the rest is carried there.
+WITHOUT = """
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {absent} else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+from benchmarks.gpu.__main__ import main
+main()
+"""
+ABSENT = {"ray", "pyarrow", "pandas", "scipy", "networkx", "matplotlib", "pytest", "hypothesis"}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The whole command in a process of its own, where Ray, pyarrow and what else a card's machine may lack cannot be imported."""
+    file = tmp_path_factory.mktemp("gpu") / "gpu.json"
+    line = [sys.executable, "-c", WITHOUT.format(absent=ABSENT), "check", "--shape", "tiny", "--threads", "1"]
+    done = subprocess.run([*line, "--out", str(file)], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "| llama2-7b | memit" in done.stdout
+    return dict(json.loads(file.read_text()))
+
+
+def test_everything_is_measured(report: dict[str, Any]) -> None:
+    assert [c for c in report["cells"] if "failed" in c] == []
+    assert report["left out"] == 0
+    expected = cells.covering(cells.all_cells())
+    assert [{k: c[k] for k in ("shape", "dtype", "what", "way")} for c in report["cells"]] == [c.name for c in expected]
+    for cell in report["cells"]:
+        assert cell["s"] > 0
+        if cell["way"] == "ours" and cell["what"] != "simie update":
+            assert cell["flop"] > 0
+            assert cell["of ceiling"] > 0
+    assert set(report["ceiling"]) == {"fp32", "tf32", "bf16", "fp64", "copy GB/s"}
+
+
+def test_every_editor_keeps_its_promises_and_is_the_cpu_s(report: dict[str, Any]) -> None:
+    assert [row["editor"] for row in report["promises"]] == list(promises.EDITORS)
+    for row in report["promises"]:
+        assert "failed" not in row, row
+        assert row["broken"] == {}, row
+        # This device is the CPU, so nothing may differ.
+        assert (row["weights differ by"], row["logprobs differ by"], row["answers differ"]) == (0, 0, 0)
+
+
+def test_the_table_says_what_the_report_has(report: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    shown = table.rows(report["cells"])
+    memit = next(row for row in shown if (row["shape"], row["what"], row["dtype"]) == ("llama2-7b", "memit", "bf16"))
+    plain = next(c for c in report["cells"] if (c["what"], c["way"]) == ("memit", "plain"))
+    assert memit["x plain"] == plain["s"] / memit["s"]
+    failed = {"shape": "gpt2-xl", "dtype": "bf16", "what": "rome", "way": "ours", "failed": ["Traceback", "No memory"]}
+    text = table.show(report | {"cells": [*report["cells"], failed]})
+    assert "- failed: gpt2-xl bf16 ours rome: No memory" in text
+    assert "| memit x16" in capsys.readouterr().out
+
+
+def test_a_run_ends_when_its_seconds_are_used_and_keeps_what_was_done(tmp_path: Path) -> None:
+    report = command.check(tmp_path / "gpu.json", seconds=0, tiny=True)
+    assert report["left out"] == len(cells.covering(cells.all_cells()))
+    kept = json.loads((tmp_path / "gpu.json").read_text())
+    assert kept["cells"] == kept["promises"] == []
+    assert kept["ceiling"]["fp32"] > 0
+
+
+def test_a_cell_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(arms.Arm, "ours", broken)
+    chosen = [
+        c for c in cells.all_cells() if c.shape == "gpt2-xl" and c.dtype == "bf16" and c.what in ("ft", "evaluation")
+    ]
+    found = list(cells.Bench(models.TINY, {"bf16": 1.0}).measure(chosen, lambda: True))
+    assert [row.get("failed", ["-"])[-1] for row in found] == ["RuntimeError: CUDA out of memory", "-"]
+
+
+def test_the_most_important_comes_first_and_nothing_twice() -> None:
+    chosen = cells.all_cells()
+    assert (chosen[0].shape, chosen[0].what, chosen[0].dtype) == ("llama2-7b", "memit", "bf16")
+    assert len({(c.shape, c.dtype, c.what, c.plain) for c in chosen}) == len(chosen)
+    assert {c.shape for c in chosen} == set(models.SHAPES) == set(models.TINY)
+    assert {c.dtype for c in chosen} == set(models.DTYPES)
+    written = {c.arm.label for c in chosen if c.arm is not None}
+    assert written == {c.what for c in chosen if c.arm is not None}
+
+
+def test_arithmetic_of_a_product_and_its_gradients() -> None:
+    import torch
+
+    left, right = torch.randn(4, 8, requires_grad=True), torch.randn(8, 16, requires_grad=True)
+    counts = counting.counted(lambda: (left @ right).sum().backward())
+    assert counts.flop == 3 * 2 * 4 * 8 * 16
+    step = counting.per_step(counting.Counts(flop=10, launches=7), counting.Counts(flop=16, launches=9), 2)
+    assert math.isclose(step.flop, 3)
+    assert math.isclose(step.launches, 1)
