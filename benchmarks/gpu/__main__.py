@@ -14,6 +14,7 @@ import torch
 from benchmarks import measure
 from benchmarks.gpu import cells, counting, models, promises, table
 from raysweep.atomic import write_file
+from raysweep.runtime import device
 
 TITLE = "edits and questions on this device"
 EXAMS = 0.15  # of the seconds, at most, go to the editor contract
@@ -40,7 +41,7 @@ def check(file: Path, *, seconds: float, tiny: bool, only: Sequence[str] = ()) -
     report["ceiling"] = counting.ceiling(next(iter(shapes.values())).square)
     save()
     families = promises.FAMILIES[:1] if tiny else promises.FAMILIES
-    exams = promises.examine(counting.device(), lambda: time.perf_counter() - begin < EXAMS * seconds, families)
+    exams = promises.examine(device(), lambda: time.perf_counter() - begin < EXAMS * seconds, families)
     for row in exams:
         report["promises"].append(row)
         print(f"{row['editor']} {row['family']}: {len(row['broken'])} promises broken", flush=True)

@@ -19,12 +19,17 @@ from raysweep.evals import scoring
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sizes import size_from_config
 from raysweep.reports import estimates
+from raysweep.runtime import device, matmul
 
 FEW, MORE = 2, 4  # steps of the short edits whose counts differ by those of MORE - FEW steps
 TIMED = 2  # edits that are timed, of which the faster one counts
 SINGLE = 12  # questions that are asked one by one, the plain way
 _LOSSES = ("steps", "value_steps")
-_SPEC_DTYPE = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16"}
+_SPEC: Mapping[str, Mapping[str, str]] = {
+    "fp32": {"dtype": "float32"},
+    "tf32": {"dtype": "float32", "matmul": "tf32"},
+    "bf16": {"dtype": "bfloat16"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,17 +118,15 @@ class Bench:
         for cell in cells:
             if not keep_on():
                 return
-            counting.set_matmul(cell.dtype)
             row: dict[str, Any] = dict(cell.name)
             try:
-                self._fill(cell, row)
+                with matmul(counting.PRODUCTS[cell.dtype][1]):
+                    self._fill(cell, row)
             except Exception:  # whatever it is, the other cells are worth having
                 row["failed"] = traceback.format_exc().strip().splitlines()[-6:]
                 self._loaded = None
-            finally:
-                counting.set_matmul("fp32")
             gc.collect()
-            if counting.device().type != "cpu":
+            if device().type != "cpu":
                 torch.accelerator.empty_cache()
             yield row
 
@@ -136,7 +139,7 @@ class Bench:
             made: list[LanguageModel] = []
             peak = counting.Peak()
             (row["load s"],) = counting.seconds(
-                lambda: made.append(models.random_model(*self._named(cell), key[1], counting.device()))
+                lambda: made.append(models.random_model(*self._named(cell), key[1], device()))
             )
             row["load peak GB"] = peak.gigabytes()
             self._loaded = (key, made[0])
@@ -164,14 +167,14 @@ def _edit(cell: Cell, lm: LanguageModel, shape: models.Shape, row: dict[str, Any
     assert cell.arm is not None
     arm, asked = cell.arm, models.records()
     size = arm.together
-    few, more = _short_edits(arm, lm, shape, asked)
+    few, more, held = _short_edits(arm, lm, shape, asked)
     peak = counting.Peak()
     write, ledger = arm.ours(lm, shape)
     stats: dict[str, float] = {}
     batches = [asked[i * size : (i + 1) * size] if size == 1 else asked[:size] for i in range(TIMED)]
     row["each s"] = [counting.seconds(lambda b=b: stats.update(write(b)))[0] / size for b in batches]
     row["s"] = min(row["each s"])
-    row["peak GB"] = peak.gigabytes()
+    row["peak GB"] = peak.gigabytes() or (sum(p.nbytes for p in lm.module.parameters()) + held) / 1e9
     row["plan GB"] = _planned(cell, lm, shape, len(batches) * size) / 1e9
     row["steps"] = sum(value for name, value in stats.items() if name.partition("/")[0] in _LOSSES) or shape.steps
     ledger.restore()
@@ -188,8 +191,8 @@ def _edit(cell: Cell, lm: LanguageModel, shape: models.Shape, row: dict[str, Any
 
 def _short_edits(
     arm: arms.Arm, lm: LanguageModel, shape: models.Shape, asked: Sequence[Any]
-) -> tuple[counting.Counts, counting.Counts]:
-    """Count two edits of few steps, which also warm everything up."""
+) -> tuple[counting.Counts, counting.Counts, int]:
+    """Count two edits of few steps, which also warm everything up; on a CPU, return the bytes that the second one held, too."""
     found = []
     for steps in (FEW, MORE):
         write, ledger = arm.ours(lm, shape, steps)
@@ -197,7 +200,16 @@ def _short_edits(
         write(batch)
         found.append(counting.counted(lambda write=write, batch=batch: write(batch)))
         ledger.restore()
-    return found[0], found[1]
+    held = 0
+    if device().type == "cpu":
+        # From the beginning, as a trial has it: second moments and their factors are made in here, too.
+        def whole() -> None:
+            write, ledger = arm.ours(lm, shape, FEW)
+            write(asked[: arm.together])
+            ledger.restore()
+
+        held = counting.live_bytes(whole, lm.module.parameters())
+    return found[0], found[1], held
 
 
 def _plain_edit(cell: Cell, lm: LanguageModel, shape: models.Shape, row: dict[str, Any]) -> None:
@@ -240,17 +252,16 @@ def _simie_update(lm: LanguageModel, row: dict[str, Any]) -> None:
 
 
 def _planned(cell: Cell, lm: LanguageModel, shape: models.Shape, edits: int) -> float:
-    """Return the bytes that `raysweep plan` says of the device; the pristine copy of a small model lies in the host's memory."""
+    """Return the bytes that `raysweep plan` says of a GPU's memory."""
     assert cell.arm is not None
     size = size_from_config(lm.module.config.to_dict())
     assert size is not None
     trial = TrialSpec(
         study="lifelong",
-        model=ModelSpec(name=cell.shape, dtype=_SPEC_DTYPE[cell.dtype]),  # type: ignore[arg-type]
+        model=ModelSpec.model_validate({"name": cell.shape, **_SPEC[cell.dtype]}),
         data=DataSpec(size=edits),
         editor=cell.arm.spec(shape),
         protocol=ProtocolSpec(rounds=(edits,)),
         seed=0,
     )
-    found = estimates.memory(trial, size, Components.installed())
-    return found.total - found.parts.get("pristine copy", 0)
+    return estimates.memory(trial, size, Components.installed()).on_device

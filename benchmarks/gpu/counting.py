@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks import measure
-from raysweep.runtime import device
+from raysweep.runtime import Matmul, device, matmul
 
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemsetAsync")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 UPLOADS = ("Memcpy HtoD",)
-PRODUCTS: Mapping[str, tuple[torch.dtype, str]] = {
-    "fp32": (torch.float32, "highest"),
-    "tf32": (torch.float32, "high"),
-    "bf16": (torch.bfloat16, "highest"),
-    "fp64": (torch.float64, "highest"),
+PRODUCTS: Mapping[str, tuple[torch.dtype, Matmul]] = {
+    "fp32": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "bf16": (torch.bfloat16, "ieee"),
+    "fp64": (torch.float64, "ieee"),
 }
 
 
@@ -33,11 +36,6 @@ def seconds(call: Callable[[], object], times: int = 1) -> list[float]:
     return clock.wall
 
 
-def set_matmul(kind: str) -> None:
-    """Let fp32 products be computed as *kind* of :data:`PRODUCTS` says: ``tf32`` on tensor cores, all others exactly."""
-    torch.set_float32_matmul_precision(PRODUCTS[kind][1])
-
-
 def ceiling(square: int) -> dict[str, float]:
     """Return what this device gives in this process: TFLOP/s of square products by precision, GB/s of a copy.
 
@@ -45,13 +43,12 @@ def ceiling(square: int) -> dict[str, float]:
         square: side of the matrices.
     """
     found = {}
-    for kind, (dtype, _) in PRODUCTS.items():
-        set_matmul(kind)
+    for kind, (dtype, precision) in PRODUCTS.items():
         left, right = (torch.randn(square, square, device=device()).to(dtype) for _ in range(2))
         product = lambda left=left, right=right: left @ right  # noqa: E731
-        seconds(product, 2)
-        found[kind] = 2 * square**3 / min(seconds(product, 5)) / 1e12
-    set_matmul("fp32")
+        with matmul(precision):
+            seconds(product, 2)
+            found[kind] = 2 * square**3 / min(seconds(product, 5)) / 1e12
     source = torch.empty(8 * square * square, device=device())
     target = torch.empty_like(source)
     seconds(lambda: target.copy_(source), 2)
@@ -116,15 +113,21 @@ def counted(call: Callable[[], object]) -> Counts:
     torch.accelerator.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         call()
-        # the profiler's own wait, taken off again below
+        # The profile's own wait, so that the last kernels are in it; it is taken off again.
         torch.accelerator.synchronize()
-    events = seen.key_averages()
+    return tally(seen.key_averages()).plus(Counts(flop=arithmetic.flop, waits=-1))
+
+
+def tally(events: Iterable[Any]) -> Counts:
+    """Return launches, waits, uploads and busy seconds of a profile's *events*, averaged by name."""
+    events = list(events)
 
     def count(names: tuple[str, ...]) -> int:
         return sum(event.count for event in events if event.key.startswith(names))
 
-    kernels = sum(event.self_device_time_total for event in events if event.device_type.name != "CPU")
-    return Counts(arithmetic.flop, count(LAUNCHES), max(0, count(WAITS) - 1), count(UPLOADS), kernels / 1e6)
+    # What ran on the card stands there by the kernel's own name.
+    busy = sum(event.self_device_time_total for event in events if event.device_type.name != "CPU") / 1e6
+    return Counts(launches=count(LAUNCHES), waits=count(WAITS), uploads=count(UPLOADS), busy=busy)
 
 
 def per_step(few: Counts, more: Counts, difference: int) -> Counts:
@@ -132,8 +135,39 @@ def per_step(few: Counts, more: Counts, difference: int) -> Counts:
     return more.plus(few.times(-1)).times(1 / difference)
 
 
+class _Live(TorchDispatchMode):
+    """Follows the tensors that operations inside its block make, from the first that holds a storage to the last."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        # By address. What was there before counts nothing, wherever it is seen again.
+        self._held: dict[int, int] = {t.untyped_storage()._cdata: 0 for t in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._held:
+                storage = tensor.untyped_storage()
+                self._held[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata)
+        return out
+
+    def _gone(self, address: int) -> None:
+        self.now -= self._held.pop(address, 0)
+
+
+def live_bytes(call: Callable[[], object], known: Iterable[Tensor]) -> int:
+    """Return the most bytes that tensors made by *call* held at once; *known* were there before. On any device."""
+    with _Live(known) as live:
+        call()
+    return live.peak
+
+
 class Peak:
-    """The most memory that was allocated on the card since it was made; nothing is known of a CPU's."""
+    """The most memory that was allocated on the card since it was made; of a CPU's it knows nothing (:func:`live_bytes` does)."""
 
     def __init__(self) -> None:
         if device().type != "cpu":

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from raysweep.errors import DataError, RecordError
     from raysweep.models.lm import LanguageModel
     from raysweep.models.patches import ModulePatch, Patch, WeightDelta
+    from raysweep.models.sizes import ModelSize
 
 KEYS_PER_EDIT = 20  # tokens of prompt and target, about: what ``state_bytes`` is told of a run's length
 PatchKind = Literal["weights", "modules"]
@@ -186,6 +187,17 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
             columns: keys that the run adds, about: ``KEYS_PER_EDIT`` for each edit.
         """
         return {} if matrices and cls.patch_kind == "weights" else None
+
+    @classmethod
+    def working_bytes(cls, config: ConfigT, shape: ModelSize, size: int) -> Mapping[str, int] | None:
+        """Return what an edit takes while it is made, in bytes by part, for ``raysweep plan``; None = not known.
+
+        Args:
+            config: of the component.
+            shape: of the model.
+            size: bytes of one of its weights.
+        """
+        return None
 
     # The edit.
 

@@ -16,7 +16,7 @@ Shape legend: ``n`` edits trained together, ``T`` tokens of a pack, ``k`` demand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
@@ -24,6 +24,7 @@ from raysweep.config.schema import Blocks, Count, NonNegative, Positive
 from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.editors.stopping import steps_between_reads
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.models.patches import Delta, Dense, WeightDelta
 from raysweep.records import EditRecord
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from raysweep.models import hooks, ledger
     from raysweep.models.forward import blocks, prefix_tree, resume
     from raysweep.models.lm import LanguageModel
+    from raysweep.models.sizes import ModelSize
 else:
     torch, ft_targets = lazy("torch"), lazy("raysweep.editors.ft_targets")
     hooks, ledger = lazy("raysweep.models.hooks"), lazy("raysweep.models.ledger")
@@ -84,6 +86,16 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
     config_type = FineTuneConfig
     is_stateless = True
     paper = "Zhu et al. 2020, arXiv 2012.00363 (FT-L); Zhang et al. 2024, arXiv 2401.01286 (FT-M)"
+
+    @classmethod
+    def working_bytes(cls, config: FineTuneConfig, shape: ModelSize, size: int) -> Mapping[str, int]:
+        """Return what training takes: each edit has matrices of its own, with Adam's, and the blocks above are kept."""
+        trained = config.batch * len(config.layers) * shape.hidden * shape.mlp_width
+        blocks = max(shape.layers - 1 - min(config.layers), 0)
+        kept = activations.kept_for_gradients(shape, size, blocks=blocks, packs=config.batch, tokens=activations.ROW)
+        head = activations.of_the_head(shape, size, predictions=config.batch * activations.TARGET)
+        # In fp32: the weights, what takes their place, its gradient and that in fp32, Adam's two means, the change.
+        return {"trained copies": 7 * 4 * trained, "activations": kept + head}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the trained parameters."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack, cast
 from raysweep.config.schema import Block, Count, Positive
 from raysweep.editors.base import KEYS_PER_EDIT, BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs, Proposal
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import codebook, replacement
+    from raysweep.models.sizes import ModelSize
 else:
     torch, tokens = lazy("torch"), lazy("raysweep.models.tokens")
     grace_values = lazy("raysweep.editors.grace_values")
@@ -115,6 +117,13 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         """Return the bytes of a codebook with an entry for each edit, which is the most it has: key, value and radius in fp32."""
         entries = columns // KEYS_PER_EDIT
         return {"codebook": 4 * entries * sum(d_out + d_in + 1 for d_out, d_in in matrices)}
+
+    @classmethod
+    def working_bytes(cls, config: GraceConfig, shape: ModelSize, size: int) -> Mapping[str, int]:
+        """Return what the training of one value keeps of the blocks above."""
+        blocks = max(shape.layers - 1 - config.layer, 0)
+        kept = activations.kept_for_gradients(shape, size, blocks=blocks, packs=1, tokens=activations.ROW)
+        return {"activations": kept + activations.of_the_head(shape, size, predictions=activations.TARGET)}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return nothing: no weight changes."""

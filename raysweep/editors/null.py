@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from raysweep.editors.base import BaseEditor, EditorConfig, EditStep
 from raysweep.models.patches import WeightDelta
 
@@ -16,6 +18,11 @@ class Null(BaseEditor[NullConfig, None]):
     name = "null"
     version = 1
     config_type = NullConfig
+
+    @classmethod
+    def working_bytes(cls, config: NullConfig, shape: object, size: int) -> Mapping[str, int]:
+        """Return nothing."""
+        return {}
 
     def edited_parameters(self, lm: object) -> tuple[str, ...]:
         """Return nothing: no weight changes."""

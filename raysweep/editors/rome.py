@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from raysweep.editors.locate import target_value
     from raysweep.models import ledger, tokens
     from raysweep.models.lm import LanguageModel
+    from raysweep.models.sizes import ModelSize
 else:
     torch = lazy("torch")
     target_value = lazy("raysweep.editors.locate.target_value")
@@ -68,6 +69,11 @@ class Rome(LocateEditor[RomeConfig, None]):
     config_type = RomeConfig
     is_stateless = True
     paper = "Meng et al. 2022, arXiv 2202.05262"
+
+    @classmethod
+    def working_bytes(cls, config: RomeConfig, shape: ModelSize, size: int) -> Mapping[str, int]:
+        """Return what an optimisation keeps: each chosen block has a value of its own, and the lowest one's keeps the most."""
+        return cls.value_bytes(config, shape, size, layer=min(config.layers))
 
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for second moments per layer, if they are used, and, unless given, context templates."""

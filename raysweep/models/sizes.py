@@ -54,6 +54,7 @@ class ModelSize:
         gated: whether an MLP has two first linear maps.
         tied: whether the output projection is the token embedding.
         positions: learnt positions; 0 = none.
+        heads: of the queries in a block; 0 = not told.
     """
 
     hidden: int
@@ -65,6 +66,7 @@ class ModelSize:
     gated: bool
     tied: bool
     positions: int = 0
+    heads: int = 0
 
     @property
     def parameters(self) -> int:
@@ -101,6 +103,7 @@ def size_from_config(config: Mapping[str, object]) -> ModelSize | None:
             gated=len(LAYOUTS.get(kind).mlp_in) == 2,
             tied=bool(config.get("tie_word_embeddings", False)),
             positions=_whole(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
+            heads=heads,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None

@@ -15,6 +15,7 @@ from raysweep.config.shared_specs import MomentSpec
 from raysweep.editors.base import KEYS_PER_EDIT
 from raysweep.errors import StoreError
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.models.sizes import COPY_LIMIT, ModelSize
 from raysweep.reports.prose import clock
 from raysweep.rows import SHARED_PHASE_SUFFIX
@@ -31,26 +32,35 @@ class Memory:
 
     Attributes:
         parts: bytes by part.
-        unknown: components of whose state nothing is known.
+        unknown: what else it takes, of which nothing is known: a component's state, an editor's activations.
         written: bytes of the parts that are also files: a snapshot holds the edited matrices and the components' states, the
             artifact store the second moments.
+        on_host: bytes of the parts that stay in the host's memory where a GPU computes: the pristine copy, and the second moments
+            but for the one that is being factored.
     """
 
     parts: Mapping[str, int]
     unknown: tuple[str, ...] = ()
     written: int = 0
+    on_host: int = 0
 
     @property
     def total(self) -> int:
         """The sum of what is known."""
         return sum(self.parts.values())
 
+    @property
+    def on_device(self) -> int:
+        """What of it a GPU's memory has to hold."""
+        return self.total - self.on_host
+
 
 def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory:
-    """Return what *trial* takes in this process or on its device; activations and the libraries come on top.
+    """Return what *trial* takes in this process or on its device; the libraries come on top.
 
-    Second moments count twice, for themselves and their factors. A component's own state counts where its
-    class knows it (``state_bytes``).
+    Second moments count twice, for themselves and their factors. A component's own state counts where its class knows it
+    (``state_bytes``), and so does what its edits take while they are made (``working_bytes``). Edits and questions do not
+    meet, so of their activations the larger ones count.
     """
     size = BYTES[trial.model.dtype]
     weights = shape.parameters * size
@@ -73,16 +83,22 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
             matrices = [(shape.mlp_width, shape.hidden)]
     columns = KEYS_PER_EDIT * trial.protocol.rounds[-1]
     written = sum(parts.get(name, 0) for name in ("edited matrices", "second moments"))
-    unknown = []
+    unknown: list[str] = []
+    asked = activations.passing(shape, size, tokens=trial.protocol.eval_batch * activations.ROW)
+    working = kind.working_bytes(editor.config, shape, size)
+    if working is None:
+        unknown.append(f"activations of {editor.name}")
+    parts |= {**(working or {}), "activations": max(asked, (working or {}).get("activations", 0))}
     wraps = [(components.wrappers.get(w.name), w.name, w.config) for w in editor.wrap]
     for one, name, config in ((kind, editor.name, editor.config), *wraps):
         state = one.state_bytes(config, matrices, columns)
         if state is None:
-            unknown.append(name)
+            unknown.append(f"state of {name}")
         else:
             parts |= {f"{name} {part}": count for part, count in state.items()}
             written += sum(state.values())
-    return Memory({k: v for k, v in parts.items() if v}, tuple(unknown), written)
+    on_host = parts["pristine copy"] + parts.get("second moments", 0) // 2 * (len(layers) - 1) // max(len(layers), 1)
+    return Memory({k: v for k, v in parts.items() if v}, tuple(unknown), written, on_host)
 
 
 def driver_memory(trials: int) -> int:
@@ -118,7 +134,8 @@ def _memory_text(planned: PlannedTrial, shape: ModelSize | None, components: Com
         return f"not known, the sizes of {planned.trial.model.name} are not here"
     needed = memory(planned.trial, shape, components)
     parts = " + ".join(f"{part} {amount(count)}" for part, count in needed.parts.items())
-    return f"{amount(needed.total)} = {parts}{''.join(f' + state of {name}: not known' for name in needed.unknown)}"
+    total = f"{amount(needed.total)} ({amount(needed.on_device)} on a GPU)"
+    return f"{total} = {parts}{''.join(f' + {part}: not known' for part in needed.unknown)}"
 
 
 def amount(count: float) -> str:

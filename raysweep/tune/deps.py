@@ -68,7 +68,7 @@ class ModelPool:
         self._shape = _structure(model.module)
         # A copy in memory makes the next trial's start a matter of milliseconds.
         if sum(t.nbytes for t in tensors.values()) <= self._limit:
-            self._copies = {name: t.detach().cpu().clone() for name, t in tensors.items()}
+            self._copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
         return model
 
     def restore(self) -> bool:

@@ -119,3 +119,26 @@ def test_arithmetic_of_a_product_and_its_gradients() -> None:
     step = counting.per_step(counting.Counts(flop=10, launches=7), counting.Counts(flop=16, launches=9), 2)
     assert math.isclose(step.flop, 3)
     assert math.isclose(step.launches, 1)
+
+
+def test_a_profile_is_tallied_by_what_the_host_called_and_what_ran_on_the_card() -> None:
+    from torch.autograd.profiler_util import DeviceType, FunctionEventAvg
+
+    def event(key: str, count: int, microseconds: float, device: DeviceType) -> FunctionEventAvg:
+        found = FunctionEventAvg()
+        found.key, found.count, found.device_type = key, count, device
+        found.self_device_time_total = microseconds
+        return found
+
+    host, card = DeviceType.CPU, DeviceType.CUDA
+    counts = counting.tally(
+        [
+            event("cudaLaunchKernel", 30, 0, host),
+            event("cudaLaunchKernelExC", 3, 0, host),
+            event("cudaMemcpyAsync", 5, 0, host),
+            event("cudaStreamSynchronize", 2, 0, host),
+            event("ampere_bf16_s16816gemm", 20, 4e5, card),
+            event("Memcpy HtoD (Pageable -> Device)", 4, 1e5, card),
+        ]
+    )
+    assert counts == counting.Counts(launches=33, waits=2, uploads=4, busy=0.5)

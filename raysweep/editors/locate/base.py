@@ -17,6 +17,7 @@ from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks
 from raysweep.editors.base import BaseEditor, EditorConfig, RecordCheck, StateT
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.records import subject_error
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from raysweep.editors.locate import second_moments as moments
     from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
     from raysweep.models.lm import LanguageModel
+    from raysweep.models.sizes import ModelSize
 else:
     cholesky = lazy("raysweep.editors.linalg.cholesky")
     contexts = lazy("raysweep.editors.locate.contexts")
@@ -61,6 +63,22 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
     def record_check(cls, config: LocateConfigT) -> RecordCheck:
         """Refuse records without a subject in the prompt: the method reads the model at the subject's last token."""
         return subject_error
+
+    @classmethod
+    def working_bytes(cls, config: LocateConfigT, shape: ModelSize, size: int) -> Mapping[str, int]:
+        """Return what the optimisation of target values keeps; the value is found at the last of the chosen blocks."""
+        return cls.value_bytes(config, shape, size, layer=max(config.layers))
+
+    @staticmethod
+    def value_bytes(config: LocateConfigT, shape: ModelSize, size: int, *, layer: int) -> Mapping[str, int]:
+        """Return what the optimisation of values at *layer* keeps: the blocks above, for the prompt in every context."""
+        spec, together = config.contexts, config.value.batch
+        sampled = sum(count for _, count in spec.lengths)
+        contexts_used = 1 + (sampled if spec.templates is None else sum(t != "{}" for t in spec.templates))
+        tokens, predictions = contexts_used * activations.ROW, contexts_used * activations.TARGET
+        blocks = max(shape.layers - 1 - layer, 0)
+        kept = activations.kept_for_gradients(shape, size, blocks=blocks, packs=together, tokens=tokens)
+        return {"activations": kept + activations.of_the_head(shape, size, predictions=together * predictions)}
 
     def __init__(self, config: LocateConfigT) -> None:
         super().__init__(config)

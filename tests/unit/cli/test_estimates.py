@@ -39,6 +39,34 @@ def test_memory_of_a_published_setting(tmp_path: Path) -> None:
     assert need.parts["second moments"] == 5 * 2 * 8 * 11008**2
     assert need.unknown == ()
     assert need.total == sum(need.parts.values())
+    # The moments are in the host's memory, their factors on the card, and one more while it is factored.
+    assert need.on_device == need.total - 4 * 8 * 11008**2
+
+
+# Measured on one H200, in 10⁹ bytes (docs/performance.md, "A first time on a GPU"): random weights in the shape of Llama-2-7B,
+# hyper-parameters as in hparams/, six contexts.
+CARD = [
+    ("rome", "bfloat16", 1, 16.9),
+    ("rome", "bfloat16", 8, 19.0),
+    ("rome", "bfloat16", 16, 23.5),
+    ("memit", "bfloat16", 1, 20.8),
+    ("memit", "bfloat16", 8, 22.4),
+    ("alphaedit", "bfloat16", 1, 20.8),
+    ("rome", "float32", 1, 30.4),
+    ("rome", "float32", 8, 43.6),
+    ("rome", "float32", 16, 59.6),
+]
+
+
+@pytest.mark.parametrize(("editor", "dtype", "together", "measured"), CARD)
+def test_what_a_card_was_seen_to_hold(tmp_path: Path, editor: str, dtype: str, together: int, measured: float) -> None:
+    config: dict[str, Any] = {"contexts": {"lengths": [[10, 5]]}, "value": {"batch": together}}
+    arm = {"editor": {"name": editor, **config}, "model": {"name": "llama-2-7b", "dtype": dtype}}
+    found, _ = planned(tmp_path, one=arm)
+    shape = CATALOGUE["llama-2-7b"].model_size
+    assert shape is not None
+    need = memory(found.trials[0].trial, shape, Components.installed())
+    assert need.on_device / 1e9 == pytest.approx(measured, rel=0.12)
 
 
 def test_a_wrapper_s_state_is_told_or_said_to_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
