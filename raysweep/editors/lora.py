@@ -21,6 +21,7 @@ from raysweep.seeds import derive
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
@@ -98,7 +99,9 @@ class Lora(BaseEditor[LoraConfig, None]):
         seeds = [derive(int(torch.randint(2**31 - 1, (1,), generator=rng)), "adapter") for rng in rngs]
         bank = lora.LoraBank(lm, seeds, rank=self.config.rank, alpha=self.config.alpha)
         owners = [owner for owner, batch in enumerate(batches) for _ in batch]
-        by_step = list(self._train(bank, [record for batch in batches for record in batch], owners))
+        losses_by_step = list(self._train(bank, [record for batch in batches for record in batch], owners))
+        # one read for all steps
+        by_step: list[list[float]] = torch.stack(losses_by_step).tolist()
         steps: list[EditStep[None]] = []
         for owner in range(len(batches)):
             losses = [sum(loss for loss, o in zip(rows, owners, strict=True) if o == owner) for rows in by_step]
@@ -120,10 +123,10 @@ class Lora(BaseEditor[LoraConfig, None]):
         for step, losses in enumerate(self._train(bank, records, range(len(records))), 1):
             last = step == self.config.steps
             if last or step % self.config.eval_every == 0:
-                yield Checkpoint(step, last, losses, bank.attached, bank.select_owners)
+                yield Checkpoint(step, last, losses.tolist(), bank.attached, bank.select_owners)
 
-    def _train(self, bank: lora.LoraBank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[list[float]]:
-        """Train the owners on their records; yield the loss of each record, step by step."""
+    def _train(self, bank: lora.LoraBank, batch: Sequence[EditRecord], owners: Sequence[int]) -> Iterator[Tensor]:
+        """Train the owners on their records; yield the loss of each record ``[n]``, step by step."""
         config, lm = self.config, bank.lm
         rows = [tokens.labelled_ids(lm, r.prompt, tokens.join(r.prompt, r.target)) for r in batch]
         special = len(tokens.encode(lm, ""))  # BOS, where the tokenizer adds it: not a token of the text

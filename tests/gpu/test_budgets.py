@@ -127,6 +127,13 @@ def test_simie_adds_few_waits_to_an_edit(name: str) -> None:
     assert cost.uploads <= 3, cost
 
 
+def test_a_step_of_lora_waits_once() -> None:
+    """Transformers itself asks in each pass whether rows are packed; losses are read once, after the last step."""
+    few, more = (counted("lora", {"steps": n, "lr": 1e-2}) for n in (2, 6))
+    cost = more - few
+    assert (cost.syncs, cost.uploads) == (4, 0), cost
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_evaluated_batch_waits_once(family: str, dtype: torch.dtype) -> None:

@@ -116,8 +116,10 @@ def train(
     weight_decay: float,
     clip: float,
     divisors: Sequence[int],
-) -> Iterator[list[float]]:
-    """Train the owners on their rows for *steps* steps of AdamW; after each, yield the loss of every row before it.
+) -> Iterator[Tensor]:
+    """Train the owners on their rows for *steps* steps of AdamW; after each, yield the loss ``[B]`` of every row before it.
+
+    Losses stay on the device: whoever reads them waits for it.
 
     Owners never influence each other but for rounding: gradients, clipping and the optimiser's moments are elementwise by owner.
 
@@ -156,4 +158,4 @@ def train(
             torch.autograd.backward(losses.sum())
         bank.clip(clip)
         adam.step()
-        yield losses.detach().tolist()
+        yield losses.detach()
