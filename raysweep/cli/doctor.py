@@ -105,11 +105,15 @@ def _device() -> Finding:
         importlib.import_module("torch")
     except (ImportError, OSError) as error:
         return Finding("device", f"torch does not load: {error}", False, "reinstall torch for this machine")
-    torch = lazy("torch")
+    torch, runtime = lazy("torch"), lazy("raysweep.runtime")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Finding("device", f"{len(names)} × {names[0]}")
-    return Finding("device", "CPU only (trials get no GPU)")
+        return Finding(
+            "device", f"{len(names)} × {names[0]}, driver {runtime.driver() or 'unknown'}, {runtime.torch_build()}"
+        )
+    # A driver without a GPU that torch sees is a mistake more often than not, but the CPU may be meant.
+    cure = runtime.why_unseen() if runtime.driver() else ""
+    return Finding("device", "CPU only (trials get no GPU)", cure=cure)
 
 
 def _cpus() -> Finding:

@@ -36,7 +36,7 @@ class Targets:
         ]
         distinct = list(dict.fromkeys(places))
         device = packs.ids.device
-        pack, column = torch.tensor(distinct, device=device).T
+        pack, column = torch.tensor(distinct).T
         which = torch.tensor([distinct.index(place) for place in places], device=device)
         token, weight = (torch.tensor(c, device=device) for c in zip(*(d[2:] for d in self.demanded), strict=True))
         return LocatedTargets(pack, column, which, token, weight)
@@ -47,7 +47,7 @@ class LocatedTargets:
     """Where demanded tokens are predicted in packs.
 
     Attributes:
-        pack, column: the predicting positions, each once.
+        pack, column: the predicting positions, each once; on the host, where it is worked out what is computed.
         which: ``[k]`` index into them, per demanded token.
         token: ``[k]`` its id.
         weight: ``[k]`` its weight in the loss.

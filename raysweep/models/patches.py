@@ -7,7 +7,6 @@ linear map) and ``d_out`` the width of a value (its output). How a checkpoint st
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,12 +35,15 @@ class LowRank:
         return self.left @ self.right
 
     def norm(self) -> float:
-        """Return the Frobenius norm without forming the product: ``√⟨LᵀL, RRᵀ⟩``."""
+        """Return the Frobenius norm."""
+        return float(self.norm_on_device())
+
+    def norm_on_device(self) -> Tensor:
+        """Return the Frobenius norm as a single fp64 number, without forming the product: ``√⟨LᵀL, RRᵀ⟩``."""
         left, right = self.left.double(), self.right.double()
-        # ‖L R‖² = tr(Rᵀ Lᵀ L R) = Σ (LᵀL) ⊙ (R Rᵀ), r × r instead of d_out × d_in
-        square = float(((left.T @ left) * (right @ right.T)).sum())
-        # rounding may take the square of a tiny change below zero
-        return math.sqrt(max(square, 0.0))
+        # ‖L R‖² = tr(Rᵀ Lᵀ L R) = Σ (LᵀL) ⊙ (R Rᵀ), r × r instead of d_out × d_in; rounding may take that of a tiny
+        # change below zero
+        return ((left.T @ left) * (right @ right.T)).sum().clamp(min=0.0).sqrt()
 
     def times(self, keys: Tensor) -> Tensor:
         """Return ``Δ K`` for keys ``[d_in, k]`` without forming ``Δ``, in the keys' dtype."""
@@ -61,7 +63,12 @@ class Dense:
 
     def norm(self) -> float:
         """Return the Frobenius norm."""
-        return float(self.value.norm())
+        return float(self.norm_on_device())
+
+    def norm_on_device(self) -> Tensor:
+        """Return the Frobenius norm as a single fp64 number."""
+        norm: Tensor = self.value.norm()
+        return norm.double()
 
     def times(self, keys: Tensor) -> Tensor:
         """Return ``Δ K`` for keys ``[d_in, k]`` in the keys' dtype."""

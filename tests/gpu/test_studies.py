@@ -22,10 +22,10 @@ from tests.contracts.test_datasets import SAMPLES
 from tests.contracts.test_stops import label, specs
 from tests.gpu.agree import agree, models
 
-TOLERANCE = 1e-5  # of three edits, one on top of the other
+TOLERANCE = 5e-5  # of two edits, one on top of the other
 
 
-def trial(spec: EditorSpec, rounds: tuple[int, ...] = (0, 1, 3)) -> TrialSpec:
+def trial(spec: EditorSpec, rounds: tuple[int, ...] = (0, 1, 2)) -> TrialSpec:
     return TrialSpec(
         study="lifelong",
         model=ModelSpec(name="tiny"),
@@ -64,7 +64,7 @@ def stored(snapshot: Snapshot | None) -> Snapshot:
 def test_a_trial_is_the_cpu_s_and_goes_on(spec: EditorSpec, stores: tuple[ArtifactStore, ArtifactStore]) -> None:
     """Its artifacts are computed there too; a snapshot, which is on the CPU, is enough to go on bit for bit."""
     ours, theirs = models("llama")
-    records = toy_records(4)
+    records = toy_records(3)
     expected = list(Lifelong().execute(trial(spec), deps(stores[0], ours, records), None))
     with ShamDevice():
         before = fingerprint(theirs)

@@ -30,9 +30,10 @@ def all_token_keys(lm: LanguageModel, records: Sequence[EditRecord], modules: Se
     ids, mask = tokens.pad(rows, lm.device)
     with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
         blocks.run(lm, ids=ids, mask=mask, last=resume.last_block_of(lm, modules))
-    keep = mask.bool()
-    # [rows, T, d_in] at the tokens that are no padding: [k, d_in], turned into columns
-    return {m: seen[m, "input"][keep].T for m in modules}
+    # (row, column) of the tokens that are no padding, known on the host: a mask as an index would be read back
+    row, column = torch.tensor([(i, j) for i, row in enumerate(rows) for j in range(len(row))], device=lm.device).T
+    # [rows, T, d_in] → [k, d_in], turned into columns
+    return {m: seen[m, "input"][row, column].T for m in modules}
 
 
 def context_rows(lm: LanguageModel, record: EditRecord, contexts: Sequence[str]) -> list[list[int]]:

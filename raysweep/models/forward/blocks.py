@@ -97,6 +97,11 @@ def run(
     # Positions on an accelerator are those of packs, which were checked as they were laid out: reading them would wait for it.
     elif positions.is_cpu and attention.is_limited(lm.module.config):
         attention.check_row(lm.module.config, int(positions.max()) + 1)
+    if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_cpu and cache is None:
+        # transformers would read back whether there is any padding; so it is told who looks at whom, padding at itself
+        whole = torch.ones(*mask.shape, mask.shape[1], dtype=torch.bool, device=mask.device)
+        seen = (whole.tril() & mask[:, None, :].bool()) | (whole.tril() & whole.triu())
+        mask = prefix_tree.attention_mask(lm, seen, positions, positions)
     common: dict[str, object] = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
     common["use_cache"] = cache is not None
     with only_blocks(lm, first, last) as blocks:

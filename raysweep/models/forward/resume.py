@@ -151,12 +151,13 @@ class UpperBlocks:
         """Prepare to read the final states at ``rows [k]``, ``columns [k]`` only: the last block computes no others.
 
         Args:
-            rows: packs, ``[k]``.
+            rows: packs, ``[k]``; on the host, if they are known there, so that the device need not be waited for.
             columns: tokens of those packs, ``[k]``; a position may be named twice.
             without_gradient: promise that no gradient is asked for; attention then goes pack by pack, without padding.
         """
         if self.fused is None:
-            return ReadPositions(self, rows, columns)
+            # indices of every later pass, which are not to be uploaded in each
+            return ReadPositions(self, rows.to(self.positions.device), columns.to(self.positions.device))
         narrowed, token = fused.read_at(
             self.fused, self.positions.shape, rows, columns, without_gradient=without_gradient
         )

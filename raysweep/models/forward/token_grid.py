@@ -40,11 +40,10 @@ class Grid(NamedTuple):
         slots = [i for i, flag in enumerate(flat) if flag]
         token_of = {slot: token for token, slot in enumerate(slots)}
         tokens = [token_of.get(i, 0) for i in range(len(flat))]
-        slot_of_token, token_in_slot = torch.tensor(slots + tokens, device=like.device).split_with_sizes(
-            [len(slots), len(tokens)]
-        )
-        occupied = torch.tensor(flat, device=like.device).to(like.dtype)[:, None]
-        return cls(shape, slot_of_token, token_in_slot, occupied)
+        # one table for all three, which goes to the device at once
+        table = torch.tensor([*slots, *tokens, *flat], device=like.device)
+        slot_of_token, token_in_slot, occupied = table.split_with_sizes([len(slots), len(flat), len(flat)])
+        return cls(shape, slot_of_token, token_in_slot, occupied.to(like.dtype)[:, None])
 
     def lay_out(self, tokens: Tensor) -> Tensor:
         """Put ``tokens [n, w]`` into their slots, ``[B, A, w]``; an empty slot holds some token, which no mask lets anyone see."""

@@ -18,6 +18,7 @@ from raysweep.models.sources import catalogue, gguf, hub, tokenizer_behaviour
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 from raysweep.models.sources.tokenizer_files import read_tokenizer
 from raysweep.models.sources.tokenizers import fit_tokenizer, guarded, load_options
+from raysweep.models.tokens import encode
 from raysweep.runtime import device, matmul
 
 if TYPE_CHECKING:
@@ -77,9 +78,12 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     bos = fit_tokenizer(tokenizer, identity.bos, vocabulary=module.get_input_embeddings().num_embeddings)
     # nothing is trained unless an editor asks for it, tensor by tensor
     module = module.eval().requires_grad_(False).to(device())
-    return LanguageModel(
+    lm = LanguageModel(
         module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul
     )
+    if lm.dtype is torch.float16:
+        _check_range(lm, where)
+    return lm
 
 
 def _check_tokens(behaviour: str, spec: ModelSpec, where: Path | str) -> None:
@@ -170,6 +174,21 @@ def check_layout(module: PreTrainedModel, layout: Layout) -> None:
             f"layout '{layout.model_type}' does not fit {type(module).__name__}: {error}",
             hint=f"mend raysweep/models/layouts/{layout.model_type}.py",
         ) from error
+
+
+def _check_range(lm: LanguageModel, where: Path | str) -> None:
+    """Raise :class:`ModelError` if a float16 model cannot even read a sentence: what it computes leaves the range of float16.
+
+    Such models were trained in bf16, which has the range of fp32; what is too large in them is so for the first token of any text.
+    """
+    ids = torch.tensor([encode(lm, "The capital of France is Paris.")], device=lm.device)
+    with torch.no_grad():
+        logits = lm.module(input_ids=ids, use_cache=False).logits
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(
+            f"{where}: in float16 this model gives NaN or infinity for a plain sentence; its activations pass 65504",
+            hint="model.dtype: bfloat16 has the same size and the range of float32",
+        )
 
 
 def _check_finite(module: PreTrainedModel, where: Path | str) -> None:

@@ -3,7 +3,9 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+import torch
 
+from raysweep import runtime
 from raysweep.cli import docs, doctor
 from raysweep.cli.ls import Kind, listing
 from raysweep.config.schema import TrialSpec
@@ -202,6 +204,20 @@ class TestDoctor:
         assert found["ray"].cure == "pip install ray"
         assert found["gguf"].good
         assert found["gguf"].cure == "optional: pip install 'raysweep[gguf]'"
+
+    def test_device(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for driver, cure in ((None, ""), ("580.65.06", "NVIDIA driver 580.65.06")):
+            monkeypatch.setattr(runtime, "driver", lambda driver=driver: driver)
+            found = doctor._device()
+            assert found.good
+            assert found.result == "CPU only (trials get no GPU)"
+            assert cure in found.cure
+            assert bool(cure) == bool(found.cure)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+        assert doctor._device().result == f"2 × NVIDIA H200, driver 580.65.06, {runtime.torch_build()}"
 
     def test_unwritable_folder(self, tmp_path, monkeypatch):
         def refuse(**_):

@@ -81,13 +81,15 @@ def edited(name: str, form: str, dtype: torch.dtype) -> tuple[Dtypes, Ledger]:
     return seen, ledger
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize(("name", "form"), CASES, ids=[f"{name} {form}".strip() for name, form in CASES])
-def test_a_bf16_model_is_edited_in_fp32_and_solved_in_fp64(name: str, form: str) -> None:
-    seen, ledger = edited(name, form, torch.bfloat16)
-    assert torch.bfloat16 in seen.of({"mm"}), "the model computes in its own type"
+def test_a_narrow_model_is_edited_in_fp32_and_solved_in_fp64(name: str, form: str, dtype: torch.dtype) -> None:
+    seen, ledger = edited(name, form, dtype)
+    assert dtype in seen.of({"mm"}), "the model computes in its own type"
     assert seen.of(LOSS) == {torch.float32}
     assert seen.of(UPDATE) <= {torch.float32, torch.float64}
     assert seen.of(UPDATE) or name == "wise", "WISE steps by the gradient itself"
     solves = bool(form) or name in ("rome", "memit", "alphaedit")
     assert seen.of(SOLVE) == ({torch.float64} if solves else set())
     assert {t.dtype for t in ledger.tensors().values()} <= {torch.float32}, "what the edits add up to"
+    assert not ledger.non_finite()

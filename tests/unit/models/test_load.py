@@ -121,6 +121,20 @@ def test_large_half_precision_weights_are_finite(make_folder: Make, workspace: W
     assert "too narrow" in caught.value.hint
 
 
+def test_a_model_that_float16_cannot_hold_is_refused_with_the_reason(make_folder: Make, workspace: Workspace) -> None:
+    """Its weights fit, what it computes does not: as in models that were trained in bf16."""
+    folder = make_folder()
+    state = load_file(folder / "model.safetensors")
+    for name in ("up_proj", "down_proj"):
+        state[f"model.layers.1.mlp.{name}.weight"] *= 1e4
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"in float16 this model gives NaN or infinity .* pass 65504") as caught:
+        load(spec(folder, dtype="float16"), workspace)
+    assert "bfloat16" in caught.value.hint
+    for dtype in ("bfloat16", "float32"):
+        load(spec(folder, dtype=dtype), workspace)
+
+
 def test_missing_weights_are_never_made_up(make_folder: Make, workspace: Workspace) -> None:
     folder = make_folder()
     state = load_file(folder / "model.safetensors")

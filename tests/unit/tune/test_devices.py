@@ -13,11 +13,14 @@ import ray
 import torch
 
 from raysweep import runtime
+from raysweep.config.plan import plan
 from raysweep.config.schema import ModelSpec
+from raysweep.config.sweep import parse_search_space
 from raysweep.errors import NodeError
 from raysweep.results import provenance
 from raysweep.tune import devices
 from raysweep.tune.deps import LoadedInputs
+from raysweep.tune.launch import run_sweep
 from raysweep.workspace import Workspace
 
 SeeGpus = Callable[[int], None]
@@ -94,8 +97,9 @@ def test_an_actor_that_was_given_none_sees_none(
 
 
 def test_outside_of_an_actor_nobody_gives_any() -> None:
+    before = ray.is_initialized()
     assert devices.take_given() is None
-    assert not ray.is_initialized()
+    assert ray.is_initialized() == before, "asking starts no Ray"
 
 
 def test_the_refusal_comes_before_the_model_and_only_where_gpus_are_given(tmp_path: Path, see: SeeGpus) -> None:
@@ -171,3 +175,20 @@ def test_provenance_names_card_driver_and_build(see: SeeGpus, monkeypatch: pytes
         assert provenance.device_name() == "cpu"
     finally:
         provenance.device_name.cache_clear()
+
+
+@pytest.mark.parametrize(("gpus", "error"), [("auto", ""), (0, ""), (1, "NodeError: "), (0.5, "NodeError: ")])
+def test_a_sweep_in_this_process_is_refused_where_it_asks_for_what_is_not_there(
+    gpus: object, error: str, tmp_path: Path, see: SeeGpus
+) -> None:
+    see(0)
+    tree = {
+        "sweep": "s",
+        "base": {"model": "embedded", "data": {"name": "world", "size": 1}, "protocol": {"rounds": [0, 1]}},
+        "arms": {"none": {"editor": "null"}},
+        "resources": {"gpu": gpus},
+    }
+    workspace = Workspace(tmp_path)
+    found = run_sweep(plan(parse_search_space(tree, file="flags"), workspace), workspace, backend="inline")
+    assert [one.startswith(error) for one in found.failed.values()] == [True] * bool(error)
+    assert len(found.done) == (not error)

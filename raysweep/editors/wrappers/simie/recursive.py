@@ -144,7 +144,9 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
             drift = absorbed[source].drift
             if drift is not None:
                 stats[f"simie_drift/{name}"] = drift
-            stats[f"simie_kept/{name}"] = norm_ratio(deltas[name], proposed[name])
+            # keeps its place among the numbers; read for all matrices at once, below
+            stats[f"simie_kept/{name}"] = 0.0
+        stats |= {f"simie_kept/{name}": ratio for name, ratio in norm_ratios(deltas, proposed).items()}
         return EditStep(WeightDelta(deltas), after, stats)
 
     def initial_memory(self, lam: float, weight: Tensor) -> InputMemory:
@@ -221,7 +223,11 @@ def advance_total(memory: MatrixMemory, change: Delta) -> MatrixMemory:
     return {**memory, "base": chunks.fold_chunks(memory.get("base"), left, right), "left": [], "right": []}
 
 
-def norm_ratio(corrected: Delta, proposed: Delta) -> float:
-    """Return the Frobenius norm of the corrected change over that of the proposed one; 0 where nothing was proposed."""
-    before = proposed.norm()
-    return corrected.norm() / before if before else 0.0
+def norm_ratios(corrected: Mapping[str, Delta], proposed: Mapping[str, Delta]) -> dict[str, float]:
+    """Return the Frobenius norm of each corrected change over that of the proposed one; 0 where nothing was proposed."""
+    if not corrected:
+        return {}
+    # one read for the norms of all matrices
+    norms = torch.stack([delta.norm_on_device() for n, after in corrected.items() for delta in (after, proposed[n])])
+    pairs = norms.view(-1, 2).tolist()
+    return {n: after / before if before else 0.0 for n, (after, before) in zip(corrected, pairs, strict=True)}

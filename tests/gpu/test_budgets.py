@@ -1,0 +1,144 @@
+"""What a step, an edit and an evaluated batch may cost a device: launches, waits for it and uploads, held as budgets.
+
+Counts are differences between runs of ``n`` and of ``n + k`` steps, edits or batches, so what is done once is not in them. A budget
+is what was counted when it was written, and a little more for launches; a smaller count is a reason to lower it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from raysweep.config.schema import EditorSpec, WrapSpec
+from raysweep.editors.build import build_editor
+from raysweep.editors.stopping import STEPS_BETWEEN_READS
+from raysweep.evals.scoring import score
+from raysweep.testing.editor_contract import Exam
+from raysweep.testing.fixtures import tiny_lm, toy_records
+from raysweep.testing.sham_device import Counts, ShamDevice, move
+
+DTYPES = (torch.float32, torch.bfloat16)
+VALUE = {"lr": 0.1, "weight_decay": 0.001}
+LOCATED: dict[str, dict[str, Any]] = {
+    "rome": {"layers": [0]},
+    "memit": {"layers": [0], "moment_weight": 1.0},
+    "alphaedit": {"layers": [0], "threshold": 0.01, "ridge": 0.01},
+}
+FT: dict[str, dict[str, Any]] = {
+    "FT-L": {"layers": [0], "objective": "prompt_last", "lr": 1e-3},
+    "FT-M": {"layers": [0], "objective": "target_new", "lr": 1e-3, "norm_constraint": 1e-2},
+}
+SIMIE = WrapSpec(name="simie", config={"lam": 0.1, "mode": "sequential", "backend": "woodbury64"})
+
+
+def counted(
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    family: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    edits: int = 1,
+    wrap: tuple[WrapSpec, ...] = (),
+) -> Counts:
+    """Return what *edits* edits of a tiny model cost, artifacts and the begin of the run left out."""
+
+    def fresh() -> Any:
+        lm = tiny_lm(family)
+        lm.module.to(dtype)
+        return lm
+
+    lm = fresh()
+    exam = Exam(build=lambda: build_editor(EditorSpec(name=name, config=dict(config), wrap=wrap)), lm=lm, fresh=fresh)
+    editor = exam.build()
+    artifacts = exam.artifacts(editor, lm)
+    move(lm.module)
+    with ShamDevice() as sham:
+        state, before = editor.begin(lm, artifacts), sham.total
+        for i, record in enumerate(toy_records(edits)):
+            rng = torch.Generator().manual_seed(i)
+            state = editor.edit(lm, [record], state, artifacts=artifacts, rng=rng).state
+        return sham.total - before
+
+
+def with_steps(name: str, config: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    return {**config, "steps": steps} if name == "ft" else {**config, "value": {**VALUE, "steps": steps}}
+
+
+def per_read(name: str, config: Mapping[str, Any], **given: Any) -> Counts:
+    """Return what as many steps cost as there are between two reads."""
+    few, more = (with_steps(name, config, n * STEPS_BETWEEN_READS) for n in (2, 3))
+    return counted(name, more, **given) - counted(name, few, **given)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*LOCATED, *FT])
+def test_a_step_waits_for_nothing_and_uploads_nothing(name: str, dtype: torch.dtype, family: str) -> None:
+    """One wait in every fourth step, which asks whether the loop may end."""
+    editor, config = ("ft", FT[name]) if name in FT else (name, LOCATED[name])
+    cost = per_read(editor, config, dtype=dtype, family=family)
+    assert (cost.syncs, cost.uploads) == (1, 0), cost
+
+
+@pytest.mark.parametrize(("family", "budget"), [("llama", 46), ("qwen2", 48), ("gpt2", 42)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["memit", "FT-M"])
+def test_a_block_takes_few_launches_in_a_step(name: str, dtype: torch.dtype, family: str, budget: int) -> None:
+    """Forward and backward, by the difference of editing one block higher; the same in every precision."""
+    editor, config = ("ft", FT[name]) if name in FT else (name, LOCATED[name])
+    low, high = (per_read(editor, {**config, "layers": [n]}, dtype=dtype, family=family) for n in (0, 1))
+    assert (low - high).launches <= budget * STEPS_BETWEEN_READS, (low - high).launches / STEPS_BETWEEN_READS
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        ("rome", Counts(launches=330, syncs=8, uploads=12)),
+        ("memit", Counts(launches=450, syncs=8, uploads=19)),
+        ("alphaedit", Counts(launches=450, syncs=8, uploads=19)),
+        ("FT-L", Counts(launches=225, syncs=1, uploads=9)),
+        ("FT-M", Counts(launches=225, syncs=1, uploads=9)),
+    ],
+)
+def test_an_edit_waits_and_uploads_a_fixed_number_of_times(name: str, budget: Counts) -> None:
+    """Beside its steps: reading the record's rows, what stays the same in all steps, and the solve."""
+    editor, config = ("ft", FT[name]) if name in FT else (name, LOCATED[name])
+    short = with_steps(editor, config, 1)
+    cost = counted(editor, short, edits=3) - counted(editor, short, edits=2)
+    assert cost.syncs <= budget.syncs, cost
+    assert cost.uploads <= budget.uploads, cost
+    assert cost.launches <= budget.launches, cost
+
+
+@pytest.mark.parametrize("name", ["rome", "FT-M"])
+def test_simie_adds_few_waits_to_an_edit(name: str) -> None:
+    editor, config = ("ft", FT[name]) if name in FT else (name, LOCATED[name])
+    short = with_steps(editor, config, 1)
+    bare, wrapped = (
+        counted(editor, short, edits=4, wrap=wrap) - counted(editor, short, edits=3, wrap=wrap)
+        for wrap in ((), (SIMIE,))
+    )
+    cost = wrapped - bare
+    # is the update positive definite; the norms to report
+    assert cost.syncs <= 2, cost
+    assert cost.uploads <= 3, cost
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_evaluated_batch_waits_once(family: str, dtype: torch.dtype) -> None:
+    lm = tiny_lm(family)
+    move(lm.module.to(dtype))
+    probes = [probe for record in toy_records(8) for probe in record.probes]
+    with ShamDevice() as sham:
+        for n in (12, 24):
+            score(lm, probes[:n], batch=4)
+            sham.mark(str(n))
+    (_, few), (_, more) = sham.between_marks()
+    cost = more - few  # three batches
+    assert cost.syncs == 3, cost
+    assert cost.uploads <= 3 * 6, cost
+    assert cost.launches <= 3 * 90, cost
