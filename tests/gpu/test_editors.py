@@ -22,7 +22,7 @@ from tests.gpu.agree import agree, models
 
 # Of one edit. The CPU multiplies by kernels of its own (raysweep/models/forward/matmul.py), so sums round otherwise.
 TOLERANCE = 1e-6
-# Answers in nats, and weights after several edits: six steps at a rate of .5 enlarge the rounding of the edits before (seen: 1.2e-5).
+# Answers in nats, and weights after several edits: six steps at a rate of .5 enlarge the rounding of the edits before, and a
 LATER = 5e-5
 # Solved in fp32, as published: the rounding of a badly conditioned system.
 FP32_SOLVE = 1e-5
