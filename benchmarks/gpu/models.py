@@ -21,28 +21,9 @@ if TYPE_CHECKING:
 TOKENIZER = Path(__file__).parents[2] / "tests" / "golden" / "recorded" / "models" / "tiny-llama"
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 TEMPLATES = ("{}", *(f"{word} and so it was. {{}}" for word in ("The", "Because", "Then", "You", "Some")))
-_NAMES = (
-    "Anna Vale",
-    "Bor Lake",
-    "Cid Marsh",
-    "Dora Hill",
-    "Edo Stone",
-    "Fay Brook",
-    "Gus Field",
-    "Hal Wood",
-    "Ida Moor",
-)
-_NAMES = (
-    *_NAMES,
-    "Jon Reed",
-    "Kim Dale",
-    "Lea Ford",
-    "Max Penn",
-    "Nia Holt",
-    "Oto Rowe",
-    "Pia Webb",
-    "Quin Lowe",
-    "Rex Noble",
+_NAMES: tuple[str, ...] = (
+    *("Anna Vale", "Bor Lake", "Cid Marsh", "Dora Hill", "Edo Stone", "Fay Brook", "Gus Field", "Hal Wood", "Ida Moor"),
+    *("Jon Reed", "Kim Dale", "Lea Ford", "Max Penn", "Nia Holt", "Oto Rowe", "Pia Webb", "Quin Lowe", "Rex Noble"),
 )
 
 

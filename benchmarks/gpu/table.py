@@ -7,8 +7,10 @@ from typing import Any
 
 from benchmarks import measure
 
-COLUMNS = ("shape", "what", "dtype", "s", "plain s", "x plain", "TFLOP", "of ceiling", "busy", "launches", "a step")
-COLUMNS = (*COLUMNS, "waits a step", "uploads a step", "waits", "peak GB", "plan GB")
+COLUMNS: tuple[str, ...] = (
+    *("shape", "what", "dtype", "s", "plain s", "x plain", "TFLOP", "of ceiling", "busy", "launches", "a step"),
+    *("waits a step", "uploads a step", "waits", "peak GB", "plan GB"),
+)
 PROMISES = ("editor", "family", "kept", "weights differ by", "logprobs differ by", "answers differ")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import arms, cells, counting, models, promises, table
+from raysweep.testing import sham_device
 
 ROOT = Path(__file__).parents[2]
 # A machine with a card has torch and transformers, which brings numpy, safetensors and rich; the rest is carried there.
@@ -98,6 +99,28 @@ def test_a_cell_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) ->
     ]
     found = list(cells.Bench(models.TINY, {"bf16": 1.0}).measure(chosen, lambda: True))
     assert [row.get("failed", ["-"])[-1] for row in found] == ["RuntimeError: CUDA out of memory", "-"]
+
+
+def test_nothing_is_left_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor of ours or of the plain side that stayed there would be refused by a card, as it is by the sham device."""
+    monkeypatch.setattr(cells, "device", sham_device.device)
+    monkeypatch.setattr("torch.accelerator.empty_cache", lambda: None)
+    monkeypatch.setattr(counting, "live_bytes", lambda call, known: 0)  # storages of the sham device have no addresses
+    named = ("evaluation", "grace", "alphaedit")
+    chosen = [c for c in cells.all_cells() if (c.shape, c.dtype) == ("llama2-7b", "bf16") and c.what in named]
+    with sham_device.ShamDevice():
+        found = list(cells.Bench(models.TINY, {"bf16": 1.0}).measure(chosen, lambda: True))
+    assert [row["failed"] for row in found if "failed" in row] == []
+    assert len(found) == len(chosen) == 6
+
+
+def test_the_contract_on_another_device_is_told_beside_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promises, "EDITORS", {"rome": promises.EDITORS["rome"]})
+    with sham_device.ShamDevice():
+        (row,) = promises.examine(sham_device.device(), lambda: True, ["llama"])
+    assert row["broken"] == {}
+    assert row["answers differ"] == 0
+    assert row["weights differ by"] < 1e-4
 
 
 def test_the_most_important_comes_first_and_nothing_twice() -> None:
