@@ -21,10 +21,11 @@ from tests.contracts.test_editors import CONFIGS, label, specs
 from tests.gpu.agree import agree, models
 
 # Of one edit. The CPU multiplies by kernels of its own (raysweep/models/forward/matmul.py), so sums round otherwise.
-# LoRA, which was once seen to differ by 9e-3 on another such device, keeps to it too: of 52 single edits the furthest was 4e-6 of its
-# change (Adam makes a step of every entry, also where the gradient is little but rounding), and less of the weight.
+# LoRA, which was once seen to differ by 9e-3 on another such device, keeps to it too: of 52 single edits the furthest was 4e-6
+# of its change (Adam makes a step of every entry, also where the gradient is little but rounding), and less of the weight.
 TOLERANCE = 1e-6
-# Answers in nats, and weights after several edits: six steps at a rate of .5 enlarge the rounding of the edits before (seen: 1.2e-5).
+# Answers in nats, and weights after several edits: six steps at a rate of .5 enlarge the rounding of the edits before
+# (seen: 1.2e-5).
 LATER = 5e-5
 # Solved in fp32, as published: the rounding of a badly conditioned system.
 FP32_SOLVE = 1e-5
