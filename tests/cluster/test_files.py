@@ -81,7 +81,7 @@ def test_ray_is_started_with_flags_that_it_has(name: str) -> None:
 
 
 def _starts_ray(line: str) -> bool:
-    return not line.startswith("#") and ("ray start" in line or "ray_on " in line)
+    return not line.startswith("#") and any(word in line for word in ("ray start", "ray_on ", '"$node_script"'))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
