@@ -71,6 +71,11 @@ class Arm:
         wraps = (WrapSpec(name="simie", config={"lam": SIMIE_LAM}),) if self.simie else ()  # type: ignore[arg-type]
         return EditorSpec(name=self.editor, config=config, wrap=wraps)  # type: ignore[arg-type]
 
+    def steps(self, shape: models.Shape) -> int:
+        """Return how many steps the optimisation of *shape*'s hyper-parameters has at most."""
+        config: Any = self.spec(shape).config
+        return int(getattr(config, "value", config).steps)
+
     def ours(self, lm: LanguageModel, shape: models.Shape, steps: int = 0) -> tuple[Write, Ledger]:
         """Return what writes records with our editor, and the ledger that takes everything back."""
         editor = build_editor(self.spec(shape, steps))
@@ -80,9 +85,11 @@ class Arm:
         def write(batch: Sequence[EditRecord]) -> Mapping[str, float]:
             nonlocal state
             if self.together > 1:
-                rngs = [_fresh() for _ in batch]
-                found = editor.edit_many(lm, [[record] for record in batch], artifacts=given, rngs=rngs)
-                return found[0].stats
+                batches, rngs = [[record] for record in batch], [_fresh() for _ in batch]
+                if editor.is_stateless:
+                    return editor.edit_many(lm, batches, artifacts=given, rngs=rngs)[0].stats
+                editor.propose_many(lm, batches, artifacts=given, rngs=rngs)
+                return {}
             step = editor.edit(lm, batch, state, artifacts=given, rng=_fresh())
             ledger.apply(step.patch)
             state = step.state

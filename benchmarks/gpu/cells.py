@@ -74,7 +74,7 @@ def all_cells() -> list[Cell]:
     """Return everything, the most important first; cells of one model stand together where that costs nothing."""
     return [
         *_edits("llama2-7b", "bf16", "memit", "memit x16", "evaluation", "memit+simie", "simie update", "plain memit"),
-        *_edits("llama2-7b", "bf16", "rome", "rome x16", "ft", "ft x16", "alphaedit", "grace", "memit x8"),
+        *_edits("llama2-7b", "bf16", "rome", "rome x16", "ft", "ft x16", "alphaedit", "grace", "grace x8", "memit x8"),
         *_edits("llama2-7b", "fp32", "memit", "plain memit", "evaluation"),
         *_edits("llama2-7b", "tf32", "memit", "memit x16", "plain memit", "evaluation"),
         *_edits("gpt2-xl", "bf16", "memit", "rome", "ft", "evaluation"),
@@ -176,7 +176,9 @@ def _edit(cell: Cell, lm: LanguageModel, shape: models.Shape, row: dict[str, Any
     row["s"] = min(row["each s"])
     row["peak GB"] = peak.gigabytes() or (sum(p.nbytes for p in lm.module.parameters()) + held) / 1e9
     row["plan GB"] = _planned(cell, lm, shape, len(batches) * size) / 1e9
-    row["steps"] = sum(value for name, value in stats.items() if name.partition("/")[0] in _LOSSES) or shape.steps
+    row["steps"] = sum(value for name, value in stats.items() if name.partition("/")[0] in _LOSSES)
+    # an editor that never stops early does not say how many it made
+    row["steps"] = row["steps"] or arm.steps(shape)
     ledger.restore()
     step = counting.per_step(few, more, MORE - FEW)
     whole = few.plus(step.times(max(0.0, row["steps"] - FEW))).times(1 / size)
