@@ -71,11 +71,7 @@ class Reading:
             matrix: whether it is the block's first map or its last.
             replace: at which tokens a value takes the output's place.
         """
-        trees = [prefix_tree.PrefixTree() for _ in texts]
-        # nothing is predicted after the last token; in a tree of one row, a node is a token
-        for tree, text in zip(trees, texts, strict=True):
-            tree.add(text.ids[:-1])
-        packs = prefix_tree.lay_out(lm, trees, [])
+        packs = _pack_each(lm, texts)
         last = torch.tensor([text.start - 1 for text in texts], device=lm.device)
         # what the replacement changes, and so what has to be computed again in each step: [n, T]
         token = torch.arange(packs.ids.shape[1], device=lm.device)[None]
@@ -156,3 +152,11 @@ class Reading:
                 adam.step()
                 history.append(loss.detach())
         return leaf.detach(), torch.stack(history, dim=1).tolist()
+
+
+def _pack_each(lm: LanguageModel, texts: Sequence[tokens.LabelledIds]) -> prefix_tree.PackedRows:
+    """Put each text into a pack of its own, where its nodes are its tokens."""
+    trees = [prefix_tree.PrefixTree() for _ in texts]
+    for tree, text in zip(trees, texts, strict=True):
+        tree.add(text.ids[:-1])  # nothing is predicted after the last token
+    return prefix_tree.lay_out(lm, trees, [])

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raysweep.editors.grace import EVENTS, Grace, GraceConfig, place
+from raysweep.editors.grace import Grace, GraceConfig
+from raysweep.editors.grace_entries import EVENTS, place
 from raysweep.evals.generation import generate, score_generated
 from raysweep.evals.scoring import score
 from raysweep.models import tokens
