@@ -23,6 +23,7 @@ from raysweep.workspace import Workspace
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DRIVER_BASE, DRIVER_TRIAL = 527_000_000, 21_900  # bytes, see driver_memory
+QUESTIONS = 32  # of a record, at most, about
 MANY_TRIALS = 1000  # from more on, a plan says what the driver takes
 
 
@@ -84,7 +85,9 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
     columns = KEYS_PER_EDIT * trial.protocol.rounds[-1]
     written = sum(parts.get(name, 0) for name in ("edited matrices", "second moments"))
     unknown: list[str] = []
-    asked = activations.passing(shape, size, tokens=trial.protocol.eval_batch * activations.ROW)
+    # A batch is never larger than all there is to ask.
+    rows = min(trial.protocol.eval_batch, QUESTIONS * max(trial.data.size, trial.protocol.rounds[-1]))
+    asked = activations.passing(shape, size, tokens=rows * activations.ROW)
     working = kind.working_bytes(editor.config, shape, size)
     if working is None:
         unknown.append(f"activations of {editor.name}")

@@ -82,16 +82,18 @@ def test_the_larger_of_editing_and_asking_counts() -> None:
     shape = SHAPES["llama"]
     _, size = loaded(shape, "fp32")
 
-    def said(steps: int, eval_batch: int) -> int:
+    def said(steps: int, eval_batch: int, records: int = 1000) -> int:
         trial = TrialSpec(
             study="lifelong",
             model=ModelSpec(),
-            data=DataSpec(size=4),
+            data=DataSpec(size=records),
             editor=arms.Arm("rome").spec(shape, steps),
-            protocol=ProtocolSpec(rounds=(4,), eval_batch=eval_batch),
+            protocol=ProtocolSpec(rounds=(records,), eval_batch=eval_batch),
             seed=0,
         )
         return estimates.memory(trial, size, installed()).parts["activations"]
 
     assert said(3, 1) == said(25, 1) == said(25, 2)
     assert said(3, 4096) == activations.passing(size, 4, tokens=4096 * activations.ROW) > said(3, 1)
+    # No batch is larger than all there is to ask.
+    assert said(3, 4096, records=4) < said(3, 4096)
