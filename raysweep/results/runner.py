@@ -134,6 +134,7 @@ class TrialRun:
             if self.step != last:
                 raise RaysweepError(f"the study ended at step {self.step}, before its last round at {last}")
             self.store.finish(self.job.key, step=self.step)
+            self._tidy_group()
             report = RoundReport(self.step, self._stored_summary(), True, non_finite_step=self._non_finite)
         if report.done:
             self.close()
@@ -144,14 +145,24 @@ class TrialRun:
         done = result.step >= last
         if done:
             result = replace(result, snapshot=None)  # nobody would go on from here
-        group = f"{self.job.edit_key}-{self.job.trial.seed}" if self._running else ""
+        group = self._group if self._running else ""
         # The members of a group reach a step with the same weights: the first one writes them, the others point there.
         written = self._tensors[1] if self._tensors[0] == result.step else None
         self._tensors = (result.step, self.store.write_round(key, result, group=group, tensors=written))
         if done:
             self.store.finish(key, step=result.step)
-        if group and key == self.job.key:  # of a step, the trial itself comes last
-            self.store.tidy_group(group, [self.job.key, *(member.key for member in self.members)])
+        if key == self.job.key:  # of a step, the trial itself comes last
+            self._tidy_group()
+
+    @property
+    def _group(self) -> str:
+        """The name under which the group's tensors lie."""
+        return f"{self.job.edit_key}-{self.job.trial.seed}"
+
+    def _tidy_group(self) -> None:
+        """Delete what no member goes on from: also where all others have ended, since they wrote for all."""
+        if self.members:
+            self.store.tidy_group(self._group, [self.job.key, *(member.key for member in self.members)])
 
     def _begin(self) -> Iterator[tuple[str, EvalRound]]:
         import torch

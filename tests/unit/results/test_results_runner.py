@@ -212,6 +212,32 @@ def test_where_one_of_a_pass_fails_the_others_go_on(store: ResultStore, jobs: li
     Pass.fail = ("", -1)
     store.reopen(jobs[1].key)
     assert [r.step for r in run_trial(jobs[1], DEPS, store, [jobs[0], jobs[2]])] == [4]
+    assert shared(store) == [], "the last one of the pass leaves nothing, though it ran alone"
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before its last round", "before it says DONE"])
+def test_the_first_of_a_pass_that_ends_after_all_others_leaves_nothing(
+    store: ResultStore, jobs: list[PlannedTrial], written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process ends between the others' last round and its own, or behind that; a later one goes on."""
+    name = "finish" if written else "write_round"
+    original = getattr(store, name)
+
+    def until_the_end(key: str, *rest: Any, **more: Any) -> Any:
+        ends = written or rest[0].step == 4
+        if key == jobs[0].key and ends:
+            raise KeyboardInterrupt
+        return original(key, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, name, until_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            list(run_trial(jobs[0], DEPS, store, jobs[1:]))
+    assert [store.status(j.key).state is State.DONE for j in jobs] == [False, True, True]
+    assert shared(store) == ["snapshot-000002.safetensors"]
+    assert [r.step for r in run_trial(jobs[0], DEPS, store, jobs[1:])][-1] == 4
+    assert shared(store) == []
+    assert {store.status(j.key).state for j in jobs} == {State.DONE}
 
 
 def test_where_the_first_of_a_pass_fails_the_others_wait_for_their_own_turn(
