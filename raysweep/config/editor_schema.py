@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Protocol, TypeVar
 
-from pydantic import (
-    BaseModel,
-    SerializeAsAny,
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, SerializeAsAny, ValidationInfo, model_validator
 
 from raysweep.config.places import KeyPath
 from raysweep.config.shared_specs import ContextSpec, MomentSpec
-from raysweep.config.values import Spec
+from raysweep.config.values import GrownSpec, Spec
 from raysweep.errors import NameUnknownError
 from raysweep.hashing import canonical_json
 from raysweep.jsontypes import Json
@@ -37,26 +30,15 @@ _TABLES: Registry[Registry[_Component]] = Registry(
 )
 
 
-class EditorConfig(Spec):
+class EditorConfig(GrownSpec):
     """Base of every editor's and wrapper's configuration: frozen, unknown keys are errors.
 
     A name that begins with ``ref`` brings back what the published code does, where ours does otherwise; ``quirk Q…`` in its
     description is the entry of docs/quirks.md that tells both. ``dropped`` names hyper-parameters of the published files that
-    change no number there: accepted and left out (quirk Q46). ``added`` names fields that came after trials had been stored: at
-    their default, which is what those trials did, they stand in no key.
+    change no number there: accepted and left out (quirk Q46).
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset()
-    added: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _without_added(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        tree: dict[str, object] = handler(self)
-        fields = type(self).model_fields
-        for name in self.added & tree.keys():
-            if getattr(self, name) == fields[name].default:
-                del tree[name]
-        return tree
 
     @model_validator(mode="before")
     @classmethod

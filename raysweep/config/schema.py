@@ -23,6 +23,7 @@ from raysweep.config.space import Scalar as Scalar
 from raysweep.config.values import Block as Block
 from raysweep.config.values import Blocks as Blocks
 from raysweep.config.values import Count as Count
+from raysweep.config.values import GrownSpec as GrownSpec
 from raysweep.config.values import Natural as Natural
 from raysweep.config.values import NonNegative as NonNegative
 from raysweep.config.values import Positive as Positive
@@ -34,7 +35,7 @@ from raysweep.metrics import DEFAULT_METRICS, METRICS
 from raysweep.records import ProbeKind
 
 
-class ModelSpec(Spec):
+class ModelSpec(GrownSpec):
     """Which language model, in which precision.
 
     Attributes:
@@ -53,6 +54,8 @@ class ModelSpec(Spec):
         tokenizer_digest: what its tokenizer does with the BOS policy, filled in by the plan.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"matmul"})
+
     name: str = "embedded"
     path: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -63,12 +66,6 @@ class ModelSpec(Spec):
     hparams: str = ""
     digest: str = ""
     tokenizer_digest: str = ""
-
-    @model_serializer(mode="wrap")
-    def _without_default_matmul(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out the default way to multiply, so that trials planned before there was a choice keep their key."""
-        tree: dict[str, object] = handler(self)
-        return {k: v for k, v in tree.items() if k != "matmul"} if self.matmul == "ieee" else tree
 
     @property
     def provisional(self) -> bool:
@@ -108,7 +105,7 @@ class DataSpec(Spec):
         return tree if self.invalid == "skip" else {k: v for k, v in tree.items() if k not in ("invalid", "left_out")}
 
 
-class ProtocolSpec(Spec):
+class ProtocolSpec(GrownSpec):
     """When and what to measure.
 
     Attributes:
@@ -125,6 +122,7 @@ class ProtocolSpec(Spec):
     """
 
     version: ClassVar[int] = 1
+    added: ClassVar[frozenset[str]] = frozenset({"metrics"})
 
     batch_size: Count = 1
     rounds: tuple[Natural, ...] = (0,)
@@ -151,12 +149,6 @@ class ProtocolSpec(Spec):
         if len(set(names)) < len(names):
             raise ValueError(f"a metric is named twice: {', '.join(names)}")
         return tuple(name for name in METRICS if name in names)
-
-    @model_serializer(mode="wrap")
-    def _without_default_metrics(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out the default metrics, so that trials planned before there was a choice keep their key."""
-        tree: dict[str, object] = handler(self)
-        return {k: v for k, v in tree.items() if k != "metrics"} if self.metrics == DEFAULT_METRICS else tree
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ProtocolSpec:

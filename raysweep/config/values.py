@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from pydantic_core import CoreSchema
 
 from raysweep.config import limits
@@ -63,3 +71,21 @@ class Spec(BaseModel):
         schema = handler(source)
         _numbers_as_written(schema)
         return schema
+
+
+class GrownSpec(Spec):
+    """A specification that got fields after trials with it had been stored.
+
+    ``added`` names them: at their default, which is what those trials did, they stand in no key.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_added(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        tree: dict[str, object] = handler(self)
+        fields = type(self).model_fields
+        for name in self.added & tree.keys():
+            if getattr(self, name) == fields[name].default:
+                del tree[name]
+        return tree

@@ -193,10 +193,10 @@ class ReadPositions:
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return the normed final states ``[k, d]`` when what enters the upper blocks is ``states [B, S, d]``; differentiable."""
-        few = self.upper.fused
-        if self.token is None or few is None or not few.is_unchanged():
+        fused_blocks = self.upper.fused
+        if self.token is None or fused_blocks is None or not fused_blocks.is_unchanged():
             return self.upper.hidden(lm, states)[self.rows, self.columns]
-        return few(states)[self.token]
+        return fused_blocks(states)[self.token]
 
 
 def packed_hidden_at(lm: LanguageModel, packs: prefix_tree.PackedRows, rows: Tensor, columns: Tensor) -> Tensor:
