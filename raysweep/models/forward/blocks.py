@@ -147,7 +147,8 @@ def run_packs(
         and not torch.is_grad_enabled()
         and fused.supports(lm, 0, last)
     ):
-        lower = fused.without_gradient(fused.prepare(lm, 0, packs.positions, mask, [None] * last, packs.real, last))
+        lower = fused.way_for(mask).prepare(lm, 0, packs.positions, mask, [None] * last, packs.real, last)
+        lower = fused.without_gradient(lower)
         entering = lm.part(lm.layout.embed)(packs.ids)
         states, first = lower.to_grid(lower(entering)).reshape(entering.shape), last
     # what the fused blocks have computed already replaces the ids

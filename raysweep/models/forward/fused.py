@@ -6,8 +6,6 @@ A CPU wants few passes over memory and as many tokens as its products like (:mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -15,23 +13,13 @@ from raysweep.models.forward.llama_device import DeviceLlamaBlocks
 from raysweep.models.forward.llama_fused import FusedLlamaBlocks
 from raysweep.models.forward.llama_fused import PastKeysValues as PastKeysValues
 from raysweep.models.forward.llama_fused import supports as supports
-from raysweep.models.lm import LanguageModel
 
 FusedBlocks = FusedLlamaBlocks | DeviceLlamaBlocks
 
 
-def prepare(
-    lm: LanguageModel,
-    first: int,
-    positions: Tensor,
-    mask: Tensor,
-    past: Sequence[PastKeysValues | None],
-    real: Tensor | None = None,
-    end: int | None = None,
-) -> FusedBlocks:
-    """Prepare the blocks from *first* on; the arguments are those of :meth:`.llama_fused.FusedLlamaBlocks.prepare`."""
-    way = FusedLlamaBlocks if mask.is_cpu else DeviceLlamaBlocks
-    return way.prepare(lm, first, positions, mask, past, real, end)
+def way_for(like: Tensor) -> type[FusedLlamaBlocks] | type[DeviceLlamaBlocks]:
+    """Return the way that fits the device of *like*; its ``prepare`` makes the blocks."""
+    return FusedLlamaBlocks if like.is_cpu else DeviceLlamaBlocks
 
 
 def read_at(
@@ -40,7 +28,7 @@ def read_at(
     """Let only some tokens leave the last block.
 
     Args:
-        blocks: what :func:`prepare` returned.
+        blocks: what ``prepare`` of :func:`way_for` returned.
         shape: ``[B, S]`` of the computed tokens.
         rows: packs, ``[k]``, on the device or the host.
         columns: tokens of those packs, ``[k]``; a position may be named twice.

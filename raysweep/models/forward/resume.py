@@ -144,7 +144,7 @@ class UpperBlocks:
             past: list[fused.PastKeysValues | None] = [None] * (lm.n_blocks - first)
             if cache is not None:
                 past = [(layer.keys, layer.values) for layer in cache.layers[first:]]
-            upper = fused.prepare(lm, first, positions, mask, past, real)
+            upper = fused.way_for(mask).prepare(lm, first, positions, mask, past, real)
         return cls(first, positions, mask, cache, upper)
 
     def read_at(self, rows: Tensor, columns: Tensor, *, without_gradient: bool = False) -> ReadPositions:
