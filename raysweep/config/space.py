@@ -62,12 +62,9 @@ class Uniform:
         return _clip(_six(self.low + rng.random() * (self.high - self.low)), self.low, self.high)
 
 
-@dataclass(frozen=True, slots=True)
-class LogUniform:
+class LogUniform(Uniform):
     """A number between *low* and *high* whose logarithm is uniform, to six digits."""
 
-    low: float
-    high: float
     kind: ClassVar[str] = "loguniform"
 
     def draw(self, rng: random.Random) -> float:
@@ -89,12 +86,9 @@ class IntRange:
         return self.low + int(rng.random() * (self.high - self.low + 1))
 
 
-@dataclass(frozen=True, slots=True)
-class LogInt:
+class LogInt(IntRange):
     """A whole number from *low* to *high*, both included, small ones as likely per decade as large ones."""
 
-    low: int
-    high: int
     kind: ClassVar[str] = "logint"
 
     def draw(self, rng: random.Random) -> int:

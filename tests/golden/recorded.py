@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from raysweep.artifacts import Artifact
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.base import AnyEditor, EditStep
 from raysweep.editors.build import build_editor
+from raysweep.evals.scoring import Scores
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord, Probe, ProbeKind
@@ -186,3 +187,25 @@ def replay(variant: Variant, spec: EditorSpec | None = None) -> list[dict[str, T
     editor = build_editor(spec or variant.spec())
     steps = edit_each(variant.lm, editor, variant.records, variant.artifacts())
     return [ledger.tensors() for _, ledger in steps]
+
+
+def asked_after_edits(
+    variant: Variant,
+    editor: AnyEditor,
+    states: Sequence[Any],
+    score: Callable[[LanguageModel, list[Probe]], list[Scores]],
+) -> Iterator[tuple[list[dict[str, Any]], list[Scores]]]:
+    """Put the recorded questions to the model as it stood after the edits they were put to; yield their rows and our answers.
+
+    *editor* patches modules, and *states* are its states after each edit. The model is restored.
+    """
+    ledger = Ledger(variant.lm)
+    for step in sorted({e["after_edits"] for e in variant.data["evals"]}):
+        rows = [e for e in variant.data["evals"] if e["after_edits"] == step]
+        probes = [Probe(kind=ProbeKind.EFFICACY, prompt=e["prompt"], target=e["target"]) for e in rows]
+        if step:
+            ledger.apply(editor.module_patch(variant.lm, states[step - 1]))
+        try:
+            yield rows, score(variant.lm, probes)
+        finally:
+            ledger.restore()

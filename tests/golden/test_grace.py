@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +13,7 @@ from raysweep.editors.grace import Grace, GraceConfig
 from raysweep.evals.generation import generate, score_generated
 from raysweep.models import tokens
 from raysweep.models.ledger import Ledger
-from raysweep.records import Probe, ProbeKind
-from tests.golden.recorded import Variant, edit_each, variants
+from tests.golden.recorded import Variant, asked_after_edits, edit_each, variants
 
 ALL = variants("grace")
 PARTS = {"keys": "keys", "values": "values", "radii": "epsilons"}
@@ -88,17 +88,9 @@ def check_events(variant: Variant, stats: list[dict[str, float]]) -> None:
 
 def check_answers(variant: Variant, editor: Recorded, states: list[dict[str, Any]]) -> None:
     """Every generated answer: ids for locality, share of right ids for the others."""
-    lm, ledger, compared = variant.lm, Ledger(variant.lm), 0
-    for step in sorted({e["after_edits"] for e in variant.data["evals"]}):
-        rows = [e for e in variant.data["evals"] if e["after_edits"] == step]
-        probes = [Probe(kind=ProbeKind.EFFICACY, prompt=e["prompt"], target=e["target"]) for e in rows]
-        if step:
-            ledger.apply(editor.module_patch(lm, states[step - 1]))
-        try:
-            found = score_generated(lm, probes, published=True)
-        finally:
-            ledger.restore()
-        for row, ours in zip(rows, found, strict=True):
+    compared = 0
+    for rows, answers in asked_after_edits(variant, editor, states, partial(score_generated, published=True)):
+        for row, ours in zip(rows, answers, strict=True):
             if row["locality"]:
                 assert [list(ours.answers)] == row["result"]
             else:

@@ -16,9 +16,8 @@ from torch import Tensor
 from raysweep.editors.wise.config import MarginSpec, MergeSpec, WiseConfig
 from raysweep.editors.wise.editor import Wise
 from raysweep.evals.scoring import score
-from raysweep.models.ledger import Ledger
-from raysweep.records import EditRecord, Probe, ProbeKind
-from tests.golden.recorded import Variant, edit_each, tolerances, variants
+from raysweep.records import EditRecord
+from tests.golden.recorded import Variant, asked_after_edits, edit_each, tolerances, variants
 from tests.golden.test_grace import training
 from tests.golden.test_parity import check_errors
 
@@ -118,17 +117,9 @@ def test_weights_and_statistics_are_the_published_ones(name: str) -> None:
 def test_answers_are_the_published_ones(name: str) -> None:
     variant = Variant(name)
     editor, states, _ = replay(variant)
-    lm, ledger, tokens, other = variant.lm, Ledger(variant.lm), 0, 0
-    for step in sorted({e["after_edits"] for e in variant.data["evals"]}):
-        rows = [e for e in variant.data["evals"] if e["after_edits"] == step]
-        probes = [Probe(kind=ProbeKind.EFFICACY, prompt=e["prompt"], target=e["target"]) for e in rows]
-        if step:
-            ledger.apply(editor.module_patch(lm, states[step - 1]))
-        try:
-            found = score(lm, probes)
-        finally:
-            ledger.restore()
-        for row, scores in zip(rows, found, strict=True):
+    tokens = other = 0
+    for rows, answers in asked_after_edits(variant, editor, states, score):
+        for row, scores in zip(rows, answers, strict=True):
             assert list(scores.labels) == row["labels"]
             tokens += len(row["labels"])
             other += sum(a != b for a, b in zip(scores.answers, row["answers"], strict=True))

@@ -16,7 +16,7 @@ from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from tests.gpu.agree import agree
 from tests.unit.studies.test_belief import EDITORS as CHOSEN
-from tests.unit.studies.test_belief import SETTING
+from tests.unit.studies.test_belief import tiny_workspace
 
 # The model has two blocks. A shift behind the last one moves nothing but the KL row, whose gradient is nought at first: on a device
 # (and in bf16, or with a bias in the head) it is rounding instead, which Adam makes a whole step of. So the block before is edited.
@@ -29,10 +29,7 @@ EDITORS = CHOSEN | {
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    root = tmp_path_factory.mktemp("belief")
-    (root / "hparams/belief").mkdir(parents=True)
-    (root / "hparams/belief/tiny.yaml").write_text(SETTING)
-    return Workspace(root)
+    return tiny_workspace(tmp_path_factory.mktemp("belief"))
 
 
 def facts(rounds: list[EvalRound]) -> list[object]:

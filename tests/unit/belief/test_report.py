@@ -37,7 +37,7 @@ from raysweep.workspace import Workspace
 from tests.unit.belief.test_corpus import HEADLINE, corpus, generative, people
 from tests.unit.belief.test_edit_scores import replies
 from tests.unit.belief.test_points import agent_of, points
-from tests.unit.studies.test_belief import SETTING, refuse, trial
+from tests.unit.studies.test_belief import SETTING, refuse, tiny_workspace, trial
 
 PUBLISHED = {
     "pretrained_model_performance", "edit_types", "prob_delta", "all_data_results", "table_counterfactual_editing_results",
@@ -156,10 +156,7 @@ def test_a_point_of_an_older_file_has_no_levels_it_does_not_know() -> None:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with results of one arm apart and one lifelong, of four points."""
-    root = tmp_path_factory.mktemp("report")
-    (root / "hparams/belief").mkdir(parents=True)
-    (root / "hparams/belief/tiny.yaml").write_text(SETTING)
-    made = Workspace(root)
+    made = tiny_workspace(tmp_path_factory.mktemp("report"))
     store = ResultStore(made.results("tiny"))
     jobs = [
         PlannedTrial("lora", {}, trial(made, "lora", rounds=(0, 4))),

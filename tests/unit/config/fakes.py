@@ -50,7 +50,6 @@ class Surgeon(BaseEditor[Any, None]):
     name: ClassVar[str] = "surgeon"
     version: ClassVar[int] = 3
     config_type: ClassVar[type[EditorConfig]] = SurgeonConfig
-    patch_kind: ClassVar[str] = "weights"
     paper: ClassVar[str] = "–"
 
     def edited_parameters(self, lm: Any) -> tuple[str, ...]:

@@ -29,6 +29,11 @@ def small(family: str, **changes: Any) -> LanguageModel:
     return LanguageModel(module=module, tokenizer=None, layout=layout_of(module.config))  # type: ignore[arg-type]
 
 
+def packed(family: str, width: int) -> tuple[LanguageModel, prefix_tree.PackedRows]:
+    lm = small(family)
+    return lm, prefix_tree.pack_rows(lm, ROWS, width=width)
+
+
 def prepared(lm: LanguageModel, first: int, start: int) -> resume.Remainder:
     """Two packs of unequal size; tokens from *start* on may change."""
     packs = prefix_tree.pack_rows(lm, ROWS, width=9)
@@ -90,8 +95,7 @@ def test_what_is_read_at_some_places_is_what_all_of_them_hold(threads: int, star
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("width", [9, 64])
 def test_what_is_read_once_goes_pack_by_pack_and_is_what_the_modules_say(family: str, width: int) -> None:
-    lm = small(family)
-    packs = prefix_tree.pack_rows(lm, ROWS, width=width)
+    lm, packs = packed(family, width)
     asked = [(packs.row_positions[i][0], packs.row_positions[i][1][-1]) for i in (2, 0, 2)]
     rows, columns = (torch.tensor(c) for c in zip(*asked, strict=True))
     with torch.no_grad():
@@ -110,8 +114,7 @@ def test_what_is_read_once_goes_pack_by_pack_and_is_what_the_modules_say(family:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("width", [9, 64])
 def test_blocks_below_the_last_that_is_asked_go_the_short_way(family: str, width: int) -> None:
-    lm = small(family)
-    packs = prefix_tree.pack_rows(lm, ROWS, width=width)
+    lm, packs = packed(family, width)
     name = lm.layout.block.format(2)
     entering: list[torch.Tensor] = []
     with torch.no_grad(), hooks.capture(lm, [(name, "input")]) as seen:

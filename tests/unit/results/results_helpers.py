@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
+from raysweep.results.folder import Folder
 from raysweep.results.store import ResultStore
 from raysweep.rows import EvalRound, ProbeRow, Snapshot, StatRow, TimingRow
 from raysweep.seeds import derive
@@ -85,3 +88,16 @@ def write_pairs(folder: Path, seeds: Iterable[int]) -> ResultStore:
     places = [{"key": t.key, "arm": arm, "point": {"seed": seed}} for (arm, seed), t in trials.items()]
     store.write_plan({"sweep": "s", "trials": places}, "")
     return store
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Return what will hold how often each file of a folder of results was read, by its name in there."""
+    reads: Counter[str] = Counter()
+    read = Folder.read
+
+    def counted(self: Folder, name: str) -> bytes:
+        reads[name] += 1
+        return read(self, name)
+
+    monkeypatch.setattr(Folder, "read", counted)
+    return reads

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from results_helpers import write_pairs
+from results_helpers import count_reads, write_pairs
 
 from raysweep.reports.views import rows_with_gaps, trial_views
 from raysweep.results import index, indexing, tables
@@ -37,15 +37,7 @@ def store(tmp_path: Path) -> ResultStore:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    found: Counter[str] = Counter()
-    read = Folder.read
-
-    def counted(self: Folder, name: str) -> bytes:
-        found[name.partition("/")[0]] += 1
-        return read(self, name)
-
-    monkeypatch.setattr(Folder, "read", counted)
-    return found
+    return count_reads(monkeypatch)
 
 
 def shown(store: ResultStore) -> tuple[bytes, str, dict[str, State]]:
@@ -62,7 +54,9 @@ def test_a_sweep_is_shown_from_the_index_as_from_its_files(store: ResultStore, r
     index_finished(Sweep(store))
     reads.clear()
     assert shown(store) == expected
-    assert set(reads) == {"_index", "plan.json", "trials.parquet"}, "no trial's own file was read"
+    assert {name.partition("/")[0] for name in reads} == {"_index", "plan.json", "trials.parquet"}, (
+        "no trial's own file was read"
+    )
     assert index.finished(store.folder, expected[2]) == {k: Sweep(store).records[k].status for k in expected[2]}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from results_helpers import make_trial, write_pairs, write_trial
+from results_helpers import count_reads, make_trial, write_pairs, write_trial
 
 from raysweep.cli.main import main
 from raysweep.errors import DamagedError
@@ -32,16 +32,7 @@ def store(tmp_path: Path) -> ResultStore:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the reads of each file."""
-    found: Counter[str] = Counter()
-    read = Folder.read
-
-    def counted(self: Folder, name: str) -> bytes:
-        found[name] += 1
-        return read(self, name)
-
-    monkeypatch.setattr(Folder, "read", counted)
-    return found
+    return count_reads(monkeypatch)
 
 
 @pytest.mark.parametrize(

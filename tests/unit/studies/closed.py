@@ -26,7 +26,6 @@ class Closed(BaseWrapper[ClosedConfig, Any]):
     name: ClassVar[str] = "closed"
     version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]] = ClosedConfig
-    patch_kind: ClassVar[str] = "weights"
     paper: ClassVar[str] = "–"
 
     def __init__(self, config: ClosedConfig, inner: Any) -> None:

@@ -64,7 +64,11 @@ EDITORS = {
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    root = tmp_path_factory.mktemp("belief")
+    return tiny_workspace(tmp_path_factory.mktemp("belief"))
+
+
+def tiny_workspace(root: Path) -> Workspace:
+    """Make *root* a workspace with the small setting."""
     (root / "hparams/belief").mkdir(parents=True)
     (root / "hparams/belief/tiny.yaml").write_text(SETTING)
     return Workspace(root)
