@@ -112,8 +112,8 @@ def tables(root: Path, key: str) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((root / key).iterdir()) if p.name.startswith(("probes", "editor"))}
 
 
-def trial_of(spec: EditorSpec) -> TrialSpec:
-    data, protocol = DataSpec(name="toy", order="file"), ProtocolSpec(rounds=ROUNDS)
+def trial_of(spec: EditorSpec, rounds: tuple[int, ...] = ROUNDS) -> TrialSpec:
+    data, protocol = DataSpec(name="toy", order="file"), ProtocolSpec(rounds=rounds)
     return TrialSpec(study="lifelong", model=ModelSpec(name="tiny"), data=data, editor=spec, protocol=protocol, seed=0)
 
 

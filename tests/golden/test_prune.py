@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from raysweep.artifacts import Artifact, ArtifactRequest
-from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec, WrapSpec
+from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
+from tests.contracts.test_stops import trial_of
 from tests.golden.recorded import Variant, edit_each, variants
 from tests.golden.test_parity import check_answers
 
@@ -63,15 +64,7 @@ def study(variant: Variant, spec: EditorSpec) -> list[Any]:
         artifacts=Recorded(variant),  # type: ignore[arg-type]
         texts=lambda *_: iter(()),
     )
-    trial = TrialSpec(
-        study="lifelong",
-        model=ModelSpec(name="tiny"),
-        data=DataSpec(name="recorded", order="file"),
-        editor=spec,
-        protocol=ProtocolSpec(rounds=ROUNDS),
-        seed=0,
-    )
-    return list(Lifelong().execute(trial, deps, None))
+    return list(Lifelong().execute(trial_of(spec, ROUNDS), deps, None))
 
 
 @pytest.mark.parametrize("name", ALL)

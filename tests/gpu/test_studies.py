@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from raysweep.artifacts import ArtifactStore
-from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.config.schema import EditorSpec, TrialSpec
 from raysweep.data import DATASETS
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
@@ -19,21 +19,14 @@ from raysweep.testing.fixtures import fingerprint, same, toy_records
 from raysweep.testing.sham_device import ShamDevice
 from raysweep.workspace import package_share
 from tests.contracts.test_datasets import SAMPLES
-from tests.contracts.test_stops import label, specs
+from tests.contracts.test_stops import label, specs, trial_of
 from tests.gpu.agree import agree, models
 
 TOLERANCE = 5e-5  # of two edits, one on top of the other
 
 
 def trial(spec: EditorSpec, rounds: tuple[int, ...] = (0, 1, 2)) -> TrialSpec:
-    return TrialSpec(
-        study="lifelong",
-        model=ModelSpec(name="tiny"),
-        data=DataSpec(name="toy", order="file"),
-        editor=spec,
-        protocol=ProtocolSpec(rounds=rounds),
-        seed=0,
-    )
+    return trial_of(spec, rounds)
 
 
 @pytest.fixture(scope="module")
