@@ -223,7 +223,7 @@ def _check_form(lm: LanguageModel, ids: Tensor) -> None:
         return
     _require(
         device_blocks.supports(lm, 0),
-        "form: a block holds parameters that the form does not name, blocks differ in their windows, or the activation is not known",
+        "form: a block holds parameters that it does not name, blocks differ in their windows, or the activation is not known",
     )
     positions = torch.arange(n, device=lm.device).expand(len(ids), -1)
     seen = torch.ones(len(ids), n, n, dtype=torch.bool, device=lm.device).tril()

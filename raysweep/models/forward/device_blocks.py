@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raysweep.models import attention
+from raysweep.models.forward.device_attention import aligned, attend, mask_of_one_pack
 from raysweep.models.forward.device_parts import (
     ACTIVATIONS,
     Activation,
@@ -42,8 +42,6 @@ from raysweep.models.forward.token_grid import Grid
 from raysweep.models.layout import BlockForm
 from raysweep.models.lm import LanguageModel
 
-# Columns of a mask: kernels of attention read its rows in pieces of 16 bytes, and copy a mask that does not allow it at every call.
-_MASK_COLUMNS = 16
 # Entries of a mask up to which all packs go through attention as one: 2048 tokens look at each other.
 _ONE_PACK_UP_TO = 2**22
 
@@ -184,7 +182,7 @@ class DeviceBlocks:
         if b > 1 and b * s * b * mask.shape[3] <= _ONE_PACK_UP_TO:
             # [B, P, k, e] → [1, B·P, k, e]
             past = [None if kv is None else (kv[0].flatten(0, 1)[None], kv[1].flatten(0, 1)[None]) for kv in past]
-            mask = _of_one_pack(mask, slots.slot_of_token)
+            mask = mask_of_one_pack(mask, slots.slot_of_token)
             grid = Grid((1, mask.shape[2]))
         rotation = None
         if form.angles is not None:
@@ -192,7 +190,7 @@ class DeviceBlocks:
             angles = (x.flatten(0, 1) for x in form.angles(lm.part(lm.layout.body), mask, given.positions))
             cos, sin = (x if slots.slot_of_token is None else x.index_select(0, slots.slot_of_token) for x in angles)
             rotation = Rotation.by_angles(cos, sin, e, pairs=form.pairs)
-        everyone = Queries(grid, rotation, _aligned(mask))
+        everyone = Queries(grid, rotation, aligned(mask))
         final_norm = Norm.of(lm.part(lm.layout.norm), form.norm) if end is None else None
         return cls(
             blocks=[_Block.of(lm, i, (h, k)) for i in range(given.first, given.until(lm.n_blocks))],
@@ -235,7 +233,7 @@ class DeviceBlocks:
         )
         # [B, 1, A, M]: the mask's rows of those slots
         whole, rotation = self.everyone.mask, self.everyone.rotation
-        mask = _aligned(whole.gather(2, picked.view(b, 1, width, 1).expand(-1, -1, -1, whole.shape[3])))
+        mask = aligned(whole.gather(2, picked.view(b, 1, width, 1).expand(-1, -1, -1, whole.shape[3])))
         turned = None if rotation is None else rotation.select(selected)
         return replace(self, last=Queries(Grid.from_flags(flags, whole), turned, mask, selected)), token
 
@@ -261,7 +259,7 @@ class DeviceBlocks:
         """Run one block: what enters it, ``[n, d]`` → what leaves it at *queries*."""
         u = block.attention_norm(x)
         q, k, v = self._queries_keys_values(block, u, queries)
-        mixed = _attend(q, k, v, past, queries.mask, block.scale)
+        mixed = attend(q, k, v, past, queries.mask, block.scale)
         x = queries.take(x)
         y = block.o.add_to(x, queries.grid.take(mixed))
         w = queries.take(u) if block.mlp_norm is None else block.mlp_norm(y)
@@ -301,61 +299,6 @@ def _turn(x: Tensor, norm: HeadNorm | None, rotation: Rotation | None) -> Tensor
     return x if rotation is None else rotation(x)
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, past: PastKeysValues | None, mask: Tensor, scale: float) -> Tensor:
-    """Let queries ``[B, A, h, e]`` look at keys and values ``[B, S, k, e]`` behind those of the past: ``[B, A, h·e]``."""
-    (b, a, h, e), k = q.shape, keys.shape[2]
-    if h > k and b == 1:
-        # Key heads stand where packs would, the heads of a group share theirs: [k, g, A, e] and [k, g, M, e], all views.
-        q = q.view(a, k, -1, e).permute(1, 2, 0, 3)
-        keys, values = _ForGroups.apply(keys, values, past, h // k)  # type: ignore[no-untyped-call]
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
-        return out.permute(2, 0, 1, 3).reshape(1, a, h * e)
-    if past is not None:
-        keys, values = torch.cat([past[0], keys], 1), torch.cat([past[1], values], 1)
-    # [B, h, A, e] and [B, h, M, e]: each query head has keys and values
-    keys, values = (t.transpose(1, 2)[:, :, None].expand(-1, -1, h // k, -1, -1).flatten(1, 2) for t in (keys, values))
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).flatten(2)
-
-
-class _ForGroups(torch.autograd.Function):
-    """Keys and values ``[1, S, k, e]`` of one pack behind those of the past, shown to the heads of a group: ``[k, g, M, e]``.
-
-    One launch for both, none without a past; the gradient of a new key is the sum over its group.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, keys: Tensor, values: Tensor, past: PastKeysValues | None, g: int) -> tuple[Tensor, ...]:
-        ctx.count = keys.shape[1]
-        both = keys, values
-        if past is not None:
-            first, second = torch.cat([past[0], keys, past[1], values], 1).chunk(2, 1)
-            both = first, second
-        return tuple(t[0].transpose(0, 1)[:, None].expand(-1, g, -1, -1) for t in both)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        k, _, _, e = grads[0].shape
-        sums = [grad.new_empty(1, ctx.count, k, e) for grad in grads]
-        for grad, total in zip(grads, sums, strict=True):
-            # written as the tokens lie, [S, k, e]
-            torch.sum(grad[:, :, -ctx.count :], 1, out=total[0].transpose(0, 1))
-        return *sums, None, None
-
-
-def _of_one_pack(mask: Tensor, slot_of_token: Tensor | None) -> Tensor:
-    """Return the mask of packs as one: ``[B, 1, S, P + S]`` → ``[1, 1, n, B·P + n]``; nobody looks into another pack."""
-    b, _, s, m = mask.shape
-    whole = mask.new_full((b, s, b, m), torch.finfo(mask.dtype).min)
-    # whole[i, :, i] = mask[i]: the diagonal is [S, M, B]
-    whole.diagonal(dim1=0, dim2=2).copy_(mask[:, 0].permute(1, 2, 0))
-    reused, own = (part.reshape(b * s, -1) for part in whole.split_with_sizes([m - s, s], 3))
-    if slot_of_token is not None:
-        reused, own = reused.index_select(0, slot_of_token), own.index_select(0, slot_of_token)
-        own = own.index_select(1, slot_of_token)
-    return torch.cat([reused, own], 1)[None, None]
-
-
 def _numbers(flags: Sequence[Sequence[bool]]) -> tuple[int, ...]:
     """Number the tokens at *flags*, in order; what is none has the number of the next."""
     numbers, count = [], 0
@@ -363,9 +306,3 @@ def _numbers(flags: Sequence[Sequence[bool]]) -> tuple[int, ...]:
         numbers.append(count)
         count += flag
     return tuple(numbers)
-
-
-def _aligned(mask: Tensor) -> Tensor:
-    """Return *mask* with rows that begin at multiples of what kernels of attention read at once."""
-    columns = mask.shape[-1]
-    return F.pad(mask, (0, -columns % _MASK_COLUMNS))[..., :columns]
