@@ -57,8 +57,10 @@ def test_notes_end_with_the_extent_and_name_what_is_damaged(planned: Plan, tmp_p
 
 def test_json_names_edit_groups(planned: Plan, tmp_path: Path) -> None:
     statuses = [PlannedStatus("damaged", "torn"), *[PlannedStatus("absent")] * 3]
-    trials = plan_table.as_json(planned, statuses, Workspace(tmp_path))["trials"]
+    fitting = {planned.trials[1].key: 16}
+    trials = plan_table.as_json(planned, statuses, Workspace(tmp_path), fitting)["trials"]
     assert isinstance(trials, list)
+    assert [trial.get("fit_together") for trial in trials] == [None, 16, None, None]
     assert [trial.get("reason") for trial in trials] == ["torn", None, None, None]
     assert [name["arm"] for name in trials[0]["names"]] == ["plain", "twin"]
     alone, *together = (trial["edit_group"] for trial in trials)
