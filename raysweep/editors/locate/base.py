@@ -74,9 +74,7 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
     @staticmethod
     def value_bytes(config: LocateConfigT, shape: ModelSize, size: int, *, layer: int) -> Mapping[str, int]:
         """Return what the optimisation of values at *layer* keeps: the blocks above, for the prompt in every context."""
-        spec, together = config.contexts, config.value.batch
-        sampled = sum(count for _, count in spec.lengths)
-        contexts_used = 1 + (sampled if spec.templates is None else sum(t != "{}" for t in spec.templates))
+        contexts_used, together = config.contexts.count, config.value.batch
         tokens, predictions = contexts_used * activations.ROW, contexts_used * activations.TARGET
         blocks = max(shape.layers - 1 - layer, 0)
         kept = activations.kept_for_gradients(shape, size, blocks=blocks, packs=together, tokens=tokens)
