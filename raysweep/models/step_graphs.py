@@ -56,7 +56,7 @@ class AcceleratorGraph:
     def __init__(self, pool: tuple[int, int] | None = None) -> None:
         self.pool = pool
         self._stream = torch.Stream()
-        self._graph: torch.accelerator.Graph | None = None
+        self._graph: torch.accelerator.Graph | torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
 
     def warm_up(self, work: Callable[[], None]) -> None:
@@ -68,11 +68,9 @@ class AcceleratorGraph:
 
     def capture(self, work: Callable[[], None], inputs: Sequence[Tensor]) -> None:
         """Record *work*; raises what the device says if it waits, or asks for memory that is not its own."""
-        # thread_local: another thread of the process, Ray's say, may do as it likes meanwhile
-        self._graph = torch.accelerator.Graph(pool=self.pool, capture_error_mode="thread_local")
         self._stream.wait_stream(torch.accelerator.current_stream())
-        with self._stream, self._graph:
-            work()
+        with self._stream:
+            self._graph = _record(work, self.pool)
         torch.accelerator.current_stream().wait_stream(self._stream)
         self.pool = self._graph.pool()
         # the graph knows their addresses only
@@ -84,6 +82,24 @@ class AcceleratorGraph:
         self._graph.replay()
 
 
+def _record(work: Callable[[], None], pool: tuple[int, int] | None) -> torch.accelerator.Graph | torch.cuda.CUDAGraph:
+    """Record *work* on the current stream, in the memory *pool*."""
+    # thread_local: another thread of the process, Ray's say, may do as it likes meanwhile
+    if hasattr(torch.accelerator, "Graph"):
+        graph = torch.accelerator.Graph(pool=pool, capture_error_mode="thread_local")
+        with graph:
+            work()
+        return graph
+    # older torch records on NVIDIA alone
+    older = torch.cuda.CUDAGraph()
+    older.capture_begin(pool, capture_error_mode="thread_local")
+    try:
+        work()
+    finally:
+        older.capture_end()
+    return older
+
+
 def graph_on(device: torch.device, pool: tuple[int, int] | None) -> Graph:
     """Return an empty graph for *device*.
 
@@ -91,9 +107,9 @@ def graph_on(device: torch.device, pool: tuple[int, int] | None) -> Graph:
         ModelError: work on *device* cannot be recorded.
     """
     here = torch.accelerator.current_accelerator(check_available=True)
-    if here is None or here.type != device.type or not hasattr(torch.accelerator, "Graph"):
+    if here is None or here.type != device.type:
         raise ModelError(
-            f"captured steps need a CUDA device, and a torch that has torch.accelerator.Graph; this model is on {device}",
+            f"captured steps need a CUDA device; this model is on {device}",
             hint="leave value.captured out",
         )
     return AcceleratorGraph(pool)
