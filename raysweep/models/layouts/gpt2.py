@@ -1,5 +1,6 @@
 """GPT-2: ``Conv1D`` weights stored as ``[d_in, d_out]``, tied head."""
 
+from raysweep.models import attention
 from raysweep.models.layout import Layout
 
 LAYOUT = Layout(
@@ -14,4 +15,14 @@ LAYOUT = Layout(
     norm="transformer.ln_f",
     head="lm_head",
     embed="transformer.wte",
+    defaults={
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "vocab_size": 50_257,
+        "n_positions": 1024,
+        "tie_word_embeddings": True,
+    },
+    positions_end=True,
+    windows=attention.no_windows,
 )

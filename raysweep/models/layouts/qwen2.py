@@ -2,6 +2,19 @@
 
 from dataclasses import replace
 
+from raysweep.models import attention
 from raysweep.models.layouts.llama import LAYOUT as LLAMA
 
-LAYOUT = replace(LLAMA, model_type="qwen2")
+LAYOUT = replace(
+    LLAMA,
+    model_type="qwen2",
+    defaults={
+        **LLAMA.defaults,
+        "intermediate_size": 22_016,
+        "num_key_value_heads": 32,
+        "vocab_size": 151_936,
+        "sliding_window": 4096,
+        "max_position_embeddings": 32_768,
+    },
+    windows=attention.switched_windows,
+)

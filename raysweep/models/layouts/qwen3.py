@@ -2,6 +2,6 @@
 
 from dataclasses import replace
 
-from raysweep.models.layouts.llama import LAYOUT as LLAMA
+from raysweep.models.layouts.qwen2 import LAYOUT as QWEN2
 
-LAYOUT = replace(LLAMA, model_type="qwen3")
+LAYOUT = replace(QWEN2, model_type="qwen3", defaults={**QWEN2.defaults, "head_dim": 128})
