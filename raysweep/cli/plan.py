@@ -48,7 +48,7 @@ def command(
     statuses = plan_table.trial_statuses(plan, workspace)
     if format_ is Format.JSON:
         # `print`, not `say`: JSON must not be broken at the width of a terminal.
-        print(json.dumps(plan_table.as_json(plan, statuses), indent=2, ensure_ascii=False))
+        print(json.dumps(plan_table.as_json(plan, statuses, workspace), indent=2, ensure_ascii=False))
         return
     print(plan_table.text(plan, statuses, width=terminal_width()), end="\n\n")
     for line in plan_table.notes(plan, statuses, workspace, Components.installed()):

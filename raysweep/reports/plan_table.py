@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from raysweep.config.components import Components
 from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
-from raysweep.reports import estimates, fit
+from raysweep.reports import estimates, fit, prefixes
 from raysweep.reports.prose import counted
 from raysweep.reports.standing import damage_lines
 from raysweep.workspace import Workspace
@@ -82,7 +82,7 @@ def text(plan: Plan, statuses: Sequence[PlannedStatus], *, width: int | None = N
 
 
 def notes(plan: Plan, statuses: Sequence[PlannedStatus], workspace: Workspace, components: Components) -> list[str]:
-    """Return the lines below the table: protocols, what is odd or damaged, memory, time left, and how many trials there are.
+    """Return the lines below the table: protocols, what is odd or damaged, how questions are computed, memory, time left, extent.
 
     Args:
         plan: what is planned.
@@ -99,13 +99,14 @@ def notes(plan: Plan, statuses: Sequence[PlannedStatus], workspace: Workspace, c
     return [
         *_protocol_lines(plan),
         *(f"note: {note}" for note in (*plan.notes, *damage_lines(damaged, arms))),
+        *prefixes.lines(plan, workspace),
         *estimates.memory_lines(plan, workspace, components),
         *([time_left] if time_left else []),
         f"{extent(plan)}; {n_done} done, {len(plan.trials) - n_done} to run",
     ]
 
 
-def as_json(plan: Plan, statuses: Sequence[PlannedStatus]) -> dict[str, object]:
+def as_json(plan: Plan, statuses: Sequence[PlannedStatus], workspace: Workspace) -> dict[str, object]:
     """Return *plan* as plain data, with every resolved value.
 
     Trials of one edit group have the same text in ``edit_group``; it is empty where a trial's edits are its own.
@@ -126,6 +127,8 @@ def as_json(plan: Plan, statuses: Sequence[PlannedStatus]) -> dict[str, object]:
             }
             for planned, status in zip(plan.trials, statuses, strict=True)
         ],
+        # None: the layout is not known before the model is here
+        "models": [{"model": m, "shares_prefixes": s} for m, s in prefixes.sharing(plan, workspace).items()],
         "notes": list(plan.notes),
     }
 

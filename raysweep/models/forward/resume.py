@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from raysweep.models import hooks
 from raysweep.models.forward import blocks, fused, matmul, prefix_tree
+from raysweep.models.forward.given import Given, PastKeysValues
 from raysweep.models.lm import LanguageModel
 
 
@@ -141,10 +142,10 @@ class UpperBlocks:
         everywhere = positions if reused is None else torch.cat([reused, positions], dim=1)
         mask, upper = prefix_tree.attention_mask(lm, visible, positions, everywhere), None
         if isinstance(mask, Tensor) and fused.supports(lm, first):
-            past: list[fused.PastKeysValues | None] = [None] * (lm.n_blocks - first)
+            past: list[PastKeysValues | None] = [None] * (lm.n_blocks - first)
             if cache is not None:
                 past = [(layer.keys, layer.values) for layer in cache.layers[first:]]
-            upper = fused.way_for(mask).prepare(lm, first, positions, mask, past, real)
+            upper = fused.prepare(lm, Given(first, positions, mask, past, real))
         return cls(first, positions, mask, cache, upper)
 
     def read_at(self, rows: Tensor, columns: Tensor, *, without_gradient: bool = False) -> ReadPositions:
@@ -204,7 +205,8 @@ def packed_hidden_at(lm: LanguageModel, packs: prefix_tree.PackedRows, rows: Ten
     upper = UpperBlocks.prepare(lm, 0, packs.positions, packs.visible, real=packs.real)
     if upper.fused is None:
         return blocks.run_packs(lm, packs)[rows, columns]
-    return upper.read_at(rows, columns, without_gradient=True).hidden(lm, lm.part(lm.layout.embed)(packs.ids))
+    states = fused.entering(lm, packs.ids, packs.positions)
+    return upper.read_at(rows, columns, without_gradient=True).hidden(lm, states)
 
 
 def last_block_of(lm: LanguageModel, modules: Sequence[str]) -> int | None:

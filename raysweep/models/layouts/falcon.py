@@ -15,6 +15,7 @@ LAYOUT = Layout(
     norm="transformer.ln_f",
     head="lm_head",
     embed="transformer.word_embeddings",
+    activation="activation",
     overwrites_mlp_output=True,
     defaults={
         "hidden_size": 4544,

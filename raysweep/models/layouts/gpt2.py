@@ -1,8 +1,26 @@
-"""GPT-2: ``Conv1D`` weights stored as ``[d_in, d_out]``, tied head."""
+"""GPT-2: ``Conv1D`` weights stored as ``[d_in, d_out]``, learnt positions, tied head."""
+
+from __future__ import annotations
+
+from typing import Any
 
 from raysweep.models import attention
-from raysweep.models.layout import Layout
+from raysweep.models.layout import BlockForm, Layout
 
+
+def scale(block: Any) -> float:
+    """Return by what scores are multiplied."""
+    return float(block.attn.scaling)
+
+
+FORM = BlockForm(
+    block_class="transformers.models.gpt2.modeling_gpt2.GPT2Block",
+    norm="layer",
+    attention_norm="transformer.h.{}.ln_1",
+    mlp_norm="transformer.h.{}.ln_2",
+    qkv=("transformer.h.{}.attn.c_attn",),
+    scale=scale,
+)
 LAYOUT = Layout(
     model_type="gpt2",
     body="transformer",
@@ -25,4 +43,7 @@ LAYOUT = Layout(
     },
     positions_end=True,
     windows=attention.no_windows,
+    position_embed="transformer.wpe",
+    activation="activation_function",
+    form=FORM,
 )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from raysweep.models import attention
+from raysweep.models.layouts.llama import FORM
 from raysweep.models.layouts.llama import LAYOUT as LLAMA
 
 LAYOUT = replace(
@@ -16,4 +17,5 @@ LAYOUT = replace(
         "max_position_embeddings": 131_072,
     },
     windows=attention.equal_windows,
+    form=replace(FORM, block_class="transformers.models.mistral.modeling_mistral.MistralDecoderLayer"),
 )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from raysweep.models import attention
+from raysweep.models.layouts.llama import FORM
 from raysweep.models.layouts.llama import LAYOUT as LLAMA
 
 LAYOUT = replace(
@@ -17,4 +18,5 @@ LAYOUT = replace(
         "max_position_embeddings": 32_768,
     },
     windows=attention.switched_windows,
+    form=replace(FORM, block_class="transformers.models.qwen2.modeling_qwen2.Qwen2DecoderLayer"),
 )
