@@ -52,6 +52,15 @@ def endpoint(environ: Mapping[str, str] = os.environ) -> str:
     return address
 
 
+def mirrored(url: str) -> str:
+    """Return *url*, which may be on the hub, on the mirror if there is one.
+
+    >>> mirrored("https://example.org/x")
+    'https://example.org/x'
+    """
+    return f"{endpoint()}/{url.removeprefix(f'{HUB}/')}" if url.startswith(f"{HUB}/") else url
+
+
 def is_offline(environ: Mapping[str, str] = os.environ) -> bool:
     """Tell whether ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` forbids to ask the hub."""
     return any(

@@ -241,12 +241,13 @@ def _check_room(missing: int, part: Path) -> None:
 def _unreachable(name: str, remote: Remote, error: Exception, part: Path | None = None) -> DownloadError:
     """Return what *error* is to a user: the server refuses, nobody answers, or the disk is full."""
     kept = f" ({part.stat().st_size:,} bytes are kept)" if part is not None and part.is_file() else ""
+    whence = name if name == bare(remote.url) else f"{name}: {bare(remote.url)}"
     if isinstance(error, HTTPError):
-        return DownloadError(f"{name}: {bare(remote.url)} answers {error.code} {error.msg}{kept}", error.code)
+        return DownloadError(f"{whence} answers {error.code} {error.msg}{kept}", error.code)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(f"{name}: the disk is full{kept}")
     why = error.reason if isinstance(error, URLError) else error
-    return DownloadError(f"{name} could not be downloaded from {bare(remote.url)}: {why}{kept}")
+    return DownloadError(f"{whence} cannot be reached: {why}{kept}")
 
 
 def _open(remote: Remote, start: int = 0) -> HTTPResponse:

@@ -19,6 +19,7 @@ from raysweep.cli import belief, main, preflight, train_mend
 from raysweep.config import overrides
 from raysweep.config.parts import Part
 from raysweep.data import fetch as data_fetch
+from raysweep.data import fetch_sets
 from raysweep.models.sources import embedded_recipe
 from raysweep.models.sources import wheel as model_fetch
 from raysweep.tune import analysis, jobs, launch
@@ -445,6 +446,10 @@ CHECKS: dict[str, Check] = {
     "models info NAME": lambda b: b.refused(["models", "info"], "nowhere", by="unknown model 'nowhere'"),
     "models info --path": _model_path,
     "data fetch NAME": lambda b: b.refused(["data", "fetch"], "nowhere", by="nothing to fetch under 'nowhere'"),
+    "data fetch --file": lambda b: _equal(
+        b.seen(fetch_sets, "fetch_set", "data", "fetch", "MQuAKE", "--file", "a", "--file", "b*").said["files"], ["a", "b*"]
+    ),
+    "data ls NAME": lambda b: b.differs(["data", "ls"], "zsre"),
     "data fetch --archive": lambda b: _equal(
         b.seen(data_fetch, "fetch_brown", "data", "fetch", "brown", "--archive", "b.tgz").said["archive"], Path("b.tgz")
     ),

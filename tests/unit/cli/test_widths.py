@@ -57,6 +57,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "models ls": ("models", "ls"),
     "models info": ("models", "info"),
     "data ls": ("data", "ls"),
+    "data ls, files": ("data", "ls", "hallueditbench"),
     "data check": ("data", "check", "zsre", "--path", str(ROOT / "data/ZsRE/sample.json")),
     "data check, many mistakes": ("data", "check", "zsre", "--path", "records.json"),
     "belief graph": ("belief", "graph"),

@@ -170,7 +170,7 @@ def test_a_refusal_says_its_number_and_no_secret(web: Server, tmp_path: Path, st
 def test_nobody_answers(tmp_path: Path) -> None:
     with server() as gone:
         address = gone.root
-    assert f"could not be downloaded from {address}/f" in refused(Remote(url=f"{address}/f"), tmp_path / "f")
+    assert f"f: {address}/f cannot be reached: " in refused(Remote(url=f"{address}/f"), tmp_path / "f")
 
 
 def test_a_full_disk(web: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+"""Servers on the loopback address, for everything that fetches."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from tests.unit.downloads.server import Server, server
 
 @pytest.fixture
 def web() -> Iterator[Server]:
+    """A server that serves what a test gives it."""
     with server() as state:
         yield state
 
