@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from raysweep.atomic import file_draft
-from raysweep.data.manifests import PublishedFile, PublishedSet, known_of, with_record, write_record
+from raysweep.data.manifests import PublishedFile, PublishedSet, with_record
 from raysweep.downloads import hub
+from raysweep.downloads.record import known_of, write_record
 from raysweep.downloads.web import DownloadError, Log, Remote, bare, download
 from raysweep.errors import DataError, MissingExtraError, nearest
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,16 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raysweep.atomic import write_file
 from raysweep.data.jsonrows import read_rows
-from raysweep.downloads.web import Remote, digest_of
+from raysweep.downloads.record import completed, read_record
+from raysweep.downloads.web import Remote
 from raysweep.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
 TABLE = Path(__file__).with_name("manifests.toml")
-RECORD = ".fetched.json"  # in a set's folder: what was learned of its files when they came
 _LARGEST_COUNTED = 300 << 20  # bytes; the rows of a larger file are not counted
 _AGAIN = "delete it and fetch it again, or give a file of your own another name"
 
@@ -130,43 +128,10 @@ def _file(
     return PublishedFile(path=path, remote=Remote(url=url, size=size, sha256=sha256, blob=blob), rows=rows, extra=extra)
 
 
-def read_record(folder: Path) -> dict[str, dict[str, object]]:
-    """Return what was learned of the files of *folder* when they were fetched, by path; empty where nothing was."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    files = record.get("files") if isinstance(record, dict) else None
-    return {p: about for p, about in files.items() if isinstance(about, dict)} if isinstance(files, dict) else {}
-
-
-def write_record(folder: Path, learned: Mapping[str, Remote]) -> None:
-    """Add what was *learned* of files, by path, to the record in *folder*."""
-    files = read_record(folder)
-    for path, remote in learned.items():
-        known = {"url": remote.url, "size": remote.size, "sha256": remote.sha256, "blob": remote.blob}
-        files[path] = {key: value for key, value in known.items() if value}
-    write_file(folder / RECORD, json.dumps({"files": files}, indent=1, sort_keys=True) + "\n")
-
-
-def known_of(remote: Remote, file: Path) -> Remote:
-    """Return *remote* with the size and, if it has no digest, the sha256 of *file*, which was just fetched from it."""
-    sha256 = remote.sha256 or ("" if remote.blob else digest_of(file))
-    return replace(remote, size=file.stat().st_size, sha256=sha256)
-
-
 def with_record(files: tuple[PublishedFile, ...], folder: Path) -> tuple[PublishedFile, ...]:
     """Return *files* with what the record in *folder* knows of them and the table does not."""
     learned = read_record(folder)
-    return tuple(replace(file, remote=_with(file.remote, learned.get(file.path, {}))) for file in files)
-
-
-def _with(known: Remote, learned: Mapping[str, object]) -> Remote:
-    size, sha256, blob = (learned.get(key) for key in ("size", "sha256", "blob"))
-    if not known.sha256 and not known.blob:
-        texts = [value if isinstance(value, str) else "" for value in (sha256, blob)]
-        known = replace(known, sha256=texts[0], blob=texts[1])
-    return known if known.size else replace(known, size=size if isinstance(size, int) else 0)
+    return tuple(replace(file, remote=completed(file.remote, learned.get(file.path))) for file in files)
 
 
 def _paths(folder: Path) -> Iterator[str]:

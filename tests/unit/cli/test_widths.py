@@ -55,6 +55,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "analyze": ("analyze", "toy"),
     "edit": ("edit", "--editor", "null", "--edits", "2"),
     "models ls": ("models", "ls"),
+    "models check": ("models", "check", "embedded"),
     "models info": ("models", "info"),
     "data ls": ("data", "ls"),
     "data ls, files": ("data", "ls", "hallueditbench"),

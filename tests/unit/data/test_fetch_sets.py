@@ -15,7 +15,8 @@ import pytest
 from raysweep.cli.main import main
 from raysweep.data import DATASETS, manifests
 from raysweep.data.fetch_sets import fetch_hub_dataset, fetch_set
-from raysweep.data.manifests import PublishedFile, PublishedSet, published_sets, read_record
+from raysweep.data.manifests import PublishedFile, PublishedSet, published_sets
+from raysweep.downloads.record import read_record
 from raysweep.downloads.web import Remote, part_of
 from raysweep.errors import DataError, MissingExtraError
 from raysweep.workspace import Workspace, package_share
@@ -89,7 +90,7 @@ def test_files_of_the_hub_are_looked_up_and_what_is_learned_is_kept(mirror: Hub,
     fetch_set(toy, workspace)
     folder = toy.place(workspace)
     assert [f.path for f in toy.here(workspace)] == ["test/a.json", "test/b c.json"]
-    assert {len(about.get("sha256", about.get("blob"))) for about in read_record(folder).values()} == {40, 64}  # type: ignore[arg-type]
+    assert {len(about.sha256 or about.blob) for about in read_record(folder).values()} == {40, 64}
     (folder / "test/b c.json").write_bytes(b"[2]")
     assert [Path(p.file).name for p in toy.problems(workspace)] == ["b c.json"]
     fetch_set(toy, workspace, files=["train/a.json"])
@@ -131,10 +132,11 @@ def test_from_the_shell(
         return f"{code} {out}{err}"
 
     place = workspace.data / "ZsRE"
-    assert f"raysweep data fetch zsre; or put them into {place}" in run("ls")
     assert "absent" in run("ls", "ZsRE")
     assert run("fetch", "zsre").startswith(f"0 {place}\n")
-    assert re.search(rf"CC0 +0\.0 +1 +{place}\n", run("ls"))
+    listed = run("ls")
+    assert re.search(rf"CC0 +0\.0 +1 +{place}\n", listed)
+    assert f"raysweep data fetch other; or put them into {workspace.data / 'Other'}" in listed
     assert " here" in run("ls", "zsre")
     checked = run("check", "zsre")
     assert "zsre_mend_edit.json: as published" in checked
