@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from raysweep.atomic import file_draft
-from raysweep.data.manifests import PublishedFile, PublishedSet, with_record
+from raysweep.data.manifests import PublishedFile, PublishedSet, rows_fault, with_record
 from raysweep.downloads import hub
 from raysweep.downloads.record import known_of, write_record
 from raysweep.downloads.web import DownloadError, Log, Remote, bare, download
@@ -43,18 +43,34 @@ def fetch_set(
         page = f"{hub.HUB}/datasets/{published.hub}/tree/main"
         hint = f"{_cure(published, error)}by hand: get {_names(chosen)} from {page}, and put them into {folder}"
         raise DataError(error.message, hint=hint) from error
-    places = []
+    rows = {file.path: file.rows for file in chosen}
     for path, remote in remotes.items():
         place = folder / path
+        was_there = place.exists()
         try:
-            places.append(download(remote, place, report))
+            download(remote, place, report)
+            # What was there may be the user's own.
+            if not was_there:
+                _check_unknown(remote, place, rows.get(path, 0))
             # At once: the next file may fail, and what was asked of the hub would be lost.
             write_record(folder, {path: known_of(remote, place)})
         except (DownloadError, OSError) as error:
             cure = _cure(published, error) if remote.url.startswith(hub.endpoint()) else ""
             hint = f"{cure}the same command again goes on; by hand: get {bare(remote.url)}, and put it at {place}"
             raise DataError(str(error), hint=hint) from error
-    return places
+    return [folder / path for path in remotes]
+
+
+def _check_unknown(remote: Remote, place: Path, rows: int) -> None:
+    """Refuse what came for a file that has no digest, if it does not have the rows that it should: a page that says sorry, say.
+
+    Raises:
+        DownloadError: it was deleted.
+    """
+    fault = rows_fault(place, rows) if rows and not remote.sha256 and not remote.blob else ""
+    if fault:
+        place.unlink()
+        raise DownloadError(f"{place.name} from {bare(remote.url)}: {fault}; it was deleted")
 
 
 def _chosen(published: PublishedSet, wanted: Sequence[str]) -> tuple[PublishedFile, ...]:

@@ -54,9 +54,9 @@ class PublishedSet:
         name: under which it is fetched.
         about: one line.
         licence: of the data, as far as anybody states one.
+        files: what it consists of.
         version: whose copy, and of when.
         folder: below ``data/``.
-        files: what it consists of.
         hub: id of the dataset on the Hugging Face hub, for files without an address.
         revision: of *hub*; empty = ``main``.
     """
@@ -64,9 +64,9 @@ class PublishedSet:
     name: str
     about: str
     licence: str
+    files: tuple[PublishedFile, ...]
     version: str
     folder: str
-    files: tuple[PublishedFile, ...]
     hub: str = ""
     revision: str = ""
 
@@ -95,7 +95,7 @@ class PublishedSet:
         found = []
         for file in self.here(workspace):
             place = self.place(workspace) / file.path
-            fault = file.remote.fault_of(place) or (_rows_fault(place, file.rows) if file.rows else "")
+            fault = file.remote.fault_of(place) or (rows_fault(place, file.rows) if file.rows else "")
             if fault:
                 found.append(Problem(code=DataError.code, message=fault, file=str(place), hint=_AGAIN))
         return found
@@ -141,7 +141,8 @@ def _paths(folder: Path) -> Iterator[str]:
             yield file.relative_to(folder).as_posix()
 
 
-def _rows_fault(file: Path, expected: int) -> str:
+def rows_fault(file: Path, expected: int) -> str:
+    """Return in what the rows of *file* differ from those it should have; empty = in nothing, or it is too large to look."""
     if file.stat().st_size > _LARGEST_COUNTED:
         return ""
     try:
@@ -151,5 +152,5 @@ def _rows_fault(file: Path, expected: int) -> str:
         else:
             rows = len(read_rows(file))
     except (DataError, csv.Error, UnicodeDecodeError) as error:
-        return f"cannot be read: {error}"
+        return f"cannot be read: {error.message if isinstance(error, DataError) else error}"
     return "" if rows == expected else f"{rows:,} rows, expected {expected:,}"

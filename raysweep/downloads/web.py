@@ -27,6 +27,7 @@ from raysweep.atomic import replace_file
 CHUNK = 1 << 20
 SECONDS = 60.0  # without a byte
 LARGEST = 1 << 40  # bytes of a file whose size nobody knows
+_SAID_EVERY = 500 << 20  # bytes
 _RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 Log = Callable[[str], None]
 
@@ -136,9 +137,11 @@ def only_one(place: Path) -> Iterator[None]:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(handle)
             raise DownloadError(f"{place.name} is being fetched by another process; wait for it to end") from error
+        except OSError:
+            break  # a file system without locks: digests tell what two processes made of one file
         # Who held it before may have removed the file between our two calls: that lock would bind nobody.
         if lock.exists() and os.fstat(handle).st_ino == lock.stat().st_ino:
             break
@@ -160,7 +163,7 @@ def read_text(remote: Remote, *, largest: int) -> str:
     try:
         with _open(remote) as answer:
             content = answer.read(largest + 1)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # as below
         raise _unreachable(name, remote, error) from error
     if len(content) > largest:
         raise DownloadError(f"{name}: the answer is longer than {largest:,} bytes")
@@ -184,8 +187,9 @@ def _receive(remote: Remote, part: Path, name: str, report: Log) -> int:
             start, whole = _extent(answer, part, remote, name)
             with part.open("r+b" if start else "wb") as file:
                 file.seek(start)
-                _copy(answer, file, remote.size or whole or LARGEST, name)
-    except (OSError, HTTPException) as error:  # URLError, time-outs and broken connections are OSErrors
+                _copy(answer, file, remote.size or whole, name, report)
+    # URLError, time-outs and broken connections are OSErrors; an address that is none is a ValueError.
+    except (OSError, HTTPException, ValueError) as error:
         # The range is beyond the end of what the server has: what is here is of another file.
         if isinstance(error, HTTPError) and error.code == 416 and have:
             part.unlink()
@@ -215,21 +219,25 @@ def _extent(answer: HTTPResponse, part: Path, remote: Remote, name: str) -> tupl
             raise DownloadError(f"{name}: asked for bytes from {start:,}, got {got!r}; the next call begins anew")
     length = answer.headers.get("Content-Length", "")
     whole = start + int(length) if length.isdecimal() else 0
+    if answer.headers.get("Content-Encoding", "identity") != "identity":
+        raise DownloadError(f"{name}: comes packed ({answer.headers['Content-Encoding']}), which was not asked for")
     # Said before gigabytes are on their way.
     if remote.size and whole not in (0, remote.size):
         raise DownloadError(f"{name}: the server announces {whole:,} bytes, expected {remote.size:,}: another edition?")
     return start, whole
 
 
-def _copy(answer: HTTPResponse, file: BinaryIO, largest: int, name: str) -> None:
-    """Write what comes to *file*, which may not grow beyond *largest* bytes."""
+def _copy(answer: HTTPResponse, file: BinaryIO, size: int, name: str, report: Log) -> None:
+    """Write what comes to *file*, which may not grow beyond *size* bytes; 0 = nobody knows how large it is."""
+    said = file.tell()
     while chunk := answer.read(CHUNK):
-        if file.tell() + len(chunk) > largest:
-            file.truncate(0)
-            raise DownloadError(
-                f"{name}: the server sends more than the {largest:,} bytes it should have; nothing is kept"
-            )
         file.write(chunk)
+        if file.tell() > (size or LARGEST):
+            file.truncate(0)
+            raise DownloadError(f"{name}: more than the {size or LARGEST:,} bytes that it may have; nothing is kept")
+        if file.tell() - said >= _SAID_EVERY:
+            said = file.tell()
+            report(f"{name}: {said / 1e6:,.0f} MB{f' of {size / 1e6:,.0f}' if size else ''}")
 
 
 def _check_room(missing: int, part: Path) -> None:
@@ -243,7 +251,8 @@ def _unreachable(name: str, remote: Remote, error: Exception, part: Path | None 
     kept = f" ({part.stat().st_size:,} bytes are kept)" if part is not None and part.is_file() else ""
     whence = name if name == bare(remote.url) else f"{name}: {bare(remote.url)}"
     if isinstance(error, HTTPError):
-        return DownloadError(f"{whence} answers {error.code} {error.msg}{kept}", error.code)
+        said = " ".join(error.msg.split())  # the library's sentence on a circle has several lines
+        return DownloadError(f"{whence} answers {error.code} {said}{kept}", error.code)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DownloadError(f"{name}: the disk is full{kept}")
     why = error.reason if isinstance(error, URLError) else error
@@ -255,6 +264,9 @@ def _open(remote: Remote, start: int = 0) -> HTTPResponse:
         raise DownloadError(f"not an address to fetch from: {bare(remote.url)}")
     request = urllib.request.Request(remote.url, headers={"Range": f"bytes={start}-"} if start else {})
     if remote.token:
+        # The library would print it with its complaint.
+        if not remote.token.isascii() or not remote.token.isprintable():
+            raise DownloadError(f"the token for {bare(remote.url)} holds characters that no token has")
         request.add_unredirected_header("Authorization", f"Bearer {remote.token}")
     opener = urllib.request.build_opener(_Redirects(remote.token))
     answer: HTTPResponse = opener.open(request, timeout=SECONDS)

@@ -61,6 +61,16 @@ def test_files_come_once_and_extra_ones_only_when_named(web: Server, workspace: 
     assert faults == {"b.csv": "7 bytes, expected 8", "more.json": "2 bytes, expected 20"}
 
 
+def test_a_page_that_says_sorry_is_not_taken_for_a_file_without_digest(web: Server, workspace: Workspace) -> None:
+    toy = published(PublishedFile(path="a.json", remote=web.remote("a.json", b"<html>", size=0, sha256=""), rows=2))
+    with pytest.raises(DataError, match=r"a\.json from .*: cannot be read: .*; it was deleted"):
+        fetch_set(toy, workspace)
+    assert not list(toy.place(workspace).iterdir())
+    (toy.place(workspace) / "a.json").write_text("my own")
+    fetch_set(toy, workspace)
+    assert (toy.place(workspace) / "a.json").read_text() == "my own"
+
+
 def test_what_fails_is_said_with_its_address_and_its_place(web: Server, workspace: Workspace) -> None:
     remote = web.remote("a.json", ROWS)
     toy = published(PublishedFile(path="a.json", remote=remote))

@@ -118,9 +118,9 @@ def test_an_endless_body_ends(web: Server, tmp_path: Path, monkeypatch: pytest.M
     web.headers = {"Content-Length": None}
     remote = web.remote("f", CONTENT)
     web.files["f"] = CONTENT * 1000
-    assert "sends more than the 10,240 bytes" in refused(remote, tmp_path / "f")
+    assert "more than the 10,240 bytes that it may have" in refused(remote, tmp_path / "f")
     monkeypatch.setattr(downloads, "LARGEST", 5000)
-    assert "sends more than the 5,000 bytes" in refused(web.remote("g", CONTENT, size=0), tmp_path / "g")
+    assert "more than the 5,000 bytes" in refused(web.remote("g", CONTENT, size=0), tmp_path / "g")
     assert all(p.stat().st_size == 0 for p in tmp_path.iterdir())
 
 
@@ -136,6 +136,12 @@ def test_a_redirect_does_not_leave_https() -> None:
     request = urllib.request.Request("https://a.example/f")
     with pytest.raises(DownloadError, match=r"leads to http://a\.example/g, which is not followed"):
         downloads._Redirects("").redirect_request(request, None, 302, "", Message(), "http://a.example/g")
+
+
+@pytest.mark.parametrize("to", ["http://[::", "http://127.0.0.1:port/"])
+def test_a_redirect_to_nowhere(web: Server, tmp_path: Path, to: str) -> None:
+    web.redirects["f"] = to
+    assert f"{web.root}/f cannot be reached" in refused(Remote(url=f"{web.root}/f"), tmp_path / "f")
 
 
 def test_a_redirect_loop_ends(web: Server, tmp_path: Path) -> None:
@@ -165,6 +171,28 @@ def test_a_refusal_says_its_number_and_no_secret(web: Server, tmp_path: Path, st
     assert f"{web.root}/f answers {status}" in caught.value.message
     assert "secret" not in repr(caught.value)
     assert "sig" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "geheim\u00e9\u4e00"])
+def test_a_token_that_is_none_is_not_shown(web: Server, tmp_path: Path, token: str) -> None:
+    said = refused(Remote(url=f"{web.root}/f", token=token), tmp_path / "f")
+    assert "no token has" in said
+    assert token[:3] not in said
+    assert not web.asked
+
+
+def test_a_packed_answer_is_refused(web: Server, tmp_path: Path) -> None:
+    web.headers = {"Content-Encoding": "gzip"}
+    assert "comes packed (gzip)" in refused(web.remote("f", CONTENT, sha256=""), tmp_path / "f")
+
+
+def test_long_downloads_say_how_far_they_are(web: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_SAID_EVERY", 4000)
+    monkeypatch.setattr(downloads, "CHUNK", 1024)
+    said: list[str] = []
+    download(web.remote("f", CONTENT * 300), tmp_path / "f", said.append)
+    assert said[0] == f"downloading {web.root}/f (3.1 MB)"
+    assert "f: 2 MB of 3" in said
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
@@ -200,6 +228,9 @@ def test_two_at_once(web: Server, tmp_path: Path) -> None:
     web.on_get = second
     assert download(remote, place).read_bytes() == CONTENT
     assert len(said) == len(web.asked) == 1
+    with only_one(place):
+        pass
+    place.with_name(".f.lock").touch()  # as of a process that was killed
     with only_one(place):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
