@@ -188,9 +188,10 @@ def test_the_shipped_table() -> None:
             # An address with a commit in it always gives the same bytes, so they can be known.
             if re.search(r"/[0-9a-f]{40}/", file.remote.url):
                 assert file.remote.sha256 or file.remote.blob, file.path
-    for name in {"zsre", "counterfact", "hallucination"} & set(DATASETS.names()):
-        places = list(DATASETS.get(name).places)  # type: ignore[attr-defined]
-        assert places[0] in {f"{sets[name].folder}/{file.path}" for file in sets[name].files}
+    for name in sets.keys() & set(DATASETS.names()):
+        # What is fetched lies where the dataset of that name looks for it.
+        first = DATASETS.get(name).places[0]  # type: ignore[attr-defined]
+        assert first.partition("/")[0] == sets[name].folder
 
 
 class Splits(dict[str, Any]):
