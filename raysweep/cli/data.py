@@ -55,7 +55,8 @@ def ls(
     folder = workspace.data / "wikidata5m"
     complete = all((folder / name).is_file() for name in FILES)
     where = str(folder) if complete else "raysweep data fetch wikidata5m"
-    print(fit.listing(("graph", "where"), [("world", "in the package"), ("wikidata5m", where)]), end="\n\n")
+    graphs = [("world", "Apache-2.0", "in the package"), ("wikidata5m", "CC0 (Wikidata)", where)]
+    print(fit.listing(("graph", "licence", "where"), graphs), end="\n\n")
     published = [(p.name, p.licence, _size(p), *_published_place(p, workspace)) for p in published_sets().values()]
     print(fit.listing(("published as", "licence", "MB", "files", "where"), published))
 

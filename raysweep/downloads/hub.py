@@ -119,15 +119,15 @@ def cure(kind: Kind, name: str, error: DownloadError) -> str:
     """Return what to do about *error*; empty = nothing that only the hub would need."""
     page = f"{HUB}/{'datasets/' if kind == 'datasets' else ''}{name}"
     if error.status in (401, 403):
-        has_token = (
-            "the token in HF_TOKEN must be of an account that has"
+        account = (
+            "the token in HF_TOKEN must be of an account that did"
             if os.environ.get("HF_TOKEN")
-            else "then set HF_TOKEN:"
+            else "then set HF_TOKEN"
         )
-        return f"gated, private or not there: accept the licence at {page}; {has_token} access to it"
+        return f"gated, private or not there: accept the licence at {page}; {account}"
     if error.status == 404:
         return f"is the id right, and does it have this revision? see {page}"
-    return "say if it is throttled: wait some minutes" if error.status == 429 else ""
+    return "the hub is asked too often: wait some minutes" if error.status == 429 else ""
 
 
 def _remote(url: str, entry: Mapping[str, object], token: str) -> Remote:

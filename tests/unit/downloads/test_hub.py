@@ -38,8 +38,8 @@ def test_the_token_is_sent_to_the_hub_and_never_shown(mirror: Hub, monkeypatch: 
             hub.look_up("models", "some/model")
         assert mirror.asked[-1][2] == (f"Bearer {token}" if token else "")
         cure = hub.cure("models", "some/model", caught.value)
-        assert "accept the licence at https://huggingface.co/some/model" in cure
-        assert "HF_TOKEN" in cure
+        assert "accept the licence at https://huggingface.co/some/model; " in cure
+        assert cure.endswith("must be of an account that did" if token else "then set HF_TOKEN")
         assert "hf_secret" not in cure + str(caught.value)
 
 
