@@ -39,6 +39,7 @@ def check(file: Path, *, seconds: float, tiny: bool, only: Sequence[str] = ()) -
 
     shapes = models.TINY if tiny else models.SHAPES
     report["ceiling"] = counting.ceiling(next(iter(shapes.values())).square)
+    report["repeats"] = counting.repeats(24 if tiny else 512)
     save()
     families = promises.FAMILIES[:1] if tiny else promises.FAMILIES
     exams = promises.examine(device(), lambda: time.perf_counter() - begin < EXAMS * seconds, families)

@@ -56,6 +56,28 @@ def ceiling(square: int) -> dict[str, float]:
     return found
 
 
+def repeats(width: int) -> dict[str, bool]:
+    """Return, for each decomposition that editors use, whether the device gives the same bits four times.
+
+    Args:
+        width: of the fp64 matrix, which is positive definite.
+    """
+    root = torch.randn(width, 2 * width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = (root @ root.T / width).to(device())
+    lower = torch.linalg.cholesky(matrix)
+    calls: Mapping[str, Callable[[], Tensor]] = {
+        "eigh": lambda: torch.linalg.eigh(matrix).eigenvectors,
+        "cholesky": lambda: torch.linalg.cholesky(matrix),
+        "inverse": lambda: torch.cholesky_inverse(lower),
+        "solve": lambda: torch.linalg.solve(matrix, matrix[:, :4]),
+        "triangular solve": lambda: torch.linalg.solve_triangular(lower, matrix[:, :4], upper=False),
+        "product": lambda: matrix @ matrix,
+    }
+    return {
+        name: all(torch.equal(call(), first) for _ in range(3)) for name, call in calls.items() for first in [call()]
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What a call asked of the device. On a CPU only the arithmetic is known; the rest is 0.

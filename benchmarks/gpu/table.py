@@ -46,6 +46,8 @@ def show(report: Mapping[str, Any]) -> str:
     texts = [measure.show(report["benchmark"], about, COLUMNS, rows(cells))]
     ceiling = ", ".join(f"{name} {value:.4g}" for name, value in report.get("ceiling", {}).items())
     texts.append(f"\nIn the same process: {ceiling} (TFLOP/s but for the copy).\n")
+    others = [name for name, same in report.get("repeats", {}).items() if not same]
+    texts.append(f"Decompositions that do not repeat to the bit: {', '.join(others) or 'none'}.\n")
     print(texts[-1])
     exams = [
         {**row, "kept": f"{row['promises'] - len(row['broken'])} of {row['promises']}"}

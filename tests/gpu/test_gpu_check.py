@@ -64,6 +64,7 @@ def test_everything_is_measured(report: dict[str, Any]) -> None:
             assert cell["flop"] > 0
             assert cell["of ceiling"] > 0
     assert set(report["ceiling"]) == {"fp32", "tf32", "bf16", "fp64", "copy GB/s"}
+    assert all(report["repeats"].values())
 
 
 def test_every_editor_keeps_its_promises_and_is_the_cpu_s(report: dict[str, Any]) -> None:

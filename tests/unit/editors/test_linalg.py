@@ -277,6 +277,15 @@ def test_spread_equals_the_solve(n: int) -> None:
     torch.testing.assert_close(cholesky.low_rank_update(cholesky.factor(c), 7.0, keys), direct, rtol=1e-10, atol=1e-12)
 
 
+def test_an_inverse_solves_as_the_factor_does() -> None:
+    """What an accelerator keeps, where a triangular solve is a thousand launches."""
+    rng = torch.Generator().manual_seed(3)
+    root = torch.randn(30, 60, generator=rng, dtype=torch.float64)
+    factor, right = cholesky.factor(root @ root.T / 60), torch.randn(30, 4, generator=rng)
+    inverse = cholesky.Factor(torch.cholesky_inverse(factor.matrix), is_inverse=True)
+    torch.testing.assert_close(inverse.solve(right), factor.solve(right), rtol=1e-10, atol=1e-12)
+
+
 def test_singular_moments_are_refused_with_the_cure() -> None:
     with pytest.raises(ArtifactError, match=r"not positive definite(.|\n)*moments\.tokens"):
         cholesky.factor(torch.zeros(3, 3))
