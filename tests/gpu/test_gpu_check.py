@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity
 from benchmarks import measure
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import arms, cells, counting, models, promises, table
+from raysweep.results import provenance
 from raysweep.testing import sham_device
 
 ROOT = Path(__file__).parents[2]
@@ -165,6 +166,8 @@ def test_the_clock_waits_for_the_card_and_the_report_names_it(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(None))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    # without its memory, which another test may have filled, and which others must not find filled
+    monkeypatch.setattr(measure, "device_name", provenance.device_name.__wrapped__)
     assert len(counting.seconds(lambda: None, 3)) == 3
     assert len(waited) == 6
     assert str(measure.machine()["device"]).startswith("NVIDIA H100 (driver ")
