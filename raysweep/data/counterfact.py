@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from raysweep.data.files import JsonDataset, Row, field, locality_probe, optional, standard_probes
-from raysweep.errors import RecordError
+from raysweep.data.fields import Row, field, filled, locality_probe, optional, standard_probes, texts
+from raysweep.data.files import JsonDataset
 from raysweep.records import EditRecord, Probe, ProbeKind
 
 _ORIGINAL = "requested_rewrite"
@@ -49,21 +48,11 @@ class Counterfact(JsonDataset):
 def _original(row: Row, uid: str) -> EditRecord:
     template, subject = field(row, _ORIGINAL, "prompt"), field(row, _ORIGINAL, "subject")
     target, true = field(row, _ORIGINAL, "target_new", "str"), field(row, _ORIGINAL, "target_true", "str")
-    # The subject must stand in the prompt once: its last token is where ROME and MEMIT write.
-    if template.count("{}") != 1:
-        raise RecordError(f"'{_ORIGINAL}.prompt' needs exactly one '{{}}': {template!r}")
-    prompt = template.replace("{}", subject)
+    prompt = filled(template, subject, f"{_ORIGINAL}.prompt")
     probes = [Probe(kind=ProbeKind.EFFICACY, prompt=prompt, target=target)]
-    for number, text in enumerate(_strings(row, "paraphrase_prompts")):
+    for number, text in enumerate(texts(row, "paraphrase_prompts")):
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=text, target=target, name=str(number)))
     # Neighbours are other subjects with the same true object; what counts is that the answer stays what it was.
-    for number, text in enumerate(_strings(row, "neighborhood_prompts")):
+    for number, text in enumerate(texts(row, "neighborhood_prompts")):
         probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=text, target=true, against="base", name=str(number)))
     return EditRecord(id=uid, subject=subject, prompt=prompt, target=target, probes=tuple(probes))
-
-
-def _strings(row: Row, name: str) -> Sequence[str]:
-    value: object = row.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise RecordError(f"field '{name}' must be a list of texts")
-    return [field({name: text}, name) for text in value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from raysweep.data.files import JsonDataset, Row, field, locality_probe, optional, standard_probes
@@ -16,6 +17,12 @@ class Zsre(JsonDataset):
     about: ClassVar[str] = "ZsRE questions (SimIE/EasyEdit JSON)"
     places: ClassVar[tuple[str, ...]] = ("ZsRE/zsre_mend_edit.json", "zsre/zsre_mend_edit.json")
     required: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"src", "alt"}),)
+
+    def remarks(self, row: Row) -> Iterator[str]:
+        """Say whether the row has a third target beside ``alt`` and ``answers``, as those of RLEdit and UltraEdit do."""
+        other = optional(row, "ans")
+        if other and other != row["alt"]:
+            yield f"the target is 'alt', {row['alt']!r}; RLEdit and UltraEdit edit 'ans', {other!r} (data.name: zsre_rledit)"
 
     def record(self, row: Row, uid: str) -> EditRecord:
         """Map ``src, alt, subject?, rephrase?, loc?, loc_ans?, portability?``."""
