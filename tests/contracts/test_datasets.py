@@ -38,14 +38,20 @@ REAL_FILES = {
 }
 
 
+def sample_path(sample: str | None) -> Path | None:
+    """Return where *sample* is; None for a dataset without a file."""
+    if sample is None:
+        return None
+    return OWN / sample if (OWN / sample).exists() else package_share() / "data" / sample
+
+
 def test_every_dataset_has_a_sample() -> None:
     assert set(SAMPLES) == set(DATASETS.names())
 
 
 @pytest.mark.parametrize(("name", "sample"), [(n, s) for n, samples in SAMPLES.items() for s in samples])
 def test_dataset_keeps_its_promises(name: str, sample: str | None) -> None:
-    folder = OWN if sample and (OWN / sample).exists() else package_share() / "data"
-    check_dataset_contract(DATASETS.get(name), folder / sample if sample else None)
+    check_dataset_contract(DATASETS.get(name), sample_path(sample))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="real data files are not here")
