@@ -188,7 +188,9 @@ def length_error(
     if not positions:
         return None
     texts = [("its edit", f"{edit.prompt} {edit.target}", before) for edit in record.edits]
-    texts += [(f"its {probe.kind} probe", f"{probe.prompt} {probe.target}", 0) for probe in record.probes]
+    for probe in record.probes:
+        pairs = ((probe.prompt, probe.target), *probe.alternatives, *(pair for pairs in probe.known for pair in pairs))
+        texts += [(f"its {probe.kind} probe", f"{prompt} {target}", 0) for prompt, target in pairs]
     for what, text, extra in texts:
         if len(text.encode(errors="replace")) + extra + _SPECIAL <= positions:
             continue  # a token is at least a byte, so there is nothing to count

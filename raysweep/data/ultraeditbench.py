@@ -16,8 +16,8 @@ class UltraEditBench(JsonDataset):
     version: ClassVar[int] = 1
     about: ClassVar[str] = "UltraEditBench questions (JSON); no subjects, so not for rome, memit and alphaedit"
     places: ClassVar[tuple[str, ...]] = (
-        "UltraEditBench/UltraEditBench_2M.json",
         "UltraEditBench/UltraEditBench_train_20k.json",
+        "UltraEditBench/UltraEditBench_2M.json",
     )
     required: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"prompt", "ans"}),)
 
