@@ -23,6 +23,7 @@ from benchmarks import measure
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
 from raysweep.evals.scoring import score
+from raysweep.models.joined import join
 from raysweep.models.layout import layout_of
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
@@ -71,8 +72,11 @@ def model(family: str, blocks: int) -> LanguageModel:
     """Return a random model of *family* with so many blocks, width 16 and bytes as tokens, on the sham device."""
     depth = {"n_layer": blocks} if family in ("gpt2", "gptj") else {"num_hidden_layers": blocks}
     room = {"vocab_size": 258, "max_position_embeddings": 256, "n_positions": 256}
-    module = move(tiny_model(family, **room, **depth))
-    return replace(tiny_lm("llama"), module=module, layout=layout_of(module.config), digest=f"{family}{blocks}")
+    module = tiny_model(family, **room, **depth)
+    layout = layout_of(module.config)
+    # as a model is loaded on a device
+    join(module, layout)
+    return replace(tiny_lm("llama"), module=move(module), layout=layout, digest=f"{family}{blocks}")
 
 
 def edit(lm: LanguageModel, spec: EditorSpec) -> tuple[Counts, float]:

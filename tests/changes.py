@@ -30,7 +30,7 @@ def changes(kind: type[BaseModel], value: BaseModel, stuck: Collection[str] = ()
     tree = value.model_dump(mode="json")
     for path, annotation in _leaves(kind, tree, ()):
         # What stands in no dump at its default is asked of the value itself.
-        now = _at(tree, path[:-1]).get(path[-1], getattr(value, path[-1], None))
+        now = _at(tree, path[:-1]).get(path[-1], _of(value, path))
         for candidate in (*_literals(annotation, now), *_others(now)):
             if candidate == now and type(candidate) is type(now):
                 continue
@@ -104,6 +104,12 @@ def _others(now: Any) -> Iterator[Any]:
         yield {**now, "x": 1}
         yield {**now, "x": "1"}
     yield from _NESTED if now is None else (None,)
+
+
+def _of(value: Any, path: Path) -> Any:
+    for name in path:
+        value = getattr(value, name, None)
+    return value
 
 
 def _at(tree: Any, path: Path) -> Any:

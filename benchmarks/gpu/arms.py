@@ -38,16 +38,24 @@ class Arm:
         editor: its name.
         together: how many records it takes at once, none seeing another.
         simie: inside SimIE (sequential).
+        captured: by recorded steps (``value.captured``), where the device can record; elsewhere by ordinary ones.
     """
 
     editor: str
     together: int = 1
     simie: bool = False
+    captured: bool = False
 
     @property
     def label(self) -> str:
-        """``memit+simie``, ``memit x16``."""
-        return f"{self.editor}{'+simie' if self.simie else ''}{f' x{self.together}' if self.together > 1 else ''}"
+        """``memit+simie``, ``memit x16``, ``captured memit``."""
+        before, simie = "captured " if self.captured else "", "+simie" if self.simie else ""
+        return f"{before}{self.editor}{simie}{f' x{self.together}' if self.together > 1 else ''}"
+
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are recorded here."""
+        return self.captured and torch.accelerator.is_available()
 
     def spec(self, shape: models.Shape, steps: int = 0) -> EditorSpec:
         """Return the editor with the hyper-parameters of *shape*; *steps* replaces the length of its optimisation."""
@@ -66,6 +74,8 @@ class Arm:
         # Steps and batch stand where the optimisation is described: in a part of its own, or among the editor's keys.
         optimisation = config.get("value", config)
         optimisation["steps"] = steps or shape.steps or optimisation["steps"]
+        if self.recorded:
+            optimisation["captured"] = True
         if self.together > 1:
             optimisation["batch"] = self.together
         wraps = (WrapSpec(name="simie", config={"lam": SIMIE_LAM}),) if self.simie else ()  # type: ignore[arg-type]

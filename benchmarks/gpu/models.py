@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from raysweep.artifacts import Artifact
+from raysweep.models.joined import join
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord, Probe, ProbeKind
@@ -96,7 +97,11 @@ def random_model(name: str, shape: Shape, dtype: torch.dtype, device: torch.devi
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     module = module.eval().requires_grad_(False)
-    return LanguageModel(module=module, tokenizer=tokenizer, layout=layout_of(config), digest=f"random-{name}")
+    layout = layout_of(config)
+    if module.device.type != "cpu":
+        # as a model is loaded on a device
+        join(module, layout)
+    return LanguageModel(module=module, tokenizer=tokenizer, layout=layout, digest=f"random-{name}")
 
 
 def records() -> list[EditRecord]:

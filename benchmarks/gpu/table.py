@@ -20,7 +20,7 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     plain = {key(cell): cell.get("s") for cell in cells if cell["way"] == "plain"}
     found = []
     for cell in (c for c in cells if c["way"] == "ours"):
-        alone = cell["what"].partition(" x")[0]
+        alone = cell["what"].removeprefix("captured ").partition(" x")[0]
         other = plain.get((cell["shape"], cell["dtype"], alone))
         own = cell.get("s")
         found.append(

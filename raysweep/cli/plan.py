@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from raysweep.cli import preflight
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
 from raysweep.config.plan import open_plan
-from raysweep.reports import plan_table
+from raysweep.reports import estimates, plan_table
 from raysweep.reports.fit import terminal_width
 
 
@@ -35,7 +36,8 @@ def command(
     """Print every trial of a sweep: arm, point, key, rounds, and what is already done. Runs nothing.
 
     The keys are those of the results: a trial whose key is done is not run again. The trials of an edit group (every λ of
-    a path) take their edits from one run over the records, so those count once. Needs neither torch nor Ray, but for a
+    a path) take their edits from one run over the records, so those count once. Where this machine has a GPU, or
+    resources.memory is set, it says how many edits made together (batch) fit there. Needs neither torch nor Ray, but for a
     model whose tokenizer was never planned with.
 
     Example:
@@ -46,10 +48,13 @@ def command(
     workspace = workspace_of(ctx)
     plan = open_plan(file, workspace, set_ or ())
     statuses = plan_table.trial_statuses(plan, workspace)
+    components, room = Components.installed(), preflight.room_for_edits(plan.sweep.resources)
     if format_ is Format.JSON:
         # `print`, not `say`: JSON must not be broken at the width of a terminal.
-        print(json.dumps(plan_table.as_json(plan, statuses), indent=2, ensure_ascii=False))
+        fitting = estimates.together(plan, workspace, components, room)
+        tree = plan_table.as_json(plan, statuses, workspace, fitting)
+        print(json.dumps(tree, indent=2, ensure_ascii=False))
         return
     print(plan_table.text(plan, statuses, width=terminal_width()), end="\n\n")
-    for line in plan_table.notes(plan, statuses, workspace, Components.installed()):
+    for line in plan_table.notes(plan, statuses, workspace, components, room):
         say(line)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from pathlib import Path
 from raysweep.config.components import Components
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.config.problems import problem
+from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.errors import Problem, ProblemsError, SpecError, StoreError
 from raysweep.lazy import lazy
-from raysweep.reports.estimates import amount, driver_memory, memory
+from raysweep.reports.estimates import Room, amount, driver_memory, memory
 from raysweep.reports.prose import counted
 from raysweep.workspace import Workspace
 
@@ -176,6 +178,29 @@ def _gpus() -> int | None:
     if sys.platform != "linux" or (devices / "kfd").exists() or (devices / "accel").exists():
         return None
     return len(list(devices.glob("nvidia[0-9]*")))
+
+
+def room_for_edits(resources: ResourceSpec) -> Room | None:
+    """Return what the edits of a trial have to fit into here: its share of the smallest GPU, or the memory reserved for it.
+
+    None where this machine has no GPU for it, and nothing is reserved.
+    """
+    card = _gpu_memory() if resources.gpu != 0 and _gpus() else None
+    if card is not None:
+        share = 1.0 if resources.gpu == "auto" else min(1.0, float(resources.gpu))
+        return Room(int(share * card), gpu=True)
+    return Room(resources.memory, gpu=False) if resources.memory else None
+
+
+def _gpu_memory() -> int | None:
+    """Return the bytes of the smallest GPU here, as the driver's own command says; None where it says nothing."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, check=True, capture_output=True, text=True, timeout=20).stdout.split()
+        # in units of 2^20 bytes
+        return min(int(one) << 20 for one in said)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def _free(folder: Path) -> int | None:

@@ -56,6 +56,20 @@ class ContextSpec(Spec):
     seed: int = 0
     templates: tuple[str, ...] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many texts a prompt is put behind, the empty one among them."""
+        if self.templates is not None:
+            return 1 + sum(template != "{}" for template in self.templates)
+        return 1 + sum(texts for _, texts in self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """About how many tokens the longest of them has: of given templates, the words."""
+        if self.templates is not None:
+            return max((len(template.replace("{}", "").split()) for template in self.templates), default=0)
+        return max((tokens for tokens, _ in self.lengths), default=0)
+
 
 class MomentSpec(Spec):
     """How to estimate second moments of keys (docs/methods/rome.md).

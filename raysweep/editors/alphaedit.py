@@ -174,7 +174,13 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
             return self._solve(artifacts[f"projector/{layer}"], memory, columns)
 
         updates = locate_layers.spread_over_layers(
-            lm, batches, layers=layers, value=self.config.value, templates=templates, solve=solve
+            lm,
+            batches,
+            layers=layers,
+            value=self.config.value,
+            templates=templates,
+            solve=solve,
+            graphs=self.graphs(),
         )
         ranks = {f"kept_rank/{layer}": float(artifacts[f"projector/{layer}"].meta["kept_rank"]) for layer in layers}
         return [(u.deltas, u.stats | ranks) for u in updates]

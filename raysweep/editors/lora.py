@@ -9,12 +9,13 @@ edit with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Unpack
 
 from raysweep.config.schema import Count, NonNegative, Positive
 from raysweep.editors.base import BaseEditor, Checkpoint, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.records import EditRecord
 from raysweep.seeds import derive
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from raysweep.models import tokens
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import lora
+    from raysweep.models.sizes import ModelSize
 else:
     torch = lazy("torch")
     lora, tokens = lazy("raysweep.models.modules.lora"), lazy("raysweep.models.tokens")
@@ -68,6 +70,22 @@ class Lora(BaseEditor[LoraConfig, None]):
     config_type = LoraConfig
     is_stateless = True
     paper = "Hu et al. 2021, arXiv 2106.09685; Hase et al. 2024, arXiv 2406.19354"
+
+    @classmethod
+    def working_bytes(cls, config: LoraConfig, shape: ModelSize, size: int) -> Mapping[str, int]:
+        """Return what training takes: all blocks are kept, and logits at every token.
+
+        Of ``batch`` records; the belief study trains ``at_once`` together.
+        """
+        tokens, wide = config.batch * activations.ROW, shape.mlp_width
+        adapters = config.batch * config.rank * shape.layers * (shape.hidden + wide)
+        # An adapter reads what enters the map, in fp32.
+        entering = shape.layers * tokens * wide * (4 if size == 4 else 4 + size)
+        kept = activations.kept_of_rows(shape, size, blocks=shape.layers, tokens=tokens) + entering
+        # Log-probabilities, their gradient, and that of the logits; besides the logits themselves in half precision.
+        head = tokens * shape.vocab * (3 * 4 + size)
+        # In fp32: the adapters, their gradients, Adam's two means.
+        return {"trained copies": 4 * 4 * adapters, "activations": kept + head}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the last MLP map of every block."""

@@ -96,5 +96,6 @@ class Memit(LocateEditor[MemitConfig, None]):
             value=config.value,
             templates=self.context_templates(artifacts),
             solve=solve,
+            graphs=self.graphs(),
         )
         return [EditStep(WeightDelta(u.deltas), None, u.stats) for u in updates]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
 
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
     from raysweep.models.forward import blocks
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import table_head
+    from raysweep.models.sizes import ModelSize
 else:
     torch, tokens = lazy("torch"), lazy("raysweep.models.tokens")
     blocks, table_head = lazy("raysweep.models.forward.blocks"), lazy("raysweep.models.modules.table_head")
+
+
+PROBES = 2  # of a record, with its own answer, about
 
 
 class OracleConfig(EditorConfig):
@@ -46,6 +51,11 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
     version = 1
     config_type = OracleConfig
     patch_kind = "modules"
+
+    @classmethod
+    def working_bytes(cls, config: OracleConfig, shape: ModelSize, size: int) -> Mapping[str, int]:
+        """Return what a pass over the probes of one record takes."""
+        return {"activations": activations.passing(shape, size, tokens=PROBES * activations.ROW)}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return nothing: no weight changes."""

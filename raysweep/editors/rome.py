@@ -111,7 +111,9 @@ class Rome(LocateEditor[RomeConfig, None]):
         (layer,) = self.config.layers
         name, steps = f"{lm.layout.mlp_out.format(layer)}.weight", []
         tasks = [self._task(lm, record, given["artifacts"]) for (record,) in batches]
-        for value in target_value.optimise(lm, tasks, layer=layer, site="mlp", spec=self.config.value):
+        for value in target_value.optimise(
+            lm, tasks, layer=layer, site="mlp", spec=self.config.value, graphs=self.graphs()
+        ):
             delta, numbers = self._rank_one_change(lm, value, layer, given["artifacts"])
             stats = {f"{key}/{layer}": v for key, v in numbers.items()}
             steps.append(EditStep(WeightDelta({name: delta}), None, stats))
@@ -123,7 +125,9 @@ class Rome(LocateEditor[RomeConfig, None]):
         """Return the change of one layer that writes *record*, and what to log."""
         task = self._task(lm, record, artifacts)
         # site="mlp": v* is the MLP's output with the shift found, as in the paper; MEMIT's is the whole block's.
-        (value,) = target_value.optimise(lm, [task], layer=layer, site="mlp", spec=self.config.value)
+        (value,) = target_value.optimise(
+            lm, [task], layer=layer, site="mlp", spec=self.config.value, graphs=self.graphs()
+        )
         return self._rank_one_change(lm, value, layer, artifacts)
 
     def _task(self, lm: LanguageModel, record: EditRecord, artifacts: Mapping[str, Artifact]) -> target_value.ValueTask:

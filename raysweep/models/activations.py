@@ -30,6 +30,8 @@ class _Widths:
 # Kept until the backward pass: by the modules of transformers, without and with a gate; and by the blocks that are written out by
 # hand for fp32 (raysweep/models/forward/llama_fused.py), which keep more, and the attention's probabilities.
 _KEPT, _KEPT_GATED, _KEPT_BY_HAND = _Widths(13, 4), _Widths(13, 3), _Widths(18, 5.4)
+# The same where whole rows, of which nothing is shared or left out, go through the modules of transformers.
+_KEPT_OF_ROWS, _KEPT_OF_ROWS_GATED = _Widths(6, 4), _Widths(7, 3)
 # Alive at once in one block when nothing is kept.
 _PASSING = _Widths(11, 3)
 
@@ -51,6 +53,19 @@ def kept_for_gradients(shape: ModelSize, size: int, *, blocks: int, packs: int, 
         # Probabilities and their logits: each token looks at its own pack's, of which about as many again are reused.
         block += packs * 2 * size * shape.heads * tokens * 2 * tokens
     return round(blocks * block)
+
+
+def kept_of_rows(shape: ModelSize, size: int, *, blocks: int, tokens: int) -> int:
+    """Return the bytes that a step keeps where whole rows go through the model's own modules.
+
+    Args:
+        shape: of the model.
+        size: bytes of a weight.
+        blocks: how many are run with gradients.
+        tokens: of all rows, padding included.
+    """
+    widths = _KEPT_OF_ROWS_GATED if shape.gated else _KEPT_OF_ROWS
+    return round(blocks * tokens * widths.bytes(shape, size))
 
 
 def of_the_head(shape: ModelSize, size: int, *, predictions: int) -> int:

@@ -15,9 +15,45 @@ from raysweep.errors import ModelError, nearest
 from raysweep.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PretrainedConfig
 
 MlpSide = Literal["in", "out"]
+NormKind = Literal["layer", "rms", "rms_plus_one"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockForm:
+    """What a family's blocks compute, for those who compute it from the parameters (``raysweep/models/forward/device_blocks.py``).
+
+    With ``u = norm₁(x)`` a block is ``y = x + o(attention(turn(q u), turn(k u), v u))`` and ``z = y + mlp(norm₂(y))``, or
+    ``y + mlp(u)`` where there is no second norm. The MLP is ``down(act(up w))``, or ``down(act(gate w) ⊙ up w)`` where ``mlp_in``
+    of the layout names two maps. Maps may have biases. Names are those of modules, ``{}`` the block number.
+
+    Attributes:
+        block_class: full name of the class that computes this; a block of any other class is left to itself.
+        norm: of all norms: ``layer`` (with mean and bias), ``rms`` or ``rms_plus_one``, which multiplies by ``1 + w``.
+        attention_norm: ``norm₁``.
+        mlp_norm: ``norm₂``; None: the MLP stands beside the attention and reads what it reads.
+        qkv: the maps to queries, keys and values; or the one that makes all three, in this order.
+        head_norms: norms of each head's queries and keys before they are turned; empty: none.
+        angles: of the body, a tensor of the stream's device and dtype, and positions ``[B, S]``: ``cos`` and ``sin`` of each
+            token's angles, ``[B, S, r/2]`` where the first ``r`` entries of each head are turned; None: positions are learnt.
+        pairs: neighbours ``(2i, 2i+1)`` are turned together; else ``(i, i + r/2)``.
+        scale: of the block, by what attention scores are multiplied.
+        activation: the key of the configuration that names ``act``.
+    """
+
+    block_class: str
+    norm: NormKind
+    attention_norm: str
+    mlp_norm: str | None
+    qkv: tuple[str, ...]
+    head_norms: tuple[str, ...] = ()
+    angles: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    pairs: bool = False
+    scale: Callable[[nn.Module], float]
+    activation: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +74,11 @@ class Layout:
         embed: token embedding.
         embed_scale: of a configuration, by how much the model multiplies a row of the embedding matrix before it enters block 0
             (Gemma: ``√hidden_size``); None: not at all.
+        position_embed: the table of learnt positions, which is added to the embedding; None: there is none.
+        form: what a block computes, exactly; None: only its own modules know, and they are run on an accelerator too.
+        shares_prefixes: whether rows that begin alike may be computed as one sequence, with a mask, and give what each gives alone;
+            not so where a token's state is more than attention's keys and values (linear attention) or where tokens of a batch
+            compete (experts with a capacity).
     """
 
     model_type: str
@@ -52,6 +93,9 @@ class Layout:
     head: str
     embed: str
     embed_scale: Callable[[PretrainedConfig], float] | None = None
+    position_embed: str | None = None
+    form: BlockForm | None = None
+    shares_prefixes: bool = True
 
     def mlp_matrix(self, layer: int, side: MlpSide) -> str:
         """Return the name of a block's value matrix (``out``: ``mlp_out``) or of its first linear map (``in``: c_fc, gate_proj)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from raysweep.workspace import Workspace
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DRIVER_BASE, DRIVER_TRIAL = 527_000_000, 21_900  # bytes, see driver_memory
 QUESTIONS = 32  # of a record, at most, about
+MOST_TOGETHER = 4096  # edits; how many more would fit is not asked
 MANY_TRIALS = 1000  # from more on, a plan says what the driver takes
 
 
@@ -104,6 +106,37 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
     return Memory({k: v for k, v in parts.items() if v}, tuple(unknown), written, on_host)
 
 
+def fits_together(trial: TrialSpec, shape: ModelSize, components: Components, limit: int, *, gpu: bool) -> int | None:
+    """Return how many edits of *trial* can be made together in *limit* bytes by this estimate; 0: not even one.
+
+    None where edits are made one by one whatever is set, or where the estimate does not say what more of them take.
+
+    Args:
+        trial: whatever it sets itself.
+        shape: of the model.
+        components: tables to resolve names with.
+        limit: bytes of a GPU, or of the host.
+        gpu: whether *limit* is a GPU's, which need not hold all of a trial.
+    """
+    config = trial.editor.config
+    value = getattr(config, "value", None)
+    holder = config if hasattr(config, "batch") else value
+    if holder is None or not hasattr(holder, "batch") or getattr(holder, "captured", False):
+        return None
+
+    def needed(batch: int) -> int:
+        more = holder.model_copy(update={"batch": batch})
+        changed = more if holder is config else config.model_copy(update={"value": more})
+        editor = trial.editor.model_copy(update={"config": changed})
+        found = memory(trial.model_copy(update={"editor": editor}), shape, components)
+        return found.on_device if gpu else found.total
+
+    if needed(MOST_TOGETHER) == needed(1):
+        return None
+    # the greatest that fits: memory only grows with their number
+    return bisect.bisect_right(range(1, MOST_TOGETHER + 1), limit, key=needed)
+
+
 def driver_memory(trials: int) -> int:
     """Return about how many bytes the process of ``raysweep run`` itself takes over a sweep of *trials* trials through Ray.
 
@@ -115,6 +148,55 @@ def driver_memory(trials: int) -> int:
     at once (:mod:`raysweep.tune.sessions`), with about .2 MB for each of its trials until it ends.
     """
     return DRIVER_BASE + DRIVER_TRIAL * trials
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a trial's edits have to fit into.
+
+    Attributes:
+        size: bytes.
+        gpu: whether they are a GPU's; else those that ``resources.memory`` reserves.
+    """
+
+    size: int
+    gpu: bool
+
+
+def together(plan: Plan, workspace: Workspace, components: Components, room: Room | None) -> dict[str, int]:
+    """Return how many edits fit together (:func:`fits_together`) by the trial's key, for the trials of which that is known."""
+    if room is None:
+        return {}
+    catalogue = lazy("raysweep.models.sources.catalogue")
+    found: dict[str, int] = {}
+    # seeds and λ take the same memory
+    known: dict[tuple[str, object], int | None] = {}
+    for planned in plan.trials:
+        key = (planned.arm, planned.trial.model)
+        if key not in known:
+            shape = catalogue.sizes_of(planned.trial.model, workspace)
+            known[key] = (
+                None if shape is None else fits_together(planned.trial, shape, components, room.size, gpu=room.gpu)
+            )
+        if (count := known[key]) is not None:
+            found[planned.key] = count
+    return found
+
+
+def together_lines(plan: Plan, fitting: Mapping[str, int], room: Room | None) -> list[str]:
+    """Return a line for each number of edits that fit together, with the arms that it holds for; *fitting* by the trial's key."""
+    if room is None:
+        return []
+    arms: dict[int, dict[str, None]] = {}
+    for planned in plan.trials:
+        if planned.key in fitting:
+            arms.setdefault(fitting[planned.key], {})[planned.arm] = None
+    place = f"{amount(room.size)} {'of the GPU' if room.gpu else 'of resources.memory'}"
+    return [
+        f"edits made together, about: at most {'more than 4,000' if count == MOST_TOGETHER else count} fit {place}"
+        f" ({', '.join(names)})"
+        for count, names in arms.items()
+    ]
 
 
 def memory_lines(plan: Plan, workspace: Workspace, components: Components) -> list[str]:

@@ -9,7 +9,7 @@ In a notebook::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from raysweep.config.components import Components
 from raysweep.config.planned_trial import Plan
 from raysweep.lazy import lazy
-from raysweep.reports import estimates, fit
+from raysweep.reports import estimates, fit, prefixes
 from raysweep.reports.prose import counted
 from raysweep.reports.standing import damage_lines
 from raysweep.workspace import Workspace
@@ -81,14 +81,21 @@ def text(plan: Plan, statuses: Sequence[PlannedStatus], *, width: int | None = N
     return fit.complete(columns, title=f"sweep {plan.sweep.name}", width=width).rstrip()
 
 
-def notes(plan: Plan, statuses: Sequence[PlannedStatus], workspace: Workspace, components: Components) -> list[str]:
-    """Return the lines below the table: protocols, what is odd or damaged, memory, time left, and how many trials there are.
+def notes(
+    plan: Plan,
+    statuses: Sequence[PlannedStatus],
+    workspace: Workspace,
+    components: Components,
+    room: estimates.Room | None = None,
+) -> list[str]:
+    """Return the lines below the table: protocols, what is odd or damaged, how questions are computed, memory, time left, extent.
 
     Args:
         plan: what is planned.
         statuses: of its trials, in their order.
         workspace: where models and results lie.
         components: tables to resolve names with.
+        room: what the edits that are made together must fit into; None = not known.
     """
     states = [status.state for status in statuses]
     damaged = {t.key: status.reason for t, status in zip(plan.trials, statuses, strict=True) if status.reason}
@@ -99,16 +106,21 @@ def notes(plan: Plan, statuses: Sequence[PlannedStatus], workspace: Workspace, c
     return [
         *_protocol_lines(plan),
         *(f"note: {note}" for note in (*plan.notes, *damage_lines(damaged, arms))),
+        *prefixes.lines(plan, workspace),
         *estimates.memory_lines(plan, workspace, components),
+        *estimates.together_lines(plan, estimates.together(plan, workspace, components, room), room),
         *([time_left] if time_left else []),
         f"{extent(plan)}; {n_done} done, {len(plan.trials) - n_done} to run",
     ]
 
 
-def as_json(plan: Plan, statuses: Sequence[PlannedStatus]) -> dict[str, object]:
+def as_json(
+    plan: Plan, statuses: Sequence[PlannedStatus], workspace: Workspace, fitting: Mapping[str, int] | None = None
+) -> dict[str, object]:
     """Return *plan* as plain data, with every resolved value.
 
-    Trials of one edit group have the same text in ``edit_group``; it is empty where a trial's edits are its own.
+    Trials of one edit group have the same text in ``edit_group``; it is empty where a trial's edits are its own. *fitting* tells,
+    by the trial's key, how many edits fit together: ``fit_together``, there only where that is known.
     """
     return {
         "sweep": plan.sweep.model_dump(mode="json"),
@@ -122,10 +134,13 @@ def as_json(plan: Plan, statuses: Sequence[PlannedStatus]) -> dict[str, object]:
                 "status": status.state,
                 # There only where something is damaged, so that its presence is the question to ask.
                 **({"reason": status.reason} if status.reason else {}),
+                **({"fit_together": fitting[planned.key]} if fitting and planned.key in fitting else {}),
                 "trial": planned.trial.model_dump(mode="json"),
             }
             for planned, status in zip(plan.trials, statuses, strict=True)
         ],
+        # None: the layout is not known before the model is here
+        "models": [{"model": m, "shares_prefixes": s} for m, s in prefixes.sharing(plan, workspace).items()],
         "notes": list(plan.notes),
     }
 

@@ -102,8 +102,10 @@ class ProposalSource:
         def cure() -> tuple[str, str]:
             together = "an edit needs" if count == 1 else f"{count} edits together need"
             hint = "use a larger accelerator, or model.dtype=bfloat16"
+            # Not done here: how many go together moves last bits, so it is the trial's to say, not the device's.
             fewer = (
-                f"make fewer of them together (value.batch or batch of {self.editor.name}, or protocol.batch_size), "
+                f"make fewer of them together, {count // 2} say (value.batch or batch of {self.editor.name}, or "
+                "protocol.batch_size), "
             )
             return f"{together} more memory than there is", (fewer if count > 1 else "") + hint
 

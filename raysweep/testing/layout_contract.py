@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from raysweep.models.forward import blocks
+from raysweep.models.forward import blocks, device_blocks, fused, prefix_tree
+from raysweep.models.forward.given import Given
 from raysweep.models.hooks import Side, capture, first
 from raysweep.models.layout import Layout
 from raysweep.models.lm import LanguageModel
@@ -67,6 +68,7 @@ def check_layout_contract(layout: Layout, module: PreTrainedModel) -> None:
     4. Each block's output enters the next; ``norm`` of the last block's is what ``body`` puts out; ``head`` of that is the logits.
     5. What is added to the output of ``mlp_out`` or ``mlp`` is added to the block's output; that of ``attn_out`` reaches it.
     6. A forward pass can be resumed at any block (:func:`raysweep.models.forward.blocks.run`) and ends in the same logits.
+    7. ``form``, if there is one, and ``position_embed`` say what the blocks compute: from their parameters come the same logits.
 
     Args:
         layout: what is examined.
@@ -85,6 +87,7 @@ def check_layout_contract(layout: Layout, module: PreTrainedModel) -> None:
     for field in ("mlp", "mlp_out", "attn_out"):
         _check_writes(lm, ids, field)
     _check_resuming(lm, ids)
+    _check_form(lm, ids)
 
 
 def _check_maps(lm: LanguageModel, ids: Tensor) -> None:
@@ -210,6 +213,28 @@ def _check_resuming(lm: LanguageModel, ids: Tensor) -> None:
             resumed = blocks.logits(lm, blocks.run(lm, states=seen[name, "input"], mask=mask, first=number))
         sentence = f"block: the blocks from '{name}' on, run on what enters it, do not end in the model's logits"
         _require_close(resumed, logits, sentence)
+
+
+def _check_form(lm: LanguageModel, ids: Tensor) -> None:
+    """What the layout says of its blocks, computed from their parameters alone, makes the logits of the whole model."""
+    form, n = lm.layout.form, ids.shape[1]
+    # an inherited form that is of another class is not used
+    if form is None or device_blocks.class_of(lm.part(lm.layout.block.format(0))) != form.block_class:
+        return
+    _require(
+        device_blocks.supports(lm, 0),
+        "form: a block holds parameters that it does not name, blocks differ in their windows, or the activation is not known",
+    )
+    positions = torch.arange(n, device=lm.device).expand(len(ids), -1)
+    seen = torch.ones(len(ids), n, n, dtype=torch.bool, device=lm.device).tril()
+    mask = prefix_tree.attention_mask(lm, seen, positions, positions)
+    assert isinstance(mask, Tensor)
+    with torch.no_grad():
+        of_form = device_blocks.DeviceBlocks.prepare(lm, Given(0, positions, mask, [None] * lm.n_blocks))
+        hidden = of_form(fused.entering(lm, ids, positions)).view(*ids.shape, -1)
+        found, logits = blocks.logits(lm, hidden), lm.module(ids).logits
+    sentence = "form: what is computed as it says (or what position_embed says enters block 0) does not end in the model's logits"
+    _require_close(found, logits, sentence)
 
 
 def _require(kept: bool, sentence: str) -> None:

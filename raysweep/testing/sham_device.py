@@ -90,6 +90,10 @@ class ShamTensor(torch.Tensor):
         numbers: list[object] = self.held.tolist()
         return numbers
 
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """Return the memory of the numbers, so that two tensors can be asked whether they share it."""
+        return self.held.untyped_storage()
+
     def numpy(self, **_: object) -> Never:
         """Raise ``TypeError``, as a tensor on a GPU does."""
         raise TypeError("can't convert a tensor on the sham device to numpy; use .cpu() first")

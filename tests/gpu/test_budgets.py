@@ -16,6 +16,7 @@ from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
 from raysweep.editors.stopping import STEPS_BETWEEN_READS
 from raysweep.evals.scoring import score
+from raysweep.models.joined import join
 from raysweep.testing.editor_contract import Exam
 from raysweep.testing.fixtures import tiny_lm, toy_records
 from raysweep.testing.sham_device import Counts, ShamDevice, move
@@ -48,6 +49,7 @@ def counted(
     def fresh() -> Any:
         lm = tiny_lm(family)
         lm.module.to(dtype)
+        join(lm.module, lm.layout)
         return lm
 
     lm = fresh()
@@ -83,7 +85,9 @@ def test_a_step_waits_for_nothing_and_uploads_nothing(name: str, dtype: torch.dt
     assert (cost.syncs, cost.uploads) == (1, 0), cost
 
 
-@pytest.mark.parametrize(("family", "budget"), [("llama", 46), ("qwen2", 48), ("gpt2", 42)])
+@pytest.mark.parametrize(
+    ("family", "budget"), [("llama", 28), ("qwen2", 28), ("qwen3", 32), ("gpt2", 23), ("gptj", 23)]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["memit", "FT-M"])
 def test_a_block_takes_few_launches_in_a_step(name: str, dtype: torch.dtype, family: str, budget: int) -> None:
@@ -138,7 +142,9 @@ def test_a_step_of_lora_waits_once() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_evaluated_batch_waits_once(family: str, dtype: torch.dtype) -> None:
     lm = tiny_lm(family)
-    move(lm.module.to(dtype))
+    lm.module.to(dtype)
+    join(lm.module, lm.layout)
+    move(lm.module)
     probes = [probe for record in toy_records(8) for probe in record.probes]
     with ShamDevice() as sham:
         for n in (12, 24):

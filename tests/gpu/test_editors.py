@@ -25,8 +25,10 @@ from tests.gpu.agree import agree, models
 # its change (Adam makes a step of every entry, also where the gradient is little but rounding), and less of the weight.
 TOLERANCE = 1e-6
 # Answers in nats, and weights after several edits: six steps at a rate of .5 enlarge the rounding of the edits before, and a
-# device's blocks take their sums in another order (raysweep/models/forward/llama_device.py). Seen: up to 3e-5.
+# device's blocks take their sums in another order (raysweep/models/forward/device_blocks.py). Seen: up to 3e-5.
 LATER = 5e-5
+# ROME on the tiny GPT-2, one edit or two: 2.8e-4, where noise of 1e-7 on the weights moves what the CPU itself writes by .1 to 1.
+AMPLIFIED = {("rome", "gpt2"): 1e-3}
 # Solved in fp32, as published: the rounding of a badly conditioned system.
 FP32_SOLVE = 1e-5
 
@@ -87,4 +89,4 @@ def test_a_run_and_its_answers_are_the_cpu_s(name: str, family: str) -> None:
             scored = score(lm, [p for r in have.records[:3] for p in r.probes])
             results.append((ledger.tensors(), flatten("state", state)[0], [(s.answers, s.logprob) for s in scored]))
             ledger.restore()
-    agree(*results, LATER)
+    agree(*results, AMPLIFIED.get((name, family), LATER))

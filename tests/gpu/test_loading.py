@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from raysweep.config.schema import ModelSpec
+from raysweep.models.forward.device_parts import Maps
+from raysweep.models.layouts.llama import FORM
 from raysweep.models.sources import load as loading
 from raysweep.models.sources.catalogue import embedded_folder
 from raysweep.testing import sham_device
@@ -41,5 +43,8 @@ def test_the_bits_are_those_of_the_cpu(
         buffers = {name: value.cpu() for name, value in there.module.named_buffers()}
     assert there.device == sham_device.device()
     assert there.identity == here.identity
+    # on a device, maps that read the same are one product
+    names = [name.format(1) for name in FORM.qkv]
+    assert (len(Maps.of(there, names).weights), len(Maps.of(here, names).weights)) == (1, 3)
     for name, value in {**here.module.state_dict(), **dict(here.module.named_buffers())}.items():
         assert torch.equal({**found, **buffers}[name], value), name

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from raysweep.editors.locate import contexts
     from raysweep.editors.locate import second_moments as moments
     from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
+    from raysweep.models import step_graphs
     from raysweep.models.lm import LanguageModel
     from raysweep.models.sizes import ModelSize
 else:
     cholesky = lazy("raysweep.editors.linalg.cholesky")
     contexts = lazy("raysweep.editors.locate.contexts")
     moments = lazy("raysweep.editors.locate.second_moments")
+    step_graphs = lazy("raysweep.models.step_graphs")
 
 
 class LocateConfig(EditorConfig):
@@ -72,9 +74,7 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
     @staticmethod
     def value_bytes(config: LocateConfigT, shape: ModelSize, size: int, *, layer: int) -> Mapping[str, int]:
         """Return what the optimisation of values at *layer* keeps: the blocks above, for the prompt in every context."""
-        spec, together = config.contexts, config.value.batch
-        sampled = sum(count for _, count in spec.lengths)
-        contexts_used = 1 + (sampled if spec.templates is None else sum(t != "{}" for t in spec.templates))
+        contexts_used, together = config.contexts.count, config.value.batch
         tokens, predictions = contexts_used * activations.ROW, contexts_used * activations.TARGET
         blocks = max(shape.layers - 1 - layer, 0)
         kept = activations.kept_for_gradients(shape, size, blocks=blocks, packs=together, tokens=tokens)
@@ -84,6 +84,7 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
         super().__init__(config)
         # By the artifact's digest. No memory of edits: a factor follows from its artifact alone.
         self._factors: dict[str, cholesky.Factor] = {}
+        self._graphs: step_graphs.StepGraphs | None = None
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the value matrices of the chosen layers."""
@@ -105,6 +106,12 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
     def context_templates(self, artifacts: Mapping[str, Artifact]) -> tuple[str, ...]:
         """Return the context templates, the bare prompt's ``"{}"`` first."""
         return contexts.templates(self.config.contexts, artifacts.get("contexts"))
+
+    def graphs(self) -> step_graphs.StepGraphs | None:
+        """Return the steps recorded by this editor so far, where ``value.captured``; None where steps are not recorded."""
+        if self._graphs is None and self.config.value.captured:
+            self._graphs = step_graphs.StepGraphs()
+        return self._graphs
 
     def moment_factor(self, artifacts: Mapping[str, Artifact], layer: int, device: torch.device) -> cholesky.Factor:
         """Return the Cholesky factor (fp64) of the second moments ``C [d_in, d_in]`` of a layer's keys, computed once per editor.

@@ -27,6 +27,7 @@ from raysweep.models import hooks, ledger, tokens
 from raysweep.models.forward import blocks, prefix_tree
 from raysweep.models.lm import LanguageModel
 from raysweep.models.patches import Delta, LowRank
+from raysweep.models.step_graphs import StepGraphs
 from raysweep.records import EditRecord
 
 # layer, K [d_in, n] fp64 → X [d_in, n] fp64
@@ -54,6 +55,7 @@ def spread_over_layers(
     value: ValueSpec,
     templates: Sequence[str],
     solve: Solve,
+    graphs: StepGraphs | None = None,
 ) -> list[LayerUpdates]:
     """Return what writes each of *batches* into the model as it stands; no batch sees another.
 
@@ -64,10 +66,12 @@ def spread_over_layers(
         value: how target values are optimised.
         templates: context templates, the bare one first.
         solve: returns ``X [d_in, n]`` for a layer and its keys ``K [d_in, n]``, both fp64.
+        graphs: where steps are captured, those recorded so far.
     """
     tasks = [_task(lm, r, templates, value) for batch in batches for r in batch]
     # Values are looked for together, over all batches; each batch then takes its own, in order.
-    values = iter(target_value.optimise(lm, tasks, layer=layers[-1], site="block", spec=value))
+    found = target_value.optimise(lm, tasks, layer=layers[-1], site="block", spec=value, graphs=graphs)
+    values = iter(found)
     return [_layer_updates(lm, batch, layers, templates, [next(values) for _ in batch], solve) for batch in batches]
 
 

@@ -33,8 +33,28 @@ class RowwiseAdam:
         self.count += 1
         # Rows that have stopped get no gradient; their moments decay, which nobody reads.
         gradient = torch.where(active[:, None], gradient, torch.zeros_like(gradient))
-        self.mean = self.mean + (gradient - self.mean) * (1 - 0.9)
-        self.square = self.square * 0.999 + gradient * gradient * (1 - 0.999)
-        scale: Tensor = (self.square.sqrt() / (1 - 0.999**self.count) ** 0.5) + 1e-8
-        moved: Tensor = value - (self.lr / (1 - 0.9**self.count)) * self.mean / scale
-        return moved
+        self.mean, self.square = moments(self.mean, self.square, gradient)
+        return moved(value, self.mean, self.square, *factors(self.lr, self.count))
+
+
+def factors(lr: float, count: int) -> tuple[float, float]:
+    """Return ``lr / (1 − β₁ᵗ)`` and ``√(1 − β₂ᵗ)`` of update ``t`` = *count*, from 1."""
+    return lr / (1 - 0.9**count), (1 - 0.999**count) ** 0.5
+
+
+def moments(mean: Tensor, square: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``m`` and ``v`` with one more *gradient* in them, ``[n, d]`` each."""
+    return mean + (gradient - mean) * (1 - 0.9), square * 0.999 + gradient * gradient * (1 - 0.999)
+
+
+def moved(value: Tensor, mean: Tensor, square: Tensor, rate: float | Tensor, root: float | Tensor) -> Tensor:
+    """Return *value* ``[n, d]`` after an update with moments *mean* and *square*; *rate* and *root* are its :func:`factors`."""
+    scale: Tensor = (square.sqrt() / root) + 1e-8
+    after: Tensor = value - rate * mean / scale
+    return after
+
+
+def clamped(value: Tensor, limit: Tensor) -> Tensor:
+    """Return the rows of *value* ``[n, d]`` projected onto balls of radius ``limit [n, 1]``."""
+    norm = value.norm(dim=1, keepdim=True)
+    return torch.where(norm > limit, value * limit / norm, value)

@@ -27,12 +27,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from raysweep.editors.locate.rowwise_adam import RowwiseAdam
+from raysweep.editors.locate import captured_value
+from raysweep.editors.locate.rowwise_adam import RowwiseAdam, clamped
 from raysweep.editors.locate.value_loss import TaskTree, ValueLoss
 from raysweep.editors.specs import ValueSpec
 from raysweep.editors.stopping import steps_between_reads
 from raysweep.models import hooks, tokens
 from raysweep.models.lm import LanguageModel
+from raysweep.models.step_graphs import StepGraphs
 
 # nats; published constant of ROME and MEMIT
 STOP_LOSS = 5e-2
@@ -114,7 +116,13 @@ def value_task(
 
 
 def optimise(
-    lm: LanguageModel, tasks: Sequence[ValueTask], *, layer: int, site: Literal["mlp", "block"], spec: ValueSpec
+    lm: LanguageModel,
+    tasks: Sequence[ValueTask],
+    *,
+    layer: int,
+    site: Literal["mlp", "block"],
+    spec: ValueSpec,
+    graphs: StepGraphs | None = None,
 ) -> list[Value]:
     """Find the shift of each task; tasks never see each other.
 
@@ -125,10 +133,16 @@ def optimise(
         site: ``mlp`` measures the origin at the MLP's output (ROME), ``block`` at the block's (MEMIT). The shift itself
             acts on the residual stream either way, which is the same thing in pre-norm blocks.
         spec: hyper-parameters; ``spec.batch`` tasks are computed together.
+        graphs: where ``spec.captured``, the steps recorded so far.
 
     Returns:
         One value per task, in order.
+
+    Raises:
+        ModelError: steps are to be captured, and cannot be on the model's device.
     """
+    if graphs is not None:
+        return [_optimise_captured(lm, task, layer, site, spec, graphs) for task in tasks]
     values: list[Value] = []
     for begin in range(0, len(tasks), spec.batch):
         values += _optimise_together(lm, tasks[begin : begin + spec.batch], layer, site, spec)
@@ -182,21 +196,33 @@ def _optimise_together(
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         moved = adam.step(shift, torch.zeros_like(shift).index_put((computed,), gradient), active)
         # Project onto the ball ‖δ‖ ≤ clamp · ‖v_0‖ of each task.
-        norm = moved.norm(dim=1, keepdim=True)
-        moved = torch.where(norm > limit, moved * limit / norm, moved)
-        shift = torch.where(active[:, None], moved, shift)
-    # one read for all numbers; fp64 holds losses and counts exactly
-    numbers = torch.stack([last.double(), first.double(), steps.double()]).tolist()
+        shift = torch.where(active[:, None], clamped(moved, limit), shift)
+    return _values(shift, origin, keys, output, torch.stack([last.double(), first.double(), steps.double()]))
+
+
+def _optimise_captured(
+    lm: LanguageModel, task: ValueTask, layer: int, site: str, spec: ValueSpec, graphs: StepGraphs
+) -> Value:
+    """Run the loop for one task by recorded steps."""
+    trees = [TaskTree.build(task.rows, task.lookups, task.targets)]
+    measured, keys, output, origin = _read_origin(lm, trees, layer, site, fill=True)
+    shift, *numbers = captured_value.find(lm, measured, origin, spec, graphs, stop_loss=STOP_LOSS)
+    return _values(shift, origin, keys, output, torch.stack([n.double() for n in numbers]))[0]
+
+
+def _values(shift: Tensor, origin: Tensor, keys: Sequence[Tensor], output: Tensor, numbers: Tensor) -> list[Value]:
+    """Return the results of ``n`` tasks; *numbers* ``[3, n]`` are last losses, first losses and steps."""
+    # one read for all of them; fp64 holds losses and counts exactly
     return [
         Value(
             shift=shift[i], origin=origin[i], keys=keys[i], output=output[i], loss=end, first_loss=start, steps=int(n)
         )
-        for i, (end, start, n) in enumerate(zip(*numbers, strict=True))
+        for i, (end, start, n) in enumerate(zip(*numbers.tolist(), strict=True))
     ]
 
 
 def _read_origin(
-    lm: LanguageModel, trees: Sequence[TaskTree], layer: int, site: str
+    lm: LanguageModel, trees: Sequence[TaskTree], layer: int, site: str, *, fill: bool = False
 ) -> tuple[ValueLoss, Sequence[Tensor], Tensor, Tensor]:
     """Make the pass without a shift that everything starts from.
 
@@ -214,7 +240,7 @@ def _read_origin(
     ]
     # Preparing the loss runs all rows through the blocks up to this one, and so fills the capture on its way.
     with hooks.capture(lm, sides) as seen:
-        measured = ValueLoss.prepare(lm, trees, layer)
+        measured = ValueLoss.prepare(lm, trees, layer, fill=fill)
     # The look-up nodes: each task's bare prompt, which is its first context, then all contexts of all tasks. Row i of what was
     # captured is the tree of task i: [n, N, …].
     contexts = [(i, node) for i, t in enumerate(trees) for node in t.lookups]

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from raysweep.editors.specs import ValueSpec
 from raysweep.models.forward import head, prefix_tree, resume
+from raysweep.models.forward.model_guard import ModelGuard
 from raysweep.models.lm import LanguageModel
 
 
@@ -76,6 +77,11 @@ def _flags(like: Tensor, nodes: Sequence[Sequence[int]]) -> Tensor:
     return flags.to(like.device)
 
 
+def _appended(places: tuple[Tensor, Tensor], columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (task, column) *places* with further *columns* of task 0 behind them."""
+    return torch.cat([places[0], torch.zeros_like(columns)]), torch.cat([places[1], columns])
+
+
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
     """Where what is shifted and what is read lies among the tokens that a step computes; task i is row i of the batch.
@@ -86,6 +92,7 @@ class ReadPlan:
         token: the ids demanded there, ``[k]``.
         weight: ``[k]``, 1 / (contexts · m).
         kl: (task, column) of the KL rows' look-up tokens.
+        filled: some of what is demanded has no weight and only fills up.
     """
 
     shifted: tuple[Tensor, Tensor]
@@ -93,6 +100,7 @@ class ReadPlan:
     token: Tensor
     weight: Tensor
     kl: tuple[Tensor, Tensor]
+    filled: bool = False
 
     @classmethod
     def build(cls, trees: Sequence[TaskTree], column: Tensor) -> ReadPlan:
@@ -107,6 +115,34 @@ class ReadPlan:
         pairs = list(zip(torch.split(task, sizes), torch.split(places, sizes), strict=True))
         weight = torch.tensor([weight for t in trees for *_, weight in t.demanded], device=column.device)
         return cls(pairs[0], pairs[1], torch.split(token, sizes)[1], weight, pairs[2])
+
+    def fill(self, width: int, lookups: int) -> ReadPlan:
+        """Return the plan of one task with as many shifts and reads as others of about its size have; the rest change nothing.
+
+        Args:
+            width: how many columns a step computes; the last of them is nobody's.
+            lookups: of the task's rows, of which some may be one node.
+        """
+        columns = self.read()[1]
+        asked = set(columns.tolist())
+        # As many different columns, since the last block computes those asked for, and as many questions.
+        different = min(resume.bucket(len(asked)), width)
+        others = [c for c in reversed(range(width)) if c not in asked][: different - len(asked)]
+        count = resume.bucket(max(len(self.token), different))
+        more = [
+            *others,
+            *[width - 1 if width - 1 in others else int(columns[0])] * (count - len(self.token) - len(others)),
+        ]
+        extra = torch.tensor([more, [0] * len(more)], device=columns.device)
+        lent = torch.full((lookups - len(self.shifted[1]),), width - 1, device=columns.device)
+        return ReadPlan(
+            shifted=_appended(self.shifted, lent),
+            demanded=_appended(self.demanded, extra[0]),
+            token=torch.cat([self.token, extra[1]]),
+            weight=torch.cat([self.weight, extra[1].to(self.weight.dtype)]),
+            kl=self.kl,
+            filled=True,
+        )
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Return (task, column) of everything that is read: the demanded predictions, then the KL rows."""
@@ -129,14 +165,26 @@ class ValueLoss:
     upper: resume.ReadPositions
 
     @classmethod
-    def prepare(cls, lm: LanguageModel, trees: Sequence[TaskTree], layer: int) -> ValueLoss:
-        """Compute once, without gradient, everything that no shift after block *layer* moves."""
+    def prepare(cls, lm: LanguageModel, trees: Sequence[TaskTree], layer: int, *, fill: bool = False) -> ValueLoss:
+        """Compute once, without gradient, everything that no shift after block *layer* moves.
+
+        With *fill* the one tree is filled up to the size of its bucket (``resume.bucket``), so that few sizes occur.
+        """
         # One pack per task; where a row's tokens lie is not asked of the packs, since nodes are translated by column_of.
         packs = prefix_tree.lay_out(lm, [t.tree for t in trees], ())
         with torch.no_grad():
-            rest = resume.remainder_after(lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1)
+            rest = resume.remainder_after(
+                lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1, fill=fill
+            )
         plan = ReadPlan.build(trees, rest.column_of)
+        if fill:
+            plan = plan.fill(rest.states.shape[1], len(trees[0].lookups) + 1)
         return cls(rest.states, plan, rest.upper.read_at(*plan.read()))
+
+    def guard(self) -> ModelGuard | None:
+        """Return the model as it was, where its blocks run in few operations and nothing has changed since; else None."""
+        blocks = self.upper.upper.fused
+        return blocks.guard if blocks is not None and blocks.is_unchanged() else None
 
     def at(
         self, lm: LanguageModel, shift: Tensor, origin: Tensor, spec: ValueSpec, base_logp: Tensor | None
@@ -162,6 +210,7 @@ class ValueLoss:
         nll = zeros.index_add(0, plan.demanded[0], -readout.logp * plan.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
         # A task has hit when none of its demanded predictions misses, in any context.
-        missed = zeros.index_add(0, plan.demanded[0], (~readout.is_argmax).float())
+        misses = ~readout.is_argmax & (plan.weight > 0) if plan.filled else ~readout.is_argmax
+        missed = zeros.index_add(0, plan.demanded[0], misses.float())
         loss: Tensor = nll + spec.kl * readout.kl + spec.weight_decay * decay
         return loss, missed == 0, readout.base

@@ -22,6 +22,7 @@ from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegativ
 from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.errors import DataError, SpecError
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.models.patches import Delta, LowRank, WeightDelta
 from raysweep.records import EditRecord, Probe, ProbeKind
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from raysweep.editors.mend import factors, network
     from raysweep.models import attention
     from raysweep.models.lm import LanguageModel
+    from raysweep.models.sizes import ModelSize
 else:
     torch, mend_archive = lazy("torch"), lazy("raysweep.editors.mend.archive")
     network, factors = lazy("raysweep.editors.mend.network"), lazy("raysweep.editors.mend.factors")
@@ -153,6 +155,21 @@ class Mend(BaseEditor[MendConfig, None]):
     def __init__(self, config: MendConfig) -> None:
         super().__init__(config)
         self._loaded: tuple[str, torch.device, network.Hypernetwork] | None = None  # derived from the artifact alone
+
+    @classmethod
+    def working_bytes(cls, config: MendConfig, shape: ModelSize, size: int) -> Mapping[str, int]:
+        """Return what an edit takes: the hypernetwork, the blocks from the lowest edited one on, the factors of all matrices."""
+        tokens, width = config.batch * activations.ROW, shape.hidden + shape.mlp_width
+        kinds = {"mlp_in": 1 + shape.gated, "mlp_out": 1}
+        matrices = len(config.layers) * sum(kinds[kind] for kind in config.modules)
+        networks = len(set(config.modules)) if config.shared else matrices
+        # Two layers of two factors each; their vectors, a few per matrix, are nothing beside them.
+        hypernetwork = networks * 2 * 2 * min(config.rank, width) * width
+        kept = activations.kept_of_rows(shape, size, blocks=shape.layers - min(config.layers), tokens=tokens)
+        # In fp32: inputs and gradients, of which about half are there a second time when they are masked.
+        factors = round(1.5 * 4 * matrices * tokens * width)
+        head = activations.of_the_head(shape, size, predictions=config.batch * activations.TARGET)
+        return {"hypernetwork": 4 * hypernetwork, "activations": kept + factors + head}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return the edited matrices in the order of their step sizes."""

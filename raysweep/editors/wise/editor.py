@@ -21,6 +21,7 @@ from raysweep.editors.base import BaseEditor, EditInputs, EditStep, RecordCheck
 from raysweep.editors.wise.config import WiseConfig
 from raysweep.errors import RecordError
 from raysweep.lazy import lazy
+from raysweep.models import activations
 from raysweep.models.patches import ModulePatch
 from raysweep.records import EditRecord
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from raysweep.editors.wise import merging, training
     from raysweep.models.lm import LanguageModel
     from raysweep.models.modules import replacement, side_memory
+    from raysweep.models.sizes import ModelSize
 else:
     torch, contexts = lazy("torch"), lazy("raysweep.editors.locate.contexts")
     merging, training = lazy("raysweep.editors.wise.merging"), lazy("raysweep.editors.wise.training")
@@ -91,6 +93,20 @@ class Wise(BaseEditor[WiseConfig, WiseState]):
             )
 
         return check
+
+    @classmethod
+    def working_bytes(cls, config: WiseConfig, shape: ModelSize, size: int) -> Mapping[str, int]:
+        """Return what training takes: copies of the map, and the blocks above for the padded rows of all contexts."""
+        rows, tokens = config.contexts.count, activations.ROW + config.contexts.longest
+        blocks = max(shape.layers - 1 - config.layer, 0)
+        if config.matrix == "out":
+            kept = activations.kept_for_gradients(shape, size, blocks=blocks, packs=rows, tokens=tokens)
+        else:
+            # Its own block is run again, and with a module in another's place by the model's own modules.
+            kept = activations.kept_of_rows(shape, size, blocks=blocks + 1, tokens=rows * tokens)
+        head = activations.of_the_head(shape, size, predictions=rows * activations.TARGET)
+        # In fp32: the memory before and after, the gradient, that of trained entries, the decay, and their sum.
+        return {"trained copies": 6 * 4 * shape.hidden * shape.mlp_width, "activations": kept + head}
 
     def edited_parameters(self, lm: LanguageModel) -> tuple[str, ...]:
         """Return nothing: no weight changes."""

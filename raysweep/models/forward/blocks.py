@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from raysweep.models import attention, hooks
 from raysweep.models.forward import fused, prefix_tree
+from raysweep.models.forward.given import Given
 from raysweep.models.lm import LanguageModel
 
 if TYPE_CHECKING:
@@ -147,9 +148,9 @@ def run_packs(
         and not torch.is_grad_enabled()
         and fused.supports(lm, 0, last)
     ):
-        lower = fused.way_for(mask).prepare(lm, 0, packs.positions, mask, [None] * last, packs.real, last)
+        lower = fused.prepare(lm, Given(0, packs.positions, mask, [None] * last, packs.real, last))
         lower = fused.without_gradient(lower)
-        entering = lm.part(lm.layout.embed)(packs.ids)
+        entering = fused.entering(lm, packs.ids, packs.positions)
         states, first = lower.to_grid(lower(entering)).reshape(entering.shape), last
     # what the fused blocks have computed already replaces the ids
     ids = packs.ids if states is None else None

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from raysweep.models import attention
 from raysweep.models.forward import matmul
+from raysweep.models.forward.given import Given, PastKeysValues
 from raysweep.models.forward.llama_parts import BlockWeights, RmsNormWeights, rotate, rotate_backward, scaled_table
 from raysweep.models.forward.model_guard import ModelGuard
 from raysweep.models.forward.query_positions import PackSlice, QueryPositions, TokenSlots
@@ -45,18 +46,14 @@ SUPPORTED_BLOCKS = {  # exactly this mathematics; another library's class of the
     (_MODULE.format("qwen2"), "Qwen2DecoderLayer"),
 }
 
-PastKeysValues = tuple[Tensor, Tensor]  # keys and values of reused tokens, [B, k, P, e] each
-
 
 def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
     """Tell whether blocks *first* … *end* (exclusive; None: all) are what :class:`FusedLlamaBlocks` computes.
 
-    That is: of known kinds, fp32 (any precision on an accelerator, where :mod:`.llama_device` computes them), eval mode, one window
-    for all, whole heads rotated, nothing hooked, replaced or trained.
+    That is: of known kinds, fp32, eval mode, one window for all, whole heads rotated, nothing hooked, replaced or trained.
     """
     blocks = [lm.part(lm.layout.block.format(i)) for i in range(first, lm.n_blocks if end is None else end)]
-    slow = lm.dtype != torch.float32 and lm.device.type == "cpu"
-    if not blocks or slow or getattr(lm.module.config, "hidden_act", "") != "silu":
+    if not blocks or lm.dtype != torch.float32 or getattr(lm.module.config, "hidden_act", "") != "silu":
         return False
     final = lm.part(lm.layout.norm)
     if not all(_class_of(b) in SUPPORTED_BLOCKS and type(b.post_attention_layernorm) is type(final) for b in blocks):
@@ -111,32 +108,14 @@ class FusedLlamaBlocks:
     guard: ModelGuard
 
     @classmethod
-    def prepare(
-        cls,
-        lm: LanguageModel,
-        first: int,
-        positions: Tensor,
-        mask: Tensor,
-        past: Sequence[PastKeysValues | None],
-        real: Tensor | None = None,
-        end: int | None = None,
-    ) -> FusedLlamaBlocks:
-        """Work out what all steps have in common.
-
-        Args:
-            lm: a model that :func:`supports` accepts for these blocks.
-            first: the first block.
-            positions: ``[B, S]`` of the computed tokens.
-            mask: ``[B, 1, S, M]``, added to the attention scores; the ``P`` reused tokens come first.
-            past: keys and values of the reused tokens, one entry per block.
-            real: ``[B, S]`` False at padding, which is then left out, but for what makes products go faster; None: nothing is.
-            end: the block to stop before; None: run to the last one and the final norm.
-        """
+    def prepare(cls, lm: LanguageModel, given: Given) -> FusedLlamaBlocks:
+        """Work out what all steps have in common; *lm* is one that :func:`supports` accepts for these blocks."""
         config = lm.module.config
         h, k = config.num_attention_heads, config.num_key_value_heads
         e = getattr(config, "head_dim", None) or config.hidden_size // h
         body: LlamaModel = lm.part(lm.layout.body)
-        cos_and_sin = body.rotary_emb(lm.weight(f"{lm.layout.embed}.weight"), positions)
+        real, mask = given.real, given.mask
+        cos_and_sin = body.rotary_emb(lm.weight(f"{lm.layout.embed}.weight"), given.positions)
         b, s, m = len(mask), *mask.shape[2:]
         slots = None
         if real is not None:
@@ -147,13 +126,14 @@ class FusedLlamaBlocks:
         # one pack's mask is broadcast over the heads; several packs' must be repeated, since heads lie inside packs
         head_mask = mask[:, 0] if b == 1 else mask.expand(b, h, s, m).reshape(b * h, s, m)
         all_tokens = QueryPositions(scaled_table(table), scaled_table(table, e**-0.5), head_mask, (b, s), slots)
-        until = lm.n_blocks if end is None else end
-        blocks = [BlockWeights.from_module(lm.part(lm.layout.block.format(i))) for i in range(first, until)]
+        numbers = range(given.first, given.until(lm.n_blocks))
+        blocks = [BlockWeights.from_module(lm.part(lm.layout.block.format(i))) for i in numbers]
         repeated = [
-            None if kv is None else (_per_query_head(kv[0], h // k), _per_query_head(kv[1], h // k)) for kv in past
+            None if kv is None else (_per_query_head(kv[0], h // k), _per_query_head(kv[1], h // k))
+            for kv in given.past
         ]
-        final_norm = RmsNormWeights.from_module(lm.part(lm.layout.norm)) if end is None else None
-        guard = ModelGuard.record(lm, first, end)
+        final_norm = RmsNormWeights.from_module(lm.part(lm.layout.norm)) if given.end is None else None
+        guard = ModelGuard.record(lm, given.first, given.end)
         return cls(blocks, final_norm, repeated, all_tokens, all_tokens, (h, k, e), guard)
 
     def round_up(self, flags: Tensor) -> Tensor:

@@ -162,6 +162,8 @@ def pack_rows(lm: LanguageModel, rows: Sequence[Sequence[int]], *, width: int = 
     Raises:
         ModelError: a row is longer than the model allows.
     """
+    # each row alone where rows that are computed together would not be what they are alone
+    width = width if lm.layout.shares_prefixes else 0
     trees, positions = _fill(rows, width)
     # packs of unequal size are padded to the longest, so look for the smallest width that needs no more of them
     least = sum(len(tree.ids) for tree in trees) // len(trees)

@@ -16,7 +16,7 @@ kept), ``S`` of them computed, ``k`` positions that are read, ``d`` width of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from raysweep.models import hooks
 from raysweep.models.forward import blocks, fused, matmul, prefix_tree
+from raysweep.models.forward.given import Given, PastKeysValues
 from raysweep.models.lm import LanguageModel
 
 
@@ -53,7 +54,9 @@ class Remainder:
         return self.upper.hidden(lm, states)
 
 
-def remainder_after(lm: LanguageModel, packs: prefix_tree.PackedRows, change: Tensor, *, first: int) -> Remainder:
+def remainder_after(
+    lm: LanguageModel, packs: prefix_tree.PackedRows, change: Tensor, *, first: int, fill: bool = False
+) -> Remainder:
     """Compute once, without gradient, everything that no change of what enters block *first* can reach.
 
     Call it inside a :func:`torch.no_grad` block. Its pass through the blocks below *first* also fills captures open
@@ -64,6 +67,7 @@ def remainder_after(lm: LanguageModel, packs: prefix_tree.PackedRows, change: Te
         packs: the rows.
         change: ``[B, N]`` True where what enters block *first* may change; whatever looks at those tokens remains too.
         first: a block, or the number of blocks: then only the final norm remains.
+        fill: fill up the reused tokens, and the computed ones by at least one, to the size of their bucket (:func:`bucket`).
     """
     block, last = lm.layout.block, max(first - 1, 0)
     # what enters a block that is not run is read where it leaves the block before
@@ -73,8 +77,8 @@ def remainder_after(lm: LanguageModel, packs: prefix_tree.PackedRows, change: Te
     # a token remains if it looks at one that changes: [B, N]
     remains = (packs.visible & change[:, None, :]).any(2)
     # packs keep different numbers of tokens: columns [B, P] and [B, S], shorter packs filled up, and which are no filling
-    reused, reused_real = _columns_where(~remains)
-    rest, rest_real = _columns_where(remains)
+    reused, reused_real = _columns_where(~remains, bucket if fill else None)
+    rest, rest_real = _columns_where(remains, (lambda count: bucket(count + 1)) if fill else None)
     cache, reused_positions, own = None, None, _take(packs.positions, rest)
     if reused.shape[1] and first < lm.n_blocks:
         # one pass of the upper blocks over the tokens that stay, for their keys and values
@@ -141,10 +145,10 @@ class UpperBlocks:
         everywhere = positions if reused is None else torch.cat([reused, positions], dim=1)
         mask, upper = prefix_tree.attention_mask(lm, visible, positions, everywhere), None
         if isinstance(mask, Tensor) and fused.supports(lm, first):
-            past: list[fused.PastKeysValues | None] = [None] * (lm.n_blocks - first)
+            past: list[PastKeysValues | None] = [None] * (lm.n_blocks - first)
             if cache is not None:
                 past = [(layer.keys, layer.values) for layer in cache.layers[first:]]
-            upper = fused.way_for(mask).prepare(lm, first, positions, mask, past, real)
+            upper = fused.prepare(lm, Given(first, positions, mask, past, real))
         return cls(first, positions, mask, cache, upper)
 
     def read_at(self, rows: Tensor, columns: Tensor, *, without_gradient: bool = False) -> ReadPositions:
@@ -204,7 +208,8 @@ def packed_hidden_at(lm: LanguageModel, packs: prefix_tree.PackedRows, rows: Ten
     upper = UpperBlocks.prepare(lm, 0, packs.positions, packs.visible, real=packs.real)
     if upper.fused is None:
         return blocks.run_packs(lm, packs)[rows, columns]
-    return upper.read_at(rows, columns, without_gradient=True).hidden(lm, lm.part(lm.layout.embed)(packs.ids))
+    states = fused.entering(lm, packs.ids, packs.positions)
+    return upper.read_at(rows, columns, without_gradient=True).hidden(lm, states)
 
 
 def last_block_of(lm: LanguageModel, modules: Sequence[str]) -> int | None:
@@ -232,12 +237,30 @@ class _FrozenLayer(DynamicLayer):  # type: ignore[misc]
         return self.length
 
 
-def _columns_where(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the columns at which ``flags [B, N]`` is True, in order, ``[B, n]``, and which of them are no padding."""
+def bucket(count: int) -> int:
+    """Return the size to which so many tokens are filled up where sizes shall be few: at most 16, or a quarter, more.
+
+    >>> [bucket(n) for n in (0, 1, 16, 17, 100, 130)]
+    [0, 16, 16, 32, 112, 160]
+    """
+    step = max(16, 1 << max(count.bit_length() - 3, 0))
+    return -(-count // step) * step
+
+
+def _columns_where(flags: Tensor, size: Callable[[int], int] | None = None) -> tuple[Tensor, Tensor]:
+    """Return the columns at which ``flags [B, N]`` is True, in order, ``[B, n]``, and which of them are no padding.
+
+    *size* says how many columns to fill up to; None: as many as products like.
+    """
     count = flags.sum(1)
-    width = matmul.best_rows(int(count.max()), flags.device)
+    most = int(count.max())
+    width = matmul.best_rows(most, flags.device) if size is None else size(most)
     # a stable sort keeps the columns in order; what follows the flagged ones pads the shorter packs with other columns
-    order = flags.int().argsort(dim=1, descending=True, stable=True)[:, :width]
+    order = flags.int().argsort(dim=1, descending=True, stable=True)
+    if size is not None:
+        # there may be fewer columns than that
+        order = order.repeat(1, -(-width // order.shape[1]))
+    order = order[:, :width]
     return order, torch.arange(order.shape[1], device=order.device) < count[:, None]
 
 

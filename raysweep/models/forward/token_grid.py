@@ -48,7 +48,8 @@ class Grid(NamedTuple):
     def lay_out(self, tokens: Tensor) -> Tensor:
         """Put ``tokens [n, w]`` into their slots, ``[B, A, w]``; an empty slot holds some token, which no mask lets anyone see."""
         if self.slot_of_token is not None:
-            tokens = _ToGrid.apply(tokens, self)  # type: ignore[no-untyped-call]
+            # nothing of an empty slot's gradient counts
+            tokens = _Move.apply(tokens, self.token_in_slot, self.slot_of_token, None)  # type: ignore[no-untyped-call]
         return tokens.view(*self.shape, -1)
 
     def take(self, grid: Tensor) -> Tensor:
@@ -56,33 +57,21 @@ class Grid(NamedTuple):
         flat = grid.reshape(-1, grid.shape[-1])
         if self.slot_of_token is None:
             return flat
-        tokens: Tensor = _FromGrid.apply(flat, self)  # type: ignore[no-untyped-call]
+        # the gradient of an empty slot is zero
+        tokens: Tensor = _Move.apply(flat, self.slot_of_token, self.token_in_slot, self.occupied)  # type: ignore[no-untyped-call]
         return tokens
 
 
-class _ToGrid(torch.autograd.Function):
-    """A list of tokens into slots; the gradient is taken back out, and nothing of an empty slot's counts."""
+class _Move(torch.autograd.Function):
+    """Rows to other places, each at most once; the gradient goes back the same way, and where no row lay there is none."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, grid: Grid) -> Tensor:
-        assert grid.token_in_slot is not None
-        ctx.grid = grid
-        return tokens.index_select(0, grid.token_in_slot)
+    def forward(ctx: Any, rows: Tensor, there: Tensor, back: Tensor, occupied: Tensor | None) -> Tensor:
+        ctx.back, ctx.occupied = back, occupied
+        return rows.index_select(0, there)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].reshape(-1, grads[0].shape[-1]).index_select(0, ctx.grid.slot_of_token), None
-
-
-class _FromGrid(torch.autograd.Function):
-    """Tokens out of their slots; the gradient is put into the slots, zero in empty ones."""
-
-    @staticmethod
-    def forward(ctx: Any, flat: Tensor, grid: Grid) -> Tensor:
-        assert grid.slot_of_token is not None
-        ctx.grid = grid
-        return flat.index_select(0, grid.slot_of_token)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].index_select(0, ctx.grid.token_in_slot).mul_(ctx.grid.occupied), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # grids come as grids, lists as lists
+        rows = grads[0].reshape(-1, grads[0].shape[-1]).index_select(0, ctx.back)
+        return rows if ctx.occupied is None else rows.mul_(ctx.occupied), None, None, None

@@ -1,7 +1,26 @@
-"""GPT-2: ``Conv1D`` weights stored as ``[d_in, d_out]``, tied head."""
+"""GPT-2: ``Conv1D`` weights stored as ``[d_in, d_out]``, learnt positions, tied head."""
 
-from raysweep.models.layout import Layout
+from __future__ import annotations
 
+from typing import Any
+
+from raysweep.models.layout import BlockForm, Layout
+
+
+def scale(block: Any) -> float:
+    """Return by what scores are multiplied."""
+    return float(block.attn.scaling)
+
+
+FORM = BlockForm(
+    block_class="transformers.models.gpt2.modeling_gpt2.GPT2Block",
+    norm="layer",
+    attention_norm="transformer.h.{}.ln_1",
+    mlp_norm="transformer.h.{}.ln_2",
+    qkv=("transformer.h.{}.attn.c_attn",),
+    scale=scale,
+    activation="activation_function",
+)
 LAYOUT = Layout(
     model_type="gpt2",
     body="transformer",
@@ -14,4 +33,6 @@ LAYOUT = Layout(
     norm="transformer.ln_f",
     head="lm_head",
     embed="transformer.wte",
+    position_embed="transformer.wpe",
+    form=FORM,
 )

@@ -1,8 +1,27 @@
 """GPT-J: GPT-2's parts under other names; attention and MLP side by side in a block, untied head with a bias."""
 
-from dataclasses import replace
+from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from raysweep.models.layouts.gpt2 import FORM
 from raysweep.models.layouts.gpt2 import LAYOUT as GPT2
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def angles(body: Any, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``cos`` and ``sin`` of the angles, from the table that each block holds."""
+    sin, cos = body.h[0].attn.embed_positions[positions].to(like.dtype).chunk(2, -1)
+    return cos, sin
+
+
+def scale(block: Any) -> float:
+    """Return by what scores are multiplied."""
+    return 1.0 / float(block.attn.scale_attn)
+
 
 LAYOUT = replace(
     GPT2,
@@ -10,4 +29,14 @@ LAYOUT = replace(
     mlp_in=("transformer.h.{}.mlp.fc_in",),
     mlp_out="transformer.h.{}.mlp.fc_out",
     attn_out="transformer.h.{}.attn.out_proj",
+    position_embed=None,
+    form=replace(
+        FORM,
+        block_class="transformers.models.gptj.modeling_gptj.GPTJBlock",
+        mlp_norm=None,
+        qkv=("transformer.h.{}.attn.q_proj", "transformer.h.{}.attn.k_proj", "transformer.h.{}.attn.v_proj"),
+        angles=angles,
+        pairs=True,
+        scale=scale,
+    ),
 )

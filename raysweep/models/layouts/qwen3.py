@@ -2,6 +2,15 @@
 
 from dataclasses import replace
 
+from raysweep.models.layouts.llama import FORM
 from raysweep.models.layouts.llama import LAYOUT as LLAMA
 
-LAYOUT = replace(LLAMA, model_type="qwen3")
+LAYOUT = replace(
+    LLAMA,
+    model_type="qwen3",
+    form=replace(
+        FORM,
+        block_class="transformers.models.qwen3.modeling_qwen3.Qwen3DecoderLayer",
+        head_norms=("model.layers.{}.self_attn.q_norm", "model.layers.{}.self_attn.k_norm"),
+    ),
+)

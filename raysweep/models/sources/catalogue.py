@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.lazy import lazy
+from raysweep.models.layout import LAYOUTS
 from raysweep.models.sizes import ModelSize, size_from_config
 from raysweep.models.sources import hub, tokenizer_behaviour
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
@@ -162,20 +163,31 @@ def locate(spec: ModelSpec, workspace: Workspace) -> Path | str:
     raise ModelError(f"unknown model '{spec.name}'", hint=hint)
 
 
-def sizes_of(spec: ModelSpec, workspace: Workspace) -> ModelSize | None:
-    """Return the sizes of the model of *spec*: from its folder, else from the catalogue; None where neither knows."""
+def config_of(spec: ModelSpec, workspace: Workspace) -> Mapping[str, object]:
+    """Return what is known of the configuration: from the model's folder, else from the catalogue; empty where neither knows."""
     try:
         where = locate(spec, workspace)
+        if not isinstance(where, str) and (where / "config.json").is_file():
+            return read_json(where / "config.json")
+    # nothing here fails: what is wrong with the model is said when it is resolved
+    except ModelError:
+        return {}
+    entry = None if spec.path else CATALOGUE.get(spec.name)
+    return {} if entry is None else entry.sizes
+
+
+def sizes_of(spec: ModelSpec, workspace: Workspace) -> ModelSize | None:
+    """Return the sizes of the model of *spec*, for estimates; None where they are not known (:func:`config_of`)."""
+    try:
+        return size_from_config(config_of(spec, workspace))
     except ModelError:
         return None
-    # an estimate never fails: what is wrong with the model is said when it is resolved
-    if not isinstance(where, str) and (where / "config.json").is_file():
-        try:
-            return size_from_config(read_json(where / "config.json"))
-        except ModelError:
-            return None
-    entry = None if spec.path else CATALOGUE.get(spec.name)
-    return entry.model_size if entry is not None else None
+
+
+def shares_prefixes(spec: ModelSpec, workspace: Workspace) -> bool | None:
+    """Tell whether the layout of the model of *spec* shares prefixes exactly; None where its layout is not known."""
+    kind = str(config_of(spec, workspace).get("model_type", ""))
+    return LAYOUTS.get(kind).shares_prefixes if kind in LAYOUTS else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

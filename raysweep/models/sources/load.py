@@ -12,6 +12,7 @@ import torch
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
 from raysweep.models import attention
+from raysweep.models.joined import join
 from raysweep.models.layout import Layout, layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sources import catalogue, gguf, hub, tokenizer_behaviour
@@ -78,6 +79,8 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     bos = fit_tokenizer(tokenizer, identity.bos, vocabulary=module.get_input_embeddings().num_embeddings)
     # nothing is trained unless an editor asks for it, tensor by tensor
     module = module.eval().requires_grad_(False).to(device())
+    if device().type != "cpu":
+        join(module, layout)
     lm = LanguageModel(
         module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul
     )

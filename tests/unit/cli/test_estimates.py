@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raysweep.cli import preflight
 from raysweep.config.components import Components
 from raysweep.config.plan import plan
 from raysweep.config.planned_trial import Plan
 from raysweep.config.sweep import parse_search_space
+from raysweep.config.sweep_schema import ResourceSpec
 from raysweep.editors.wrappers.prune import Prune
 from raysweep.editors.wrappers.simie.config import SimIEConfig
 from raysweep.editors.wrappers.simie.wrapper import SimIE
@@ -67,6 +70,50 @@ def test_what_a_card_was_seen_to_hold(tmp_path: Path, editor: str, dtype: str, t
     assert shape is not None
     need = memory(found.trials[0].trial, shape, Components.installed())
     assert need.on_device / 1e9 == pytest.approx(measured, rel=0.12)
+
+
+def test_how_many_edits_fit_together_is_the_last_number_that_the_estimate_lets_fit(tmp_path: Path) -> None:
+    arm = {"editor": {"name": "rome", "value": {"batch": 2}}, "model": {"name": "llama-2-7b", "dtype": "bfloat16"}}
+    found, workspace = planned(tmp_path, rome=arm, none={"editor": "null", "model": "llama-2-7b"})
+    room = estimates.Room(80_000_000_000, gpu=True)
+    fitting = estimates.together(found, workspace, Components.installed(), room)
+    # an editor that makes no edits together has no number
+    ((key, count),) = fitting.items()
+    assert key == found.trials[0].key
+    shape = CATALOGUE["llama-2-7b"].model_size
+    assert shape is not None
+
+    def needed(batch: int) -> int:
+        trials, _ = planned(tmp_path, rome={**arm, "editor": {"name": "rome", "value": {"batch": batch}}})
+        return memory(trials.trials[0].trial, shape, Components.installed()).on_device
+
+    assert needed(count) <= room.size < needed(count + 1)
+    line = f"edits made together, about: at most {count} fit 80 GB of the GPU (rome)"
+    assert estimates.together_lines(found, fitting, room) == [line]
+    small = estimates.Room(10_000_000_000, gpu=False)
+    assert set(estimates.together(found, workspace, Components.installed(), small).values()) == {0}
+    assert estimates.together(found, workspace, Components.installed(), None) == {}
+
+
+@pytest.mark.parametrize("editor", ["ft", "memit", "rome"])
+def test_recorded_steps_and_one_by_one_have_no_number(tmp_path: Path, editor: str) -> None:
+    value = {} if editor == "ft" else {"value": {"captured": True}}
+    found, workspace = planned(tmp_path, one={"editor": {"name": editor, **value}})
+    counts = estimates.together(found, workspace, Components.installed(), estimates.Room(1_000_000_000, gpu=True))
+    assert len(counts) == (editor == "ft")
+
+
+def test_room_is_a_share_of_the_smallest_gpu_or_what_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = subprocess.CompletedProcess([], 0, stdout="81559\n40960\n")
+    monkeypatch.setattr(preflight, "_gpus", lambda: 2)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    whole = estimates.Room(40960 << 20, gpu=True)
+    assert preflight.room_for_edits(ResourceSpec()) == preflight.room_for_edits(ResourceSpec(gpu=2)) == whole
+    assert preflight.room_for_edits(ResourceSpec(gpu=0.25)) == estimates.Room(10240 << 20, gpu=True)
+    assert preflight.room_for_edits(ResourceSpec(gpu=0)) is None
+    assert preflight.room_for_edits(ResourceSpec(gpu=0, memory=5)) == estimates.Room(5, gpu=False)
+    said.stdout = "[N/A]\n"
+    assert preflight.room_for_edits(ResourceSpec()) is None
 
 
 def test_a_wrapper_s_state_is_told_or_said_to_be_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

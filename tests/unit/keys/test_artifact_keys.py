@@ -36,11 +36,12 @@ from raysweep.studies.lifelong import Lifelong
 from raysweep.testing.fixtures import byte_tokenizer, tiny_lm, toy_records
 from raysweep.workspace import Workspace
 from tests.changes import changes
-from tests.contracts.test_editors import CONFIGS
+from tests.contracts.test_editors import CONFIGS, VALUE
 from tests.golden.sketches import SETTING
 
 PACKAGE = Path(__file__).parents[3] / "raysweep"
 TEXT = {"text": {"digest": "t", "tokens": 50}}
+ALONE = {**VALUE, "batch": 1}  # captured steps are those of one record
 OF_THE_EDIT = "what an edit does with the artifact, not what the artifact is"
 WHERE = "where the file lies; its digest is in"
 
@@ -64,7 +65,7 @@ class Scene:
 
 SCENES: Mapping[str, Scene] = {
     "moments": Scene(
-        EditorSpec(name="rome", config={**CONFIGS["rome"], "moments": TEXT}),
+        EditorSpec(name="rome", config={**CONFIGS["rome"], "value": ALONE, "moments": TEXT}),
         depends=(
             *("layers", "moments.text.name", "moments.text.tokens", "moments.text.digest"),
             *("moments.width", "moments.skip", "moments.ref_fp32"),
@@ -79,7 +80,7 @@ SCENES: Mapping[str, Scene] = {
         },
     ),
     "projector": Scene(
-        EditorSpec(name="alphaedit", config={**CONFIGS["alphaedit"], "moments": TEXT}),
+        EditorSpec(name="alphaedit", config={**CONFIGS["alphaedit"], "value": ALONE, "moments": TEXT}),
         depends=(
             *("layers", "moments.text.name", "moments.text.tokens", "moments.text.digest"),
             *("moments.width", "moments.skip", "moments.ref_fp32", "threshold", "projection"),
@@ -95,7 +96,7 @@ SCENES: Mapping[str, Scene] = {
         stuck=("moments.damping",),
     ),
     "contexts": Scene(
-        EditorSpec(name="rome", config=CONFIGS["rome"]),
+        EditorSpec(name="rome", config={**CONFIGS["rome"], "value": ALONE}),
         depends=("contexts.lengths", "contexts.seed"),
         apart={
             "contexts.templates": "given templates take the artifact's place: none is asked for",

@@ -34,7 +34,7 @@ from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.results.tables import flatten
 from raysweep.studies.measuring import Question, probe_rows
 from tests.changes import changes, leaves
-from tests.contracts.test_editors import CONFIGS
+from tests.contracts.test_editors import CONFIGS, VALUE
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/decisions/012-what-is-in-a-key.md"
@@ -46,6 +46,8 @@ NOT_IN_KEY: Mapping[str, str] = {
 BESIDE_A_DIGEST = "path"  # in an editor's or a wrapper's configuration: the same, of texts, files and training folds
 STARTS: Mapping[str, Mapping[str, Any]] = {  # configurations of which every leaf has another valid value
     **CONFIGS,
+    # captured steps are those of one record
+    **{name: {**CONFIGS[name], "value": {**VALUE, "batch": 1}} for name in ("rome", "memit", "alphaedit")},
     "wise": {**CONFIGS["wise"], "ref_padding": True},
     "mend": {**CONFIGS["mend"], "train": {**CONFIGS["mend"]["train"], "data": {"invalid": "skip"}}},
     "simie": {"lam": 1.0},

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
 import pytest
 import torch
 
 from benchmarks.gpu import arms, counting, models
-from raysweep.config.schema import DataSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.artifacts import Artifact
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.editors.base import AnyEditor
 from raysweep.editors.build import build_editor
+from raysweep.editors.mend import editor as mend
+from raysweep.editors.mend.network import Hypernetwork
 from raysweep.evals import scoring
 from raysweep.installed import installed
 from raysweep.models import activations
@@ -29,6 +36,20 @@ SHAPES = {
     "wide": models.Shape("llama", LLAMA | {"intermediate_size": 2048, "num_hidden_layers": 12}, steps=3),
     "words": models.Shape("llama", LLAMA | {"vocab_size": 6000, "num_hidden_layers": 10}, steps=3),
     "gpt2": models.Shape("gpt2", GPT, "gpt2-xl", steps=3),
+}
+CONTEXTS = {"templates": list(models.TEMPLATES)}
+EDITORS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "wise": ("wise", {"layer": 4, "steps": 3, "contexts": CONTEXTS}),
+    "wise, first map": ("wise", {"layer": 4, "matrix": "in", "steps": 3, "contexts": CONTEXTS}),
+    "lora": ("lora", {"steps": 3}),
+    "lora together": ("lora", {"steps": 3, "batch": 8, "rank": 4}),
+    "mend": ("mend", {"layers": [9, 12, 15], "rank": 64, "train": {}}),
+    "mend together": ("mend", {"layers": [9, 12, 15], "rank": 64, "batch": 8, "train": {}}),
+    "mend, a network per matrix": (
+        "mend",
+        {"layers": [15], "modules": ["mlp_out"], "rank": 64, "shared": False, "train": {}},
+    ),
+    "oracle": ("oracle", {}),
 }
 SIZE = {"fp32": 4, "bf16": 2}
 
@@ -76,6 +97,43 @@ def test_asking_takes_what_a_plan_says(name: str, dtype: str) -> None:
     found = counting.live_bytes(lambda: scoring.score(lm, questions), lm.module.parameters())
     said = activations.passing(size, SIZE[dtype], tokens=len(questions) * activations.ROW)
     assert 0.8 < said / found < 1.5, (said, found)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [("gpt2", "fp32"), ("llama", "fp32"), ("llama", "bf16")])
+@pytest.mark.parametrize("case", sorted(EDITORS))
+def test_other_edits_take_what_a_plan_says(case: str, shape: str, dtype: str) -> None:
+    lm, size = loaded(SHAPES[shape], dtype)
+    name, config = EDITORS[case]
+    editor = build_editor(EditorSpec.model_validate({"name": name, "config": config}))
+    said = dict(editor.working_bytes(editor.config, size, SIZE[dtype]) or {})
+    given, known = {}, [*lm.module.parameters(), *lm.module.buffers()]
+    if isinstance(editor, mend.Mend):
+        net = Hypernetwork(
+            mend.matrices(lm, editor.config), rank=editor.config.rank, edit_lr=1e-4, shared=editor.config.shared
+        )
+        given = {mend.ARTIFACT: Artifact("made up", {k: v.detach() for k, v in net.state_dict().items()}, {})}
+        # It is there before; what comes with its matrices are vectors.
+        held = sum(t.nbytes for t in net.state_dict().values())
+        assert 0.9 < said.pop("hypernetwork") / held <= 1.0, (said, held)
+        known += editor._network(lm, given[mend.ARTIFACT]).state_dict().values()
+    edit = _edit(lm, editor, given)
+    edit()
+    found = counting.live_bytes(edit, known)
+    assert 0.65 < sum(said.values()) / found < 1.5, (said, found)
+
+
+def _edit(lm: LanguageModel, editor: AnyEditor, given: Mapping[str, Artifact]) -> Callable[[], object]:
+    """Return what makes an edit, or as many as the editor makes together, of records of about as many tokens as a plan takes."""
+    records = [replace(r, prompt=f"{r.subject} was born in the") for r in models.records()][: editor.group_size]
+    state = editor.begin(lm, given)
+
+    def edit() -> object:
+        rngs = [torch.Generator().manual_seed(0) for _ in records]
+        if len(records) > 1:
+            return editor.edit_many(lm, [[r] for r in records], artifacts=given, rngs=rngs)
+        return editor.edit(lm, records, state, artifacts=given, rng=rngs[0])
+
+    return edit
 
 
 def test_the_larger_of_editing_and_asking_counts() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from raysweep.models import hooks, ledger
 from raysweep.models.forward import blocks, llama_fused, matmul, prefix_tree, resume
+from raysweep.models.forward.given import Given
 from raysweep.models.layout import layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.modules import replacement
@@ -140,7 +141,7 @@ def test_gradients_are_those_of_differences(monkeypatch: pytest.MonkeyPatch) -> 
     mask = torch.where(upper.mask == least, -1e30, 0.0).double()
     real = torch.ones(rest.states.shape[:2], dtype=torch.bool)
     real[-1, -1] = False
-    exact = llama_fused.FusedLlamaBlocks.prepare(lm, 2, upper.positions, mask, past, real)
+    exact = llama_fused.FusedLlamaBlocks.prepare(lm, Given(2, upper.positions, mask, past, real))
     made = torch.Generator().manual_seed(0)
     states = torch.randn(rest.states.shape, generator=made, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(exact, (states,), atol=1e-6, rtol=1e-4, fast_mode=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,6 +49,17 @@ def test_each_beginning_is_there_once() -> None:
         assert one.positions[owner, list(columns)].tolist() == list(range(len(row)))
         sees = one.visible[owner, columns[-1]].nonzero()[:, 0].tolist()
         assert sees == sorted(columns)
+
+
+def test_rows_go_alone_where_a_layout_says_that_they_do_not_share() -> None:
+    lm = tiny_lm("llama")
+    alone = replace(lm, layout=replace(lm.layout, shares_prefixes=False))
+    packs = prefix_tree.pack_rows(alone, ROWS)
+    assert sorted(pack for pack, _ in packs.row_positions) == list(range(len(ROWS)))
+    for row, (pack, columns) in zip(ROWS, packs.row_positions, strict=True):
+        assert columns == tuple(range(len(row)))
+        assert packs.ids[pack, : len(row)].tolist() == row
+        assert packs.visible[pack, : len(row), : len(row)].equal(torch.ones(len(row), len(row)).tril().bool())
 
 
 def test_packs_are_as_few_as_the_width_allows_and_about_equal() -> None:
