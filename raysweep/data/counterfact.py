@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from raysweep.data.fields import Row, field, filled, locality_probe, optional, standard_probes, texts
+from raysweep.data.fields import Columns, Row, field, filled, texts
 from raysweep.data.files import JsonDataset
 from raysweep.records import EditRecord, Probe, ProbeKind
 
 _ORIGINAL = "requested_rewrite"
+_LOCALITY = ("locality_prompt", "locality_ground_truth")
+_FLAT = Columns(prompt="prompt", target="target_new", rephrase="rephrase_prompt", locality=_LOCALITY)
+_FILES = ("counterfact-edit", "counterfact", "multi_counterfact")
 
 
 class Counterfact(JsonDataset):
@@ -21,11 +24,7 @@ class Counterfact(JsonDataset):
     name: ClassVar[str] = "counterfact"
     version: ClassVar[int] = 1
     about: ClassVar[str] = "CounterFact completions (SimIE/EasyEdit JSON, or the original ROME/MEMIT JSON)"
-    places: ClassVar[tuple[str, ...]] = (
-        "counterfact/counterfact-edit.json",
-        "counterfact/counterfact.json",
-        "counterfact/multi_counterfact.json",
-    )
+    places: ClassVar[tuple[str, ...]] = tuple(f"counterfact/{file}.json" for file in _FILES)
     required: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({"prompt", "target_new"}),
         frozenset({_ORIGINAL}),
@@ -35,14 +34,7 @@ class Counterfact(JsonDataset):
         """Map a row of either format."""
         if _ORIGINAL in row:
             return _original(row, uid)
-        prompt, target = field(row, "prompt"), field(row, "target_new")
-        probes = standard_probes(
-            prompt,
-            target,
-            optional(row, "rephrase_prompt"),
-            locality_probe(row, "locality_prompt", "locality_ground_truth"),
-        )
-        return EditRecord(id=uid, subject=optional(row, "subject"), prompt=prompt, target=target, probes=probes)
+        return _FLAT.record(row, uid)
 
 
 def _original(row: Row, uid: str) -> EditRecord:

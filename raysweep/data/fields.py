@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from raysweep.data.jsonrows import type_name
 from raysweep.errors import RecordError
-from raysweep.records import Probe, ProbeKind
+from raysweep.records import EditRecord, Probe, ProbeKind
 
 Row = Mapping[str, object]
 # Half of a surrogate pair: JSON can spell it, UTF-8 cannot, and no tokenizer takes it.
@@ -141,3 +142,37 @@ def answered(kind: ProbeKind, prompt: str, answers: Sequence[str], name: str) ->
         return Probe(kind=kind, prompt=prompt, target=answers[0], against="base", name=name)
     others = tuple((prompt, answer) for answer in dict.fromkeys(answers[1:]) if answer != answers[0])
     return Probe(kind=kind, prompt=prompt, target=answers[0], name=name, alternatives=others)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """The names of the fields of a flat row; only *prompt* and *target* must be there.
+
+    Attributes:
+        prompt: what the model is asked.
+        target: what it shall answer.
+        rephrase: the prompt in other words; empty = there are none.
+        locality: a question about something else, and its answer.
+        subject: the part of the prompt that the fact is about.
+    """
+
+    prompt: str
+    target: str
+    rephrase: str = "rephrase"
+    locality: tuple[str, str] = ("loc", "loc_ans")
+    subject: str = "subject"
+
+    def record(self, row: Row, uid: str, *further: Probe) -> EditRecord:
+        """Return the record of *row* with the probes of its fields and the *further* ones."""
+        prompt, target = field(row, self.prompt), field(row, self.target)
+        reworded = optional(row, self.rephrase) if self.rephrase else ""
+        probes = standard_probes(prompt, target, reworded, locality_probe(row, *self.locality))
+        subject = optional(row, self.subject)
+        return EditRecord(id=uid, subject=subject, prompt=prompt, target=target, probes=(*probes, *further))
+
+
+def follows(row: Row, name: str, question: Sequence[str], answer: Sequence[str]) -> Iterator[Probe]:
+    """Yield the portability probe called *name* whose texts stand at the paths *question* and *answer*; half of one is none."""
+    prompt, target = optional(row, *question), optional(row, *answer)
+    if prompt.strip() and target.strip():
+        yield Probe(kind=ProbeKind.PORTABILITY, prompt=prompt, target=target, name=name)

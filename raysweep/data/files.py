@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from raysweep.config.schema import DataSpec
 from raysweep.data import foreign
 from raysweep.data.base import Reading
-from raysweep.data.fields import Row, field, locality_probe, optional, standard_probes
+from raysweep.data.fields import Columns, Row, field, locality_probe, optional, standard_probes
 from raysweep.data.jsonrows import check_keys, read_rows, type_name
 from raysweep.errors import DataError, Problem, ProblemsError, RecordError
 from raysweep.hashing import digest, file_digest
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["JsonDataset", "Row", "field", "locality_probe", "optional", "standard_probes", "train_file"]
+__all__ = ["FlatDataset", "JsonDataset", "Row", "field", "locality_probe", "optional", "standard_probes", "train_file"]
 
 _TEXT_KINDS = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
 
@@ -59,6 +59,10 @@ class JsonDataset:
     def rows(self, file: Path) -> Sequence[object]:
         """Return the rows of one file."""
         return read_rows(file)
+
+    def formats(self) -> tuple[frozenset[str], ...]:
+        """Return the fields of each of the layouts that this dataset reads."""
+        return self.required
 
     def remarks(self, row: Row) -> Iterator[str]:
         """Yield what is odd about a sound row, but no mistake."""
@@ -253,14 +257,28 @@ class JsonDataset:
                 f"{file}: these are rows of {layout.name}, a layout that is not read here", hint=layout.cure
             )
         # One row that fits is enough here: the others are reported one by one, with their index.
-        fitting = any(isinstance(row, Mapping) and any(f <= row.keys() for f in self.required) for row in rows)
+        fitting = any(isinstance(row, Mapping) and any(f <= row.keys() for f in self.formats()) for row in rows)
         if not fitting:
             actual = sorted(map(str, rows[0])) if isinstance(rows[0], Mapping) else type_name(rows[0])
-            expected = " or ".join(str(sorted(fields)) for fields in self.required)
+            expected = " or ".join(str(sorted(fields)) for fields in self.formats())
             raise DataError(
                 f"{file}: no row has the fields of dataset '{self.name}': wanted {expected}, found {actual}",
                 hint="is data.name right?  `raysweep ls datasets` lists the formats",
             )
+
+
+class FlatDataset(JsonDataset):
+    """Base of the datasets whose rows are flat; the names of the fields say what a row means."""
+
+    columns: ClassVar[Columns]
+
+    def formats(self) -> tuple[frozenset[str], ...]:
+        """Return the two fields that a row must have."""
+        return (frozenset({self.columns.prompt, self.columns.target}),)
+
+    def record(self, row: Row, uid: str) -> EditRecord:
+        """Return the record of the named fields."""
+        return self.columns.record(row, uid)
 
 
 def _mapping(row: object) -> Row:

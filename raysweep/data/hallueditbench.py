@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raysweep.workspace import Workspace
 
 NO_ANSWER = "."  # one token for every tokenizer met here
+_MODELS = ("llama_2_7b_chat_hf", "meta_llama_3_8b_instruct", "mistral_7b_instruct_v0.3")
 _HOPS = range(2, 7)
 
 
@@ -32,11 +33,7 @@ class HalluEditBench(JsonDataset):
     about: ClassVar[str] = (
         "HalluEditBench, what one model gets wrong (CSV); data.path = the model's folder, or one file"
     )
-    places: ClassVar[tuple[str, ...]] = (
-        "HalluEditBench/llama_2_7b_chat_hf",
-        "HalluEditBench/meta_llama_3_8b_instruct",
-        "HalluEditBench/mistral_7b_instruct_v0.3",
-    )
+    places: ClassVar[tuple[str, ...]] = tuple(f"HalluEditBench/{model}" for model in _MODELS)
     required: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"question", "object"}),)
     suffixes: ClassVar[tuple[str, ...]] = (".csv",)
     folder_of: ClassVar[str] = ".csv"

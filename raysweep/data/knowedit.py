@@ -9,6 +9,7 @@ from raysweep.data.fields import Row, answered, field, flattened, objects, optio
 from raysweep.data.files import JsonDataset
 from raysweep.records import EditRecord, Probe, ProbeKind
 
+_FILES = ("wiki_counterfact/test_cf", "wiki_recent/recent_test", "ZsRE/ZsRE-test-all", "WikiBio/wikibio-test-all")
 _FOLLOWS = ("Reasoning", "Subject_Aliasing", "Logical_Generalization")
 _STAYS = ("Relation_Specificity", "Forgetfulness")
 # WikiBio spells the three fields otherwise than the other files.
@@ -26,12 +27,7 @@ class KnowEdit(JsonDataset):
     about: ClassVar[str] = (
         "KnowEdit's wiki_recent, wiki_counterfact, ZsRE and WikiBio (JSON); data.path = one of its files"
     )
-    places: ClassVar[tuple[str, ...]] = (
-        "KnowEdit/benchmark/wiki_counterfact/test_cf.json",
-        "KnowEdit/benchmark/wiki_recent/recent_test.json",
-        "KnowEdit/benchmark/ZsRE/ZsRE-test-all.json",
-        "KnowEdit/benchmark/WikiBio/wikibio-test-all.json",
-    )
+    places: ClassVar[tuple[str, ...]] = tuple(f"KnowEdit/benchmark/{file}.json" for file in _FILES)
     required: ClassVar[tuple[frozenset[str], ...]] = tuple(frozenset(names[:2]) for names in _SPELLINGS)
 
     def record(self, row: Row, uid: str) -> EditRecord:

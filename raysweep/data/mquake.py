@@ -10,6 +10,7 @@ from raysweep.errors import RecordError
 from raysweep.records import EditRecord, Fact, Probe, ProbeKind
 
 _REWRITES = "requested_rewrite"
+_FILES = ("CF-3k-v2", "CF-3k", "CF", "T")
 
 
 class MQuAKE(JsonDataset):
@@ -23,12 +24,7 @@ class MQuAKE(JsonDataset):
     name: ClassVar[str] = "mquake"
     version: ClassVar[int] = 1
     about: ClassVar[str] = "MQuAKE, edits and the multi-hop question that follows (JSON); several edits in a record"
-    places: ClassVar[tuple[str, ...]] = (
-        "MQuAKE/MQuAKE-CF-3k-v2.json",
-        "MQuAKE/MQuAKE-CF-3k.json",
-        "MQuAKE/MQuAKE-CF.json",
-        "MQuAKE/MQuAKE-T.json",
-    )
+    places: ClassVar[tuple[str, ...]] = tuple(f"MQuAKE/MQuAKE-{file}.json" for file in _FILES)
     required: ClassVar[tuple[frozenset[str], ...]] = (frozenset({_REWRITES, "questions"}),)
 
     def record(self, row: Row, uid: str) -> EditRecord:

@@ -11,6 +11,7 @@ from raysweep.data.files import JsonDataset
 from raysweep.errors import RecordError
 from raysweep.records import EditRecord, Probe, ProbeKind
 
+_FILES = ("popular", "recent", "random")
 Pairs = tuple[tuple[str, str], ...]
 _FOLLOWS = ("Logical_Generalization", "Subject_Aliasing", "Compositionality_I", "Compositionality_II")
 _STAYS = (
@@ -45,11 +46,7 @@ class RippleEdits(JsonDataset):
     name: ClassVar[str] = "rippleedits"
     version: ClassVar[int] = 1
     about: ClassVar[str] = "RippleEdits, what else an edit changes (JSON); data.path = one of its files"
-    places: ClassVar[tuple[str, ...]] = (
-        "RippleEdits/popular.json",
-        "RippleEdits/recent.json",
-        "RippleEdits/random.json",
-    )
+    places: ClassVar[tuple[str, ...]] = tuple(f"RippleEdits/{file}.json" for file in _FILES)
     required: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"edit"}),)
 
     def record(self, row: Row, uid: str) -> EditRecord:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from raysweep.data.fields import Row, field, locality_probe, optional, standard_probes
-from raysweep.data.files import JsonDataset
+from raysweep.data.fields import Columns, Row, optional
+from raysweep.data.files import FlatDataset
 from raysweep.records import EditRecord
 
 
-class ZsreRLEdit(JsonDataset):
+class ZsreRLEdit(FlatDataset):
     """Questions whose answer is ``ans``; a question mark is put behind the question about locality, as published."""
 
     name: ClassVar[str] = "zsre_rledit"
     version: ClassVar[int] = 1
     about: ClassVar[str] = "ZsRE of RLEdit and UltraEdit (JSON); the target is 'ans', where zsre takes 'alt'"
-    places: ClassVar[tuple[str, ...]] = ("ZsRE/zsre_eval_20k.json", "ZsRE/zsre_eval_100k.json")
-    required: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"src", "ans"}),)
+    places: ClassVar[tuple[str, ...]] = tuple(f"ZsRE/zsre_eval_{size}.json" for size in ("20k", "100k"))
+    columns: ClassVar[Columns] = Columns(prompt="src", target="ans")
 
     def record(self, row: Row, uid: str) -> EditRecord:
         """Map ``src, ans, subject?, rephrase?, loc?, loc_ans?``."""
-        prompt, target = field(row, "src"), field(row, "ans")
         apart = optional(row, "loc")
-        locality = locality_probe({**row, "loc": f"{apart}?" if apart.strip() else ""}, "loc", "loc_ans")
-        probes = standard_probes(prompt, target, optional(row, "rephrase"), locality)
-        return EditRecord(id=uid, subject=optional(row, "subject"), prompt=prompt, target=target, probes=probes)
+        return self.columns.record({**row, "loc": f"{apart}?" if apart.strip() else ""}, uid)
