@@ -40,12 +40,26 @@ def file_draft(path: Path, *, sync: bool = True) -> Iterator[Path]:
     draft = _beside(path)
     try:
         yield draft
-        if sync:
-            _sync(draft)
-        # Only now: a rename of bytes that are not on the disk yet could leave an empty file after a power cut.
-        os.replace(draft, path)
+        replace_file(draft, path, sync=sync)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def replace_file(new: Path, path: Path, *, sync: bool = True) -> None:
+    """Give the file *new* the name *path*, in the same folder, after all of it has reached the disk.
+
+    Args:
+        new: a file that nobody writes to any more.
+        path: what it becomes; replaced if it exists.
+        sync: as of :func:`write_file`.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    if sync:
+        _sync(new)
+    # Only now: a rename of bytes that are not on the disk yet could leave an empty file after a power cut.
+    os.replace(new, path)
     if sync:
         # The new name itself is on the disk when its folder is.
         _sync(path.parent)

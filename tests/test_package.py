@@ -27,12 +27,16 @@ def test_the_wheel_has_the_model_the_spaces_and_the_hyper_parameters(names: set[
     share |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "data/published").glob("*.csv")}
     missing = {f"raysweep/_share/{s}" for s in share} - names
     assert not missing
-    for wanted in ("raysweep/py.typed", "raysweep/models/sources/_embedded/model.safetensors"):
+    for wanted in (
+        "raysweep/py.typed",
+        "raysweep/data/manifests.toml",
+        "raysweep/models/sources/_embedded/model.safetensors",
+    ):
         assert wanted in names
 
 
 def test_the_wheel_leaves_real_data_and_the_shim_behind(names: set[str]) -> None:
     data = {n for n in names if n.startswith("raysweep/_share/data/") and "/published/" not in n}
-    assert all(Path(n).name.startswith(("MANIFEST", "sample", "README")) for n in data)
+    assert all(Path(n).name.startswith(("sample", "README")) for n in data)
     assert "cli.py" not in names
     assert not any(n.startswith("tests/") for n in names)

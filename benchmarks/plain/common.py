@@ -66,7 +66,8 @@ def through(lm: LanguageModel, rows: Sequence[Sequence[int]], module: str) -> tu
     seen: list[Tensor] = []
 
     def hook(_: Any, arguments: tuple[Any, ...], output: Any) -> None:
-        seen[:] = [first(arguments), first(output)]
+        # copies: some blocks add to what their MLP has put out in place
+        seen[:] = [first(arguments).clone(), first(output).clone()]
 
     ids, mask = tokens.pad(rows, lm.device)
     with torch.no_grad(), hooked(lm, module, hook):

@@ -88,7 +88,7 @@ def _train(
 
     def hook(_: object, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         outputs[:] = [output, F.linear(arguments[0], side, bias)]
-        return outputs[1]
+        return outputs[1].clone()  # some blocks add to it in place
 
     earlier, found = [training.NO_DISTANCE, training.NO_DISTANCE], 0.0
     with common.hooked(lm, name, hook), torch.enable_grad():

@@ -13,7 +13,9 @@ from raysweep.cli.say import say
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS
 from raysweep.data.base import Reading
+from raysweep.data.manifests import PublishedSet, published_sets
 from raysweep.data.texts import SOURCES, brown_folder
+from raysweep.downloads import hub
 from raysweep.errors import DataError, Problem, ProblemsError, nearest
 from raysweep.records import EditRecord, subject_error
 from raysweep.reports import fit
@@ -28,12 +30,18 @@ _FETCHED = ("brown", "wikidata5m")
 
 
 @app.command("ls")
-def ls(ctx: typer.Context) -> None:
-    """List datasets and text sources: what was found where, and where missing files belong.
+def ls(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="A published set: its files. Else everything is listed.")] = None,
+) -> None:
+    """List datasets, text sources and published sets: what was found where, and where missing files belong.
 
     Example: `raysweep data ls`
     """
     workspace = workspace_of(ctx)
+    if name is not None:
+        _ls_files(name, workspace)
+        return
     rows = []
     for name in DATASETS.names():
         dataset = DATASETS.get(name)()
@@ -47,7 +55,48 @@ def ls(ctx: typer.Context) -> None:
     folder = workspace.data / "wikidata5m"
     complete = all((folder / name).is_file() for name in FILES)
     where = str(folder) if complete else "raysweep data fetch wikidata5m"
-    print(fit.listing(("graph", "where"), [("world", "in the package"), ("wikidata5m", where)]))
+    graphs = [("world", "Apache-2.0", "in the package"), ("wikidata5m", "CC0 (Wikidata)", where)]
+    print(fit.listing(("graph", "licence", "where"), graphs), end="\n\n")
+    published = [(p.name, p.licence, _size(p), *_published_place(p, workspace)) for p in published_sets().values()]
+    print(fit.listing(("published as", "licence", "MB", "files", "where"), published))
+
+
+def _ls_files(name: str, workspace: Workspace) -> None:
+    """Print what a published set consists of, and what is known of each file."""
+    sets = published_sets()
+    if name.lower() not in sets:
+        raise DataError(f"no published set '{name}'", hint=nearest(name, sets))
+    published = sets[name.lower()]
+    here = {file.path: file for file in published.here(workspace)}
+    rows = []
+    for file in [*(f for f in published.files if f.path not in here), *here.values()]:
+        digest = f"sha256 {file.remote.sha256[:12]}…" if file.remote.sha256 else f"git blob {file.remote.blob[:12]}…"
+        is_known = file.remote.sha256 or file.remote.blob
+        state = "here" if file.path in here else "only if named" if file.extra else "absent"
+        size = f"{file.remote.size:,}" if file.remote.size else "not known"
+        rows.append((file.path, str(file.rows or "-"), size, digest if is_known else "not known", state))
+    say(f"{published.about}. Licence: {published.licence}. From: {published.version}.")
+    say(f"Place: {published.place(workspace)}")
+    print(fit.listing(("file", "records", "bytes", "digest", "state"), rows))
+
+
+def _size(published: PublishedSet) -> str:
+    """Return how much comes when the set is fetched, as far as it is known."""
+    files = [file for file in published.files if not file.extra]
+    known = sum(file.remote.size for file in files) / 1e6
+    # A pattern is of the hub, which knows its files' sizes.
+    is_known = all(file.remote.size for file in files)
+    return f"{known:,.1f}" if is_known else f"over {known:,.1f}" if known else "?"
+
+
+def _published_place(published: PublishedSet, workspace: Workspace) -> tuple[str, str]:
+    """Say how many files of the set are here, and where they are or belong."""
+    here, folder = published.here(workspace), published.place(workspace)
+    if not here:
+        return "none", f"raysweep data fetch {published.name}; or put them into {folder}"
+    damaged = [f for f in here if f.remote.size and (folder / f.path).stat().st_size != f.remote.size]
+    other = f" ({len(damaged)} of another size)" if damaged else ""
+    return f"{len(here)}{other}", str(folder)
 
 
 def _text_place(source: str, workspace: Workspace) -> str:
@@ -64,9 +113,16 @@ def fetch(
     name: Annotated[
         str,
         typer.Argument(
-            help="`brown`: 1.2 million words of English, for second moments; `wikidata5m`: the graph of `raysweep belief`."
+            help="A set of `raysweep data ls`; `brown`: 1.2 million words of English, for second moments; `wikidata5m`: the "
+            "graph of `raysweep belief`; or a dataset of the hub, `OWNER/NAME`, which the package `datasets` reads."
         ),
     ],
+    file: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A file of the set, or a pattern, such as `train/*`; else all but the extra ones come. Repeatable."
+        ),
+    ] = None,
     archive: Annotated[
         Path | None,
         typer.Option(
@@ -74,32 +130,54 @@ def fetch(
         ),
     ] = None,
 ) -> None:
-    """Download a text corpus or a knowledge graph into `data/`; a download that broke off goes on.
+    """Download a dataset, a text corpus or a knowledge graph into `data/`; a download that broke off goes on.
 
     Example: `raysweep data fetch brown`
     """
+    sets, workspace = published_sets(), workspace_of(ctx)
     # Checked first, so that a mistyped name imports no downloader.
-    if name not in _FETCHED:
-        hint = f"{nearest(name, _FETCHED)}; datasets are put into data/ by hand, see data/README.md"
-        raise DataError(f"nothing to fetch under '{name}'", hint=hint)
+    if name not in _FETCHED and name.lower() not in sets and not hub.is_id(name.partition(":")[0]):
+        raise DataError(f"nothing to fetch under '{name}'", hint=nearest(name, [*_FETCHED, *sets]))
+    if file and name.lower() not in sets:
+        raise DataError(f"--file: '{name}' is not fetched file by file", hint=f"these are: {', '.join(sets)}")
+    if archive and name not in _FETCHED:
+        raise DataError(f"--archive: '{name}' comes in no archive", hint=f"these do: {', '.join(_FETCHED)}")
     from raysweep.data import fetch as fetching
+    from raysweep.data import fetch_sets
+
+    def report(line: str) -> None:
+        say(line, err=True)
 
     if name == "brown":
-        print(fetching.fetch_brown(workspace_of(ctx), archive=archive))
+        print(fetching.fetch_brown(workspace, archive=archive))
+    elif name == "wikidata5m":
+        print(fetching.fetch_wikidata5m(workspace, archive=archive, report=report))
+    elif name.lower() in sets:
+        fetch_sets.fetch_set(sets[name.lower()], workspace, files=file or (), report=report)
+        print(sets[name.lower()].place(workspace))
     else:
-        print(fetching.fetch_wikidata5m(workspace_of(ctx), archive=archive, report=lambda line: say(line, err=True)))
+        for place in fetch_sets.fetch_hub_dataset(name, workspace, report):
+            print(place)
 
 
 @app.command("check")
 def check(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="A dataset of `raysweep data ls`.")],
+    name: Annotated[str, typer.Argument(help="A dataset or a published set of `raysweep data ls`.")],
     path: Annotated[str, typer.Option(help="Its file or folder; else found by name in data/.")] = "",
 ) -> None:
-    """Examine every record; print every problem, and the first warnings with their number.
+    """Examine published files and every record; print every problem, and the first warnings with their number.
+
+    Size, digest and rows of a published file are compared with what is known of it.
 
     Example: `raysweep data check zsre --path data/ZsRE/sample.json`
     """
+    published = None if path else published_sets().get(name.lower())
+    if published is not None:
+        _check_published(published, workspace_of(ctx))
+        # Fetched, but not read here.
+        if name not in DATASETS:
+            return
     dataset = DATASETS.get(name)()
     stated = resolve_from_cwd(path, shipped=True) if path else ""
     where = dataset.locate(DataSpec(name=name, path=stated), workspace_of(ctx))
@@ -119,6 +197,24 @@ def check(
     if bare:
         say(f"note: {bare} of the records name no subject; editors that look it up refuse them, the others run")
     say(f"{where or name}: {len(reading.records)} records, {probes} probes, {len(reading.warnings)} warnings, {digest}")
+
+
+def _check_published(published: PublishedSet, workspace: Workspace) -> None:
+    """Compare the files that are here with what is known of them.
+
+    Raises:
+        DataError: none is here, and nothing else reads the set.
+        ProblemsError: files are not what was published.
+    """
+    here, folder = published.here(workspace), published.place(workspace)
+    if not here and published.name not in DATASETS:
+        raise DataError(f"no file of '{published.name}' is in {folder}", hint=f"raysweep data fetch {published.name}")
+    problems = published.problems(workspace)
+    if problems:
+        raise ProblemsError(problems)
+    for file in here:
+        known = "as published" if file.remote.sha256 or file.remote.blob else "here, but its digest is not known"
+        say(f"{folder / file.path}: {known}")
 
 
 def _subject_problems(reading: Reading, where: Path | None) -> list[Problem]:

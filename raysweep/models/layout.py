@@ -7,8 +7,8 @@ norm ends it, the head makes logits of it. ``docs/add_an_architecture.md`` adds 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from raysweep.errors import ModelError, nearest
@@ -41,7 +41,6 @@ class BlockForm:
             token's angles, ``[B, S, r/2]`` where the first ``r`` entries of each head are turned; None: positions are learnt.
         pairs: neighbours ``(2i, 2i+1)`` are turned together; else ``(i, i + r/2)``.
         scale: of the block, by what attention scores are multiplied.
-        activation: the key of the configuration that names ``act``.
     """
 
     block_class: str
@@ -53,7 +52,6 @@ class BlockForm:
     angles: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     pairs: bool = False
     scale: Callable[[nn.Module], float]
-    activation: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +65,7 @@ class Layout:
         block: one block; its output (or the first element of it) is the residual stream.
         mlp: the block's MLP; its output is what ROME shifts.
         mlp_in: first linear maps of the MLP (MEND, WISE, GRACE edit these on some models).
+        fused_gate: the one map of ``mlp_in`` makes gate and values together, ``[2 m, d]``.
         mlp_out: last linear map of the MLP, whose input is the key and whose output is the value.
         attn_out: last linear map of the attention.
         norm: final norm.
@@ -74,6 +73,12 @@ class Layout:
         embed: token embedding.
         embed_scale: of a configuration, by how much the model multiplies a row of the embedding matrix before it enters block 0
             (Gemma: ``√hidden_size``); None: not at all.
+        activation: the key of the configuration that names the MLP's activation.
+        overwrites_mlp_output: the block adds to what ``mlp_out`` has put out, in place, so that whoever captures it must copy it.
+        defaults: what transformers takes where a configuration is silent, of sizes, windows and positions.
+        positions_end: positions are learnt or tabulated: no row can be longer than the table.
+        windows: of a configuration, how many tokens each block sees (itself included; None: all before it); None: as
+            ``sliding_window`` and ``layer_types`` say (:func:`raysweep.models.attention.typed_windows`).
         position_embed: the table of learnt positions, which is added to the embedding; None: there is none.
         form: what a block computes, exactly; None: only its own modules know, and they are run on an accelerator too.
         shares_prefixes: whether rows that begin alike may be computed as one sequence, with a mask, and give what each gives alone;
@@ -87,15 +92,27 @@ class Layout:
     block: str
     mlp: str
     mlp_in: tuple[str, ...]
+    fused_gate: bool = False
     mlp_out: str
     attn_out: str
     norm: str
     head: str
     embed: str
     embed_scale: Callable[[PretrainedConfig], float] | None = None
+    activation: str = "hidden_act"
+    overwrites_mlp_output: bool = False
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    positions_end: bool = False
+    windows: Callable[[object], tuple[int | None, ...]] | None = None
+
     position_embed: str | None = None
     form: BlockForm | None = None
     shares_prefixes: bool = True
+
+    @property
+    def gated(self) -> bool:
+        """Whether an MLP multiplies its values by a gate."""
+        return self.fused_gate or len(self.mlp_in) == 2
 
     def mlp_matrix(self, layer: int, side: MlpSide) -> str:
         """Return the name of a block's value matrix (``out``: ``mlp_out``) or of its first linear map (``in``: c_fc, gate_proj)."""
@@ -117,10 +134,15 @@ class Layout:
 LAYOUTS: Registry[Layout] = Registry(
     "layout",
     {
+        "falcon": "raysweep.models.layouts.falcon:LAYOUT",
         "gpt2": "raysweep.models.layouts.gpt2:LAYOUT",
+        "gpt_neox": "raysweep.models.layouts.gpt_neox:LAYOUT",
         "gptj": "raysweep.models.layouts.gptj:LAYOUT",
         "llama": "raysweep.models.layouts.llama:LAYOUT",
         "mistral": "raysweep.models.layouts.mistral:LAYOUT",
+        "olmo": "raysweep.models.layouts.olmo:LAYOUT",
+        "phi": "raysweep.models.layouts.phi:LAYOUT",
+        "phi3": "raysweep.models.layouts.phi3:LAYOUT",
         "qwen2": "raysweep.models.layouts.qwen2:LAYOUT",
         "qwen3": "raysweep.models.layouts.qwen3:LAYOUT",
     },

@@ -12,31 +12,6 @@ from dataclasses import dataclass
 
 from raysweep.models.layout import LAYOUTS
 
-# What transformers takes where config.json does not say it.
-_LLAMA = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
-_QWEN = {**_LLAMA, "intermediate_size": 22016, "num_key_value_heads": 32, "vocab_size": 151_936}
-_ABSENT: Mapping[str, Mapping[str, object]] = {
-    "gpt2": {
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "vocab_size": 50_257,
-        "n_positions": 1024,
-        "tie_word_embeddings": True,
-    },
-    "gptj": {
-        "n_embd": 4096,
-        "n_layer": 28,
-        "n_head": 16,
-        "vocab_size": 50_400,
-        "rotary_dim": 64,
-        "tie_word_embeddings": False,
-    },
-    "llama": {**_LLAMA, "intermediate_size": 11_008, "vocab_size": 32_000},
-    "mistral": {**_LLAMA, "intermediate_size": 14_336, "num_key_value_heads": 8, "vocab_size": 32_000},
-    "qwen2": _QWEN,
-    "qwen3": {**_QWEN, "head_dim": 128},
-}
 COPY_LIMIT = 4 << 30  # bytes; larger models are loaded again for the next trial instead of restored from a second copy
 
 
@@ -86,8 +61,9 @@ def size_from_config(config: Mapping[str, object]) -> ModelSize | None:
     kind = str(config.get("model_type", ""))
     if kind not in LAYOUTS:
         return None
+    layout = LAYOUTS.get(kind)
     # the file wins over the defaults
-    config = {**_ABSENT.get(kind, {}), **config}
+    config = {**layout.defaults, **config}
     try:
         hidden = _first(config, "hidden_size", "n_embd")
         heads = _first(config, "num_attention_heads", "n_head")
@@ -95,18 +71,26 @@ def size_from_config(config: Mapping[str, object]) -> ModelSize | None:
         head = _whole(config.get("head_dim") or hidden // heads)
         return ModelSize(
             hidden=hidden,
-            mlp_width=_first(config, "intermediate_size", "n_inner", default=4 * hidden),
+            mlp_width=_first(config, "intermediate_size", "n_inner", "ffn_hidden_size", default=4 * hidden),
             layers=_first(config, "num_hidden_layers", "n_layer"),
             vocab=_first(config, "vocab_size"),
             q_width=heads * head,
-            kv_width=_whole(config.get("num_key_value_heads") or heads) * head,
-            gated=len(LAYOUTS.get(kind).mlp_in) == 2,
+            kv_width=_key_heads(config, heads) * head,
+            gated=layout.gated,
             tied=bool(config.get("tie_word_embeddings", False)),
             positions=_whole(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
             heads=heads,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
+
+
+def _key_heads(config: Mapping[str, object], heads: int) -> int:
+    """Return how many heads of keys there are for *heads* of queries."""
+    # Falcon: one for all, unless it is of the newer kind, which names their number
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1
+    return _whole(config.get("num_key_value_heads") or config.get("num_kv_heads") or heads)
 
 
 def positions_of(config: Mapping[str, object]) -> int:

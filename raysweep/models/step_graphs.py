@@ -92,7 +92,7 @@ def _record(work: Callable[[], None], pool: tuple[int, int] | None) -> torch.acc
         return graph
     # older torch records on NVIDIA alone
     older = torch.cuda.CUDAGraph()
-    older.capture_begin(pool, capture_error_mode="thread_local")
+    older.capture_begin(cast("torch.cuda._POOL_HANDLE | None", pool), capture_error_mode="thread_local")
     try:
         work()
     finally:

@@ -49,6 +49,7 @@ LAYERS: tuple[Layer, ...] = (
             "seeds",
             "workspace",
             "packageindex",
+            "downloads",
         ),
         "what everything is told in: records, rows, names, seeds, folders",
     ),

@@ -157,7 +157,7 @@ def state_survives_storage(exam: Exam) -> None:
     ledger, state = exam.run(exam.lm, exam.build(), stop=2)
     ledger.restore()
     tensors, plain = flatten("state", state)
-    back = load(save({k: v.contiguous() for k, v in tensors.items()})) if tensors else {}
+    back = load(save({k: v.cpu().contiguous() for k, v in tensors.items()})) if tensors else {}
     again = unflatten("state", back, json.loads(json.dumps(plain)), exam.lm.device)
     assert same(flatten("state", again), (tensors, plain))
 

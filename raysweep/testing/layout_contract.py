@@ -33,7 +33,12 @@ _LLAMA: Mapping[str, object] = {
     "max_position_embeddings": 32,
 }
 _GPT: Mapping[str, object] = {"n_embd": _WIDTH, "n_inner": _HIDDEN, "n_layer": 3, "n_head": 4, "n_positions": 32}
-_SMALL: Mapping[str, Mapping[str, object]] = {"gpt2": _GPT, "gptj": {**_GPT, "rotary_dim": 4}}
+_FALCON = {key: value for key, value in _LLAMA.items() if key not in ("intermediate_size", "head_dim")}
+_SMALL: Mapping[str, Mapping[str, object]] = {
+    "falcon": {**_FALCON, "ffn_hidden_size": _HIDDEN},
+    "gpt2": _GPT,
+    "gptj": {**_GPT, "rotary_dim": 4},
+}
 
 
 def tiny_model(model_type: str, *, seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -116,10 +121,11 @@ def _check_maps(lm: LanguageModel, ids: Tensor) -> None:
         )
         for part in layout.mlp_in:
             shape = tuple(lm.logical(f"{part.format(block)}.weight").shape)
+            rows = 2 * hidden if layout.fused_gate else hidden
             _require(
-                shape == (hidden, width),
-                f"mlp_in: the weight of '{part.format(block)}' has shape {shape}; a first map of this MLP has {(hidden, width)}, "
-                "the shape of mlp_out turned round",
+                shape == (rows, width),
+                f"mlp_in: the weight of '{part.format(block)}' has shape {shape}; a first map of this MLP has {(rows, width)}, "
+                f"the shape of mlp_out turned round{', twice as high (fused_gate)' if layout.fused_gate else ''}",
             )
 
 

@@ -131,11 +131,19 @@ def test_simie_adds_few_waits_to_an_edit(name: str) -> None:
     assert cost.uploads <= 3, cost
 
 
-def test_a_step_of_lora_waits_once() -> None:
-    """Transformers itself asks in each pass whether rows are packed; losses are read once, after the last step."""
-    few, more = (counted("lora", {"steps": n, "lr": 1e-2}) for n in (2, 6))
+@pytest.mark.parametrize(
+    ("name", "config", "waits"),
+    [
+        ("grace", {"layer": 1, "lr": 1e-2}, 0),
+        ("lora", {"lr": 1e-2}, 0),
+        ("wise", {"layer": 1, "lr": 1e-2, "shard": 4, "merge_every": 8}, 1),
+    ],
+)
+def test_a_step_with_losses_read_later_waits_for_nothing(name: str, config: dict[str, Any], waits: int) -> None:
+    """WISE asks in every fourth step whether to end; GRACE's and LoRA's steps are as many as they are."""
+    few, more = (counted(name, {**config, "steps": n * STEPS_BETWEEN_READS}) for n in (1, 2))
     cost = more - few
-    assert (cost.syncs, cost.uploads) == (4, 0), cost
+    assert (cost.syncs, cost.uploads) == (waits, 0), cost
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def weights(lm: LanguageModel, step: EditStep[object]) -> object:
     return {n: lm.logical(n) + d.dense() for n, d in step.patch.deltas.items()}
 
 
-def first_edit(lm: LanguageModel, editor: AnyEditor, have: Exam) -> object:
+def first_edit(lm: LanguageModel, editor: AnyEditor, have: Exam) -> tuple[object, object, Mapping[str, float]]:
     artifacts = have.artifacts(editor, lm)
     rng = torch.Generator().manual_seed(0)
     step = editor.edit(lm, have.records[:1], editor.begin(lm, artifacts), artifacts=artifacts, rng=rng)
@@ -90,3 +92,16 @@ def test_a_run_and_its_answers_are_the_cpu_s(name: str, family: str) -> None:
             results.append((ledger.tensors(), flatten("state", state)[0], [(s.answers, s.logprob) for s in scored]))
             ledger.restore()
     agree(*results, AMPLIFIED.get((name, family), LATER))
+
+
+@pytest.mark.parametrize("steps", [3, 4, 7])
+def test_what_wise_runs_past_its_end_changes_nothing(steps: int) -> None:
+    """It ends at the third step, which a device learns at its fourth, or after its last."""
+    config = {**CONFIGS["wise"], "steps": steps, "stop_loss": 1e3, "stop_change": 1e3}
+    spec = EditorSpec(name="wise", config=config)
+    ours, theirs = models("llama", bos=True)
+    first = first_edit(ours, build_editor(spec), exam(ours, spec))
+    with ShamDevice():
+        second = first_edit(theirs, build_editor(spec), exam(theirs, spec))
+    agree(first, second, TOLERANCE)
+    assert first[2]["steps"] == 2

@@ -6,11 +6,16 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.autograd.profiler_util import DeviceType, FunctionEventAvg
+from torch.profiler import ProfilerActivity
 
+from benchmarks import measure
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import arms, cells, counting, models, promises, table
 from raysweep.testing import sham_device
@@ -101,17 +106,67 @@ def test_a_cell_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) ->
     assert [row.get("failed", ["-"])[-1] for row in found] == ["RuntimeError: CUDA out of memory", "-"]
 
 
-def test_nothing_is_left_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+class Profile:
+    """In the place of torch's profiler, which knows no card here: a call of its block launched 30 kernels and waited once."""
+
+    def __init__(self, activities: list[ProfilerActivity]) -> None:
+        assert activities == [ProfilerActivity.CUDA]
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def key_averages(self) -> list[FunctionEventAvg]:
+        host = [event("cudaLaunchKernel", 30, 0, DeviceType.CPU), event("cudaDeviceSynchronize", 2, 0, DeviceType.CPU)]
+        return [*host, event("gemm", 30, 6e5, DeviceType.CUDA)]
+
+
+def event(key: str, count: int, microseconds: float, device: DeviceType) -> FunctionEventAvg:
+    found = FunctionEventAvg()
+    found.key, found.count, found.device_type = key, count, device
+    found.self_device_time_total = microseconds
+    return found
+
+
+def test_a_card_is_measured_by_its_own_clocks_and_nothing_is_left_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor of ours or of the plain side that stayed there would be refused by a card, as it is by the sham device."""
-    monkeypatch.setattr(cells, "device", sham_device.device)
-    monkeypatch.setattr("torch.accelerator.empty_cache", lambda: None)
-    monkeypatch.setattr(counting, "live_bytes", lambda call, known: 0)  # storages of the sham device have no addresses
+    called: list[str] = []
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.accelerator, name, partial(called.append, name))
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 7 * 10**9)
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    for part in (cells, counting):
+        monkeypatch.setattr(part, "device", sham_device.device)
     named = ("evaluation", "grace", "alphaedit")
     chosen = [c for c in cells.all_cells() if (c.shape, c.dtype) == ("llama2-7b", "bf16") and c.what in named]
     with sham_device.ShamDevice():
         found = list(cells.Bench(models.TINY, {"bf16": 1.0}).measure(chosen, lambda: True))
     assert [row["failed"] for row in found if "failed" in row] == []
     assert len(found) == len(chosen) == 6
+    assert found[0]["load peak GB"] == 7
+    assert called.count("empty_cache") == len(found)
+    for row in found:
+        if row["what"] != "evaluation" or row["way"] == "ours":
+            assert row["peak GB"] == 7
+        if row["way"] == "ours":
+            each = row["questions"] if row["what"] == "evaluation" else 1
+            # Steps cost nothing here: every profile is the same.
+            assert (row["launches"], row["waits"], row["busy s"]) == pytest.approx((30 / each, 1 / each, 0.6 / each))
+            assert row["flop"] > 0
+    # one before each profile and one in it
+    assert called.count("synchronize") == 2 * (2 + 2 + 1)
+
+
+def test_the_clock_waits_for_the_card_and_the_report_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[None] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(None))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100")
+    assert len(counting.seconds(lambda: None, 3)) == 3
+    assert len(waited) == 6
+    assert str(measure.machine()["device"]).startswith("NVIDIA H100 (driver ")
 
 
 def test_the_contract_on_another_device_is_told_beside_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +189,6 @@ def test_the_most_important_comes_first_and_nothing_twice() -> None:
 
 
 def test_arithmetic_of_a_product_and_its_gradients() -> None:
-    import torch
-
     left, right = torch.randn(4, 8, requires_grad=True), torch.randn(8, 16, requires_grad=True)
     counts = counting.counted(lambda: (left @ right).sum().backward())
     assert counts.flop == 3 * 2 * 4 * 8 * 16
@@ -145,14 +198,6 @@ def test_arithmetic_of_a_product_and_its_gradients() -> None:
 
 
 def test_a_profile_is_tallied_by_what_the_host_called_and_what_ran_on_the_card() -> None:
-    from torch.autograd.profiler_util import DeviceType, FunctionEventAvg
-
-    def event(key: str, count: int, microseconds: float, device: DeviceType) -> FunctionEventAvg:
-        found = FunctionEventAvg()
-        found.key, found.count, found.device_type = key, count, device
-        found.self_device_time_total = microseconds
-        return found
-
     host, card = DeviceType.CPU, DeviceType.CUDA
     counts = counting.tally(
         [

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raysweep.editors.stopping import steps_between_reads
 from raysweep.editors.wise import padded_rows
 from raysweep.editors.wise.config import MarginSpec, WiseConfig
 from raysweep.models import hooks
@@ -116,24 +117,22 @@ class SideMemoryTraining:
         rows, n = self._rows((record.prompt, record.target), [unrelated]), len(self.templates)
         activations, answers = self._prepare(rows)
         side = side.clone()
-        earlier, losses, act = [NO_DISTANCE, NO_DISTANCE], [], 0.0
+        # Replayed edits are laid out in every step, which waits anyway.
+        history = History(self.config, side, every=1 if replay is not None else steps_between_reads(side))
         for _ in range(self.config.steps):
             side.requires_grad_(True)
             with torch.enable_grad():
                 output = activations.output(side)
                 distance = activations.distance(output)
                 loss = answers.loss(output) + activation_loss(distance[:n], distance[n:], self.config.margins)
-                # The stopping rule looks at the two losses before this one, as published.
-                done = abs(earlier[1] - earlier[0]) <= self.config.stop_change and earlier[1] <= self.config.stop_loss
-                act = float(distance[:n].detach().mean())
-                if done:
+                if history.ended(distance[:n].detach().mean()):
                     break
                 if replay is not None:
                     loss = loss + self._replay_loss(replay, side)
                 (gradient,) = torch.autograd.grad(loss, [side])
-            side = self._sgd_step(side.detach(), gradient)
-            losses.append(float(loss.detach()))
-            earlier = [earlier[1], losses[-1]]
+            side = history.keep_if_stopped(side.detach(), self._sgd_step(side.detach(), gradient))
+            history.add(loss.detach())
+        losses, act = history.read()
         stats = {"loss": losses[-1], "first_loss": losses[0], "steps": float(len(losses)), "act": act}
         return side.detach(), stats
 
@@ -181,6 +180,47 @@ class SideMemoryTraining:
             return side
         width = self.config.norm_constraint
         return torch.maximum(torch.minimum(side, self.frozen + width), self.frozen - width)
+
+
+class History:
+    """The losses of a training, and whether it has ended: by the two losses before the present one, as published.
+
+    The device latches that it has ended and keeps the side memory from then on; the host asks every few steps.
+    """
+
+    def __init__(self, config: WiseConfig, like: Tensor, *, every: int) -> None:
+        self.every, self._change, self._loss = every, config.stop_change, config.stop_loss
+        # fp64, in which Python compares
+        none = torch.full((), NO_DISTANCE, dtype=torch.float64, device=like.device)
+        self._losses, self._acts = [none, none], list[Tensor]()
+        self._stopped = torch.zeros((), dtype=torch.bool, device=like.device)
+        self._stops: list[Tensor] = []
+
+    def ended(self, act: Tensor) -> bool:
+        """Take the mean distance of the edit rows before a step; tell, in every few steps, whether no step is left."""
+        before, last = self._losses[-2:]
+        self._stopped = self._stopped | (((last - before).abs() <= self._change) & (last <= self._loss))
+        self._stops.append(self._stopped)
+        self._acts.append(act)
+        return len(self._acts) % self.every == 0 and bool(self._stopped)
+
+    def keep_if_stopped(self, side: Tensor, stepped: Tensor) -> Tensor:
+        """Return *stepped*, or *side* if the training had ended before."""
+        # who asks in every step takes none after the end
+        return stepped if self.every == 1 else torch.where(self._stopped, side, stepped)
+
+    def add(self, loss: Tensor) -> None:
+        """Take the loss before a step."""
+        self._losses.append(loss.double())
+
+    def read(self) -> tuple[list[float], float]:
+        """Return the losses up to the end, and the distance at the end; one read for all."""
+        n, taken = len(self._acts), len(self._losses) - 2
+        values: list[float] = torch.stack([x.double() for x in (*self._acts, *self._stops, *self._losses[2:])]).tolist()
+        acts, stops, losses = values[:n], values[n : 2 * n], values[2 * n :]
+        # The step that finds the end measures the distance, and its loss does not count.
+        end = stops.index(1.0) if 1.0 in stops else taken
+        return losses[:end], acts[min(end, n - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +278,7 @@ class AnswerLoss:
         outputs: ``[n, T, d_out]`` original outputs of the map.
         stream: ``[n, T, d]`` what the map's outputs are added to (value matrix), or what enters the block (first map).
         upper: the blocks above, or from the map's own on, read where an answer token is predicted.
-        counted: which of the ``K`` counted tokens these rows hold; ``place`` is their row and column.
+        counted: indices of the counted tokens (of ``K``) that these rows hold; ``place`` is their row and column.
         token: ``[k]`` the id of each answer token; ``weight`` its weight in the loss.
     """
 
@@ -272,7 +312,7 @@ class AnswerLoss:
         n, width, layer = len(rows.answers), max(end for _, end in rows.answers) - 1, training.config.layer
         row, column = rows.counted.nonzero().T
         # Counted tokens come in the order of nonzero, row by row; these are the ones that answers depend on.
-        counted = (row < n) & (column < width)
+        counted = ((row < n) & (column < width)).nonzero()[:, 0]
         answer_tokens = [
             (i, j, 1 / (end - first + 1)) for i, (first, end) in enumerate(rows.answers) for j in range(first, end)
         ]

@@ -54,7 +54,7 @@ def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
     """
     form, config = lm.layout.form, lm.module.config
     numbers = range(first, lm.n_blocks if end is None else end)
-    if form is None or not numbers or getattr(config, form.activation, "") not in ACTIVATIONS:
+    if form is None or not numbers or getattr(config, lm.layout.activation, "") not in ACTIVATIONS:
         return False
     if len(set(attention.windows(config))) > 1 or not all(_is_known(lm, form, i) for i in numbers):
         return False
@@ -201,7 +201,7 @@ class DeviceBlocks:
             everyone=everyone,
             last=everyone,
             heads=(h, k),
-            activation=ACTIVATIONS[getattr(config, form.activation)],
+            activation=ACTIVATIONS[getattr(config, lm.layout.activation)],
             guard=ModelGuard.record(lm, given.first, end),
         )
 

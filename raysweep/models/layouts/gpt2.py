@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raysweep.models import attention
 from raysweep.models.layout import BlockForm, Layout
 
 
@@ -19,7 +20,6 @@ FORM = BlockForm(
     mlp_norm="transformer.h.{}.ln_2",
     qkv=("transformer.h.{}.attn.c_attn",),
     scale=scale,
-    activation="activation_function",
 )
 LAYOUT = Layout(
     model_type="gpt2",
@@ -33,6 +33,17 @@ LAYOUT = Layout(
     norm="transformer.ln_f",
     head="lm_head",
     embed="transformer.wte",
+    defaults={
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "vocab_size": 50_257,
+        "n_positions": 1024,
+        "tie_word_embeddings": True,
+    },
+    positions_end=True,
+    windows=attention.no_windows,
     position_embed="transformer.wpe",
+    activation="activation_function",
     form=FORM,
 )

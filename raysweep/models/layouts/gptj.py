@@ -29,6 +29,15 @@ LAYOUT = replace(
     mlp_in=("transformer.h.{}.mlp.fc_in",),
     mlp_out="transformer.h.{}.mlp.fc_out",
     attn_out="transformer.h.{}.attn.out_proj",
+    defaults={
+        "n_embd": 4096,
+        "n_layer": 28,
+        "n_head": 16,
+        "vocab_size": 50_400,
+        "n_positions": 2048,
+        "rotary_dim": 64,
+        "tie_word_embeddings": False,
+    },
     position_embed=None,
     form=replace(
         FORM,

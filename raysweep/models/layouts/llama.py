@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raysweep.models import attention
 from raysweep.models.layout import BlockForm, Layout
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ FORM = BlockForm(
     qkv=("model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.k_proj", "model.layers.{}.self_attn.v_proj"),
     angles=angles,
     scale=scale,
-    activation="hidden_act",
 )
 LAYOUT = Layout(
     model_type="llama",
@@ -44,5 +44,14 @@ LAYOUT = Layout(
     norm="model.norm",
     head="lm_head",
     embed="model.embed_tokens",
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32_000,
+        "tie_word_embeddings": False,
+    },
+    windows=attention.no_windows,
     form=FORM,
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raysweep.models import attention
+from raysweep.models.forward import prefix_tree
 from raysweep.models.lm import LanguageModel
 from raysweep.seeds import derive
 
@@ -144,12 +145,13 @@ def train(
     weight = 1 / torch.tensor(list(divisors), dtype=torch.float32, device=device)
     adam = torch.optim.AdamW(bank.parameters(), lr=lr, weight_decay=weight_decay)
     owner_of_row = torch.tensor(list(owners), dtype=torch.int64, device=device)
+    seen = _causal_mask(bank.lm, ids)
     for _ in range(steps):
         bank.select_owners(owner_of_row)
         with torch.enable_grad(), bank.attached():
             # with a named error, before transformers fails inside
             attention.check_row(bank.lm.module.config, ids.shape[1])
-            logits = bank.lm.module(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            logits = bank.lm.module(input_ids=ids, attention_mask=seen, use_cache=False).logits[:, :-1].float()
             # [B, T - 1]: log p of the token that comes next
             logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
             losses = -(logp * is_label).sum(1) * weight
@@ -159,3 +161,13 @@ def train(
         bank.clip(clip)
         adam.step()
         yield losses.detach()
+
+
+def _causal_mask(lm: LanguageModel, ids: Tensor) -> prefix_tree.AttentionMask | None:
+    """Return who looks at whom, each token at those before it; None where the model may find that out by itself."""
+    if ids.is_cpu:
+        return None
+    # Without a mask transformers would read back in every pass whether the rows are packed.
+    rows, width = ids.shape
+    places = torch.arange(width, device=ids.device).expand(rows, -1)
+    return prefix_tree.attention_mask(lm, places[:, :, None] >= places[:, None, :], places, places)

@@ -89,14 +89,20 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
 def modules_replaced(lm: LanguageModel, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Let *modules* take the place of those called so inside the ``with`` statement; what was there comes back."""
     originals: list[tuple[nn.Module, str, nn.Module | None]] = []
+    copies = []
     try:
         for name, module in modules.items():
             owner_name, _, leaf = name.rpartition(".")
             owner = lm.part(owner_name)
             originals.append((owner, leaf, owner._modules[leaf]))
             owner._modules[leaf] = module
+            if lm.layout.overwrites_mlp_output:
+                # the tensor that comes out may be kept by the module, and is added to in place
+                copies.append(module.register_forward_hook(lambda module, args, output: output.clone()))
         yield
     finally:
+        for handle in copies:
+            handle.remove()
         # in reverse, for a module may have been named twice
         for owner, leaf, original in reversed(originals):
             owner._modules[leaf] = original

@@ -25,9 +25,7 @@ LONG_ROW = 100  # rows longer than this are judged by their largest token, not b
 
 def mlp_activation(lm: LanguageModel) -> Activation:
     """Return the activation ``φ`` of the model's MLPs, by its configuration."""
-    config = lm.module.config
-    name = getattr(config, "hidden_act", None) or config.activation_function
-    function: Activation = ACT2FN[name]
+    function: Activation = ACT2FN[getattr(lm.module.config, lm.layout.activation)]
     return function
 
 

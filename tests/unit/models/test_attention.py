@@ -65,10 +65,23 @@ CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "gpt2, scaled by block": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
     "gpt2, unscaled": ("gpt2", {"scale_attn_weights": False}),
     "gptj, partial rotary": ("gptj", {}),
+    "gpt_neox, side by side": ("gpt_neox", {}),
+    "gpt_neox, one after the other": ("gpt_neox", {"use_parallel_residual": False}),
+    "falcon, one key for all": ("falcon", {}),
+    "falcon, one after the other": ("falcon", {"parallel_attn": False, "bias": True}),
+    "falcon, newer, two norms": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, newer, one norm": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
+    "olmo": ("olmo", {}),
+    "olmo, clipped": ("olmo", {"clip_qkv": 0.5}),
+    "phi": ("phi", {}),
+    "phi, normed heads": ("phi", {"qk_layernorm": True}),
+    "phi3": ("phi3", {}),
+    "phi3, window": ("phi3", {"sliding_window": WINDOW}),
 }  # fmt: skip
 EDITED = [
     "mistral, window", "qwen2, upper blocks", "qwen2, every other block", "qwen3, upper blocks", "llama, biases",
-    "llama, dynamic rope, inside", "gpt2, scaled by block",
+    "llama, dynamic rope, inside", "gpt2, scaled by block", "gpt_neox, one after the other", "falcon, one key for all",
+    "falcon, newer, two norms", "olmo, clipped", "phi", "phi3, window",
 ]  # fmt: skip
 TIGHT = [
     name for name in CONFIGS if "window" in name or "block" in name or "heads" in name
@@ -80,7 +93,7 @@ def model(name: str) -> LanguageModel:
     module = tiny_model(kind, **{"vocab_size": 258, "max_position_embeddings": 256, "n_positions": 256, **changes})
     with torch.no_grad():  # so that a token far away matters
         for name_, weight in module.named_parameters():
-            if any(part in name_ for part in ("q_proj", "k_proj", "c_attn")):
+            if any(part in name_ for part in ("q_proj", "k_proj", "c_attn", "qkv_proj")):
                 weight.mul_(6.0)
     return LanguageModel(
         module=module, tokenizer=byte_tokenizer(bos=True), layout=layout_of(module.config), digest=name
@@ -125,7 +138,7 @@ def test_a_window_matters_here(name: str) -> None:
     lm = model(name)
     row = rows(lm)[2]
     before, had = own(lm, row), set(attention.windows(lm.module.config)) != {None}
-    lm.module.config.sliding_window = None if lm.module.config.model_type == "mistral" else 10_000
+    lm.module.config.sliding_window = None if lm.module.config.model_type in ("mistral", "phi3") else 10_000
     assert torch.allclose(own(lm, row)[-1], before[-1], atol=1e-3) is not had
 
 
@@ -301,7 +314,7 @@ def test_probes_and_written_answers_are_the_models_own(name: str) -> None:
 
 def test_the_fast_way_is_taken_only_by_blocks_that_it_computes() -> None:
     fast = {name for name in CONFIGS if llama_fused.supports(model(name), 1)}
-    slow = {name for name in CONFIGS if name.startswith(("qwen3", "gpt"))} | {"llama, gelu"}
+    slow = {name for name in CONFIGS if name.startswith(("qwen3", "gpt", "falcon", "olmo", "phi"))} | {"llama, gelu"}
     slow |= {"qwen2, upper blocks", "qwen2, every other block"}
     assert fast == set(CONFIGS) - slow
 

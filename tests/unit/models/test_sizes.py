@@ -56,10 +56,13 @@ GPT = {
     "n_positions": 32,
     "tie_word_embeddings": True,
 }
+_FALCON = {key: value for key, value in SMALL.items() if key != "intermediate_size"}
 CONFIGS = {
     "gpt2": GPT,
     "gptj": {**GPT, "rotary_dim": 8},
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA),
+    **dict.fromkeys(("llama", "mistral", "olmo", "phi", "phi3", "qwen2", "qwen3"), LLAMA),
+    "gpt_neox": SMALL,
+    "falcon": {**_FALCON, "ffn_hidden_size": 96},
 }
 
 
