@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS, open_dataset
 from raysweep.data.csvrows import literal_texts, read_csv
 from raysweep.data.jsonrows import read_table
+from raysweep.data.manifests import published_sets
 from raysweep.data.rippleedits import RippleEdits
 from raysweep.errors import DataError, ProblemsError, RecordError
 from raysweep.records import EditRecord, Fact, Probe, ProbeKind, check_record, subject_error
@@ -297,3 +299,11 @@ def test_a_known_layout_is_named_with_the_dataset_that_reads_it(tmp_path: Path) 
     rows = json.loads(Path(str(sample_path("uniedit.json"))).read_text(encoding="utf-8"))
     (tmp_path / "rows.json").write_text(json.dumps(list(rows.values())))
     assert len(open_dataset(DataSpec(name="uniedit", path=str(tmp_path / "rows.json")), workspace)) == len(rows)
+
+
+def test_what_is_fetched_is_what_is_looked_for() -> None:
+    """Each set of the manifests has a dataset of its name, which finds the files where fetching puts them."""
+    for name, published in published_sets().items():
+        paths = [f"{published.folder}/{file.path}" for file in published.files if not file.extra]
+        places = DATASETS.get(name).places
+        assert any(fnmatchcase(p, path) or path.startswith(f"{p}/") for p in places for path in paths), (name, places)
