@@ -40,8 +40,8 @@ def read_csv(path: Path) -> list[object]:
 def literal_texts(text: str, name: str) -> list[str]:
     """Return the list of texts that *text*, the field *name*, spells as Python does; nothing is evaluated but literals.
 
-    >>> literal_texts("['a', \"it's\"]", "choices")
-    ['a', "it's"]
+    >>> literal_texts("['one', 'two, or more']", "choices")
+    ['one', 'two, or more']
 
     Raises:
         RecordError: it is no such list, or longer than 10,000 characters.
