@@ -10,6 +10,9 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 
+ADDED = {"added": True}
+"""Metadata of a dataclass field that was added after values of the class had been hashed; it has a default."""
+
 
 def canonical(value: object) -> object:
     """Return *value* as plain JSON data with one spelling per value.
@@ -38,7 +41,9 @@ def canonical(value: object) -> object:
     if hasattr(value, "model_dump"):
         return canonical(value.model_dump(mode="python"))
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: canonical(getattr(value, f.name)) for f in fields(value)}
+        # A field that came later stands in no hash at its default, which is what earlier values had.
+        present = (f for f in fields(value) if f.metadata != ADDED or getattr(value, f.name) != f.default)
+        return {f.name: canonical(getattr(value, f.name)) for f in present}
     raise TypeError(f"no canonical form for {type(value).__name__}: {value!r}")
 
 

@@ -7,6 +7,7 @@ VIEWS: dict[str, tuple[str, str]] = {
     "gen": ("paraphrase", "token_match"),
     "loc": ("locality", "agreement"),
     "port": ("portability", "token_match"),
+    "port_any": ("portability", "any_match"),
     "rel_exact": ("efficacy", "exact_match"),
     "gen_exact": ("paraphrase", "exact_match"),
     "rel_logprob": ("efficacy", "target_logprob"),

@@ -22,13 +22,16 @@ NON_FINITE = -2
 class Answer:
     """What a metric sees: ids of the target, ids answered, ids the pristine model answered, log-probability of the target.
 
-    An id of -1 stands for an answer that is missing, :data:`NON_FINITE` for one that cannot be told.
+    An id of -1 stands for an answer that is missing, :data:`NON_FINITE` for one that cannot be told. ``matched`` tells whether one
+    of the probe's alternatives was answered, ``counts`` whether the unedited model knew what it must for the probe to count.
     """
 
     labels: Sequence[int]
     answers: Sequence[int]
     base: Sequence[int]
     logprob: float
+    matched: bool = False
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +122,11 @@ def ppl(answer: Answer) -> float:
 def agreement(answer: Answer) -> float:
     """Share of positions at which the arg-max is the pristine model's own (SimIE's Loc)."""
     return sum(a == b for a, b in zip(answer.answers, answer.base, strict=True)) / len(answer.labels)
+
+
+@metric(version=1, needs="target")
+def any_match(answer: Answer) -> float:
+    """1 if the target or one of the probe's alternatives is the arg-max in every token; missing where the probe does not count."""
+    if not answer.counts:
+        return math.nan
+    return float(answer.matched or tuple(answer.answers) == tuple(answer.labels))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
 from raysweep.errors import RecordError
+from raysweep.hashing import ADDED
 
 
 class ProbeKind(StrEnum):
@@ -27,6 +28,17 @@ class Probe:
 
     ``against="target"`` compares with *target*; ``"base"`` compares with the unedited model's own answer
     to the same prompt (the target then only fixes how many positions are compared).
+
+    Attributes:
+        kind: what it asks about.
+        prompt: the question.
+        target: the answer.
+        against: what the model's answer is compared with.
+        name: tells probes of one kind apart.
+        alternatives: pairs of a question and an answer, each of which counts as much as *prompt* and *target* (metric
+            ``any_match``): aliases of the answer, or the question in other words.
+        known: what the unedited model must know for the probe to count (metric ``any_match``); each entry lists pairs of a
+            question and an answer, one of which it must give.
     """
 
     kind: ProbeKind
@@ -34,15 +46,33 @@ class Probe:
     target: str
     against: Literal["target", "base"] = "target"
     name: str = ""
+    alternatives: tuple[tuple[str, str], ...] = field(default=(), metadata=ADDED)
+    known: tuple[tuple[tuple[str, str], ...], ...] = field(default=(), metadata=ADDED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """A fact that is written together with that of its record.
+
+    Attributes:
+        subject: a part of *prompt*, or empty.
+        prompt: what the model is given.
+        target: what it shall answer.
+    """
+
+    subject: str
+    prompt: str
+    target: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditRecord:
-    """One fact to write.
+    """One fact to write, or several that only make sense together.
 
     ``subject`` is a part of ``prompt``, or empty where the dataset names none; editors that look it up need it exactly once
     (:func:`subject_error`). ``target`` is kept as the dataset has it (joining rules live in ``models/tokens.py``). ``unrelated``
-    is text some editors need as a negative; empty if there is none.
+    is text some editors need as a negative; empty if there is none. ``further`` facts are written in the same call of the editor,
+    as records of their own (:attr:`edits`).
     """
 
     id: str
@@ -51,6 +81,15 @@ class EditRecord:
     target: str
     probes: tuple[Probe, ...]
     unrelated: str = ""
+    further: tuple[Fact, ...] = field(default=(), metadata=ADDED)
+
+    @property
+    def edits(self) -> tuple[EditRecord, ...]:
+        """The record as an editor is given it: one for each fact, all with its id and its probes."""
+        if not self.further:
+            return (self,)
+        rest = (replace(self, subject=f.subject, prompt=f.prompt, target=f.target, further=()) for f in self.further)
+        return replace(self, further=()), *rest
 
     @property
     def template(self) -> str:
@@ -76,13 +115,14 @@ def check_record(record: EditRecord, *, where: str = "") -> tuple[str, ...]:
         RecordError: empty prompt, target or probe field.
     """
     at = f"{where} ({record.id})" if where else record.id
-    for field in ("prompt", "target"):
-        if not getattr(record, field).strip():
-            raise RecordError(f"{at}: {field} is empty", hint="every record needs prompt and target")
+    for fact in (record, *record.further):
+        for name in ("prompt", "target"):
+            if not getattr(fact, name).strip():
+                raise RecordError(f"{at}: {name} is empty", hint="every record needs prompt and target")
     for probe in record.probes:
-        for field in ("prompt", "target"):
-            if not getattr(probe, field).strip():
-                raise RecordError(f"{at}: {probe.kind} probe has an empty {field}", hint="drop the probe or fill it")
+        for name in ("prompt", "target"):
+            if not getattr(probe, name).strip():
+                raise RecordError(f"{at}: {probe.kind} probe has an empty {name}", hint="drop the probe or fill it")
     # Odd, but what the file says: prompts and targets are never changed (`Dataset`, promise 2).
     warnings = []
     if record.target[:1].isspace():
@@ -104,9 +144,9 @@ def subject_error(record: EditRecord) -> RecordError | None:
             f"{at}: there is no subject",
             hint="name the part of the prompt that the fact is about, or use an editor that needs no subject",
         )
-    for field in ("prompt", "subject"):
-        if "{" in getattr(record, field) or "}" in getattr(record, field):
-            return RecordError(f"{at}: {field} contains a brace: {getattr(record, field)!r}", hint="templates use '{}'")
+    for name in ("prompt", "subject"):
+        if "{" in getattr(record, name) or "}" in getattr(record, name):
+            return RecordError(f"{at}: {name} contains a brace: {getattr(record, name)!r}", hint="templates use '{}'")
     count = prompt.count(subject)
     if count == 1:
         return None
@@ -147,8 +187,10 @@ def length_error(
     """
     if not positions:
         return None
-    texts = [("its edit", f"{record.prompt} {record.target}", before)]
-    texts += [(f"its {probe.kind} probe", f"{probe.prompt} {probe.target}", 0) for probe in record.probes]
+    texts = [("its edit", f"{edit.prompt} {edit.target}", before) for edit in record.edits]
+    for probe in record.probes:
+        pairs = ((probe.prompt, probe.target), *probe.alternatives, *(pair for pairs in probe.known for pair in pairs))
+        texts += [(f"its {probe.kind} probe", f"{prompt} {target}", 0) for prompt, target in pairs]
     for what, text, extra in texts:
         if len(text.encode(errors="replace")) + extra + _SPECIAL <= positions:
             continue  # a token is at least a byte, so there is nothing to count

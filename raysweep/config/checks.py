@@ -56,7 +56,8 @@ def refusal(
     before = _context_tokens(config) if config is not None else 0
 
     def why(record: EditRecord) -> RecordError | None:
-        error = check(record) if check is not None else None
+        errors = (check(edit) for edit in record.edits) if check is not None else ()
+        error = next((e for e in errors if e is not None), None)
         if editor is not None and error is not None:
             return RecordError(f"{editor.name} cannot write {error.message}", hint=error.hint)
         return length_error(record, facts.positions, facts.count, before=before)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
-from raysweep.data.files import JsonDataset, Row, field, locality_probe, optional, standard_probes
-from raysweep.errors import RecordError
+from raysweep.data.fields import Columns, Row, field, filled, texts
+from raysweep.data.files import JsonDataset
 from raysweep.records import EditRecord, Probe, ProbeKind
 
 _ORIGINAL = "requested_rewrite"
+_LOCALITY = ("locality_prompt", "locality_ground_truth")
+_FLAT = Columns(prompt="prompt", target="target_new", rephrase="rephrase_prompt", locality=_LOCALITY)
+_FILES = ("counterfact-edit", "counterfact", "multi_counterfact")
 
 
 class Counterfact(JsonDataset):
@@ -22,11 +24,7 @@ class Counterfact(JsonDataset):
     name: ClassVar[str] = "counterfact"
     version: ClassVar[int] = 1
     about: ClassVar[str] = "CounterFact completions (SimIE/EasyEdit JSON, or the original ROME/MEMIT JSON)"
-    places: ClassVar[tuple[str, ...]] = (
-        "counterfact/counterfact-edit.json",
-        "counterfact/counterfact.json",
-        "counterfact/multi_counterfact.json",
-    )
+    places: ClassVar[tuple[str, ...]] = tuple(f"counterfact/{file}.json" for file in _FILES)
     required: ClassVar[tuple[frozenset[str], ...]] = (
         frozenset({"prompt", "target_new"}),
         frozenset({_ORIGINAL}),
@@ -36,34 +34,17 @@ class Counterfact(JsonDataset):
         """Map a row of either format."""
         if _ORIGINAL in row:
             return _original(row, uid)
-        prompt, target = field(row, "prompt"), field(row, "target_new")
-        probes = standard_probes(
-            prompt,
-            target,
-            optional(row, "rephrase_prompt"),
-            locality_probe(row, "locality_prompt", "locality_ground_truth"),
-        )
-        return EditRecord(id=uid, subject=optional(row, "subject"), prompt=prompt, target=target, probes=probes)
+        return _FLAT.record(row, uid)
 
 
 def _original(row: Row, uid: str) -> EditRecord:
     template, subject = field(row, _ORIGINAL, "prompt"), field(row, _ORIGINAL, "subject")
     target, true = field(row, _ORIGINAL, "target_new", "str"), field(row, _ORIGINAL, "target_true", "str")
-    # The subject must stand in the prompt once: its last token is where ROME and MEMIT write.
-    if template.count("{}") != 1:
-        raise RecordError(f"'{_ORIGINAL}.prompt' needs exactly one '{{}}': {template!r}")
-    prompt = template.replace("{}", subject)
+    prompt = filled(template, subject, f"{_ORIGINAL}.prompt")
     probes = [Probe(kind=ProbeKind.EFFICACY, prompt=prompt, target=target)]
-    for number, text in enumerate(_strings(row, "paraphrase_prompts")):
+    for number, text in enumerate(texts(row, "paraphrase_prompts")):
         probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=text, target=target, name=str(number)))
     # Neighbours are other subjects with the same true object; what counts is that the answer stays what it was.
-    for number, text in enumerate(_strings(row, "neighborhood_prompts")):
+    for number, text in enumerate(texts(row, "neighborhood_prompts")):
         probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=text, target=true, against="base", name=str(number)))
     return EditRecord(id=uid, subject=subject, prompt=prompt, target=target, probes=tuple(probes))
-
-
-def _strings(row: Row, name: str) -> Sequence[str]:
-    value: object = row.get(name, [])
-    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise RecordError(f"field '{name}' must be a list of texts")
-    return [field({name: text}, name) for text in value]

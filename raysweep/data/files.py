@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, ClassVar
 from raysweep.config.schema import DataSpec
 from raysweep.data import foreign
 from raysweep.data.base import Reading
+from raysweep.data.fields import Columns, Row, field, locality_probe, optional, standard_probes
 from raysweep.data.jsonrows import check_keys, read_rows, type_name
 from raysweep.errors import DataError, Problem, ProblemsError, RecordError
 from raysweep.hashing import digest, file_digest
-from raysweep.records import EditRecord, Probe, ProbeKind, check_record
+from raysweep.records import EditRecord, ProbeKind, check_record
 from raysweep.workspace import near_names
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Row = Mapping[str, object]
-_SUFFIXES = (".json", ".jsonl")
-# Half of a surrogate pair: JSON can spell it, UTF-8 cannot, and no tokenizer takes it.
-_SURROGATE = re.compile("[\ud800-\udfff]")
+__all__ = ["FlatDataset", "JsonDataset", "Row", "field", "locality_probe", "optional", "standard_probes", "train_file"]
+
 _TEXT_KINDS = (ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY)
 
 
@@ -39,6 +37,8 @@ class JsonDataset:
     text of the record half the file away, never one of the record's own probes; that text is a locality probe of another
     record, so a run over more than half of such a file trains on text that it is measured on.
 
+    A dataset that comes in several files (:attr:`folder_of`) reads a whole folder of them, in the order of their names.
+
     What was computed is kept per (path, size, modification time) inside the object, never in the module.
     """
 
@@ -47,10 +47,26 @@ class JsonDataset:
     about: ClassVar[str]
     places: ClassVar[tuple[str, ...]]  # below data/, most specific first
     required: ClassVar[tuple[frozenset[str], ...]]  # each format's fields
+    suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
+    folder_of: ClassVar[str] = (
+        ""  # ending of the files that a folder of the dataset consists of; empty = it is one file
+    )
 
     def __init__(self) -> None:
         self._digests: dict[tuple[tuple[Path, int, int], ...], str] = {}
         self._counts: dict[tuple[Path, int, int], int] = {}
+
+    def rows(self, file: Path) -> Sequence[object]:
+        """Return the rows of one file."""
+        return read_rows(file)
+
+    def formats(self) -> tuple[frozenset[str], ...]:
+        """Return the fields of each of the layouts that this dataset reads."""
+        return self.required
+
+    def remarks(self, row: Row) -> Iterator[str]:
+        """Yield what is odd about a sound row, but no mistake."""
+        yield from ()
 
     def record(self, row: Row, uid: str) -> EditRecord:
         """Return the record of one row; raise :class:`RecordError` for a missing or mistyped field."""
@@ -82,62 +98,86 @@ class JsonDataset:
         if path.is_file():
             return path
         if not path.is_dir():
-            hint = near_names(path) or "give a .json or .jsonl file, or its folder"
+            hint = near_names(path) or f"give a {' or '.join(self.suffixes)} file, or its folder"
             raise DataError(f"data.path '{path}' does not exist", hint=hint)
         for place in self.places:
             candidate = path / place.rpartition("/")[2]
             if candidate.is_file():
                 return candidate
-        files = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES)
+        files = sorted(p for p in path.iterdir() if p.suffix in self.suffixes)
         if len(files) == 1:
             return files[0]
-        names = ", ".join(p.name for p in files) or "nothing that ends in .json or .jsonl"
+        if files and self.folder_of:
+            return path
+        names = ", ".join(p.name for p in files) or f"nothing that ends in {' or '.join(self.suffixes)}"
         raise DataError(f"data.path '{path}' is a folder with {names}", hint="name the file itself")
+
+    def _marks(self, path: Path | None) -> tuple[tuple[Path, int, int], ...]:
+        """Return path, size and time of the file at *path*, or of each file of the folder there.
+
+        Raises:
+            DataError: there is none.
+        """
+        if path is not None and self.folder_of and path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix == self.folder_of)
+            if files:
+                return tuple(map(_mark, files))
+        return (_mark(path),)
 
     def count(self, path: Path | None) -> int:
         """Return the number of rows."""
-        mark = _mark(path)
-        if mark not in self._counts:
-            self._counts[mark] = len(read_rows(mark[0]))
-        return self._counts[mark]
+        marks = self._marks(path)
+        for mark in marks:
+            if mark not in self._counts:
+                self._counts[mark] = len(self.rows(mark[0]))
+        return sum(self._counts[mark] for mark in marks)
 
     def digest(self, path: Path | None) -> str:
-        """Return the hash of the file's bytes, and of the train file's if there is one."""
-        mark = _mark(path)
-        train = train_file(mark[0])
-        marks = (mark,) if train is None else (mark, _mark(train))
+        """Return the hash of the file's bytes, and of the train file's if there is one; of a folder, of all its files."""
+        marks = self._marks(path)
+        train = train_file(marks[0][0]) if len(marks) == 1 else None
+        names = [mark[0].name for mark in marks] if train is None else ["edit", "train"]
+        marks = marks if train is None else (*marks, _mark(train))
         # Path, size and time stand for the content within one process: a plan asks for the digest of one file many times.
         if marks not in self._digests:
             digests = [file_digest(m[0]) for m in marks]
-            self._digests[marks] = digests[0] if train is None else digest({"edit": digests[0], "train": digests[1]})
+            several = len(digests) > 1
+            self._digests[marks] = digest(dict(zip(names, digests, strict=True))) if several else digests[0]
         return self._digests[marks]
 
     def read(self, path: Path | None) -> Reading:
         """Examine every row.
 
         Raises:
-            DataError: the file cannot be read, is empty, or has another dataset's fields.
+            DataError: a file cannot be read, is empty, or has another dataset's fields.
         """
-        file = _mark(path)[0]
-        reading = read_rows(file)
-        self._check_fields(reading, file)
         rows: list[EditRecord | Problem] = []
         warnings: list[str] = []
+        files = [mark[0] for mark in self._marks(path)]
+        for file in files:
+            self._examine(file, rows, warnings)
+        warnings += _contradictions([r for r in rows if isinstance(r, EditRecord)], path or files[0])
+        if warnings:
+            logger.info("%s: %d warnings, first: %s", path, len(warnings), warnings[0])
+        train = train_file(files[0]) if len(files) == 1 else None
+        return Reading.from_rows(self._with_unrelated(rows, train), tuple(warnings))
+
+    def _examine(self, file: Path, rows: list[EditRecord | Problem], warnings: list[str]) -> None:
+        """Add the rows of *file*, each a record or what is wrong with it, and what is odd about them."""
+        reading = self.rows(file)
+        self._check_fields(reading, file)
         # Every row is examined before anything is refused, so that all problems are told at once.
         for index, row in enumerate(reading):
             where = f"{file}:{index}"
             try:
-                record = self._record(row, f"{self.name}/{index:06d}")
+                record = self._record(row, f"{self.name}/{len(rows):06d}")
                 warnings += check_record(record, where=where)
+                warnings += (f"{where} ({record.id}): {remark}" for remark in self.remarks(_mapping(row)))
                 rows.append(record)
             except RecordError as error:
                 # A problem has its place in a field of its own.
                 message = error.message.removeprefix(f"{where} ")
                 rows.append(Problem(code=error.code, message=message, file=where, hint=error.hint))
-        warnings += _contradictions([r for r in rows if isinstance(r, EditRecord)], file)
-        if warnings:
-            logger.info("%s: %d warnings, first: %s", file, len(warnings), warnings[0])
-        return Reading.from_rows(self._with_unrelated(rows, file), tuple(warnings))
 
     def _record(self, row: object, uid: str) -> EditRecord:
         """Return the record of one element of the file.
@@ -145,17 +185,17 @@ class JsonDataset:
         Raises:
             RecordError: it is not an object, or says something twice, or a field of it cannot be used.
         """
-        if not isinstance(row, Mapping):
-            raise RecordError(f"a row must be an object with named fields, got {type_name(row)}")
+        named = _mapping(row)
         check_keys(row)
         layout = foreign.layout_of(row)
-        if layout is not None:
+        if layout is not None and layout.dataset != self.name:
             raise RecordError(f"the row has the layout of {layout.name}, which is not read here", hint=layout.cure)
-        return self.record(row, uid)
+        return self.record(named, uid)
 
-    def _with_unrelated(self, rows: Sequence[EditRecord | Problem], file: Path) -> tuple[EditRecord | Problem, ...]:
+    def _with_unrelated(
+        self, rows: Sequence[EditRecord | Problem], train: Path | None
+    ) -> tuple[EditRecord | Problem, ...]:
         """Fill in the text that some editors need as a negative; a row that is no record lends none."""
-        train = train_file(file)
         lenders = rows if train is None else self._lenient(train)
         texts = [_locality_text(r) if isinstance(r, EditRecord) else "" for r in lenders]
         # Rows without a text are passed over at once: in a file that has none, each record would look at all the others.
@@ -177,7 +217,7 @@ class JsonDataset:
     def _lenient(self, file: Path) -> list[EditRecord]:
         """Return the readable records of a train file, of which only one text is used."""
         rows = []
-        for index, row in enumerate(read_rows(file)):
+        for index, row in enumerate(self.rows(file)):
             try:
                 rows.append(self._record(row, f"{self.name}/train/{index:06d}"))
             except RecordError:
@@ -208,19 +248,44 @@ class JsonDataset:
         if not rows:
             raise DataError(f"{file}: no records", hint="the file must hold a JSON array of objects, or JSONL")
         layout = foreign.layout_of(rows[0])
-        if layout is not None and all(foreign.layout_of(row) is not None for row in rows):
+        if (
+            layout is not None
+            and layout.dataset != self.name
+            and all(foreign.layout_of(row) is not None for row in rows)
+        ):
             raise DataError(
                 f"{file}: these are rows of {layout.name}, a layout that is not read here", hint=layout.cure
             )
         # One row that fits is enough here: the others are reported one by one, with their index.
-        fitting = any(isinstance(row, Mapping) and any(f <= row.keys() for f in self.required) for row in rows)
+        fitting = any(isinstance(row, Mapping) and any(f <= row.keys() for f in self.formats()) for row in rows)
         if not fitting:
             actual = sorted(map(str, rows[0])) if isinstance(rows[0], Mapping) else type_name(rows[0])
-            expected = " or ".join(str(sorted(fields)) for fields in self.required)
+            expected = " or ".join(str(sorted(fields)) for fields in self.formats())
             raise DataError(
                 f"{file}: no row has the fields of dataset '{self.name}': wanted {expected}, found {actual}",
                 hint="is data.name right?  `raysweep ls datasets` lists the formats",
             )
+
+
+class FlatDataset(JsonDataset):
+    """Base of the datasets whose rows are flat; the names of the fields say what a row means."""
+
+    columns: ClassVar[Columns]
+
+    def formats(self) -> tuple[frozenset[str], ...]:
+        """Return the two fields that a row must have."""
+        return (frozenset({self.columns.prompt, self.columns.target}),)
+
+    def record(self, row: Row, uid: str) -> EditRecord:
+        """Return the record of the named fields."""
+        return self.columns.record(row, uid)
+
+
+def _mapping(row: object) -> Row:
+    """Return *row*; raise :class:`RecordError` unless it has named fields."""
+    if not isinstance(row, Mapping):
+        raise RecordError(f"a row must be an object with named fields, got {type_name(row)}")
+    return row
 
 
 def _mark(path: Path | None) -> tuple[Path, int, int]:
@@ -259,61 +324,3 @@ def _contradictions(records: Sequence[EditRecord], file: Path) -> list[str]:
         if earlier.target != record.target:
             pairs.append(f"{file} ({record.id}): same prompt as {earlier.id}, another target")
     return pairs
-
-
-def field(row: Row, *path: str) -> str:
-    """Return the text at *path* in *row*.
-
-    Raises:
-        RecordError: it is missing, not text, or text that cannot be encoded.
-    """
-    value: object = row
-    for key in path:
-        if not isinstance(value, Mapping) or key not in value:
-            raise RecordError(f"field '{'.'.join(path)}' is missing", hint=f"the row has: {', '.join(map(str, row))}")
-        value = value[key]
-    if not isinstance(value, str):
-        raise RecordError(f"field '{'.'.join(path)}' must be text, got {type_name(value)}")
-    # JSON can spell half of a surrogate pair; no tokenizer can encode it.
-    odd = _SURROGATE.search(value)
-    if odd is not None:
-        raise RecordError(
-            f"field '{'.'.join(path)}' holds U+{ord(odd[0]):04X}, half of a character",
-            hint="the text was cut or damaged",
-        )
-    return value
-
-
-def optional(row: Row, *path: str) -> str:
-    """Return the text at *path*, or "" where any step of it is missing or null."""
-    value: object = row
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return "" if value is None else field(row, *path)
-
-
-def standard_probes(prompt: str, target: str, rephrase: str, locality: Probe | None) -> tuple[Probe, ...]:
-    """Return the efficacy probe, the paraphrase probe unless *rephrase* is empty, and the locality probe if there is one."""
-    probes = [Probe(kind=ProbeKind.EFFICACY, prompt=prompt, target=target)]
-    if rephrase.strip():
-        probes.append(Probe(kind=ProbeKind.PARAPHRASE, prompt=rephrase, target=target))
-    return (*probes, *([locality] if locality else []))
-
-
-def locality_probe(row: Row, question: str, answer: str) -> Probe | None:
-    """Return the locality probe in the fields *question* and *answer*; None where a row has neither.
-
-    Raises:
-        RecordError: the row has only one of the two.
-    """
-    texts = {name: optional(row, name) for name in (question, answer)}
-    present = [name for name, text in texts.items() if text.strip()]
-    if not present:
-        return None
-    # Half a probe is a damaged row, not a row without a probe.
-    if len(present) == 1:
-        lost = answer if present == [question] else question
-        raise RecordError(
-            f"the locality probe has '{present[0]}' but no '{lost}'", hint="give both, or neither: then it is not asked"
-        )
-    return Probe(kind=ProbeKind.LOCALITY, prompt=texts[question], target=texts[answer], against="base")

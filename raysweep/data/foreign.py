@@ -1,4 +1,4 @@
-"""Layouts of records that other projects publish and that are not read here, told by their fields."""
+"""Layouts of records that other projects publish, told by their fields: a dataset that does not read one says which does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class Layout:
         fields: keys that each of its rows has.
         nested: those of them that hold lists or objects; a text there is another layout's.
         cure: how to make it one that is read.
+        dataset: that reads it; empty = none does.
     """
 
     name: str
     fields: frozenset[str]
     nested: frozenset[str] = frozenset()
     cure: str = ""
+    dataset: str = ""
 
     def fits(self, row: object) -> bool:
         """Tell whether *row* is of this layout."""
@@ -31,39 +33,26 @@ class Layout:
         )
 
 
-_COUNTERFACT = "'prompt', 'target_new', 'subject', 'rephrase_prompt', 'locality_prompt', 'locality_ground_truth'"
 _ZSRE = "'src', 'alt', 'subject', 'rephrase', 'loc', 'loc_ans'"
-# By keys that no layout of ours has. The first that fits is named.
+
+
+def _read_as(name: str, dataset: str, fields: set[str], nested: set[str] | None = None) -> Layout:
+    return Layout(name, frozenset(fields), frozenset(nested or ()), f"data.name: {dataset} reads it", dataset)
+
+
+# By keys that no layout of another dataset has. The first that fits is named.
 LAYOUTS = (
-    Layout(
-        "KnowEdit",
-        frozenset({"prompt", "target_new", "locality"}),
-        frozenset({"locality"}),
-        f"its lists of locality and portability probes are not read; flatten each row to {_COUNTERFACT} (data.name: counterfact)",
-    ),
-    Layout(
-        "KnowEdit",
-        frozenset({"prompt", "target_new", "portability"}),
-        frozenset({"portability"}),
-        f"its lists of portability probes are not read; flatten each row to {_COUNTERFACT} (data.name: counterfact)",
-    ),
-    Layout(
-        "WikiBigEdit",
-        frozenset({"update", "ans"}),
-        cure=f"rename 'update' to 'src' and 'ans' to 'alt' (data.name: zsre reads {_ZSRE}); 'personas' and 'mhop' are not read",
-    ),
-    Layout(
-        "MQuAKE",
-        frozenset({"requested_rewrite", "questions"}),
-        frozenset({"requested_rewrite", "questions"}),
-        "a row has several rewrites and multi-hop questions; write one row per rewrite (data.name: counterfact)",
-    ),
-    Layout(
-        "RippleEdits",
-        frozenset({"example_type", "edit"}),
-        frozenset({"edit"}),
-        f"write one row per edit with {_COUNTERFACT} (data.name: counterfact)",
-    ),
+    _read_as("KnowEdit", "knowedit", {"prompt", "target_new", "locality"}, {"locality"}),
+    _read_as("KnowEdit", "knowedit", {"prompt", "target_new", "portability"}, {"portability"}),
+    _read_as("KnowEdit", "knowedit", {"text", "labels", "concept"}),
+    _read_as("QAEdit", "qaedit", {"prompt", "target", "locality"}, {"locality"}),
+    _read_as("WikiBigEdit", "wikibigedit", {"update", "ans"}),
+    _read_as("MQuAKE", "mquake", {"requested_rewrite", "questions"}, {"requested_rewrite", "questions"}),
+    _read_as("RippleEdits", "rippleedits", {"example_type", "edit"}, {"edit"}),
+    _read_as("UniEdit", "uniedit", {"edit", "generality", "locality"}, {"edit", "generality"}),
+    _read_as("UltraEditBench", "ultraeditbench", {"prompt", "ans", "rephrase_prompt", "loc"}),
+    _read_as("FEVER", "fever", {"prompt", "equiv_prompt", "alt"}, {"equiv_prompt"}),
+    _read_as("HalluEditBench", "hallueditbench", {"question", "object", "locality_question"}),
     Layout(
         "the original zsRE (KnowledgeEditor, MEND)",
         frozenset({"input", "output"}),
@@ -74,7 +63,7 @@ LAYOUTS = (
 
 
 def layout_of(row: object) -> Layout | None:
-    """Return the layout of *row* if it is one of those that are known but not read.
+    """Return the layout of *row* if it is one of those that are known by their fields.
 
     >>> layout_of({"update": "Who?", "ans": "Bo"}).name
     'WikiBigEdit'

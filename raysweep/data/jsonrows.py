@@ -43,7 +43,7 @@ def read_rows(path: Path) -> list[object]:
     Raises:
         DataError: the file cannot be read, is not UTF-8, not JSON, or neither an array nor lines.
     """
-    text = _text(path)
+    text = read_text(path)
     if not text.strip():
         raise DataError(f"{path}: the file is empty", hint="it must hold a JSON array of objects, or one object a line")
     # The ending is believed where the content does not speak against it.
@@ -66,6 +66,23 @@ def read_rows(path: Path) -> list[object]:
     return rows
 
 
+def read_table(path: Path) -> list[object]:
+    """Return the values of a file that holds one JSON object of objects, in file order, or its rows if it holds an array.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, not JSON, or neither of both.
+    """
+    text = read_text(path)
+    if not text.lstrip().startswith("{"):
+        return read_rows(path)
+    table = _parse(text, path)
+    if not isinstance(table, JsonObject) or not all(isinstance(value, Mapping) for value in table.values()):
+        raise DataError(f"{path}: an object of records by id is needed", hint='{"0": {…}, "1": {…}}, or an array')
+    if table.repeated:
+        raise DataError(f"{path}: the id '{table.repeated[0]}' comes twice", hint="keep one of the records")
+    return list(table.values())
+
+
 def type_name(value: object) -> str:
     """Return the name of the type that *value* has in Python; a JSON object is a ``dict``."""
     return "dict" if isinstance(value, dict) else type(value).__name__
@@ -81,7 +98,12 @@ def check_keys(row: object) -> None:
             check_keys(value)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the text of a file without a byte order mark.
+
+    Raises:
+        DataError: it cannot be read, is no text, or not UTF-8.
+    """
     try:
         raw = path.read_bytes()
     except (OSError, ValueError) as error:

@@ -6,14 +6,14 @@ unedited model are asked once, at the start, since some metrics compare with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
 from raysweep.metrics import METRICS, Answer
-from raysweep.records import EditRecord, Probe
+from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.rows import ProbeRow
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Questionnaire:
         lm: the model that is asked, as it stands.
         records: of the run, in its order.
         unedited: what the unedited model answered, by :attr:`Question.place`.
+        unknown: places of the probes that do not count, since the unedited model does not know what it must.
         superseded: by position, the step at which a later record overwrites this one.
     """
 
@@ -64,6 +65,7 @@ class Questionnaire:
     lm: LanguageModel
     records: Sequence[EditRecord]
     unedited: dict[tuple[int, int], scoring.Scores] = field(default_factory=dict)
+    unknown: set[tuple[int, int]] = field(default_factory=set)
     superseded: Mapping[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,12 +93,33 @@ class Questionnaire:
 
     def ask_baseline(self, questions: Sequence[Question], artifacts: ArtifactStore) -> None:
         """Ask the unedited model *questions*, or find its answers in the store; they are kept for all rounds."""
+        self.unedited = dict(
+            zip([q.place for q in questions], self._unedited([q.probe for q in questions], artifacts), strict=True)
+        )
+        if ANY_MATCH in self.trial.protocol.metrics:
+            self._ask_what_is_known(artifacts)
+
+    def _unedited(self, probes: Sequence[Probe], artifacts: ArtifactStore) -> list[scoring.Scores]:
+        """Return what the unedited model answers to *probes*: asked now, or found in the store."""
         protocol = self.trial.protocol
-        scores = baseline.answers(
-            self.lm, [q.probe for q in questions], self.ask, artifacts,
+        return baseline.answers(
+            self.lm, probes, self.ask, artifacts,
             asking=protocol.asking, batch=protocol.eval_batch, threads=self.trial.threads,
         )  # fmt: skip
-        self.unedited = {q.place: s for q, s in zip(questions, scores, strict=True)}
+
+    def _ask_what_is_known(self, artifacts: ArtifactStore) -> None:
+        """Note which probes do not count, since the unedited model lacks something that it must know."""
+        asked = [
+            (q.place, number, pair)
+            for q in self.questions(range(self.size))
+            for number, pairs in enumerate(q.probe.known)
+            for pair in pairs
+        ]
+        scores = self._unedited([_plain(pair) for _, _, pair in asked], artifacts)
+        known: dict[tuple[tuple[int, int], int], bool] = {}
+        for (place, number, _), score in zip(asked, scores, strict=True):
+            known[place, number] = known.get((place, number), False) or _is_right(score)
+        self.unknown = {place for (place, _), is_known in known.items() if not is_known}
 
     def ask(self, probes: Sequence[Probe]) -> list[scoring.Scores]:
         """Ask *probes* of the model as it stands."""
@@ -112,7 +135,27 @@ class Questionnaire:
         scores = self.ask([q.probe for q in questions]) if step else [self.unedited[q.place] for q in questions]
         unedited = {place: found.answers for place, found in self.unedited.items()}
         metrics = self.trial.protocol.metrics
-        return probe_rows(key, step, questions, scores, unedited, self.superseded, metrics)
+        matched = self._matched(questions) if ANY_MATCH in metrics else frozenset[tuple[int, int]]()
+        return probe_rows(key, step, questions, scores, unedited, self.superseded, metrics, matched, self.unknown)
+
+    def _matched(self, questions: Sequence[Question]) -> frozenset[tuple[int, int]]:
+        """Return the places of those of *questions* one of whose alternatives the model answers as it stands."""
+        asked = [(q.place, pair) for q in questions for pair in q.probe.alternatives]
+        scores = self.ask([_plain(pair) for _, pair in asked]) if asked else []
+        return frozenset(place for (place, _), score in zip(asked, scores, strict=True) if _is_right(score))
+
+
+ANY_MATCH = "any_match"  # the metric that asks for more than the probe itself
+
+
+def _plain(pair: tuple[str, str]) -> Probe:
+    """Return a question with an answer as a probe; its kind is never looked at."""
+    return Probe(kind=ProbeKind.PORTABILITY, prompt=pair[0], target=pair[1])
+
+
+def _is_right(score: scoring.Scores) -> bool:
+    """Whether every token of the target was answered."""
+    return bool(score.labels) and score.answers == score.labels
 
 
 def probe_rows(
@@ -123,6 +166,8 @@ def probe_rows(
     unedited: Mapping[tuple[int, int], tuple[int, ...]],
     superseded: Mapping[int, int],
     metrics: Sequence[str],
+    matched: Collection[tuple[int, int]] = (),
+    unknown: Collection[tuple[int, int]] = (),
 ) -> list[ProbeRow]:
     """Return one row per question and metric.
 
@@ -134,12 +179,17 @@ def probe_rows(
         unedited: the unedited model's answers (token ids), by position of the record and index of the probe.
         superseded: see :class:`raysweep.rows.ProbeRow`, by position.
         metrics: names of those to compute; each applies to the probes that are compared with what it needs.
+        matched: places of the probes one of whose alternatives was answered.
+        unknown: places of the probes that do not count.
     """
     rows = []
     for question, score in zip(questions, scores, strict=True):
         probe = question.probe
         # () where the unedited model was not asked: only metrics that need "base" look there.
-        answer = Answer(score.labels, score.answers, unedited.get(question.place, ()), score.logprob)
+        base = unedited.get(question.place, ())
+        answer = Answer(
+            score.labels, score.answers, base, score.logprob, question.place in matched, question.place not in unknown
+        )
         for metric in (METRICS[name] for name in metrics):
             # A metric applies to the probes that are compared with what it needs: the target, or the unedited model's answer.
             if metric.needs != probe.against:
@@ -166,17 +216,17 @@ def probe_rows(
 
 def superseded_steps(records: Sequence[EditRecord]) -> dict[int, int]:
     """Return, by position, the step at which a later record with the same prompt and another target is written."""
-    # From the last record backwards: by prompt, the nearest record that is written later.
-    later: dict[str, int] = {}
+    # From the last record backwards: by prompt, the nearest record that is written later, its answer, and when that is overwritten.
+    later: dict[str, tuple[int, str, int | None]] = {}
     steps: dict[int, int] = {}
     for i in range(len(records) - 1, -1, -1):
-        record = records[i]
-        j = later.get(record.prompt)
-        if j is not None:
-            if records[j].target != record.target:
-                steps[i] = j + 1
+        ends = []
+        for edit in records[i].edits:
+            step, target, end = later.get(edit.prompt, (0, edit.target, None))
             # The same answer once more: it holds until that one is overwritten.
-            elif j in steps:
-                steps[i] = steps[j]
-        later[record.prompt] = i
+            own = end if target == edit.target else step
+            ends += [own] if own else []
+            later[edit.prompt] = i + 1, edit.target, own
+        if ends:
+            steps[i] = min(ends)
     return steps

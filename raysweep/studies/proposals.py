@@ -58,6 +58,10 @@ class ProposalSource:
         """Return the records that reach *step*."""
         return self.records[step - self.trial.protocol.batch_size : step]
 
+    def edits(self, step: int) -> Sequence[EditRecord]:
+        """Return the records that reach *step* as the editor is given them: one for each fact."""
+        return [edit for record in self.batch(step) for edit in record.edits]
+
     def generator(self, step: int) -> torch.Generator:
         """Return the generator of the batch that reaches *step*; on the CPU, so that every device draws the same numbers."""
         return torch.Generator(device="cpu").manual_seed(derive(self.trial.seed, "edit", step))
@@ -68,7 +72,7 @@ class ProposalSource:
         Raises:
             OutOfMemoryError: the accelerator has too little memory for it, even after what was cached has been freed.
         """
-        batch = self.batch(step)
+        batch = self.edits(step)
 
         def edit() -> EditStep[object]:
             # A generator of its own for each attempt, so that the second one draws the same numbers.
@@ -117,7 +121,7 @@ class ProposalSource:
             steps = self._group_of(step)
             each = self._within_memory(partial(self._propose_many, steps), len(steps))
             return {str(s): proposal for s, proposal in zip(steps, each, strict=True)}
-        batch, cache = self.batch(step), self.deps.proposal_cache
+        batch, cache = self.edits(step), self.deps.proposal_cache
         if cache is None or len(batch) != 1:
             return self._within_memory(lambda: self._propose(step)[0], len(batch))
         known = cache.get(batch[0].id)
@@ -133,11 +137,11 @@ class ProposalSource:
         # Seen in the generator's state, so an editor need not say that it draws nothing.
         rng = self.generator(step)
         before = rng.get_state()
-        proposal = self.editor.propose(self.lm, self.batch(step), artifacts=self.artifacts, rng=rng)
+        proposal = self.editor.propose(self.lm, self.edits(step), artifacts=self.artifacts, rng=rng)
         return proposal, not torch.equal(before, rng.get_state())
 
     def _propose_many(self, steps: Sequence[int]) -> Sequence[Proposal]:
-        batches, rngs = [self.batch(s) for s in steps], [self.generator(s) for s in steps]
+        batches, rngs = [self.edits(s) for s in steps], [self.generator(s) for s in steps]
         return self.editor.propose_many(self.lm, batches, artifacts=self.artifacts, rngs=rngs)
 
     @property

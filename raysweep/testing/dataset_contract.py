@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from raysweep.data.base import Dataset
-from raysweep.records import ProbeKind, check_record
+from raysweep.records import Probe, ProbeKind, check_record
 
 
 def check_dataset_contract(kind: type[Dataset], path: Path | None) -> None:
@@ -29,14 +29,30 @@ def check_dataset_contract(kind: type[Dataset], path: Path | None) -> None:
         check_record(record)
         _check_probes(record.id, [(p.kind, p.name, p.against) for p in record.probes])
         efficacy = [p for p in record.probes if p.kind is ProbeKind.EFFICACY]
-        assert [(p.prompt, p.target) for p in efficacy] == [(record.prompt, record.target)], record.id
+        facts = [(edit.prompt, edit.target) for edit in record.edits]
+        assert [(p.prompt, p.target) for p in efficacy] == facts, f"{record.id}: not one efficacy probe for each fact"
         for probe in record.probes:
+            _check_alternatives(record.id, probe)
             if probe.kind is ProbeKind.PARAPHRASE:
-                assert probe.target == record.target, f"{record.id}: a paraphrase asks for something else"
+                assert probe.target in {edit.target for edit in record.edits}, (
+                    f"{record.id}: a paraphrase asks for something else"
+                )
     texts = list(islice(dataset.texts(path), 200))
     assert texts, "no texts"
     assert all(text.strip() for text in texts)
     assert list(islice(kind().texts(path), 200)) == texts, "the order of texts is not fixed"
+
+
+def _check_alternatives(record: str, probe: Probe) -> None:
+    pairs = (probe.prompt, probe.target), *probe.alternatives
+    assert len(set(pairs)) == len(pairs), f"{record}: an alternative of {probe.kind} {probe.name} comes twice"
+    assert all(text.strip() for pair in pairs for text in pair), f"{record}: an alternative is empty"
+    assert all(probe.known), f"{record}: something to know without a question"
+    assert all(text.strip() for pairs in probe.known for pair in pairs for text in pair), f"{record}: nothing to know"
+    compared = probe.against == "target"
+    assert compared or not (probe.alternatives or probe.known), (
+        f"{record}: alternatives of what the unedited model answers"
+    )
 
 
 def _check_probes(record: str, probes: list[tuple[ProbeKind, str, str]]) -> None:

@@ -34,7 +34,7 @@ from raysweep.testing.editor_contract import Exam
 from raysweep.testing.fixtures import embedded_lm, tiny_lm, toy_records
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace, package_share
-from tests.contracts.test_datasets import SAMPLES
+from tests.contracts.test_datasets import SAMPLES, sample_path
 from tests.contracts.test_editors import CONFIGS, as_written, specs
 
 Figures = dict[
@@ -151,7 +151,7 @@ def _dataset(name: str, root: Path) -> Figures:
     """Read every sample: the records and the texts, to the letter."""
     found: Figures = {}
     for sample in SAMPLES[name]:
-        path = package_share() / "data" / sample if sample else None
+        path = sample_path(sample)
         if name == "belief":
             path = _setting(root)
         dataset = DATASETS.get(name)()

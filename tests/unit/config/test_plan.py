@@ -6,7 +6,7 @@ from raysweep.config.points import domains
 from raysweep.config.space import Grid
 from raysweep.config.sweep import parse_search_space
 from raysweep.errors import NameUnknownError, ProblemsError
-from raysweep.metrics import METRICS
+from raysweep.metrics import DEFAULT_METRICS, METRICS
 from raysweep.workspace import Workspace
 from tests.unit.config.fakes import SWEEP, components, sweep, with_space
 
@@ -61,7 +61,7 @@ class TestTrials:
             "blur": {"width": 1.0},
             "mode": "sequential",
         }
-        assert trial.versions == {f"metric/{name}": metric.version for name, metric in METRICS.items()} | {
+        assert trial.versions == {f"metric/{name}": METRICS[name].version for name in DEFAULT_METRICS} | {
             "dataset/hundred": 5,
             "editor/surgeon": 3,
             "protocol": 1,

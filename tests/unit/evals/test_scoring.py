@@ -55,6 +55,7 @@ def test_metrics_by_hand() -> None:
         "target_logprob": -2.0,
         "ppl": pytest.approx(math.exp(0.5)),
         "agreement": 0.75,
+        "any_match": 0.0,
     }
 
 
