@@ -1,20 +1,20 @@
 """Falcon: attention and MLP side by side, queries with few keys and values, rotary positions (ALiBi is refused)."""
 
-from raysweep.models import attention
-from raysweep.models.layout import Layout
+from dataclasses import replace
 
-LAYOUT = Layout(
+from raysweep.models import attention
+from raysweep.models.layouts.gpt2 import LAYOUT as GPT2
+
+LAYOUT = replace(
+    GPT2,
     model_type="falcon",
-    body="transformer",
-    blocks="transformer.h",
-    block="transformer.h.{}",
-    mlp="transformer.h.{}.mlp",
+    embed="transformer.word_embeddings",
+    position_embed=None,
+    positions_end=False,
+    form=None,
     mlp_in=("transformer.h.{}.mlp.dense_h_to_4h",),
     mlp_out="transformer.h.{}.mlp.dense_4h_to_h",
     attn_out="transformer.h.{}.self_attention.dense",
-    norm="transformer.ln_f",
-    head="lm_head",
-    embed="transformer.word_embeddings",
     activation="activation",
     overwrites_mlp_output=True,
     defaults={

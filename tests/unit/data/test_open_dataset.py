@@ -71,11 +71,8 @@ def test_original_counterfact_rows_become_records(workspace: Workspace) -> None:
     found = [(p.kind.value, p.name, p.target) for p in record.probes]
     assert found == [
         ("efficacy", "", "Osterran"),
-        ("paraphrase", "0", "Osterran"),
-        ("paraphrase", "1", "Osterran"),
-        ("locality", "0", "Valdish"),
-        ("locality", "1", "Valdish"),
-        ("locality", "2", "Valdish"),
+        *(("paraphrase", number, "Osterran") for number in "01"),
+        *(("locality", number, "Valdish") for number in "012"),
     ]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
-from results_helpers import count_reads, write_pairs
 
 from raysweep.reports.views import rows_with_gaps, trial_views
 from raysweep.results import index, indexing, tables
@@ -28,16 +27,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (index, indexing, tables):
         monkeypatch.setattr(module, "LEAST", 2)
     monkeypatch.setattr(index, "SETTLED", -1e9)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ResultStore:
-    return write_pairs(tmp_path / "results" / "s", SEEDS)
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    return count_reads(monkeypatch)
 
 
 def shown(store: ResultStore) -> tuple[bytes, str, dict[str, State]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from results_helpers import count_reads, make_trial, write_pairs, write_trial
+from results_helpers import make_trial, write_trial
 
 from raysweep.cli.main import main
 from raysweep.errors import DamagedError
@@ -23,16 +23,6 @@ from raysweep.results.store import ResultStore
 from raysweep.results.tables import open_results
 
 SEEDS, STATE_READS = range(3), 8  # state files read per trial, at most
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ResultStore:
-    return write_pairs(tmp_path / "results" / "s", SEEDS)
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    return count_reads(monkeypatch)
 
 
 @pytest.mark.parametrize(
