@@ -52,6 +52,11 @@ class Binder:
         return self._lookups.problems
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader should know, though it is no mistake."""
+        return tuple(self._lookups.notes)
+
+    @property
     def left_out(self) -> Mapping[str, Selection]:
         """The rows that were skipped, by arm."""
         return self._data.left_out

@@ -24,6 +24,8 @@ from pydantic import field_validator
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Positive
+from raysweep.config.theirs import tables
+from raysweep.config.theirs.rules import Table
 from raysweep.editors.base import EditInputs, EditStep, JointInputs
 from raysweep.editors.locate.base import LocateConfig, LocateEditor
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
@@ -68,6 +70,7 @@ class AlphaEditConfig(LocateConfig):
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"mom2_update_weight"})
+    theirs: ClassVar[Table] = tables.ALPHAEDIT
 
     layers: Blocks
     value: ValueSpec = ValueSpec(clamp=0.75)

@@ -364,6 +364,7 @@ CHECKS: dict[str, Check] = {
     "--version": lambda b: _version(b),
     "run FILE": lambda b: _runs(b, "y.yaml", "y"),
     "run --set": _swept,
+    "run --hparams": lambda b: _run_hparams(b),
     "run --address": _option("address", "here:1", "--address", "here:1"),
     "run --retry": _option("retry", True, "--retry"),
     "run --fresh": _option("fresh", True, "--fresh"),
@@ -410,6 +411,7 @@ CHECKS: dict[str, Check] = {
     "analyze --wide": lambda b: _wider(b, None),
     "analyze --format": lambda b: _other(b, "--format", "json"),
     "edit --editor": lambda b: _edit_words(b),
+    "edit --hparams": lambda b: _edit_hparams(b),
     "edit --model": _model,
     "edit --data": lambda b: _equal(b.edit("--data", "CounterFact").base["data"]["name"], "counterfact"),
     "edit --data-path": lambda b: _equal(b.edit("--data-path", "z.json").base["data"]["path"], str(b.folder / "z.json")),
@@ -510,6 +512,29 @@ def _edit_words(b: Bench) -> None:
     b.refuses_edit("--set", "seed=1", "--set", "arms.ft.editor.name=rome", by="unknown arm 'ft'")
     code, _, err = b.run("edit", "--editor", "FT-M", "--set", "arms.ft.editor.objective=prompt_last")
     assert (code, "'editor.objective' is given two values, here and by --editor FT-M" in err) == (2, True)
+
+
+def _theirs(b: Bench, name: str) -> str:
+    (b.folder / "theirs.yaml").write_text(f"alg_name: {name}\ndevice: 0\n")
+    return "theirs.yaml"
+
+
+def _edit_hparams(b: Bench) -> None:
+    file = b.edit("--hparams", _theirs(b, "FT")).arms[0].editor.file
+    assert file.tree["alg_name"] == "FT"
+    b.refuses_edit("--hparams", _theirs(b, "ROME"), by="this file is of ROME, not of 'plain'")
+    code, _, err = b.run("edit", "--edits", "2")
+    assert (code, "--editor is missing" in err) == (2, True)
+
+
+def _run_hparams(b: Bench) -> None:
+    ours = b.folder / "hparams/surgeon/ours.yaml"
+    ours.parent.mkdir(parents=True)
+    ours.write_text("source: here\nrate: 7\n")
+    planned = b.launched("--hparams", str(ours)).what[0]
+    rates = {t.arm: t.trial.editor.config.stored_value("rate") for t in planned.trials}
+    assert rates == {"plain": None, "surgeon": 7, "ridge": 7}
+    b.refused(["run", "x.yaml"], "--hparams", _theirs(b, "ROME"), by="is of 'rome', and no arm is")
 
 
 def _seed(b: Bench) -> None:
