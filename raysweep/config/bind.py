@@ -132,6 +132,9 @@ class Binder:
     def _protocol(self, merged: MergedTree) -> ProtocolSpec | None:
         """Return the protocol; without ``rounds`` its rounds are those at 0 and at the end, once the end is known."""
         spec = self._lookups.validated(merged, ProtocolSpec, "protocol")
+        if spec and spec.measured_by:
+            hint = "leave it out: raysweep import says it of what another program measured"
+            self._lookups.note(merged.place(("measured_by",)), "protocol.measured_by cannot be set", hint)
         return spec.model_copy(update={"rounds": ()}) if spec and "rounds" not in merged.tree else spec
 
     def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: MergedTree) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from raysweep.cli import belief, main, preflight, train_mend
+from raysweep.cli import belief, import_, main, preflight, train_mend
 from raysweep.config import overrides
 from raysweep.config.parts import Part
 from raysweep.data import fetch as data_fetch
@@ -426,6 +426,12 @@ CHECKS: dict[str, Check] = {
     "edit --name": lambda b: _equal(b.edit("--name", "mine").name, "mine"),
     "edit --repair": lambda b: _repairs(b),
     "edit --set": lambda b: _edit_set(b),
+    "import PROGRAM": lambda b: b.refused(["import", "pmet", "x.json"], by="results of 'pmet' are not read"),
+    "import FILES": lambda b: _equal(len(_imported(b).what[1]), 1),
+    "import --editor": lambda b: _equal(_imported(b, "--editor", "KN").said["editor"], "KN"),
+    "import --model": lambda b: _equal(_imported(b, "--model", "m").said["model"], "m"),
+    "import --data": lambda b: _equal(_imported(b, "--data", "d").said["data"], "d"),
+    "import --name": lambda b: _import_name(b),
     "train-mend --out": lambda b: _equal(b.trained().what[3], b.folder / "net.safetensors"),
     "train-mend --model": lambda b: b.refused(["train-mend", "--out", "x"], "--model", "nowhere", by="model 'nowhere'"),
     "train-mend --data": _train_data,
@@ -535,6 +541,18 @@ def _run_hparams(b: Bench) -> None:
     rates = {t.arm: t.trial.editor.config.stored_value("rate") for t in planned.trials}
     assert rates == {"plain": None, "surgeon": 7, "ridge": 7}
     b.refused(["run", "x.yaml"], "--hparams", _theirs(b, "ROME"), by="is of 'rome', and no arm is")
+
+
+def _imported(b: Bench, *flags: str) -> Seen:
+    return b.seen(import_, "runs_of", "import", "easyedit", "x.json", *flags)
+
+
+def _import_name(b: Bench) -> None:
+    post = {"rewrite_acc": [1.0]}
+    (b.folder / "x.json").write_text(json.dumps([{"case_id": 0, "post": post}]))
+    assert b.run("import", "easyedit", "x.json", "--editor", "KN", "--name", "theirs")[0] == 0
+    assert (b.folder / "results/theirs/plan.json").is_file()
+    b.refused(["import", "easyedit", "x.json", "--editor", "KN"], "--name", "toy", by="'toy' is a sweep of trials")
 
 
 def _seed(b: Bench) -> None:

@@ -67,6 +67,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 NO_TABLE = {
     "submit": "what the job prints there",
     "train-mend": "steps, and JSON",
+    "import": "the table of `show`",
     "models fetch": "one path",
     "models build": "steps, and JSON",
     "data fetch": "one path",
