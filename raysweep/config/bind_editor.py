@@ -21,6 +21,7 @@ from raysweep.config.space import ValuePath
 from raysweep.config.sweep_schema import ArmSpec, WrittenComponent
 from raysweep.config.theirs import reading as theirs
 from raysweep.config.theirs.rules import Table
+from raysweep.config.values import Spec
 from raysweep.errors import DataError, WrapError
 from raysweep.hashing import file_digest
 from raysweep.registry import Registry
@@ -213,7 +214,8 @@ class EditorBinder:
 
     def _filled(self, spec: SpecT, data: DataSpec, merged: MergedTree, path: KeyPath, kind: type[AnyEditor]) -> SpecT:
         """Return *spec*, found at *path* of a configuration, with the digests of all texts, files and data below it."""
-        below = {k: getattr(spec, k) for k in type(spec).model_fields}
+        idle = spec.idle_fields() if isinstance(spec, Spec) else frozenset()
+        below = {k: getattr(spec, k) for k in type(spec).model_fields if k not in idle}
         # model_copy: each part was validated, and what is filled in (paths, digests, sizes) comes from the files themselves.
         return spec.model_copy(update={k: self._texts(v, data, merged, (*path, k), kind) for k, v in below.items()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raysweep.config.schema import Count, NonNegative, Positive, Spec
 from raysweep.config.shared_specs import ContextSpec as ContextSpec
+from raysweep.config.shared_specs import FileSpec as FileSpec
 from raysweep.config.shared_specs import MomentSpec as MomentSpec
 
 

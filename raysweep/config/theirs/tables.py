@@ -51,7 +51,7 @@ _PARTS: Table = {
 
 _LOCATE: Table = {
     **_PARTS,
-    "stats_dir": Ignored("second moments lie in the workspace, found by what they depend on"),
+    "stats_dir": Ignored("second moments lie in the workspace; moments.files reads theirs"),
     "layers": becomes("layers"),
     "v_num_grad_steps": becomes("value.steps"),
     "v_lr": becomes("value.lr"),
@@ -88,7 +88,7 @@ ALPHAEDIT: Table = {
     "L2": becomes("ridge"),
     # Only SimIE's copy has the key; without it their code remembers the keys of all earlier edits.
     "Pre": Becomes(("pre",), absent=1),
-    "P_loc": Ignored("projectors are computed from the second moments, and kept"),
+    "P_loc": Ignored("projectors are computed and kept; null_space: {path: FILE} reads theirs"),
 }
 
 FT: Table = {
