@@ -238,11 +238,7 @@ v_lrr: 1
         ("grace", "inner_params: []", "must be a list of weight matrices"),
         ("grace", f"inner_params: {2 * ['model.layers[2].mlp.down_proj.weight']}", "there can be one matrix"),
         ("grace", "eps_expand: decay", "coverage or moving_avg is"),
-        (
-            "mend",
-            "inner_params: [model.layers.1.mlp.up_proj.weight, model.layers.2.mlp.down_proj.weight]",
-            "same matrices",
-        ),
+        ("mend", "inner_params: [model.layers.1.mlp.up_proj, model.layers.2.mlp.down_proj]", "same matrices"),
         ("wise", "act_margin: 5.0", "must be a list of 3 numbers"),
         ("lora", "target_modules: [q_proj, v_proj]", "adapters at other maps"),
         ("lora", "lora_type: adalora", "AdaLoRA"),
