@@ -230,23 +230,24 @@ v_lrr: 1
     assert "write model: {dtype: float16}" in found[4]
 
 
-@pytest.mark.parametrize(
-    ("editor", "text", "words"),
-    [
-        ("grace", "inner_params: ['a.layers[2].mlp.x.weight']", "is no matrix of an MLP of this model"),
-        ("grace", "inner_params: [model.norm.weight]", "has no number of a block"),
-        ("grace", "inner_params: []", "must be a list of weight matrices"),
-        ("grace", f"inner_params: {2 * ['model.layers[2].mlp.down_proj.weight']}", "there can be one matrix"),
-        ("grace", "eps_expand: decay", "coverage or moving_avg is"),
-        ("mend", "inner_params: [model.layers.1.mlp.up_proj, model.layers.2.mlp.down_proj]", "same matrices"),
-        ("wise", "act_margin: 5.0", "must be a list of 3 numbers"),
-        ("lora", "target_modules: [q_proj, v_proj]", "adapters at other maps"),
-        ("lora", "lora_type: adalora", "AdaLoRA"),
-        ("rome", "alg_name: MEMIT", "this file is of MEMIT, not of 'rome'"),
-        ("null", "v_lr: 1", "are not read for 'null'"),
-    ],
-)
-def test_what_is_not_offered_is_refused_by_name(editor: str, text: str, words: str, tmp_path: Path) -> None:
+REFUSED = """
+grace | inner_params: ['a.layers[2].mlp.x.weight'] | is no matrix of an MLP of this model
+grace | inner_params: [model.norm.weight] | has no number of a block
+grace | inner_params: [] | must be a list of weight matrices
+grace | inner_params: ['model.layers[2].mlp.down_proj.weight', 'model.layers[2].mlp.down_proj.weight'] | there can be one matrix
+grace | eps_expand: decay | coverage or moving_avg is
+mend | inner_params: [model.layers.1.mlp.up_proj, model.layers.2.mlp.down_proj] | same matrices
+wise | act_margin: 5.0 | must be a list of 3 numbers
+lora | target_modules: [q_proj, v_proj] | adapters at other maps
+lora | lora_type: adalora | AdaLoRA
+rome | alg_name: MEMIT | this file is of MEMIT, not of 'rome'
+null | v_lr: 1 | are not read for 'null'
+"""
+
+
+@pytest.mark.parametrize("line", REFUSED.strip().splitlines())
+def test_what_is_not_offered_is_refused_by_name(line: str, tmp_path: Path) -> None:
+    editor, text, words = line.split(" | ")
     (only,) = reading_of(f"{text}\n", editor, tmp_path).problems
     assert words in only.message
 
