@@ -33,7 +33,10 @@ LOADS: dict[str, set[str]] = {
     "testing": {"ray", "torch", "transformers", "pyarrow", "safetensors"},
 }
 NAMED = {table.origin(n).partition(":")[0] for table in (EDITORS, WRAPPERS) for n in table.names()}
-VOCABULARY = {PACKAGE / "cli/edit_space.py"}  # translates the reference's own words (FT-L, --simie) into ours
+VOCABULARY = {
+    PACKAGE / "cli/edit_space.py",  # translates the reference's own words (FT-L, --simie) into ours
+    PACKAGE / "results/theirs/files.py",  # names of programs whose results are read, and of their files
+}
 
 
 def loaded_at_once(tree: ast.AST) -> Iterator[str]:

@@ -13,7 +13,7 @@ from raysweep.cli.show import AllOption, FormatOption, Phase, PhaseOption, WideO
 from raysweep.errors import SpecError
 from raysweep.reports.compare import compared_entries, comparison_notes, rows, title
 from raysweep.reports.fit import terminal_width
-from raysweep.reports.pairs import by_value, by_wrapper, to_one
+from raysweep.reports.pairs import by_value, by_wrapper, of_one_protocol, to_one
 from raysweep.reports.published import beside, measured
 from raysweep.reports.published_numbers import open_published
 from raysweep.reports.render import Format, render
@@ -81,7 +81,9 @@ def command(
     else:
         entries = compared_entries(opened_sweeps, by=by, phase=phase.value if phase else None, at=at)
         pairs = by_wrapper(entries) if pair else to_one(entries, to) if by == "arm" else by_value(entries, by, to)
-        table, about = rows(pairs, plain=plain), comparison_notes(opened_sweeps, pairs, by=by, pair=pair)
+        pairs, foreign = of_one_protocol(entries, pairs)
+        about = [*foreign, *comparison_notes(opened_sweeps, pairs, by=by, pair=pair)]
+        table = rows(pairs, plain=plain)
         headline = title(pairs, by=by, to=to, pair=pair)
     print(render(table, format_, title=headline, width=width))
     tell(about, format_)

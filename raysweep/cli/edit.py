@@ -21,7 +21,7 @@ from raysweep.config.plan import plan
 from raysweep.config.planned_trial import Plan
 from raysweep.config.problems import problem
 from raysweep.config.sweep import examine_sweep
-from raysweep.errors import Problem, ProblemsError
+from raysweep.errors import Problem, ProblemsError, SpecError
 from raysweep.lazy import lazy
 from raysweep.reports.standing import trial_labels
 from raysweep.workspace import Workspace, resolve_from_cwd
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 def command(
     ctx: typer.Context,
-    editor: Annotated[str, typer.Option("--editor", help="ROME, MEMIT, FT-L, FT-M … (see `raysweep ls editors`).")],
+    editor: Annotated[
+        str, typer.Option("--editor", help="ROME, MEMIT, FT-L, FT-M … (see `raysweep ls editors`).", show_default=False)
+    ] = "",
+    hparams: flags.HparamsOption = "",
     model: Annotated[str, typer.Option("--model", help="Name, hub id, folder or GGUF file.")] = "embedded",
     data: Annotated[str, typer.Option("--data", help="ZsRE, CounterFact, hallucination, world.")] = "world",
     data_path: Annotated[str, typer.Option("--data-path", help="The dataset's file.")] = "",
@@ -60,13 +63,17 @@ def command(
     Example:
 
         raysweep edit --editor ROME --simie --lam 10 --edits 20
+        raysweep edit --hparams EasyEdit/hparams/MEMIT/gpt2-xl.yaml --model gpt2-xl --data ZsRE --data-path zsre.json
         raysweep edit --editor MEMIT --model gpt2-xl --data ZsRE --data-path zsre.json --simie --lam 10 --edits 100
     """
     workspace = workspace_of(ctx)
     path = resolve_from_cwd(data_path, shipped=True) if data_path else ""
+    file, named = flags.hparams_file(hparams, editor)
+    if not named:
+        raise SpecError("--editor is missing", hint="raysweep ls editors; or --hparams FILE, a file with alg_name")
     edit_flags = EditFlags(
-        name=name, editor=editor, model=flags.model_spec(model, workspace), data=data, data_path=path, simie=simie, lam=lam,
-        init_model=init_model, solver=solver, edits=edits, batch_size=batch_size, rounds=rounds, seed=seed,
+        name=name, editor=named, hparams=file, model=flags.model_spec(model, workspace), data=data, data_path=path, simie=simie,
+        lam=lam, init_model=init_model, solver=solver, edits=edits, batch_size=batch_size, rounds=rounds, seed=seed,
     )  # fmt: skip
     _make(_planned(ctx, edit_flags, set_ or (), workspace), workspace, repair=repair)
 
@@ -106,7 +113,7 @@ def _planned(ctx: typer.Context, edit_flags: EditFlags, overrides: Iterable[str]
         idle = flags.without_effect(ctx, ("lam", "init_model", "solver"), ends, "add --simie")
     # Only what was written on the command line is laid over the tree again: a default must not meet a --set.
     stated = flags.overrides(ctx, keys_of_flags(tree))
-    sweep, noted = examine_sweep(Source("flags", tree=dict(tree)), [*mistakes, *idle], [*stated, *overrides])
+    sweep, noted = examine_sweep(Source("flags", tree=dict(tree)), [*mistakes, *idle], [*stated, *overrides], workspace)
     if sweep is None:
         raise ProblemsError(noted)
     components = Components.installed(fetch=True)

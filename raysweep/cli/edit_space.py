@@ -25,6 +25,7 @@ class EditFlags:
     Attributes:
         name: of the sweep.
         editor: as typed, one of :data:`ALIASES` too.
+        hparams: absolute path of a hyper-parameter file that takes the place of the model's own; empty = none.
         model: the ``model`` section that ``--model`` means.
         data: name of the dataset, in any case.
         data_path: absolute; empty = found by name.
@@ -40,6 +41,7 @@ class EditFlags:
 
     name: str
     editor: str
+    hparams: str
     model: Mapping[str, str]
     data: str
     data_path: str
@@ -138,6 +140,8 @@ def _arm(flags: EditFlags) -> tuple[str, ArmSection]:
     """Return the name and the section of the one arm."""
     kind, config = ALIASES.get(flags.editor.lower(), (flags.editor.lower(), {}))
     arm: ArmSection = {"editor": {"name": kind, **config}}
+    if flags.hparams:
+        arm["editor"]["file"] = flags.hparams
     if not flags.simie:
         return kind, arm
     wrap: WrapSection = {"name": "simie", "lam": flags.lam, "mode": "init" if flags.init_model else "sequential"}
@@ -181,7 +185,8 @@ def keys_of_flags(tree: SearchSpaceTree) -> Iterator[Stated]:
     base = tree["base"]
     ((arm, section),) = tree["arms"].items()
     yield from (("model", f"model.{key}", value) for key, value in base["model"].items())
-    yield from (("editor", f"arms.{arm}.editor.{key}", value) for key, value in section["editor"].items())
+    for key, value in section["editor"].items():
+        yield "hparams" if key == "file" else "editor", f"arms.{arm}.editor.{key}", value
     yield "data", "data.name", base["data"]["name"]
     yield "data_path", "data.path", base["data"].get("path", "")
     yield "edits", "data.size", base["data"]["size"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from typer.models import OptionInfo
@@ -12,8 +13,9 @@ from typer.models import OptionInfo
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
-from raysweep.errors import Problem, ProblemsError
-from raysweep.jsontypes import Json
+from raysweep.config.theirs import reading as theirs
+from raysweep.errors import Problem, ProblemsError, SpecError
+from raysweep.jsontypes import Json, mapping_of
 from raysweep.lazy import lazy
 from raysweep.workspace import Workspace, resolve_from_cwd
 
@@ -28,6 +30,59 @@ def set_option(about: str) -> OptionInfo:
     # The default is None, which help would show as if somebody had to type it.
     option: OptionInfo = typer.Option("--set", metavar="KEY=VALUE", help=about, show_default=False)
     return option
+
+
+HparamsOption = Annotated[
+    str,
+    typer.Option(
+        "--hparams",
+        metavar="FILE",
+        help="Hyper-parameters: EasyEdit's or SimIE's YAML, MEMIT's JSON, or our own.",
+        show_default=False,
+    ),
+]
+
+
+def hparams_file(file: str, editor: str) -> tuple[str, str]:
+    """Return the absolute path of ``--hparams``, and *editor*, or the name that the file says where it is empty.
+
+    Raises:
+        YamlError: the file cannot be read.
+    """
+    if not file:
+        return "", editor
+    path = resolve_from_cwd(file)
+    source, _ = theirs.open_file(Path(path))  # what is wrong in it is said with the rest of the plan
+    return path, editor or theirs.editor_of(source)
+
+
+def hparams_overrides(file: str, tree: Json) -> list[Override]:
+    """Return what ``--hparams`` lays over the search space *tree*: the file, at each arm of its editor.
+
+    Raises:
+        SpecError: the file does not say of which editor it is, or there is no such arm.
+        YamlError: it cannot be read.
+    """
+    path, editor = hparams_file(file, "")
+    if not file:
+        return []
+    place = Place(f"--hparams {file}")
+    arms = mapping_of(mapping_of(tree).get("arms"))
+    editors = {name: mapping_of(arm).get("editor") for name, arm in arms.items()}
+    named = {name: e if isinstance(e, str) else mapping_of(e).get("name") for name, e in editors.items()}
+    chosen = [name for name, of in named.items() if editor and of == editor]
+    if not chosen:
+        hint = "write it at its arm: editor: {name: memit, file: FILE}"
+        what = (
+            f"is of '{editor}', and no arm is"
+            if editor
+            else "does not say of which editor it is (alg_name, or its folder)"
+        )
+        raise SpecError(f"{place.file} {what}", hint=hint)
+    return [
+        Override(f"arms.{name}.editor", {"name": editor, **mapping_of(editors[name]), "file": path}, place)
+        for name in chosen
+    ]
 
 
 def is_stated(ctx: typer.Context, parameter: str) -> bool:

@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps, or with published numbers."),
     "analyze": ("raysweep.cli.analyze:command", "Open a sweep with Ray Tune's own analysis."),
     "edit": ("raysweep.cli.edit:command", "Run one lifelong edit from flags, without a file."),
+    "import": ("raysweep.cli.import_:command", "Take results of EasyEdit, SimIE, MEMIT or NAS in."),
     "train-mend": ("raysweep.cli.train_mend:command", "Train MEND's hypernetwork."),
     "models": ("raysweep.cli.models:app", "List, fetch and build models."),
     "data": ("raysweep.cli.data:app", "List, check and fetch data."),

@@ -52,6 +52,11 @@ class Binder:
         return self._lookups.problems
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader should know, though it is no mistake."""
+        return tuple(self._lookups.notes)
+
+    @property
     def left_out(self) -> Mapping[str, Selection]:
         """The rows that were skipped, by arm."""
         return self._data.left_out
@@ -127,6 +132,9 @@ class Binder:
     def _protocol(self, merged: MergedTree) -> ProtocolSpec | None:
         """Return the protocol; without ``rounds`` its rounds are those at 0 and at the end, once the end is known."""
         spec = self._lookups.validated(merged, ProtocolSpec, "protocol")
+        if spec and spec.measured_by:
+            hint = "leave it out: raysweep import says it of what another program measured"
+            self._lookups.note(merged.place(("measured_by",)), "protocol.measured_by cannot be set", hint)
         return spec.model_copy(update={"rounds": ()}) if spec and "rounds" not in merged.tree else spec
 
     def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: MergedTree) -> None:

@@ -19,6 +19,9 @@ from raysweep.config.schema import DataSpec, FileSpec, ModelSpec, TextSpec
 from raysweep.config.selection import first_few, select
 from raysweep.config.space import ValuePath
 from raysweep.config.sweep_schema import ArmSpec, WrittenComponent
+from raysweep.config.theirs import reading as theirs
+from raysweep.config.theirs.rules import Table
+from raysweep.config.values import Spec
 from raysweep.errors import DataError, WrapError
 from raysweep.hashing import file_digest
 from raysweep.registry import Registry
@@ -116,7 +119,11 @@ class EditorBinder:
         """
         place, name, model = self.lookups.sweep.source.value(where), written.name, target.model
         # Layers, each over the ones before: class defaults, the model's hparams file, the arm, the point.
-        defaults = self._defaults(name, model, place) if model else None
+        before = len(self.lookups.problems)
+        if written.file is not None:
+            defaults: Source | None = self._given(written.file, name, kind.config_type.theirs, target.facts)
+        else:
+            defaults = self._defaults(name, model, place) if model else None
         merged = MergedTree(place)
         if defaults is not None:
             of = {"editor": target.arm.editor.name, "data": target.data.name if target.data else ""}
@@ -129,9 +136,11 @@ class EditorBinder:
             config = kind.config_type.model_validate(merged.tree)
         except ValidationError as error:
             missing = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "missing"]
-            ignore = "missing" if defaults is None else ""
+            # A key that the given file says, but not so that it can be read, is not missing.
+            unread = written.file is not None and len(self.lookups.problems) > before
+            ignore = "missing" if defaults is None or unread else ""
             self.lookups.problems += from_validation(error, kind.config_type, f"'{name}'", merged.place, ignore=ignore)
-            if missing and ignore and model:
+            if missing and defaults is None and model:
                 self._no_hparams(name, model, missing, place)
             return None
         for path, message in missing_blocks(config, target.facts):
@@ -171,6 +180,22 @@ class EditorBinder:
         )
         return defaults
 
+    def _given(self, file: Source, name: str, table: Table, facts: ModelFacts) -> Source:
+        """Return what the *file* that an arm names says of component *name*, having noted what is wrong with it.
+
+        What becomes of another program's keys is in *table*.
+        """
+        tree = file.tree if isinstance(file.tree, dict) else {}
+        if not theirs.is_theirs(tree):
+            return hparams.without_remarks(file)
+        reading = self.lookups.ask_once(
+            ("file", file.file, name, facts.blocks), lambda: theirs.read(file, name, table, facts), file.value(())
+        )
+        assert reading is not None  # it raises nothing
+        self.lookups.problems += reading.problems
+        self.lookups.notes.setdefault(theirs.about(file, reading))
+        return reading.source
+
     def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> None:
         """Note that *name* lacks values on *model*, and where they could stand."""
         files = ", ".join(self.lookups.workspace.hparams(name)) or "(none)"
@@ -189,7 +214,8 @@ class EditorBinder:
 
     def _filled(self, spec: SpecT, data: DataSpec, merged: MergedTree, path: KeyPath, kind: type[AnyEditor]) -> SpecT:
         """Return *spec*, found at *path* of a configuration, with the digests of all texts, files and data below it."""
-        below = {k: getattr(spec, k) for k in type(spec).model_fields}
+        idle = spec.idle_fields() if isinstance(spec, Spec) else frozenset()
+        below = {k: getattr(spec, k) for k in type(spec).model_fields if k not in idle}
         # model_copy: each part was validated, and what is filled in (paths, digests, sizes) comes from the files themselves.
         return spec.model_copy(update={k: self._texts(v, data, merged, (*path, k), kind) for k, v in below.items()})
 

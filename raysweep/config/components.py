@@ -30,11 +30,14 @@ class ModelFacts:
         blocks: how many it has; 0 = not known.
         positions: the longest row in tokens; 0 = not known.
         count: counts the tokens of a text, with special ones; None = not known before the model is loaded.
+        parts: names of its parts, by what they are (``block``, ``mlp``, ``mlp_in``, ``mlp_out``, ``attn``, ``norm``, ``head``,
+            ``embed``), with ``{}`` for the block's number; empty = not known.
     """
 
     blocks: int = 0
     positions: int = 0
     count: Callable[[str], int] | None = None
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _nothing(spec: ModelSpec, workspace: Workspace) -> ModelFacts:

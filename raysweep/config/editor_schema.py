@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, SerializeAsAny, ValidationInfo, model_validator
 
 from raysweep.config.places import KeyPath
 from raysweep.config.shared_specs import ContextSpec, MomentSpec
+from raysweep.config.theirs.rules import Table
 from raysweep.config.values import GrownSpec, Spec
 from raysweep.errors import NameUnknownError
 from raysweep.hashing import canonical_json
@@ -35,10 +37,12 @@ class EditorConfig(GrownSpec):
 
     A name that begins with ``ref`` brings back what the published code does, where ours does otherwise; ``quirk Q…`` in its
     description is the entry of docs/quirks.md that tells both. ``dropped`` names hyper-parameters of the published files that
-    change no number there: accepted and left out (quirk Q46).
+    change no number there: accepted and left out (quirk Q46). ``theirs`` says what becomes of the keys of whole files of other
+    programs (:mod:`raysweep.config.theirs`); empty = they are not read.
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset()
+    theirs: ClassVar[Table] = MappingProxyType({})
 
     @model_validator(mode="before")
     @classmethod

@@ -51,9 +51,14 @@ def find(
     source = read(path)
     if not isinstance(source.tree, dict):
         raise YamlError(f"{path}:1:1  a hyper-parameter file holds 'key: value' lines")
-    defaults = replace(source, tree={k: v for k, v in source.tree.items() if k not in REMARKS})
+    defaults = without_remarks(source)
     _check_for(defaults, known or {})
     return defaults
+
+
+def without_remarks(source: Source) -> Source:
+    """Return a hyper-parameter file without what reaches no trial."""
+    return replace(source, tree={k: v for k, v in source.tree.items() if k not in REMARKS})
 
 
 def layers(defaults: Source, *, editor: str, data: str) -> list[tuple[Mapping[str, Json], KeyPath]]:

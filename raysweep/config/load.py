@@ -64,6 +64,16 @@ def _text(path: Path) -> str:
         ) from error
 
 
+def parse_json(path: Path) -> tuple[Source, list[Problem]]:
+    """Return the tree of the JSON file at *path*, which is YAML but for tabs between its parts, and what is wrong with it.
+
+    Raises:
+        YamlError: it cannot be read at all.
+    """
+    # No string of JSON holds a bare tab.
+    return _examine(_text(path).replace("\t", " "), shown(path))
+
+
 def shown(path: Path) -> str:
     """Return *path* as a message names it: relative where it lies below the current folder."""
     here = Path.cwd()

@@ -43,12 +43,16 @@ class DataFacts:
 
 @dataclass(slots=True)
 class Lookups:
-    """Answers to questions about files, each asked once and kept for this object's own life; ``problems`` collects mistakes."""
+    """Answers to questions about files, each asked once and kept for this object's own life; ``problems`` and
+    ``notes`` collect mistakes, and what the reader should know though it is none.
+    """
 
     sweep: SweepSpec
     workspace: Workspace
     components: Components
     problems: list[Problem] = field(default_factory=list)
+    # A dict for its order: each note once.
+    notes: dict[str, None] = field(default_factory=dict)
     # Any: what each question is answered with is its asker's affair.
     _answers: dict[Hashable, tuple[Any, RaysweepError | None]] = field(default_factory=dict)
     _positions: dict[KeyPath, dict[tuple[type, Scalar], int]] = field(default_factory=dict)

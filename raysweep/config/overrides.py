@@ -26,7 +26,7 @@ from raysweep.workspace import resolve_from_cwd
 
 BASE_KEYS = ("model", "data", "protocol", "threads", "seed")
 TOP_KEYS = ("sweep", "study", "base", "arms", "space", "search", "resources")
-FILE_KEYS = ("path", "tokenizer")
+FILE_KEYS = ("path", "tokenizer", "file")
 """Keys whose text is a place in the file system; on the command line it counts from the current folder."""
 _NAMED = ("model", "data", "editor", "wrap")
 

@@ -35,7 +35,7 @@ def open_plan(
         ProblemsError: every other mistake, of form or of content, each with its place.
     """
     source, noted = examine(find_file(file, workspace))
-    sweep, noted = examine_sweep(source, noted, overrides)
+    sweep, noted = examine_sweep(source, noted, overrides, workspace)
     if sweep is None:
         raise ProblemsError(noted)
     return plan(sweep, workspace, components, noted=noted)
@@ -81,6 +81,7 @@ def plan(
     if binder.problems:
         binder.problems.extend(paths.missing_paths(sweep.source, workspace))
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
+    notes += binder.notes
     notes += plan_notes(sweep, trials.values(), binder.left_out, workspace)
     search = sweep.search.model_copy(update={"metric": sweep.search.metric or summary_values(sweep, components)[0]})
     return Plan(sweep.model_copy(update={"search": search}), tuple(trials.values()), tuple(notes), unique(names))

@@ -119,10 +119,11 @@ class ProtocolSpec(GrownSpec):
             many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced);
             ``generation_ref`` compares what it wrote as published (quirk Q7; no log-probabilities).
         metrics: what is computed of each answer (``raysweep ls metrics``); no other metric is in the key.
+        measured_by: of an imported trial (``raysweep import``), the program and protocol that its values are of; it cannot be set.
     """
 
     version: ClassVar[int] = 1
-    added: ClassVar[frozenset[str]] = frozenset({"metrics"})
+    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by"})
 
     batch_size: Count = 1
     rounds: tuple[Natural, ...] = (0,)
@@ -137,6 +138,7 @@ class ProtocolSpec(GrownSpec):
     eval_batch: Count = 64
     asking: Literal["teacher_forced", "generation", "generation_ref"] = "teacher_forced"
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_METRICS
+    measured_by: str = ""
 
     @field_validator("metrics")
     @classmethod

@@ -6,11 +6,11 @@ templates and rows of text how long a row of the model becomes.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from raysweep.config.values import Count, Natural, NonNegative, Spec
+from raysweep.config.values import Count, GrownSpec, Natural, NonNegative, Spec
 
 
 class TextSpec(Spec):
@@ -71,7 +71,7 @@ class ContextSpec(Spec):
         return max((tokens for tokens, _ in self.lengths), default=0)
 
 
-class MomentSpec(Spec):
+class MomentSpec(GrownSpec):
     """How to estimate second moments of keys (docs/methods/rome.md).
 
     Attributes:
@@ -80,10 +80,19 @@ class MomentSpec(Spec):
         skip (tokens): leading tokens of each row to leave out (1 for models whose position 0 is an attention sink; 0 = published).
         damping (mean diagonal of C): added to the diagonal, in units of its mean, before factoring (0 = published).
         ref_fp32: add the products up in fp32, as published (quirk Q10).
+        files: second moments that other programs computed (ROME's and EasyEdit's ``….npz``), one for each edited block, told by
+            the module that the file's name begins with; then no text is read.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"files"})
 
     text: TextSpec = TextSpec()
     width: Count = 512
     skip: Annotated[int, Field(ge=0)] = 0
     damping: NonNegative = 0.0
     ref_fp32: bool = False
+    files: tuple[FileSpec, ...] = ()
+
+    def idle_fields(self) -> frozenset[str]:
+        """Return the text where files take its place."""
+        return frozenset({"text"}) if self.files else frozenset()

@@ -29,7 +29,7 @@ def load_search_space(file: str, workspace: Workspace, overrides: Iterable[str |
         YamlError: the file is not well-formed.
         ProblemsError: it is, but says things it may not say.
     """
-    spec, problems = examine_sweep(*examine(find_file(file, workspace)), overrides)
+    spec, problems = examine_sweep(*examine(find_file(file, workspace)), overrides, workspace)
     if problems or spec is None:
         raise ProblemsError(problems)
     return spec
@@ -77,7 +77,10 @@ def parse_search_space(
 
 
 def examine_sweep(
-    source: Source, noted: Iterable[Problem] = (), overrides: Iterable[str | Override] = ()
+    source: Source,
+    noted: Iterable[Problem] = (),
+    overrides: Iterable[str | Override] = (),
+    workspace: Workspace | None = None,
 ) -> tuple[SweepSpec | None, list[Problem]]:
     """Return what can be read of *source* with *overrides* laid over it, and every mistake of form.
 
@@ -88,8 +91,9 @@ def examine_sweep(
         source: the file.
         noted: what was found wrong with its YAML.
         overrides: ``key=value`` texts.
+        workspace: from where paths of hyper-parameter files count; None = from the root as it is found here.
     """
     source, problems = apply(source, overrides)
-    reader = SweepReader(source)
+    reader = SweepReader(source, workspace)
     spec = reader.sweep()
     return spec, [*noted, *problems, *reader.problems]

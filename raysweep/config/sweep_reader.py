@@ -15,12 +15,14 @@ from raysweep.config.hints import nested_domains, quoted
 from raysweep.config.load import codepoint
 from raysweep.config.overrides import BASE_KEYS, TOP_KEYS
 from raysweep.config.places import KeyPath, Source
-from raysweep.config.problems import from_validation, problem, unknown_keys
+from raysweep.config.problems import from_error, from_validation, problem, unknown_keys
 from raysweep.config.schema import Spec
 from raysweep.config.space import Domain, is_domain, parse
 from raysweep.config.sweep_schema import ArmSpec, ResourceSpec, SearchSpec, SweepSpec, WrittenComponent, WrittenEditor
-from raysweep.errors import Problem
+from raysweep.config.theirs import reading as theirs
+from raysweep.errors import Problem, YamlError
 from raysweep.jsontypes import Json, JsonObject
+from raysweep.workspace import Workspace
 
 ARM_KEYS = ("editor", "wrap", "space", *BASE_KEYS)
 _SECTIONS = ("model", "data", "protocol")
@@ -35,10 +37,12 @@ P = TypeVar("P", bound=Spec)
 class SweepReader:
     """Reads one tree; notes problems instead of stopping at the first."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, workspace: Workspace | None = None) -> None:
         self.source = source
+        self.workspace = workspace or Workspace.here(None)
         self.problems: list[Problem] = []
         self.unread: set[str] = set()
+        self.files: dict[str, Source] = {}
 
     def sweep(self) -> SweepSpec | None:
         """Return the sweep as far as it can be read, or None if nothing of it can."""
@@ -107,7 +111,7 @@ class SweepReader:
         self.unknown(tree, path, ARM_KEYS, f"arm '{name}'")
         if "editor" not in tree:
             self.say(path, f"arm '{name}' needs the key 'editor'", "raysweep ls editors", key=True)
-        editor = self.named(tree.get("editor"), (*path, "editor"), "editor") if "editor" in tree else None
+        editor = self.editor(name, tree["editor"], (*path, "editor")) if "editor" in tree else None
         wraps = tree.get("wrap", [])
         listed: list[tuple[KeyPath, Json]] = [((*path, "wrap"), wraps)]
         if isinstance(wraps, list):
@@ -128,8 +132,34 @@ class SweepReader:
         if editor is None or None in wrappers or any(tree.get(k) is not None and k not in base for k in _SECTIONS):
             return None
         around = tuple(WrittenComponent(name=str(w["name"]), config=_rest(w)) for w in wrappers if w)
-        spec = WrittenEditor(name=str(editor["name"]), config=_rest(editor), wrap=around)
+        spec = WrittenEditor(name=str(editor["name"]), config=_rest(editor), wrap=around, file=self.files.get(name))
         return ArmSpec(name=name, editor=spec, base=base, space=space)
+
+    def editor(self, arm: str, value: Json, path: KeyPath) -> JsonObject | None:
+        """Return the editor *value* of *arm* without the hyper-parameter file it names, which is read, and may tell its name.
+
+        None after noting what is wrong with it, or why the file cannot be read.
+        """
+        if not isinstance(value, dict) or "file" not in value:
+            return self.named(value, path, "editor")
+        named = value["file"]
+        if not isinstance(named, str) or not named:
+            self.say((*path, "file"), f"file must be the path of a hyper-parameter file, got {named!r}")
+            return None
+        try:
+            source, problems = theirs.open_file(self.workspace.resolve(named))
+        except YamlError as error:
+            self.problems.append(from_error(error, self.source.value((*path, "file"))))
+            return None
+        self.problems += problems
+        self.files[arm] = source
+        rest = {k: v for k, v in value.items() if k != "file"}
+        told = theirs.editor_of(source)
+        if "name" not in rest and not told:
+            hint = f"write editor: {{name: memit, file: {named}}}"
+            self.say((*path, "file"), f"'{named}' does not say of which editor it is (alg_name, or its folder)", hint)
+            return None
+        return self.named({"name": told, **rest}, path, "editor")
 
     def arm_name(self, name: str, path: KeyPath) -> None:
         """Note a name that a table or a message cannot show as it is."""

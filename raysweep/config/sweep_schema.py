@@ -85,10 +85,19 @@ DomainField = Annotated[Domain, PlainValidator(_domain), PlainSerializer(as_tree
 
 
 class WrittenComponent(Spec):
-    """An editor or a wrapper as an arm writes it down: defaults are not filled in, and nothing of it is checked."""
+    """An editor or a wrapper as an arm writes it down: defaults are not filled in, and nothing of it is checked.
+
+    Attributes:
+        name: of the component.
+        config: the keys that are written down.
+        file: a hyper-parameter file that takes the place of the model's own, as read; not part of the dump.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: str
     config: Mapping[str, object] = {}
+    file: Source | None = Field(default=None, exclude=True, repr=False)
 
 
 class WrittenEditor(WrittenComponent):

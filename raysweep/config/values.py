@@ -65,6 +65,10 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    def idle_fields(self) -> frozenset[str]:
+        """Return the fields that say nothing here, since another one takes their place: the files they name are not looked for."""
+        return frozenset()
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Return pydantic's schema with every number in it strict and every whole number bounded, however deep."""

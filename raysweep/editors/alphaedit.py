@@ -24,9 +24,11 @@ from pydantic import field_validator
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Positive
+from raysweep.config.theirs import tables
+from raysweep.config.theirs.rules import Table
 from raysweep.editors.base import EditInputs, EditStep, JointInputs
 from raysweep.editors.locate.base import LocateConfig, LocateEditor
-from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
+from raysweep.editors.specs import ContextSpec, FileSpec, MomentSpec, ValueSpec
 from raysweep.lazy import lazy
 from raysweep.models.patches import Delta, WeightDelta
 from raysweep.records import EditRecord
@@ -64,10 +66,14 @@ class AlphaEditConfig(LocateConfig):
         backend: ``rls64``, the exact shortcuts in fp64; ``ref_fp32_lu``, the published general solve in fp32 (quirk Q16).
         projection: ``eigh64``; ``ref_fp32_svd``, the published decomposition (quirk Q10).
         moments: how second moments are estimated; damping has no place here and must be 0.
+        null_space: projectors that the published code stored (``null_space_project.pt``), one for each of ``layers``; then neither
+            ``moments`` nor ``threshold`` counts.
         contexts: context templates; the bare prompt weighs one half, the others share the other half.
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"mom2_update_weight"})
+    added: ClassVar[frozenset[str]] = frozenset({"null_space"})
+    theirs: ClassVar[Table] = tables.ALPHAEDIT
 
     layers: Blocks
     value: ValueSpec = ValueSpec(clamp=0.75)
@@ -78,6 +84,11 @@ class AlphaEditConfig(LocateConfig):
     projection: Literal["eigh64", "ref_fp32_svd"] = "eigh64"
     moments: MomentSpec = MomentSpec()
     contexts: ContextSpec = ContextSpec(lengths=((10, 5),))
+    null_space: FileSpec = FileSpec()
+
+    def idle_fields(self) -> frozenset[str]:
+        """Return the moments where a file of projectors takes their place."""
+        return frozenset({"moments"}) if self.null_space.path else frozenset()
 
     @field_validator("moments")
     @classmethod
@@ -107,12 +118,15 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for a null-space projector per layer and, unless given, context templates."""
         config, module = self.config, lm.layout.mlp_out
-        projectors = {
-            f"projector/{layer}": null_space.request(
-                lm, module, layer, config.moments, threshold=config.threshold, method=config.projection
-            )
-            for layer in config.layers
-        }
+        if config.null_space.path:
+            projectors = null_space.stored(lm, module, config.layers, config.null_space)
+        else:
+            projectors = {
+                f"projector/{layer}": null_space.request(
+                    lm, module, layer, config.moments, threshold=config.threshold, method=config.projection
+                )
+                for layer in config.layers
+            }
         return {**projectors, **self.context_requests(lm)}
 
     @property

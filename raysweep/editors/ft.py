@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
 from raysweep.config.schema import Blocks, Count, NonNegative, Positive
+from raysweep.config.theirs import tables
+from raysweep.config.theirs.rules import Table
 from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.editors.stopping import steps_between_reads
 from raysweep.lazy import lazy
@@ -64,6 +66,7 @@ class FineTuneConfig(EditorConfig):
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"kl_factor"})
+    theirs: ClassVar[Table] = tables.FT
 
     layers: Blocks
     objective: Literal["prompt_last", "target_new"] = "prompt_last"

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, Unpack, cast
 
 from raysweep.config.schema import Block, Count, Positive
+from raysweep.config.theirs import tables
+from raysweep.config.theirs.rules import Table
 from raysweep.editors import grace_entries
 from raysweep.editors.base import KEYS_PER_EDIT, BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs, Proposal
 from raysweep.editors.grace_entries import GraceState
@@ -68,6 +70,7 @@ class GraceConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"num_pert", "reg", "val_reg", "dropout", "dist_fn"})
     added: ClassVar[frozenset[str]] = frozenset({"batch"})
+    theirs: ClassVar[Table] = tables.GRACE
 
     layer: Block
     matrix: Literal["in", "out"] = "out"

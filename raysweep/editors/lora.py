@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Unpack
 
 from raysweep.config.schema import Count, NonNegative, Positive
+from raysweep.config.theirs import lora as published
+from raysweep.config.theirs.rules import Table
 from raysweep.editors.base import BaseEditor, Checkpoint, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.lazy import lazy
 from raysweep.models import activations
@@ -49,6 +51,7 @@ class LoraConfig(EditorConfig):
     """
 
     added: ClassVar[frozenset[str]] = frozenset({"batch"})
+    theirs: ClassVar[Table] = published.LORA
 
     rank: Count = 1
     alpha: Positive = 8.0

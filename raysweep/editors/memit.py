@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Unpack
 
 from raysweep.config.schema import Blocks, Positive
+from raysweep.config.theirs import tables
+from raysweep.config.theirs.rules import Table
 from raysweep.editors.base import EditInputs, EditStep, JointInputs
 from raysweep.editors.locate.base import LocateConfig, LocateEditor
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
@@ -49,6 +51,7 @@ class MemitConfig(LocateConfig):
     """
 
     dropped: ClassVar[frozenset[str]] = frozenset({"layer_selection", "mom2_adjustment"})
+    theirs: ClassVar[Table] = tables.MEMIT
 
     layers: Blocks
     value: ValueSpec = ValueSpec()

@@ -15,10 +15,12 @@ Shape legend: ``c`` contexts, ``d_in`` width of a key, ``d_out`` width of a valu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, ClassVar, Literal, Unpack
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks
+from raysweep.config.theirs import tables
+from raysweep.config.theirs.rules import Table
 from raysweep.editors.base import EditInputs, EditStep, JointInputs
 from raysweep.editors.locate.base import LocateConfig, LocateEditor
 from raysweep.editors.specs import ContextSpec, MomentSpec, ValueSpec
@@ -52,6 +54,8 @@ class RomeConfig(LocateConfig):
         moments: how they are estimated.
         contexts: context templates, in one flat group.
     """
+
+    theirs: ClassVar[Table] = tables.ROME
 
     layers: Blocks
     value: ValueSpec = ValueSpec()

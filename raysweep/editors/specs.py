@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from raysweep.config.schema import Count, GrownSpec, NonNegative, Positive
 from raysweep.config.shared_specs import ContextSpec as ContextSpec
+from raysweep.config.shared_specs import FileSpec as FileSpec
 from raysweep.config.shared_specs import MomentSpec as MomentSpec
 
 

@@ -118,6 +118,19 @@ class Layout:
         """Return the name of a block's value matrix (``out``: ``mlp_out``) or of its first linear map (``in``: c_fc, gate_proj)."""
         return (self.mlp_out if side == "out" else self.mlp_in[0]).format(layer)
 
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of its parts by what they are, for those who compare names before a model is loaded."""
+        return {
+            "block": (self.block,),
+            "mlp": (self.mlp,),
+            "mlp_in": self.mlp_in,
+            "mlp_out": (self.mlp_out,),
+            "attn": (self.attn_out.rpartition(".")[0],),
+            "norm": (self.norm,),
+            "head": (self.head,),
+            "embed": (self.embed,),
+        }
+
     def input_of(self, module: str) -> str:
         """Return a name for what enters *module*: its own, or for the first linear maps of an MLP the MLP's.
 

@@ -12,6 +12,7 @@ from raysweep.reports.views import SummaryRow, TrialView
 from raysweep.results.tables import Sweep
 
 WRAPPERS = "editor.wrap"
+MEASURED_BY = "protocol.measured_by"
 UNPAIRED = ("seed", "key", "versions", "protocol.rounds")
 """Parts of a trial that may differ between an editor and the same editor in a wrapper: they pair by seed, the versions count the
 wrapper's, and rounds are chosen when the lines are made."""
@@ -81,6 +82,28 @@ def _named(entries: Sequence[Entry], name: str) -> SummaryRow:
             f"'{name}' was not measured there ({called[0].status})", hint="choose another with --at or --to"
         )
     return called[0]
+
+
+def of_one_protocol(entries: Sequence[Entry], pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
+    """Return *pairs* without references that were measured in another way than their lines, and a note on each protocol left alone.
+
+    Values of an imported trial (``raysweep import``) are another program's, by its own protocol.
+    """
+    ways = {id(entry.line): str(entry.content.get(MEASURED_BY) or "") for entry in entries}
+    kept: list[Pair] = []
+    left: dict[str, None] = {}
+    for pair in pairs:
+        way = ways.get(id(pair.line), "")
+        alike = pair.reference is None or ways.get(id(pair.reference), "") == way
+        kept.append(pair if alike else Pair(pair.line, None))
+        if not alike:
+            left[pair.line.label] = None
+    notes = (
+        [f"measured by another protocol than the reference, so there is no difference: {', '.join(left)}"]
+        if left
+        else []
+    )
+    return kept, notes
 
 
 def by_value(entries: Sequence[Entry], key: str, value: str = "") -> list[Pair]:

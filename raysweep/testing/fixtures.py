@@ -62,12 +62,17 @@ def _read_tokenizer(bos: bool) -> PreTrainedTokenizerBase:
     """Return the byte tokenizer as :func:`load` reads it from a model's folder: a test asks what a run would ask."""
     with TemporaryDirectory() as root:
         folder = Path(root, "bytes")
-        module = tiny_model("llama", vocab_size=258)
-        module.config.save_pretrained(folder)
-        state = {name: value.contiguous() for name, value in module.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        byte_tokenizer(bos=bos).save_pretrained(folder)
+        save_tiny(folder, "llama", bos=bos)
         return load_folder(folder).tokenizer
+
+
+def save_tiny(folder: Path, family: str, *, bos: bool) -> None:
+    """Write a random three-block model of *family*, which has 256 positions, with a byte tokenizer, as a model's folder."""
+    module = tiny_model(family, vocab_size=258, max_position_embeddings=256)
+    module.config.save_pretrained(folder)
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    byte_tokenizer(bos=bos).save_pretrained(folder)
 
 
 def tiny_lm(family: str, *, bos: bool = False, seed: int = 0) -> LanguageModel:

@@ -19,7 +19,7 @@ from raysweep.workspace import Workspace
 from tests.docs.pages import PAGES, ROOT, SPACES, blocks, commands, prose, spans
 
 LINES = [(path, argv) for path in (*PAGES, *SPACES) for argv in commands(path)]
-FREE_NAMES = {"NAME", "FILE", "my_sweep", "nudge_size"}  # search spaces a reader writes
+FREE_NAMES = {"NAME", "FILE", "my_sweep", "nudge_size", "space.yaml"}  # search spaces a reader writes
 
 
 def name(value: object) -> str:

@@ -11,6 +11,7 @@ below the threshold::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from raysweep.artifact_kinds import VERSIONS
 from raysweep.artifacts import Artifact, ArtifactRequest, Built
+from raysweep.editors.locate import foreign
 from raysweep.editors.locate import second_moments as moments
-from raysweep.editors.specs import MomentSpec
+from raysweep.editors.specs import FileSpec, MomentSpec
 from raysweep.errors import ArtifactError
 from raysweep.models.lm import LanguageModel
 
@@ -71,6 +73,29 @@ def build(
         }
         made.append(({"projector": projector.float(), "eigenvalues": values}, meta))
     return made
+
+
+def stored(lm: LanguageModel, module: str, layers: Sequence[int], file: FileSpec) -> dict[str, ArtifactRequest]:
+    """Return the requests, ``projector/<layer>``, for the projectors that the published code stored in one file.
+
+    Args:
+        lm: the pristine model.
+        module: dotted name with ``{}`` for the block's number.
+        layers: the blocks, in the order in which the file has them.
+        file: a ``null_space_project.pt``.
+    """
+    plan = {"file": file.digest or foreign.digest_of(Path(file.path)), "layers": list(layers)}
+    return {
+        f"projector/{layer}": ArtifactRequest(
+            "projector",
+            {**plan, "module": module.format(layer)},
+            "raysweep.editors.locate.foreign:build_projectors",
+            model=lm.identity,
+            where={"path": file.path},
+            version=VERSIONS["projector"],
+        )
+        for layer in layers
+    }
 
 
 def project(moments: Tensor, threshold: float, method: Method = "eigh64") -> tuple[Tensor, Tensor]:

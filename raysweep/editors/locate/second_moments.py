@@ -17,6 +17,7 @@ from torch import Tensor
 from raysweep.artifact_kinds import VERSIONS
 from raysweep.artifacts import ArtifactRequest, Built
 from raysweep.config.schema import TextSpec
+from raysweep.editors.locate import foreign
 from raysweep.editors.specs import MomentSpec
 from raysweep.errors import ArtifactError
 from raysweep.models import hooks, tokens
@@ -34,6 +35,8 @@ def request(lm: LanguageModel, module: str, layer: int, config: MomentSpec) -> A
         layer: the block.
         config: text, longest row in tokens, leading positions to skip.
     """
+    if config.files:
+        return foreign.moments_request(lm, module.format(layer), config.files)
     text = {"name": config.text.name, "digest": config.text.digest, "tokens": config.text.tokens}
     inputs = {
         "module": module.format(layer),

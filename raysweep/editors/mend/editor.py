@@ -19,6 +19,8 @@ from pydantic import Field, model_validator
 from raysweep.artifact_kinds import VERSIONS
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.schema import Blocks, Count, DataSpec, FileSpec, NonNegative, Positive, Spec
+from raysweep.config.theirs import tables
+from raysweep.config.theirs.rules import Table
 from raysweep.editors.base import BaseEditor, EditInputs, EditorConfig, EditStep, JointInputs
 from raysweep.errors import DataError, SpecError
 from raysweep.lazy import lazy
@@ -103,6 +105,7 @@ class MendConfig(EditorConfig):
 
     dropped: ClassVar[frozenset[str]] = frozenset({"lr_scale", "act", "hidden_dim", "cbase"})
     added: ClassVar[frozenset[str]] = frozenset({"batch"})
+    theirs: ClassVar[Table] = tables.MEND
 
     layers: Blocks
     modules: tuple[Literal["mlp_in", "mlp_out"], ...] = Field(("mlp_in", "mlp_out"), min_length=1)

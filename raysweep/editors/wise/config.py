@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from raysweep.config.schema import Block, Count, NonNegative, Positive, Spec
+from raysweep.config.theirs import tables
+from raysweep.config.theirs.rules import Table
 from raysweep.editors.base import EditorConfig
 from raysweep.editors.specs import ContextSpec
 
@@ -72,6 +74,8 @@ class WiseConfig(EditorConfig):
             (quirk Q28). Off: each row's own answer.
         ref_padding: pad on the left, without position ids, and count pads in activation distances, as published (quirk Q31).
     """
+
+    theirs: ClassVar[Table] = tables.WISE
 
     layer: Block
     matrix: Literal["in", "out"] = "out"

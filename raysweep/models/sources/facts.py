@@ -14,6 +14,7 @@ from raysweep.config.components import ModelFacts
 from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError, nearest
 from raysweep.models import attention
+from raysweep.models.layout import LAYOUTS
 from raysweep.models.sizes import positions_of, size_from_config
 from raysweep.models.sources import catalogue, folder, gguf_check, gguf_header
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
@@ -46,7 +47,8 @@ def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
     if isinstance(where, str):
         entry = catalogue.CATALOGUE.get(spec.name)
         size = entry.model_size if entry is not None else None
-        return ModelFacts(size.layers, size.positions) if size else ModelFacts()
+        parts = _parts(entry.sizes.get("model_type")) if entry is not None else {}
+        return ModelFacts(size.layers, size.positions, parts=parts) if size else ModelFacts(parts=parts)
     if where.suffix in MODEL_RECIPES:
         return ModelFacts(*ModelRecipe.open(where, workspace).blocks_and_positions())
     return _of_gguf(where) if where.is_file() else _of_folder(where, spec.bos, trusted=spec.trust_remote_code)
@@ -56,7 +58,8 @@ def _of_gguf(file: Path) -> ModelFacts:
     header = gguf_header.read_header(file)
     gguf_check.check_header(header, file)
     kind = header.values["general.architecture"]
-    return ModelFacts(header.number(f"{kind}.block_count"), header.number(f"{kind}.context_length"))
+    blocks, positions = header.number(f"{kind}.block_count"), header.number(f"{kind}.context_length")
+    return ModelFacts(blocks, positions, parts=_parts(kind))
 
 
 def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
@@ -72,7 +75,12 @@ def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
         )
     tokenizer = where / "tokenizer.json"
     count = token_counter(tokenizer, size.vocab, bos) if tokenizer.is_file() else None
-    return ModelFacts(size.layers, positions_of(config), count)
+    return ModelFacts(size.layers, positions_of(config), count, _parts(config["model_type"]))
+
+
+def _parts(kind: object) -> Mapping[str, tuple[str, ...]]:
+    """Return the names of the parts of a model of *kind*, its ``model_type``; none where no layout knows it."""
+    return LAYOUTS.get(kind).parts() if isinstance(kind, str) and kind in LAYOUTS else {}
 
 
 def check_sizes(config: Mapping[str, object], file: Path) -> None:

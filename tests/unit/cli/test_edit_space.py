@@ -10,8 +10,8 @@ from raysweep.cli.edit_space import EditFlags, keys_of_flags, search_space_of_fl
 from raysweep.errors import SpecError
 
 FLAGS = EditFlags(
-    name="edit", editor="ROME", model={"name": "embedded"}, data="World", data_path="", simie=False, lam=10.0, init_model=False,
-    solver="", edits=20, batch_size=4, rounds="", seed=7,
+    name="edit", editor="ROME", hparams="", model={"name": "embedded"}, data="World", data_path="", simie=False,
+    lam=10.0, init_model=False, solver="", edits=20, batch_size=4, rounds="", seed=7,
 )  # fmt: skip
 
 
@@ -50,7 +50,9 @@ def test_a_mistake_leaves_a_tree_to_check_the_rest_by() -> None:
 
 
 def test_every_flag_names_the_key_it_sets() -> None:
-    tree, _ = search_space_of_flags(dataclasses.replace(FLAGS, simie=True, solver="chol64", data_path="/z.json"))
+    tree, _ = search_space_of_flags(
+        dataclasses.replace(FLAGS, simie=True, solver="chol64", data_path="/z.json", hparams="/h.yaml")
+    )
     keys = {flag: (key, value) for flag, key, value in keys_of_flags(tree)}
     assert keys["data_path"] == ("data.path", "/z.json")
     assert keys["rounds"] == ("protocol.rounds", [0, 4, 8, 12, 16, 20])

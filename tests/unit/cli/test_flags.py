@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from raysweep.cli import belief, main, preflight, train_mend
+from raysweep.cli import belief, import_, main, preflight, train_mend
 from raysweep.config import overrides
 from raysweep.config.parts import Part
 from raysweep.data import fetch as data_fetch
@@ -365,6 +365,7 @@ CHECKS: dict[str, Check] = {
     "--version": lambda b: _version(b),
     "run FILE": lambda b: _runs(b, "y.yaml", "y"),
     "run --set": _swept,
+    "run --hparams": lambda b: _run_hparams(b),
     "run --address": _option("address", "here:1", "--address", "here:1"),
     "run --retry": _option("retry", True, "--retry"),
     "run --fresh": _option("fresh", True, "--fresh"),
@@ -411,6 +412,7 @@ CHECKS: dict[str, Check] = {
     "analyze --wide": lambda b: _wider(b, None),
     "analyze --format": lambda b: _other(b, "--format", "json"),
     "edit --editor": lambda b: _edit_words(b),
+    "edit --hparams": lambda b: _edit_hparams(b),
     "edit --model": _model,
     "edit --data": lambda b: _equal(b.edit("--data", "CounterFact").base["data"]["name"], "counterfact"),
     "edit --data-path": lambda b: _equal(b.edit("--data-path", "z.json").base["data"]["path"], str(b.folder / "z.json")),
@@ -425,6 +427,12 @@ CHECKS: dict[str, Check] = {
     "edit --name": lambda b: _equal(b.edit("--name", "mine").name, "mine"),
     "edit --repair": lambda b: _repairs(b),
     "edit --set": lambda b: _edit_set(b),
+    "import PROGRAM": lambda b: b.refused(["import", "pmet", "x.json"], by="results of 'pmet' are not read"),
+    "import FILES": lambda b: _equal(len(_imported(b).what[1]), 1),
+    "import --editor": lambda b: _equal(_imported(b, "--editor", "KN").said["editor"], "KN"),
+    "import --model": lambda b: _equal(_imported(b, "--model", "m").said["model"], "m"),
+    "import --data": lambda b: _equal(_imported(b, "--data", "d").said["data"], "d"),
+    "import --name": lambda b: _import_name(b),
     "train-mend --out": lambda b: _equal(b.trained().what[3], b.folder / "net.safetensors"),
     "train-mend --model": lambda b: b.refused(["train-mend", "--out", "x"], "--model", "nowhere", by="model 'nowhere'"),
     "train-mend --data": _train_data,
@@ -522,6 +530,41 @@ def _edit_words(b: Bench) -> None:
     b.refuses_edit("--set", "seed=1", "--set", "arms.ft.editor.name=rome", by="unknown arm 'ft'")
     code, _, err = b.run("edit", "--editor", "FT-M", "--set", "arms.ft.editor.objective=prompt_last")
     assert (code, "'editor.objective' is given two values, here and by --editor FT-M" in err) == (2, True)
+
+
+def _theirs(b: Bench, name: str) -> str:
+    (b.folder / "theirs.yaml").write_text(f"alg_name: {name}\ndevice: 0\n")
+    return "theirs.yaml"
+
+
+def _edit_hparams(b: Bench) -> None:
+    file = b.edit("--hparams", _theirs(b, "FT")).arms[0].editor.file
+    assert file.tree["alg_name"] == "FT"
+    b.refuses_edit("--hparams", _theirs(b, "ROME"), by="this file is of ROME, not of 'plain'")
+    code, _, err = b.run("edit", "--edits", "2")
+    assert (code, "--editor is missing" in err) == (2, True)
+
+
+def _run_hparams(b: Bench) -> None:
+    ours = b.folder / "hparams/surgeon/ours.yaml"
+    ours.parent.mkdir(parents=True)
+    ours.write_text("source: here\nrate: 7\n")
+    planned = b.launched("--hparams", str(ours)).what[0]
+    rates = {t.arm: t.trial.editor.config.stored_value("rate") for t in planned.trials}
+    assert rates == {"plain": None, "surgeon": 7, "ridge": 7}
+    b.refused(["run", "x.yaml"], "--hparams", _theirs(b, "ROME"), by="is of 'rome', and no arm is")
+
+
+def _imported(b: Bench, *flags: str) -> Seen:
+    return b.seen(import_, "runs_of", "import", "easyedit", "x.json", *flags)
+
+
+def _import_name(b: Bench) -> None:
+    post = {"rewrite_acc": [1.0]}
+    (b.folder / "x.json").write_text(json.dumps([{"case_id": 0, "post": post}]))
+    assert b.run("import", "easyedit", "x.json", "--editor", "KN", "--name", "theirs")[0] == 0
+    assert (b.folder / "results/theirs/plan.json").is_file()
+    b.refused(["import", "easyedit", "x.json", "--editor", "KN"], "--name", "toy", by="'toy' is a sweep of trials")
 
 
 def _seed(b: Bench) -> None:

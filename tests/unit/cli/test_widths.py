@@ -69,6 +69,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 NO_TABLE = {
     "submit": "what the job prints there",
     "train-mend": "steps, and JSON",
+    "import": "the table of `show`",
     "models fetch": "one path",
     "models build": "steps, and JSON",
     "data fetch": "one path",

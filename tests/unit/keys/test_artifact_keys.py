@@ -43,6 +43,8 @@ PACKAGE = Path(__file__).parents[3] / "raysweep"
 TEXT = {"text": {"digest": "t", "tokens": 50}}
 ALONE = {**VALUE, "batch": 1}  # captured steps are those of one record
 OF_THE_EDIT = "what an edit does with the artifact, not what the artifact is"
+# Files have names of the model's modules: tests/unit/editors/test_foreign_tensors.py.
+FILES = ("moments.files",)
 WHERE = "where the file lies; its digest is in"
 
 
@@ -78,22 +80,43 @@ SCENES: Mapping[str, Scene] = {
             "adjust": OF_THE_EDIT,
             "inverse": OF_THE_EDIT,
         },
+        stuck=FILES,
     ),
     "projector": Scene(
-        EditorSpec(name="alphaedit", config={**CONFIGS["alphaedit"], "value": ALONE, "moments": TEXT}),
+        EditorSpec(
+            name="alphaedit",
+            config={**CONFIGS["alphaedit"], "value": ALONE, "moments": TEXT, "null_space": {"digest": "n"}},
+        ),
         depends=(
-            *("layers", "moments.text.name", "moments.text.tokens", "moments.text.digest"),
+            *("layers", "moments.text.name", "moments.text.tokens", "moments.text.digest", "null_space.path"),
             *("moments.width", "moments.skip", "moments.ref_fp32", "threshold", "projection"),
         ),
         apart={
             "moments.text.path": WHERE,
+            "null_space.digest": "of a file; this projector is computed",
             "value.*": OF_THE_EDIT,
             "contexts.*": OF_THE_EDIT,
             "ridge": OF_THE_EDIT,
             "pre": OF_THE_EDIT,
             "backend": OF_THE_EDIT,
         },
-        stuck=("moments.damping",),
+        stuck=("moments.damping", *FILES),
+    ),
+    "projector, read": Scene(
+        EditorSpec(name="alphaedit", config={**CONFIGS["alphaedit"], "null_space": {"path": "x", "digest": "n"}}),
+        depends=("null_space.digest", "layers"),
+        apart={
+            "null_space.path": WHERE,
+            "moments.*": "not read where the projector is",
+            "threshold": "the file's own",
+            "projection": "the file's own",
+            "value.*": OF_THE_EDIT,
+            "contexts.*": OF_THE_EDIT,
+            "ridge": OF_THE_EDIT,
+            "pre": OF_THE_EDIT,
+            "backend": OF_THE_EDIT,
+        },
+        stuck=("moments.damping", *FILES),
     ),
     "contexts": Scene(
         EditorSpec(name="rome", config={**CONFIGS["rome"], "value": ALONE}),
@@ -106,6 +129,7 @@ SCENES: Mapping[str, Scene] = {
             "adjust": OF_THE_EDIT,
             "inverse": OF_THE_EDIT,
         },
+        stuck=FILES,
     ),
     "energy": Scene(
         EditorSpec(
