@@ -103,7 +103,10 @@ SCENES: Mapping[str, Scene] = {
         stuck=("moments.damping", *FILES),
     ),
     "projector, read": Scene(
-        EditorSpec(name="alphaedit", config={**CONFIGS["alphaedit"], "null_space": {"path": "x", "digest": "n"}}),
+        EditorSpec(
+            name="alphaedit",
+            config={**CONFIGS["alphaedit"], "value": ALONE, "null_space": {"path": "x", "digest": "n"}},
+        ),
         depends=("null_space.digest", "layers"),
         apart={
             "null_space.path": WHERE,
