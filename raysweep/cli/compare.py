@@ -68,9 +68,7 @@ def command(
     opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
     # Flags that would be ignored are refused: a table that looks like what was asked for misleads.
     if against:
-        if by != "arm" or to or pair or phase not in (None, Phase.RETAINED):
-            hint = "leave out --by and --phase, --to and --pair"
-            raise SpecError("published numbers are compared arm by arm, with what is retained", hint=hint)
+        _refuse_beside_published(idle=by == "arm" and not to and not pair and phase in (None, Phase.RETAINED))
         numbers = open_published(against, workspace)
         table, about = beside(numbers, measured(opened_sweeps, workspace, at=at), loosely=loosely, plain=plain)
         headline = f"retained, mean [95% interval], against {against}"
@@ -88,3 +86,12 @@ def command(
     print(render(table, format_, title=headline, width=width))
     tell(about, format_)
     report_left_out(*(sweep for sweep, _ in opened_sweeps))
+
+
+def _refuse_beside_published(*, idle: bool) -> None:
+    """Refuse flags that published numbers leave without effect, unless they are *idle*."""
+    if not idle:
+        raise SpecError(
+            "published numbers are compared arm by arm, with what is retained",
+            hint="leave out --by and --phase, --to and --pair",
+        )

@@ -75,9 +75,7 @@ def command(
     components = Components.installed(fetch=True)
     planned = open_plan(file, workspace, [*stated, *(set_ or ())], components)
     part = Part.parse(shard) if shard else None
-    # Every other part, and this one when it is run again, would find its own work gone.
-    together = "with --shard, --fresh would forget what this part did before it was run again"
-    flags.refuse(flags.without_effect(ctx, ["fresh"] if part else [], together, "run --fresh without --shard first"))
+    _refuse_fresh_parts(ctx, part)
     shown = part.of(planned) if part else planned
     lazy("raysweep.cli.preflight").check(shown, workspace, components, address=ray_choice.address)
     launch, sweep_run = lazy("raysweep.tune.launch"), lazy("raysweep.tune.sweep_run")
@@ -98,6 +96,12 @@ def command(
     conclude(outcome, planned, workspace)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _refuse_fresh_parts(ctx: typer.Context, part: Part | None) -> None:
+    """Refuse ``--fresh`` for a part: every other one, and this one when it is run again, would find its own work gone."""
+    together = "with --shard, --fresh would forget what this part did before it was run again"
+    flags.refuse(flags.without_effect(ctx, ["fresh"] if part else [], together, "run --fresh without --shard first"))
 
 
 def statuses(planned: Plan, store: ResultStore) -> dict[str, TrialStatus]:

@@ -21,6 +21,7 @@ def field(row: Row, *path: str) -> str:
     Raises:
         RecordError: it is missing, not text, or text that cannot be encoded.
     """
+    # step by step, so that the message can name the whole path
     value: object = row
     for key in path:
         if not isinstance(value, Mapping) or key not in value:
@@ -43,6 +44,7 @@ def optional(row: Row, *path: str) -> str:
     value: object = row
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
+    # null and missing are the same; anything else must be text
     return "" if value is None else field(row, *path)
 
 
@@ -98,6 +100,7 @@ def objects(row: Row, *path: str) -> Sequence[Row]:
         value = value.get(key) if isinstance(value, Mapping) else None
     if value is None:
         return []
+    # where there is one, some sets leave the list out
     entries: list[object] = value if isinstance(value, list) else [value]
     rows = [one for one in entries if isinstance(one, Mapping)]
     if len(rows) < len(entries):

@@ -44,6 +44,7 @@ class HalluEditBench(JsonDataset):
         Raises:
             DataError: there is none, or there are several: each holds what another model gets wrong.
         """
+        # guessing would edit one model with what another one gets wrong
         here = [place for place in self.places if workspace.find("data", *place.split("/")) is not None]
         if not spec.path and len(here) > 1:
             raise DataError(
@@ -58,12 +59,14 @@ class HalluEditBench(JsonDataset):
 
     def remarks(self, row: Row) -> Iterator[str]:
         """Say whether the object is not among the choices."""
+        # a list as Python writes it, not JSON; a damaged one is worth a remark, not the record
         choices = optional(row, "multiple_choices")
         try:
             known = literal_texts(choices, "multiple_choices") if choices.strip() else []
         except RecordError as error:
             yield error.message
             return
+        # the set's own spelling differs between its columns, so case is not compared
         if known and field(row, "object").casefold() not in {choice.casefold() for choice in known}:
             yield f"the object {row['object']!r} is not among the choices {known}"
 
@@ -75,6 +78,7 @@ class HalluEditBench(JsonDataset):
         probes = standard_probes(
             prompt, target, optional(row, "paraphrased_question"), locality if apart.strip() else None
         )
+        # columns are empty where a chain of so many hops could not be built
         follows = [(f"{n}hop", optional(row, f"question_{n}hop"), optional(row, f"answer_{n}hop")) for n in _HOPS]
         follows += [
             ("yes", optional(row, "yes_question"), "Yes"),

@@ -82,6 +82,7 @@ class PublishedSet:
     def here(self, workspace: Workspace) -> tuple[PublishedFile, ...]:
         """Return the files that are in *workspace*, with what was learned of them when they came."""
         folder = self.place(workspace)
+        # A pattern stands for files whose names only the hub knows; those that came are found by it.
         named = [file for file in self.files if not file.is_pattern]
         matched = [
             PublishedFile(path=path, remote=Remote(url=""), extra=True)
@@ -95,6 +96,7 @@ class PublishedSet:
         found = []
         for file in self.here(workspace):
             place = self.place(workspace) / file.path
+            # Size and digest first: rows of a damaged file mean nothing, and counting takes longest.
             fault = file.remote.fault_of(place) or (rows_fault(place, file.rows) if file.rows else "")
             if fault:
                 found.append(Problem(code=DataError.code, message=fault, file=str(place), hint=_AGAIN))
@@ -124,6 +126,7 @@ def _file(
     blob: str = "",
     **address: str,
 ) -> PublishedFile:
+    # "from" is no name that Python takes as a keyword; an address of its own wins over the set's
     url = address.get("from") or (base and f"{base}{path}")
     return PublishedFile(path=path, remote=Remote(url=url, size=size, sha256=sha256, blob=blob), rows=rows, extra=extra)
 
@@ -143,10 +146,12 @@ def _paths(folder: Path) -> Iterator[str]:
 
 def rows_fault(file: Path, expected: int) -> str:
     """Return in what the rows of *file* differ from those it should have; empty = in nothing, or it is too large to look."""
+    # Its size and digest say enough; reading it would take minutes and its whole size in memory.
     if file.stat().st_size > _LARGEST_COUNTED:
         return ""
     try:
         if file.suffix == ".csv":
+            # lines are not rows: a quoted field may hold line breaks
             with file.open(encoding="utf-8", newline="") as lines:
                 rows = sum(1 for _ in csv.reader(lines)) - 1
         else:

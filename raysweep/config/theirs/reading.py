@@ -52,6 +52,7 @@ def is_theirs(tree: Mapping[str, Json]) -> bool:
     >>> is_theirs({"alg_name": "ROME"}), is_theirs({"layers": [5], "v_lr": 0.5}), is_theirs({"layers": [5], "steps": 3})
     (True, True, False)
     """
+    # Keys that both sides have (layers, lr, steps) tell nothing; one that only they have tells all.
     rules = [(key, rule) for table in _TABLES for key, rule in table.items()]
     ours = {key.partition(".")[0] for _, rule in rules if isinstance(rule, Becomes) for key in rule.keys}
     foreign = {key for key, _ in rules} - ours
@@ -65,6 +66,7 @@ def editor_of(source: Source) -> str:
     ('alphaedit', 'memit')
     """
     tree = source.tree if isinstance(source.tree, dict) else {}
+    # Their JSON files have no alg_name; their folder is all that says it.
     folder = Path(source.file).absolute().parent
     by_folder = folder.name if folder.parent.name == "hparams" else ""
     return str(tree.get("alg_name") or by_folder).lower()
@@ -89,6 +91,7 @@ def read(source: Source, editor: str, table: Table, facts: ModelFacts) -> Readin
         _say(reading, source, "alg_name", message, "write the values in our keys (raysweep ls editors)")
         return reading
     known = {**tables.EVERYWHERE, **table}
+    # Every key is looked at, so that all that is wrong is said at once.
     for key in tree:
         if key in ("alg_name", "model_name"):
             continue
@@ -100,6 +103,7 @@ def read(source: Source, editor: str, table: Table, facts: ModelFacts) -> Readin
             _apply(reading, source, key, known[key], facts)
         except ValueError as error:
             _say(reading, source, key, f"{key}: {error}")
+    # What their code does without being told must be told here, where the default may be another.
     for key, rule in known.items():
         if isinstance(rule, Becomes) and rule.absent is not None and key not in tree:
             put(reading, source, rule.keys[0], rule.absent, ())
@@ -114,12 +118,14 @@ def _apply(reading: Reading, source: Source, key: str, rule: Rule, facts: ModelF
     """
     value: Json = source.tree[key]
     match rule:
+        # kept for the plan, which says what has no effect and why
         case Ignored():
             reading.ignored[key] = rule.why
         case Becomes():
             for i, (ours, one) in enumerate(zip(rule.keys, _values(rule, value, source.tree), strict=True)):
                 put(reading, source, ours, one, (key, i) if len(rule.keys) > 1 else (key,))
         case Only():
+            # True == 1 in Python, but not in a file
             if not any(type(value) is type(v) and value == v for v in rule.values):
                 raise ValueError(f"{value!r} would mean {rule.else_}; here it is always {rule.values[0]!r}")
         case LastBlock():
@@ -131,6 +137,7 @@ def _apply(reading: Reading, source: Source, key: str, rule: Rule, facts: ModelF
         case Corpus():
             if value not in rule.names:
                 raise ValueError(f"{value!r} is not known here; {' or '.join(rule.names)} is")
+            # one key of theirs decides two of ours: which text, and where its rows are cut
             put(reading, source, "moments.text.name", value, (key,))
             put(reading, source, "moments.width", min(facts.positions or _ROW, _ROW), (key,))
         case Matrices():
@@ -149,6 +156,7 @@ def _values(rule: Becomes, value: Json, tree: Mapping[str, Json]) -> list[Json]:
         if not isinstance(converted, list) or len(converted) != len(rule.keys):
             raise ValueError(f"must be a list of {len(rule.keys)} numbers, got {value!r}")
         return converted
+    # they count records, we count updates of so many records each
     by = tree.get(rule.per) if rule.per else None
     if isinstance(converted, int) and isinstance(by, int) and by > 0:
         return [max(converted // by, 1)]
@@ -164,6 +172,7 @@ def put(reading: Reading, source: Source, dotted: str, value: Json, written: Key
         assert isinstance(below, dict)  # the tables name no key below another one
         here = below
     here[path[-1]] = value
+    # a mistake in our key is then shown at theirs, in their file
     at_key, at_value = source.key(written), source.value(written)
     keys: dict[KeyPath, Place] = {**reading.source.keys, path: at_key}
     reading.source = replace(reading.source, keys=keys, values={**reading.source.values, path: at_value})

@@ -108,6 +108,7 @@ def choice(**names: str) -> Callable[[Json], Json]:
     """
 
     def convert(value: Json) -> Json:
+        # a list or a number is no word, and must not be looked up
         if isinstance(value, str) and value in names:
             return names[value]
         raise ValueError(f"{value!r} is not offered here; {' or '.join(names)} is")

@@ -32,6 +32,7 @@ def moments_request(lm: LanguageModel, module: str, files: Sequence[FileSpec]) -
     Raises:
         ArtifactError: no file, or more than one, is of the module.
     """
+    # an underscore behind it, or layer 1 would take the file of layer 13
     own = [file for file in files if Path(file.path).name.startswith(f"{module}_")]
     if len(own) != 1:
         names = ", ".join(Path(file.path).name for file in files)
@@ -76,7 +77,9 @@ def build_moments(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts:
                 f"{path}: {SUM} is {_shape(total)}, and {request.inputs['module']} reads vectors of {width}",
                 hint="is the file of another model?",
             )
+        # they store the sum and the count; fp64, since sums of 10^8 products would lose digits in fp32
         mean = total.double() / count
+        # a file cut short and filled up with noise has the right shape, but is no matrix of second moments
         if not bool(torch.isfinite(mean).all()) or _apart(mean, mean.T) > _NEAR or float(mean.diagonal().min()) < 0:
             raise ArtifactError(f"{path}: {SUM} is no matrix of second moments: not finite, symmetric and positive")
         made.append(({"moments": mean.float()}, {"tokens": count}))
@@ -99,6 +102,7 @@ def build_projectors(lm: LanguageModel, requests: Sequence[ArtifactRequest], tex
                 f"{path}: is {_shape(whole)}; for the layers {listed} of this model it is [{len(listed)}, {width}, {width}]",
                 hint="is the file of another model, or of other layers?",
             )
+        # one file holds the layers in the order in which their configuration lists them
         number = next(i for i, layer in enumerate(listed) if str(layer) in module.split("."))
         matrix = whole[number].double()
         # P P = P is asked of a few vectors: the product of two matrices of 11,008 columns takes a minute.
@@ -115,6 +119,7 @@ def build_projectors(lm: LanguageModel, requests: Sequence[ArtifactRequest], tex
 
 def _as_planned(request: ArtifactRequest) -> Path:
     path = Path(request.where["path"])
+    # the key holds the digest that the plan saw: another file under the same name is another number
     if digest_of(path) != request.inputs["file"]:
         raise ArtifactError(
             f"{path}: its digest is not {request.inputs['file']}, which the plan saw", hint="plan again"

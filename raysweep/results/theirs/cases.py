@@ -59,8 +59,10 @@ class Notes:
 
     def numbers(self, value: Json, where: str) -> list[float]:
         """Return *value*, a number or a list of them, maybe in lists, as numbers between 0 and 1 or beyond; noting what is none."""
+        # some of their versions wrap a single number in a list, or in two
         if isinstance(value, list):
             return [n for i, one in enumerate(value) for n in self.numbers(one, f"{where}[{i}]")]
+        # NaN is how they write a question that could not be asked; here a missing row says that
         if isinstance(value, bool | int | float) and math.isfinite(value):
             return [float(value)]
         self.say(where, f"must be a number, got {str(value)[:60]!r}")
@@ -70,6 +72,7 @@ class Notes:
 def entries(path: Path, notes: Notes) -> Iterator[tuple[str, Mapping[str, Json]]]:
     """Yield the records of a JSON list, of one JSON object, or of JSON lines, each with its place; noting what is none."""
     try:
+        # files that went through Windows begin with a byte order mark
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         notes.say("", f"cannot be read: {error}")
@@ -78,6 +81,7 @@ def entries(path: Path, notes: Notes) -> Iterator[tuple[str, Mapping[str, Json]]
         listed = [(f"{i}:", line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
         for where, line in listed:
             try:
+                # line by line, so that one bad line does not hide the others
                 yield from _mapping(json.loads(line), where, notes)
             except ValueError as error:
                 notes.say(where, f"is no JSON: {error}", "the last line of a run that was cut off? remove it")
@@ -105,8 +109,10 @@ def question(entry: Mapping[str, Json]) -> str:
     """Return prompt and target of *entry*, as the digest of a question is made of them."""
     asked = mapping_of(entry.get("requested_rewrite"))
     target = asked.get("target_new")
+    # MEMIT's files have {"str": …, "id": …} where EasyEdit's have the text
     text = mapping_of(target).get("str") if isinstance(target, dict) else target
     prompt = str(asked.get("prompt", ""))
     subject = asked.get("subject")
     filled = prompt.replace("{}", str(subject)) if subject is not None else prompt
+    # a unit separator, which stands in no prompt, keeps ("a b", "c") and ("a", "b c") apart
     return f"{filled}\x1f{text}"
