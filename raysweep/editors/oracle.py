@@ -49,6 +49,7 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
 
     name = "oracle"
     version = 1
+    spans_devices = True
     config_type = OracleConfig
     patch_kind = "modules"
 
