@@ -27,6 +27,17 @@ def visible_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def forget_peak_memory() -> None:
+    """Begin anew to look for the most memory that is allocated on each GPU; a CPU's nobody watches."""
+    for index in range(visible_gpus()):
+        torch.accelerator.reset_peak_memory_stats(index)
+
+
+def peak_memory() -> tuple[int, ...]:
+    """Return the most bytes that this process had allocated on each GPU since :func:`forget_peak_memory`; empty without any."""
+    return tuple(torch.accelerator.max_memory_allocated(index) for index in range(visible_gpus()))
+
+
 def driver() -> str | None:
     """Return the version of NVIDIA's driver; None where there is none, or it does not say."""
     try:

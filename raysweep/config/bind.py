@@ -79,6 +79,8 @@ class Binder:
         plain = plain or _SeedAndThreads()
         if model and facts and editor and data.rows is not None:
             self._check_rows(model, chosen, editor, sections["model"])
+        if model and editor and model.devices > 1:
+            self._check_devices(model, editor, sections["model"])
         sound = model and facts and editor and len(self.problems) == before
         # model_construct: each part was validated above, and some may be stand-ins for what was not.
         trial = TrialSpec.model_construct(
@@ -148,6 +150,18 @@ class Binder:
         longest = self._lookups.ask_once(("longest", data), lambda: self._longest(data), place) or (0, "")
         for message, hint in rows.refusals(model.name, limit, data.name, longest, editor):
             self._lookups.note(place, message, hint, ModelError.code)
+
+    def _check_devices(self, model: ModelSpec, editor: EditorSpec, merged: MergedTree) -> None:
+        """Note which parts of the editor know of one device only, and that a trial gets fewer GPUs than it needs."""
+        have, place, asked = self.components, merged.place(("devices",)), f"model.devices = {model.devices}"
+        parts = {editor.name: have.editors.get(editor.name), **{w.name: have.wrappers.get(w.name) for w in editor.wrap}}
+        for name in (name for name, kind in parts.items() if not kind.spans_devices):
+            hint = "rome, memit, alphaedit and ft can edit it over several, with simie and prune around them"
+            self._lookups.note(place, f"{asked}, but {name} edits a model on one device only", hint)
+        gpu = self.sweep.resources.gpu
+        if gpu == "auto" or gpu < model.devices:
+            hint = f"resources.gpu: {model.devices} gives a trial as many GPUs"
+            self._lookups.note(place, f"{asked}, but resources.gpu = {gpu if gpu == 'auto' else f'{gpu:g}'}", hint)
 
     def _longest(self, data: DataSpec) -> tuple[int, str]:
         """Return the most tokens that a text of the chosen records may have, and the record."""

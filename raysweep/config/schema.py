@@ -47,6 +47,8 @@ class ModelSpec(GrownSpec):
             A CPU multiplies in fp32 either way.
         revision: hub revision; empty = the hub's default.
         trust_remote_code: run code that comes with the weights; off unless asked.
+        devices (GPUs): over how many GPUs of one machine the blocks are spread, for a model that is larger than a card; not part of
+            the key, as no device is. ``resources.gpu`` must be as many. Not every editor can (docs/performance.md).
         bos: ``tokenizer`` = whatever the tokenizer prepends; ``none``; or the text of a token to prepend; ``auto`` =
             what the catalogue says of a fetched model, else ``tokenizer`` (the plan resolves it).
         hparams: whose ``hparams/<editor>/<model>.yaml`` to use; empty = ``name``.
@@ -54,12 +56,13 @@ class ModelSpec(GrownSpec):
         tokenizer_digest: what its tokenizer does with the BOS policy, filled in by the plan.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"matmul"})
+    added: ClassVar[frozenset[str]] = frozenset({"matmul", "devices"})
 
     name: str = "embedded"
     path: str = ""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     matmul: Literal["ieee", "tf32"] = "ieee"
+    devices: Count = 1
     revision: str = ""
     trust_remote_code: bool = False
     bos: str = "auto"
@@ -191,10 +194,11 @@ class TrialSpec(Spec):
         return cls.model_validate(stored, context=STORED)
 
     def identity(self) -> dict[str, Any]:
-        """Return everything the key covers: all fields but file-system paths."""
+        """Return everything the key covers: all fields but file-system paths and devices."""
         data = self.model_dump(mode="json")
         for part in ("model", "data"):
             del data[part]["path"]
+        data["model"].pop("devices", None)
         data["editor"] = without_paths(data["editor"])
         return data
 

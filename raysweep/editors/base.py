@@ -147,6 +147,8 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         patch_kind: what :meth:`edit` proposes, changes of ``weights`` or ``modules`` that take the place of others.
         shareable: of a wrapper, keys whose values can share edits (``path`` in a search space), each with the configuration that
             this takes.
+        spans_devices: whether it edits a model whose blocks lie on several devices (``model.devices``): it must take nothing for
+            granted but that what :func:`raysweep.models.hooks.capture` records is on the model's device.
         artifact_kinds: kinds of artifacts (``raysweep/artifacts.py``) that it may ask for; their versions join the key.
         paper: the source of the method.
         config: what it was built from.
@@ -157,6 +159,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
     config_type: ClassVar[type[EditorConfig]]
     patch_kind: ClassVar[PatchKind] = "weights"
     shareable: ClassVar[Mapping[str, Mapping[str, Scalar]]] = {}
+    spans_devices: ClassVar[bool] = False
     artifact_kinds: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = "–"
 

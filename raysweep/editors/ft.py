@@ -86,6 +86,7 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
 
     name = "ft"
     version = 2
+    spans_devices = True
     config_type = FineTuneConfig
     is_stateless = True
     paper = "Zhu et al. 2020, arXiv 2012.00363 (FT-L); Zhang et al. 2024, arXiv 2401.01286 (FT-M)"
@@ -123,6 +124,8 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
             blocks.run_packs(lm, packs, last=below)
             # The block's output without the matrix's: residual stream and attention, which no update moves.
             keys, beside = seen[matrix, "input"], seen[block, "output"] - seen[matrix, "output"]
+            # Where the matrix is, which of a model over several devices may be another one than the model's.
+            keys = keys.to(lm.weight(f"{matrix}.weight").device)
         located = targets.locate(packs)
         with ledger.substituted(lm, {n: w.clone() for n, w in zip(names, start, strict=True)}) as live:
             for parameter in live.values():
@@ -137,13 +140,13 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
                     # Masters are fp32; the model computes with them rounded to its own dtype.
                     for parameter, master in zip(live.values(), masters, strict=True):
                         parameter.copy_(master[0])
-                loss = located.nll(lm, upper.hidden(lm, beside + lm.part(matrix)(keys))).sum()
+                loss = located.nll(lm, upper.hidden(lm, beside + lm.part(matrix)(keys).to(beside.device))).sum()
                 return loss[None], list(live.values())
 
             # One edit: a first axis of length 1 for the loop below.
             masters = [w.float().clone(memory_format=torch.contiguous_format)[None] for w in start]
             (trained,) = _train(self.config, masters, [w.float() for w in start], losses)
-        changes = (w - s.float() for w, s in zip(trained.weights, start, strict=True))
+        changes = ((w - s.float()).to(lm.device) for w, s in zip(trained.weights, start, strict=True))
         deltas: dict[str, Delta] = {n: Dense(_logical(lm, n, c)) for n, c in zip(names, changes, strict=True)}
         return EditStep(WeightDelta(deltas), state, trained.stats())
 
@@ -161,7 +164,7 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         (layer,), (name,) = self.config.layers, self.edited_parameters(lm)
         joint = _JointForward.prepare(lm, layer, [self._targets(lm, batch) for batch in batches])
         # Logical orientation here, since baddbmm takes the place of the module.
-        start = lm.logical(name).detach().float()
+        start = lm.logical(name).detach().float().to(lm.device)
 
         def losses(masters: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
             # A fresh leaf per step, rounded from the masters [n, d_out, d_in].
@@ -206,13 +209,14 @@ def _train(
     # One optimiser for all edits: Adam is elementwise, so they do not meet in it.
     adam = torch.optim.Adam(list(masters), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     every, record = steps_between_reads(masters[0]), []
-    # The edits that go on, [n]; and the weights of each when it stopped, which mean nothing before.
-    running = torch.ones(len(masters[0]), dtype=torch.bool, device=masters[0].device)
+    # The edits that go on, [n], where their losses are; and the weights of each when it stopped, which mean nothing before.
+    running: Tensor | None = None
     final: list[Tensor] = []
     for step in range(config.steps):
         with torch.enable_grad():
             loss, live = losses(masters)
         record.append(loss.detach().double())
+        running = torch.ones_like(record[-1], dtype=torch.bool) if running is None else running
         ends = running & (record[-1] < config.stop_loss)
         running = running & ~ends
         # An edit that has stopped is still computed and moved, but neither recorded nor read any more. Whoever reads only now
@@ -233,7 +237,7 @@ def _train(
             width = config.norm_constraint
             for master, middle in zip(masters, start, strict=True):
                 master.copy_(torch.maximum(torch.minimum(master, middle + width), middle - width))
-    if final:
+    if final and running is not None:
         _replace_rows(final, masters, running)
     weights = final or masters
     histories = torch.stack(record, dim=1).tolist()
@@ -243,7 +247,7 @@ def _train(
 def _replace_rows(old: Sequence[Tensor], new: Sequence[Tensor], flags: Tensor) -> None:
     """Copy the rows at ``flags [n]`` of the tensors *new*, ``[n, …]`` each, into *old*."""
     for into, source in zip(old, new, strict=True):
-        here = flags.view(-1, *[1] * (source.dim() - 1))
+        here = flags.to(source.device).view(-1, *[1] * (source.dim() - 1))
         torch.where(here, source, into, out=into)
 
 

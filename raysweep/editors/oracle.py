@@ -50,7 +50,7 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
     name = "oracle"
     version = 1
     config_type = OracleConfig
-    patch_kind = "modules"
+    patch_kind, spans_devices = "modules", True
 
     @classmethod
     def working_bytes(cls, config: OracleConfig, shape: ModelSize, size: int) -> Mapping[str, int]:

@@ -29,21 +29,22 @@ def capture(lm: LanguageModel, sides: Sequence[tuple[str, Side]]) -> Iterator[di
         sides: pairs of module name and side.
 
     Yields:
-        A dict filled by each forward pass: ``{(name, side): tensor}``; the last pass wins. Tensors keep their graph.
+        A dict filled by each forward pass: ``{(name, side): tensor}``, on the model's device wherever the module is; the last
+        pass wins. Tensors keep their graph.
     """
     captured: dict[tuple[str, Side], Tensor] = {}
-    handles = []
+    handles, home = [], lm.device
 
     def recorder(name: str, side: Side) -> Callable[..., object]:
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
             if side == "output":
-                captured[name, side] = first(output)
+                captured[name, side] = first(output).to(home)
                 # what the block adds in place is added to a copy, so that what was captured stays what the module put out
                 if lm.layout.overwrites_mlp_output and isinstance(output, Tensor):
                     return output.clone()
             else:
                 # some families pass the hidden states by keyword, some by position
-                captured[name, side] = first(args if args else kwargs["hidden_states"])
+                captured[name, side] = first(args if args else kwargs["hidden_states"]).to(home)
             return None
 
         return hook

@@ -44,8 +44,9 @@ def add_delta_logical_(target: Tensor, delta: Delta) -> None:
 
     Args:
         target: ``[d_out, d_in]`` (or a bias), fp32.
-        delta: the change.
+        delta: the change, on any device.
     """
+    delta = delta.to(target.device)
     if isinstance(delta, LowRank) and target.numel() > PRODUCT_BLOCK:
         # parts of whole rows, so that each is written once while it is in the cache
         rows = max(1, PRODUCT_BLOCK // target.shape[1])
@@ -163,8 +164,9 @@ class Ledger:
         return self.lm.weight(name).detach().to(torch.float32) if edited is None else edited
 
     def total_deltas(self) -> dict[str, Tensor]:
-        """Return the total change of each edited weight, fp32, in logical orientation (new tensors)."""
-        return {n: to_logical_layout(self.lm, n, m - self.pristine[n].float()) for n, m in self.master.items()}
+        """Return the total change of each edited weight, fp32, in logical orientation, on the model's device (new tensors)."""
+        changes = {n: (m - self.pristine[n].float()).to(self.lm.device) for n, m in self.master.items()}
+        return {n: to_logical_layout(self.lm, n, change) for n, change in changes.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the edited weights in fp32 (copies), by name, for a snapshot."""

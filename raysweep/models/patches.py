@@ -30,6 +30,10 @@ class LowRank:
     left: Tensor
     right: Tensor
 
+    def to(self, device: torch.device) -> LowRank:
+        """Return the change with its factors on *device*."""
+        return LowRank(self.left.to(device), self.right.to(device))
+
     def dense(self) -> Tensor:
         """Return the full ``[d_out, d_in]`` change in the factors' dtype."""
         return self.left @ self.right
@@ -56,6 +60,10 @@ class Dense:
     """A full change of a weight (``[d_out, d_in]``, logical orientation) or of a bias (``[d_out]``)."""
 
     value: Tensor
+
+    def to(self, device: torch.device) -> Dense:
+        """Return the change on *device*."""
+        return Dense(self.value.to(device))
 
     def dense(self) -> Tensor:
         """Return the change itself."""

@@ -40,12 +40,15 @@ class Memory:
             artifact store the second moments.
         on_host: bytes of the parts that stay in the host's memory where a GPU computes: the pristine copy, and the second moments
             but for the one that is being factored.
+        on_other_gpus: bytes of the weights that lie on further GPUs (``model.devices``), each of which has its share; all else is
+            on the first.
     """
 
     parts: Mapping[str, int]
     unknown: tuple[str, ...] = ()
     written: int = 0
     on_host: int = 0
+    on_other_gpus: int = 0
 
     @property
     def total(self) -> int:
@@ -54,8 +57,8 @@ class Memory:
 
     @property
     def on_device(self) -> int:
-        """What of it a GPU's memory has to hold."""
-        return self.total - self.on_host
+        """What of it the memory of a GPU, the first of several, has to hold."""
+        return self.total - self.on_host - self.on_other_gpus
 
 
 def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory:
@@ -103,7 +106,13 @@ def memory(trial: TrialSpec, shape: ModelSize, components: Components) -> Memory
             parts |= {f"{name} {part}": count for part, count in state.items()}
             written += sum(state.values())
     on_host = parts["pristine copy"] + parts.get("second moments", 0) // 2 * (len(layers) - 1) // max(len(layers), 1)
-    return Memory({k: v for k, v in parts.items() if v}, tuple(unknown), written, on_host)
+    return Memory(
+        {k: v for k, v in parts.items() if v},
+        tuple(unknown),
+        written,
+        on_host,
+        weights - weights // trial.model.devices,
+    )
 
 
 def fits_together(trial: TrialSpec, shape: ModelSize, components: Components, limit: int, *, gpu: bool) -> int | None:

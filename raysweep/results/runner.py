@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from raysweep import environment
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
-from raysweep.errors import RaysweepError, StorageLostError, UnwritableError
+from raysweep.errors import RaysweepError, StorageLostError, StoreError, UnwritableError
 from raysweep.lazy import lazy
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.provenance import provenance
@@ -106,6 +106,7 @@ class TrialRun:
     def _fail(self, key: str, step: int, error: BaseException) -> None:
         """Store the end of a trial by *error*: FAILED, or STOPPED where the editor met a model that is no numbers any more."""
         trace = "".join(traceback.format_exception(error))
+        self._note_memory(key)
         with suppress(UnwritableError):  # then it stays unfinished
             if isinstance(error, CollapsedError):
                 self.store.stop(key, step=error.step, rule=COLLAPSED, reason=str(error))
@@ -150,9 +151,18 @@ class TrialRun:
         written = self._tensors[1] if self._tensors[0] == result.step else None
         self._tensors = (result.step, self.store.write_round(key, result, group=group, tensors=written))
         if done:
+            self._note_memory(key)
             self.store.finish(key, step=result.step)
         if key == self.job.key:  # of a step, the trial itself comes last
             self._tidy_group()
+
+    def _note_memory(self, key: str) -> None:
+        """Note beside the trial what this session took of each GPU at most: what `raysweep plan` estimates."""
+        peak = runtime.peak_memory()
+        if not peak:
+            return
+        with suppress(StoreError):  # a note is never what ends a trial
+            self.store.note_session(key, {"peak_memory": list(peak)})
 
     @property
     def _group(self) -> str:
@@ -168,6 +178,7 @@ class TrialRun:
         import torch
 
         environment.check(self.job.trial.environment)
+        runtime.forget_peak_memory()
         # Threads change the order of sums, so the last bits; a process may have served a trial with other threads before.
         torch.set_num_threads(self.job.trial.threads)
         self._tensors = (-1, None)

@@ -110,6 +110,14 @@ class ResultStore:
         self.reopen(key)
         return snapshot
 
+    def note_session(self, key: str, facts: Mapping[str, object]) -> None:
+        """Add *facts* to what ``trial.json`` keeps of the present session; nothing happens to a trial that was never begun."""
+        begun = read_trial(self.folder, key)
+        if begun is not None:
+            *earlier, session = begun[0].sessions
+            whole = begun[0].model_dump(mode="json", exclude_unset=True)
+            self.folder.write_json(f"{key}/{TRIAL}", {**whole, "sessions": [*earlier, {**session, **facts}]})
+
     def write_round(
         self, key: str, result: EvalRound, *, group: str = "", tensors: Tensors | None = None
     ) -> Tensors | None:

@@ -16,10 +16,10 @@ from raysweep.artifacts import ArtifactStore
 from raysweep.atomic import write_file
 from raysweep.config.schema import ModelSpec
 from raysweep.lazy import lazy
-from raysweep.models.sizes import COPY_LIMIT
 from raysweep.results.proposals import ProposalFolder
 from raysweep.results.store import HEARTBEAT, ResultStore
 from raysweep.studies.base import Deps, Progress, ProposalCache, ProposalScheduler
+from raysweep.tune import pristine
 from raysweep.tune.devices import demand
 from raysweep.workspace import Workspace
 
@@ -48,7 +48,7 @@ class ModelPool:
     mode; what cannot be restored is loaded again. Nothing else survives a trial.
     """
 
-    def __init__(self, load: Callable[[ModelSpec, OnStep], LanguageModel], *, limit: int = COPY_LIMIT) -> None:
+    def __init__(self, load: Callable[[ModelSpec, OnStep], LanguageModel], *, limit: int | None = None) -> None:
         self._load, self._limit = load, limit
         self._spec: ModelSpec | None = None
         self._model: LanguageModel | None = None
@@ -67,8 +67,7 @@ class ModelPool:
         self._hashes = {name: _hash(t) for name, t in tensors.items()}
         self._shape = _structure(model.module)
         # A copy in memory makes the next trial's start a matter of milliseconds.
-        if sum(t.nbytes for t in tensors.values()) <= self._limit:
-            self._copies = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+        self._copies = pristine.copies(tensors, self._limit)
         return model
 
     def restore(self) -> bool:
@@ -89,7 +88,8 @@ class ModelPool:
             for name in changed:
                 if tensors[name].shape != self._copies[name].shape or tensors[name].dtype != self._copies[name].dtype:
                     return False
-                tensors[name].copy_(self._copies[name])
+                # From pinned memory the copies overlap; hashing waits for them.
+                tensors[name].copy_(self._copies[name], non_blocking=True)
         if any(_hash(tensors[name]) != self._hashes[name] for name in changed):
             log.warning("the weights of %s could not be restored; loading them again", self._spec)
             return False

@@ -48,7 +48,7 @@ def weights(lm: LanguageModel, step: EditStep[object]) -> object:
     """Return what one proposal writes: each edited weight as it would be, or the state that the modules follow from."""
     if not isinstance(step.patch, WeightDelta):
         return {}
-    return {n: lm.logical(n) + d.dense() for n, d in step.patch.deltas.items()}
+    return {n: lm.logical(n).cpu() + d.dense().cpu() for n, d in step.patch.deltas.items()}
 
 
 def first_edit(lm: LanguageModel, editor: AnyEditor, have: Exam) -> tuple[object, object, Mapping[str, float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from raysweep import runtime
 from raysweep.config.schema import ModelSpec
 from raysweep.models.forward.device_parts import Maps
 from raysweep.models.layouts.llama import FORM
@@ -34,7 +35,7 @@ def test_the_bits_are_those_of_the_cpu(
 ) -> None:
     spec, workspace = ModelSpec(dtype=dtype), Workspace(tmp_path)  # type: ignore[arg-type]
     here = loading.load(spec, workspace)
-    monkeypatch.setattr(loading, "device", sham_device.device)
+    monkeypatch.setattr(runtime, "device", sham_device.device)
     if not accelerate:
         monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with sham_device.ShamDevice():

@@ -59,6 +59,7 @@ LocateConfigT = TypeVar("LocateConfigT", bound=LocateConfig)
 class LocateEditor(BaseEditor[LocateConfigT, StateT]):
     """Base of the editors that write into value matrices at the subject's key."""
 
+    spans_devices = True
     artifact_kinds: ClassVar[tuple[str, ...]] = ("contexts", "moments")
 
     @classmethod

@@ -76,6 +76,7 @@ class Prune(BaseWrapper[PruneConfig, PruneState]):
 
     name = "prune"
     version = 1
+    spans_devices = True
     config_type = PruneConfig
     shareable: ClassVar[Mapping[str, Mapping[str, Scalar]]] = {"base": {"persist": False}}
     paper = "Ma et al. 2025, arXiv 2405.16821"

@@ -41,6 +41,7 @@ from raysweep.models.forward.model_guard import ModelGuard
 from raysweep.models.forward.token_grid import Grid
 from raysweep.models.layout import BlockForm
 from raysweep.models.lm import LanguageModel
+from raysweep.models.spread import is_elsewhere
 
 # Entries of a mask up to which all packs go through attention as one: 2048 tokens look at each other.
 _ONE_PACK_UP_TO = 2**22
@@ -64,7 +65,7 @@ def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
 def _is_known(lm: LanguageModel, form: BlockForm, number: int) -> bool:
     """Tell whether a block is of the class of *form* and holds the parameters that it names, and no others (adapters, say)."""
     layout, block = lm.layout, lm.part(lm.layout.block.format(number))
-    if class_of(block) != form.block_class:
+    if class_of(block) != form.block_class or is_elsewhere(block):
         return False
     maps = [lm.part(n.format(number)) for n in (*form.qkv, layout.attn_out, *layout.mlp_in, layout.mlp_out)]
     norms = [lm.part(n.format(number)) for n in (form.attention_norm, form.mlp_norm, *form.head_norms) if n is not None]

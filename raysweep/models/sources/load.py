@@ -19,8 +19,9 @@ from raysweep.models.sources import catalogue, gguf, hub, tokenizer_behaviour
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 from raysweep.models.sources.tokenizer_files import read_tokenizer
 from raysweep.models.sources.tokenizers import fit_tokenizer, guarded, load_options
+from raysweep.models.spread import devices, spread
 from raysweep.models.tokens import encode
-from raysweep.runtime import device, matmul
+from raysweep.runtime import matmul
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], None] | None = None) -> LanguageModel:
-    """Return the model of *spec*: eval mode, nothing requiring grad, on :func:`raysweep.runtime.device`.
+    """Return the model of *spec*: eval mode, nothing requiring grad, on :func:`raysweep.models.spread.devices`.
 
     Local folders and GGUF files never touch the network. A recipe is trained if nobody has.
     What ``spec.digest`` and ``spec.tokenizer_digest`` say, if given, must still be true of what is loaded.
@@ -45,7 +46,9 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
         MissingExtraError: a GGUF file without the ``gguf`` package.
         ModelError: the model is missing, incomplete, damaged, changed since the plan, of an unknown architecture,
             has weights that are not finite or a tokenizer that does not fit; or the hub is out of reach.
+        NodeError: there are fewer GPUs than the model is to be spread over.
     """
+    there = devices(spec.devices)
     identity = catalogue.identify(spec, workspace)
     where = identity.where
     # the key would cover a branch's name instead of what is loaded
@@ -69,7 +72,7 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
         module, tokenizer = guarded(where, lambda: gguf.read(where))
         module = module.to(getattr(torch, spec.dtype))
     else:
-        module, tokenizer = _from_pretrained(where, spec, device())
+        module, tokenizer = _from_pretrained(where, spec, there[0] if len(there) == 1 else torch.device("cpu"))
     layout = layout_of(module.config)
     check_layout(module, layout)
     _check_finite(module, where)
@@ -78,8 +81,9 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     _check_tokens(tokenizer_behaviour.tokenizer_digest(tokenizer, planned), spec, where)
     bos = fit_tokenizer(tokenizer, identity.bos, vocabulary=module.get_input_embeddings().num_embeddings)
     # nothing is trained unless an editor asks for it, tensor by tensor
-    module = module.eval().requires_grad_(False).to(device())
-    if device().type != "cpu":
+    module = module.eval().requires_grad_(False)
+    spread(module, layout, there)
+    if there[0].type != "cpu":
         join(module, layout)
     lm = LanguageModel(
         module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul

@@ -44,6 +44,11 @@ def test_memory_of_a_published_setting(tmp_path: Path) -> None:
     assert need.total == sum(need.parts.values())
     # The moments are in the host's memory, their factors on the card, and one more while it is factored.
     assert need.on_device == need.total - 4 * 8 * 11008**2
+    # Over two cards, half of the weights are on the other one.
+    trial = found.trials[0].trial
+    spread = trial.model_copy(update={"model": trial.model.model_copy(update={"devices": 2})})
+    two = memory(spread, shape, Components.installed())
+    assert (two.total, need.on_device - two.on_device) == (need.total, need.parts["weights"] // 2)
 
 
 # Measured on one H200, in 10⁹ bytes (docs/performance.md, "A first time on a GPU"): random weights in the shape of Llama-2-7B,

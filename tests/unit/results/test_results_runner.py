@@ -7,8 +7,10 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from results_helpers import make_round, make_trial
 
+from raysweep import runtime
 from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.results import runner
@@ -90,6 +92,34 @@ def test_a_crash_after_the_last_round_only_marks_it_done(store: ResultStore) -> 
     assert (report.step, report.done) == (4, True)
     assert "retained/rel" in report.summary  # from the rows in the store
     assert store.status(trial.key).state is State.DONE
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.FAILED])
+def test_a_session_says_how_much_of_each_gpu_it_took(
+    store: ResultStore, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first session fails and the second goes on; each looks anew. Without a GPU nothing is said."""
+    begun = [0, 0]
+    monkeypatch.setattr(runtime, "visible_gpus", lambda: 2)
+    monkeypatch.setattr(
+        torch.accelerator, "reset_peak_memory_stats", lambda index: begun.__setitem__(index, begun[index] + 1)
+    )
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda index: 10 * begun[index] + index)
+    trial = make_trial()
+    Study.fail_at = 4
+    list(run_trial(job(trial), DEPS, store))
+    first = store.about(trial.key)
+    assert [s["peak_memory"] for s in first.sessions] == [[10, 11]]
+    Study.fail_at = 4 if state is State.FAILED else -1
+    list(run_trial(job(trial), DEPS, store))
+    assert store.status(trial.key).state is state
+    again = store.about(trial.key)
+    assert [s["peak_memory"] for s in again.sessions] == [[10, 11], [20, 21]]
+    assert again.model_copy(update={"sessions": first.sessions}) == first
+    monkeypatch.setattr(runtime, "visible_gpus", lambda: 0)
+    other = make_trial(seed=1)
+    list(run_trial(job(other), DEPS, store))
+    assert "peak_memory" not in store.about(other.key).sessions[0]
 
 
 def test_closing_ends_the_study(store: ResultStore) -> None:

@@ -16,7 +16,8 @@ from raysweep import runtime
 from raysweep.config.plan import plan
 from raysweep.config.schema import ModelSpec
 from raysweep.config.sweep import parse_search_space
-from raysweep.errors import NodeError
+from raysweep.errors import NodeError, ProblemsError
+from raysweep.models import spread
 from raysweep.results import provenance
 from raysweep.tune import devices
 from raysweep.tune.deps import LoadedInputs
@@ -175,6 +176,41 @@ def test_provenance_names_card_driver_and_build(see: SeeGpus, monkeypatch: pytes
         assert provenance.device_name() == "cpu"
     finally:
         provenance.device_name.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("editor", "gpus", "said"),
+    [
+        ("null", 2, []),
+        ("null", "auto", ["model.devices = 2, but resources.gpu = auto"]),
+        ("lora", 0, ["model.devices = 2, but lora edits a model on one device only", "model.devices = 2, but resources.gpu = 0"]),
+    ],
+)  # fmt: skip
+def test_a_model_over_several_gpus_is_refused_where_it_cannot_be(
+    editor: str, gpus: object, said: list[str], tmp_path: Path, see: SeeGpus
+) -> None:
+    see(1)
+    data = {"data": {"name": "world", "size": 1}, "protocol": {"rounds": [0, 1]}}
+    tree = {
+        "sweep": "s",
+        "base": {"model": {"name": "embedded", "devices": 2}, **data},
+        "arms": {"one": {"editor": editor}},
+        "resources": {"gpu": gpus},
+    }
+    workspace, space = Workspace(tmp_path), parse_search_space(tree, file="flags")
+    if said:
+        with pytest.raises(ProblemsError) as caught:
+            plan(space, workspace)
+        assert [one.message for one in caught.value.problems] == said
+        return
+    (trial,) = plan(space, workspace).trials
+    tree["base"]["model"] = "embedded"  # type: ignore[index]
+    (alone,) = plan(parse_search_space(tree, file="flags"), workspace).trials
+    assert (trial.key, trial.trial.model.devices) == (alone.key, 2)
+    with pytest.raises(NodeError, match=r"model\.devices = 2, but torch sees 1 GPUs"):
+        LoadedInputs(workspace).models.get(trial.trial.model)
+    see(2)
+    assert spread.devices(2) == [torch.device("cuda", 0), torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize(("gpus", "error"), [("auto", ""), (0, ""), (1, "NodeError: "), (0.5, "NodeError: ")])

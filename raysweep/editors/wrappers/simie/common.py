@@ -46,6 +46,7 @@ class BaseSimIE(BaseWrapper[SimIEConfig, StateT]):
 
     name = "simie"
     version = 2
+    spans_devices = True
     config_type = SimIEConfig
     paper = "Guo et al., ICML 2025, PMLR 267:20793–20824"
     artifact_kinds = ("energy",)

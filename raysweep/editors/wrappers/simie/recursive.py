@@ -99,7 +99,7 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
         state: RecursiveState = {"inner": self.inner.begin(lm, artifacts), "inputs": {}, "matrices": {}}
         energies = self._energies(lm, artifacts)
         for name in self._matrices(lm):
-            weight = lm.logical(name)
+            weight = lm.logical(name).to(lm.device)
             source = input_of(lm, name)
             if source not in state["inputs"]:
                 state["inputs"][source] = self.initial_memory(self._ridge(energies.get(source, 1.0)), weight)
