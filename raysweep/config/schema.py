@@ -119,10 +119,12 @@ class ProtocolSpec(GrownSpec):
             many tokens as the target has, greedily (log-probabilities and perplexities stay teacher-forced);
             ``generation_ref`` compares what it wrote as published (quirk Q7; no log-probabilities).
         metrics: what is computed of each answer (``raysweep ls metrics``); no other metric is in the key.
+        keep: what stays of a finished trial: its ``results``; or ``edited`` = also the edited tensors, for ``raysweep export`` and
+            ``raysweep ask``. It moves no number, so it is in no key.
     """
 
     version: ClassVar[int] = 1
-    added: ClassVar[frozenset[str]] = frozenset({"metrics"})
+    added: ClassVar[frozenset[str]] = frozenset({"metrics", "keep"})
 
     batch_size: Count = 1
     rounds: tuple[Natural, ...] = (0,)
@@ -137,6 +139,7 @@ class ProtocolSpec(GrownSpec):
     eval_batch: Count = 64
     asking: Literal["teacher_forced", "generation", "generation_ref"] = "teacher_forced"
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_METRICS
+    keep: Literal["results", "edited"] = "results"
 
     @field_validator("metrics")
     @classmethod
@@ -159,6 +162,8 @@ class ProtocolSpec(GrownSpec):
             raise ValueError(f"rounds must be multiples of batch_size = {self.batch_size}; offending rounds = {off}")
         if not self.rounds:
             raise ValueError("rounds must name at least one step")
+        if self.keep == "edited" and self.rounds[-1] == 0:
+            raise ValueError("keep: edited needs a round after an edit; the only one is 0, the unedited model")
         return self
 
 
@@ -189,8 +194,9 @@ class TrialSpec(Spec):
         return cls.model_validate(stored, context=STORED)
 
     def identity(self) -> dict[str, Any]:
-        """Return everything the key covers: all fields but file-system paths."""
+        """Return everything the key covers: all fields but file-system paths and what is kept of the trial."""
         data = self.model_dump(mode="json")
+        data["protocol"].pop("keep", None)
         for part in ("model", "data"):
             del data[part]["path"]
         data["editor"] = without_paths(data["editor"])
