@@ -36,13 +36,13 @@ _PLAIN = """\
     model.load_state_dict(load_file("edited.safetensors"), strict=False)   # a plain transformers model, unedited
 """
 _MEMORY = """\
-The edits are a memory that answers in place of one of the model's modules. A plain model cannot hold it, so it is loaded by
-raysweep; `tokens` of prompt and continuation go through `raysweep.evals.generation.generate`:
+The edits are a memory that answers in place of one of the model's modules. A plain model cannot hold it, so raysweep loads it:
 
     from raysweep.exports.package import loaded
     from raysweep.evals.generation import generate
     with loaded("THIS FOLDER") as lm:
-        print(generate(lm, ["A prompt"], [8]))
+        (written,) = generate(lm, ["A prompt"], [8])   # ids of at most 8 tokens, greedily
+        print(lm.tokenizer.decode(written))
 """
 
 

@@ -154,7 +154,9 @@ def test_an_export_that_is_refused_leaves_nothing(tmp_path: Path, monkeypatch: p
 
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "script.py"
-    script.write_text("raise SystemExit('it is broken')")  # as an import of transformers would fail, without its seconds
+    script.write_text(
+        "raise SystemExit('it is broken')"
+    )  # as an import of transformers would fail, without its seconds
     monkeypatch.setattr(proof, "_SCRIPT", script)
     with pytest.raises(ModelError, match="plain transformers cannot read it: it is broken"):
         prove([Claim.of(tiny_lm("llama"), PROMPTS, tmp_path)])
