@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raysweep.cli.export import TrialArgument
 from raysweep.cli.options import workspace_of
+from raysweep.cli.plan import Format
 from raysweep.cli.show import SweepArgument
 from raysweep.config.limits import LARGEST
 from raysweep.errors import SpecError
@@ -21,13 +21,6 @@ from raysweep.results.tables import open_results
 if TYPE_CHECKING:
     from raysweep.exports.ask import Answers
     from raysweep.exports.trials import EditedTrial
-
-
-class AnswerFormat(StrEnum):
-    """How answers are printed."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def command(
@@ -42,7 +35,7 @@ def command(
     records: Annotated[
         int, typer.Option("--records", min=1, max=LARGEST, help="Without a PROMPT: ask for the first so many records.")
     ] = 10,
-    format_: Annotated[AnswerFormat, typer.Option("--format", help="How to print it.")] = AnswerFormat.TABLE,
+    format_: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.TABLE,
 ) -> None:
     """Let the unedited and the edited model of a finished trial go on from prompts, greedily, side by side.
 
@@ -61,7 +54,7 @@ def command(
     )
     asked = prompts or [record.prompt for record in opened.records[:records]]
     answers: list[Answers] = lazy("raysweep.exports.ask").ask(opened, asked, length=tokens)
-    if format_ is AnswerFormat.JSON:
+    if format_ is Format.JSON:
         print(json.dumps([asdict(answer) for answer in answers], indent=1, ensure_ascii=False))
         return
     rows = [(a.prompt, a.before.strip(), a.after.strip(), a.target) for a in answers]

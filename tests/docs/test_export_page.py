@@ -15,12 +15,12 @@ from tests.docs.pages import ROOT, block
 PAGE = ROOT / "docs/export.md"
 
 
-def test_every_command_works_as_it_stands(
+def test_every_command_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("RAYSWEEP_ROOT", raising=False)
+    for name, value in (("COLUMNS", "200"), ("RAYSWEEP_ROOT", str(tmp_path))):
+        monkeypatch.setenv(name, value)
     printed = {}
     for title in ("keep", "ask", "export"):
         for line in block(PAGE, title).splitlines():

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysweep.config.names import TrialName
+from raysweep.config.schema import ProtocolSpec
 from raysweep.errors import DamagedError, ModelError, NameUnknownError
 from raysweep.exports import adapter, package, proof
 from raysweep.exports.export import claimed, export
@@ -91,6 +92,11 @@ def test_what_is_kept_is_what_was_measured(editor: str, tmp_path: Path) -> None:
         assert torch.equal(package.last_logits(lm, PROMPTS), measured[4])
     assert same(fingerprint(lm), before)
     assert torch.equal(package.last_logits(lm, PROMPTS), measured[0])
+
+
+def test_an_unedited_model_is_nothing_to_keep() -> None:
+    with pytest.raises(ValueError, match="keep: edited needs a round after an edit"):
+        ProtocolSpec(rounds=(0,), keep="edited")
 
 
 def test_files_of_an_edited_model_are_checked(tmp_path: Path) -> None:
