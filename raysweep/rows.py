@@ -169,6 +169,18 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EditedModel:
+    """A model as its trial's last round measured it: the pristine model with these tensors in their places.
+
+    ``tensors`` holds weights (``weights/<name>``, in the model's precision, as stored) and the memory of an editor that replaces
+    modules (``state/<path>``); ``meta`` is plain JSON.
+    """
+
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvalRound:
     """What a study yields at each round.
 
@@ -182,6 +194,7 @@ class EvalRound:
         beliefs: every BeliefRow since the last round; of the belief studies only, as are points and training.
         points: the trial's PointRows, with its first round.
         training: its TrainingRows, with its first round.
+        edited: the model that was measured; of the last round only, and only where ``protocol.keep`` asks for it.
     """
 
     step: int
@@ -193,3 +206,4 @@ class EvalRound:
     beliefs: Sequence[BeliefRow] = ()
     points: Sequence[PointRow] = ()
     training: Sequence[TrainingRow] = ()
+    edited: EditedModel | None = None

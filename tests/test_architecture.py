@@ -27,6 +27,7 @@ LOADS: dict[str, set[str]] = {
     "models": {"torch", "transformers", "safetensors"},
     "editors": {"torch"},
     "evals": {"torch"},
+    "exports": {"torch", "transformers", "safetensors"},
     "results": {"pyarrow"},
     "reports": {"pyarrow"},
     "tune": {"ray", "torch", "transformers", "pyarrow"},

@@ -84,7 +84,7 @@ def _make(planned: Plan, workspace: Workspace, *, repair: bool) -> None:
     # Before the model is loaded, which takes longer than to find out.
     store.folder.check_writable()
     earlier = statuses(planned, store)
-    watcher = display(planned, store, earlier, announcement(planned, earlier))
+    watcher = display(planned, store, earlier, announcement(planned, earlier, store))
     # Whoever types the same flags again wants a failed trial tried again.
     options = lazy("raysweep.tune.sweep_run").RunOptions(retry=True, repair=repair)
     outcome: SweepOutcome = lazy("raysweep.tune.launch").run_sweep(

@@ -34,6 +34,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "show": ("raysweep.cli.show:command", "Show a sweep's results: arms × rounds."),
     "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps, or with published numbers."),
     "analyze": ("raysweep.cli.analyze:command", "Open a sweep with Ray Tune's own analysis."),
+    "ask": ("raysweep.cli.ask:command", "Ask a finished trial's model, before and after its edits."),
+    "export": ("raysweep.cli.export:command", "Write a finished trial's edited model as others read it."),
     "edit": ("raysweep.cli.edit:command", "Run one lifelong edit from flags, without a file."),
     "import": ("raysweep.cli.import_:command", "Take results of EasyEdit, SimIE, MEMIT or NAS in."),
     "train-mend": ("raysweep.cli.train_mend:command", "Train MEND's hypernetwork."),

@@ -84,7 +84,7 @@ def command(
     store.folder.check_writable()
     # With --fresh nothing of earlier runs counts, though it is still there.
     earlier = {} if fresh else statuses(shown, store)
-    for line in announcement(shown, earlier):
+    for line in announcement(shown, earlier, store):
         say(line)
     if part:
         say(f"this is part {part} of {counted(len(planned.trials), 'trial', 'trials')}")
@@ -111,12 +111,18 @@ def statuses(planned: Plan, store: ResultStore) -> dict[str, TrialStatus]:
     return found
 
 
-def announcement(planned: Plan, earlier: Mapping[str, TrialStatus]) -> list[str]:
+def announcement(planned: Plan, earlier: Mapping[str, TrialStatus], store: ResultStore) -> list[str]:
     """Return the lines that say what will be run, where *earlier* runs left trials in these states."""
-    done = sum(status.state == "DONE" for status in earlier.values())
+    finished = [key for key, status in earlier.items() if status.state == "DONE"]
+    done = len(finished)
     arms = counted(len({n.arm for n in planned.names}), "arm", "arms")
     first = f"sweep {planned.sweep.name}: {extent(planned)}, {arms}; {done} trials done"
-    return [first, *(f"note: {note}" for note in planned.notes)]
+    # A finished trial is not run again for the sake of what it did not keep; whoever asks for it is told.
+    asked = {t.key for t in planned.trials if t.trial.protocol.keep == "edited"}
+    bare = lazy("raysweep.results.edited").without_edited(store.folder, (key for key in finished if key in asked))
+    count = counted(len(bare), "finished trial has", "finished trials have")
+    unkept = [f"{count} kept no edited model; `raysweep run … --fresh` makes them again"] if bare else []
+    return [first, *(f"note: {note}" for note in (*planned.notes, *unkept))]
 
 
 def display(

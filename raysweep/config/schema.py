@@ -123,10 +123,12 @@ class ProtocolSpec(GrownSpec):
             ``generation_ref`` compares what it wrote as published (quirk Q7; no log-probabilities).
         metrics: what is computed of each answer (``raysweep ls metrics``); no other metric is in the key.
         measured_by: of an imported trial (``raysweep import``), the program and protocol that its values are of; it cannot be set.
+        keep: what stays of a finished trial: its ``results``; or ``edited`` = also the edited tensors, for ``raysweep export`` and
+            ``raysweep ask``. It moves no number, so it is in no key.
     """
 
     version: ClassVar[int] = 1
-    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by"})
+    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by", "keep"})
 
     batch_size: Count = 1
     rounds: tuple[Natural, ...] = (0,)
@@ -142,6 +144,7 @@ class ProtocolSpec(GrownSpec):
     asking: Literal["teacher_forced", "generation", "generation_ref"] = "teacher_forced"
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_METRICS
     measured_by: str = ""
+    keep: Literal["results", "edited"] = "results"
 
     @field_validator("metrics")
     @classmethod
@@ -164,6 +167,8 @@ class ProtocolSpec(GrownSpec):
             raise ValueError(f"rounds must be multiples of batch_size = {self.batch_size}; offending rounds = {off}")
         if not self.rounds:
             raise ValueError("rounds must name at least one step")
+        if self.keep == "edited" and self.rounds[-1] == 0:
+            raise ValueError("keep: edited needs a round after an edit; the only one is 0, the unedited model")
         return self
 
 
@@ -194,8 +199,9 @@ class TrialSpec(Spec):
         return cls.model_validate(stored, context=STORED)
 
     def identity(self) -> dict[str, Any]:
-        """Return everything the key covers: all fields but file-system paths and devices."""
+        """Return everything the key covers: all fields but file-system paths, devices and what is kept of the trial."""
         data = self.model_dump(mode="json")
+        data["protocol"].pop("keep", None)
         for part in ("model", "data"):
             del data[part]["path"]
         data["model"].pop("devices", None)

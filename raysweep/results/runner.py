@@ -13,6 +13,7 @@ from raysweep.config.planned_trial import PlannedTrial
 from raysweep.config.schema import TrialSpec
 from raysweep.errors import RaysweepError, StorageLostError, StoreError, UnwritableError
 from raysweep.lazy import lazy
+from raysweep.results.edited import write_edited
 from raysweep.results.finite import first_non_finite, non_finite_step
 from raysweep.results.provenance import provenance
 from raysweep.results.state import COLLAPSED, State
@@ -150,6 +151,9 @@ class TrialRun:
         # The members of a group reach a step with the same weights: the first one writes them, the others point there.
         written = self._tensors[1] if self._tensors[0] == result.step else None
         self._tensors = (result.step, self.store.write_round(key, result, group=group, tensors=written))
+        # Before DONE: whoever sees that may count on what the trial was to keep.
+        if result.edited is not None:
+            write_edited(self.store.folder, key, result.step, result.edited)
         if done:
             self._note_memory(key)
             self.store.finish(key, step=result.step)

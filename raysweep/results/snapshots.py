@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from raysweep.errors import DamagedError, NewerFormatError, SnapshotError
 from raysweep.results.folder import Folder
@@ -11,6 +12,9 @@ from raysweep.results.state import altered_files, checksum
 from raysweep.results.statefiles import SNAPSHOT, TRIAL, SnapshotFile, TableFile, read_state, read_trial
 from raysweep.results.tablefiles import scan
 from raysweep.rows import Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The folder of the tensors that the trials of an edit group share. It has the name of an older word for an edit group, "pass", and
 # keeps it: the snapshots of unfinished trials hold paths below it, so with another name for new ones there would be two folders to
@@ -21,6 +25,15 @@ GROUP_SNAPSHOTS = "_passes"
 def tensor_file(key: str, name: str) -> str:
     """Return the file of a snapshot's tensors, relative to the store: the trial's own, or its edit group's."""
     return name if name.startswith(f"{GROUP_SNAPSHOTS}/") else f"{key}/{name}"
+
+
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return *tensors* as the content of a safetensors file."""
+    from safetensors.torch import save
+
+    # clone: safetensors refuses tensors that share memory, as tied weights do.
+    data: bytes = save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+    return data
 
 
 def read_snapshot(folder: Folder, key: str) -> tuple[Snapshot, tuple[TableFile, ...]] | None:

@@ -14,7 +14,7 @@ from raysweep.config.space import Scalar
 from raysweep.errors import DamagedError, SnapshotError, StorageLostError, StoreError
 from raysweep.results.folder import Folder
 from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TableSchema
-from raysweep.results.snapshots import GROUP_SNAPSHOTS, delete_unnamed_tensors, read_snapshot, tensor_file
+from raysweep.results.snapshots import GROUP_SNAPSHOTS, delete_unnamed_tensors, packed, read_snapshot, tensor_file
 from raysweep.results.state import ENDS, State, TrialStatus, checksum, missing_files, trial_state
 from raysweep.results.statefiles import (
     FORMAT,
@@ -157,10 +157,7 @@ class ResultStore:
         goes in as *tensors* for the next trial, so that they are written once. :meth:`tidy_group` deletes them.
         """
         if tensors is None:
-            from safetensors.torch import save
-
-            # clone: safetensors refuses tensors that share memory, as tied weights do.
-            data = save({k: v.detach().cpu().contiguous().clone() for k, v in snapshot.tensors.items()})
+            data = packed(snapshot.tensors)
             name = f"snapshot-{snapshot.step:06d}.safetensors"
             tensors = {"file": f"{GROUP_SNAPSHOTS}/{group}/{name}" if group else name, "blake2b": checksum(data)}
             self.folder.write(tensor_file(key, tensors["file"]), data)

@@ -95,6 +95,14 @@ class Belief(Study):
                     hint="use batch_size: 1, or study: belief_lifelong",
                 )
             )
+        if trial.protocol.keep == "edited":
+            problems.append(
+                Problem(
+                    code="E-PROTOCOL",
+                    message="protocol.keep is edited, but the belief study has a model for each point and none at the end",
+                    hint="use keep: results, or study: belief_lifelong",
+                )
+            )
         return problems
 
     def execute(self, trial: TrialSpec, deps: Deps, resume: Snapshot | None) -> Iterator[EvalRound]:

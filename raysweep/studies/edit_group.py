@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from raysweep import __version__, pytree
 from raysweep.data.sampling import order
 from raysweep.lazy import lazy
-from raysweep.rows import NON_FINITE_STAT, EvalRound, ProbeRow, Snapshot, StatRow
+from raysweep.rows import NON_FINITE_STAT, EditedModel, EvalRound, ProbeRow, Snapshot, StatRow
 from raysweep.seeds import derive
 from raysweep.studies.base import CollapsedError, GroupMemberError, Progress
 from raysweep.studies.clock import Clock
+from raysweep.studies.kept import as_measured
 from raysweep.studies.measuring import Question, Questionnaire
 from raysweep.studies.proposals import ProposalSource
 from raysweep.studies.refusals import check_records
@@ -59,6 +60,7 @@ class GroupMember:
         undefined: whether any value that it measured is NaN: the logits were no finite numbers.
         stats: numbers of the editor since the last round.
         clock: what it spent since the last round.
+        edited: the model of its last round, where that is kept.
     """
 
     trial: TrialSpec
@@ -69,6 +71,7 @@ class GroupMember:
     undefined: bool = False
     stats: list[StatRow] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
+    edited: EditedModel | None = None
 
     def add_stats(self, step: int, stats: Mapping[str, float]) -> None:
         """Add *stats* as rows of this trial."""
@@ -116,6 +119,7 @@ class GroupMember:
             summary=summarize.summary(_columns([*self.immediate, *self.rows]), step, self.trial.protocol.batch_size),
             # there is nothing to go on from before the first edit
             snapshot=snapshot if step else None,
+            edited=self.edited,
         )
         self.rows, self.stats, self.clock = [], [], Clock()
         return measured
@@ -241,6 +245,7 @@ class EditGroup:
                     self._observe(step)
                     non_finite = {f"{NON_FINITE_STAT}{n}": float(c) for n, c in self.ledger.non_finite().items()}
                     member.add_stats(step, non_finite)
+                    member.edited = as_measured(self.lm, self.ledger, member.trial, member.editor, state, step)
             member.add_stats(step, {f"drift/{name}": norm for name, norm in self.ledger.norms().items()})
             with member.clock.measure("snapshot", 1):
                 # Once for all members, and after the first view, since that of a member without company may persist.

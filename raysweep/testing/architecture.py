@@ -63,6 +63,7 @@ LAYERS: tuple[Layer, ...] = (
     Layer(("studies",), "a kind of trial: edit, measure, yield a round"),
     Layer(("results",), "rounds to Parquet and back; the state of a trial"),
     Layer(("reports",), "tables and figures as pure functions"),
+    Layer(("exports",), "finished trials given back: models, tensors, adapters, answers"),
     Layer(("installed",), "which components this installation has"),
     Layer(("tune",), "trials as Ray Tune trials: actors, shards, sessions"),
     Layer(("testing",), "contracts for components of your own; this law"),

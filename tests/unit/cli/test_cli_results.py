@@ -133,6 +133,11 @@ def test_edit_runs_in_process_and_is_never_run_twice(tmp_path: Path, capsys: pyt
     assert store.about(key).trial["seed"] == 1
     code, out, _ = call(capsys, tmp_path, *flags)
     assert (code, "1 trials done" in out, "2/2 edits" in out) == (0, True, False)
+    code, out, _ = call(capsys, tmp_path, *flags, "--set", "protocol.keep=edited")
+    assert (code, "note: 1 finished trial has kept no edited model" in out) == (0, True), "the key is the same"
+    code, _, err = call(capsys, tmp_path, "export", "edit", "null", "--to", str(tmp_path / "model"))
+    assert (code, f"trial {key} kept no edited model, so it must be run again" in err) == (2, True)
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.slow

@@ -18,8 +18,10 @@ import typer
 from raysweep.cli import belief, import_, main, preflight, train_mend
 from raysweep.config import overrides
 from raysweep.config.parts import Part
+from raysweep.config.schema import ProtocolSpec
 from raysweep.data import fetch as data_fetch
 from raysweep.data import fetch_sets
+from raysweep.exports import ask, export, trials
 from raysweep.models.sources import embedded_recipe, hub_fetch
 from raysweep.models.sources import wheel as model_fetch
 from raysweep.tune import analysis, jobs, launch
@@ -332,6 +334,25 @@ def _data_path(b: Bench) -> None:
     b.refused(["data", "check", "world"], "--path", "few.json", by="dataset 'world' has no file")
 
 
+def _asked(b: Bench, *argv: str) -> Seen:
+    """Return what ``ask`` would ask, or ``export`` write, of a trial that kept its model."""
+    records = [SimpleNamespace(prompt=f"p{i}") for i in range(20)]
+    with b.patch.context() as patched:
+        patched.setattr(trials.EditedTrial, "open", lambda sweep, text, workspace: SimpleNamespace(records=records))
+        return b.seen(*((ask, "ask") if argv[0] == "ask" else (export, "export")), *argv)
+
+
+def _answered(b: Bench) -> None:
+    names = SimpleNamespace(arm="plain", key="k")
+    opened = SimpleNamespace(name=names, trial=SimpleNamespace(protocol=ProtocolSpec(rounds=(2,))), records=[])
+    b.patch.setattr(trials.EditedTrial, "open", lambda sweep, text, workspace: opened)
+    b.patch.setattr(ask, "ask", lambda opened, prompts, *, length: [ask.Answers(p, "", "b", "a") for p in prompts])
+    code, out, _ = b.run(*ASK, "One", "--format", "json")
+    assert (code, json.loads(out)) == (0, [{"prompt": "One", "target": "", "before": "b", "after": "a"}])
+    b.differs([*ASK, "One"], "--format", "json")
+
+
+ASK, EXPORT = ["ask", "toy", "plain,seed=0"], ["export", "toy", "plain,seed=0", "--to", "out"]
 SUBMIT = ["submit", "x.yaml", "--there", "/shared"]
 
 
@@ -352,6 +373,16 @@ def _followed(b: Bench) -> None:
 
 
 CHECKS: dict[str, Check] = {
+    "ask SWEEP": lambda b: b.refused(["ask"], "tpy", "plain", by="no results of 'tpy'"),
+    "ask TRIAL": lambda b: b.refused(["ask", "toy"], "memit", by="no trial 'memit'"),
+    "ask PROMPTS": lambda b: _equal(_asked(b, *ASK, "One", "Two").what[1], ["One", "Two"]),
+    "ask --tokens": lambda b: _equal(_asked(b, *ASK, "--tokens", "3").said["length"], 3),
+    "ask --records": lambda b: _equal(_asked(b, *ASK, "--records", "2").what[1], ["p0", "p1"]),
+    "ask --format": _answered,
+    "export SWEEP": lambda b: b.refused(["export", "--to", "out"], "tpy", "plain", by="no results of 'tpy'"),
+    "export TRIAL": lambda b: b.refused(["export", "--to", "out", "toy"], "memit", by="no trial 'memit'"),
+    "export --to": lambda b: b.refused(EXPORT[:3], "--to", "x.yaml", by="x.yaml is there already"),
+    "export --as": lambda b: _equal(_asked(b, *EXPORT, "--as", "adapter").what[2], "adapter"),
     "submit FILE": lambda b: b.refused(["submit", "--there", "/shared"], "nowhere", by="no search space 'nowhere'"),
     "submit --there": lambda b: _equal(_submitted(b).root, "/shared"),
     "submit --set": lambda b: _equal(_submitted(b, "--set", "data.size=2").arguments, ("--set", "data.size=2")),

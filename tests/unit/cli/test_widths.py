@@ -13,6 +13,9 @@ from rich.cells import cell_len
 
 from raysweep.cli import belief_report
 from raysweep.cli.main import COMMANDS, load, main
+from raysweep.config.schema import ProtocolSpec
+from raysweep.exports.ask import Answers
+from raysweep.exports.trials import EditedTrial
 from raysweep.reports import fit
 from raysweep.reports.prose import wrap
 from raysweep.summarize import Estimate
@@ -53,6 +56,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "compare, by a key": ("compare", "toy", "--by", "wrap.simie.lam"),
     "compare, published": ("compare", "toy", "--against", "simie-table1", "--loosely"),
     "analyze": ("analyze", "toy"),
+    "ask": ("ask", "toy", "rome"),
     "edit": ("edit", "--editor", "null", "--edits", "2"),
     "models ls": ("models", "ls"),
     "models check": ("models", "check", "embedded"),
@@ -67,6 +71,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "doctor, a code": ("doctor", "--explain", "E-RECORD"),
 }
 NO_TABLE = {
+    "export": "what it is, where, and what was proven",
     "submit": "what the job prints there",
     "train-mend": "steps, and JSON",
     "import": "the table of `show`",
@@ -110,6 +115,10 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     for layer, arm in enumerate(LONG):
         write(tmp_path, arm, 0.75, layer=layer + 5)
     logged = SimpleNamespace(rounds={}, sessions=["one"], best=None, compared=7, disagreements=[])
+    named = SimpleNamespace(arm="rome", key="0" * 16)
+    edited = SimpleNamespace(name=named, trial=SimpleNamespace(protocol=ProtocolSpec(rounds=(4,))), records=[])
+    monkeypatch.setattr(EditedTrial, "open", lambda *_: edited)
+    monkeypatch.setattr("raysweep.exports.ask.ask", lambda *_, length: [Answers(*["many words of an answer "] * 4)])
     monkeypatch.setattr("raysweep.tune.analysis.analyse", lambda *_, **__: logged)
     monkeypatch.setattr(
         belief_report, "tables_of", lambda sweep: {"main_table": belief_rows(), "points": belief_rows()}

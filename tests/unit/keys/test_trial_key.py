@@ -43,6 +43,7 @@ NOT_IN_KEY: Mapping[str, str] = {
     "model.path": "where the files lie; model.digest covers them",
     "data.path": "where the file lies; data.digest covers it",
     "model.devices": "over how many GPUs it is spread; no device is in a key",
+    "protocol.keep": "what stays of a finished trial; no number depends on it",
 }
 BESIDE_A_DIGEST = "path"  # in an editor's or a wrapper's configuration: the same, of texts, files and training folds
 STARTS: Mapping[str, Mapping[str, Any]] = {  # configurations of which every leaf has another valid value

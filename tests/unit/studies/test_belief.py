@@ -199,6 +199,9 @@ def test_what_does_not_fit_is_said(workspace: Workspace) -> None:
     batched = own.model_copy(update={"protocol": ProtocolSpec(batch_size=2, rounds=(0, 2))})
     assert [p.code for p in Belief().check(batched, 12)] == ["E-PROTOCOL"]
     assert not BeliefLifelong().check(batched, 12)
+    kept = own.model_copy(update={"protocol": own.protocol.model_copy(update={"keep": "edited"})})
+    assert ["none at the end" in p.message for p in Belief().check(kept, 12)] == [True]
+    assert not BeliefLifelong().check(kept, 12)
     other = own.model_copy(update={"data": DataSpec(name="world", size=5)})
     assert [p.message for p in BeliefLifelong().check(other, 12)] == [
         "the belief study asks about the points of a testbed; 'world' has none"
