@@ -117,17 +117,20 @@ def test_an_edit_waits_and_uploads_a_fixed_number_of_times(name: str, budget: Co
     assert cost.launches <= budget.launches, cost
 
 
-@pytest.mark.parametrize("name", ["rome", "FT-M"])
-def test_simie_adds_few_waits_to_an_edit(name: str) -> None:
+@pytest.mark.parametrize("before", [0, 3])  # edits before the one counted; the drift is measured at the first
+@pytest.mark.parametrize("name", ["rome", "memit", "FT-M"])
+def test_simie_adds_one_wait_to_an_edit(name: str, before: int) -> None:
     editor, config = ("ft", FT[name]) if name in FT else (name, LOCATED[name])
     short = with_steps(editor, config, 1)
+    two_matrices = {**short, "layers": [0, 1]} if name == "memit" else short
     bare, wrapped = (
-        counted(editor, short, edits=4, wrap=wrap) - counted(editor, short, edits=3, wrap=wrap)
+        counted(editor, two_matrices, edits=before + 1, wrap=wrap)
+        - counted(editor, two_matrices, edits=before, wrap=wrap)
         for wrap in ((), (SIMIE,))
     )
     cost = wrapped - bare
-    # is the update positive definite; the norms to report
-    assert cost.syncs <= 2, cost
+    # of all inputs: does the update stand; of all matrices: the norms to report
+    assert cost.syncs == 1, cost
     assert cost.uploads <= 3, cost
 
 
