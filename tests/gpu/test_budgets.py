@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import launches
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
 from raysweep.editors.stopping import STEPS_BETWEEN_READS
@@ -166,3 +167,11 @@ def test_an_evaluated_batch_waits_once(family: str, dtype: torch.dtype) -> None:
     assert cost.syncs == 3, cost
     assert cost.uploads <= 3 * 6, cost
     assert cost.launches <= 3 * 90, cost
+
+
+@pytest.mark.parametrize(("what", "waits"), [("second moments", 0), ("energies", 0), ("projector", 2), ("contexts", 1)])
+def test_what_is_made_before_the_first_edit_seldom_waits(what: str, waits: int) -> None:
+    """Texts are never waited for; a projector is, for its rank and its eigenvalues; a context, for each token drawn."""
+    cost = launches.artifact(what, launches.model("llama", 2))
+    assert cost.syncs == waits, cost
+    assert cost.uploads <= 3, cost
