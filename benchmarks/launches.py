@@ -15,13 +15,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import torch
 
 from benchmarks import measure
-from raysweep.config.schema import EditorSpec, WrapSpec
+from raysweep.artifacts import Artifact
+from raysweep.config.schema import EditorSpec, TextSpec, WrapSpec
 from raysweep.editors.build import build_editor
+from raysweep.editors.locate import contexts, null_space, second_moments
+from raysweep.editors.specs import MomentSpec
 from raysweep.evals.scoring import score
 from raysweep.models.joined import join
 from raysweep.models.layout import layout_of
@@ -51,6 +55,12 @@ EDITORS: Mapping[str, Callable[[int], dict[str, Any]]] = {
 }
 STEPLESS = ("mend",)  # an edit is one pass and its gradient
 MEMORIES = ("grace", "wise")  # they leave the weights alone, so SimIE has nothing to wrap
+ARTIFACTS = {
+    "second moments": "batch of texts",
+    "energies": "batch of texts",
+    "projector": "layer",
+    "contexts": "token",
+}
 SIMIE = WrapSpec(name="simie", config={"lam": 0.1})
 
 
@@ -129,6 +139,28 @@ def per_batch(lm: LanguageModel) -> Paid:
     return Paid.each(found[1] - found[0], 2)
 
 
+def artifact(what: str, lm: LanguageModel) -> Paid:
+    """Return what a batch of texts (second moments, energies of one input), a layer's projector or a context's token costs."""
+    module, spec, text = lm.layout.mlp_out, MomentSpec(width=200), "x" * 200
+    moments = second_moments.request(lm, module, 0, spec)
+    energy = second_moments.energy_request(lm, module.format(0), TextSpec(tokens=0))
+    projector = null_space.request(lm, module, 0, spec, threshold=0.5, method="eigh64")
+    diagonal = Artifact("", {"moments": torch.linspace(0, 1, 16).diag()}, {})
+    make: dict[str, Callable[[int], object]] = {
+        # twenty such texts fill a batch
+        "second moments": lambda n: second_moments.build(lm, [moments], repeat(text, 20 * n)),
+        "energies": lambda n: second_moments.build_energy(lm, [energy], repeat(text, 20 * n)),
+        "projector": lambda n: null_space.build(lm, [projector] * n, [{"moments": diagonal}] * n),
+        "contexts": lambda n: contexts._continue(lm, "The", 5 + n, torch.Generator().manual_seed(0)),
+    }
+    found = []
+    for number in (2, 4):
+        with ShamDevice() as sham:
+            make[what](number)
+        found.append(sham.total)
+    return Paid.each(found[1] - found[0], 2)
+
+
 def rows(editors: Sequence[str], family: str, blocks: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of the table."""
     shallow, deep = model(family, blocks), model(family, blocks + MORE_BLOCKS)
@@ -142,6 +174,8 @@ def rows(editors: Sequence[str], family: str, blocks: int) -> Iterator[dict[str,
             if (per == "SimIE update" and name in MEMORIES) or (per == "step" and name in STEPLESS):
                 continue
             yield _row(name, per, count(name, shallow), count(name, deep))
+    for what, per in ARTIFACTS.items():
+        yield _row(what, per, artifact(what, shallow), artifact(what, deep))
     here, there = per_batch(shallow), per_batch(deep)
     yield _row("evaluation", f"batch of {BATCH}", here, there)
     questions = [Paid(p.launches / BATCH, p.syncs / BATCH, p.uploads / BATCH) for p in (here, there)]

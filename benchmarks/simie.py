@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks import measure
 from raysweep.editors.null import Null, NullConfig
 from raysweep.editors.wrappers.simie.config import SimIEConfig
-from raysweep.editors.wrappers.simie.recursive import advance_total, norm_ratios
+from raysweep.editors.wrappers.simie.recursive import advance_total, read_numbers
 from raysweep.editors.wrappers.simie.wrapper import SimIE
 from raysweep.models.ledger import add_delta_logical_
 from raysweep.models.patches import LowRank
@@ -104,7 +104,7 @@ def run(backend: str, case: Case) -> tuple[Tensor, dict[str, Any]]:
         with applying.timed():
             add_delta_logical_(weight, change)
         with statistic.timed():
-            norm_ratios({"": change}, {"": proposed})
+            read_numbers({"": (memory, absorbed)}, {"": change}, {"": proposed})
         if number == case.slow:
             found = weight.clone()
     size = sum(

@@ -60,6 +60,35 @@ class RidgeInverse:
 DRIFT_INTERVAL = 8
 
 
+@dataclass(frozen=True, slots=True)
+class RidgeUpdate:
+    """An update made, whose check nobody has read yet: one read then serves all inputs of an edit.
+
+    Attributes:
+        state: the memory after it.
+        gain: ``G = P′⁻¹ K [d, k]``.
+        check: fp64, on the device: ``[1]``, 0 if ``M`` was positive definite; or ``[3]``, with ``rᵀ Q r``, ``tᵀ y`` of the drift.
+    """
+
+    state: RidgeInverse
+    gain: Tensor
+    check: Tensor
+
+    def drift(self, numbers: Sequence[float]) -> float | None:
+        """Return the drift, if it was measured; *numbers* are those of :attr:`check`."""
+        if len(numbers) == 1:
+            return None
+        _, wrong, size = numbers
+        if size > 0:
+            return math.sqrt(abs(wrong) / size)
+        return 0.0 if wrong == 0 else math.inf
+
+    def stands(self, numbers: Sequence[float], tolerance: float) -> bool:
+        """Tell whether the update may be kept, by the *numbers* of :attr:`check`; else :func:`renew` makes it."""
+        drift = self.drift(numbers)
+        return self.state.age == 0 or (numbers[0] == 0 and (drift is None or drift <= tolerance))
+
+
 def woodbury(
     state: RidgeInverse, keys: Tensor, *, refresh: int, tolerance: float
 ) -> tuple[RidgeInverse, Tensor, float | None]:
@@ -84,26 +113,46 @@ def woodbury(
     Raises:
         SpecError: ``P`` is singular in fp64.
     """
+    update = attempt(state, keys, refresh=refresh)
+    numbers = update.check.tolist()
+    if not update.stands(numbers, tolerance):
+        update = renew(state, keys)
+        numbers = update.check.tolist()
+    return update.state, update.gain, update.drift(numbers)
+
+
+def attempt(state: RidgeInverse, keys: Tensor, *, refresh: int) -> RidgeUpdate:
+    """Make the update of :func:`woodbury` without a look at whether it succeeds; aged inverses are made anew."""
+    if state.age + 1 >= refresh:
+        return renew(state, keys)
     x = keys.T.to(torch.float64).contiguous()
     # Z = X Q, M = I + Z Xᵀ = L Lᵀ: all that is d wide has only k rows.
     z = _times_inverse(state, x)
     m = torch.eye(len(x), dtype=x.dtype, device=x.device) + z @ x.T
     lower, info = torch.linalg.cholesky_ex((m + m.T) / 2)
-    after = replace(state, keys=append_chunk(state.keys, x), age=state.age + 1)
-    if int(info) == 0 and after.age < refresh:
-        # V = L⁻¹ Z gives the downdate Q′ = Q − Vᵀ V, and Gᵀ = L⁻ᵀ V = M⁻¹ Z = (P′⁻¹ K)ᵀ.
-        v = torch.linalg.solve_triangular(lower, z, upper=False)
-        gain = torch.linalg.solve_triangular(lower.T, v, upper=True)
-        after = replace(after, rows=append_chunk(state.rows, v))
-        drift = _drift(after, x, gain) if state.age % DRIFT_INTERVAL == 0 else None
-        if drift is None or drift <= tolerance:
-            return _fold_rows(after), gain.T, drift
-    # The recursion has drifted, aged or failed: Q from P, by one Cholesky factor of P.
-    gram = after.matrix()
+    # V = L⁻¹ Z gives the downdate Q′ = Q − Vᵀ V, and Gᵀ = L⁻ᵀ V = M⁻¹ Z = (P′⁻¹ K)ᵀ.
+    v = torch.linalg.solve_triangular(lower, z, upper=False)
+    gain = torch.linalg.solve_triangular(lower.T, v, upper=True)
+    after = replace(state, keys=append_chunk(state.keys, x), rows=append_chunk(state.rows, v), age=state.age + 1)
+    check = [info.double()]
+    if state.age % DRIFT_INTERVAL == 0:
+        check += _drift(after, x, gain)
+    return RidgeUpdate(_fold_rows(after), gain.T, torch.stack(check))
+
+
+def renew(state: RidgeInverse, keys: Tensor) -> RidgeUpdate:
+    """Absorb keys where the recursion has drifted, aged or failed: ``Q`` from ``P``, by one Cholesky factor of ``P``.
+
+    Raises:
+        SpecError: ``P`` is singular in fp64.
+    """
+    x = keys.T.to(torch.float64).contiguous()
+    gram = replace(state, keys=append_chunk(state.keys, x)).matrix()
     inverse = torch.cholesky_inverse(_cholesky(gram, state.lam))
     after = RidgeInverse(state.lam, gram, (inverse + inverse.T) / 2)
     gain = _times_inverse(after, x)
-    return after, gain.T, _drift(after, x, gain)
+    wrong, size = _drift(after, x, gain)
+    return RidgeUpdate(after, gain.T, torch.stack([torch.zeros_like(wrong), wrong, size]))
 
 
 def _times_inverse(state: RidgeInverse, rows: Tensor) -> Tensor:
@@ -123,18 +172,15 @@ def _fold_rows(state: RidgeInverse) -> RidgeInverse:
     return RidgeInverse(state.lam, state.matrix(), add_gram(base, rows, scale=-1.0), age=state.age)
 
 
-def _drift(state: RidgeInverse, x: Tensor, gain: Tensor) -> float:
-    """Return ``√(rᵀ Q r / tᵀ y)`` with ``r = P y − t`` for a mixture ``y = G w`` of the gains, ``t = K w`` (:func:`woodbury`)."""
+def _drift(state: RidgeInverse, x: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``rᵀ Q r`` and ``tᵀ y``, ``r = P y − t``, for a mixture ``y = G w`` of the gains, ``t = K w`` (:func:`woodbury`)."""
     # w = (1, −1, 1, …): a mixture in which keys that nearly coincide do not only add up.
     signs = torch.ones(1, len(x), dtype=x.dtype, device=x.device)
     signs[:, 1::2] = -1.0
     y, t = signs @ gain, signs @ x
     product = state.lam * y if state.gram is None else y @ state.gram
     r = add_gram_product(product, y, state.keys, state.keys) - t
-    wrong, size = float((_times_inverse(state, r) * r).sum()), float((t * y).sum())
-    if size > 0:
-        return math.sqrt(abs(wrong) / size)
-    return 0.0 if wrong == 0 else math.inf
+    return (_times_inverse(state, r) * r).sum(), (t * y).sum()
 
 
 def _scaled_eye(scale: float, like: Tensor) -> Tensor:

@@ -105,8 +105,9 @@ def _continue(lm: LanguageModel, start: str, length: int, rng: torch.Generator) 
             top = blocks.logits(lm, blocks.run(lm, ids=row, mask=mask)[0, -1]).topk(5)
         # Softmax over the five largest logits is the distribution renormalised to them. On the CPU, so that devices
         # draw alike.
-        chances = top.values.softmax(0).cpu()
-        ids.append(int(top.indices[int(torch.multinomial(chances, 1, generator=rng))]))
+        # One read for both: fp64 holds chances and ids exactly.
+        chances, drawn = torch.stack([top.values.softmax(0).double(), top.indices.double()]).cpu()
+        ids.append(int(drawn[int(torch.multinomial(chances.to(top.values.dtype), 1, generator=rng))]))
     return [i for i in ids if i not in special]
 
 

@@ -63,6 +63,7 @@ def build(
         threshold = float(one.inputs["threshold"])
         projector, values = project(matrix, threshold, one.inputs["method"])
         # The gap between the largest kept and the smallest dropped tells how arbitrary the threshold is.
+        values = values.cpu()  # as the artifact keeps them; one read
         below = values < threshold
         meta = {
             "kept_rank": int(below.sum()),

@@ -75,12 +75,11 @@ def build(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: Iterato
         ids, mask = tokens.pad(rows, lm.device)
         with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
             blocks.run(lm, ids=ids, mask=mask, last=last)
-        keep = mask.bool()
         # Row by row: leading positions are attention sinks in some models, whose keys are far longer.
-        keep[:, :skip] = False
-        count += int(keep.sum())
+        kept = _places(rows, skip=skip).to(lm.device)
+        count += len(kept)
         for module in modules:
-            keys = seen[module, "input"][keep].to(dtype)  # [tokens of the batch, d]
+            keys = seen[module, "input"].flatten(0, 1)[kept].to(dtype)  # [tokens of the batch, d]
             # Σ k kᵀ over the batch is Kᵀ K of its keys as rows.
             sums[module] = sums.get(module, keys.new_zeros(keys.shape[1], keys.shape[1])).addmm_(keys.T, keys)
     return [({"moments": (sums[m] / count).float()}, {"tokens": count}) for m in modules]
@@ -116,22 +115,31 @@ def build_energy(lm: LanguageModel, requests: Sequence[ArtifactRequest], texts: 
     inputs = requests[0].inputs
     modules = [str(r.inputs["module"]) for r in requests]
     last = max(int(r.inputs["layer"]) for r in requests)
-    sums = dict.fromkeys(modules, 0.0)
+    sums = torch.zeros(len(modules), dtype=torch.float64, device=lm.device)
     count = 0
     for rows in _batches(lm, texts, width=int(inputs["width"]), budget=int(inputs["text"]["tokens"])):
         ids, mask = tokens.pad(rows, lm.device)
         with torch.no_grad(), hooks.capture(lm, [(m, "input") for m in modules]) as seen:
             blocks.run(lm, ids=ids, mask=mask, last=last)
-        count += int(mask.sum())
-        for module in modules:
-            # Σ ‖k‖², the trace of Σ k kᵀ.
-            sums[module] += float(seen[module, "input"][mask.bool()].double().square().sum())
-    energies = {m: total / max(count, 1) for m, total in sums.items()}
+        kept = _places(rows, skip=0).to(lm.device)
+        count += len(kept)
+        # Σ ‖k‖², the trace of Σ k kᵀ.
+        sums += torch.stack([seen[m, "input"].flatten(0, 1)[kept].double().square().sum() for m in modules])
+    energies = {m: total / max(count, 1) for m, total in zip(modules, sums.tolist(), strict=True)}
     for module, energy in energies.items():
         if not 0 < energy < float("inf"):
             hint = "take another text (text.name, text.tokens), or give λ in absolute units"
             raise ArtifactError(f"the mean energy of the keys of {module} is {energy:g} over {count} tokens", hint=hint)
     return [({}, {"energy": energies[m], "tokens": count}) for m in modules]
+
+
+def _places(rows: Sequence[Sequence[int]], *, skip: int) -> Tensor:
+    """Return where the tokens from position *skip* of each row on lie among the padded rows, ``[N]``, counted row by row."""
+    # by the host, which knows the rows: to ask the mask would be to wait for a device
+    width = max(len(row) for row in rows)
+    return torch.cat(
+        [torch.arange(i * width + min(skip, len(row)), i * width + len(row)) for i, row in enumerate(rows)]
+    )
 
 
 def _batches(lm: LanguageModel, texts: Iterator[str], *, width: int, budget: int) -> Iterator[list[list[int]]]:

@@ -87,7 +87,10 @@ def logprobs_and_kl(lm: LanguageModel, hidden: Tensor, targets: Tensor, base: Te
     now = logp[k:]
     base = now.detach() if base is None else base
     target_logp = logp[:k].gather(1, targets[:, None])[:, 0]
-    return HeadReadout(target_logp, logp[:k].argmax(-1) == targets, (now.exp() * (now - base)).sum(-1), base)
+    # The log-ratios are left out of the gradient, where they would only add Σ ∂p = 0. So it is exactly 0 where the distributions
+    # are the same: its rounding would be a step of full size to Adam, if nothing else has a gradient.
+    kl = (now.exp() * (now - base).detach()).sum(-1)
+    return HeadReadout(target_logp, logp[:k].argmax(-1) == targets, kl, base)
 
 
 def argmax_and_logprob(lm: LanguageModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

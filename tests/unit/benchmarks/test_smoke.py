@@ -87,8 +87,9 @@ def test_simie_back_ends_agree_with_a_direct_solve(mode: str, capsys: pytest.Cap
 
 def test_launches(capsys: pytest.CaptureFixture[str]) -> None:
     rows = launches.main(["--editor", "ft", "--blocks", "3"])
-    per = ["step", "edit", "SimIE update", "batch of 12", "question"]
-    assert [(r["what"], r["per"]) for r in rows] == list(zip(["ft"] * 3 + ["evaluation"] * 2, per, strict=True))
+    per = ["step", "edit", "SimIE update", *launches.ARTIFACTS.values(), "batch of 12", "question"]
+    what = ["ft"] * 3 + [*launches.ARTIFACTS] + ["evaluation"] * 2
+    assert [(r["what"], r["per"]) for r in rows] == list(zip(what, per, strict=True))
     assert rows[0]["uploads"] == 0
     assert rows[1]["launches"] > 20 * rows[0]["launches"] > rows[0]["a block"] > 0
     assert "| a block |" in capsys.readouterr().out

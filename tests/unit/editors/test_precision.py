@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from raysweep.config.schema import EditorSpec, WrapSpec
 from raysweep.editors.build import build_editor
+from raysweep.editors.locate import target_value
+from raysweep.editors.specs import ValueSpec
+from raysweep.models import tokens
 from raysweep.models.ledger import Ledger
 from raysweep.models.lm import LanguageModel
 from raysweep.testing.editor_contract import Exam
@@ -93,3 +96,19 @@ def test_a_narrow_model_is_edited_in_fp32_and_solved_in_fp64(name: str, form: st
     assert seen.of(SOLVE) == ({torch.float64} if solves else set())
     assert {t.dtype for t in ledger.tensors().values()} <= {torch.float32}, "what the edits add up to"
     assert not ledger.non_finite()
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("llama", torch.bfloat16), ("gptj", torch.float32)])
+def test_a_shift_that_reaches_no_prediction_stays_where_it_was(family: str, dtype: torch.dtype) -> None:
+    """Behind the last block only the KL row sees the shift, and at 0 it has no gradient: Adam must not be given rounding."""
+    lm = tiny_lm(family)  # GPT-J's head has a bias
+    lm.module.to(dtype)
+    target = tokens.target(lm, "The pet of Ana is", "red")
+    task = target_value.value_task(lm, "The pet of {} is", "Ana", target, ["{}", "So. {}"])
+    top = lm.module.config.num_hidden_layers - 1
+    spec = ValueSpec(steps=4, lr=0.1)
+    (value,) = target_value.optimise(lm, [task], layer=top, site="block", spec=spec)
+    assert value.steps == 4
+    assert not value.shift.count_nonzero()
+    (below,) = target_value.optimise(lm, [task], layer=top - 1, site="block", spec=spec)
+    assert below.shift.count_nonzero()

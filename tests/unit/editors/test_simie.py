@@ -99,6 +99,27 @@ def test_lambda_in_units_of_energy_equals_its_absolute_value(backend: str) -> No
     b.restore()
 
 
+def test_an_update_that_does_not_stand_is_made_anew_for_its_input_alone() -> None:
+    subject = exam({"lam": 0.5})
+    editor = subject.build()
+    ledger, state = subject.run(subject.lm, editor, stop=1)
+    assert isinstance(state, dict)
+    spoilt, sound = state["inputs"]
+    memory = {k: -1e9 * v if k == "inverse" else v for k, v in state["inputs"][spoilt].items()}
+    memory["rows"] = [1e9 * r for r in memory["rows"]]
+    bad = {**state, "inputs": {**state["inputs"], spoilt: memory}}
+    right, mended = (
+        editor.edit(subject.lm, [subject.records[1]], s, artifacts={}, rng=torch.Generator()) for s in (state, bad)
+    )
+    ledger.restore()
+    assert {s: m["age"] for s, m in mended.state["inputs"].items()} == {spoilt: 0, sound: 2}
+    for name, delta in right.patch.deltas.items():
+        torch.testing.assert_close(mended.patch.deltas[name].dense(), delta.dense(), rtol=1e-6, atol=1e-9)
+    # a new inverse tells its drift, whichever update it is
+    assert len([k for k in mended.stats if k.startswith("simie_drift/")]) == 1
+    assert not [k for k in right.stats if k.startswith("simie_drift/")]
+
+
 def test_lambda_in_units_of_energy_does_not_depend_on_the_order_of_the_edits() -> None:
     subject = exam({"lam": {"energy": 0.5}, "mode": "init"})
     first, second = (stats_of(subject, order) for order in ([0, 1, 2], [2, 0, 1]))

@@ -126,6 +126,18 @@ def test_a_distribution_compared_with_itself_moves_nothing() -> None:
     assert float(gradient.abs().max()) < 1e-6
 
 
+def test_the_ordinary_way_moves_nothing_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = small()
+    states = hidden(lm, 1.0)
+    monkeypatch.setattr(lm_head, "_is_bare", lambda head: False)
+    base = None
+    for _ in range(2):
+        told = lm_head.logprobs_and_kl(lm, states, WANTED[:2], base)
+        (gradient,) = torch.autograd.grad(told.kl.sum(), states)
+        assert not gradient.count_nonzero()
+        base = told.base
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("part", [1, 700, 2**20])
 def test_answers_taken_part_by_part_are_those_of_all_logits(

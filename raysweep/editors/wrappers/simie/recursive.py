@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import TYPE_CHECKING, Required, TypeAlias, TypedDict, Unpack, cast
 
 from raysweep.editors.base import EditInputs, EditStep
@@ -83,12 +84,12 @@ class Absorbed:
     Attributes:
         keys: ``K [d_in, k]``.
         gain: ``G = P⁻¹ K [d_in, k]``; with ``ref_fp32_lu`` ``P [d_in, d_in]`` itself.
-        drift: of the inverse, if it was measured.
+        update: with ``woodbury64``, what tells whether the gain may be used.
     """
 
     keys: Tensor
     gain: Tensor
-    drift: float | None
+    update: ridge.RidgeUpdate | None = None
 
 
 class RecursiveSimIE(BaseSimIE[RecursiveState]):
@@ -128,26 +129,46 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
             assert isinstance(step.patch, WeightDelta)
             proposed = step.patch.deltas
             by_module = self._keys(lm, batch, list(memories), proposed)
-        deltas: dict[str, Delta] = {}
+        # Matrices that read one input have the same keys: they are absorbed once.
+        columns: dict[str, Tensor] = {}
+        for name in memories:
+            columns.setdefault(input_of(lm, name), by_module[name.rpartition(".")[0]])
+        absorbed = {s: self.absorb_keys(state["inputs"][s], keys) for s, keys in columns.items()}
+        deltas = self._correct_all(lm, memories, proposed, absorbed)
+        checks, ratios = read_numbers(absorbed, deltas, proposed)
+        failed = [s for s in checks if not self._stands(absorbed[s][1], checks[s])]
+        if failed:
+            absorbed |= {s: self.absorb_anew(state["inputs"][s], columns[s]) for s in failed}
+            deltas = self._correct_all(lm, memories, proposed, absorbed)
+            checks, ratios = read_numbers(absorbed, deltas, proposed)
+        after: RecursiveState = {
+            "inner": step.state,
+            "inputs": {s: memory for s, (memory, _) in absorbed.items()},
+            "matrices": {n: advance_total(memory, deltas[n]) for n, memory in memories.items()},
+        }
+        drifts = {s: u.drift(checks[s]) for s, (_, a) in absorbed.items() if (u := a.update) is not None}
         stats = dict(step.stats)
-        after: RecursiveState = {"inner": step.state, "inputs": {}, "matrices": {}}
-        absorbed: dict[str, Absorbed] = {}
-        for name, memory in memories.items():
+        for name in memories:
             source = input_of(lm, name)
-            # Matrices that read one input have the same keys: absorb them once.
-            if source not in absorbed:
-                columns = by_module[name.rpartition(".")[0]]
-                after["inputs"][source], absorbed[source] = self.absorb_keys(state["inputs"][source], columns)
-                stats[f"simie_lambda/{source}"] = state["inputs"][source]["lam"]
-            deltas[name] = self.correct(memory, proposed[name], absorbed[source])
-            after["matrices"][name] = advance_total(memory, deltas[name])
-            drift = absorbed[source].drift
+            stats[f"simie_lambda/{source}"] = state["inputs"][source]["lam"]
+            drift = drifts.get(source)
             if drift is not None:
                 stats[f"simie_drift/{name}"] = drift
-            # keeps its place among the numbers; read for all matrices at once, below
-            stats[f"simie_kept/{name}"] = 0.0
-        stats |= {f"simie_kept/{name}": ratio for name, ratio in norm_ratios(deltas, proposed).items()}
+            stats[f"simie_kept/{name}"] = ratios[name]
         return EditStep(WeightDelta(deltas), after, stats)
+
+    def _correct_all(
+        self,
+        lm: LanguageModel,
+        memories: Mapping[str, MatrixMemory],
+        proposed: Mapping[str, Delta],
+        absorbed: Mapping[str, tuple[InputMemory, Absorbed]],
+    ) -> dict[str, Delta]:
+        """Return the corrected change of each matrix."""
+        return {n: self.correct(memory, proposed[n], absorbed[input_of(lm, n)][1]) for n, memory in memories.items()}
+
+    def _stands(self, absorbed: Absorbed, check: Sequence[float]) -> bool:
+        return absorbed.update is None or absorbed.update.stands(check, self.config.tolerance)
 
     def initial_memory(self, lam: float, weight: Tensor) -> InputMemory:
         """Return the memory of the input of *weight* before the first edit: λ and, unless it is left implicit, ``P = λI``."""
@@ -157,21 +178,26 @@ class RecursiveSimIE(BaseSimIE[RecursiveState]):
         return {"lam": lam, "gram": lam * torch.eye(weight.shape[1], dtype=dtype, device=weight.device)}
 
     def absorb_keys(self, memory: InputMemory, columns: Tensor) -> tuple[InputMemory, Absorbed]:
-        """Take in the keys ``[d_in, k]`` of one input; return its new memory, and what the matrices that read it need."""
+        """Take in the keys ``[d_in, k]`` of one input; return its new memory, and what the matrices that read it need.
+
+        With ``woodbury64`` nobody has looked yet whether the update stands; where it does not, :meth:`absorb_anew` takes its place.
+        """
         if self.config.backend == "woodbury64":
-            refresh, tolerance = self.config.refresh, self.config.tolerance
-            state, gain, drift = ridge.woodbury(
-                ridge.RidgeInverse(**memory), columns, refresh=refresh, tolerance=tolerance
-            )
-            return _as_memory(state), Absorbed(columns.double(), gain, drift)
+            update = ridge.attempt(ridge.RidgeInverse(**memory), columns, refresh=self.config.refresh)
+            return _as_memory(update.state), Absorbed(columns.double(), update.gain, update)
         if self.config.backend == "ref_fp32_lu":
             columns = columns.float()
             gram = memory["gram"] + columns @ columns.T
-            return {**memory, "gram": gram}, Absorbed(columns, gram, None)
+            return {**memory, "gram": gram}, Absorbed(columns, gram)
         columns = columns.double()
         solve = ridge.cholesky_gain if self.config.backend == "chol64" else ridge.pinv_gain
         gram, gain = solve(memory["gram"], columns)
-        return {**memory, "gram": gram}, Absorbed(columns, gain, None)
+        return {**memory, "gram": gram}, Absorbed(columns, gain)
+
+    def absorb_anew(self, memory: InputMemory, columns: Tensor) -> tuple[InputMemory, Absorbed]:
+        """Take in the keys ``[d_in, k]`` as :meth:`absorb_keys` does, the inverse computed from ``P`` (``woodbury64``)."""
+        update = ridge.renew(ridge.RidgeInverse(**memory), columns)
+        return _as_memory(update.state), Absorbed(columns.double(), update.gain, update)
 
     def correct(self, memory: MatrixMemory, delta: Delta, absorbed: Absorbed) -> Delta:
         """Return the corrected change ``E K Gᵀ`` of one matrix, ``E = Δ`` or, in ``init`` mode, ``Δ − S``.
@@ -223,11 +249,20 @@ def advance_total(memory: MatrixMemory, change: Delta) -> MatrixMemory:
     return {**memory, "base": chunks.fold_chunks(memory.get("base"), left, right), "left": [], "right": []}
 
 
-def norm_ratios(corrected: Mapping[str, Delta], proposed: Mapping[str, Delta]) -> dict[str, float]:
-    """Return the Frobenius norm of each corrected change over that of the proposed one; 0 where nothing was proposed."""
-    if not corrected:
-        return {}
-    # one read for the norms of all matrices
-    norms = torch.stack([delta.norm_on_device() for n, after in corrected.items() for delta in (after, proposed[n])])
-    pairs = norms.view(-1, 2).tolist()
-    return {n: after / before if before else 0.0 for n, (after, before) in zip(corrected, pairs, strict=True)}
+def read_numbers(
+    absorbed: Mapping[str, tuple[InputMemory, Absorbed]], corrected: Mapping[str, Delta], proposed: Mapping[str, Delta]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Read what tells whether each input's update stands, and how much of each matrix's change is kept, all at once.
+
+    Returns:
+        The checks of the updates that have one (``woodbury64``) by input, and by matrix the Frobenius norm of the corrected
+        change over that of the proposed one; 0 where nothing was proposed.
+    """
+    checks = {s: a.update.check for s, (_, a) in absorbed.items() if a.update is not None}
+    norms = [delta.norm_on_device()[None] for n, after in corrected.items() for delta in (after, proposed[n])]
+    if not norms:
+        return {}, {}
+    numbers = iter(torch.cat([*checks.values(), *norms]).tolist())
+    found = {s: list(islice(numbers, len(check))) for s, check in checks.items()}
+    pairs = zip(numbers, numbers, strict=True)
+    return found, {n: after / before if before else 0.0 for n, (after, before) in zip(corrected, pairs, strict=True)}
