@@ -91,7 +91,7 @@ class Binder:
             protocol=_with_rounds(protocol, chosen.size),
             seed=plain.seed,
             threads=plain.threads,
-            versions=self._versions(editor, chosen.name, study, protocol) if editor else {},
+            versions=self._versions(editor, model or ModelSpec(), chosen.name, study, protocol) if editor else {},
             environment=dict(self.components.environment),
         )
         fits = self._check_study(trial, chosen.size or limits.LARGEST, study, sections)
@@ -175,7 +175,9 @@ class Binder:
         place = self.sweep.source.value(("study",))
         return self._lookups.ask_once(("studies", name), lambda: self.components.studies.get(name), place)
 
-    def _versions(self, editor: EditorSpec, data: str, study: type[Study], protocol: ProtocolSpec) -> dict[str, int]:
+    def _versions(
+        self, editor: EditorSpec, model: ModelSpec, data: str, study: type[Study], protocol: ProtocolSpec
+    ) -> dict[str, int]:
         """Return the version of every component and metric the trial names, and of the artifacts they may ask for."""
         have = self.components
         named: dict[str, Any] = {
@@ -190,6 +192,10 @@ class Binder:
         kinds = {kind for component in named.values() for kind in getattr(component, "artifact_kinds", ())}
         versions = {name: component.version for name, component in named.items()}
         versions |= {f"artifact/{kind}": ARTIFACTS[kind] for kind in kinds}
+        # Where only numbers of narrow models moved, fp32 keys stay, and with them the results of a cluster's nights.
+        narrow = have.editors.get(editor.name).narrow_version
+        if model.dtype != "float32" and narrow > 1:
+            versions[f"editor/{editor.name}/narrow"] = narrow
         return dict(sorted(versions.items()))
 
     def _check_study(

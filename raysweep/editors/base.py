@@ -143,6 +143,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
     Attributes:
         name: what a search space calls it.
         version: of its numbers, a part of every trial's key; raise it when they change.
+        narrow_version: of its numbers in models that are narrower than fp32; raise it where only those change.
         config_type: the class of its configuration.
         patch_kind: what :meth:`edit` proposes, changes of ``weights`` or ``modules`` that take the place of others.
         shareable: of a wrapper, keys whose values can share edits (``path`` in a search space), each with the configuration that
@@ -156,6 +157,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
 
     name: ClassVar[str]
     version: ClassVar[int]
+    narrow_version: ClassVar[int] = 1
     config_type: ClassVar[type[EditorConfig]]
     patch_kind: ClassVar[PatchKind] = "weights"
     shareable: ClassVar[Mapping[str, Mapping[str, Scalar]]] = {}

@@ -59,6 +59,8 @@ LocateConfigT = TypeVar("LocateConfigT", bound=LocateConfig)
 class LocateEditor(BaseEditor[LocateConfigT, StateT]):
     """Base of the editors that write into value matrices at the subject's key."""
 
+    # 2: the gradient of the KL without Σ ∂p, which is rounding where the head is not a bare fp32 matrix on the CPU
+    narrow_version = 2
     spans_devices = True
     artifact_kinds: ClassVar[tuple[str, ...]] = ("contexts", "moments")
 

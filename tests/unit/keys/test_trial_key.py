@@ -161,6 +161,12 @@ def test_the_tests_that_the_page_names_exist() -> None:
         assert f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{function}"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_of_narrow_models_have_a_version_of_their_own(planned: Callable[..., TrialSpec], dtype: str) -> None:
+    trial = planned(model={"name": "embedded", "dtype": dtype})
+    assert trial.versions.get("editor/rome/narrow") == (None if dtype == "float32" else 2)
+
+
 def test_a_metric_added_to_the_table_moves_no_key(planned: Callable[..., TrialSpec], added_metric: str) -> None:
     now = planned()
     assert f"metric/{added_metric}" not in now.versions
