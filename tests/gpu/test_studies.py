@@ -17,8 +17,7 @@ from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
 from raysweep.testing.fixtures import fingerprint, same, toy_records
 from raysweep.testing.sham_device import ShamDevice
-from raysweep.workspace import package_share
-from tests.contracts.test_datasets import SAMPLES
+from tests.contracts.test_datasets import SAMPLES, sample_path
 from tests.contracts.test_stops import label, specs, trial_of
 from tests.gpu.agree import agree, models
 
@@ -73,8 +72,8 @@ def test_a_trial_is_the_cpu_s_and_goes_on(spec: EditorSpec, stores: tuple[Artifa
 def test_every_dataset_is_asked_on_the_device(
     name: str, sample: str | None, stores: tuple[ArtifactStore, ArtifactStore]
 ) -> None:
-    path = package_share() / "data" / sample if sample else None
-    records = [replace(r, id=f"toy/{i}") for i, r in enumerate(DATASETS.get(name)().load(path))][:2]
+    loaded = DATASETS.get(name)().load(sample_path(sample))
+    records = [replace(r, id=f"toy/{i}") for i, r in enumerate(loaded)][:2]
     ours, theirs = models("gpt2")
     spec = EditorSpec(name="ft", config={"layers": [1], "steps": 1, "lr": 1e-3})
     expected = list(Lifelong().execute(trial(spec, (0, 2)), deps(stores[0], ours, records), None))
