@@ -56,8 +56,8 @@ def factor(matrix: Tensor, *, damping: float = 0.0) -> Factor:
         )
     if lower.is_cpu:
         return Factor(lower)
-    # A triangular solve goes down the rows block by block, each waiting for the one before. A product with the inverse is one step of
-    # an accelerator, and in fp64 as exact as the edits need by far.
+    # A triangular solve goes down the rows block by block, each waiting for the one before. A product with the inverse is one step,
+    # and in fp64 as exact as the edits need by far.
     return Factor(torch.cholesky_inverse(lower), is_inverse=True)
 
 

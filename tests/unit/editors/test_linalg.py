@@ -278,7 +278,7 @@ def test_spread_equals_the_solve(n: int) -> None:
 
 
 def test_an_inverse_solves_as_the_factor_does() -> None:
-    """What an accelerator keeps, where a triangular solve is a thousand launches."""
+    """What an accelerator keeps, where a product is one step and a triangular solve many."""
     rng = torch.Generator().manual_seed(3)
     root = torch.randn(30, 60, generator=rng, dtype=torch.float64)
     factor, right = cholesky.factor(root @ root.T / 60), torch.randn(30, 4, generator=rng)
