@@ -22,6 +22,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def gpu(index: int) -> torch.device:
+    """Return the GPU that this process numbers *index*."""
+    return torch.device("cuda", index)
+
+
 def visible_gpus() -> int:
     """Return how many GPUs torch sees."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

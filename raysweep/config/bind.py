@@ -156,7 +156,8 @@ class Binder:
         have, place, asked = self.components, merged.place(("devices",)), f"model.devices = {model.devices}"
         parts = {editor.name: have.editors.get(editor.name), **{w.name: have.wrappers.get(w.name) for w in editor.wrap}}
         for name in (name for name, kind in parts.items() if not kind.spans_devices):
-            hint = "rome, memit, alphaedit and ft can edit it over several, with simie and prune around them"
+            able = [n for table in (have.editors, have.wrappers) for n in table.names() if table.get(n).spans_devices]
+            hint = f"over several: {', '.join(able)}"
             self._lookups.note(place, f"{asked}, but {name} edits a model on one device only", hint)
         gpu = self.sweep.resources.gpu
         if gpu == "auto" or gpu < model.devices:

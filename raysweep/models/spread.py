@@ -38,7 +38,7 @@ def devices(count: int) -> list[torch.device]:
             f"{platform.node()}: model.devices = {count}, but torch sees {runtime.visible_gpus()} GPUs in this process",
             hint=f"resources.gpu: {count} gives a trial as many; 1 is right for a model that fits one card, and for the CPU",
         )
-    return [torch.device("cuda", index) for index in range(count)]
+    return [runtime.gpu(index) for index in range(count)]
 
 
 def spread(
