@@ -45,6 +45,7 @@ ALONE = {**VALUE, "batch": 1}  # captured steps are those of one record
 OF_THE_EDIT = "what an edit does with the artifact, not what the artifact is"
 # Files have names of the model's modules: tests/unit/editors/test_foreign_tensors.py.
 FILES = ("moments.files",)
+ALPHAEDIT = ("value.*", "contexts.*", "ridge", "pre", "backend")
 WHERE = "where the file lies; its digest is in"
 
 
@@ -94,11 +95,7 @@ SCENES: Mapping[str, Scene] = {
         apart={
             "moments.text.path": WHERE,
             "null_space.digest": "of a file; this projector is computed",
-            "value.*": OF_THE_EDIT,
-            "contexts.*": OF_THE_EDIT,
-            "ridge": OF_THE_EDIT,
-            "pre": OF_THE_EDIT,
-            "backend": OF_THE_EDIT,
+            **dict.fromkeys(ALPHAEDIT, OF_THE_EDIT),
         },
         stuck=("moments.damping", *FILES),
     ),
@@ -113,11 +110,7 @@ SCENES: Mapping[str, Scene] = {
             "moments.*": "not read where the projector is",
             "threshold": "the file's own",
             "projection": "the file's own",
-            "value.*": OF_THE_EDIT,
-            "contexts.*": OF_THE_EDIT,
-            "ridge": OF_THE_EDIT,
-            "pre": OF_THE_EDIT,
-            "backend": OF_THE_EDIT,
+            **dict.fromkeys(ALPHAEDIT, OF_THE_EDIT),
         },
         stuck=("moments.damping", *FILES),
     ),
