@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -277,9 +280,24 @@ def test_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| the store " in out
 
 
-def test_scale_counts_the_processes_of_a_family() -> None:
-    usage = scale.Usage(os.getpid())
-    usage.look()
+BUSY = "import sys, time; held = b'x' * (60 << 20); sum(range(5_000_000)); print('ready', flush=True)"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_scale_counts_the_processes_of_a_family(workers: int) -> None:
+    """A family of its own: another test may have left a Ray, and so workers, to the process of the tests."""
+    worker = f"subprocess.Popen(['ray::Trial', '-c', {BUSY + '; time.sleep(60)'!r}], executable=sys.executable)"
+    parts = [BUSY, *(["import subprocess", worker] if workers else []), "time.sleep(60)"]
+    with subprocess.Popen([sys.executable, "-c", "; ".join(parts)], stdout=subprocess.PIPE, text=True) as driver:
+        try:
+            assert driver.stdout is not None
+            assert [driver.stdout.readline() for _ in range(1 + workers)] == ["ready\n"] * (1 + workers)
+            usage = scale.Usage(driver.pid)
+            usage.look()
+        finally:
+            for pid in scale._family({driver.pid}):
+                os.kill(pid, signal.SIGKILL)
     assert usage.megabytes["driver"] > 50
     assert usage.seconds("driver") > 0
-    assert usage.seconds("worker") == 0
+    assert (usage.seconds("worker") > 0, usage.megabytes["worker"] > 50) == (bool(workers), bool(workers))
+    assert usage.megabytes["ray"] == 0
