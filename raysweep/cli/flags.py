@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 from typer.models import OptionInfo
 
+from raysweep.config.load import read
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
+from raysweep.config.sweep import find_file
 from raysweep.config.theirs import reading as theirs
 from raysweep.errors import Problem, ProblemsError, SpecError
 from raysweep.jsontypes import Json, mapping_of
@@ -56,18 +58,23 @@ def hparams_file(file: str, editor: str) -> tuple[str, str]:
     return path, editor or theirs.editor_of(source)
 
 
-def hparams_overrides(file: str, tree: Json) -> list[Override]:
-    """Return what ``--hparams`` lays over the search space *tree*: the file, at each arm of its editor.
+def hparams_overrides(file: str, space: str, workspace: Workspace) -> list[Override]:
+    """Return what ``--hparams`` lays over a search space: *file* (empty = nothing), at each arm of its editor.
+
+    Args:
+        file: as typed.
+        space: the search space, a path or a name.
+        workspace: where it is looked up.
 
     Raises:
         SpecError: the file does not say of which editor it is, or there is no such arm.
-        YamlError: it cannot be read.
+        YamlError: it, or the search space, cannot be read.
     """
-    path, editor = hparams_file(file, "")
     if not file:
         return []
+    path, editor = hparams_file(file, "")
     place = Place(f"--hparams {file}")
-    arms = mapping_of(mapping_of(tree).get("arms"))
+    arms = mapping_of(mapping_of(read(find_file(space, workspace)).tree).get("arms"))
     editors = {name: mapping_of(arm).get("editor") for name, arm in arms.items()}
     named = {name: e if isinstance(e, str) else mapping_of(e).get("name") for name, e in editors.items()}
     chosen = [name for name, of in named.items() if editor and of == editor]

@@ -13,11 +13,9 @@ from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
-from raysweep.config.load import read
 from raysweep.config.parts import Part
 from raysweep.config.plan import open_plan
 from raysweep.config.planned_trial import Plan
-from raysweep.config.sweep import find_file
 from raysweep.lazy import lazy
 from raysweep.reports.plan_table import extent
 from raysweep.reports.prose import counted
@@ -70,8 +68,7 @@ def command(
     if storage:
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
-    if hparams:
-        stated += flags.hparams_overrides(hparams, read(find_file(file, workspace)).tree)
+    stated += flags.hparams_overrides(hparams, file, workspace)
     components = Components.installed(fetch=True)
     planned = open_plan(file, workspace, [*stated, *(set_ or ())], components)
     part = Part.parse(shard) if shard else None

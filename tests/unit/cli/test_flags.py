@@ -407,9 +407,11 @@ CHECKS: dict[str, Check] = {
     "run --storage": _storage,
     "plan FILE": _argument(["plan"], "x.yaml", "y.yaml"),
     "plan --set": _set(PLAN),
+    "plan --hparams": lambda b: _shown_hparams(b, PLAN),
     "plan --format": _prints(PLAN, "--format", "json"),
     "validate FILE": _argument(["validate"], "x.yaml", "y.yaml"),
     "validate --set": _set(VALIDATE),
+    "validate --hparams": lambda b: _shown_hparams(b, VALIDATE),
     "validate --address": lambda b: _equal(
         b.seen(preflight, "check", *VALIDATE, "--address", "here:1").said["address"], "here:1"
     ),
@@ -576,11 +578,23 @@ def _edit_hparams(b: Bench) -> None:
     assert (code, "--editor is missing" in err) == (2, True)
 
 
-def _run_hparams(b: Bench) -> None:
+def _ours(b: Bench, rate: str) -> str:
     ours = b.folder / "hparams/surgeon/ours.yaml"
-    ours.parent.mkdir(parents=True)
-    ours.write_text("source: here\nrate: 7\n")
-    planned = b.launched("--hparams", str(ours)).what[0]
+    ours.parent.mkdir(parents=True, exist_ok=True)
+    ours.write_text(f"source: here\nrate: {rate}\n")
+    return str(ours)
+
+
+def _shown_hparams(b: Bench, base: list[str]) -> None:
+    b.refused(base, "--hparams", _ours(b, "high"), by="ours.yaml:2:7")
+    assert b.run(*base, "--hparams", _ours(b, "7"))[0] == 0
+    if base is PLAN:
+        b.differs(base, "--hparams", _ours(b, "7"))
+    b.refused(base, "--hparams", _theirs(b, "ROME"), by="is of 'rome', and no arm is")
+
+
+def _run_hparams(b: Bench) -> None:
+    planned = b.launched("--hparams", _ours(b, "7")).what[0]
     rates = {t.arm: t.trial.editor.config.stored_value("rate") for t in planned.trials}
     assert rates == {"plain": None, "surgeon": 7, "ridge": 7}
     b.refused(["run", "x.yaml"], "--hparams", _theirs(b, "ROME"), by="is of 'rome', and no arm is")
