@@ -36,7 +36,14 @@ REQUIRED = (
     "rich",
     "safetensors",
 )
-OPTIONAL = {"gguf": "gguf", "accelerate": "gguf", "datasets": "datasets"}  # package → extra
+OPTIONAL = {
+    "gguf": "gguf",
+    "accelerate": "gguf",
+    "datasets": "datasets",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+}  # package → extra
 MIN_FREE = 2 * 2**30  # bytes: snapshots, artifacts and Ray's spill need room
 
 

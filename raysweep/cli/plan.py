@@ -29,10 +29,10 @@ def command(
     ctx: typer.Context,
     file: FileArgument,
     set_: SetOption = None,
-    hparams: flags.HparamsOption = "",
     format_: Annotated[
         Format, typer.Option("--format", help="table, or json with every resolved value.")
     ] = Format.TABLE,
+    hparams: flags.HparamsOption = "",
 ) -> None:
     """Print every trial of a sweep: arm, point, key, rounds, and what is already done. Runs nothing.
 

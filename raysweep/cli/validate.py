@@ -28,13 +28,13 @@ def command(
     ctx: typer.Context,
     file: FileArgument,
     set_: SetOption = None,
-    hparams: flags.HparamsOption = "",
     address: Annotated[
         str | None,
         typer.Option(
             "--address", help="The cluster it will run on: then this machine's memory and disk do not matter."
         ),
     ] = None,
+    hparams: flags.HparamsOption = "",
 ) -> None:
     """Check a search space and everything it names; report every mistake at once with file, line and column.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from raysweep.results.store import ResultStore, State
 from raysweep.results.tables import open_results
 from raysweep.tune.analysis import analyse
 from raysweep.workspace import Workspace
+from tests import fake_loggers
 
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net/tcp and tcp6 write them
 LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F"}
@@ -59,6 +61,26 @@ def test_rerun_is_no_work_and_needs_no_ray(bench: Bench) -> None:
     assert (code, outcome["done"], lines) == (0, 4, [])
     assert bench.bytes("undisturbed") == before
     assert len(list((bench.base / "undisturbed/results/s/_ray").iterdir())) == sessions
+
+
+def test_loggers_that_hang_and_raise_change_no_byte(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_loggers.install(bench.plugins)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts and never answers
+        monkeypatch.setenv("FAKE_LOGGERS_PORT", str(server.getsockname()[1]))
+        process = bench.start("logged", options={"log": ["hanging", "raising", "plain"]})
+        code, outcome, lines = finish(process)
+    assert (code, outcome["done"]) == (0, 4), lines
+    assert bench.bytes("logged") == bench.bytes("undisturbed")
+    logs = bench.base / "logged/logs/s"
+    plain = (logs / "Plain.txt").read_text().splitlines()
+    assert [sum(line.startswith(word) for line in plain) for word in ("start", "log", "finish", "close")] == [
+        4,
+        16,
+        4,
+        1,
+    ]
+    assert all(line.endswith(" done") for line in plain if line.startswith("finish"))
+    assert "ValueError: no room for step 0" in (logs / "raising.log").read_text()
 
 
 def test_ray_s_own_analysis_agrees(bench: Bench) -> None:

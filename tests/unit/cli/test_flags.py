@@ -219,6 +219,12 @@ def _set(base: list[str]) -> Check:
     return check
 
 
+def _log(b: Bench) -> None:
+    options = b.launched("--log", "tensorboard", "--log", "tensorboard").said["options"]
+    assert options.log == ("tensorboard",)
+    b.refused(["run", "x.yaml"], "--log", "tensorbored", by="did you mean: tensorboard?")
+
+
 def _swept(b: Bench) -> None:
     assert {t.trial.seed for t in b.launched("--set", "seed=9").what[0].trials} == {9}
 
@@ -403,6 +409,7 @@ CHECKS: dict[str, Check] = {
     "run --repair": _option("repair", True, "--repair"),
     "run --anyway": _option("anyway", True, "--anyway"),
     "run --shard": _shard,
+    "run --log": _log,
     "run --concurrent": _concurrent,
     "run --storage": _storage,
     "plan FILE": _argument(["plan"], "x.yaml", "y.yaml"),
