@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 ADDRESS_HELP = "Ray cluster to join: HOST:PORT, auto, local (its own). Left out: RAY_ADDRESS, else the Ray job this is, else local."
 
-LOG_HELP = "Follow it in wandb, mlflow, trackio or tensorboard, too; repeatable. None of them can stop or slow the run."
-
 
 def command(
     ctx: typer.Context,
@@ -48,7 +46,15 @@ def command(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of these trials found.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Make trials again whose tables were damaged.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Run although somebody else runs this sweep.")] = False,
-    log: Annotated[list[str] | None, typer.Option("--log", metavar="LOGGER", help=LOG_HELP, show_default=False)] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log",
+            metavar="LOGGER",
+            help="Follow it in wandb, mlflow, trackio or tensorboard, too; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Run part I of N; others run theirs.")] = "",
 ) -> None:
     """Run a sweep. Run the same command again and it goes on where it stopped; trials that are done are not repeated.
