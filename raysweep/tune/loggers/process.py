@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LIMIT = 1000  # messages that may wait
 PATIENCE = 10.0  # seconds without an answer after which a logger counts as hung, when the run has ended
+TO_START = 3.0  # times as long for the first answer: imports alone take ten seconds on a busy machine
 LONGEST = 60.0  # seconds that the end of a run waits for a logger that goes on answering
 
 
@@ -44,7 +45,7 @@ class LoggerProcess:
         self.offered = self.taken = 0
         self.first_error = ""
         self._accepted = self._answered = 0
-        self._waiting_since = time.monotonic()
+        self._began = self._waiting_since = time.monotonic()
         self._closing = False
         self._queue: Queue[Message | None] = Queue(limit)
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,7 @@ class LoggerProcess:
         latest = time.monotonic() + LONGEST
         try:
             # A logger that has been silent for long enough while the run went on is not waited for at all.
-            while self._process.poll() is None and time.monotonic() < min(latest, self._waiting_since + self.patience):
+            while self._process.poll() is None and time.monotonic() < min(latest, self._until()):
                 time.sleep(0.05)
         finally:
             self._end()
@@ -94,6 +95,12 @@ class LoggerProcess:
                 "--log %s: %d of %d messages were lost%s; the results are complete without it (see %s)",
                 self.name, self.lost, self.offered, reason, self.printed,
             )  # fmt: skip
+
+    def _until(self) -> float:
+        """Return when it counts as hung if it does not answer before."""
+        if self._answered:
+            return self._waiting_since + self.patience
+        return max(self._waiting_since + self.patience, self._began + TO_START * self.patience)
 
     def _note_idle(self) -> None:
         """Note that nothing is waited for until now, if everything was answered."""
@@ -123,6 +130,8 @@ class LoggerProcess:
         """Count the answers; say the first error at once, for hours may follow without curves."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            if not line.endswith("\n"):
+                return  # torn: it was ended as it wrote
             error = json.loads(line)
             self._answered += 1
             self._waiting_since = time.monotonic()

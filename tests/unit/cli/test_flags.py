@@ -393,6 +393,7 @@ CHECKS: dict[str, Check] = {
     "submit --there": lambda b: _equal(_submitted(b).root, "/shared"),
     "submit --set": lambda b: _equal(_submitted(b, "--set", "data.size=2").arguments, ("--set", "data.size=2")),
     "submit --storage": lambda b: _equal(_submitted(b, "--storage", "s3://b").arguments, ("--storage", "s3://b")),
+    "submit --log": lambda b: _equal(_submitted(b, "--log", "wandb").arguments, ("--log", "wandb")),
     "submit --retry": lambda b: _equal(_submitted(b, "--retry").arguments, ("--retry",)),
     "submit --address": lambda b: _equal(b.seen(jobs, "connect", *SUBMIT, "--address", "http://h:1").what[0], "http://h:1"),
     "submit --follow": _followed,
