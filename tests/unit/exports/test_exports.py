@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysweep.config.names import TrialName
-from raysweep.config.schema import ModelSpec, ProtocolSpec, TrialSpec
+from raysweep.config.schema import EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.errors import DamagedError, ModelError, NameUnknownError
 from raysweep.exports import adapter, package, proof
 from raysweep.exports.export import claimed, export, write_plain
@@ -38,12 +38,14 @@ from tests.unit.studies.test_lifelong import EDITORS, deps, trial
 PROMPTS = ["The pet of Ana is", "x"]  # of one token: a product with one vector, whose last bits depend on addresses
 
 
+MEND = {"layers": [1, 2], "rank": 4, "edit_lr": -1e-4, "train": {"steps": 2, "batch": 2}}
 WEIGHT_EDITORS = {
     "ft": EDITORS["ft"],
     "rome": EDITORS["rome+prune"].model_copy(update={"wrap": ()}),
     "memit": EDITORS["memit"],
     "alphaedit": EDITORS["alphaedit"],
     "lora": EDITORS["lora+closed simie, by threes"].model_copy(update={"wrap": ()}),
+    "mend": EditorSpec(name="mend", config=MEND),
     "memit+simie": EDITORS["memit+simie"],
     "rome+prune": EDITORS["rome+prune"],
 }
