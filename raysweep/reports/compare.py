@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from raysweep.errors import SpecError, nearest
 from raysweep.reports import notes
+from raysweep.reports.evidence import LEADING, evidence, of_pairs
 from raysweep.reports.pairs import Entry, Pair, contents, first_measured
 from raysweep.reports.prose import counted
 from raysweep.reports.render import Cell, Difference
@@ -21,6 +22,7 @@ from raysweep.reports.views import (
     trial_views,
 )
 from raysweep.results.tables import Sweep
+from raysweep.verdicts import Verdict, Word
 from raysweep.workspace import Workspace
 
 VIEWS = ("rel", "gen", "loc", "avg")
@@ -103,6 +105,7 @@ def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[
     # By identity: equal rows of two sweeps are two rows.
     listed = {id(pair.line) for pair in pairs}
     several |= any(pair.reference is not None and id(pair.reference) not in listed for pair in pairs)
+    words = of_pairs(pairs, VIEWS)
     views = [v for v in VIEWS if any(v in (*p.line.cells, *p.line.undefined) for p in pairs)]
     out: list[dict[str, Cell]] = []
     for pair in pairs:
@@ -111,9 +114,14 @@ def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[
         row["edits"] = line.step if line.trials else None
         for view in views:
             row[view.capitalize()] = cell(line, view, plain=plain)
-            difference = _difference(pair, view)
+            difference = _difference(pair, view, words[view].get(id(pair)))
             row[f"delta_{view}" if plain else f"Δ{view.capitalize()}"] = difference if plain else difference or "–"
+            if plain:
+                row |= evidence(pair, view, words[view].get(id(pair)))
         row |= {"n": line.n if line.cells else None, **seeds(line, plain=plain), "status": line.status}
+        if not plain and (leading := next((v for v in LEADING if words[v]), None)):
+            # One word in a row: of the measure that sums the others up, where there is one.
+            row[f"{leading.capitalize()} is"] = str(words[leading].get(id(pair)) or "–")
         if plain:
             row["non_finite_step"] = first_non_finite(line)
         out.append(row)
@@ -130,15 +138,24 @@ def _name(pair: Pair) -> str | None:
     return None if pair.reference is None else pair.reference.label
 
 
-def _difference(pair: Pair, view: str) -> Difference | None:
-    estimate = None if pair.reference is None else paired(pair.reference, pair.line, view)
-    return None if estimate is None else Difference(estimate.mean, estimate.se, estimate.n, estimate.low, estimate.high)
+def _difference(pair: Pair, view: str, verdict: Verdict | None) -> Difference | None:
+    found = None if pair.reference is None else paired(pair.reference, pair.line, view)
+    if found is None:
+        return None
+    shown = verdict is not None and verdict.word is not Word.NOT_SHOWN
+    return Difference(found.mean, found.se, found.n, found.low, found.high, shown)
 
 
 def comparison_notes(sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
     """Return what a reader must know of the table of *pairs*, which come from *sweeps*."""
     lines = every_row(pairs)
     about = [*notes.missing_rounds(lines), *alone(pairs, by=by, pair=pair), *unpaired(pairs)]
+    count = sum(pair.reference is not None for pair in pairs)
+    if count:
+        of = "" if count == 1 else f", Holm-corrected for the {count} differences of a column"
+        about.append(
+            f"*, better, worse: beyond chance (5 %{of}); n or seeds that would: if the true difference is the one seen"
+        )
     return [*about, *notes.about_intervals(lines), *(note for sweep, _ in sweeps for note in notes.outdated(sweep))]
 
 

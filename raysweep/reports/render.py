@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from raysweep.reports import fit
@@ -26,14 +27,19 @@ class Format(StrEnum):
 UNDEFINED = "undefined"
 
 
+@dataclass(frozen=True, slots=True)
 class Difference(Estimate):
-    """A paired difference: printed with its sign."""
+    """A paired difference: printed with its sign, and with a star where it is shown.
 
-    __slots__ = ()
+    Attributes:
+        shown: whether it is beyond chance, corrected for the others of its column (:mod:`raysweep.verdicts`).
+    """
+
+    shown: bool = False
 
     def __str__(self) -> str:
         """Return it with its interval."""
-        return with_interval(self, sign="+")
+        return with_interval(self, sign="+") + ("*" if self.shown else "")
 
 
 Cell = Estimate | float | int | str | None
@@ -148,12 +154,12 @@ def _columns(names: Sequence[str], rows: Sequence[Row]) -> list[fit.Column]:
 
 
 def _short(cell: Cell) -> str:
-    """Return *cell* without its interval; a difference whose interval does not hold 0 has a star."""
+    """Return *cell* without its interval; a difference that is shown keeps its star."""
     if not isinstance(cell, Estimate) or math.isnan(cell.mean):
         return cell_text(cell)
     if not isinstance(cell, Difference):
         return _bare(cell.mean, 3, "")
-    return _bare(cell.mean, 3, "+") + ("*" if cell.low > 0 or cell.high < 0 else "")
+    return _bare(cell.mean, 3, "+") + ("*" if cell.shown else "")
 
 
 def _latex(names: Sequence[str], rows: Sequence[Row], title: str) -> str:
