@@ -85,10 +85,10 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
     Those that have not begun are among them, in the state ABSENT; so are those whose files are damaged, in that state and without
     numbers, with the reason in ``sweep.damaged``.
     """
-    tables: dict[str, _TrialTables] = {}
+    tables: dict[str, TrialTables] = {}
     for key in sweep.keys:
         try:
-            tables[key] = _read(sweep, key)
+            tables[key] = read_trial(sweep, key)
         except (DamagedError, NewerFormatError) as error:
             # Noted and gone on with: one damaged trial must not hide the others.
             sweep.damaged[key] = error.message
@@ -108,7 +108,7 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
 
 
 @dataclass(frozen=True, slots=True)
-class _TrialTables:
+class TrialTables:
     """What is read of one trial: its probes, its seconds by phase, its study, and its rounds and batches."""
 
     probes: pa.Table
@@ -118,7 +118,7 @@ class _TrialTables:
     batch_size: int
 
     @classmethod
-    def from_content(cls, probes: pa.Table, seconds: Mapping[str, tuple[float, int]], content: Content) -> _TrialTables:
+    def from_content(cls, probes: pa.Table, seconds: Mapping[str, tuple[float, int]], content: Content) -> TrialTables:
         """Return what was read of a trial whose part of the trials table is *content*."""
         columns, resolved = content
         # A row of the trials table holds lists as JSON text; the types of its columns are those of the schema.
@@ -129,11 +129,16 @@ class _TrialTables:
         return cls(probes, seconds, study, json.loads(rounds), batch_size)
 
 
-def _read(sweep: Sweep, key: str) -> _TrialTables:
-    """Return what the trial *key* has measured; each of its files is read once, whatever is taken from it."""
+def read_trial(sweep: Sweep, key: str) -> TrialTables:
+    """Return what the trial *key* has measured; each of its files is read once, whatever is taken from it.
+
+    Raises:
+        DamagedError: a file is truncated, or not as it was written.
+        NewerFormatError: a file is of a newer version.
+    """
     indexed = sweep.indexed(key)
     if indexed is not None:
-        return _TrialTables.from_content(indexed.probes, indexed.seconds, indexed.content)
+        return TrialTables.from_content(indexed.probes, indexed.seconds, indexed.content)
     # One listing of the folder, then one read of each file: on object storage each is a request.
     names = sweep.store.folder.files(key)
     probes, stats, timing = (
@@ -142,10 +147,10 @@ def _read(sweep: Sweep, key: str) -> _TrialTables:
     )
     # Handed on while the tables are here, so that the trials table need not read them again.
     sweep.note(key, first_non_finite_of(probes, stats))
-    return _TrialTables.from_content(probes, seconds_by_phase(timing).get(key, {}), sweep.content(key))
+    return TrialTables.from_content(probes, seconds_by_phase(timing).get(key, {}), sweep.content(key))
 
 
-def _viewed(tables: Sequence[_TrialTables]) -> list[TrialView]:
+def _viewed(tables: Sequence[TrialTables]) -> list[TrialView]:
     """Return the trials of *tables* as measured, without their rows of the trials table."""
     if not tables:
         return []

@@ -54,8 +54,8 @@ LAYERS: tuple[Layer, ...] = (
         "what everything is told in: records, rows, names, seeds, folders",
     ),
     Layer(
-        ("metrics", "summarize", "verdicts", "world"),
-        "what a row measures; from rows to Rel, Gen, Loc, and to verdicts; the made-up world",
+        ("metrics", "retention", "summarize", "verdicts", "world"),
+        "what a row measures; from rows to Rel, Gen, Loc, to retention and verdicts; the made-up world",
     ),
     Layer(("config",), "from YAML to a plan of TrialSpecs with keys"),
     Layer(("artifacts",), "expensive inputs, found by what they depend on"),

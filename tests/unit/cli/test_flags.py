@@ -121,6 +121,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 Check = Callable[[Bench], None]
+RETENTION = ["retention", "toy"]
 PLAN, VALIDATE, SHOW, COMPARE = ["plan", "x.yaml"], ["validate", "x.yaml"], ["show", "toy"], ["compare", "toy"]
 
 
@@ -424,6 +425,11 @@ CHECKS: dict[str, Check] = {
     "show --wide": lambda b: _wider(b, SHOW),
     "show --ppl": lambda b: _passed(b, ["show", "toy"], "--ppl", "ppl"),
     "show --all": lambda b: _everything(b, "show"),
+    "retention SWEEP": lambda b: b.refused(["retention"], "tpy", by="no results of 'tpy'"),
+    "retention --floor": _prints(RETENTION, "--floor", "0.9"),
+    "retention --wide": lambda b: _wider(b, RETENTION),
+    "retention --format": _prints(RETENTION, "--format", "latex"),
+    "retention --all": lambda b: _everything(b, "retention"),
     "compare SWEEPS": lambda b: b.refused(["compare"], "tpy", by="no results of 'tpy'"),
     "compare --by": lambda b: b.refused(COMPARE, "--by", "lam", by="no trial sweeps 'lam'"),
     "compare --at": lambda b: b.refused(COMPARE, "--at", "99", by="99"),
