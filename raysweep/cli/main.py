@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "show": ("raysweep.cli.show:command", "Show a sweep's results: arms × rounds."),
     "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps, or with published numbers."),
     "retention": ("raysweep.cli.retention:command", "Show what each arm keeps, and for how long."),
+    "report": ("raysweep.cli.report:command", "Write a sweep's report as one HTML page."),
     "plot": ("raysweep.cli.plot:command", "Draw one picture of a sweep: over edits, retention, survival, cost …"),
     "analyze": ("raysweep.cli.analyze:command", "Open a sweep with Ray Tune's own analysis."),
     "ask": ("raysweep.cli.ask:command", "Ask a finished trial's model, before and after its edits."),

@@ -114,7 +114,7 @@ def survival(picture: Picture) -> Figure:
 
 def retention(picture: Picture) -> Figure:
     """A heat map for each arm: Rel of facts by when they were written, at each round."""
-    from matplotlib import pyplot
+    from matplotlib import colormaps, pyplot
 
     found, _ = _retained(picture)
     columns = min(PANELS_IN_A_ROW, len(found))
@@ -124,11 +124,13 @@ def retention(picture: Picture) -> Figure:
         rows, columns, figsize=(3.4 * columns + 0.8, 3.0 * rows + 0.5), dpi=150, layout="constrained", squeeze=False
     )
     mesh = None
+    # Ten steps: they can be told apart, and the scale beside them is drawn as boxes, too, not as an image.
+    colours = colormaps["cividis"].resampled(10)
     for axis, one in zip(axes.flat, found, strict=False):
         edges, steps, means = _cohorts(one)
         # One cell per round and cohort, as even boxes: rounds are far from even.
         mesh = axis.pcolormesh(
-            np.ma.masked_invalid(means), cmap="cividis", vmin=0.0, vmax=1.0, edgecolors="white", linewidth=0.3
+            np.ma.masked_invalid(means), cmap=colours, vmin=0.0, vmax=1.0, edgecolors="white", linewidth=0.3
         )
         axis.set_xticks(np.arange(len(steps)) + 0.5, [str(s) for s in steps], rotation=60, fontsize=7)
         axis.set_yticks(np.arange(len(edges)) + 0.5, edges, fontsize=7)

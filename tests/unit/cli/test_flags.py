@@ -425,6 +425,11 @@ CHECKS: dict[str, Check] = {
     "show --wide": lambda b: _wider(b, SHOW),
     "show --ppl": lambda b: _passed(b, ["show", "toy"], "--ppl", "ppl"),
     "show --all": lambda b: _everything(b, "show"),
+    "report SWEEP": lambda b: b.refused(["report"], "tpy", by="no results of 'tpy'"),
+    "report --out": lambda b: _reported(b, "--out", "sub/r.html"),
+    "report --at": lambda b: b.refused(["report", "toy"], "--at", "99", by="99"),
+    "report --phase": lambda b: _reported(b, "--phase", "immediate"),
+    "report --all": lambda b: _reported(b, "--all"),
     "plot KIND": lambda b: b.refused(["plot"], "survivl", "toy", by="did you mean: survival?"),
     "plot SWEEP": lambda b: b.refused(["plot", "edits"], "tpy", by="no results of 'tpy'"),
     "plot --out": lambda b: b.refused(["plot", "edits", "toy"], "--out", "p.gif", by="cannot draw into 'p.gif'"),
@@ -574,6 +579,18 @@ def _drawn_phase(b: Bench) -> None:
     for phase in ("retained", "immediate"):
         assert b.run("plot", "edits", "toy", "--out", f"{phase}.png", "--phase", phase)[0] == 0
     assert (b.folder / "retained.png").read_bytes() != (b.folder / "immediate.png").read_bytes()
+
+
+def _reported(b: Bench, *flag: str) -> None:
+    """A report is another one with the flag, or elsewhere."""
+    _plan_one(b)
+    assert b.run("report", "toy")[0] == 0
+    plain = (b.folder / "toy.html").read_text(encoding="utf-8")
+    assert b.run("report", "toy", *flag)[0] == 0
+    if flag[0] == "--out":
+        assert (b.folder / flag[1]).read_text(encoding="utf-8") == plain
+    else:
+        assert (b.folder / "toy.html").read_text(encoding="utf-8") != plain
 
 
 def _drawn_all(b: Bench) -> None:
