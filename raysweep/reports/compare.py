@@ -146,12 +146,35 @@ def _difference(pair: Pair, view: str, verdict: Verdict | None) -> Difference | 
     return Difference(found.mean, found.se, found.n, found.low, found.high, shown)
 
 
-def comparison_notes(sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
-    """Return what a reader must know of the table of *pairs*, which come from *sweeps*."""
+def caption(pairs: Sequence[Pair], headline: str) -> str:
+    """Return what stands with a table of *pairs* in a paper: the *headline*, n, seeds, protocol, version, what the marks mean."""
+    lines = [line for line in every_row(pairs) if line.trials]
+    records, seeds = sorted({f"{x.n:,}" for x in lines}), sorted({str(len(x.trials)) for x in lines})
+    rows = [trial.row for line in lines for trial in line.trials]
+    asked = sorted({f"{row.get('spec.protocol.asking')} (version {row.get('spec.versions.protocol')})" for row in rows})
+    versions = sorted({str(row["raysweep"]) for row in rows})
+    compared_pairs = sum(pair.reference is not None for pair in pairs)
+    parts = [
+        headline,
+        f"n = {' or '.join(records)} records, seeds: {' or '.join(seeds)}",
+        f"protocol: {', '.join(asked)}",
+    ]
+    parts += [f"raysweep {', '.join(versions)}", "bold: the highest mean"]
+    if compared_pairs:
+        parts.append(
+            "† not shown at 5 %" + (f", Holm-corrected for {compared_pairs} differences" if compared_pairs > 1 else "")
+        )
+    return "; ".join(parts) + "."
+
+
+def comparison_notes(
+    sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, by: str, pair: str | None, paper: bool = False
+) -> list[str]:
+    """Return what a reader must know of the table of *pairs* of *sweeps*; less for a *paper*, whose caption has the rest."""
     lines = every_row(pairs)
     about = [*notes.missing_rounds(lines), *alone(pairs, by=by, pair=pair), *unpaired(pairs)]
     count = sum(pair.reference is not None for pair in pairs)
-    if count:
+    if count and not paper:
         of = "" if count == 1 else f", Holm-corrected for the {count} differences of a column"
         about.append(
             f"*, better, worse: beyond chance (5 %{of}); n or seeds that would: if the true difference is the one seen"
