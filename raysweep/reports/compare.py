@@ -204,17 +204,16 @@ def unpaired(listed: Sequence[SummaryRow | Pair]) -> list[str]:
         view = next((v for v in VIEWS if v in line.cells and v in first.cells), None)
         if view is None:
             continue
-        shared = shared_values(first, line, view)
-        records = len({record for values in shared for record in values})
-        if records < max(line.cells[view].n, first.cells[view].n) or len(shared) < max(
-            len(line.seeds), len(first.seeds)
-        ):
+        records, in_common = shared_values(first, line, view).shape
+        if records < max(line.cells[view].n, first.cells[view].n) or in_common < max(len(line.seeds), len(first.seeds)):
             what = (
-                f"{counted(records, 'record', 'records')} and {counted(len(shared), 'seed', 'seeds')}"
-                if shared
+                f"{counted(records, 'record', 'records')} and {counted(in_common, 'seed', 'seeds')}"
+                if in_common
                 else "nothing"
             )
-            about.append(f"{line.label} and {first.label} have {what} in common{'; Δ is over those' if shared else ''}")
+            about.append(
+                f"{line.label} and {first.label} have {what} in common{'; Δ is over those' if in_common else ''}"
+            )
     return about
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from raysweep.reports.pairs import Pair
 from raysweep.reports.render import Cell
 from raysweep.reports.views import shared_values
-from raysweep.summarize import matrix
 from raysweep.verdicts import Verdict, bca_interval, record_means, verdicts
 
 LEADING = ("avg", "rel")
@@ -26,9 +25,11 @@ def of_pairs(pairs: Sequence[Pair], views: Sequence[str]) -> dict[str, Mapping[i
 def _family(pairs: Sequence[Pair], view: str) -> dict[int, Verdict]:
     found = []
     for pair in pairs:
-        by_seed = [] if pair.reference is None else shared_values(pair.reference, pair.line, view)
-        if by_seed and all(np.isfinite(v) for values in by_seed for v in values.values()):
-            found.append((id(pair), matrix(by_seed)))
+        if pair.reference is None:
+            continue
+        values = shared_values(pair.reference, pair.line, view)
+        if values.size and not np.isinf(values).any():
+            found.append((id(pair), values))
     words = verdicts([values for _, values in found])
     return {key: word for (key, _), word in zip(found, words, strict=True) if word is not None}
 
@@ -37,7 +38,7 @@ def evidence(pair: Pair, view: str, verdict: Verdict | None) -> dict[str, Cell]:
     """Return the columns that say, for a program, what the difference of *view* shows and why; all None where there is none."""
     values: tuple[Cell, ...] = (None,) * len(COLUMNS)
     if verdict is not None and pair.reference is not None:
-        of_record = record_means(matrix(shared_values(pair.reference, pair.line, view)))
+        of_record = record_means(shared_values(pair.reference, pair.line, view))
         few = len(of_record) <= MOST_RESAMPLED
         low, high = bca_interval([of_record], np.mean) if few else (None, None)
         values = (
