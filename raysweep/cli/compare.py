@@ -11,7 +11,7 @@ from raysweep.cli.options import workspace_of
 from raysweep.cli.say import tell
 from raysweep.cli.show import AllOption, FormatOption, Phase, PhaseOption, WideOption, report_left_out
 from raysweep.errors import SpecError
-from raysweep.reports.compare import compared_entries, comparison_notes, rows, title
+from raysweep.reports.compare import caption, compared_entries, comparison_notes, rows, title
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.pairs import by_value, by_wrapper, of_one_protocol, to_one
 from raysweep.reports.published import beside, measured
@@ -66,6 +66,7 @@ def command(
     workspace = workspace_of(ctx)
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
+    below: str | None = None
     # Flags that would be ignored are refused: a table that looks like what was asked for misleads.
     if against:
         _refuse_beside_published(idle=by == "arm" and not to and not pair and phase in (None, Phase.RETAINED))
@@ -80,10 +81,12 @@ def command(
         entries = compared_entries(opened_sweeps, by=by, phase=phase.value if phase else None, at=at)
         pairs = by_wrapper(entries) if pair else to_one(entries, to) if by == "arm" else by_value(entries, by, to)
         pairs, foreign = of_one_protocol(entries, pairs)
-        about = [*foreign, *comparison_notes(opened_sweeps, pairs, by=by, pair=pair)]
+        paper = format_ in (Format.MARKDOWN, Format.LATEX)
+        about = [*foreign, *comparison_notes(opened_sweeps, pairs, by=by, pair=pair, paper=paper)]
         table = rows(pairs, plain=plain)
         headline = title(pairs, by=by, to=to, pair=pair)
-    print(render(table, format_, title=headline, width=width))
+        below = caption(pairs, headline) if paper else None
+    print(render(table, format_, title=headline, width=width, caption=below))
     tell(about, format_)
     report_left_out(*(sweep for sweep, _ in opened_sweeps))
 

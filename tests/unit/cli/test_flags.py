@@ -121,6 +121,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 Check = Callable[[Bench], None]
+RETENTION = ["retention", "toy"]
 PLAN, VALIDATE, SHOW, COMPARE = ["plan", "x.yaml"], ["validate", "x.yaml"], ["show", "toy"], ["compare", "toy"]
 
 
@@ -434,6 +435,23 @@ CHECKS: dict[str, Check] = {
     "show --wide": lambda b: _wider(b, SHOW),
     "show --ppl": lambda b: _passed(b, ["show", "toy"], "--ppl", "ppl"),
     "show --all": lambda b: _everything(b, "show"),
+    "report SWEEP": lambda b: b.refused(["report"], "tpy", by="no results of 'tpy'"),
+    "report --out": lambda b: _reported(b, "--out", "sub/r.html"),
+    "report --at": lambda b: b.refused(["report", "toy"], "--at", "99", by="99"),
+    "report --phase": lambda b: _reported(b, "--phase", "immediate"),
+    "report --all": lambda b: _reported(b, "--all"),
+    "plot KIND": lambda b: b.refused(["plot"], "survivl", "toy", by="did you mean: survival?"),
+    "plot SWEEP": lambda b: b.refused(["plot", "edits"], "tpy", by="no results of 'tpy'"),
+    "plot --out": lambda b: b.refused(["plot", "edits", "toy"], "--out", "p.gif", by="cannot draw into 'p.gif'"),
+    "plot --over": lambda b: b.refused(["plot", "edits", "toy"], "--over", "lam", by="'edits' is over none"),
+    "plot --at": lambda b: b.refused(["plot", "pareto", "toy"], "--at", "99", by="99"),
+    "plot --phase": lambda b: _drawn_phase(b),
+    "plot --all": lambda b: _drawn_all(b),
+    "retention SWEEP": lambda b: b.refused(["retention"], "tpy", by="no results of 'tpy'"),
+    "retention --floor": _prints(RETENTION, "--floor", "0.9"),
+    "retention --wide": lambda b: _wider(b, RETENTION),
+    "retention --format": _prints(RETENTION, "--format", "latex"),
+    "retention --all": lambda b: _everything(b, "retention"),
     "compare SWEEPS": lambda b: b.refused(["compare"], "tpy", by="no results of 'tpy'"),
     "compare --by": lambda b: b.refused(COMPARE, "--by", "lam", by="no trial sweeps 'lam'"),
     "compare --at": lambda b: b.refused(COMPARE, "--at", "99", by="99"),
@@ -555,11 +573,41 @@ def _wider(b: Bench, base: list[str] | None) -> None:
 
 def _everything(b: Bench, command: str) -> None:
     """Trials of an earlier plan are shown with ``--all`` only."""
+    _plan_one(b)
+    b.differs([command, "toy"], "--all")
+
+
+def _plan_one(b: Bench) -> None:
+    """Leave one trial in the plan of the toy sweep; the others are an earlier plan's."""
     from raysweep.results.store import ResultStore
 
     store = ResultStore(b.folder / "results/toy")
     store.write_plan({"sweep": "toy", "trials": [{"key": store.keys()[0], "arm": "plain", "point": {}}]}, "")
-    b.differs([command, "toy"], "--all")
+
+
+def _drawn_phase(b: Bench) -> None:
+    for phase in ("retained", "immediate"):
+        assert b.run("plot", "edits", "toy", "--out", f"{phase}.png", "--phase", phase)[0] == 0
+    assert (b.folder / "retained.png").read_bytes() != (b.folder / "immediate.png").read_bytes()
+
+
+def _reported(b: Bench, *flag: str) -> None:
+    """A report is another one with the flag, or elsewhere."""
+    _plan_one(b)
+    assert b.run("report", "toy")[0] == 0
+    plain = (b.folder / "toy.html").read_text(encoding="utf-8")
+    assert b.run("report", "toy", *flag)[0] == 0
+    if flag[0] == "--out":
+        assert (b.folder / flag[1]).read_text(encoding="utf-8") == plain
+    else:
+        assert (b.folder / "toy.html").read_text(encoding="utf-8") != plain
+
+
+def _drawn_all(b: Bench) -> None:
+    _plan_one(b)
+    for flag in ([], ["--all"]):
+        assert b.run("plot", "edits", "toy", "--out", f"p{len(flag)}.png", *flag)[0] == 0
+    assert (b.folder / "p0.png").read_bytes() != (b.folder / "p1.png").read_bytes()
 
 
 def _other(b: Bench, *flag: str) -> None:

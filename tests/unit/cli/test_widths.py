@@ -55,6 +55,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "compare": ("compare", "toy"),
     "compare, by a key": ("compare", "toy", "--by", "wrap.simie.lam"),
     "compare, published": ("compare", "toy", "--against", "simie-table1", "--loosely"),
+    "retention": ("retention", "toy"),
     "analyze": ("analyze", "toy"),
     "ask": ("ask", "toy", "rome"),
     "edit": ("edit", "--editor", "null", "--edits", "2"),
