@@ -2,10 +2,10 @@
 
     python -m benchmarks.manyrows --rows 50000000 --folder /var/tmp
 
-Makes a sweep of ten arms with as many seeds as give so many rows: 5,000 facts each, asked at twenty rounds and right after their edits, with
-the metrics of the default protocol. Answers are made up: a fact is right until its own time is over, drawn anew for each arm and
-seed. Files are as the store writes them, rows in the schema's order; only the Python objects of rows are spared. Then each command
-runs in a process of its own.
+Makes a sweep of ten arms with as many seeds as give so many rows: 5,000 facts each, asked at twenty rounds and right after their
+edits, with the metrics of the default protocol. Answers are made up: a fact is right until its own time is over, drawn anew for
+each arm and seed. Files are as the store writes them, rows in the schema's order; only the Python objects of rows are spared. Then
+each command runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -81,37 +81,31 @@ def probes(key: str, step: np.ndarray, fact: np.ndarray, lasts: np.ndarray, rng:
         logprob = -3.0 * (1.0 - noisy) - 0.1 * rng.random(len(step))
         values[:, column] = {"target_logprob": logprob, "ppl": np.exp(-logprob)}.get(metric, noisy)
     n = len(step) * count
-    names = np.array([f"zsre/{i:06d}" for i in range(FACTS)])
-
-    def repeated(values: Sequence[Any]) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(
-            np.tile(np.arange(count, dtype=np.int32), len(step)), pa.array(values)
-        ).cast(pa.string())
-
-    columns = {
-        "trial_key": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([key])).cast(pa.string()),
+    first = np.repeat(fact - 1, count)
+    texts: dict[str, tuple[Any, Sequence[str]]] = {
+        "trial_key": (np.zeros(n), [key]),
+        "record_id": (first, [f"zsre/{i:06d}" for i in range(FACTS)]),
+        "probe_kind": (np.tile(np.arange(count), len(step)), [kind for kind, _, _ in NAMES]),
+        "probe_name": (np.zeros(n), [""]),
+        "metric": (np.tile(np.arange(count), len(step)), [metric for _, _, metric in NAMES]),
+        "prompt_digest": (first, [f"{i:016x}" for i in range(FACTS)]),
+        "answer": (first % 997, [f"answer {i}" for i in range(997)]),
+    }
+    numbers: dict[str, Any] = {
         "step": np.repeat(step, count),
-        "record_id": pa.DictionaryArray.from_arrays(np.repeat(fact - 1, count).astype(np.int32), pa.array(names)).cast(pa.string()),
         "edit_step": np.repeat(fact, count),
         "superseded_step": pa.nulls(n, pa.int64()),
-        "probe_kind": repeated([kind for kind, _, _ in NAMES]),
-        "probe_name": pa.DictionaryArray.from_arrays(np.zeros(n, np.int32), pa.array([""])).cast(pa.string()),
-        "probe_index": pa.array(np.tile([i for _, i, _ in NAMES], len(step))).cast(PROBES.arrow.field("probe_index").type),
-        "metric": repeated([metric for _, _, metric in NAMES]),
+        "probe_index": np.tile([i for _, i, _ in NAMES], len(step)),
         "value": values.reshape(-1),
         "n_tokens": np.full(n, 3),
-        "prompt_digest": pa.DictionaryArray.from_arrays(
-            np.repeat(fact - 1, count).astype(np.int32), pa.array([f"{i:016x}" for i in range(FACTS)])
-        ).cast(pa.string()),
-        "answer": pa.DictionaryArray.from_arrays(np.repeat(fact % 997, count).astype(np.int32), pa.array([f"answer {i}" for i in range(997)])).cast(pa.string()),
-    }  # fmt: skip
+    }
     arrays = [
-        pa.array(columns[c.name]).cast(c.type) if not isinstance(columns[c.name], pa.Array) else columns[c.name]
+        pa.DictionaryArray.from_arrays(texts[c.name][0].astype(np.int32), pa.array(texts[c.name][1])).cast(c.type)
+        if c.name in texts
+        else pa.array(numbers[c.name]).cast(c.type)
         for c in PROBES.columns
     ]
-    return pa.Table.from_arrays(
-        [a.cast(c.type) for a, c in zip(arrays, PROBES.columns, strict=True)], schema=PROBES.arrow
-    )
+    return pa.Table.from_arrays(arrays, schema=PROBES.arrow)
 
 
 def generate(root: Path, rows: int) -> int:
@@ -123,7 +117,8 @@ def generate(root: Path, rows: int) -> int:
             rng = np.random.default_rng([seed, arm])
             trial = TrialSpec(
                 study="lifelong", model=ModelSpec(digest="m"), data=DataSpec(digest="d"),
-                editor=EditorSpec(name="null", config=UnreadConfig(number=arm)), protocol=ProtocolSpec(rounds=tuple(rounds)), seed=seed,
+                editor=EditorSpec(name="null", config=UnreadConfig(number=arm)), protocol=ProtocolSpec(rounds=tuple(rounds)),
+                seed=seed,
             )  # fmt: skip
             store.begin(trial, arm=f"arm{arm}", point={"seed": seed}, provenance=provenance(trial))
             planned.append(

@@ -256,7 +256,7 @@ def stacked(trials: Sequence[Mapping[Where, Values]], where: Where, *views: str)
 def stacked_differences(
     pairs: Sequence[tuple[Mapping[Where, Values], Mapping[Where, Values]]], where: Where, view: str
 ) -> Floats:
-    """Return the second minus the first of each of *pairs* for the records that both have, [R, S]; without a shared one, nothing."""
+    """Return the second minus the first of each of *pairs* for the records that both have, [R, S]; nothing without a shared one."""
     parts, by_name = [], []
     for first, second in pairs:
         if isinstance(first, Measurements) and isinstance(second, Measurements) and first.records is second.records:

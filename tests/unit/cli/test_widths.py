@@ -56,6 +56,8 @@ TABLES: dict[str, tuple[str, ...]] = {
     "compare, by a key": ("compare", "toy", "--by", "wrap.simie.lam"),
     "compare, published": ("compare", "toy", "--against", "simie-table1", "--loosely"),
     "retention": ("retention", "toy"),
+    "plot": ("plot", "edits", "toy"),
+    "report": ("report", "toy"),
     "analyze": ("analyze", "toy"),
     "ask": ("ask", "toy", "rome"),
     "edit": ("edit", "--editor", "null", "--edits", "2"),
