@@ -58,13 +58,13 @@ def render(rows: Sequence[Row], how: Format, *, title: str = "", width: int | No
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if how is Format.LATEX:
         return _latex(names, rows, title)
-    flat = [_flat(row) for row in rows]
+    flattened = [flat(row) for row in rows]
     if how is Format.JSON:
-        return json.dumps(flat, indent=1, ensure_ascii=False)
+        return json.dumps(flattened, indent=1, ensure_ascii=False)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in flat for n in row)), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in flattened for n in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(flattened)
     return text.getvalue().rstrip("\n")
 
 
@@ -118,7 +118,8 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _flat(row: Row) -> dict[str, float | int | str | None]:
+def flat(row: Row) -> dict[str, float | int | str | None]:
+    """Return *row* for a program: an estimate as five columns, the mean and ``_se``, ``_low``, ``_high`` and ``_n``."""
     values: dict[str, float | int | str | None] = {}
     for name, cell in row.items():
         key = name.lower().replace(" ", "_")
