@@ -27,8 +27,8 @@ from warnings import warn
 if TYPE_CHECKING:
     from raysweep.config.schema import TrialSpec
     from raysweep.config.sweep import load_search_space, parse_search_space
-    from raysweep.data import open_dataset
     from raysweep.editors.base import BaseEditor as Editor
+    from raysweep.library.data import open_dataset
     from raysweep.library.models import adopt_model, load_model
     from raysweep.library.session import EditSession, edit
     from raysweep.library.sweeps import plan, run_sweep
@@ -70,7 +70,7 @@ _HOMES = {
     "edit": "raysweep.library.session",
     "load_model": "raysweep.library.models",
     "load_search_space": "raysweep.config.sweep",
-    "open_dataset": "raysweep.data",
+    "open_dataset": "raysweep.library.data",
     "open_results": "raysweep.results.tables",
     "open_sweep": "raysweep.reports.opened",
     "parse_search_space": "raysweep.config.sweep",

@@ -208,7 +208,9 @@ def open_sweep(name: str | Path, workspace: Workspace | None = None, *, everythi
 def _framed(rows: Sequence[Row], *, arrow: bool) -> pd.DataFrame | pa.Table:
     """Return *rows* as a data frame, or as Arrow where that is asked for or there is no pandas."""
     values = [flat(row) for row in rows]
-    names = dict.fromkeys(name for row in values for name in row)
+    # A row without an estimate has one column where others have five: those five stay side by side.
+    columns = rows[0] if rows else {}
+    names = dict.fromkeys(name for column in columns for row in rows for name in flat({column: row[column]}))
     # From Arrow in both cases, so that a column without any value has one type in both: null.
     table = pa.table({name: [row.get(name) for row in values] for name in names})
     return table if arrow or find_spec("pandas") is None else table.to_pandas()

@@ -41,6 +41,10 @@ SNIPPET = """\
 import raysweep
 reveal_type(raysweep.load_model)
 reveal_type(raysweep.open_results)
+reveal_type(raysweep.edit(raysweep.load_model("embedded"), "rome", prompt="a", target="b").undo())
+reveal_type(raysweep.open_sweep("demo").errors())
+reveal_type(raysweep.Editor)
+raysweep.edit("embedded", "rome")
 raysweep.nonexistent
 """
 
@@ -51,8 +55,12 @@ def test_a_type_checker_sees_the_public_names(tmp_path: Path) -> None:
     # From the root, with its configuration: so it shares the cache of `make lint` and takes half a second.
     command = [sys.executable, "-m", "mypy", "--no-error-summary", str(snippet)]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    load_model, open_results, missing = answer.stdout.splitlines()
+    load_model, open_results, session, errors, editor, wrong, missing = answer.stdout.splitlines()
     assert "ModelSpec" in load_model
     assert load_model.endswith('-> raysweep.models.lm.LanguageModel"')
     assert open_results.endswith('-> raysweep.results.tables.Sweep"')
+    assert session.endswith('"raysweep.library.session.EditSession"')
+    assert errors.endswith('"list[raysweep.reports.opened.TrialError]"')
+    assert "raysweep.editors.base.BaseEditor" in editor
+    assert 'expected "LanguageModel"' in wrong
     assert 'Module has no attribute "nonexistent"' in missing
