@@ -26,7 +26,7 @@ def test_every_block_prints_what_the_page_says(tmp_path: Path, monkeypatch: pyte
             continue
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(one.text, f"{PAGE}:{one.title}", "exec"), names)
+            exec(compile(one.text, f"{PAGE}:{one.title}", "exec", dont_inherit=True), names)
         if one.title:
             shown += 1
             assert listed[i + 1].language == "text", one.title
@@ -40,7 +40,7 @@ def _run_the_readme(names: dict[str, object]) -> None:
     (example,) = (one.text for one in blocks(ROOT / "README.md") if one.language == "python")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(example, "README.md", "exec"), names)
+        exec(compile(example, "README.md", "exec", dont_inherit=True), names)
     said = example.rpartition("# ")[2].strip()
     assert said == "before=' baker', after=' lawyer'"
     assert said in printed.getvalue()
