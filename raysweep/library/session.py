@@ -115,8 +115,7 @@ def edit(
     return session
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A prompt and how it goes on, greedily, before the edits and after them."""
 
     prompt: str

@@ -10,9 +10,8 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pytest
@@ -23,8 +22,7 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 LARGEST = 60_000  # bytes of a notebook, outputs included
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """The code of a cell, what it printed and what its last expression was when the notebook was saved."""
 
     code: str
