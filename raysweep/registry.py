@@ -105,6 +105,11 @@ class Registry(Generic[T]):
         self._entries()
         return dict(sorted(self._packages.items()))
 
+    def modules(self) -> dict[str, str]:
+        """Return the outermost modules of other people's entries, each with the package that declares them."""
+        # What is not built in is named by its package; the table has where it lies.
+        return {self._table[name].partition(":")[0].partition(".")[0]: of for name, of in self.packages().items()}
+
     def faults(self) -> dict[str, PluginError]:
         """Return why entries of other people's packages cannot be used, by name; importing those is how it finds out."""
         found = {}

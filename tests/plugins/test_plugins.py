@@ -60,6 +60,14 @@ print(json.dumps({
     "versions": [versions(sweep.records[key].about()[1]) for key in sweep.keys],
 }))
 """
+CRASH = """
+import raysweep_toy.dataset as dataset, sys
+from raysweep.cli.main import main
+def standard_probes(*_):
+    raise ZeroDivisionError("a slip")
+dataset.standard_probes, sys.stderr = standard_probes, sys.stdout
+print("exit", main(["validate", "toy"]))
+"""
 COMMAND = "from raysweep.cli.main import main; import sys; sys.stderr = sys.stdout; print('exit', main({argv}))"
 
 
@@ -116,6 +124,7 @@ def printed(root: Path) -> dict[str, str]:
             "run": RUN,
             "broken": command("validate", "broken"),
             "doctor": command("doctor"),
+            "crash": CRASH,
         },
     )
 
@@ -152,6 +161,14 @@ def test_what_is_broken_is_named_with_its_package(printed: dict[str, str]) -> No
         assert f"{what} (broken_pack:Thing) of the package broken-pack 0.1 cannot be loaded" in said
     assert "No module named 'a_package_that_is_not_there'" in said
     assert "pip uninstall broken-pack" in said
+
+
+def test_an_error_in_its_code_is_not_called_ours(printed: dict[str, str]) -> None:
+    said = " ".join(printed["crash"].split())
+    assert said == (
+        "unexpected ZeroDivisionError: a slip this is a fault of raysweep-toy 1.2.3; please report it with the output of "
+        "--debug exit 1"
+    )
 
 
 def test_doctor_names_both(printed: dict[str, str]) -> None:
