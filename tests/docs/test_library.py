@@ -73,7 +73,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_notebook_runs_and_says_what_is_stored(notebook: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_and_says_what_is_stored(notebook: Path, here: None) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     compared = 0
     with mpl.rc_context({"backend": "agg"}):
