@@ -18,7 +18,7 @@ from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec
 from raysweep.config.selection import Selection
 from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import ModelError, Problem
-from raysweep.metrics import METRICS
+from raysweep.metrics import metric_of
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class Binder:
         have, place, asked = self.components, merged.place(("devices",)), f"model.devices = {model.devices}"
         parts = {editor.name: have.editors.get(editor.name), **{w.name: have.wrappers.get(w.name) for w in editor.wrap}}
         for name in (name for name, kind in parts.items() if not kind.spans_devices):
-            able = [n for table in (have.editors, have.wrappers) for n in table.names() if table.get(n).spans_devices]
+            tables = (have.editors.loadable(), have.wrappers.loadable())
+            able = [n for table in tables for n, kind in sorted(table.items()) if kind.spans_devices]
             hint = f"over several: {', '.join(able)}"
             self._lookups.note(place, f"{asked}, but {name} edits a model on one device only", hint)
         gpu = self.sweep.resources.gpu
@@ -187,7 +188,7 @@ class Binder:
             f"dataset/{data}": have.datasets.get(data),
             f"study/{self.sweep.study}": study,
             "protocol": ProtocolSpec,
-            **{f"metric/{name}": METRICS[name] for name in protocol.metrics},
+            **{f"metric/{name}": metric_of(name) for name in protocol.metrics},
         }
         # An artifact's version is part of a key only where something in the trial may ask for such an artifact.
         kinds = {kind for component in named.values() for kind in getattr(component, "artifact_kinds", ())}

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -29,9 +30,9 @@ from raysweep.config.values import NonNegative as NonNegative
 from raysweep.config.values import Positive as Positive
 from raysweep.config.values import Spec as Spec
 from raysweep.config.values import Threads as Threads
-from raysweep.errors import nearest
+from raysweep.errors import NameUnknownError
 from raysweep.hashing import digest
-from raysweep.metrics import DEFAULT_METRICS, METRICS
+from raysweep.metrics import DEFAULT_METRICS, in_table_order, metric_of
 from raysweep.records import ProbeKind
 
 
@@ -148,15 +149,18 @@ class ProtocolSpec(GrownSpec):
 
     @field_validator("metrics")
     @classmethod
-    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _known_metrics(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         """Return *names* in the order of the table of metrics, so that the same set is the same key."""
+        if info.context == STORED:
+            return names  # which were in order; results are shown where the package of a metric is not installed, too
         for name in names:
-            if name not in METRICS:
-                hint = nearest(name, METRICS)
-                raise ValueError(f"unknown metric '{name}'{f'; {hint}' if hint else ''}")
+            try:
+                metric_of(name)
+            except NameUnknownError as error:  # no ValueError, which is what pydantic expects of a validator
+                raise ValueError("; ".join(filter(None, (error.message, error.hint)))) from error
         if len(set(names)) < len(names):
             raise ValueError(f"a metric is named twice: {', '.join(names)}")
-        return tuple(name for name in METRICS if name in names)
+        return in_table_order(names)
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ProtocolSpec:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,8 @@ class LanguageModel:
         bos: ids that :func:`raysweep.models.tokens.encode` puts before every text (empty when the tokenizer does it itself).
         digest: fingerprint of everything the pristine model was loaded from; empty = not known.
         matmul: how a GPU multiplies its fp32 matrices, ``ieee`` or ``tf32`` (:func:`raysweep.runtime.matmul`).
+        name: of the model whose hyper-parameter files fit it; empty = not known. Nothing is computed by it.
+        open_edits: what takes back the edits of each ``EditSession`` that is still open on this model.
     """
 
     module: PreTrainedModel
@@ -37,6 +40,9 @@ class LanguageModel:
     bos: tuple[int, ...] = ()
     digest: str = ""
     matmul: Matmul = "ieee"
+    name: str = ""
+    # On the object that it is about, so that two sessions on one model are noticed without any table of models.
+    open_edits: list[Callable[[], None]] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def identity(self) -> str:
@@ -52,6 +58,11 @@ class LanguageModel:
         parts = {"digest": self.digest, "dtype": str(self.dtype), "tokenizer": tokens}
         # What was kept before there was a choice is found again.
         return digest(parts if self.matmul == "ieee" else parts | {"matmul": self.matmul})
+
+    def restore(self) -> None:
+        """Take back every edit of an ``EditSession`` that was not closed; the pristine bits are back afterwards."""
+        while self.open_edits:
+            self.open_edits[-1]()
 
     @property
     def device(self) -> torch.device:

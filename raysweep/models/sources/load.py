@@ -86,8 +86,9 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     if there[0].type != "cpu":
         join(module, layout)
     lm = LanguageModel(
-        module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul
-    )
+        module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul,
+        name=spec.hparams or spec.name,
+    )  # fmt: skip
     if lm.dtype is torch.float16:
         _check_range(lm, where)
     return lm
