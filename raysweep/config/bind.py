@@ -9,6 +9,7 @@ from raysweep.artifact_kinds import VERSIONS as ARTIFACTS
 from raysweep.config import limits, rows, selection
 from raysweep.config.bind_data import DataBinder
 from raysweep.config.bind_editor import EditorBinder, Target
+from raysweep.config.checks import unfit
 from raysweep.config.components import Components, ModelFacts
 from raysweep.config.editor_schema import EditorConfig
 from raysweep.config.lookups import Lookups
@@ -79,6 +80,8 @@ class Binder:
         plain = plain or _SeedAndThreads()
         if model and facts and editor and data.rows is not None:
             self._check_rows(model, chosen, editor, sections["model"])
+        if facts and editor:
+            self._check_layout(facts, editor, sections["model"])
         if model and editor and model.devices > 1:
             self._check_devices(model, editor, sections["model"])
         sound = model and facts and editor and len(self.problems) == before
@@ -150,6 +153,13 @@ class Binder:
         longest = self._lookups.ask_once(("longest", data), lambda: self._longest(data), place) or (0, "")
         for message, hint in rows.refusals(model.name, limit, data.name, longest, editor):
             self._lookups.note(place, message, hint, ModelError.code)
+
+    def _check_layout(self, facts: ModelFacts, editor: EditorSpec, merged: MergedTree) -> None:
+        """Note that the editor needs what models of this family do not have."""
+        editors = self.components.editors
+        found = unfit(editors.get(editor.name), facts, editors)
+        if found is not None:
+            self._lookups.note(merged.place(("path",) if "path" in merged.tree else ("name",)), *found, ModelError.code)
 
     def _check_devices(self, model: ModelSpec, editor: EditorSpec, merged: MergedTree) -> None:
         """Note which parts of the editor know of one device only, and that a trial gets fewer GPUs than it needs."""

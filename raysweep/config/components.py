@@ -32,12 +32,16 @@ class ModelFacts:
         count: counts the tokens of a text, with special ones; None = not known before the model is loaded.
         parts: names of its parts, by what they are (``block``, ``mlp``, ``mlp_in``, ``mlp_out``, ``attn``, ``norm``, ``head``,
             ``embed``), with ``{}`` for the block's number; empty = not known.
+        kind: its ``model_type``; empty = not known.
+        lacks: what an editor may need and its layout does not have, with the reason (``Layout.lacks``).
     """
 
     blocks: int = 0
     positions: int = 0
     count: Callable[[str], int] | None = None
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kind: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 def _nothing(spec: ModelSpec, workspace: Workspace) -> ModelFacts:

@@ -78,12 +78,31 @@ class LanguageModel:
         part: nn.Module = self.module.get_submodule(name)
         return part
 
+    def attn_out(self, block: int) -> str:
+        """Return the name of the last linear map of a block's attention, which of some families is linear in some blocks."""
+        usual, linear = self.layout.attn_out, self.layout.linear_attn_out
+        owner = self.part(self.layout.block.format(block))
+        inside = usual.partition("{}.")[2]
+        is_usual = linear is None or any(name == inside for name, _ in owner.named_modules())
+        return (usual if is_usual or linear is None else linear).format(block)
+
     def weight(self, name: str) -> nn.Parameter:
         """Return the parameter called *name*; tied names resolve to the one tensor."""
         # through the module, not a table of parameters: tied names are in no such table
         owner, _, leaf = name.rpartition(".")
         weight: nn.Parameter = getattr(self.part(owner), leaf)
         return weight
+
+    def to_stream(self, block: int, output: Tensor) -> Tensor:
+        """Return what a block adds to its stream where its MLP puts out *output* ``[…, d]``: *output* itself, or its norm."""
+        norm = self.layout.mlp_out_norm
+        if norm is None:
+            return output
+        part = self.part(norm.format(block))
+        # of a model over several devices, a block may be elsewhere than what was captured of it
+        there = next(part.parameters()).device
+        normed: Tensor = part(output.to(there))
+        return normed.to(output.device)
 
     def transposed(self, name: str) -> bool:
         """Tell whether parameter *name* is stored as ``[d_in, d_out]`` (GPT-2's Conv1D), by the type of its module."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
@@ -171,11 +171,14 @@ def _attention(config: PretrainedConfig) -> str | None:
 def check_layout(module: PreTrainedModel, layout: Layout) -> None:
     """Raise :class:`ModelError` unless every name of *layout* resolves in every block of *module*."""
     top = (layout.body, layout.blocks, layout.norm, layout.head, layout.embed)
-    per_block = (layout.block, layout.mlp, *layout.mlp_in, layout.mlp_out, layout.attn_out)
+    normed = () if layout.mlp_out_norm is None else (layout.mlp_out_norm,)
+    per_block = (layout.block, layout.mlp, *layout.mlp_in, layout.mlp_out, *normed)
     try:
-        count = len(module.get_submodule(layout.blocks))
-        for name in (*top, *(part.format(i) for part in per_block for i in range(count))):
+        lm = LanguageModel(module=module, tokenizer=cast("PreTrainedTokenizerBase", None), layout=layout)
+        for name in (*top, *(part.format(i) for part in per_block for i in range(lm.n_blocks))):
             module.get_submodule(name)
+        for i in range(lm.n_blocks):
+            module.get_submodule(lm.attn_out(i))
     except AttributeError as error:
         raise ModelError(
             f"layout '{layout.model_type}' does not fit {type(module).__name__}: {error}",
