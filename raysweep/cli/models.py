@@ -139,6 +139,29 @@ def check(
     say(f"{where}: whole, {len(files)} files, {size:,.1f} MB{f', as fetched at commit {commit}' if commit else ''}")
 
 
+@app.command("probe")
+def probe(
+    folder: Annotated[Path, typer.Argument(help="A model folder; `config.json` is enough.")],
+) -> None:
+    """Propose a layout for a model whose architecture has none; print its file, and what is not sure of it.
+
+    No weights are read: parts are found by their names and sizes, and measured on a small random model of the same configuration.
+    The command ends with 1 where the layout contract is not kept.
+
+    Example: `raysweep models probe models/mine > raysweep/models/layouts/mine.py`
+    """
+    from raysweep.testing import layout_file, layout_probe
+
+    proposal = layout_probe.propose_for(folder)
+    print(layout_file.layout_file(proposal), end="")
+    for sentence in proposal.unsure:
+        say(f"unsure: {sentence}", err=True, hang=8)
+    for sentence in layout_file.what_to_do(proposal):
+        say(sentence, err=True, hang=4)
+    if proposal.broken:
+        raise typer.Exit(1)
+
+
 @app.command("build")
 def build(
     name: Annotated[str, typer.Argument(help="Only `embedded` can be built.")],

@@ -17,15 +17,15 @@ FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention
 _ABSENT = object()
 
 
-def windows(config: object) -> tuple[int | None, ...]:
+def windows(config: object, layout: Layout | None = None) -> tuple[int | None, ...]:
     """Return, for each block, how many tokens a token sees (itself included); None: all before it.
 
-    The family's layout says how its configurations are read (``Layout.windows``).
+    The family's layout says how its configurations are read (``Layout.windows``): *layout*, or else the one in the table.
 
     Raises:
         ModelError: a block attends in a way that is not modelled.
     """
-    layout = _layout(config)
+    layout = layout or _layout(config)
     rule = layout.windows if layout is not None and layout.windows is not None else typed_windows
     return rule(config)
 

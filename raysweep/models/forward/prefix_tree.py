@@ -242,7 +242,7 @@ def attention_mask(lm: LanguageModel, visible: Tensor, queries: Tensor, keys: Te
         transformers' kinds of attention, by its name.
     """
     tables = {}
-    for window in set(attention.windows(lm.module.config)):
+    for window in set(attention.windows(lm.module.config, lm.layout)):
         reach = visible if window is None else visible & (queries[:, :, None] - keys[:, None, :] < window)
         tables[attention.FULL if window is None else attention.SLIDING] = additive_mask(reach, lm.dtype)
     return tables if len(tables) > 1 else next(iter(tables.values()))
