@@ -77,6 +77,7 @@ class Binder:
         if not (data and protocol and study):
             return None
         chosen = self._data.choose(data, arm, editor, facts or ModelFacts(), sections["data"])
+        chosen = self._with_template(chosen, model, study, sections["data"])
         plain = plain or _SeedAndThreads()
         if model and facts and editor and data.rows is not None:
             self._check_rows(model, chosen, editor, sections["model"])
@@ -141,6 +142,22 @@ class Binder:
             hint = "leave it out: raysweep import says it of what another program measured"
             self._lookups.note(merged.place(("measured_by",)), "protocol.measured_by cannot be set", hint)
         return spec.model_copy(update={"rounds": ()}) if spec and "rounds" not in merged.tree else spec
+
+    def _with_template(
+        self, data: DataSpec, model: ModelSpec | None, study: type[Study], merged: MergedTree
+    ) -> DataSpec:
+        """Return the data section with the digest of the chat template that its prompts are put into."""
+        if data.prompt != "chat":
+            return data
+        place = merged.place(("prompt",))
+        if not study.takes_chat:
+            self._lookups.note(place, f"data.prompt: chat, but the study '{study.name}' has prompts of its own")
+        if model is None:
+            return data
+        found: str | None = self._lookups.ask_once(
+            ("chat", model), lambda: self.components.chat(model, self.workspace), place
+        )
+        return data.model_copy(update={"template": found or ""})
 
     def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: MergedTree) -> None:
         """Note what may be longer than the model's rows can be (`rope_type` dynamic and longrope)."""

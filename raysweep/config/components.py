@@ -63,6 +63,7 @@ class Components:
         environment: the environment variables that are set and move numbers.
         row_limit: says how many tokens a row may have, and why (None: any number); raises ``ModelError`` where a model attends
             in a way that is not modelled.
+        chat: the digest of a model's chat template (empty: not known here); raises ``ModelError`` where it has none.
         facts: what is known of a model before it is loaded; refuses one that cannot be loaded or edited.
     """
 
@@ -74,6 +75,7 @@ class Components:
     text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
     environment: Mapping[str, str] = field(default_factory=dict)
     row_limit: Callable[[ModelSpec, Workspace], tuple[int, str] | None] = lambda spec, workspace: None
+    chat: Callable[[ModelSpec, Workspace], str] = lambda spec, workspace: ""
     facts: Callable[[ModelSpec, Workspace], ModelFacts] = _nothing
 
     @staticmethod

@@ -28,6 +28,7 @@ class LanguageModel:
         layout: where its parts are.
         bos: ids that :func:`raysweep.models.tokens.encode` puts before every text (empty when the tokenizer does it itself).
         digest: fingerprint of everything the pristine model was loaded from; empty = not known.
+        turn: what a chat template puts before a user's text, where prompts are turns of a chat; else empty.
         matmul: how a GPU multiplies its fp32 matrices, ``ieee`` or ``tf32`` (:func:`raysweep.runtime.matmul`).
     """
 
@@ -37,6 +38,7 @@ class LanguageModel:
     bos: tuple[int, ...] = ()
     digest: str = ""
     matmul: Matmul = "ieee"
+    turn: str = ""
 
     @property
     def identity(self) -> str:

@@ -99,7 +99,7 @@ def value_task(
     """
     rows, lookups = [], []
     for context in contexts:
-        in_context = context.replace("{}", template)
+        in_context = tokens.in_context(lm, context, template)
         prompt = in_context.replace("{}", subject)
         lookups.append(tokens.subject_last(lm, in_context, subject))
         # The last target token is only predicted, never read: rows end before it.
