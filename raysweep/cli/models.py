@@ -17,6 +17,7 @@ from raysweep.downloads.record import commit_of
 from raysweep.errors import ModelError, ProblemsError
 from raysweep.models.sources import catalogue
 from raysweep.models.sources.base import MODEL_RECIPES
+from raysweep.models.sources.folder import read_config
 from raysweep.reports import fit
 from raysweep.workspace import Workspace, resolve_from_cwd
 
@@ -209,7 +210,7 @@ def info(
     config = Path(where) / "config.json"
     # A GGUF file and a hub id have no config.json beside them.
     if isinstance(where, Path) and config.is_file():
-        data = json.loads(config.read_text(encoding="utf-8"))
+        data = read_config(where)
         keys = (
             "model_type",
             "num_hidden_layers",

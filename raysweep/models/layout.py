@@ -88,6 +88,9 @@ class Layout:
         shares_prefixes: whether rows that begin alike may be computed as one sequence, with a mask, and give what each gives alone;
             not so where a token's state is more than attention's keys and values (linear attention) or where tokens of a batch
             compete (experts with a capacity).
+        part_of: ``model_type`` of models that have more parts (one to see with), of which this is the language model, and is loaded
+            alone; empty: of none.
+        renamed: what the language model's weights are called there, as patterns, and here; transformers' own renaming goes before.
     """
 
     model_type: str
@@ -115,6 +118,8 @@ class Layout:
     position_embed: str | None = None
     form: BlockForm | None = None
     shares_prefixes: bool = True
+    part_of: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def gated(self) -> bool:

@@ -87,12 +87,18 @@ def propose_for(folder: Path) -> Proposal:
     check_config_there(folder)
     kind = read_json(folder / "config.json").get("model_type")
     try:
-        proposal = propose(AutoConfig.from_pretrained(folder))
+        whole = AutoConfig.from_pretrained(folder)
+        proposal = propose(whole.get_text_config())
     except ValueError as error:  # transformers' own: a type that it does not know, code that nobody trusted
         raise ModelError(
             f"{folder / 'config.json'}: transformers makes no model of type '{kind}': {error}",
             hint="a newer transformers may know it; for code that comes with the weights write the layout by hand",
         ) from error
+    if whole.get_text_config() is not whole:
+        proposal.layout = replace(proposal.layout, part_of=str(whole.model_type))
+        proposal.unsure.append(
+            "part_of: loading the language model alone was not tried; renamed may have to say what weights are called"
+        )
     names = {f".{name}" for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)}
     layout = proposal.layout
     for module in (*layout.mlp_in, layout.mlp_out, layout.embed) if names else ():

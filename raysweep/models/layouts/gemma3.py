@@ -34,4 +34,6 @@ LAYOUT = replace(
         "tie_word_embeddings": True,
     },
     windows=attention.patterned_windows,
+    part_of="gemma3",
+    renamed={r"^language_model\.model\.": "model.", r"^language_model\.lm_head": "lm_head"},
 )

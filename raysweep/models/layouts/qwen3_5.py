@@ -23,4 +23,5 @@ LAYOUT = replace(
     },
     windows=attention.full_or_linear,
     shares_prefixes=False,
+    part_of="qwen3_5",
 )

@@ -65,7 +65,7 @@ def _of_gguf(file: Path) -> ModelFacts:
 
 def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
     folder.check_folder(where)
-    config = folder.read_json(where / "config.json")
+    config = folder.read_config(where)
     folder.check_kind(where, config, trusted=trusted)
     check_sizes(config, where / "config.json")
     size = size_from_config(config)
@@ -160,6 +160,6 @@ def attention_row_limit(spec: ModelSpec, workspace: Workspace) -> tuple[int, str
     file = None if isinstance(where, str) else where / "config.json"
     if file is None or not file.is_file():
         return None
-    config = folder.read_json(file)
+    config = folder.read_config(file.parent)
     attention.windows(config)
     return attention.row_limit(config)

@@ -13,7 +13,7 @@ from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
 from raysweep.models import attention
 from raysweep.models.joined import join
-from raysweep.models.layout import Layout, layout_of
+from raysweep.models.layout import LAYOUTS, Layout, layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sources import catalogue, gguf, hub, tokenizer_behaviour
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
@@ -120,10 +120,12 @@ def _from_pretrained(
     had_progress_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        config = guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
-        layout_of(config)  # before gigabytes are read
+        whole = guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
+        config = language_part(whole)
+        layout = layout_of(config)  # before gigabytes are read
         attention.windows(config)
-        tokenizer = guarded(where, lambda: read_tokenizer(where, config, options))
+        tokenizer = guarded(where, lambda: read_tokenizer(where, whole, options))
+        renamed = {"key_mapping": dict(layout.renamed)} if config is not whole else {}
         loaded = guarded(
             where,
             lambda: AutoModelForCausalLM.from_pretrained(
@@ -132,6 +134,7 @@ def _from_pretrained(
                 dtype=getattr(torch, spec.dtype),
                 attn_implementation=_attention(config),
                 output_loading_info=True,
+                **renamed,
                 **_placement(there),
                 **options,
             ),
@@ -148,6 +151,14 @@ def _from_pretrained(
             hint="they would be random numbers; the files belong to another model or are incomplete",
         )
     return module, tokenizer
+
+
+def language_part(config: PretrainedConfig) -> PretrainedConfig:
+    """Return what *config* says of a model's language model, where that is loaded alone; else *config* itself."""
+    text: PretrainedConfig = config.get_text_config()
+    kind = str(text.model_type)
+    is_part = text is not config and kind in LAYOUTS and LAYOUTS.get(kind).part_of == str(config.model_type)
+    return text if is_part else config
 
 
 def _placement(there: torch.device) -> dict[str, object]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from raysweep.config.plan import plan
 from raysweep.config.schema import EditorSpec, ModelSpec
@@ -14,9 +16,13 @@ from raysweep.editors import EDITORS
 from raysweep.editors.build import build_editor
 from raysweep.errors import ModelError, ProblemsError
 from raysweep.models.sources.catalogue import sizes_of
+from raysweep.models.sources.check import problems
 from raysweep.studies.refusals import check_records
-from raysweep.testing.fixtures import tiny_lm, toy_records
+from raysweep.testing.fixtures import load_folder, tiny_lm, toy_records
+from raysweep.testing.layout_contract import tiny_model
 from raysweep.workspace import Workspace
+
+from .conftest import byte_tokenizer
 
 Make = Callable[..., Path]
 EXPERTS = "cannot edit a model of type gpt_oss: each token chooses between experts"
@@ -69,10 +75,10 @@ def test_a_plan_refuses_editors_that_need_what_a_family_does_not_have(
 
 def test_a_wrapper_is_refused_with_the_editor_inside(make_folder: Make, workspace: Workspace) -> None:
     folder = make_folder("gpt_oss")
-    for editor, problems in (("null", 0), ("ft", 1)):
+    for editor, count in (("null", 0), ("ft", 1)):
         written = {"name": editor, **CONFIGS[editor]}
         tree = {"one": written}
-        assert len(refused(folder, workspace, tree)) == problems
+        assert len(refused(folder, workspace, tree)) == count
 
 
 def test_a_model_that_no_plan_knew_is_refused_once_it_is_loaded() -> None:
@@ -81,6 +87,42 @@ def test_a_model_that_no_plan_knew_is_refused_once_it_is_loaded() -> None:
         check_records(lm, build_editor(spec), toy_records(1))
     assert "rome" in caught.value.hint
     check_records(lm, build_editor(EditorSpec(name="rome", config=dict(CONFIGS["rome"]))), toy_records(1))
+
+
+WHOLE: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "gemma3_text": (
+        "gemma3",
+        {"mm_tokens_per_image": 4, "image_token_index": 258, "boi_token_index": 257, "eoi_token_index": 256},
+    ),
+    "qwen3_5_text": ("qwen3_5", {}),
+}
+SEES: Mapping[str, object] = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14, "depth": 1, "num_heads": 2, "out_hidden_size": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_language_model_of_one_that_sees_is_loaded_alone(kind: str, tmp_path: Path, workspace: Workspace) -> None:
+    """Which is how these families are published."""
+    outer, more = WHOLE[kind]
+    text = tiny_model(kind, vocab_size=259, tie_word_embeddings=False).config.to_dict()
+    config = AutoConfig.for_model(outer, text_config=text, vision_config=dict(SEES), tie_word_embeddings=False, **more)
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(config).eval()
+    folder = tmp_path / outer
+    whole.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    assert problems(folder) == []
+    ((said, _),) = refused(
+        folder, workspace, {"one": {"name": "ft", "layers": [1]}, "two": {"name": "ft", "layers": [9]}}
+    )
+    assert said == "'ft': layers.0: there is no block 9; the model has 3, from 0 to 2"
+    lm = load_folder(folder)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(lm.module(ids).logits, whole(input_ids=ids).logits)
+    assert (lm.layout.model_type, lm.n_blocks) == (kind, 3)
 
 
 def test_experts_count_as_so_many_mlps(make_folder: Make, workspace: Workspace) -> None:
