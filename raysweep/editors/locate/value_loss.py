@@ -77,9 +77,9 @@ class TaskTree:
 def _flags(packs: prefix_tree.PackedRows, nodes: Sequence[Sequence[int]]) -> Tensor:
     """Return ``[B, N]``, True wherever one of each tree's *nodes* lies."""
     flags = torch.zeros(packs.ids.shape, dtype=torch.bool)
-    for i, chosen in enumerate(nodes):
-        for pack, column in (place for node in chosen for place in packs.where(i, node)):
-            flags[pack, column] = True
+    places = [place for i, chosen in enumerate(nodes) for node in chosen for place in packs.where(i, node)]
+    pack, column = torch.tensor(places).T
+    flags[pack, column] = True
     return flags.to(packs.ids.device)
 
 
