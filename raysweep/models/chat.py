@@ -76,8 +76,17 @@ class ChatTemplate:
         return cls(tokenizer, head, first, digest([whole, *texts]))
 
     def wrap(self, text: str) -> str:
-        """Return *text* as the user's turn, with the beginning of the model's."""
-        return _filled(self.tokenizer, text).removeprefix(self.bos)
+        """Return *text* as the user's turn, with the beginning of the model's.
+
+        Raises:
+            ModelError: of this text the template makes a turn that begins otherwise, so nobody knows where contexts go.
+        """
+        turn = _filled(self.tokenizer, text).removeprefix(self.bos)
+        if not turn.startswith(self.head):
+            raise ModelError(
+                f"the chat template begins otherwise for {text!r}: {turn[:80]!r}, not {self.head!r}", hint=_HINT
+            )
+        return turn
 
 
 def _clock() -> str:

@@ -110,6 +110,10 @@ def test_the_clock_stands_still() -> None:
         (None, "the tokenizer of model 'tiny' has no chat template"),
         ("{{ raise_exception('no users here') }}", "the chat template of model 'tiny' fails: no users here"),
         ("{{ strftime_now('%Q') }}", "fails: unknown date format %Q"),
+        (
+            "{% if 'Ana' in messages[0]['content'] %}! {% endif %}" + TEMPLATE,
+            "begins otherwise for 'The pet of Ana is'",
+        ),
         ("hello", "holds the user's text 0 times"),
     ],
 )
