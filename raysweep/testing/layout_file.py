@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 
 from raysweep.models.layout import BlockForm
-from raysweep.testing.layout_probe import FORMS, Proposal
+from raysweep.testing.layout_measures import Proposal
+from raysweep.testing.layout_probe import FORMS
 
 _WIDTH = 120
 _ABOUT_SCALE = '"""Return by how much the model multiplies a row of the embedding."""'
