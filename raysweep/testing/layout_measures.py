@@ -83,6 +83,7 @@ def _embedding(lm: LanguageModel, parts: Parts, proposal: Proposal) -> Layout:
         layout = replace(layout, position_embed=tables[0])
     elif tables:
         proposal.unsure.append(f"position_embed: left out, since there are {', '.join(tables)}")
+    # what the small model multiplies by may follow from its width, or stand in the configuration
     if isclose(scale, 1.0, rel_tol=1e-4):
         return layout
     root = float(config.hidden_size) ** 0.5
@@ -111,6 +112,7 @@ def _positions(lm: LanguageModel, parts: Parts, proposal: Proposal) -> Layout:
 
 def _activation(lm: LanguageModel, parts: Parts, proposal: Proposal) -> Layout:
     """Find the key of the configuration that names the activation."""
+    # the key must hold a name that transformers knows: others hold an activation of another part
     keys = [k for k in _ACTIVATIONS if getattr(lm.module.config, k, None) in ACT2FN]
     if not keys:
         proposal.unsure.append("activation: no key of the configuration names it; WISE needs it")
@@ -146,6 +148,7 @@ def _norm_of_output(lm: LanguageModel, parts: Parts, proposal: Proposal) -> Layo
     shifted, plain, output = _shifted(lm, lm.layout.mlp.format(last), shift)
     if torch.allclose(shifted - plain, shift.expand_as(plain), atol=1e-4):
         return lm.layout
+    # which of the block's norms it is, names do not tell: they differ from family to family
     for name in parts.children(last, "norm"):
         candidate = f"{lm.layout.block}.{name}"
         norm = lm.part(candidate.format(last))
@@ -161,6 +164,7 @@ def _norm_of_output(lm: LanguageModel, parts: Parts, proposal: Proposal) -> Layo
 
 def _overwrites(lm: LanguageModel, parts: Parts, proposal: Proposal) -> Layout:
     """Tell whether the block adds to the MLP's output in place."""
+    # the tensor itself, and what was in it when the map was done
     kept: list[tuple[Tensor, Tensor]] = []
     part = lm.part(lm.layout.mlp_out.format(0))
     handle = part.register_forward_hook(
@@ -185,6 +189,7 @@ def _reach(lm: LanguageModel, number: int) -> int | None:
     moved[0, 0] += torch.linspace(-10.0, 10.0, moved.shape[-1])
     with hooks.feed(lm.part(block), moved), hooks.capture(lm, [(block, "output")]) as seen, torch.no_grad():
         lm.module(_ids())
+    # the first token that does not notice lies just outside of the window
     changed = ((seen[block, "output"] - plain).abs().amax(-1)[0] > 0).tolist()
     return None if changed[-1] else changed.index(False) if False in changed else None
 
@@ -192,9 +197,11 @@ def _reach(lm: LanguageModel, number: int) -> int | None:
 def _windows(lm: LanguageModel, parts: Parts, proposal: Proposal) -> Layout:
     """Choose the rule that tells from the configuration what was measured."""
     config, found = lm.module.config, tuple(_reach(lm, i) for i in range(lm.n_blocks))
+    # another configuration of such a family is refused, which only this rule does
     if getattr(config, "alibi", None) is False:
         return replace(lm.layout, windows=attention.rotary_only)
     for rule in _fitting(config):
+        # a rule may refuse what it was not made for
         try:
             if rule(config) == found:
                 return replace(lm.layout, windows=rule)
@@ -233,6 +240,7 @@ def _fitting(config: PretrainedConfig) -> Iterator[Any]:
 
 def _sharing(lm: LanguageModel, parts: Parts, proposal: Proposal) -> Layout:
     """Compute rows that begin alike as one, and each alone."""
+    # the layout so far says that they share, so they become one pack
     rows = ([2, 3, 4, 5, 6], [2, 3, 4, 7, 8, 9])
     with torch.no_grad():
         alone = [

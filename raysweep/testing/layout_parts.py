@@ -28,6 +28,7 @@ class Parts:
     def of(cls, module: PreTrainedModel) -> Parts:
         """Find the list of blocks: the longest one, of the modules that hold most."""
         lists = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.ModuleList)]
+        # a list within a block (of experts, say) may be as long, but holds less
         lists = [(n, m) for n, m in lists if len(m) == 3]
         if not lists:
             raise ModelError(f"{type(module).__name__} has no list of blocks")
@@ -46,12 +47,14 @@ class Parts:
         for name, module in self.block(number).get_submodule(inside).named_modules():
             kind = type(module).__name__
             if isinstance(module, nn.Linear) or kind == "Conv1D":
+                # GPT-2's Conv1D stores the transpose
                 first, second = cast("Tensor", module.weight).shape
                 found[name] = (int(first), int(second)) if kind == "Conv1D" else (int(second), int(first))
         return found
 
     def children(self, number: int, *words: str) -> list[str]:
         """Return the parts of a block whose name or class contains one of *words*."""
+        # what holds nothing (dropout) may be called after what it stands behind
         named = ((n, m) for n, m in self.block(number).named_children() if next(m.parameters(), None) is not None)
         return [n for n, m in named if any(w in n.lower() or w in type(m).__name__.lower() for w in words)]
 
@@ -94,6 +97,7 @@ class Parts:
 
     def _mlp(self, mlp: str, unsure: list[str]) -> tuple[list[str], str, str | None]:
         """Return the first maps of the MLP, its last one, and the key that counts experts."""
+        # by width: the small model's MLP is wider than its stream, so that no map is both
         maps = self.maps(0, mlp)
         out = [n for n, (d_in, d_out) in maps.items() if d_out == self.width != d_in]
         into = [n for n, (d_in, d_out) in maps.items() if d_in == self.width and d_out != self.width]

@@ -67,6 +67,7 @@ def propose_for(folder: Path) -> Proposal:
         proposal.unsure.append(
             "part_of: loading the language model alone was not tried; renamed may have to say what weights are called"
         )
+    # of the files only their headers are read
     names = {f".{name}" for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)}
     layout = proposal.layout
     for module in (*layout.mlp_in, layout.mlp_out, layout.embed) if names else ():
@@ -110,6 +111,7 @@ def small(config: PretrainedConfig, *, windowed: bool = True) -> PreTrainedModel
         ModelError: it cannot be made.
     """
     sizes = {"num_hidden_layers", "layer_types", "sliding_window", "rope_parameters", "max_window_layers", *_SIZES}
+    # what a file may leave out, the family's own defaults fill in again
     tree = config.to_diff_dict()
     drop = ("model_type", "architectures", "transformers_version", "dtype", "torch_dtype")
     # A number may be a size by another name, a list one entry for each block: the small model has its own.
@@ -153,6 +155,7 @@ def _defaults(config: PretrainedConfig) -> dict[str, object]:
         key: getattr(silent, key, None) for key in silent.to_dict() if key in _SIZES
     }
     found = {key: value if value is not None else getattr(kind, key, None) for key, value in said.items()}
+    # families whose kinds go round say how many blocks a round has
     kinds = list(getattr(silent, "layer_types", None) or ())
     if attention.SLIDING in kinds and attention.FULL in kinds:
         found["sliding_window_pattern"] = kinds.index(attention.FULL) + 1
@@ -162,6 +165,7 @@ def _defaults(config: PretrainedConfig) -> dict[str, object]:
 def _form(module: PreTrainedModel, proposal: Proposal) -> Layout:
     """Look for a known form whose parts the blocks of *module* have, with the kind of norm that makes the model's logits."""
     layout = proposal.layout
+    # no form says any of these
     if layout.experts is not None or layout.mlp_out_norm is not None or layout.linear_attn_out is not None:
         return layout
     block = module.get_submodule(layout.block.format(0))
