@@ -54,6 +54,7 @@ def unfit(kind: type[AnyEditor], model: ModelFacts, editors: Registry[type[AnyEd
     reason = next((model.lacks[need] for need in kind.needs if need in model.lacks), None)
     if reason is None:
         return None
+    # whoever reads the message wants to know what is left
     able = [name for name in editors.names() if not set(editors.get(name).needs) & set(model.lacks)]
     return f"{kind.name} cannot edit a model of type {model.kind}: {reason}", f"what can: {', '.join(able)}"
 

@@ -70,6 +70,7 @@ def patterned_windows(config: object) -> tuple[int | None, ...]:
     Raises:
         ModelError: tokens look ahead, logits are capped, or a kind is not modelled.
     """
+    # what would change logits without a word
     for key in ("use_bidirectional_attention", "final_logit_softcapping", "attn_logit_softcapping"):
         if _get(config, key, None):
             raise ModelError(f"model_type '{_get(config, 'model_type', '')}': {key} is set, which is not modelled")

@@ -71,6 +71,7 @@ class ChatTemplate:
             raise ModelError(
                 f"the chat template of model '{model}' holds the user's text {whole.count(_MARK)} times", hint=_HINT
             )
+        # left out once for all: every text begins alike
         first = _doubled(tokenizer, bos, whole)
         head = whole.partition(_MARK)[0].removeprefix(first)
         return cls(tokenizer, head, first, digest([whole, *texts]))
@@ -128,6 +129,7 @@ def planned_digest(spec: ModelSpec, workspace: Workspace) -> str:
     Raises:
         ModelError: see :meth:`ChatTemplate.of`.
     """
+    # of a hub model that is not here, nothing is fetched to plan
     identity = lazy("raysweep.models.sources.catalogue").identify(spec, workspace)
     if identity.tokenizer is None:
         return ""

@@ -83,6 +83,7 @@ class LanguageModel:
     def attn_out(self, block: int) -> str:
         """Return the name of the last linear map of a block's attention, which of some families is linear in some blocks."""
         usual, linear = self.layout.attn_out, self.layout.linear_attn_out
+        # asked of the block itself: configurations list kinds in ways of their own
         owner = self.part(self.layout.block.format(block))
         inside = usual.partition("{}.")[2]
         is_usual = linear is None or any(name == inside for name, _ in owner.named_modules())

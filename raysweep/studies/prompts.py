@@ -33,6 +33,7 @@ def prompted(
     """
     if data.prompt == "plain":
         return lm, records
+    # the model's own tokenizer, in hand by now, and not the one that planned
     template = ChatTemplate.of(lm.tokenizer, lm.bos, model)
     if data.template not in ("", template.digest):
         raise ModelError(

@@ -16,6 +16,7 @@ def layout_file(proposal: Proposal) -> str:
     """Return the text of ``raysweep/models/layouts/FAMILY.py`` with the proposed layout in it."""
     layout = proposal.layout
     form = None if layout.form is None else _form(layout.form)
+    # functions are written by their names, apart from the rest
     values = {
         f.name: getattr(layout, f.name) for f in fields(layout) if f.name not in ("form", "embed_scale", "windows")
     }
@@ -77,6 +78,7 @@ def _call(arguments: list[str]) -> str:
 def _form(form: BlockForm) -> tuple[str, list[str]]:
     """Return the module whose form *form* was made of, and that form's name with what differs."""
     changed = {"block_class": form.block_class, "norm": form.norm, "head_norms": form.head_norms}
+    # a proposed form differs from the known one in these three fields only
     for module, known in FORMS.items():
         if (known.qkv, known.attention_norm, known.angles) == (form.qkv, form.attention_norm, form.angles):
             said = [f"{name}={_quoted(value)}" for name, value in changed.items() if getattr(known, name) != value]

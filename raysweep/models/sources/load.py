@@ -155,6 +155,7 @@ def _from_pretrained(
 
 def language_part(config: PretrainedConfig) -> PretrainedConfig:
     """Return what *config* says of a model's language model, where that is loaded alone; else *config* itself."""
+    # itself, where there are no parts
     text: PretrainedConfig = config.get_text_config()
     kind = str(text.model_type)
     is_part = text is not config and kind in LAYOUTS and LAYOUTS.get(kind).part_of == str(config.model_type)
