@@ -23,6 +23,7 @@ def installed(*, fetch: bool = False) -> Components:
         text=lambda text, data, workspace: lazy("raysweep.data.texts").resolve(text, data, workspace),
         environment=environment.stated(),
         row_limit=lambda spec, workspace: lazy("raysweep.models.sources.facts").attention_row_limit(spec, workspace),
+        chat=lambda spec, workspace: lazy("raysweep.models.chat").planned_digest(spec, workspace),
         facts=lambda spec, workspace: lazy("raysweep.models.sources.facts").facts(spec, workspace),
     )
 

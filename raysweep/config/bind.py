@@ -9,6 +9,7 @@ from raysweep.artifact_kinds import VERSIONS as ARTIFACTS
 from raysweep.config import limits, rows, selection
 from raysweep.config.bind_data import DataBinder
 from raysweep.config.bind_editor import EditorBinder, Target
+from raysweep.config.checks import unfit
 from raysweep.config.components import Components, ModelFacts
 from raysweep.config.editor_schema import EditorConfig
 from raysweep.config.lookups import Lookups
@@ -76,9 +77,12 @@ class Binder:
         if not (data and protocol and study):
             return None
         chosen = self._data.choose(data, arm, editor, facts or ModelFacts(), sections["data"])
+        chosen = self._with_template(chosen, model, study, sections["data"])
         plain = plain or _SeedAndThreads()
         if model and facts and editor and data.rows is not None:
             self._check_rows(model, chosen, editor, sections["model"])
+        if facts and editor:
+            self._check_layout(facts, editor, sections["model"])
         if model and editor and model.devices > 1:
             self._check_devices(model, editor, sections["model"])
         sound = model and facts and editor and len(self.problems) == before
@@ -139,6 +143,22 @@ class Binder:
             self._lookups.note(merged.place(("measured_by",)), "protocol.measured_by cannot be set", hint)
         return spec.model_copy(update={"rounds": ()}) if spec and "rounds" not in merged.tree else spec
 
+    def _with_template(
+        self, data: DataSpec, model: ModelSpec | None, study: type[Study], merged: MergedTree
+    ) -> DataSpec:
+        """Return the data section with the digest of the chat template that its prompts are put into."""
+        if data.prompt != "chat":
+            return data
+        place = merged.place(("prompt",))
+        if not study.takes_chat:
+            self._lookups.note(place, f"data.prompt: chat, but the study '{study.name}' has prompts of its own")
+        if model is None:
+            return data
+        found: str | None = self._lookups.ask_once(
+            ("chat", model), lambda: self.components.chat(model, self.workspace), place
+        )
+        return data.model_copy(update={"template": found or ""})
+
     def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: MergedTree) -> None:
         """Note what may be longer than the model's rows can be (`rope_type` dynamic and longrope)."""
         place = merged.place(("path",) if model.path else ("name",))
@@ -150,6 +170,13 @@ class Binder:
         longest = self._lookups.ask_once(("longest", data), lambda: self._longest(data), place) or (0, "")
         for message, hint in rows.refusals(model.name, limit, data.name, longest, editor):
             self._lookups.note(place, message, hint, ModelError.code)
+
+    def _check_layout(self, facts: ModelFacts, editor: EditorSpec, merged: MergedTree) -> None:
+        """Note that the editor needs what models of this family do not have."""
+        editors = self.components.editors
+        found = unfit(editors.get(editor.name), facts, editors)
+        if found is not None:
+            self._lookups.note(merged.place(("path",) if "path" in merged.tree else ("name",)), *found, ModelError.code)
 
     def _check_devices(self, model: ModelSpec, editor: EditorSpec, merged: MergedTree) -> None:
         """Note which parts of the editor know of one device only, and that a trial gets fewer GPUs than it needs."""

@@ -89,8 +89,11 @@ class DataSpec(Spec):
         invalid: what becomes of a chosen row that the editor cannot write (an empty target, a subject that is not there, a text
             longer than the model's positions): ``refuse`` the trial, or ``skip`` the row as if it were not in the file, so that
             ``skip`` and ``size`` count the others. Rows that are not chosen may be anything.
+        prompt: ``plain`` = the dataset's prompts as they are; ``chat`` = each as a user's turn in the model's chat template, up to
+            where its answer begins (edits and probes alike; docs/models.md).
         digest: hash of the dataset's content, filled in by the plan.
         left_out: the rows skipped on the way, counted from 0, filled in by the plan.
+        template: what the chat template makes of a few texts, filled in by the plan.
     """
 
     name: str = "world"
@@ -101,12 +104,16 @@ class DataSpec(Spec):
     invalid: Literal["refuse", "skip"] = "refuse"
     digest: str = ""
     left_out: tuple[Natural, ...] = ()
+    prompt: Literal["plain", "chat"] = "plain"
+    template: str = ""
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out what only ``invalid: skip`` adds, so that trials that refuse keep the key they always had."""
+        """Leave out what only ``invalid: skip`` and ``prompt: chat`` add, so that other trials keep the key they always had."""
         tree: dict[str, object] = handler(self)
-        return tree if self.invalid == "skip" else {k: v for k, v in tree.items() if k not in ("invalid", "left_out")}
+        added = {"invalid", "left_out"} if self.invalid == "refuse" else set()
+        added |= {"prompt", "template"} if self.prompt == "plain" else set()
+        return {key: value for key, value in tree.items() if key not in added}
 
 
 class ProtocolSpec(GrownSpec):
