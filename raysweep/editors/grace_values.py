@@ -72,12 +72,13 @@ class Reading:
             replace: at which tokens a value takes the output's place.
         """
         packs = _pack_each(lm, texts)
-        last = torch.tensor([text.start - 1 for text in texts], device=lm.device)
-        # what the replacement changes, and so what has to be computed again in each step: [n, T]
-        token = torch.arange(packs.ids.shape[1], device=lm.device)[None]
-        change = (token >= last[:, None] if replace == "last" else token >= 0).expand(packs.ids.shape)
+        # What the replacement changes, and so what has to be computed again in each step: [n, T]. On the host, where it is known
+        # which columns are no padding.
+        token, begin = torch.arange(packs.ids.shape[1]), torch.tensor([text.start - 1 for text in texts])
+        change = (token >= begin[:, None] if replace == "last" else token >= 0).expand(packs.ids.shape)
         # a single pack is filled up only where that makes its products faster
-        change = change & packs.real if len(texts) > 1 else change
+        change = (change & packs.real if len(texts) > 1 else change).to(lm.device)
+        last = begin.to(lm.device)
         bare = replacement.unwrap(lm.part(name))
         sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
         # The query is read with the bare map in place: what earlier entries answer must not move it.

@@ -25,6 +25,8 @@ def a(*size: int) -> Tensor:
         (lambda: a(3) + a(3), Counts(launches=1)),
         (lambda: a(3) + 1.0, Counts(launches=1)),
         (lambda: a(3) + torch.tensor(1.0), Counts(launches=1)),  # a single number goes along with the launch
+        (lambda: a(3).masked_fill_(a(3) > 1, torch.tensor(1.0)), Counts(launches=2)),
+        (lambda: torch.where(a(3) > 1, a(3), torch.tensor(1.0)), Counts(launches=2)),
         (lambda: a(2, 3).T[0].reshape(2, 1).expand(2, 4), Counts()),
         (lambda: a(2, 3).T.reshape(6), Counts(launches=1)),
         (lambda: torch.zeros(2, device=device()), Counts(launches=1)),
@@ -67,6 +69,9 @@ def test_counts(work: Callable[[], object], counts: Counts) -> None:
         lambda: a(3).index_put_((torch.tensor([0]),), torch.ones(1)),
         lambda: to_sham(torch.ones(3)) + to_sham(torch.ones(3), index=1),
         lambda: torch.rand(3, device=device(), generator=torch.Generator()),
+        # a number of the CPU goes along where it is taken entry by entry, nowhere else
+        lambda: torch.stack([a(3)[0], torch.tensor(1.0)]),
+        lambda: a(3).index_select(0, torch.tensor(1)),
     ],
 )
 def test_mixed_devices_raise(work: Callable[[], object]) -> None:

@@ -173,15 +173,18 @@ def _climb_layers(
     for i, layer in enumerate(layers):
         sides: list[tuple[str, hooks.Side]] = [(value.format(layer), "input"), (block.format(top), "output")]
         sides.append((block.format(layer), "input"))
+        # The pass begins at the layer changed last: the changes below it are in what enters.
+        below = dict(list(deltas.items())[-1:])
         # One pass gives this layer's keys, h^L under the changes so far, and where the next pass may start.
-        with torch.no_grad(), ledger.applied(lm, deltas), hooks.capture(lm, sides) as seen:
+        with torch.no_grad(), ledger.applied(lm, below), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, states=states, first=start, last=top)
         columns = _context_means(packs.last_states(seen[value.format(layer), "input"]), n)
         # h^L at the subject's last token of the bare prompt, the first of each record's contexts: [n, d]
         now = packs.last_states(seen[block.format(top), "output"]).double().view(n, len(templates), -1)[:, 0]
         # This layer takes an equal share of what is missing, so the last one takes all that is left.
         rho = (goals - now) / (len(layers) - i)
-        residuals.append(float((goals - now).norm(dim=1).mean()))
+        residuals.append((goals - now).norm(dim=1).mean())
         deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solve(layer, columns).T)  # ρᵀ [d, n] · Xᵀ [n, d_in]
         states, start = seen[block.format(layer), "input"], layer
-    return deltas, residuals
+    # one read for all layers
+    return deltas, torch.stack(residuals).tolist()
