@@ -133,7 +133,6 @@ class Reading:
         leaf = starts.clone().requires_grad_(True)
         adam = torch.optim.Adam([leaf], lr=lr, fused=True)
         states, history = self.remainder.states, []
-        asked = torch.arange(len(self.labels), device=leaf.device)
         with (
             replacement.modules_replaced(lm, {} if module is None else {self.name: module}),
             # Tell the codebook where the prompt ends in what remains.
@@ -147,7 +146,7 @@ class Reading:
                     if self.beside is not None:
                         value = leaf[:, None, :].to(self.beside.dtype)
                         moved = torch.where(self.replaced, self.beside + value, states)
-                    logp = head.target_logprobs(lm, self.spots.hidden(lm, moved), asked, self.labels)
+                    logp = head.target_logprobs(lm, self.spots.hidden(lm, moved), None, self.labels)
                     loss = torch.stack([-one.mean() for one in torch.split(logp, list(self.lengths))])
                 (leaf.grad,) = torch.autograd.grad(loss.sum(), [leaf])
                 adam.step()

@@ -38,7 +38,7 @@ from raysweep.models.forward.device_parts import (
 )
 from raysweep.models.forward.given import Given, PastKeysValues
 from raysweep.models.forward.model_guard import ModelGuard
-from raysweep.models.forward.token_grid import Grid
+from raysweep.models.forward.token_grid import Grid, Pick
 from raysweep.models.layout import BlockForm
 from raysweep.models.lm import LanguageModel
 from raysweep.models.spread import is_elsewhere
@@ -123,17 +123,17 @@ class Queries(NamedTuple):
         grid: where they lie for attention.
         rotation: to their positions; None: positions are learnt.
         mask: ``[B, 1, A, M]``, added to the attention scores.
-        selected: ``[n]`` which of the tokens that enter the block they are; None: all.
+        selected: where they lie among the tokens that enter the block, a grid of one pack; None: all.
     """
 
     grid: Grid
     rotation: Rotation | None
     mask: Tensor
-    selected: Tensor | None = None
+    selected: Grid | None = None
 
     def take(self, x: Tensor) -> Tensor:
         """Pick them from all tokens, ``[n, …]``."""
-        return x if self.selected is None else x.index_select(0, self.selected)
+        return x if self.selected is None else self.selected.take(x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +206,13 @@ class DeviceBlocks:
             guard=ModelGuard.record(lm, given.first, end),
         )
 
-    def read_at(self, rows: Tensor, columns: Tensor) -> tuple[DeviceBlocks, Tensor]:
+    def read_at(self, rows: Tensor, columns: Tensor) -> tuple[DeviceBlocks, Pick]:
         """Let only the tokens at ``rows [k]``, ``columns [k]`` leave the last block, which makes keys and values of all.
 
         The device is waited for if *rows* lies on it.
 
         Returns:
-            The blocks, and which of the tokens that leave them each of the positions is, ``[k]``.
+            The blocks, and which of the tokens that leave them each of the positions is.
         """
         s, (b, width), device = self.slots.shape[1], self.everyone.grid.shape, self.everyone.mask.device
         places = [(r, c, r * s + c) for r, c in zip(*torch.stack([rows, columns]).tolist(), strict=True)]
@@ -228,22 +228,39 @@ class DeviceBlocks:
         flags = [[j < len(chosen) for j in range(width)] for chosen in by_pack]
         filled = [[*chosen, *[0] * (width - len(chosen))] for chosen in by_pack]
         number = {place: i for i, place in enumerate(asked)}
-        tables = [t for *_, t in asked], [number[p] for p in places], [c for chosen in filled for c in chosen]
-        selected, token, picked = torch.tensor(list(chain(*tables)), device=device).split_with_sizes(
-            [len(t) for t in tables]
+        entering, numbers = self._count(), {t for *_, t in asked}
+        selected = Grid.from_flags([[t in numbers for t in range(entering)]], self.everyone.mask)
+        last = Queries(
+            Grid.from_flags(flags, self.everyone.mask),
+            self.everyone.rotation if selected.slot_of_token is None else self._rotation_of(selected.slot_of_token),
+            self._mask_of(filled, selected),
+            selected,
         )
-        # [B, 1, A, M]: the mask's rows of those slots
-        whole, rotation = self.everyone.mask, self.everyone.rotation
-        mask = aligned(whole.gather(2, picked.view(b, 1, width, 1).expand(-1, -1, -1, whole.shape[3])))
-        turned = None if rotation is None else rotation.select(selected)
-        return replace(self, last=Queries(Grid.from_flags(flags, whole), turned, mask, selected)), token
+        return replace(self, last=last), Pick.of([number[p] for p in places], len(asked), device)
+
+    def _rotation_of(self, tokens: Tensor) -> Rotation | None:
+        rotation = self.everyone.rotation
+        return None if rotation is None else rotation.select(tokens)
+
+    def _mask_of(self, columns: Sequence[Sequence[int]], selected: Grid) -> Tensor:
+        """Return the mask's rows of as many columns of each pack, ``[B, 1, A, M]``; of one pack they are those *selected*."""
+        mask = self.everyone.mask
+        if len(columns) > 1:
+            picked = torch.tensor(columns, device=mask.device)
+        elif selected.slot_of_token is None:
+            return mask
+        else:
+            picked = selected.slot_of_token[None]
+        return aligned(mask.gather(2, picked[:, None, :, None].expand(-1, -1, -1, mask.shape[3])))
+
+    def _count(self) -> int:
+        """Return how many tokens enter."""
+        grid = self.slots
+        return grid.shape[0] * grid.shape[1] if grid.slot_of_token is None else len(grid.slot_of_token)
 
     def to_grid(self, tokens: Tensor) -> Tensor:
         """Put ``tokens [n, d]`` into their slots, ``[B·S, d]``; zero where there is none."""
-        if self.slots.slot_of_token is None:
-            return tokens
-        empty = tokens.new_zeros(self.slots.shape[0] * self.slots.shape[1], tokens.shape[1])
-        return empty.index_copy(0, self.slots.slot_of_token, tokens)
+        return self.slots.lay_out_or_zero(tokens)
 
     def is_unchanged(self) -> bool:
         """Tell whether the model is still what this was made from, but for numbers."""
