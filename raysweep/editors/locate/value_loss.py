@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,25 +84,52 @@ def _appended(places: tuple[Tensor, Tensor], columns: Tensor) -> tuple[Tensor, T
 
 
 class PlanTables(NamedTuple):
-    """A plan as tables, which take fewer launches than indices, and whose products add up in one order.
+    """A plan as tables, which take fewer launches than indices, and whose sums have one order.
 
     Attributes:
         moves: ``[n, T, 1]`` 1 at the look-up tokens, else 0, in the states' dtype.
+        lookups: ``[n, L, 1]`` their columns; a task that has fewer repeats one.
+        real: ``[n, L, 1]`` 0 where it does, else 1; None: no task has fewer.
         share: ``[n, k]`` the weight of each demanded prediction in its task's loss, else 0.
         demanded: ``[n, k]`` True where that is more than 0.
     """
 
     moves: Tensor
+    lookups: Tensor
+    real: Tensor | None
     share: Tensor
     demanded: Tensor
 
     @classmethod
-    def of(cls, plan: ReadPlan, states: Tensor) -> PlanTables:
-        """Write *plan* out for ``states [n, T, d]``."""
+    def of(cls, plan: ReadPlan, states: Tensor, counts: Sequence[int]) -> PlanTables:
+        """Write *plan* out for ``states [n, T, d]`` of tasks with so many look-up tokens each."""
+        n, most, columns, real = len(states), max(counts), plan.shifted[1], None
+        if n == 1 or len(set(counts)) == 1:
+            lookups = columns.view(n, -1, 1)
+        else:
+            begins = [sum(counts[:i]) for i in range(n)]
+            rows = [[b + min(j, c - 1) for j in range(most)] for b, c in zip(begins, counts, strict=True)]
+            flags = [[j < c for j in range(most)] for c in counts]
+            rows_and_flags = torch.tensor([rows, flags], device=states.device)
+            lookups, real = columns[rows_and_flags[0]][..., None], rows_and_flags[1].to(states.dtype)[..., None]
         moves = states.new_zeros(*states.shape[:2], 1).index_put(plan.shifted, states.new_ones(1, 1))
-        tasks = torch.arange(len(states), device=states.device)
+        tasks = torch.arange(n, device=states.device)
         share = torch.where(tasks[:, None] == plan.demanded[0], plan.weight, 0.0)
-        return cls(moves, share, share > 0)
+        return cls(moves, lookups, real, share, share > 0)
+
+
+class _Shifted(torch.autograd.Function):
+    """``states [n, T, d]`` with each task's ``shift [n, d]`` added at its look-up tokens; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, shift: Tensor, states: Tensor, tables: PlanTables) -> Tensor:
+        ctx.tables = tables
+        return torch.addcmul(states, tables.moves, shift[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        at = grads[0].gather(1, ctx.tables.lookups.expand(-1, -1, grads[0].shape[2]))
+        return (at if ctx.tables.real is None else at * ctx.tables.real).sum(1), None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +232,8 @@ class ValueLoss:
         if fill:
             plan = plan.fill(rest.states.shape[1], len(trees[0].lookups) + 1)
         if not rest.states.is_cpu:
-            plan = replace(plan, on_device=PlanTables.of(plan, rest.states))
+            counts = [len({*t.lookups, t.kl}) for t in trees]
+            plan = replace(plan, on_device=PlanTables.of(plan, rest.states, counts))
         return cls(rest.states, plan, rest.upper.read_at(*plan.read()))
 
     def guard(self) -> ModelGuard | None:
@@ -238,7 +266,8 @@ class ValueLoss:
         """Add each task's δ at its look-up tokens: ``states[task, column] += shift[task]``."""
         shift, tables = shift.to(self.states.dtype), self.plan.on_device
         if tables is not None:
-            return torch.addcmul(self.states, tables.moves, shift[:, None])
+            moved: Tensor = _Shifted.apply(shift, self.states, tables)  # type: ignore[no-untyped-call]
+            return moved
         return self.states.index_put(self.plan.shifted, shift[self.plan.shifted[0]], accumulate=True)
 
     def _per_task(self, readout: head.HeadReadout, n: int) -> tuple[Tensor, Tensor]:
