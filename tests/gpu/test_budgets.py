@@ -127,8 +127,8 @@ def test_a_block_takes_few_launches_in_a_step(name: str, dtype: torch.dtype, fam
     ("name", "budget"),
     [
         ("rome", Counts(launches=325, syncs=6, uploads=12)),
-        ("memit", Counts(launches=445, syncs=6, uploads=19)),
-        ("alphaedit", Counts(launches=445, syncs=6, uploads=19)),
+        ("memit", Counts(launches=375, syncs=6, uploads=16)),
+        ("alphaedit", Counts(launches=375, syncs=6, uploads=16)),
         ("FT-L", Counts(launches=190, syncs=1, uploads=7)),
         ("FT-M", Counts(launches=195, syncs=1, uploads=7)),
     ],

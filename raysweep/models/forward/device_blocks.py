@@ -214,10 +214,9 @@ class DeviceBlocks:
         Returns:
             The blocks, and which of the tokens that leave them each of the positions is.
         """
-        s, (b, width), device = self.slots.shape[1], self.everyone.grid.shape, self.everyone.mask.device
-        places = [(r, c, r * s + c) for r, c in zip(*torch.stack([rows, columns]).tolist(), strict=True)]
-        if self.token_in_slot is not None:
-            places = [(r, c, self.token_in_slot[slot]) for r, c, slot in places]
+        (b, width), device = self.everyone.grid.shape, self.everyone.mask.device
+        pairs: list[tuple[int, int]] = list(zip(*torch.stack([rows, columns]).tolist(), strict=True))
+        places = [(r, c, token) for (r, c), token in zip(pairs, self.tokens_at(pairs), strict=True)]
         if b == 1:
             # one pack: each token's column is its number
             places = [(0, token, token) for _, _, token in places]
@@ -237,6 +236,11 @@ class DeviceBlocks:
             selected,
         )
         return replace(self, last=last), Pick.of([number[p] for p in places], len(asked), device)
+
+    def tokens_at(self, places: Sequence[tuple[int, int]]) -> list[int]:
+        """Return which tokens lie at (pack, slot) *places*."""
+        slots = [pack * self.slots.shape[1] + slot for pack, slot in places]
+        return slots if self.token_in_slot is None else [self.token_in_slot[slot] for slot in slots]
 
     def _rotation_of(self, tokens: Tensor) -> Rotation | None:
         rotation = self.everyone.rotation
@@ -268,21 +272,29 @@ class DeviceBlocks:
 
     def __call__(self, states: Tensor) -> Tensor:
         """Return what comes out at the tokens that ask last, ``[n, d]``, given what enters the first block, ``[B, S, d]``."""
-        x, end = self.slots.take(states), len(self.blocks) - 1
-        for i, (block, past) in enumerate(zip(self.blocks, self.past, strict=True)):
-            x = self._run(block, past, x, self.last if i == end else self.everyone)
+        x = self.run(self.slots.take(states), 0, len(self.blocks))
         return x if self.final_norm is None else self.final_norm(x)
 
-    def _run(self, block: _Block, past: PastKeysValues | None, x: Tensor, queries: Queries) -> Tensor:
-        """Run one block: what enters it, ``[n, d]`` → what leaves it at *queries*."""
+    def run(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """Run blocks *begin* … *end* (exclusive), counted from the first of these: what enters, ``[n, d]`` → what leaves."""
+        for i in range(begin, end):
+            x = self.down(i, *self.until_down(i, x))
+        return x
+
+    def down(self, i: int, stream: Tensor, inner: Tensor) -> Tensor:
+        """Return what leaves block *i*: its last map of *inner* ``[n, m]``, added to *stream* ``[n, d]``."""
+        return self.blocks[i].down.add_to(stream, inner)
+
+    def until_down(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run block *i* on what enters it, ``[n, d]``, up to its last map; return what :meth:`down` takes, of those who ask."""
+        block, queries = self.blocks[i], self.last if i == len(self.blocks) - 1 else self.everyone
         u = block.attention_norm(x)
         q, k, v = self._queries_keys_values(block, u, queries)
-        mixed = attend(q, k, v, past, queries.mask, block.scale)
-        x = queries.take(x)
-        y = block.o.add_to(x, queries.grid.take(mixed))
+        mixed = attend(q, k, v, self.past[i], queries.mask, block.scale)
+        y = block.o.add_to(queries.take(x), queries.grid.take(mixed))
         w = queries.take(u) if block.mlp_norm is None else block.mlp_norm(y)
         gated = len(block.mlp_in.weights) > 1 or block.mlp_in.weights[0].shape[0] > block.down.weights[0].shape[1]
-        return block.down.add_to(y, activate(block.mlp_in(w), self.activation, gated=gated))
+        return y, activate(block.mlp_in(w), self.activation, gated=gated)
 
     def _queries_keys_values(self, block: _Block, u: Tensor, queries: Queries) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries ``[B, A, h, e]``, keys and values ``[B, S, k, e]``, turned, of ``u [n, d]``."""
