@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,7 @@ from raysweep.config.sweep import find_file
 from raysweep.config.theirs import reading as theirs
 from raysweep.errors import Problem, ProblemsError, SpecError
 from raysweep.jsontypes import Json, mapping_of
-from raysweep.lazy import lazy
+from raysweep.library.models import model_section
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 Stated = tuple[str, str, Json]  # a parameter's name, the dotted key that it sets, the value
@@ -130,20 +129,5 @@ def refuse(problems: list[Problem]) -> None:
 
 
 def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
-    """Return the ``model`` section that ``--model`` means: a name, or a path, which counts from the current folder.
-
-    A bare name that is known is that model, whatever lies in the current folder; ``./name`` is the folder.
-    """
-    # A name has no separator; whatever has one is a path or a hub id.
-    bare = not text.startswith("~") and os.sep not in text and "/" not in text
-    if bare and (
-        text in lazy("raysweep.models.sources.catalogue").CATALOGUE or workspace.find("models", text) is not None
-    ):
-        # Said, not refused: the name has always meant the model, and a folder may turn up any day.
-        if workspace.holds(str(Path(text).absolute())):
-            typer.echo(
-                f"note: '{text}' is the model of that name; write ./{text} for what lies in this folder", err=True
-            )
-        return {"name": text}
-    where = Path(resolve_from_cwd(text))
-    return {"name": where.name, "path": str(where)} if workspace.holds(str(where)) else {"name": text}
+    """Return the ``model`` section that ``--model`` means: a name, or a path, which counts from the current folder."""
+    return model_section(text, workspace, note=lambda about: typer.echo(f"note: {about}", err=True))

@@ -61,6 +61,11 @@ def with_added_space(target: str) -> str:
     return target if target == " " else f" {target}"
 
 
+def in_context(lm: LanguageModel, context: str, prompt: str) -> str:
+    """Return *prompt* behind the text of *context*, which has ``{}`` in its place; in a chat, both are one turn."""
+    return lm.turn + context.replace("{}", prompt.removeprefix(lm.turn))
+
+
 @dataclass(frozen=True, slots=True)
 class LabelledIds:
     """Ids of ``prompt ⊕ target`` and where its answer begins: labels are ``ids[start:]``."""

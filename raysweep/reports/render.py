@@ -71,13 +71,13 @@ def render(
         return f"{table}\n\n{_markdown(caption)}" if caption else table
     if how is Format.LATEX:
         return _latex(names, rows, title, caption)
-    flat = [_flat(row) for row in rows]
+    flattened = [flat(row) for row in rows]
     if how is Format.JSON:
-        return json.dumps(flat, indent=1, ensure_ascii=False)
+        return json.dumps(flattened, indent=1, ensure_ascii=False)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in flat for n in row)), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in flattened for n in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(flattened)
     return text.getvalue().rstrip("\n")
 
 
@@ -131,7 +131,8 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _flat(row: Row) -> dict[str, float | int | str | None]:
+def flat(row: Row) -> dict[str, float | int | str | None]:
+    """Return *row* for a program: an estimate as five columns, the mean and ``_se``, ``_low``, ``_high`` and ``_n``."""
     values: dict[str, float | int | str | None] = {}
     for name, cell in row.items():
         key = name.lower().replace(" ", "_")

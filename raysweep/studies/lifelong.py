@@ -39,6 +39,7 @@ class Lifelong(Study):
     name: ClassVar[str] = "lifelong"
     version: ClassVar[int] = 1
     artifact_kinds: ClassVar[tuple[str, ...]] = ("answers",)
+    takes_chat: ClassVar[bool] = True
     shares_edits: ClassVar[bool] = True
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:

@@ -69,6 +69,7 @@ LAYERS: tuple[Layer, ...] = (
     Layer(("exports",), "finished trials given back: models, tensors, adapters, answers"),
     Layer(("installed",), "which components this installation has"),
     Layer(("tune",), "trials as Ray Tune trials: actors, shards, sessions"),
+    Layer(("library",), "the same from Python: edit a model, plan, run and read a sweep"),
     Layer(("testing",), "contracts for components of your own; this law"),
     Layer(("cli",), "the command line: flags in, tables out"),
     Layer(("__main__", "__init__"), "python -m raysweep · the public names"),

@@ -517,6 +517,7 @@ CHECKS: dict[str, Check] = {
     ),
     "models build --seed": _built("--seed", 3),
     "models build --threads": _built("--threads", 2),
+    "models probe FOLDER": lambda b: b.refused(["models", "probe"], "nowhere", by="nowhere: no config.json"),
     "models info NAME": lambda b: b.refused(["models", "info"], "nowhere", by="unknown model 'nowhere'"),
     "models info --path": _model_path,
     "data fetch NAME": lambda b: b.refused(["data", "fetch"], "nowhere", by="nothing to fetch under 'nowhere'"),

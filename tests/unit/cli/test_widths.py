@@ -80,6 +80,7 @@ NO_TABLE = {
     "import": "the table of `show`",
     "models fetch": "one path",
     "models build": "steps, and JSON",
+    "models probe": "a file, line by line",
     "data fetch": "one path",
     "belief corpus": "JSON",
     "belief points": "JSON",

@@ -96,8 +96,12 @@ def test_plain_transformers_has_the_same_logits_of_every_family(tmp_path: Path) 
     """Whole models of all layouts, edited by one editor or another; what lies over a model, for two that store weights in two ways;
     16 bits, and a GGUF file: in one fresh process.
     """
-    editors = cycle(WEIGHT_EDITORS)
-    trials = {name: (really_edited(next(editors), name, tmp_path), [Form.MODEL]) for name in LAYOUTS.names()}
+    editors, trials = cycle(WEIGHT_EDITORS), {}
+    for name in LAYOUTS.names():
+        lacks = LAYOUTS.get(name).lacks
+        if "dense_mlp" not in lacks:  # else there is no weight editor
+            editor = next(e for e in editors if not lacks or ("memit" not in e and "alphaedit" not in e))
+            trials[name] = really_edited(editor, name, tmp_path), [Form.MODEL]
     for name in ("gpt2", "llama"):
         trials[f"{name}, by hand"] = edited_trial(name), [Form.TENSORS, Form.ADAPTER]
         narrow = edited_trial(name, lm=in_bfloat16(name, tmp_path / f"{name}-16"))

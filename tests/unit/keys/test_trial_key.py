@@ -52,7 +52,7 @@ STARTS: Mapping[str, Mapping[str, Any]] = {  # configurations of which every lea
     **{name: {**CONFIGS[name], "value": {**VALUE, "batch": 1}} for name in ("rome", "memit")},
     "alphaedit": {**CONFIGS["alphaedit"], "value": {**VALUE, "batch": 1}, "null_space": {"digest": "n"}},
     "wise": {**CONFIGS["wise"], "ref_padding": True},
-    "mend": {**CONFIGS["mend"], "train": {**CONFIGS["mend"]["train"], "data": {"invalid": "skip"}}},
+    "mend": {**CONFIGS["mend"], "train": {**CONFIGS["mend"]["train"], "data": {"invalid": "skip", "prompt": "chat"}}},
     "simie": {"lam": 1.0},
     "prune": {},
 }
@@ -78,7 +78,7 @@ def trial(**changed: Any) -> TrialSpec:
     base: dict[str, Any] = {
         "study": "lifelong",
         "model": ModelSpec(digest="m", tokenizer_digest="t", matmul="tf32"),
-        "data": DataSpec(digest="d", size=12, invalid="skip", left_out=(3,)),
+        "data": DataSpec(digest="d", size=12, invalid="skip", left_out=(3,), prompt="chat", template="t"),
         "editor": EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name="simie", config={"lam": 1.0}),)),
         "protocol": ProtocolSpec(rounds=(0, 12), metrics=("token_match", "ppl")),
         "seed": 0,
