@@ -42,56 +42,6 @@ class History:
     value: Array
     immediate: Array
 
-    @classmethod
-    def of_rows(
-        cls,
-        record: Ints,
-        names: Sequence[str],
-        step: Ints,
-        edit_step: Ints,
-        superseded_step: Ints,
-        value: Array,
-        *,
-        rounds: Sequence[int],
-        batch_size: int,
-    ) -> History:
-        """Return the history in rows of one metric of one kind of probe, each of shape [n]; a fact's probes are averaged.
-
-        Args:
-            record: number of the record.
-            names: the records' ids by number.
-            step: records edited when it was measured.
-            edit_step: step at which the record was written.
-            superseded_step: ``NEVER`` where no later one took its place.
-            value: what was measured.
-            rounds: the protocol's rounds.
-            batch_size: records that are written at once, and first measured after it.
-        """
-        numbers, first, fact = np.unique(record, return_index=True, return_inverse=True)
-        written, gone = edit_step[first], superseded_step[first]
-        columns = np.array(sorted({int(r) for r in rounds} - {0}), np.int64)
-        asked = (step >= edit_step) & (step < superseded_step)
-        fresh = asked & (step - edit_step < batch_size)
-        at = np.searchsorted(columns, step)
-        known = asked & (at < len(columns)) & (columns[np.minimum(at, len(columns) - 1)] == step)
-        table = _means(fact[known] * len(columns) + at[known], value[known], len(first) * len(columns))
-        history = cls(
-            np.asarray(names, dtype=str)[numbers], written, gone, columns, table.reshape(len(first), len(columns)),
-            _means(fact[fresh], value[fresh], len(first)),
-        )  # fmt: skip
-        return history._by_step()
-
-    def _by_step(self) -> History:
-        order = np.argsort(self.edit_step, kind="stable")
-        return History(
-            self.record[order],
-            self.edit_step[order],
-            self.superseded_step[order],
-            self.rounds,
-            self.value[order],
-            self.immediate[order],
-        )
-
     @property
     def first(self) -> Array:
         """What was first measured of each fact, [F]: right after its edit, or else at the first round that asked it."""
@@ -104,12 +54,6 @@ class History:
     def last(self) -> Array:
         """What was measured at the last round, [F]; NaN of facts that were superseded or not asked."""
         return self.value[:, -1] if len(self.rounds) else np.full(len(self.edit_step), np.nan)
-
-
-def _means(group: Ints, value: Array, count: int) -> Array:
-    """Return the mean of the values of each of *count* groups; NaN where there is none."""
-    known = np.bincount(group, minlength=count)
-    return np.where(known > 0, np.bincount(group, value, count) / np.maximum(known, 1), np.nan)
 
 
 def cohorts(history: History, count: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -35,7 +35,7 @@ def command(
         raysweep retention demo
     """
     results = open_results(sweep, workspace_of(ctx), everything=everything)
-    found = retentions(results, trial_views(results), floor=floor)
+    found = retentions(trial_views(results), floor=floor)
     table = rows(found, plain=format_ in (Format.CSV, Format.JSON))
     title = f"{results.name}: what is kept after so many edits, mean [95% interval]"
     print(render(table, format_, title=title, width=terminal_width(wide=wide)))

@@ -168,7 +168,7 @@ def _at_round(picture: Picture) -> tuple[list[SummaryRow], dict[str, Style]]:
 
 
 def _retained(picture: Picture) -> tuple[list[Retention], dict[str, Style]]:
-    found = list(picture.kept) or retentions(picture.sweep, picture.trials)
+    found = list(picture.kept) or retentions(picture.trials)
     return found, plot_style.styles({label: plot.editor_of(members) for label, members in groups(picture.trials)})
 
 

@@ -7,19 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from raysweep.errors import DamagedError, NewerFormatError, SpecError
-from raysweep.measures import PHASES, VIEWS
-from raysweep.reports.measured import TrialView, read_trial
+from raysweep.errors import SpecError
+from raysweep.measures import PHASES
+from raysweep.reports.measured import TrialView
 from raysweep.reports.prose import counted
 from raysweep.reports.render import Cell
-from raysweep.reports.values import codes
+from raysweep.reports.values import Measurements
 from raysweep.reports.views import groups
-from raysweep.results.tables import Sweep
 from raysweep.retention import (
-    NEVER,
     Array,
     History,
     Survival,
@@ -62,17 +58,15 @@ class Retention:
     collapse: Sequence[int | None]
 
 
-def retentions(sweep: Sweep, trials: Sequence[TrialView], *, floor: float = FLOOR) -> list[Retention]:
-    """Return the retention of each configuration of *trials*, the views of *sweep*, that was measured after an edit.
+def retentions(trials: Sequence[TrialView], *, floor: float = FLOOR) -> list[Retention]:
+    """Return the retention of each configuration of *trials* that was measured after an edit.
 
     Raises:
         SpecError: nothing was, or the study retains nothing.
     """
     if trials and all(PHASES[0] not in trial.phases for trial in trials):
         raise SpecError("this study edits each record from the pristine model, so nothing is retained")
-    out = [
-        found for label, members in groups(trials) if (found := _retention(sweep, label, members, floor)) is not None
-    ]
+    out = [found for label, members in groups(trials) if (found := _retention(label, members, floor)) is not None]
     if not out:
         raise SpecError(
             "no trial was measured after an edit", hint="run the sweep first; `raysweep show` has its state"
@@ -80,47 +74,48 @@ def retentions(sweep: Sweep, trials: Sequence[TrialView], *, floor: float = FLOO
     return out
 
 
-def _retention(sweep: Sweep, label: str, members: Sequence[TrialView], floor: float) -> Retention | None:
-    read = []
-    for trial in members:
-        if trial.rounds and trial.rounds[-1] > 0 and trial.row["trial_key"] not in sweep.damaged:
-            try:
-                tables = read_trial(sweep, str(trial.row["trial_key"]))
-            except (DamagedError, NewerFormatError):
-                continue  # `trial_views` has noted why
-            read.append((tables.probes, [r for r in trial.rounds if r > 0], tables.batch_size))
-    if not read:
+def _retention(label: str, members: Sequence[TrialView], floor: float) -> Retention | None:
+    begun = [trial for trial in members if trial.rounds and trial.rounds[-1] > 0]
+    if not begun:
         return None
     # Seeds that have not come so far are looked at up to where they all are.
-    end = min(rounds[-1] for _, rounds, _ in read)
+    end = min(trial.rounds[-1] for trial in begun)
     rel, exact = (
-        [_history(probes, view, [r for r in rounds if r <= end], batch) for probes, rounds, batch in read]
+        [history(trial.measured, view, end) for trial in begun if isinstance(trial.measured, Measurements)]
         for view in ("rel", "rel_exact")
     )
-    exact = [history for history in exact if len(history.record)]
+    exact = [one for one in exact if not np.isnan(one.first).all()]
     count = max(1, end * YOUNGEST // 100)
-    ages = [lifetimes(history) for history in exact]
+    ages = [lifetimes(one) for one in exact]
     none = np.zeros(0, np.int64), np.zeros(0, np.bool_)
     return Retention(
         label, end, rel, exact, _estimates(rel, count), count,
         survival(*(np.concatenate(part) for part in zip(*(ages or [none]), strict=True))),
-        [_collapse(history, floor) for history in rel],
+        [_collapse(one, floor) for one in rel],
     )  # fmt: skip
 
 
-def _history(probes: pa.Table, view: str, rounds: Sequence[int], batch_size: int) -> History:
-    kind, metric = VIEWS[view]
-    mask = pc.and_(pc.equal(probes["probe_kind"], kind), pc.equal(probes["metric"], metric))
-    rows = probes.filter(pc.and_(mask, pc.is_valid(probes["value"])))
-    return History.of_rows(
-        *codes(rows["record_id"]),
-        rows["step"].to_numpy(),
-        rows["edit_step"].to_numpy(),
-        pc.fill_null(rows["superseded_step"], NEVER).to_numpy(),
-        rows["value"].to_numpy(),
-        rounds=rounds,
-        batch_size=batch_size,
-    )
+def history(measured: Measurements, view: str, end: int) -> History:
+    """Return what became of one trial's facts by *view*, at its rounds up to *end*.
+
+    Values at a round where the view is undefined count as not measured.
+    """
+    facts = measured.facts
+    rounds = [step for phase, step in measured if phase == PHASES[0] and step <= end]
+
+    def column(where: tuple[str, int]) -> Array:
+        out = np.full(len(facts.record), np.nan)
+        found = measured.arrays(where, view) if where in measured else None
+        if found is not None:
+            out[np.searchsorted(facts.record, found[0])] = found[1]
+        return out
+
+    value = np.stack([column((PHASES[0], step)) for step in rounds], axis=1)
+    order = np.argsort(facts.edit_step, kind="stable")
+    return History(
+        np.asarray(measured.records.names, dtype=str)[facts.record[order]], facts.edit_step[order],
+        facts.superseded_step[order], np.asarray(rounds, np.int64), value[order], column((PHASES[1], rounds[-1]))[order],
+    )  # fmt: skip
 
 
 def _estimates(histories: Sequence[History], count: int) -> dict[str, Estimate]:

@@ -6,6 +6,7 @@ Shape legend: ``m`` entries of a batch of trials, each one record's mean over it
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -84,15 +85,38 @@ class Entries:
         return np.flatnonzero(np.diff(at)).tolist()
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """When the records of one trial were written.
+
+    Attributes:
+        record: their numbers, rising, [R].
+        edit_step: the step at which each was written, [R].
+        superseded_step: the step at which a later one took its place, [R]; beyond every step where none did.
+    """
+
+    record: NDArray[np.int32]
+    edit_step: Ints
+    superseded_step: Ints
+
+
 class Measurements(Mapping[Where, Values]):
     """One trial's ``{(phase, step): {view: {record: value}}}``; undefined views are left out, and named apart.
 
     Attributes:
         undefined: the undefined views per (phase, step), where there are some.
+        facts: when its records were written.
     """
 
     def __init__(
-        self, records: Records, rounds: Sequence[int], retained: Entries, first_place: int, fresh: Entries, trial: int
+        self,
+        records: Records,
+        rounds: Sequence[int],
+        retained: Entries,
+        first_place: int,
+        fresh: Entries,
+        trial: int,
+        facts: Facts,
     ) -> None:
         """Take the trial's parts of a batch.
 
@@ -103,7 +127,9 @@ class Measurements(Mapping[Where, Values]):
             first_place: the place of its first round there.
             fresh: entries right after the edit, of which the places are trials.
             trial: its place there.
+            facts: when its records were written.
         """
+        self.facts = facts
         self._records, self._retained, self._fresh, self._trial = records, retained, fresh, trial
         places = {r: first_place + i for i, r in enumerate(rounds)}
         self._places = {r: place for r, place in places.items() if retained.views(place)}
@@ -322,9 +348,10 @@ def measure_trials(
     new = (step >= edit) & (step - edit < batch) & (step > 0)
     fresh = _entries(trial[new], view[new], record[new], value[new], len(probes), numbers, step[new])
 
+    facts = _facts(trial, record, edit, gone, len(probes), numbers)
     out, first = [], 0
     for t, own in enumerate(reached):
-        out.append(Measurements(records, own, retained, first, fresh, t))
+        out.append(Measurements(records, own, retained, first, fresh, t, facts[t]))
         first += len(own)
     return out
 
@@ -381,6 +408,28 @@ def _entries(
     number = numbers[present % many] if len(numbers) else np.zeros(0, np.int32)
     # Sorted by number in each (place, view), too: what two trials share is then found without sorting again.
     return _by_number(Entries(begins, number, mean, first))
+
+
+def _facts(trial: Ints, record: Ints, edit: Ints, gone: Ints, trials: int, numbers: NDArray[np.int32]) -> list[Facts]:
+    """Return when the records of each trial were written; all rows of a record say the same."""
+    many = max(len(numbers), 1)
+    group, span = trial * many + record, trials * many
+    if span <= DENSE * len(group) + 1024:
+        # The last row's index of each group that has one: quicker than sorting.
+        table = np.full(span, -1, np.int64)
+        table[group] = np.arange(len(group))
+        present = np.flatnonzero(table >= 0)
+        row = table[present]
+    else:
+        present, row = np.unique(group, return_index=True)
+    begins = np.searchsorted(present, np.arange(trials + 1) * many)
+    out = []
+    for begin, end in itertools.pairwise(begins.tolist()):
+        number = numbers[present[begin:end] % many] if len(numbers) else np.zeros(0, np.int32)
+        order = np.argsort(number, kind="stable")
+        rows = row[begin:end][order]
+        out.append(Facts(number[order], edit[rows], gone[rows]))
+    return out
 
 
 def _by_number(entries: Entries) -> Entries:

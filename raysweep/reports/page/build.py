@@ -142,7 +142,7 @@ def _number(tables: Mapping[str, PageTable], number: Number) -> str:
 
 def _kept(sweep: Sweep, trials: Sequence[TrialView]) -> list[Retention]:
     try:
-        return retention_table.retentions(sweep, trials)
+        return retention_table.retentions(trials)
     except SpecError:  # a study that retains nothing, or no round after an edit: the page does without
         return []
 

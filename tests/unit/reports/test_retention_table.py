@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from raysweep.config.editor_schema import UnreadConfig
@@ -12,7 +15,8 @@ from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec
 from raysweep.errors import SpecError
 from raysweep.reports.measured import trial_views
 from raysweep.reports.render import Format, render
-from raysweep.reports.retention_table import about, retentions, rows
+from raysweep.reports.retention_table import about, history, retentions, rows
+from raysweep.reports.values import Records, measure_trials
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
 from raysweep.rows import EvalRound, ProbeRow
@@ -54,6 +58,24 @@ def sweep(tmp_path: Path) -> Sweep:
     return Sweep(store)
 
 
+def test_rows_become_a_history_in_the_order_of_edits() -> None:
+    """The pristine row, a row before its record's edit and one after it was superseded do not count; probes are averaged."""
+    rows = [
+        ("b", 0, 1, None, 0.0), ("b", 1, 1, None, 1.0), ("b", 2, 1, None, 1.0), ("a", 2, 2, 3, 1.0), ("b", 4, 1, None, 0.0),
+        ("b", 4, 1, None, 1.0), ("a", 4, 2, 3, 1.0), ("c", 4, 3, None, 1.0), ("c", 2, 3, None, 0.0),
+    ]  # fmt: skip
+    names = ("record_id", "step", "edit_step", "superseded_step", "value")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    probes = pa.table({**columns, "probe_kind": ["efficacy"] * len(rows), "metric": ["token_match"] * len(rows)})
+    (measured,) = measure_trials([probes], [[0, 2, 4]], [1], Records())
+    found = history(measured, "rel", 4)
+    assert (found.record.tolist(), found.edit_step.tolist()) == (["b", "a", "c"], [1, 2, 3])
+    nan = math.nan
+    np.testing.assert_array_equal(found.value, [[1.0, 0.5], [1.0, nan], [nan, 1.0]])
+    np.testing.assert_array_equal(found.immediate, [1.0, 1.0, nan])
+    np.testing.assert_array_equal(found.first, [1.0, 1.0, 1.0])
+
+
 def area(kept_for: int) -> float:
     """Return the mean over 40 facts of the area under the line through what is measured of each, over its age at the end."""
     areas = []
@@ -81,7 +103,7 @@ def half_life(*kept_for: int) -> int:
 
 
 def test_each_arm_has_what_it_keeps(sweep: Sweep) -> None:
-    found = {one.label: one for one in retentions(sweep, trial_views(sweep))}
+    found = {one.label: one for one in retentions(trial_views(sweep))}
     short, long = found["short"], found["long"]
     assert {name: e.mean for name, e in short.pooled.items() if name != "held"} == {
         "immediate": 1.0,
@@ -99,7 +121,7 @@ def test_each_arm_has_what_it_keeps(sweep: Sweep) -> None:
 
 
 def test_the_table_is_for_readers_and_for_programs(sweep: Sweep) -> None:
-    found = retentions(sweep, trial_views(sweep))
+    found = retentions(trial_views(sweep))
     text = render(rows(found), Format.MARKDOWN)
     assert "| 40 of 80 | 28 [" in text
     assert "| 40 (1 of 2) |" in text
@@ -112,4 +134,4 @@ def test_the_table_is_for_readers_and_for_programs(sweep: Sweep) -> None:
 
 def test_nothing_measured_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no trial was measured after an edit"):
-        retentions(Sweep(ResultStore(tmp_path / "none")), [])
+        retentions([])
