@@ -19,9 +19,8 @@ from raysweep.belief.report.tables import Row
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.show import SweepArgument, report_left_out
-from raysweep.errors import StoreError
-from raysweep.reports import belief_plots as plots
-from raysweep.reports import belief_rows
+from raysweep.reports import belief_rows, plot_style
+from raysweep.reports.belief_page import figures_of, tables_of
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.render import Format, cell_text, complete, render
 from raysweep.results.tables import Sweep, open_results
@@ -127,53 +126,12 @@ def _means(row: Row) -> Row:
     return {n: c.mean if isinstance(c, Estimate) and not math.isnan(c.mean) else c for n, c in row.items()}
 
 
-def tables_of(sweep: Sweep) -> dict[str, Sequence[Row]]:
-    """Return the tables that have rows.
-
-    Raises:
-        StoreError: nobody has asked a point yet.
-    """
-    arms, stages = belief_rows.read_arms(sweep), belief_rows.read_stages(sweep)
-    if not arms and not stages:
-        raise StoreError(
-            f"'{sweep.name}' has no answers about evaluation points yet", hint="run a sweep with study: belief first"
-        )
-    tables: dict[str, Sequence[Row]] = dict(belief.belief_tables(arms)) if arms else {}
-    if arms:
-        tables["prob_delta"] = belief.histogram(belief.probability_deltas(arms[0].points))
-    if stages:
-        tables["lifelong"] = belief.lifelong_rows(stages)
-    tables["points"] = belief_rows.read_point_choice(sweep)
-    for number, log in enumerate(belief_rows.read_training(sweep).values()):
-        # Evaluations are logged now and then, so rows differ in their keys; all get all columns, in order of first sight.
-        names = list(dict.fromkeys(name for row in log for name in row))
-        tables[f"training{number or ''}"] = [{name: row.get(name) for name in names} for row in log]
-    return {name: rows for name, rows in tables.items() if rows}
-
-
 def draw(sweep: Sweep, tables: Mapping[str, Sequence[Row]], folder: Path) -> list[Path]:
     """Draw the figures into *folder*; return their files."""
-    files: list[Path] = []
-
-    def path(name: str) -> Path:
+    files = []
+    for name, figure in figures_of(sweep, tables):
         files.append(folder / f"{name}.png")
-        return files[-1]
-
-    for number, log in enumerate(belief_rows.read_training(sweep).values()):
-        plots.draw_training_curves(
-            log, plots.LOSSES, path(f"LM_pretraining_loss{number or ''}"), "loss per token, nats"
-        )
-        plots.draw_training_curves(log, plots.ACCURACIES, path(f"LM_pretraining_acc{number or ''}"), "accuracy")
-    arms = belief_rows.read_arms(sweep)
-    if arms:
-        plots.draw_delta_histogram(belief.probability_deltas(arms[0].points), path("prob_delta"))
-    for arm in arms:
-        chosen = belief.figure_points(arm.points)
-        for i, replies in zip(chosen, belief_rows.read_panels(sweep, arm, chosen), strict=True):
-            if len(replies) > 2:  # an edit that was asked along the way
-                plots.draw_panels(arm.points[i], replies, path(f"{arm.points[i].id}_all_plots_{arm.name}"))
-    if "lifelong" in tables:
-        plots.draw_lifelong_curves(tables["lifelong"], path("lifelong"))
+        plot_style.save(figure, files[-1])
     return files
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from textwrap import fill
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -43,13 +42,12 @@ _AGENT = {"agent before the edit": "#D55E00", "agent after the edit": "#0072B2"}
 LOSSES = {"train_loss": "training", "eval_loss": "evaluation"}
 
 
-def draw_training_curves(log: Sequence[Mapping[str, float]], names: Mapping[str, str], path: Path, what: str) -> None:
-    """Draw the numbers *names* of a training log against tokens.
+def training_figure(log: Sequence[Mapping[str, float]], names: Mapping[str, str], what: str) -> Figure:
+    """Return the numbers *names* of a training log against tokens.
 
     Args:
         log: rows of the log.
         names: columns to draw, with what each is called in the legend.
-        path: of the PNG.
         what: label of the axis; ``accuracy`` fixes it to [0, 1].
     """
     pyplot = _pyplot()
@@ -63,27 +61,16 @@ def draw_training_curves(log: Sequence[Mapping[str, float]], names: Mapping[str,
     axis.set_xlabel("thousand tokens")
     axis.set_ylabel(what)
     axis.set_ylim((0, 1.03) if what == "accuracy" else (0, None))
-    _finish(figure, axis, path)
+    return _finished(figure, axis)
 
 
-def draw_delta_histogram(values: Sequence[float], path: Path) -> None:
-    """Draw the histogram of how far the agent's belief in the requested object rises."""
+def delta_figure(values: Sequence[float]) -> Figure:
+    """Return the histogram of how far the agent's belief in the requested object rises."""
     figure, axis = _pyplot().subplots(figsize=(5, 3.2), dpi=130)
     axis.hist(values, bins=20, range=(0, 1), color=COLOURS[0])
     axis.set_xlabel("rise of the agent's probability of the requested object")
     axis.set_ylabel("points")
-    _finish(figure, axis, path)
-
-
-def draw_panels(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]], path: Path) -> None:
-    """Draw one point along its edit into *path*; see :func:`panel_figure`.
-
-    Args:
-        point: with an edit.
-        replies: the model's, by step of the edit, then by question.
-        path: of the PNG.
-    """
-    _save(panel_figure(point, replies), path)
+    return _finished(figure, axis)
 
 
 def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -> Figure:
@@ -163,14 +150,15 @@ def _title(point: EvalPoint, name: str) -> str:
     return fill(f"{question.prompt} true", 46)
 
 
-def draw_lifelong_curves(rows: Sequence[Row], path: Path) -> None:
-    """Draw, against the number of edits, accuracy on the edited facts, on what follows from them, and on other subjects' facts."""
+def lifelong_figure(rows: Sequence[Row]) -> Figure:
+    """Return, against the number of edits, accuracy on edited facts, on what follows from them, and on other subjects' facts."""
     curves = {
         "acc: edited": "the edits themselves",
         "new answer": "answers that should have changed",
         "acc: other s, other r": "facts of other subjects",
         "coh: same s, other r": "distance from the agent, same subject",
     }
+    figure: Figure
     figure, axes = _pyplot().subplots(
         1, len(curves), figsize=(3.4 * len(curves), 3.4), dpi=110, sharex=True, sharey=True
     )
@@ -187,7 +175,7 @@ def draw_lifelong_curves(rows: Sequence[Row], path: Path) -> None:
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
-    _save(figure, path)
+    return figure
 
 
 def _pyplot() -> ModuleType:
@@ -201,19 +189,13 @@ def _pyplot() -> ModuleType:
     return pyplot
 
 
-def _finish(figure: Figure, axis: Axes, path: Path) -> None:
+def _finished(figure: Figure, axis: Axes) -> Figure:
     axis.grid(alpha=0.25)
     # matplotlib warns of a legend without entries.
     if axis.get_legend_handles_labels()[0]:
         axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    # Without the version of the library, so that equal figures are equal files.
-    figure.savefig(path, metadata={"Software": None})
-    close_figure(figure)
+    return figure
 
 
 def close_figure(figure: Figure) -> None:

@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from raysweep import __version__
-from raysweep.errors import SpecError
-from raysweep.reports import notes, pictures, retention_table, sweep_table
+from raysweep.errors import SpecError, StoreError
+from raysweep.reports import belief_page, notes, pictures, retention_table, sweep_table
 from raysweep.reports.measured import TrialView, trial_views
 from raysweep.reports.page import examples as won_and_lost
 from raysweep.reports.page.examples import Examples
@@ -38,6 +38,14 @@ DRAWN = {
     "retention": "Which facts are left, by when they were written",
     "cost": "Quality against the seconds of an edit",
 }
+BELIEFS = {
+    "pretrained_model_answers": "what the model knew before any edit",
+    "main_table": "each edit judged by the exact agent",
+    "downstream_answers": "what follows from an edit",
+    "lifelong": "many edits in one model",
+    "points": "which points were edited",
+}
+"""Tables of a belief sweep that are in the page, with their captions."""
 MOST_ARMS = 24
 """Arms whose examples and differences are in the page; with more, those of the first ones by Avg are."""
 PROVENANCE = (
@@ -102,6 +110,8 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
     tables = {"arms": _arms_table(lines, compared, shown.by_arm)}
     if kept:
         tables["kept"] = _plain_table("kept", "What is kept of what was written", retention_table.rows(kept))
+    believed = _beliefs(sweep)
+    tables |= believed.tables
     text = {name: (HERE / f"report.{name}").read_text(encoding="utf-8").strip() for name in ("css", "js")}
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
@@ -118,10 +128,11 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
         headline=[(head, [(part, _kind(part)) for part in parts]) for head, parts in sentences(measured, compared, kept)],
         tables=list(tables.values()),
         about={
+            **dict.fromkeys(believed.tables, ()),
             "arms": [*notes.about_intervals(measured), *notes.non_finite(trials)],
             "kept": retention_table.about(kept) if kept else [],
         },
-        figures=_figures(Picture(sweep, trials, phase, at, kept=kept)),
+        figures=[*_figures(Picture(sweep, trials, phase, at, kept=kept)), *believed.figures],
         examples=shown,
         differing=_differing(sweep, measured, compared),
         provenance=_provenance(trials),
@@ -228,6 +239,40 @@ def _figures(picture: Picture) -> list[tuple[str, str, Markup]]:
             continue
         out.append((kind, about, inline(figure, kind, title=f"{picture.sweep.name}: {kind}", about=about)))
     return out
+
+
+@dataclass(frozen=True, slots=True)
+class Beliefs:
+    """What a belief sweep has besides."""
+
+    tables: Mapping[str, PageTable]
+    figures: Sequence[tuple[str, str, Markup]]
+
+
+def _beliefs(sweep: Sweep) -> Beliefs:
+    """Return the tables and figures of rationality; nothing for another sweep."""
+    try:
+        found = belief_page.tables_of(sweep)
+    except StoreError:
+        return Beliefs({}, [])
+    tables = {
+        f"belief-{name}": _plain_table(
+            f"belief-{name}", f"Beliefs: {caption}", [_named_first(row) for row in found[name]]
+        )
+        for name, caption in BELIEFS.items()
+        if name in found
+    }
+    figures = []
+    for i, (name, figure) in enumerate(belief_page.figures_of(sweep, found)):
+        svg = inline(figure, f"b{i}", title=f"{sweep.name}: {name}", about=BELIEFS.get(name, name))
+        figures.append((f"belief-{name}", f"Beliefs: {name}", svg))
+    return Beliefs(tables, figures)
+
+
+def _named_first(row: Mapping[str, Cell]) -> dict[str, Cell]:
+    """Return *row* with its arm, or else what it begins with, as its name."""
+    name = "arm" if "arm" in row else next(iter(row))
+    return {"arm": cell_text(row[name])} | {key: cell for key, cell in row.items() if key != name}
 
 
 def _differing(
