@@ -18,7 +18,7 @@ from raysweep.results.tables import open_results
 
 def command(
     ctx: typer.Context,
-    kind: Annotated[str, typer.Argument(help="edits, over, pareto, retention, survival or cost.")],
+    kind: Annotated[str, typer.Argument(help="edits, over, pareto, retention, survival, cost or drift.")],
     sweep: SweepArgument,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="A .png, .svg or .pdf; default: SWEEP-KIND.png.")
@@ -36,6 +36,7 @@ def command(
     - retention: which facts are left, by when they were written
     - survival: how long a fact that was right is kept
     - cost: Avg against the seconds of an edit
+    - drift: how far the edited weights are from the pristine ones
 
     Example:
 

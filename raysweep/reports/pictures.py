@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
 from raysweep.errors import SpecError
 from raysweep.reports import plot, plot_style
@@ -15,6 +16,9 @@ from raysweep.reports.measured import TrialView
 from raysweep.reports.plot_style import Style
 from raysweep.reports.retention_table import Retention, retentions
 from raysweep.reports.views import SummaryRow, groups, rows_of_configurations
+from raysweep.results.finite import DRIFT
+from raysweep.results.fragments import read_fragments
+from raysweep.results.schema import STATS
 from raysweep.results.tables import Sweep
 from raysweep.retention import Array
 
@@ -150,6 +154,54 @@ def retention(picture: Picture) -> Figure:
     return figure
 
 
+def drift(picture: Picture) -> Figure:
+    """How far the edited weights are from the pristine ones over edits, with the spread over seeds."""
+    configurations = groups(picture.trials)
+    look = plot_style.styles({label: plot.editor_of(members) for label, members in configurations})
+    curves = {}
+    for label, members in configurations:
+        by_step: dict[int, list[float]] = {}
+        for trial in members:
+            for step, norm in _norms(picture.sweep, trial).items():
+                by_step.setdefault(step, []).append(norm)
+        if by_step:
+            curves[label] = by_step
+    if not curves:
+        raise SpecError("no arm has weights that drift", hint="editors that replace modules leave the weights alone")
+    figure, axis = _single(f"{picture.sweep.name}: distance of the edited weights from the pristine ones")
+    alpha = plot_style.band_alpha(len(curves))
+    for label, by_step in curves.items():
+        style, steps = look[label], sorted(by_step)
+        values = [np.array(by_step[step]) for step in steps]
+        means = [v.mean() for v in values]
+        axis.plot(
+            steps, means, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5, linewidth=1.8
+        )
+        low, high = [v.min() for v in values], [v.max() for v in values]
+        axis.fill_between(steps, low, high, color=style.colour, alpha=alpha, linewidth=0)
+    axis.set(xlabel="edits so far", ylabel="Frobenius norm of the change", yscale="log")
+    _legend(figure, look, list(curves))
+    return figure
+
+
+def _norms(sweep: Sweep, trial: TrialView) -> dict[int, float]:
+    """Return the Frobenius norm of the whole change of a trial's weights by round; rounds where it is no number are left out."""
+    key = str(trial.row["trial_key"])
+    if not trial.rounds or key in sweep.damaged:
+        return {}
+    stats = read_fragments(sweep.store, STATS, sweep.store.fragments(STATS, key), columns=("step", "name", "value"))
+    rounds, squares = {*trial.rounds}, dict[tuple[int, str], float]()
+    for row in stats.filter(pc.starts_with(stats["name"], DRIFT)).to_pylist():
+        if row["step"] in rounds:
+            squares[row["step"], row["name"]] = (
+                row["value"] ** 2
+            )  # of a wrapper's report and of the weights: the latter is last
+    by_step: dict[int, float] = {}
+    for (step, _), square in squares.items():
+        by_step[step] = by_step.get(step, 0.0) + square
+    return {step: math.sqrt(total) for step, total in by_step.items() if 0.0 < total < math.inf}
+
+
 KINDS: Mapping[str, Callable[[Picture], Figure]] = {
     "edits": edits,
     "over": over,
@@ -157,6 +209,7 @@ KINDS: Mapping[str, Callable[[Picture], Figure]] = {
     "retention": retention,
     "survival": survival,
     "cost": cost,
+    "drift": drift,
 }
 """What ``raysweep plot`` draws, by name; the first line of each function is its help."""
 

@@ -10,9 +10,10 @@ import pytest
 from raysweep.errors import SpecError
 from raysweep.reports import plot_style
 from raysweep.reports.measured import trial_views
-from raysweep.reports.pictures import KINDS, Picture
+from raysweep.reports.pictures import KINDS, Picture, _norms
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
+from raysweep.rows import StatRow
 from tests.unit.reports.test_retention_table import write
 
 
@@ -44,7 +45,25 @@ def test_every_format_is_written_without_date_or_version(picture: Picture, tmp_p
         assert word not in data
 
 
-@pytest.mark.parametrize("kind", ["pareto", "cost", "over"])
+def test_the_drift_of_weights_is_that_of_all_of_them(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "toy")
+    write(store, "rome", 0, 15)
+    (key,) = store.keys()
+    sweep = Sweep(store)
+    (trial,) = trial_views(sweep)
+    assert _norms(sweep, trial) == {}
+    stats = [StatRow(trial_key=key, step=40, name=f"drift/{w}", value=v) for w, v in (("a", 3.0), ("b", 4.0))]
+    stats += [StatRow(trial_key=key, step=39, name="drift/a", value=1.0)]
+    store = ResultStore(tmp_path / "other")
+    write(store, "rome", 0, 15, stats=stats)
+    sweep = Sweep(store)
+    (trial,) = trial_views(sweep)
+    assert _norms(sweep, trial) == {40: 5.0}, "at rounds alone"
+    text = plot_style.drawn(KINDS["drift"](Picture(sweep, [trial])), "svg").decode()
+    assert "Frobenius norm of the change" in text
+
+
+@pytest.mark.parametrize("kind", ["pareto", "cost", "over", "drift"])
 def test_what_cannot_be_drawn_is_said(picture: Picture, kind: str) -> None:
     """Only exact and token match of the edit were measured, and nothing is swept."""
     with pytest.raises(SpecError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,12 @@ from raysweep.reports.retention_table import about, history, retentions, rows
 from raysweep.reports.values import Records, measure_trials
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
-from raysweep.rows import EvalRound, ProbeRow
+from raysweep.rows import EvalRound, ProbeRow, StatRow
 
 ROUNDS = (10, 20, 40)
 
 
-def write(store: ResultStore, arm: str, seed: int, kept_for: int) -> None:
+def write(store: ResultStore, arm: str, seed: int, kept_for: int, *, stats: Sequence[StatRow] = ()) -> None:
     """Write a trial of 40 edits whose facts are right for *kept_for* edits, measured right after each edit and at the rounds."""
     trial = TrialSpec(
         study="lifelong", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name=arm, config=UnreadConfig()),
@@ -44,7 +45,9 @@ def write(store: ResultStore, arm: str, seed: int, kept_for: int) -> None:
             for step, fact in asked
             for metric in ("token_match", "exact_match")
         ]  # fmt: skip
-        store.write_round(trial.key, EvalRound(step=end, rows=measured))
+        store.write_round(
+            trial.key, EvalRound(step=end, rows=measured, stats=[row for row in stats if done < row.step <= end])
+        )
         done = end
     store.finish(trial.key, step=done)
 
