@@ -19,6 +19,7 @@ from raysweep.config.selection import Selection
 from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import ModelError, Problem
 from raysweep.metrics import METRICS
+from raysweep.protocols import PROTOCOLS
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ class Binder:
             versions=self._versions(editor, model or ModelSpec(), chosen.name, study, protocol) if editor else {},
             environment=dict(self.components.environment),
         )
+        if protocol.also:
+            self._check_further(protocol, study, chosen.name, sections["protocol"])
+            sound = sound and len(self.problems) == before
         fits = self._check_study(trial, chosen.size or limits.LARGEST, study, sections)
         return trial if sound and fits else None
 
@@ -164,6 +168,20 @@ class Binder:
             hint = f"resources.gpu: {model.devices} gives a trial as many GPUs"
             self._lookups.note(place, f"{asked}, but resources.gpu = {gpu if gpu == 'auto' else f'{gpu:g}'}", hint)
 
+    def _check_further(self, protocol: ProtocolSpec, study: type[Study], data: str, merged: MergedTree) -> None:
+        """Note protocols that the study does not ask, or that compare with what the data do not have."""
+        place, have = merged.place(("also",)), self.components
+        if not study.asks_further:
+            able = [name for name in have.studies.names() if have.studies.get(name).asks_further]
+            hint = f"leave it out, or study: {', '.join(able)}"
+            self._lookups.note(place, f"study '{self.sweep.study}' asks no further protocols (protocol.also)", hint)
+        gives = {name for name in have.datasets.names() if getattr(have.datasets.get(name), "gives_true", False)}
+        for one in (one for one in protocol.also if PROTOCOLS[one.id].needs_true and data not in gives):
+            message = (
+                f"protocol.also: {one.id} compares with what was true before, which dataset '{data}' does not give"
+            )
+            self._lookups.note(place, message, f"datasets that do: {', '.join(sorted(gives))}")
+
     def _longest(self, data: DataSpec) -> tuple[int, str]:
         """Return the most tokens that a text of the chosen records may have, and the record."""
         dataset = self.components.datasets.get(data.name)()
@@ -188,6 +206,7 @@ class Binder:
             f"study/{self.sweep.study}": study,
             "protocol": ProtocolSpec,
             **{f"metric/{name}": METRICS[name] for name in protocol.metrics},
+            **{f"protocol/{one.id}": PROTOCOLS[one.id] for one in protocol.also},
         }
         # An artifact's version is part of a key only where something in the trial may ask for such an artifact.
         kinds = {kind for component in named.values() for kind in getattr(component, "artifact_kinds", ())}

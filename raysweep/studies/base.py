@@ -135,6 +135,7 @@ class Study(ABC):
         phases: those of ``raysweep.measures.PHASES`` that its rounds have, the one shown by default first.
         metric: what its trials are ranked by where the search space names nothing; empty = ``avg`` of the first phase.
         shares_edits: its trials may take their edits from one run over the records (:meth:`execute_group`).
+        asks_further: it asks the protocols of ``protocol.also``.
     """
 
     name: ClassVar[str]
@@ -143,6 +144,7 @@ class Study(ABC):
     phases: ClassVar[tuple[str, ...]] = PHASES
     metric: ClassVar[str] = ""
     shares_edits: ClassVar[bool] = False
+    asks_further: ClassVar[bool] = False
 
     @classmethod
     def default_metric(cls) -> str:

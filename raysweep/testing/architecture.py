@@ -53,7 +53,10 @@ LAYERS: tuple[Layer, ...] = (
         ),
         "what everything is told in: records, rows, names, seeds, folders",
     ),
-    Layer(("metrics", "summarize", "world"), "what a row measures; from rows to Rel, Gen, Loc; the made-up world"),
+    Layer(
+        ("metrics", "protocols", "summarize", "world"),
+        "what a row measures; from rows to Rel, Gen, Loc; the made-up world",
+    ),
     Layer(("config",), "from YAML to a plan of TrialSpecs with keys"),
     Layer(("artifacts",), "expensive inputs, found by what they depend on"),
     Layer(("models",), "what a model is, where it comes from, how a pass is made cheap"),
