@@ -173,8 +173,13 @@ class Selection:
         """The protocol's label."""
         return self.protocol.label(self.prompt)
 
+    @property
+    def text(self) -> str:
+        """The protocol's label, and the number."""
+        return f"{self.label} {self.scorer.name}"
+
     def metric(self, kind: str) -> str:
-        """What the column ``metric`` has of it, in rows about probes of *kind*."""
+        """Return what the column ``metric`` has of it, in rows about probes of *kind*."""
         scorer = self.scorer.locality if kind == ProbeKind.LOCALITY else self.scorer.name
         return metric_name(scorer, self.label)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from raysweep.errors import SpecError, nearest
+from raysweep.protocols import Selection
 from raysweep.reports import notes
+from raysweep.reports.asked import renamed
 from raysweep.reports.pairs import Entry, Pair, contents, first_measured
 from raysweep.reports.prose import counted
 from raysweep.reports.render import Cell, Difference
@@ -46,13 +49,20 @@ def compared_rows(
     return [entry.line for entry in compared_entries(opened, by=by, phase=phase, at=at)]
 
 
-def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str | None, at: int) -> list[Entry]:
-    """Return what :func:`compared` does of opened *sweeps* with their prefixes, each line with its trial's content."""
+def compared_entries(
+    sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str | None, at: int, asked: Selection | None = None
+) -> list[Entry]:
+    """Return what :func:`compared` does of opened *sweeps* with their prefixes, each line with its trial's content.
+
+    *asked* names the protocol whose numbers are compared; None = the main asking's.
+    """
     configurations: list[tuple[str, str, Sequence[TrialView]]] = []
     known: set[str] = set()
     content: dict[str, dict[str, dict[str, object]]] = {}
     for sweep, prefix in sweeps:
-        trials = trial_views(sweep)  # before the rows, which then are there without another look at the files
+        trials = trial_views(
+            sweep, partial(renamed, selection=asked) if asked else None
+        )  # before the rows, which then are there without another look at the files
         content[prefix] = contents(sweep)
         # All keys are collected, for the hint below, before arms without the key are passed over.
         for label, members in groups(trials):

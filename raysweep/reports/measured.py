@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,8 +79,10 @@ class TrialView:
 
 
 @without_collection()
-def trial_views(sweep: Sweep) -> list[TrialView]:
+def trial_views(sweep: Sweep, chosen: Callable[[pa.Table], pa.Table] | None = None) -> list[TrialView]:
     """Return every trial of *sweep* as measured, once for each of its names, in the order of the plan.
+
+    *chosen* takes from a trial's probes those that are looked at; None = all, of which only the main asking's have views.
 
     Those that have not begun are among them, in the state ABSENT; so are those whose files are damaged, in that state and without
     numbers, with the reason in ``sweep.damaged``.
@@ -88,7 +90,8 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
     tables: dict[str, _TrialTables] = {}
     for key in sweep.keys:
         try:
-            tables[key] = _read(sweep, key)
+            one = _read(sweep, key)
+            tables[key] = one if chosen is None else replace(one, probes=chosen(one.probes))
         except (DamagedError, NewerFormatError) as error:
             # Noted and gone on with: one damaged trial must not hide the others.
             sweep.damaged[key] = error.message

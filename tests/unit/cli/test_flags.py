@@ -424,6 +424,8 @@ CHECKS: dict[str, Check] = {
     "show --wide": lambda b: _wider(b, SHOW),
     "show --ppl": lambda b: _passed(b, ["show", "toy"], "--ppl", "ppl"),
     "show --all": lambda b: _everything(b, "show"),
+    "show --protocol": lambda b: b.refused(SHOW, "--protocol", "localft", by="nothing was measured under localft/1"),
+    "compare --protocol": lambda b: b.refused(COMPARE, "--protocol", "localf", by="did you mean: localft"),
     "compare SWEEPS": lambda b: b.refused(["compare"], "tpy", by="no results of 'tpy'"),
     "compare --by": lambda b: b.refused(COMPARE, "--by", "lam", by="no trial sweeps 'lam'"),
     "compare --at": lambda b: b.refused(COMPARE, "--at", "99", by="99"),

@@ -1,0 +1,117 @@
+"""Numbers of one protocol beside the main asking, in the columns that the main asking's have (``--protocol``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysweep import intervals
+from raysweep.errors import SpecError
+from raysweep.protocols import Selection
+from raysweep.reports.prose import counted
+from raysweep.reports.views import SummaryRow
+from raysweep.results.fragments import read_fragments
+from raysweep.results.schema import ANSWERS
+from raysweep.results.tables import Sweep
+from raysweep.summarize import VIEWS, estimate, matrix
+
+_PARTS = ("rel", "gen", "loc")
+# What each kind of probe is shown by under the main asking: the numbers of a protocol take these places.
+_SHOWN = {kind: metric for view in (*_PARTS, "port") for kind, metric in [VIEWS[view]]}
+
+
+def chosen(text: str, sweeps: Iterable[Sweep]) -> Selection | None:
+    """Return the protocol and number that *text* (``--protocol``) names; None: the main asking.
+
+    Raises:
+        SpecError: there is no such protocol, or no trial of *sweeps* was asked under it.
+    """
+    if text in ("", "teacher_forced"):
+        return None
+    selection = Selection.parse(text)
+    labels = sorted({label for sweep in sweeps for label in _labels(sweep)})
+    of_it = [label for label in labels if label.partition("/")[0].partition(":")[0] == selection.protocol.id]
+    # A prompt that was not named is the one that was asked, where there is one only.
+    if len(of_it) == 1 and ":" not in text.partition("+")[0]:
+        prompt = of_it[0].partition("/")[0].partition(":")[2]
+        selection = replace(selection, prompt=prompt or selection.prompt)
+    if selection.label not in labels:
+        asked = (
+            f"asked were: {', '.join(labels)}" if labels else "no trial was asked under any; protocol.also names them"
+        )
+        raise SpecError(f"nothing was measured under {selection.label}", hint=asked)
+    return selection
+
+
+def _labels(sweep: Sweep) -> set[str]:
+    specs = (sweep.records[key].about()[1] for key in sweep.keys)
+    return {one.label for spec in specs for one in spec.protocol.also}
+
+
+def renamed(probes: pa.Table, selection: Selection) -> pa.Table:
+    """Return the rows of *probes* that *selection* names, under the names of the main asking's metrics."""
+    kind, wanted, shown = probes["probe_kind"], pa.scalar("", pa.string()), pa.scalar("", pa.string())
+    for name, metric in _SHOWN.items():
+        of_kind = pc.equal(kind, str(name))
+        wanted = pc.if_else(of_kind, selection.metric(str(name)), wanted)
+        shown = pc.if_else(of_kind, metric, shown)
+    place = probes.schema.get_field_index("metric")
+    keep = pc.equal(probes["metric"], wanted)
+    return probes.set_column(place, probes.schema.field(place), shown).filter(keep)
+
+
+def with_harmonic(lines: Sequence[SummaryRow], selection: Selection) -> list[SummaryRow]:
+    """Return *lines* with the harmonic mean of Rel, Gen and Loc, where the protocol is the one that reports it."""
+    if not selection.protocol.needs_true:
+        return list(lines)
+    out = []
+    for line in lines:
+        values = [t.measured[line.phase, line.step] for t in line.trials]
+        if not all(view in line.cells for view in _PARTS):
+            out.append(line)
+            continue
+        shares = [matrix([of_trial.get(view, {}) for of_trial in values]) for view in _PARTS]
+        if len({share.shape for share in shares}) > 1:
+            out.append(line)
+            continue
+        cell = estimate(intervals.of_shares(_harmonic, shares), len(shares[0]))
+        out.append(replace(line, cells={**line.cells, "harmonic": cell}))
+    return out
+
+
+def _harmonic(*shares: float) -> float:
+    return len(shares) / sum(1.0 / share for share in shares) if min(shares) > 0.0 else 0.0
+
+
+def notes(sweep: Sweep, selection: Selection) -> list[str]:
+    """Return what a reader must know of the answers behind the numbers of *selection*."""
+    if not selection.protocol.max_tokens:
+        return []
+    names = [name for key in sweep.keys for name in sweep.store.fragments(ANSWERS, key)]
+    columns = ["protocol", "record_id", "affected", "near_tie", "stop"]
+    answers = read_fragments(sweep.store, ANSWERS, names, columns=columns)
+    answers = answers.filter(pc.equal(answers["protocol"], selection.label))
+    affected = set(answers.filter(answers["affected"])["record_id"].to_pylist())
+    every = set(answers["record_id"].to_pylist())
+    out = []
+    if affected:
+        what = f"{len(affected)} of {counted(len(every), 'record', 'records')} have a full stop inside a target"
+        out.append(f"{what}: the published rule cuts even the right answer there; +whole_match lets it pass")
+    close = int(pc.sum(answers["near_tie"]).as_py() or 0)
+    if close:
+        out.append(f"answers with a margin within rounding, which another batch may flip: {close} of {len(answers)}")
+    return out
+
+
+def refuse_immediate(phase: str | None, selection: Selection | None) -> None:
+    """Refuse the immediate phase of a protocol beside the main asking.
+
+    Raises:
+        SpecError: it is asked for.
+    """
+    if selection is not None and phase == "immediate":
+        message = f"{selection.protocol.id} is asked at rounds only, never right after each edit"
+        raise SpecError(message, hint="leave out --phase")
