@@ -76,6 +76,7 @@ SAME = "same_answer"
 """Of locality, where a model writes: 1 if it wrote the unedited model's tokens, else 0."""
 NORMALISED = Scorer("normalised_match", "1 if the answer is the target, both normalised as for SQuAD, else 0", SAME)
 WHOLE = Scorer("whole_match", "the same, where the target's own inner full stops end no answer", SAME)
+JUDGED = Scorer("judged", "1 if a judge said that the answer states the target, else 0 (raysweep judge)", SAME)
 SUCCESS, ACCURACY, MARGIN = "prob_success", "token_accuracy", "prob_margin"
 _ASKED = frozenset({ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY})
 
@@ -84,11 +85,11 @@ PROTOCOLS: Mapping[str, Protocol] = {
     for p in (
         Protocol(
             "wild-mirage", 1, "at most 50 tokens, greedily, up to a full stop or a newline (Yang et al., ACL 2025)",
-            ("question-only", "qa_inst", "chat"), 50, _ASKED, (NORMALISED, WHOLE),
+            ("question-only", "qa_inst", "chat"), 50, _ASKED, (NORMALISED, WHOLE, JUDGED),
         ),
         Protocol(
             "localft", 1, "at most 32 tokens, greedily, up to a full stop or a newline; normalised exact match",
-            ("question-only",), 32, _ASKED, (NORMALISED, WHOLE),
+            ("question-only",), 32, _ASKED, (NORMALISED, WHOLE, JUDGED),
         ),
         Protocol(
             "memit_compat", 1, "whether the new answer is likelier than the true one (Meng et al., 2023)", (), 0, _ASKED,
@@ -162,11 +163,19 @@ def is_match(answer: str, target: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """One number of one protocol, as ``--protocol`` names it: ``wild-mirage``, ``wild-mirage:qa_inst``, ``localft+whole_match``."""
+    """One number of one protocol, as ``--protocol`` names it: ``wild-mirage``, ``wild-mirage:qa_inst``, ``localft+whole_match``.
+
+    Attributes:
+        protocol: it.
+        prompt: the name of its prompt.
+        scorer: the number.
+        judge: whose verdicts, of ``+judged=MODEL``; empty = those of the one judge there is.
+    """
 
     protocol: Protocol
     prompt: str
     scorer: Scorer
+    judge: str = ""
 
     @property
     def label(self) -> str:
@@ -176,7 +185,7 @@ class Selection:
     @property
     def text(self) -> str:
         """The protocol's label, and the number."""
-        return f"{self.label} {self.scorer.name}"
+        return f"{self.label} {self.scorer.name}{f' by {self.judge}' if self.judge else ''}"
 
     def metric(self, kind: str) -> str:
         """Return what the column ``metric`` has of it, in rows about probes of *kind*."""
@@ -190,7 +199,8 @@ class Selection:
         Raises:
             SpecError: there is no such protocol, prompt or number.
         """
-        rest, _, scorer = text.partition("+")
+        rest, _, number = text.partition("+")
+        scorer, _, judge = number.partition("=")
         name, _, prompt = rest.partition(":")
         if name not in PROTOCOLS:
             raise SpecError(f"unknown protocol '{name}'", hint=nearest(name, [*PROTOCOLS, "teacher_forced"]))
@@ -201,7 +211,9 @@ class Selection:
         if scorer and scorer not in scorers:
             raise SpecError(f"protocol {name} shows no '{scorer}'", hint=nearest(scorer, scorers))
         default = protocol.prompts[0] if protocol.prompts else ""
-        return cls(protocol, prompt or default, scorers[scorer] if scorer else protocol.scorers[0])
+        if judge and scorer != JUDGED.name:
+            raise SpecError(f"'{number}': only {JUDGED.name} has a judge", hint=f"+{JUDGED.name}={judge}")
+        return cls(protocol, prompt or default, scorers[scorer] if scorer else protocol.scorers[0], judge)
 
 
 def question(prompt: str, probe: Probe) -> str:

@@ -112,6 +112,33 @@ class AnswerRow(ProbePlace):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictRow(ProbePlace):
+    """What a judge said of one stored answer.
+
+    Attributes:
+        protocol: of the answer.
+        question: the probe's prompt as it was sent.
+        target: the answer that was wanted.
+        answer: the one that was judged, cleaned as published.
+        model: the judge.
+        prompt_hash: 16 hex digits over the judge's prompt.
+        verdict: 1 = it states the target, 0 = it does not; None = the judge gave no verdict.
+        text: what the judge replied.
+        error: why there is no verdict; None if there is one.
+    """
+
+    protocol: str
+    question: str
+    target: str
+    answer: str
+    model: str
+    prompt_hash: str
+    verdict: float | None
+    text: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StatRow:
     """One number an editor reported about one call (deterministic: never a time).
 
@@ -212,7 +239,7 @@ class TrainingRow:
     value: float
 
 
-TableRow = ProbeRow | AnswerRow | StatRow | TimingRow | BeliefRow | PointRow | TrainingRow
+TableRow = ProbeRow | AnswerRow | VerdictRow | StatRow | TimingRow | BeliefRow | PointRow | TrainingRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

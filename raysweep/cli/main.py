@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "show": ("raysweep.cli.show:command", "Show a sweep's results: arms × rounds."),
     "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps, or with published numbers."),
+    "judge": ("raysweep.cli.judge:command", "Let a language model judge the answers that a sweep has stored."),
     "analyze": ("raysweep.cli.analyze:command", "Open a sweep with Ray Tune's own analysis."),
     "ask": ("raysweep.cli.ask:command", "Ask a finished trial's model, before and after its edits."),
     "export": ("raysweep.cli.export:command", "Write a finished trial's edited model as others read it."),

@@ -107,7 +107,7 @@ def command(
     chosen = phase.value if phase else None
     selection = asked.chosen(protocol, [results])
     asked.refuse_immediate(chosen, selection)
-    trials = trial_views(results, partial(asked.renamed, selection=selection) if selection else None)
+    trials = trial_views(results, partial(asked.renamed, sweep=results, selection=selection) if selection else None)
     lines = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
     if selection:
         lines = asked.with_harmonic(lines, selection)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysweep import intervals
-from raysweep.errors import SpecError
-from raysweep.protocols import Selection
+from raysweep.errors import SpecError, nearest
+from raysweep.protocols import JUDGED, Selection
 from raysweep.reports.prose import counted
 from raysweep.reports.views import SummaryRow
 from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import ANSWERS
 from raysweep.results.tables import Sweep
+from raysweep.results.verdicts import judges, verdicts_of
 from raysweep.summarize import VIEWS, estimate, matrix
 
 _PARTS = ("rel", "gen", "loc")
@@ -23,7 +24,7 @@ _PARTS = ("rel", "gen", "loc")
 _SHOWN = {kind: metric for view in (*_PARTS, "port") for kind, metric in [VIEWS[view]]}
 
 
-def chosen(text: str, sweeps: Iterable[Sweep]) -> Selection | None:
+def chosen(text: str, sweeps: Sequence[Sweep]) -> Selection | None:
     """Return the protocol and number that *text* (``--protocol``) names; None: the main asking.
 
     Raises:
@@ -43,7 +44,7 @@ def chosen(text: str, sweeps: Iterable[Sweep]) -> Selection | None:
             f"asked were: {', '.join(labels)}" if labels else "no trial was asked under any; protocol.also names them"
         )
         raise SpecError(f"nothing was measured under {selection.label}", hint=asked)
-    return selection
+    return _with_judge(selection, sweeps) if selection.scorer == JUDGED else selection
 
 
 def _labels(sweep: Sweep) -> set[str]:
@@ -51,8 +52,17 @@ def _labels(sweep: Sweep) -> set[str]:
     return {one.label for spec in specs for one in spec.protocol.also}
 
 
-def renamed(probes: pa.Table, selection: Selection) -> pa.Table:
-    """Return the rows of *probes* that *selection* names, under the names of the main asking's metrics."""
+def renamed(key: str, probes: pa.Table, *, sweep: Sweep, selection: Selection) -> pa.Table:
+    """Return what *selection* names of the trial *key*, under the names of the main asking's metrics.
+
+    Args:
+        key: of the trial.
+        probes: its rows of ``probes``, the columns that summaries need.
+        sweep: where verdicts are looked for.
+        selection: the protocol and the number.
+    """
+    if selection.scorer == JUDGED:
+        probes = pa.concat_tables([probes, _judged(key, probes.schema, sweep, selection)])
     kind, wanted, shown = probes["probe_kind"], pa.scalar("", pa.string()), pa.scalar("", pa.string())
     for name, metric in _SHOWN.items():
         of_kind = pc.equal(kind, str(name))
@@ -61,6 +71,36 @@ def renamed(probes: pa.Table, selection: Selection) -> pa.Table:
     place = probes.schema.get_field_index("metric")
     keep = pc.equal(probes["metric"], wanted)
     return probes.set_column(place, probes.schema.field(place), shown).filter(keep)
+
+
+def _judged(key: str, schema: pa.Schema, sweep: Sweep, selection: Selection) -> pa.Table:
+    """Return the verdicts on answers of the trial *key* as rows of ``probes``; answers without a verdict are missing values."""
+    table = verdicts_of(sweep.store.folder, judges(sweep.store.folder)[selection.judge], key)
+    table = table.filter(pc.equal(table["protocol"], selection.label))
+    columns = {"value": table["verdict"], "metric": pa.array([selection.metric("")] * len(table), pa.string())}
+    return pa.table(
+        [columns.get(name, table[name] if name in table.column_names else None) for name in schema.names], schema=schema
+    )
+
+
+def _with_judge(selection: Selection, sweeps: Sequence[Sweep]) -> Selection:
+    """Return *selection* with the judge whose verdicts are shown.
+
+    Raises:
+        SpecError: there is none, or several and none is named.
+    """
+    known = sorted({model for sweep in sweeps for model in judges(sweep.store.folder)})
+    lacking = [sweep.name for sweep in sweeps if not judges(sweep.store.folder)]
+    if lacking:
+        raise SpecError(
+            f"no judge has looked at the answers of {', '.join(lacking)}",
+            hint="raysweep judge SWEEP --url URL --model MODEL",
+        )
+    if selection.judge and selection.judge not in known:
+        raise SpecError(f"no judge is called '{selection.judge}'", hint=nearest(selection.judge, known))
+    if not selection.judge and len(known) > 1:
+        raise SpecError(f"{len(known)} judges have looked at the answers", hint=f"name one: +judged={known[0]}")
+    return replace(selection, judge=selection.judge or known[0])
 
 
 def with_harmonic(lines: Sequence[SummaryRow], selection: Selection) -> list[SummaryRow]:
@@ -96,7 +136,7 @@ def notes(sweep: Sweep, selection: Selection) -> list[str]:
     answers = answers.filter(pc.equal(answers["protocol"], selection.label))
     affected = set(answers.filter(answers["affected"])["record_id"].to_pylist())
     every = set(answers["record_id"].to_pylist())
-    out = []
+    out = _unjudged(sweep, selection) if selection.scorer == JUDGED else []
     if affected:
         what = f"{len(affected)} of {counted(len(every), 'record', 'records')} have a full stop inside a target"
         out.append(f"{what}: the published rule cuts even the right answer there; +whole_match lets it pass")
@@ -104,6 +144,24 @@ def notes(sweep: Sweep, selection: Selection) -> list[str]:
     if close:
         out.append(f"answers with a margin within rounding, which another batch may flip: {close} of {len(answers)}")
     return out
+
+
+def _unjudged(sweep: Sweep, selection: Selection) -> list[str]:
+    """Return how many of the answers that can be judged have no verdict; none where all have."""
+    where = judges(sweep.store.folder)[selection.judge]
+    given = wanted = 0
+    for key in sweep.keys:
+        names = sweep.store.fragments(ANSWERS, key)
+        answers = read_fragments(sweep.store, ANSWERS, names, columns=["protocol", "normalised_match"])
+        mine = answers.filter(pc.equal(answers["protocol"], selection.label))
+        verdicts = verdicts_of(sweep.store.folder, where, key)
+        wanted += len(mine) - mine["normalised_match"].null_count
+        given += int(
+            pc.sum(pc.and_(pc.is_valid(verdicts["verdict"]), pc.equal(verdicts["protocol"], selection.label))).as_py()
+            or 0
+        )
+    lacking = f"answers without a verdict, which count as missing: {wanted - given} of {wanted}"
+    return [f"{lacking}; raysweep judge goes on"] if given < wanted else []
 
 
 def refuse_immediate(phase: str | None, selection: Selection | None) -> None:

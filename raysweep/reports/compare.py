@@ -61,7 +61,7 @@ def compared_entries(
     content: dict[str, dict[str, dict[str, object]]] = {}
     for sweep, prefix in sweeps:
         trials = trial_views(
-            sweep, partial(renamed, selection=asked) if asked else None
+            sweep, partial(renamed, sweep=sweep, selection=asked) if asked else None
         )  # before the rows, which then are there without another look at the files
         content[prefix] = contents(sweep)
         # All keys are collected, for the hint below, before arms without the key are passed over.

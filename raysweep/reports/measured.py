@@ -79,10 +79,11 @@ class TrialView:
 
 
 @without_collection()
-def trial_views(sweep: Sweep, chosen: Callable[[pa.Table], pa.Table] | None = None) -> list[TrialView]:
+def trial_views(sweep: Sweep, chosen: Callable[[str, pa.Table], pa.Table] | None = None) -> list[TrialView]:
     """Return every trial of *sweep* as measured, once for each of its names, in the order of the plan.
 
-    *chosen* takes from a trial's probes those that are looked at; None = all, of which only the main asking's have views.
+    *chosen* takes from the probes of the trial with a key those that are looked at; None = all, and only the main asking's have
+    views.
 
     Those that have not begun are among them, in the state ABSENT; so are those whose files are damaged, in that state and without
     numbers, with the reason in ``sweep.damaged``.
@@ -91,7 +92,7 @@ def trial_views(sweep: Sweep, chosen: Callable[[pa.Table], pa.Table] | None = No
     for key in sweep.keys:
         try:
             one = _read(sweep, key)
-            tables[key] = one if chosen is None else replace(one, probes=chosen(one.probes))
+            tables[key] = one if chosen is None else replace(one, probes=chosen(key, one.probes))
         except (DamagedError, NewerFormatError) as error:
             # Noted and gone on with: one damaged trial must not hide the others.
             sweep.damaged[key] = error.message

@@ -11,7 +11,7 @@ from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.results.columns import KEY as _KEY
 from raysweep.results.columns import VERSION_KEY, Column, TableSchema
 from raysweep.results.columns import text_column as _text
-from raysweep.rows import AnswerRow, BeliefRow, PointRow, ProbeRow, StatRow, TimingRow, TrainingRow
+from raysweep.rows import AnswerRow, BeliefRow, PointRow, ProbeRow, StatRow, TimingRow, TrainingRow, VerdictRow
 
 # What rows about probes begin with, in both tables of them.
 _PLACE = (
@@ -63,6 +63,23 @@ ANSWERS = TableSchema(
         Column("margin", pa.float64(), "logits", "by how much the largest logit was above the second, at the least",
                "null = none was finite"),
         Column("near_tie", pa.bool_(), "", "the margin is within rounding: another batch size may have given another answer"),
+    ),
+    (*_PLACE_ORDER, "protocol"),
+)  # fmt: skip
+
+VERDICTS = TableSchema(
+    "verdicts", 1, "What a judge said of one stored answer (`raysweep judge`); beside the trials, in `_verdicts`.", VerdictRow,
+    (
+        *_PLACE,
+        _text("protocol", "of the answer"),
+        _text("question", "the probe's prompt as it was sent"),
+        _text("target", "the answer that was wanted"),
+        _text("answer", "the one that was judged, cleaned as published"),
+        _text("model", "the judge"),
+        Column("prompt_hash", pa.string(), "16 hex digits", "hash of the judge's prompt"),
+        Column("verdict", pa.float64(), "0 or 1", "whether the answer states the target", "null = the judge gave no verdict"),
+        _text("text", "what the judge replied"),
+        _text("error", "why there is no verdict", "null = there is one"),
     ),
     (*_PLACE_ORDER, "protocol"),
 )  # fmt: skip
@@ -238,7 +255,7 @@ def columns_markdown() -> str:
         "",
         'Every table is Parquet (zstd); its file metadata carries `raysweep.schema = "<table>/<version>"`.',
     ]
-    for table in TABLES:
+    for table in (*TABLES, VERDICTS):
         lines += [
             "",
             f"## {table.tag}",

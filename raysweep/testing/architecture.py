@@ -50,6 +50,7 @@ LAYERS: tuple[Layer, ...] = (
             "workspace",
             "packageindex",
             "downloads",
+            "judge",
         ),
         "what everything is told in: records, rows, names, seeds, folders",
     ),
