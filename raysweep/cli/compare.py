@@ -80,6 +80,8 @@ def command(
     selection = asked.chosen(protocol, [sweep for sweep, _ in opened_sweeps])
     asked.refuse_immediate(phase.value if phase else None, selection)
     # Flags that would be ignored are refused: a table that looks like what was asked for misleads.
+    if against and selection:
+        raise SpecError("published numbers are of protocols of their own", hint="leave out --protocol")
     if against:
         _refuse_beside_published(
             idle=by == "arm" and not to and not pair and phase in (None, Phase.RETAINED) and not selection
@@ -108,5 +110,5 @@ def _refuse_beside_published(*, idle: bool) -> None:
     if not idle:
         raise SpecError(
             "published numbers are compared arm by arm, with what is retained",
-            hint="leave out --by and --phase, --to, --pair and --protocol",
+            hint="leave out --by and --phase, --to and --pair",
         )

@@ -29,7 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "validate": ("raysweep.cli.validate:command", "Check a search space; report every mistake at once."),
     "ls": (
         "raysweep.cli.ls:command",
-        "List editors, wrappers, datasets, models, studies, metrics, layouts, spaces, published numbers.",
+        "List editors, wrappers, datasets, models, studies, metrics, protocols, layouts, spaces, published numbers.",
     ),
     "show": ("raysweep.cli.show:command", "Show a sweep's results: arms × rounds."),
     "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps, or with published numbers."),
