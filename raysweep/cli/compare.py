@@ -83,9 +83,7 @@ def command(
     if against and selection:
         raise SpecError("published numbers are of protocols of their own", hint="leave out --protocol")
     if against:
-        _refuse_beside_published(
-            idle=by == "arm" and not to and not pair and phase in (None, Phase.RETAINED) and not selection
-        )
+        _refuse_beside_published(idle=by == "arm" and not to and not pair and phase in (None, Phase.RETAINED))
         numbers = open_published(against, workspace)
         table, about = beside(numbers, measured(opened_sweeps, workspace, at=at), loosely=loosely, plain=plain)
         headline = f"retained, mean [95% interval], against {against}"
