@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from raysweep import intervals
 from raysweep.errors import SpecError, nearest
 from raysweep.protocols import JUDGED, Selection
-from raysweep.reports.prose import counted
+from raysweep.records import ProbeKind
 from raysweep.reports.views import SummaryRow
 from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import ANSWERS
@@ -131,15 +131,17 @@ def notes(sweep: Sweep, selection: Selection) -> list[str]:
     if not selection.protocol.max_tokens:
         return []
     names = [name for key in sweep.keys for name in sweep.store.fragments(ANSWERS, key)]
-    columns = ["protocol", "record_id", "affected", "near_tie", "stop"]
+    columns = ["protocol", "probe_kind", "record_id", "affected", "near_tie"]
     answers = read_fragments(sweep.store, ANSWERS, names, columns=columns)
     answers = answers.filter(pc.equal(answers["protocol"], selection.label))
-    affected = set(answers.filter(answers["affected"])["record_id"].to_pylist())
-    every = set(answers["record_id"].to_pylist())
+    # locality compares with what was written before, whatever its target is
+    scored = answers.filter(pc.not_equal(answers["probe_kind"], str(ProbeKind.LOCALITY)))
+    affected = set(scored.filter(scored["affected"])["record_id"].to_pylist())
+    every = set(scored["record_id"].to_pylist())
     out = _unjudged(sweep, selection) if selection.scorer == JUDGED else []
     if affected:
-        what = f"{len(affected)} of {counted(len(every), 'record', 'records')} have a full stop inside a target"
-        out.append(f"{what}: the published rule cuts even the right answer there; +whole_match lets it pass")
+        what = f"records with a full stop inside a target: {len(affected)} of {len(every)}"
+        out.append(f"{what}; the published rule cuts even the right answer there, +whole_match lets it pass")
     close = int(pc.sum(answers["near_tie"]).as_py() or 0)
     if close:
         out.append(f"answers with a margin within rounding, which another batch may flip: {close} of {len(answers)}")

@@ -67,10 +67,9 @@ def test_the_embedded_model_answers_up_to_a_full_stop() -> None:
     asked = [Asked(tuple(tokens.encode(lm, p))) for p in prompts]
     found = [write(lm, asked, most=50, batch=batch) for batch in (1, 3)]
     assert [w.ids for w in found[0]] == [w.ids for w in found[1]]
+    # What moves these moves numbers that trials hold already: raise the versions of the protocols that let a model write.
+    assert [tokens.decode(lm, w.ids) for w in found[0]] == [" Sesic.", " Tudix.", " omelettes."]
     for written in found[0]:
-        text = tokens.decode(lm, written.ids)
-        assert text.endswith(".")
-        assert text.count(".") == 1
         assert written.published == written.whole == free.Extent(len(written.ids), "string")
 
 

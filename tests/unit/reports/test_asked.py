@@ -86,7 +86,7 @@ def test_the_title_names_it_and_notes_say_what_is_behind(root: Path, capsys: pyt
     assert main(["--root", str(root), "show", "toy", "--protocol", "wild-mirage"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "retained, wild-mirage:qa_inst/1 normalised_match, mean" in out
-    assert "1 of 2 records have a full stop inside a target" in out
+    assert "records with a full stop inside a target: 1 of 2;" in out
     assert "which another batch may flip: 1 of 2" in out
 
 
