@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
-from typing import IO
+from typing import IO, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
@@ -37,8 +37,7 @@ _TOKENS = 16  # a letter, and room for spaces around it
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # what another try may cure
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(NamedTuple):
     """What is judged: a question, the answer that was wanted, and the answer that was given."""
 
     question: str
@@ -94,6 +93,7 @@ class Judge:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SpecError(f"'{self.url}' is no http(s) address of a judge", hint="such as http://127.0.0.1:8000/v1")
+        # A server on this machine needs no TLS; anything else would read the key on the way.
         if self.key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
             raise SpecError(
                 f"the key would cross the network unencrypted to {parts.hostname}",
@@ -110,6 +110,7 @@ class Judge:
         # not str.format: an answer may have braces
         filled = re.sub(r"\{(question|target|answer)\}", lambda m: str(getattr(case, m[1])), PROMPT)
         failed = Verdict(None, error="it was not tried")
+        # A busy server is the usual fault, so each pause is twice the one before.
         for attempt in range(self.tries):
             if attempt:
                 sleep(self.pause * 2 ** (attempt - 1))
@@ -129,6 +130,7 @@ class Judge:
         )
         try:
             with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as reply:
+                # bounded: what answers at that address may be anything
                 data = reply.read(LARGEST)
             text = json.loads(data)["choices"][0]["message"]["content"]
         except HTTPError as error:
@@ -137,6 +139,7 @@ class Judge:
             return Verdict(None, error=f"{type(error).__name__}: {error}"), True
         except (ValueError, LookupError, TypeError):
             return Verdict(None, error="the reply is no chat completion"), True
+        # The whole reply must be the letter: "A or B" and "Apples" begin with one too.
         letter = _LETTER.match(text) if isinstance(text, str) else None
         if letter is None:
             return Verdict(None, str(text), "the reply is neither A nor B"), True

@@ -136,6 +136,7 @@ def cleaned(raw: str, eos: str) -> str:
     >>> cleaned(" Paris.", "</s>"), cleaned(" Paris.\\n", "</s>"), cleaned(" Paris</s>", "</s>")
     ('Paris', 'Paris.', 'Paris')
     """
+    # one of each and in this order, as published, though a loop would seem to be meant
     text = raw.removesuffix(".").removesuffix("\n")
     # removesuffix("") would be harmless, but a model without such a token has None for it
     return (text.removesuffix(eos) if eos else text).strip()
@@ -210,6 +211,7 @@ class Selection:
         scorers = {s.name: s for s in protocol.scorers if s.shown}
         if scorer and scorer not in scorers:
             raise SpecError(f"protocol {name} shows no '{scorer}'", hint=nearest(scorer, scorers))
+        # memit_compat asks as the probe does, and has no prompts to choose from
         default = protocol.prompts[0] if protocol.prompts else ""
         if judge and scorer != JUDGED.name:
             raise SpecError(f"'{number}': only {JUDGED.name} has a judge", hint=f"+{JUDGED.name}={judge}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,19 +14,6 @@ SHARED_PHASE_SUFFIX = "_shared"
 
 NON_FINITE_STAT = "non_finite/"
 """Begins the name of a StatRow that counts NaN and infinite entries of a weight; there is none where all are finite."""
-
-
-class ProbeColumns(TypedDict):
-    """The columns of a :class:`ProbePlace`, by name."""
-
-    trial_key: str
-    step: int
-    record_id: str
-    edit_step: int
-    superseded_step: int | None
-    probe_kind: str
-    probe_name: str
-    probe_index: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

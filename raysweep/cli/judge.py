@@ -44,6 +44,7 @@ def command(
 
         raysweep judge demo --url http://127.0.0.1:8000/v1 --model qwen2.5-7b-instruct
     """
+    # A key on the command line would stand in the shell's history and in the list of processes.
     judge = Judge(url=url, model=model, key=os.environ.get(KEY, ""), timeout=timeout)
     results = open_results(sweep, workspace_of(ctx))
     selection = asked.chosen(protocol, [results])
@@ -64,6 +65,7 @@ def command(
         say(
             f"not judged: {counted(found.missing, 'answer', 'answers')}{reason}; the same command tries again", err=True
         )
+    # Damaged trials first, since that leaves with the same code.
     report_left_out(results)
     if found.missing:
         raise typer.Exit(TRIALS_FAILED)

@@ -171,6 +171,7 @@ class Binder:
     def _check_further(self, protocol: ProtocolSpec, study: type[Study], data: str, merged: MergedTree) -> None:
         """Note protocols that the study does not ask, or that compare with what the data do not have."""
         place, have = merged.place(("also",)), self.components
+        # Ignored, it would stand in the key of trials that measure nothing by it.
         if not study.asks_further:
             able = [name for name in have.studies.names() if have.studies.get(name).asks_further]
             hint = f"leave it out, or study: {', '.join(able)}"

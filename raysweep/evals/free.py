@@ -107,10 +107,12 @@ class _Draft:
         """Append *token*, whose logit *largest* was *margin* above the next, and tell where the rules end the answer."""
         if not math.isfinite(largest):
             return self._end("non_finite", "non_finite")
+        # The margins of what the longer rule adds say nothing about the published answer.
         if self.published is None:
             self.margin = min(self.margin, margin)
             self.near_tie = self.near_tie or margin <= NEAR * torch.finfo(lm.dtype).eps * max(1.0, abs(largest))
         self.ids.append(token)
+        # by id: its text may be spelled in an answer as well
         if token == lm.tokenizer.eos_token_id:
             return self._end("eos", "eos")
         # decoded as a whole: a token alone may be half a character, or lose its space
@@ -242,6 +244,7 @@ class _Cached:
         return packs.last_states(hidden)
 
     def keep(self, rows: Sequence[int]) -> None:
+        # mostly no row has ended, and then nothing need be copied
         if len(rows) == len(self.visible):
             return
         # on the host: blocks may lie on several devices
@@ -254,6 +257,7 @@ class _Cached:
         here = self.lengths[:, None]
         self.places = torch.cat([self.places, here], dim=1)
         self.visible = torch.cat([self.visible, torch.ones_like(here, dtype=torch.bool)], dim=1)
+        # By positions, not by columns: shorter prompts have a gap between their last token and the first one written.
         mask = prefix_tree.attention_mask(lm, self.visible[:, None], here, self.places)
         ids = torch.tensor(written, device=lm.device)[:, None]
         hidden = blocks.run(lm, ids=ids, mask=mask, positions=here, cache=self.cache)

@@ -39,6 +39,7 @@ def chosen(text: str, sweeps: Sequence[Sweep]) -> Selection | None:
     if len(of_it) == 1 and ":" not in text.partition("+")[0]:
         prompt = of_it[0].partition("/")[0].partition(":")[2]
         selection = replace(selection, prompt=prompt or selection.prompt)
+    # An empty table would look like a protocol under which nothing was right.
     if selection.label not in labels:
         asked = (
             f"asked were: {', '.join(labels)}" if labels else "no trial was asked under any; protocol.also names them"
@@ -68,6 +69,7 @@ def renamed(key: str, probes: pa.Table, *, sweep: Sweep, selection: Selection) -
         of_kind = pc.equal(kind, str(name))
         wanted = pc.if_else(of_kind, selection.metric(str(name)), wanted)
         shown = pc.if_else(of_kind, metric, shown)
+    # Renamed, so that everything from here on (means, intervals, differences) is the main asking's own code.
     place = probes.schema.get_field_index("metric")
     keep = pc.equal(probes["metric"], wanted)
     return probes.set_column(place, probes.schema.field(place), shown).filter(keep)
@@ -77,6 +79,7 @@ def _judged(key: str, schema: pa.Schema, sweep: Sweep, selection: Selection) -> 
     """Return the verdicts on answers of the trial *key* as rows of ``probes``; answers without a verdict are missing values."""
     table = verdicts_of(sweep.store.folder, judges(sweep.store.folder)[selection.judge], key)
     table = table.filter(pc.equal(table["protocol"], selection.label))
+    # verdicts hold the place of their answer, so they are rows of probes but for two columns
     columns = {"value": table["verdict"], "metric": pa.array([selection.metric("")] * len(table), pa.string())}
     return pa.table(
         [columns.get(name, table[name] if name in table.column_names else None) for name in schema.names], schema=schema
@@ -114,6 +117,7 @@ def with_harmonic(lines: Sequence[SummaryRow], selection: Selection) -> list[Sum
             out.append(line)
             continue
         shares = [matrix([of_trial.get(view, {}) for of_trial in values]) for view in _PARTS]
+        # Geo's interval wants records that all three have; so does this one.
         if len({share.shape for share in shares}) > 1:
             out.append(line)
             continue

@@ -90,6 +90,7 @@ def judge_answers(
     }
     # In the order of the answers, each once: the same sweep asks the same cases in the same order.
     open_cases = list(dict.fromkeys(c for rows in answers.values() for c in map(_case, rows) if c not in known))
+    # What failed is written too, with its reason, so that a reader sees a gap and not an answer that nobody looked at.
     asked, errors = 0, dict[Case, Verdict]()
     for verdicts in _in_chunks(open_cases, judge, parallel):
         asked += len(verdicts)
@@ -98,7 +99,7 @@ def judge_answers(
         _write(folder, where, judge, answers, kept, {**errors, **known})
         report(asked, len(open_cases))
     if not open_cases:
-        # new answers to cases that were judged before
+        # Rounds that were measured since may hold new answers to cases that were judged before.
         _write(folder, where, judge, answers, kept, known)
     missing = sum(_case(row) not in known for rows in answers.values() for row in rows)
     last = next((v.error for v in reversed(errors.values())), "")
@@ -113,6 +114,7 @@ def _in_chunks(cases: Sequence[Case], judge: Judge, parallel: int) -> Iterator[d
             chunk = cases[begin : begin + _CHUNK]
             verdicts = dict(zip(chunk, pool.map(judge.ask, chunk), strict=True))
             yield verdicts
+            # Counted in a row: a judge that fails now and then is alive, one that is gone fails at everything.
             for verdict in verdicts.values():
                 failures = failures + 1 if verdict.value is None else 0
             if failures >= _HOPELESS:
@@ -188,6 +190,7 @@ def _write(
         # a verdict stays; only what had none is replaced
         new = {place: row for place, row in now.items() if place not in kept[key] or kept[key][place].verdict is None}
         if any(kept[key].get(place) != row for place, row in new.items()):
+            # The whole file again: it appears complete or not at all, and rows stay in the schema's order.
             kept[key].update(new)
             folder.write(f"{where}/{key}.parquet", encoded(VERDICTS, list(kept[key].values())))
 

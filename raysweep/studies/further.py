@@ -104,6 +104,7 @@ class FurtherAsking:
             answers += written
             for question, answer in zip(asked, written, strict=True):
                 rows += _values(question, answer)
+            # also where it is 0: a reader tells "none" from "not counted"
             stats[f"{NEAR_TIES}{one.label}"] = float(sum(a.near_tie for a in written))
         return Further(rows, answers, stats)
 
@@ -114,6 +115,7 @@ class FurtherAsking:
         eos = str(lm.tokenizer.eos_token or "")
         answer = protocols.cleaned(raw, eos)
         scored = probe.against == "target" and written.published.stop != "non_finite"
+        # Locality needs no right answer: what counts is that it is the answer from before.
         before = self.unedited[one.label].get(question.place) if probe.against == "base" else None
         compared = before is not None and "non_finite" not in (written.published.stop, before.published.stop)
         whole_scored = scored and written.whole.stop != "non_finite"
@@ -164,6 +166,7 @@ def _values(question: Question, answer: AnswerRow) -> list[ProbeRow]:
         values = {SAME: answer.same_answer}
     else:
         values = {NORMALISED.name: answer.normalised_match, WHOLE.name: answer.whole_match}
+    # the columns that both tables have, n_tokens and answer among them
     place = {name: getattr(answer, name) for name in ProbeRow.__dataclass_fields__ if hasattr(answer, name)}
     return [
         ProbeRow(
@@ -199,6 +202,7 @@ def _kept(
     if not probes:
         return []
     lm, trial = questionnaire.lm, questionnaire.trial
+    # What is asked does not depend on the target, but where an answer ends may (its inner full stops).
     asked = {p: _asked(lm, one, p) for p in probes}
     # Sorted, so that trials that differ in the order of their records share what is kept.
     distinct = sorted(set(asked.values()))
@@ -263,6 +267,7 @@ def _check_true(questions: Sequence[Question], dataset: str) -> None:
 
 def _check_room(lm: LanguageModel, one: AlsoSpec, questions: Sequence[Question]) -> None:
     """Raise :class:`ModelError` where a question and as many tokens as an answer may have are more than the model's positions."""
+    # The planner looks at prompts and targets; an answer may be longer than any target.
     most, limit = PROTOCOLS[one.id].max_tokens, lm.positions
     longest = max(((len(_asked(lm, one, q.probe).ids), q.record.id) for q in questions), default=(0, ""))
     if limit and longest[0] + most > limit:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
 from raysweep.metrics import METRICS, Answer
 from raysweep.records import EditRecord, Probe, ProbeKind
-from raysweep.rows import ProbeColumns, ProbeRow
+from raysweep.rows import ProbeRow
 
 if TYPE_CHECKING:
     from raysweep.artifacts import ArtifactStore
@@ -207,8 +207,8 @@ def probe_rows(
     return rows
 
 
-def columns_of(key: str, step: int, question: Question, superseded: Mapping[int, int]) -> ProbeColumns:
-    """Return what rows of trial *key* about *question* at *step* begin with."""
+def columns_of(key: str, step: int, question: Question, superseded: Mapping[int, int]) -> dict[str, Any]:
+    """Return what rows of trial *key* about *question* at *step* begin with (:class:`raysweep.rows.ProbePlace`), by column."""
     return {
         "trial_key": key,
         "step": step,

@@ -29,14 +29,18 @@ def always_a(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(data)
 
 
-def test_every_command_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace of its own, and a terminal that is wide enough."""
     monkeypatch.chdir(tmp_path)
-    for name, value in (("COLUMNS", "200"), ("RAYSWEEP_ROOT", str(tmp_path))):
-        monkeypatch.setenv(name, value)
-    printed = {}
+    monkeypatch.setenv("RAYSWEEP_ROOT", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_every_command_works(capsys: pytest.CaptureFixture[str]) -> None:
     with serving(always_a) as port:
+        printed: dict[str, str] = {}
         for title in ("run", "judge"):
             for line in block(PAGE, title).splitlines():
                 argv = shlex.split(line.replace("127.0.0.1:8000", f"127.0.0.1:{port}"), comments=True)[1:]
