@@ -187,12 +187,16 @@ def _write(
     """Write the files of the trials of which something is known that is not on the disk."""
     for key, rows in answers.items():
         now = {_place(row): _verdict_row(row, judge, verdicts[_case(row)]) for row in rows if _case(row) in verdicts}
-        # a verdict stays; only what had none is replaced
-        new = {place: row for place, row in now.items() if place not in kept[key] or kept[key][place].verdict is None}
+        # A verdict stays; replaced is what had none, or is of an answer that was there before the trial was made afresh.
+        new = {place: row for place, row in now.items() if not _stands(kept[key].get(place), row)}
         if any(kept[key].get(place) != row for place, row in new.items()):
             # The whole file again: it appears complete or not at all, and rows stay in the schema's order.
             kept[key].update(new)
             folder.write(f"{where}/{key}.parquet", encoded(VERDICTS, list(kept[key].values())))
+
+
+def _stands(kept: VerdictRow | None, now: VerdictRow) -> bool:
+    return kept is not None and kept.verdict is not None and _case(kept) == _case(now)
 
 
 def _verdict_row(row: AnswerRow, judge: Judge, verdict: Verdict) -> VerdictRow:

@@ -13,10 +13,12 @@ import pytest
 
 from raysweep import judge as judging
 from raysweep.cli.main import main
+from raysweep.config.schema import TrialSpec
 from raysweep.errors import SpecError
 from raysweep.judge import PROMPT, Case, Judge
 from raysweep.results.tables import Sweep, open_results
 from raysweep.results.verdicts import VERDICT_FOLDER, judge_answers, judge_folder, verdicts_of
+from raysweep.rows import AnswerRow, EvalRound
 from tests.unit.loopback import serving
 from tests.unit.reports.test_asked import root as root
 
@@ -159,6 +161,24 @@ def test_what_failed_is_asked_again_and_nothing_else(root: Path) -> None:
     assert table["error"].to_pylist() == ["HTTP 500"] * 2
     with judge(lambda *_: (200, said("B"))) as (one, _):
         assert judge_answers(opened(root), one).missing == 0
+
+
+def test_the_verdict_on_an_answer_that_has_changed_is_replaced(root: Path) -> None:
+    """A trial that was made afresh, on another machine say, may have written something else."""
+    with judge(lambda *_: (200, said("A"))) as (one, _):
+        judge_answers(opened(root), one)
+    store = opened(root).store
+    (key,) = opened(root).keys
+    table = open_results(str(root / "results" / "toy")).answers()
+    again = [AnswerRow(**row | {"answer": "other"}) for row in table.to_pylist()]
+    store.begin(TrialSpec.read_back(store.about(key).trial), arm="ft", point={}, provenance={})
+    store.write_round(key, EvalRound(step=2, rows=[], answers=again))
+    store.finish(key, step=2)
+    with judge(lambda *_: (200, said("B"))) as (one, _):
+        assert judge_answers(opened(root), one).asked == 1
+    found = verdicts_of(store.folder, judge_folder(one), key)
+    assert found["answer"].to_pylist() == ["other"] * 2
+    assert found["verdict"].to_pylist() == [0.0, 0.0]
 
 
 def test_a_dead_judge_is_left_alone_after_a_while(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
