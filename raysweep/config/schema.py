@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -130,7 +131,9 @@ class AlsoSpec(Spec):
         return {**tree, "prompt": next(iter(PROTOCOLS[tree["id"]].prompts), "")}
 
     @model_validator(mode="after")
-    def _known(self) -> AlsoSpec:
+    def _known(self, info: ValidationInfo) -> AlsoSpec:
+        if info.context == STORED:
+            return self  # results of a protocol that this installation does not have are shown all the same
         if self.id not in PROTOCOLS:
             hint = "that is protocol.asking" if self.id == "teacher_forced" else nearest(self.id, PROTOCOLS)
             raise ValueError(f"unknown protocol '{self.id}'; {hint}")
@@ -142,7 +145,8 @@ class AlsoSpec(Spec):
     @property
     def label(self) -> str:
         """How numbers of it are marked."""
-        return PROTOCOLS[self.id].label(self.prompt)
+        known = PROTOCOLS.get(self.id)
+        return known.label(self.prompt) if known is not None else f"{self.id}:{self.prompt}"
 
 
 class ProtocolSpec(GrownSpec):

@@ -14,6 +14,27 @@ from torch import Tensor
 from raysweep.errors import ModelError
 from raysweep.models.lm import LanguageModel
 
+# The day that Llama 3.1's own template names where nobody gives one. A template is given data and no functions, so its clock is a
+# macro, and a macro knows these directives of strftime.
+_DAY = {
+    "d": "26",
+    "m": "07",
+    "b": "Jul",
+    "B": "July",
+    "y": "24",
+    "Y": "2024",
+    "a": "Fri",
+    "A": "Friday",
+    "H": "00",
+    "M": "00",
+    "S": "00",
+}
+_STILL_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f"|replace('%{directive}', '{text}')" for directive, text in _DAY.items())
+    + " }}{%- endmacro -%}"
+)
+
 
 def encode(lm: LanguageModel, text: str) -> list[int]:
     """Return ``enc(text)``: special tokens and the model's BOS policy included."""
@@ -31,7 +52,8 @@ def encode_alone(lm: LanguageModel, text: str) -> list[int]:
 def as_chat(lm: LanguageModel, question: str) -> str:
     """Return *question* as the one message of a user in the tokenizer's own chat template, up to where the answer begins.
 
-    The template writes special tokens out, BOS too, so the text is encoded without more (:func:`encode_alone`).
+    The template writes special tokens out, BOS too, so the text is encoded without more (:func:`encode_alone`). Its clock stands
+    still, and a model that thinks first is told not to.
 
     Raises:
         ModelError: the tokenizer has no such template.
@@ -41,8 +63,15 @@ def as_chat(lm: LanguageModel, question: str) -> str:
             "the tokenizer has no chat template, so nothing can be asked as a chat",
             hint="use an instruction-tuned model, or another prompt of the protocol",
         )
-    messages = [{"role": "user", "content": question}]
-    text: str = lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text: str = lm.tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}],
+        # a number may not depend on the day, which some templates write into the prompt
+        chat_template=_STILL_CLOCK + lm.tokenizer.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+        date_string=f"{_DAY['d']} {_DAY['b']} {_DAY['Y']}",
+    )
     return text
 
 

@@ -224,6 +224,11 @@ def test_a_further_protocol_is_in_the_key_with_its_version_and_once_however_it_i
     assert one.key == asked("localft", {"id": "wild-mirage", "prompt": "question-only"}).key
     assert len({plain.key, one.key, asked("localft").key, asked({"id": "wild-mirage", "prompt": "qa_inst"}).key}) == 4
     assert TrialSpec.model_validate_json(one.model_dump_json()) == one
+    stored = one.model_dump(mode="json")
+    stored["protocol"]["also"] = [{"id": "of-another-time", "prompt": "x"}]
+    assert TrialSpec.read_back(stored).protocol.also[0].label == "of-another-time:x", (
+        "stored results are read all the same"
+    )
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,14 @@ def test_a_chat_template_is_sent_as_the_tokenizer_writes_it(tmp_path: Path) -> N
     assert tokens.encode_alone(lm, answer.prompt)[:2] == [0, tokens.encode_alone(lm, "[")[0]], "one BOS, not two"
 
 
+def test_a_chat_does_not_depend_on_the_day() -> None:
+    lm = tiny_lm("llama")
+    lm.tokenizer.chat_template = (
+        "{{ strftime_now('%d %b %Y') }}|{{ date_string }}|{{ messages[0].content }}|{{ enable_thinking }}"
+    )
+    assert tokens.as_chat(lm, "Who?") == "26 Jul 2024|26 Jul 2024|Who?|False"
+
+
 def test_logits_that_are_no_numbers_are_undefined_not_wrong(tmp_path: Path) -> None:
     from tests.unit.studies.test_lifelong import WILD
 
