@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types unit chaos fuzz docs gpu-pack gpu-check clean
+.PHONY: demo test lint types unit chaos fuzz docs pages gpu-pack gpu-check clean
 
 demo: $(STAMP)
 	$(BIN)/raysweep run demo
@@ -29,7 +29,13 @@ chaos: $(STAMP)
 fuzz: $(STAMP)
 	RAYSWEEP_FUZZ=5000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz -p no:randomly --timeout 3600
 
-docs: $(STAMP)
+# The site, in build/site, of the pages and of the docstrings (mkdocs.yml); a link that leads nowhere ends it.
+docs: pages
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Pages that are made from the code.
+pages: $(STAMP)
 	$(BIN)/python -m raysweep.cli.docs architecture > docs/architecture.svg
 	$(BIN)/python -m raysweep.cli.docs errors > docs/errors.md
 	$(BIN)/python -m raysweep.cli.docs keys > docs/keys.md

@@ -46,5 +46,5 @@ def install(folder: Path) -> Mapping[str, str]:
     info = folder / "raysweep_instant-1.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: raysweep-instant\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[raysweep.studys]\ninstant = benchmarks.instant:Instant\n")
+    (info / "entry_points.txt").write_text("[raysweep.studies]\ninstant = benchmarks.instant:Instant\n")
     return {"PYTHONPATH": f"{folder}:{Path(__file__).resolve().parents[1]}"}

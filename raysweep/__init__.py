@@ -2,9 +2,18 @@
 
 The public names below load on first use, so ``import raysweep`` is instant; a type-checker sees them where they are defined.
 
+An editor on a model, without a file and without Ray:
+
 >>> import raysweep
->>> workspace = raysweep.Workspace.here()
->>> planned = raysweep.plan(raysweep.load_search_space("smoke", workspace), workspace)
+>>> model = raysweep.load_model("embedded")
+>>> prompt = "Relis Megez works as a"
+>>> with raysweep.edit(model, "ft", prompt=prompt, target="lawyer") as patched:
+...     [one.after for one in patched.compare(prompt, length=1)]
+[' lawyer']
+
+A sweep:
+
+>>> planned = raysweep.plan("smoke")
 >>> len(planned.trials) > 0
 True
 """
@@ -16,28 +25,35 @@ from typing import TYPE_CHECKING
 from warnings import warn
 
 if TYPE_CHECKING:
-    from raysweep.config.plan import plan
     from raysweep.config.schema import TrialSpec
     from raysweep.config.sweep import load_search_space, parse_search_space
-    from raysweep.data import open_dataset
-    from raysweep.models.sources.load import load as load_model
+    from raysweep.editors.base import BaseEditor as Editor
+    from raysweep.library.data import open_dataset
+    from raysweep.library.models import adopt_model, load_model
+    from raysweep.library.session import EditSession, edit
+    from raysweep.library.sweeps import plan, run_sweep
     from raysweep.records import EditRecord, Probe
+    from raysweep.reports.opened import open_sweep
     from raysweep.results.tables import open_results
-    from raysweep.tune.launch import run_sweep
     from raysweep.workspace import Workspace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EditRecord",
+    "EditSession",
+    "Editor",
     "Probe",
     "TrialSpec",
     "Workspace",
     "__version__",
+    "adopt_model",
+    "edit",
     "load_model",
     "load_search_space",
     "open_dataset",
     "open_results",
+    "open_sweep",
     "parse_search_space",
     "plan",
     "run_sweep",
@@ -45,18 +61,23 @@ __all__ = [
 
 _HOMES = {
     "EditRecord": "raysweep.records",
+    "EditSession": "raysweep.library.session",
+    "Editor": "raysweep.editors.base:BaseEditor",
     "Probe": "raysweep.records",
     "TrialSpec": "raysweep.config.schema",
     "Workspace": "raysweep.workspace",
-    "load_model": "raysweep.models.sources.load:load",
+    "adopt_model": "raysweep.library.models",
+    "edit": "raysweep.library.session",
+    "load_model": "raysweep.library.models",
     "load_search_space": "raysweep.config.sweep",
-    "open_dataset": "raysweep.data",
+    "open_dataset": "raysweep.library.data",
     "open_results": "raysweep.results.tables",
+    "open_sweep": "raysweep.reports.opened",
     "parse_search_space": "raysweep.config.sweep",
-    "plan": "raysweep.config.plan",
-    "run_sweep": "raysweep.tune.launch",
+    "plan": "raysweep.library.sweeps",
+    "run_sweep": "raysweep.library.sweeps",
 }
-_RENAMED = {"read_sweep": "load_search_space", "open_sweep": "open_results"}
+_RENAMED = {"read_sweep": "load_search_space"}
 
 
 def __dir__() -> list[str]:

@@ -36,6 +36,17 @@ class NameUnknownError(RaysweepError):
     code = "E-NAME"
 
 
+class PluginError(NameUnknownError):
+    """A component of somebody's package cannot be used.
+
+    Cause: its module raises an error when it is imported (a missing package, another version of raysweep), its entry point names
+    what is not there, or its name is defined twice.
+    Cure: the message names the package and what went wrong; mend, update or uninstall it. Everything else goes on without it.
+    """
+
+    code = "E-PLUGIN"
+
+
 class SpecError(RaysweepError):
     """A search space cannot be used as written.
 

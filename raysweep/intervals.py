@@ -32,7 +32,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-
 UPPER_TAIL = 0.975
 PRIOR_RECORDS = 0.1
 """Weight, in records, of the prior guess at a share's variance between records. Simulation chose it, as it did the next one."""
@@ -40,6 +39,8 @@ PSEUDO_RECORDS = 0.5
 """Weight, in records, of the two pseudo-records that widen a difference's interval."""
 ALIKE_RECORDS = 4.0
 """Weight, in records, of the guess that shares rise and fall together; few records say little of how they do."""
+QUANTILE_OF_P = 0.2
+"""Of the residual's distribution: what is taken off the seeds' spread for a p. Simulation chose it (benchmarks/verdicts.py)."""
 TINY = 1e-12
 
 
@@ -170,14 +171,40 @@ def difference(values: Array) -> Interval:
     others does (from the median; where none does, as the values are from 0; where they are 0, by 1). So differences that are all
     equal have an interval, too. Of differences that are -1, 0 or 1 the variance is known better, as in :func:`share`.
     """
+    c, records, df = _of_difference(values)
+    half = np.sqrt(_half_square(c, records, df))
+    return _interval(c, np.maximum(c.mean - half, -1.0), np.minimum(c.mean + half, 1.0))
+
+
+def p_of_difference(values: Array) -> Array:
+    """Return the two-sided p of the hypothesis that the mean of paired differences, shape (…, records, seeds), is 0.
+
+    It is the largest α at which the interval of level 1 - α, made as :func:`difference` makes that of 95 %, holds 0; but less is
+    taken off the seeds' spread for the residual: few seeds seem alike by chance more often than a small α allows. So p ≤ .05 means
+    that the printed interval leaves 0 out; of one seed the converse holds, too. NaN where there is no interval.
+    """
+    from scipy.special import stdtrit
+
+    c, records, df = _of_difference(values)
+    others, seeds = _seeds_beyond_residual(c, QUANTILE_OF_P)
+    low, high = np.full(np.shape(c.mean), -700.0), np.full(np.shape(c.mean), np.log(0.5))
+    for _ in range(60):
+        tail = np.exp((low + high) / 2.0)  # bisected on logarithms: a small p needs as many digits as a large one
+        square = stdtrit(np.minimum(df, 1e9), tail) ** 2 * records + stdtrit(others, tail) ** 2 * seeds
+        holds = square >= c.mean**2
+        # An interval that holds 0 can be made narrower: α rises.
+        low, high = np.where(holds, (low + high) / 2.0, low), np.where(holds, high, (low + high) / 2.0)
+    return np.where(c.enough, np.minimum(2.0 * np.exp(high), 1.0), np.nan)
+
+
+def _of_difference(values: Array) -> tuple[Components, Array, Array]:
+    """Return the components of paired differences, with the variance of records and its degrees of freedom as widened."""
     c = variance_components(values)
     of_record = _mean_or_nan(values)
     step = _typical(of_record - _median(of_record)[..., None], otherwise=_typical(of_record, otherwise=1.0))
     others = c.n_records - 1.0
     records = (others * c.records + PSEUDO_RECORDS * step**2 / c.n_records) / (others + PSEUDO_RECORDS)
-    df = (c.df_records + PSEUDO_RECORDS) / np.maximum(1.0 - step, TINY)
-    half = np.sqrt(_half_square(c, records, df))
-    return _interval(c, np.maximum(c.mean - half, -1.0), np.minimum(c.mean + half, 1.0))
+    return c, records, (c.df_records + PSEUDO_RECORDS) / np.maximum(1.0 - step, TINY)
 
 
 def unbounded(values: Array, *, upper: float = np.inf) -> Interval:
@@ -274,14 +301,19 @@ def _half_square(c: Components, records: Array, df: Array | float) -> Array:
     What is taken off for the residual is the median of its distribution, not its mean: few seeds are below the mean of a skewed
     one so often that the interval would be too narrow when they do matter.
     """
+    others, seeds = _seeds_beyond_residual(c)
+    square: Array = _t(df) ** 2 * records + _t(others) ** 2 * seeds
+    return square
+
+
+def _seeds_beyond_residual(c: Components, quantile: float = 0.5) -> tuple[Array, Array]:
+    """Return the degrees of freedom of seeds, and the part of the variance that is theirs; *quantile* of the residual is not."""
     # Imported here: scipy is slow to import, and most commands print no interval.
     from scipy.special import chdtri
 
     others = np.maximum(c.n_seeds - 1.0, 1.0)
-    typical = chdtri(others, 0.5) / others  # the median of a chi-square variable over its mean
-    seeds = np.where(c.n_seeds > 1, np.maximum(c.seeds - typical * c.residual, 0.0), 0.0)
-    square: Array = _t(df) ** 2 * records + _t(others) ** 2 * seeds
-    return square
+    typical = chdtri(others, 1.0 - quantile) / others  # a chi-square variable's quantile over its mean
+    return others, np.where(c.n_seeds > 1, np.maximum(c.seeds - typical * c.residual, 0.0), 0.0)
 
 
 def _t(df: Array | float) -> Array:

@@ -9,9 +9,12 @@ For the ``m`` answer tokens of a probe with labels ``y_j``, answered ids ``ŷ_j`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from raysweep.errors import NameUnknownError, PluginError, nearest
+from raysweep.registry import Registry
 
 Needs = Literal["target", "base"]
 NON_FINITE = -2
@@ -64,6 +67,8 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {}
+PLUGINS: Registry[Callable[[Answer], float]] = Registry("metric", {})
+"""Metrics of other people's packages: functions with the decorator :func:`metric`, imported when they are asked for."""
 DEFAULT_METRICS = ("token_match", "exact_match", "target_logprob", "ppl", "agreement")
 """What a protocol measures that names no metrics. It must not grow: every past trial would get another key and not be done."""
 
@@ -82,6 +87,11 @@ def metric(
 
     def enter(function: Callable[[Answer], float]) -> Callable[[Answer], float]:
         name = function.__name__
+        known = METRICS.get(name)
+        # A second function of one name would change what that name means, in results that are there already too.
+        if known is not None and known.function.__module__ != function.__module__:
+            modules = f"{known.function.__module__} and {function.__module__}"
+            raise PluginError(f"metric '{name}' is defined twice: {modules}", hint="give one of them another name")
         doc = (function.__doc__ or "").strip().splitlines()[0]
         METRICS[name] = Metric(name, version, higher_is_better, range, needs, doc, function)
         return function
@@ -130,3 +140,49 @@ def any_match(answer: Answer) -> float:
     if not answer.counts:
         return math.nan
     return float(answer.matched or tuple(answer.answers) == tuple(answer.labels))
+
+
+_SHIPPED = tuple(METRICS)
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric called *name*; one of somebody's package is imported first.
+
+    Raises:
+        NameUnknownError: there is none.
+        PluginError: it cannot be imported.
+
+    >>> metric_of("token_match").needs
+    'target'
+    """
+    if name not in METRICS:
+        if name not in PLUGINS:
+            raise NameUnknownError(f"unknown metric '{name}'", hint=nearest(name, [*METRICS, *PLUGINS.names()]))
+        # Importing its module runs the decorator, which enters it.
+        PLUGINS.get(name)
+        if name not in METRICS:
+            raise PluginError(
+                f"the entry point '{name}' ({PLUGINS.origin(name)}) enters no metric of that name",
+                hint="name the entry point after the function, and give that the decorator @metric(version=…, needs=…)",
+            )
+    return METRICS[name]
+
+
+def every_metric() -> tuple[dict[str, Metric], dict[str, PluginError]]:
+    """Return all metrics by name, those of other people's packages last, and why some of these cannot be used."""
+    faults = {}
+    for name in PLUGINS.names():
+        try:
+            metric_of(name)
+        except PluginError as error:
+            faults[name] = error
+    return {name: METRICS[name] for name in in_table_order(METRICS)}, faults
+
+
+def in_table_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return *names*, each once: those that are shipped in the order of the table, then the others in that of the alphabet.
+
+    So the order depends neither on who asks nor on what was imported first.
+    """
+    chosen = set(names)
+    return (*(name for name in _SHIPPED if name in chosen), *sorted(chosen.difference(_SHIPPED)))

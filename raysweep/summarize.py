@@ -157,15 +157,30 @@ def summary(columns: Columns, step: int, batch_size: int, *, phases: Collection[
     return dict(sorted(out.items()))
 
 
-def pooled(by_seed: Sequence[Mapping[str, float]], view: str = "rel", *, difference: bool = False) -> Estimate:
-    """Pool one *view* over seeds: *by_seed* holds ``{record_id: value}`` per seed, or paired differences of such values.
+BySeed = Sequence[Mapping[str, float]] | NDArray[np.float64]
+"""Values of a view: ``{record_id: value}`` for each seed, or an array (records, seeds), NaN where a seed lacks a record."""
+
+
+def _as_matrix(by_seed: BySeed) -> NDArray[np.float64]:
+    return by_seed if isinstance(by_seed, np.ndarray) else matrix(by_seed)
+
+
+def _finite(by_seed: BySeed) -> bool:
+    """Tell whether every value is a finite number; in an array, NaN is none."""
+    if isinstance(by_seed, np.ndarray):
+        return not np.isinf(by_seed).any()
+    return all(math.isfinite(v) for by_record in by_seed for v in by_record.values())
+
+
+def pooled(by_seed: BySeed, view: str = "rel", *, difference: bool = False) -> Estimate:
+    """Pool one *view* over seeds; *by_seed* holds its values, or paired differences of them.
 
     All is NaN where a value is not finite.
     A mean of perplexities has no interval: few of them make up most of it, so nothing that holds can be said from a sample.
     :func:`pooled_median` and :func:`pooled_expmean` have one.
     """
-    values = matrix(by_seed)
-    if not all(math.isfinite(v) for by_record in by_seed for v in by_record.values()):
+    values = _as_matrix(by_seed)
+    if not _finite(by_seed):
         return Estimate(math.nan, math.nan, len(values))
     if view == "ppl":
         parts = intervals.variance_components(values)
@@ -179,21 +194,21 @@ def pooled(by_seed: Sequence[Mapping[str, float]], view: str = "rel", *, differe
     return estimate(interval, len(values))
 
 
-def pooled_median(by_seed: Sequence[Mapping[str, float]]) -> Estimate:
+def pooled_median(by_seed: BySeed) -> Estimate:
     """Return the mean over seeds of the medians over records; it has no standard error."""
-    values = matrix(by_seed)
+    values = _as_matrix(by_seed)
     return estimate(intervals.median(values), len(values))
 
 
-def pooled_expmean(by_seed: Sequence[Mapping[str, float]]) -> Estimate:
+def pooled_expmean(by_seed: BySeed) -> Estimate:
     """Return the exponential of the mean logarithm, over seeds and records: of a perplexity, that of the mean loss."""
-    values = matrix(by_seed)
+    values = _as_matrix(by_seed)
     return estimate(intervals.log_mean(values), len(values))
 
 
-def pooled_geo(by_seed: Sequence[Mapping[str, Mapping[str, float]]]) -> Estimate:
-    """Return the mean over seeds of Geo, which is a function of a seed's means; *by_seed* holds ``{view: {record: value}}``."""
-    views = ("rel", "gen", "loc")
-    records = sorted({r for values in by_seed for view in views for r in values[view]})
-    shares = [matrix([{**dict.fromkeys(records, math.nan), **values[view]} for values in by_seed]) for view in views]
-    return estimate(intervals.of_shares(geo, shares), len(records))
+def pooled_geo(shares: Sequence[NDArray[np.float64]]) -> Estimate:
+    """Return the mean over seeds of Geo, which is a function of a seed's means; *shares* are those of Rel, Gen and Loc.
+
+    Each is an array (records, seeds), NaN where a seed lacks a record; all have the same records, of which some may be NaN.
+    """
+    return estimate(intervals.of_shares(geo, shares), len(shares[0]))

@@ -117,6 +117,10 @@ class Workspace:
         """The folder or URI that holds one folder per sweep."""
         return join_location(self.storage) if self.storage else str(self.root / "results")
 
+    def logs(self, sweep: str) -> Path:
+        """Return the folder into which loggers of *sweep* write, on this machine wherever results go."""
+        return self.root / "logs" / sweep
+
     def results(self, sweep: str) -> str:
         """Return the folder or URI of one sweep's results."""
         return join_location(self.results_root, sweep)

@@ -30,6 +30,7 @@ LOADS: dict[str, set[str]] = {
     "exports": {"torch", "transformers", "safetensors"},
     "results": {"pyarrow"},
     "reports": {"pyarrow"},
+    "library": {"torch"},
     "tune": {"ray", "torch", "transformers", "pyarrow"},
     "testing": {"ray", "torch", "transformers", "pyarrow", "safetensors"},
 }

@@ -31,8 +31,14 @@ def test_the_wheel_has_the_model_the_spaces_and_the_hyper_parameters(names: set[
         "raysweep/py.typed",
         "raysweep/data/manifests.toml",
         "raysweep/models/sources/_embedded/model.safetensors",
+        *(f"raysweep/_share/data/{name}/sample.json" for name in ("ZsRE", "counterfact", "hallucination")),
+        "raysweep/_share/hparams/README.md",
+        "raysweep/tune/loggers/worker.py",
     ):
         assert wanted in names
+    # Whatever lies beside the code is read by it: tables, the embedded model.
+    beside = {p.relative_to(ROOT).as_posix() for p in (ROOT / "raysweep").rglob("*") if p.is_file()}
+    assert not {n for n in beside if not n.endswith((".pyc", ".py"))} - names
 
 
 def test_the_wheel_leaves_real_data_and_the_shim_behind(names: set[str]) -> None:

@@ -20,7 +20,7 @@ from raysweep.cli.show import (
 )
 from raysweep.errors import SpecError
 from raysweep.reports import asked
-from raysweep.reports.compare import compared_entries, comparison_notes, rows, title
+from raysweep.reports.compare import caption, compared_entries, comparison_notes, rows, title
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.pairs import by_value, by_wrapper, of_one_protocol, to_one
 from raysweep.reports.published import beside, measured
@@ -79,6 +79,7 @@ def command(
     opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
     selection = asked.chosen(protocol, [sweep for sweep, _ in opened_sweeps])
     asked.refuse_immediate(phase.value if phase else None, selection)
+    below: str | None = None
     # Flags that would be ignored are refused: a table that looks like what was asked for misleads.
     if against and selection:
         raise SpecError("published numbers are of protocols of their own", hint="leave out --protocol")
@@ -95,10 +96,12 @@ def command(
         entries = compared_entries(opened_sweeps, by=by, phase=phase.value if phase else None, at=at, asked=selection)
         pairs = by_wrapper(entries) if pair else to_one(entries, to) if by == "arm" else by_value(entries, by, to)
         pairs, foreign = of_one_protocol(entries, pairs)
-        about = [*foreign, *comparison_notes(opened_sweeps, pairs, by=by, pair=pair)]
+        paper = format_ in (Format.MARKDOWN, Format.LATEX)
+        about = [*foreign, *comparison_notes(opened_sweeps, pairs, by=by, pair=pair, paper=paper)]
         table = rows(pairs, plain=plain)
         headline = title(pairs, by=by, to=to, pair=pair) + (f", {selection.text}" if selection else "")
-    print(render(table, format_, title=headline, width=width))
+        below = caption(pairs, headline, under=selection.label if selection else "") if paper else None
+    print(render(table, format_, title=headline, width=width, caption=below))
     tell(about, format_)
     report_left_out(*(sweep for sweep, _ in opened_sweeps))
 

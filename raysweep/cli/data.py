@@ -43,8 +43,8 @@ def ls(
         _ls_files(name, workspace)
         return
     rows = []
-    for name in DATASETS.names():
-        dataset = DATASETS.get(name)()
+    for name, kind in DATASETS.loadable().items():
+        dataset = kind()
         try:
             path = dataset.locate(DataSpec(name=name), workspace)
             rows.append((name, dataset.about, str(dataset.count(path)), str(path or "in the package")))

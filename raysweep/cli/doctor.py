@@ -19,8 +19,10 @@ from raysweep.cli.docs import explain as explained
 from raysweep.cli.errors import UNEXPECTED
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
-from raysweep.errors import SpecError
+from raysweep.errors import PluginError, SpecError
+from raysweep.installed import component_tables
 from raysweep.lazy import lazy
+from raysweep.metrics import PLUGINS, every_metric
 from raysweep.tune import cluster
 from raysweep.workspace import Workspace
 
@@ -36,7 +38,14 @@ REQUIRED = (
     "rich",
     "safetensors",
 )
-OPTIONAL = {"gguf": "gguf", "accelerate": "gguf", "datasets": "datasets"}  # package → extra
+OPTIONAL = {
+    "gguf": "gguf",
+    "accelerate": "gguf",
+    "datasets": "datasets",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+}  # package → extra
 MIN_FREE = 2 * 2**30  # bytes: snapshots, artifacts and Ray's spill need room
 
 
@@ -90,6 +99,7 @@ def check(workspace: Workspace, find_version: Callable[[str], str] = version) ->
     yield _ray(find_version)
     yield from _folders(workspace)
     yield _share(workspace)
+    yield from _plugins()
 
 
 def _package(package: str, find_version: Callable[[str], str], cure: str, *, needed: bool) -> Finding:
@@ -173,3 +183,15 @@ def _share(workspace: Workspace) -> Finding:
     lost = [name for name in ("search_spaces", "hparams", "data") if not (workspace.share / name).is_dir()]
     cure = "reinstall raysweep" if lost else ""
     return Finding("share", f"{workspace.share}{': lacks ' + ', '.join(lost) if lost else ''}", not lost, cure)
+
+
+def _plugins() -> Iterator[Finding]:
+    """Yield what other packages add to the tables of components, and each part of it that cannot be used."""
+    known: set[str] = set()
+    faults: list[PluginError] = []
+    for table in component_tables().values():
+        known |= set(table.packages().values())
+        faults += (every_metric()[1] if table is PLUGINS else table.faults()).values()
+    yield Finding("plug-ins", ", ".join(sorted(known)) or "none")
+    for fault in faults:
+        yield Finding("plug-in", fault.message, False, fault.hint)

@@ -34,8 +34,19 @@ def report(error: BaseException, *, debug: bool) -> int:
         lazy("raysweep.cli.say").say(describe(error), err=True, hang=2)
         return TRIALS_FAILED if isinstance(error, RunFailedError) else BAD_INPUT
     print(f"unexpected {type(error).__name__}: {error}", file=sys.stderr)
-    print("    this is a fault of raysweep; please report it with the output of --debug", file=sys.stderr)
+    whose = _package_at_fault(error) or "raysweep"
+    print(f"    this is a fault of {whose}; please report it with the output of --debug", file=sys.stderr)
     return UNEXPECTED
+
+
+def _package_at_fault(error: BaseException) -> str:
+    """Return the package with components of its own in whose code *error* arose, or that was running last; empty = none."""
+    modules: dict[str, str] = {}
+    for table in lazy("raysweep.installed").component_tables().values():
+        modules |= table.modules()
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    running = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in reversed(frames)]
+    return next((modules[name] for name in running if name in modules), "")
 
 
 def describe(error: RaysweepError) -> str:

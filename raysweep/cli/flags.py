@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +9,15 @@ from typing import Annotated
 import typer
 from typer.models import OptionInfo
 
+from raysweep.config.load import read
 from raysweep.config.overrides import Override
 from raysweep.config.places import Place
 from raysweep.config.problems import problem
+from raysweep.config.sweep import find_file
 from raysweep.config.theirs import reading as theirs
 from raysweep.errors import Problem, ProblemsError, SpecError
 from raysweep.jsontypes import Json, mapping_of
-from raysweep.lazy import lazy
+from raysweep.library.models import model_section
 from raysweep.workspace import Workspace, resolve_from_cwd
 
 Stated = tuple[str, str, Json]  # a parameter's name, the dotted key that it sets, the value
@@ -56,18 +57,23 @@ def hparams_file(file: str, editor: str) -> tuple[str, str]:
     return path, editor or theirs.editor_of(source)
 
 
-def hparams_overrides(file: str, tree: Json) -> list[Override]:
-    """Return what ``--hparams`` lays over the search space *tree*: the file, at each arm of its editor.
+def hparams_overrides(file: str, space: str, workspace: Workspace) -> list[Override]:
+    """Return what ``--hparams`` lays over a search space: *file* (empty = nothing), at each arm of its editor.
+
+    Args:
+        file: as typed.
+        space: the search space, a path or a name.
+        workspace: where it is looked up.
 
     Raises:
         SpecError: the file does not say of which editor it is, or there is no such arm.
-        YamlError: it cannot be read.
+        YamlError: it, or the search space, cannot be read.
     """
-    path, editor = hparams_file(file, "")
     if not file:
         return []
+    path, editor = hparams_file(file, "")
     place = Place(f"--hparams {file}")
-    arms = mapping_of(mapping_of(tree).get("arms"))
+    arms = mapping_of(mapping_of(read(find_file(space, workspace)).tree).get("arms"))
     editors = {name: mapping_of(arm).get("editor") for name, arm in arms.items()}
     named = {name: e if isinstance(e, str) else mapping_of(e).get("name") for name, e in editors.items()}
     chosen = [name for name, of in named.items() if editor and of == editor]
@@ -123,20 +129,5 @@ def refuse(problems: list[Problem]) -> None:
 
 
 def model_spec(text: str, workspace: Workspace) -> dict[str, str]:
-    """Return the ``model`` section that ``--model`` means: a name, or a path, which counts from the current folder.
-
-    A bare name that is known is that model, whatever lies in the current folder; ``./name`` is the folder.
-    """
-    # A name has no separator; whatever has one is a path or a hub id.
-    bare = not text.startswith("~") and os.sep not in text and "/" not in text
-    if bare and (
-        text in lazy("raysweep.models.sources.catalogue").CATALOGUE or workspace.find("models", text) is not None
-    ):
-        # Said, not refused: the name has always meant the model, and a folder may turn up any day.
-        if workspace.holds(str(Path(text).absolute())):
-            typer.echo(
-                f"note: '{text}' is the model of that name; write ./{text} for what lies in this folder", err=True
-            )
-        return {"name": text}
-    where = Path(resolve_from_cwd(text))
-    return {"name": where.name, "path": str(where)} if workspace.holds(str(where)) else {"name": text}
+    """Return the ``model`` section that ``--model`` means: a name, or a path, which counts from the current folder."""
+    return model_section(text, workspace, note=lambda about: typer.echo(f"note: {about}", err=True))

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from raysweep.cli.options import workspace_of
+from raysweep.errors import PluginError
 from raysweep.lazy import lazy
+from raysweep.metrics import every_metric
+from raysweep.registry import Registry
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -58,8 +61,9 @@ def listing(kind: Kind, workspace: Workspace) -> tuple[Sequence[str], Rows]:
 
 def _registry(module: str, table: str, *columns: Callable[..., str]) -> Callable[[Workspace], Rows]:
     def rows(workspace: Workspace) -> Rows:
-        registry = getattr(lazy(module), table)
-        return [(name, *(column(registry.get(name)) for column in columns)) for name in registry.names()]
+        registry: Registry[object] = getattr(lazy(module), table)
+        components, faults = registry.loadable(), registry.faults()
+        return [(n, *(column(c) for column in columns)) for n, c in components.items()] + _broken(faults, len(columns))
 
     return rows
 
@@ -69,6 +73,11 @@ class _Component(Protocol):
 
     version: int
     config_type: type[BaseModel]
+
+
+def _broken(faults: Mapping[str, PluginError], columns: int) -> Rows:
+    """Return a row for each name of somebody's package that cannot be used, with the reason in the last of *columns*."""
+    return [(name, *["–"] * (columns - 1), fault.message) for name, fault in faults.items()]
 
 
 def _version(component: _Component) -> str:
@@ -95,10 +104,10 @@ def _models(workspace: Workspace) -> Rows:
 
 
 def _metrics(workspace: Workspace) -> Rows:
-    metrics = lazy("raysweep.metrics").METRICS
+    metrics, faults = every_metric()
     return [
         (m.name, str(m.version), m.needs, "more" if m.higher_is_better else "less", m.doc) for m in metrics.values()
-    ]
+    ] + _broken(faults, 4)
 
 
 def _protocols(workspace: Workspace) -> Rows:
@@ -110,8 +119,11 @@ def _protocols(workspace: Workspace) -> Rows:
 
 
 def _layouts(workspace: Workspace) -> Rows:
-    registry = lazy("raysweep.models.layout").LAYOUTS
-    return [(name, registry.origin(name).partition(":")[0]) for name in registry.names()]
+    registry: Registry[object] = lazy("raysweep.models.layout").LAYOUTS
+    # Those that are shipped are not imported.
+    faults = registry.faults()
+    known: Rows = [(n, registry.origin(n).partition(":")[0]) for n in registry.names() if n not in faults]
+    return known + _broken(faults, 1)
 
 
 def _spaces(workspace: Workspace) -> Rows:

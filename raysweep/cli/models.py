@@ -17,6 +17,7 @@ from raysweep.downloads.record import commit_of
 from raysweep.errors import ModelError, ProblemsError
 from raysweep.models.sources import catalogue
 from raysweep.models.sources.base import MODEL_RECIPES
+from raysweep.models.sources.folder import read_config
 from raysweep.reports import fit
 from raysweep.workspace import Workspace, resolve_from_cwd
 
@@ -139,6 +140,29 @@ def check(
     say(f"{where}: whole, {len(files)} files, {size:,.1f} MB{f', as fetched at commit {commit}' if commit else ''}")
 
 
+@app.command("probe")
+def probe(
+    folder: Annotated[Path, typer.Argument(help="A model folder; `config.json` is enough.")],
+) -> None:
+    """Propose a layout for a model whose architecture has none; print its file, and what is not sure of it.
+
+    No weights are read: parts are found by their names and sizes, and measured on a small random model of the same configuration.
+    The command ends with 1 where the layout contract is not kept.
+
+    Example: `raysweep models probe models/mine > raysweep/models/layouts/mine.py`
+    """
+    from raysweep.testing import layout_file, layout_probe
+
+    proposal = layout_probe.propose_for(folder)
+    print(layout_file.layout_file(proposal), end="")
+    for sentence in proposal.unsure:
+        say(f"unsure: {sentence}", err=True, hang=8)
+    for sentence in layout_file.what_to_do(proposal):
+        say(sentence, err=True, hang=4)
+    if proposal.broken:
+        raise typer.Exit(1)
+
+
 @app.command("build")
 def build(
     name: Annotated[str, typer.Argument(help="Only `embedded` can be built.")],
@@ -186,7 +210,7 @@ def info(
     config = Path(where) / "config.json"
     # A GGUF file and a hub id have no config.json beside them.
     if isinstance(where, Path) and config.is_file():
-        data = json.loads(config.read_text(encoding="utf-8"))
+        data = read_config(where)
         keys = (
             "model_type",
             "num_hidden_layers",

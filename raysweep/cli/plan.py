@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raysweep.cli import preflight
+from raysweep.cli import flags, preflight
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
@@ -32,6 +32,7 @@ def command(
     format_: Annotated[
         Format, typer.Option("--format", help="table, or json with every resolved value.")
     ] = Format.TABLE,
+    hparams: flags.HparamsOption = "",
 ) -> None:
     """Print every trial of a sweep: arm, point, key, rounds, and what is already done. Runs nothing.
 
@@ -46,7 +47,7 @@ def command(
         raysweep plan search_spaces/smoke.yaml --set space.seed='{grid: [0, 1]}' --format json
     """
     workspace = workspace_of(ctx)
-    plan = open_plan(file, workspace, set_ or ())
+    plan = open_plan(file, workspace, [*flags.hparams_overrides(hparams, file, workspace), *(set_ or ())])
     statuses = plan_table.trial_statuses(plan, workspace)
     components, room = Components.installed(), preflight.room_for_edits(plan.sweep.resources)
     if format_ is Format.JSON:

@@ -171,8 +171,8 @@ def sections() -> dict[str, type[BaseModel]]:
         "search": SearchSpec,
         "resources": ResourceSpec,
     }
-    specs |= {f"Editor {name}": EDITORS.get(name).config_type for name in EDITORS}
-    specs |= {f"Wrapper {name}": WRAPPERS.get(name).config_type for name in WRAPPERS}
+    specs |= {f"Editor {name}": kind.config_type for name, kind in EDITORS.loadable().items()}
+    specs |= {f"Wrapper {name}": kind.config_type for name, kind in WRAPPERS.loadable().items()}
     specs["Setting of a belief study"] = BeliefSpec
     return specs
 

@@ -13,11 +13,9 @@ from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.cli.validate import FileArgument, SetOption
 from raysweep.config.components import Components
-from raysweep.config.load import read
 from raysweep.config.parts import Part
 from raysweep.config.plan import open_plan
 from raysweep.config.planned_trial import Plan
-from raysweep.config.sweep import find_file
 from raysweep.lazy import lazy
 from raysweep.reports.plan_table import extent
 from raysweep.reports.prose import counted
@@ -40,14 +38,23 @@ def command(
     ctx: typer.Context,
     file: FileArgument,
     set_: SetOption = None,
-    hparams: flags.HparamsOption = "",
     address: Annotated[str | None, typer.Option("--address", help=ADDRESS_HELP)] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
     concurrent: Annotated[int, typer.Option("--concurrent", min=0, help="Trials at once; 0 = as many as fit.")] = 0,
     storage: Annotated[str, typer.Option("--storage", help="Folder or URI for results (s3://…, gs://…).")] = "",
+    hparams: flags.HparamsOption = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of these trials found.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Make trials again whose tables were damaged.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Run although somebody else runs this sweep.")] = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log",
+            metavar="LOGGER",
+            help="Follow it in wandb, mlflow, trackio or tensorboard, too; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Run part I of N; others run theirs.")] = "",
 ) -> None:
     """Run a sweep. Run the same command again and it goes on where it stopped; trials that are done are not repeated.
@@ -60,9 +67,12 @@ def command(
         raysweep run demo
         raysweep run search_spaces/smoke.yaml --set data.size=20 --concurrent 1
         raysweep run demo --shard 1/2
+        raysweep run demo --log tensorboard --log wandb
     """
     ctx.with_resource(noted_signals())  # from here on, though nothing runs yet: a scheduler's warning is no crash
     workspace = workspace_of(ctx)
+    loggers = tuple(dict.fromkeys(log or ()))
+    lazy("raysweep.tune.loggers").check(loggers)
     ray_choice = lazy("raysweep.tune.cluster").choose(address)
     # Said first of all: a sweep that joins a cluster nobody named on the command line must not do so silently.
     if ray_choice.reason:
@@ -70,8 +80,7 @@ def command(
     if storage:
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
-    if hparams:
-        stated += flags.hparams_overrides(hparams, read(find_file(file, workspace)).tree)
+    stated += flags.hparams_overrides(hparams, file, workspace)
     components = Components.installed(fetch=True)
     planned = open_plan(file, workspace, [*stated, *(set_ or ())], components)
     part = Part.parse(shard) if shard else None
@@ -90,7 +99,7 @@ def command(
         say(f"this is part {part} of {counted(len(planned.trials), 'trial', 'trials')}")
     options = sweep_run.RunOptions(
         address=ray_choice.address or "local", retry=retry, fresh=fresh, concurrent=concurrent,
-        repair=repair, anyway=anyway, part=part,
+        repair=repair, anyway=anyway, part=part, log=loggers,
     )  # fmt: skip
     outcome = launch.run_sweep(planned, workspace, options=options, watcher=display(shown, store, earlier))
     conclude(outcome, planned, workspace)

@@ -123,11 +123,12 @@ def command(
     below = [*answers, *notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(results)]
     tell(below, format_)
     if plot is not None:
-        draw = lazy("raysweep.reports.plot")
+        pictures, style = lazy("raysweep.reports.plot"), lazy("raysweep.reports.plot_style")
         if over:
-            draw.draw_over(results, plot, over, phase=chosen, at=-1 if at is None else at, trials=trials)
+            figure = pictures.over_key(results, trials, over, phase=chosen, at=-1 if at is None else at)
         else:
-            draw.draw(results, plot, phase=chosen, by=by.value, trials=trials)
+            figure = pictures.over_edits(results, trials, phase=chosen, by=by.value)
+        style.save(figure, plot)
         if format_ is Format.TABLE:
             say(f"plot: {plot}")
     report_left_out(results)

@@ -33,6 +33,7 @@ def command(
     ] = None,
     storage: Annotated[str, typer.Option("--storage", help="Folder or URI for results, as the cluster sees it.")] = "",
     retry: Annotated[bool, typer.Option("--retry", help="Run failed trials again.")] = False,
+    log: Annotated[list[str] | None, typer.Option("--log", metavar="LOGGER", help="As `raysweep run --log`.")] = None,
     follow: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Print what the job prints until it ends.")
     ] = True,
@@ -51,6 +52,7 @@ def command(
     overrides = list(set_ or ())
     sweep = load_search_space(file, workspace, overrides)  # its mistakes are told before anything is sent
     arguments = [*(part for override in overrides for part in ("--set", override))]
+    arguments += [*(part for logger in log or () for part in ("--log", logger))]
     arguments += [*(("--storage", storage) if storage else ()), *(("--retry",) if retry else ())]
     request = jobs.JobRequest(sweep=sweep.name, file=find_file(file, workspace), root=there, arguments=tuple(arguments))
     server = jobs.server_address(address)

@@ -120,7 +120,8 @@ def train(
     config = config.model_copy(update={"train": config.train.model_copy(update={"data": fold})})
     torch.set_num_threads(threads)
     lm = lazy("raysweep.models.sources.load").load(model, workspace)
-    trainer = training.Trainer(lm, config, datasets.open_dataset(fold, workspace))
+    _, records = lazy("raysweep.studies.prompts").prompted(lm, datasets.open_dataset(fold, workspace), fold, model.name)
+    trainer = training.Trainer(lm, config, records)
     # Beside the archive, so that two trainings never share one.
     paused = out.with_name(f"{out.name}.resume")
     if paused.is_file():

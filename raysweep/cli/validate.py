@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from raysweep.cli.flags import set_option
+from raysweep.cli import flags
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
 from raysweep.config.components import Components
@@ -18,7 +18,9 @@ FileArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    set_option("Lay a value over the file; repeatable. KEY: data.size, protocol.rounds, arms.ARM.editor.layers …"),
+    flags.set_option(
+        "Lay a value over the file; repeatable. KEY: data.size, protocol.rounds, arms.ARM.editor.layers …"
+    ),
 ]
 
 
@@ -32,6 +34,7 @@ def command(
             "--address", help="The cluster it will run on: then this machine's memory and disk do not matter."
         ),
     ] = None,
+    hparams: flags.HparamsOption = "",
 ) -> None:
     """Check a search space and everything it names; report every mistake at once with file, line and column.
 
@@ -42,11 +45,13 @@ def command(
 
         raysweep validate demo
         raysweep validate search_spaces/smoke.yaml --set data.size=20
+        raysweep validate my_space.yaml --hparams EasyEdit/hparams/ROME/gpt2-xl.yaml
     """
     workspace = workspace_of(ctx)
     components = Components.installed()
     # What `run` does up to the first trial, in the same order, so that both refuse the same.
-    planned = open_plan(file, workspace, set_ or (), components)
+    overrides = [*flags.hparams_overrides(hparams, file, workspace), *(set_ or ())]
+    planned = open_plan(file, workspace, overrides, components)
     ray_choice = lazy("raysweep.tune.cluster").choose(address)
     lazy("raysweep.cli.preflight").check(planned, workspace, components, address=ray_choice.address)
     for note in planned.notes:

@@ -9,6 +9,7 @@ from raysweep.artifact_kinds import VERSIONS as ARTIFACTS
 from raysweep.config import limits, rows, selection
 from raysweep.config.bind_data import DataBinder
 from raysweep.config.bind_editor import EditorBinder, Target
+from raysweep.config.checks import unfit
 from raysweep.config.components import Components, ModelFacts
 from raysweep.config.editor_schema import EditorConfig
 from raysweep.config.lookups import Lookups
@@ -18,7 +19,7 @@ from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec
 from raysweep.config.selection import Selection
 from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import ModelError, Problem
-from raysweep.metrics import METRICS
+from raysweep.metrics import metric_of
 from raysweep.protocols import PROTOCOLS
 from raysweep.workspace import Workspace
 
@@ -77,9 +78,12 @@ class Binder:
         if not (data and protocol and study):
             return None
         chosen = self._data.choose(data, arm, editor, facts or ModelFacts(), sections["data"])
+        chosen = self._with_template(chosen, model, study, sections["data"])
         plain = plain or _SeedAndThreads()
         if model and facts and editor and data.rows is not None:
             self._check_rows(model, chosen, editor, sections["model"])
+        if facts and editor:
+            self._check_layout(facts, editor, sections["model"])
         if model and editor and model.devices > 1:
             self._check_devices(model, editor, sections["model"])
         sound = model and facts and editor and len(self.problems) == before
@@ -96,7 +100,7 @@ class Binder:
             environment=dict(self.components.environment),
         )
         if protocol.also:
-            self._check_further(protocol, study, chosen.name, sections["protocol"])
+            self._check_further(protocol, study, chosen, sections["protocol"])
             sound = sound and len(self.problems) == before
         fits = self._check_study(trial, chosen.size or limits.LARGEST, study, sections)
         return trial if sound and fits else None
@@ -143,6 +147,22 @@ class Binder:
             self._lookups.note(merged.place(("measured_by",)), "protocol.measured_by cannot be set", hint)
         return spec.model_copy(update={"rounds": ()}) if spec and "rounds" not in merged.tree else spec
 
+    def _with_template(
+        self, data: DataSpec, model: ModelSpec | None, study: type[Study], merged: MergedTree
+    ) -> DataSpec:
+        """Return the data section with the digest of the chat template that its prompts are put into."""
+        if data.prompt != "chat":
+            return data
+        place = merged.place(("prompt",))
+        if not study.takes_chat:
+            self._lookups.note(place, f"data.prompt: chat, but the study '{study.name}' has prompts of its own")
+        if model is None:
+            return data
+        found: str | None = self._lookups.ask_once(
+            ("chat", model), lambda: self.components.chat(model, self.workspace), place
+        )
+        return data.model_copy(update={"template": found or ""})
+
     def _check_rows(self, model: ModelSpec, data: DataSpec, editor: EditorSpec, merged: MergedTree) -> None:
         """Note what may be longer than the model's rows can be (`rope_type` dynamic and longrope)."""
         place = merged.place(("path",) if model.path else ("name",))
@@ -155,12 +175,20 @@ class Binder:
         for message, hint in rows.refusals(model.name, limit, data.name, longest, editor):
             self._lookups.note(place, message, hint, ModelError.code)
 
+    def _check_layout(self, facts: ModelFacts, editor: EditorSpec, merged: MergedTree) -> None:
+        """Note that the editor needs what models of this family do not have."""
+        editors = self.components.editors
+        found = unfit(editors.get(editor.name), facts, editors)
+        if found is not None:
+            self._lookups.note(merged.place(("path",) if "path" in merged.tree else ("name",)), *found, ModelError.code)
+
     def _check_devices(self, model: ModelSpec, editor: EditorSpec, merged: MergedTree) -> None:
         """Note which parts of the editor know of one device only, and that a trial gets fewer GPUs than it needs."""
         have, place, asked = self.components, merged.place(("devices",)), f"model.devices = {model.devices}"
         parts = {editor.name: have.editors.get(editor.name), **{w.name: have.wrappers.get(w.name) for w in editor.wrap}}
         for name in (name for name, kind in parts.items() if not kind.spans_devices):
-            able = [n for table in (have.editors, have.wrappers) for n in table.names() if table.get(n).spans_devices]
+            tables = (have.editors.loadable(), have.wrappers.loadable())
+            able = [n for table in tables for n, kind in sorted(table.items()) if kind.spans_devices]
             hint = f"over several: {', '.join(able)}"
             self._lookups.note(place, f"{asked}, but {name} edits a model on one device only", hint)
         gpu = self.sweep.resources.gpu
@@ -168,7 +196,7 @@ class Binder:
             hint = f"resources.gpu: {model.devices} gives a trial as many GPUs"
             self._lookups.note(place, f"{asked}, but resources.gpu = {gpu if gpu == 'auto' else f'{gpu:g}'}", hint)
 
-    def _check_further(self, protocol: ProtocolSpec, study: type[Study], data: str, merged: MergedTree) -> None:
+    def _check_further(self, protocol: ProtocolSpec, study: type[Study], data: DataSpec, merged: MergedTree) -> None:
         """Note protocols that the study does not ask, or that compare with what the data do not have."""
         place, have = merged.place(("also",)), self.components
         # Ignored, it would stand in the key of trials that measure nothing by it.
@@ -176,10 +204,16 @@ class Binder:
             able = [name for name in have.studies.names() if have.studies.get(name).asks_further]
             hint = f"leave it out, or study: {', '.join(able)}"
             self._lookups.note(place, f"study '{self.sweep.study}' asks no further protocols (protocol.also)", hint)
-        gives = {name for name in have.datasets.names() if getattr(have.datasets.get(name), "gives_true", False)}
-        for one in (one for one in protocol.also if PROTOCOLS[one.id].needs_true and data not in gives):
+        # With data.prompt: chat every question is a turn already, and would be wrapped once more.
+        for one in (one for one in protocol.also if data.prompt == "chat" and one.prompt in ("qa_inst", "chat")):
             message = (
-                f"protocol.also: {one.id} compares with what was true before, which dataset '{data}' does not give"
+                f"protocol.also: {one.label} puts a text around questions, which data.prompt: chat has done already"
+            )
+            self._lookups.note(place, message, f"ask {one.id} with its prompt question-only, or data.prompt: plain")
+        gives = {name for name in have.datasets.names() if getattr(have.datasets.get(name), "gives_true", False)}
+        for one in (one for one in protocol.also if PROTOCOLS[one.id].needs_true and data.name not in gives):
+            message = (
+                f"protocol.also: {one.id} compares with what was true before, which dataset '{data.name}' does not give"
             )
             self._lookups.note(place, message, f"datasets that do: {', '.join(sorted(gives))}")
 
@@ -206,7 +240,7 @@ class Binder:
             f"dataset/{data}": have.datasets.get(data),
             f"study/{self.sweep.study}": study,
             "protocol": ProtocolSpec,
-            **{f"metric/{name}": METRICS[name] for name in protocol.metrics},
+            **{f"metric/{name}": metric_of(name) for name in protocol.metrics},
             **{f"protocol/{one.id}": PROTOCOLS[one.id] for one in protocol.also},
         }
         # An artifact's version is part of a key only where something in the trial may ask for such an artifact.

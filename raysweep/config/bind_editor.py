@@ -121,7 +121,7 @@ class EditorBinder:
         # Layers, each over the ones before: class defaults, the model's hparams file, the arm, the point.
         before = len(self.lookups.problems)
         if written.file is not None:
-            defaults: Source | None = self._given(written.file, name, kind.config_type.theirs, target.facts)
+            defaults: Source | None = self._given(written.file, name, kind.config_type.theirs, target)
         else:
             defaults = self._defaults(name, model, place) if model else None
         merged = MergedTree(place)
@@ -180,7 +180,7 @@ class EditorBinder:
         )
         return defaults
 
-    def _given(self, file: Source, name: str, table: Table, facts: ModelFacts) -> Source:
+    def _given(self, file: Source, name: str, table: Table, target: Target) -> Source:
         """Return what the *file* that an arm names says of component *name*, having noted what is wrong with it.
 
         What becomes of another program's keys is in *table*.
@@ -189,11 +189,13 @@ class EditorBinder:
         if not theirs.is_theirs(tree):
             return hparams.without_remarks(file)
         reading = self.lookups.ask_once(
-            ("file", file.file, name, facts.blocks), lambda: theirs.read(file, name, table, facts), file.value(())
+            ("file", file.file, name, target.facts.blocks),
+            lambda: theirs.read(file, name, table, target.facts),
+            file.value(()),
         )
         assert reading is not None  # it raises nothing
         self.lookups.problems += reading.problems
-        self.lookups.notes.setdefault(theirs.about(file, reading))
+        self.lookups.notes.setdefault(theirs.about(file, reading, target.model))
         return reading.source
 
     def _no_hparams(self, name: str, model: ModelSpec, missing: list[str], place: Place) -> None:

@@ -13,6 +13,7 @@ from raysweep.config.places import KeyPath
 from raysweep.config.values import BlockNumber
 from raysweep.errors import RecordError
 from raysweep.records import EditRecord, length_error
+from raysweep.registry import Registry
 
 if TYPE_CHECKING:
     from raysweep.editors.base import AnyEditor
@@ -40,6 +41,22 @@ def missing_blocks(config: BaseModel, facts: ModelFacts) -> Iterator[tuple[KeyPa
                 path,
                 f"{dotted}: there is no block {number}; the model has {facts.blocks}, from 0 to {facts.blocks - 1}",
             )
+
+
+def unfit(kind: type[AnyEditor], model: ModelFacts, editors: Registry[type[AnyEditor]]) -> tuple[str, str] | None:
+    """Return why an editor of class *kind* cannot edit a model, and which can; None if it can, or if that is not known.
+
+    Args:
+        kind: the class of the editor, or of a wrapper.
+        model: what is known of the model.
+        editors: all that there are.
+    """
+    reason = next((model.lacks[need] for need in kind.needs if need in model.lacks), None)
+    if reason is None:
+        return None
+    # whoever reads the message wants to know what is left
+    able = [name for name in editors.names() if not set(editors.get(name).needs) & set(model.lacks)]
+    return f"{kind.name} cannot edit a model of type {model.kind}: {reason}", f"what can: {', '.join(able)}"
 
 
 def refusal(

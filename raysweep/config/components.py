@@ -32,12 +32,16 @@ class ModelFacts:
         count: counts the tokens of a text, with special ones; None = not known before the model is loaded.
         parts: names of its parts, by what they are (``block``, ``mlp``, ``mlp_in``, ``mlp_out``, ``attn``, ``norm``, ``head``,
             ``embed``), with ``{}`` for the block's number; empty = not known.
+        kind: its ``model_type``; empty = not known.
+        lacks: what an editor may need and its layout does not have, with the reason (``Layout.lacks``).
     """
 
     blocks: int = 0
     positions: int = 0
     count: Callable[[str], int] | None = None
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kind: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 def _nothing(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
@@ -59,6 +63,7 @@ class Components:
         environment: the environment variables that are set and move numbers.
         row_limit: says how many tokens a row may have, and why (None: any number); raises ``ModelError`` where a model attends
             in a way that is not modelled.
+        chat: the digest of a model's chat template (empty: not known here); raises ``ModelError`` where it has none.
         facts: what is known of a model before it is loaded; refuses one that cannot be loaded or edited.
     """
 
@@ -70,6 +75,7 @@ class Components:
     text: Callable[[TextSpec, DataSpec, Workspace], TextSpec]
     environment: Mapping[str, str] = field(default_factory=dict)
     row_limit: Callable[[ModelSpec, Workspace], tuple[int, str] | None] = lambda spec, workspace: None
+    chat: Callable[[ModelSpec, Workspace], str] = lambda spec, workspace: ""
     facts: Callable[[ModelSpec, Workspace], ModelFacts] = _nothing
 
     @staticmethod

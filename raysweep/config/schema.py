@@ -30,9 +30,9 @@ from raysweep.config.values import NonNegative as NonNegative
 from raysweep.config.values import Positive as Positive
 from raysweep.config.values import Spec as Spec
 from raysweep.config.values import Threads as Threads
-from raysweep.errors import nearest
+from raysweep.errors import NameUnknownError, nearest
 from raysweep.hashing import digest
-from raysweep.metrics import DEFAULT_METRICS, METRICS
+from raysweep.metrics import DEFAULT_METRICS, in_table_order, metric_of
 from raysweep.protocols import PROTOCOLS
 from raysweep.records import ProbeKind
 
@@ -90,8 +90,11 @@ class DataSpec(Spec):
         invalid: what becomes of a chosen row that the editor cannot write (an empty target, a subject that is not there, a text
             longer than the model's positions): ``refuse`` the trial, or ``skip`` the row as if it were not in the file, so that
             ``skip`` and ``size`` count the others. Rows that are not chosen may be anything.
+        prompt: ``plain`` = the dataset's prompts as they are; ``chat`` = each as a user's turn in the model's chat template, up to
+            where its answer begins (edits and probes alike; docs/models.md).
         digest: hash of the dataset's content, filled in by the plan.
         left_out: the rows skipped on the way, counted from 0, filled in by the plan.
+        template: what the chat template makes of a few texts, filled in by the plan.
     """
 
     name: str = "world"
@@ -102,12 +105,16 @@ class DataSpec(Spec):
     invalid: Literal["refuse", "skip"] = "refuse"
     digest: str = ""
     left_out: tuple[Natural, ...] = ()
+    prompt: Literal["plain", "chat"] = "plain"
+    template: str = ""
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """Leave out what only ``invalid: skip`` adds, so that trials that refuse keep the key they always had."""
+        """Leave out what only ``invalid: skip`` and ``prompt: chat`` add, so that other trials keep the key they always had."""
         tree: dict[str, object] = handler(self)
-        return tree if self.invalid == "skip" else {k: v for k, v in tree.items() if k not in ("invalid", "left_out")}
+        added = {"invalid", "left_out"} if self.invalid == "refuse" else set()
+        added |= {"prompt", "template"} if self.prompt == "plain" else set()
+        return {key: value for key, value in tree.items() if key not in added}
 
 
 class AlsoSpec(Spec):
@@ -192,15 +199,18 @@ class ProtocolSpec(GrownSpec):
 
     @field_validator("metrics")
     @classmethod
-    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _known_metrics(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         """Return *names* in the order of the table of metrics, so that the same set is the same key."""
+        if info.context == STORED:
+            return names  # which were in order; results are shown where the package of a metric is not installed, too
         for name in names:
-            if name not in METRICS:
-                hint = nearest(name, METRICS)
-                raise ValueError(f"unknown metric '{name}'{f'; {hint}' if hint else ''}")
+            try:
+                metric_of(name)
+            except NameUnknownError as error:  # no ValueError, which is what pydantic expects of a validator
+                raise ValueError("; ".join(filter(None, (error.message, error.hint)))) from error
         if len(set(names)) < len(names):
             raise ValueError(f"a metric is named twice: {', '.join(names)}")
-        return tuple(name for name in METRICS if name in names)
+        return in_table_order(names)
 
     @field_validator("also")
     @classmethod

@@ -68,7 +68,7 @@ def _check_path(
     if not isinstance(domain, ValuePath) or not any(applies(arm, key, components) for arm in arms):
         return []
     table = components.wrappers
-    known = [f"wrap.{n}.{f}" for n in table.names() for f in table.get(n).shareable]
+    known = [f"wrap.{n}.{f}" for n, kind in table.loadable().items() for f in kind.shareable]
     if any(key == k or key.startswith(f"{k}.") for k in known):
         return []
     message = f"'{key}' has no path: edits depend on it"

@@ -107,6 +107,7 @@ class AlphaEdit(LocateEditor[AlphaEditConfig, AlphaEditState]):
     name = "alphaedit"
     version = 2
     config_type = AlphaEditConfig
+    needs = ("dense_mlp", "plain_mlp_output")
     paper = "Fang et al. 2025, arXiv 2410.02355"
     artifact_kinds = (*LocateEditor.artifact_kinds, "projector")
 

@@ -151,6 +151,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
         spans_devices: whether it edits a model whose blocks lie on several devices (``model.devices``): it must take nothing for
             granted but that what :func:`raysweep.models.hooks.capture` records is on the model's device.
         artifact_kinds: kinds of artifacts (``raysweep/artifacts.py``) that it may ask for; their versions join the key.
+        needs: what it asks of a model's layout, in the words of :attr:`raysweep.models.layout.Layout.lacks`.
         paper: the source of the method.
         config: what it was built from.
     """
@@ -163,6 +164,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
     shareable: ClassVar[Mapping[str, Mapping[str, Scalar]]] = {}
     spans_devices: ClassVar[bool] = False
     artifact_kinds: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("dense_mlp",)
     paper: ClassVar[str] = "–"
 
     def __init__(self, config: ConfigT) -> None:
@@ -277,8 +279,7 @@ class BaseEditor(ABC, Generic[ConfigT, StateT]):
     ) -> list[Proposal]:
         """Return a proposal per batch.
 
-        Promise: each is what :meth:`propose` returns, but for rounding; so a study must always take the same batches together.
-        """
+        Promise: each is what :meth:`propose` returns, but for rounding; so a study always takes the same batches together."""
         return [self.propose(lm, batch, **one) for batch, one in zip(batches, split_inputs(given), strict=True)]
 
     def absorb(self, lm: LanguageModel, state: StateT, proposal: Proposal) -> EditStep[StateT]:

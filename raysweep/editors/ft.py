@@ -123,7 +123,8 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, last=below)
             # The block's output without the matrix's: residual stream and attention, which no update moves.
-            keys, beside = seen[matrix, "input"], seen[block, "output"] - seen[matrix, "output"]
+            keys = seen[matrix, "input"]
+            beside = seen[block, "output"] - lm.to_stream(below, seen[matrix, "output"])
             # Where the matrix is, which of a model over several devices may be another one than the model's.
             keys = keys.to(lm.weight(f"{matrix}.weight").device)
         located = targets.locate(packs)
@@ -140,7 +141,8 @@ class FineTune(BaseEditor[FineTuneConfig, None]):
                     # Masters are fp32; the model computes with them rounded to its own dtype.
                     for parameter, master in zip(live.values(), masters, strict=True):
                         parameter.copy_(master[0])
-                loss = located.nll(lm, upper.hidden(lm, beside + lm.part(matrix)(keys).to(beside.device))).sum()
+                output = lm.part(matrix)(keys).to(beside.device)
+                loss = located.nll(lm, upper.hidden(lm, beside + lm.to_stream(below, output))).sum()
                 return loss[None], list(live.values())
 
             # One edit: a first axis of length 1 for the loop below.
@@ -267,7 +269,8 @@ class _JointForward:
 
     Attributes:
         keys: ``[n, T, d_in]`` what enters the matrix.
-        beside: ``[n, T, d]`` the residual stream beside it, with the bias.
+        beside: ``[n, T, d]`` the residual stream beside it, with the bias where the matrix's output is added to it as it is.
+        layer: of the matrix.
         readout: the blocks above, read where something is demanded.
         targets: what is demanded of all of them.
         edit: ``[k]`` of which edit each demanded token is.
@@ -275,6 +278,7 @@ class _JointForward:
 
     keys: Tensor
     beside: Tensor
+    layer: int
     readout: resume.ReadPositions
     targets: ft_targets.LocatedTargets
     edit: Tensor
@@ -290,18 +294,25 @@ class _JointForward:
         sides: list[tuple[str, hooks.Side]] = [(matrix, "input"), (matrix, "output"), (block, "output")]
         with torch.no_grad(), hooks.capture(lm, sides) as seen:
             blocks.run_packs(lm, packs, last=layer)
-        bias = getattr(lm.part(matrix), "bias", None)
-        beside = seen[block, "output"] - seen[matrix, "output"] + (0 if bias is None else bias.detach())
+        bias = getattr(lm.part(matrix), "bias", None) if lm.layout.mlp_out_norm is None else None
+        beside = seen[block, "output"] - lm.to_stream(layer, seen[matrix, "output"])
+        beside = beside + (0 if bias is None else bias.detach())
         located = ft_targets.joined(targets).locate(packs)
         edit = [i for i, one in enumerate(targets) for _ in one.demanded]
         sizes = torch.tensor([len(tree.ids) for tree in trees], device=lm.device)
         real = torch.arange(packs.ids.shape[1], device=lm.device) < sizes[:, None]  # [n, T], False at padding
         upper = resume.UpperBlocks.prepare(lm, layer + 1, packs.positions, packs.visible, real=real)
         keys, readout = seen[matrix, "input"], upper.read_at(located.pack, located.column)
-        return cls(keys, beside, readout, located, torch.tensor(edit, device=lm.device))
+        return cls(keys, beside, layer, readout, located, torch.tensor(edit, device=lm.device))
 
     def losses(self, lm: LanguageModel, weights: Tensor) -> Tensor:
         """Return the loss of each edit ``[n]`` with its matrix in ``weights [n, d_out, d_in]``."""
-        # one product for all edits: beside + keys Wᵀ, [n, T, d]
-        hidden = self.readout.hidden(lm, torch.baddbmm(self.beside, self.keys, weights.mT))
+        if lm.layout.mlp_out_norm is None:
+            # one product for all edits: beside + keys Wᵀ, [n, T, d]
+            states = torch.baddbmm(self.beside, self.keys, weights.mT)
+        else:
+            bias = getattr(lm.part(lm.layout.mlp_out.format(self.layer)), "bias", None)
+            output = torch.bmm(self.keys, weights.mT) + (0 if bias is None else bias.detach())
+            states = self.beside + lm.to_stream(self.layer, output)
+        hidden = self.readout.hidden(lm, states)
         return torch.zeros(len(weights), device=hidden.device).index_add(0, self.edit, self.targets.nll(lm, hidden))

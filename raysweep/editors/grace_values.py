@@ -28,6 +28,7 @@ class Reading:
 
     Attributes:
         name: of the map.
+        layer: its block.
         queries: ``[n, d_in]`` its input at each prompt's last token, fp32.
         outputs: ``[n, d_out]`` its output there, fp32.
         remainder: the tokens that a value can reach.
@@ -41,6 +42,7 @@ class Reading:
     """
 
     name: str
+    layer: int
     queries: Tensor
     outputs: Tensor
     remainder: resume.Remainder
@@ -95,13 +97,16 @@ class Reading:
             "prompt": rest.token_of < last[:, None],
             "all": rest.token_of >= 0,
         }
-        # with the value matrix, the block's output is the map's output plus the stream beside it, which stays
-        beside = rest.states - rest.select(seen[name, "output"]) if matrix == "out" else None
+        # with the value matrix, the block's output is what comes of the map's output plus the stream beside it, which stays
+        beside = None
+        if matrix == "out":
+            beside = rest.states - rest.select(lm.to_stream(layer, seen[name, "output"]))
         # The tokens from the prompt's last one on predict the target tokens.
         ends = [(i, node) for i, text in enumerate(texts) for node in range(text.start - 1, len(text.ids) - 1)]
         pack, node = torch.tensor(ends, device=lm.device).T
         return cls(
             name=name,
+            layer=layer,
             queries=queries,
             outputs=outputs,
             remainder=rest,
@@ -145,7 +150,7 @@ class Reading:
                     moved = states
                     if self.beside is not None:
                         value = leaf[:, None, :].to(self.beside.dtype)
-                        moved = torch.where(self.replaced, self.beside + value, states)
+                        moved = torch.where(self.replaced, self.beside + lm.to_stream(self.layer, value), states)
                     logp = head.target_logprobs(lm, self.spots.hidden(lm, moved), asked, self.labels)
                     loss = torch.stack([-one.mean() for one in torch.split(logp, list(self.lengths))])
                 (leaf.grad,) = torch.autograd.grad(loss.sum(), [leaf])

@@ -67,6 +67,7 @@ class Memit(LocateEditor[MemitConfig, None]):
     version = 2
     config_type = MemitConfig
     is_stateless = True
+    needs = ("dense_mlp", "plain_mlp_output")
     paper = "Meng et al. 2023, arXiv 2210.07229"
 
     def edit(

@@ -17,6 +17,7 @@ class Null(BaseEditor[NullConfig, None]):
 
     name = "null"
     version = 1
+    needs = ()
     spans_devices = True
     config_type = NullConfig
 

@@ -49,6 +49,7 @@ class Oracle(BaseEditor[OracleConfig, OracleState]):
 
     name = "oracle"
     version = 1
+    needs = ()
     config_type = OracleConfig
     patch_kind, spans_devices = "modules", True
 

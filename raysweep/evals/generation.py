@@ -37,6 +37,12 @@ def generate(lm: LanguageModel, prompts: Sequence[str], lengths: Sequence[int], 
     return [written[tuple(tokens.encode(lm, p)), m] for p, m in zip(prompts, lengths, strict=True)]
 
 
+def continuations(lm: LanguageModel, prompts: Sequence[str], length: int) -> list[str]:
+    """Return how *lm* goes on after each of *prompts*, greedily, in at most *length* tokens, as text."""
+    rows = generate(lm, prompts, [length] * len(prompts))
+    return [_text(lm, row) for row in rows]
+
+
 def _by_length(row: tuple[tuple[int, ...], int]) -> tuple[int, tuple[int, ...], int]:
     return len(row[0]), row[0], row[1]
 
@@ -97,6 +103,7 @@ def _answers(written: Sequence[int], length: int) -> tuple[int, ...]:
 
 
 def _text(lm: LanguageModel, written: Sequence[int]) -> str:
+    # Negative: what stands for a token where the logits were not finite.
     return tokens.decode(lm, [token for token in written if token >= 0])
 
 

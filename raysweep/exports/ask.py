@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raysweep.evals.generation import generate
+from raysweep.evals.generation import continuations
 from raysweep.exports.trials import EditedTrial
-from raysweep.models import tokens
-from raysweep.models.lm import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,7 @@ def ask(opened: EditedTrial, prompts: Sequence[str], *, length: int) -> list[Ans
     """Return what *opened* writes after each of *prompts*, at most *length* tokens, before its edits and after them."""
     # Where records share a prompt, the last one written is what the model was to say.
     targets = {record.prompt: record.target for record in opened.records}
-    before = _written(opened.lm, prompts, length)
+    before = continuations(opened.lm, prompts, length)
     with opened.attached() as lm:
-        after = _written(lm, prompts, length)
+        after = continuations(lm, prompts, length)
     return [Answers(p, targets.get(p, ""), b, a) for p, b, a in zip(prompts, before, after, strict=True)]
-
-
-def _written(lm: LanguageModel, prompts: Sequence[str], length: int) -> list[str]:
-    rows = generate(lm, prompts, [length] * len(prompts))
-    # Negative: what stands for a token where the logits were not finite.
-    return [tokens.decode(lm, [token for token in row if token >= 0]) for row in rows]

@@ -27,6 +27,7 @@ from raysweep.results.tables import Sweep
 from raysweep.rows import EditedModel
 from raysweep.seeds import derive
 from raysweep.studies.kept import STATE, WEIGHTS
+from raysweep.studies.prompts import prompted
 from raysweep.workspace import Workspace
 
 _LISTED = 8  # trials that an error names
@@ -133,7 +134,8 @@ class EditedTrial:
         records = tuple(open_dataset(self.trial.data, self.workspace))
         if self.trial.data.order == "seeded":
             records = tuple(order(records, derive(self.trial.seed, "order")))
-        return records[: self.trial.protocol.rounds[-1]]
+        spec, written = self.trial, records[: self.trial.protocol.rounds[-1]]
+        return prompted(self.lm, written, spec.data, spec.model.name)[1]
 
     @contextmanager
     def attached(self) -> Iterator[LanguageModel]:

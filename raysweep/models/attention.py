@@ -12,19 +12,20 @@ from typing import Any
 from raysweep.errors import ModelError
 from raysweep.models.layout import LAYOUTS, Layout
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of a block's kind of attention
+# transformers' names of a block's kind of attention
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 _ABSENT = object()
 
 
-def windows(config: object) -> tuple[int | None, ...]:
+def windows(config: object, layout: Layout | None = None) -> tuple[int | None, ...]:
     """Return, for each block, how many tokens a token sees (itself included); None: all before it.
 
-    The family's layout says how its configurations are read (``Layout.windows``).
+    The family's layout says how its configurations are read (``Layout.windows``): *layout*, or else the one in the table.
 
     Raises:
         ModelError: a block attends in a way that is not modelled.
     """
-    layout = _layout(config)
+    layout = layout or _layout(config)
     rule = layout.windows if layout is not None and layout.windows is not None else typed_windows
     return rule(config)
 
@@ -63,6 +64,33 @@ def rotary_only(config: object) -> tuple[int | None, ...]:
     return no_windows(config)
 
 
+def patterned_windows(config: object) -> tuple[int | None, ...]:
+    """Of families whose files may leave the kinds out: then each so many blocks there is one that sees all.
+
+    Raises:
+        ModelError: tokens look ahead, logits are capped, or a kind is not modelled.
+    """
+    # what would change logits without a word
+    for key in ("use_bidirectional_attention", "final_logit_softcapping", "attn_logit_softcapping"):
+        if _get(config, key, None):
+            raise ModelError(f"model_type '{_get(config, 'model_type', '')}': {key} is set, which is not modelled")
+    if _get(config, "layer_types", None) is not None:
+        return typed_windows(config)
+    window, pattern = _get(config, "sliding_window", None), int(_get(config, "sliding_window_pattern", 1))
+    return tuple(None if (i + 1) % pattern == 0 else window for i in range(_blocks(config)))
+
+
+def full_or_linear(config: object) -> tuple[int | None, ...]:
+    """Of hybrid families, in whose other blocks a state goes from token to token: none has a window.
+
+    Raises:
+        ModelError: a kind is neither.
+    """
+    types, kind = _get(config, "layer_types", None) or (), str(_get(config, "model_type", ""))
+    _refuse_kinds(kind, {t for t in types if t not in (FULL, LINEAR)})
+    return no_windows(config)
+
+
 def typed_windows(config: object) -> tuple[int | None, ...]:
     """Of families that name the kind of each block's attention in ``layer_types``; without them, and without a window: full.
 
@@ -77,14 +105,19 @@ def _by_type(config: object, window: int | None) -> tuple[int | None, ...]:
     if types is None and window is None:
         return no_windows(config)
     # a kind that is not one of the two would be given the wrong mask without a word
-    unknown = sorted({t for t in types or ("sliding_window",) if t not in (FULL, SLIDING)})
-    if unknown or (window is None and SLIDING in types):
-        kinds = ", ".join(unknown) or f"{SLIDING} without a window"
+    unknown = {str(t) for t in types or ("sliding_window",) if t not in (FULL, SLIDING)}
+    if window is None and SLIDING in (types or ()) and not unknown:
+        unknown = {f"{SLIDING} without a window"}
+    _refuse_kinds(str(_get(config, "model_type", "")), unknown)
+    return tuple(window if t == SLIDING else None for t in types)
+
+
+def _refuse_kinds(model_type: str, unknown: set[str]) -> None:
+    if unknown:
         raise ModelError(
-            f"model_type '{_get(config, 'model_type', '')}': attention of kind {kinds} is not modelled",
+            f"model_type '{model_type}': attention of kind {', '.join(sorted(unknown))} is not modelled",
             hint=f"known: {FULL}, {SLIDING} with sliding_window; for another kind add its mask to raysweep/models/attention.py",
         )
-    return tuple(window if t == SLIDING else None for t in types)
 
 
 def row_limit(config: object) -> tuple[int, str] | None:

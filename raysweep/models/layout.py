@@ -67,7 +67,11 @@ class Layout:
         mlp_in: first linear maps of the MLP (MEND, WISE, GRACE edit these on some models).
         fused_gate: the one map of ``mlp_in`` makes gate and values together, ``[2 m, d]``.
         mlp_out: last linear map of the MLP, whose input is the key and whose output is the value.
+        experts: the key of the configuration that tells between how many MLPs each token of a block chooses; ``mlp_out`` is then
+            the module that holds them; None: there is one.
+        mlp_out_norm: the norm of what the MLP has put out, before it is added to the stream; None: it is added as it is.
         attn_out: last linear map of the attention.
+        linear_attn_out: last linear map of a block's linear attention, where some blocks have that instead; None: none has.
         norm: final norm.
         head: output projection (may be tied to ``embed``).
         embed: token embedding.
@@ -84,6 +88,9 @@ class Layout:
         shares_prefixes: whether rows that begin alike may be computed as one sequence, with a mask, and give what each gives alone;
             not so where a token's state is more than attention's keys and values (linear attention) or where tokens of a batch
             compete (experts with a capacity).
+        part_of: ``model_type`` of models that have more parts (one to see with), of which this is the language model, and is loaded
+            alone; empty: of none.
+        renamed: what the language model's weights are called there, as patterns, and here; transformers' own renaming goes before.
     """
 
     model_type: str
@@ -94,7 +101,10 @@ class Layout:
     mlp_in: tuple[str, ...]
     fused_gate: bool = False
     mlp_out: str
+    experts: str | None = None
+    mlp_out_norm: str | None = None
     attn_out: str
+    linear_attn_out: str | None = None
     norm: str
     head: str
     embed: str
@@ -108,11 +118,27 @@ class Layout:
     position_embed: str | None = None
     form: BlockForm | None = None
     shares_prefixes: bool = True
+    part_of: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def gated(self) -> bool:
         """Whether an MLP multiplies its values by a gate."""
         return self.fused_gate or len(self.mlp_in) == 2
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        """Return what an editor may need (``BaseEditor.needs``) and cannot have in models of this family, with the reason."""
+        found = {}
+        if self.experts is not None:
+            found["dense_mlp"] = (
+                "each token chooses between experts, so there is no linear map that makes the MLP's output"
+            )
+        if self.mlp_out_norm is not None:
+            found["plain_mlp_output"] = (
+                "the MLP's output is normed before it is added to the stream, so what is missing in the stream is no change of it"
+            )
+        return found
 
     def mlp_matrix(self, layer: int, side: MlpSide) -> str:
         """Return the name of a block's value matrix (``out``: ``mlp_out``) or of its first linear map (``in``: c_fc, gate_proj)."""
@@ -148,16 +174,20 @@ LAYOUTS: Registry[Layout] = Registry(
     "layout",
     {
         "falcon": "raysweep.models.layouts.falcon:LAYOUT",
+        "gemma3_text": "raysweep.models.layouts.gemma3:LAYOUT",
         "gpt2": "raysweep.models.layouts.gpt2:LAYOUT",
+        "gpt_oss": "raysweep.models.layouts.gpt_oss:LAYOUT",
         "gpt_neox": "raysweep.models.layouts.gpt_neox:LAYOUT",
         "gptj": "raysweep.models.layouts.gptj:LAYOUT",
         "llama": "raysweep.models.layouts.llama:LAYOUT",
         "mistral": "raysweep.models.layouts.mistral:LAYOUT",
         "olmo": "raysweep.models.layouts.olmo:LAYOUT",
+        "olmo2": "raysweep.models.layouts.olmo2:LAYOUT",
         "phi": "raysweep.models.layouts.phi:LAYOUT",
         "phi3": "raysweep.models.layouts.phi3:LAYOUT",
         "qwen2": "raysweep.models.layouts.qwen2:LAYOUT",
         "qwen3": "raysweep.models.layouts.qwen3:LAYOUT",
+        "qwen3_5_text": "raysweep.models.layouts.qwen3_5:LAYOUT",
     },
 )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,10 @@ class LanguageModel:
         layout: where its parts are.
         bos: ids that :func:`raysweep.models.tokens.encode` puts before every text (empty when the tokenizer does it itself).
         digest: fingerprint of everything the pristine model was loaded from; empty = not known.
+        turn: what a chat template puts before a user's text, where prompts are turns of a chat; else empty.
         matmul: how a GPU multiplies its fp32 matrices, ``ieee`` or ``tf32`` (:func:`raysweep.runtime.matmul`).
+        name: of the model whose hyper-parameter files fit it; empty = not known. Nothing is computed by it.
+        open_edits: what takes back the edits of each ``EditSession`` that is still open on this model.
     """
 
     module: PreTrainedModel
@@ -37,6 +41,10 @@ class LanguageModel:
     bos: tuple[int, ...] = ()
     digest: str = ""
     matmul: Matmul = "ieee"
+    name: str = ""
+    # On the object that it is about, so that two sessions on one model are noticed without any table of models.
+    open_edits: list[Callable[[], None]] = field(default_factory=list, compare=False, repr=False)
+    turn: str = ""
 
     @property
     def identity(self) -> str:
@@ -52,6 +60,11 @@ class LanguageModel:
         parts = {"digest": self.digest, "dtype": str(self.dtype), "tokenizer": tokens}
         # What was kept before there was a choice is found again.
         return digest(parts if self.matmul == "ieee" else parts | {"matmul": self.matmul})
+
+    def restore(self) -> None:
+        """Take back every edit of an ``EditSession`` that was not closed; the pristine bits are back afterwards."""
+        while self.open_edits:
+            self.open_edits[-1]()
 
     @property
     def device(self) -> torch.device:
@@ -78,12 +91,32 @@ class LanguageModel:
         part: nn.Module = self.module.get_submodule(name)
         return part
 
+    def attn_out(self, block: int) -> str:
+        """Return the name of the last linear map of a block's attention, which of some families is linear in some blocks."""
+        usual, linear = self.layout.attn_out, self.layout.linear_attn_out
+        # asked of the block itself: configurations list kinds in ways of their own
+        owner = self.part(self.layout.block.format(block))
+        inside = usual.partition("{}.")[2]
+        is_usual = linear is None or any(name == inside for name, _ in owner.named_modules())
+        return (usual if is_usual or linear is None else linear).format(block)
+
     def weight(self, name: str) -> nn.Parameter:
         """Return the parameter called *name*; tied names resolve to the one tensor."""
         # through the module, not a table of parameters: tied names are in no such table
         owner, _, leaf = name.rpartition(".")
         weight: nn.Parameter = getattr(self.part(owner), leaf)
         return weight
+
+    def to_stream(self, block: int, output: Tensor) -> Tensor:
+        """Return what a block adds to its stream where its MLP puts out *output* ``[…, d]``: *output* itself, or its norm."""
+        norm = self.layout.mlp_out_norm
+        if norm is None:
+            return output
+        part = self.part(norm.format(block))
+        # of a model over several devices, a block may be elsewhere than what was captured of it
+        there = next(part.parameters()).device
+        normed: Tensor = part(output.to(there))
+        return normed.to(output.device)
 
     def transposed(self, name: str) -> bool:
         """Tell whether parameter *name* is stored as ``[d_in, d_out]`` (GPT-2's Conv1D), by the type of its module."""

@@ -30,6 +30,7 @@ class ModelSize:
         tied: whether the output projection is the token embedding.
         positions: learnt positions; 0 = none.
         heads: of the queries in a block; 0 = not told.
+        experts: MLPs of a block.
     """
 
     hidden: int
@@ -42,13 +43,14 @@ class ModelSize:
     tied: bool
     positions: int = 0
     heads: int = 0
+    experts: int = 1
 
     @property
     def parameters(self) -> int:
         """About how many numbers the weights are; biases and norms are left out."""
         # Q and O, K and V
         attention = 2 * self.hidden * (self.q_width + self.kv_width)
-        mlp = (3 if self.gated else 2) * self.hidden * self.mlp_width
+        mlp = self.experts * (3 if self.gated else 2) * self.hidden * self.mlp_width
         ends = (1 if self.tied else 2) * self.vocab + self.positions
         return self.layers * (attention + mlp) + ends * self.hidden
 
@@ -80,6 +82,7 @@ def size_from_config(config: Mapping[str, object]) -> ModelSize | None:
             tied=bool(config.get("tie_word_embeddings", False)),
             positions=_whole(config.get("n_positions", 0)) if "n_embd" in config and "rotary_dim" not in config else 0,
             heads=heads,
+            experts=1 if layout.experts is None else _first(config, layout.experts),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None

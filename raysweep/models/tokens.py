@@ -12,28 +12,8 @@ import torch
 from torch import Tensor
 
 from raysweep.errors import ModelError
+from raysweep.models import chat
 from raysweep.models.lm import LanguageModel
-
-# The day that Llama 3.1's own template names where nobody gives one. A template is given data and no functions, so its clock is a
-# macro, and a macro knows these directives of strftime.
-_DAY = {
-    "d": "26",
-    "m": "07",
-    "b": "Jul",
-    "B": "July",
-    "y": "24",
-    "Y": "2024",
-    "a": "Fri",
-    "A": "Friday",
-    "H": "00",
-    "M": "00",
-    "S": "00",
-}
-_STILL_CLOCK = (
-    "{%- macro strftime_now(format) -%}{{ format"
-    + "".join(f"|replace('%{directive}', '{text}')" for directive, text in _DAY.items())
-    + " }}{%- endmacro -%}"
-)
 
 
 def encode(lm: LanguageModel, text: str) -> list[int]:
@@ -63,16 +43,7 @@ def as_chat(lm: LanguageModel, question: str) -> str:
             "the tokenizer has no chat template, so nothing can be asked as a chat",
             hint="use an instruction-tuned model, or another prompt of the protocol",
         )
-    text: str = lm.tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}],
-        # a number may not depend on the day, which some templates write into the prompt
-        chat_template=_STILL_CLOCK + lm.tokenizer.get_chat_template(),
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-        date_string=f"{_DAY['d']} {_DAY['b']} {_DAY['Y']}",
-    )
-    return text
+    return chat.filled(lm.tokenizer, question)
 
 
 def decode(lm: LanguageModel, ids: Sequence[int]) -> str:
@@ -107,6 +78,11 @@ def with_added_space(target: str) -> str:
     '  b'
     """
     return target if target == " " else f" {target}"
+
+
+def in_context(lm: LanguageModel, context: str, prompt: str) -> str:
+    """Return *prompt* behind the text of *context*, which has ``{}`` in its place; in a chat, both are one turn."""
+    return lm.turn + context.replace("{}", prompt.removeprefix(lm.turn))
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,9 @@ def renamed(key: str, probes: pa.Table, *, sweep: Sweep, selection: Selection) -
         sweep: where verdicts are looked for.
         selection: the protocol and the number.
     """
+    # First the few rows of the protocol: texts may be read as codes, and those of all rows would take most of the memory.
+    of_it = pc.ends_with(probes["metric"].cast(pa.string()), f"@{selection.label}")
+    probes = _plain(probes.filter(of_it))
     if selection.scorer == JUDGED:
         probes = pa.concat_tables([probes, _judged(key, probes.schema, sweep, selection)])
     kind, wanted, shown = probes["probe_kind"], pa.scalar("", pa.string()), pa.scalar("", pa.string())
@@ -73,6 +76,12 @@ def renamed(key: str, probes: pa.Table, *, sweep: Sweep, selection: Selection) -
     place = probes.schema.get_field_index("metric")
     keep = pc.equal(probes["metric"], wanted)
     return probes.set_column(place, probes.schema.field(place), shown).filter(keep)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Return *table* with its texts as texts."""
+    kinds = [(f, f.type.value_type if pa.types.is_dictionary(f.type) else f.type) for f in table.schema]
+    return table.cast(pa.schema([pa.field(f.name, kind, f.nullable) for f, kind in kinds]))
 
 
 def _judged(key: str, schema: pa.Schema, sweep: Sweep, selection: Selection) -> pa.Table:

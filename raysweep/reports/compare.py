@@ -9,6 +9,7 @@ from raysweep.errors import SpecError, nearest
 from raysweep.protocols import Selection
 from raysweep.reports import notes
 from raysweep.reports.asked import renamed
+from raysweep.reports.evidence import LEADING, evidence, of_pairs
 from raysweep.reports.pairs import Entry, Pair, contents, first_measured
 from raysweep.reports.prose import counted
 from raysweep.reports.render import Cell, Difference
@@ -24,6 +25,7 @@ from raysweep.reports.views import (
     trial_views,
 )
 from raysweep.results.tables import Sweep
+from raysweep.verdicts import Verdict, Word
 from raysweep.workspace import Workspace
 
 VIEWS = ("rel", "gen", "loc", "avg")
@@ -113,6 +115,7 @@ def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[
     # By identity: equal rows of two sweeps are two rows.
     listed = {id(pair.line) for pair in pairs}
     several |= any(pair.reference is not None and id(pair.reference) not in listed for pair in pairs)
+    words = of_pairs(pairs, VIEWS)
     views = [v for v in VIEWS if any(v in (*p.line.cells, *p.line.undefined) for p in pairs)]
     out: list[dict[str, Cell]] = []
     for pair in pairs:
@@ -121,9 +124,14 @@ def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[
         row["edits"] = line.step if line.trials else None
         for view in views:
             row[view.capitalize()] = cell(line, view, plain=plain)
-            difference = _difference(pair, view)
+            difference = _difference(pair, view, words[view].get(id(pair)))
             row[f"delta_{view}" if plain else f"Δ{view.capitalize()}"] = difference if plain else difference or "–"
+            if plain:
+                row |= evidence(pair, view, words[view].get(id(pair)))
         row |= {"n": line.n if line.cells else None, **seeds(line, plain=plain), "status": line.status}
+        if not plain and (leading := next((v for v in LEADING if words[v]), None)):
+            # One word in a row: of the measure that sums the others up, where there is one.
+            row[f"{leading.capitalize()} is"] = str(words[leading].get(id(pair)) or "–")
         if plain:
             row["non_finite_step"] = first_non_finite(line)
         out.append(row)
@@ -140,15 +148,50 @@ def _name(pair: Pair) -> str | None:
     return None if pair.reference is None else pair.reference.label
 
 
-def _difference(pair: Pair, view: str) -> Difference | None:
-    estimate = None if pair.reference is None else paired(pair.reference, pair.line, view)
-    return None if estimate is None else Difference(estimate.mean, estimate.se, estimate.n, estimate.low, estimate.high)
+def _difference(pair: Pair, view: str, verdict: Verdict | None) -> Difference | None:
+    found = None if pair.reference is None else paired(pair.reference, pair.line, view)
+    if found is None:
+        return None
+    shown = verdict is not None and verdict.word is not Word.NOT_SHOWN
+    return Difference(found.mean, found.se, found.n, found.low, found.high, shown)
 
 
-def comparison_notes(sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, by: str, pair: str | None) -> list[str]:
-    """Return what a reader must know of the table of *pairs*, which come from *sweeps*."""
+def caption(pairs: Sequence[Pair], headline: str, *, under: str = "") -> str:
+    """Return what stands with a table of *pairs* in a paper: the *headline*, n, seeds, protocol, version, what the marks mean.
+
+    *under* is the protocol's label, where that is not the main asking.
+    """
+    lines = [line for line in every_row(pairs) if line.trials]
+    records, seeds = sorted({f"{x.n:,}" for x in lines}), sorted({str(len(x.trials)) for x in lines})
+    rows = [trial.row for line in lines for trial in line.trials]
+    asked = sorted({f"{row.get('spec.protocol.asking')} (version {row.get('spec.versions.protocol')})" for row in rows})
+    versions = sorted({str(row["raysweep"]) for row in rows})
+    compared_pairs = sum(pair.reference is not None for pair in pairs)
+    parts = [
+        headline,
+        f"n = {' or '.join(records)} records, seeds: {' or '.join(seeds)}",
+        f"protocol: {under or ', '.join(asked)}",
+    ]
+    parts += [f"raysweep {', '.join(versions)}", "bold: the highest mean"]
+    if compared_pairs:
+        parts.append(
+            "† not shown at 5 %" + (f", Holm-corrected for {compared_pairs} differences" if compared_pairs > 1 else "")
+        )
+    return "; ".join(parts) + "."
+
+
+def comparison_notes(
+    sweeps: Sequence[LabelledSweep], pairs: Sequence[Pair], *, by: str, pair: str | None, paper: bool = False
+) -> list[str]:
+    """Return what a reader must know of the table of *pairs* of *sweeps*; less for a *paper*, whose caption has the rest."""
     lines = every_row(pairs)
     about = [*notes.missing_rounds(lines), *alone(pairs, by=by, pair=pair), *unpaired(pairs)]
+    count = sum(pair.reference is not None for pair in pairs)
+    if count and not paper:
+        of = "" if count == 1 else f", Holm-corrected for the {count} differences of a column"
+        about.append(
+            f"*, better, worse: beyond chance (5 %{of}); n or seeds that would: if the true difference is the one seen"
+        )
     return [*about, *notes.about_intervals(lines), *(note for sweep, _ in sweeps for note in notes.outdated(sweep))]
 
 
@@ -174,17 +217,16 @@ def unpaired(listed: Sequence[SummaryRow | Pair]) -> list[str]:
         view = next((v for v in VIEWS if v in line.cells and v in first.cells), None)
         if view is None:
             continue
-        shared = shared_values(first, line, view)
-        records = len({record for values in shared for record in values})
-        if records < max(line.cells[view].n, first.cells[view].n) or len(shared) < max(
-            len(line.seeds), len(first.seeds)
-        ):
+        records, in_common = shared_values(first, line, view).shape
+        if records < max(line.cells[view].n, first.cells[view].n) or in_common < max(len(line.seeds), len(first.seeds)):
             what = (
-                f"{counted(records, 'record', 'records')} and {counted(len(shared), 'seed', 'seeds')}"
-                if shared
+                f"{counted(records, 'record', 'records')} and {counted(in_common, 'seed', 'seeds')}"
+                if in_common
                 else "nothing"
             )
-            about.append(f"{line.label} and {first.label} have {what} in common{'; Δ is over those' if shared else ''}")
+            about.append(
+                f"{line.label} and {first.label} have {what} in common{'; Δ is over those' if in_common else ''}"
+            )
     return about
 
 

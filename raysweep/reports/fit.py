@@ -143,7 +143,7 @@ def _fitted(columns: Sequence[Column], width: int) -> tuple[list[Column], list[s
     if same:
         notes.append(f"all rows: {', '.join(same)}")
     if level and any(c.short is not None for c in columns):
-        star = ", * = that of the difference does not hold 0" if level == 2 and paired else ""
+        star = ", * = a difference beyond chance" if level == 2 and paired else ""
         notes.append(f"without {'95% intervals' if level == 2 else 'intervals of means'}{star}")
     return chosen, notes
 

@@ -39,28 +39,29 @@ PANELS = {
 DECADES = 10.0  # the largest over the smallest value from which on an axis is logarithmic
 
 
-def draw(
-    sweep: Sweep, path: Path, *, phase: str | None = None, by: str = "arm", trials: Sequence[TrialView] | None = None
-) -> None:
-    """Draw the four panels over edits into *path*; colours stand for editors, plain ones are dashed.
+def draw(sweep: Sweep, path: Path, *, phase: str | None = None, by: str = "arm") -> None:
+    """Write the picture that :func:`over_edits` returns into *path*."""
+    plot_style.save(over_edits(sweep, trial_views(sweep), phase=phase, by=by), path)
+
+
+def over_edits(sweep: Sweep, trials: Sequence[TrialView], *, phase: str | None = None, by: str = "arm") -> Figure:
+    """Return the four panels over edits; colours stand for editors, plain ones are dashed.
 
     Undefined values leave a gap at the end of a curve; the legend has the state of what is not done, or not finite.
 
     Args:
         sweep: what is drawn.
-        path: the picture.
+        trials: its trials.
         phase, by: as in :func:`raysweep.reports.views.summary_rows`.
-        trials: those of *sweep*, if they are read already.
     """
     from matplotlib.ticker import MaxNLocator
 
-    trials = trial_views(sweep) if trials is None else trials
     configurations = groups(trials, by=by)
     curves: dict[str, list[SummaryRow]] = {label: [] for label, _ in configurations}
     for line in summary_rows(trials, phase=phase, by=by):
         if line.step > 0 and line.trials:
             curves[line.label].append(line)
-    look = plot_style.styles({label: _editor(members) for label, members in configurations})
+    look = plot_style.styles({label: editor_of(members) for label, members in configurations})
     figure, axes = plot_style.panels(len(curves), list(PANELS.values()))
     alpha = plot_style.band_alpha(len(curves))
     for axis, view in zip(axes, PANELS, strict=True):
@@ -75,35 +76,30 @@ def draw(
         figure, axes, look, {label: _legend(label, members) for label, members in configurations}, x="edits so far",
         title=f"{sweep.name}, {_extent([line for points in curves.values() for line in points])}",
     )  # fmt: skip
-    plot_style.save(figure, path)
+    return figure
 
 
-def draw_over(
-    sweep: Sweep, path: Path, key: str, *, phase: str | None = None, at: int = -1,
-    trials: Sequence[TrialView] | None = None,
-) -> None:  # fmt: skip
-    """Draw the four panels over the swept *key* at one round into *path*, a line per arm (and per value of its other swept keys).
+def over_key(sweep: Sweep, trials: Sequence[TrialView], key: str, *, phase: str | None = None, at: int = -1) -> Figure:
+    """Return the four panels over the swept *key* at one round, a line per arm (and per value of its other swept keys).
 
     The axis is logarithmic where the values span a factor of ten or more; values that are no numbers stand side by side. Arms
     that sweep nothing are level lines, for comparison; arms that sweep other keys only are left out.
 
     Args:
         sweep: what is drawn.
-        path: the picture.
+        trials: its trials.
         key: the swept key.
         phase: as in :func:`raysweep.reports.views.summary_rows`.
         at: the round; -1 = the last one in common.
-        trials: those of *sweep*, if they are read already.
 
     Raises:
         SpecError: no trial has the key, or nothing was measured at *at*.
     """
-    trials = trial_views(sweep) if trials is None else trials
     values = swept_values(trials, key)
     configurations = groups(trials)
     measured = {line.label: line for line in rows_of_configurations(configurations, phase=phase, at=at)}
     curves = _curves([(label, m) for label, m in configurations if key in m[0].point or not m[0].point], key)
-    look = plot_style.styles({name: _editor(members[0][1]) for name, members in curves.items()})
+    look = plot_style.styles({name: editor_of(members[0][1]) for name, members in curves.items()})
     # An arm without the key has one value, whatever the axis says.
     level = [name for name, members in curves.items() if key not in members[0][1][0].point]
     # A level line has no points of its own to mark.
@@ -130,7 +126,7 @@ def draw_over(
         figure, axes, look, texts, x=key,
         title=f"{sweep.name} at {line.step} edits, {_extent(list(measured.values()))}",
     )  # fmt: skip
-    plot_style.save(figure, path)
+    return figure
 
 
 def _curves(
@@ -173,7 +169,7 @@ def _axis(axes: Sequence[Axes], values: Sequence[Scalar]) -> dict[str, float]:
     return {repr(v): float(v) for v in numbers}
 
 
-def _editor(members: Configuration) -> str:
+def editor_of(members: Configuration) -> str:
     """Return the editor of a configuration with its wrappers; the arm's name if no trial has begun."""
     return next((str(t.row["editor"]) for t in members if t.row["editor"]), str(members[0].row["arm"]))
 
@@ -194,8 +190,6 @@ def _finish(
     figure: Figure, axes: Sequence[Axes], look: Mapping[str, Style], texts: Mapping[str, str], *, x: str, title: str
 ) -> None:
     """Write what stands around the panels, and the legend."""
-    from matplotlib.lines import Line2D
-
     for axis in axes:
         place = axis.get_subplotspec()
         assert place is not None, "panels are made as a grid"
@@ -206,11 +200,7 @@ def _finish(
             axis.set_xlabel(x)
     # A "$" in a sweep's name is a dollar, not mathematics.
     figure.suptitle(title, fontsize=12).set_parse_math(False)
-    handles = [
-        Line2D([], [], color=s.colour, linestyle=s.line, marker=s.marker, markersize=4.5, linewidth=1.8)
-        for s in look.values()
-    ]
-    plot_style.legend(figure, handles, [texts[label] for label in look])
+    plot_style.legend(figure, [plot_style.handle(s) for s in look.values()], [texts[label] for label in look])
 
 
 def _curve(axis: Axes, x: Sequence[float], points: Sequence[SummaryRow], view: str, style: Style, alpha: float) -> None:

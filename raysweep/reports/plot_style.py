@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from raysweep.errors import SpecError
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -98,6 +101,16 @@ def panels(count: int, titles: Sequence[str], *, share_x: bool = True) -> tuple[
     return figure, flat
 
 
+def handle(style: Style) -> Artist:
+    """Return what stands for *style* in a legend."""
+    from matplotlib.lines import Line2D
+
+    fill = "white" if style.line == PLAIN else style.colour
+    return Line2D(
+        [], [], color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5, markerfacecolor=fill, linewidth=1.8
+    )  # fmt: skip
+
+
 def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     """Put a legend below the panels, in as many columns as fit, and make the figure as much higher."""
     size = 10 if len(labels) <= CROWDED else 8
@@ -118,11 +131,34 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> 
         box.remove()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure; equal figures are equal files."""
-    from matplotlib import pyplot
+DATELESS: Mapping[str, Mapping[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""What matplotlib writes of itself and of the time into each format, left out: equal figures are equal files."""
 
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure, in the format that the name of *path* ends with; equal figures are equal files.
+
+    Raises:
+        SpecError: it is none of ``DATELESS``.
+    """
+    kind = path.suffix.lstrip(".").lower()
+    if kind not in DATELESS:
+        raise SpecError(f"cannot draw into '{path.name}'", hint=f"end the name with one of: .{', .'.join(DATELESS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # matplotlib writes its version into PNG; other formats have other keys, and would refuse this one.
-    figure.savefig(path, metadata={"Software": None} if path.suffix == ".png" else None)
+    path.write_bytes(drawn(figure, kind))
+
+
+def drawn(figure: Figure, kind: str) -> bytes:
+    """Return the figure in a format of ``DATELESS``, and close it. The text of an SVG stays text, to be selected and searched."""
+    from matplotlib import pyplot, rc_context
+
+    data = io.BytesIO()
+    # Names of clips and markers are hashes, salted with a random number unless told otherwise.
+    with rc_context({"svg.hashsalt": "raysweep", "svg.fonttype": "none"}):
+        figure.savefig(data, format=kind, metadata=dict(DATELESS[kind]))
     pyplot.close(figure)
+    return data.getvalue()

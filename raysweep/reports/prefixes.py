@@ -1,4 +1,4 @@
-"""How the questions of a plan are computed: with shared beginnings, or row by row."""
+"""How the questions and edits of a plan are computed: with shared beginnings, or row by row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from raysweep.workspace import Workspace
 
 _SAYS = {
     True: "questions that begin alike share their beginning, with the numbers that each has alone",
-    False: "questions go row by row, since the layout says that sharing beginnings would move numbers",
+    False: "questions and edits go row by row, each row whole, since the layout says that sharing beginnings would move numbers",
     None: "whether questions share beginnings is not known before the model is here",
 }
 

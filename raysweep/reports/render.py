@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from raysweep.reports import fit
@@ -26,21 +28,28 @@ class Format(StrEnum):
 UNDEFINED = "undefined"
 
 
+@dataclass(frozen=True, slots=True)
 class Difference(Estimate):
-    """A paired difference: printed with its sign."""
+    """A paired difference: printed with its sign, and with a star where it is shown.
 
-    __slots__ = ()
+    Attributes:
+        shown: whether it is beyond chance, corrected for the others of its column (:mod:`raysweep.verdicts`).
+    """
+
+    shown: bool = False
 
     def __str__(self) -> str:
         """Return it with its interval."""
-        return with_interval(self, sign="+")
+        return with_interval(self, sign="+") + ("*" if self.shown else "")
 
 
 Cell = Estimate | float | int | str | None
 Row = Mapping[str, Cell]
 
 
-def render(rows: Sequence[Row], how: Format, *, title: str = "", width: int | None = None) -> str:
+def render(
+    rows: Sequence[Row], how: Format, *, title: str = "", width: int | None = None, caption: str | None = None
+) -> str:
     """Return *rows*, which share their keys, as text; an estimate is ``mean [low, high]``, or columns for programs.
 
     Args:
@@ -48,23 +57,27 @@ def render(rows: Sequence[Row], how: Format, *, title: str = "", width: int | No
         how: the format.
         title: above the table (``table``), or a comment (``latex``).
         width: of the terminal, in characters; ``table`` alone is made to fit it (:mod:`raysweep.reports.fit`). None = in full.
+        caption: of a table for a paper: ``markdown`` and ``latex`` then have it, set the best mean of each column in bold, and
+            mark differences that are not shown with a dagger.
     """
     names = list(rows[0]) if rows else []
     if how is Format.TABLE:
         return fit.table(_columns(names, rows), title=title, width=width)
     if how is Format.MARKDOWN:
-        # A bar inside a cell would end it.
-        lines = [names, ["---"] * len(names), *([cell_text(r[n]).replace("|", "\\|") for n in names] for r in rows)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        plain = [[_markdown(cell_text(row[name])) for name in names] for row in rows]
+        body = _for_paper(names, rows, _markdown, "**{}**", "†") if caption else plain
+        lines = [[_markdown(n) for n in names], ["---"] * len(names), *body]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{table}\n\n{_markdown(caption)}" if caption else table
     if how is Format.LATEX:
-        return _latex(names, rows, title)
-    flat = [_flat(row) for row in rows]
+        return _latex(names, rows, title, caption)
+    flattened = [flat(row) for row in rows]
     if how is Format.JSON:
-        return json.dumps(flat, indent=1, ensure_ascii=False)
+        return json.dumps(flattened, indent=1, ensure_ascii=False)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in flat for n in row)), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(n for row in flattened for n in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(flattened)
     return text.getvalue().rstrip("\n")
 
 
@@ -118,7 +131,8 @@ def _number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _flat(row: Row) -> dict[str, float | int | str | None]:
+def flat(row: Row) -> dict[str, float | int | str | None]:
+    """Return *row* for a program: an estimate as five columns, the mean and ``_se``, ``_low``, ``_high`` and ``_n``."""
     values: dict[str, float | int | str | None] = {}
     for name, cell in row.items():
         key = name.lower().replace(" ", "_")
@@ -148,24 +162,77 @@ def _columns(names: Sequence[str], rows: Sequence[Row]) -> list[fit.Column]:
 
 
 def _short(cell: Cell) -> str:
-    """Return *cell* without its interval; a difference whose interval does not hold 0 has a star."""
+    """Return *cell* without its interval; a difference that is shown keeps its star."""
     if not isinstance(cell, Estimate) or math.isnan(cell.mean):
         return cell_text(cell)
     if not isinstance(cell, Difference):
         return _bare(cell.mean, 3, "")
-    return _bare(cell.mean, 3, "+") + ("*" if cell.low > 0 or cell.high < 0 else "")
+    return _bare(cell.mean, 3, "+") + ("*" if cell.shown else "")
 
 
-def _latex(names: Sequence[str], rows: Sequence[Row], title: str) -> str:
+def _for_paper(
+    names: Sequence[str], rows: Sequence[Row], escape: Callable[[str], str], bold: str, dagger: str
+) -> list[list[str]]:
+    """Return the cells as text: the best mean of each column in *bold*, a *dagger* behind a difference that is not shown."""
+    best = {}
+    for name in names:
+        means = [c.mean for r in rows if isinstance(c := r[name], Estimate) and not isinstance(c, Difference)]
+        # As printed: two means that read alike are both the best.
+        best[name] = max((_bare(m, 3, "") for m in means if not math.isnan(m)), key=float, default=None)
+    out = []
+    for row in rows:
+        line = []
+        for name in names:
+            cell = row[name]
+            if isinstance(cell, Difference):
+                # A hyphen is no minus.
+                text = escape(re.sub(r"-(?=[.\d])", "−", with_interval(cell, sign="+"))) + (
+                    "" if cell.shown else dagger
+                )
+            else:
+                text = escape(cell_text(cell))
+                if isinstance(cell, Estimate) and len(rows) > 1 and _bare(cell.mean, 3, "") == best[name]:
+                    text = bold.format(text)
+            line.append(text)
+        out.append(line)
+    return out
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", "\\|")  # a bar inside a cell would end it
+
+
+def _latex(names: Sequence[str], rows: Sequence[Row], title: str, caption: str | None) -> str:
     align = "".join("r" if any(isinstance(r[n], Estimate | float | int) for r in rows) else "l" for n in names)
-    body = [" & ".join(_tex(cell_text(row[n])) for n in names) + r" \\" for row in rows]
+    cells = (
+        _for_paper(names, rows, _tex, r"\textbf{{{}}}", r"$^{\dagger}$")
+        if caption
+        else [[_tex(cell_text(row[n])) for n in names] for row in rows]
+    )
+    body = [f"{' & '.join(line)} \\\\" for line in cells]
     head = " & ".join(_tex(n) for n in names) + r" \\"
-    note = [f"% {title}"] if title else []
-    return "\n".join([*note, rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule",
-                      r"\end{tabular}"])  # fmt: skip
+    note = [f"% {line}" for line in title.splitlines()]
+    table = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    if caption:
+        table = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(caption)}}}", *table, r"\end{table}"]
+    return "\n".join([*note, *table])
+
+
+_TEX = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "†": r"$^{\dagger}$"}
+    | {
+        char: f"${name}$"
+        for char, name in {"±": r"\pm", "−": "-", "Δ": r"\Delta", "≈": r"\approx", "λ": r"\lambda"}.items()
+    }
+)
 
 
 def _tex(text: str) -> str:
-    for char in "&%$#_{}":
-        text = text.replace(char, f"\\{char}")
-    return text.replace("±", r"$\pm$").replace("–", "--").replace("Δ", r"$\Delta$")
+    r"""Return *text* as LaTeX prints it, whatever a name has in it.
+
+    >>> print(_tex("50% of a_b ~ Δx"))
+    50\% of a\_b \textasciitilde{} $\Delta$x
+    """
+    return text.translate(_TEX)

@@ -18,6 +18,7 @@ from raysweep.config.space import Scalar
 from raysweep.errors import SpecError, nearest
 from raysweep.reports.measured import TrialView, trial_views
 from raysweep.reports.rounds import Configuration, Labelled, chosen_round, measured_rounds, status
+from raysweep.reports.values import PARTS, Floats, stacked, stacked_differences
 from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.summarize import VIEWS, Estimate, pooled, pooled_expmean, pooled_geo, pooled_median
 
@@ -190,17 +191,15 @@ def _line(label: str, members: Sequence[TrialView], step: int, phase: str) -> Su
     undefined = frozenset[str]().union(*(t.undefined.get(where, frozenset()) for t in measured))
     cells = {}
     for view in (v for v in (*VIEWS, "avg") if v not in undefined):
-        by_seed = [t.measured[where][view] for t in measured if view in t.measured[where]]
-        if by_seed:
-            cells[view] = pooled(by_seed, view)
-    values = [t.measured[where] for t in measured]
+        having = [t.measured for t in measured if view in t.measured[where]]
+        if having:
+            (values,) = stacked(having, where, view)
+            cells[view] = pooled(values, view)
+            if view == "ppl":
+                cells |= {"ppl_median": pooled_median(values), "ppl_expmean": pooled_expmean(values)}
     # Geo is taken of the means, seed by seed, not of single records.
-    if all(v in cells for v in ("rel", "gen", "loc")):
-        cells["geo"] = pooled_geo(values)
-    if "ppl" in cells:
-        ppl = [v["ppl"] for v in values if "ppl" in v]
-        cells["ppl_median"] = pooled_median(ppl)
-        cells["ppl_expmean"] = pooled_expmean(ppl)
+    if all(v in cells for v in PARTS):
+        cells["geo"] = pooled_geo(stacked([t.measured for t in measured], where, *PARTS))
     edit = [
         t.seconds[p] for t in members for p in ("edit", f"edit{SHARED_PHASE_SUFFIX}") if t.seconds.get(p, (0, 0))[1]
     ]
@@ -222,28 +221,23 @@ def _total(trial: TrialView, *, shared: bool) -> float:
     )
 
 
-def shared_values(first: SummaryRow, other: SummaryRow, view: str) -> list[dict[str, float]]:
-    """Return *other* − *first* per record, one mapping for each seed that both have.
+def shared_values(first: SummaryRow, other: SummaryRow, view: str) -> Floats:
+    """Return *other* − *first* per record, [records, seeds]: a column for each seed that both have, NaN where one lacks a record.
 
     Only like is taken from like: nothing where the lines are of different rounds or phases, where *view* is undefined in
     one, or between trials whose records come from different data.
     """
     if (first.step, first.phase) != (other.step, other.phase) or view in first.undefined | other.undefined:
-        return []
+        return np.zeros((0, 0))
     # Pairs need equal seeds: then records, their order and every draw are the same.
     of = {t.seed: t for t in first.trials}
-    differences = []
+    pairs = []
     for trial in other.trials:
         against = of.get(trial.seed)
         # Records of other data may have the same ids.
-        if against is None or against.row["data_digest"] != trial.row["data_digest"]:
-            continue
-        a = against.measured[first.phase, first.step].get(view, {})
-        b = trial.measured[other.phase, other.step].get(view, {})
-        shared = {r: b[r] - a[r] for r in sorted(a.keys() & b.keys())}
-        if shared:
-            differences.append(shared)
-    return differences
+        if against is not None and against.row["data_digest"] == trial.row["data_digest"]:
+            pairs.append((against.measured, trial.measured))
+    return stacked_differences(pairs, (first.phase, first.step), view)
 
 
 def paired(first: SummaryRow, other: SummaryRow, view: str) -> Estimate | None:
@@ -252,7 +246,7 @@ def paired(first: SummaryRow, other: SummaryRow, view: str) -> Estimate | None:
     Geo is a function of means, so its difference is not paired by record and is left out.
     """
     differences = shared_values(first, other, view)
-    return pooled(differences, view, difference=True) if differences else None
+    return pooled(differences, view, difference=True) if differences.size else None
 
 
 __all__ = [

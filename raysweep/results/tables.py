@@ -192,7 +192,15 @@ def open_results(name: str | Path, workspace: Workspace | None = None, *, everyt
     Raises:
         StoreError: there are no results of that name.
     """
-    workspace = workspace or Workspace.here()
+    return Sweep(find_results(name, workspace or Workspace.here()), everything=everything)
+
+
+def find_results(name: str | Path, workspace: Workspace) -> ResultStore:
+    """Return where the results of a sweep lie, given its name, folder or URI.
+
+    Raises:
+        StoreError: there are no results of that name.
+    """
     text = str(name)
     # A URI, or a folder that is there, is taken as it is; anything else is a sweep's name in the workspace.
     if "://" in text or Path(text).is_dir():
@@ -202,7 +210,7 @@ def open_results(name: str | Path, workspace: Workspace | None = None, *, everyt
     if not folder.exists():
         known = Folder(workspace.results_root).folders()
         raise StoreError(f"no results of '{text}' in {workspace.results_root}", hint=nearest(text, known))
-    return Sweep(ResultStore(folder.base, folder.filesystem), everything=everything)
+    return ResultStore(folder.base, folder.filesystem)
 
 
 def trial_columns(store: ResultStore, key: str) -> dict[str, list[object]]:

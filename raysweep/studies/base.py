@@ -134,6 +134,7 @@ class Study(ABC):
         artifact_kinds: kinds of artifacts that it may ask for; their versions join the key.
         phases: those of ``raysweep.measures.PHASES`` that its rounds have, the one shown by default first.
         metric: what its trials are ranked by where the search space names nothing; empty = ``avg`` of the first phase.
+        takes_chat: it asks the prompts of its records, which may be turns of a chat (``data.prompt``).
         shares_edits: its trials may take their edits from one run over the records (:meth:`execute_group`).
         asks_further: it asks the protocols of ``protocol.also``.
     """
@@ -143,6 +144,7 @@ class Study(ABC):
     artifact_kinds: ClassVar[tuple[str, ...]] = ()
     phases: ClassVar[tuple[str, ...]] = PHASES
     metric: ClassVar[str] = ""
+    takes_chat: ClassVar[bool] = False
     shares_edits: ClassVar[bool] = False
     asks_further: ClassVar[bool] = False
 

@@ -23,6 +23,7 @@ from raysweep.studies.further import FurtherAsking
 from raysweep.studies.group_member import GroupMember
 from raysweep.studies.kept import as_measured
 from raysweep.studies.measuring import Question, Questionnaire
+from raysweep.studies.prompts import prompted
 from raysweep.studies.proposals import ProposalSource
 from raysweep.studies.refusals import check_records
 
@@ -73,7 +74,7 @@ class EditGroup:
         began = perf_counter()
         lm = deps.load_model(trial.model)
         loaded = perf_counter()
-        records = ordered_records(trial, deps)
+        lm, records = prompted(lm, ordered_records(trial, deps), trial.data, trial.model.name)
         members = [GroupMember(t, build.build_editor(t.editor)) for t in trials]
         editor = members[0].editor
         # Before the artifacts: second moments take minutes, and a record that cannot be written ends the run anyway.
@@ -254,6 +255,6 @@ def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, dep
         editor.artifact_requests(lm),
         deps.artifacts,
         lambda text: deps.texts(text, trial.data),
-        records=deps.open_dataset,
+        records=lambda data: prompted(lm, deps.open_dataset(data), data, trial.model.name)[1],
         threads=trial.threads,
     )

@@ -39,6 +39,7 @@ class Lifelong(Study):
     name: ClassVar[str] = "lifelong"
     version: ClassVar[int] = 1
     artifact_kinds: ClassVar[tuple[str, ...]] = ("answers",)
+    takes_chat: ClassVar[bool] = True
     shares_edits: ClassVar[bool] = True
     asks_further: ClassVar[bool] = True
 

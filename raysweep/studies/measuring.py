@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
-from raysweep.metrics import METRICS, Answer
+from raysweep.metrics import Answer, metric_of
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.rows import ProbeRow
 
@@ -182,7 +182,7 @@ def probe_rows(
         matched: places of the probes one of whose alternatives was answered.
         unknown: places of the probes that do not count.
     """
-    rows = []
+    rows, computed = [], [metric_of(name) for name in metrics]
     for question, score in zip(questions, scores, strict=True):
         probe, place = question.probe, columns_of(key, step, question, superseded)
         # () where the unedited model was not asked: only metrics that need "base" look there.
@@ -190,7 +190,7 @@ def probe_rows(
         answer = Answer(
             score.labels, score.answers, base, score.logprob, question.place in matched, question.place not in unknown
         )
-        for metric in (METRICS[name] for name in metrics):
+        for metric in computed:
             # A metric applies to the probes that are compared with what it needs: the target, or the unedited model's answer.
             if metric.needs != probe.against:
                 continue

@@ -34,6 +34,50 @@ else:
 T = TypeVar("T")
 
 
+def generator(seed: int, step: int) -> torch.Generator:
+    """Return the generator of the batch that reaches *step*; on the CPU, so that every device draws the same numbers."""
+    return torch.Generator(device="cpu").manual_seed(derive(seed, "edit", step))
+
+
+def edit(
+    editor: AnyEditor,
+    lm: LanguageModel,
+    batch: Sequence[EditRecord],
+    state: object,
+    artifacts: Mapping[str, Artifact],
+    *,
+    seed: int,
+    step: int,
+) -> EditStep[object]:
+    """Return what *editor* proposes for *batch*, which reaches *step*, and its *state*: the one call of ``BaseEditor.edit``.
+
+    Raises:
+        OutOfMemoryError: the accelerator has too little memory for it, even after what was cached has been freed.
+    """
+
+    def propose() -> EditStep[object]:
+        # A generator of its own for each attempt, so that the second one draws the same numbers.
+        return editor.edit(lm, batch, state, artifacts=artifacts, rng=generator(seed, step))
+
+    return _within_memory(editor, propose, len(batch))
+
+
+def _within_memory(editor: AnyEditor, work: Callable[[], T], count: int) -> T:
+    """Do the work of *count* edits, which changes nothing; once more where there was no memory."""
+
+    def cure() -> tuple[str, str]:
+        together = "an edit needs" if count == 1 else f"{count} edits together need"
+        hint = "use a larger accelerator, or model.dtype=bfloat16"
+        # Not done here: how many go together moves last bits, so it is the trial's to say, not the device's.
+        fewer = (
+            f"make fewer of them together, {count // 2} say (value.batch or batch of {editor.name}, or "
+            "protocol.batch_size), "
+        )
+        return f"{together} more memory than there is", (fewer if count > 1 else "") + hint
+
+    return device_memory.within_memory(work, f"{count} edits" if count > 1 else "an edit", cure)
+
+
 @dataclass(frozen=True, slots=True)
 class ProposalSource:
     """Computes the proposals of a trial, in the order in which they are absorbed.
@@ -63,8 +107,8 @@ class ProposalSource:
         return [edit for record in self.batch(step) for edit in record.edits]
 
     def generator(self, step: int) -> torch.Generator:
-        """Return the generator of the batch that reaches *step*; on the CPU, so that every device draws the same numbers."""
-        return torch.Generator(device="cpu").manual_seed(derive(self.trial.seed, "edit", step))
+        """Return the generator of the batch that reaches *step*."""
+        return generator(self.trial.seed, step)
 
     def edit(self, step: int, state: object) -> EditStep[object]:
         """Return what a plain edit makes of the batch that reaches *step* and the editor's *state*.
@@ -72,13 +116,7 @@ class ProposalSource:
         Raises:
             OutOfMemoryError: the accelerator has too little memory for it, even after what was cached has been freed.
         """
-        batch = self.edits(step)
-
-        def edit() -> EditStep[object]:
-            # A generator of its own for each attempt, so that the second one draws the same numbers.
-            return self.editor.edit(self.lm, batch, state, artifacts=self.artifacts, rng=self.generator(step))
-
-        return self._within_memory(edit, len(batch))
+        return edit(self.editor, self.lm, self.edits(step), state, self.artifacts, seed=self.trial.seed, step=step)
 
     def in_order(self, steps: Sequence[int]) -> Iterator[Proposal] | None:
         """Return the proposals of *steps*, or None where the editor has none or nobody would gain by them."""
@@ -96,21 +134,6 @@ class ProposalSource:
             return None
         return self._ungrouped(proposals, asked, steps) if grouped else proposals
 
-    def _within_memory(self, work: Callable[[], T], count: int) -> T:
-        """Do the work of *count* edits, which changes nothing; once more where there was no memory."""
-
-        def cure() -> tuple[str, str]:
-            together = "an edit needs" if count == 1 else f"{count} edits together need"
-            hint = "use a larger accelerator, or model.dtype=bfloat16"
-            # Not done here: how many go together moves last bits, so it is the trial's to say, not the device's.
-            fewer = (
-                f"make fewer of them together, {count // 2} say (value.batch or batch of {self.editor.name}, or "
-                "protocol.batch_size), "
-            )
-            return f"{together} more memory than there is", (fewer if count > 1 else "") + hint
-
-        return device_memory.within_memory(work, f"{count} edits" if count > 1 else "an edit", cure)
-
     def compute(self, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds; of a group, what each of its batches adds, by step.
 
@@ -119,15 +142,15 @@ class ProposalSource:
         """
         if self._group_size > 1:
             steps = self._group_of(step)
-            each = self._within_memory(partial(self._propose_many, steps), len(steps))
+            each = _within_memory(self.editor, partial(self._propose_many, steps), len(steps))
             return {str(s): proposal for s, proposal in zip(steps, each, strict=True)}
         batch, cache = self.edits(step), self.deps.proposal_cache
         if cache is None or len(batch) != 1:
-            return self._within_memory(lambda: self._propose(step)[0], len(batch))
+            return _within_memory(self.editor, lambda: self._propose(step)[0], len(batch))
         known = cache.get(batch[0].id)
         if known is not None:
             return known
-        proposal, drew = self._within_memory(lambda: self._propose(step), 1)
+        proposal, drew = _within_memory(self.editor, lambda: self._propose(step), 1)
         if not drew:
             cache.put(batch[0].id, proposal)
         return proposal

@@ -55,8 +55,8 @@ LAYERS: tuple[Layer, ...] = (
         "what everything is told in: records, rows, names, seeds, folders",
     ),
     Layer(
-        ("metrics", "protocols", "summarize", "world"),
-        "what a row measures; from rows to Rel, Gen, Loc; the made-up world",
+        ("metrics", "protocols", "retention", "summarize", "verdicts", "world"),
+        "what a row measures; from rows to Rel, Gen, Loc, to retention and verdicts; the made-up world",
     ),
     Layer(("config",), "from YAML to a plan of TrialSpecs with keys"),
     Layer(("artifacts",), "expensive inputs, found by what they depend on"),
@@ -70,6 +70,7 @@ LAYERS: tuple[Layer, ...] = (
     Layer(("exports",), "finished trials given back: models, tensors, adapters, answers"),
     Layer(("installed",), "which components this installation has"),
     Layer(("tune",), "trials as Ray Tune trials: actors, shards, sessions"),
+    Layer(("library",), "the same from Python: edit a model, plan, run and read a sweep"),
     Layer(("testing",), "contracts for components of your own; this law"),
     Layer(("cli",), "the command line: flags in, tables out"),
     Layer(("__main__", "__init__"), "python -m raysweep · the public names"),

@@ -36,7 +36,33 @@ _GPT: Mapping[str, object] = {"n_embd": _WIDTH, "n_inner": _HIDDEN, "n_layer": 3
 _FALCON = {key: value for key, value in _LLAMA.items() if key not in ("intermediate_size", "head_dim")}
 _SMALL: Mapping[str, Mapping[str, object]] = {
     "falcon": {**_FALCON, "ffn_hidden_size": _HIDDEN},
+    # Blocks of both kinds, and a window that is shorter than the rows of the contract.
+    "gemma3_text": {
+        **_LLAMA,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "gpt2": _GPT,
+    "gpt_oss": {
+        **_LLAMA,
+        "sliding_window": 4,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150_000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 4,
+            "truncate": False,
+        },
+    },
+    "qwen3_5_text": {
+        **_LLAMA,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 4),
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
     "gptj": {**_GPT, "rotary_dim": 4},
 }
 
@@ -71,7 +97,8 @@ def check_layout_contract(layout: Layout, module: PreTrainedModel) -> None:
     3. ``embed`` begins the residual stream: what enters block 0 is its row times ``embed_scale``, up to something that depends on
        positions only.
     4. Each block's output enters the next; ``norm`` of the last block's is what ``body`` puts out; ``head`` of that is the logits.
-    5. What is added to the output of ``mlp_out`` or ``mlp`` is added to the block's output; that of ``attn_out`` reaches it.
+    5. What is added to the output of ``mlp_out`` or ``mlp`` is added to the block's output, through ``mlp_out_norm`` where there is
+       one; that of ``attn_out`` reaches it.
     6. A forward pass can be resumed at any block (:func:`raysweep.models.forward.blocks.run`) and ends in the same logits.
     7. ``form``, if there is one, and ``position_embed`` say what the blocks compute: from their parameters come the same logits.
 
@@ -90,7 +117,8 @@ def check_layout_contract(layout: Layout, module: PreTrainedModel) -> None:
     _check_embedding(lm, ids)
     _check_stream(lm, ids)
     for field in ("mlp", "mlp_out", "attn_out"):
-        _check_writes(lm, ids, field)
+        if field != "mlp_out" or layout.experts is None:
+            _check_writes(lm, ids, field)
     _check_resuming(lm, ids)
     _check_form(lm, ids)
 
@@ -99,7 +127,10 @@ def _check_maps(lm: LanguageModel, ids: Tensor) -> None:
     """``W k + b = v`` at ``mlp_out`` and ``attn_out``, and ``mlp_in`` reads the width that ``mlp_out`` writes."""
     layout = lm.layout
     for block in range(lm.n_blocks):
-        for field, name in (("mlp_out", layout.mlp_out.format(block)), ("attn_out", layout.attn_out.format(block))):
+        maps = {"attn_out": lm.attn_out(block)}
+        if layout.experts is None:
+            maps["mlp_out"] = layout.mlp_out.format(block)
+        for field, name in maps.items():
             weight = lm.logical(f"{name}.weight")
             with capture(lm, [(name, "input"), (name, "output")]) as seen, torch.no_grad():
                 lm.module(ids)
@@ -113,6 +144,8 @@ def _check_maps(lm: LanguageModel, ids: Tensor) -> None:
             bias = getattr(lm.part(name), "bias", None)
             product = key @ weight.T + (0.0 if bias is None else bias)
             _require_close(product, value, f"{field}: W k + b of '{name}' is not what it puts out; it is no linear map")
+        if layout.experts is not None:  # which no linear map makes the output of
+            continue
         width, hidden = lm.logical(f"{layout.mlp_out.format(block)}.weight").shape
         _require(
             width != hidden,
@@ -183,29 +216,34 @@ def _check_stream(lm: LanguageModel, ids: Tensor) -> None:
 
 def _check_writes(lm: LanguageModel, ids: Tensor, field: str) -> None:
     """What is added to the output of a part in the last block reaches the block's output."""
-    name = getattr(lm.layout, field).format(lm.n_blocks - 1)
-    last = lm.layout.block.format(lm.n_blocks - 1)
+    block = lm.n_blocks - 1
+    name = lm.attn_out(block) if field == "attn_out" else getattr(lm.layout, field).format(block)
+    last = lm.layout.block.format(block)
     shift = torch.linspace(-1.0, 1.0, lm.weight(f"{lm.layout.embed}.weight").shape[1], device=lm.device)
 
-    def leaving() -> Tensor:
-        with capture(lm, [(last, "output")]) as seen, torch.no_grad():
+    def leaving() -> tuple[Tensor, Tensor]:
+        with capture(lm, [(last, "output"), (name, "output")]) as seen, torch.no_grad():
             lm.module(ids)
-        return seen[last, "output"]
+        return seen[last, "output"], seen[name, "output"]
 
-    plain = leaving()
+    plain, output = leaving()
     handle = lm.part(name).register_forward_hook(
         lambda module, args, output: (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
     )
     try:
-        shifted = leaving()
+        shifted, _ = leaving()
     finally:
         handle.remove()
     if field == "attn_out":  # the MLP may read it too, so how far the output moves is not known
         reaches = not torch.allclose(shifted, plain)
         _require(reaches, f"attn_out: a shift of what '{name}' puts out does not reach what '{last}' puts out")
     else:
-        sentence = f"{field}: a shift of what '{name}' puts out is not added to what '{last}' puts out"
-        _require_close(shifted - plain, shift.expand_as(plain), sentence, atol=1e-5, rtol=1e-4)
+        norm = lm.layout.mlp_out_norm
+        through = "" if norm is None else f", through '{norm.format(block)}' (mlp_out_norm)"
+        sentence = f"{field}: a shift of what '{name}' puts out is not added to what '{last}' puts out{through}"
+        with torch.no_grad():
+            expected = lm.to_stream(block, output + shift) - lm.to_stream(block, output)
+        _require_close(shifted - plain, expected, sentence, atol=1e-5, rtol=1e-4)
 
 
 def _check_resuming(lm: LanguageModel, ids: Tensor) -> None:

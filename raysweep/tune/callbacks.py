@@ -58,7 +58,7 @@ class RayCallback(Callback):  # type: ignore[misc]
         """End the process of a trial that hangs; Tune finds it dead, and restarts the trial or gives it up."""
         assert self.hangs is not None
         assert self.watcher is not None
-        trial = next((t for t in trials if _key(t) == key and t.status == Trial.RUNNING), None)
+        trial = next((t for t in trials if key_of(t) == key and t.status == Trial.RUNNING), None)
         actor = trial.temporary_state.ray_actor if trial is not None else None
         if actor is not None:
             self.watcher.hung(key, self.hangs.reasons[key])
@@ -67,41 +67,42 @@ class RayCallback(Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Note the start."""
         if self.hangs is not None:
-            self.hangs.started(_key(trial))
+            self.hangs.started(key_of(trial))
         if self.watcher is not None:
-            self.watcher.started(_key(trial))
+            self.watcher.started(key_of(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, object], **info: object
     ) -> None:
         """Note a round."""
         if self.watcher is not None:
-            self.watcher.round(_key(trial), result)
+            self.watcher.round(key_of(trial), result)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Note a death that is being mended."""
         self._stopped(trial)
         if self.watcher is not None:
-            self.watcher.lost(_key(trial), True)
+            self.watcher.lost(key_of(trial), True)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Note a death that is not."""
         self._stopped(trial)
         if self.watcher is not None:
             # Ray calls this when no retry is left; until then it calls on_trial_recover.
-            self.watcher.lost(_key(trial), False)
-            self.watcher.stopped(_key(trial))
+            self.watcher.lost(key_of(trial), False)
+            self.watcher.stopped(key_of(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Note the end."""
         self._stopped(trial)
         if self.watcher is not None:
-            self.watcher.stopped(_key(trial))
+            self.watcher.stopped(key_of(trial))
 
     def _stopped(self, trial: Trial) -> None:
         if self.hangs is not None:
-            self.hangs.stopped(_key(trial))
+            self.hangs.stopped(key_of(trial))
 
 
-def _key(trial: Trial) -> str:
+def key_of(trial: Trial) -> str:
+    """Return our key of a trial."""
     return str(trial.config[TRIAL_KEY])

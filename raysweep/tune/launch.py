@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from raysweep.config.planned_trial import Plan, PlannedTrial
 from raysweep.errors import RunFailedError, UnwritableError
 from raysweep.lazy import lazy
+from raysweep.reports.standing import trial_labels
 from raysweep.results.drivers import DriverLock
 from raysweep.results.outcome import INCOMPLETE, SweepOutcome
 from raysweep.results.proposals import PROPOSALS
@@ -28,6 +30,9 @@ from raysweep.tune.stop_signals import noted_signals
 from raysweep.tune.sweep_run import RunOptions, SweepRun
 from raysweep.tune.watcher import Watcher
 from raysweep.workspace import Workspace
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +131,21 @@ def _run_in_ray(run: SweepRun, todo: Sequence[str]) -> bool:
     with running_ray(run.options.address):
         if run.options.address is not None:
             lazy("raysweep.tune.nodes").check(run.plan, run.workspace, run.watcher.joined)
-        sessions = lazy("raysweep.tune.sessions").Sessions(
-            run.store, run.table, run.plan.sweep, run.workspace, run.options, run.watcher, lambda: run.lock.lost
-        )
         service = cluster.parse(lazy("ray").get_runtime_context().gcs_address)
-        with watched(service.host, service.port, partial(_end_without_cluster, run, str(service))):
+        with (
+            _logging(run) as callbacks,
+            watched(service.host, service.port, partial(_end_without_cluster, run, str(service))),
+        ):
+            sessions = lazy("raysweep.tune.sessions").Sessions(
+                run.store,
+                run.table,
+                run.plan.sweep,
+                run.workspace,
+                run.options,
+                run.watcher,
+                lambda: run.lock.lost,
+                callbacks,
+            )
             run.watcher.begin()
             try:
                 interrupted = bool(sessions.run(todo))
@@ -141,6 +156,18 @@ def _run_in_ray(run: SweepRun, todo: Sequence[str]) -> bool:
                 return interrupted
             finally:
                 run.watcher.end()
+
+
+@contextmanager
+def _logging(run: SweepRun) -> Iterator[list[Callback]]:
+    """Start the loggers that were asked for; return what tells them of Ray's news."""
+    names = run.options.log
+    if not names:
+        yield []
+        return
+    sweep = run.plan.sweep.name
+    with lazy("raysweep.tune.loggers.process").opened(names, sweep, run.workspace.logs(sweep)) as processes:
+        yield [lazy("raysweep.tune.loggers.callback").LoggerCallback(processes, trial_labels(run.plan.names))]
 
 
 def _end_without_cluster(run: SweepRun, address: str) -> None:

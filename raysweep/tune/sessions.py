@@ -59,15 +59,16 @@ class Sessions:
         options: how to run.
         watcher: told about every round; None = nobody.
         halted: asked before a trial starts; True = start none any more.
+        callbacks: told of what Ray tells.
     """
 
     def __init__(
         self, store: ResultStore, table: Mapping[str, PlannedTrial], sweep: SweepSpec, workspace: Workspace,
-        options: RunOptions, watcher: Watcher | None, halted: Callable[[], bool],
+        options: RunOptions, watcher: Watcher | None, halted: Callable[[], bool], callbacks: Sequence[tune.Callback] = (),
     ) -> None:  # fmt: skip
         disable_log_once_globally()  # Ray remembers every line it might log twice, and makes one for each trial
         self.store, self.table, self.resources = store, table, sweep.resources
-        self.options, self.watcher, self.halted = options, watcher, halted
+        self.options, self.watcher, self.halted, self.callbacks = options, watcher, halted, callbacks
         shards, labels = self.resources.shards, self.resources.labels
         can_propose = frozenset(key for key, trial in table.items() if trial.can_propose) if shards > 1 else frozenset()
         # Asked before any process starts: a request that can never be met would wait in Ray's queue for ever.
@@ -109,7 +110,7 @@ class Sessions:
 
     def _fit(self, keys: Sequence[str]) -> bool:
         """Run one Tune experiment over *keys*; return whether it was interrupted."""
-        callbacks: list[tune.Callback] = [JsonLoggerCallback(), CSVLoggerCallback()]
+        callbacks: list[tune.Callback] = [JsonLoggerCallback(), CSVLoggerCallback(), *self.callbacks]
         if self.watcher is not None:
             callbacks.append(RayCallback(self.watcher, self.hangs, self.why_waiting))
         tuner = tune.Tuner(

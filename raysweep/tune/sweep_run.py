@@ -27,6 +27,7 @@ class RunOptions:
         concurrent: how many trials at once; 0 = as many as fit.
         reuse: let a process serve many trials, which saves seconds per trial and changes no number.
         part: run this part of the plan only, beside others that run theirs; None = all of it.
+        log: loggers to tell of rounds (:data:`raysweep.tune.loggers.LOGGERS`), where trials run through Ray.
     """
 
     address: str | None = None
@@ -37,6 +38,7 @@ class RunOptions:
     concurrent: int = 0
     reuse: bool = True
     part: Part | None = None
+    log: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

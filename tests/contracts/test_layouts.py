@@ -26,6 +26,24 @@ def test_layout_keeps_its_promises(name: str, tied: bool) -> None:
     check_layout_contract(layout, module)
 
 
+# Of the kind of Llama 3.1, so short that every row of the contract is scaled; and of Qwen 3 beyond its own context.
+SCALED = {
+    "llama": {
+        "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 4,
+    },
+    "qwen3": {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_positions_are_the_model_s_own(name: str) -> None:
+    module, plain = tiny_model(name, rope_parameters=SCALED[name]), tiny_model(name)
+    check_layout_contract(layout_of(module.config), module)
+    ids = torch.arange(2, 14)[None]
+    assert not torch.allclose(module(ids).logits, plain(ids).logits, atol=1e-3), "scaling is seen"
+
+
 def test_only_conv1d_is_transposed() -> None:
     for name in LAYOUTS.names():
         module = tiny_model(name)

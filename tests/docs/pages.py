@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     p
-    for pattern in ("*.md", "docs/**/*.md", "search_spaces/*.md", "hparams/*.md", "data/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "search_spaces/*.md", "hparams/*.md", "data/*.md", "examples/*.md")
     for p in ROOT.glob(pattern)
 )
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))

@@ -98,7 +98,7 @@ def test_the_line_and_the_entry_point_name_it(folder: Path) -> None:
     assert (name, origin) == ("nudge", "raysweep.editors.nudge:Nudge")
     table: Registry[Any] = Registry("editor", {n: EDITORS.origin(n) for n in ("rome", "memit")})
     assert table.get("nudge").name == "nudge"
-    for kind in ("editors", "wrappers", "datasets", "layouts"):
+    for kind in ("editors", "wrappers", "datasets", "layouts", "metrics", "studies"):
         assert f"`raysweep.{kind}`" in PAGE.read_text(encoding="utf-8")
 
 

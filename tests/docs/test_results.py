@@ -1,10 +1,11 @@
-"""The examples of docs/results.md run on a small sweep, and say what `show` says."""
+"""The examples of docs/results.md and docs/data_frames.md run on a small sweep, and say what `show` says."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
 
 from raysweep.config.plan import plan
@@ -15,9 +16,10 @@ from raysweep.results.store import ResultStore
 from raysweep.results.tables import open_results
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
-from tests.docs.pages import ROOT, blocks
+from tests.docs.pages import ROOT, block, blocks
 
-PAGE = ROOT / "docs/results.md"
+PAGE, FRAMES = ROOT / "docs/results.md", ROOT / "docs/data_frames.md"
+Answer = dict[tuple[str, int], float]
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +65,42 @@ def test_the_folder_looks_as_described(workspace: Workspace) -> None:
     for path in (p for p in root.rglob("*") if p.is_file()):
         stem = path.name.partition("-")[0]
         assert stem in picture, f"{path.name} is not in docs/results.md"
+
+
+@pytest.fixture
+def shown(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """What `raysweep show` has, by arm and step; the current folder is that of the results."""
+    monkeypatch.chdir(workspace.root)
+    lines = summary_rows(trial_views(open_results("demo", workspace)), phase="retained")
+    return {(line.label, line.step): line.cells["rel"].mean for line in lines if line.step}
+
+
+def ran(*titles: str) -> dict[str, Any]:
+    space: dict[str, Any] = {}
+    for title in titles:
+        exec(compile(block(FRAMES, title), str(FRAMES), "exec"), space)
+    return space
+
+
+def test_pandas_and_its_plot(shown: Answer) -> None:
+    mpl.use("Agg")
+    table = ran("pandas", "plot", "hyper-parameters")["by_step"]
+    assert {(arm, step): table.loc[step, arm] for step in table.index for arm in table.columns} == pytest.approx(shown)
+    assert Path("rel.png").stat().st_size > 1000
+
+
+def test_polars(shown: Answer) -> None:
+    pytest.importorskip("polars", reason="the polars package is not installed")
+    found = {(arm, step): rel for arm, step, rel in ran("polars")["by_step"].iter_rows()}
+    assert found == pytest.approx(shown)
+
+
+def test_duckdb(shown: Answer) -> None:
+    pytest.importorskip("duckdb", reason="the duckdb package is not installed")
+    assert {(arm, step): rel for arm, step, rel in ran("duckdb")["answer"].fetchall()} == pytest.approx(shown)
+
+
+def test_there_is_something_to_compare(shown: Answer) -> None:
+    assert {arm for arm, _ in shown} == {"floor", "ceiling"}
+    assert len(set(shown.values())) > 1
+    assert len({step for _, step in shown}) == 2

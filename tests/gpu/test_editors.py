@@ -94,6 +94,18 @@ def test_a_run_and_its_answers_are_the_cpu_s(name: str, family: str) -> None:
     agree(*results, AMPLIFIED.get((name, family), LATER))
 
 
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3_5_text"])
+@pytest.mark.parametrize("name", ["rome", "ft", "grace", "wise"])
+def test_normed_outputs_and_whole_rows_are_the_cpu_s(name: str, family: str) -> None:
+    """Of families with a norm between an MLP and the stream, and without shared prefixes."""
+    spec = EditorSpec(name=name, config=CONFIGS[name])
+    ours, theirs = models(family)
+    first = first_edit(ours, build_editor(spec), exam(ours, spec))
+    with ShamDevice():
+        second = first_edit(theirs, build_editor(spec), exam(theirs, spec))
+    agree(first, second, LATER)
+
+
 @pytest.mark.parametrize("steps", [3, 4, 7])
 def test_what_wise_runs_past_its_end_changes_nothing(steps: int) -> None:
     """It ends at the third step, which a device learns at its fourth, or after its last."""

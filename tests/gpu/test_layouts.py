@@ -13,6 +13,7 @@ from raysweep.models.layout import LAYOUTS, layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.testing.layout_contract import check_layout_contract, tiny_model
 from raysweep.testing.sham_device import ShamDevice, move
+from tests.contracts.test_layouts import SCALED
 from tests.gpu.agree import agree
 
 
@@ -33,3 +34,11 @@ def test_layout_keeps_its_promises_on_a_device(name: str, tied: bool) -> None:
             on = {"ids": ids.to(lm.device), "mask": mask.to(lm.device)}
             logits.append(blocks.logits(lm, blocks.run(lm, **on))[:, :3].detach())
     agree(*logits, 1e-6)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_positions_are_the_model_s_own_on_a_device(name: str) -> None:
+    torch.set_num_threads(1)
+    module = tiny_model(name, rope_parameters=SCALED[name])
+    with ShamDevice():
+        check_layout_contract(layout_of(module.config), move(module))

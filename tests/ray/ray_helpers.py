@@ -29,7 +29,7 @@ def install_fakes(folder: Path) -> None:
     info = folder / "raysweep_fakes-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: raysweep-fakes\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[raysweep.studys]\nfake = raysweep_fakes:Fake\n")
+    (info / "entry_points.txt").write_text("[raysweep.studies]\nfake = raysweep_fakes:Fake\n")
 
 
 def fake_plan(name: str, configs: dict[str, dict[str, Any]], seeds: tuple[int, ...] = (0, 1), **resources: Any) -> Plan:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from raysweep.results.store import ResultStore, State
 from raysweep.results.tables import open_results
 from raysweep.tune.analysis import analyse
 from raysweep.workspace import Workspace
+from tests import fake_loggers
 
 # 127.0.0.1, ::1 and ::ffff:127.0.0.1 as /proc/net/tcp and tcp6 write them
 LOOPBACK = {"0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F"}
@@ -86,11 +89,22 @@ def test_ray_s_own_configuration_names_arm_point_and_hyper_parameters(bench: Ben
     assert {"config/arm", "config/seed", "config/editor/name"} <= set(analysis.dataframe().columns)
 
 
-def test_killed_worker_fresh_processes_and_a_failing_arm_change_nothing(bench: Bench) -> None:
+@pytest.fixture
+def loggers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Loggers of which one works, one raises, and one asks a server that accepts and never answers."""
+    fake_loggers.install(bench.plugins)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("FAKE_LOGGERS_PORT", str(server.getsockname()[1]))
+        yield ["hanging", "raising", "plain"]
+
+
+def test_killed_worker_fresh_processes_a_failing_arm_and_broken_loggers_change_nothing(
+    bench: Bench, loggers: list[str]
+) -> None:
     bench.flag.unlink()
     more: dict[str, dict[str, Any]] = {**bench.configs, "bad": {"raise_at": 3}}
     root = bench.base / "worker"
-    process = start(root, "s", more, (0,), options={"reuse": False}, plugins=bench.plugins)
+    process = start(root, "s", more, (0,), options={"reuse": False, "log": loggers}, plugins=bench.plugins)
     code, outcome, lines = finish(process)
     assert bench.flag.exists()
     assert (code, outcome["done"], outcome["failed"]) == (3, 2, ["ValueError: asked to fail"])
@@ -100,6 +114,10 @@ def test_killed_worker_fresh_processes_and_a_failing_arm_change_nothing(bench: B
     shared = (found.keys() & expected.keys()) - {"trials.parquet"}
     assert len(shared) == 2 * 2 * 4  # trials, tables, rounds
     assert all(found[name] == expected[name] for name in shared)
+    told = [line.split() for line in (root / "logs/s/Plain.txt").read_text().splitlines()]
+    assert sorted(line[-1] for line in told if line[0] == "finish") == ["done", "done", "failed"]
+    assert [sum(line[0] == word for line in told) for word in ("start", "close")] == [3, 1]
+    assert "ValueError: no room for step 0" in (root / "logs/s/raising.log").read_text()
     store = ResultStore(root / "results/s")
     failed = [key for key in store.keys() if store.status(key).state is State.FAILED]  # noqa: SIM118
     about = json.loads(store.folder.read(f"{failed[0]}/FAILED.json"))

@@ -32,16 +32,19 @@ def test_dir_lists_the_public_names() -> None:
     assert set(raysweep.__all__) <= set(dir(raysweep))
 
 
-@pytest.mark.parametrize(("old", "new"), [("read_sweep", "load_search_space"), ("open_sweep", "open_results")])
-def test_a_former_name_works_and_says_what_it_is_now(old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=new):
-        assert getattr(raysweep, old) is getattr(raysweep, new)
+def test_a_former_name_works_and_says_what_it_is_now() -> None:
+    with pytest.warns(DeprecationWarning, match="load_search_space"):
+        assert raysweep.read_sweep is raysweep.load_search_space
 
 
 SNIPPET = """\
 import raysweep
 reveal_type(raysweep.load_model)
 reveal_type(raysweep.open_results)
+reveal_type(raysweep.edit(raysweep.load_model("embedded"), "rome", prompt="a", target="b").undo())
+reveal_type(raysweep.open_sweep("demo").errors())
+reveal_type(raysweep.Editor)
+raysweep.edit("embedded", "rome")
 raysweep.nonexistent
 """
 
@@ -52,8 +55,12 @@ def test_a_type_checker_sees_the_public_names(tmp_path: Path) -> None:
     # From the root, with its configuration: so it shares the cache of `make lint` and takes half a second.
     command = [sys.executable, "-m", "mypy", "--no-error-summary", str(snippet)]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    load_model, open_results, missing = answer.stdout.splitlines()
+    load_model, open_results, session, errors, editor, wrong, missing = answer.stdout.splitlines()
     assert "ModelSpec" in load_model
     assert load_model.endswith('-> raysweep.models.lm.LanguageModel"')
     assert open_results.endswith('-> raysweep.results.tables.Sweep"')
+    assert session.endswith('"raysweep.library.session.EditSession"')
+    assert errors.endswith('"list[raysweep.reports.opened.TrialError]"')
+    assert "raysweep.editors.base.BaseEditor" in editor
+    assert 'expected "LanguageModel"' in wrong
     assert 'Module has no attribute "nonexistent"' in missing

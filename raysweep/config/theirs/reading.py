@@ -17,6 +17,7 @@ from raysweep.jsontypes import Json, JsonObject
 
 if TYPE_CHECKING:
     from raysweep.config.components import ModelFacts
+    from raysweep.config.schema import ModelSpec
 
 _TABLES = (tables.ROME, tables.MEMIT, tables.ALPHAEDIT, tables.FT, tables.GRACE, tables.WISE, tables.MEND, lora.LORA)
 _ROW = 4096  # their rows are cut at the model's positions; without that number, at what most of their models have
@@ -183,14 +184,33 @@ def _say(reading: Reading, source: Source, key: str, message: str, hint: str = "
     reading.problems.append(problem(place, message, hint))
 
 
-def about(source: Source, reading: Reading) -> str:
-    """Return one line on what was made of a file: for which model it was written, and what of it changes no number."""
-    model = str((source.tree or {}).get("model_name") or "").rstrip("/").rsplit("/", 1)[-1]
+def about(source: Source, reading: Reading, model: ModelSpec | None) -> str:
+    """Return one line on what was made of a file: for which model it was written, and what of it changes no number.
+
+    Where that is not *model* by any of its names, both are named: layers and rates may not fit. None = not known.
+    """
+    theirs = _last(str((source.tree or {}).get("model_name") or ""))
     by_reason: dict[str, list[str]] = {}
     for key, why in reading.ignored.items():
         by_reason.setdefault(why, []).append(key)
     ignored = "; ".join(f"{', '.join(keys)} ({why})" for why, keys in by_reason.items())
-    written = f", written for {model}" if model else ""
+    written = f", written for {theirs}" if theirs else ""
+    if theirs and model and _letters(theirs) not in {_letters(n) for n in (model.name, model.path, model.hparams)}:
+        written += f" and used on {model.name}: see that layers and rates fit it"
     return f"hyper-parameters of {shown(Path(source.file))}{written}" + (
         f"; without effect: {ignored}" if ignored else ""
     )
+
+
+def _last(name: str) -> str:
+    """Return the last part of a path or of a hub id."""
+    return name.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _letters(name: str) -> str:
+    """Return what two spellings of a model's name have in common.
+
+    >>> _letters("meta-llama/Llama-2-7b-hf"), _letters("./hugging_cache/llama2-7b/")
+    ('llama27b', 'llama27b')
+    """
+    return "".join(c for c in _last(name).lower().removesuffix("-hf") if c.isalnum())

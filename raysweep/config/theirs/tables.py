@@ -28,7 +28,7 @@ def _articles(value: Json) -> Json:
 
 
 DEAD = Ignored("changes no number in the published code (quirk Q46)")
-_CHAT = Only((False, None), "prompts in a chat template, which no protocol of a trial here asks for")
+_CHAT = Only((False, None), "prompts in a chat template: write data: {prompt: chat}")
 
 EVERYWHERE: Table = {
     "device": Ignored("the device is what Ray or the machine gives (resources.gpu)"),

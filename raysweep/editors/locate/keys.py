@@ -44,7 +44,7 @@ def context_rows(lm: LanguageModel, record: EditRecord, contexts: Sequence[str])
     rows = []
     for context in contexts:
         # The template's own slot stays open, so that the subject's end is found behind the context.
-        template = context.replace("{}", record.template)
+        template = tokens.in_context(lm, context, record.template)
         last = tokens.subject_last(lm, template, record.subject)
         rows.append(tokens.encode(lm, template.replace("{}", record.subject))[: last + 1])
     return rows

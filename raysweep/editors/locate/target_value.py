@@ -22,14 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from raysweep.editors.locate import captured_value
+from raysweep.editors.locate import captured_value, value_loss
 from raysweep.editors.locate.rowwise_adam import RowwiseAdam, clamped
-from raysweep.editors.locate.value_loss import TaskTree, ValueLoss
+from raysweep.editors.locate.value_loss import Site, TaskTree, ValueLoss
 from raysweep.editors.specs import ValueSpec
 from raysweep.editors.stopping import steps_between_reads
 from raysweep.models import hooks, tokens
@@ -100,7 +99,7 @@ def value_task(
     """
     rows, lookups = [], []
     for context in contexts:
-        in_context = context.replace("{}", template)
+        in_context = tokens.in_context(lm, context, template)
         prompt = in_context.replace("{}", subject)
         lookups.append(tokens.subject_last(lm, in_context, subject))
         # The last target token is only predicted, never read: rows end before it.
@@ -120,7 +119,7 @@ def optimise(
     tasks: Sequence[ValueTask],
     *,
     layer: int,
-    site: Literal["mlp", "block"],
+    site: Site,
     spec: ValueSpec,
     graphs: StepGraphs | None = None,
 ) -> list[Value]:
@@ -131,7 +130,7 @@ def optimise(
         tasks: one per record.
         layer: the block to shift.
         site: ``mlp`` measures the origin at the MLP's output (ROME), ``block`` at the block's (MEMIT). The shift itself
-            acts on the residual stream either way, which is the same thing in pre-norm blocks.
+            acts there, too; where the MLP's output is added to the stream as it is, that makes no difference.
         spec: hyper-parameters; ``spec.batch`` tasks are computed together.
         graphs: where ``spec.captured``, the steps recorded so far.
 
@@ -150,7 +149,7 @@ def optimise(
 
 
 def _optimise_together(
-    lm: LanguageModel, tasks: Sequence[ValueTask], layer: int, site: str, spec: ValueSpec
+    lm: LanguageModel, tasks: Sequence[ValueTask], layer: int, site: Site, spec: ValueSpec
 ) -> list[Value]:
     """Run the loop for some tasks at once: row i of ``shift [n, d]`` is the δ of task i."""
     trees = [TaskTree.build(t.rows, t.lookups, t.targets) for t in tasks]
@@ -171,7 +170,8 @@ def _optimise_together(
         if len(computed) * MIN_ACTIVE_SHARE > going_on:
             assert base_logp is not None
             computed, base_logp = active.nonzero()[:, 0], base_logp[active[computed]]
-            measured = ValueLoss.prepare(lm, [trees[i] for i in computed.tolist()], layer)
+            left = [trees[i] for i in computed.tolist()]
+            measured = ValueLoss.prepare(lm, left, value_loss.lay_out(lm, left), layer, site)
         # Only the shift is a leaf: no parameter of the model gets a gradient.
         leaf = shift[computed].requires_grad_(True)
         with torch.enable_grad():
@@ -201,7 +201,7 @@ def _optimise_together(
 
 
 def _optimise_captured(
-    lm: LanguageModel, task: ValueTask, layer: int, site: str, spec: ValueSpec, graphs: StepGraphs
+    lm: LanguageModel, task: ValueTask, layer: int, site: Site, spec: ValueSpec, graphs: StepGraphs
 ) -> Value:
     """Run the loop for one task by recorded steps."""
     trees = [TaskTree.build(task.rows, task.lookups, task.targets)]
@@ -222,7 +222,7 @@ def _values(shift: Tensor, origin: Tensor, keys: Sequence[Tensor], output: Tenso
 
 
 def _read_origin(
-    lm: LanguageModel, trees: Sequence[TaskTree], layer: int, site: str, *, fill: bool = False
+    lm: LanguageModel, trees: Sequence[TaskTree], layer: int, site: Site, *, fill: bool = False
 ) -> tuple[ValueLoss, Sequence[Tensor], Tensor, Tensor]:
     """Make the pass without a shift that everything starts from.
 
@@ -239,14 +239,15 @@ def _read_origin(
         (names["block"], "output"),
     ]
     # Preparing the loss runs all rows through the blocks up to this one, and so fills the capture on its way.
+    packs = value_loss.lay_out(lm, trees)
     with hooks.capture(lm, sides) as seen:
-        measured = ValueLoss.prepare(lm, trees, layer, fill=fill)
-    # The look-up nodes: each task's bare prompt, which is its first context, then all contexts of all tasks. Row i of what was
-    # captured is the tree of task i: [n, N, …].
-    contexts = [(i, node) for i, t in enumerate(trees) for node in t.lookups]
-    pairs = [*((i, t.lookups[0]) for i, t in enumerate(trees)), *contexts]
-    task, node = torch.tensor(pairs, device=lm.device).T
+        measured = ValueLoss.prepare(lm, trees, packs, layer, site, fill=fill)
+    # The look-up tokens: each task's bare prompt, which is its first context, then all contexts of all tasks, as they lie in what
+    # was captured, [B, N, …].
+    contexts = [packs.where(i, node)[0] for i, t in enumerate(trees) for node in t.lookups]
+    pairs = [*(packs.where(i, t.lookups[0])[0] for i, t in enumerate(trees)), *contexts]
+    pack, column = torch.tensor(pairs, device=lm.device).T
     n = len(trees)
-    keys = torch.split(seen[names["key"], "input"][task[n:], node[n:]].float(), [len(t.lookups) for t in trees])
-    output, origin = (seen[side, "output"][task[:n], node[:n]].float() for side in (names["key"], names[site]))
+    keys = torch.split(seen[names["key"], "input"][pack[n:], column[n:]].float(), [len(t.lookups) for t in trees])
+    output, origin = (seen[side, "output"][pack[:n], column[:n]].float() for side in (names["key"], names[site]))
     return measured, keys, output, origin

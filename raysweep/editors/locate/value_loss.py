@@ -6,13 +6,14 @@ them nor the blocks below. So each step runs only the blocks above ``l``, only t
 only where a prediction is needed (exact up to rounding; docs/methods/forward.md).
 
 A record's rows are laid out as one *prefix tree*, a *node* per token, in which what rows begin with in common is there once; the
-trees of several records are the *packs* of one batch (``models/forward/prefix_tree.py``). From rows to the loss:
+trees of several records are the *packs* of one batch (``models/forward/prefix_tree.py``). Where rows must go one by one, each is a
+pack of its own, and a node lies in several of them. From rows to the loss:
 
 * :class:`TaskTree`: the rows of a record as a tree, and its nodes that matter;
 * :class:`ReadPlan`: where those nodes are among the tokens that a step computes;
 * :class:`ValueLoss`: un-shifted states of these tokens; adds the shifts, runs the blocks above, reads the predictions.
 
-Shape legend: ``n`` records optimised together, ``c`` contexts, ``m`` target tokens, ``N`` nodes of a record's prefix tree, ``T`` of
+Shape legend: ``n`` records optimised together, ``B`` packs, ``c`` contexts, ``m`` target tokens, ``N`` tokens of a pack, ``T`` of
 them that a step computes, ``k`` demanded predictions of all records, ``d`` width of the residual stream.
 """
 
@@ -20,14 +21,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from raysweep.editors.specs import ValueSpec
+from raysweep.models import hooks
 from raysweep.models.forward import head, prefix_tree, resume
 from raysweep.models.forward.model_guard import ModelGuard
 from raysweep.models.lm import LanguageModel
+
+Site = Literal["mlp", "block"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +74,37 @@ class TaskTree:
         return cls(tree, tuple(nodes[:-1]), (*begins, nodes[-1]), tuple(demanded), nodes[-1])
 
 
-def _flags(like: Tensor, nodes: Sequence[Sequence[int]]) -> Tensor:
-    """Return ``[B, N]``, True at each pack's *nodes*."""
-    flags = torch.zeros(like.shape, dtype=torch.bool)
-    for i, chosen in enumerate(nodes):
-        flags[i, list(chosen)] = True
-    return flags.to(like.device)
+def _flags(packs: prefix_tree.PackedRows, nodes: Sequence[Sequence[int]]) -> Tensor:
+    """Return ``[B, N]``, True wherever one of each tree's *nodes* lies."""
+    flags = torch.zeros(packs.ids.shape, dtype=torch.bool)
+    places = [place for i, chosen in enumerate(nodes) for node in chosen for place in packs.where(i, node)]
+    pack, column = torch.tensor(places).T
+    flags[pack, column] = True
+    return flags.to(packs.ids.device)
 
 
 def _appended(places: tuple[Tensor, Tensor], columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (task, column) *places* with further *columns* of task 0 behind them."""
+    """Return (pack, column) *places* with further *columns* of pack 0 behind them."""
     return torch.cat([places[0], torch.zeros_like(columns)]), torch.cat([places[1], columns])
+
+
+def lay_out(lm: LanguageModel, trees: Sequence[TaskTree]) -> prefix_tree.PackedRows:
+    """Lay the trees of some tasks flat; where a row's tokens lie is not asked, since nodes are translated one by one."""
+    return prefix_tree.lay_out(lm, [t.tree for t in trees], ())
 
 
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
-    """Where what is shifted and what is read lies among the tokens that a step computes; task i is row i of the batch.
+    """Where what is shifted and what is read lies among the tokens that a step computes.
 
     Attributes:
-        shifted: (task, column) of every look-up token, each once.
-        demanded: (task, column) of every demanded prediction, ``[k]`` each.
+        shifted: (pack, column) of every look-up token, each once.
+        demanded: (pack, column) of every demanded prediction, ``[k]`` each.
         token: the ids demanded there, ``[k]``.
         weight: ``[k]``, 1 / (contexts · m).
-        kl: (task, column) of the KL rows' look-up tokens.
+        kl: (pack, column) of the KL rows' look-up tokens.
         filled: some of what is demanded has no weight and only fills up.
+        tasks: whose shift each of ``shifted`` takes, and whose each of ``demanded`` is; None: pack i is that of task i.
     """
 
     shifted: tuple[Tensor, Tensor]
@@ -101,20 +113,32 @@ class ReadPlan:
     weight: Tensor
     kl: tuple[Tensor, Tensor]
     filled: bool = False
+    tasks: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def build(cls, trees: Sequence[TaskTree], column: Tensor) -> ReadPlan:
-        """Translate nodes into columns of what remains; ``column [n, N]`` tells where each node is."""
-
-        shifted = [(i, node, -1) for i, t in enumerate(trees) for node in sorted({*t.lookups, t.kl})]
-        demanded = [(i, node, token) for i, t in enumerate(trees) for node, token, _ in t.demanded]
-        kl = [(i, t.kl, -1) for i, t in enumerate(trees)]
+    def build(cls, trees: Sequence[TaskTree], packs: prefix_tree.PackedRows, column: Tensor) -> ReadPlan:
+        """Translate nodes into columns of what remains; ``column [B, N]`` tells where each token of *packs* is."""
+        # A look-up token is shifted wherever it lies; a prediction is read at the first of its places, for they are all alike.
+        shifted = [
+            (*place, -1, i)
+            for i, t in enumerate(trees)
+            for node in sorted({*t.lookups, t.kl})
+            for place in packs.where(i, node)
+        ]
+        demanded = [(*packs.where(i, node)[0], token, i) for i, t in enumerate(trees) for node, token, _ in t.demanded]
+        kl = [(*packs.where(i, t.kl)[0], -1, i) for i, t in enumerate(trees)]
         # all of them in one table, which goes to the device at once
-        task, node, token = torch.tensor([*shifted, *demanded, *kl], device=column.device).T
-        places, sizes = column[task, node], [len(shifted), len(demanded), len(kl)]
-        pairs = list(zip(torch.split(task, sizes), torch.split(places, sizes), strict=True))
+        pack, node, token, task = torch.tensor([*shifted, *demanded, *kl], device=column.device).T
+        places, sizes = column[pack, node], [len(shifted), len(demanded), len(kl)]
+        pairs = list(zip(torch.split(pack, sizes), torch.split(places, sizes), strict=True))
         weight = torch.tensor([weight for t in trees for *_, weight in t.demanded], device=column.device)
-        return cls(pairs[0], pairs[1], torch.split(token, sizes)[1], weight, pairs[2])
+        whose = torch.split(task, sizes)
+        tasks = None if packs.copies is None else (whose[0], whose[1])
+        return cls(pairs[0], pairs[1], torch.split(token, sizes)[1], weight, pairs[2], tasks=tasks)
+
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """Return whose shift each of ``shifted`` takes, and whose each of ``demanded`` is."""
+        return (self.shifted[0], self.demanded[0]) if self.tasks is None else self.tasks
 
     def fill(self, width: int, lookups: int) -> ReadPlan:
         """Return the plan of one task with as many shifts and reads as others of about its size have; the rest change nothing.
@@ -145,7 +169,7 @@ class ReadPlan:
         )
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Return (task, column) of everything that is read: the demanded predictions, then the KL rows."""
+        """Return (pack, column) of everything that is read: the demanded predictions, then the KL rows."""
         rows, columns = (torch.cat(both) for both in zip(self.demanded, self.kl, strict=True))
         return rows, columns
 
@@ -155,31 +179,52 @@ class ValueLoss:
     """The loss of some tasks: from the output of the shifted block to the predictions that are read.
 
     Attributes:
-        states: ``[n, T, d]`` un-shifted outputs of the block at the tokens that the shift changes or that are read.
+        states: ``[B, T, d]`` un-shifted outputs of the block at the tokens that the shift changes or that are read.
         plan: where the look-up tokens and the predictions are among them.
         upper: the blocks above, which compute their last states only where the plan reads.
+        layer: the block.
+        outputs: ``[k, d]`` un-shifted outputs of its MLP at the look-up tokens, where the shift is one of these, and a norm stands
+            between them and the stream; None: the shift is one of the stream.
     """
 
     states: Tensor
     plan: ReadPlan
     upper: resume.ReadPositions
+    layer: int
+    outputs: Tensor | None = None
 
     @classmethod
-    def prepare(cls, lm: LanguageModel, trees: Sequence[TaskTree], layer: int, *, fill: bool = False) -> ValueLoss:
-        """Compute once, without gradient, everything that no shift after block *layer* moves.
+    def prepare(
+        cls,
+        lm: LanguageModel,
+        trees: Sequence[TaskTree],
+        packs: prefix_tree.PackedRows,
+        layer: int,
+        site: Site,
+        *,
+        fill: bool = False,
+    ) -> ValueLoss:
+        """Compute once, without gradient, everything that no shift of the *site* of block *layer* moves.
 
-        With *fill* the one tree is filled up to the size of its bucket (``resume.bucket``), so that few sizes occur.
+        Args:
+            lm: the model.
+            trees: of the tasks.
+            packs: what :func:`lay_out` made of them.
+            layer: the block.
+            site: whether its output is shifted or its MLP's.
+            fill: fill the one tree up to the size of its bucket (``resume.bucket``), so that few sizes occur.
         """
-        # One pack per task; where a row's tokens lie is not asked of the packs, since nodes are translated by column_of.
-        packs = prefix_tree.lay_out(lm, [t.tree for t in trees], ())
-        with torch.no_grad():
+        mlp = lm.layout.mlp.format(layer)
+        is_normed = site == "mlp" and lm.layout.mlp_out_norm is not None
+        with torch.no_grad(), hooks.capture(lm, [(mlp, "output")] if is_normed else []) as seen:
             rest = resume.remainder_after(
-                lm, packs, _flags(packs.ids, [t.begins for t in trees]), first=layer + 1, fill=fill
+                lm, packs, _flags(packs, [t.begins for t in trees]), first=layer + 1, fill=fill
             )
-        plan = ReadPlan.build(trees, rest.column_of)
+        plan = ReadPlan.build(trees, packs, rest.column_of)
         if fill:
             plan = plan.fill(rest.states.shape[1], len(trees[0].lookups) + 1)
-        return cls(rest.states, plan, rest.upper.read_at(*plan.read()))
+        outputs = rest.select(seen[mlp, "output"])[plan.shifted] if is_normed else None
+        return cls(rest.states, plan, rest.upper.read_at(*plan.read()), layer, outputs)
 
     def guard(self) -> ModelGuard | None:
         """Return the model as it was, where its blocks run in few operations and nothing has changed since; else None."""
@@ -202,15 +247,21 @@ class ValueLoss:
             The loss ``[n]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0``.
         """
         plan = self.plan
-        # add each task's δ at its look-up tokens: states[task, column] += shift[task]
-        moved = self.states.index_put(plan.shifted, shift[plan.shifted[0]].to(self.states.dtype), accumulate=True)
+        of_shifted, of_demanded = plan.owners()
+        change = shift[of_shifted].to(self.states.dtype)
+        if self.outputs is not None:
+            # What is shifted is normed on its way to the stream: N(m + δ) − N(m).
+            before, after = (lm.to_stream(self.layer, m) for m in (self.outputs, self.outputs + change))
+            change = after - before
+        # add each task's change at its look-up tokens: states[pack, column] += change
+        moved = self.states.index_put(plan.shifted, change, accumulate=True)
         readout = head.logprobs_and_kl(lm, self.upper.hidden(lm, moved), plan.token, base_logp)
         # Sums over each task's predictions, [k] → [n]; their weights make of the sum the mean over contexts.
         zeros = torch.zeros(len(shift), device=shift.device)
-        nll = zeros.index_add(0, plan.demanded[0], -readout.logp * plan.weight)
+        nll = zeros.index_add(0, of_demanded, -readout.logp * plan.weight)
         decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
         # A task has hit when none of its demanded predictions misses, in any context.
         misses = ~readout.is_argmax & (plan.weight > 0) if plan.filled else ~readout.is_argmax
-        missed = zeros.index_add(0, plan.demanded[0], misses.float())
+        missed = zeros.index_add(0, of_demanded, misses.float())
         loss: Tensor = nll + spec.kl * readout.kl + spec.weight_decay * decay
         return loss, missed == 0, readout.base

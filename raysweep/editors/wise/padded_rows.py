@@ -52,10 +52,7 @@ def right_rows(
         others: texts that bring no answer, unrelated ones.
     """
     prompt, target = record
-    scored = [
-        tokens.labelled_ids(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target)))
-        for t in templates
-    ]
+    scored = [_in_context(lm, t, prompt, target) for t in templates]
     ids, mask = tokens.pad([*(s.ids for s in scored), *(tokens.encode(lm, text) for text in others)], lm.device)
     # [R, 1, L] and [L, L]: a token looks at what is no padding and not later than itself
     seen = mask.bool()[:, None, :] & _earlier(ids.shape[1], ids.device)
@@ -71,22 +68,24 @@ def left_rows(
     is right only if no other text is the longest row.
     """
     prompt, target = record
-    scored = [
-        tokens.labelled_ids(lm, t.replace("{}", prompt), t.replace("{}", tokens.join(prompt, target)))
-        for t in templates
-    ]
+    scored = [_in_context(lm, t, prompt, target) for t in templates]
     rows = [*(list(s.ids) for s in scored), *(tokens.encode(lm, text) for text in others)]
     width, pad = max(len(r) for r in rows), lm.tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=lm.device)
     begins = torch.tensor([width - len(r) for r in rows], device=lm.device)
     # The published rule counts the prompt from the padded row's left end (quirk Q28).
-    longest = max(len(tokens.encode(lm, t.replace("{}", prompt))) for t in templates)
+    longest = max(len(tokens.encode(lm, tokens.in_context(lm, t, prompt))) for t in templates)
     firsts = [max(longest, width - len(s.ids)) if ref_labels else width - len(s.ids) + s.start for s in scored]
     counted = torch.ones_like(ids, dtype=torch.bool)
     # A pad may look at nothing, which the softmax turns into equal attention to all columns. Its activations are counted here,
     # so this is stated here, not left to the attention kernel.
     seen = _earlier(width, ids.device) & (torch.arange(width, device=ids.device) >= begins[:, None])[:, None, :]
     return PaddedRows(ids, seen, counted, tuple((first, width) for first in firsts))
+
+
+def _in_context(lm: LanguageModel, context: str, prompt: str, target: str) -> tokens.LabelledIds:
+    whole = tokens.in_context(lm, context, tokens.join(prompt, target))
+    return tokens.labelled_ids(lm, tokens.in_context(lm, context, prompt), whole)
 
 
 def _earlier(width: int, device: torch.device) -> Tensor:

@@ -323,8 +323,8 @@ class AnswerLoss:
         upper = resume.UpperBlocks.prepare(
             training.lm, layer + above, positions, rows.seen[:n, :width, :width]
         ).read_at(i, j - 1)
-        # The block's output less the map's: what the map's output is added to.
-        stream = (leaving - outputs if above else entering)[:n, :width]
+        # The block's output less what comes of the map's: what that is added to.
+        stream = (leaving - training.lm.to_stream(layer, outputs) if above else entering)[:n, :width]
         place = (row[counted], column[counted])
         return cls(training, outputs[:n, :width], stream, upper, counted, place, rows.ids[i, j], weight)
 
@@ -333,7 +333,7 @@ class AnswerLoss:
         # outputs[row, column] of the edit rows' counted tokens become the side memory's; pads keep the original ones
         lm, outputs = self.training.lm, self.outputs.index_put(self.place, output[self.counted])
         if self.training.config.matrix == "out":
-            hidden = self.upper.hidden(lm, self.stream + outputs)
+            hidden = self.upper.hidden(lm, self.stream + lm.to_stream(self.training.config.layer, outputs))
         else:
             # The first map's output goes through activation and value matrix: hand it in as if computed.
             given = side_memory.FixedOutput(replacement.unwrap(lm.part(self.training.name)), outputs)

@@ -28,6 +28,7 @@ class BaseWrapper(BaseEditor[ConfigT, StateT]):
     """
 
     accepts: ClassVar[tuple[str, ...]] = ("weights",)
+    needs = ()  # what is needed of a model is told by the editor inside
 
     def __init__(self, config: ConfigT, inner: AnyEditor) -> None:
         super().__init__(config)

@@ -57,7 +57,7 @@ def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
     numbers = range(first, lm.n_blocks if end is None else end)
     if form is None or not numbers or getattr(config, lm.layout.activation, "") not in ACTIVATIONS:
         return False
-    if len(set(attention.windows(config))) > 1 or not all(_is_known(lm, form, i) for i in numbers):
+    if len(set(attention.windows(config, lm.layout))) > 1 or not all(_is_known(lm, form, i) for i in numbers):
         return False
     return ModelGuard.record(lm, first, end).is_unchanged()
 

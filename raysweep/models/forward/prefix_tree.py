@@ -26,6 +26,7 @@ from raysweep.models.lm import LanguageModel
 WIDTH = 128  # tokens of a pack: attention adds width / (6 d) to a block's products; narrower packs share less
 
 Columns = tuple[int, ...]
+Place = tuple[int, int]
 AttentionMask = Tensor | dict[str, Tensor]
 
 
@@ -75,6 +76,13 @@ class PrefixTree:
             path.append(node)
         return tuple(path)
 
+    def path(self, node: int) -> Columns:
+        """Return the nodes up to *node*, itself included, in the order of their tokens."""
+        found = [node]
+        while self.parents[found[-1]] >= 0:
+            found.append(self.parents[found[-1]])
+        return tuple(reversed(found))
+
     def visible(self) -> Tensor:
         """Return ``[N, N]``: True where the column's node is the row's, or comes before it."""
         table = torch.eye(len(self.ids), dtype=torch.bool)
@@ -95,6 +103,8 @@ class PackedRows:
         visible: ``[B, N, N]``, whether a token (second axis) may look at another (third).
         real: ``[B, N]`` False at the columns left over; on the host, where layouts are worked out.
         row_positions: of each row, its pack and the columns of its tokens.
+        copies: of each node of each tree, every (pack, column) at which it lies, where rows go one by one; None: node j of tree i
+            is column j of pack i.
     """
 
     ids: Tensor
@@ -102,6 +112,11 @@ class PackedRows:
     visible: Tensor
     real: Tensor
     row_positions: tuple[tuple[int, Columns], ...]
+    copies: tuple[tuple[tuple[Place, ...], ...], ...] | None = None
+
+    def where(self, tree: int, node: int) -> tuple[Place, ...]:
+        """Return every (pack, column) at which a node of a tree lies, at least one."""
+        return ((tree, node),) if self.copies is None else self.copies[tree][node]
 
     def last_states(self, states: Tensor) -> Tensor:
         """Return ``[R, d]``: of ``states [B, N, d]``, those at the last token of each row."""
@@ -122,7 +137,7 @@ class PackedRows:
 
 
 def lay_out(lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Sequence[tuple[int, Columns]]) -> PackedRows:
-    """Lay *trees* flat, one pack each, in the order of their nodes.
+    """Lay *trees* flat, one pack each, in the order of their nodes; or one pack for each row, where rows must go one by one.
 
     Args:
         lm: the model, for its device and its longest row.
@@ -133,6 +148,8 @@ def lay_out(lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Seque
         ModelError: a row is longer than the model allows (:func:`raysweep.models.attention.row_limit`).
     """
     attention.check_row(lm.module.config, max(max(tree.depths) for tree in trees) + 1)
+    if not lm.layout.shares_prefixes:
+        return _lay_out_rows(lm, trees, row_positions)
     width = matmul.best_rows(max(len(tree.ids) for tree in trees), lm.device)
     ids = torch.zeros(len(trees), width, dtype=torch.int64)
     positions = torch.zeros(len(trees), width, dtype=torch.int64)
@@ -146,6 +163,31 @@ def lay_out(lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Seque
     real = torch.arange(width) < torch.tensor([len(tree.ids) for tree in trees])[:, None]
     tables = [tensor.to(lm.device) for tensor in (ids, positions, visible)]
     return PackedRows(tables[0], tables[1], tables[2], real, tuple(row_positions))
+
+
+def _lay_out_rows(
+    lm: LanguageModel, trees: Sequence[PrefixTree], row_positions: Sequence[tuple[int, Columns]]
+) -> PackedRows:
+    """Lay every path from a beginning of *trees* to an end into a pack of its own, with all of its tokens."""
+    rows: list[Columns] = []
+    copies: list[list[list[Place]]] = []
+    for tree in trees:
+        places: list[list[Place]] = [[] for _ in tree.ids]
+        for end in sorted(set(range(len(tree.ids))) - set(tree.parents)):
+            path = tree.path(end)
+            for column, node in enumerate(path):
+                places[node].append((len(rows), column))
+            rows.append(tuple(tree.ids[node] for node in path))
+        copies.append(places)
+    width = max(len(row) for row in rows)
+    real = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=lm.device)
+    positions = torch.arange(width, device=lm.device).expand_as(ids)
+    # padding lies behind a row, where none of its tokens looks
+    visible = (positions[:, None, :] <= positions[:, :, None]).contiguous()
+    # a row that others go on from lies at the beginning of one of them
+    found = tuple((copies[tree][nodes[-1]][0][0], tuple(range(len(nodes)))) for tree, nodes in row_positions)
+    return PackedRows(ids, positions, visible, real, found, tuple(tuple(tuple(p) for p in c) for c in copies))
 
 
 def pack_rows(lm: LanguageModel, rows: Sequence[Sequence[int]], *, width: int = WIDTH) -> PackedRows:
@@ -200,7 +242,7 @@ def attention_mask(lm: LanguageModel, visible: Tensor, queries: Tensor, keys: Te
         transformers' kinds of attention, by its name.
     """
     tables = {}
-    for window in set(attention.windows(lm.module.config)):
+    for window in set(attention.windows(lm.module.config, lm.layout)):
         reach = visible if window is None else visible & (queries[:, :, None] - keys[:, None, :] < window)
         tables[attention.FULL if window is None else attention.SLIDING] = additive_mask(reach, lm.dtype)
     return tables if len(tables) > 1 else next(iter(tables.values()))

@@ -76,6 +76,9 @@ def remainder_after(
         blocks.run_packs(lm, packs, last=last)
     # a token remains if it looks at one that changes: [B, N]
     remains = (packs.visible & change[:, None, :]).any(2)
+    if not lm.layout.shares_prefixes:
+        # what goes from token to token is more than keys and values, so rows are run whole
+        remains = torch.ones_like(remains)
     # packs keep different numbers of tokens: columns [B, P] and [B, S], shorter packs filled up, and which are no filling
     reused, reused_real = _columns_where(~remains, bucket if fill else None)
     rest, rest_real = _columns_where(remains, (lambda count: bucket(count + 1)) if fill else None)

@@ -17,7 +17,7 @@ from raysweep.models.sources import hub, tokenizer_behaviour
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
 from raysweep.models.sources.fingerprint import fingerprint
 from raysweep.models.sources.folder import check_folder as check_folder
-from raysweep.models.sources.folder import read_json
+from raysweep.models.sources.folder import read_config
 from raysweep.workspace import near_names
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def config_of(spec: ModelSpec, workspace: Workspace) -> Mapping[str, object]:
     try:
         where = locate(spec, workspace)
         if not isinstance(where, str) and (where / "config.json").is_file():
-            return read_json(where / "config.json")
+            return read_config(where)
     # nothing here fails: what is wrong with the model is said when it is resolved
     except ModelError:
         return {}

@@ -55,7 +55,7 @@ def problems(where: Path, *, trusted: bool = False) -> list[Problem]:
     found.problems = damage(where)
     # Of a damaged folder, a second look would tell of the same files again.
     if not found.problems:
-        config = folders.read_json(where / "config.json")
+        config = folders.read_config(where)
         found.attempt(folders.check_kind, where, config, trusted=trusted)
     return found.problems
 
@@ -65,7 +65,7 @@ def damage(folder: Path) -> list[Problem]:
     found = _Findings()
     found.attempt(folders.check_config_there, folder)
     has_config = (folder / "config.json").is_file()
-    config = found.attempt(folders.read_json, folder / "config.json") if has_config else None
+    config = found.attempt(folders.read_config, folder) if has_config else None
     if config is not None:
         found.attempt(facts.check_sizes, config, folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZERS):

@@ -7,6 +7,7 @@ refuse: an architecture that is not known, packed weights, a tokenizer of anothe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,8 @@ def facts(spec: ModelSpec, workspace: Workspace) -> ModelFacts:
     if isinstance(where, str):
         entry = catalogue.CATALOGUE.get(spec.name)
         size = entry.model_size if entry is not None else None
-        parts = _parts(entry.sizes.get("model_type")) if entry is not None else {}
-        return ModelFacts(size.layers, size.positions, parts=parts) if size else ModelFacts(parts=parts)
+        known = _of_layout(entry.sizes.get("model_type") if entry is not None else None)
+        return replace(known, blocks=size.layers, positions=size.positions) if size else known
     if where.suffix in MODEL_RECIPES:
         return ModelFacts(*ModelRecipe.open(where, workspace).blocks_and_positions())
     return _of_gguf(where) if where.is_file() else _of_folder(where, spec.bos, trusted=spec.trust_remote_code)
@@ -59,12 +60,12 @@ def _of_gguf(file: Path) -> ModelFacts:
     gguf_check.check_header(header, file)
     kind = header.values["general.architecture"]
     blocks, positions = header.number(f"{kind}.block_count"), header.number(f"{kind}.context_length")
-    return ModelFacts(blocks, positions, parts=_parts(kind))
+    return replace(_of_layout(kind), blocks=blocks, positions=positions)
 
 
 def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
     folder.check_folder(where)
-    config = folder.read_json(where / "config.json")
+    config = folder.read_config(where)
     folder.check_kind(where, config, trusted=trusted)
     check_sizes(config, where / "config.json")
     size = size_from_config(config)
@@ -75,12 +76,16 @@ def _of_folder(where: Path, bos: str, *, trusted: bool) -> ModelFacts:
         )
     tokenizer = where / "tokenizer.json"
     count = token_counter(tokenizer, size.vocab, bos) if tokenizer.is_file() else None
-    return ModelFacts(size.layers, positions_of(config), count, _parts(config["model_type"]))
+    known = _of_layout(config["model_type"])
+    return replace(known, blocks=size.layers, positions=positions_of(config), count=count)
 
 
-def _parts(kind: object) -> Mapping[str, tuple[str, ...]]:
-    """Return the names of the parts of a model of *kind*, its ``model_type``; none where no layout knows it."""
-    return LAYOUTS.get(kind).parts() if isinstance(kind, str) and kind in LAYOUTS else {}
+def _of_layout(kind: object) -> ModelFacts:
+    """Return what the layout for *kind*, a ``model_type``, tells; nothing where there is none."""
+    if not isinstance(kind, str) or kind not in LAYOUTS:
+        return ModelFacts()
+    layout = LAYOUTS.get(kind)
+    return ModelFacts(parts=layout.parts(), kind=kind, lacks=layout.lacks)
 
 
 def check_sizes(config: Mapping[str, object], file: Path) -> None:
@@ -155,6 +160,6 @@ def attention_row_limit(spec: ModelSpec, workspace: Workspace) -> tuple[int, str
     file = None if isinstance(where, str) else where / "config.json"
     if file is None or not file.is_file():
         return None
-    config = folder.read_json(file)
+    config = folder.read_config(file.parent)
     attention.windows(config)
     return attention.row_limit(config)

@@ -56,6 +56,23 @@ def read_json(file: Path) -> dict[str, object]:
     return value
 
 
+def read_config(folder: Path) -> dict[str, object]:
+    """Return ``config.json``; of a model with more parts what it says of its language model, where that is loaded alone.
+
+    Raises:
+        ModelError: it cannot be read, is not JSON, or is no object.
+    """
+    config = read_json(folder / "config.json")
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    kind = text.get("model_type")
+    if isinstance(kind, str) and kind in LAYOUTS and LAYOUTS.get(kind).part_of == config.get("model_type", ""):
+        # what stands outside holds where the part is silent
+        return {**config, **text}
+    return config
+
+
 def _no_number(written: str) -> None:
     """Refuse ``NaN``, ``Infinity`` and ``-Infinity``: Python writes them, JSON has none, and no model is computed with one."""
     raise ValueError(f"{written} is no number of JSON")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
@@ -13,7 +13,7 @@ from raysweep.config.schema import ModelSpec
 from raysweep.errors import ModelError
 from raysweep.models import attention
 from raysweep.models.joined import join
-from raysweep.models.layout import Layout, layout_of
+from raysweep.models.layout import LAYOUTS, Layout, layout_of
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sources import catalogue, gguf, hub, tokenizer_behaviour
 from raysweep.models.sources.base import MODEL_RECIPES, ModelRecipe
@@ -86,8 +86,9 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     if there[0].type != "cpu":
         join(module, layout)
     lm = LanguageModel(
-        module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul
-    )
+        module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul,
+        name=spec.hparams or spec.name,
+    )  # fmt: skip
     if lm.dtype is torch.float16:
         _check_range(lm, where)
     return lm
@@ -120,10 +121,12 @@ def _from_pretrained(
     had_progress_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        config = guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
-        layout_of(config)  # before gigabytes are read
+        whole = guarded(where, lambda: AutoConfig.from_pretrained(where, **options))
+        config = language_part(whole)
+        layout = layout_of(config)  # before gigabytes are read
         attention.windows(config)
-        tokenizer = guarded(where, lambda: read_tokenizer(where, config, options))
+        tokenizer = guarded(where, lambda: read_tokenizer(where, whole, options))
+        renamed = {"key_mapping": dict(layout.renamed)} if config is not whole else {}
         loaded = guarded(
             where,
             lambda: AutoModelForCausalLM.from_pretrained(
@@ -132,6 +135,7 @@ def _from_pretrained(
                 dtype=getattr(torch, spec.dtype),
                 attn_implementation=_attention(config),
                 output_loading_info=True,
+                **renamed,
                 **_placement(there),
                 **options,
             ),
@@ -148,6 +152,15 @@ def _from_pretrained(
             hint="they would be random numbers; the files belong to another model or are incomplete",
         )
     return module, tokenizer
+
+
+def language_part(config: PretrainedConfig) -> PretrainedConfig:
+    """Return what *config* says of a model's language model, where that is loaded alone; else *config* itself."""
+    # itself, where there are no parts
+    text: PretrainedConfig = config.get_text_config()
+    kind = str(text.model_type)
+    is_part = text is not config and kind in LAYOUTS and LAYOUTS.get(kind).part_of == str(config.model_type)
+    return text if is_part else config
 
 
 def _placement(there: torch.device) -> dict[str, object]:
@@ -171,11 +184,14 @@ def _attention(config: PretrainedConfig) -> str | None:
 def check_layout(module: PreTrainedModel, layout: Layout) -> None:
     """Raise :class:`ModelError` unless every name of *layout* resolves in every block of *module*."""
     top = (layout.body, layout.blocks, layout.norm, layout.head, layout.embed)
-    per_block = (layout.block, layout.mlp, *layout.mlp_in, layout.mlp_out, layout.attn_out)
+    normed = () if layout.mlp_out_norm is None else (layout.mlp_out_norm,)
+    per_block = (layout.block, layout.mlp, *layout.mlp_in, layout.mlp_out, *normed)
     try:
-        count = len(module.get_submodule(layout.blocks))
-        for name in (*top, *(part.format(i) for part in per_block for i in range(count))):
+        lm = LanguageModel(module=module, tokenizer=cast("PreTrainedTokenizerBase", None), layout=layout)
+        for name in (*top, *(part.format(i) for part in per_block for i in range(lm.n_blocks))):
             module.get_submodule(name)
+        for i in range(lm.n_blocks):
+            module.get_submodule(lm.attn_out(i))
     except AttributeError as error:
         raise ModelError(
             f"layout '{layout.model_type}' does not fit {type(module).__name__}: {error}",

@@ -16,13 +16,23 @@ EFFICACY, PARAPHRASE, LOCALITY, PORTABILITY = "efficacy", "paraphrase", "localit
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of theirs: of which kind of probe, its name, its number within the record, what was computed, and the value."""
+    """One value of theirs.
+
+    Attributes:
+        kind: of which kind of probe.
+        name: tells probes of one kind apart.
+        index: its number within the record.
+        metric: what was computed; ``generated`` = nothing, there is only the text.
+        value: the number; None without one.
+        text: what the model wrote; empty where the file does not say.
+    """
 
     kind: str
     name: str
     index: int
     metric: str
-    value: float
+    value: float | None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

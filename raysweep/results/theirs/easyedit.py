@@ -6,7 +6,7 @@ it follows from the method and from which values there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raysweep.jsontypes import Json, mapping_of
@@ -80,18 +80,48 @@ def protocol_of(post: Mapping[str, Json], editor: str) -> str:
 
 
 def _values(section: Mapping[str, Json], where: str, notes: Notes) -> tuple[Value, ...]:
+    """Return what *section*, ``pre`` or ``post``, holds: numbers, each with the text that it is of, and texts that have none."""
     found = []
     for prefix, kind in _SECTIONS.items():
+        texts = _texts(section.get(f"{prefix}_gen_content"))
         for suffix, metric in (("acc", "token_match"), ("ppl", "ppl")):
             key = f"{prefix}_{suffix}"
-            for i, number in enumerate(notes.numbers(section.get(key, []), f"{where}.{key}")):
-                found.append(Value(kind, "", i, metric, number))
+            numbers = notes.numbers(section.get(key, []), f"{where}.{key}")
+            found += _scored(kind, "", metric, numbers, texts)
+            texts = () if numbers else texts
+        found += _unscored(kind, "", texts)
     for kind, metric in _GROUPS.items():
-        for key, value in mapping_of(section.get(kind)).items():
-            if key.endswith("_acc"):
-                for i, number in enumerate(notes.numbers(value, f"{where}.{kind}.{key}")):
-                    found.append(Value(kind, key.removesuffix("_acc"), i, metric, number))
+        group = mapping_of(section.get(kind))
+        for name in dict.fromkeys(_name(key) for key in group):
+            value = group.get(f"{name}_acc", [])
+            # Older files of what nobody judged have the text itself where the number stands else.
+            bare = _texts(value) if "rewrite_gen_content" in section else ()
+            numbers = [] if bare else notes.numbers(value, f"{where}.{kind}.{name}_acc")
+            texts = _texts(group.get(f"{name}_gen_content")) or bare
+            found += _scored(kind, name, metric, numbers, texts) if numbers else _unscored(kind, name, texts)
     return tuple(found)
+
+
+def _name(key: str) -> str:
+    """Return the name of a question in ``<name>_acc``, ``<name>_gen_content``, ``<name>_output``."""
+    return next((key.removesuffix(end) for end in ("_acc", "_gen_content", "_output") if key.endswith(end)), key)
+
+
+def _texts(value: Json) -> tuple[str, ...]:
+    """Return *value* as texts if it is one, or a list of nothing else."""
+    listed = value if isinstance(value, list) else [value]
+    texts = tuple(one for one in listed if isinstance(one, str))
+    return texts if len(texts) == len(listed) else ()
+
+
+def _scored(kind: str, name: str, metric: str, numbers: Sequence[float], texts: Sequence[str]) -> list[Value]:
+    # Of two lists of unequal length nothing says which text a number is of.
+    of = texts if len(texts) == len(numbers) else [""] * len(numbers)
+    return [Value(kind, name, i, metric, *both) for i, both in enumerate(zip(numbers, of, strict=True))]
+
+
+def _unscored(kind: str, name: str, texts: Sequence[str]) -> list[Value]:
+    return [Value(kind, name, i, "generated", None, text) for i, text in enumerate(texts)]
 
 
 def _outputs(pre: Mapping[str, Json], post: Mapping[str, Json], where: str, notes: Notes) -> tuple[Value, ...]:
@@ -101,6 +131,11 @@ def _outputs(pre: Mapping[str, Json], post: Mapping[str, Json], where: str, note
     for key, value in after.items():
         name = key.removesuffix("_output")
         if name == key or f"{name}_acc" in after or key not in before:
+            continue
+        # What was generated is one answer to one question, not a row of tokens.
+        if _texts(before[key]) and _texts(value):
+            pairs = enumerate(zip(_texts(before[key]), _texts(value), strict=False))
+            found += [Value(LOCALITY, name, i, "agreement", float(old == new), new) for i, (old, new) in pairs]
             continue
         for i, (old, new) in enumerate(zip(_rows(before[key]), _rows(value), strict=False)):
             if len(old) != len(new) or not old:

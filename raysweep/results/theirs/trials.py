@@ -107,7 +107,7 @@ def _row(trial: TrialSpec, case: Case, value: Value, step: int, edit_step: int) 
     return ProbeRow(
         trial_key=trial.key, step=step, record_id=case.record, edit_step=edit_step, superseded_step=None,
         probe_kind=value.kind, probe_name=value.name, probe_index=value.index, metric=value.metric, value=value.value,
-        n_tokens=0, prompt_digest=text_digest(case.target), answer="",
+        n_tokens=0, prompt_digest=text_digest(case.target), answer=value.text,
     )  # fmt: skip
 
 

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from raysweep.results.folder import Folder
 from raysweep.results.store import ResultStore, State
 from raysweep.rows import EvalRound, ProbeRow, TimingRow
 
+LATEX = shutil.which("pdflatex")  # where there is one, a table is compiled, too
 KINDS = (("efficacy", "token_match"), ("paraphrase", "token_match"), ("locality", "agreement"))
 
 
@@ -85,11 +88,39 @@ def test_show_writes_csv_and_json_and_a_plot(root: Path, capsys: pytest.CaptureF
 def test_compare_pairs_differences(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, root, "compare", "toy", "--at", "2", "--format", "markdown")
     assert code == 0
-    assert "| wrapped | 2 | .688 [.14, .97] | +.250 [-.19, +.69] |" in out
+    assert "| plain | 2 | .438 [.06, .90] | – |" in out
+    assert "| wrapped | 2 | **.688 [.14, .97]** | +.250 [−.19, +.69]† |" in out
+    assert out.rstrip().endswith("bold: the highest mean; † not shown at 5 %.")
+    assert "n = 2 records, seeds: 2; protocol: teacher_forced (version " in out
     code, _, err = call(capsys, root, "compare", "toy", "--at", "7")
     assert (code, "nothing was measured at 7 edits" in err) == (2, True)
     code, _, err = call(capsys, root, "compare", "toy", "--by", "lam")
     assert (code, "no trial sweeps 'lam'" in err) == (2, True)
+
+
+def test_a_table_for_a_paper_compiles_whatever_names_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = "50%_a&b#{c}$d~e^f\\g<h>"
+    for seed in (0, 1):
+        write(tmp_path, seed, "plain", 0.25)
+        write(tmp_path, seed, odd, 0.5)
+    _, out, _ = call(capsys, tmp_path, "compare", "toy", "--to", "plain", "--format", "latex")
+    table = out.replace(r"\$", "").split("\\midrule\n")[1]
+    assert (
+        r"50\%\_a\&b\#\{c\}d\textasciitilde{}e\textasciicircum{}f\textbackslash{}g\textless{}h\textgreater{} & 2"
+        in table
+    )
+    assert r"\textbf{.688 [.14, .97]} & +.250 [$-$.19, +.69]$^{\dagger}$" in table
+    assert r"\caption{retained at 2 edits; mean [95\% interval]" in out
+    for begin, end in (("table", "table"), ("tabular", "tabular")):
+        assert out.count(rf"\begin{{{begin}}}") == out.count(rf"\end{{{end}}}") == 1
+    if LATEX is None:
+        return
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + out + "\\end{document}\n"
+    (tmp_path / "t.tex").write_text(document, encoding="utf-8")
+    done = subprocess.run(
+        [LATEX, "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
 
 
 def test_truncated_table_and_unknown_sweep_say_what_to_do(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 Check = Callable[[Bench], None]
+RETENTION = ["retention", "toy"]
 PLAN, VALIDATE, SHOW, COMPARE = ["plan", "x.yaml"], ["validate", "x.yaml"], ["show", "toy"], ["compare", "toy"]
 
 
@@ -218,6 +219,12 @@ def _set(base: list[str]) -> Check:
         b.refused(base, "--set", "sed=3")
 
     return check
+
+
+def _log(b: Bench) -> None:
+    options = b.launched("--log", "tensorboard", "--log", "tensorboard").said["options"]
+    assert options.log == ("tensorboard",)
+    b.refused(["run", "x.yaml"], "--log", "tensorbored", by="did you mean: tensorboard?")
 
 
 def _swept(b: Bench) -> None:
@@ -389,6 +396,7 @@ CHECKS: dict[str, Check] = {
     "submit --there": lambda b: _equal(_submitted(b).root, "/shared"),
     "submit --set": lambda b: _equal(_submitted(b, "--set", "data.size=2").arguments, ("--set", "data.size=2")),
     "submit --storage": lambda b: _equal(_submitted(b, "--storage", "s3://b").arguments, ("--storage", "s3://b")),
+    "submit --log": lambda b: _equal(_submitted(b, "--log", "wandb").arguments, ("--log", "wandb")),
     "submit --retry": lambda b: _equal(_submitted(b, "--retry").arguments, ("--retry",)),
     "submit --address": lambda b: _equal(b.seen(jobs, "connect", *SUBMIT, "--address", "http://h:1").what[0], "http://h:1"),
     "submit --follow": _followed,
@@ -405,13 +413,16 @@ CHECKS: dict[str, Check] = {
     "run --repair": _option("repair", True, "--repair"),
     "run --anyway": _option("anyway", True, "--anyway"),
     "run --shard": _shard,
+    "run --log": _log,
     "run --concurrent": _concurrent,
     "run --storage": _storage,
     "plan FILE": _argument(["plan"], "x.yaml", "y.yaml"),
     "plan --set": _set(PLAN),
+    "plan --hparams": lambda b: _shown_hparams(b, PLAN),
     "plan --format": _prints(PLAN, "--format", "json"),
     "validate FILE": _argument(["validate"], "x.yaml", "y.yaml"),
     "validate --set": _set(VALIDATE),
+    "validate --hparams": lambda b: _shown_hparams(b, VALIDATE),
     "validate --address": lambda b: _equal(
         b.seen(preflight, "check", *VALIDATE, "--address", "here:1").said["address"], "here:1"
     ),
@@ -435,6 +446,23 @@ CHECKS: dict[str, Check] = {
     "judge --at": lambda b: _equal(b.seen(cli_judge, "judge_answers", *JUDGE, "--at", "2").said["step"], 2),
     "judge --parallel": lambda b: _equal(b.seen(cli_judge, "judge_answers", *JUDGE, "--parallel", "3").said["parallel"], 3),
     "judge --timeout": lambda b: _equal(b.seen(cli_judge, "judge_answers", *JUDGE, "--timeout", "5").what[1].timeout, 5.0),
+    "report SWEEP": lambda b: b.refused(["report"], "tpy", by="no results of 'tpy'"),
+    "report --out": lambda b: _reported(b, "--out", "sub/r.html"),
+    "report --at": lambda b: b.refused(["report", "toy"], "--at", "99", by="99"),
+    "report --phase": lambda b: _reported(b, "--phase", "immediate"),
+    "report --all": lambda b: _reported(b, "--all"),
+    "plot KIND": lambda b: b.refused(["plot"], "survivl", "toy", by="did you mean: survival?"),
+    "plot SWEEP": lambda b: b.refused(["plot", "edits"], "tpy", by="no results of 'tpy'"),
+    "plot --out": lambda b: b.refused(["plot", "edits", "toy"], "--out", "p.gif", by="cannot draw into 'p.gif'"),
+    "plot --over": lambda b: b.refused(["plot", "edits", "toy"], "--over", "lam", by="'edits' is over none"),
+    "plot --at": lambda b: b.refused(["plot", "pareto", "toy"], "--at", "99", by="99"),
+    "plot --phase": lambda b: _drawn_phase(b),
+    "plot --all": lambda b: _drawn_all(b),
+    "retention SWEEP": lambda b: b.refused(["retention"], "tpy", by="no results of 'tpy'"),
+    "retention --floor": _prints(RETENTION, "--floor", "0.9"),
+    "retention --wide": lambda b: _wider(b, RETENTION),
+    "retention --format": _prints(RETENTION, "--format", "latex"),
+    "retention --all": lambda b: _everything(b, "retention"),
     "compare SWEEPS": lambda b: b.refused(["compare"], "tpy", by="no results of 'tpy'"),
     "compare --by": lambda b: b.refused(COMPARE, "--by", "lam", by="no trial sweeps 'lam'"),
     "compare --at": lambda b: b.refused(COMPARE, "--at", "99", by="99"),
@@ -500,6 +528,7 @@ CHECKS: dict[str, Check] = {
     ),
     "models build --seed": _built("--seed", 3),
     "models build --threads": _built("--threads", 2),
+    "models probe FOLDER": lambda b: b.refused(["models", "probe"], "nowhere", by="nowhere: no config.json"),
     "models info NAME": lambda b: b.refused(["models", "info"], "nowhere", by="unknown model 'nowhere'"),
     "models info --path": _model_path,
     "data fetch NAME": lambda b: b.refused(["data", "fetch"], "nowhere", by="nothing to fetch under 'nowhere'"),
@@ -556,11 +585,41 @@ def _wider(b: Bench, base: list[str] | None) -> None:
 
 def _everything(b: Bench, command: str) -> None:
     """Trials of an earlier plan are shown with ``--all`` only."""
+    _plan_one(b)
+    b.differs([command, "toy"], "--all")
+
+
+def _plan_one(b: Bench) -> None:
+    """Leave one trial in the plan of the toy sweep; the others are an earlier plan's."""
     from raysweep.results.store import ResultStore
 
     store = ResultStore(b.folder / "results/toy")
     store.write_plan({"sweep": "toy", "trials": [{"key": store.keys()[0], "arm": "plain", "point": {}}]}, "")
-    b.differs([command, "toy"], "--all")
+
+
+def _drawn_phase(b: Bench) -> None:
+    for phase in ("retained", "immediate"):
+        assert b.run("plot", "edits", "toy", "--out", f"{phase}.png", "--phase", phase)[0] == 0
+    assert (b.folder / "retained.png").read_bytes() != (b.folder / "immediate.png").read_bytes()
+
+
+def _reported(b: Bench, *flag: str) -> None:
+    """A report is another one with the flag, or elsewhere."""
+    _plan_one(b)
+    assert b.run("report", "toy")[0] == 0
+    plain = (b.folder / "toy.html").read_text(encoding="utf-8")
+    assert b.run("report", "toy", *flag)[0] == 0
+    if flag[0] == "--out":
+        assert (b.folder / flag[1]).read_text(encoding="utf-8") == plain
+    else:
+        assert (b.folder / "toy.html").read_text(encoding="utf-8") != plain
+
+
+def _drawn_all(b: Bench) -> None:
+    _plan_one(b)
+    for flag in ([], ["--all"]):
+        assert b.run("plot", "edits", "toy", "--out", f"p{len(flag)}.png", *flag)[0] == 0
+    assert (b.folder / "p0.png").read_bytes() != (b.folder / "p1.png").read_bytes()
 
 
 def _other(b: Bench, *flag: str) -> None:
@@ -587,11 +646,23 @@ def _edit_hparams(b: Bench) -> None:
     assert (code, "--editor is missing" in err) == (2, True)
 
 
-def _run_hparams(b: Bench) -> None:
+def _ours(b: Bench, rate: str) -> str:
     ours = b.folder / "hparams/surgeon/ours.yaml"
-    ours.parent.mkdir(parents=True)
-    ours.write_text("source: here\nrate: 7\n")
-    planned = b.launched("--hparams", str(ours)).what[0]
+    ours.parent.mkdir(parents=True, exist_ok=True)
+    ours.write_text(f"source: here\nrate: {rate}\n")
+    return str(ours)
+
+
+def _shown_hparams(b: Bench, base: list[str]) -> None:
+    b.refused(base, "--hparams", _ours(b, "high"), by="ours.yaml:2:7")
+    assert b.run(*base, "--hparams", _ours(b, "7"))[0] == 0
+    if base is PLAN:
+        b.differs(base, "--hparams", _ours(b, "7"))
+    b.refused(base, "--hparams", _theirs(b, "ROME"), by="is of 'rome', and no arm is")
+
+
+def _run_hparams(b: Bench) -> None:
+    planned = b.launched("--hparams", _ours(b, "7")).what[0]
     rates = {t.arm: t.trial.editor.config.stored_value("rate") for t in planned.trials}
     assert rates == {"plain": None, "surgeon": 7, "ridge": 7}
     b.refused(["run", "x.yaml"], "--hparams", _theirs(b, "ROME"), by="is of 'rome', and no arm is")

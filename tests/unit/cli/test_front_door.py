@@ -207,12 +207,12 @@ def test_what_a_narrow_table_leaves_out_is_told_and_wide_has_it(call: Call, monk
 def test_intervals_of_differences_go_last_and_leave_a_star() -> None:
     mean, sure, unsure = (
         Estimate(0.5, 0.1, 9, 0.31, 0.69),
-        Difference(0.25, 0.1, 9, 0.05, 0.45),
+        Difference(0.25, 0.1, 9, 0.05, 0.45, shown=True),
         Difference(-0.25, 0.2, 9, -0.65, 0.15),
     )
     rows = [{"arm": "a", "Rel": mean, "ΔRel": sure}, {"arm": "b", "Rel": mean, "ΔRel": unsure}]
-    assert ".500 [.31, .69]  +.250 [+.05, +.45]" in render(rows, Format.TABLE, width=40)
-    assert "+.250 [+.05, +.45]" in render(rows, Format.TABLE, width=36)
+    assert ".500 [.31, .69]  +.250 [+.05, +.45]*" in render(rows, Format.TABLE, width=42)
+    assert "+.250 [+.05, +.45]*" in render(rows, Format.TABLE, width=36)
     assert ".500 [" not in render(rows, Format.TABLE, width=36)
     narrow = render(rows, Format.TABLE, width=24)
     assert re.search(r"^a +\.500 +\+\.250\*$", narrow, re.MULTILINE)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from raysweep.config.components import ModelFacts
+from raysweep.config.places import Source
+from raysweep.config.schema import ModelSpec
 from raysweep.config.theirs import tables
 from raysweep.config.theirs.reading import Reading, about, is_theirs, open_file, read
 from raysweep.editors import EDITORS
@@ -261,10 +263,29 @@ def test_of_an_unknown_model_names_are_not_compared_but_matrices_must_be_told(tm
 def test_what_has_no_effect_is_said_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "theirs.yaml").write_text(MEMIT)
     source, _ = open_file(tmp_path / "theirs.yaml")
-    line = about(source, read(source, "memit", tables.MEMIT, LLAMA))
+    line = about(source, read(source, "memit", tables.MEMIT, LLAMA), None)
     assert "written for llama-tiny" in line
     assert "layer_selection, mom2_adjustment (changes no number in the published code (quirk Q46))" in line
     assert "stats_dir (second moments lie in the workspace" in line
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "same"),
+    [
+        ("meta-llama/Llama-2-7b-hf", ModelSpec(name="llama-2-7b"), True),
+        ("./hugging_cache/gpt2-xl/", ModelSpec(name="mine", path="/models/GPT2-XL"), True),
+        ("gpt2-xl", ModelSpec(name="mine", hparams="gpt2-xl"), True),
+        ("gpt2-xl", ModelSpec(name="gpt2"), False),
+        ("./hugging_cache/llama-7b", ModelSpec(name="embedded"), False),
+    ],
+)
+def test_a_file_written_for_another_model_is_said(theirs: str, ours: ModelSpec, same: bool) -> None:
+    source = Source("theirs.yaml", tree={"alg_name": "ROME", "model_name": theirs})
+    line = about(source, Reading(source), ours)
+    named = theirs.rstrip("/").rpartition("/")[2]
+    assert line == f"hyper-parameters of theirs.yaml, written for {named}" + (
+        "" if same else f" and used on {ours.name}: see that layers and rates fit it"
+    )
 
 
 def test_files_of_ours_are_told_from_theirs() -> None:

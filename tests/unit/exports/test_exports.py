@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -13,61 +15,117 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raysweep.config.names import TrialName
-from raysweep.config.schema import ProtocolSpec
+from raysweep.config.schema import EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.errors import DamagedError, ModelError, NameUnknownError
 from raysweep.exports import adapter, package, proof
-from raysweep.exports.export import claimed, export
+from raysweep.exports.export import claimed, export, write_plain
 from raysweep.exports.forms import Form
 from raysweep.exports.proof import Claim, prove
 from raysweep.exports.trials import EditedTrial, attached, find_trial
 from raysweep.models.layout import LAYOUTS
 from raysweep.models.lm import LanguageModel
+from raysweep.models.sources.load import load
 from raysweep.results.edited import read_edited, without_edited, write_edited
 from raysweep.results.folder import Folder
 from raysweep.results.tables import open_results
 from raysweep.rows import EditedModel
 from raysweep.studies.lifelong import Lifelong
-from raysweep.testing.fixtures import fingerprint, same, tiny_lm, toy_records
+from raysweep.testing.fixtures import fingerprint, load_folder, same, tiny_lm, toy_records
 from raysweep.workspace import Workspace
 from tests.unit.cli.test_cli_results import write
-from tests.unit.studies.test_lifelong import deps, trial
+from tests.unit.studies.test_lifelong import EDITORS, deps, trial
 
 PROMPTS = ["The pet of Ana is", "x"]  # of one token: a product with one vector, whose last bits depend on addresses
 
 
-def edited_trial(family: str, *, rank: int = 1) -> EditedTrial:
-    """Return a trial of *family* whose second block was changed by a product of *rank*."""
-    lm = tiny_lm(family)
-    name = f"{lm.layout.mlp_out.format(1)}.weight"
-    weight = lm.weight(name).detach().clone()
-    rng = torch.Generator().manual_seed(0)
-    weight += 0.1 * torch.randn(len(weight), rank, generator=rng) @ torch.randn(rank, weight.shape[1], generator=rng)
-    edited = EditedModel(tensors={f"weights/{name}": weight}, meta={"patch": "weights", "state": None})
-    found = EditedTrial(TrialName("ft", {}, "k"), trial("ft", keep="edited"), edited, lm, Workspace(Path()))
+MEND = {"layers": [1, 2], "rank": 4, "edit_lr": -1e-4, "train": {"steps": 2, "batch": 2}}
+WEIGHT_EDITORS = {
+    "ft": EDITORS["ft"],
+    "rome": EDITORS["rome+prune"].model_copy(update={"wrap": ()}),
+    "memit": EDITORS["memit"],
+    "alphaedit": EDITORS["alphaedit"],
+    "lora": EDITORS["lora+closed simie, by threes"].model_copy(update={"wrap": ()}),
+    "mend": EditorSpec(name="mend", config=MEND),
+    "memit+simie": EDITORS["memit+simie"],
+    "rome+prune": EDITORS["rome+prune"],
+}
+
+
+def opened_as(one: TrialSpec, edited: EditedModel, lm: LanguageModel) -> EditedTrial:
+    found = EditedTrial(TrialName("arm", {}, "k"), one, edited, lm, Workspace(Path()))
     found.__dict__["records"] = toy_records(3)  # in place of a dataset
     return found
 
 
+def really_edited(editor: str, family: str, folder: Path) -> EditedTrial:
+    """Return a trial of *family* as *editor* left it after two records."""
+    one, lm = trial("ft", rounds=(2,), keep="edited"), tiny_lm(family)
+    one = one.model_copy(update={"editor": WEIGHT_EDITORS[editor]})
+    (last,) = Lifelong().execute(one, deps(folder / f"artifacts-{family}", lm), None)
+    assert last.edited is not None
+    return opened_as(one, last.edited, lm)
+
+
+def edited_trial(family: str, *, rank: int = 1, lm: LanguageModel | None = None) -> EditedTrial:
+    """Return a trial of *family* (or of *lm*) whose second block was changed by a product of *rank*."""
+    lm = lm or tiny_lm(family)
+    name = f"{lm.layout.mlp_out.format(1)}.weight"
+    weight = lm.weight(name).detach().clone()
+    rng = torch.Generator().manual_seed(0)
+    change = torch.randn(len(weight), rank, generator=rng) @ torch.randn(rank, weight.shape[1], generator=rng)
+    weight += (0.1 * change).to(weight.dtype)
+    edited = EditedModel(tensors={f"weights/{name}": weight}, meta={"patch": "weights", "state": None})
+    return opened_as(trial("ft", keep="edited"), edited, lm)
+
+
+def in_bfloat16(family: str, folder: Path) -> LanguageModel:
+    """Return the tiny model of *family* as a trial with ``model.dtype: bfloat16`` loads it: not every buffer is narrow."""
+    lm = tiny_lm(family)
+    write_plain(lm, folder)
+    return load_folder(folder, dtype="bfloat16")
+
+
+def from_gguf(folder: Path) -> LanguageModel:
+    """Return a tiny Llama that was read from a GGUF file, its tokenizer too."""
+    from tests.unit.models.test_gguf import write_gguf  # which needs the package
+
+    return load(ModelSpec(name="tiny", path=str(write_gguf(folder / "tiny.gguf"))), Workspace(folder))
+
+
 def test_plain_transformers_has_the_same_logits_of_every_family(tmp_path: Path) -> None:
-    """Whole models of all layouts, and what lies over a model of two that store weights in two ways, in one fresh process."""
-    forms = {name: [Form.MODEL] for name in LAYOUTS.names()}
+    """Whole models of all layouts, edited by one editor or another; what lies over a model, for two that store weights in two ways;
+    16 bits, and a GGUF file: in one fresh process.
+    """
+    editors, trials = cycle(WEIGHT_EDITORS), {}
+    for name in LAYOUTS.names():
+        lacks = LAYOUTS.get(name).lacks
+        if "dense_mlp" not in lacks:  # else there is no weight editor
+            editor = next(e for e in editors if not lacks or ("memit" not in e and "alphaedit" not in e))
+            trials[name] = really_edited(editor, name, tmp_path), [Form.MODEL]
     for name in ("gpt2", "llama"):
-        forms[name] = list(Form)
+        trials[f"{name}, by hand"] = edited_trial(name), [Form.TENSORS, Form.ADAPTER]
+        narrow = edited_trial(name, lm=in_bfloat16(name, tmp_path / f"{name}-16"))
+        trials[f"{name}, bfloat16"] = narrow, list(Form)
+    if find_spec("gguf"):
+        trials["gguf"] = edited_trial("llama", lm=from_gguf(tmp_path)), [Form.MODEL, Form.TENSORS]
     claims: list[Claim] = []
     with ExitStack() as stack:
-        for name, wanted in forms.items():
-            opened = edited_trial(name)
-            pristine = Claim.of(opened.lm, PROMPTS, tmp_path)
+        for name, (opened, wanted) in trials.items():
+            prompts = PROMPTS if name != "gguf" else ["ab a", "c"]  # its tokenizer knows few letters
+            pristine = Claim.of(opened.lm, prompts, tmp_path)
             for form in wanted:
                 folder = tmp_path / f"{name}-{form}"
                 folder.mkdir()
-                claim, rank = stack.enter_context(claimed(opened, folder, form, PROMPTS))
+                claim, rank = stack.enter_context(claimed(opened, folder, form, prompts))
                 assert rank == (form is Form.ADAPTER)
                 assert not torch.equal(claim.logits[0], pristine.logits[0]), "the edit is seen"
                 claims.append(claim)
         differences = prove(claims)
     for claim, difference in zip(claims, differences, strict=True):
-        assert difference < 1e-5 if claim.adapter else difference == 0
+        # An adapter adds to what a map puts out: the sum is rounded elsewhere, in 16 bits coarsely. Nothing else differs by a bit.
+        largest = max(float(one.abs().max()) for one in claim.logits)
+        rounding = 1e-5 if claim.dtype == torch.float32 else 2 * torch.finfo(claim.dtype).eps * largest
+        assert difference < rounding if claim.adapter else difference == 0
 
 
 @pytest.mark.parametrize(

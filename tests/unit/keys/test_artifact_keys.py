@@ -149,7 +149,7 @@ SCENES: Mapping[str, Scene] = {
             name="mend",
             config={
                 **CONFIGS["mend"],
-                "train": {"steps": 2, "data": {"digest": "d", "invalid": "skip"}},
+                "train": {"steps": 2, "data": {"digest": "d", "invalid": "skip", "prompt": "chat"}},
                 "weights": {"digest": "w"},
             },
         ),

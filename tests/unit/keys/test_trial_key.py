@@ -53,7 +53,7 @@ STARTS: Mapping[str, Mapping[str, Any]] = {  # configurations of which every lea
     **{name: {**CONFIGS[name], "value": {**VALUE, "batch": 1}} for name in ("rome", "memit")},
     "alphaedit": {**CONFIGS["alphaedit"], "value": {**VALUE, "batch": 1}, "null_space": {"digest": "n"}},
     "wise": {**CONFIGS["wise"], "ref_padding": True},
-    "mend": {**CONFIGS["mend"], "train": {**CONFIGS["mend"]["train"], "data": {"invalid": "skip"}}},
+    "mend": {**CONFIGS["mend"], "train": {**CONFIGS["mend"]["train"], "data": {"invalid": "skip", "prompt": "chat"}}},
     "simie": {"lam": 1.0},
     "prune": {},
 }
@@ -79,7 +79,7 @@ def trial(**changed: Any) -> TrialSpec:
     base: dict[str, Any] = {
         "study": "lifelong",
         "model": ModelSpec(digest="m", tokenizer_digest="t", matmul="tf32"),
-        "data": DataSpec(digest="d", size=12, invalid="skip", left_out=(3,)),
+        "data": DataSpec(digest="d", size=12, invalid="skip", left_out=(3,), prompt="chat", template="t"),
         "editor": EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name="simie", config={"lam": 1.0}),)),
         "protocol": ProtocolSpec(rounds=(0, 12), metrics=("token_match", "ppl"), also=("localft", "memit_compat")),
         "seed": 0,
@@ -249,3 +249,11 @@ def test_further_protocols_that_cannot_be_asked_are_refused_while_planning(
     text = "\n".join(map(str, caught.value.problems))
     assert message in text
     assert "also" in text
+
+
+def test_what_is_a_turn_of_a_chat_already_is_not_wrapped_again(planned: Callable[..., TrialSpec]) -> None:
+    data = {"name": "zsre", "path": "zsre-edit.json", "size": 3, "prompt": "chat"}
+    with pytest.raises(ProblemsError) as caught:
+        planned(data=data, protocol={"rounds": [0, 3], "also": ["localft", {"id": "wild-mirage", "prompt": "qa_inst"}]})
+    (text,) = (str(p) for p in caught.value.problems if "protocol.also" in str(p))
+    assert "wild-mirage:qa_inst/1 puts a text around questions" in text

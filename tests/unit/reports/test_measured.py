@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from raysweep.reports.measured import measure, measure_trials
+from raysweep.reports.values import Measurements, Records, measure_trials
 
 
 def probes(*steps: tuple[int, int]) -> pa.Table:
@@ -20,10 +20,14 @@ def probes(*steps: tuple[int, int]) -> pa.Table:
     })  # fmt: skip
 
 
+def measure(tables: list[pa.Table], rounds: list[list[int]]) -> list[Measurements]:
+    return measure_trials(tables, rounds, [1] * len(tables), Records())
+
+
 def test_a_round_to_come_is_not_taken_for_a_step_of_the_next_trial() -> None:
     """Trials are told apart by ``trial · steps + step``: 7 of the first, while nobody is past 4, is 2 of the second."""
     first = probes((1, 1), (4, 1))
     second = probes((2, 2), (4, 2))  # step 2 was measured right after its edit, and is no round
-    alone = [measure(first, [4, 7], 1), measure(second, [4], 1)]
-    assert measure_trials([first, second], [[4, 7], [4]], [1, 1]) == alone
-    assert set(alone[1][0]) == {("retained", 4), ("immediate", 4)}
+    alone = [*measure([first], [[4, 7]]), *measure([second], [[4]])]
+    assert measure([first, second], [[4, 7], [4]]) == alone
+    assert set(alone[1]) == {("retained", 4), ("immediate", 4)}

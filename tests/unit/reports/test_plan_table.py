@@ -71,7 +71,7 @@ def test_json_names_edit_groups(planned: Plan, tmp_path: Path) -> None:
     ("kind", "shares", "said"),
     [
         ("llama", True, "questions that begin alike share their beginning"),
-        ("gathered", False, "questions go row by row"),
+        ("gathered", False, "questions and edits go row by row"),
         ("odd", None, "whether questions share beginnings is not known"),
     ],
 )

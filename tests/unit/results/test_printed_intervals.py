@@ -211,5 +211,6 @@ def test_functions_of_dictionaries() -> None:
     by_seed = [{"a": 2.0, "b": 8.0, "c": 4.0}, {"a": 4.0, "b": 16.0}]
     assert pooled_expmean(by_seed).mean == pytest.approx(math.sqrt(4.0 * 8.0))
     assert pooled_median(by_seed).mean == (4.0 + 10.0) / 2
-    full = [{v: {"a": 0.5, "b": 1.0} for v in ("rel", "gen", "loc")}]
-    assert pooled_geo(full).mean == pytest.approx(summarize.geo(0.75, 0.75, 0.75))
+    assert pooled_geo([summarize.matrix([{"a": 0.5, "b": 1.0}])] * 3).mean == pytest.approx(
+        summarize.geo(0.75, 0.75, 0.75)
+    )

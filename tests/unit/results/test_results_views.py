@@ -20,7 +20,7 @@ from raysweep.reports.views import groups, paired, summary_rows, trial_views
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep, flatten, open_results, trial_columns
 from raysweep.rows import TimingRow
-from raysweep.summarize import Estimate, geo, pooled_geo, record_values, summary
+from raysweep.summarize import Estimate, geo, matrix, pooled_geo, record_values, summary
 from raysweep.workspace import Workspace
 
 
@@ -92,11 +92,11 @@ def test_shared_seconds_are_kept_apart(tmp_path: Path) -> None:
 def test_geo_s_error_is_exact_for_a_mean() -> None:
     values = np.array([0.1, 0.5, 0.9, 0.7])
     ones = {f"r{i}": 1.0 for i in range(4)}
-    found = pooled_geo([{"rel": {f"r{i}": v for i, v in enumerate(values)}, "gen": ones, "loc": ones}])
+    found = pooled_geo([matrix([part]) for part in ({f"r{i}": v for i, v in enumerate(values)}, ones, ones)])
     assert found.mean == pytest.approx(geo(float(values.mean()), 1.0, 1.0))
     assert found.se == pytest.approx(values.std(ddof=1) / 2)
     assert found.low < found.mean < found.high
-    assert math.isnan(pooled_geo([{v: {"a": 0.5} for v in ("rel", "gen", "loc")}]).se)
+    assert math.isnan(pooled_geo([matrix([{"a": 0.5}])] * 3).se)
 
 
 def test_differences_are_paired_by_record_and_seed(workspace: Workspace) -> None:

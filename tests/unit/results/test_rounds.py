@@ -136,7 +136,7 @@ def test_an_arm_with_some_of_its_seeds_says_so(workspace: Workspace) -> None:
     assert (row["seeds"], row["status"]) == ("2 of 3", "2 done, 1 failed at 2")
     assert missing_rounds([first, other]) == ["b has 2 of 3 seeds at round 4 (2 done, 1 failed at 2)"]
     assert unpaired([first, other]) == ["b and a have 3 records and 2 seeds in common; Δ is over those"]
-    assert len(shared_values(first, other, "rel")) == 2
+    assert shared_values(first, other, "rel").shape == (3, 2)
     plain = compare_rows([first, other], plain=True)[1]
     assert (plain["seeds"], plain["seeds_planned"]) == (2, 3)
 

@@ -140,6 +140,57 @@ def test_an_older_file_is_told_by_method_and_values(
     assert not run.immediate
 
 
+JUDGED = {
+    "rewrite_acc": [1.0], "rewrite_gen_content": ["Eve"], "rephrase_acc": [0.0], "rephrase_gen_content": ["Ida, I think"],
+    "locality": {"n_acc": [1.0, 0.0], "n_gen_content": ["six", "red"]},
+    "portability": {"hop_acc": [1.0], "hop_gen_content": ["Bo"]},
+}  # fmt: skip
+RAW = {
+    "rewrite_gen_content": ["Eve"],
+    "locality": {"n_acc": [1.0], "n_gen_content": ["six"]},
+    "portability": {"hop_gen_content": ["Bo"]},
+}
+OLDER = {"rewrite_gen_content": ["Eve"], "locality": {"n_output": ["six", "red"]}, "portability": {"hop_acc": ["Bo"]}}
+TEXTS: dict[str, tuple[dict[str, Any], list[tuple[str, str, float | None, str]]]] = {
+    "judged": (
+        JUDGED,
+        [("efficacy", "token_match", 1.0, "Eve"), ("paraphrase", "token_match", 0.0, "Ida, I think"),
+         ("locality", "agreement", 1.0, "six"), ("locality", "agreement", 0.0, "red"), ("portability", "token_match", 1.0, "Bo")],
+    ),
+    "raw": (
+        RAW,
+        [("efficacy", "generated", None, "Eve"), ("locality", "agreement", 1.0, "six"), ("portability", "generated", None, "Bo")],
+    ),
+    "older": (
+        OLDER,
+        [("efficacy", "generated", None, "Eve"), ("portability", "generated", None, "Bo"),
+         ("locality", "agreement", 1.0, "six"), ("locality", "agreement", 0.0, "red")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", TEXTS)
+def test_what_was_written_stands_beside_its_number_or_alone(form: str, root: Path) -> None:
+    post, wanted = TEXTS[form]
+    case = easyedit(0, 1.0)
+    case["pre"] = {"rewrite_gen_content": ["Ida"], "locality": {"n_output": ["six", "blue"]}, "portability": {}}
+    case["post"] = post
+    put(root, "texts.json", [case])
+    imported("easyedit", "texts.json", "--editor", "ROME")
+    found = [(r["probe_kind"], r["metric"], r["value"], r["answer"]) for r in probes(root) if r["step"]]
+    assert sorted(found, key=str) == sorted(wanted, key=str)
+    before = [(r["metric"], r["value"], r["answer"]) for r in probes(root) if not r["step"]]
+    assert before == [("generated", None, "Ida")]
+    assert main.main(["show", "imported"]) == 0
+
+
+def test_a_text_in_place_of_a_number_is_still_refused(root: Path) -> None:
+    case = easyedit(0, 1.0)
+    case["post"]["portability"] = {"hop_acc": ["much"]}
+    with pytest.raises(ProblemsError, match=r"\[0\].post.portability.hop_acc\[0\]  must be a number"):
+        runs_of("easyedit", [put(root, "bad.json", [case])], editor="ROME")
+
+
 def test_tokens_before_and_after_become_the_share_of_equal_ones(root: Path) -> None:
     case = easyedit(0, 1.0)
     case["pre"]["locality"], case["post"]["locality"] = {"n_output": [[1, 2, 3, 4]]}, {"n_output": [[1, 2, 9, 4]]}

@@ -1,0 +1,1 @@
+"""Components of a package of its own."""
