@@ -45,7 +45,8 @@ class History:
     @classmethod
     def of_rows(
         cls,
-        record: Sequence[str],
+        record: Ints,
+        names: Sequence[str],
         step: Ints,
         edit_step: Ints,
         superseded_step: Ints,
@@ -57,7 +58,8 @@ class History:
         """Return the history in rows of one metric of one kind of probe, each of shape [n]; a fact's probes are averaged.
 
         Args:
-            record: the record's id.
+            record: number of the record.
+            names: the records' ids by number.
             step: records edited when it was measured.
             edit_step: step at which the record was written.
             superseded_step: ``NEVER`` where no later one took its place.
@@ -65,7 +67,7 @@ class History:
             rounds: the protocol's rounds.
             batch_size: records that are written at once, and first measured after it.
         """
-        names, first, fact = np.unique(np.asarray(record, dtype=str), return_index=True, return_inverse=True)
+        numbers, first, fact = np.unique(record, return_index=True, return_inverse=True)
         written, gone = edit_step[first], superseded_step[first]
         columns = np.array(sorted({int(r) for r in rounds} - {0}), np.int64)
         asked = (step >= edit_step) & (step < superseded_step)
@@ -74,13 +76,9 @@ class History:
         known = asked & (at < len(columns)) & (columns[np.minimum(at, len(columns) - 1)] == step)
         table = _means(fact[known] * len(columns) + at[known], value[known], len(first) * len(columns))
         history = cls(
-            names,
-            written,
-            gone,
-            columns,
-            table.reshape(len(first), len(columns)),
+            np.asarray(names, dtype=str)[numbers], written, gone, columns, table.reshape(len(first), len(columns)),
             _means(fact[fresh], value[fresh], len(first)),
-        )
+        )  # fmt: skip
         return history._by_step()
 
     def _by_step(self) -> History:
@@ -125,17 +123,21 @@ def held(history: History) -> Array:
 
     Between two rounds values are joined by a line. A fact that was only measured once has that value.
     """
-    out = np.full(len(history.edit_step), np.nan)
-    for i, written in enumerate(history.edit_step):
-        seen = ~np.isnan(history.value[i])
-        ages, values = history.rounds[seen] - written, history.value[i][seen]
-        if not np.isnan(history.immediate[i]) and (not len(ages) or ages[0] > 0):
-            ages, values = np.concatenate([[0], ages]), np.concatenate([[history.immediate[i]], values])
-        if len(ages) == 1 or (len(ages) and ages[-1] == ages[0]):
-            out[i] = values[-1]
-        elif len(ages):
-            out[i] = np.trapezoid(values, ages) / (ages[-1] - ages[0])
-    return out
+    # A column for the edit itself, age 0, then one for each round; a line joins what was measured to what was measured next.
+    ages = np.concatenate(
+        [np.zeros((len(history.edit_step), 1)), history.rounds[None] - history.edit_step[:, None]], axis=1
+    )
+    values = np.concatenate([history.immediate[:, None], history.value], axis=1)
+    known = ~np.isnan(values)
+    area, last_age, last = (np.full(len(values), part) for part in (0.0, np.nan, np.nan))
+    begin = np.full(len(values), np.nan)
+    for column in range(values.shape[1]):
+        now, age, value = known[:, column], ages[:, column], values[:, column]
+        begin = np.where(now & np.isnan(begin), age, begin)
+        area = np.where(now & ~np.isnan(last), area + (age - last_age) * (value + last) / 2.0, area)
+        last_age, last = np.where(now, age, last_age), np.where(now, value, last)
+    length = last_age - begin
+    return np.where(length > 0, area / np.where(length > 0, length, 1.0), last)
 
 
 def lifetimes(history: History) -> tuple[Ints, NDArray[np.bool_]]:

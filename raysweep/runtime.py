@@ -1,19 +1,23 @@
-"""What this process computes on, how it multiplies there, and why it sees no GPU; no device is ever part of a trial's key."""
+"""What this process computes on, how it computes there, and why it sees no GPU; no device is ever part of a trial's key."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 Matmul = Literal["ieee", "tf32"]
 
 _DRIVER = Path("/proc/driver/nvidia/version")
+# Which workspaces cuBLAS takes; torch reads once, at the first product on a GPU, whether it is one with which products repeat.
+_WORKSPACE, _REPEATING = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 CPU_IS_MEANT = "resources.gpu: 0 says that the CPU is meant"
 
 
@@ -101,3 +105,57 @@ def matmul(precision: Matmul) -> Iterator[None]:
         torch.set_float32_matmul_precision(legacy)
         for backend, value in zip(backends, before, strict=True):
             backend.fp32_precision = value
+
+
+@contextmanager
+def repeatable(on: torch.device) -> Iterator[None]:
+    """Let an accelerator compute the same bits each time while the block runs; a CPU does anyway.
+
+    Sums are taken in one order instead of by atomics (``torch.use_deterministic_algorithms``), attention by kernels that can. What
+    the process was told before holds again afterwards. Where it multiplied on a GPU before ``CUBLAS_WORKSPACE_CONFIG`` was set,
+    torch refuses; the block then runs without, and a warning says so.
+
+    Args:
+        on: the device that is computed on.
+    """
+    if on.type == "cpu":
+        yield
+        return
+    with ExitStack() as undo:
+        if _WORKSPACE not in os.environ:
+            os.environ[_WORKSPACE] = _REPEATING
+            undo.callback(os.environ.pop, _WORKSPACE, None)
+        before = torch.are_deterministic_algorithms_enabled()
+        undo.callback(
+            torch.use_deterministic_algorithms, before, warn_only=torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+        # without a fill of all memory that is to be written anyway
+        settings: Any = torch.utils.deterministic
+        undo.callback(setattr, settings, "fill_uninitialized_memory", settings.fill_uninitialized_memory)
+        settings.fill_uninitialized_memory = False
+        # the gradient of cuDNN's attention has no order
+        attention: Any = torch.backends.cuda
+        undo.callback(attention.enable_cudnn_sdp, attention.cudnn_sdp_enabled())
+        attention.enable_cudnn_sdp(False)
+        torch.use_deterministic_algorithms(True)
+        if not _multiplies(on):
+            torch.use_deterministic_algorithms(before)
+            warnings.warn(
+                f"this process multiplied on a GPU before {_WORKSPACE} was set, so bits may not repeat; set it to {_REPEATING} "
+                "before Python starts",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        yield
+
+
+def _multiplies(on: torch.device) -> bool:
+    """Tell whether torch multiplies on a GPU as it was told to: it looks at the environment once in a process."""
+    one = torch.ones(1, 1, device=on)
+    try:
+        one @ one
+    except RuntimeError as error:
+        if _WORKSPACE in str(error):
+            return False
+        raise
+    return True

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -57,10 +58,10 @@ def ceiling(square: int) -> dict[str, float]:
 
 
 def repeats(width: int) -> dict[str, bool]:
-    """Return, for each decomposition that editors use, whether the device gives the same bits four times.
+    """Return, for what editors use that might not, whether the device gives the same bits four times.
 
     Args:
-        width: of the fp64 matrix, which is positive definite.
+        width: of the positive definite fp64 matrix that is decomposed; also of what is added up, and how many tokens attend.
     """
     root = torch.randn(width, 2 * width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     matrix = (root @ root.T / width).to(device())
@@ -72,10 +73,24 @@ def repeats(width: int) -> dict[str, bool]:
         "solve": lambda: torch.linalg.solve(matrix, matrix[:, :4]),
         "triangular solve": lambda: torch.linalg.solve_triangular(lower, matrix[:, :4], upper=False),
         "product": lambda: matrix @ matrix,
+        "attention's gradient": lambda: _attention_gradient(matrix.float()),
+        "sums at indices": lambda: matrix.float().new_zeros(2, width).index_add(0, _halves(width), matrix.float()),
     }
     return {
         name: all(torch.equal(call(), first) for _ in range(3)) for name, call in calls.items() for first in [call()]
     }
+
+
+def _attention_gradient(rows: Tensor) -> Tensor:
+    """Return the gradient of queries, of as many tokens as *rows* has, behind a mask as the editors' passes have one."""
+    asked = rows.view(1, 4, len(rows), -1).clone().requires_grad_()
+    mask = torch.zeros(1, 1, len(rows), len(rows), device=rows.device)
+    out = functional.scaled_dot_product_attention(asked, asked, asked, attn_mask=mask)
+    return torch.autograd.grad(out.square().sum(), asked)[0]
+
+
+def _halves(width: int) -> Tensor:
+    return torch.arange(width, device=device()) % 2
 
 
 @dataclass(frozen=True, slots=True)

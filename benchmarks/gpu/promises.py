@@ -13,6 +13,7 @@ from raysweep.config.schema import EditorSpec
 from raysweep.editors.build import build_editor
 from raysweep.evals.scoring import Scores, score
 from raysweep.models.lm import LanguageModel
+from raysweep.runtime import repeatable
 from raysweep.testing import editor_contract
 from raysweep.testing.editor_contract import Exam
 from raysweep.testing.fixtures import tiny_lm
@@ -67,7 +68,9 @@ def examine(device: torch.device, keep_on: Callable[[], bool], families: Sequenc
         for label, written in EDITORS.items():
             if not keep_on():
                 return
-            yield {"editor": label, "family": family, **_sit(EditorSpec.model_validate(written), family, device)}
+            with repeatable(device):
+                row = _sit(EditorSpec.model_validate(written), family, device)
+            yield {"editor": label, "family": family, **row}
 
 
 def _sit(spec: EditorSpec, family: str, device: torch.device) -> dict[str, Any]:

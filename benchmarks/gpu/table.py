@@ -46,9 +46,10 @@ def show(report: Mapping[str, Any]) -> str:
     texts = [measure.show(report["benchmark"], about, COLUMNS, rows(cells))]
     ceiling = ", ".join(f"{name} {value:.4g}" for name, value in report.get("ceiling", {}).items())
     texts.append(f"\nIn the same process: {ceiling} (TFLOP/s but for the copy).\n")
-    others = [name for name, same in report.get("repeats", {}).items() if not same]
-    texts.append(f"Decompositions that do not repeat to the bit: {', '.join(others) or 'none'}.\n")
-    print(texts[-1])
+    for asked, how in (("repeats", "as in a trial"), ("repeats unasked", "where nobody asks for it")):
+        others = [name for name, same in report.get(asked, {}).items() if not same]
+        texts.append(f"What does not repeat to the bit, {how}: {', '.join(others) or 'nothing'}.\n")
+        print(texts[-1])
     exams = [
         {**row, "kept": f"{row['promises'] - len(row['broken'])} of {row['promises']}"}
         for row in report.get("promises", [])
@@ -58,5 +59,5 @@ def show(report: Mapping[str, Any]) -> str:
     failed += [f"{e['editor']} {e['family']}: {name}: {tail[-1]}" for e in exams for name, tail in e["broken"].items()]
     failed += [f"{e['editor']} {e['family']}: {e['failed'][-1]}" for e in exams if "failed" in e]
     texts += [f"- failed: {line}" for line in failed]
-    print("\n".join(texts[3:]), flush=True)
+    print("\n".join(texts[4:]), flush=True)
     return "\n".join(texts)

@@ -37,7 +37,7 @@ class Targets:
         distinct = list(dict.fromkeys(places))
         device = packs.ids.device
         pack, column = torch.tensor(distinct).T
-        which = torch.tensor([distinct.index(place) for place in places], device=device)
+        which = None if distinct == places else torch.tensor([distinct.index(place) for place in places], device=device)
         token, weight = (torch.tensor(c, device=device) for c in zip(*(d[2:] for d in self.demanded), strict=True))
         return LocatedTargets(pack, column, which, token, weight)
 
@@ -48,14 +48,14 @@ class LocatedTargets:
 
     Attributes:
         pack, column: the predicting positions, each once; on the host, where it is worked out what is computed.
-        which: ``[k]`` index into them, per demanded token.
+        which: ``[k]`` index into them, per demanded token; None: one at each, in order.
         token: ``[k]`` its id.
         weight: ``[k]`` its weight in the loss.
     """
 
     pack: Tensor
     column: Tensor
-    which: Tensor
+    which: Tensor | None
     token: Tensor
     weight: Tensor
 

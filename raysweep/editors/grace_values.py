@@ -74,12 +74,13 @@ class Reading:
             replace: at which tokens a value takes the output's place.
         """
         packs = _pack_each(lm, texts)
-        last = torch.tensor([text.start - 1 for text in texts], device=lm.device)
-        # what the replacement changes, and so what has to be computed again in each step: [n, T]
-        token = torch.arange(packs.ids.shape[1], device=lm.device)[None]
-        change = (token >= last[:, None] if replace == "last" else token >= 0).expand(packs.ids.shape)
+        # What the replacement changes, and so what has to be computed again in each step: [n, T]. On the host, where it is known
+        # which columns are no padding.
+        token, begin = torch.arange(packs.ids.shape[1]), torch.tensor([text.start - 1 for text in texts])
+        change = (token >= begin[:, None] if replace == "last" else token >= 0).expand(packs.ids.shape)
         # a single pack is filled up only where that makes its products faster
-        change = change & packs.real if len(texts) > 1 else change
+        change = (change & packs.real if len(texts) > 1 else change).to(lm.device)
+        last = begin.to(lm.device)
         bare = replacement.unwrap(lm.part(name))
         sides: list[tuple[str, hooks.Side]] = [(name, "input"), (name, "output")]
         # The query is read with the bare map in place: what earlier entries answer must not move it.
@@ -137,7 +138,6 @@ class Reading:
         leaf = starts.clone().requires_grad_(True)
         adam = torch.optim.Adam([leaf], lr=lr, fused=True)
         states, history = self.remainder.states, []
-        asked = torch.arange(len(self.labels), device=leaf.device)
         with (
             replacement.modules_replaced(lm, {} if module is None else {self.name: module}),
             # Tell the codebook where the prompt ends in what remains.
@@ -151,7 +151,7 @@ class Reading:
                     if self.beside is not None:
                         value = leaf[:, None, :].to(self.beside.dtype)
                         moved = torch.where(self.replaced, self.beside + lm.to_stream(self.layer, value), states)
-                    logp = head.target_logprobs(lm, self.spots.hidden(lm, moved), asked, self.labels)
+                    logp = head.target_logprobs(lm, self.spots.hidden(lm, moved), None, self.labels)
                     loss = torch.stack([-one.mean() for one in torch.split(logp, list(self.lengths))])
                 (leaf.grad,) = torch.autograd.grad(loss.sum(), [leaf])
                 adam.step()

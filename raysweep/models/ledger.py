@@ -31,9 +31,10 @@ def to_logical_layout(lm: LanguageModel, name: str, stored: Tensor) -> Tensor:
     return to_stored_layout(lm, name, stored)
 
 
-PRODUCT_BLOCK = (
-    1 << 18
-)  # numbers of a low-rank product formed at a time, beyond which they would leave the processor's caches
+# Numbers of a low-rank product formed at a time: on a CPU what its caches hold. To an accelerator each part is three launches, so
+# there a part is as large as its memory does not mind (128 MB in fp64).
+PRODUCT_BLOCK = 1 << 18
+DEVICE_PRODUCT_BLOCK = 1 << 24
 
 
 def add_delta_logical_(target: Tensor, delta: Delta) -> None:
@@ -47,9 +48,10 @@ def add_delta_logical_(target: Tensor, delta: Delta) -> None:
         delta: the change, on any device.
     """
     delta = delta.to(target.device)
-    if isinstance(delta, LowRank) and target.numel() > PRODUCT_BLOCK:
+    block = PRODUCT_BLOCK if target.is_cpu else DEVICE_PRODUCT_BLOCK
+    if isinstance(delta, LowRank) and target.numel() > block:
         # parts of whole rows, so that each is written once while it is in the cache
-        rows = max(1, PRODUCT_BLOCK // target.shape[1])
+        rows = max(1, block // target.shape[1])
         for part, left in zip(torch.split(target, rows), torch.split(delta.left, rows), strict=True):
             part.add_((left @ delta.right).to(torch.float32))
     else:

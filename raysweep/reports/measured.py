@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,16 +91,14 @@ def trial_views(sweep: Sweep, chosen: Callable[[str, pa.Table], pa.Table] | None
         read.update(zip(waiting, _viewed(list(waiting.values()), records), strict=True))
         waiting.clear()
 
-    for key in sweep.keys:
-        try:
-            one = read_trial(sweep, key)
-            waiting[key] = one if chosen is None else replace(one, probes=chosen(key, one.probes))
-        except (DamagedError, NewerFormatError) as error:
-            # Noted and gone on with: one damaged trial must not hide the others.
-            sweep.damaged[key] = error.message
+    count = 0
+    for key, one in _read_ahead(sweep):
+        tables = one if chosen is None else replace(one, probes=chosen(key, one.probes))
+        waiting[key], count = tables, count + len(tables.probes)
         # Many small trials are measured at once, which is quicker; of large ones the rows are let go of before the next.
-        if sum(len(tables.probes) for tables in waiting.values()) >= AT_ONCE:
+        if count >= AT_ONCE:
             measure()
+            count = 0
     measure()
     # A trial may stand in the table under several names; what was measured is read once.
     rows = {(r["arm"], r["trial_key"], r["point"]): r for r in sweep.trials().to_pylist()}
@@ -113,6 +112,24 @@ def trial_views(sweep: Sweep, chosen: Callable[[str, pa.Table], pa.Table] | None
         else:
             views.append(replace(read[name.key], row=row))
     return views
+
+
+def _read_ahead(sweep: Sweep) -> Iterator[tuple[str, TrialTables]]:
+    """Yield the tables of each undamaged trial of *sweep*; the next one is read while somebody looks at them."""
+    # A decoder needs no Python, so that a second thread is a second core; more would hold more trials in memory.
+    with ThreadPoolExecutor(1) as pool:
+        keys = list(sweep.keys)
+        following = pool.submit(read_trial, sweep, keys[0]) if keys else None
+        for i, key in enumerate(keys):
+            assert following is not None
+            current, following = following, None
+            if i + 1 < len(keys):
+                following = pool.submit(read_trial, sweep, keys[i + 1])
+            try:
+                yield key, current.result()
+            except (DamagedError, NewerFormatError) as error:
+                # Noted and gone on with: one damaged trial must not hide the others.
+                sweep.damaged[key] = error.message
 
 
 @dataclass(frozen=True, slots=True)

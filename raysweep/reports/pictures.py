@@ -36,6 +36,7 @@ class Picture:
         phase: ``retained`` or ``immediate``; None = what the study is about.
         at: the round, where one is drawn; -1 = the last one in common.
         over: the swept key, where one is needed.
+        kept: what each configuration keeps, where somebody has looked already.
     """
 
     sweep: Sweep
@@ -43,6 +44,7 @@ class Picture:
     phase: str | None = None
     at: int = -1
     over: str = ""
+    kept: Sequence[Retention] = ()
 
 
 def edits(picture: Picture) -> Figure:
@@ -166,7 +168,7 @@ def _at_round(picture: Picture) -> tuple[list[SummaryRow], dict[str, Style]]:
 
 
 def _retained(picture: Picture) -> tuple[list[Retention], dict[str, Style]]:
-    found = retentions(picture.sweep, picture.trials)
+    found = list(picture.kept) or retentions(picture.sweep, picture.trials)
     return found, plot_style.styles({label: plot.editor_of(members) for label, members in groups(picture.trials)})
 
 

@@ -15,6 +15,7 @@ from raysweep.measures import PHASES, VIEWS
 from raysweep.reports.measured import TrialView, read_trial
 from raysweep.reports.prose import counted
 from raysweep.reports.render import Cell
+from raysweep.reports.values import codes
 from raysweep.reports.views import groups
 from raysweep.results.tables import Sweep
 from raysweep.retention import (
@@ -112,7 +113,7 @@ def _history(probes: pa.Table, view: str, rounds: Sequence[int], batch_size: int
     mask = pc.and_(pc.equal(probes["probe_kind"], kind), pc.equal(probes["metric"], metric))
     rows = probes.filter(pc.and_(mask, pc.is_valid(probes["value"])))
     return History.of_rows(
-        rows["record_id"].to_pylist(),
+        *codes(rows["record_id"]),
         rows["step"].to_numpy(),
         rows["edit_step"].to_numpy(),
         pc.fill_null(rows["superseded_step"], NEVER).to_numpy(),

@@ -298,9 +298,9 @@ def measure_trials(
     """
     whole = pa.concat_tables(_alike(probes))
     trial = np.repeat(np.arange(len(probes)), [len(table) for table in probes])
-    record, names = _codes(whole["record_id"])
-    kind, kinds = _codes(whole["probe_kind"])
-    metric, metrics = _codes(whole["metric"])
+    record, names = codes(whole["record_id"])
+    kind, kinds = codes(whole["probe_kind"])
+    metric, metrics = codes(whole["metric"])
     views = np.array([[VIEW_OF.get((k, m), -1) for m in metrics] for k in kinds], np.int64).reshape(len(kinds), -1)
     view = views[kind, metric] if len(trial) else np.zeros(0, np.int64)
     # Null = not asked; NaN is a value, and makes its view undefined.
@@ -393,7 +393,7 @@ def _by_number(entries: Entries) -> Entries:
     return Entries(entries.begins, entries.record[order], entries.value[order], first)
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
+def codes(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
     """Return the column of texts as numbers, and the texts that these number."""
     # One chunk first: every chunk of a chunked column has a dictionary of its own.
     if pa.types.is_dictionary(column.type):

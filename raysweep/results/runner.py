@@ -68,7 +68,7 @@ class TrialRun:
         """Run to the trial's next round and store it."""
         while True:
             try:
-                with runtime.matmul(self.job.trial.model.matmul):
+                with runtime.matmul(self.job.trial.model.matmul), runtime.repeatable(runtime.device()):
                     return self._advance()
             # The generator that runs the group is closed by the error. The next turn of this loop begins again, from the snapshots
             # and without the member that failed.

@@ -1,6 +1,7 @@
 """A device that pretends to be a GPU: it computes on the CPU, refuses what a GPU refuses, and counts what a GPU pays for.
 
 * Tensors of two devices in one operation raise, as on a GPU. Single numbers and indices from the CPU are allowed, as there.
+* Where the process asks for operations that repeat to the bit, those that cannot raise (:mod:`raysweep.testing.sham_repeats`).
 * Every operation is a *launch*, but for views and allocations. Every time that the host would wait for the device is a *sync*:
   ``.item()``, ``bool()``, ``.tolist()``, ``.cpu()``, ``nonzero``, boolean masks as indices, checks of factorisations. Every copy
   from the host is an *upload*: ``torch.tensor(…, device=…)``, ``.to(device)``, an index that is on the CPU.
@@ -40,6 +41,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from raysweep.testing.sham_repeats import repeats
 from raysweep.testing.sham_rules import TYPE, Counts, one_device, price, refuse
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ class ShamDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         total: the counts so far.
         operations: how often each operation ran, views included, by its name in ATen.
+        sorted: those of them that add up by atomics, or by a sort where bits are to repeat.
         marks: the names given to :meth:`mark`, each with the counts up to then.
     """
 
@@ -136,6 +139,7 @@ class ShamDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = Counts()
         self.operations: Counter[str] = Counter()
+        self.sorted: Counter[str] = Counter()
         self.marks: list[tuple[str, Counts]] = []
         # torch keeps a list of the devices that may be asked for a fused optimiser
         fused = [*_get_fused_kernels_supported_devices(), TYPE]
@@ -210,6 +214,18 @@ def _note(name: str, counts: Counts) -> None:
         sham.total += counts
 
 
+def _note_order(name: str, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+    """Count an operation that sorts where bits are to repeat; raise, as a GPU does there, for one that cannot."""
+    order = repeats(name, args, kwargs)
+    if order == "sorted":
+        for sham in _counting():
+            sham.sorted[name] += 1
+    elif order == "never" and torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError(
+            f"{name} does not have a deterministic implementation, and deterministic algorithms are asked for"
+        )
+
+
 def _run(func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
     """Run an operation on what the tensors hold; count it if the sham device has a part in it."""
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
@@ -222,6 +238,7 @@ def _run(func: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object
     name = str(func)
     refuse(func, name, tensors, args, kwargs)
     _note(name, price(func, name, tensors, args, kwargs))
+    _note_order(name, args, kwargs)
     on_cpu = {**kwargs, "device": torch.device("cpu")} if wanted is not None else kwargs
     bare, named = tree_map_only(ShamTensor, lambda t: t.held, (args, dict(on_cpu)))
     found = _counted_whole(func, bare, named) if name.startswith("aten.histc") else func(*bare, **named)

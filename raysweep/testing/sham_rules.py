@@ -23,6 +23,8 @@ _COMPUTES_AND_READS = (
 )  # fmt: skip
 _INDEXING = ("aten.index.", "aten.index_put", "aten._index_put_impl_")
 _ACROSS = ("aten._to_copy", "aten.copy_", *_INDEXING)  # may see tensors of two devices
+# Beside what goes entry by entry, these take a single number of the CPU along.
+_TAKE_NUMBERS = ("aten.fill", "aten.masked_fill", "aten.full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def refuse(
 ) -> None:
     """Raise what a GPU raises for tensors of two devices, and for a generator of the CPU."""
     if not name.startswith(_ACROSS):
-        one_device(name, tensors)
+        one_device(name, tensors, numbers=torch.Tag.pointwise in func.tags or name.startswith(_TAKE_NUMBERS))
     if name.startswith(_INDEXING):
         target = args[0]
         others = [t for t in tree_leaves(args[1:]) if _is_sham(t) and t.device != tensors[0].device]
@@ -69,9 +71,9 @@ def refuse(
         raise RuntimeError(f"{name}: the generator is on {generator.device}, the tensor on the sham device")
 
 
-def one_device(name: str, tensors: Sequence[torch.Tensor]) -> None:
-    """Raise ``RuntimeError`` if *tensors* are on several devices; single numbers of the CPU go along."""
-    devices = {t.device for t in tensors if t.dim() or _is_sham(t)}
+def one_device(name: str, tensors: Sequence[torch.Tensor], *, numbers: bool = False) -> None:
+    """Raise ``RuntimeError`` if *tensors* are on several devices; with *numbers*, single numbers of the CPU go along."""
+    devices = {t.device for t in tensors if t.dim() or _is_sham(t) or not numbers}
     if len(devices) > 1:
         raise RuntimeError(f"{name}: tensors on {' and '.join(sorted(map(str, devices)))} in one operation")
 

@@ -37,13 +37,13 @@ class Shard:
 
     def propose(self, trial: TrialSpec, cache_key: str, step: int) -> Proposal:
         """Return what the batch that reaches *step* adds, on the CPU."""
-        with runtime.matmul(trial.model.matmul):
+        with runtime.matmul(trial.model.matmul), runtime.repeatable(runtime.device()):
             proposal: Proposal = pytree.moved(self._proposer(trial, cache_key)(step), "cpu")
             return proposal
 
     def prepare(self, trial: TrialSpec, cache_key: str) -> None:
         """Load what *trial* needs, before it is asked for proposals."""
-        with runtime.matmul(trial.model.matmul):
+        with runtime.matmul(trial.model.matmul), runtime.repeatable(runtime.device()):
             self._proposer(trial, cache_key)
 
     def _proposer(self, trial: TrialSpec, cache_key: str) -> ComputeProposal:

@@ -10,8 +10,9 @@ from raysweep.artifacts import ArtifactStore
 from raysweep.config.schema import DataSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.models.sources import catalogue
 from raysweep.rows import EvalRound
+from raysweep.runtime import repeatable
 from raysweep.studies.belief import Belief, BeliefLifelong
-from raysweep.testing.sham_device import ShamDevice, move
+from raysweep.testing.sham_device import ShamDevice, device, move
 from raysweep.tune.deps import make_deps
 from raysweep.workspace import Workspace
 from tests.gpu.agree import agree
@@ -51,7 +52,7 @@ def test_points_are_edited_as_on_the_cpu(
     )
     have = make_deps(workspace)
     expected = list(study().execute(trial, have, None))
-    with ShamDevice():
+    with ShamDevice(), repeatable(device()):
         model = make_deps(workspace).load_model(trial.model)
         move(model.module)
         elsewhere = replace(have, load_model=lambda _: model, artifacts=ArtifactStore(workspace.root / "sham"))

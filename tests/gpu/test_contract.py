@@ -14,10 +14,11 @@ from raysweep.editors.base import AnyEditor
 from raysweep.editors.build import build_editor
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.models.lm import LanguageModel
+from raysweep.runtime import repeatable
 from raysweep.testing import editor_contract
 from raysweep.testing.editor_contract import Exam, promises_of
 from raysweep.testing.fixtures import tiny_lm
-from raysweep.testing.sham_device import ShamDevice, move
+from raysweep.testing.sham_device import ShamDevice, device, move
 from tests.contracts.test_editors import CONFIGS, label, specs
 
 # Neither computes on the device: a configuration's keys, and the names of what an editor asks for.
@@ -56,8 +57,11 @@ def chosen() -> list[EditorSpec]:
 
 @pytest.mark.parametrize("spec", chosen(), ids=label)
 def test_promises_hold_on_a_device(spec: EditorSpec) -> None:
-    """All promises of one editor with one model, which each of them leaves as it was."""
-    with ShamDevice():
+    """All promises of one editor with one model, which each of them leaves as it was.
+
+    Operations whose bits do not repeat on a GPU are refused, as in a trial.
+    """
+    with ShamDevice(), repeatable(device()):
         exam = OnDevice(build=lambda: build_editor(spec), lm=on_device(), fresh=on_device)
         for promise in promises_of(exam.build(), learns=False):
             if promise not in ELSEWHERE:

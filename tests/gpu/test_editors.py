@@ -79,6 +79,23 @@ def test_edits_are_the_cpu_s(spec: EditorSpec) -> None:
             agree(many, together(theirs, other, have), tolerance(spec))
 
 
+@pytest.mark.parametrize(
+    "name", [n for n in CONFIGS if build_editor(EditorSpec(name=n, config=CONFIGS[n])).can_propose()]
+)
+def test_proposals_made_together_are_the_cpu_s(name: str) -> None:
+    """Of records of unequal lengths, so that there is padding to be told from tokens."""
+    spec, proposed = EditorSpec(name=name, config=CONFIGS[name]), []
+    with ShamDevice():
+        for lm in models("llama", bos=True):
+            have, editor = exam(lm, spec), build_editor(spec)
+            artifacts = have.artifacts(editor, lm)
+            rngs = [torch.Generator().manual_seed(i) for i in range(3)]
+            batches = [[r] for r in have.records[:3]]
+            editor.begin(lm, artifacts)
+            proposed.append(editor.propose_many(lm, batches, artifacts=artifacts, rngs=rngs))
+    agree(*proposed, LATER)
+
+
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"llama"}))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_and_its_answers_are_the_cpu_s(name: str, family: str) -> None:

@@ -141,24 +141,24 @@ def test_a_card_is_measured_by_its_own_clocks_and_nothing_is_left_on_the_cpu(mon
     monkeypatch.setattr(torch.profiler, "profile", Profile)
     for part in (cells, counting):
         monkeypatch.setattr(part, "device", sham_device.device)
-    named = ("evaluation", "grace", "alphaedit")
+    named = ("evaluation", "grace", "grace x8", "alphaedit")
     chosen = [c for c in cells.all_cells() if (c.shape, c.dtype) == ("llama2-7b", "bf16") and c.what in named]
     with sham_device.ShamDevice():
         found = list(cells.Bench(models.TINY, {"bf16": 1.0}).measure(chosen, lambda: True))
     assert [row["failed"] for row in found if "failed" in row] == []
-    assert len(found) == len(chosen) == 6
+    assert len(found) == len(chosen) == 7
     assert found[0]["load peak GB"] == 7
     assert called.count("empty_cache") == len(found)
     for row in found:
         if row["what"] != "evaluation" or row["way"] == "ours":
             assert row["peak GB"] == 7
         if row["way"] == "ours":
-            each = row["questions"] if row["what"] == "evaluation" else 1
+            each = row["questions"] if row["what"] == "evaluation" else 8 if row["what"] == "grace x8" else 1
             # Steps cost nothing here: every profile is the same.
             assert (row["launches"], row["waits"], row["busy s"]) == pytest.approx((30 / each, 1 / each, 0.6 / each))
             assert row["flop"] > 0
     # one before each profile and one in it
-    assert called.count("synchronize") == 2 * (2 + 2 + 1)
+    assert called.count("synchronize") == 2 * (2 + 2 + 2 + 1)
 
 
 def test_the_clock_waits_for_the_card_and_the_report_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from raysweep.editors.locate import target_value
+from raysweep.editors.locate import target_value, value_loss
 from raysweep.editors.specs import ValueSpec
 from raysweep.models import tokens
 from raysweep.models.forward import blocks
@@ -70,3 +72,22 @@ def _plain_loss(lm: object, task: target_value.ValueTask) -> float:
             logp = blocks.logits(lm, hidden)[0, -m:].log_softmax(-1)  # type: ignore[arg-type]
             total -= float(logp[range(m), list(task.targets)].mean()) / (len(task.rows) - 1)
     return total
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (3, 1), (2,)])
+def test_a_shift_by_tables_is_that_by_indices(counts: tuple[int, ...]) -> None:
+    """To the bit, and so is its gradient, also where one task has fewer look-up tokens than another."""
+    rng = torch.Generator().manual_seed(0)
+    states = torch.randn(len(counts), 7, 4, generator=rng)
+    task, column = torch.tensor([(i, 2 * j + i) for i, c in enumerate(counts) for j in range(c)]).T
+    asked = torch.zeros(len(counts), dtype=torch.int64), torch.arange(len(counts))
+    plan = value_loss.ReadPlan((task, column), asked, asked[0], torch.ones(len(counts)), asked)
+    shift, weight = (torch.randn(*size, generator=rng) for size in ((len(counts), 4), states.shape))
+    found = []
+    for tables in (None, value_loss.PlanTables.of(plan, states, counts)):
+        leaf = shift.clone().requires_grad_()
+        loss = value_loss.ValueLoss(states, replace(plan, on_device=tables), None)  # type: ignore[arg-type]
+        moved = loss._moved(leaf)
+        found.append((moved.detach(), *torch.autograd.grad((moved * weight).sum(), leaf)))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from raysweep.runtime import repeatable
 from raysweep.testing.fixtures import tiny_lm
 from raysweep.testing.sham_device import Counts, ShamDevice, device, move, to_sham
 
@@ -25,6 +26,8 @@ def a(*size: int) -> Tensor:
         (lambda: a(3) + a(3), Counts(launches=1)),
         (lambda: a(3) + 1.0, Counts(launches=1)),
         (lambda: a(3) + torch.tensor(1.0), Counts(launches=1)),  # a single number goes along with the launch
+        (lambda: a(3).masked_fill_(a(3) > 1, torch.tensor(1.0)), Counts(launches=2)),
+        (lambda: torch.where(a(3) > 1, a(3), torch.tensor(1.0)), Counts(launches=2)),
         (lambda: a(2, 3).T[0].reshape(2, 1).expand(2, 4), Counts()),
         (lambda: a(2, 3).T.reshape(6), Counts(launches=1)),
         (lambda: torch.zeros(2, device=device()), Counts(launches=1)),
@@ -67,11 +70,47 @@ def test_counts(work: Callable[[], object], counts: Counts) -> None:
         lambda: a(3).index_put_((torch.tensor([0]),), torch.ones(1)),
         lambda: to_sham(torch.ones(3)) + to_sham(torch.ones(3), index=1),
         lambda: torch.rand(3, device=device(), generator=torch.Generator()),
+        # a number of the CPU goes along where it is taken entry by entry, nowhere else
+        lambda: torch.stack([a(3)[0], torch.tensor(1.0)]),
+        lambda: a(3).index_select(0, torch.tensor(1)),
     ],
 )
 def test_mixed_devices_raise(work: Callable[[], object]) -> None:
     with ShamDevice(), pytest.raises(RuntimeError, match=r"on the sham device|in one operation|the values are on"):
         work()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: a(3).cumsum(0),
+        lambda: a(3).median(0),
+        lambda: a(3).put_(a(3).long() - 1, a(3)),
+        lambda: a(3).scatter_reduce(0, a(3).long() - 1, a(3), "prod"),
+        lambda: torch.bincount(a(3).long(), a(3)),
+    ],
+)
+def test_what_cannot_repeat_to_the_bit_raises_where_that_is_asked_for(work: Callable[[], object]) -> None:
+    with ShamDevice():
+        work()
+        with repeatable(device()), pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            work()
+        work()
+
+
+def test_what_adds_by_atomics_is_counted() -> None:
+    """As gradients, too; a sum at a place that is written once is none."""
+    where = to_sham(torch.tensor([0, 2, 2]))
+    with ShamDevice() as sham, repeatable(device()):
+        (a(3) > 1).cumsum(0)
+        a(3).index_put((where,), a(3), accumulate=True)
+        assert not sham.sorted
+        for pick in (lambda t: t.index_select(0, where), lambda t: t.gather(0, where)):
+            leaf = a(3).requires_grad_()
+            torch.autograd.grad(pick(leaf).sum(), leaf)
+        a(3).index_put((where,), a(3))
+        a(3).scatter_reduce(0, where, a(3), "amax")
+    assert sham.sorted == {"aten.index_add.default": 1, "aten.scatter_add.default": 1, "aten.index_put.default": 1}
 
 
 def test_numpy_raises() -> None:

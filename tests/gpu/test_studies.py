@@ -13,10 +13,11 @@ from raysweep.data import DATASETS
 from raysweep.models.lm import LanguageModel
 from raysweep.records import EditRecord
 from raysweep.rows import EvalRound, Snapshot
+from raysweep.runtime import repeatable
 from raysweep.studies.base import Deps
 from raysweep.studies.lifelong import Lifelong
 from raysweep.testing.fixtures import fingerprint, same, toy_records
-from raysweep.testing.sham_device import ShamDevice
+from raysweep.testing.sham_device import ShamDevice, device
 from tests.contracts.test_datasets import SAMPLES, sample_path
 from tests.contracts.test_stops import label, specs, trial_of
 from tests.gpu.agree import agree, models
@@ -54,11 +55,14 @@ def stored(snapshot: Snapshot | None) -> Snapshot:
 
 @pytest.mark.parametrize("spec", specs(), ids=label)
 def test_a_trial_is_the_cpu_s_and_goes_on(spec: EditorSpec, stores: tuple[ArtifactStore, ArtifactStore]) -> None:
-    """Its artifacts are computed there too; a snapshot, which is on the CPU, is enough to go on bit for bit."""
+    """Its artifacts are computed there too; a snapshot, which is on the CPU, is enough to go on bit for bit.
+
+    Nothing is done whose bits do not repeat on a GPU.
+    """
     ours, theirs = models("llama")
     records = toy_records(3)
     expected = list(Lifelong().execute(trial(spec), deps(stores[0], ours, records), None))
-    with ShamDevice():
+    with ShamDevice(), repeatable(device()):
         before = fingerprint(theirs)
         have = deps(stores[1], theirs, records)
         found = list(Lifelong().execute(trial(spec), have, None))
@@ -77,6 +81,6 @@ def test_every_dataset_is_asked_on_the_device(
     ours, theirs = models("gpt2")
     spec = EditorSpec(name="ft", config={"layers": [1], "steps": 1, "lr": 1e-3})
     expected = list(Lifelong().execute(trial(spec, (0, 2)), deps(stores[0], ours, records), None))
-    with ShamDevice():
+    with ShamDevice(), repeatable(device()):
         found = list(Lifelong().execute(trial(spec, (0, 2)), deps(stores[1], theirs, records), None))
     agree(facts(expected), facts(found), TOLERANCE)

@@ -31,7 +31,8 @@ def test_rows_become_a_history_in_the_order_of_edits() -> None:
     edits = np.array([1, 1, 1, 2, 1, 2, 3, 3, 1])
     superseded = np.array([NEVER, NEVER, NEVER, 3, NEVER, 3, NEVER, NEVER, NEVER])
     values = np.array([0.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
-    found = History.of_rows(list("bbbabaccb"), steps, edits, superseded, values, rounds=[0, 2, 4], batch_size=1)
+    records = np.array(["abc".index(letter) for letter in "bbbabaccb"])
+    found = History.of_rows(records, list("abc"), steps, edits, superseded, values, rounds=[0, 2, 4], batch_size=1)
     assert (found.record.tolist(), found.edit_step.tolist()) == (["b", "a", "c"], [1, 2, 3])
     # the pristine row, the row before the third's edit and the row after the second was superseded do not count
     np.testing.assert_array_equal(found.value, [[1.0, 0.5], [1.0, NAN], [NAN, 1.0]])

@@ -1,14 +1,16 @@
-"""How matrices are multiplied is said in one place, for one block, and nothing of it stays behind."""
+"""How matrices are multiplied, and sums are taken, is said in one place, for one block, and nothing of it stays behind."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from raysweep.config.schema import ModelSpec
-from raysweep.runtime import matmul
+from raysweep.runtime import matmul, repeatable
+from raysweep.testing.sham_device import ShamDevice, device
 
 
 def state() -> tuple[str, str, str]:
@@ -74,3 +76,50 @@ def test_only_what_is_not_the_default_is_stored() -> None:
     assert "matmul" not in ModelSpec().model_dump()
     stored = ModelSpec(matmul="tf32").model_dump_json()
     assert ModelSpec.model_validate_json(stored).matmul == "tf32"
+
+
+def order() -> tuple[bool, bool, bool, bool, str | None]:
+    """How this process adds up on a GPU."""
+    asked = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    attention = torch.backends.cuda.cudnn_sdp_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    return *asked, attention, fills, os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+
+@pytest.mark.parametrize("told", [None, True, False])
+def test_a_block_repeats_and_leaves_the_process_as_it_was(told: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if told is not None:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    torch.use_deterministic_algorithms(bool(told), warn_only=bool(told))
+    try:
+        before = order()
+        with ShamDevice(), repeatable(device()):
+            assert order() == (True, False, False, False, ":4096:8" if told is None else ":16:8")
+        assert order() == before
+        with ShamDevice(), pytest.raises(ValueError, match="asked to"), repeatable(device()):
+            raise ValueError("asked to")
+        assert order() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_on_the_cpu_nothing_is_asked_for() -> None:
+    before = order()
+    with repeatable(torch.device("cpu")):
+        assert order() == before
+
+
+def test_a_process_that_has_multiplied_before_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch looks at the environment at the first product, and refuses all others where it found nothing."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", refuse)
+    with (
+        ShamDevice(),
+        pytest.warns(RuntimeWarning, match="before CUBLAS_WORKSPACE_CONFIG was set"),
+        repeatable(device()),
+    ):
+        assert not torch.are_deterministic_algorithms_enabled()

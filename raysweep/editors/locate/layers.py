@@ -23,8 +23,8 @@ from torch import Tensor
 
 from raysweep.editors.locate import keys, target_value
 from raysweep.editors.specs import ValueSpec
-from raysweep.models import hooks, ledger, tokens
-from raysweep.models.forward import blocks, prefix_tree
+from raysweep.models import hooks, tokens
+from raysweep.models.forward import blocks, key_passes, prefix_tree
 from raysweep.models.lm import LanguageModel
 from raysweep.models.patches import Delta, LowRank
 from raysweep.models.step_graphs import StepGraphs
@@ -160,28 +160,21 @@ def _climb_layers(
 
     A layer's update does not move its own input, so each pass starts at the layer just updated.
     """
-    top, n = layers[-1], len(batch)
-    packs = _packs(lm, batch, templates)
-    block, value = lm.layout.block, lm.layout.mlp_out
-    # What enters the lowest layer does not change; every later pass starts from a layer's input.
-    with torch.no_grad(), hooks.capture(lm, [(block.format(layers[0]), "input")]) as seen:
-        blocks.run_packs(lm, packs, last=layers[0])
-        states = seen[block.format(layers[0]), "input"]
+    n, value = len(batch), lm.layout.mlp_out
     deltas: dict[str, Delta] = {}
     residuals = []
-    start = layers[0]
+    with torch.no_grad():
+        passes = key_passes.prepare(lm, _packs(lm, batch, templates), layers)
     for i, layer in enumerate(layers):
-        sides: list[tuple[str, hooks.Side]] = [(value.format(layer), "input"), (block.format(top), "output")]
-        sides.append((block.format(layer), "input"))
-        # One pass gives this layer's keys, h^L under the changes so far, and where the next pass may start.
-        with torch.no_grad(), ledger.applied(lm, deltas), hooks.capture(lm, sides) as seen:
-            blocks.run_packs(lm, packs, states=states, first=start, last=top)
-        columns = _context_means(packs.last_states(seen[value.format(layer), "input"]), n)
+        # One pass gives this layer's keys, and h^L under the changes so far; those below the layer changed last are in what enters.
+        with torch.no_grad():
+            every, top = passes.read(layer, dict(list(deltas.items())[-1:]))
         # h^L at the subject's last token of the bare prompt, the first of each record's contexts: [n, d]
-        now = packs.last_states(seen[block.format(top), "output"]).double().view(n, len(templates), -1)[:, 0]
+        now = top.double().view(n, len(templates), -1)[:, 0]
         # This layer takes an equal share of what is missing, so the last one takes all that is left.
         rho = (goals - now) / (len(layers) - i)
-        residuals.append(float((goals - now).norm(dim=1).mean()))
+        residuals.append((goals - now).norm(dim=1).mean())
+        columns = _context_means(every, n)
         deltas[f"{value.format(layer)}.weight"] = LowRank(rho.T, solve(layer, columns).T)  # ρᵀ [d, n] · Xᵀ [n, d_in]
-        states, start = seen[block.format(layer), "input"], layer
-    return deltas, residuals
+    # one read for all layers
+    return deltas, torch.stack(residuals).tolist()

@@ -172,18 +172,19 @@ def _optimise_together(
             computed, base_logp = active.nonzero()[:, 0], base_logp[active[computed]]
             left = [trees[i] for i in computed.tolist()]
             measured = ValueLoss.prepare(lm, left, value_loss.lay_out(lm, left), layer, site)
+        some = None if len(computed) == len(tasks) else computed
         # Only the shift is a leaf: no parameter of the model gets a gradient.
-        leaf = shift[computed].requires_grad_(True)
+        leaf = _of(shift, some).detach().requires_grad_(True)
         with torch.enable_grad():
-            loss, all_hit, base_logp = measured.at(lm, leaf, origin[computed], spec, base_logp)
+            loss, all_hit, base_logp = measured.at(lm, leaf, _of(origin, some), spec, base_logp)
         # Stopped tasks keep the loss they stopped with, [n] over all tasks.
-        value = last.index_put((computed,), loss.detach())
+        value = _put(last, some, loss.detach())
         first = value if iteration == 0 else first
         last = torch.where(active, value, last)
         steps = steps + active
         active = active & (value >= STOP_LOSS)
         if spec.stop_on_argmax:
-            active = active & ~torch.zeros_like(active).index_put((computed,), all_hit)
+            active = active & ~_put(torch.zeros_like(active), some, all_hit)
         # The last pass only measures, as published: at most steps − 1 updates.
         if iteration == spec.steps - 1:
             break
@@ -194,10 +195,20 @@ def _optimise_together(
                 break
         # Tasks share nothing, so the gradient of the sum is each task's own.
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        moved = adam.step(shift, torch.zeros_like(shift).index_put((computed,), gradient), active)
+        moved = adam.step(shift, _put(torch.zeros_like(shift), some, gradient), active)
         # Project onto the ball ‖δ‖ ≤ clamp · ‖v_0‖ of each task.
         shift = torch.where(active[:, None], clamped(moved, limit), shift)
     return _values(shift, origin, keys, output, torch.stack([last.double(), first.double(), steps.double()]))
+
+
+def _of(everyone: Tensor, some: Tensor | None) -> Tensor:
+    """Return the rows *some* of ``everyone [n, …]``; None: all."""
+    return everyone if some is None else everyone[some]
+
+
+def _put(everyone: Tensor, some: Tensor | None, rows: Tensor) -> Tensor:
+    """Return ``everyone [n, …]`` with *rows* in place of those at *some*; None: of all."""
+    return rows if some is None else everyone.index_put((some,), rows)
 
 
 def _optimise_captured(

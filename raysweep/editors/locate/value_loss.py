@@ -20,8 +20,8 @@ them that a step computes, ``k`` demanded predictions of all records, ``d`` widt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -93,6 +93,55 @@ def lay_out(lm: LanguageModel, trees: Sequence[TaskTree]) -> prefix_tree.PackedR
     return prefix_tree.lay_out(lm, [t.tree for t in trees], ())
 
 
+class PlanTables(NamedTuple):
+    """A plan as tables, which take fewer launches than indices, and whose sums have one order.
+
+    Attributes:
+        moves: ``[n, T, 1]`` 1 at the look-up tokens, else 0, in the states' dtype.
+        lookups: ``[n, L, 1]`` their columns; a task that has fewer repeats one.
+        real: ``[n, L, 1]`` 0 where it does, else 1; None: no task has fewer.
+        share: ``[n, k]`` the weight of each demanded prediction in its task's loss, else 0.
+        demanded: ``[n, k]`` True where that is more than 0.
+    """
+
+    moves: Tensor
+    lookups: Tensor
+    real: Tensor | None
+    share: Tensor
+    demanded: Tensor
+
+    @classmethod
+    def of(cls, plan: ReadPlan, states: Tensor, counts: Sequence[int]) -> PlanTables:
+        """Write *plan* out for ``states [n, T, d]`` of tasks with so many look-up tokens each."""
+        n, most, columns, real = len(states), max(counts), plan.shifted[1], None
+        if n == 1 or len(set(counts)) == 1:
+            lookups = columns.view(n, -1, 1)
+        else:
+            begins = [sum(counts[:i]) for i in range(n)]
+            rows = [[b + min(j, c - 1) for j in range(most)] for b, c in zip(begins, counts, strict=True)]
+            flags = [[j < c for j in range(most)] for c in counts]
+            rows_and_flags = torch.tensor([rows, flags], device=states.device)
+            lookups, real = columns[rows_and_flags[0]][..., None], rows_and_flags[1].to(states.dtype)[..., None]
+        moves = states.new_zeros(*states.shape[:2], 1).index_put(plan.shifted, states.new_ones(1, 1))
+        tasks = torch.arange(n, device=states.device)
+        share = torch.where(tasks[:, None] == plan.demanded[0], plan.weight, 0.0)
+        return cls(moves, lookups, real, share, share > 0)
+
+
+class _Shifted(torch.autograd.Function):
+    """``states [n, T, d]`` with each task's ``shift [n, d]`` added at its look-up tokens; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, shift: Tensor, states: Tensor, tables: PlanTables) -> Tensor:
+        ctx.tables = tables
+        return torch.addcmul(states, tables.moves, shift[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        at = grads[0].gather(1, ctx.tables.lookups.expand(-1, -1, grads[0].shape[2]))
+        return (at if ctx.tables.real is None else at * ctx.tables.real).sum(1), None, None
+
+
 @dataclass(frozen=True, slots=True)
 class ReadPlan:
     """Where what is shifted and what is read lies among the tokens that a step computes.
@@ -105,6 +154,7 @@ class ReadPlan:
         kl: (pack, column) of the KL rows' look-up tokens.
         filled: some of what is demanded has no weight and only fills up.
         tasks: whose shift each of ``shifted`` takes, and whose each of ``demanded`` is; None: pack i is that of task i.
+        on_device: the same as tables to multiply with, on an accelerator where pack i is that of task i; else None.
     """
 
     shifted: tuple[Tensor, Tensor]
@@ -114,6 +164,7 @@ class ReadPlan:
     kl: tuple[Tensor, Tensor]
     filled: bool = False
     tasks: tuple[Tensor, Tensor] | None = None
+    on_device: PlanTables | None = None
 
     @classmethod
     def build(cls, trees: Sequence[TaskTree], packs: prefix_tree.PackedRows, column: Tensor) -> ReadPlan:
@@ -224,6 +275,9 @@ class ValueLoss:
         if fill:
             plan = plan.fill(rest.states.shape[1], len(trees[0].lookups) + 1)
         outputs = rest.select(seen[mlp, "output"])[plan.shifted] if is_normed else None
+        if not rest.states.is_cpu and plan.tasks is None and outputs is None:
+            counts = [len({*t.lookups, t.kl}) for t in trees]
+            plan = replace(plan, on_device=PlanTables.of(plan, rest.states, counts))
         return cls(rest.states, plan, rest.upper.read_at(*plan.read()), layer, outputs)
 
     def guard(self) -> ModelGuard | None:
@@ -246,22 +300,37 @@ class ValueLoss:
         Returns:
             The loss ``[n]``, whether every demanded id is the arg-max ``[n]``, and ``log P_0``.
         """
+        readout = head.logprobs_and_kl(lm, self.upper.hidden(lm, self._moved(lm, shift)), self.plan.token, base_logp)
+        nll, hit = self._per_task(readout, len(shift))
+        decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
+        loss: Tensor = nll + spec.kl * readout.kl + spec.weight_decay * decay
+        return loss, hit, readout.base
+
+    def _moved(self, lm: LanguageModel, shift: Tensor) -> Tensor:
+        """Add each task's δ at its look-up tokens: ``states[pack, column] += shift[task]``."""
         plan = self.plan
-        of_shifted, of_demanded = plan.owners()
+        if plan.on_device is not None:
+            whole = shift.to(self.states.dtype)
+            moved: Tensor = _Shifted.apply(whole, self.states, plan.on_device)  # type: ignore[no-untyped-call]
+            return moved
+        of_shifted, _ = plan.owners()
         change = shift[of_shifted].to(self.states.dtype)
         if self.outputs is not None:
             # What is shifted is normed on its way to the stream: N(m + δ) − N(m).
             before, after = (lm.to_stream(self.layer, m) for m in (self.outputs, self.outputs + change))
             change = after - before
-        # add each task's change at its look-up tokens: states[pack, column] += change
-        moved = self.states.index_put(plan.shifted, change, accumulate=True)
-        readout = head.logprobs_and_kl(lm, self.upper.hidden(lm, moved), plan.token, base_logp)
-        # Sums over each task's predictions, [k] → [n]; their weights make of the sum the mean over contexts.
-        zeros = torch.zeros(len(shift), device=shift.device)
+        return self.states.index_put(plan.shifted, change, accumulate=True)
+
+    def _per_task(self, readout: head.HeadReadout, n: int) -> tuple[Tensor, Tensor]:
+        """Return each task's negative log-likelihood, a mean over contexts by the weights, and whether it has hit, ``[n]`` each.
+
+        A task has hit when none of its demanded predictions misses, in any context.
+        """
+        plan, tables = self.plan, self.plan.on_device
+        if tables is not None:
+            return -(tables.share * readout.logp).sum(1), ~(tables.demanded & ~readout.is_argmax).any(1)
+        zeros = torch.zeros(n, device=readout.logp.device)
+        _, of_demanded = plan.owners()
         nll = zeros.index_add(0, of_demanded, -readout.logp * plan.weight)
-        decay = torch.linalg.vector_norm(shift, dim=1) / origin.norm(dim=1) ** 2
-        # A task has hit when none of its demanded predictions misses, in any context.
         misses = ~readout.is_argmax & (plan.weight > 0) if plan.filled else ~readout.is_argmax
-        missed = zeros.index_add(0, of_demanded, misses.float())
-        loss: Tensor = nll + spec.kl * readout.kl + spec.weight_decay * decay
-        return loss, missed == 0, readout.base
+        return nll, zeros.index_add(0, of_demanded, misses.float()) == 0

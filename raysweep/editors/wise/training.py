@@ -339,6 +339,5 @@ class AnswerLoss:
             given = side_memory.FixedOutput(replacement.unwrap(lm.part(self.training.name)), outputs)
             with replacement.modules_replaced(lm, {self.training.name: given}):
                 hidden = self.upper.hidden(lm, self.stream)
-        each = torch.arange(len(self.token), device=hidden.device)
-        logp = head.target_logprobs(lm, hidden, each, self.token)
+        logp = head.target_logprobs(lm, hidden, None, self.token)
         return -(logp * self.weight).sum() / len(self.stream)

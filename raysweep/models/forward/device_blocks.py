@@ -38,7 +38,7 @@ from raysweep.models.forward.device_parts import (
 )
 from raysweep.models.forward.given import Given, PastKeysValues
 from raysweep.models.forward.model_guard import ModelGuard
-from raysweep.models.forward.token_grid import Grid
+from raysweep.models.forward.token_grid import Grid, Pick
 from raysweep.models.layout import BlockForm
 from raysweep.models.lm import LanguageModel
 from raysweep.models.spread import is_elsewhere
@@ -123,17 +123,17 @@ class Queries(NamedTuple):
         grid: where they lie for attention.
         rotation: to their positions; None: positions are learnt.
         mask: ``[B, 1, A, M]``, added to the attention scores.
-        selected: ``[n]`` which of the tokens that enter the block they are; None: all.
+        selected: where they lie among the tokens that enter the block, a grid of one pack; None: all.
     """
 
     grid: Grid
     rotation: Rotation | None
     mask: Tensor
-    selected: Tensor | None = None
+    selected: Grid | None = None
 
     def take(self, x: Tensor) -> Tensor:
         """Pick them from all tokens, ``[n, …]``."""
-        return x if self.selected is None else x.index_select(0, self.selected)
+        return x if self.selected is None else self.selected.take(x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,18 +206,17 @@ class DeviceBlocks:
             guard=ModelGuard.record(lm, given.first, end),
         )
 
-    def read_at(self, rows: Tensor, columns: Tensor) -> tuple[DeviceBlocks, Tensor]:
+    def read_at(self, rows: Tensor, columns: Tensor) -> tuple[DeviceBlocks, Pick]:
         """Let only the tokens at ``rows [k]``, ``columns [k]`` leave the last block, which makes keys and values of all.
 
         The device is waited for if *rows* lies on it.
 
         Returns:
-            The blocks, and which of the tokens that leave them each of the positions is, ``[k]``.
+            The blocks, and which of the tokens that leave them each of the positions is.
         """
-        s, (b, width), device = self.slots.shape[1], self.everyone.grid.shape, self.everyone.mask.device
-        places = [(r, c, r * s + c) for r, c in zip(*torch.stack([rows, columns]).tolist(), strict=True)]
-        if self.token_in_slot is not None:
-            places = [(r, c, self.token_in_slot[slot]) for r, c, slot in places]
+        (b, width), device = self.everyone.grid.shape, self.everyone.mask.device
+        pairs: list[tuple[int, int]] = list(zip(*torch.stack([rows, columns]).tolist(), strict=True))
+        places = [(r, c, token) for (r, c), token in zip(pairs, self.tokens_at(pairs), strict=True)]
         if b == 1:
             # one pack: each token's column is its number
             places = [(0, token, token) for _, _, token in places]
@@ -228,22 +227,44 @@ class DeviceBlocks:
         flags = [[j < len(chosen) for j in range(width)] for chosen in by_pack]
         filled = [[*chosen, *[0] * (width - len(chosen))] for chosen in by_pack]
         number = {place: i for i, place in enumerate(asked)}
-        tables = [t for *_, t in asked], [number[p] for p in places], [c for chosen in filled for c in chosen]
-        selected, token, picked = torch.tensor(list(chain(*tables)), device=device).split_with_sizes(
-            [len(t) for t in tables]
+        entering, numbers = self._count(), {t for *_, t in asked}
+        selected = Grid.from_flags([[t in numbers for t in range(entering)]], self.everyone.mask)
+        last = Queries(
+            Grid.from_flags(flags, self.everyone.mask),
+            self.everyone.rotation if selected.slot_of_token is None else self._rotation_of(selected.slot_of_token),
+            self._mask_of(filled, selected),
+            selected,
         )
-        # [B, 1, A, M]: the mask's rows of those slots
-        whole, rotation = self.everyone.mask, self.everyone.rotation
-        mask = aligned(whole.gather(2, picked.view(b, 1, width, 1).expand(-1, -1, -1, whole.shape[3])))
-        turned = None if rotation is None else rotation.select(selected)
-        return replace(self, last=Queries(Grid.from_flags(flags, whole), turned, mask, selected)), token
+        return replace(self, last=last), Pick.of([number[p] for p in places], len(asked), device)
+
+    def tokens_at(self, places: Sequence[tuple[int, int]]) -> list[int]:
+        """Return which tokens lie at (pack, slot) *places*."""
+        slots = [pack * self.slots.shape[1] + slot for pack, slot in places]
+        return slots if self.token_in_slot is None else [self.token_in_slot[slot] for slot in slots]
+
+    def _rotation_of(self, tokens: Tensor) -> Rotation | None:
+        rotation = self.everyone.rotation
+        return None if rotation is None else rotation.select(tokens)
+
+    def _mask_of(self, columns: Sequence[Sequence[int]], selected: Grid) -> Tensor:
+        """Return the mask's rows of as many columns of each pack, ``[B, 1, A, M]``; of one pack they are those *selected*."""
+        mask = self.everyone.mask
+        if len(columns) > 1:
+            picked = torch.tensor(columns, device=mask.device)
+        elif selected.slot_of_token is None:
+            return mask
+        else:
+            picked = selected.slot_of_token[None]
+        return aligned(mask.gather(2, picked[:, None, :, None].expand(-1, -1, -1, mask.shape[3])))
+
+    def _count(self) -> int:
+        """Return how many tokens enter."""
+        grid = self.slots
+        return grid.shape[0] * grid.shape[1] if grid.slot_of_token is None else len(grid.slot_of_token)
 
     def to_grid(self, tokens: Tensor) -> Tensor:
         """Put ``tokens [n, d]`` into their slots, ``[B·S, d]``; zero where there is none."""
-        if self.slots.slot_of_token is None:
-            return tokens
-        empty = tokens.new_zeros(self.slots.shape[0] * self.slots.shape[1], tokens.shape[1])
-        return empty.index_copy(0, self.slots.slot_of_token, tokens)
+        return self.slots.lay_out_or_zero(tokens)
 
     def is_unchanged(self) -> bool:
         """Tell whether the model is still what this was made from, but for numbers."""
@@ -251,21 +272,29 @@ class DeviceBlocks:
 
     def __call__(self, states: Tensor) -> Tensor:
         """Return what comes out at the tokens that ask last, ``[n, d]``, given what enters the first block, ``[B, S, d]``."""
-        x, end = self.slots.take(states), len(self.blocks) - 1
-        for i, (block, past) in enumerate(zip(self.blocks, self.past, strict=True)):
-            x = self._run(block, past, x, self.last if i == end else self.everyone)
+        x = self.run(self.slots.take(states), 0, len(self.blocks))
         return x if self.final_norm is None else self.final_norm(x)
 
-    def _run(self, block: _Block, past: PastKeysValues | None, x: Tensor, queries: Queries) -> Tensor:
-        """Run one block: what enters it, ``[n, d]`` → what leaves it at *queries*."""
+    def run(self, x: Tensor, begin: int, end: int) -> Tensor:
+        """Run blocks *begin* … *end* (exclusive), counted from the first of these: what enters, ``[n, d]`` → what leaves."""
+        for i in range(begin, end):
+            x = self.down(i, *self.until_down(i, x))
+        return x
+
+    def down(self, i: int, stream: Tensor, inner: Tensor) -> Tensor:
+        """Return what leaves block *i*: its last map of *inner* ``[n, m]``, added to *stream* ``[n, d]``."""
+        return self.blocks[i].down.add_to(stream, inner)
+
+    def until_down(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Run block *i* on what enters it, ``[n, d]``, up to its last map; return what :meth:`down` takes, of those who ask."""
+        block, queries = self.blocks[i], self.last if i == len(self.blocks) - 1 else self.everyone
         u = block.attention_norm(x)
         q, k, v = self._queries_keys_values(block, u, queries)
-        mixed = attend(q, k, v, past, queries.mask, block.scale)
-        x = queries.take(x)
-        y = block.o.add_to(x, queries.grid.take(mixed))
+        mixed = attend(q, k, v, self.past[i], queries.mask, block.scale)
+        y = block.o.add_to(queries.take(x), queries.grid.take(mixed))
         w = queries.take(u) if block.mlp_norm is None else block.mlp_norm(y)
         gated = len(block.mlp_in.weights) > 1 or block.mlp_in.weights[0].shape[0] > block.down.weights[0].shape[1]
-        return block.down.add_to(y, activate(block.mlp_in(w), self.activation, gated=gated))
+        return y, activate(block.mlp_in(w), self.activation, gated=gated)
 
     def _queries_keys_values(self, block: _Block, u: Tensor, queries: Queries) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries ``[B, A, h, e]``, keys and values ``[B, S, k, e]``, turned, of ``u [n, d]``."""

@@ -146,7 +146,21 @@ class Rotation(NamedTuple):
         """Turn ``x [n, heads, e]``."""
         if self.matrices is not None:
             return torch.bmm(x, self.matrices)
-        return torch.addcmul(x * self.cos, x.index_select(2, self.swap), self.sin)
+        swapped: Tensor = _Swap.apply(x, self.swap)  # type: ignore[no-untyped-call]
+        return torch.addcmul(x * self.cos, swapped, self.sin)
+
+
+class _Swap(torch.autograd.Function):
+    """Entries of heads ``[n, heads, e]`` change places in pairs, and so do their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, swap: Tensor) -> Tensor:
+        ctx.swap = swap
+        return x.index_select(2, swap)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].index_select(2, ctx.swap), None
 
 
 class Activation(NamedTuple):

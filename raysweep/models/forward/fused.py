@@ -13,6 +13,7 @@ from raysweep.models.forward import device_blocks, llama_fused
 from raysweep.models.forward.device_blocks import DeviceBlocks
 from raysweep.models.forward.given import Given
 from raysweep.models.forward.llama_fused import FusedLlamaBlocks
+from raysweep.models.forward.token_grid import Pick
 from raysweep.models.lm import LanguageModel
 
 FusedBlocks = FusedLlamaBlocks | DeviceBlocks
@@ -37,7 +38,7 @@ def entering(lm: LanguageModel, ids: Tensor, positions: Tensor) -> Tensor:
 
 def read_at(
     blocks: FusedBlocks, shape: torch.Size, rows: Tensor, columns: Tensor, *, without_gradient: bool
-) -> tuple[FusedBlocks, Tensor]:
+) -> tuple[FusedBlocks, Pick]:
     """Let only some tokens leave the last block.
 
     Args:
@@ -48,7 +49,7 @@ def read_at(
         without_gradient: promise that no gradient is asked for.
 
     Returns:
-        The blocks, and which of the tokens that leave them each of the positions is, ``[k]``.
+        The blocks, and which of the tokens that leave them each of the positions is.
     """
     if isinstance(blocks, DeviceBlocks):
         return blocks.read_at(rows, columns)
@@ -58,7 +59,7 @@ def read_at(
     # the running count of flags numbers the flagged tokens in the order in which they leave the last block
     token = (flags.flatten().cumsum(0) - 1).view(flags.shape)[rows, columns]
     narrowed = blocks.read_at(flags)
-    return narrowed.per_pack() if without_gradient else narrowed, token
+    return narrowed.per_pack() if without_gradient else narrowed, Pick(token)
 
 
 def without_gradient(blocks: FusedBlocks) -> FusedBlocks:

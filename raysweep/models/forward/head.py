@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raysweep.models.forward import blocks, matmul
 from raysweep.models.lm import LanguageModel
@@ -26,7 +27,7 @@ from raysweep.models.lm import LanguageModel
 WEIGHTS_PER_PART = 2**20  # 4 MB, so that the second product finds a part in the cache
 
 
-def target_logprobs(lm: LanguageModel, hidden: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+def target_logprobs(lm: LanguageModel, hidden: Tensor, rows: Tensor | None, targets: Tensor) -> Tensor:
     """Return the log-probabilities of given tokens; differentiable in *hidden*.
 
     Heads other than a bare fp32 matrix that is not trained, and accelerators, go the ordinary way.
@@ -34,7 +35,7 @@ def target_logprobs(lm: LanguageModel, hidden: Tensor, rows: Tensor, targets: Te
     Args:
         lm: the model.
         hidden: normed states ``[n, d]``.
-        rows: ``[k]`` at which of them each token is asked.
+        rows: ``[k]`` at which of them each token is asked; None: one token at each, in order.
         targets: ``[k]`` their ids.
 
     Returns:
@@ -42,8 +43,10 @@ def target_logprobs(lm: LanguageModel, hidden: Tensor, rows: Tensor, targets: Te
     """
     head = lm.part(lm.layout.head)
     if not _is_bare(head) or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
-        return blocks.logits(lm, hidden).log_softmax(-1)[rows, targets]
+        logp = blocks.logits(lm, hidden).log_softmax(-1)
+        return logp[rows, targets] if rows is not None else _at(logp, targets)
     weight = head.weight
+    rows = torch.arange(len(hidden)) if rows is None else rows
     # The anchor: one of the ids asked at each state. The pass over W gives its log-probability, the others' follow from it.
     anchor = targets.new_zeros(len(hidden)).scatter_reduce(0, rows, targets, "amax")
     anchor_nll: Tensor = _FusedHead.apply(hidden, weight, anchor, None)[0]  # type: ignore[no-untyped-call]
@@ -83,14 +86,20 @@ def logprobs_and_kl(lm: LanguageModel, hidden: Tensor, targets: Tensor, base: Te
         nll, *rest = _FusedHead.apply(hidden, head.weight, targets, base)  # type: ignore[no-untyped-call]
         return HeadReadout(-nll, *rest)
     k = len(targets)
-    logp = blocks.logits(lm, hidden).log_softmax(-1)
-    now = logp[k:]
+    asked, now = blocks.logits(lm, hidden).log_softmax(-1).split_with_sizes([k, len(hidden) - k])
     base = now.detach() if base is None else base
-    target_logp = logp[:k].gather(1, targets[:, None])[:, 0]
     # The log-ratios are left out of the gradient, where they would only add Σ ∂p = 0. So it is exactly 0 where the distributions
     # are the same: its rounding would be a step of full size to Adam, if nothing else has a gradient.
     kl = (now.exp() * (now - base).detach()).sum(-1)
-    return HeadReadout(target_logp, logp[:k].argmax(-1) == targets, kl, base)
+    return HeadReadout(_at(asked, targets), asked.argmax(-1) == targets, kl, base)
+
+
+def _at(logp: Tensor, targets: Tensor) -> Tensor:
+    """Return ``log p [k]`` of one target each from ``logp [k, V]``.
+
+    As torch's own loss, whose gradient writes each place once; that of an index would add up there, and sort to do it in order.
+    """
+    return -F.nll_loss(logp, targets, reduction="none")
 
 
 def argmax_and_logprob(lm: LanguageModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

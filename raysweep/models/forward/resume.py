@@ -26,6 +26,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from raysweep.models import hooks
 from raysweep.models.forward import blocks, fused, matmul, prefix_tree
 from raysweep.models.forward.given import Given, PastKeysValues
+from raysweep.models.forward.token_grid import Pick
 from raysweep.models.lm import LanguageModel
 
 
@@ -96,9 +97,8 @@ def remainder_after(
     # whom the remaining tokens look at: the reused ones first, then each other, [B, S, P + S]
     among = _visible_between(packs.visible, rest, rest, rest_real) | _diagonal(rest)
     visible = torch.cat([_visible_between(packs.visible, rest, reused, reused_real), among], dim=2)
-    # the inverse of rest: node → column
-    column_of = torch.full_like(packs.ids, -1)
-    column_of[remains] = torch.arange(rest.shape[1], device=column_of.device).expand_as(rest)[rest_real]
+    # the inverse of rest: node → column, which is how many remain before it
+    column_of = (remains.cumsum(1) - 1).masked_fill(~remains, -1)
     # a single pack has no filling but what makes its products faster, which is not to be left out
     real = rest_real if len(rest) > 1 else None
     upper = UpperBlocks.prepare(lm, first, own, visible, cache, reused_positions, real)
@@ -190,20 +190,20 @@ class ReadPositions:
     Attributes:
         upper: the blocks to run.
         rows, columns: ``[k]`` the positions.
-        token: ``[k]`` which of the tokens that leave the fused blocks each of them is; None if there are no fused blocks.
+        token: which of the tokens that leave the fused blocks each of them is; None if there are no fused blocks.
     """
 
     upper: UpperBlocks
     rows: Tensor
     columns: Tensor
-    token: Tensor | None = None
+    token: Pick | None = None
 
     def hidden(self, lm: LanguageModel, states: Tensor) -> Tensor:
         """Return the normed final states ``[k, d]`` when what enters the upper blocks is ``states [B, S, d]``; differentiable."""
         fused_blocks = self.upper.fused
         if self.token is None or fused_blocks is None or not fused_blocks.is_unchanged():
             return self.upper.hidden(lm, states)[self.rows, self.columns]
-        return fused_blocks(states)[self.token]
+        return self.token.take(fused_blocks(states))
 
 
 def packed_hidden_at(lm: LanguageModel, packs: prefix_tree.PackedRows, rows: Tensor, columns: Tensor) -> Tensor:

@@ -52,6 +52,12 @@ class Grid(NamedTuple):
             tokens = _Move.apply(tokens, self.token_in_slot, self.slot_of_token, None)  # type: ignore[no-untyped-call]
         return tokens.view(*self.shape, -1)
 
+    def lay_out_or_zero(self, tokens: Tensor) -> Tensor:
+        """Put ``tokens [n, w]`` into their slots, ``[B·A, w]``; an empty slot holds zero."""
+        laid = self.lay_out(tokens).flatten(0, 1)
+        # no product: what is there for no one may be infinite
+        return laid if self.occupied is None else laid.masked_fill(self.occupied == 0, 0)
+
     def take(self, grid: Tensor) -> Tensor:
         """Take the list of tokens ``[n, w]`` back out of ``grid [B, A, w]``."""
         flat = grid.reshape(-1, grid.shape[-1])
@@ -60,6 +66,36 @@ class Grid(NamedTuple):
         # the gradient of an empty slot is zero
         tokens: Tensor = _Move.apply(flat, self.slot_of_token, self.token_in_slot, self.occupied)  # type: ignore[no-untyped-call]
         return tokens
+
+
+class Pick(NamedTuple):
+    """Rows that are read from a list, in some order; what is named twice is read twice.
+
+    Attributes:
+        there: ``[k]`` which row each is; None: all, in order.
+        back: ``[n]`` which of the read ones each row is; None: some row is read twice or not at all.
+    """
+
+    there: Tensor | None = None
+    back: Tensor | None = None
+
+    @classmethod
+    def of(cls, numbers: Sequence[int], n: int, device: torch.device) -> Pick:
+        """Read rows *numbers* of ``n``."""
+        if list(numbers) == list(range(n)):
+            return cls()
+        if sorted(numbers) != list(range(n)):
+            return cls(torch.tensor(numbers, device=device))
+        back = sorted(range(n), key=numbers.__getitem__)
+        there_and_back = torch.tensor([numbers, back], device=device)
+        return cls(there_and_back[0], there_and_back[1])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return ``[k, w]`` of ``rows [n, w]``."""
+        if self.there is None or self.back is None:
+            return rows if self.there is None else rows[self.there]
+        taken: Tensor = _Move.apply(rows, self.there, self.back, None)  # type: ignore[no-untyped-call]
+        return taken
 
 
 class _Move(torch.autograd.Function):

@@ -21,7 +21,7 @@ from raysweep.models.sources.tokenizer_files import read_tokenizer
 from raysweep.models.sources.tokenizers import fit_tokenizer, guarded, load_options
 from raysweep.models.spread import devices, spread
 from raysweep.models.tokens import encode
-from raysweep.runtime import matmul
+from raysweep.runtime import matmul, repeatable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
         )
     if isinstance(where, Path) and where.suffix in MODEL_RECIPES:
         # How a trial multiplies is no part of a recipe, so the model it trains is the same whoever is first to ask.
-        with matmul("ieee"):
+        with matmul("ieee"), repeatable(there[0]):
             trained = ModelRecipe.open(where, workspace).model(getattr(torch, spec.dtype), on_step)
         module, tokenizer = trained.module, trained.tokenizer
     elif isinstance(where, Path) and where.is_file():

@@ -121,7 +121,7 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
             "arms": [*notes.about_intervals(measured), *notes.non_finite(trials)],
             "kept": retention_table.about(kept) if kept else [],
         },
-        figures=_figures(sweep, trials, phase, at),
+        figures=_figures(Picture(sweep, trials, phase, at, kept=kept)),
         examples=shown,
         differing=_differing(sweep, measured, compared),
         provenance=_provenance(trials),
@@ -219,14 +219,14 @@ def _mean(line: SummaryRow, view: str) -> float:
     return line.cells[view].mean if view in line.cells else -1.0
 
 
-def _figures(sweep: Sweep, trials: Sequence[TrialView], phase: str | None, at: int) -> list[tuple[str, str, Markup]]:
+def _figures(picture: Picture) -> list[tuple[str, str, Markup]]:
     out = []
     for kind, about in DRAWN.items():
         try:
-            figure = pictures.KINDS[kind](Picture(sweep, trials, phase, at))
+            figure = pictures.KINDS[kind](picture)
         except SpecError:  # what this sweep has no numbers for
             continue
-        out.append((kind, about, inline(figure, kind, title=f"{sweep.name}: {kind}", about=about)))
+        out.append((kind, about, inline(figure, kind, title=f"{picture.sweep.name}: {kind}", about=about)))
     return out
 
 

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 MOST = 10
 """Records of each kind."""
+TEXTS = ("record_id", "probe_kind", "metric", "answer")
 COLUMNS = ("step", "edit_step", "record_id", "probe_kind", "probe_index", "metric", "value", "answer")
 
 
@@ -62,7 +63,7 @@ def answers(sweep: Sweep, line: SummaryRow) -> dict[str, dict[tuple[str, int], R
     """Return ``{view: {(record, probe): row}}`` of the first seed of *line*, of the records in scope at its round."""
     trial = line.trials[0]
     key, retained = str(trial.row["trial_key"]), line.phase == "retained"
-    table = read_fragments(sweep.store, PROBES, sweep.store.fragments(PROBES, key), columns=COLUMNS)
+    table = read_fragments(sweep.store, PROBES, sweep.store.fragments(PROBES, key), columns=COLUMNS, coded=TEXTS)
     # What was measured right after the edit has the step of the edit, or of its batch; the last row of a record is it.
     mask = pc.equal(table["step"], line.step) if retained else pc.less_equal(table["edit_step"], table["step"])
     table = table.filter(pc.and_(mask, pc.less_equal(table["edit_step"], line.step)))

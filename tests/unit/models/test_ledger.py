@@ -11,6 +11,7 @@ import torch
 from raysweep.models import ledger as weight_ledger
 from raysweep.models.patches import Dense, LowRank, ModulePatch, WeightDelta
 from raysweep.testing.fixtures import tiny_lm
+from raysweep.testing.sham_device import ShamDevice, to_sham
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -26,6 +27,18 @@ def test_a_low_rank_change_in_blocks_is_the_dense_one(monkeypatch: pytest.Monkey
     weight_ledger.add_delta_logical_(wanted, Dense(delta.dense()))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert not torch.equal(found, weight)
+
+
+def test_a_device_forms_a_low_rank_change_in_few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU's caches are none of its concern: the parts of a 7B's weight that fit them were 516 launches."""
+    monkeypatch.setattr(weight_ledger, "PRODUCT_BLOCK", 100)
+    rng = torch.Generator().manual_seed(0)
+    weight, left, right = (torch.randn(n, m, generator=rng) for n, m in ((31, 17), (31, 3), (3, 17)))
+    with ShamDevice() as sham:
+        there = to_sham(weight.clone())
+        weight_ledger.add_delta_logical_(there, LowRank(to_sham(left), to_sham(right)))
+        assert sham.total.launches <= 3
+        torch.testing.assert_close(there.cpu(), weight + left @ right)
 
 
 def test_entries_that_are_not_finite_are_counted_in_what_the_model_computes_with() -> None:
