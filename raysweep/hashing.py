@@ -13,6 +13,9 @@ from pathlib import Path
 ADDED = {"added": True}
 """Metadata of a dataclass field that was added after values of the class had been hashed; it has a default."""
 
+UNHASHED = {"hashed": False}
+"""Metadata of a dataclass field that is in no hash of its class; whoever uses it covers it otherwise."""
+
 
 def canonical(value: object) -> object:
     """Return *value* as plain JSON data with one spelling per value.
@@ -43,7 +46,7 @@ def canonical(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         # A field that came later stands in no hash at its default, which is what earlier values had.
         present = (f for f in fields(value) if f.metadata != ADDED or getattr(value, f.name) != f.default)
-        return {f.name: canonical(getattr(value, f.name)) for f in present}
+        return {f.name: canonical(getattr(value, f.name)) for f in present if f.metadata != UNHASHED}
     raise TypeError(f"no canonical form for {type(value).__name__}: {value!r}")
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Literal
 
 from raysweep.errors import RecordError
-from raysweep.hashing import ADDED
+from raysweep.hashing import ADDED, UNHASHED
 
 
 class ProbeKind(StrEnum):
@@ -72,7 +72,8 @@ class EditRecord:
     ``subject`` is a part of ``prompt``, or empty where the dataset names none; editors that look it up need it exactly once
     (:func:`subject_error`). ``target`` is kept as the dataset has it (joining rules live in ``models/tokens.py``). ``unrelated``
     is text some editors need as a negative; empty if there is none. ``further`` facts are written in the same call of the editor,
-    as records of their own (:attr:`edits`).
+    as records of their own (:attr:`edits`). ``target_true`` is what was true before the edit, where the dataset says it; the
+    protocol ``memit_compat`` compares with it.
     """
 
     id: str
@@ -82,6 +83,8 @@ class EditRecord:
     probes: tuple[Probe, ...]
     unrelated: str = ""
     further: tuple[Fact, ...] = field(default=(), metadata=ADDED)
+    # only memit_compat reads it, whose trials hold the digest of the file: records read before have the hash they had
+    target_true: str = field(default="", metadata=UNHASHED)
 
     @property
     def edits(self) -> tuple[EditRecord, ...]:

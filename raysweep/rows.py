@@ -17,8 +17,8 @@ NON_FINITE_STAT = "non_finite/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeRow:
-    """One measured value: one (record, probe, metric) at one step.
+class ProbePlace:
+    """What was asked, of which trial and when: what rows about probes begin with.
 
     Attributes:
         trial_key: key of the trial.
@@ -29,11 +29,6 @@ class ProbeRow:
         probe_kind: efficacy, paraphrase, locality or portability.
         probe_name: tells probes of one kind apart (``novel``, ``same_subject``, ``hop2``).
         probe_index: position of the probe in its record.
-        metric: name of the metric.
-        value: its value; None = the probe had no scorable position; NaN = undefined, the logits were not finite.
-        n_tokens: answer positions compared.
-        prompt_digest: 16 hex digits over prompt and target.
-        answer: what the model answered at the compared positions (arg-max tokens, decoded).
     """
 
     trial_key: str
@@ -44,11 +39,90 @@ class ProbeRow:
     probe_kind: str
     probe_name: str
     probe_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeRow(ProbePlace):
+    """One measured value: one (record, probe, metric) at one step.
+
+    Attributes:
+        metric: name of the metric; with ``@`` and the protocol's label behind it where another protocol than the main asking
+            measured it.
+        value: its value; None = the probe had no scorable position; NaN = undefined, the logits were not finite.
+        n_tokens: answer positions compared, or tokens written.
+        prompt_digest: 16 hex digits over prompt and target.
+        answer: what the model answered at the compared positions (arg-max tokens, decoded), or what it wrote.
+    """
+
     metric: str
     value: float | None
     n_tokens: int
     prompt_digest: str
     answer: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRow(ProbePlace):
+    """One answer that the model wrote freely, under a protocol that lets it (docs/protocols.md).
+
+    Attributes:
+        protocol: the protocol's label, with its prompt and version.
+        prompt: the text that was sent.
+        target: the answer that was wanted.
+        raw: what was written under the published stop rule, decoded with special tokens.
+        stop: why it ended there: eos, string, length or non_finite.
+        n_tokens: how many tokens that is.
+        answer: ``raw`` cleaned as published.
+        affected: a full stop stands inside the target, so the published rule may cut even the right answer.
+        raw_whole: what was written where the target's own inner full stops end no answer; None where that is ``raw``.
+        normalised_match: 1 if ``answer`` is the target, both normalised, else 0; None of locality, or if logits were not finite.
+        whole_match: the same of the answer in ``raw_whole``.
+        same_answer: of locality, 1 if the unedited model's tokens were written, else 0.
+        margin: by how much the largest logit was above the second, at the least; None if none was finite.
+        near_tie: that is within rounding, so another batch size may have given another answer.
+    """
+
+    protocol: str
+    prompt: str
+    target: str
+    raw: str
+    stop: str
+    n_tokens: int
+    answer: str
+    affected: bool
+    raw_whole: str | None
+    normalised_match: float | None
+    whole_match: float | None
+    same_answer: float | None
+    margin: float | None
+    near_tie: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerdictRow(ProbePlace):
+    """What a judge said of one stored answer.
+
+    Attributes:
+        protocol: of the answer.
+        question: the probe's prompt as it was sent.
+        target: the answer that was wanted.
+        answer: the one that was judged, cleaned as published.
+        model: the judge.
+        prompt_hash: 16 hex digits over the judge's prompt.
+        verdict: 1 = it states the target, 0 = it does not; None = the judge gave no verdict.
+        text: what the judge replied.
+        error: why there is no verdict; None if there is one.
+    """
+
+    protocol: str
+    question: str
+    target: str
+    answer: str
+    model: str
+    prompt_hash: str
+    verdict: float | None
+    text: str
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +226,7 @@ class TrainingRow:
     value: float
 
 
-TableRow = ProbeRow | StatRow | TimingRow | BeliefRow | PointRow | TrainingRow
+TableRow = ProbeRow | AnswerRow | VerdictRow | StatRow | TimingRow | BeliefRow | PointRow | TrainingRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +269,7 @@ class EvalRound:
         points: the trial's PointRows, with its first round.
         training: its TrainingRows, with its first round.
         edited: the model that was measured; of the last round only, and only where ``protocol.keep`` asks for it.
+        answers: every AnswerRow since the last round; only where ``protocol.also`` names a protocol that lets a model write.
     """
 
     step: int
@@ -207,3 +282,4 @@ class EvalRound:
     points: Sequence[PointRow] = ()
     training: Sequence[TrainingRow] = ()
     edited: EditedModel | None = None
+    answers: Sequence[AnswerRow] = ()

@@ -22,7 +22,7 @@ def package_share() -> Path:
     return wheel if wheel.is_dir() else package.parent
 
 
-VARIABLES = ("RAYSWEEP_ROOT", "RAYSWEEP_STORAGE")
+VARIABLES = ("RAYSWEEP_ROOT", "RAYSWEEP_STORAGE", "RAYSWEEP_JUDGE_KEY")
 """Every environment variable that is read."""
 
 

@@ -9,8 +9,17 @@ import typer
 
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import tell
-from raysweep.cli.show import AllOption, FormatOption, Phase, PhaseOption, WideOption, report_left_out
+from raysweep.cli.show import (
+    AllOption,
+    FormatOption,
+    Phase,
+    PhaseOption,
+    ProtocolOption,
+    WideOption,
+    report_left_out,
+)
 from raysweep.errors import SpecError
+from raysweep.reports import asked
 from raysweep.reports.compare import caption, compared_entries, comparison_notes, rows, title
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.pairs import by_value, by_wrapper, of_one_protocol, to_one
@@ -47,12 +56,14 @@ def command(
     ] = False,
     everything: AllOption = False,
     wide: WideOption = False,
+    protocol: ProtocolOption = "",
 ) -> None:
     """Compare configurations with a reference: each difference is paired by record and seed, with its 95% interval.
 
     The reference is the first arm, or `--to ARM`. With `--by KEY` it is the same arm at the key's first value, or at the value
     that `--to` names. With `--pair wrap` it is the same editor, configured the same way, without its wrapper.
 
+    With `--protocol`, what another protocol made of the same probes is compared (docs/protocols.md).
     With `--against`, compare with published numbers: ours with its 95% interval, theirs, the difference.
 
     Example:
@@ -66,8 +77,12 @@ def command(
     workspace = workspace_of(ctx)
     plain, width = format_ in (Format.CSV, Format.JSON), terminal_width(wide=wide)
     opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
+    selection = asked.chosen(protocol, [sweep for sweep, _ in opened_sweeps])
+    asked.refuse_immediate(phase.value if phase else None, selection)
     below: str | None = None
     # Flags that would be ignored are refused: a table that looks like what was asked for misleads.
+    if against and selection:
+        raise SpecError("published numbers are of protocols of their own", hint="leave out --protocol")
     if against:
         _refuse_beside_published(idle=by == "arm" and not to and not pair and phase in (None, Phase.RETAINED))
         numbers = open_published(against, workspace)
@@ -78,14 +93,14 @@ def command(
     elif pair and (to or by != "arm"):
         raise SpecError("--pair wrap has its own references", hint="leave out --to and --by")
     else:
-        entries = compared_entries(opened_sweeps, by=by, phase=phase.value if phase else None, at=at)
+        entries = compared_entries(opened_sweeps, by=by, phase=phase.value if phase else None, at=at, asked=selection)
         pairs = by_wrapper(entries) if pair else to_one(entries, to) if by == "arm" else by_value(entries, by, to)
         pairs, foreign = of_one_protocol(entries, pairs)
         paper = format_ in (Format.MARKDOWN, Format.LATEX)
         about = [*foreign, *comparison_notes(opened_sweeps, pairs, by=by, pair=pair, paper=paper)]
         table = rows(pairs, plain=plain)
-        headline = title(pairs, by=by, to=to, pair=pair)
-        below = caption(pairs, headline) if paper else None
+        headline = title(pairs, by=by, to=to, pair=pair) + (f", {selection.text}" if selection else "")
+        below = caption(pairs, headline, under=selection.label if selection else "") if paper else None
     print(render(table, format_, title=headline, width=width, caption=below))
     tell(about, format_)
     report_left_out(*(sweep for sweep, _ in opened_sweeps))

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     MODELS = "models"
     STUDIES = "studies"
     METRICS = "metrics"
+    PROTOCOLS = "protocols"
     LAYOUTS = "layouts"
     SPACES = "spaces"
     PUBLISHED = "published"
@@ -109,6 +110,14 @@ def _metrics(workspace: Workspace) -> Rows:
     ] + _broken(faults, 4)
 
 
+def _protocols(workspace: Workspace) -> Rows:
+    protocols = lazy("raysweep.protocols").PROTOCOLS
+    return [
+        (p.id, str(p.version), ", ".join(p.prompts), ", ".join(n.name for n in p.scorers), p.about)
+        for p in protocols.values()
+    ]
+
+
 def _layouts(workspace: Workspace) -> Rows:
     registry: Registry[object] = lazy("raysweep.models.layout").LAYOUTS
     # Those that are shipped are not imported.
@@ -167,6 +176,7 @@ _TABLES: Mapping[Kind, tuple[Sequence[str], Callable[[Workspace], Rows]]] = {
     Kind.MODELS: (("name", "kind", "about"), _models),
     Kind.STUDIES: (("name", "version", "about"), _registry("raysweep.studies", "STUDIES", _version, _about)),
     Kind.METRICS: (("name", "version", "compares with", "better", "about"), _metrics),
+    Kind.PROTOCOLS: (("name", "version", "prompts", "numbers", "about"), _protocols),
     Kind.LAYOUTS: (("model_type", "file"), _layouts),
     Kind.SPACES: (("name", "question"), _spaces),
     Kind.PUBLISHED: (("name", "numbers", "paper", "table", "models", "data"), _published),

@@ -29,10 +29,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "validate": ("raysweep.cli.validate:command", "Check a search space; report every mistake at once."),
     "ls": (
         "raysweep.cli.ls:command",
-        "List editors, wrappers, datasets, models, studies, metrics, layouts, spaces, published numbers.",
+        "List editors, wrappers, datasets, models, studies, metrics, protocols, layouts, spaces, published numbers.",
     ),
     "show": ("raysweep.cli.show:command", "Show a sweep's results: arms × rounds."),
     "compare": ("raysweep.cli.compare:command", "Compare arms of one or several sweeps, or with published numbers."),
+    "judge": ("raysweep.cli.judge:command", "Let a language model judge the answers that a sweep has stored."),
     "retention": ("raysweep.cli.retention:command", "Show what each arm keeps, and for how long."),
     "report": ("raysweep.cli.report:command", "Write a sweep's report as one HTML page."),
     "plot": ("raysweep.cli.plot:command", "Draw one picture of a sweep: over edits, retention, survival, cost …"),

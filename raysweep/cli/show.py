@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say, tell
 from raysweep.errors import SpecError
 from raysweep.lazy import lazy
-from raysweep.reports import notes
+from raysweep.reports import asked, notes
 from raysweep.reports.fit import terminal_width
 from raysweep.reports.left_out import left_out
 from raysweep.reports.render import Format
@@ -31,6 +32,15 @@ AllOption = Annotated[
 ]
 WideOption = Annotated[
     bool, typer.Option("--wide", help="Every column and interval, however narrow the terminal (csv, json … always).")
+]
+
+ProtocolOption = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        metavar="ID[:PROMPT][+NUMBER]",
+        help="Of protocol.also, such as wild-mirage:qa_inst or localft+whole_match.",
+    ),
 ]
 
 
@@ -73,10 +83,12 @@ def command(
     ppl: Annotated[bool, typer.Option("--ppl", help="Perplexity columns too (csv and json always have them).")] = False,
     everything: AllOption = False,
     wide: WideOption = False,
+    protocol: ProtocolOption = "",
 ) -> None:
     """Show Rel, Gen, Loc, Port, Avg and Geo of each arm at each round, with 95% intervals, n, seeds, status and time.
 
     Round 0 is the unedited model. A time "+ … shared" was spent once, on what the trials of an edit group share.
+    With `--protocol`, Rel, Gen and Loc are what another protocol made of the same probes (docs/protocols.md).
     Arms have the names of the latest `raysweep run`. Trials whose files are damaged are named and have no numbers; the exit
     code is 3 then.
 
@@ -84,6 +96,7 @@ def command(
 
         raysweep show demo
         raysweep show demo --at -1 --format markdown --plot demo.png
+        raysweep show demo --protocol wild-mirage+whole_match
         raysweep show lambda_units --plot lambda.png --over wrap.simie.lam
     """
     # Refused rather than ignored, as it changes nothing that is printed.
@@ -92,16 +105,22 @@ def command(
     workspace = workspace_of(ctx)
     results = open_results(sweep, workspace, everything=everything)
     chosen = phase.value if phase else None
-    trials = trial_views(results)
+    selection = asked.chosen(protocol, [results])
+    asked.refuse_immediate(chosen, selection)
+    trials = trial_views(results, partial(asked.renamed, sweep=results, selection=selection) if selection else None)
     lines = rows_with_gaps(trials, phase=chosen, by=by.value, at=at)
+    if selection:
+        lines = asked.with_harmonic(lines, selection)
     if over:
         # For its error alone: a key that nothing sweeps is refused before the table is printed.
         swept_values(trials, over)
-    print(table(results, trials, lines, phase=chosen, how=format_, ppl=ppl, width=terminal_width(wide=wide)))
+    under, width = selection.text if selection else "", terminal_width(wide=wide)
+    print(table(results, trials, lines, phase=chosen, how=format_, ppl=ppl, width=width, asked=under))
     missing = notes.missing_rounds(lines) if at is not None else []
     passed_over = left_out(results.trials().to_pylist())
     intervals = notes.about_intervals(lines, ppl=ppl)
-    below = [*notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(results)]
+    answers = asked.notes(results, selection) if selection else []
+    below = [*answers, *notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(results)]
     tell(below, format_)
     if plot is not None:
         pictures, style = lazy("raysweep.reports.plot"), lazy("raysweep.reports.plot_style")

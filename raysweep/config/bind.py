@@ -20,6 +20,7 @@ from raysweep.config.selection import Selection
 from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import ModelError, Problem
 from raysweep.metrics import metric_of
+from raysweep.protocols import PROTOCOLS
 from raysweep.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -98,6 +99,9 @@ class Binder:
             versions=self._versions(editor, model or ModelSpec(), chosen.name, study, protocol) if editor else {},
             environment=dict(self.components.environment),
         )
+        if protocol.also:
+            self._check_further(protocol, study, chosen, sections["protocol"])
+            sound = sound and len(self.problems) == before
         fits = self._check_study(trial, chosen.size or limits.LARGEST, study, sections)
         return trial if sound and fits else None
 
@@ -192,6 +196,27 @@ class Binder:
             hint = f"resources.gpu: {model.devices} gives a trial as many GPUs"
             self._lookups.note(place, f"{asked}, but resources.gpu = {gpu if gpu == 'auto' else f'{gpu:g}'}", hint)
 
+    def _check_further(self, protocol: ProtocolSpec, study: type[Study], data: DataSpec, merged: MergedTree) -> None:
+        """Note protocols that the study does not ask, or that compare with what the data do not have."""
+        place, have = merged.place(("also",)), self.components
+        # Ignored, it would stand in the key of trials that measure nothing by it.
+        if not study.asks_further:
+            able = [name for name in have.studies.names() if have.studies.get(name).asks_further]
+            hint = f"leave it out, or study: {', '.join(able)}"
+            self._lookups.note(place, f"study '{self.sweep.study}' asks no further protocols (protocol.also)", hint)
+        # With data.prompt: chat every question is a turn already, and would be wrapped once more.
+        for one in (one for one in protocol.also if data.prompt == "chat" and one.prompt in ("qa_inst", "chat")):
+            message = (
+                f"protocol.also: {one.label} puts a text around questions, which data.prompt: chat has done already"
+            )
+            self._lookups.note(place, message, f"ask {one.id} with its prompt question-only, or data.prompt: plain")
+        gives = {name for name in have.datasets.names() if getattr(have.datasets.get(name), "gives_true", False)}
+        for one in (one for one in protocol.also if PROTOCOLS[one.id].needs_true and data.name not in gives):
+            message = (
+                f"protocol.also: {one.id} compares with what was true before, which dataset '{data.name}' does not give"
+            )
+            self._lookups.note(place, message, f"datasets that do: {', '.join(sorted(gives))}")
+
     def _longest(self, data: DataSpec) -> tuple[int, str]:
         """Return the most tokens that a text of the chosen records may have, and the record."""
         dataset = self.components.datasets.get(data.name)()
@@ -216,6 +241,7 @@ class Binder:
             f"study/{self.sweep.study}": study,
             "protocol": ProtocolSpec,
             **{f"metric/{name}": metric_of(name) for name in protocol.metrics},
+            **{f"protocol/{one.id}": PROTOCOLS[one.id] for one in protocol.also},
         }
         # An artifact's version is part of a key only where something in the trial may ask for such an artifact.
         kinds = {kind for component in named.values() for kind in getattr(component, "artifact_kinds", ())}

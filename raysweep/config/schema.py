@@ -30,9 +30,10 @@ from raysweep.config.values import NonNegative as NonNegative
 from raysweep.config.values import Positive as Positive
 from raysweep.config.values import Spec as Spec
 from raysweep.config.values import Threads as Threads
-from raysweep.errors import NameUnknownError
+from raysweep.errors import NameUnknownError, nearest
 from raysweep.hashing import digest
 from raysweep.metrics import DEFAULT_METRICS, in_table_order, metric_of
+from raysweep.protocols import PROTOCOLS
 from raysweep.records import ProbeKind
 
 
@@ -116,6 +117,45 @@ class DataSpec(Spec):
         return {key: value for key, value in tree.items() if key not in added}
 
 
+class AlsoSpec(Spec):
+    """A protocol that is asked at the rounds beside the main asking (docs/protocols.md); a text stands for its ``id``.
+
+    Attributes:
+        id: its name, such as ``wild-mirage``.
+        prompt: by what a question is surrounded; empty = the protocol's default.
+    """
+
+    id: str
+    prompt: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_full(cls, written: object) -> object:
+        """Return what was *written* with its prompt named, so that the default and its name are the same key."""
+        tree = {"id": written} if isinstance(written, str) else written
+        if not isinstance(tree, Mapping) or tree.get("prompt") or tree.get("id") not in PROTOCOLS:
+            return tree
+        return {**tree, "prompt": next(iter(PROTOCOLS[tree["id"]].prompts), "")}
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> AlsoSpec:
+        if info.context == STORED:
+            return self  # results of a protocol that this installation does not have are shown all the same
+        if self.id not in PROTOCOLS:
+            hint = "that is protocol.asking" if self.id == "teacher_forced" else nearest(self.id, PROTOCOLS)
+            raise ValueError(f"unknown protocol '{self.id}'; {hint}")
+        prompts = PROTOCOLS[self.id].prompts
+        if self.prompt and self.prompt not in prompts:
+            raise ValueError(f"protocol {self.id} has no prompt '{self.prompt}'; {nearest(self.prompt, prompts)}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """How numbers of it are marked."""
+        known = PROTOCOLS.get(self.id)
+        return known.label(self.prompt) if known is not None else f"{self.id}:{self.prompt}"
+
+
 class ProtocolSpec(GrownSpec):
     """When and what to measure.
 
@@ -133,10 +173,12 @@ class ProtocolSpec(GrownSpec):
         measured_by: of an imported trial (``raysweep import``), the program and protocol that its values are of; it cannot be set.
         keep: what stays of a finished trial: its ``results``; or ``edited`` = also the edited tensors, for ``raysweep export`` and
             ``raysweep ask``. It moves no number, so it is in no key.
+        also: protocols asked at the rounds beside ``asking`` (docs/protocols.md), such as
+            ``[wild-mirage, {id: wild-mirage, prompt: qa_inst}, localft]``; their numbers are marked by protocol and version.
     """
 
     version: ClassVar[int] = 1
-    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by", "keep"})
+    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by", "keep", "also"})
 
     batch_size: Count = 1
     rounds: tuple[Natural, ...] = (0,)
@@ -153,6 +195,7 @@ class ProtocolSpec(GrownSpec):
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_METRICS
     measured_by: str = ""
     keep: Literal["results", "edited"] = "results"
+    also: tuple[AlsoSpec, ...] = ()
 
     @field_validator("metrics")
     @classmethod
@@ -168,6 +211,15 @@ class ProtocolSpec(GrownSpec):
         if len(set(names)) < len(names):
             raise ValueError(f"a metric is named twice: {', '.join(names)}")
         return in_table_order(names)
+
+    @field_validator("also")
+    @classmethod
+    def _each_once(cls, protocols: tuple[AlsoSpec, ...]) -> tuple[AlsoSpec, ...]:
+        """Return *protocols* in the order of their labels, so that the same set is the same key."""
+        labels = [one.label for one in protocols]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"a protocol is named twice: {', '.join(labels)}")
+        return tuple(sorted(protocols, key=lambda one: one.label))
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> ProtocolSpec:

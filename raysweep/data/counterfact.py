@@ -10,7 +10,9 @@ from raysweep.records import EditRecord, Probe, ProbeKind
 
 _ORIGINAL = "requested_rewrite"
 _LOCALITY = ("locality_prompt", "locality_ground_truth")
-_FLAT = Columns(prompt="prompt", target="target_new", rephrase="rephrase_prompt", locality=_LOCALITY)
+_FLAT = Columns(
+    prompt="prompt", target="target_new", rephrase="rephrase_prompt", locality=_LOCALITY, true="ground_truth"
+)
 _FILES = ("counterfact-edit", "counterfact", "multi_counterfact")
 
 
@@ -23,6 +25,7 @@ class Counterfact(JsonDataset):
 
     name: ClassVar[str] = "counterfact"
     version: ClassVar[int] = 1
+    gives_true: ClassVar[bool] = True
     about: ClassVar[str] = "CounterFact completions (SimIE/EasyEdit JSON, or the original ROME/MEMIT JSON)"
     places: ClassVar[tuple[str, ...]] = tuple(f"counterfact/{file}.json" for file in _FILES)
     required: ClassVar[tuple[frozenset[str], ...]] = (
@@ -47,4 +50,4 @@ def _original(row: Row, uid: str) -> EditRecord:
     # Neighbours are other subjects with the same true object; what counts is that the answer stays what it was.
     for number, text in enumerate(texts(row, "neighborhood_prompts")):
         probes.append(Probe(kind=ProbeKind.LOCALITY, prompt=text, target=true, against="base", name=str(number)))
-    return EditRecord(id=uid, subject=subject, prompt=prompt, target=target, probes=tuple(probes))
+    return EditRecord(id=uid, subject=subject, prompt=prompt, target=target, probes=tuple(probes), target_true=true)

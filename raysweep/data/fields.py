@@ -157,6 +157,7 @@ class Columns:
         rephrase: the prompt in other words; empty = there are none.
         locality: a question about something else, and its answer.
         subject: the part of the prompt that the fact is about.
+        true: what was true before the edit; empty = the dataset does not say it.
     """
 
     prompt: str
@@ -164,14 +165,17 @@ class Columns:
     rephrase: str = "rephrase"
     locality: tuple[str, str] = ("loc", "loc_ans")
     subject: str = "subject"
+    true: str = ""
 
     def record(self, row: Row, uid: str, *further: Probe) -> EditRecord:
         """Return the record of *row* with the probes of its fields and the *further* ones."""
         prompt, target = field(row, self.prompt), field(row, self.target)
         reworded = optional(row, self.rephrase) if self.rephrase else ""
         probes = standard_probes(prompt, target, reworded, locality_probe(row, *self.locality))
-        subject = optional(row, self.subject)
-        return EditRecord(id=uid, subject=subject, prompt=prompt, target=target, probes=(*probes, *further))
+        subject, true = optional(row, self.subject), optional(row, self.true) if self.true else ""
+        return EditRecord(
+            id=uid, subject=subject, prompt=prompt, target=target, probes=(*probes, *further), target_true=true
+        )
 
 
 def follows(row: Row, name: str, question: Sequence[str], answer: Sequence[str]) -> Iterator[Probe]:

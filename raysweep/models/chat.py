@@ -63,8 +63,8 @@ class ChatTemplate:
                 f"data.prompt: chat, but the tokenizer of model '{model}' has no chat template", hint=_HINT
             )
         try:
-            whole = _filled(tokenizer, _MARK)
-            texts = [_filled(tokenizer, text) for text in _BATTERY]
+            whole = filled(tokenizer, _MARK)
+            texts = [filled(tokenizer, text) for text in _BATTERY]
         except Exception as error:  # a template is a program of the model's author
             raise ModelError(f"the chat template of model '{model}' fails: {error}", hint=_HINT) from error
         if whole.count(_MARK) != 1:
@@ -82,7 +82,7 @@ class ChatTemplate:
         Raises:
             ModelError: of this text the template makes a turn that begins otherwise, so nobody knows where contexts go.
         """
-        turn = _filled(self.tokenizer, text).removeprefix(self.bos)
+        turn = filled(self.tokenizer, text).removeprefix(self.bos)
         if not turn.startswith(self.head):
             raise ModelError(
                 f"the chat template begins otherwise for {text!r}: {turn[:80]!r}, not {self.head!r}", hint=_HINT
@@ -104,8 +104,9 @@ def _clock() -> str:
     )
 
 
-def _filled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    filled: str = tokenizer.apply_chat_template(
+def filled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return what the chat template of *tokenizer* makes of a user's *text*, BOS included, up to where the answer begins."""
+    turn: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": text}],
         chat_template=_clock() + tokenizer.get_chat_template(),
         tokenize=False,
@@ -113,7 +114,7 @@ def _filled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
         enable_thinking=False,
         date_string=TODAY.strftime("%d %b %Y"),
     )
-    return filled
+    return turn
 
 
 def _doubled(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int], text: str) -> str:

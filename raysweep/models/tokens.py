@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raysweep.errors import ModelError
+from raysweep.models import chat
 from raysweep.models.lm import LanguageModel
 
 
@@ -25,6 +27,23 @@ def encode_alone(lm: LanguageModel, text: str) -> list[int]:
     """Return ``enc-(text)``: no special tokens."""
     ids: list[int] = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
     return list(ids)
+
+
+def as_chat(lm: LanguageModel, question: str) -> str:
+    """Return *question* as the one message of a user in the tokenizer's own chat template, up to where the answer begins.
+
+    The template writes special tokens out, BOS too, so the text is encoded without more (:func:`encode_alone`). Its clock stands
+    still, and a model that thinks first is told not to.
+
+    Raises:
+        ModelError: the tokenizer has no such template.
+    """
+    if not lm.tokenizer.chat_template:
+        raise ModelError(
+            "the tokenizer has no chat template, so nothing can be asked as a chat",
+            hint="use an instruction-tuned model, or another prompt of the protocol",
+        )
+    return chat.filled(lm.tokenizer, question)
 
 
 def decode(lm: LanguageModel, ids: Sequence[int]) -> str:

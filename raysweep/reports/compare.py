@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from raysweep.errors import SpecError, nearest
+from raysweep.protocols import Selection
 from raysweep.reports import notes
+from raysweep.reports.asked import renamed
 from raysweep.reports.evidence import LEADING, evidence, of_pairs
 from raysweep.reports.pairs import Entry, Pair, contents, first_measured
 from raysweep.reports.prose import counted
@@ -48,13 +51,20 @@ def compared_rows(
     return [entry.line for entry in compared_entries(opened, by=by, phase=phase, at=at)]
 
 
-def compared_entries(sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str | None, at: int) -> list[Entry]:
-    """Return what :func:`compared` does of opened *sweeps* with their prefixes, each line with its trial's content."""
+def compared_entries(
+    sweeps: Sequence[tuple[Sweep, str]], *, by: str, phase: str | None, at: int, asked: Selection | None = None
+) -> list[Entry]:
+    """Return what :func:`compared` does of opened *sweeps* with their prefixes, each line with its trial's content.
+
+    *asked* names the protocol whose numbers are compared; None = the main asking's.
+    """
     configurations: list[tuple[str, str, Sequence[TrialView]]] = []
     known: set[str] = set()
     content: dict[str, dict[str, dict[str, object]]] = {}
     for sweep, prefix in sweeps:
-        trials = trial_views(sweep)  # before the rows, which then are there without another look at the files
+        trials = trial_views(
+            sweep, partial(renamed, sweep=sweep, selection=asked) if asked else None
+        )  # before the rows, which then are there without another look at the files
         content[prefix] = contents(sweep)
         # All keys are collected, for the hint below, before arms without the key are passed over.
         for label, members in groups(trials):
@@ -146,8 +156,11 @@ def _difference(pair: Pair, view: str, verdict: Verdict | None) -> Difference | 
     return Difference(found.mean, found.se, found.n, found.low, found.high, shown)
 
 
-def caption(pairs: Sequence[Pair], headline: str) -> str:
-    """Return what stands with a table of *pairs* in a paper: the *headline*, n, seeds, protocol, version, what the marks mean."""
+def caption(pairs: Sequence[Pair], headline: str, *, under: str = "") -> str:
+    """Return what stands with a table of *pairs* in a paper: the *headline*, n, seeds, protocol, version, what the marks mean.
+
+    *under* is the protocol's label, where that is not the main asking.
+    """
     lines = [line for line in every_row(pairs) if line.trials]
     records, seeds = sorted({f"{x.n:,}" for x in lines}), sorted({str(len(x.trials)) for x in lines})
     rows = [trial.row for line in lines for trial in line.trials]
@@ -157,7 +170,7 @@ def caption(pairs: Sequence[Pair], headline: str) -> str:
     parts = [
         headline,
         f"n = {' or '.join(records)} records, seeds: {' or '.join(seeds)}",
-        f"protocol: {', '.join(asked)}",
+        f"protocol: {under or ', '.join(asked)}",
     ]
     parts += [f"raysweep {', '.join(versions)}", "bold: the highest mean"]
     if compared_pairs:

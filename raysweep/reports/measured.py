@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,8 +74,11 @@ class TrialView:
 
 
 @without_collection()
-def trial_views(sweep: Sweep) -> list[TrialView]:
+def trial_views(sweep: Sweep, chosen: Callable[[str, pa.Table], pa.Table] | None = None) -> list[TrialView]:
     """Return every trial of *sweep* as measured, once for each of its names, in the order of the plan.
+
+    *chosen* takes from the probes of the trial with a key those that are looked at; None = all, and only the main asking's have
+    views.
 
     Those that have not begun are among them, in the state ABSENT; so are those whose files are damaged, in that state and without
     numbers, with the reason in ``sweep.damaged``.
@@ -89,7 +92,8 @@ def trial_views(sweep: Sweep) -> list[TrialView]:
         waiting.clear()
 
     count = 0
-    for key, tables in _read_ahead(sweep):
+    for key, one in _read_ahead(sweep):
+        tables = one if chosen is None else replace(one, probes=chosen(key, one.probes))
         waiting[key], count = tables, count + len(tables.probes)
         # Many small trials are measured at once, which is quicker; of large ones the rows are let go of before the next.
         if count >= AT_ONCE:

@@ -24,15 +24,18 @@ def text(
 
 def table(
     sweep: Sweep, trials: Sequence[TrialView], rows_shown: Sequence[SummaryRow], *, phase: str | None, how: Format, ppl: bool,
-    width: int | None = None,
+    width: int | None = None, asked: str = "",
 ) -> str:  # fmt: skip
-    """Return the lines *rows_shown* of the *trials* of *sweep* as text; a table fits *width*, None = in full."""
+    """Return the lines *rows_shown* of the *trials* of *sweep* as text; a table fits *width*, None = in full.
+
+    *asked* says under which protocol, where that is not the main asking.
+    """
     if not any(line.trials for line in rows_shown):
         return f"{sweep.name}: {'no undamaged trial has a round' if sweep.damaged else 'nothing was measured yet'}"
     done = len({t.row["trial_key"] for t in trials if t.row["status"] == "DONE"})
     count = len({t.row["trial_key"] for t in trials})
     phases = phase or " and ".join(dict.fromkeys(t.phases[0] for t in trials))
-    title = f"{sweep.name}: {phases}, mean [95% interval]; {done} of {count} trials done"
+    title = f"{sweep.name}: {phases}, {asked + ', ' if asked else ''}mean [95% interval]; {done} of {count} trials done"
     if any(t.row["git_dirty"] for t in trials):
         title += "; code had uncommitted changes"
     return render(rows(rows_shown, plain=how in (Format.CSV, Format.JSON), ppl=ppl), how, title=title, width=width)

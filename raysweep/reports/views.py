@@ -22,7 +22,7 @@ from raysweep.reports.values import PARTS, Floats, stacked, stacked_differences
 from raysweep.rows import SHARED_PHASE_SUFFIX
 from raysweep.summarize import VIEWS, Estimate, pooled, pooled_expmean, pooled_geo, pooled_median
 
-MAIN_VIEWS = ("rel", "gen", "loc", "port", "port_any", "avg", "geo")
+MAIN_VIEWS = ("rel", "gen", "loc", "port", "port_any", "avg", "geo", "harmonic")
 EARLIER = "(earlier plan)"
 
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.errors import DamagedError
-from raysweep.results.schema import TableSchema, upgrade, version_of
+from raysweep.results.columns import TableSchema
+from raysweep.results.schema import upgrade, version_of
 from raysweep.results.store import ResultStore
 from raysweep.results.verified import damaged_error, read_as_written
 

@@ -1,142 +1,87 @@
-"""The Arrow schemas of every table, with meaning, unit and presence of each column: the source of ``docs/columns.md``.
-
-Rows become tables column by column, from dataclasses: ``pa.Table.from_pylist`` would drop unknown keys and accept
-missing values.
-"""
+"""The Arrow schemas of every table, with meaning, unit and presence of each column: the source of ``docs/columns.md``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 
-from raysweep.errors import DamagedError, NewerFormatError, StoreError
-from raysweep.rows import BeliefRow, PointRow, ProbeRow, StatRow, TableRow, TimingRow, TrainingRow
+from raysweep.errors import DamagedError, NewerFormatError
+from raysweep.results.columns import KEY as _KEY
+from raysweep.results.columns import VERSION_KEY, Column, TableSchema
+from raysweep.results.columns import text_column as _text
+from raysweep.rows import AnswerRow, BeliefRow, PointRow, ProbeRow, StatRow, TimingRow, TrainingRow, VerdictRow
 
-VERSION_KEY = b"raysweep.schema"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: its name, Arrow type, unit and meaning; ``presence`` says when it is null (empty = never)."""
-
-    name: str
-    type: pa.DataType
-    unit: str
-    doc: str
-    presence: str = ""
-
-    @property
-    def nullable(self) -> bool:
-        """Whether the column may hold nulls."""
-        return bool(self.presence)
-
-
-@dataclass(frozen=True, slots=True)
-class TableSchema:
-    """One table: its columns, the dataclass its rows come from, and the columns that fix the order of its rows."""
-
-    name: str
-    version: int
-    doc: str
-    row: type | None
-    columns: tuple[Column, ...]
-    order: tuple[str, ...] = ()
-
-    @property
-    def tag(self) -> str:
-        """``probes/1``, as stored in each file's metadata."""
-        return f"{self.name}/{self.version}"
-
-    @property
-    def arrow(self) -> pa.Schema:
-        """The Arrow schema, with its tag as metadata."""
-        parts = [pa.field(c.name, c.type, nullable=c.nullable) for c in self.columns]
-        return pa.schema(parts, metadata={VERSION_KEY: self.tag.encode()})
-
-    def build(self, rows: Sequence[TableRow]) -> pa.Table:
-        """Return *rows* as a table in the schema's row order.
-
-        Raises:
-            StoreError: a row of another class, a value of another type, or a null where none may be.
-        """
-        assert self.row is not None, self.name
-        if {f.name for f in fields(self.row)} != {c.name for c in self.columns}:
-            raise StoreError(f"table {self.tag} and {self.row.__name__} do not have the same fields")
-        wrong = {type(r).__name__ for r in rows if type(r) is not self.row}
-        if wrong:
-            raise StoreError(f"table {self.tag} is built from {self.row.__name__}, got {', '.join(sorted(wrong))}")
-        # The order is the schema's: the same rows are the same bytes, in whatever order they were measured.
-        ordered = sorted(rows, key=lambda r: tuple(_rank(getattr(r, name)) for name in self.order))
-        return pa.Table.from_arrays([self._convert(c, [getattr(r, c.name) for r in ordered]) for c in self.columns],
-                                    schema=self.arrow)  # fmt: skip
-
-    def _convert(self, column: Column, values: list[object]) -> pa.Array:
-        plain = _PLAIN[column.type]
-        # By exact type, since bool is an int in Python: True in a column of numbers is a mistake of whoever made the
-        # row.
-        kinds = {type(v) for v in values}
-        bad = [k.__name__ for k in kinds if not (k is type(None) or plain.accepts(k))]
-        if bad:
-            raise StoreError(f"{self.tag}.{column.name} holds {column.type}, got {', '.join(sorted(bad))}")
-        if type(None) in kinds and not column.nullable:
-            raise StoreError(f"{self.tag}.{column.name} may not be null")
-        # from_pandas would turn NaN into null; here NaN is a value that is undefined, null one that there is none of.
-        return pa.array([None if v is None else plain.make(v) for v in values], type=column.type, from_pandas=False)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plain:
-    accepts: Callable[[type], bool]
-    make: Callable[..., object]
-
-
-def _rank(value: object) -> tuple[bool, object]:
-    # Nulls first: None cannot be compared with a number.
-    return (value is not None, value if value is not None else 0)
-
-
-# What a column of each Arrow type takes, and what it becomes: an enum its value, an int among floats a float.
-_PLAIN: dict[pa.DataType, _Plain] = {
-    pa.string(): _Plain(lambda k: issubclass(k, str), lambda v: str(getattr(v, "value", v))),
-    pa.int64(): _Plain(lambda k: issubclass(k, int) and k is not bool, int),
-    pa.float64(): _Plain(lambda k: issubclass(k, int | float) and k is not bool, float),
-    pa.bool_(): _Plain(lambda k: k is bool, bool),
-}
-
-
-def _text(name: str, doc: str, presence: str = "") -> Column:
-    """Return a column of text, which has no unit."""
-    return Column(name, pa.string(), "", doc, presence)
-
-
-_KEY = Column(
-    "trial_key", pa.string(), "16 hex digits", "key of the trial: the hash of everything its numbers depend on"
-)
+# What rows about probes begin with, in both tables of them.
+_PLACE = (
+    _KEY,
+    Column("step", pa.int64(), "records", "records edited so far when this was measured; 0 = the unedited model"),
+    _text("record_id", "the record"),
+    Column("edit_step", pa.int64(), "records", "step at which the record was written (from 1)"),
+    Column("superseded_step", pa.int64(), "records",
+           "step at which a later record with its prompt and another target came", "null = never superseded"),
+    _text("probe_kind", "efficacy, paraphrase, locality or portability"),
+    _text("probe_name", "tells probes of one kind apart; empty if there is nothing to tell"),
+    Column("probe_index", pa.int64(), "", "position of the probe in its record, from 0"),
+)  # fmt: skip
+_PLACE_ORDER = ("step", "edit_step", "record_id", "probe_index", "probe_kind", "probe_name")
 
 PROBES = TableSchema(
     "probes", 1, "One measured value: one (record, probe, metric) at one step.", ProbeRow,
     (
-        _KEY,
-        Column("step", pa.int64(), "records", "records edited so far when this was measured; 0 = the unedited model"),
-        _text("record_id", "the record"),
-        Column("edit_step", pa.int64(), "records", "step at which the record was written (from 1)"),
-        Column("superseded_step", pa.int64(), "records",
-               "step at which a later record with its prompt and another target came", "null = never superseded"),
-        _text("probe_kind", "efficacy, paraphrase, locality or portability"),
-        _text("probe_name", "tells probes of one kind apart; empty if there is nothing to tell"),
-        Column("probe_index", pa.int64(), "", "position of the probe in its record, from 0"),
-        _text("metric", "what was computed, such as token_match, agreement or target_logprob"),
+        *_PLACE,
+        _text("metric", "what was computed, such as token_match, agreement or target_logprob; with @ and a protocol behind it, "
+              "such as normalised_match@wild-mirage:qa_inst/1, where that is not the main asking (docs/protocols.md)"),
         Column("value", pa.float64(), "of the metric",
                "the value; matches and agreements lie in 0..1; NaN = undefined, the logits were not finite",
                "null = the probe had no scorable position"),
-        Column("n_tokens", pa.int64(), "tokens", "answer positions compared"),
+        Column("n_tokens", pa.int64(), "tokens", "answer positions compared, or tokens written"),
         Column("prompt_digest", pa.string(), "16 hex digits", "hash of the probe's prompt and target"),
-        _text("answer", "the model's arg-max tokens at the compared positions, decoded"),
+        _text("answer", "the model's arg-max tokens at the compared positions, decoded, or what it wrote"),
     ),
-    ("step", "edit_step", "record_id", "probe_index", "probe_kind", "probe_name", "metric"),
+    (*_PLACE_ORDER, "metric"),
+)  # fmt: skip
+
+_UNSCORED = "null = of another kind of probe, or the logits were not finite"
+ANSWERS = TableSchema(
+    "answers", 1, "One answer that the model wrote freely, where `protocol.also` lets it (docs/protocols.md).", AnswerRow,
+    (
+        *_PLACE,
+        _text("protocol", "the protocol with its prompt and version, such as wild-mirage:qa_inst/1"),
+        _text("prompt", "the text that was sent"),
+        _text("target", "the answer that was wanted"),
+        _text("raw", "what was written under the published stop rule, decoded with special tokens"),
+        _text("stop", "why it ended there: eos, string, length or non_finite"),
+        Column("n_tokens", pa.int64(), "tokens", "how many tokens that is"),
+        _text("answer", "raw, cleaned as published"),
+        Column("affected", pa.bool_(), "", "a full stop stands inside the target: the published rule cuts even the right answer"),
+        _text("raw_whole", "what was written where the target's own inner full stops end no answer", "null = the same as raw"),
+        Column("normalised_match", pa.float64(), "0 or 1", "whether answer is the target, both normalised as for SQuAD", _UNSCORED),
+        Column("whole_match", pa.float64(), "0 or 1", "the same of what raw_whole is", _UNSCORED),
+        Column("same_answer", pa.float64(), "0 or 1", "of locality: whether the unedited model's tokens were written", _UNSCORED),
+        Column("margin", pa.float64(), "logits", "by how much the largest logit was above the second, at the least",
+               "null = none was finite"),
+        Column("near_tie", pa.bool_(), "", "the margin is within rounding: another batch size may have given another answer"),
+    ),
+    (*_PLACE_ORDER, "protocol"),
+)  # fmt: skip
+
+VERDICTS = TableSchema(
+    "verdicts", 1, "What a judge said of one stored answer (`raysweep judge`); beside the trials, in `_verdicts`.", VerdictRow,
+    (
+        *_PLACE,
+        _text("protocol", "of the answer"),
+        _text("question", "the probe's prompt as it was sent"),
+        _text("target", "the answer that was wanted"),
+        _text("answer", "the one that was judged, cleaned as published"),
+        _text("model", "the judge"),
+        Column("prompt_hash", pa.string(), "16 hex digits", "hash of the judge's prompt"),
+        Column("verdict", pa.float64(), "0 or 1", "whether the answer states the target", "null = the judge gave no verdict"),
+        _text("text", "what the judge replied"),
+        _text("error", "why there is no verdict", "null = there is one"),
+    ),
+    (*_PLACE_ORDER, "protocol"),
 )  # fmt: skip
 
 STATS = TableSchema(
@@ -260,7 +205,7 @@ TRAINING = TableSchema(
     ("row", "name"),
 )  # fmt: skip
 
-TABLES: tuple[TableSchema, ...] = (PROBES, STATS, TIMING, BELIEFS, POINTS, TRAINING, TRIALS)
+TABLES: tuple[TableSchema, ...] = (PROBES, ANSWERS, STATS, TIMING, BELIEFS, POINTS, TRAINING, TRIALS)
 
 # (table, version) → how to bring a table of that version to the next one; each comes with a golden file.
 UPGRADES: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {
@@ -310,7 +255,7 @@ def columns_markdown() -> str:
         "",
         'Every table is Parquet (zstd); its file metadata carries `raysweep.schema = "<table>/<version>"`.',
     ]
-    for table in TABLES:
+    for table in (*TABLES, VERDICTS):
         lines += [
             "",
             f"## {table.tag}",

@@ -12,8 +12,9 @@ from pyarrow import fs
 from raysweep.config.schema import TrialSpec
 from raysweep.config.space import Scalar
 from raysweep.errors import DamagedError, SnapshotError, StorageLostError, StoreError
+from raysweep.results.columns import TableSchema
 from raysweep.results.folder import Folder
-from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING, TableSchema
+from raysweep.results.schema import ANSWERS, BELIEFS, POINTS, PROBES, STATS, TIMING, TRAINING
 from raysweep.results.snapshots import GROUP_SNAPSHOTS, delete_unnamed_tensors, packed, read_snapshot, tensor_file
 from raysweep.results.state import ENDS, State, TrialStatus, checksum, missing_files, trial_state
 from raysweep.results.statefiles import (
@@ -131,7 +132,9 @@ class ResultStore:
         self._demand_begun(key)
         # One file of each of these per round, even if it has no rows: a reader tells a round that is not there by that.
         every_round: tuple[_Written, ...] = ((PROBES, result.rows), (STATS, result.stats), (TIMING, result.timing))
-        some: tuple[_Written, ...] = ((BELIEFS, result.beliefs), (POINTS, result.points), (TRAINING, result.training))
+        some: tuple[_Written, ...] = (
+            (ANSWERS, result.answers), (BELIEFS, result.beliefs), (POINTS, result.points), (TRAINING, result.training)
+        )  # fmt: skip
         for table, rows in (*every_round, *(pair for pair in some if pair[1])):
             self._write_rows(key, table, result.step, rows)
         return self.write_snapshot(key, result.snapshot, group=group, tensors=tensors) if result.snapshot else None

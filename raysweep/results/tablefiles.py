@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.errors import SnapshotError
+from raysweep.results.columns import TableSchema
 from raysweep.results.folder import Folder
-from raysweep.results.schema import TABLES, TableSchema
+from raysweep.results.schema import TABLES
 from raysweep.results.state import checksum
 from raysweep.results.statefiles import TableFile
 from raysweep.rows import TableRow

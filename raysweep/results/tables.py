@@ -16,12 +16,13 @@ from raysweep.config.schema import TrialSpec
 from raysweep.errors import DamagedError, NewerFormatError, StoreError, nearest
 from raysweep.hashing import digest
 from raysweep.lazy import without_collection
+from raysweep.results.columns import Column, TableSchema, inferred
 from raysweep.results.drivers import drivers_at_work
 from raysweep.results.finite import non_finite_step
 from raysweep.results.folder import Folder, each
 from raysweep.results.fragments import read_fragments
 from raysweep.results.index import LEAST, IndexedTrial, SweepIndex, stamps
-from raysweep.results.schema import BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS, TableSchema
+from raysweep.results.schema import ANSWERS, BELIEFS, POINTS, PROBES, STATS, TABLES, TIMING, TRAINING, TRIALS
 from raysweep.results.state import COLLAPSED, State, TrialRecord, examine
 from raysweep.results.statefiles import PlanFile, PlannedFile
 from raysweep.results.store import ResultStore
@@ -106,6 +107,10 @@ class Sweep:
     def probes(self) -> pa.Table:
         """Return every measured value (schema ``probes``)."""
         return self._table(PROBES)
+
+    def answers(self) -> pa.Table:
+        """Return what the model wrote freely (schema ``answers``; where ``protocol.also`` lets it)."""
+        return self._table(ANSWERS)
 
     def stats(self) -> pa.Table:
         """Return what the editors reported (schema ``editor_stats``)."""
@@ -225,11 +230,11 @@ def trials_table(names: Iterable[TrialName], contents: Mapping[str, Content]) ->
     # By content, not by time of writing: the same trials make the same file, byte for byte.
     order = sorted(range(len(rows)), key=lambda i: (rows[i]["arm"], rows[i]["trial_key"], rows[i]["point"]))
     rows, extras = [rows[i] for i in order], [extras[i] for i in order]
-    arrays = [_strict([r[c.name] for r in rows], c.type, c.name, c.nullable) for c in TRIALS.columns]
+    arrays = [_strict([r[c.name] for r in rows], c) for c in TRIALS.columns]
     parts = list(TRIALS.arrow)
     # A column per swept key and per resolved value of any trial; null for the trials that do not have it.
     for column in sorted({n for e in extras for n in e}):
-        array = _inferred([e.get(column) for e in extras])
+        array = inferred([e.get(column) for e in extras])
         arrays.append(array)
         parts.append(pa.field(column, array.type))
     return pa.Table.from_arrays(arrays, schema=pa.schema(parts, metadata=TRIALS.arrow.metadata))
@@ -306,22 +311,11 @@ def flatten(value: object, prefix: str) -> dict[str, object]:
     return scalars
 
 
-def _strict(values: list[object], kind: pa.DataType, name: str, nullable: bool) -> pa.Array:
-    array = pa.array(values, type=kind)
-    if array.null_count and not nullable:
-        raise StoreError(f"{TRIALS.tag}.{name} may not be null")
+def _strict(values: list[object], column: Column) -> pa.Array:
+    array = pa.array(values, type=column.type)
+    if array.null_count and not column.nullable:
+        raise StoreError(f"{TRIALS.tag}.{column.name} may not be null")
     return array
-
-
-def _inferred(values: list[object]) -> pa.Array:
-    """Return *values* in the one type they share, numbers as float64 if mixed, anything else as JSON text."""
-    kinds = {type(v) for v in values if v is not None}
-    # Arrow columns have one type, and a swept key may be an integer in one arm and a float in another.
-    if kinds == {int, float}:
-        values = [float(v) if isinstance(v, int | float) else None for v in values]
-    elif len(kinds) > 1:
-        values = [None if v is None else json.dumps(v) for v in values]
-    return pa.array(values, type=pa.string() if not kinds else None)
 
 
 def seconds_by_step(store: ResultStore, key: str) -> dict[int, float]:

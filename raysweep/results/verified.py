@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.errors import DamagedError
+from raysweep.results.columns import TableSchema
 from raysweep.results.folder import Folder
-from raysweep.results.schema import TIMING, TableSchema
+from raysweep.results.schema import TIMING
 from raysweep.results.state import State, checksum, read_files
 from raysweep.results.statefiles import SNAPSHOT, TIMES, DoneFile, SnapshotFile, TableFile, TimesFile, read_state
 

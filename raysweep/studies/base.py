@@ -136,6 +136,7 @@ class Study(ABC):
         metric: what its trials are ranked by where the search space names nothing; empty = ``avg`` of the first phase.
         takes_chat: it asks the prompts of its records, which may be turns of a chat (``data.prompt``).
         shares_edits: its trials may take their edits from one run over the records (:meth:`execute_group`).
+        asks_further: it asks the protocols of ``protocol.also``.
     """
 
     name: ClassVar[str]
@@ -145,6 +146,7 @@ class Study(ABC):
     metric: ClassVar[str] = ""
     takes_chat: ClassVar[bool] = False
     shares_edits: ClassVar[bool] = False
+    asks_further: ClassVar[bool] = False
 
     @classmethod
     def default_metric(cls) -> str:

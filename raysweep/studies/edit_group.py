@@ -6,20 +6,21 @@ comes out of one run, since λ enters only when the weights are reported. A tria
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from raysweep import __version__, pytree
 from raysweep.data.sampling import order
 from raysweep.lazy import lazy
-from raysweep.rows import NON_FINITE_STAT, EditedModel, EvalRound, ProbeRow, Snapshot, StatRow
+from raysweep.rows import NON_FINITE_STAT, EvalRound, Snapshot
 from raysweep.seeds import derive
 from raysweep.studies.base import CollapsedError, GroupMemberError, Progress
 from raysweep.studies.clock import Clock
+from raysweep.studies.further import FurtherAsking
+from raysweep.studies.group_member import GroupMember
 from raysweep.studies.kept import as_measured
 from raysweep.studies.measuring import Question, Questionnaire
 from raysweep.studies.prompts import prompted
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from raysweep import summarize
     from raysweep.artifacts import Artifact
     from raysweep.config.schema import TrialSpec
     from raysweep.editors import build
@@ -41,89 +41,10 @@ if TYPE_CHECKING:
     from raysweep.studies.base import Deps
 else:
     torch, build = lazy("torch"), lazy("raysweep.editors.build")
-    ledger, summarize = lazy("raysweep.models.ledger"), lazy("raysweep.summarize")
+    ledger = lazy("raysweep.models.ledger")
 
-_PROBE_COLUMNS = tuple(ProbeRow.__dataclass_fields__)
 # prefix of the edited weights among a snapshot's tensors
 _WEIGHTS = "weights/"
-
-
-@dataclass(slots=True)
-class GroupMember:
-    """One trial of a group: its own editor, for its view of the shared state, and what it has measured since its last round.
-
-    Attributes:
-        trial: it.
-        editor: built from its configuration.
-        measured_to: the step up to which its rounds are known; −1 = none are.
-        rows: measured since the last round.
-        immediate: rows about records right after their own edit, of the whole run: what the immediate summary needs.
-        undefined: whether any value that it measured is NaN: the logits were no finite numbers.
-        stats: numbers of the editor since the last round.
-        clock: what it spent since the last round.
-        edited: the model of its last round, where that is kept.
-    """
-
-    trial: TrialSpec
-    editor: AnyEditor
-    measured_to: int = -1
-    rows: list[ProbeRow] = field(default_factory=list)
-    immediate: list[ProbeRow] = field(default_factory=list)
-    undefined: bool = False
-    stats: list[StatRow] = field(default_factory=list)
-    clock: Clock = field(default_factory=Clock)
-    edited: EditedModel | None = None
-
-    def add_stats(self, step: int, stats: Mapping[str, float]) -> None:
-        """Add *stats* as rows of this trial."""
-        key = self.trial.key
-        self.stats += [StatRow(trial_key=key, step=step, name=n, value=float(v)) for n, v in sorted(stats.items())]
-
-    def add_rows(self, rows: Sequence[ProbeRow]) -> None:
-        """Add what was measured."""
-        batch_size = self.trial.protocol.batch_size
-        self.rows += rows
-        self.undefined = self.undefined or _any_undefined(rows)
-        # step 0 asks about records that are yet to be written, so it is nobody's immediate measurement
-        self.immediate += [r for r in rows if r.step and 0 <= r.step - r.edit_step < batch_size]
-
-    def resume_from(self, snapshot: Snapshot) -> None:
-        """Take over what was measured up to *snapshot*."""
-        self.measured_to = snapshot.step
-        self.immediate = [ProbeRow(**dict(zip(_PROBE_COLUMNS, row, strict=True))) for row in snapshot.meta["immediate"]]
-        self.undefined = _any_undefined(self.immediate)
-
-    def finish_round(
-        self, step: int, shared: Clock, tensors: Mapping[str, Tensor], meta: Mapping[str, object], *, alone: bool
-    ) -> EvalRound:
-        """Return the round of *step* with everything that has accumulated since the last one.
-
-        Args:
-            step: records edited so far.
-            shared: what the group spent together.
-            tensors, meta: of the snapshot, equal for all members.
-            alone: the group has no other member, so nothing is marked as shared.
-        """
-        key = self.trial.key
-        # As lists of values: a snapshot's metadata is JSON, and resume_from makes rows of them again.
-        immediate = [[getattr(row, name) for name in _PROBE_COLUMNS] for row in self.immediate]
-        snapshot = Snapshot(step=step, tensors=tensors, meta={**meta, "immediate": immediate})
-        own = {row.phase: row for row in self.clock.rows(key, step)}
-        together = {row.phase: row for row in shared.rows(key, step, shared=not alone)}
-        # by phase; what the group did together comes under another name where there are others to share it with
-        timing = {**together, **own}
-        measured = EvalRound(
-            step=step,
-            rows=tuple(self.rows),
-            stats=tuple(self.stats),
-            timing=tuple(timing[phase] for phase in sorted(timing)),
-            summary=summarize.summary(_columns([*self.immediate, *self.rows]), step, self.trial.protocol.batch_size),
-            # there is nothing to go on from before the first edit
-            snapshot=snapshot if step else None,
-            edited=self.edited,
-        )
-        self.rows, self.stats, self.clock = [], [], Clock()
-        return measured
 
 
 @dataclass(slots=True)
@@ -141,6 +62,7 @@ class EditGroup:
     ledger: ledger.Ledger
     proposals: ProposalSource
     questionnaire: Questionnaire
+    further: FurtherAsking
     clock: Clock
 
     @classmethod
@@ -161,6 +83,7 @@ class EditGroup:
         artifacts = needed_artifacts(editor, trial, lm, deps)
         clock.add("load", loaded - began, 1)
         clock.add("artifacts", perf_counter() - loaded, 1)
+        questionnaire = Questionnaire(trial, lm, records)
         return cls(
             members=members,
             deps=deps,
@@ -169,7 +92,8 @@ class EditGroup:
             artifacts=artifacts,
             ledger=ledger.Ledger(lm),
             proposals=ProposalSource(trial, deps, editor, lm, records, artifacts),
-            questionnaire=Questionnaire(trial, lm, records),
+            questionnaire=questionnaire,
+            further=FurtherAsking(questionnaire),
             clock=clock,
         )
 
@@ -243,6 +167,7 @@ class EditGroup:
                     self._viewed(member, state, step, at_round=True),
                 ):
                     member.add_rows(self.questionnaire.rows(member.trial.key, questions, step))
+                    member.add_further(step, self.further.measure(member.trial.key, questions, step))
                     self._observe(step)
                     non_finite = {f"{NON_FINITE_STAT}{n}": float(c) for n, c in self.ledger.non_finite().items()}
                     member.add_stats(step, non_finite)
@@ -262,10 +187,12 @@ class EditGroup:
             return
         first, *others = due
         with (self.clock if others else first.clock).measure("round", count):
-            first.add_rows(self.questionnaire.rows(first.trial.key, questions, 0))
+            rows = self.questionnaire.rows(first.trial.key, questions, 0)
+            further = self.further.measure(first.trial.key, questions, 0)
             self._observe(0)
-        for member in others:
-            member.add_rows([replace(row, trial_key=member.trial.key) for row in first.rows])
+        for member in due:
+            member.add_rows([replace(row, trial_key=member.trial.key) for row in rows])
+            member.add_further(0, further.of(member.trial.key))
 
     def _observe(self, step: int) -> None:
         if self.deps.observe is not None:
@@ -331,14 +258,3 @@ def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, dep
         records=lambda data: prompted(lm, deps.open_dataset(data), data, trial.model.name)[1],
         threads=trial.threads,
     )
-
-
-def _any_undefined(rows: Iterable[ProbeRow]) -> bool:
-    return any(row.value is not None and math.isnan(row.value) for row in rows)
-
-
-def _columns(rows: Sequence[ProbeRow]) -> dict[str, list[object]]:
-    """Return *rows* as columns, each question and metric of a step once."""
-    # Rows about the batch written last are immediate and of the round at once, and so come twice.
-    unique = {(r.step, r.record_id, r.probe_index, r.metric): r for r in rows}
-    return {name: [getattr(r, name) for r in unique.values()] for name in _PROBE_COLUMNS}

@@ -41,6 +41,7 @@ class Lifelong(Study):
     artifact_kinds: ClassVar[tuple[str, ...]] = ("answers",)
     takes_chat: ClassVar[bool] = True
     shares_edits: ClassVar[bool] = True
+    asks_further: ClassVar[bool] = True
 
     def check(self, trial: TrialSpec, available: int) -> list[Problem]:
         """Return what does not fit: too few records, rounds beyond the run."""
@@ -96,6 +97,7 @@ def _run(group: EditGroup, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[st
     questions = questionnaire.baseline_questions()
     with group.clock.measure("base", len(questions)):
         questionnaire.ask_baseline(questions, group.deps.artifacts)
+        group.further.ask_baseline(questions, group.deps.artifacts)
     size = questionnaire.size
     # Log how often the tokenizer splits a question or a subject elsewhere than the published rule assumes (quirk Q3).
     boundaries.report(group.lm, group.records[:size], [q.probe for q in questionnaire.questions(range(size))])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysweep.hashing import text_digest
 from raysweep.lazy import lazy
@@ -184,7 +184,7 @@ def probe_rows(
     """
     rows, computed = [], [metric_of(name) for name in metrics]
     for question, score in zip(questions, scores, strict=True):
-        probe = question.probe
+        probe, place = question.probe, columns_of(key, step, question, superseded)
         # () where the unedited model was not asked: only metrics that need "base" look there.
         base = unedited.get(question.place, ())
         answer = Answer(
@@ -196,22 +196,34 @@ def probe_rows(
                 continue
             rows.append(
                 ProbeRow(
-                    trial_key=key,
-                    step=step,
-                    record_id=question.record.id,
-                    edit_step=question.position + 1,
-                    superseded_step=superseded.get(question.position),
-                    probe_kind=str(probe.kind),
-                    probe_name=probe.name,
-                    probe_index=question.probe_index,
+                    **place,
                     metric=metric.name,
                     value=metric(answer),
                     n_tokens=len(score.labels),
-                    prompt_digest=text_digest(f"{probe.prompt}\x1f{probe.target}"),
+                    prompt_digest=prompt_digest(probe),
                     answer=score.text,
                 )
             )
     return rows
+
+
+def columns_of(key: str, step: int, question: Question, superseded: Mapping[int, int]) -> dict[str, Any]:
+    """Return what rows of trial *key* about *question* at *step* begin with (:class:`raysweep.rows.ProbePlace`), by column."""
+    return {
+        "trial_key": key,
+        "step": step,
+        "record_id": question.record.id,
+        "edit_step": question.position + 1,
+        "superseded_step": superseded.get(question.position),
+        "probe_kind": str(question.probe.kind),
+        "probe_name": question.probe.name,
+        "probe_index": question.probe_index,
+    }
+
+
+def prompt_digest(probe: Probe) -> str:
+    """Return 16 hex digits over prompt and target of *probe*."""
+    return text_digest(f"{probe.prompt}\x1f{probe.target}")
 
 
 def superseded_steps(records: Sequence[EditRecord]) -> dict[int, int]:

@@ -50,11 +50,12 @@ LAYERS: tuple[Layer, ...] = (
             "workspace",
             "packageindex",
             "downloads",
+            "judge",
         ),
         "what everything is told in: records, rows, names, seeds, folders",
     ),
     Layer(
-        ("metrics", "retention", "summarize", "verdicts", "world"),
+        ("metrics", "protocols", "retention", "summarize", "verdicts", "world"),
         "what a row measures; from rows to Rel, Gen, Loc, to retention and verdicts; the made-up world",
     ),
     Layer(("config",), "from YAML to a plan of TrialSpecs with keys"),

@@ -10,7 +10,9 @@ import torch
 
 from raysweep.config.schema import EditorSpec, ModelSpec, WrapSpec
 from raysweep.editors.build import build_editor
+from raysweep.evals.free import Asked, write
 from raysweep.evals.scoring import score
+from raysweep.models import tokens
 from raysweep.models.forward import fused
 from raysweep.models.lm import LanguageModel
 from raysweep.models.sources import load as loading
@@ -54,6 +56,21 @@ def test_one_edit_is_that_of_one_device(spec: EditorSpec) -> None:
         assert (places(one), places(two)) == ([0, 0, 0], [0, 1, 1])
         results = [first_edit(lm, build_editor(spec), exam(lm, spec)) for lm in (one, two)]
     agree(*results, tolerance(spec))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_what_is_written_freely_is_that_of_one_device(family: str) -> None:
+    """Keys and values lie where their block does, also once some rows have ended."""
+    with ShamDevice():
+        lms = [over(count, family) for count in (1, 2)]
+        asked = [Asked(tuple(tokens.encode(lms[0], record.prompt)), i) for i, record in enumerate(toy_records(4))]
+        # what one row says third ends it
+        third = write(lms[0], asked, most=3)[0].ids[-1]
+        for lm in lms:
+            lm.tokenizer.eos_token_id = third
+        one, two = ([w.ids for w in write(lm, asked, most=12)] for lm in lms)
+    assert one == two
+    assert len({len(ids) for ids in one}) > 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from raysweep.config.schema import ModelSpec
+from raysweep.evals.free import Asked, write
 from raysweep.evals.generation import generate, score_generated
+from raysweep.models import tokens
 from raysweep.models.layout import LAYOUTS
 from raysweep.models.lm import LanguageModel
 from raysweep.records import Probe, ProbeKind
@@ -27,6 +29,20 @@ def test_free_answers_are_the_cpu_s(family: str) -> None:
         scored = [(s.answers, s.labels, s.logprob) for s in score_generated(theirs, probes)]
     assert written == generate(ours, PROMPTS, [5, 3, 4, 5], batch=3)
     agree([(s.answers, s.labels, s.logprob) for s in score_generated(ours, probes)], scored, 1e-5)
+
+
+@pytest.mark.parametrize("family", LAYOUTS.names())
+def test_answers_with_kept_keys_are_the_cpu_s(family: str) -> None:
+    """And the host waits for the device a few times per token, however many rows there are."""
+    ours, theirs = models(family)
+    asked = [Asked(tuple(tokens.encode(ours, p)), inner=99) for p in PROMPTS]
+    with ShamDevice() as sham:
+        written = write(theirs, asked, most=6)
+        waits = sham.total.syncs
+    found = write(ours, asked, most=6)
+    assert [w.ids for w in written] == [w.ids for w in found]
+    assert [w.margin for w in written] == pytest.approx([w.margin for w in found], abs=1e-4)
+    assert waits <= 6 * 3 + 6
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 0])

@@ -18,6 +18,7 @@ from benchmarks import (
     coverage,
     driver,
     editing,
+    free,
     lambda_path,
     launches,
     lifetime,
@@ -71,6 +72,13 @@ def test_editing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["edit s"] > 0
     assert json.loads(out.read_text())["rows"][0]["edits"] == 1
     assert "| rel diff" in capsys.readouterr().out
+
+
+def test_free(tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    (row,) = free.main(["--prompts", "3", "--tokens", "6", "--repeat", "1", "--json", str(out)])
+    assert row["equal"] == "3/3"
+    assert json.loads(out.read_text())["rows"][0]["tokens"] == 6
 
 
 def test_editing_asks_for_the_published_objectives_and_for_hparams() -> None:

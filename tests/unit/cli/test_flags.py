@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from raysweep.cli import belief, import_, main, preflight, train_mend
+from raysweep.cli import judge as cli_judge
 from raysweep.config import overrides
 from raysweep.config.parts import Part
 from raysweep.config.schema import ProtocolSpec
@@ -359,6 +360,7 @@ def _answered(b: Bench) -> None:
     b.differs([*ASK, "One"], "--format", "json")
 
 
+JUDGE = ["judge", "toy", "--url", "http://127.0.0.1:1/v1", "--model", "m"]
 ASK, EXPORT = ["ask", "toy", "plain,seed=0"], ["export", "toy", "plain,seed=0", "--to", "out"]
 SUBMIT = ["submit", "x.yaml", "--there", "/shared"]
 
@@ -435,6 +437,15 @@ CHECKS: dict[str, Check] = {
     "show --wide": lambda b: _wider(b, SHOW),
     "show --ppl": lambda b: _passed(b, ["show", "toy"], "--ppl", "ppl"),
     "show --all": lambda b: _everything(b, "show"),
+    "show --protocol": lambda b: b.refused(SHOW, "--protocol", "localft", by="nothing was measured under localft/1"),
+    "compare --protocol": lambda b: b.refused(COMPARE, "--protocol", "localf", by="did you mean: localft"),
+    "judge SWEEP": lambda b: b.refused(["judge", *JUDGE[2:]], "tpy", by="no results of 'tpy'"),
+    "judge --url": lambda b: b.refused(["judge", "toy", "--model", "m"], "--url", "ftp://h", by="'ftp://h' is no http(s) address"),
+    "judge --model": lambda b: _equal(b.seen(cli_judge, "judge_answers", *JUDGE).what[1].model, "m"),
+    "judge --protocol": lambda b: b.refused(JUDGE, "--protocol", "localf", by="did you mean: localft"),
+    "judge --at": lambda b: _equal(b.seen(cli_judge, "judge_answers", *JUDGE, "--at", "2").said["step"], 2),
+    "judge --parallel": lambda b: _equal(b.seen(cli_judge, "judge_answers", *JUDGE, "--parallel", "3").said["parallel"], 3),
+    "judge --timeout": lambda b: _equal(b.seen(cli_judge, "judge_answers", *JUDGE, "--timeout", "5").what[1].timeout, 5.0),
     "report SWEEP": lambda b: b.refused(["report"], "tpy", by="no results of 'tpy'"),
     "report --out": lambda b: _reported(b, "--out", "sub/r.html"),
     "report --at": lambda b: b.refused(["report", "toy"], "--at", "99", by="99"),
@@ -738,7 +749,7 @@ def test_takes_effect_or_is_refused(bench: Bench, flag: str) -> None:
 class TestEnvironment:
     def test_every_variable_is_known(self) -> None:
         files = (p for p in (ROOT / "raysweep").rglob("*.py") if "_share" not in p.parts)
-        named = {name for p in files for name in re.findall(r"\bRAYSWEEP_[A-Z]+\b", p.read_text(encoding="utf-8"))}
+        named = {name for p in files for name in re.findall(r"\bRAYSWEEP_[A-Z_]+\b", p.read_text(encoding="utf-8"))}
         assert named == set(VARIABLES)
 
     @pytest.mark.parametrize("name", ["RAYSWEEP_ROOTS", "RAYSWEEP_STORE", "RAYSWEEP_DEBUG"])
@@ -752,6 +763,11 @@ class TestEnvironment:
     def test_the_root(self, bench: Bench) -> None:
         bench.patch.setenv("RAYSWEEP_ROOT", "elsewhere")
         assert str(bench.folder / "elsewhere") in bench.run(*SHOW)[2]
+
+    def test_the_key_of_a_judge(self, bench: Bench) -> None:
+        assert bench.seen(cli_judge, "judge_answers", *JUDGE).what[1].key == ""
+        bench.patch.setenv("RAYSWEEP_JUDGE_KEY", "secret")
+        assert bench.seen(cli_judge, "judge_answers", *JUDGE).what[1].key == "secret"
 
     def test_the_storage_counts_from_the_current_folder(self, bench: Bench) -> None:
         bench.patch.setenv("RAYSWEEP_STORAGE", "elsewhere")

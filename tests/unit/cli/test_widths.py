@@ -75,6 +75,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 NO_TABLE = {
     "export": "what it is, where, and what was proven",
+    "judge": "how many answers, cases and gaps",
     "submit": "what the job prints there",
     "train-mend": "steps, and JSON",
     "import": "the table of `show`",

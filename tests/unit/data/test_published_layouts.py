@@ -12,11 +12,13 @@ import pytest
 from raysweep.cli.main import main
 from raysweep.config.schema import DataSpec
 from raysweep.data import DATASETS, open_dataset
+from raysweep.data.counterfact import Counterfact
 from raysweep.data.csvrows import literal_texts, read_csv
 from raysweep.data.jsonrows import read_table
 from raysweep.data.manifests import published_sets
 from raysweep.data.rippleedits import RippleEdits
 from raysweep.errors import DataError, ProblemsError, RecordError
+from raysweep.hashing import digest
 from raysweep.records import EditRecord, Fact, Probe, ProbeKind, check_record, subject_error
 from raysweep.workspace import Workspace, package_share
 from tests.contracts.test_datasets import sample_path
@@ -307,3 +309,14 @@ def test_what_is_fetched_is_what_is_looked_for() -> None:
         paths = [f"{published.folder}/{file.path}" for file in published.files if not file.extra]
         places = DATASETS.get(name).places
         assert any(fnmatchcase(p, path) or path.startswith(f"{p}/") for p in places for path in paths), (name, places)
+
+
+def test_counterfact_says_what_was_true_in_both_of_its_formats() -> None:
+    """For ``memit_compat``; it is in no hash, so records have the digest that they had."""
+    flat = {"prompt": "Bo plays", "target_new": "chess", "ground_truth": "golf", "subject": "Bo"}
+    rewrite = {"prompt": "{} plays", "subject": "Bo", "target_new": {"str": "chess"}, "target_true": {"str": "golf"}}
+    for row in (flat, {"requested_rewrite": rewrite}):
+        record = Counterfact().record(row, "c/0")
+        assert record.target_true == "golf"
+        assert digest(record) == digest(replace(record, target_true=""))
+    assert Counterfact().record({k: v for k, v in flat.items() if k != "ground_truth"}, "c/0").target_true == ""

@@ -28,6 +28,7 @@ from raysweep.config.schema import (
 )
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
+from raysweep.errors import ProblemsError
 from raysweep.evals.scoring import Scores
 from raysweep.metrics import DEFAULT_METRICS, METRICS, Answer, metric
 from raysweep.records import EditRecord, Probe, ProbeKind
@@ -80,7 +81,7 @@ def trial(**changed: Any) -> TrialSpec:
         "model": ModelSpec(digest="m", tokenizer_digest="t", matmul="tf32"),
         "data": DataSpec(digest="d", size=12, invalid="skip", left_out=(3,), prompt="chat", template="t"),
         "editor": EditorSpec(name="ft", config={"layers": [1]}, wrap=(WrapSpec(name="simie", config={"lam": 1.0}),)),
-        "protocol": ProtocolSpec(rounds=(0, 12), metrics=("token_match", "ppl")),
+        "protocol": ProtocolSpec(rounds=(0, 12), metrics=("token_match", "ppl"), also=("localft", "memit_compat")),
         "seed": 0,
         "versions": {"editor/ft": 1},
         "environment": {"MKL_CBWR": "AVX2"},
@@ -203,3 +204,56 @@ def test_the_default_metrics_are_those_that_past_keys_hold() -> None:
     everything = ProtocolSpec(metrics=tuple(reversed(DEFAULT_METRICS)))
     assert everything == ProtocolSpec()
     assert "metrics" not in everything.model_dump()
+
+
+def test_a_further_protocol_is_in_the_key_with_its_version_and_once_however_it_is_spelled(
+    planned: Callable[..., TrialSpec],
+) -> None:
+    plain = planned()
+    assert "also" not in plain.identity()["protocol"]
+    assert not any(name.startswith("protocol/") for name in plain.versions)
+
+    def asked(*also: object) -> TrialSpec:
+        return planned(protocol={"rounds": [0, 3], "also": list(also)})
+
+    one = asked("wild-mirage", "localft")
+    assert {n: v for n, v in one.versions.items() if n.startswith("protocol/")} == {
+        "protocol/localft": 1,
+        "protocol/wild-mirage": 1,
+    }
+    assert one.key == asked("localft", {"id": "wild-mirage", "prompt": "question-only"}).key
+    assert len({plain.key, one.key, asked("localft").key, asked({"id": "wild-mirage", "prompt": "qa_inst"}).key}) == 4
+    assert TrialSpec.model_validate_json(one.model_dump_json()) == one
+    stored = one.model_dump(mode="json")
+    stored["protocol"]["also"] = [{"id": "of-another-time", "prompt": "x"}]
+    assert TrialSpec.read_back(stored).protocol.also[0].label == "of-another-time:x", (
+        "stored results are read all the same"
+    )
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        (["wild-mirag"], "did you mean: wild-mirage"),
+        (["teacher_forced"], "that is protocol.asking"),
+        ([{"id": "localft", "prompt": "chat"}], "protocol localft has no prompt 'chat'"),
+        (["localft", {"id": "localft", "prompt": "question-only"}], "twice: localft/1"),
+        (["memit_compat"], "which dataset 'zsre' does not give"),
+    ],
+)
+def test_further_protocols_that_cannot_be_asked_are_refused_while_planning(
+    planned: Callable[..., TrialSpec], also: list[object], message: str
+) -> None:
+    with pytest.raises(ProblemsError) as caught:
+        planned(protocol={"rounds": [0, 3], "also": also})
+    text = "\n".join(map(str, caught.value.problems))
+    assert message in text
+    assert "also" in text
+
+
+def test_what_is_a_turn_of_a_chat_already_is_not_wrapped_again(planned: Callable[..., TrialSpec]) -> None:
+    data = {"name": "zsre", "path": "zsre-edit.json", "size": 3, "prompt": "chat"}
+    with pytest.raises(ProblemsError) as caught:
+        planned(data=data, protocol={"rounds": [0, 3], "also": ["localft", {"id": "wild-mirage", "prompt": "qa_inst"}]})
+    (text,) = (str(p) for p in caught.value.problems if "protocol.also" in str(p))
+    assert "wild-mirage:qa_inst/1 puts a text around questions" in text
