@@ -164,7 +164,7 @@ def rows(found: Sequence[Retention], *, plain: bool = False) -> list[dict[str, C
         else:
             row |= {
                 "lost": f"{lost} of {one.kept.n}" if one.exact else None,
-                "half-life": _age(half, low, high, one.end) if one.exact else None,
+                "half-life": _age(half, low, high, one.end) if one.kept.n else None,
                 "collapse": _steps(one.collapse),
             }
         out.append(row | {"seeds": len(one.rel)})
@@ -200,13 +200,13 @@ def _steps(steps: Sequence[int | None]) -> str:
 
 def about(found: Sequence[Retention], *, floor: float = FLOOR) -> list[str]:
     """Return what a reader must know of the table of *found*."""
-    counts = {one.count for one in found}
-    first = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    least, most = min(one.count for one in found), max(one.count for one in found)
+    first = counted(most, "fact", "facts") if least == most else f"{least} to {most} facts"
     lost, back = (sum(p) for p in zip(*(came_back(h) for one in found for h in one.exact), strict=True)) if any(
         one.exact for one in found
     ) else (0, 0)  # fmt: skip
     lines = [
-        f"Rel after the edit and at the end; First, Latest: of the {first} facts written first and last; Held: mean since the edit",
+        f"Rel after the edit and at the end; First, Latest: of the {first} written first and last; Held: mean since the edit",
         f"collapse: the round from which on Rel is below {floor:g}; over seeds the middle one and the spread",
     ]
     if lost:

@@ -86,8 +86,8 @@ def test_a_shift_by_tables_is_that_by_indices(counts: tuple[int, ...]) -> None:
     found = []
     for tables in (None, value_loss.PlanTables.of(plan, states, counts)):
         leaf = shift.clone().requires_grad_()
-        loss = value_loss.ValueLoss(states, replace(plan, on_device=tables), None)  # type: ignore[arg-type]
-        moved = loss._moved(leaf)
+        loss = value_loss.ValueLoss(states, replace(plan, on_device=tables), None, 0)  # type: ignore[arg-type]
+        moved = loss._moved(None, leaf)  # type: ignore[arg-type]
         found.append((moved.detach(), *torch.autograd.grad((moved * weight).sum(), leaf)))
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)
