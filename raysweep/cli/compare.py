@@ -19,6 +19,7 @@ from raysweep.cli.show import (
     report_left_out,
 )
 from raysweep.errors import SpecError
+from raysweep.protocols import Selection
 from raysweep.reports import asked
 from raysweep.reports.compare import caption, compared_entries, comparison_notes, rows, title
 from raysweep.reports.fit import terminal_width
@@ -35,25 +36,23 @@ class Pairing(StrEnum):
     WRAP = "wrap"
 
 
+TO_HELP = "The reference arm; with --by KEY, the reference value of KEY."
+AGAINST_HELP = "Published numbers instead: see `raysweep ls published`."
+LOOSELY_HELP = "With --against: same arms, whatever the model, data, edits and λ."
+PAIR_HELP = "wrap: each wrapped editor beside the same editor without it."
+
+
 def command(
     ctx: typer.Context,
     sweeps: Annotated[list[str], typer.Argument(metavar="SWEEP…", help="One or more sweeps; the first leads.")],
     by: Annotated[str, typer.Option("--by", help="arm, or a swept key such as wrap.simie.lam.")] = "arm",
-    to: Annotated[
-        str, typer.Option("--to", metavar="ARM", help="The reference arm; with --by KEY, the reference value of KEY.")
-    ] = "",
-    pair: Annotated[
-        Pairing | None, typer.Option("--pair", help="wrap: each wrapped editor beside the same editor without it.")
-    ] = None,
+    to: Annotated[str, typer.Option("--to", metavar="ARM", help=TO_HELP)] = "",
+    pair: Annotated[Pairing | None, typer.Option("--pair", help=PAIR_HELP)] = None,
     at: Annotated[int, typer.Option("--at", help="The round; -1 = the last one in common (with --against: all).")] = -1,
     phase: PhaseOption = None,
     format_: FormatOption = Format.TABLE,
-    against: Annotated[
-        str, typer.Option("--against", metavar="NAME", help="Published numbers instead: see `raysweep ls published`.")
-    ] = "",
-    loosely: Annotated[
-        bool, typer.Option("--loosely", help="With --against: same arms, whatever the model, data, edits and λ.")
-    ] = False,
+    against: Annotated[str, typer.Option("--against", metavar="NAME", help=AGAINST_HELP)] = "",
+    loosely: Annotated[bool, typer.Option("--loosely", help=LOOSELY_HELP)] = False,
     everything: AllOption = False,
     wide: WideOption = False,
     protocol: ProtocolOption = "",
@@ -79,19 +78,16 @@ def command(
     opened_sweeps = open_labelled(sweeps, workspace, everything=everything)
     selection = asked.chosen(protocol, [sweep for sweep, _ in opened_sweeps])
     asked.refuse_immediate(phase.value if phase else None, selection)
-    below: str | None = None
     # Flags that would be ignored are refused: a table that looks like what was asked for misleads.
-    if against and selection:
-        raise SpecError("published numbers are of protocols of their own", hint="leave out --protocol")
+    idle = by == "arm" and not to and not pair and phase in (None, Phase.RETAINED)
+    _refuse_ignored(
+        against=against, loosely=loosely, pair=pair, idle=idle, unpaired=not to and by == "arm", asked_for=selection
+    )
+    below: str | None = None
     if against:
-        _refuse_beside_published(idle=by == "arm" and not to and not pair and phase in (None, Phase.RETAINED))
         numbers = open_published(against, workspace)
         table, about = beside(numbers, measured(opened_sweeps, workspace, at=at), loosely=loosely, plain=plain)
         headline = f"retained, mean [95% interval], against {against}"
-    elif loosely:
-        raise SpecError("--loosely says how to compare with published numbers", hint="add --against NAME")
-    elif pair and (to or by != "arm"):
-        raise SpecError("--pair wrap has its own references", hint="leave out --to and --by")
     else:
         entries = compared_entries(opened_sweeps, by=by, phase=phase.value if phase else None, at=at, asked=selection)
         pairs = by_wrapper(entries) if pair else to_one(entries, to) if by == "arm" else by_value(entries, by, to)
@@ -106,9 +102,24 @@ def command(
     report_left_out(*(sweep for sweep, _ in opened_sweeps))
 
 
-def _refuse_beside_published(*, idle: bool) -> None:
-    """Refuse flags that published numbers leave without effect, unless they are *idle*."""
-    if not idle:
+def _refuse_ignored(
+    *, against: str, loosely: bool, pair: Pairing | None, idle: bool, unpaired: bool, asked_for: Selection | None
+) -> None:
+    """Refuse flags that would have no effect.
+
+    Args:
+        against, loosely, pair: as stated.
+        idle: no flag is stated that published numbers leave without effect.
+        unpaired: no flag is stated that ``--pair`` leaves without effect.
+        asked_for: the protocol that is asked for, if it is not the main one.
+    """
+    if against and asked_for:
+        raise SpecError("published numbers are of protocols of their own", hint="leave out --protocol")
+    if loosely and not against:
+        raise SpecError("--loosely says how to compare with published numbers", hint="add --against NAME")
+    if pair and not against and not unpaired:
+        raise SpecError("--pair wrap has its own references", hint="leave out --to and --by")
+    if against and not idle:
         raise SpecError(
             "published numbers are compared arm by arm, with what is retained",
             hint="leave out --by and --phase, --to and --pair",

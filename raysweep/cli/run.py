@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     from raysweep.results.state import TrialStatus
     from raysweep.results.store import ResultStore
     from raysweep.results.tables import Sweep
+    from raysweep.tune.cluster import RayChoice
 
 
 ADDRESS_HELP = "Ray cluster to join: HOST:PORT, auto, local (its own). Left out: RAY_ADDRESS, else the Ray job this is, else local."
+
+LOG_HELP = "Follow it in wandb, mlflow, trackio or tensorboard, too; repeatable."
 
 
 def command(
@@ -46,15 +49,7 @@ def command(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what earlier runs of these trials found.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Make trials again whose tables were damaged.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Run although somebody else runs this sweep.")] = False,
-    log: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--log",
-            metavar="LOGGER",
-            help="Follow it in wandb, mlflow, trackio or tensorboard, too; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    log: Annotated[list[str] | None, typer.Option("--log", metavar="LOGGER", help=LOG_HELP, show_default=False)] = None,
     shard: Annotated[str, typer.Option("--shard", metavar="I/N", help="Run part I of N; others run theirs.")] = "",
 ) -> None:
     """Run a sweep. Run the same command again and it goes on where it stopped; trials that are done are not repeated.
@@ -73,10 +68,7 @@ def command(
     workspace = workspace_of(ctx)
     loggers = tuple(dict.fromkeys(log or ()))
     lazy("raysweep.tune.loggers").check(loggers)
-    ray_choice = lazy("raysweep.tune.cluster").choose(address)
-    # Said first of all: a sweep that joins a cluster nobody named on the command line must not do so silently.
-    if ray_choice.reason:
-        say(f"cluster: joining Ray at {ray_choice.address}, {ray_choice.reason}")
+    ray_choice = _chosen_ray(address)
     if storage:
         workspace = replace(workspace, storage=resolve_from_cwd(storage))
     stated = flags.overrides(ctx, [("concurrent", "resources.concurrent", concurrent)])
@@ -93,10 +85,9 @@ def command(
     store.folder.check_writable()
     # With --fresh nothing of earlier runs counts, though it is still there.
     earlier = {} if fresh else statuses(shown, store)
-    for line in announcement(shown, earlier, store):
+    of = [f"this is part {part} of {counted(len(planned.trials), 'trial', 'trials')}"] if part else []
+    for line in [*announcement(shown, earlier, store), *of]:
         say(line)
-    if part:
-        say(f"this is part {part} of {counted(len(planned.trials), 'trial', 'trials')}")
     options = sweep_run.RunOptions(
         address=ray_choice.address or "local", retry=retry, fresh=fresh, concurrent=concurrent,
         repair=repair, anyway=anyway, part=part, log=loggers,
@@ -105,6 +96,14 @@ def command(
     conclude(outcome, planned, workspace)
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _chosen_ray(address: str | None) -> RayChoice:
+    choice: RayChoice = lazy("raysweep.tune.cluster").choose(address)
+    # Said first of all: a sweep that joins a cluster nobody named on the command line must not do so silently.
+    if choice.reason:
+        say(f"cluster: joining Ray at {choice.address}, {choice.reason}")
+    return choice
 
 
 def _refuse_fresh_parts(ctx: typer.Context, part: Part | None) -> None:

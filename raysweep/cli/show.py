@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from raysweep.reports.sweep_table import table
 from raysweep.reports.views import rows_with_gaps, swept_values, trial_views
 from raysweep.results.tables import Sweep, open_results
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SweepArgument = Annotated[
     str, typer.Argument(metavar="SWEEP", help="Name of a sweep, or the folder or URI of its results.")
 ]
@@ -34,6 +37,8 @@ WideOption = Annotated[
     bool, typer.Option("--wide", help="Every column and interval, however narrow the terminal (csv, json … always).")
 ]
 
+PLOT_HELP = "Also draw Rel, Gen, Loc, Avg over edits, or over KEY."
+OVER_HELP = "With --plot: over a swept key, at one round (--at; default: last)."
 ProtocolOption = Annotated[
     str,
     typer.Option(
@@ -70,16 +75,8 @@ def command(
     by: Annotated[By, typer.Option("--by", help="arm pools the seeds; trial does not.")] = By.ARM,
     phase: PhaseOption = None,
     format_: FormatOption = Format.TABLE,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="Also draw Rel, Gen, Loc, Avg over edits, or over KEY."),
-    ] = None,
-    over: Annotated[
-        str,
-        typer.Option(
-            "--over", metavar="KEY", help="With --plot: over a swept key, at one round (--at; default: last)."
-        ),
-    ] = "",
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help=PLOT_HELP)] = None,
+    over: Annotated[str, typer.Option("--over", metavar="KEY", help=OVER_HELP)] = "",
     ppl: Annotated[bool, typer.Option("--ppl", help="Perplexity columns too (csv and json always have them).")] = False,
     everything: AllOption = False,
     wide: WideOption = False,
@@ -123,15 +120,20 @@ def command(
     below = [*answers, *notes.non_finite(trials), *missing, *intervals, *passed_over, *notes.outdated(results)]
     tell(below, format_)
     if plot is not None:
-        pictures, style = lazy("raysweep.reports.plot"), lazy("raysweep.reports.plot_style")
+        pictures = lazy("raysweep.reports.plot")
         if over:
             figure = pictures.over_key(results, trials, over, phase=chosen, at=-1 if at is None else at)
         else:
             figure = pictures.over_edits(results, trials, phase=chosen, by=by.value)
-        style.save(figure, plot)
-        if format_ is Format.TABLE:
-            say(f"plot: {plot}")
+        _save(figure, plot, quiet=format_ is not Format.TABLE)
     report_left_out(results)
+
+
+def _save(figure: Figure, path: Path, *, quiet: bool) -> None:
+    lazy("raysweep.reports.plot_style").save(figure, path)
+    # A program that reads the table gets nothing else.
+    if not quiet:
+        say(f"plot: {path}")
 
 
 def report_left_out(*sweeps: Sweep) -> None:

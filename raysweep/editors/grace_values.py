@@ -93,15 +93,11 @@ class Reading:
         # the map's input and output at each prompt's last token
         row = torch.arange(len(texts), device=lm.device)
         queries, outputs = (seen[name, side][row, last].float() for _, side in sides)
-        place = {
-            "last": rest.token_of == last[:, None],
-            "prompt": rest.token_of < last[:, None],
-            "all": rest.token_of >= 0,
-        }
+        token_of, end = rest.token_of, last[:, None]
+        place = {"last": token_of == end, "prompt": token_of < end, "all": token_of >= 0}
         # with the value matrix, the block's output is what comes of the map's output plus the stream beside it, which stays
-        beside = None
-        if matrix == "out":
-            beside = rest.states - rest.select(lm.to_stream(layer, seen[name, "output"]))
+        stays = matrix == "out"
+        beside = rest.states - rest.select(lm.to_stream(layer, seen[name, "output"])) if stays else None
         # The tokens from the prompt's last one on predict the target tokens.
         ends = [(i, node) for i, text in enumerate(texts) for node in range(text.start - 1, len(text.ids) - 1)]
         pack, node = torch.tensor(ends, device=lm.device).T

@@ -63,12 +63,10 @@ def edit(
 ) -> EditSession:
     """Write facts into *model* and return the open session, which answers as edited, takes more edits, and takes them back.
 
-    Without any fact the session is open and nothing is edited yet.
-
     Args:
         model: from ``raysweep.load_model`` or ``raysweep.adopt_model``; it must have no other session open.
         editor: a name of ``raysweep ls editors``, or a class or an object of your own (``raysweep.Editor``).
-        facts: what to write in one call of the editor.
+        facts: what to write in one call of the editor; without any, the session is open and nothing is edited yet.
         prompt: of a single fact: what the model is given.
         target: what it shall answer.
         subject: the part of *prompt* that the fact is about; some editors need it, exactly once in the prompt.
@@ -76,8 +74,7 @@ def edit(
         config: values of the editor's own keys, over its hyper-parameter file.
         hparams: a hyper-parameter file, of EasyEdit, SimIE or MEMIT too, instead of ``hparams/<editor>/<model>.yaml``.
         data: the dataset whose text serves an editor that asks for one (ROME's second moments, say).
-        workspace: where files are looked for, and where what is expensive to compute is kept (``artifacts/``); None = the
-            current folder.
+        workspace: where files are looked for, and what is expensive to compute is kept; None = the current folder.
         seed: of every draw.
         history: how many edits ``undo`` can take back one by one; each costs a copy of the edited weights in fp32.
 
@@ -92,19 +89,14 @@ def edit(
     ...     patched.generate("Relis Megez works as a", length=1)
     ' lawyer'
     """
-    if model.open_edits:
-        # What an editor computes first, second moments say, must come from the unedited model.
-        raise SpecError(
-            "another session is open on this model, so it is not the unedited one",
-            hint="add edits to that one with .edit(…), or close it: .close(), `with raysweep.edit(…)`, or model.restore()",
-        )
+    _refuse_second(model)
     workspace = workspace or Workspace.here()
     chosen = choose_editor(editor, model, workspace, wrap=wrap, config=config, hparams=hparams, data=data)
     with runtime.matmul(model.matmul):
         artifacts = _provided(chosen, model, workspace)
         state = chosen.editor.begin(model, artifacts)
-    kept: deque[_Moment] = deque(maxlen=history)
-    session = EditSession(model, chosen.editor, chosen.spec, artifacts, seed, _state=state, _history=kept)
+    past = deque[_Moment](maxlen=history)
+    session = EditSession(model, chosen.editor, chosen.spec, artifacts, seed, _state=state, _history=past)
     try:
         if facts or prompt or target or subject:
             session.edit(*facts, prompt=prompt, target=target, subject=subject)
@@ -113,6 +105,15 @@ def edit(
         session.close()
         raise
     return session
+
+
+def _refuse_second(model: LanguageModel) -> None:
+    if model.open_edits:
+        # What an editor computes first, second moments say, must come from the unedited model.
+        raise SpecError(
+            "another session is open on this model, so it is not the unedited one",
+            hint="add edits to that one with .edit(…), or close it: .close(), `with raysweep.edit(…)`, or model.restore()",
+        )
 
 
 class Comparison(NamedTuple):

@@ -14,7 +14,8 @@ from raysweep.config.names import TrialName, without_seed
 from raysweep.config.space import Scalar
 from raysweep.errors import DamagedError, NewerFormatError
 from raysweep.lazy import without_collection
-from raysweep.reports.values import PRISTINE, Records, Values, Where, measure_trials
+from raysweep.reports.grouping import measure_trials
+from raysweep.reports.values import PRISTINE, Records, Values, Where
 from raysweep.results.finite import STAT_COLUMNS, first_non_finite_of
 from raysweep.results.fragments import read_fragments
 from raysweep.results.schema import PROBES, STATS, TIMING, TRIALS

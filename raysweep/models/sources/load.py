@@ -85,12 +85,11 @@ def load(spec: ModelSpec, workspace: Workspace, on_step: Callable[[int, int], No
     spread(module, layout, there)
     if there[0].type != "cpu":
         join(module, layout)
+    digest, name = _digest(identity, module), spec.hparams or spec.name
     lm = LanguageModel(
-        module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=_digest(identity, module), matmul=spec.matmul,
-        name=spec.hparams or spec.name,
-    )  # fmt: skip
-    if lm.dtype is torch.float16:
-        _check_range(lm, where)
+        module=module, tokenizer=tokenizer, layout=layout, bos=bos, digest=digest, matmul=spec.matmul, name=name
+    )
+    _check_range(lm, where)
     return lm
 
 
@@ -204,6 +203,8 @@ def _check_range(lm: LanguageModel, where: Path | str) -> None:
 
     Such models were trained in bf16, which has the range of fp32; what is too large in them is so for the first token of any text.
     """
+    if lm.dtype is not torch.float16:
+        return
     ids = torch.tensor([encode(lm, "The capital of France is Paris.")], device=lm.device)
     with torch.no_grad():
         logits = lm.module(input_ids=ids, use_cache=False).logits

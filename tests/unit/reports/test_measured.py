@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from raysweep.reports.values import Measurements, Records, measure_trials
+from raysweep.reports.grouping import measure_trials
+from raysweep.reports.values import Measurements, Records
 
 
 def probes(*steps: tuple[int, int]) -> pa.Table:

@@ -14,10 +14,11 @@ import pytest
 from raysweep.config.editor_schema import UnreadConfig
 from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.errors import SpecError
+from raysweep.reports.grouping import measure_trials
 from raysweep.reports.measured import trial_views
 from raysweep.reports.render import Format, render
 from raysweep.reports.retention_table import about, history, retentions, rows
-from raysweep.reports.values import Records, measure_trials
+from raysweep.reports.values import Records
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
 from raysweep.rows import EvalRound, ProbeRow, StatRow
