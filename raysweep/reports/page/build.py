@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from raysweep import __version__
 from raysweep.errors import SpecError, StoreError
-from raysweep.reports import belief_page, notes, pictures, retention_table, sweep_table
+from raysweep.protocols import Selection
+from raysweep.reports import asked, belief_page, notes, pictures, retention_table, sweep_table
 from raysweep.reports.measured import TrialView, trial_views
 from raysweep.reports.page import examples as won_and_lost
 from raysweep.reports.page.examples import Examples
@@ -88,7 +89,9 @@ class PageTable:
         return next(cells for label, cells in self.rows if label == row)[at]
 
 
-def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None = None) -> str:
+def page(
+    sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None = None, selection: Selection | None = None
+) -> str:
     """Return the report on *sweep* as HTML.
 
     Args:
@@ -96,18 +99,20 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
         workspace: where data lie, for the questions behind the numbers.
         at: the round; -1 = the last one in common.
         phase: as in :func:`raysweep.reports.views.summary_rows`.
+        selection: the protocol and number instead of the main asking's (``protocol.also``).
 
     Raises:
         SpecError: nothing was measured yet.
     """
-    trials = trial_views(sweep)
+    trials = trial_views(sweep, partial(asked.renamed, sweep=sweep, selection=selection) if selection else None)
     lines = rows_with_gaps(trials, phase=phase, at=at)
+    lines = asked.with_harmonic(lines, selection) if selection else lines
     measured = [line for line in lines if line.trials]
     if not measured:
         raise SpecError(f"{sweep.name}: nothing was measured yet", hint="`raysweep show` has the state of its trials")
     compared = comparison(measured)
     kept = _kept(sweep, trials)
-    shown = _examples(sweep, measured, compared, workspace)
+    shown = _examples(sweep, measured, compared, workspace, selection)
     tables = {"arms": _arms_table(lines, compared, shown.by_arm)}
     if kept:
         tables["kept"] = _plain_table("kept", "What is kept of what was written", retention_table.rows(kept))
@@ -122,7 +127,8 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
         name=sweep.name,
         round=measured[0].step,
         phase=measured[0].phase,
-        about_data=_about_data(trials),
+        about_data=_about_data(trials, selection),
+        written=bool(selection and selection.protocol.max_tokens),
         css=Markup(text["css"]),
         js=Markup(text["js"]),
         script_hash=base64.b64encode(hashlib.sha256(text["js"].encode()).digest()).decode(),
@@ -130,7 +136,11 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
         tables=list(tables.values()),
         about={
             **dict.fromkeys(believed.tables, ()),
-            "arms": [*notes.about_intervals(measured), *notes.non_finite(trials)],
+            "arms": [
+                *(asked.notes(sweep, selection) if selection else []),
+                *notes.about_intervals(measured),
+                *notes.non_finite(trials),
+            ],
             "kept": retention_table.about(kept) if kept else [],
         },
         figures=[*_figures(Picture(sweep, trials, phase, at, kept=kept)), *believed.figures],
@@ -211,12 +221,18 @@ class ShownExamples:
     why: str = ""
 
 
-def _examples(sweep: Sweep, lines: Sequence[SummaryRow], compared: Comparison, workspace: Workspace) -> ShownExamples:
+def _examples(
+    sweep: Sweep,
+    lines: Sequence[SummaryRow],
+    compared: Comparison,
+    workspace: Workspace,
+    selection: Selection | None,
+) -> ShownExamples:
     if compared.best is None or len(lines) < 2:
         return ShownExamples({}, {}, None)
     records, why = won_and_lost.known_records(sweep, lines, workspace)
     rest = sorted((line for line in lines if line is not compared.best), key=lambda line: -_mean(line, compared.view))
-    answers = {line.label: won_and_lost.answers(sweep, line) for line in [compared.best, *rest[:MOST_ARMS]]}
+    answers = {line.label: won_and_lost.answers(sweep, line, selection) for line in [compared.best, *rest[:MOST_ARMS]]}
     by_arm, against = {}, {}
     for line in [compared.best, *rest[:MOST_ARMS]]:
         # The best arm beside the second one, all others beside the best.
@@ -301,10 +317,11 @@ def _differing(
     return out
 
 
-def _about_data(trials: Sequence[TrialView]) -> str:
-    """Return which model was edited with which data, under which study."""
-    names = ("study", "model", "spec.data.name")
-    return " · ".join(", ".join(sorted({str(t.row[name]) for t in trials if t.row.get(name)})) for name in names)
+def _about_data(trials: Sequence[TrialView], selection: Selection | None) -> str:
+    """Return which model was edited with which data, under which study, and how it was asked."""
+    names = ("study", "model", "spec.data.name") + (() if selection else ("spec.protocol.asking",))
+    known = (", ".join(sorted({str(t.row[name]) for t in trials if t.row.get(name)})) for name in names)
+    return " · ".join([*known, *([selection.label] if selection else [])])
 
 
 def _provenance(trials: Sequence[TrialView]) -> list[tuple[str, str]]:
