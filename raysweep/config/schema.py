@@ -176,11 +176,14 @@ class ProtocolSpec(GrownSpec):
             ``raysweep ask``. It moves no number, so it is in no key.
         also: protocols asked at the rounds beside ``asking`` (docs/protocols.md), such as
             ``[wild-mirage, {id: wild-mirage, prompt: qa_inst}, localft]``; their numbers are marked by protocol and version.
+        drift (tokens): of the dataset's own text, on which it is measured at each round how far the model has moved: perplexity,
+            divergence from the unedited model, largest singular values and stable ranks of the weights' change (``editor_stats``);
+            0 = not measured.
     """
 
     # A part of every key: raise it where the same fields come to other numbers.
     version: ClassVar[int] = 1
-    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by", "keep", "also"})
+    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by", "keep", "also", "drift"})
 
     batch_size: Count = 1
     rounds: tuple[Natural, ...] = (0,)
@@ -198,6 +201,7 @@ class ProtocolSpec(GrownSpec):
     measured_by: str = ""
     keep: Literal["results", "edited"] = "results"
     also: tuple[AlsoSpec, ...] = ()
+    drift: Natural = 0
 
     @field_validator("metrics")
     @classmethod

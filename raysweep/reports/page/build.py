@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
 from raysweep import __version__
@@ -22,13 +22,13 @@ from raysweep.reports.page import examples as won_and_lost
 from raysweep.reports.page.examples import Examples
 from raysweep.reports.page.figures import inline
 from raysweep.reports.page.headline import Arm, Comparison, Number, comparison, sentences
+from raysweep.reports.page.page_table import PageTable, plain_table
 from raysweep.reports.pairs import contents
 from raysweep.reports.pictures import Picture
 from raysweep.reports.render import Cell, Format, cell_text, render
 from raysweep.reports.retention_table import Retention
 from raysweep.reports.views import SummaryRow, rows_with_gaps
 from raysweep.results.tables import Sweep
-from raysweep.summarize import Estimate
 from raysweep.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -54,39 +54,6 @@ PROVENANCE = (
     "raysweep", "git_sha", "python", "torch", "transformers", "ray", "device", "cpu", "model_digest", "data_digest",
 )  # fmt: skip
 UNSAID = ("seed", "key", "versions")
-
-
-@dataclass(frozen=True, slots=True)
-class TableCell:
-    """A cell of a table of the page: its text, what it is sorted by, and what else is to know of it."""
-
-    id: str
-    text: str
-    sort: str
-    about: str = ""
-    more: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PageTable:
-    """A table of the page.
-
-    Attributes:
-        name: goes before the ids of its cells.
-        caption: what it shows.
-        heads: names of its columns.
-        rows: a label and the cells of each row.
-    """
-
-    name: str
-    caption: str
-    heads: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[TableCell]]]
-
-    def cell(self, row: str, column: str) -> TableCell:
-        """Return the cell of a configuration under a heading."""
-        at = list(self.heads).index(column)
-        return next(cells for label, cells in self.rows if label == row)[at]
 
 
 def page(
@@ -115,15 +82,11 @@ def page(
     shown = _examples(sweep, measured, compared, workspace, selection)
     tables = {"arms": _arms_table(lines, compared, shown.by_arm)}
     if kept:
-        tables["kept"] = _plain_table("kept", "What is kept of what was written", retention_table.rows(kept))
+        tables["kept"] = plain_table("kept", "What is kept of what was written", retention_table.rows(kept))
     believed = _beliefs(sweep)
     tables |= believed.tables
     text = {name: (HERE / f"report.{name}").read_text(encoding="utf-8").strip() for name in ("css", "js")}
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["number"] = partial(_number, tables)
-    return environment.get_template("report.html.j2").render(
+    return _template(tables).render(
         name=sweep.name,
         round=measured[0].step,
         phase=measured[0].phase,
@@ -151,6 +114,22 @@ def page(
         numbers=Markup(_numbers(measured)),
         version=__version__,
     )  # fmt: skip
+
+
+def _template(tables: Mapping[str, PageTable]) -> Template:
+    # Everything is escaped but what says that it need not be: names of arms are users' texts.
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["number"] = partial(_number, tables)
+    return environment.get_template("report.html.j2")
+
+
+def _notes(
+    sweep: Sweep, lines: Sequence[SummaryRow], trials: Sequence[TrialView], selection: Selection | None
+) -> list[str]:
+    of_protocol = asked.notes(sweep, selection) if selection else []
+    return [*of_protocol, *notes.about_intervals(lines), *notes.non_finite(trials)]
 
 
 def _kind(part: str | Arm | Number) -> str:
@@ -189,26 +168,7 @@ def _arms_table(
         first |= {column: compared.differences.get(line.label), "best is": said}
         # One round: its step stands above the table.
         whole.append(first | {name: cell for name, cell in row.items() if name not in first and name != "edits"})
-    return _plain_table("arms", "Arms at one round, mean [95 % interval]", whole, links=links)
-
-
-def _plain_table(
-    name: str, caption: str, rows: Sequence[Mapping[str, Cell]], *, links: Mapping[tuple[str, str], str] | None = None
-) -> PageTable:
-    heads = [head for head in rows[0] if head != "arm"]
-    out = []
-    for i, row in enumerate(rows):
-        label = str(row["arm"])
-        cells = [
-            _cell(f"{name}-{i}-{j}", row[head], (links or {}).get((label, head), "")) for j, head in enumerate(heads)
-        ]
-        out.append((label, cells))
-    return PageTable(name, caption, heads, out)
-
-
-def _cell(name: str, cell: Cell, more: str) -> TableCell:
-    about, value = (f"n = {cell.n}", cell.mean) if isinstance(cell, Estimate) else ("", cell)
-    return TableCell(name, cell_text(cell), "" if value is None else str(value), about, more)
+    return plain_table("arms", "Arms at one round, mean [95 % interval]", whole, links=links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +233,7 @@ def _beliefs(sweep: Sweep) -> Beliefs:
     except StoreError:
         return Beliefs({}, [])
     tables = {
-        f"belief-{name}": _plain_table(
+        f"belief-{name}": plain_table(
             f"belief-{name}", f"Beliefs: {caption}", [_named_first(row) for row in found[name]]
         )
         for name, caption in BELIEFS.items()
