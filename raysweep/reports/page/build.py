@@ -38,7 +38,7 @@ DRAWN = {
     "pareto": "What is learned against what is left alone",
     "retention": "Which facts are left, by when they were written",
     "cost": "Quality against the seconds of an edit",
-    "drift": "How far the edited weights are from the pristine ones",
+    "drift": "How far the model has moved",
 }
 BELIEFS = {
     "pretrained_model_answers": "what the model knew before any edit",
