@@ -19,6 +19,7 @@ class RaysweepError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
+        # Attributes survive pickling, and with it the way back from a process of Ray's; keywords do not.
         self.message = message
         self.hint = hint
 
@@ -264,6 +265,7 @@ class BeliefError(RaysweepError):
     code = "E-BELIEF"
 
 
+# Frozen, and so hashable: a plan says each problem once, however many points meet it.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One mistake in one file: what was found, where, what was wanted, the nearest right answer."""
@@ -306,6 +308,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("memmit", ["rome", "memit"])
     'did you mean: memit?   known: memit, rome'
     """
+    # Sorted, so that a message does not depend on the order in which names were entered.
     table = sorted(set(known))
     close = difflib.get_close_matches(name, table, n=3, cutoff=0.6)
     tail = f"known: {', '.join(table)}" if table else "known: (none)"

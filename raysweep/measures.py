@@ -15,6 +15,9 @@ VIEWS: dict[str, tuple[str, str]] = {
 }
 """View → (probe kind, metric) whose rows it is the mean of."""
 
+DRIFT_VERSION = 1
+"""Of the numbers of ``protocol.drift``; in the key of every trial that measures them."""
+
 DERIVED = ("avg", "geo", "ppl_median", "ppl_expmean")
 """Views that are computed from others."""
 

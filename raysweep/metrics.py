@@ -17,6 +17,7 @@ from raysweep.errors import NameUnknownError, PluginError, nearest
 from raysweep.registry import Registry
 
 Needs = Literal["target", "base"]
+# Not -1, which is an answer that is missing; no token has a negative id.
 NON_FINITE = -2
 """Stands for the answered id where the logits were not finite: the arg-max of NaN or infinity says nothing."""
 
@@ -63,6 +64,7 @@ class Metric:
         if NON_FINITE in answer.answers or (self.needs == "base" and NON_FINITE in answer.base):
             return math.nan
         value = self.function(answer)
+        # NaN from a metric means that there is no value; undefined ones were told apart above.
         return None if math.isnan(value) else value
 
 
@@ -142,6 +144,7 @@ def any_match(answer: Answer) -> float:
     return float(answer.matched or tuple(answer.answers) == tuple(answer.labels))
 
 
+# Taken here, before any plugin can enter one: the order of the shipped metrics is in keys.
 _SHIPPED = tuple(METRICS)
 
 
@@ -173,6 +176,7 @@ def every_metric() -> tuple[dict[str, Metric], dict[str, PluginError]]:
     faults = {}
     for name in PLUGINS.names():
         try:
+            # One package that cannot be imported must not hide the metrics of the others.
             metric_of(name)
         except PluginError as error:
             faults[name] = error

@@ -78,6 +78,7 @@ NORMALISED = Scorer("normalised_match", "1 if the answer is the target, both nor
 WHOLE = Scorer("whole_match", "the same, where the target's own inner full stops end no answer", SAME)
 JUDGED = Scorer("judged", "1 if a judge said that the answer states the target, else 0 (raysweep judge)", SAME)
 SUCCESS, ACCURACY, MARGIN = "prob_success", "token_accuracy", "prob_margin"
+# Portability stays teacher-forced, as published.
 _ASKED = frozenset({ProbeKind.EFFICACY, ProbeKind.PARAPHRASE, ProbeKind.LOCALITY})
 
 PROTOCOLS: Mapping[str, Protocol] = {
@@ -115,6 +116,7 @@ def inner_full_stops(target: str) -> int:
     >>> [inner_full_stops(t) for t in ("Paris", "Apple Inc.", "Robert C. Newton", "16.5", "U.S.")]
     [0, 0, 1, 1, 1]
     """
+    # A full stop at the very end cuts nothing off: it is removed from answers anyway.
     return target.strip().removesuffix(".").count(".")
 
 
@@ -143,6 +145,7 @@ def cleaned(raw: str, eos: str) -> str:
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+# ASCII alone, as in SQuAD's own script.
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -152,6 +155,7 @@ def normalised(text: str) -> str:
     >>> normalised(" The  U.S. dollar!")
     'us dollar'
     """
+    # SQuAD's order: punctuation goes first, so the `a` of `a-b` is no article any more.
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -220,4 +224,5 @@ class Selection:
 
 def question(prompt: str, probe: Probe) -> str:
     """Return the text around *probe* that the prompt called *prompt* makes; not of ``chat``, whose template a tokenizer has."""
+    # `replace` and not `format`, which would fail at other braces in a template.
     return PROMPTS[prompt].replace("{q}", probe.prompt)

@@ -46,6 +46,7 @@ class Probe:
     target: str
     against: Literal["target", "base"] = "target"
     name: str = ""
+    # ADDED: at their defaults these stand in no hash, so datasets read before have the digest they had.
     alternatives: tuple[tuple[str, str], ...] = field(default=(), metadata=ADDED)
     known: tuple[tuple[tuple[str, str], ...], ...] = field(default=(), metadata=ADDED)
 
@@ -91,6 +92,7 @@ class EditRecord:
         """The record as an editor is given it: one for each fact, all with its id and its probes."""
         if not self.further:
             return (self,)
+        # Each without `further`, or what it holds would be written once more with every fact.
         rest = (replace(self, subject=f.subject, prompt=f.prompt, target=f.target, further=()) for f in self.further)
         return replace(self, further=()), *rest
 
@@ -104,6 +106,7 @@ class EditRecord:
         error = subject_error(self)
         if error is not None:
             raise error
+        # It occurs exactly once, as was just made sure, so one place is replaced.
         return self.prompt.replace(self.subject, "{}")
 
 
@@ -195,6 +198,7 @@ def length_error(
         pairs = ((probe.prompt, probe.target), *probe.alternatives, *(pair for pairs in probe.known for pair in pairs))
         texts += [(f"its {probe.kind} probe", f"{prompt} {target}", 0) for prompt, target in pairs]
     for what, text, extra in texts:
+        # A bound that needs no tokenizer, which is slow over thousands of records.
         if len(text.encode(errors="replace")) + extra + _SPECIAL <= positions:
             continue  # a token is at least a byte, so there is nothing to count
         length = (count(text) if count else 0) + extra

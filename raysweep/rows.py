@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+# For types alone: reading results must not import torch.
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -210,6 +211,7 @@ class PointRow:
     has_relevant_property: bool
     downstream_answer_changes: bool
     point: str
+    # Since version 2 of the table; rows of older files have none of the three.
     replaces: str | None = None
     refusal: str | None = None
     testbed: str | None = None

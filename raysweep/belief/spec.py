@@ -158,6 +158,7 @@ class PointSpec(Spec):
     request_scope: Literal["distractor", "relation_range", "all"] = "distractor"
     downstream_share: Share = 0.8
     reinforce_share: Share = 0.6
+    # Below 1: with a prior on every object no finite evidence makes one of them certain.
     target: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
@@ -182,6 +183,7 @@ class ShapeSpec(Spec):
 
     @model_validator(mode="after")
     def _divides(self) -> ShapeSpec:
+        # Rotary positions turn the dimensions of a head two by two.
         if self.hidden % (2 * self.heads):
             raise ValueError(f"hidden = {self.hidden} is no multiple of 2 × heads = {2 * self.heads}")
         return self
@@ -253,6 +255,7 @@ class PretrainSpec(Spec):
 
     @model_validator(mode="after")
     def _one_loss(self) -> PretrainSpec:
+        # The published divisor counts tokens, each as one; it is no sum of weights.
         if self.published_divisor and self.text_weight != 1:
             raise ValueError("published_divisor: true is defined for text_weight: 1 only")
         if self.pack and (self.extension or self.published_divisor):
@@ -262,6 +265,7 @@ class PretrainSpec(Spec):
         return self
 
 
+# A field that is added to GraphSpec belongs here too, unless the embedded world reads it.
 _WIKIDATA_ONLY = (
     "path", "digest", "read_n_facts", "relations", "odd_relations", "min_relations", "min_cooccurrences", "tokenizer",
     "tokenizer_digest", "long_objects", "equal_names", "excluded_relations", "excluded_entities",

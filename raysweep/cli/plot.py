@@ -36,7 +36,7 @@ def command(
     - retention: which facts are left, by when they were written
     - survival: how long a fact that was right is kept
     - cost: Avg against the seconds of an edit
-    - drift: how far the edited weights are from the pristine ones
+    - drift: how far weights, and answers on a fixed text (protocol.drift), are from the unedited model's
 
     Example:
 

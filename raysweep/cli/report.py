@@ -9,8 +9,9 @@ import typer
 
 from raysweep.cli.options import workspace_of
 from raysweep.cli.say import say
-from raysweep.cli.show import AllOption, PhaseOption, SweepArgument, report_left_out
+from raysweep.cli.show import AllOption, PhaseOption, ProtocolOption, SweepArgument, report_left_out
 from raysweep.lazy import lazy
+from raysweep.reports import asked
 from raysweep.results.tables import open_results
 
 
@@ -23,6 +24,7 @@ def command(
     at: Annotated[int, typer.Option("--at", help="The round; -1 = the last one in common.")] = -1,
     phase: PhaseOption = None,
     everything: AllOption = False,
+    protocol: ProtocolOption = "",
 ) -> None:
     """Write a sweep's report: one HTML file without scripts or pictures from elsewhere, to be opened, mailed and printed.
 
@@ -32,10 +34,13 @@ def command(
     Example:
 
         raysweep report demo -o report.html
+        raysweep report demo --protocol wild-mirage+whole_match
     """
     workspace = workspace_of(ctx)
     results = open_results(sweep, workspace, everything=everything)
-    text = lazy("raysweep.reports.page.build").page(results, workspace, at=at, phase=phase.value if phase else None)
+    chosen, selection = phase.value if phase else None, asked.chosen(protocol, [results])
+    asked.refuse_immediate(chosen, selection)
+    text = lazy("raysweep.reports.page.build").page(results, workspace, at=at, phase=chosen, selection=selection)
     path = out or Path(f"{results.name}.html")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

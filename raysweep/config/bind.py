@@ -19,6 +19,7 @@ from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec
 from raysweep.config.selection import Selection
 from raysweep.config.sweep_schema import ArmSpec, SweepSpec
 from raysweep.errors import ModelError, Problem
+from raysweep.measures import DRIFT_VERSION
 from raysweep.metrics import metric_of
 from raysweep.protocols import PROTOCOLS
 from raysweep.workspace import Workspace
@@ -99,7 +100,7 @@ class Binder:
             versions=self._versions(editor, model or ModelSpec(), chosen.name, study, protocol) if editor else {},
             environment=dict(self.components.environment),
         )
-        if protocol.also:
+        if protocol.also or protocol.drift:
             self._check_further(protocol, study, chosen, sections["protocol"])
             sound = sound and len(self.problems) == before
         fits = self._check_study(trial, chosen.size or limits.LARGEST, study, sections)
@@ -199,11 +200,15 @@ class Binder:
     def _check_further(self, protocol: ProtocolSpec, study: type[Study], data: DataSpec, merged: MergedTree) -> None:
         """Note protocols that the study does not ask, or that compare with what the data do not have."""
         place, have = merged.place(("also",)), self.components
-        # Ignored, it would stand in the key of trials that measure nothing by it.
+        # Ignored, they would stand in the key of trials that measure nothing by them.
         if not study.asks_further:
             able = [name for name in have.studies.names() if have.studies.get(name).asks_further]
             hint = f"leave it out, or study: {', '.join(able)}"
-            self._lookups.note(place, f"study '{self.sweep.study}' asks no further protocols (protocol.also)", hint)
+            if protocol.also:
+                self._lookups.note(place, f"study '{self.sweep.study}' asks no further protocols (protocol.also)", hint)
+            if protocol.drift:
+                where = merged.place(("drift",))
+                self._lookups.note(where, f"study '{self.sweep.study}' measures no drift (protocol.drift)", hint)
         # With data.prompt: chat every question is a turn already, and would be wrapped once more.
         for one in (one for one in protocol.also if data.prompt == "chat" and one.prompt in ("qa_inst", "chat")):
             message = (
@@ -247,6 +252,7 @@ class Binder:
         kinds = {kind for component in named.values() for kind in getattr(component, "artifact_kinds", ())}
         versions = {name: component.version for name, component in named.items()}
         versions |= {f"artifact/{kind}": ARTIFACTS[kind] for kind in kinds}
+        versions |= {"drift": DRIFT_VERSION} if protocol.drift else {}
         # Where only numbers of narrow models moved, fp32 keys stay, and with them the results of a cluster's nights.
         narrow = have.editors.get(editor.name).narrow_version
         if model.dtype != "float32" and narrow > 1:

@@ -48,6 +48,7 @@ class DataBinder:
         facts = self.lookups.data(spec, merged.place(("path",) if spec.path else ("name",)))
         if facts is None:
             return OpenData(spec, None)
+        # A dataset that was found by its name has no path, so that each node finds it by name too.
         spec = spec.model_copy(update={"path": facts.path if spec.path else "", "digest": facts.digest})
         where = facts.path or spec.name
         if self._too_few(facts.count, spec, merged, f"the {facts.count} records"):

@@ -81,6 +81,7 @@ class Components:
     @staticmethod
     def installed(*, fetch: bool = False) -> Components:
         """Return what this installation has; *fetch* = ask the hub about hub models that are not here."""
+        # Unless *fetch* asks for it no network is used: `plan` and `validate` work offline.
         return _COMPONENTS.get("installed")(fetch=fetch)
 
 

@@ -20,6 +20,7 @@ from raysweep.config.places import KeyPath, Place, Source
 from raysweep.errors import Problem, YamlError
 from raysweep.jsontypes import Json, JsonObject
 
+# What ruamel may take a plain scalar for; a timestamp is let through and stays the text that was written.
 _SCALARS = ("null", "bool", "int", "float", "str", "timestamp")
 _TAG = "tag:yaml.org,2002:"
 # Control characters but tab and line ends, halves of surrogate pairs, and the two that are no characters.
@@ -46,6 +47,7 @@ def examine(path: Path) -> tuple[Source, list[Problem]]:
 
 def _text(path: Path) -> str:
     try:
+        # The size is asked first, so that a file of records given by mistake is not read as a whole.
         size = path.stat().st_size
         if size > limits.FILE_BYTES:
             raise YamlError(
@@ -56,6 +58,7 @@ def _text(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise YamlError(f"{shown(path)}  cannot be read: {error}") from error
     try:
+        # Some editors begin a file with a byte order mark, which would else be a part of the first key.
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
@@ -117,6 +120,7 @@ def _examine(text: str, file: str) -> tuple[Source, list[Problem]]:
 
 def _check_text(text: str, file: str) -> None:
     """Refuse a text of too many bytes, and the characters that YAML does not allow, by place."""
+    # Arguments that are no UTF-8 reach us as lone surrogates, which plain UTF-8 cannot encode; they are refused below.
     size = len(text.encode("utf-8", errors="surrogatepass"))
     if size > limits.FILE_BYTES:
         raise YamlError(f"{file}  {size:,} bytes; a YAML text has at most {limits.FILE_BYTES:,}")
@@ -200,6 +204,7 @@ class _Reader:
                 return self.scalar(node)
             raise self.error(node, "this is neither text, a list nor a mapping")
         finally:
+            # Another alias of the same node may follow beside it: only inside itself it has no end.
             self.open.discard(id(node))
 
     def mapping(self, node: MappingNode, path: KeyPath) -> JsonObject:
@@ -237,6 +242,7 @@ class _Reader:
         if kind in ("str", "timestamp"):
             return self.text(node)
         try:
+            # The tag was checked above, so the constructor makes nothing but null, booleans and numbers.
             value: Json = self.yaml.constructor.construct_object(node)
             return value
         except (YAMLError, ValueError, ArithmeticError, TypeError):

@@ -72,7 +72,9 @@ def labels(places: Sequence[tuple[str, Mapping[str, Scalar]]]) -> list[str]:
 def _printer(points: Sequence[Mapping[str, Scalar]]) -> Callable[[Mapping[str, Scalar]], str]:
     """Return a function that prints a point of one arm, all of whose *points* are given."""
     keys = sorted({key for point in points for key in point})
+    # By repr, since 1, 1.0 and True are equal in Python; `...` stands for a key that the point lacks.
     varying = [key for key in keys if len({repr(point.get(key, ...)) for point in points}) > 1]
+    # `seed` alone always means the trial's own, so another key's last part must not be cut to it.
     short = {key: _shortest(key, {*keys, "seed"}) for key in varying}
     texts = {key: _texts([point[key] for point in points if key in point]) for key in varying}
 
@@ -101,4 +103,5 @@ def _texts(values: Sequence[Scalar]) -> dict[str, str]:
         }
         if len(set(texts.values())) == len(distinct):
             return texts
+    # Nine digits may not tell two floats apart; their repr always does.
     return {key: key for key in distinct}

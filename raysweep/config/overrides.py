@@ -111,6 +111,7 @@ def parse_overrides(overrides: Iterable[str | Override]) -> list[Override]:
 
 
 def _contradiction(old: Json, first: Place, new: Json, second: Place, key: str) -> list[Problem]:
+    # 1 == True in Python, but a number and a truth value are two statements.
     if old == new and isinstance(old, bool) is isinstance(new, bool):
         return []
     return [problem(second, f"'{key}' is given two values, here and by {first.file}", "leave one of them out")]
@@ -138,11 +139,13 @@ def absolute_paths(key: str, value: Json) -> Json:
     if isinstance(value, dict) and not swept:
         return {k: absolute_paths(str(k), v) for k, v in value.items()}
     if isinstance(value, list):
+        # Without a key: of a list's items only mappings (texts, files) hold paths.
         return [absolute_paths("", v) for v in value]
     if key.rpartition(".")[2] not in FILE_KEYS:
         return value
     if isinstance(value, dict):
         return {k: [absolute_paths(key, v) for v in values] for k, values in value.items() if isinstance(values, list)}
+    # `words` is a tokenizer of that name, and no file; an empty text names no file at all.
     return resolve_from_cwd(value, shipped=True) if isinstance(value, str) and value not in ("", "words") else value
 
 
@@ -164,6 +167,7 @@ def _put_one(source: Source, one: Override) -> tuple[Source, list[Statement]]:
     Raises:
         SpecError: its key leads nowhere.
     """
+    # A copy, since an override that is refused half-way must leave the source as it was.
     tree = copy.deepcopy(source.tree) if isinstance(source.tree, dict) else {}
     path = _path(tree, one.key, swept=is_domain(one.value))
     # `model=gpt2` is short for `model.name=gpt2`.
@@ -204,6 +208,7 @@ def _path(tree: JsonObject, key: str, *, swept: bool) -> KeyPath:
         raise SpecError(f"unknown key '{head}' in base", hint=nearest(head, BASE_KEYS))
     if head == "arms" and rest:
         return _arm_path(tree, rest, swept=swept)
+    # Keys of a `space` are dotted and never nested: what follows is one part of the path.
     if head == "space" and rest:
         return ("space", rest)
     if head in TOP_KEYS:
@@ -253,6 +258,7 @@ def _wrap_path(arm: Json, tail: str) -> KeyPath:
     wrapper, _, key = tail.partition(".")
     if wrapper not in names:
         raise SpecError(f"this arm has no wrapper '{wrapper}'", hint=nearest(wrapper, [str(n) for n in names]))
+    # A single wrapper may be written without a list; then there is nothing to count.
     index: KeyPath = (names.index(wrapper),) if isinstance(wrap, list) else ()
     return ("wrap", *index, *key.split(".")) if key else ("wrap", *index)
 

@@ -18,6 +18,7 @@ class Place:
     column: int = 0
 
 
+# Compared by identity: trees of dicts have no hash, and equal texts of two files are two sources.
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
     """A tree of plain values that remembers where each of its keys and values was written.
@@ -54,6 +55,7 @@ class Source:
         What it lies in was written there too where there was nothing yet. *override* is kept as one of ``overrides``, unless it is
         empty.
         """
+        # Places below *path* are of what was replaced; kept, they would blame lines that no longer count.
         keep = len(path)
         keys = {p: where for p, where in self.keys.items() if p[:keep] != path}
         values = {p: where for p, where in self.values.items() if p[:keep] != path}

@@ -41,6 +41,7 @@ def open_plan(
     return plan(sweep, workspace, components, noted=noted)
 
 
+# Thousands of values are made and kept; the collector would walk over all of them again and again.
 @without_collection()
 def plan(
     sweep: SweepSpec, workspace: Workspace, components: Components | None = None, *, noted: Iterable[Problem] = ()
@@ -59,6 +60,7 @@ def plan(
     components = components or Components.installed()
     binder = Binder(sweep, workspace, components)
     n_points = sum(count_points(sweep, arm, components) for arm in sweep.arms)
+    # Kept and not raised: mistakes of form and of content are reported together.
     binder.problems.extend([*noted, *check_sweep(sweep, components, n_points)])
     trials: dict[str, PlannedTrial] = {}
     names: list[TrialName] = []
@@ -80,9 +82,11 @@ def plan(
             notes.append(f"arm '{arm.name}': {n_repeated} of its points are trials already in the plan; they run once")
     if binder.problems:
         binder.problems.extend(paths.missing_paths(sweep.source, workspace))
+        # Many points meet one and the same mistake; it is said once.
         raise ProblemsError(dict.fromkeys(sorted(binder.problems, key=_reading_order)))
     notes += binder.notes
     notes += plan_notes(sweep, trials.values(), binder.left_out, workspace)
+    # `plan.json` and schedulers need the metric by name, so an empty one becomes the study's own.
     search = sweep.search.model_copy(update={"metric": sweep.search.metric or summary_values(sweep, components)[0]})
     return Plan(sweep.model_copy(update={"search": search}), tuple(trials.values()), tuple(notes), unique(names))
 
@@ -104,4 +108,5 @@ def bind(
 
 
 def _reading_order(problem: Problem) -> tuple[bool, str, int, int]:
+    # What has no line was said on the command line, and is read first.
     return (bool(problem.line), problem.file, problem.line, problem.column)

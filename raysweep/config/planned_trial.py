@@ -69,6 +69,7 @@ class Plan:
             "sweep": self.sweep.name,
             "study": self.sweep.study,
             "search": self.sweep.search.model_dump(mode="json"),
+            # A sweep that was made without a file has no text, and nothing that could change later.
             "file": str(Path(source.file).absolute()) if source.text else "",
             "overrides": list(source.overrides),
             "trials": [name.as_json() for name in self.names],
@@ -79,6 +80,7 @@ class Plan:
         """The trials that can take their edits from one run over the records, group by group, in the order of their first one."""
         groups: dict[str, list[PlannedTrial]] = {}
         for trial in self.trials:
+            # An empty edit key would put all trials that share nothing into one group.
             groups.setdefault(trial.edit_key or trial.key, []).append(trial)
         return tuple(tuple(group) for group in groups.values())
 
@@ -106,9 +108,11 @@ def with_edit_group(planned: PlannedTrial, components: Components, *, share: boo
     dependencies, can_propose = editor.edit_dependencies(), editor.can_propose()
     if not share:
         return replace(planned, can_propose=can_propose)
+    # An editor that shares no edits may still have its proposals cached; then all of it counts.
     shown = spec.model_dump(mode="json") if dependencies is None else dependencies
     identity = without_paths({**trial.identity(), "editor": shown})
     edit_key = "" if dependencies is None else digest(identity)
     del identity["seed"]  # a proposal that drew no random number is the same under every seed
+    # In a larger batch an edit depends on the records beside it.
     cache_key = digest(identity) if can_propose and trial.protocol.batch_size == 1 else ""
     return replace(planned, edit_key=edit_key, proposal_cache_key=cache_key, can_propose=can_propose)

@@ -246,6 +246,7 @@ class _Enforcer:
             if not isinstance(here.get(part), dict):
                 here[part] = {}
             here = here[part]
+        # A grid of one value: a `space` holds domains, and no plain value.
         here[path[-1]] = {"grid": [statement.value]}
         self.source = self.source.replaced(path, self.source.tree, statement.place, "")
 
@@ -297,6 +298,7 @@ def hidden_values(tree: Json, source: Source) -> Iterator[str]:
         for section, value in items_of(values):
             for key, leaf in leaves(str(section), value):
                 where, domain = domains.get(key, ((), None))
+                # A pinned statement is a domain of one value; the same value elsewhere is not hidden by it.
                 if is_domain(domain) and list(*domain.values()) != [leaf]:
                     at = _at(source.value((*path, *key.split("."))))
                     yield f"'{key}' of {what}{at} has no effect: it is swept{_at(source.key(where))}"

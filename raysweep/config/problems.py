@@ -45,6 +45,7 @@ def from_validation(
         locate: returns the place of a key path inside the validated tree; the flag asks for the key itself.
         ignore: a type of complaint to leave out (``missing`` where defaults could not be looked up).
     """
+    # A union complains once for each of its types; for the reader that is one problem at one place.
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     details = error.errors(include_url=False, include_context=True)
     for detail in details:
@@ -63,6 +64,7 @@ def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what
     kind = details[0]["type"]
     dotted = ".".join(str(part) for part in path)
     if kind == "extra_forbidden":
+        # A digest is filled in by the plan, so it is no suggestion of what to write.
         owner = [f for f in fields_at(spec, path[:-1]) if f != "digest"]
         inside = f"{what}, {'.'.join(map(str, path[:-1]))}" if path[:-1] else what
         return problem(locate(path, True), f"unknown key '{path[-1]}' in {inside}", nearest(str(path[-1]), owner))
@@ -71,6 +73,7 @@ def _one(path: KeyPath, details: list[ErrorDetails], spec: type[BaseModel], what
     message = " or ".join(dict.fromkeys(_sentence(d) for d in details))
     is_ours = kind == "value_error"
     got = "" if is_ours else f", got {_short(details[0]['input'])}"
+    # Of a ValueError pydantic keeps the text alone, so complaints about rounds are told by that.
     code = ProtocolError.code if is_ours and "rounds" in message else SpecError.code
     blamed = path or _first_named(spec, message)
     hint = "" if is_ours else _hint(details)
@@ -84,10 +87,12 @@ def _hint(details: list[ErrorDetails]) -> str:
         return "to sweep it, write it into the arm's 'space', under its dotted key: editor.… or wrap.<wrapper>.…"
     if "string_type" in kinds and isinstance(value, Mapping):
         return "quote text that holds ': '"
+    # As the file has it: YAML writes true and false in small letters, Python does not.
     if "string_type" in kinds and isinstance(value, bool | int | float):
         return f'quote it, so that YAML takes it for text: "{str(value).lower() if isinstance(value, bool) else value}"'
     if not kinds & {"int_type", "float_type"}:
         return ""
+    # 1e15 lies below 2**53, up to which a float holds every whole number.
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"write {int(value)}: a whole number has no point and no exponent"
     if isinstance(value, str):

@@ -58,6 +58,7 @@ class ModelSpec(GrownSpec):
         tokenizer_digest: what its tokenizer does with the BOS policy, filled in by the plan.
     """
 
+    # Trials that were stored before these fields came keep their keys (docs/decisions/012).
     added: ClassVar[frozenset[str]] = frozenset({"matmul", "devices"})
 
     name: str = "embedded"
@@ -175,10 +176,14 @@ class ProtocolSpec(GrownSpec):
             ``raysweep ask``. It moves no number, so it is in no key.
         also: protocols asked at the rounds beside ``asking`` (docs/protocols.md), such as
             ``[wild-mirage, {id: wild-mirage, prompt: qa_inst}, localft]``; their numbers are marked by protocol and version.
+        drift (tokens): of the dataset's own text, on which it is measured at each round how far the model has moved: perplexity,
+            divergence from the unedited model, largest singular values and stable ranks of the weights' change (``editor_stats``);
+            0 = not measured.
     """
 
+    # A part of every key: raise it where the same fields come to other numbers.
     version: ClassVar[int] = 1
-    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by", "keep", "also"})
+    added: ClassVar[frozenset[str]] = frozenset({"metrics", "measured_by", "keep", "also", "drift"})
 
     batch_size: Count = 1
     rounds: tuple[Natural, ...] = (0,)
@@ -196,6 +201,7 @@ class ProtocolSpec(GrownSpec):
     measured_by: str = ""
     keep: Literal["results", "edited"] = "results"
     also: tuple[AlsoSpec, ...] = ()
+    drift: Natural = 0
 
     @field_validator("metrics")
     @classmethod
@@ -225,6 +231,7 @@ class ProtocolSpec(GrownSpec):
     def _rounds_fit(self) -> ProtocolSpec:
         if list(self.rounds) != sorted(set(self.rounds)):
             raise ValueError(f"rounds must rise without repeats, got {list(self.rounds)}")
+        # A batch is one call of the editor: within it there is no model to measure.
         off = [r for r in self.rounds if r % self.batch_size]
         if off:
             raise ValueError(f"rounds must be multiples of batch_size = {self.batch_size}; offending rounds = {off}")
@@ -264,7 +271,9 @@ class TrialSpec(Spec):
     def identity(self) -> dict[str, Any]:
         """Return everything the key covers: all fields but file-system paths, devices and what is kept of the trial."""
         data = self.model_dump(mode="json")
+        # Added fields are not in the dump at their default, hence pop with None.
         data["protocol"].pop("keep", None)
+        # Where a file lies moves no number; the digest beside its path covers what is in it.
         for part in ("model", "data"):
             del data[part]["path"]
         data["model"].pop("devices", None)
@@ -280,6 +289,7 @@ class TrialSpec(Spec):
 def without_paths(node: Any) -> Any:
     """Return *node* (plain data) without the ``path`` of every text, file and data spec: a mapping with ``path`` and ``digest``."""
     if isinstance(node, Mapping):
+        # Without a digest beside it nothing else covers a `path`, so it stays in the key.
         dropped = {"path"} if "digest" in node else set()
         return {key: without_paths(value) for key, value in node.items() if key not in dropped}
     if isinstance(node, list | tuple):

@@ -48,6 +48,7 @@ def select(
     taken: list[Row] = []
     bad: list[tuple[int, Problem]] = []
     for i, row in enumerate(rows):
+        # Rows behind the last one taken are not judged: they may be anything, and must move no key.
         if len(taken) == end:
             break
         verdict = _judged(row, i, refuses, where)

@@ -60,6 +60,7 @@ class ContextSpec(Spec):
     def count(self) -> int:
         """How many texts a prompt is put behind, the empty one among them."""
         if self.templates is not None:
+            # `{}` is always among them: it is the 1, and is not counted again where it is written out.
             return 1 + sum(template != "{}" for template in self.templates)
         return 1 + sum(texts for _, texts in self.lengths)
 
@@ -67,6 +68,7 @@ class ContextSpec(Spec):
     def longest(self) -> int:
         """About how many tokens the longest of them has: of given templates, the words."""
         if self.templates is not None:
+            # Words stand for tokens here, since a plan may have no tokenizer at hand.
             return max((len(template.replace("{}", "").split()) for template in self.templates), default=0)
         return max((tokens for tokens, _ in self.lengths), default=0)
 
@@ -84,6 +86,7 @@ class MomentSpec(GrownSpec):
             the module that the file's name begins with; then no text is read.
     """
 
+    # Without files a trial has the key it had before other programs' moments could be read.
     added: ClassVar[frozenset[str]] = frozenset({"files"})
 
     text: TextSpec = TextSpec()

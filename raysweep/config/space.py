@@ -46,6 +46,7 @@ class Choice:
 
     def draw(self, rng: random.Random) -> Scalar:
         """Return one value."""
+        # Of `random` only `random()` is promised to be the same in every version of Python.
         return self.values[int(rng.random() * len(self.values))]
 
 
@@ -59,6 +60,7 @@ class Uniform:
 
     def draw(self, rng: random.Random) -> float:
         """Return one number."""
+        # Rounding to six digits may step over an end, hence the clip.
         return _clip(_six(self.low + rng.random() * (self.high - self.low)), self.low, self.high)
 
 
@@ -93,7 +95,9 @@ class LogInt(IntRange):
 
     def draw(self, rng: random.Random) -> int:
         """Return one number."""
+        # Up to high + 1, so that the largest number has all of its share when `int` cuts.
         span = math.log(self.high + 1) - math.log(self.low)
+        # The last bit of exp and log may carry a draw beyond either end.
         return min(self.high, max(self.low, int(math.exp(math.log(self.low) + rng.random() * span))))
 
 
@@ -127,6 +131,7 @@ def parse(tree: object) -> Domain:
 def is_domain(tree: object) -> TypeGuard[Mapping[str, list[Json]]]:
     """Tell whether *tree* looks like a domain: one of their names and a list."""
     return (
+        # The list matters: a component may have a mapping with a single key `path` of its own.
         isinstance(tree, Mapping)
         and len(tree) == 1
         and all(k in _MAKERS and isinstance(v, list) for k, v in tree.items())
@@ -151,6 +156,7 @@ def _listed(kind: str, argument: list[Json]) -> Domain:
 
 # Any: whether they are numbers, and of which kind, is what the next function finds out.
 def _bounds(kind: str, argument: list[Any], types: tuple[type, ...]) -> tuple[Any, Any]:
+    # True is an int in Python, but no number of YAML.
     good = len(argument) == 2 and all(isinstance(v, types) and not isinstance(v, bool) for v in argument)
     if not good:
         what = "whole numbers" if types == (int,) else "numbers"
@@ -162,6 +168,7 @@ def _bounds(kind: str, argument: list[Any], types: tuple[type, ...]) -> tuple[An
         raise ValueError(f"'{kind}' needs low < high, got {_flow(argument)}")
     if kind.startswith("log") and low <= 0:
         raise ValueError(f"'{kind}' needs low > 0, got {_flow(argument)}")
+    # Two finite ends may lie further apart than a float can hold; every draw would be infinite.
     if not math.isfinite(high - low):
         raise ValueError(f"'{kind}' spans more than a number can hold, got {_flow(argument)}")
     return low, high

@@ -65,10 +65,12 @@ def _check_path(
     arms: Iterable[ArmSpec], key: str, domain: Domain, place: Place, components: Components
 ) -> list[Problem]:
     """Return a complaint if *domain* is a path over something that edits depend on."""
+    # A key that applies to no arm is complained of elsewhere.
     if not isinstance(domain, ValuePath) or not any(applies(arm, key, components) for arm in arms):
         return []
     table = components.wrappers
     known = [f"wrap.{n}.{f}" for n, kind in table.loadable().items() for f in kind.shareable]
+    # A shareable field may be a mapping whose own keys are swept.
     if any(key == k or key.startswith(f"{k}.") for k in known):
         return []
     message = f"'{key}' has no path: edits depend on it"
@@ -78,6 +80,7 @@ def _check_path(
 def _check_draws(sweep: SweepSpec) -> list[Problem]:
     """Return a complaint for each key of ``search`` that is stated on the command line and has no effect."""
     hint = "draw a key: {choice: […]}, {uniform: […]}, {loguniform: […]}, {int: […]} or {logint: […]}; or leave it out"
+    # What a file says to no effect is only a note of the plan (plan_notes); a statement must not be idle.
     idle = [(key, place) for key, place in idle_draws(sweep) if not place.line and place.file.startswith("--")]
     return [problem(place, f"{key} has no effect: every domain is a grid", hint) for key, place in idle]
 
@@ -117,6 +120,7 @@ def _near(key: str, known: Iterable[str]) -> str:
     table = sorted(known)
     suggestion = nearest(key, table)
     if suggestion.startswith("did you mean"):
+        # Without its tail, which would list every key of every component.
         return suggestion.split("   ")[0]
     same = [k for k in table if k.split(".")[0] == key.split(".")[0]]
     heads = ["seed", "threads", "model.…", "data.…", "protocol.…", "editor.…", "wrap.<wrapper>.…"]

@@ -71,6 +71,7 @@ class ResourceSpec(Spec):
     labels: Mapping[LabelName, LabelSelector] = {}
     concurrent: Natural = 0
     retries: Natural = 2
+    # Off by default: how long a healthy trial is silent depends on its model, rounds and batches.
     hung_after: Annotated[NonNegative, AfterValidator(_rarely)] = 0.0
     share: bool = True
     shards: Annotated[int, Field(ge=1, le=limits.SHARDS)] = 1
@@ -78,6 +79,7 @@ class ResourceSpec(Spec):
 
 def _domain(value: object) -> Domain:
     """Return *value* if it is a domain, else the domain it spells."""
+    # A sweep made in Python holds domains, one from a file the mappings that spell them.
     return value if isinstance(value, Domain) else parse(value)
 
 

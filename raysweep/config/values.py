@@ -43,9 +43,11 @@ def _numbers_as_written(node: object) -> None:
     """Make each number in the schema *node* strict, and keep its whole numbers within 64 bits, in place."""
     if isinstance(node, dict):
         if node.get("type") in ("int", "float"):
+            # Number by number: a whole strict model would refuse a list where a tuple is meant.
             node["strict"] = True
         if node.get("type") == "int":
             node.setdefault("le", limits.LARGEST)
+            # A least value of the field's own is narrower, and stays.
             if "ge" not in node and "gt" not in node:
                 node["ge"] = limits.SMALLEST
         for below in node.values():
@@ -63,6 +65,7 @@ class Spec(BaseModel):
     is what a column of the results holds.
     """
 
+    # NaN and infinity have no canonical JSON, and so no key.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def idle_fields(self) -> frozenset[str]:

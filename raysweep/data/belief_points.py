@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raysweep.belief.points.types import EvalPoint
     from raysweep.belief.testbed import Testbed
 else:
+    # Every plan imports the datasets, and few of them are about beliefs.
     types = lazy("raysweep.belief.points.types")
     testbed = lazy("raysweep.belief.testbed")
 
@@ -115,6 +116,7 @@ def open_testbed(spec: DataSpec, workspace: Workspace) -> Testbed:
 
 def record_id(point: EvalPoint) -> str:
     """Return the id of the point's record."""
+    # Padded, so that ids sort in the order of the points.
     return f"{BeliefPoints.name}/{point.id:06d}"
 
 
@@ -144,6 +146,7 @@ def edit_record(point: EvalPoint) -> EditRecord:
         if watch.objects[types.MODAL] == watch.objects[types.ORIGINAL]:
             stays = asked[f"editing_{name}_{types.ORIGINAL}"]
             probes.append(
+                # Against the unedited model's own answer, as that may never have known the true object.
                 Probe(kind=ProbeKind.LOCALITY, prompt=stays.prompt, target=stays.target, name=name, against="base")
             )
     return EditRecord(

@@ -64,6 +64,7 @@ def mirrored(url: str) -> str:
 def is_offline(environ: Mapping[str, str] = os.environ) -> bool:
     """Tell whether ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` forbids to ask the hub."""
     return any(
+        # the spellings that huggingface_hub takes for true
         environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     )
@@ -97,10 +98,12 @@ def look_up(kind: Kind, name: str, revision: str = "") -> Repository:
     if is_offline():
         raise DownloadError(f"hub repository '{name}' was not asked for: HF_HUB_OFFLINE is set")
     token = os.environ.get("HF_TOKEN", "").strip()
+    # A branch's name may hold a slash, hence `safe`; with `blobs` the hub tells sizes and digests too.
     url = f"{endpoint()}/api/{kind}/{name}/revision/{quote(revision or 'main', safe='')}?blobs=true"
     try:
         answer = json.loads(read_text(Remote(url=url, token=token), largest=_LARGEST_LISTING))
         commit, entries = answer["sha"], answer["siblings"]
+        # Files are addressed by commit: of a branch that moves meanwhile, two states would be mixed.
         if not _COMMIT.fullmatch(commit):
             raise ValueError(f"{commit!r} is no commit")
         files = {str(entry["rfilename"]): entry for entry in entries}
@@ -118,6 +121,7 @@ def look_up(kind: Kind, name: str, revision: str = "") -> Repository:
 def cure(kind: Kind, name: str, error: DownloadError) -> str:
     """Return what to do about *error*; empty = nothing that only the hub would need."""
     page = f"{HUB}/{'datasets/' if kind == 'datasets' else ''}{name}"
+    # the hub answers alike for all three, so that nobody learns which private repositories there are
     if error.status in (401, 403):
         account = (
             "the token in HF_TOKEN must be of an account that did"
@@ -143,6 +147,7 @@ def _remote(url: str, entry: Mapping[str, object], token: str) -> Remote:
         url=url,
         size=size if isinstance(size, int) else 0,
         sha256=sha256,
+        # of a large file the blob is its pointer's, not its content's
         blob=str(blob) if isinstance(blob, str) and not sha256 else "",
         token=token,
     )

@@ -114,6 +114,7 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
 
     def begin(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> GraceState:
         """Return an empty codebook."""
+        # an earlier codebook may stand around the map; the sizes are those of the bare one
         d_out, d_in = replacement.weight_and_bias(replacement.unwrap(lm.part(self._name(lm))))[0].shape
         empty = torch.zeros(0, device=lm.device)
         return {
@@ -130,6 +131,7 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         """Write the records one after the other (the method knows no batches)."""
         stats: dict[str, float] = {}
         for record in batch:
+            # the last record's stats stand for the batch: its losses, and the size of the book after all of it
             state, stats = self._write(lm, record, state, given["rng"])
         return EditStep(self.module_patch(lm, state), state, stats)
 
@@ -172,6 +174,7 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
             new, entry, event = grace_entries.place(
                 state, one["query"], one["value"], (list(text.labels), text.start), self.config
             )
+            # a neighbour's value stands for this record too, so it is trained on with this text, from where it is
             if event in grace_entries.TRAINED_ON:
                 state, stats = self._train_entry(lm, self._reading(lm, [text]), new, entry, event)
             else:
@@ -193,6 +196,7 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
 
     def start_value(self, width: int, rng: torch.Generator) -> Tensor:
         """Draw the start of a cold value."""
+        # uniform in [0, 1), as published, and on the CPU, so that every device starts from the same numbers
         return torch.rand(width, generator=rng)
 
     def _start(self, output: Tensor, rng: torch.Generator) -> Tensor:
@@ -204,6 +208,7 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
 
     def _module(self, lm: LanguageModel, keys: Tensor, values: Tensor, radii: Tensor) -> codebook.Codebook:
         bare = replacement.unwrap(lm.part(self._name(lm)))
+        # the published codebook compares without slack, and may lose its own query in another batch
         rounding = 0.0 if self.config.ref else _ROUNDING
         return codebook.Codebook(bare, keys, values, radii, replace=self.config.replace, rounding=rounding)
 
@@ -228,10 +233,12 @@ class Grace(BaseEditor[GraceConfig, GraceState]):
         """Train the value of one entry of *new*, in place; return the codebook and what to log."""
         # A codebook of this one entry: during training the query hits it by construction.
         module = None
+        # what the first map puts out runs through the rest of its block, so a module must stand in for it
         if self.config.matrix == "in":
             module = self._module(lm, new["keys"][entry, None], new["values"][entry, None], new["radii"][entry, None])
         start = new["values"][entry, None]
         values, losses = reading.train(lm, start, steps=self.config.steps, lr=self.config.lr, module=module)
+        # place() returned copies, so the caller's codebook stays as it was
         new["values"][entry] = values[0]
         return new, _stats(new, event, losses[0])
 

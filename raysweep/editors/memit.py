@@ -55,6 +55,7 @@ class MemitConfig(LocateConfig):
 
     layers: Blocks
     value: ValueSpec = ValueSpec()
+    # as published for models of 6 to 7 billion weights; a small model needs far less (hparams/memit)
     moment_weight: Positive = 15_000.0
     moments: MomentSpec = MomentSpec()
     contexts: ContextSpec = ContextSpec(lengths=((10, 5),))
@@ -74,6 +75,7 @@ class Memit(LocateEditor[MemitConfig, None]):
         self, lm: LanguageModel, batch: Sequence[EditRecord], state: None, **given: Unpack[EditInputs]
     ) -> EditStep[None]:
         """Write the whole batch with one solve per layer."""
+        # One path for both, so that a batch edited alone goes through the same code as among others.
         return self.edit_many(lm, [batch], artifacts=given["artifacts"], rngs=[given["rng"]])[0]
 
     @property
@@ -89,6 +91,7 @@ class Memit(LocateEditor[MemitConfig, None]):
 
         def solve(layer: int, columns: Tensor) -> Tensor:
             """Return ``(w C + K Kᵀ)⁻¹ K`` for the keys ``K [d_in, n]`` of a layer."""
+            # C is of the pristine model (quirk Q11), so one factor serves every batch and edit of a run.
             factor = self.moment_factor(artifacts, layer, columns.device)
             return cholesky.low_rank_update(factor, config.moment_weight, columns)
 

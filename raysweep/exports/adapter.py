@@ -31,6 +31,7 @@ def factors(lm: LanguageModel, weights: Mapping[str, Tensor]) -> Factors:
     wrong: list[str] = []
     for name, stored in weights.items():
         owner, _, leaf = name.rpartition(".")
+        # in fp64, as the difference of two near numbers keeps few digits
         pristine = lm.logical(name).double()
         edited = to_logical_layout(lm, name, stored.to(lm.device)).double()
         if torch.equal(pristine, edited):
@@ -39,6 +40,7 @@ def factors(lm: LanguageModel, weights: Mapping[str, Tensor]) -> Factors:
             wrong.append(f"'{name}' is no matrix of a linear map")
             continue
         bound = torch.finfo(lm.dtype).eps * float(edited.abs().max())
+        # the largest r with r (d_out + d_in) < d_out · d_in
         largest = (edited.numel() - 1) // sum(edited.shape)
         pair = _product(edited - pristine, bound, largest)
         if pair is None:
@@ -58,15 +60,18 @@ def _product(change: Tensor, bound: float, largest: int) -> tuple[Tensor, Tensor
     low, high = 1, min(largest, len(s))
 
     def pair(rank: int) -> tuple[Tensor, Tensor]:
+        # √s to each side, so that the entries of both factors are of one size
         root = s[:rank].sqrt()
         return (u[:, :rank] * root).float(), (root[:, None] * v[:rank]).float()
 
     def holds(rank: int) -> bool:
+        # the factors as they will be stored: what fp32 rounds off of them counts too
         up, down = pair(rank)
         return float((up.double() @ down.double() - change).abs().max()) <= bound
 
     if high < 1 or not holds(high):
         return None
+    # by halves: where a rank holds, a larger one is taken to hold as well
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)
@@ -81,6 +86,7 @@ def write_adapter(lm: LanguageModel, found: Factors, base: str, folder: Path) ->
     rank = max(down.shape[0] for _, down in found.values())
     tensors = {}
     for name, (up, down) in found.items():
+        # lora_A is down [r, d_in] and grows by rows, lora_B is up [d_out, r] and grows by columns
         missing = rank - down.shape[0]
         tensors[f"base_model.model.{name}.lora_A.weight"] = nn.functional.pad(
             down.cpu(), (0, 0, 0, missing)
@@ -92,9 +98,11 @@ def write_adapter(lm: LanguageModel, found: Factors, base: str, folder: Path) ->
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
+        # PEFT multiplies by lora_alpha / r, which must be 1
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
+        # GPT-2's Conv1D stores [d_in, d_out]
         "fan_in_fan_out": any(lm.transposed(f"{name}.weight") for name in found),
         "target_modules": list(found),
         "inference_mode": True,

@@ -55,9 +55,12 @@ def export(opened: EditedTrial, folder: Path, form: Form) -> Exported:
             f"the edits of {opened.trial.editor.label} are a memory beside the weights; a plain {form} would silently lack them",
             hint="--as tensors writes a package with the memory, and how to load it",
         )
+    # of edited records: there an export that lacks the edits would show first
     prompts = [record.prompt for record in opened.records[:PROMPTS]]
+    # the draft gets its name when the block ends well, so a failed proof leaves no folder
     with write_folder(folder) as draft:
         if opened.has_memory:
+            # plain transformers cannot hold a memory, so it is read again by our own loader
             package.write_package(opened, draft)
             with opened.attached() as lm:
                 logits = package.last_logits(lm, prompts)
@@ -89,6 +92,7 @@ def claimed(opened: EditedTrial, draft: Path, form: Form, prompts: Sequence[str]
         over = {"adapter": draft} if form is Form.ADAPTER else {"tensors": draft / package.TENSORS}
         with opened.attached() as lm:
             claim = Claim.of(lm, prompts, Path(root), **over)
+        # inside the `with`: the proof reads the unedited model there before it is deleted
         yield claim, rank
 
 
@@ -96,6 +100,7 @@ def write_plain(lm: LanguageModel, folder: Path) -> None:
     """Write *lm* as it stands, and its tokenizer, as ``save_pretrained`` does."""
     from transformers.utils import logging
 
+    # the bar would be drawn across whatever the command itself prints
     had_progress_bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

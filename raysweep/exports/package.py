@@ -97,6 +97,7 @@ def loaded(folder: Path | str, workspace: Workspace | None = None) -> Iterator[L
         raise DamagedError(f"{folder / ABOUT} cannot be read: {error}") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise DamagedError(f"{folder / ABOUT} is no {FORMAT}", hint="`raysweep export … --as tensors` writes one")
+    # before anything is read: damaged numbers would load without a complaint
     if not (folder / TENSORS).is_file() or file_digest(folder / TENSORS) != about["blake2b"]:
         raise DamagedError(f"{folder / TENSORS} is not as it was written")
     tensors = load_file(folder / TENSORS)
@@ -126,8 +127,10 @@ def prove_package(folder: Path, workspace: Workspace, prompts: Sequence[str], lo
 
     with TemporaryDirectory() as root:
         asked, answers = Path(root, "prompts.json"), Path(root, "answers.safetensors")
+        # with another number of threads the last bits would differ
         asked.write_text(json.dumps([torch.get_num_threads(), *prompts]), encoding="utf-8")
         command = [sys.executable, "-m", __name__, str(folder), str(asked), str(answers)]
+        # a package names its model, which must be looked for where ours was
         environment = {**os.environ, "RAYSWEEP_ROOT": str(workspace.root)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

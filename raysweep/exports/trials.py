@@ -41,7 +41,9 @@ def find_trial(sweep: Sweep, text: str) -> TrialName:
     Raises:
         NameUnknownError: none is meant, or several are.
     """
+    # reversed, so that of several names of one trial the plan's first one stays
     by_key = {name.key: name for name in reversed(sweep.places)}
+    # every key begins with an empty text
     found = [key for key in by_key if text and key.startswith(text)] or [
         key for key in by_key if any(_means(text, name) for name in sweep.places if name.key == key)
     ]
@@ -67,6 +69,7 @@ def _says(text: str, key: str, value: object) -> bool:
     written, _, what = text.partition("=")
     if key != written and not key.endswith(f".{written}"):
         return False
+    # tables print numbers by :g, files as Python does; people copy from both
     return what in (str(value), f"{value:g}" if isinstance(value, int | float) else "")
 
 
@@ -111,6 +114,7 @@ class EditedTrial:
                 f"trial {name.key} kept no edited model, so it must be run again: its key and numbers will be the same",
                 hint="`raysweep run … --set protocol.keep=edited --fresh`",
             )
+        # the number of threads decides in which order sums are made, and so their last bits
         torch.set_num_threads(trial.threads)
         lm = load(trial.model, workspace)
         for weight in lm.module.parameters():
@@ -132,6 +136,7 @@ class EditedTrial:
     def records(self) -> Sequence[EditRecord]:
         """The records that were written, in the order in which they were."""
         records = tuple(open_dataset(self.trial.data, self.workspace))
+        # as the study put them in order, by the same seed and label
         if self.trial.data.order == "seeded":
             records = tuple(order(records, derive(self.trial.seed, "order")))
         spec, written = self.trial, records[: self.trial.protocol.rounds[-1]]
@@ -151,6 +156,7 @@ def attached(
     """Let the pristine *lm* be what *tensors* and *meta* of an edited model say inside the block."""
     ledger = Ledger(lm)
     try:
+        # inside `try`: what breaks off half-way is taken back too
         ledger.load({n.removeprefix(WEIGHTS): t.to(lm.device) for n, t in tensors.items() if n.startswith(WEIGHTS)})
         if meta["patch"] == "modules":
             state = pytree.unflatten(STATE, tensors, meta["state"], lm.device)

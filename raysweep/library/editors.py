@@ -86,7 +86,9 @@ def choose_editor(
         if isinstance(editor, BaseEditor):
             values = {**editor.config.model_dump(mode="json"), **values}
     if hparams:
+        # said in Python, a path counts from the current folder, not from the workspace
         values["file"] = resolve_from_cwd(str(hparams))
+    # A search space of one arm: names, keys and values are examined by the code that examines a sweep's.
     tree: dict[str, Json] = {
         "sweep": _ARM,
         "base": {"model": {"name": lm.name or "embedded"}, "data": {"name": data}},
@@ -102,6 +104,7 @@ def choose_editor(
     model = ModelSpec(name=lm.name or "unnamed")
     bound = EditorBinder(lookups).editor(Target(sweep.arms[0], {}, model, _facts(lm), found))
     if bound is None or found is None or lookups.problems:
+        # two look-ups may note the same mistake; it is told once, in order
         raise ProblemsError(dict.fromkeys(_for_python(one) for one in lookups.problems))
     return ChosenEditor(assemble(bound, components.editors, components.wrappers), bound, found)
 
@@ -129,6 +132,7 @@ class _WithOneMore(Registry[type["AnyEditor"]]):
     def __init__(self, table: Registry[type[AnyEditor]], kind: type[AnyEditor]) -> None:
         super().__init__(table.kind, {name: table.origin(name) for name in table.names() if name != kind.name})
         self._one = kind
+        # The same class may be there already, by an entry point; only another one of that name is refused.
         if kind.name in table and table.get(kind.name) is not kind:
             raise SpecError(
                 f"an editor called '{kind.name}' is there already ({table.origin(kind.name)})",

@@ -52,6 +52,7 @@ def load_model(
     spec = model if isinstance(model, ModelSpec) else ModelSpec.model_validate(model_section(str(model), workspace))
     stated = {"dtype": dtype, "hparams": hparams}
     given = {key: value for key, value in stated.items() if value is not None}
+    # validated again, as pydantic's model_copy would take any value unseen
     return load.load(ModelSpec.model_validate({**spec.model_dump(), **given}), workspace, on_step)
 
 
@@ -77,12 +78,15 @@ def adopt_model(
     >>> adopt_model(loaded.module, loaded.tokenizer, hparams="embedded").name
     'embedded'
     """
+    # here, as it brings torch with it (decision 008)
     from raysweep.models.lm import LanguageModel
 
     found = layout.layout_of(module.config)
     load.check_layout(module, found)
+    # the matrix's rows count, not the configuration: an id beyond them has no embedding
     ids = tokenizers.fit_tokenizer(tokenizer, bos, vocabulary=module.get_input_embeddings().num_embeddings)
     module.eval().requires_grad_(False)
+    # without a digest: nothing computed of this model can be told from another's, so nothing is kept
     return LanguageModel(module=module, tokenizer=tokenizer, layout=found, bos=ids, name=hparams)
 
 

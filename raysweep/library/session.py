@@ -133,6 +133,7 @@ class _Moment(NamedTuple):
     stats: Mapping[str, float]
 
 
+# A session is equal to itself alone: it stands for a model, and tensors have no single truth to compare by.
 @dataclass(slots=True, eq=False)
 class EditSession:
     """A model while it is edited; :func:`edit` opens one.
@@ -176,6 +177,7 @@ class EditSession:
 
     def __post_init__(self) -> None:
         self._ledger = ledger.Ledger(self.model)
+        # model.restore() closes sessions through this list, and edit() sees by it that the model is not pristine
         self.model.open_edits.append(self.close)
 
     def edit(self, *facts: Fact, prompt: str = "", target: str = "", subject: str = "") -> Self:
@@ -275,6 +277,7 @@ class EditSession:
 
     def compare(self, *prompts: str, length: int = 12) -> list[Comparison]:
         """Return how each of *prompts* goes on before the edits and after them, in at most *length* tokens."""
+        # all prompts on one side before the other: each switch writes every edited weight
         with self.unedited() as lm:
             before = generation.continuations(lm, prompts, length)
         with self.attached() as lm:
@@ -286,6 +289,7 @@ class EditSession:
         with runtime.matmul(self.model.matmul):
             totals, view = self._ledger.total_deltas(), self._view()
         for name, delta in view.items():
+            # a view may be in fp64, elsewhere, and of weights that no edit has touched
             dense = delta.dense().to(self.model.device, torch.float32)
             totals[name] = totals[name] + dense if name in totals else dense
         return totals
@@ -298,6 +302,7 @@ class EditSession:
 
     def _return_to(self, moment: _Moment) -> None:
         self._ledger.restore()
+        # Loaded over pristine bits: a change that is subtracted again leaves its rounding behind.
         self._ledger.load(moment.weights)
         # Modules are not copied: they follow from the state, which has their tensors.
         if self.editor.patch_kind == "modules" and moment.written:

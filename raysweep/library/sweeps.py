@@ -55,12 +55,14 @@ def plan(
     if isinstance(space, str | Path):
         return open_plan(str(space), workspace, overrides, components)
     if isinstance(space, SweepSpec):
+        # overrides may be a generator, which is true even where nothing comes out of it
         if [*overrides]:
             raise SpecError(
                 "overrides are laid over a file or a mapping, not over what was read from one",
                 hint="load_search_space(file, workspace, overrides)",
             )
         return plan_sweep(space, workspace, components)
+    # a mapping has no file, so its mistakes are placed under these words
     spec, noted = examine_sweep(Source("search space", tree=dict(space)), (), overrides, workspace)
     if spec is None:
         raise ProblemsError(noted)
@@ -106,6 +108,7 @@ def run_sweep(
         planned = space
     else:
         planned = plan(space, workspace, Components.installed(fetch=True), overrides=overrides)
+    # Imported only here: whoever plans should not wait for Ray, nor need it in working order.
     outcome: SweepOutcome = lazy("raysweep.tune.launch").run_sweep(
         planned,
         workspace,

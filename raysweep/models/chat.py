@@ -74,6 +74,7 @@ class ChatTemplate:
         # left out once for all: every text begins alike
         first = _doubled(tokenizer, bos, whole)
         head = whole.partition(_MARK)[0].removeprefix(first)
+        # what it makes of texts is the key, not its source: rewritten with the same turns it is the same
         return cls(tokenizer, head, first, digest([whole, *texts]))
 
     def wrap(self, text: str) -> str:
@@ -92,8 +93,10 @@ class ChatTemplate:
 
 def _clock() -> str:
     """Return a macro that takes the place of the clock in a template: a template is given data, and no functions."""
+    # %-d and the like: a number without its leading zero, as templates written for glibc ask for it
     replaced = "".join(f"|replace('%-{c}','{int(TODAY.strftime('%' + c))}')" for c in "dmHIMSj")
     replaced += "".join(f"|replace('%{c}','{TODAY.strftime('%' + c)}')" for c in ascii_letters if c in _DIRECTIVES)
+    # a directive that nothing has replaced would stand in every prompt, so it is an error
     unknown = "{%- if '%' in day -%}{{ raise_exception('unknown date format ' ~ format) }}{%- endif -%}"
     return (
         "{%- macro strftime_now(format) -%}{%- set day = format"
@@ -108,10 +111,13 @@ def filled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """Return what the chat template of *tokenizer* makes of a user's *text*, BOS included, up to where the answer begins."""
     turn: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": text}],
+        # a macro of the template's own hides transformers' strftime_now, which reads the clock
         chat_template=_clock() + tokenizer.get_chat_template(),
         tokenize=False,
         add_generation_prompt=True,
+        # else the answer would begin with thoughts, not with the target (Qwen 3)
         enable_thinking=False,
+        # Llama 3's templates take the date from here and ask the clock only where it is not given
         date_string=TODAY.strftime("%d %b %Y"),
     )
     return turn
@@ -120,6 +126,7 @@ def filled(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def _doubled(tokenizer: PreTrainedTokenizerBase, bos: Sequence[int], text: str) -> str:
     """Return the BOS token at the beginning of *text* if encoding puts one there as well; else nothing."""
     first = str(tokenizer.bos_token or "")
+    # Seen in the ids: what a tokenizer adds, its configuration does not always say.
     ids = [*bos, *tokenizer(text)["input_ids"]]
     return first if first and text.startswith(first) and ids[:2] == [tokenizer.bos_token_id] * 2 else ""
 

@@ -151,6 +151,7 @@ class Layout:
             "mlp": (self.mlp,),
             "mlp_in": self.mlp_in,
             "mlp_out": (self.mlp_out,),
+            # the attention has no field of its own: it is the module that holds this map
             "attn": (self.attn_out.rpartition(".")[0],),
             "norm": (self.norm,),
             "head": (self.head,),
@@ -166,10 +167,12 @@ class Layout:
         owner = module.rpartition(".")[0]
         # the block number is the one part of a dotted name that is digits
         number = next((part for part in owner.split(".") if part.isdigit()), "")
+        # mlp_out reads something else, the key, so only the first maps go by the MLP's name
         shares = bool(number) and any(first.format(number) == module for first in self.mlp_in)
         return self.mlp.format(number) if shares else module
 
 
+# as texts, so that listing families imports none of them (decision 008)
 LAYOUTS: Registry[Layout] = Registry(
     "layout",
     {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysweep.errors import SpecError
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 COHORTS = 12  # rows of a heat map, at most: more are too thin to read
 PANELS_IN_A_ROW = 4
+DRIFTS = {
+    DRIFT: "Frobenius norm of the weights' change",
+    "text_ppl": "perplexity of a fixed text",
+    "text_kl": "divergence on that text, nats",
+}
+"""What the picture of drift shows, by the names of ``editor_stats``; the first stands for those that begin with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,51 +162,52 @@ def retention(picture: Picture) -> Figure:
 
 
 def drift(picture: Picture) -> Figure:
-    """How far the edited weights are from the pristine ones over edits, with the spread over seeds."""
+    """How far weights and answers on a fixed text are from the unedited model's, over edits, with the spread over seeds."""
     configurations = groups(picture.trials)
     look = plot_style.styles({label: plot.editor_of(members) for label, members in configurations})
-    curves = {}
+    # By panel and configuration: the values of its seeds by step.
+    curves: dict[str, dict[str, dict[int, list[float]]]] = {name: {} for name in DRIFTS}
     for label, members in configurations:
-        by_step: dict[int, list[float]] = {}
         for trial in members:
-            for step, norm in _norms(picture.sweep, trial).items():
-                by_step.setdefault(step, []).append(norm)
-        if by_step:
-            curves[label] = by_step
-    if not curves:
-        raise SpecError("no arm has weights that drift", hint="editors that replace modules leave the weights alone")
-    figure, axis = _single(f"{picture.sweep.name}: distance of the edited weights from the pristine ones")
-    alpha = plot_style.band_alpha(len(curves))
-    for label, by_step in curves.items():
-        style, steps = look[label], sorted(by_step)
-        values = [np.array(by_step[step]) for step in steps]
-        means = [v.mean() for v in values]
-        axis.plot(
-            steps, means, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5, linewidth=1.8
+            for name, by_step in _moved(picture.sweep, trial).items():
+                for step, value in by_step.items():
+                    curves[name].setdefault(label, {}).setdefault(step, []).append(value)
+    shown = [name for name in DRIFTS if curves[name]]
+    if not shown:
+        raise SpecError(
+            "no arm has weights that drift", hint="protocol.drift also measures on a text, for every editor"
         )
-        low, high = [v.min() for v in values], [v.max() for v in values]
-        axis.fill_between(steps, low, high, color=style.colour, alpha=alpha, linewidth=0)
-    axis.set(xlabel="edits so far", ylabel="Frobenius norm of the change", yscale="log")
-    _legend(figure, look, list(curves))
+    figure, axes = _row(len(shown), f"{picture.sweep.name}: how far the model has moved")
+    for axis, name in zip(axes, shown, strict=True):
+        alpha = plot_style.band_alpha(len(curves[name]))
+        for label, of_seeds in curves[name].items():
+            style, steps = look[label], sorted(of_seeds)
+            values = [np.array(of_seeds[step]) for step in steps]
+            means, low, high = ([f(v) for v in values] for f in (np.mean, np.min, np.max))
+            axis.plot(steps, means, color=style.colour, linestyle=style.line, marker=style.marker, markersize=4.5)
+            axis.fill_between(steps, low, high, color=style.colour, alpha=alpha, linewidth=0)
+        axis.set(xlabel="edits so far", ylabel=DRIFTS[name], yscale="log")
+    _legend(figure, look, list(dict.fromkeys(label for name in shown for label in curves[name])))
     return figure
 
 
-def _norms(sweep: Sweep, trial: TrialView) -> dict[int, float]:
-    """Return the Frobenius norm of the whole change of a trial's weights by round; rounds where it is no number are left out."""
+def _moved(sweep: Sweep, trial: TrialView) -> dict[str, dict[int, float]]:
+    """Return ``{name of DRIFTS: {round: value}}`` of a trial; what is 0 or no number is left out, as a scale of logarithms must."""
     key = str(trial.row["trial_key"])
     if not trial.rounds or key in sweep.damaged:
         return {}
     stats = read_fragments(sweep.store, STATS, sweep.store.fragments(STATS, key), columns=("step", "name", "value"))
-    rounds, squares = {*trial.rounds}, dict[tuple[int, str], float]()
-    for row in stats.filter(pc.starts_with(stats["name"], DRIFT)).to_pylist():
-        if row["step"] in rounds:
-            squares[row["step"], row["name"]] = (
-                row["value"] ** 2
-            )  # of a wrapper's report and of the weights: the latter is last
-    by_step: dict[int, float] = {}
-    for (step, _), square in squares.items():
-        by_step[step] = by_step.get(step, 0.0) + square
-    return {step: math.sqrt(total) for step, total in by_step.items() if 0.0 < total < math.inf}
+    named = pc.or_(pc.starts_with(stats["name"], DRIFT), pc.is_in(stats["name"], pa.array(list(DRIFTS))))
+    # A wrapper's report and the weights themselves may say the same name at one step: the weights' comes last.
+    at_round = {
+        (r["step"], r["name"]): r["value"] for r in stats.filter(named).to_pylist() if r["step"] in trial.rounds
+    }
+    out: dict[str, dict[int, float]] = {}
+    for (step, name), value in at_round.items():
+        by_step = out.setdefault(name if name in DRIFTS else DRIFT, {})
+        # The norm of all weights together: squares add up.
+        by_step[step] = math.hypot(by_step.get(step, 0.0), value) if name not in DRIFTS else value
+    return {name: {s: v for s, v in by_step.items() if 0.0 < v < math.inf} for name, by_step in out.items()}
 
 
 KINDS: Mapping[str, Callable[[Picture], Figure]] = {
@@ -253,17 +261,25 @@ def _cohorts(one: Retention) -> tuple[list[str], list[int], Array]:
 
 
 def _single(title: str) -> tuple[Figure, Axes]:
+    figure, (axis,) = _row(1, title)
+    return figure, axis
+
+
+def _row(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    """Return a figure with *count* panels side by side."""
     import matplotlib
 
     matplotlib.use("Agg")  # before pyplot: without a display the default back end ends in an error
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(6.4, 4.4), dpi=150, layout="constrained")
-    axis.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    size = (6.4, 4.4) if count == 1 else (4.4 * count, 3.8)
+    figure, axes = pyplot.subplots(1, count, figsize=size, dpi=150, layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.25)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
     _title(figure, title)
-    return figure, axis
+    return figure, list(axes.flat)
 
 
 def _title(figure: Figure, text: str) -> None:

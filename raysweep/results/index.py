@@ -30,6 +30,7 @@ INDEX = "_index"
 LEAST = 200  # finished trials from which on there is an index
 MOST = 4096  # rows: the files of larger trials are worth opening, and their rows would fill the index
 SETTLED = 2.0  # seconds after which another change of a file has another time, on any storage we know
+# Raise it when what is indexed changes: an index of another format counts as none.
 _FORMAT = "1"
 _TRIALS, _PROBES = f"{INDEX}/trials.arrow", f"{INDEX}/probes.arrow"
 _TEXTS = ("key", "stamp", "text", "content", "resolved", "seconds")
@@ -82,6 +83,7 @@ class SweepIndex:
                 self._probes = _read(data)
                 columns = [trials[name].to_pylist() for name in (*_TEXTS, *_NUMBERS)]
                 self._rows = {row[0]: row[1:] for row in zip(*columns, strict=True)}
+        # It is a copy: without it every trial is read from its own files, only slower.
         except (OSError, pa.ArrowException, ValueError, KeyError):
             return
 
@@ -153,6 +155,7 @@ def stamps(folder: Folder, keys: Iterable[str]) -> dict[str, Stamp]:
                 for file in files:
                     if not file.name.startswith("."):  # the heartbeat, and what is being written
                         s = file.stat()
+                        # ctime and inode tell of a file that was replaced under its old name, size and mtime.
                         entries.append(f"{file.name} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}")
                         changed = max(changed, s.st_mtime_ns, s.st_ctime_ns)
         except OSError:  # there is no such folder, or it changes while we look
@@ -176,6 +179,7 @@ def _remote_stamps(folder: Folder, keys: frozenset[str]) -> dict[str, Stamp]:
 
 
 def _stamp(entries: list[str], changed: int) -> Stamp:
+    # Storages list the files of a folder in any order.
     text = "\n".join(sorted(entries))
     return Stamp(hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), changed / 1e9)
 

@@ -25,6 +25,7 @@ _PLACE = (
     _text("probe_name", "tells probes of one kind apart; empty if there is nothing to tell"),
     Column("probe_index", pa.int64(), "", "position of the probe in its record, from 0"),
 )  # fmt: skip
+# By what was asked and never by time: a round that is written again is the same bytes.
 _PLACE_ORDER = ("step", "edit_step", "record_id", "probe_index", "probe_kind", "probe_name")
 
 PROBES = TableSchema(
@@ -106,6 +107,7 @@ TIMING = TableSchema(
         Column("seconds", pa.float64(), "s", "wall-clock seconds"),
         Column("count", pa.int64(), "", "edits or records the seconds cover"),
     ),
+    # In the order in which they were taken, since the seconds differ between equal runs anyway.
     (),
 )  # fmt: skip
 
@@ -205,9 +207,11 @@ TRAINING = TableSchema(
     ("row", "name"),
 )  # fmt: skip
 
+# What a trial's own folder may hold, and `trials`; verdicts come later, so no DONE.json lists them.
 TABLES: tuple[TableSchema, ...] = (PROBES, ANSWERS, STATS, TIMING, BELIEFS, POINTS, TRAINING, TRIALS)
 
 # (table, version) → how to bring a table of that version to the next one; each comes with a golden file.
+# `trials` has no entry: it is always made anew from the folders, and never read back.
 UPGRADES: dict[tuple[str, int], Callable[[pa.Table], pa.Table]] = {
     ("points", 1): lambda table: _with_nulls(table, "replaces", "refusal", "testbed"),
 }
@@ -229,6 +233,7 @@ def version_of(schema: pa.Schema, table: TableSchema, where: str) -> int:
     """
     tag = (schema.metadata or {}).get(VERSION_KEY, b"").decode()
     name, _, number = tag.partition("/")
+    # The name of a file proves nothing: it may have been copied in from elsewhere.
     if name != table.name or not number.isdigit():
         raise DamagedError(f"{where} is not a {table.name} file (its schema is {tag or 'missing'!r})")
     if int(number) > table.version:

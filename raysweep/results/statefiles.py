@@ -153,6 +153,7 @@ T = TypeVar("T", bound=_StateFile)
 
 def file_name(table: str, step: int) -> str:
     """Return the name of the file of *table* that was written at *step*."""
+    # Padded, so that names sort as steps do.
     return f"{table}-{step:06d}.parquet"
 
 
@@ -165,12 +166,14 @@ def read_state(folder: Folder, name: str, kind: type[T]) -> T | None:
     """
     try:
         text = folder.read(name)
+    # Absence is no damage: which of these files are there is how a trial's state is told.
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DamagedError(f"{folder.path(name)} cannot be read: {_first_line(error)}") from error
     try:
         data = json.loads(text)
+    # Brackets nested too deep raise RecursionError, which is no ValueError.
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{folder.path(name)} is not JSON: {_first_line(error)}") from error
     if not isinstance(data, dict):
@@ -198,6 +201,7 @@ def read_trial(folder: Folder, key: str) -> tuple[TrialFile, TrialSpec] | None:
     if about is None:
         return None
     path = folder.path(f"{key}/{TRIAL}")
+    # A folder that was copied or renamed by hand has the numbers of another trial.
     if about.key != key:
         raise DamagedError(f"{path} is that of trial {about.key}")
     try:
@@ -226,6 +230,7 @@ def complaint(error: ValidationError, prefix: str = "") -> str:
 
 def listed(files: Sequence[TableFile]) -> list[dict[str, object]]:
     """Return *files* as JSON data, by step and table."""
+    # Sorted, so that equal runs write the same bytes.
     return [file.model_dump() for file in sorted(files, key=lambda f: (f.step, f.table))]
 
 

@@ -14,6 +14,7 @@ from raysweep.measures import PHASES
 from raysweep.records import EditRecord
 from raysweep.rows import EvalRound, Snapshot
 
+# Planning imports this module, and must do without torch (decision 008).
 if TYPE_CHECKING:
     from raysweep.artifacts import ArtifactStore
     from raysweep.belief.testbed import Testbed
@@ -109,6 +110,7 @@ class CollapsedError(Exception):
     """
 
     def __init__(self, step: int, cause: Exception) -> None:
+        # torch's messages go on for many lines, and a trial's record shows one
         first = next(iter(str(cause).splitlines()), "")
         super().__init__(f"after {step} edits the model is no finite numbers ({type(cause).__name__}: {first})")
         self.step = step

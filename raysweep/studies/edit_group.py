@@ -19,6 +19,7 @@ from raysweep.rows import NON_FINITE_STAT, EvalRound, Snapshot
 from raysweep.seeds import derive
 from raysweep.studies.base import CollapsedError, GroupMemberError, Progress
 from raysweep.studies.clock import Clock
+from raysweep.studies.drifting import Drifting
 from raysweep.studies.further import FurtherAsking
 from raysweep.studies.group_member import GroupMember
 from raysweep.studies.kept import as_measured
@@ -63,6 +64,7 @@ class EditGroup:
     proposals: ProposalSource
     questionnaire: Questionnaire
     further: FurtherAsking
+    drifting: Drifting
     clock: Clock
 
     @classmethod
@@ -94,6 +96,7 @@ class EditGroup:
             proposals=ProposalSource(trial, deps, editor, lm, records, artifacts),
             questionnaire=questionnaire,
             further=FurtherAsking(questionnaire),
+            drifting=Drifting(trial, lm, deps),
             clock=clock,
         )
 
@@ -168,6 +171,7 @@ class EditGroup:
                 ):
                     member.add_rows(self.questionnaire.rows(member.trial.key, questions, step))
                     member.add_further(step, self.further.measure(member.trial.key, questions, step))
+                    member.add_stats(step, self.drifting.measure(self.ledger))
                     self._observe(step)
                     non_finite = {f"{NON_FINITE_STAT}{n}": float(c) for n, c in self.ledger.non_finite().items()}
                     member.add_stats(step, non_finite)
@@ -189,10 +193,12 @@ class EditGroup:
         with (self.clock if others else first.clock).measure("round", count):
             rows = self.questionnaire.rows(first.trial.key, questions, 0)
             further = self.further.measure(first.trial.key, questions, 0)
+            drift = self.drifting.measure(self.ledger)
             self._observe(0)
         for member in due:
             member.add_rows([replace(row, trial_key=member.trial.key) for row in rows])
             member.add_further(0, further.of(member.trial.key))
+            member.add_stats(0, drift)
 
     def _observe(self, step: int) -> None:
         if self.deps.observe is not None:

@@ -98,6 +98,7 @@ def _run(group: EditGroup, resumes: Mapping[str, Snapshot]) -> Iterator[tuple[st
     with group.clock.measure("base", len(questions)):
         questionnaire.ask_baseline(questions, group.deps.artifacts)
         group.further.ask_baseline(questions, group.deps.artifacts)
+        group.drifting.read_baseline()
     size = questionnaire.size
     # Log how often the tokenizer splits a question or a subject elsewhere than the published rule assumes (quirk Q3).
     boundaries.report(group.lm, group.records[:size], [q.probe for q in questionnaire.questions(range(size))])

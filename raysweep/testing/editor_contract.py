@@ -99,6 +99,7 @@ class Exam:
         state = editor.begin(lm, artifacts) if state is None and start == 0 else state
         ledger = Ledger(lm)
         for i in range(start, stop):
+            # one for each record, as in a study, so that a run can go on at any of them
             rng = torch.Generator().manual_seed(seed + i)
             step = editor.edit(lm, [self.records[i]], state, artifacts=artifacts, rng=rng)
             ledger.apply(step.patch)
@@ -192,6 +193,7 @@ def two_models_in_one_process(exam: Exam) -> None:
     other = exam.fresh()
     editors, lms = (exam.build(), exam.build()), (exam.lm, other)
     ledgers = tuple(Ledger(lm) for lm in lms)
+    # of pristine models, as no artifact may depend on which edit comes first
     artifacts = [exam.artifacts(e, lm) for e, lm in zip(editors, lms, strict=True)]
     states = [e.begin(lm, a) for e, lm, a in zip(editors, lms, artifacts, strict=True)]
     # The second model gets other records, so whatever leaks from one editor into the other shows.
@@ -273,6 +275,7 @@ def patches_what_it_declares(exam: Exam) -> None:
             assert bool(torch.isfinite(delta.dense()).all())
     else:
         assert isinstance(step.patch, ModulePatch)
+    # NaN is not equal to itself
     assert all(isinstance(v, float) and v == v for v in step.stats.values())
 
 

@@ -33,6 +33,7 @@ FAMILIES: Mapping[str, Mapping[str, object]] = {
 
 def load_folder(folder: Path, *, bos: str = "tokenizer", dtype: str = "float32") -> LanguageModel:
     """Load a local model folder for a test, with one thread."""
+    # more threads would add up in an order that depends on the machine
     torch.set_num_threads(1)
     spec = ModelSpec.model_validate({"name": folder.name, "path": str(folder), "bos": bos, "dtype": dtype})
     return load(spec, Workspace(folder))
@@ -43,9 +44,11 @@ def byte_tokenizer(*, bos: bool) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    # the alphabet comes in no fixed order, and ids must be the same in every process
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1} | {letter: i + 2 for i, letter in enumerate(letters)}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    # no prefix space and no regex, so that a byte is the same token wherever it stands
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     if bos:
@@ -78,10 +81,12 @@ def save_tiny(folder: Path, family: str, *, bos: bool) -> None:
 def tiny_lm(family: str, *, bos: bool = False, seed: int = 0) -> LanguageModel:
     """Return a random three-block model of *family* with a byte tokenizer, fp32, ready to be edited."""
     torch.set_num_threads(1)
+    # one number under the names of several families; a configuration lets the others be
     changes = {"vocab_size": 258, "max_position_embeddings": 256, "n_positions": 256} | dict(FAMILIES.get(family, {}))
     module = tiny_model(family, seed=seed, **changes)
     return LanguageModel(
         module=module,
+        # the cached one is everybody's, and a test may change its own
         tokenizer=deepcopy(_read_tokenizer(bos)),
         layout=layout_of(module.config),
         digest=f"{family}{seed}",
@@ -103,6 +108,7 @@ def toy_records(n: int = 10) -> tuple[EditRecord, ...]:
 
 
 def _toy(i: int, name: str) -> EditRecord:
+    # 7 and 11 share no factor with 26, so 26 records in a row have different targets
     target = f"{chr(97 + (7 * i) % 26)}{chr(97 + (11 * i + 3) % 26)}"
     prompt = f"The pet of {name} is"
     return EditRecord(
@@ -125,6 +131,7 @@ def fingerprint(lm: LanguageModel) -> dict[str, object]:
     modules = dict(module.named_modules())
     return {
         "tensors": {n: t.detach().clone() for n, t in module.state_dict().items()},
+        # the very objects, as an optimiser or a hook of the caller may hold them
         "objects": {n: id(p) for n, p in module.named_parameters()},
         "modules": {n: id(m) for n, m in modules.items()},
         "grad": {n: (p.requires_grad, p.grad is None) for n, p in module.named_parameters()},

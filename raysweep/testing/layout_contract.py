@@ -22,12 +22,14 @@ from raysweep.models.sources.load import check_layout
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# all different, so that axes that change places do not fit
 _VOCABULARY, _WIDTH, _HIDDEN = 40, 16, 24
 _LLAMA: Mapping[str, object] = {
     "hidden_size": _WIDTH,
     "intermediate_size": _HIDDEN,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
+    # fewer than query heads, so that grouped queries are examined too
     "num_key_value_heads": 2,
     "head_dim": 4,
     "max_position_embeddings": 32,
@@ -80,6 +82,7 @@ def tiny_model(model_type: str, *, seed: int = 0, **changes: object) -> PreTrain
     ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     recipe = {"vocab_size": _VOCABULARY, **ids, **_SMALL.get(model_type, _LLAMA), **changes}
     config = AutoConfig.for_model(model_type, **recipe)
+    # weights are drawn on the CPU: no accelerator's generator is moved, nor asked for
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -112,6 +115,7 @@ def check_layout_contract(layout: Layout, module: PreTrainedModel) -> None:
     """
     check_layout(module, layout)
     lm = LanguageModel(module=module, tokenizer=cast("PreTrainedTokenizerBase", None), layout=layout)
+    # [2, 6], without 0 and 1: some models treat the ids of BOS, end and padding apart
     ids = torch.arange(2, 14, device=lm.device).reshape(2, 6)
     _check_maps(lm, ids)
     _check_embedding(lm, ids)
@@ -189,6 +193,7 @@ def _check_embedding(lm: LanguageModel, ids: Tensor) -> None:
     scale = 1.0 if layout.embed_scale is None else layout.embed_scale(lm.module.config)
     said = "embed_scale is not set, which says 1" if layout.embed_scale is None else f"embed_scale says {scale:.6g}"
     _require(
+        # far above what fp32 rounds off, far below any other scale that a family might have
         abs(measured - scale) <= 1e-4 * abs(scale),
         f"embed_scale: what enters block 0 is {measured:.6g} times the row of '{layout.embed}', and {said}: give the layout a "
         f"function of the configuration that returns {measured:.6g} for this model",
@@ -207,6 +212,7 @@ def _check_stream(lm: LanguageModel, ids: Tensor) -> None:
         norm = lm.part(layout.norm)(seen[names[-1], "output"])
     for before, after in pairwise(names):
         sentence = f"block: what leaves '{before}' is not what enters '{after}'"
+        # nothing lies between two blocks, so not a bit may differ
         _require_close(seen[before, "output"], seen[after, "input"], sentence, atol=0.0, rtol=0.0)
     _require_close(
         norm, body, f"norm: '{layout.norm}' of what leaves the last block is not what '{layout.body}' puts out"
@@ -219,6 +225,7 @@ def _check_writes(lm: LanguageModel, ids: Tensor, field: str) -> None:
     block = lm.n_blocks - 1
     name = lm.attn_out(block) if field == "attn_out" else getattr(lm.layout, field).format(block)
     last = lm.layout.block.format(block)
+    # not the same everywhere: a norm that takes off the mean would hide that
     shift = torch.linspace(-1.0, 1.0, lm.weight(f"{lm.layout.embed}.weight").shape[1], device=lm.device)
 
     def leaving() -> tuple[Tensor, Tensor]:
@@ -270,6 +277,7 @@ def _check_form(lm: LanguageModel, ids: Tensor) -> None:
         "form: a block holds parameters that it does not name, blocks differ in their windows, or the activation is not known",
     )
     positions = torch.arange(n, device=lm.device).expand(len(ids), -1)
+    # [B, n, n]: each token sees itself and what is before it
     seen = torch.ones(len(ids), n, n, dtype=torch.bool, device=lm.device).tril()
     mask = prefix_tree.attention_mask(lm, seen, positions, positions)
     assert isinstance(mask, Tensor)

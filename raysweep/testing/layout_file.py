@@ -29,10 +29,12 @@ def layout_file(proposal: Proposal) -> str:
     head += ["from dataclasses import replace"] if form is not None and len(form[1]) > 1 else []
     head += ["from math import sqrt"] if "sqrt" in proposal.scale else []
     head += ["from typing import Any"] if layout.embed_scale is not None else []
+    # a blank line ends the standard library's imports, and would be one too many without them
     head += [""] if head[-1] else []
     head += ["from raysweep.models import attention"] if layout.windows is not None else []
     head += ["from raysweep.models.layout import Layout"]
     head += [f"from raysweep.models.layouts.{form[0]} import FORM"] if form is not None else []
+    # … is no Python, so the file cannot be used before somebody has filled it in
     scale = proposal.scale or "…  # how it follows from the configuration is not known"
     function = ["", "", "def embed_scale(config: Any) -> float:", f"    {_ABOUT_SCALE}", f"    return {scale}"]
     function = function if layout.embed_scale is not None else []

@@ -62,6 +62,7 @@ class RayCallback(Callback):  # type: ignore[misc]
         actor = trial.temporary_state.ray_actor if trial is not None else None
         if actor is not None:
             self.watcher.hung(key, self.hangs.reasons[key])
+            # Killed and not asked to stop: a process that hangs answers nobody.
             ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:

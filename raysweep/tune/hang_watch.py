@@ -60,6 +60,7 @@ class HangWatch:
         self.folder, self.minutes = folder, minutes
         self.reasons: dict[str, str] = {}
         self._lives: dict[str, _Life] = {}
+        # So that the first look is not put off where the clock begins at 0.
         self._looked = -POLL
 
     def started(self, key: str) -> None:
@@ -87,6 +88,7 @@ class HangWatch:
                 found.append(key)
         for key in found:
             self.reasons[key] = f"no sign of life for {self.minutes:g} minutes at edit {self._edits(key)}"
+            # It must not be found again while Tune takes its time to notice the death.
             del self._lives[key]
         return found
 
@@ -98,6 +100,7 @@ class HangWatch:
 
     def _edits(self, key: str) -> int:
         try:
+            # The file may be torn or gone at this moment; its number is for the message alone.
             return int(json.loads((self.folder / key / HEARTBEAT).read_text())["done"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0

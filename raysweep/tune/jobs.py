@@ -120,6 +120,7 @@ def connect(address: str) -> JobClient:
     try:
         client: JobClient = JobSubmissionClient(address)
     except RuntimeError as error:
+        # Ray has no class of its own for a missing extra; only the text tells.
         if "ray[default]" not in str(error):
             raise
         raise MissingExtraError(
@@ -133,6 +134,7 @@ def connect(address: str) -> JobClient:
 
 def running(client: JobClient, request: JobRequest) -> str | None:
     """Return the id of a job that runs this very sweep in this very root already, or None."""
+    # Every submission has another id; sweep and root are what two drivers would both write to.
     wanted = {SWEEP: request.sweep, ROOT: request.root}
     for job in client.list_jobs():
         metadata = job.metadata or {}
@@ -147,6 +149,7 @@ def submit(client: JobClient, request: JobRequest) -> str:
     Raises:
         RunFailedError: the job server refused it.
     """
+    # A cluster takes each id once, even after its job has ended.
     name = f"raysweep-{request.sweep}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     with _luggage(request) as folder:
         until = time.monotonic() + AGENT_SECONDS
@@ -189,6 +192,7 @@ def follow(client: JobClient, job: str, write: Callable[[str], None]) -> int:
     written = 0
     while True:
         written = asyncio.run(_tail(client, job, write, written))
+        # The log ends with a lost connection as it does with the job, so the state is asked.
         info = client.get_job_info(job)
         if str(info.status) in ENDED:
             break
@@ -197,12 +201,14 @@ def follow(client: JobClient, job: str, write: Callable[[str], None]) -> int:
         return 0
     if info.driver_exit_code:
         return int(info.driver_exit_code)
+    # Without an exit code our command never ended by itself: the job was stopped, or did not start.
     write(f"{info.message or info.status}\n")
     return INCOMPLETE
 
 
 async def _tail(client: JobClient, job: str, write: Callable[[str], None], written: int) -> int:
     """Write the log of *job* from its character *written* on; return how many characters it has so far."""
+    # Each new connection sends the log from its beginning.
     position = 0
     try:
         async for text in client.tail_job_logs(job):

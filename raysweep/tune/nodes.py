@@ -116,6 +116,7 @@ def check(plan: Plan, workspace: Workspace, report: Callable[[Sequence[str]], No
             workspace,
             workspace.results(plan.sweep.name),
             tuple(dict.fromkeys(trial.model for trial in trials)),
+            # By digest: sections that differ in size or order alone need the same file.
             tuple({trial.data.digest: trial.data for trial in trials}.values()),
             token,
             # With 0 the CPU is meant, and what a node says of its GPUs does not matter.
@@ -146,6 +147,7 @@ def ask(needed: Requirements) -> list[Node]:
     tasks: dict[ObjectRef[Answer], Node] = {}
     payload = cloudpickle.dumps(needed)
     for node in alive:
+        # Not soft: the answer must be this node's or none, never that of another.
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         accelerated = needed.accelerated and bool(node["Resources"].get("GPU"))
         reference = remote.options(scheduling_strategy=here).remote(payload, accelerated)
@@ -164,6 +166,7 @@ def ask(needed: Requirements) -> list[Node]:
             if len(alive) > 1 and node_ids[task] in {one["NodeID"] for one in ray.nodes() if not one["Alive"]}:
                 log.warning("node %s went away while it was examined", node.name)
                 continue
+            # Ray's text is a remote traceback, whose last line is the error.
             last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             nodes.append(Node(node.name, node.resources, error=f"cannot run a task: {last[0][:200]}"))
     return sorted(nodes, key=lambda node: node.name)
@@ -175,6 +178,7 @@ def probe_function() -> Callable[[bytes, bool], Answer]:
     It is made here, inside a function, so that Ray sends its code and not its name, and it is given the requirements as bytes: a
     node without raysweep, which could unpack neither, can still answer that it has none.
     """
+    # A local name travels with the code; a global one would have to be imported over there.
     packages = PACKAGES
 
     def probe(payload: bytes, accelerated: bool) -> Answer:
@@ -225,6 +229,7 @@ def examine(needed: Requirements, answer: Answer, *, accelerated: bool) -> Answe
         with _noted(problems):
             lazy("raysweep.data").check_digest(data, workspace)
     if accelerated:
+        # It takes seconds to import, so only nodes that offer accelerators do.
         import torch
 
         from raysweep.runtime import visible_gpus, why_unseen
@@ -278,6 +283,7 @@ def faults(node: Node, needed: Requirements) -> list[str]:
             lacking.append(f"{name} {there}, here {here}: pip install {name}=={here}")
     lacking += answer["problems"]
     offered = node.resources.get("GPU", 0)
+    # A node without raysweep never looked at its cards, and is named for that already.
     if needed.accelerated and answer["packages"]["raysweep"] and offered > len(answer["gpus"]):
         lacking.append(f"offers {offered:g} GPU to Ray, but torch sees {len(answer['gpus'])}: {answer['why_unseen']}")
     if answer["free"] is not None and answer["free"] < SPARE:
@@ -297,6 +303,7 @@ def table(nodes: Iterable[Node]) -> list[str]:
         free, packages = node.answer["free"], node.answer["packages"]
         rows.append((
             node.name, cpu, gpu,
+            # A trial may be given any of the cards, so the smallest one counts.
             f"{min(cards) / 2**30:.0f} GiB" if cards else "–",
             "–" if free is None else f"{free / 2**30:.0f} GiB",
             node.answer["python"], packages["raysweep"] or "–", packages["torch"] or "–",

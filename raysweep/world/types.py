@@ -9,6 +9,7 @@ from random import Random
 
 from raysweep.seeds import derive
 
+# Raise it where equal specs give another world: the shipped model was trained on the text of this one.
 WORLD_VERSION = 1
 
 
@@ -104,6 +105,7 @@ class Sentence:
     spans: tuple[tuple[int, int], ...]
 
 
+# Without slots: cached properties need the instance's dict, which they fill though it is frozen.
 @dataclass(frozen=True, kw_only=True)
 class World:
     """Typed entities, functional relations between them, and all facts in a fixed order."""
@@ -140,6 +142,7 @@ class World:
 
     def hop_trained(self, subject: str, hop: Hop) -> bool:
         """Say whether the training text states the two-hop answer of *subject*."""
+        # A stream per question, as for wordings: another city or person moves no other draw.
         rng = Random(derive(self.spec.seed, "hop", subject, hop.first, hop.second))
         return rng.random() < self.spec.hop_share
 
@@ -150,4 +153,5 @@ class World:
     @cached_property
     def objects(self) -> tuple[str, ...]:
         """Every entity that is the object of some relation, sorted."""
+        # Sorted, since the order of a set of texts differs from process to process.
         return tuple(sorted({o for r in self.relations for o in self.entities[r.range]}))

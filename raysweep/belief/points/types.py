@@ -54,6 +54,7 @@ class PointQuestion:
     scored: bool
 
 
+# The order of the first seven is that of the published files' columns, which are made from `_fields`.
 class TargetProbabilities(NamedTuple):
     """What is to be believed of one object of (s, r); None where it is not defined.
 

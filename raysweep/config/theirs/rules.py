@@ -97,6 +97,7 @@ def false_is_null(value: Json) -> Json:
     >>> false_is_null(False), false_is_null(5e-4)
     (None, 0.0005)
     """
+    # `is`, since 0 == False in Python and 0 is a number that somebody may have meant.
     return None if value is False else value
 
 

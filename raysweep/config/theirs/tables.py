@@ -22,6 +22,7 @@ ARTICLE = 500
 
 
 def _articles(value: Json) -> Json:
+    # `true` would pass for the number 1.
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError("must be a number of articles")
     return value * ARTICLE
@@ -41,6 +42,7 @@ EVERYWHERE: Table = {
     "max_length": Ignored("rows are never cut: a record longer than the model's positions is refused"),
 }
 
+# Names of modules choose nothing here, as a layout knows its parts; they show a file for another architecture.
 _PARTS: Table = {
     "layer_module_tmp": Part(("block",)),
     "mlp_module_tmp": Part(("mlp",)),
@@ -145,6 +147,7 @@ MEND: Table = {
     "edit_lr": becomes("edit_lr"),
     "rank": becomes("rank"),
     "shared": becomes("shared"),
+    # Their file is flat; here the keys of the hypernetwork's training lie below `train`.
     "lr": becomes("train.lr"),
     "lr_lr": becomes("train.lr_lr"),
     "seed": becomes("train.seed"),
@@ -152,6 +155,7 @@ MEND: Table = {
     "cloc": becomes("train.cloc"),
     "grad_clip": becomes("train.clip"),
     "accumulate_bs": becomes("train.batch"),
+    # Their trainer counts records, ours updates of accumulate_bs records each.
     "max_iters": Becomes(("train.steps",), per="accumulate_bs"),
     "val_interval": Becomes(("train.every",), per="accumulate_bs"),
     "val_steps": becomes("train.validation"),

@@ -128,7 +128,9 @@ class LocateEditor(BaseEditor[LocateConfigT, StateT]):
             ArtifactError: ``C`` is not positive definite.
         """
         artifact = artifacts[f"moments/{layer}"]
+        # O(d_in³), and the same for every edit of a run
         if artifact.digest not in self._factors:
             matrix = artifact.tensors["moments"].to(device)
+            # damped here, not in the artifact, so that trials of other dampings share the sums (decision 009)
             self._factors[artifact.digest] = cholesky.factor(matrix, damping=self.config.moments.damping)
         return self._factors[artifact.digest]

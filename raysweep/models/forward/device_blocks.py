@@ -57,6 +57,7 @@ def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
     numbers = range(first, lm.n_blocks if end is None else end)
     if form is None or not numbers or getattr(config, lm.layout.activation, "") not in ACTIVATIONS:
         return False
+    # one mask serves all blocks, so all of them must see equally far back
     if len(set(attention.windows(config, lm.layout))) > 1 or not all(_is_known(lm, form, i) for i in numbers):
         return False
     return ModelGuard.record(lm, first, end).is_unchanged()
@@ -65,10 +66,12 @@ def supports(lm: LanguageModel, first: int, end: int | None = None) -> bool:
 def _is_known(lm: LanguageModel, form: BlockForm, number: int) -> bool:
     """Tell whether a block is of the class of *form* and holds the parameters that it names, and no others (adapters, say)."""
     layout, block = lm.layout, lm.part(lm.layout.block.format(number))
+    # by full name: a subclass may compute something else from the same parameters
     if class_of(block) != form.block_class or is_elsewhere(block):
         return False
     maps = [lm.part(n.format(number)) for n in (*form.qkv, layout.attn_out, *layout.mlp_in, layout.mlp_out)]
     norms = [lm.part(n.format(number)) for n in (form.attention_norm, form.mlp_norm, *form.head_norms) if n is not None]
+    # exact types: the map of an adapter or a quantised one may be a subclass that computes more
     plain = all(type(m) is nn.Linear or type(m).__name__ == "Conv1D" for m in maps)
     alike = all(type(m) is type(lm.part(layout.norm)) for m in norms)
     return plain and alike and owners(block) == {*maps, *norms}
@@ -107,6 +110,7 @@ class _Block(NamedTuple):
             Maps.of(lm, [n.format(number) for n in names])
             for names in (form.qkv, (layout.attn_out,), layout.mlp_in, (layout.mlp_out,))
         )
+        # one launch norms queries and keys together: their norms are of one class, with one ε
         head_norm = HeadNorm(torch.cat(of_head), of_heads[0].eps) if of_heads and of_heads[0] is not None else None
         return cls(first, qkv, head_norm, form.scale(lm.part(layout.block.format(number))), o, second, mlp_in, down)
 
@@ -178,8 +182,10 @@ class DeviceBlocks:
         e = getattr(config, "head_dim", None) or config.hidden_size // h
         (b, s), flags = given.positions.shape, None if given.real is None else given.real.tolist()
         slots = Grid((b, s)) if flags is None else Grid.from_flags(flags, given.mask)
+        # [B, k, P, e] → [B, P, k, e]: here tokens come before heads
         past = [None if kv is None else (kv[0].transpose(1, 2), kv[1].transpose(1, 2)) for kv in given.past]
         grid, mask = slots, given.mask
+        # the one pack's mask has [B·S, B·M] entries, most of which only keep packs apart
         if b > 1 and b * s * b * mask.shape[3] <= _ONE_PACK_UP_TO:
             # [B, P, k, e] → [1, B·P, k, e]
             past = [None if kv is None else (kv[0].flatten(0, 1)[None], kv[1].flatten(0, 1)[None]) for kv in past]
@@ -293,6 +299,7 @@ class DeviceBlocks:
         mixed = attend(q, k, v, self.past[i], queries.mask, block.scale)
         y = block.o.add_to(queries.take(x), queries.grid.take(mixed))
         w = queries.take(u) if block.mlp_norm is None else block.mlp_norm(y)
+        # gate and up maps that were joined are one weight; its height, twice what the last map reads, tells
         gated = len(block.mlp_in.weights) > 1 or block.mlp_in.weights[0].shape[0] > block.down.weights[0].shape[1]
         return y, activate(block.mlp_in(w), self.activation, gated=gated)
 
@@ -305,14 +312,17 @@ class DeviceBlocks:
             if everyone.rotation is None and block.head_norm is None:
                 q, keys, values = parts.split_with_sizes([h, k, k], 1)
             else:
+                # [n, h + 2k, e]: queries and keys lie side by side, so that both are turned in one launch
                 turned, values = parts.split_with_sizes([h + k, k], 1)
                 q, keys = _turn(turned, block.head_norm, everyone.rotation).split_with_sizes([h, k], 1)
         else:
+            # only those who ask need queries, but everyone's keys and values are looked at
             of_q, of_kv = block.qkv.split(h * e)
             q_norm, k_norm = (None, None) if block.head_norm is None else block.head_norm.split(h)
             q = _turn(_heads(of_q(queries.take(u)), e), q_norm, queries.rotation)
             keys, values = _heads(of_kv(u), e).split_with_sizes([k, k], 1)
             keys = _turn(keys, k_norm, everyone.rotation)
+        # [n, heads, e] → [n, heads·e] → [B, slots, heads·e], and below → [B, slots, heads, e]
         grids = (queries.grid.lay_out(q.flatten(1)), *(everyone.grid.lay_out(t.flatten(1)) for t in (keys, values)))
         q, keys, values = (_heads(grid, e) for grid in grids)
         return q, keys, values

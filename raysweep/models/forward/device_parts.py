@@ -39,6 +39,7 @@ class Maps(NamedTuple):
         weights = [lm.logical(f"{name}.weight") for name in names]
         biases = [lm.part(name)._parameters.get("bias") for name in names]
         together = joined(weights), joined(biases)
+        # a joined product adds one bias or none, so joined weights with scattered biases are of no use
         if together[0] is not None and (together[1] is not None or all(b is None for b in biases)):
             return cls((together[0],), (together[1],))
         return cls(tuple(weights), tuple(None if b is None else b.detach() for b in biases))
@@ -50,13 +51,16 @@ class Maps(NamedTuple):
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Return ``residual + W x + b`` of a single map, the sum as a part of the product."""
+        # addmm adds one term for free, which is the stream; a bias costs one launch more
         total = torch.addmm(residual, x, self.weights[0].t())
         return total if self.biases[0] is None else total + self.biases[0]
 
     def split(self, width: int) -> tuple[Maps, Maps]:
         """Return the maps that make the first *width* entries, and those that make the others."""
+        # of maps that lie apart the first is the one that makes the first *width* entries: callers see to that
         if len(self.weights) > 1:
             return Maps(self.weights[:1], self.biases[:1]), Maps(self.weights[1:], self.biases[1:])
+        # rows of a joined W are entries of what it makes, so both halves are views
         (w,), (b,) = self
         first, second = (None, None) if b is None else (b[:width], b[width:])
         return Maps((w[:width],), (first,)), Maps((w[width:],), (second,))
@@ -73,8 +77,10 @@ class Norm(NamedTuple):
     @classmethod
     def of(cls, module: Any, kind: NormKind) -> Norm:
         """Take the parameters of a norm of transformers."""
+        # Llama's kind of RMS norm calls it variance_epsilon, other norms eps
         eps = getattr(module, "variance_epsilon", None) or module.eps
         weight, bias = module.weight.detach(), getattr(module, "bias", None)
+        # such a norm stores w − 1; added here, once, it is an ordinary RMS norm in every pass
         weight = weight + 1 if kind == "rms_plus_one" else weight
         return cls(kind, weight, None if bias is None else bias.detach(), eps)
 
@@ -93,6 +99,7 @@ class HeadNorm(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Norm each head of ``x [n, heads, e]``."""
+        # rms_norm takes one weight [e] for all heads, and here each has its own: [n, heads, e] ⊙ [heads, e]
         return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight
 
     def split(self, heads: int) -> tuple[HeadNorm, HeadNorm]:
@@ -120,11 +127,14 @@ class Rotation(NamedTuple):
     def by_angles(cls, cos: Tensor, sin: Tensor, e: int, *, pairs: bool) -> Rotation:
         """Take ``cos`` and ``sin``, ``[n, r/2]``: of neighbours (*pairs*), or of entries half of ``r`` apart."""
         n, half = cos.shape
+        # stacked on axis 2, the members of a pair become neighbours; on axis 1, they lie half of r apart
         entries, axis = torch.arange(e, device=cos.device), 2 if pairs else 1
         # the halves, or the members of the pairs, change places
         turned = entries[: 2 * half].view((half, 2) if pairs else (2, half)).flip(axis - 1).flatten()
         rest = n, e - 2 * half
+        # [n, r/2] → [n, r], as one angle serves both members of its pair, → [n, e] with 1 where nothing turns
         table = torch.cat([torch.stack([cos, cos], axis).flatten(1), cos.new_ones(rest)], 1)
+        # (x, y) → (x cos − y sin, y cos + x sin): the sine is negative for the first member only
         signed = torch.cat([torch.stack([-sin, sin], axis).flatten(1), sin.new_zeros(rest)], 1)
         return cls(table[:, None], signed[:, None], torch.cat([turned, entries[2 * half :]]), None)._with_matrices()
 
@@ -160,6 +170,7 @@ class _Swap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # the swap is its own inverse, so the gradient moves the same way (autograd's would add up into zeros)
         return grads[0].index_select(2, ctx.swap), None
 
 
@@ -190,6 +201,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "silu": _SILU,
     "swish": _SILU,
     "gelu": _gelu("none"),
+    # transformers writes this one out in several operations; torch's tanh form is the same but for rounding
     "gelu_new": _gelu("tanh"),
     "gelu_pytorch_tanh": _gelu("tanh"),
 }
@@ -212,11 +224,14 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: Activation) -> Tensor:
         a, b = x.chunk(2, 1)
+        # without a gradient nothing is kept; act(a) is new memory, so the product may overwrite it
         if not ctx.needs_input_grad[0]:
             return activation.plain(a).mul_(b)
         slopes = torch.empty_like(x)
         to_a, to_b = slopes.chunk(2, 1)
+        # ∂y/∂a = b ⊙ act′(a): b takes the place of the gradient from above in torch's own backward kernel
         activation.slope(b, a, to_a)
+        # ∂y/∂b = act(a), which is also a factor of y: computed once, used twice
         activation.value(a, to_b)
         ctx.save_for_backward(slopes)
         return to_b * b

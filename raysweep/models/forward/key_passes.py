@@ -47,6 +47,7 @@ class ModulePasses:
         """Compute what enters the lowest layer, which does not change."""
         name = lm.layout.block.format(layers[0])
         with hooks.capture(lm, [(name, "input")]) as seen:
+            # A hook sees what enters a block only when the block runs, so the pass goes one block too far.
             blocks.run_packs(lm, packs, last=layers[0])
         return cls(lm, packs, layers[-1], seen[name, "input"], layers[0])
 
@@ -60,10 +61,12 @@ class ModulePasses:
         block, key = self.lm.layout.block, self.lm.layout.mlp_out.format(layer)
         top, here = block.format(self.top), block.format(layer)
         with (
+            # the layer that was read before is the first that this pass runs, so its change must be in place
             ledger.applied(self.lm, below),
             hooks.capture(self.lm, [(key, "input"), (top, "output"), (here, "input")]) as seen,
         ):
             blocks.run_packs(self.lm, self.packs, states=self.states, first=self.start, last=self.top)
+        # No later change lies below this layer, so what enters it is final.
         self.states, self.start = seen[here, "input"], layer
         return self.packs.last_states(seen[key, "input"]), self.packs.last_states(seen[top, "output"])
 
@@ -94,8 +97,10 @@ class DevicePasses:
     ) -> DevicePasses:
         """Compute what enters the lowest layer, which does not change."""
         top = layers[-1]
+        # No keys and values are given from before: what enters are whole rows.
         given = Given(0, packs.positions, mask, [None] * (top + 1), packs.real, top + 1)
         made = DeviceBlocks.prepare(lm, given)
+        # Tokens are numbered without padding here, so (pack, column) is translated, once and on the host.
         last = torch.tensor(
             made.tokens_at([(pack, columns[-1]) for pack, columns in packs.row_positions]), device=mask.device
         )
@@ -107,10 +112,13 @@ class DevicePasses:
         states = self.states
         if self.opened is not None:
             with ledger.applied(self.lm, below):
+                # Taken anew: the maps in `blocks` are views of the parameters that `applied` has set aside.
                 down = Maps.of(self.lm, [self.lm.layout.mlp_out.format(self.start - 1)])
             states = down.add_to(*self.opened)
+        # What comes before the last map does not depend on that map's change, so the next pass begins here.
         self.opened = self.blocks.until_down(layer, self.blocks.run(states, self.start, layer))
         self.start = layer + 1
+        # The layer's own map is still unchanged here: its change is solved from what this returns.
         above = self.blocks.run(self.blocks.down(layer, *self.opened), self.start, len(self.blocks.blocks))
         return self.opened[1][self.last], above[self.last]
 

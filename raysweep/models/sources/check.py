@@ -31,6 +31,7 @@ class _Findings:
         try:
             return step(*args, **kwargs)
         except ModelError as error:
+            # only what is wrong with the model is noted: a mistake of ours must stay loud
             self.problems.append(Problem(code=error.code, message=error.message, hint=error.hint))
         return None
 
@@ -75,6 +76,7 @@ def damage(folder: Path) -> list[Problem]:
     headers = {file: found.attempt(folders.read_header, file) for file in weights if file.suffix == ".safetensors"}
     for file in weights:
         if file.suffix != ".safetensors":
+            # an archive's frame only: to unpickle it would run whatever code is in it
             found.attempt(folders.check_archive, file)
     _check_index(folder, headers, found)
     if config is not None:
@@ -93,6 +95,7 @@ def _gguf_problems(file: Path) -> list[Problem]:
     stored, tokens = header.tensors.get("token_embd.weight"), header.lengths.get("tokenizer.ggml.tokens", 0)
     if stored is None:
         found.add(file, "no embedding (token_embd.weight)")
+    # more rows than tokens are no fault: embeddings are padded to round sizes
     elif stored.shape[0] < tokens:
         found.add(file, f"the vocabulary has {tokens:,} tokens, the embedding only {stored.shape[0]:,} rows")
     return found.problems
@@ -104,6 +107,7 @@ Headers = Mapping[Path, Mapping[str, StoredTensor] | None]
 def _check_index(folder: Path, headers: Headers, found: _Findings) -> None:
     """Note tensors that the index promises and their shard does not have."""
     index = folder / "model.safetensors.index.json"
+    # transformers takes the single file where there is one, and does not look at the index
     if not index.is_file() or (folder / "model.safetensors").is_file():
         return
     try:
@@ -129,6 +133,7 @@ def _check_sizes(
     layout, file = LAYOUTS.get(kind), folder / "config.json"
     shapes = {name: entry["shape"] for header in headers.values() if header for name, entry in header.items()}
     embed = f"{layout.embed.rpartition('.')[2]}.weight"
+    # by the last two parts: a checkpoint may have another prefix than the model once loaded, or none
     rows = next((shape[0] for name, shape in shapes.items() if name.split(".")[-2:] == embed.split(".")), None)
     if rows is not None and rows != size.vocab:
         found.add(file, f"vocab_size is {size.vocab:,}, but the embedding in the weights has {rows:,} rows")
@@ -139,6 +144,7 @@ def _check_sizes(
         found.add(file, f"{size.layers} blocks, but the weights have {len(numbers)}")
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
+        # the rows in the weights count where they are known: an id beyond them has no embedding
         found.attempt(facts.token_counter, tokenizer, rows or size.vocab)
 
 

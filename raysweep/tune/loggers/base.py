@@ -33,6 +33,7 @@ State = Literal["done", "stopped", "failed", "died"]
 """How a trial ended: at its last round, by a rule, by an error of its own, or with its process."""
 
 
+# Typed dicts and no dataclasses: messages cross to the logger's process as lines of JSON.
 class StartMessage(TypedDict):
     """What a logger's process is sent before anything else of a trial."""
 

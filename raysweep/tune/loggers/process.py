@@ -49,6 +49,7 @@ class LoggerProcess:
         self._closing = False
         self._queue: Queue[Message | None] = Queue(limit)
         folder.mkdir(parents=True, exist_ok=True)
+        # Appended to, since a sweep that goes on has the same folder; the child has its own copy of the handle.
         with self.printed.open("ab") as printed:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "raysweep.tune.loggers.worker", name, sweep, str(folder)],
@@ -111,6 +112,7 @@ class LoggerProcess:
         """End the process and whatever it started, if it has not ended."""
         if self._process.poll() is None:
             with suppress(OSError):
+                # The whole group, which its own session gave it: loggers start processes that would outlive them.
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         for thread in self._threads:  # its last answers may still lie in the pipe
@@ -123,6 +125,7 @@ class LoggerProcess:
             while not (self._closing and self._queue.empty()):
                 message = self._queue.get()
                 if message is not None:
+                    # `default=str`: a value that JSON does not know must not end this thread.
                     pipe.write(json.dumps(message, default=str) + "\n")
                     pipe.flush()
 
@@ -134,6 +137,7 @@ class LoggerProcess:
                 return  # torn: it was ended as it wrote
             error = json.loads(line)
             self._answered += 1
+            # Even an answer that is an error shows that the logger is alive.
             self._waiting_since = time.monotonic()
             if not error:
                 self.taken += 1

@@ -450,6 +450,7 @@ CHECKS: dict[str, Check] = {
     "report --out": lambda b: _reported(b, "--out", "sub/r.html"),
     "report --at": lambda b: b.refused(["report", "toy"], "--at", "99", by="99"),
     "report --phase": lambda b: _reported(b, "--phase", "immediate"),
+    "report --protocol": lambda b: b.refused(["report", "toy"], "--protocol", "localf", by="did you mean: localft"),
     "report --all": lambda b: _reported(b, "--all"),
     "plot KIND": lambda b: b.refused(["plot"], "survivl", "toy", by="did you mean: survival?"),
     "plot SWEEP": lambda b: b.refused(["plot", "edits"], "tpy", by="no results of 'tpy'"),

@@ -8,16 +8,22 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from raysweep.config.editor_schema import UnreadConfig
+from raysweep.config.schema import DataSpec, EditorSpec, ModelSpec, ProtocolSpec, TrialSpec
 from raysweep.errors import SpecError
+from raysweep.reports.asked import chosen
 from raysweep.reports.page.build import HERE, page
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
+from raysweep.rows import EvalRound
 from raysweep.workspace import Workspace
+from tests.unit.reports.test_asked import LABEL, answer_row, value_row
 from tests.unit.reports.test_retention_table import write
 
 EVIL = "<script>alert(1)</script>"
@@ -141,6 +147,35 @@ def test_records_won_and_lost_come_with_their_answers(elements: Elements) -> Non
     summaries = [elements.text(i) for i, (tag, _, _) in enumerate(elements.elements) if tag == "summary"]
     assert f"short against {EVIL}, Rel: 0 won, 25 lost" in summaries
     assert f"{EVIL} against middle, Rel: 10 won, 0 lost" in summaries
+
+
+def test_under_a_protocol_it_shows_what_was_written(tmp_path: Path) -> None:
+    """Two arms, one of which wrote the right answer under the rule that does not cut targets."""
+    store = ResultStore(tmp_path / "toy")
+    for arm, right in (("good", 1.0), ("bad", 0.0)):
+        trial = TrialSpec(
+            study="lifelong", model=ModelSpec(), data=DataSpec(), editor=EditorSpec(name=arm, config=UnreadConfig()),
+            protocol=ProtocolSpec(rounds=(2,), also=({"id": "wild-mirage", "prompt": "qa_inst"},)), seed=0,
+        )  # fmt: skip
+        run = {"raysweep": "0", "python": "3", "device": "cpu", "cpu": "toy"}
+        store.begin(trial, arm=arm, point={}, provenance={"run": run})
+        rows = [value_row(trial.key, "efficacy", record, f"whole_match@{LABEL}", right) for record in (1, 2)]
+        rows += [value_row(trial.key, "efficacy", record, "token_match", 1.0) for record in (1, 2)]
+        written = [answer_row(trial.key, record, affected=True, near_tie=False) for record in (1, 2)]
+        answers = [replace(row, whole_match=right, raw_whole=f" <{arm}> C. N.") for row in written]
+        store.write_round(trial.key, EvalRound(step=2, rows=rows, answers=answers))
+        store.finish(trial.key, step=2)
+    sweep = Sweep(store)
+    selection = chosen("wild-mirage+whole_match", [sweep])
+    found = Elements(page(sweep, Workspace(root=tmp_path), selection=selection))
+    whole = found.text(0)
+    assert "wild-mirage:qa_inst/1" in whole
+    assert "good against bad, Rel: 2 won, 0 lost" in whole
+    cells = [found.text(i) for i, (tag, _, _) in enumerate(found.elements) if tag == "td"]
+    assert cells[cells.index(" <good> C. N. (1)") :][:2] == [" <good> C. N. (1)", " <bad> C. N. (0)"]
+    assert "Q" in cells, "the question as it was sent"
+    # Under the main asking both are right, and nobody won.
+    assert "won, " not in page(sweep, Workspace(root=tmp_path))
 
 
 def test_nothing_measured_is_an_error(tmp_path: Path) -> None:

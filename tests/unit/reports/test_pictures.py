@@ -10,7 +10,7 @@ import pytest
 from raysweep.errors import SpecError
 from raysweep.reports import plot_style
 from raysweep.reports.measured import trial_views
-from raysweep.reports.pictures import KINDS, Picture, _norms
+from raysweep.reports.pictures import KINDS, Picture, _moved
 from raysweep.results.store import ResultStore
 from raysweep.results.tables import Sweep
 from raysweep.rows import StatRow
@@ -51,16 +51,25 @@ def test_the_drift_of_weights_is_that_of_all_of_them(tmp_path: Path) -> None:
     (key,) = store.keys()
     sweep = Sweep(store)
     (trial,) = trial_views(sweep)
-    assert _norms(sweep, trial) == {}
+    assert _moved(sweep, trial) == {}
     stats = [StatRow(trial_key=key, step=40, name=f"drift/{w}", value=v) for w, v in (("a", 3.0), ("b", 4.0))]
     stats += [StatRow(trial_key=key, step=39, name="drift/a", value=1.0)]
+    stats += [
+        StatRow(trial_key=key, step=s, name=n, value=v)
+        for s in (20, 40)
+        for n, v in (("text_ppl", 7.0), ("text_kl", s - 20.0))
+    ]
     store = ResultStore(tmp_path / "other")
     write(store, "rome", 0, 15, stats=stats)
     sweep = Sweep(store)
     (trial,) = trial_views(sweep)
-    assert _norms(sweep, trial) == {40: 5.0}, "at rounds alone"
+    found = _moved(sweep, trial)
+    assert found == {"drift/": {40: 5.0}, "text_ppl": {20: 7.0, 40: 7.0}, "text_kl": {40: 20.0}}, (
+        "at rounds alone, and no 0"
+    )
     text = plot_style.drawn(KINDS["drift"](Picture(sweep, [trial])), "svg").decode()
-    assert "Frobenius norm of the change" in text
+    for what in ("Frobenius norm", "perplexity of a fixed text", "nats"):
+        assert what in text
 
 
 @pytest.mark.parametrize("kind", ["pareto", "cost", "over", "drift"])

@@ -67,9 +67,11 @@ class BaseSimIE(BaseWrapper[SimIEConfig, StateT]):
                 key_bytes += 8 * d_in * min(columns, d_in)
                 total_bytes += 8 * d_out * min(columns, d_in)
             elif config.backend == "woodbury64":
+                # twice: the Gram matrix, and its inverse beside it (rows of keys, until there are d_in of them)
                 key_bytes += 2 * 8 * d_in * min(columns, d_in)
                 total_bytes += 8 * min(d_out * d_in, columns * (d_out + d_in))
             else:
+                # P is a whole [d_in, d_in] from the first edit on
                 key_bytes += (4 if config.backend == "ref_fp32_lu" else 8) * d_in**2
                 total_bytes += 4 * d_out * d_in
             total_bytes += 4 * d_out * d_in if config.backend != "closed64" else 0
@@ -78,7 +80,9 @@ class BaseSimIE(BaseWrapper[SimIEConfig, StateT]):
     def artifact_requests(self, lm: LanguageModel) -> Mapping[str, ArtifactRequest]:
         """Ask for what the inner editor asks for and, if λ is in its units, for the mean energy of each input's keys."""
         requests = dict(self.inner.artifact_requests(lm))
+        # closed64 asks whatever its λ: its memory, which holds the energy, serves trials of any λ, `gcv` too
         if isinstance(self.config.lam, Energy) or self.config.backend == "closed64":
+            # one module for each input, whichever reads it: what enters is the same tensor
             inputs = {input_of(lm, n): n.rpartition(".")[0] for n in self._matrices(lm)}
             requests |= {
                 f"energy/{i}": second_moments.energy_request(lm, m, self.config.text) for i, m in inputs.items()
@@ -90,11 +94,13 @@ class BaseSimIE(BaseWrapper[SimIEConfig, StateT]):
     ) -> dict[str, Tensor]:
         """Return the keys ``[d_in, k]`` of all tokens of *batch* by module, before or after the *proposed* change."""
         modules = [n.rpartition(".")[0] for n in names]
+        # all tokens, as published: BOS, shared prefixes and the last target token too (quirk Q39)
         with ledger.applied(lm, proposed if self.config.keys == "after" else {}):
             return keys.all_token_keys(lm, batch, modules) if modules else {}
 
     def _matrices(self, lm: LanguageModel) -> list[str]:
         """Return the names of the inner editor's matrices; its biases pass unchanged."""
+        # no key reaches a bias, which FT may train (quirk Q15)
         return [n for n in self.inner.edited_parameters(lm) if lm.weight(n).dim() == 2]
 
     def _energies(self, lm: LanguageModel, artifacts: Mapping[str, Artifact]) -> dict[str, float]:
