@@ -16,6 +16,7 @@ Simulated rates: ``benchmarks/verdicts.py``; docs/results.md has the table.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -188,7 +189,10 @@ def bca_interval(
 
     if all(np.ptp(sample) <= intervals.TINY for sample in samples):
         return math.nan, math.nan  # one record, or all alike
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of a statistic that is the same in every resample: its limits are NaN, which says it
         found = bootstrap(
             tuple(samples), statistic, paired=True, vectorized=True, n_resamples=resamples,
             batch=max(1, 2_000_000 // len(samples[0])), rng=np.random.default_rng(SEED),

@@ -9,7 +9,7 @@ from raysweep.errors import SpecError, nearest
 from raysweep.protocols import Selection
 from raysweep.reports import notes
 from raysweep.reports.asked import renamed
-from raysweep.reports.evidence import LEADING, evidence, of_pairs
+from raysweep.reports.evidence import LEADING, evidence, geo_difference, of_pairs
 from raysweep.reports.pairs import Entry, Pair, contents, first_measured
 from raysweep.reports.prose import counted
 from raysweep.reports.render import Cell, Difference
@@ -128,6 +128,8 @@ def rows(compared: Sequence[SummaryRow | Pair], *, plain: bool = False) -> list[
             row[f"delta_{view}" if plain else f"Δ{view.capitalize()}"] = difference if plain else difference or "–"
             if plain:
                 row |= evidence(pair, view, words[view].get(id(pair)))
+        if plain:
+            row |= {"geo": cell(line, "geo", plain=True), "delta_geo": geo_difference(pair)}
         row |= {"n": line.n if line.cells else None, **seeds(line, plain=plain), "status": line.status}
         if not plain and (leading := next((v for v in LEADING if words[v]), None)):
             # One word in a row: of the measure that sums the others up, where there is one.
