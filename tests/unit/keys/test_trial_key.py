@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from raysweep.artifacts import ArtifactRequest
 from raysweep.config.editor_schema import UnreadConfig
+from raysweep.config.plan import plan
 from raysweep.config.schema import (
     DataSpec,
     EditorSpec,
@@ -26,6 +29,7 @@ from raysweep.config.schema import (
     TrialSpec,
     WrapSpec,
 )
+from raysweep.config.sweep import parse_search_space
 from raysweep.editors import EDITORS
 from raysweep.editors.wrappers import WRAPPERS
 from raysweep.errors import ProblemsError
@@ -34,6 +38,7 @@ from raysweep.metrics import DEFAULT_METRICS, METRICS, Answer, metric
 from raysweep.records import EditRecord, Probe, ProbeKind
 from raysweep.results.tables import flatten
 from raysweep.studies.measuring import Question, probe_rows
+from raysweep.workspace import Workspace, package_share
 from tests.changes import changes, leaves
 from tests.contracts.test_editors import CONFIGS, VALUE
 
@@ -257,3 +262,22 @@ def test_what_is_a_turn_of_a_chat_already_is_not_wrapped_again(planned: Callable
         planned(data=data, protocol={"rounds": [0, 3], "also": ["localft", {"id": "wild-mirage", "prompt": "qa_inst"}]})
     (text,) = (str(p) for p in caught.value.problems if "protocol.also" in str(p))
     assert "wild-mirage:qa_inst/1 puts a text around questions" in text
+
+
+def test_drift_is_in_the_key_where_it_is_measured(planned: Callable[..., TrialSpec]) -> None:
+    plain, measured = planned(), planned(protocol={"rounds": [0, 3], "drift": 500})
+    assert "drift" not in plain.identity()["protocol"]
+    assert "drift" not in plain.versions
+    assert measured.versions["drift"] == 1
+    assert len({plain.key, measured.key, planned(protocol={"rounds": [0, 3], "drift": 501}).key}) == 3
+
+
+def test_a_study_that_starts_from_the_pristine_model_refuses_what_it_would_ignore(tmp_path: Path) -> None:
+    text = (package_share() / "search_spaces" / "belief_demo.yaml").read_text(encoding="utf-8")
+    tree = YAML(typ="safe").load(text)
+    tree["base"].setdefault("protocol", {}).update(drift=100, also=["localft"])
+    with pytest.raises(ProblemsError) as caught:
+        plan(parse_search_space(json.loads(json.dumps(tree)), file="flags"), Workspace(tmp_path))
+    found = "\n".join(map(str, caught.value.problems))
+    assert "measures no drift (protocol.drift)" in found
+    assert "asks no further protocols (protocol.also)" in found
