@@ -87,7 +87,8 @@ class DataSpec(Spec):
         path: its file; empty = found by name in ``data/``; not part of the key (``digest`` is).
         size (records): how many records; 0 = all that are left after ``skip``.
         skip (records): how many records of the file to leave out first (a fold for choosing λ, say).
-        order: ``file`` keeps the file's order; ``seeded`` permutes the chosen records with the trial's seed.
+        order: ``file`` keeps the file's order; ``seeded`` permutes the chosen records with the trial's seed; ``clustered`` puts
+            facts of a kind (the prompt without its subject) together, ``dispersed`` as far apart as can be, both drawn by the seed.
         invalid: what becomes of a chosen row that the editor cannot write (an empty target, a subject that is not there, a text
             longer than the model's positions): ``refuse`` the trial, or ``skip`` the row as if it were not in the file, so that
             ``skip`` and ``size`` count the others. Rows that are not chosen may be anything.
@@ -102,7 +103,7 @@ class DataSpec(Spec):
     path: str = ""
     size: Natural = 0
     skip: Natural = 0
-    order: Literal["file", "seeded"] = "seeded"
+    order: Literal["file", "seeded", "clustered", "dispersed"] = "seeded"
     invalid: Literal["refuse", "skip"] = "refuse"
     digest: str = ""
     left_out: tuple[Natural, ...] = ()

@@ -13,7 +13,7 @@ from raysweep import pytree
 from raysweep.config.names import TrialName
 from raysweep.config.schema import EditorSpec, TrialSpec
 from raysweep.data import open_dataset
-from raysweep.data.sampling import order
+from raysweep.data.sampling import arranged
 from raysweep.editors.build import build_editor
 from raysweep.errors import NameUnknownError, StoreError, nearest
 from raysweep.models.ledger import Ledger
@@ -137,8 +137,7 @@ class EditedTrial:
         """The records that were written, in the order in which they were."""
         records = tuple(open_dataset(self.trial.data, self.workspace))
         # as the study put them in order, by the same seed and label
-        if self.trial.data.order == "seeded":
-            records = tuple(order(records, derive(self.trial.seed, "order")))
+        records = tuple(arranged(records, self.trial.data.order, derive(self.trial.seed, "order")))
         spec, written = self.trial, records[: self.trial.protocol.rounds[-1]]
         return prompted(self.lm, written, spec.data, spec.model.name)[1]
 

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from raysweep import __version__, pytree
-from raysweep.data.sampling import order
+from raysweep.data.sampling import arranged
 from raysweep.lazy import lazy
 from raysweep.rows import NON_FINITE_STAT, EvalRound, Snapshot
 from raysweep.seeds import derive
@@ -251,7 +251,7 @@ def ordered_records(trial: TrialSpec, deps: Deps) -> Sequence[EditRecord]:
     if deps.chosen is not None:
         return deps.chosen
     records = tuple(deps.open_dataset(trial.data))
-    return order(records, derive(trial.seed, "order")) if trial.data.order == "seeded" else records
+    return arranged(records, trial.data.order, derive(trial.seed, "order"))
 
 
 def needed_artifacts(editor: AnyEditor, trial: TrialSpec, lm: LanguageModel, deps: Deps) -> Mapping[str, Artifact]:
