@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COHORTS = 12  # rows of a heat map, at most: more are too thin to read
+MOST_AGES = 400  # of a survival curve that are drawn
 PANELS_IN_A_ROW = 4
 DRIFTS = {
     DRIFT: "Frobenius norm of the weights' change",
@@ -116,9 +117,11 @@ def survival(picture: Picture) -> Figure:
     alpha = plot_style.band_alpha(len(known))
     for one in known:
         style, kept = look[one.label], one.kept
-        age, share = np.concatenate([[0.0], kept.age]), np.concatenate([[1.0], kept.share])
+        # Of thousands of ages a picture shows hundreds; each point that is drawn lies on the curve.
+        drawn = np.unique(np.linspace(0, len(kept.age) - 1, MOST_AGES).astype(int))
+        age, share = np.concatenate([[0.0], kept.age[drawn]]), np.concatenate([[1.0], kept.share[drawn]])
         axis.step(age, share, where="post", color=style.colour, linestyle=style.line, linewidth=1.8)
-        low, high = (np.concatenate([[np.nan], band]) for band in (kept.low, kept.high))
+        low, high = (np.concatenate([[np.nan], band[drawn]]) for band in (kept.low, kept.high))
         axis.fill_between(age, low, high, step="post", color=style.colour, alpha=alpha, linewidth=0)
     axis.set(xlabel="edits since the fact was written", ylabel="share of facts kept", ylim=(-0.03, 1.03))
     _legend(figure, look, [one.label for one in known])

@@ -28,6 +28,7 @@ from raysweep.reports.pictures import Picture
 from raysweep.reports.render import Cell, Format, cell_text, render
 from raysweep.reports.retention_table import Retention
 from raysweep.reports.views import SummaryRow, rows_with_gaps
+from raysweep.results.schema import BELIEFS as BELIEF_TABLE
 from raysweep.results.tables import Sweep
 from raysweep.workspace import Workspace
 
@@ -228,6 +229,9 @@ class Beliefs:
 
 def _beliefs(sweep: Sweep) -> Beliefs:
     """Return the tables and figures of rationality; nothing for another sweep."""
+    # A look at the names of files first: whoever reads the tables measures every trial once more.
+    if not any(sweep.store.fragments(BELIEF_TABLE, key) for key in sweep.keys):
+        return Beliefs({}, [])
     try:
         found = belief_page.tables_of(sweep)
     except StoreError:
