@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from textwrap import fill
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from raysweep.belief.corpus.statements import read_label
@@ -15,7 +14,7 @@ from raysweep.belief.points.types import MODAL, OTHER_OTHER, OTHER_SAME, REQUEST
 from raysweep.belief.report.metrics import truth_probability
 from raysweep.belief.report.tables import Row
 from raysweep.lazy import lazy
-from raysweep.reports.plot_style import COLOURS, MARKERS
+from raysweep.reports.plot_style import COLOURS, MARKERS, pyplot
 from raysweep.summarize import Estimate
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ def training_figure(log: Sequence[Mapping[str, float]], names: Mapping[str, str]
         names: columns to draw, with what each is called in the legend.
         what: label of the axis; ``accuracy`` fixes it to [0, 1].
     """
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(5, 3.4), dpi=130)
+    figure, axis = pyplot().subplots(figsize=(5, 3.4), dpi=130)
     # Not strict, as cycles are endless: there may be more curves than colours.
     for (name, label), color, marker in zip(names.items(), cycle(COLOURS), cycle(MARKERS), strict=False):
         # A row has what was measured at its step; a curve takes the rows that know it.
@@ -66,7 +64,7 @@ def training_figure(log: Sequence[Mapping[str, float]], names: Mapping[str, str]
 
 def delta_figure(values: Sequence[float]) -> Figure:
     """Return the histogram of how far the agent's belief in the requested object rises."""
-    figure, axis = _pyplot().subplots(figsize=(5, 3.2), dpi=130)
+    figure, axis = pyplot().subplots(figsize=(5, 3.2), dpi=130)
     axis.hist(values, bins=20, range=(0, 1), color=COLOURS[0])
     axis.set_xlabel("rise of the agent's probability of the requested object")
     axis.set_ylabel("points")
@@ -88,7 +86,7 @@ def panel_figure(point: EvalPoint, replies: Mapping[int, Mapping[str, Reply]]) -
     # A corpus without sentences about sentences has fewer rows.
     rows = [row for row in rows if row]
     figure: Figure
-    figure, axes = _pyplot().subplots(
+    figure, axes = pyplot().subplots(
         len(rows), 4, figsize=(13, 0.8 + 2.7 * len(rows)), dpi=110, sharex=True, sharey=True, squeeze=False
     )
     steps = sorted(replies)
@@ -159,7 +157,7 @@ def lifelong_figure(rows: Sequence[Row]) -> Figure:
         "coh: same s, other r": "distance from the agent, same subject",
     }
     figure: Figure
-    figure, axes = _pyplot().subplots(
+    figure, axes = pyplot().subplots(
         1, len(curves), figsize=(3.4 * len(curves), 3.4), dpi=110, sharex=True, sharey=True
     )
     arms = list(dict.fromkeys(row["arm"] for row in rows))
@@ -178,17 +176,6 @@ def lifelong_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _pyplot() -> ModuleType:
-    import matplotlib
-
-    # No display: figures are files.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as module
-
-    pyplot: ModuleType = module
-    return pyplot
-
-
 def _finished(figure: Figure, axis: Axes) -> Figure:
     axis.grid(alpha=0.25)
     # matplotlib warns of a legend without entries.
@@ -200,4 +187,4 @@ def _finished(figure: Figure, axis: Axes) -> Figure:
 
 def close_figure(figure: Figure) -> None:
     """Let go of a figure that is drawn."""
-    _pyplot().close(figure)
+    pyplot().close(figure)

@@ -130,13 +130,13 @@ def survival(picture: Picture) -> Figure:
 
 def retention(picture: Picture) -> Figure:
     """A heat map for each arm: Rel of facts by when they were written, at each round."""
-    from matplotlib import colormaps, pyplot
+    from matplotlib import colormaps
 
     found, _ = _retained(picture)
     columns = min(PANELS_IN_A_ROW, len(found))
     rows = -(-len(found) // columns)
     figure: Figure
-    figure, axes = pyplot.subplots(
+    figure, axes = plot_style.pyplot().subplots(
         rows, columns, figsize=(3.4 * columns + 0.8, 3.0 * rows + 0.5), dpi=150, layout="constrained", squeeze=False
     )
     mesh = None
@@ -270,13 +270,9 @@ def _single(title: str) -> tuple[Figure, Axes]:
 
 def _row(count: int, title: str) -> tuple[Figure, list[Axes]]:
     """Return a figure with *count* panels side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # before pyplot: without a display the default back end ends in an error
-    from matplotlib import pyplot
-
+    figure: Figure
     size = (6.4, 4.4) if count == 1 else (4.4 * count, 3.8)
-    figure, axes = pyplot.subplots(1, count, figsize=size, dpi=150, layout="constrained", squeeze=False)
+    figure, axes = plot_style.pyplot().subplots(1, count, figsize=size, dpi=150, layout="constrained", squeeze=False)
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         for side in ("top", "right"):

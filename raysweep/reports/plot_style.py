@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from raysweep.errors import SpecError
@@ -72,6 +73,18 @@ def _shade(colour: str, at: float) -> str:
     return "#" + "".join(f"{round(255 * part):02x}" for part in mixed)
 
 
+def pyplot() -> ModuleType:
+    """Return ``matplotlib.pyplot`` for figures that become files: no window is ever opened."""
+    import matplotlib
+
+    # Before pyplot: on a machine without a display the default back end ends in an error.
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as module
+
+    loaded: ModuleType = module
+    return loaded
+
+
 def band_alpha(count: int) -> float:
     """Return how opaque the interval of each of *count* configurations is: the more there are, the fainter."""
     return 0.16 if count <= CROWDED // 2 else 0.09 if count <= CROWDED else 0.04
@@ -79,16 +92,10 @@ def band_alpha(count: int) -> float:
 
 def panels(count: int, titles: Sequence[str], *, share_x: bool = True) -> tuple[Figure, list[Axes]]:
     """Return a figure with a panel per title: in a row, or in a larger square where there are many configurations."""
-    import matplotlib
-
-    # Before pyplot: on a machine without a display the default back end ends in an error.
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     crowded = count > CROWDED
     rows, columns = (2, 2) if crowded else (1, len(titles))
     # "constrained" makes room for the legend outside, which tight_layout does not.
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         rows, columns, figsize=(14, 8.4 if crowded else 3.6), sharey=True, sharex=share_x, dpi=150, layout="constrained"
     )
     flat = list(axes.flat)
@@ -154,11 +161,11 @@ def save(figure: Figure, path: Path) -> None:
 
 def drawn(figure: Figure, kind: str) -> bytes:
     """Return the figure in a format of ``DATELESS``, and close it. The text of an SVG stays text, to be selected and searched."""
-    from matplotlib import pyplot, rc_context
+    from matplotlib import rc_context
 
     data = io.BytesIO()
     # Names of clips and markers are hashes, salted with a random number unless told otherwise.
     with rc_context({"svg.hashsalt": "raysweep", "svg.fonttype": "none"}):
         figure.savefig(data, format=kind, metadata=dict(DATELESS[kind]))
-    pyplot.close(figure)
+    pyplot().close(figure)
     return data.getvalue()

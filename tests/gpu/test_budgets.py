@@ -36,17 +36,9 @@ FT: dict[str, dict[str, Any]] = {
 SIMIE = WrapSpec(name="simie", config={"lam": 0.1, "mode": "sequential", "backend": "woodbury64"})
 
 
-def counted(
-    name: str,
-    config: Mapping[str, Any],
-    *,
-    family: str = "llama",
-    dtype: torch.dtype = torch.float32,
-    edits: int = 1,
-    wrap: tuple[WrapSpec, ...] = (),
-) -> Counts:
-    """Return what *edits* edits of a tiny model cost, artifacts and the begin of the run left out."""
-    return watched(name, config, family=family, dtype=dtype, edits=edits, wrap=wrap)[0]
+def counted(name: str, config: Mapping[str, Any], **options: Any) -> Counts:
+    """Return what edits of a tiny model cost; *options* are those of :func:`watched`."""
+    return watched(name, config, **options)[0]
 
 
 def watched(
